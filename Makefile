@@ -1,0 +1,34 @@
+# Two commands: `make train` and `make test`. Both make .venv when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: train test lint docs clean
+
+train: .venv/base
+	$(BIN)/hybridtron train configs/runs/quickstart.yaml --resume
+
+test: .venv/dev lint
+	$(BIN)/python -m pytest
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: .venv/base
+	$(BIN)/python -m hybridtron.train.reference > docs/config.md
+
+# torch first and pinned: 2.13.0 from PyPI runs without CUDA's gigabytes.
+.venv/base: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hybridtron needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+.venv/dev: .venv/base
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,163 @@
+"""Training speed of this project and of Hugging Face transformers at equal shapes, in one run, on one thread.
+
+    python benchmarks/train_step.py [--repeats 7] [--json FILE]
+
+Three models of hidden size 256 (sequences of 256 bytes, batches of 8, float32, vocabulary 320): Llama, Mamba-2 and a
+Nemotron-H hybrid. A step is forward, backward, clipping and AdamW. Repeats are interleaved, one step of each side in turn,
+and the ratio is the median over the pairs, so that a machine whose speed drifts favours neither. The share of the peak
+divides each side's matrix-multiply FLOP/s (counted once, by torch.utils.flop_counter, on our model) by the best rate of a
+2048 x 2048 x 2048 product measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+
+from hybridtron.accounting.describe import describe
+from hybridtron.backends.torch import TorchBackend
+from hybridtron.config.load import build
+from hybridtron.model.config import ModelConfig
+from hybridtron.model.initialize import initialize
+from hybridtron.model.language_model import LanguageModel
+
+HIDDEN, SEQ_LEN, BATCH, VOCAB = 256, 256, 8, 320
+FFN, HEADS, KV_HEADS, STATE, HEAD_DIM, GROUPS = 1024, 8, 4, 64, 64, 2
+ATTENTION = {"type": "attention", "num_heads": HEADS, "num_kv_heads": KV_HEADS}
+MAMBA = {"type": "mamba2", "head_dim": HEAD_DIM, "state_dim": STATE, "num_groups": GROUPS}
+
+
+def llama() -> tuple[ModelConfig, nn.Module]:
+    blocks = {"attn": ATTENTION, "mlp": {"type": "swiglu", "ffn_hidden_size": FFN}}
+    config = transformers.LlamaConfig(
+        vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=FFN, num_hidden_layers=4, num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS, tie_word_embeddings=False, use_cache=False,
+    )  # fmt: skip
+    return ours(blocks, "4*(attn mlp)"), transformers.LlamaForCausalLM(config)
+
+
+def mamba2() -> tuple[ModelConfig, nn.Module]:
+    config = transformers.Mamba2Config(
+        vocab_size=VOCAB, hidden_size=HIDDEN, num_hidden_layers=4, expand=2, head_dim=HEAD_DIM,
+        num_heads=2 * HIDDEN // HEAD_DIM, state_size=STATE, n_groups=GROUPS, tie_word_embeddings=False, use_cache=False,
+    )  # fmt: skip
+    return ours({"mamba": MAMBA | {"norm_per_group": False}}, "4*mamba"), transformers.Mamba2ForCausalLM(config)
+
+
+def nemotron_h() -> tuple[ModelConfig, nn.Module]:
+    blocks = {
+        "mamba": MAMBA,
+        "attn": ATTENTION | {"rotary_fraction": 0.0},
+        "mlp": {"type": "mlp", "ffn_hidden_size": FFN, "activation": "relu2"},
+    }
+    config = transformers.NemotronHConfig(
+        vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=FFN, hybrid_override_pattern="M-M-*-M-",
+        num_hidden_layers=8, num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, head_dim=HIDDEN // HEADS,
+        mamba_num_heads=2 * HIDDEN // HEAD_DIM, mamba_head_dim=HEAD_DIM, ssm_state_size=STATE, n_groups=GROUPS,
+        tie_word_embeddings=False, use_cache=False,
+    )  # fmt: skip
+    return ours(blocks, "2*(mamba mlp) attn mlp mamba mlp"), transformers.NemotronHForCausalLM(config)
+
+
+def ours(blocks: dict, pattern: str) -> ModelConfig:
+    return build({"hidden_size": HIDDEN, "vocab_size": VOCAB, "blocks": blocks, "pattern": pattern}, ModelConfig)
+
+
+def train_step(model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], tokens: Tensor) -> Callable[[], None]:
+    """The same step for both sides: AdamW in its default form on each, the gradients clipped to 1."""
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss(tokens[:, :-1], tokens[:, 1:]).backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+
+    return step
+
+
+def seconds(step: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def matmul_peak() -> float:
+    """Best FLOP/s of ten products of 2048 x 2048 matrices."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    return 2 * 2048**3 / min(seconds(lambda: a @ b) for _ in range(10))
+
+
+def compare(pair: tuple[ModelConfig, nn.Module], repeats: int, peak: float) -> dict[str, float]:
+    config, theirs = pair
+    mine = LanguageModel(config, TorchBackend())
+    initialize(mine, config, seed=0)
+    if (a := sum(p.numel() for p in mine.parameters())) != (b := sum(p.numel() for p in theirs.parameters())):
+        raise SystemExit(f"the models differ: {a} parameters here, {b} there")
+    tokens = torch.randint(256, (BATCH, SEQ_LEN + 1), generator=torch.Generator().manual_seed(0))
+
+    def their_loss(inputs: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(theirs(inputs).logits.float().flatten(0, 1), labels.flatten())
+
+    steps = (
+        train_step(mine, lambda inputs, labels: mine(inputs, labels)[0].mean(), tokens),
+        train_step(theirs.train(), their_loss, tokens),
+    )
+    for step in steps:
+        step()
+        step()
+    pairs = [(seconds(steps[0]), seconds(steps[1])) for _ in range(repeats)]
+    own, other = (statistics.median(side) for side in zip(*pairs, strict=True))
+    flops = 3 * describe(config, SEQ_LEN).flops_forward * BATCH
+    return {
+        "parameters": a,
+        "tokens_per_s": BATCH * SEQ_LEN / own,
+        "transformers_tokens_per_s": BATCH * SEQ_LEN / other,
+        "ratio": statistics.median(b / a for a, b in pairs),
+        "share_of_peak": flops / own / peak,
+        "transformers_share_of_peak": flops / other / peak,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    peak = matmul_peak()
+    print(
+        f"{platform.processor() or platform.machine()}, 1 thread, torch {torch.__version__}, transformers "
+        f"{transformers.__version__}; {BATCH} x {SEQ_LEN} tokens, hidden {HIDDEN}, float32; peak {peak / 1e9:.0f} GFLOP/s\n"
+    )
+    print(f"{'model':12} {'parameters':>10} {'tokens/s':>9} {'transformers':>12} {'ratio':>6} {'of peak':>8} {'theirs':>7}")
+    figures = {}
+    for make in (llama, mamba2, nemotron_h):
+        row = figures[make.__name__] = compare(make(), options.repeats, peak)
+        print(
+            f"{make.__name__:12} {row['parameters']:10,} {row['tokens_per_s']:9.0f} "
+            f"{row['transformers_tokens_per_s']:12.0f} {row['ratio']:6.2f} {row['share_of_peak']:8.1%} "
+            f"{row['transformers_share_of_peak']:7.1%}"
+        )
+    if options.json:
+        record = {"date": time.strftime("%Y-%m-%d"), "peak_flops_per_s": peak, "models": figures}
+        options.json.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

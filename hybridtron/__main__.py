@@ -1,0 +1,8 @@
+"""python -m hybridtron"""
+
+import sys
+
+from hybridtron.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""What a model is and costs, from its config alone: no tensor is made.
+
+Conventions: FLOPs are those of matrix multiplications, a multiply-add counted as two, attention without a discount for the
+causal mask; a training step costs three forward passes. `embedding` counts the embedding and, where it is not tied, the
+output projection.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+from hybridtron.model.config import ModelConfig
+from hybridtron.model.tensors import model_tensors
+
+
+@dataclass(frozen=True)
+class LayerAccount:
+    index: int
+    block: str
+    type: str
+    parameters: int
+    flops_per_token: float
+    state_size: int
+
+
+@dataclass(frozen=True)
+class Account:
+    """Per-token FLOPs are averages over a sequence of seq_len tokens; state_size is elements per sequence of seq_len."""
+
+    pattern: str
+    seq_len: int
+    layers: tuple[LayerAccount, ...]
+    total: int
+    embedding: int
+    active: int
+    flops_forward: int  # per sequence
+    state_size: int
+
+    def as_json(self) -> dict:
+        per_token = self.flops_forward / self.seq_len
+        return {
+            "pattern": self.pattern,
+            "seq_len": self.seq_len,
+            "layers": [asdict(layer) for layer in self.layers],
+            "parameters": {
+                "total": self.total,
+                "embedding": self.embedding,
+                "non_embedding": self.total - self.embedding,
+                "active": self.active,
+            },
+            "flops_per_token": {"forward": _whole(per_token), "training": _whole(3 * per_token)},
+            "state_size": self.state_size,
+        }
+
+
+def describe(config: ModelConfig, seq_len: int) -> Account:
+    """Account for every layer. The vocabulary size must be resolved."""
+    specs = model_tensors(config)
+    blocks = [config.blocks[name] for name in config.layer_names]
+    layers = tuple(
+        LayerAccount(
+            index=i,
+            block=name,
+            type=block.type,
+            parameters=block.parameters() + config.hidden_size,
+            flops_per_token=_whole(block.flops(seq_len) / seq_len),
+            state_size=block.state_size(seq_len),
+        )
+        for i, (name, block) in enumerate(zip(config.layer_names, blocks, strict=True))
+    )
+    total = sum(spec.numel for spec in specs.values())
+    return Account(
+        pattern=str(config.parsed_pattern),
+        seq_len=seq_len,
+        layers=layers,
+        total=total,
+        embedding=sum(spec.numel for name, spec in specs.items() if name.split(".")[0] in ("embedding", "head")),
+        active=total - sum(block.parameters() - block.active_parameters() for block in blocks),
+        flops_forward=sum(block.flops(seq_len) for block in blocks)
+        + 2 * seq_len * math.prod((config.hidden_size, config.vocab_size)),
+        state_size=sum(layer.state_size for layer in layers),
+    )
+
+
+def _whole(value: float) -> float:
+    """Integers where they are whole, so that JSON shows them so."""
+    return int(value) if value == int(value) else value

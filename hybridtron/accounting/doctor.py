@@ -1,0 +1,92 @@
+"""What is installed, what is missing, and which path each operation takes on this machine."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, metadata, version
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+REQUIRED = (
+    "torch", "megatron-core", "numpy", "pydantic", "pyyaml", "psutil", "tensorboard", "matplotlib", "rich", "tokenizers",
+    "zstandard",
+)  # fmt: skip
+OPTIONAL = {
+    "transformer-engine": "FP8 and fused layers on NVIDIA GPUs",
+    "mamba-ssm": "Triton kernels for Mamba",
+    "causal-conv1d": "CUDA kernel for short convolutions",
+    "flash-attn": "attention kernels",
+    "nvidia-dali": "data loading",
+    "transformers": "the outside implementations that tests and benchmarks compare with",
+}
+
+
+def examine() -> dict[str, Any]:
+    """JSON-ready: {python, platform, required, optional, apex, device, processes, operations, problems}."""
+    import torch
+
+    from hybridtron.distributed.cpu_compat import MEGATRON_VERSION
+
+    cuda = torch.cuda.is_available()
+    required = {name: _version(name) for name in REQUIRED}
+    problems = [f"{name} is missing: pip install {name}" for name, found in required.items() if found is None]
+    if not cuda and required["megatron-core"] not in (None, MEGATRON_VERSION):
+        problems.append(f"megatron-core is {required['megatron-core']}; on a CPU {MEGATRON_VERSION} is needed")
+    apex = _apex()
+    if apex == "not NVIDIA's":
+        problems.append("the installed apex is PyPI's web toolkit, not NVIDIA's: pip uninstall apex")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "required": required,
+        "optional": {name: _version(name) for name in OPTIONAL},
+        "apex": apex,
+        "device": torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads",
+        "processes": "nccl" if cuda else "gloo, megatron-core under the CPU shim",
+        "operations": {
+            "attention": "scaled_dot_product_attention" if cuda else "matrix multiplications and softmax",
+            "mamba2 scan": "PyTorch, in chunks",
+            "short convolution": "PyTorch, shifted multiply-adds",
+            "optimizer": "AdamW of PyTorch" if _version("transformer-engine") is None else "FusedAdam",
+        },
+        "problems": problems,
+    }
+
+
+def show(report: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_row("python", report["python"])
+    table.add_row("platform", report["platform"])
+    table.add_row("device", report["device"])
+    table.add_row("processes", report["processes"])
+    for name, found in report["required"].items():
+        table.add_row(name, found or "[red]missing[/]")
+    for name, found in report["optional"].items():
+        table.add_row(name, found or f"[dim]not installed: {OPTIONAL[name]}[/]")
+    table.add_row("apex", report["apex"] or "[dim]not installed: fused weight gradients without Transformer Engine[/]")
+    for operation, path in report["operations"].items():
+        table.add_row(operation, path)
+    console.print(table)
+    for problem in report["problems"]:
+        console.print(f"[red]problem[/] {problem}")
+    if not report["problems"]:
+        console.print("nothing is missing for this machine")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _apex() -> str | None:
+    """NVIDIA's apex and PyPI's share a name; PyPI's describes itself as a web toolkit."""
+    try:
+        about = metadata("apex")
+    except PackageNotFoundError:
+        return None
+    return "not NVIDIA's" if "pyramid" in str(about).lower() else about["Version"]

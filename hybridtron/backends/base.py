@@ -1,0 +1,56 @@
+"""What a mixer asks of its backend."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from hybridtron.tensors import TensorSpec
+
+
+class Backend(Protocol):
+    """Builds the parts of a layer that depend on how the model is laid out over devices.
+
+    Parameters come uninitialised, with the local shape of their spec, named `weight` and `bias` in the modules that
+    own them; `hybridtron.model.initialize` fills them.
+    """
+
+    name: str
+    tensor_parallel_size: int
+    norm_eps: float
+
+    def column_linear(self, weight: TensorSpec, bias: TensorSpec | None = None, *, shared: bool = False) -> nn.Module:
+        """[s, b, in] -> [s, b, local out]: each rank computes its pieces of the output parts.
+
+        With `shared` the module owns no weight and takes it as a second argument (tied embeddings).
+        """
+        ...
+
+    def row_linear(self, weight: TensorSpec, bias: TensorSpec | None = None) -> nn.Module:
+        """[s, b, local in] -> [s, b, out]: the sum over the ranks' partial products."""
+        ...
+
+    def norm(self, weight: TensorSpec) -> nn.Module:
+        """RMS norm over the last axis."""
+        ...
+
+    def embedding(self, weight: TensorSpec) -> nn.Module:
+        """Token ids [b, s] -> [s, b, h]."""
+        ...
+
+    def parameter(self, spec: TensorSpec) -> nn.Parameter:
+        """A parameter of this rank's shape."""
+        ...
+
+    def core_attention(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        """Causal attention of q [b, s, heads, d] over k and v [b, s, kv_heads, d] -> [b, s, heads, d]."""
+        ...
+
+    def cross_entropy(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Local logits [..., local vocabulary] and targets [...] -> loss and log partition function, each [...]."""
+        ...
+
+    def gather_logits(self, logits: Tensor) -> Tensor:
+        """Local logits -> logits over the whole vocabulary, on every rank."""
+        ...

@@ -1,0 +1,182 @@
+"""The command line: one verb per task. Heavy imports happen inside a verb."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hybridtron.errors import UserError
+
+if TYPE_CHECKING:
+    from hybridtron.train.config import RunConfig
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 done, 1 failed, 2 bad input."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parse(given)
+    try:
+        return options.run(options)
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":  # one process speaks for all
+            print(f"hybridtron: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parse(given: list[str]) -> argparse.Namespace:
+    """Overrides may stand before or after options."""
+    options, rest = _parser().parse_known_args(given)
+    stray = [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(options, "overrides")]
+    if stray:
+        _parser().error(f"unrecognized arguments: {' '.join(stray)}")
+    if rest:
+        options.overrides += rest
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hybridtron", description="Train and study hybrid language models.")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    verb = verbs.add_parser("train", help="train a model, or continue a run")
+    _takes_config(verb)
+    verb.add_argument("--nproc", type=int, default=None, metavar="N", help="processes to start on this machine")
+    verb.add_argument("--resume", action="store_true", help="continue from the latest checkpoint, if there is one")
+    verb.add_argument("--print", action="store_true", dest="show", help="show the resolved config and stop")
+    verb.set_defaults(run=_train)
+
+    verb = verbs.add_parser("eval", help="loss, perplexity and bits per byte of a run on held-out text")
+    verb.add_argument("run_path", metavar="RUN_OR_CHECKPOINT", type=Path)
+    verb.add_argument("--data", metavar="PREFIX", help="token files; by default the run's data.valid")
+    verb.add_argument("--sequences", type=int, metavar="N", help="sequences; by default the run's train.eval_sequences")
+    verb.add_argument("--json", action="store_true")
+    verb.set_defaults(run=_eval)
+
+    verb = verbs.add_parser("generate", help="continue a prompt")
+    verb.add_argument("run_path", metavar="RUN_OR_CHECKPOINT", type=Path)
+    verb.add_argument("--prompt", required=True)
+    verb.add_argument("--tokens", type=int, default=200, metavar="N")
+    verb.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0: always the likeliest token")
+    verb.add_argument("--top-k", type=int, default=0, metavar="K", help="draw among the K likeliest; 0: all")
+    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--json", action="store_true")
+    verb.set_defaults(run=_generate)
+
+    verb = verbs.add_parser("describe", help="layers, parameters, FLOPs and state of a config's model")
+    _takes_config(verb)
+    verb.add_argument("--json", action="store_true")
+    verb.set_defaults(run=_describe)
+
+    verb = verbs.add_parser("doctor", help="what is installed and which path each operation will take")
+    verb.add_argument("--json", action="store_true")
+    verb.set_defaults(run=_doctor)
+    return parser
+
+
+def _takes_config(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("config", metavar="CONFIG", type=Path, help="a YAML file")
+    verb.add_argument("overrides", metavar="key=value", nargs="*", help="dotted keys, such as optimizer.lr=1e-3")
+
+
+def _load(options: argparse.Namespace) -> RunConfig:
+    from hybridtron.config.load import load
+    from hybridtron.train.config import RunConfig
+    from hybridtron.train.resolve import resolve
+
+    return resolve(load(options.config, options.overrides, RunConfig))
+
+
+def _train(options: argparse.Namespace) -> int:
+    config = _load(options)
+    if options.show:
+        from hybridtron.config.load import dump
+
+        print(dump(config), end="")
+        return 0
+    if options.nproc is not None and options.nproc != 1:
+        return _train_in_processes(options, config)
+    from hybridtron.distributed.environment import read_environment
+    from hybridtron.train.loop import TrainingStopped, train
+
+    try:
+        train(config, read_environment(), options.resume)
+    except TrainingStopped as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"hybridtron: stopped: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _train_in_processes(options: argparse.Namespace, config: RunConfig) -> int:
+    """Check here whatever needs no tensor, so that bad input starts no process."""
+    from hybridtron.distributed.environment import read_environment
+    from hybridtron.distributed.launch import launch
+    from hybridtron.train.corpus import open_corpus
+    from hybridtron.train.resolve import data_parallel_size
+    from hybridtron.train.resume import find_checkpoint
+    from hybridtron.train.run_folder import RunFolder
+
+    if options.nproc < 1:
+        raise UserError(f"--nproc = {options.nproc}: expected at least 1")
+    found = read_environment()
+    if found.world_size > 1:
+        raise UserError(f"--nproc = {options.nproc}: {found.launcher} already started {found.world_size} processes")
+    data_parallel_size(config, options.nproc)
+    find_checkpoint(RunFolder(config.run_folder), config, options.resume)
+    open_corpus(config)
+    command = [sys.executable, "-m", "hybridtron", "train", str(options.config), *options.overrides]
+    return launch(command + ["--resume"] * options.resume, options.nproc)
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from hybridtron.train.evaluate import evaluate_run
+
+    result = evaluate_run(options.run_path, options.data, options.sequences)
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return 0
+    print(f"{result['checkpoint']} on {result['data']}, {result['sequences']} sequences of {result['seq_len']} tokens")
+    bits = "unknown (no byte count beside the tokens)" if result["bits_per_byte"] is None else f"{result['bits_per_byte']:.4f}"
+    print(f"loss {result['loss']:.4f}  perplexity {result['perplexity']:.3f}  bits per byte {bits}")
+    return 0
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from hybridtron.train.evaluate import generate_from_run
+
+    text = generate_from_run(
+        options.run_path, options.prompt, options.tokens, options.temperature, options.top_k, options.seed
+    )
+    print(json.dumps({"prompt": options.prompt, "text": text}) if options.json else options.prompt + text)
+    return 0
+
+
+def _describe(options: argparse.Namespace) -> int:
+    from hybridtron.accounting.describe import describe
+    from hybridtron.accounting.picture import draw
+
+    config = _load(options)
+    account = describe(config.model, config.data.seq_len)
+    if options.json:
+        print(json.dumps(account.as_json(), indent=2))
+    else:
+        draw(config.name, config.model, account)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from hybridtron.accounting.doctor import examine, show
+
+    report = examine()
+    if options.json:
+        print(json.dumps(report, indent=2))
+    else:
+        show(report)
+    return 0

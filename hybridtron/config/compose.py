@@ -1,0 +1,170 @@
+"""A config from several files and the command line, and where each of its values came from.
+
+`base: other.yaml`, or a list of files, at the top of a file names what it builds on, relative to that file. Later
+bases override earlier ones, the file overrides its bases, and dotted overrides (`optimizer.lr=3e-4`) come last.
+Mappings merge key by key; lists and scalars replace. An override sets the value of its key whole:
+`schedule={type: constant}` leaves nothing of what `schedule` held.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hybridtron.config import yaml_text
+from hybridtron.config.nearest import nearest
+from hybridtron.config.type_words import value_text
+from hybridtron.errors import UserError
+
+BASE_KEY = "base"
+COMMAND_LINE = "command line"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Which file, or COMMAND_LINE, set each value last: `sources` by dotted key of the leaf, `main` for the rest."""
+
+    sources: Mapping[str, str]
+    main: str | None = None
+
+    def source(self, key: str) -> str | None:
+        """Who set `key`. For a key that nobody set: who set everything beside it, else the main file."""
+        while key:
+            if key in self.sources:
+                return self.sources[key]
+            below = {source for leaf, source in self.sources.items() if leaf.startswith(f"{key}.")}
+            if len(below) == 1:
+                return below.pop()
+            key = key.rpartition(".")[0]
+        return self.main
+
+    def suffix(self, key: str) -> str:
+        """` (in FILE)` or ` (on the command line)`, to end an error about `key`; empty if unknown."""
+        source = self.source(key)
+        if source is None:
+            return ""
+        return f" (on the {COMMAND_LINE})" if source == COMMAND_LINE else f" (in {source})"
+
+
+@dataclass(frozen=True)
+class Composed:
+    """Plain mappings, lists and scalars, with their provenance."""
+
+    mapping: dict[str, Any]
+    provenance: Provenance
+
+
+def compose(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Composed:
+    """Reads a config file with its bases and applies overrides of the form `dotted.key=YAML value`.
+
+    Raises UserError for a missing or malformed file, a cycle of bases, and an override that is malformed or leads
+    through something that is not a mapping.
+    """
+    main = os.fspath(path)
+    if not main:
+        raise UserError("expected the path of a config file, found ''")
+    tree = _read_tree(main, ())
+    for override in overrides:
+        _override(tree, override)
+    sources = {".".join(key): leaf.source for key, leaf in _leaves(tree)}
+    return Composed(_plain(tree), Provenance(sources, main))
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    value: Any
+    source: str
+
+
+_Tree = dict[str, Any]  # of _Tree and _Leaf
+
+
+def _read_tree(path: str, users: tuple[str, ...], named_in: str = "") -> _Tree:
+    """The tree of one file over its bases; `users` are the files on the way here."""
+    if any(os.path.realpath(path) == os.path.realpath(user) for user in users):
+        raise UserError(f"{users[-1]}: {BASE_KEY} leads in a circle: {' -> '.join((*users, path))}")
+    _check_exists(path, named_in)
+    content = yaml_text.read(path)
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a mapping of keys at the top level, found {value_text(content)}")
+    bases = content.pop(BASE_KEY, [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) and base for base in bases):
+        raise UserError(f"{BASE_KEY} = {value_text(bases)}: expected a file name or a list of file names (in {path})")
+    tree: _Tree = {}
+    for base in bases:
+        base_path = os.path.normpath(os.path.join(os.path.dirname(path), base))
+        _merge(tree, _read_tree(base_path, (*users, path), f" (named as {BASE_KEY} in {path})"))
+    _merge(tree, _tree(content, path))
+    return tree
+
+
+def _check_exists(path: str, named_in: str) -> None:
+    if os.path.isdir(path):
+        raise UserError(f"{path}: expected a YAML file, found a folder{named_in}")
+    if os.path.exists(path):
+        return
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder or "."):
+        raise UserError(f"{path}: no such file: there is no folder {folder}{_nearest_entry(folder)}{named_in}")
+    raise UserError(f"{path}: no such file{_nearest_entry(path)}{named_in}")
+
+
+def _nearest_entry(path: str) -> str:
+    """` (nearest: PATH)` for a path whose last part does not exist; empty if nothing beside it is close."""
+    folder, name = os.path.split(path)
+    entries = sorted(entry.name for entry in Path(folder or ".").iterdir()) if os.path.isdir(folder or ".") else []
+    close = nearest(name, entries)
+    return f" (nearest: {os.path.join(folder, close)})" if close else ""
+
+
+def _override(tree: _Tree, override: str) -> None:
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    parts = key.split(".")
+    if not equals or not all(parts) or any(part != part.strip() for part in parts):
+        raise UserError(f"override {override!r}: expected key=value with dots between the levels of the key")
+    if key == BASE_KEY:
+        raise UserError(f"{BASE_KEY}: cannot be set on the {COMMAND_LINE}, only in a file")
+    try:
+        value = yaml_text.parse(text)
+    except UserError as error:
+        raise UserError(f"override {override!r}: {error}; expected a YAML value, in quotes if it is text") from None
+    node: Any = tree
+    for depth, part in enumerate(parts[:-1], start=1):
+        node = node.setdefault(part, {})
+        if isinstance(node, _Leaf):
+            held, found = ".".join(parts[:depth]), value_text(node.value)
+            raise UserError(f"override {override!r}: {held} = {found}: expected a mapping to set {parts[depth]!r} in")
+    node[parts[-1]] = _tree(value, COMMAND_LINE)
+
+
+def _tree(value: Any, source: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _tree(item, source) for key, item in value.items()}
+    return _Leaf(value, source)
+
+
+def _merge(lower: _Tree, upper: _Tree) -> None:
+    for key, value in upper.items():
+        if isinstance(value, dict) and isinstance(lower.get(key), dict):
+            _merge(lower[key], value)
+        else:
+            lower[key] = value
+
+
+def _plain(tree: Any) -> Any:
+    return tree.value if isinstance(tree, _Leaf) else {key: _plain(value) for key, value in tree.items()}
+
+
+def _leaves(tree: _Tree, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], _Leaf]]:
+    for key, value in tree.items():
+        if isinstance(value, _Leaf):
+            yield (*prefix, key), value
+        else:
+            yield from _leaves(value, (*prefix, key))

@@ -1,0 +1,50 @@
+"""From YAML to a typed config and back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import pydantic
+
+from hybridtron.config import yaml_text
+from hybridtron.config.compose import Provenance, compose
+from hybridtron.config.explain import explain
+from hybridtron.config.schema import Strict
+from hybridtron.config.type_words import value_text
+from hybridtron.errors import UserError
+
+_MAX_LINES = 5
+
+S = TypeVar("S", bound=Strict)
+
+
+def load(path: str | os.PathLike[str], overrides: Sequence[str], schema: type[S]) -> S:
+    """The config in a YAML file, with its bases and the overrides (`dotted.key=value`) applied.
+
+    Raises UserError, one line per problem: `key = value: expected what (nearest: name) (in FILE)`.
+    """
+    composed = compose(path, overrides)
+    return build(composed.mapping, schema, composed.provenance)
+
+
+def build(mapping: Mapping[str, Any], schema: type[S], provenance: Provenance | None = None) -> S:
+    """The config in a plain mapping; raises UserError as `load` does, five problems at most."""
+    if not isinstance(mapping, Mapping):
+        raise UserError(f"expected a mapping of keys at the top level, found {value_text(mapping)}")
+    try:
+        return schema.model_validate(dict(mapping))
+    except pydantic.ValidationError as error:
+        lines = explain(error, schema, provenance)
+    if len(lines) > _MAX_LINES:
+        lines[_MAX_LINES:] = [f"and {len(lines) - _MAX_LINES} more"]
+    raise UserError("\n".join(lines))
+
+
+def dump(config: Strict) -> str:
+    """The config as YAML in the order of its fields; `build(yaml_text.parse(dump(x)), type(x)) == x`.
+
+    Fields marked `exclude=True` are left out.
+    """
+    return yaml_text.write(config.model_dump(mode="json", serialize_as_any=True))

@@ -1,0 +1,62 @@
+"""Micro-batches of one data-parallel rank."""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from hybridtron.data.dataset import TokenDataset
+from hybridtron.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class MicroBatch(NamedTuple):
+    """`labels` are `tokens` one place further on."""
+
+    tokens: "torch.Tensor"  # [b, s] int64
+    labels: "torch.Tensor"  # [b, s] int64
+
+
+def global_batch(
+    dataset: TokenDataset, step: int, global_batch_size: int, micro_batch_size: int, dp_rank: int, dp_size: int
+) -> Iterator[MicroBatch]:
+    """The part of training step `step` (from 0) that data-parallel rank `dp_rank` computes.
+
+    Step t takes samples t * G to (t + 1) * G - 1 of the dataset's order, G = global_batch_size; each rank takes one
+    contiguous block of them. Which samples a step takes therefore does not depend on the layout. Raises UserError at
+    the call where G is not a multiple of micro_batch_size * dp_size.
+    """
+    indices = _rank_block("global_batch_size", global_batch_size, micro_batch_size, dp_rank, dp_size)
+    return _micro_batches(dataset.samples, step * global_batch_size + indices, micro_batch_size)
+
+
+def eval_batches(
+    dataset: TokenDataset, num_samples: int, micro_batch_size: int, dp_rank: int, dp_size: int
+) -> Iterator[MicroBatch]:
+    """The part of the `num_samples` fixed evaluation windows that `dp_rank` computes, divided as a training step is."""
+    indices = _rank_block("num_samples", num_samples, micro_batch_size, dp_rank, dp_size)
+    dataset.eval_windows(indices[:1], num_samples)  # bad input is told at the call
+    return _micro_batches(lambda block: dataset.eval_windows(block, num_samples), indices, micro_batch_size)
+
+
+def _rank_block(name: str, total: int, micro_batch_size: int, dp_rank: int, dp_size: int) -> np.ndarray:
+    unit = micro_batch_size * dp_size
+    if total < 1 or total % unit:
+        raise UserError(
+            f"{name}: {total} is not a multiple of micro_batch_size {micro_batch_size} x data-parallel size {dp_size}; "
+            f"the nearest that is: {max(1, round(total / unit)) * unit}"
+        )
+    size = total // dp_size
+    return np.arange(dp_rank * size, (dp_rank + 1) * size, dtype=np.int64)
+
+
+def _micro_batches(
+    read: Callable[[np.ndarray], np.ndarray], indices: np.ndarray, micro_batch_size: int
+) -> Iterator[MicroBatch]:
+    import torch
+
+    for start in range(0, len(indices), micro_batch_size):
+        windows = torch.from_numpy(read(indices[start : start + micro_batch_size]))  # [b, s + 1]
+        yield MicroBatch(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())

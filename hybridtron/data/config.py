@@ -1,0 +1,21 @@
+"""The `data` section of a run's config."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from hybridtron.config.schema import Strict
+
+STANDARD_LIBRARY = "stdlib"
+
+
+class DataConfig(Strict):
+    """Token files in Megatron's .bin/.idx format, given by their path without the suffix.
+
+    `stdlib` stands for the sources of the running interpreter's standard library, prepared under data/ when first used.
+    """
+
+    train: str = Field(description="Training tokens: PATH of PATH.bin and PATH.idx, or `stdlib`.")
+    valid: str | None = Field(None, description="Held-out tokens, likewise; without them nothing is evaluated.")
+    tokenizer: str = Field("byte", description="`byte`, or the path of a Hugging Face tokenizer.json.")
+    seq_len: int = Field(ge=1, description="Tokens per sequence.")

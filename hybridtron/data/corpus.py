@@ -1,0 +1,195 @@
+"""Preparing a corpus: files and folders of text into Megatron's indexed format."""
+
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hybridtron.data import tokenizer as tokenizers
+from hybridtron.data.indexed_format import token_dtype
+from hybridtron.data.merge import Merged, merge_shards
+from hybridtron.data.report import NUM_LISTED, REPORT_NAME, CorpusReport
+from hybridtron.data.shards import ShardTask, is_finished, plan_shards, write_shard
+from hybridtron.data.sources import PARTIAL_NAME, SourceList
+from hybridtron.data.workers import run_tasks
+from hybridtron.errors import UserError
+
+SHARD_BYTES = 32 << 20
+Progress = Callable[[str, int, int], None]
+
+
+def prepare(
+    sources: SourceList,
+    out: Path,
+    *,
+    tokenizer: str = "byte",
+    eod_token: str | None = None,
+    valid_fraction: float = 0.05,
+    json_key: str = "text",
+    num_workers: int = 1,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+) -> CorpusReport:
+    """Encodes `sources` (of find_sources) into OUT/train.bin/.idx and OUT/valid.bin/.idx, with a report beside them.
+
+    A text file is one document, a line of .jsonl, .jsonl.gz or .jsonl.zst is one (its `json_key`); every document ends
+    with the tokenizer's end-of-document id. Where no file was chosen for validation, about `valid_fraction` of the
+    documents are held out: whole text files by a hash of their relative path, lines by a hash of path and line number.
+    With two documents or more neither split is empty; an empty split has no files. The same input gives the same bytes,
+    whatever `num_workers`.
+
+    OUT/report.json is the returned report; OUT/sources.jsonl has a line for every file, used or ignored, and
+    OUT/damaged.jsonl one for every damaged line, with its raw bytes. The work lies in OUT/.partial until it is done:
+    the same call again goes on where a killed one stopped. `progress(stage, done, total)` is told of the stages
+    "encode" (bytes of input) and "merge" (bytes of output).
+
+    Raises UserError for bad input, for an OUT that holds anything else, and for one begun with other settings;
+    workers.WorkerDied where a worker process is gone.
+    """
+    if not 0.0 <= valid_fraction < 1.0:
+        raise UserError(f"valid_fraction: {valid_fraction} is not in the range 0 <= x < 1")
+    if num_workers < 1:
+        raise UserError(f"num_workers: {num_workers} is not a number of processes; expected 1 or more")
+    loaded = tokenizers.load(tokenizer, eod_token)
+    settings = {
+        "format": 1,
+        "tokenizer": loaded.fingerprint,
+        "valid_fraction": valid_fraction,
+        "json_key": json_key,
+        "shard_bytes": shard_bytes,
+        "files": _digest(sources),
+    }
+    partial = out / PARTIAL_NAME
+    with _claimed(out, settings):
+        tasks = plan_shards(sources.files, shard_bytes)
+        dtype = token_dtype(loaded.vocab_size)
+        work = functools.partial(
+            write_shard,
+            work_folder=partial,
+            tokenizer_spec=tokenizer,
+            eod_token=eod_token,
+            fingerprint=loaded.fingerprint,
+            json_key=json_key,
+        )
+        missing = [task for task in tasks if not is_finished(partial / task.name, dtype)]
+        run_tasks(work, missing, num_workers, _byte_progress(tasks, missing, progress))
+        final = partial / "final"
+        final.mkdir()
+        merged = merge_shards(
+            [partial / task.name for task in tasks],
+            sources,
+            dtype,
+            valid_fraction,
+            final,
+            lambda done, total: progress("merge", done, total) if progress else None,
+        )
+        if merged.documents == 0:
+            shutil.rmtree(partial)
+            out.rmdir()
+            raise UserError(_nothing_found(sources, merged, json_key))
+        report = CorpusReport(
+            tokenizer={
+                "spec": tokenizer,
+                "name": loaded.name,
+                "fingerprint": loaded.fingerprint,
+                "vocab_size": loaded.vocab_size,
+                "eod": loaded.eod,
+            },
+            dtype=dtype.name,
+            splits=merged.splits,
+            files=len(sources.files),
+            ignored_files=len(sources.ignored),
+            first_ignored=[str(path) for path in sources.ignored[:NUM_LISTED]],
+            empty_documents=merged.empty,
+            repaired_documents=merged.repaired,
+            damaged_lines=merged.damaged,
+            first_damaged=merged.first_damaged,
+        )
+        (final / REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
+        # The report goes last: where it lies, everything does.
+        for path in sorted(final.iterdir(), key=lambda path: path.name == REPORT_NAME):
+            os.replace(path, out / path.name)
+        shutil.rmtree(partial)
+    return report
+
+
+@contextmanager
+def _claimed(out: Path, settings: dict[str, Any]) -> Iterator[None]:
+    """Makes OUT/.partial, or finds it with the same `settings`, and keeps other processes out of it."""
+    partial, settings_path = out / PARTIAL_NAME, out / PARTIAL_NAME / "settings.json"
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out: {out} is a file; expected a folder that is new or empty")
+    content = {path.name for path in out.iterdir()} if out.exists() else set()
+    if content and PARTIAL_NAME not in content:
+        what = "holds a prepared corpus" if REPORT_NAME in content else "is not empty"
+        raise UserError(f"out: {out} {what}; expected a folder that is new, empty, or left by the same command")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = (partial / "lock").open("w")
+    except OSError as error:
+        raise UserError(f"out: cannot write to {out}: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"out: another process is preparing {out}") from None
+        if (out / REPORT_NAME).exists():  # complete: only the work folder was left to remove
+            shutil.rmtree(partial)
+            raise UserError(f"out: {out} holds a prepared corpus; expected a folder that is new or empty")
+        try:
+            begun = json.loads(settings_path.read_text())
+        except FileNotFoundError:
+            begun = settings
+        differing = [key for key in settings if begun.get(key) != settings[key]]
+        if differing:
+            raise UserError(
+                f"out: {partial} was begun with other {' and '.join(differing)}; "
+                "run the command that began it, or delete the folder"
+            )
+        for path in partial.iterdir():  # what a killed process had not finished
+            if path.name == "final" or ".writing" in path.name:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        temporary = partial / "settings.writing"
+        temporary.write_text(json.dumps(settings))
+        os.replace(temporary, settings_path)
+        yield
+
+
+def _byte_progress(
+    tasks: list[ShardTask], missing: list[ShardTask], progress: Progress | None
+) -> Callable[[int], None]:
+    if progress is None:
+        return lambda num_bytes: None
+    total = sum(task.num_bytes for task in tasks)
+    done = total - sum(task.num_bytes for task in missing)
+    progress("encode", done, total)
+
+    def add(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        progress("encode", min(done, total), total)
+
+    return add
+
+
+def _digest(sources: SourceList) -> str:
+    """Changes with any file's place, size, time of change or split."""
+    digest = hashlib.sha256()
+    for source in sources.files:
+        digest.update(repr((str(source.path.resolve()), source.name, source.size, source.modified_ns)).encode())
+        digest.update(repr(source.split).encode())
+    return digest.hexdigest()
+
+
+def _nothing_found(sources: SourceList, merged: Merged, json_key: str) -> str:
+    text = f"no document in {len(sources.files)} file(s): {merged.empty} empty, {merged.damaged} damaged line(s)"
+    if not merged.first_damaged:
+        return text
+    first = merged.first_damaged[0]
+    return f"{text}, the first in {first['file']} line {first['line']}: {first['reason']} (json_key is {json_key!r})"

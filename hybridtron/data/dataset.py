@@ -1,0 +1,114 @@
+"""Windows of seq_len + 1 tokens out of a corpus: the infinite training order and the fixed evaluation set."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hybridtron.data.hashing import mix, permute
+from hybridtron.data.indexed_format import check
+from hybridtron.errors import UserError
+
+# Ids are looked through up to this many tokens before training; beyond it, in evenly spread blocks of 2^20.
+VOCAB_SCAN_TOKENS = 1 << 26
+SCAN_BLOCK = 1 << 20
+
+
+class TokenDataset:
+    """The tokens at PREFIX.bin/.idx (Megatron's format, read through megatron-core) as one stream.
+
+    Training sample i is a pure function of (seed, i): any sample is found without those before it, and the order does
+    not depend on how many are taken. An epoch is `num_windows` samples, which cut the stream into windows of `seq_len`
+    inputs (neighbours share one token: a window's last label is the next one's first input), in an order of its own and
+    from a starting point of its own below `seq_len`.
+
+    Raises UserError where the files are missing, truncated or foreign, or hold fewer than seq_len + 1 tokens.
+    """
+
+    def __init__(self, prefix: Path | str, seq_len: int, seed: int = 0):
+        files = check(Path(prefix))
+        if seq_len < 1:
+            raise UserError(f"seq_len: {seq_len} is not a number of tokens; expected 1 or more")
+        if seq_len + 1 > files.num_tokens:
+            raise UserError(
+                f"seq_len: {seq_len} is longer than the data: {prefix} has {files.num_tokens} tokens and a sample "
+                f"takes seq_len + 1; seq_len <= {files.num_tokens - 1} fits"
+            )
+        # Imported here, because it takes seconds and the checks above should not.
+        from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+        self._indexed: Any = IndexedDataset(str(prefix), mmap=True)
+        self._itemsize = files.dtype.itemsize
+        self._vocab_size: int | None = None
+        self.prefix = Path(prefix)
+        self.seq_len = seq_len
+        self.seed = seed
+        self.num_tokens = files.num_tokens
+        # Room for any starting point below seq_len, where the data has it.
+        self.num_windows = max(1, (self.num_tokens - seq_len) // seq_len)
+        self.num_eval_windows = (self.num_tokens - 1) // seq_len
+        self._seed_key = mix(np.array([seed % 2**64], np.uint64))
+
+    def samples(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Training samples, [len(indices), seq_len + 1] int64."""
+        epochs, places = np.divmod(np.asarray(indices, dtype=np.uint64), np.uint64(self.num_windows))
+        keys = mix(self._seed_key ^ mix(epochs))
+        windows = permute(places, self.num_windows, keys)
+        num_offsets = min(self.seq_len, self.num_tokens - self.num_windows * self.seq_len)
+        starts = windows * np.uint64(self.seq_len) + mix(~keys) % np.uint64(num_offsets)
+        return self._read(starts)
+
+    def sample(self, index: int) -> np.ndarray:
+        """Training sample `index`, [seq_len + 1] int64."""
+        return self.samples([index])[0]
+
+    def eval_windows(self, indices: Sequence[int] | np.ndarray, num_samples: int) -> np.ndarray:
+        """Windows of the `num_samples` evenly spaced, non-overlapping ones, [len(indices), seq_len + 1] int64.
+
+        They depend on the data, `seq_len` and `num_samples` alone. Raises UserError where so many do not fit.
+        """
+        if not 1 <= num_samples <= self.num_eval_windows:
+            raise UserError(
+                f"{num_samples} evaluation samples of seq_len {self.seq_len} do not fit: {self.prefix} has "
+                f"{self.num_tokens} tokens, which is {self.num_eval_windows} samples"
+            )
+        windows = np.asarray(indices, dtype=np.int64) * self.num_eval_windows // num_samples
+        return self._read(windows * self.seq_len)
+
+    def eval_window(self, index: int, num_samples: int) -> np.ndarray:
+        """Evaluation window `index` of `num_samples`, [seq_len + 1] int64."""
+        return self.eval_windows([index], num_samples)[0]
+
+    def check_vocab(self, vocab_size: int) -> None:
+        """Raises UserError for a token id outside range(vocab_size).
+
+        Now for all tokens of a corpus up to VOCAB_SCAN_TOKENS (a sample of a larger one), and from now on for every
+        window that is read.
+        """
+        self._vocab_size = vocab_size
+        num_blocks = -(-self.num_tokens // SCAN_BLOCK)
+        for number in np.unique(np.linspace(0, num_blocks - 1, min(num_blocks, VOCAB_SCAN_TOKENS // SCAN_BLOCK))):
+            start = int(number) * SCAN_BLOCK
+            self._check_ids(self._stream(start, min(SCAN_BLOCK, self.num_tokens - start)))
+
+    def _read(self, starts: np.ndarray) -> np.ndarray:
+        tokens = np.empty((len(starts), self.seq_len + 1), dtype=np.int64)
+        for row, start in zip(tokens, starts, strict=True):
+            row[:] = self._stream(int(start), self.seq_len + 1)
+        self._check_ids(tokens)
+        return tokens
+
+    def _stream(self, start: int, count: int) -> np.ndarray:
+        return self._indexed.bin_reader.read(self._indexed.index.dtype, count, start * self._itemsize)
+
+    def _check_ids(self, tokens: np.ndarray) -> None:
+        if self._vocab_size is None or tokens.size == 0:
+            return
+        lowest, highest = int(tokens.min()), int(tokens.max())
+        if lowest < 0 or highest >= self._vocab_size:
+            wrong = lowest if lowest < 0 else highest
+            raise UserError(
+                f"vocab_size: {self._vocab_size} is too small for {self.prefix}, which holds token id {wrong}; "
+                "expected the vocab_size of the tokenizer that prepared it"
+            )

@@ -1,0 +1,118 @@
+"""Megatron's indexed dataset files, written and checked without importing megatron-core.
+
+PREFIX.bin holds the token ids of all sequences end to end. PREFIX.idx, little-endian, holds
+    9 bytes   magic            8 bytes  version (1)       1 byte   dtype code
+    8 bytes   sequences n      8 bytes  document marks m
+    int32[n]  lengths in tokens   int64[n]  byte offsets in .bin   int64[m]  0 and the sequence that ends each document
+Here every document is one sequence, so m = n + 1.
+"""
+
+import difflib
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hybridtron.data.sources import PARTIAL_NAME
+from hybridtron.errors import UserError
+
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+HEADER = struct.Struct("<9sQBQQ")
+DTYPE_CODES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float64", 7: "float32", 8: "uint16"}
+MAX_DOCUMENT_TOKENS = 2**31 - 1  # lengths are int32
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """uint16 where megatron-core would choose it for this vocabulary, else int32."""
+    return np.dtype(np.uint16 if vocab_size < 65500 else np.int32)
+
+
+def bin_path(prefix: Path) -> Path:
+    return prefix.with_name(prefix.name + ".bin")
+
+
+def idx_path(prefix: Path) -> Path:
+    return prefix.with_name(prefix.name + ".idx")
+
+
+def write_index(path: Path, lengths: np.ndarray, dtype: np.dtype) -> None:
+    """Writes an .idx file for documents of `lengths` tokens, [num_documents], that lie end to end in the .bin file."""
+    code = next(code for code, name in DTYPE_CODES.items() if name == dtype.name)
+    ends = np.cumsum(lengths, dtype=np.int64) * dtype.itemsize
+    with path.open("wb") as file:
+        file.write(HEADER.pack(MAGIC, VERSION, code, len(lengths), len(lengths) + 1))
+        file.write(np.asarray(lengths, dtype="<i4").tobytes())
+        file.write((ends - lengths.astype(np.int64) * dtype.itemsize).astype("<i8").tobytes())
+        file.write(np.arange(len(lengths) + 1, dtype="<i8").tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@dataclass(frozen=True)
+class IndexedFiles:
+    """A checked pair of .bin and .idx files."""
+
+    prefix: Path
+    dtype: np.dtype
+    num_documents: int
+    num_tokens: int
+
+    def tokens(self) -> np.ndarray:
+        """All token ids as one memory-mapped stream, [num_tokens]."""
+        return np.memmap(bin_path(self.prefix), dtype=self.dtype, mode="r")
+
+
+def check(prefix: Path) -> IndexedFiles:
+    """Reads the index at `prefix` and holds it against the sizes of both files.
+
+    Raises UserError for a missing, foreign, truncated or empty file, and for sequences that do not lie end to end.
+    """
+    for path in (idx_path(prefix), bin_path(prefix)):
+        if not path.is_file():
+            raise UserError(f"no token data at {str(prefix)!r}: {path} is missing{_advice(prefix)}")
+    path, size = idx_path(prefix), idx_path(prefix).stat().st_size
+    with path.open("rb") as file:
+        head = file.read(HEADER.size)
+    if head[: len(MAGIC)] != MAGIC[: len(head)]:
+        raise UserError(f"{path} is not a Megatron index: it does not begin with {MAGIC!r}")
+    if len(head) < HEADER.size:
+        raise UserError(f"{path} is truncated: {size} bytes, its header alone has {HEADER.size}")
+    _, version, code, num_sequences, num_marks = HEADER.unpack(head)
+    if version != VERSION or code not in DTYPE_CODES or DTYPE_CODES[code].startswith("float"):
+        raise UserError(f"{path} has version {version} and dtype code {code}; expected version 1 and integer tokens")
+    expected = HEADER.size + 12 * num_sequences + 8 * num_marks
+    if size < expected:
+        raise UserError(f"{path} is truncated: {size} bytes, {num_sequences} sequences need {expected}")
+    dtype = np.dtype(DTYPE_CODES[code])
+    lengths = np.fromfile(path, dtype="<i4", count=num_sequences, offset=HEADER.size)
+    num_tokens = int(lengths.sum(dtype=np.int64))
+    in_bin, needed = bin_path(prefix).stat().st_size, num_tokens * dtype.itemsize
+    if in_bin != needed:
+        what = "truncated" if in_bin < needed else "too long"
+        raise UserError(
+            f"{bin_path(prefix)} is {what}: {in_bin} bytes, but its index lists {num_tokens} tokens = {needed} bytes"
+        )
+    if num_tokens == 0:
+        raise UserError(f"{bin_path(prefix)} holds no tokens")
+    offsets = np.fromfile(path, dtype="<i8", count=num_sequences, offset=HEADER.size + 4 * num_sequences)
+    if offsets[0] != 0 or not np.array_equal(np.diff(offsets), lengths[:-1].astype(np.int64) * dtype.itemsize):
+        raise UserError(f"{path}: its sequences do not lie end to end in {bin_path(prefix).name}")
+    return IndexedFiles(prefix, dtype, max(0, num_marks - 1), num_tokens)
+
+
+def _advice(prefix: Path) -> str:
+    """What to do about a missing prefix: the likeliest reason, or the nearest existing name."""
+    if prefix.suffix in (".bin", ".idx") and prefix.is_file():
+        return f"; give the prefix without its suffix: {str(prefix.with_suffix(''))!r}"
+    if (prefix.parent / PARTIAL_NAME).is_dir():
+        return f"; {prefix.parent} is only partly prepared: run the same tools/prepare_data.py command again"
+    folder = prefix.parent
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    # A mistyped folder name is found from its parent, so look one level down as well.
+    found = sorted(str(p.with_suffix("")) for pattern in ("*.idx", "*/*.idx") for p in folder.glob(pattern))
+    nearest = difflib.get_close_matches(str(prefix), found, n=1, cutoff=0.0)
+    return f"; the nearest there is: {nearest[0]!r}" if nearest else ""

@@ -1,0 +1,119 @@
+"""Which files belong to a corpus."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from hybridtron.errors import UserError
+
+JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+PARTIAL_NAME = ".partial"  # in a folder that is being prepared
+PREPARED_NAMES = frozenset({"report.json", "sources.jsonl", "damaged.jsonl"})  # in one that is
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input file. `name` is its posix path below the folder that was given: the held-out split depends on it.
+
+    `split` is `train` or `valid` where the user chose, None where the split is drawn.
+    """
+
+    path: Path
+    name: str
+    size: int
+    modified_ns: int
+    split: str | None = None
+
+    @property
+    def is_jsonl(self) -> bool:
+        return self.path.name.endswith(JSONL_SUFFIXES)
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether reading may start in the middle: lines without compression."""
+        return self.path.name.endswith(".jsonl")
+
+
+@dataclass
+class SourceList:
+    """The files of a corpus in their order, and those that folders held besides."""
+
+    files: list[Source] = field(default_factory=list)
+    ignored: list[Path] = field(default_factory=list)
+
+
+def find_sources(
+    inputs: Sequence[Path], text_suffixes: Sequence[str] = (".txt",), valid: Sequence[Path] = ()
+) -> SourceList:
+    """All files of `inputs`, folders walked in the order of their relative paths.
+
+    `valid`: files or folders to hold out, also where `inputs` name them too; all others are then for training. Raises
+    UserError for a missing path, a file of unknown suffix, a file given twice, and where nothing is left.
+    """
+    for suffix in text_suffixes:
+        if not suffix.startswith(".") or suffix in JSONL_SUFFIXES:
+            raise UserError(f"text_suffixes: {suffix!r} is not the suffix of a text file; expected something like .txt")
+    chosen, others = _collect(valid, text_suffixes), _collect(inputs, text_suffixes)
+    held_out = {source.path.resolve() for source in chosen.files}
+    split = "train" if valid else None
+    train = [replace(source, split=split) for source in others.files if source.path.resolve() not in held_out]
+    for what, files, given in (("train", train, inputs), ("valid", chosen.files, valid)):
+        if given and not files:
+            suffixes = " ".join((*text_suffixes, *JSONL_SUFFIXES))
+            raise UserError(f"no file left for {what} in {' '.join(map(str, given))}; expected files with {suffixes}")
+    files = train + [replace(source, split="valid") for source in chosen.files]
+    ignored = others.ignored + [path for path in chosen.ignored if path not in others.ignored]
+    return SourceList(files, ignored)
+
+
+def source_of(path: Path, name: str) -> Source:
+    """The source at `path`. Raises UserError where it cannot be looked at."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    return Source(path, name, status.st_size, status.st_mtime_ns)
+
+
+def _collect(inputs: Iterable[Path], text_suffixes: Sequence[str]) -> SourceList:
+    known = (*text_suffixes, *JSONL_SUFFIXES)
+    found = SourceList()
+    for given in inputs:
+        if given.is_dir():
+            for path in sorted(_walk(given), key=lambda path: path.relative_to(given).as_posix()):
+                if path.name.endswith(known) and path.is_file():
+                    found.files.append(source_of(path, path.relative_to(given).as_posix()))
+                else:
+                    found.ignored.append(path)
+        elif not given.exists():
+            raise UserError(f"no such file or folder: {given}")
+        elif not given.name.endswith(known):
+            raise UserError(f"{given}: unknown suffix; expected one of {' '.join(known)} (text_suffixes adds others)")
+        else:
+            found.files.append(source_of(given, given.name))
+    seen: set[Path] = set()
+    for source in found.files:
+        if source.path.resolve() in seen:
+            raise UserError(f"{source.path} is given twice")
+        seen.add(source.path.resolve())
+    return found
+
+
+def _walk(folder: Path) -> list[Path]:
+    """Every file below `folder`, and every link to a folder: links are not followed, but not passed over in silence.
+
+    What a preparation writes is no text, though some of it is .jsonl: its folders are left out.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}")
+
+    found = []
+    for parent, folders, files in os.walk(folder, onerror=refuse):
+        if PARTIAL_NAME in folders or PREPARED_NAMES <= set(files):
+            folders.clear()
+            continue
+        found += [Path(parent, name) for name in files]
+        found += [Path(parent, name) for name in folders if Path(parent, name).is_symlink()]
+    return found

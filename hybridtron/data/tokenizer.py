@@ -1,0 +1,143 @@
+"""Tokenizers: raw bytes, or a Hugging Face tokenizer.json."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from hybridtron.errors import UserError
+
+# What published tokenizers call the end of a document, most telling first.
+END_OF_DOCUMENT_NAMES = (
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "</s>",
+    "<eos>",
+    "<EOS>",
+    "[EOS]",
+    "<|eos|>",
+    "<｜end▁of▁sentence｜>",
+)
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back.
+
+    `eod` is the id that ends every document; `fingerprint` is equal exactly where the same text gives the same ids.
+    """
+
+    name: str
+    fingerprint: str
+    vocab_size: int
+    eod: int
+
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids of `text`, [num_tokens], without an end-of-document id."""
+        ...
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Text of `ids`; end-of-document ids are left out."""
+        ...
+
+
+class ByteTokenizer:
+    """Ids 0-255 are the bytes of UTF-8 text, 256 is the end of a document."""
+
+    name = "byte"
+    fingerprint = "byte-257"
+    vocab_size = 257
+    eod = 256
+
+    def encode(self, text: str) -> np.ndarray:
+        return self.encode_bytes(text.encode("utf-8"))
+
+    def encode_bytes(self, data: bytes) -> np.ndarray:
+        """Token ids of `data` as it is, UTF-8 or not."""
+        return np.frombuffer(data, dtype=np.uint8).astype(np.uint16)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        # A model whose vocabulary is padded can emit ids past 256; they stand for no byte either.
+        return bytes(i for i in map(int, ids) if i < 256).decode("utf-8", errors="replace")
+
+
+class HuggingFaceTokenizer:
+    """A `tokenizer.json` of the `tokenizers` library.
+
+    Text is only ever text: names of special tokens inside it are encoded like other characters, so that a document
+    cannot end itself. The file's own truncation and padding are switched off.
+
+    `eod_token` names the end-of-document token; without it the `eos_token` of a tokenizer_config.json beside the file
+    is taken, then the first of END_OF_DOCUMENT_NAMES in the vocabulary. Raises UserError where there is none.
+    """
+
+    def __init__(self, path: Path, eod_token: str | None = None):
+        from tokenizers import Tokenizer as Backend
+
+        try:
+            content = path.read_bytes()
+            self._backend = Backend.from_buffer(content)
+        except OSError as error:
+            raise UserError(f"tokenizer: cannot read {path}: {error.strerror}") from None
+        except Exception as error:  # the library raises bare Exception for a file that it cannot parse
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"tokenizer: {path} is not a tokenizer.json of the tokenizers library: {reason}") from None
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = True
+        vocabulary: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values(), default=-1) + 1  # ids may have holes
+        self.eod = _end_of_document(path, vocabulary, eod_token)
+        self.name = path.parent.name if path.name == "tokenizer.json" and path.parent.name else path.stem
+        self.fingerprint = f"{hashlib.sha256(content).hexdigest()[:32]}-{self.eod}"
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        kept = [i for i in map(int, ids) if i != self.eod and i < self.vocab_size]
+        return self._backend.decode(kept, skip_special_tokens=False)
+
+
+def load(spec: str, eod_token: str | None = None) -> Tokenizer:
+    """The tokenizer that `spec` names: `byte`, a tokenizer.json, or a folder that holds one.
+
+    Raises UserError where it is none of these, or has no end-of-document token.
+    """
+    if spec == "byte":
+        if eod_token is not None:
+            raise UserError(f"eod_token: {eod_token!r} was given, but the byte tokenizer has its own (id 256)")
+        return ByteTokenizer()
+    path = Path(spec)
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(
+            f"tokenizer: no file {str(path)!r}; expected 'byte', a path to a tokenizer.json, or a folder that holds one"
+        )
+    return HuggingFaceTokenizer(path, eod_token)
+
+
+def _end_of_document(path: Path, vocabulary: dict[str, int], eod_token: str | None) -> int:
+    if eod_token is not None:
+        if eod_token not in vocabulary:
+            raise UserError(f"eod_token: {eod_token!r} is not in the vocabulary of {path}")
+        return vocabulary[eod_token]
+    for name in (_configured_eos(path.with_name("tokenizer_config.json")), *END_OF_DOCUMENT_NAMES):
+        if name in vocabulary:
+            return vocabulary[name]
+    raise UserError(
+        f"tokenizer: {path} has no end-of-document token (looked for {' '.join(END_OF_DOCUMENT_NAMES)}); "
+        "name it with eod_token, or as eos_token in a tokenizer_config.json beside it"
+    )
+
+
+def _configured_eos(path: Path) -> str | None:
+    """The `eos_token` of a Hugging Face tokenizer_config.json, in either of its two spellings."""
+    try:
+        token: Any = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return token.get("content") if isinstance(token, dict) else token

@@ -1,0 +1,65 @@
+"""Which process of how many this is, read from the environment that the launcher set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hybridtron.errors import UserError
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One process of a job. `init_method` is torch.distributed's; None: a single process that meets nobody."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    init_method: str | None
+    launcher: str
+
+
+def read_environment(env: Mapping[str, str] = os.environ) -> Environment:
+    """Recognise `--nproc` and torchrun (RANK, WORLD_SIZE, ...), then a SLURM job step, else one process.
+
+    Raises UserError when a launcher's variables are incomplete or not numbers.
+    """
+    if "RANK" in env and "WORLD_SIZE" in env:
+        rank, world_size = _number(env, "RANK"), _number(env, "WORLD_SIZE")
+        method = env.get("HYBRIDTRON_RENDEZVOUS", "env://")
+        if method == "env://":
+            _require(env, "MASTER_ADDR", "MASTER_PORT")
+        return Environment(rank, world_size, _number(env, "LOCAL_RANK", rank), method, "torchrun")
+    # Inside a batch script, before srun, SLURM names a job but no step: that is one process.
+    if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env and "SLURM_STEP_NUM_TASKS" in env:
+        world_size = _number(env, "SLURM_STEP_NUM_TASKS")
+        if world_size == 1:
+            return Environment(0, 1, 0, None, "slurm")
+        address = env.get("MASTER_ADDR") or env.get("SLURM_LAUNCH_NODE_IPADDR")
+        if not address:
+            raise UserError("SLURM: neither MASTER_ADDR nor SLURM_LAUNCH_NODE_IPADDR is set; expected one address")
+        # A step of its own port: a requeued job must not meet processes of its former life.
+        port = env.get("MASTER_PORT") or str(20000 + (_number(env, "SLURM_JOB_ID") * 7 + _step(env)) % 20000)
+        method = f"tcp://{address}:{port}"
+        return Environment(_number(env, "SLURM_PROCID"), world_size, _number(env, "SLURM_LOCALID", 0), method, "slurm")
+    return Environment(0, 1, 0, None, "single")
+
+
+def _step(env: Mapping[str, str]) -> int:
+    return int(env["SLURM_STEP_ID"]) if env["SLURM_STEP_ID"].isdigit() else 0
+
+
+def _require(env: Mapping[str, str], *names: str) -> None:
+    for name in names:
+        if not env.get(name):
+            raise UserError(f"{name} is not set; expected it beside RANK and WORLD_SIZE (as torchrun sets it)")
+
+
+def _number(env: Mapping[str, str], name: str, default: int | None = None) -> int:
+    text = env.get(name)
+    if text is None and default is not None:
+        return default
+    if text is None or not text.isdigit():
+        raise UserError(f"environment variable {name} = {text!r}: expected a whole number")
+    return int(text)

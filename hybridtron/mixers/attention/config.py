@@ -1,0 +1,82 @@
+"""Causal self-attention with grouped keys and values, rotary positions and an optional sliding window."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from hybridtron.config.schema import problem
+from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops, nearest_divisors
+from hybridtron.tensors import Init, Part, TensorSpec
+
+if TYPE_CHECKING:
+    from hybridtron.backends.base import Backend
+    from hybridtron.mixers.attention.module import Attention
+
+
+class AttentionConfig(MixerConfig):
+    """Causal softmax attention (MHA or GQA), rotary positions, optional sliding window."""
+
+    type: Literal["attention"]
+    num_heads: int = Field(ge=1, description="Query heads.")
+    num_kv_heads: int | None = Field(None, ge=1, description="Key and value heads; by default as many as query heads.")
+    head_dim: int | None = Field(None, ge=1, description="Channels per head; by default hidden_size / num_heads.")
+    window: int | None = Field(None, ge=1, description="Keys that a query sees, itself included; all by default.")
+    rotary_base: float = Field(10000.0, gt=0, description="Base of the rotary frequencies (theta).")
+    rotary_fraction: float = Field(1.0, ge=0, le=1, description="Share of a head's channels that rotate; 0: none.")
+    qkv_bias: bool = Field(False, description="Bias on the query, key and value projections.")
+
+    kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
+    capabilities: ClassVar[Capabilities] = Capabilities(tensor=True, sequence=True, vmap=True)
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> AttentionConfig:
+        if self.head_dim is None and self.hidden_size % self.num_heads:
+            nearest = nearest_divisors(self.hidden_size, self.num_heads)
+            raise problem("num_heads", self.num_heads, f"a divisor of hidden_size {self.hidden_size} ({nearest})")
+        if self.num_heads % self.kv_heads:
+            nearest = nearest_divisors(self.num_heads, self.kv_heads)
+            raise problem("num_kv_heads", self.kv_heads, f"a divisor of num_heads {self.num_heads} ({nearest})")
+        if self.rotary_fraction and self.rotary_dim % 2:
+            raise problem("rotary_fraction", self.rotary_fraction, f"an even share of {self.head_size} channels per head")
+        return self
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def head_size(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_heads
+
+    @property
+    def rotary_dim(self) -> int:
+        return int(self.head_size * self.rotary_fraction)
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        queries = Part("q", self.num_heads, self.head_size, "num_heads")
+        keys = Part("k", self.kv_heads, self.head_size, "num_kv_heads")
+        values = Part("v", self.kv_heads, self.head_size, "num_kv_heads")
+        packed = (queries, keys, values)
+        rows = sum(part.size for part in packed)
+        specs = {"qkv.weight": TensorSpec((rows, self.hidden_size), Init("input"), packed)}
+        if self.qkv_bias:
+            specs["qkv.bias"] = TensorSpec((rows,), Init("zeros"), packed, decay=False)
+        specs["proj.weight"] = TensorSpec((self.hidden_size, queries.size), Init("output"), (queries,), axis=1)
+        return specs
+
+    def flops(self, seq_len: int) -> int:
+        from hybridtron.ops.attention import attention_flops
+
+        specs = self.tensors()
+        core = attention_flops(seq_len, self.num_heads, self.head_size, self.window)
+        return linear_flops(seq_len, specs["qkv.weight"], specs["proj.weight"]) + core
+
+    def state_size(self, seq_len: int) -> int:
+        return 2 * self.kv_heads * self.head_size * min(seq_len, self.window or seq_len)
+
+    def build(self, backend: Backend) -> Attention:
+        from hybridtron.mixers.attention.module import Attention
+
+        return Attention(self, backend)

@@ -1,0 +1,78 @@
+"""What every primitive supplies.
+
+A primitive is a folder: `config.py` (a `MixerConfig`, free of torch) answers every question about the primitive before a
+tensor exists; `module.py` builds it on a backend. Its maths is in `hybridtron.ops`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from hybridtron.config.schema import Strict
+from hybridtron.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hybridtron.backends.base import Backend
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a primitive can do; a layout that needs more is refused when the config is read."""
+
+    tensor: bool = False
+    sequence: bool = False
+    vmap: bool = False
+
+
+class MixerConfig(Strict):
+    """Base of every primitive's config. Subclasses add `type: Literal["name"]` and their own keys."""
+
+    type: str
+    hidden_size: int = Field(0, exclude=True, description="Width of the residual stream; taken from the model.")
+
+    kind: ClassVar[Literal["sequence", "channel"]]
+    capabilities: ClassVar[Capabilities]
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        """Every parameter of the primitive by its name inside the module."""
+        raise NotImplementedError
+
+    def flops(self, seq_len: int) -> int:
+        """Matrix-multiply FLOPs of one forward pass over one sequence, a multiply-add counted as two.
+
+        Attention is counted as executed, without a discount for the causal mask.
+        """
+        raise NotImplementedError
+
+    def state_size(self, seq_len: int) -> int:
+        """Elements kept per sequence to generate the next token after seq_len tokens; short-convolution caches apart."""
+        raise NotImplementedError
+
+    def build(self, backend: Backend) -> nn.Module:
+        """The module: forward maps [s, b, h] to [s, b, h]."""
+        raise NotImplementedError
+
+    def parameters(self) -> int:
+        return sum(spec.numel for spec in self.tensors().values())
+
+    def active_parameters(self) -> int:
+        """Parameters that one token's forward pass uses."""
+        return self.parameters()
+
+
+def linear_flops(seq_len: int, *specs: TensorSpec) -> int:
+    """FLOPs of multiplying seq_len tokens with each matrix."""
+    return sum(2 * seq_len * spec.numel for spec in specs)
+
+
+def nearest_divisors(total: int, value: int) -> str:
+    """The divisors of `total` just below and above `value`, as text for a message."""
+    divisors = [d for d in range(1, total + 1) if total % d == 0]
+    below = [d for d in divisors if d < value][-1:]
+    above = [d for d in divisors if d > value][:1]
+    return ", ".join(str(d) for d in below + above)

@@ -1,0 +1,101 @@
+"""Mamba-2: a selective state space with one decay per head, computed in chunks (Dao & Gu 2024, arXiv 2405.21060)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from hybridtron.config.schema import problem
+from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops, nearest_divisors
+from hybridtron.tensors import Init, Part, TensorSpec
+
+if TYPE_CHECKING:
+    from hybridtron.backends.base import Backend
+    from hybridtron.mixers.mamba2.module import Mamba2
+
+
+class Mamba2Config(MixerConfig):
+    """Mamba-2 (SSD): short convolution, selective state space, gated norm."""
+
+    type: Literal["mamba2"]
+    expand: float = Field(2.0, gt=0, description="Inner width as a multiple of hidden_size.")
+    head_dim: int = Field(64, ge=1, description="Channels per head.")
+    state_dim: int = Field(128, ge=1, description="State elements per channel (N).")
+    num_groups: int | None = Field(
+        None, ge=1, description="Groups of heads that share B and C; by default 2, or 1 where the heads are odd in number."
+    )
+    conv_kernel: int = Field(4, ge=1, description="Length of the short convolution.")
+    chunk_size: int = Field(64, ge=1, description="Tokens per chunk of the scan; changes speed, not results.")
+    norm_per_group: bool = Field(True, description="Gated norm over each group's channels; false: over all channels.")
+
+    kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
+    capabilities: ClassVar[Capabilities] = Capabilities(tensor=True, sequence=True, vmap=True)
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Mamba2Config:
+        inner = self.expand * self.hidden_size
+        if inner % self.head_dim:
+            expected = f"a divisor of the inner width, expand x hidden_size = {inner:g}"
+            nearest = nearest_divisors(int(inner), self.head_dim) if inner == int(inner) else ""
+            raise problem("head_dim", self.head_dim, f"{expected} ({nearest})" if nearest else expected)
+        if self.num_heads % self.groups:
+            nearest = nearest_divisors(self.num_heads, self.groups)
+            raise problem("num_groups", self.groups, f"a divisor of the number of heads, {self.num_heads} ({nearest})")
+        return self
+
+    @property
+    def inner_size(self) -> int:
+        return int(self.expand * self.hidden_size)
+
+    @property
+    def num_heads(self) -> int:
+        return self.inner_size // self.head_dim
+
+    @property
+    def groups(self) -> int:
+        return self.num_groups or math.gcd(self.num_heads, 2)
+
+    @property
+    def norm_groups(self) -> int:
+        return self.groups if self.norm_per_group else 1
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        z = Part("z", self.num_heads, self.head_dim, "head_dim")
+        x = Part("x", self.num_heads, self.head_dim, "head_dim")
+        b = Part("B", self.groups, self.state_dim, "num_groups")
+        c = Part("C", self.groups, self.state_dim, "num_groups")
+        dt = Part("dt", self.num_heads, 1, "head_dim")
+        inner, conv, heads = (x,), (x, b, c), (dt,)
+        # A norm over all channels spans every rank's heads, so its channels form one unit that cannot be cut.
+        norm = inner if self.norm_per_group else (Part("x", 1, x.size, "norm_per_group"),)
+        packed = (z, *conv, dt)
+        rows = sum(part.size for part in packed)
+        channels = sum(part.size for part in conv)
+        bound = self.conv_kernel**-0.5
+        return {
+            "in_proj.weight": TensorSpec((rows, self.hidden_size), Init("input"), packed),
+            "conv_weight": TensorSpec((channels, self.conv_kernel), Init("uniform", -bound, bound), conv),
+            "conv_bias": TensorSpec((channels,), Init("uniform", -bound, bound), conv, decay=False),
+            "dt_bias": TensorSpec((dt.size,), Init("dt_bias", 0.001, 0.1), heads, decay=False, keep_fp32=True),
+            "A_log": TensorSpec((dt.size,), Init("log_uniform", 1.0, 16.0), heads, decay=False, keep_fp32=True),
+            "D": TensorSpec((dt.size,), Init("ones"), heads, decay=False, keep_fp32=True),
+            "norm_weight": TensorSpec((x.size,), Init("ones"), norm, decay=False),
+            "out_proj.weight": TensorSpec((self.hidden_size, x.size), Init("output"), inner, axis=1),
+        }
+
+    def flops(self, seq_len: int) -> int:
+        from hybridtron.ops.ssd import ssd_flops
+
+        specs = self.tensors()
+        scan = ssd_flops(seq_len, self.num_heads, self.head_dim, self.groups, self.state_dim, self.chunk_size)
+        return linear_flops(seq_len, specs["in_proj.weight"], specs["out_proj.weight"]) + scan
+
+    def state_size(self, seq_len: int) -> int:
+        return self.num_heads * self.head_dim * self.state_dim
+
+    def build(self, backend: Backend) -> Mamba2:
+        from hybridtron.mixers.mamba2.module import Mamba2
+
+        return Mamba2(self, backend)

@@ -1,0 +1,47 @@
+"""Mamba-2 on a backend."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybridtron.backends.base import Backend
+from hybridtron.mixers.mamba2.config import Mamba2Config
+from hybridtron.ops.norm import gated_rms_norm
+from hybridtron.ops.short_conv import short_conv
+from hybridtron.ops.ssd import ssd
+
+
+class Mamba2(nn.Module):
+    """[s, b, h] -> [s, b, h]; under tensor parallelism each rank computes its own heads and their groups."""
+
+    def __init__(self, config: Mamba2Config, backend: Backend) -> None:
+        super().__init__()
+        specs = config.tensors()
+        tp = backend.tensor_parallel_size
+        self.config = config
+        self.in_proj = backend.column_linear(specs["in_proj.weight"])
+        for name in ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight"):
+            self.register_parameter(name, backend.parameter(specs[name]))
+        self.out_proj = backend.row_linear(specs["out_proj.weight"])
+        self.norm_eps = backend.norm_eps
+        self.norm_groups = max(1, config.norm_groups // tp)
+        z, *conv, dt = specs["in_proj.weight"].local_sizes(tp)
+        self.projected_sizes = (z, sum(conv), dt)
+        self.conv_sizes = tuple(conv)
+
+    def forward(self, u: Tensor) -> Tensor:
+        z, conv_input, dt = self.in_proj(u).transpose(0, 1).split(self.projected_sizes, -1)  # [b, s, .]
+        convolved = short_conv(conv_input, self.conv_weight, self.conv_bias, activation="silu")
+        x, b, c = convolved.split(self.conv_sizes, -1)
+        y = ssd(
+            x.unflatten(-1, (-1, self.config.head_dim)),  # [b, s, heads, p]
+            F.softplus(dt.float() + self.dt_bias),  # [b, s, heads]
+            -self.A_log.exp(),
+            b.unflatten(-1, (-1, self.config.state_dim)),  # [b, s, groups, n]
+            c.unflatten(-1, (-1, self.config.state_dim)),
+            self.D,
+            self.config.chunk_size,
+        ).flatten(2)  # [b, s, heads * p]
+        y = gated_rms_norm(y, z, self.norm_weight, self.norm_eps, self.norm_groups)
+        return self.out_proj(y.transpose(0, 1))

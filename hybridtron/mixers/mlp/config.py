@@ -1,0 +1,55 @@
+"""Two-layer feed-forward network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops
+from hybridtron.tensors import Init, Part, TensorSpec
+
+if TYPE_CHECKING:
+    from hybridtron.backends.base import Backend
+    from hybridtron.mixers.mlp.module import MLP
+
+
+class MLPConfig(MixerConfig):
+    """Feed-forward layer: down(activation(up(x)))."""
+
+    type: Literal["mlp"]
+    ffn_hidden_size: int | None = Field(None, ge=1, description="Inner width; by default 4 hidden_size.")
+    activation: Literal["gelu", "relu2", "silu", "relu"] = Field(
+        "gelu", description="gelu is the tanh form; relu2 is relu squared."
+    )
+    bias: bool = Field(False, description="Bias on both projections.")
+
+    kind: ClassVar[Literal["sequence", "channel"]] = "channel"
+    capabilities: ClassVar[Capabilities] = Capabilities(tensor=True, sequence=True, vmap=True)
+
+    @property
+    def inner_size(self) -> int:
+        return self.ffn_hidden_size or 4 * self.hidden_size
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        up = (Part("up", self.inner_size, key="ffn_hidden_size"),)
+        specs = {
+            "up.weight": TensorSpec((self.inner_size, self.hidden_size), Init("input"), up),
+            "down.weight": TensorSpec((self.hidden_size, self.inner_size), Init("output"), up, axis=1),
+        }
+        if self.bias:
+            specs["up.bias"] = TensorSpec((self.inner_size,), Init("zeros"), up, decay=False)
+            specs["down.bias"] = TensorSpec((self.hidden_size,), Init("zeros"), decay=False)
+        return specs
+
+    def flops(self, seq_len: int) -> int:
+        specs = self.tensors()
+        return linear_flops(seq_len, specs["up.weight"], specs["down.weight"])
+
+    def state_size(self, seq_len: int) -> int:
+        return 0
+
+    def build(self, backend: Backend) -> MLP:
+        from hybridtron.mixers.mlp.module import MLP
+
+        return MLP(self, backend)

@@ -1,0 +1,23 @@
+"""The two-layer feed-forward network on a backend."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from hybridtron.backends.base import Backend
+from hybridtron.mixers.mlp.config import MLPConfig
+from hybridtron.ops.activations import ACTIVATIONS
+
+
+class MLP(nn.Module):
+    """[s, b, h] -> [s, b, h]."""
+
+    def __init__(self, config: MLPConfig, backend: Backend) -> None:
+        super().__init__()
+        specs = config.tensors()
+        self.up = backend.column_linear(specs["up.weight"], specs.get("up.bias"))
+        self.down = backend.row_linear(specs["down.weight"], specs.get("down.bias"))
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.activation(self.up(x)))  # [s, b, f] -> [s, b, h]

@@ -1,0 +1,22 @@
+"""SwiGLU on a backend."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from hybridtron.backends.base import Backend
+from hybridtron.mixers.swiglu.config import SwiGLUConfig
+from hybridtron.ops.swiglu import swiglu
+
+
+class SwiGLU(nn.Module):
+    """[s, b, h] -> [s, b, h]."""
+
+    def __init__(self, config: SwiGLUConfig, backend: Backend) -> None:
+        super().__init__()
+        specs = config.tensors()
+        self.gate_up = backend.column_linear(specs["gate_up.weight"])
+        self.down = backend.row_linear(specs["down.weight"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(swiglu(self.gate_up(x)))  # [s, b, 2f] -> [s, b, f] -> [s, b, h]

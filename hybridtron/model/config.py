@@ -1,0 +1,63 @@
+"""The `model` section of a run's config."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from hybridtron.config.schema import Strict, dispatch, problem
+from hybridtron.mixers.contract import MixerConfig
+from hybridtron.mixers.registry import MIXERS
+from hybridtron.pattern import Pattern, parse
+
+Block = Annotated[MixerConfig, BeforeValidator(lambda value: dispatch(value, MIXERS))]
+
+
+class ModelConfig(Strict):
+    """What the model is. Nothing here depends on how it is laid out over processes."""
+
+    hidden_size: int = Field(ge=1, description="Width of the residual stream.")
+    blocks: dict[str, Block] = Field(description="Named layers; each has a `type` and that type's keys.")
+    pattern: str = Field(description="Order of the layers by block name, such as `3*(mamba mlp) attn mlp`.")
+    vocab_size: int = Field(
+        0, ge=0, description="Size of the embedding; 0: that of the tokenizer, rounded up to a multiple of 64."
+    )
+    tie_embeddings: bool = Field(False, description="Use the embedding as the output projection too.")
+    norm_eps: float = Field(1e-5, gt=0, description="Added to the mean square in every RMS norm.")
+    init_std: float = Field(0.02, gt=0, description="Standard deviation of the initial weights.")
+    backend: Literal["megatron", "torch"] = Field(
+        "megatron", description="Who builds the layers: megatron-core's parallel modules, or plain PyTorch."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tell_blocks_their_width(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("blocks"), dict):
+            return data
+        width = data.get("hidden_size")
+        if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+            return data  # refused by the field itself
+        blocks = {}
+        for name, block in data["blocks"].items():
+            if isinstance(block, dict):
+                if "hidden_size" in block:
+                    raise problem(f"blocks.{name}.hidden_size", block["hidden_size"], "nothing: the model's is used")
+                block = {**block, "hidden_size": width}
+            blocks[name] = block
+        return {**data, "blocks": blocks}
+
+    @model_validator(mode="after")
+    def _pattern_names_blocks(self) -> ModelConfig:
+        self.parsed_pattern  # noqa: B018
+        return self
+
+    @cached_property
+    def parsed_pattern(self) -> Pattern:
+        return parse(self.pattern, known_names=list(self.blocks))
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Block name of each layer, in order."""
+        return self.parsed_pattern.layers

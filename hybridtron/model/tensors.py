@@ -1,0 +1,21 @@
+"""Every parameter of a model, by its name in the built module, before any tensor exists."""
+
+from __future__ import annotations
+
+from hybridtron.model.config import ModelConfig
+from hybridtron.tensors import Init, Part, TensorSpec
+
+
+def model_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
+    """Name -> declaration, for the whole model; with tied embeddings the output projection has no parameter."""
+    vocabulary = (Part("vocabulary", config.vocab_size, key="vocab_size"),)
+    norm = TensorSpec((config.hidden_size,), Init("ones"), decay=False)
+    specs = {"embedding.weight": TensorSpec((config.vocab_size, config.hidden_size), Init("embedding"), vocabulary)}
+    for i, name in enumerate(config.layer_names):
+        specs[f"layers.{i}.norm.weight"] = norm
+        for key, spec in config.blocks[name].tensors().items():
+            specs[f"layers.{i}.mixer.{key}"] = spec
+    specs["final_norm.weight"] = norm
+    if not config.tie_embeddings:
+        specs["head.weight"] = TensorSpec((config.vocab_size, config.hidden_size), Init("input"), vocabulary)
+    return specs

@@ -1,0 +1,47 @@
+"""Cutting elementwise work into blocks that stay in a core's cache.
+
+On a CPU an elementwise pass over a large tensor runs at memory speed, about five times slower than the same pass over data in the L2
+cache. Ops that need several passes therefore take all of them over one block of rows before they go on to the next. On other
+devices a block is large enough to fill the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+CPU_BLOCK_ELEMENTS = 1 << 16  # 256 KiB of float32: the few arrays that one op touches fit in 1-2 MiB of L2
+DEVICE_BLOCK_ELEMENTS = 1 << 26
+
+
+def runs(length: int, step: int) -> Iterator[slice]:
+    """Slices of `step`, the last one shorter, that cover `range(length)`."""
+    for start in range(0, length, step):
+        yield slice(start, min(start + step, length))
+
+
+def blocks(length: int, row_elements: int, device: torch.device) -> Iterator[slice]:
+    """Slices that cover `range(length)`, each with as many rows of `row_elements` elements as make a block, at least one."""
+    elements = CPU_BLOCK_ELEMENTS if device.type == "cpu" else DEVICE_BLOCK_ELEMENTS
+    return runs(length, max(1, elements // max(1, row_elements)))
+
+
+def row_order(x: Tensor) -> list[int]:
+    """The axes of x with the leading ones sorted as they lie in memory, the channel axis last.
+
+    A view [b, s, c] of memory laid out [s, b, c] gives [1, 0, 2]: taken in that order its rows flatten without a copy.
+    """
+    return [*sorted(range(x.dim() - 1), key=lambda axis: -x.stride(axis)), x.dim() - 1]
+
+
+def as_rows(x: Tensor, order: list[int]) -> Tensor:
+    """x [..., c] as rows [n, c], leading axes taken in `order`: a view where the memory of x allows it."""
+    return x.permute(order).reshape(-1, x.shape[-1])
+
+
+def from_rows(rows: Tensor, shape: torch.Size, order: list[int]) -> Tensor:
+    """The inverse of `as_rows`: rows [n, c] as a view of shape [*shape[:-1], c]."""
+    ordered = rows.view(*(shape[axis] for axis in order[:-1]), rows.shape[-1])
+    return ordered.permute([order.index(axis) for axis in range(len(order))])

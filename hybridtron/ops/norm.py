@@ -1,0 +1,125 @@
+"""Root-mean-square normalisation (Zhang & Sennrich 2019, arXiv 1910.07467) and Mamba-2's gated form (arXiv 2405.21060)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hybridtron.ops.blocks import as_rows, blocks, from_rows, row_order
+from hybridtron.ops.precision import accumulation_dtype, under_transforms
+
+aten = torch.ops.aten
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, accumulated in float32; x [..., c], weight [c]."""
+    if under_transforms():
+        return rms_norm_reference(x, weight, eps)
+    if x.is_cuda:
+        return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
+    return _RMSNorm.apply(x, weight, eps)
+
+
+def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`rms_norm` by its formula."""
+    dtype = accumulation_dtype(x)
+    wide = x.to(dtype)
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.to(dtype)).to(x.dtype)
+
+
+def gated_rms_norm(x: Tensor, z: Tensor, weight: Tensor, eps: float, num_groups: int) -> Tensor:
+    """rms_norm of x * silu(z) over each of `num_groups` equal groups of channels, times weight (the gate before the norm).
+
+    x and z are [..., c], weight [c]; num_groups divides c. Accumulated in float32, returned in the dtype of x.
+    """
+    if under_transforms():
+        return gated_rms_norm_reference(x, z, weight, eps, num_groups)
+    return _GatedRMSNorm.apply(x, z, weight, eps, num_groups)
+
+
+def gated_rms_norm_reference(x: Tensor, z: Tensor, weight: Tensor, eps: float, num_groups: int) -> Tensor:
+    """`gated_rms_norm` by its formula."""
+    dtype = accumulation_dtype(x)
+    gated = (x.to(dtype) * F.silu(z.to(dtype))).unflatten(-1, (num_groups, -1))
+    normed = gated * torch.rsqrt(gated.square().mean(-1, keepdim=True) + eps)
+    return (normed.flatten(-2) * weight.to(dtype)).to(x.dtype)
+
+
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(mean(x^2) + eps) over the last axis, which is kept."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        dtype, order = accumulation_dtype(x), row_order(x)
+        rows, scale = as_rows(x, order), weight.to(dtype)
+        out = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
+        inverse_rms = torch.empty(len(rows), 1, dtype=dtype, device=x.device)
+        for block in blocks(*rows.shape, x.device):
+            wide = rows[block].to(dtype)
+            inverse_rms[block] = _inverse_rms(wide, eps)
+            torch.mul(wide * inverse_rms[block], scale, out=out[block])
+        ctx.save_for_backward(rows, weight, inverse_rms)
+        ctx.shape, ctx.order = x.shape, order
+        return from_rows(out, x.shape, order)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        rows, weight, inverse_rms = ctx.saved_tensors
+        dtype, channels = inverse_rms.dtype, rows.shape[-1]
+        grad_rows, scale = as_rows(grad, ctx.order), weight.to(dtype)
+        dx, dweight = torch.empty_like(rows), torch.zeros_like(scale)
+        for block in blocks(*rows.shape, rows.device):
+            x, g, r = rows[block].to(dtype), grad_rows[block].to(dtype), inverse_rms[block]
+            product = g * x
+            dweight.addmv_(product.t(), r[:, 0])
+            along_x = (product @ scale).unsqueeze_(-1).mul_(r).mul_(r).div_(channels)  # [rows, 1]
+            torch.mul(g, scale, out=product).addcmul_(x, along_x, value=-1)
+            torch.mul(product, r, out=dx[block])
+        return from_rows(dx, ctx.shape, ctx.order), dweight.to(weight.dtype), None
+
+
+class _GatedRMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, z: Tensor, weight: Tensor, eps: float, num_groups: int) -> Tensor:
+        dtype, order = accumulation_dtype(x), row_order(x)
+        rows, gates, scale = as_rows(x, order), as_rows(z, order), weight.to(dtype)
+        out = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
+        inverse_rms = torch.empty(len(rows), num_groups, 1, dtype=dtype, device=x.device)
+        for block in blocks(*rows.shape, x.device):
+            gated = F.silu(gates[block].to(dtype)).mul_(rows[block])
+            groups = gated.unflatten(-1, (num_groups, -1))
+            inverse_rms[block] = _inverse_rms(groups, eps)
+            groups.mul_(inverse_rms[block])
+            torch.mul(gated, scale, out=out[block])
+        ctx.save_for_backward(rows, gates, weight, inverse_rms)
+        ctx.shape, ctx.order = x.shape, order
+        return from_rows(out, x.shape, order)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        rows, gates, weight, inverse_rms = ctx.saved_tensors
+        dtype, num_groups = inverse_rms.dtype, inverse_rms.shape[1]
+        grad_rows, scale = as_rows(grad, ctx.order), weight.to(dtype)
+        dx, dz, dweight = torch.empty_like(rows), torch.empty_like(gates), torch.zeros_like(scale)
+        for block in blocks(*rows.shape, rows.device):
+            x, z, g, r = rows[block].to(dtype), gates[block].to(dtype), grad_rows[block].to(dtype), inverse_rms[block]
+            activated = F.silu(z)
+            normed = (activated * x).unflatten(-1, (num_groups, -1)).mul_(r)  # [rows, groups, channels of a group]
+            product = g * normed.flatten(-2)
+            dweight.add_(product.sum(0))
+            along = product.mul_(scale).unflatten(-1, (num_groups, -1)).mean(-1, keepdim=True)
+            dgated = torch.mul(g, scale, out=product).unflatten(-1, (num_groups, -1))
+            dgated = dgated.addcmul_(normed, along, value=-1).mul_(r).flatten(-2)
+            torch.mul(dgated, activated, out=dx[block])
+            dz[block] = aten.silu_backward(dgated.mul_(x), z)
+        shape, order = ctx.shape, ctx.order
+        return from_rows(dx, shape, order), from_rows(dz, shape, order), dweight.to(weight.dtype), None, None

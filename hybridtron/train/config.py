@@ -1,0 +1,122 @@
+"""A run's whole config, and the sections that belong to training."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from hybridtron.config.schema import Strict, problem
+from hybridtron.data.config import DataConfig
+from hybridtron.distributed.config import ParallelConfig, PrecisionConfig
+from hybridtron.model.config import ModelConfig
+
+
+class TrainConfig(Strict):
+    """How long, in what portions, and what is watched."""
+
+    steps: int = Field(ge=1, description="Optimizer steps of the whole run.")
+    global_batch_size: int = Field(ge=1, description="Sequences per optimizer step, over all processes.")
+    micro_batch_size: int = Field(1, ge=1, description="Sequences per forward pass of one process.")
+    z_loss: float = Field(0.0, ge=0, description="Weight of the squared log partition function in the loss.")
+    log_every: int = Field(10, ge=1, description="Steps between rows of metrics.")
+    eval_every: int = Field(0, ge=0, description="Steps between evaluations; 0: only at the end.")
+    eval_sequences: int = Field(128, ge=1, description="Held-out sequences per evaluation, evenly spaced over the file.")
+    max_skipped_steps: int = Field(
+        10, ge=1, description="Steps in a row that may be skipped for a non-finite loss or gradient; then the run stops."
+    )
+    sample_tokens: int = Field(0, ge=0, description="Tokens of sample text printed at the end.")
+
+
+class OptimizerConfig(Strict):
+    """AdamW with decoupled weight decay; norms, biases, A_log, D and dt_bias are not decayed."""
+
+    lr: float = Field(gt=0, description="Peak learning rate.")
+    weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay, times the learning rate.")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of the first and second moment.")
+    eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
+    clip_grad: float = Field(1.0, ge=0, description="Largest norm of all gradients together; 0: no limit.")
+
+    @field_validator("betas")
+    @classmethod
+    def _inside_unit_interval(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise problem("", list(betas), "two numbers, each at least 0 and below 1")
+        return betas
+
+
+class ScheduleConfig(Strict):
+    """Learning rate over the run: a linear warm-up, then one of three shapes."""
+
+    type: Literal["cosine", "wsd", "constant"] = Field(
+        "cosine", description="cosine: to min_lr_ratio at the last step. wsd: constant, then a linear decay. constant."
+    )
+    warmup_steps: int = Field(0, ge=0, description="Steps from 0 to the peak.")
+    decay_steps: int = Field(0, ge=0, description="wsd: steps of the final decay.")
+    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="Final learning rate as a share of the peak.")
+
+
+class CheckpointConfig(Strict):
+    """When the run is saved; it always is at the end and when it is told to stop."""
+
+    save_every: int = Field(0, ge=0, description="Steps between checkpoints; 0: only at the end.")
+    keep_last: int = Field(2, ge=0, description="Checkpoints kept; older ones are deleted. 0: all.")
+
+
+class RunConfig(Strict):
+    """One training run."""
+
+    name: str = Field(description="Names the run folder.")
+    folder: str | None = Field(None, description="Where the run is written; by default checkpoints/NAME.")
+    seed: int = Field(1234, ge=0, description="Of the initial weights and the order of the data.")
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig = ScheduleConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _usable_as_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise problem("", name, "letters, digits, '.', '_' and '-', beginning with a letter or digit")
+        return name
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> RunConfig:
+        for error in self._disagreements():
+            raise error
+        return self
+
+    def _disagreements(self) -> Iterator[Exception]:
+        train, schedule, tensor = self.train, self.schedule, self.parallel.tensor
+        if train.global_batch_size % train.micro_batch_size:
+            expected = f"a divisor of train.global_batch_size {train.global_batch_size}"
+            yield problem("train.micro_batch_size", train.micro_batch_size, expected)
+        if schedule.type == "wsd" and not 1 <= schedule.decay_steps <= train.steps - schedule.warmup_steps:
+            expected = f"1 to train.steps - warmup_steps = {train.steps - schedule.warmup_steps} with type wsd"
+            yield problem("schedule.decay_steps", schedule.decay_steps, expected)
+        if schedule.type != "wsd" and schedule.decay_steps:
+            yield problem("schedule.decay_steps", schedule.decay_steps, f"0 with type {schedule.type}")
+        if schedule.warmup_steps > train.steps:
+            yield problem("schedule.warmup_steps", schedule.warmup_steps, f"at most train.steps {train.steps}")
+        if self.parallel.sequence and tensor == 1:
+            yield problem("parallel.sequence", True, "parallel.tensor of 2 or more beside it")
+        if self.parallel.sequence and self.data.seq_len % tensor:
+            yield problem("data.seq_len", self.data.seq_len, f"a multiple of parallel.tensor {tensor}, with sequence")
+        if self.model.backend == "torch" and tensor > 1:
+            yield problem("model.backend", "torch", f"megatron, for parallel.tensor {tensor}")
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(self.folder) if self.folder else Path("checkpoints") / self.name
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.train.global_batch_size * self.data.seq_len

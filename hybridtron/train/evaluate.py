@@ -1,0 +1,90 @@
+"""Use what a run has trained: evaluate it, let it write."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hybridtron.data.batches import eval_batches
+from hybridtron.data.tokenizer import load as load_tokenizer
+from hybridtron.distributed.config import ParallelConfig
+from hybridtron.distributed.environment import Environment
+from hybridtron.distributed.groups import Place, process_groups
+from hybridtron.errors import UserError
+from hybridtron.model.generate import generate
+from hybridtron.model.language_model import LanguageModel
+from hybridtron.model.tensors import model_tensors
+from hybridtron.train.build import build_model
+from hybridtron.train.config import RunConfig
+from hybridtron.train.corpus import open_corpus
+from hybridtron.train.run_folder import read_run
+
+
+@contextlib.contextmanager
+def trained_model(path: Path) -> Iterator[tuple[RunConfig, Path, LanguageModel, Place]]:
+    """The model of a run folder or checkpoint in this one process, whatever layout trained it."""
+    config, checkpoint = read_run(path)
+    config = config.model_copy(update={"parallel": ParallelConfig()})
+    with process_groups(config.parallel, Environment(0, 1, 0, None, "single")) as place:
+        from hybridtron.distributed.checkpoint import load_model
+
+        model, _ = build_model(config, place)
+        load_model(checkpoint, model, model_tensors(config.model), place)
+        yield config, checkpoint, model.eval(), place
+
+
+def evaluate_run(path: Path, data: str | None, sequences: int | None) -> dict[str, Any]:
+    """Loss (nats per token), perplexity and bits per byte over evenly spaced held-out sequences."""
+    if sequences is not None and sequences < 1:
+        raise UserError(f"--sequences = {sequences}: expected at least 1")
+    config, _ = read_run(path)
+    section = config.data.model_copy(update={"valid": data or config.data.valid})
+    if section.valid is None:
+        raise UserError(f"{path}: its config has no data.valid; expected --data PREFIX")
+    train = config.train.model_copy(update={"eval_sequences": sequences or config.train.eval_sequences})
+    config = config.model_copy(update={"data": section, "train": train})
+    corpus = open_corpus(config)
+    assert corpus.valid is not None
+    count = corpus.eval_sequences(config, 1)
+    with trained_model(path) as (_, checkpoint, model, place), torch.no_grad():
+        losses = []
+        for tokens, labels in eval_batches(corpus.valid, count, train.micro_batch_size, 0, 1):
+            nll, _ = model(tokens.to(place.device), labels.to(place.device))
+            losses.append(nll.double().mean())
+        loss = float(torch.stack(losses).mean())
+    return {
+        "checkpoint": str(checkpoint),
+        "data": section.valid,
+        "sequences": count,
+        "seq_len": config.data.seq_len,
+        "tokens": count * config.data.seq_len,
+        "loss": loss,
+        "perplexity": math.exp(loss),
+        "bits_per_byte": corpus.bits_per_byte(loss),
+    }
+
+
+def generate_from_run(path: Path, prompt: str, tokens: int, temperature: float, top_k: int, seed: int) -> str:
+    """Continue the prompt with the run's model."""
+    for name, value in (("--tokens", tokens), ("--temperature", temperature), ("--top-k", top_k)):
+        if value < 0:
+            raise UserError(f"{name} = {value}: expected at least 0")
+    with trained_model(path) as (config, _, model, place):
+        return generate(
+            model,
+            load_tokenizer(config.data.tokenizer),
+            prompt,
+            tokens,
+            context=config.data.seq_len,
+            temperature=temperature,
+            top_k=top_k,
+            seed=seed,
+            device=place.device,
+        )
+
+

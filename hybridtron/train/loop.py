@@ -1,0 +1,242 @@
+"""The training loop: a batch, an update, what is reported, what is saved, when to stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hybridtron.accounting.describe import describe
+from hybridtron.accounting.peak import peak_flops_per_s
+from hybridtron.data.batches import eval_batches, global_batch
+from hybridtron.distributed.environment import Environment
+from hybridtron.distributed.groups import Place, process_groups
+from hybridtron.train.build import build_engine
+from hybridtron.train.config import RunConfig
+from hybridtron.train.corpus import Corpus, open_corpus
+from hybridtron.train.learning_rate import learning_rate
+from hybridtron.train.metrics import MetricsWriter, plot_loss, read_metrics
+from hybridtron.train.progress import ProgressView
+from hybridtron.train.record import environment_record
+from hybridtron.train.resolve import data_parallel_size
+from hybridtron.train.resume import find_checkpoint
+from hybridtron.train.run_folder import RunFolder, TrainState, read_state, replace_text
+from hybridtron.train.signals import StopRequest, stop_requests
+
+if TYPE_CHECKING:
+    from hybridtron.distributed.engine import Engine, StepResult
+
+
+class TrainingStopped(Exception):
+    """Too many steps in a row had a non-finite loss or gradient; the last checkpoint is as it was."""
+
+
+def train(config: RunConfig, environment: Environment, resume: bool) -> None:
+    """Run or continue a resolved config as one of the environment's processes.
+
+    Raises UserError before anything is written when the data, the layout or the run folder does not fit;
+    TrainingStopped when too many steps in a row were skipped.
+    """
+    data_parallel_size(config, environment.world_size)
+    folder = RunFolder(config.run_folder)
+    checkpoint = find_checkpoint(folder, config, resume)
+    corpus = open_corpus(config)
+    with stop_requests() as stop, process_groups(config.parallel, environment) as place:
+        run = _Run(config, place, folder, corpus, stop)
+        try:
+            run.start(checkpoint)
+            run.advance_to_the_end()
+        finally:
+            run.close()
+
+
+class _Run:
+    """One process's part in a run. Only the first process writes; checkpoints are written by all."""
+
+    def __init__(
+        self, config: RunConfig, place: Place, folder: RunFolder, corpus: Corpus, stop: StopRequest
+    ) -> None:
+        self.config, self.place, self.folder, self.corpus, self.stop = config, place, folder, corpus, stop
+        self.state = TrainState()
+        self.engine: Engine = build_engine(config, place)
+        self.flops_per_token = 3 * describe(config.model, config.data.seq_len).flops_forward / config.data.seq_len
+        self.peak = peak_flops_per_s(place.device, config.precision.format)
+        self.writer: MetricsWriter | None = None
+        self.view: ProgressView | None = None
+
+    def start(self, checkpoint: Path | None) -> None:
+        from hybridtron.distributed import checkpoint as checkpoints
+
+        if checkpoint:
+            self.state = read_state(checkpoint)
+            checkpoints.load(checkpoint, self.engine)
+        self.engine.agree(True)  # all have looked at the folder before the first one changes it
+        if self.place.is_main:
+            self.folder.create(self.config, environment_record(self.config, self.place))
+            self.writer = MetricsWriter(self.folder.path, self.state.step)
+        self.view = ProgressView(self.config.name, self.state.step, self.config.train.steps, self.place.is_main)
+        if checkpoint:
+            self.view.say(f"resumed from {checkpoint} at step {self.state.step}")
+
+    def advance_to_the_end(self) -> None:
+        steps, save_every = self.config.train.steps, self.config.checkpoint.save_every
+        clock = _Clock(self.state.step)
+        saved = self.state.step if self.state.step else -1
+        stopping = False
+        while self.state.step < steps and not stopping:
+            result, lr = self._update()
+            step = self.state.step
+            stopping = bool(self.engine.largest(self.stop.number))
+            if self.state.skipped_in_a_row >= self.config.train.max_skipped_steps:
+                self._give_up()
+            clock.trained(self.config.tokens_per_step)
+            valid = self._evaluate() if self._evaluation_due() and not stopping else None
+            self._report(result, lr, valid, clock)
+            if stopping or step == steps or (save_every and step % save_every == 0):
+                self._save()
+                saved = step
+            clock.resume()
+        if saved != self.state.step:
+            self._save()
+        if stopping:
+            self._say(f"stopped by a signal after step {self.state.step}; saved, continue with --resume")
+        else:
+            self._finish()
+
+    def _update(self) -> tuple[StepResult, float]:
+        config, place = self.config, self.place
+        batches = global_batch(
+            self.corpus.train,
+            self.state.step,
+            config.train.global_batch_size,
+            config.train.micro_batch_size,
+            place.data_rank,
+            place.data_size,
+        )
+        lr = learning_rate(config, self.state.step + 1)
+        result = self.engine.train_step(list(batches), lr)
+        self.state = replace(
+            self.state,
+            step=self.state.step + 1,
+            tokens=self.state.tokens + config.tokens_per_step,
+            skipped=self.state.skipped + (not result.applied),
+            skipped_in_a_row=0 if result.applied else self.state.skipped_in_a_row + 1,
+        )
+        return result, lr
+
+    def _evaluation_due(self) -> bool:
+        step, train = self.state.step, self.config.train
+        return self.corpus.valid is not None and (
+            step == train.steps or bool(train.eval_every and step % train.eval_every == 0)
+        )
+
+    def _evaluate(self) -> float:
+        assert self.corpus.valid is not None
+        batches = eval_batches(
+            self.corpus.valid,
+            self.corpus.eval_sequences(self.config, self.place.data_size),
+            self.config.train.micro_batch_size,
+            self.place.data_rank,
+            self.place.data_size,
+        )
+        return self.engine.evaluate(list(batches))
+
+    def _report(self, result: StepResult, lr: float, valid: float | None, clock: _Clock) -> None:
+        step, train = self.state.step, self.config.train
+        rate = clock.tokens_per_s()
+        flops = rate * self.flops_per_token
+        row: dict[str, Any] = {
+            "step": step,
+            "tokens": self.state.tokens,
+            "loss": result.loss,
+            "lr": lr,
+            "grad_norm": result.grad_norm,
+            "tokens_per_s": rate,
+            "flops_per_s": flops,
+            "mfu": flops / (self.peak * self.place.world_size) if self.peak else None,
+            "time": time.time(),
+            "skipped": self.state.skipped,
+        }
+        if valid is not None:
+            row["valid_loss"] = valid
+            row["valid_bits_per_byte"] = self.corpus.bits_per_byte(valid)
+        logged = step % train.log_every == 0 or step in (1, train.steps) or valid is not None or not result.applied
+        if self.writer and logged:
+            self.writer.write(row)
+        if self.view:
+            self.view.step(row, (train.steps - step) * self.config.tokens_per_step / rate, logged)
+        if not result.applied:
+            self._say(f"step {step}: loss {result.loss} or a gradient is not finite; the step is skipped")
+        if valid is not None:
+            self._say(f"step {step}: held-out loss {valid:.4f}{self._as_bits(valid)}")
+        if logged:
+            clock.logged()
+
+    def _save(self) -> None:
+        from hybridtron.distributed import checkpoint as checkpoints
+
+        attempt = self.engine.largest(os.getpid() if self.place.is_main else 0)
+        partial = self.folder.partial_checkpoint(self.state.step, attempt)
+        if self.place.is_main:
+            partial.mkdir()
+        self.engine.agree(True)  # the folder is there
+        checkpoints.save(partial, self.engine)
+        if self.place.is_main:
+            self.folder.finish_checkpoint(partial, self.state, self.config.checkpoint.keep_last)
+            plot_loss(read_metrics(self.folder.metrics_file), self.folder.path / "loss.png", self.config.name)
+        self.engine.agree(True)  # nobody goes on, or ends, before it has its name
+
+    def _finish(self) -> None:
+        from hybridtron.train.finish import closing_report
+
+        summary = closing_report(self.config, self.corpus, self.engine.model, self.place, self.state, self._say)
+        if self.place.is_main:
+            replace_text(self.folder.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+            self._say(f"run folder {self.folder.path}, plot {self.folder.path / 'loss.png'}")
+
+    def _give_up(self) -> None:
+        latest = self.folder.latest_checkpoint() if self.place.is_main else None
+        kept = f"{latest} is intact" if latest else "there is no checkpoint yet"
+        raise TrainingStopped(
+            f"step {self.state.step}: {self.state.skipped_in_a_row} steps in a row had a non-finite loss or gradient "
+            f"(train.max_skipped_steps); {kept}"
+        )
+
+    def _as_bits(self, loss: float) -> str:
+        bits = self.corpus.bits_per_byte(loss)
+        return "" if bits is None else f" = {bits:.3f} bits per byte"
+
+    def _say(self, text: str) -> None:
+        if self.view:
+            self.view.say(text)
+
+    def close(self) -> None:
+        if self.view:
+            self.view.close()
+        if self.writer:
+            self.writer.close()
+
+
+class _Clock:
+    """Training speed since the last logged row, without the time of evaluations and saves."""
+
+    def __init__(self, first_step: int) -> None:
+        self.seconds, self.tokens, self.since = 0.0, 0, time.perf_counter()
+
+    def trained(self, tokens: int) -> None:
+        self.seconds += time.perf_counter() - self.since
+        self.tokens += tokens
+
+    def tokens_per_s(self) -> float:
+        return self.tokens / max(self.seconds, 1e-9)
+
+    def logged(self) -> None:
+        self.seconds, self.tokens = 0.0, 0
+
+    def resume(self) -> None:
+        self.since = time.perf_counter()
+
+

@@ -1,0 +1,53 @@
+"""What a run ran on: versions, code, layout."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hybridtron import __version__
+from hybridtron.distributed.groups import Place
+from hybridtron.train.config import RunConfig
+
+PACKAGES = ("torch", "megatron-core", "numpy", "transformer-engine", "mamba-ssm", "flash-attn", "causal-conv1d")
+
+
+def environment_record(config: RunConfig, place: Place) -> dict[str, Any]:
+    """For environment.json."""
+    cuda = place.device.type == "cuda"
+    return {
+        "hybridtron": __version__,
+        "git_hash": _git_hash(),
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(place.device) if cuda else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "layout": {
+            "world_size": place.world_size,
+            "data": place.data_size,
+            **config.parallel.model_dump(),
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_hash() -> str | None:
+    """Of the checkout this code runs from, with `-dirty` for uncommitted changes; None outside one."""
+    folder = Path(__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

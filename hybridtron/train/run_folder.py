@@ -1,0 +1,121 @@
+"""A run on disk: config, metrics and checkpoints, and how each survives a kill at any moment.
+
+    config.yaml  environment.json  metrics.jsonl  tensorboard/  loss.png  summary.json  step_00000100/  latest
+
+A checkpoint is written into `step_N.partial-*`, renamed when whole, and only then named by `latest`, which is replaced
+atomically: whatever `latest` names is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import yaml
+
+from hybridtron.config.load import build, dump
+from hybridtron.errors import UserError
+from hybridtron.train.config import RunConfig
+
+PARTIAL = ".partial"
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where a run is. Everything else about the data and the schedule follows from it and the config."""
+
+    step: int = 0
+    tokens: int = 0
+    skipped: int = 0  # steps in all
+    skipped_in_a_row: int = 0
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def require_unused(self) -> None:
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise UserError(
+                f"run folder {self.path} exists: expected a new one; continue it with --resume, or change name or folder"
+            )
+
+    def create(self, config: RunConfig, environment: dict) -> None:
+        """Make the folder if it is new, and write what the run is and where it runs."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for leftover in self.path.glob(f"step_*{PARTIAL}*"):
+            shutil.rmtree(leftover)
+        replace_text(self.config_file, dump(config))
+        replace_text(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint, or None."""
+        pointer = self.path / "latest"
+        if not pointer.exists():
+            return None
+        checkpoint = self.path / pointer.read_text().strip()
+        if not (checkpoint / "train_state.json").is_file():
+            raise UserError(f"{pointer}: names {checkpoint.name}, which is not there; expected a complete checkpoint")
+        return checkpoint
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return sorted(p for p in self.path.glob("step_" + "[0-9]" * 8) if (p / "train_state.json").is_file())
+
+    def partial_checkpoint(self, step: int, attempt: int) -> Path:
+        """Where to write. An attempt of its own for every process: a writer of a killed run may still be at work."""
+        return self.path / f"step_{step:08d}{PARTIAL}-{attempt}"
+
+    def finish_checkpoint(self, partial: Path, state: TrainState, keep_last: int) -> Path:
+        """Give a written checkpoint its name, point `latest` at it, and delete what is too old."""
+        replace_text(partial / "train_state.json", json.dumps(asdict(state)) + "\n")
+        final = self.path / f"step_{state.step:08d}"
+        if final.exists():  # the same step, saved again after a resume
+            shutil.rmtree(final)
+        os.replace(partial, final)
+        replace_text(self.path / "latest", final.name + "\n")
+        if keep_last:
+            for old in self.checkpoints()[:-keep_last]:
+                if old != final:
+                    shutil.rmtree(old)
+        return final
+
+
+def read_state(checkpoint: Path) -> TrainState:
+    return TrainState(**json.loads((checkpoint / "train_state.json").read_text()))
+
+
+def read_run(path: Path) -> tuple[RunConfig, Path]:
+    """The config and the checkpoint of a run folder (its latest) or of one checkpoint in it; raises UserError."""
+    if not path.is_dir():
+        near = [p.name for p in path.parent.glob("*/config.yaml")] if path.parent.is_dir() else []
+        raise UserError(f"{path}: no such run folder or checkpoint" + (f" (there are: {', '.join(near)})" if near else ""))
+    folder = path if (path / "config.yaml").is_file() else path.parent
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{path}: neither a run folder (config.yaml) nor a checkpoint inside one")
+    config = build(yaml.safe_load((folder / "config.yaml").read_text()), RunConfig)
+    checkpoint = RunFolder(folder).latest_checkpoint() if folder == path else path
+    if checkpoint is None or not (checkpoint / "train_state.json").is_file():
+        raise UserError(f"{path}: holds no complete checkpoint yet")
+    return config, checkpoint
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write the whole file or nothing, also when the machine stops in the middle."""
+    draft = path.with_name(path.name + ".new")
+    with draft.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)

@@ -1,0 +1,78 @@
+"""What `describe` says equals what the built model has and does."""
+
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from hybridtron.accounting.describe import describe
+from hybridtron.backends.torch import TorchBackend
+from hybridtron.model.initialize import initialize
+from hybridtron.model.language_model import LanguageModel
+from tests.train.runs import resolved_tiny
+
+PATTERNS = ["mamba mlp attn ffn", "3*mamba", "2*(attn ffn)", "2*(swa mlp)", "biased wide"]
+MORE_BLOCKS = {
+    "swa": {"type": "attention", "num_heads": 4, "window": 8},
+    "biased": {"type": "attention", "num_heads": 2, "num_kv_heads": 1, "head_dim": 24, "qkv_bias": True},
+    "wide": {"type": "mlp", "bias": True},
+}
+
+
+def model_and_account(pattern, tie, seq_len):
+    blocks = {**resolved_tiny().model.model_dump()["blocks"], **MORE_BLOCKS}
+    config = resolved_tiny(blocks=blocks, pattern=pattern, tie_embeddings=tie).model
+    model = LanguageModel(config, TorchBackend())
+    initialize(model, config, seed=0)
+    return model, describe(config, seq_len)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("tie", [False, True])
+def test_parameters_equal_the_counted_ones(pattern, tie):
+    model, account = model_and_account(pattern, tie, 32)
+    counted = account.as_json()["parameters"]
+    assert counted["total"] == sum(p.numel() for p in model.parameters())
+    vocabulary = [p for name, p in model.named_parameters() if name in ("embedding.weight", "head.weight")]
+    assert counted["embedding"] == sum(p.numel() for p in vocabulary)
+    assert counted["non_embedding"] == counted["total"] - counted["embedding"]
+    assert counted["active"] == counted["total"]
+    assert [layer.parameters for layer in account.layers] == [
+        sum(p.numel() for p in layer.parameters()) for layer in model.layers
+    ]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("seq_len", [1, 32, 37])
+def test_flops_equal_those_of_the_flop_counter(pattern, seq_len):
+    model, account = model_and_account(pattern, False, seq_len)
+    tokens = torch.zeros(2, seq_len, dtype=torch.long)
+    with FlopCounterMode(display=False) as forward:
+        nll, _ = model(tokens, tokens)
+    with FlopCounterMode(display=False) as backward:
+        nll.mean().backward()
+    assert forward.get_total_flops() == 2 * account.flops_forward
+    assert forward.get_total_flops() + backward.get_total_flops() == 2 * 3 * account.flops_forward
+
+
+def test_state_is_keys_and_values_of_attention_and_the_state_of_mamba2():
+    _, account = model_and_account("mamba mlp attn ffn swa", False, 32)
+    assert [layer.state_size for layer in account.layers] == [64 * 8, 0, 2 * 2 * 8 * 32, 0, 2 * 4 * 8 * 8]
+    assert account.state_size == sum(layer.state_size for layer in account.layers)
+
+
+def test_the_json_of_the_command_line(tiny, hybridtron):
+    result = hybridtron("describe", tiny, "--json")
+    assert result.returncode == 0, result.stderr
+    printed = json.loads(result.stdout)
+    assert set(printed) >= {"pattern", "layers", "parameters", "flops_per_token", "state_size"}
+    assert set(printed["parameters"]) == {"total", "embedding", "non_embedding", "active"}
+    assert printed["flops_per_token"]["training"] == 3 * printed["flops_per_token"]["forward"]
+    assert len(printed["layers"]) == 4
+
+
+def test_the_picture_names_every_layer(tiny, hybridtron):
+    result = hybridtron("describe", tiny)
+    assert result.returncode == 0, result.stderr
+    assert all(word in result.stdout for word in ("embedding", "mamba", "mlp", "attn", "ffn", "FLOPs", "state"))

@@ -1,0 +1,135 @@
+"""Configs from bases, a file and the command line, and who set what."""
+
+import os
+
+import pytest
+
+from hybridtron.config.compose import COMMAND_LINE, compose
+from hybridtron.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A function that writes files by relative path into the working folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(**files):
+        for name, text in files.items():
+            path = tmp_path / (name.replace("__", "/") + ".yaml")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+    return write
+
+
+def test_mappings_merge_and_lists_and_scalars_replace(folder):
+    folder(low="a: {x: 1, y: [1, 2]}\nb: 1\n", top="base: low.yaml\na: {y: [3], z: 4}\nc: 5\n")
+    assert compose("top.yaml").mapping == {"a": {"x": 1, "y": [3], "z": 4}, "b": 1, "c": 5}
+
+
+def test_later_bases_win_and_the_file_wins_over_them(folder):
+    folder(one="a: 1\nb: 1\nc: 1\n", two="b: 2\nc: 2\n", top="base: [one.yaml, two.yaml]\nc: 3\n")
+    assert compose("top.yaml").mapping == {"a": 1, "b": 2, "c": 3}
+
+
+def test_bases_are_found_relative_to_the_file_that_names_them(folder):
+    folder(models__base="m: 1\n", models__small="base: base.yaml\nn: 2\n", runs__x="base: ../models/small.yaml\n")
+    assert compose("runs/x.yaml").mapping == {"m": 1, "n": 2}
+
+
+def test_one_base_may_be_reached_twice(folder):
+    folder(
+        low="a: 1\n", left="base: low.yaml\nb: 1\n", right="base: low.yaml\nc: 1\n", top="base: [left.yaml, right.yaml]"
+    )
+    assert compose("top.yaml").mapping == {"a": 1, "b": 1, "c": 1}
+
+
+def test_overrides_come_last_with_values_in_yaml(folder):
+    folder(top="optimizer: {lr: 1.0}\n")
+    overrides = ["optimizer.lr=3e-4", "new.place = [1, a]", "pattern=4*a | b", "flag=true", "none=", "eq=a=b"]
+    assert compose("top.yaml", overrides).mapping == {
+        "optimizer": {"lr": 3e-4},
+        "new": {"place": [1, "a"]},
+        "pattern": "4*a | b",
+        "flag": True,
+        "none": None,
+        "eq": "a=b",
+    }
+
+
+def test_an_override_sets_its_key_whole(folder):
+    folder(top="block: {type: attention, num_heads: 8}\n")
+    assert compose("top.yaml", ["block={type: mlp}"]).mapping == {"block": {"type": "mlp"}}
+
+
+def test_overrides_leave_files_and_bases_unshared(folder):
+    folder(top="a: &x {n: 1}\nb: *x\n")
+    assert compose("top.yaml", ["a.n=2"]).mapping == {"a": {"n": 2}, "b": {"n": 1}}
+
+
+def test_every_value_knows_who_set_it_last(folder):
+    folder(low="a: {x: 1, y: 1, list: [1]}\nd: {e: 1}\n", runs__top="base: ../low.yaml\na: {y: 2}\n")
+    provenance = compose("runs/top.yaml", ["a.z=3"]).provenance
+    assert provenance.source("a.x") == "low.yaml"
+    assert provenance.source("a.y") == os.path.join("runs", "top.yaml")
+    assert provenance.source("a.z") == COMMAND_LINE
+    assert provenance.source("a.missing") == os.path.join("runs", "top.yaml")
+    assert provenance.source("d.missing") == "low.yaml"
+    assert provenance.suffix("a.x") == " (in low.yaml)"
+    assert provenance.suffix("a.z") == " (on the command line)"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n", "top.yaml: expected a mapping of keys at the top level, found [a]"),
+        ("base: 3\n", "base = 3: expected a file name or a list of file names (in top.yaml)"),
+        ("base: [low.yaml, 3]\n", "base = [low.yaml, 3]: expected a file name or a list of file names (in top.yaml)"),
+        ("base: lov.yaml\n", "lov.yaml: no such file (nearest: low.yaml) (named as base in top.yaml)"),
+        (
+            "base: sup/x.yaml\n",
+            "sup/x.yaml: no such file: there is no folder sup (nearest: sub) (named as base in top.yaml)",
+        ),
+        ("base: sub\n", "sub: expected a YAML file, found a folder (named as base in top.yaml)"),
+        ("base: top.yaml\n", "top.yaml: base leads in a circle: top.yaml -> top.yaml"),
+        ("base: sub/back.yaml\n", "sub/back.yaml: base leads in a circle: top.yaml -> sub/back.yaml -> top.yaml"),
+        ("a: [", "top.yaml:1:5: not valid YAML"),
+    ],
+)
+def test_bad_files_are_refused(folder, text, message):
+    folder(low="a: 1\n", sub__back="base: ../top.yaml\n", top=text)
+    with pytest.raises(UserError) as caught:
+        compose("top.yaml")
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_names_the_nearest(folder):
+    folder(configs__quickstart="a: 1\n")
+    with pytest.raises(UserError, match=r"^configs/quickstrt.yaml: no such file \(nearest: configs/quickstart.yaml\)$"):
+        compose("configs/quickstrt.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("lr", "override 'lr': expected key=value"),
+        ("=3", "override '=3': expected key=value"),
+        ("a..b=3", "override 'a..b=3': expected key=value with dots between the levels of the key"),
+        ("a .b=3", "override 'a .b=3': expected key=value"),
+        ("lr.x=3", "override 'lr.x=3': lr = 1.0: expected a mapping to set 'x' in"),
+        ("deep.lr.x.y=3", "override 'deep.lr.x.y=3': deep.lr = [1]: expected a mapping to set 'x' in"),
+        ("a=[1,", "override 'a=[1,': not valid YAML"),
+        (
+            "a=*attn",
+            "override 'a=*attn': not valid YAML: found undefined alias 'attn'; expected a YAML value, in quotes",
+        ),
+        ("base=x.yaml", "base: cannot be set on the command line, only in a file"),
+    ],
+)
+def test_bad_overrides_are_refused(folder, override, message):
+    folder(top="lr: 1.0\ndeep: {lr: [1]}\n")
+    with pytest.raises(UserError) as caught:
+        compose("top.yaml", [override])
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,84 @@
+"""What several tests share: a tiny corpus, a tiny run, and the command line as a user calls it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from hybridtron.data.corpus import prepare
+from hybridtron.data.sources import find_sources
+
+torch.set_num_threads(1)
+
+TINY = {
+    "name": "tiny",
+    "seed": 7,
+    "model": {
+        "hidden_size": 32,
+        "blocks": {
+            "mamba": {"type": "mamba2", "head_dim": 16, "state_dim": 8, "chunk_size": 16},
+            "attn": {"type": "attention", "num_heads": 4, "num_kv_heads": 2},
+            "mlp": {"type": "swiglu", "ffn_hidden_size": 64},
+            "ffn": {"type": "mlp", "ffn_hidden_size": 64},
+        },
+        "pattern": "mamba mlp attn ffn",
+    },
+    "data": {"tokenizer": "byte", "seq_len": 32},
+    "train": {"steps": 20, "global_batch_size": 4, "micro_batch_size": 2, "log_every": 1, "eval_sequences": 8},
+    "optimizer": {"lr": 3e-3},
+    "schedule": {"warmup_steps": 4},
+}
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train and valid token files of a few thousand bytes each."""
+    folder = tmp_path_factory.mktemp("corpus")
+    words = "the a model layer state of attention scan and is in token".split()
+    draw = np.random.default_rng(0)
+    for i in range(40):
+        (folder / f"{i}.txt").write_text(" ".join(draw.choice(words, size=120)) + "\n")
+    prepare(find_sources([folder]), folder / "tokens", tokenizer="byte", valid_fraction=0.2)
+    return folder / "tokens"
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, corpus: Path) -> Path:
+    """The config file of a run of seconds, which writes into this test's own folder."""
+    config = {**TINY, "folder": str(tmp_path / "run")}
+    config["data"] = {**TINY["data"], "train": str(corpus / "train"), "valid": str(corpus / "valid")}
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(config, sort_keys=False))
+    return file
+
+
+Hybridtron = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def hybridtron(tmp_path: Path) -> Hybridtron:
+    """Run the command line to its end, in this test's folder, on one thread per process."""
+
+    def run(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command(*arguments), cwd=tmp_path, env=environment(**env), capture_output=True, text=True, timeout=300
+        )
+
+    return run
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "hybridtron", *map(str, arguments)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    root = str(Path(__file__).parent.parent)
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root, **more}

@@ -1,0 +1,60 @@
+"""What each data-parallel rank gets: the layout divides a step's samples and never changes them."""
+
+import numpy as np
+import pytest
+import torch
+
+from hybridtron.data.batches import eval_batches, global_batch
+from hybridtron.data.dataset import TokenDataset
+from hybridtron.data.indexed_format import bin_path, idx_path, write_index
+from hybridtron.errors import UserError
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    prefix = tmp_path_factory.mktemp("tokens") / "train"
+    np.arange(5000, dtype=np.uint16).tofile(bin_path(prefix))
+    write_index(idx_path(prefix), np.array([5000]), np.dtype(np.uint16))
+    return TokenDataset(prefix, seq_len=32, seed=3)
+
+
+def union(batches_of_rank, dp_size):
+    micro_batches = [batch for rank in range(dp_size) for batch in batches_of_rank(rank)]
+    return torch.cat([batch.tokens for batch in micro_batches]), torch.cat([batch.labels for batch in micro_batches])
+
+
+def test_labels_are_the_tokens_one_place_further(dataset):
+    batch = next(global_batch(dataset, 0, 8, 4, 0, 1))
+    assert batch.tokens.shape == batch.labels.shape == (4, 32)
+    assert batch.tokens.dtype == batch.labels.dtype == torch.int64
+    assert torch.equal(batch.tokens[:, 1:], batch.labels[:, :-1])
+    assert torch.equal(batch.tokens + 1, batch.labels)
+    assert batch.tokens.is_contiguous()
+    assert batch.labels.is_contiguous()
+
+
+@pytest.mark.parametrize(("micro_batch_size", "dp_size"), [(12, 1), (1, 1), (3, 2), (2, 3), (1, 12)])
+def test_no_layout_changes_what_a_step_or_an_evaluation_sees(dataset, micro_batch_size, dp_size):
+    for step in (0, 7, 100):
+        expected = dataset.samples(np.arange(step * 12, step * 12 + 12))
+        tokens, labels = union(lambda rank: global_batch(dataset, step, 12, micro_batch_size, rank, dp_size), dp_size)  # noqa: B023
+        assert np.array_equal(tokens, expected[:, :-1])
+        assert np.array_equal(labels, expected[:, 1:])
+    tokens, _ = union(lambda rank: eval_batches(dataset, 12, micro_batch_size, rank, dp_size), dp_size)
+    assert np.array_equal(tokens, dataset.eval_windows(np.arange(12), 12)[:, :-1])
+
+
+def test_a_rank_gets_one_contiguous_block(dataset):
+    second = torch.cat([batch.tokens for batch in global_batch(dataset, 2, 12, 2, dp_rank=1, dp_size=3)])
+    assert np.array_equal(second, dataset.samples(np.arange(28, 32))[:, :-1])
+
+
+def test_what_cannot_be_divided_is_refused_at_the_call(dataset):
+    with pytest.raises(UserError, match=r"global_batch_size: 10 .* micro_batch_size 2 x data-parallel size 2.*is: 8"):
+        global_batch(dataset, 0, 10, 2, 0, 2)
+    with pytest.raises(UserError, match="num_samples: 10"):
+        eval_batches(dataset, 10, 4, 0, 1)
+    with pytest.raises(UserError, match="do not fit"):
+        eval_batches(dataset, 1000, 4, 0, 1)

@@ -1,0 +1,116 @@
+"""Megatron's files: ours equal megatron-core's own, and damaged ones are told apart."""
+
+import struct
+
+import numpy as np
+import pytest
+
+from hybridtron.data.indexed_format import HEADER, bin_path, check, idx_path, token_dtype, write_index
+from hybridtron.errors import UserError
+
+DOCUMENTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
+STREAM = [1, 2, 3, 4, 5, 6, 7, 8, 9]
+
+
+@pytest.fixture
+def prefix(tmp_path):
+    prefix = tmp_path / "corpus" / "train"
+    prefix.parent.mkdir()
+    np.array(STREAM, np.uint16).tofile(bin_path(prefix))
+    write_index(idx_path(prefix), np.array([len(d) for d in DOCUMENTS]), np.dtype(np.uint16))
+    return prefix
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_the_same_bytes_as_megatron_core_writes(dtype, tmp_path):
+    import torch
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    builder = IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=dtype)
+    for document in DOCUMENTS:
+        builder.add_document(torch.tensor(document), [len(document)])
+    builder.finalize(str(tmp_path / "theirs.idx"))
+    write_index(tmp_path / "ours.idx", np.array([len(d) for d in DOCUMENTS]), np.dtype(dtype))
+    assert (tmp_path / "ours.idx").read_bytes() == (tmp_path / "theirs.idx").read_bytes()
+
+
+def test_megatron_core_reads_it(prefix):
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    read = IndexedDataset(str(prefix))
+    assert [document.tolist() for document in read] == DOCUMENTS
+    assert read.document_indices.tolist() == [0, 1, 2, 3]
+
+
+def test_check_reads_the_sizes_and_the_stream(prefix):
+    files = check(prefix)
+    assert (files.num_documents, files.num_tokens, files.dtype) == (3, 9, np.uint16)
+    assert files.tokens().tolist() == STREAM
+
+
+@pytest.mark.parametrize("vocab_size", [257, 65499, 65500, 128256])
+def test_the_token_type_is_the_one_megatron_core_chooses(vocab_size):
+    from megatron.core.datasets.indexed_dataset import DType
+
+    assert token_dtype(vocab_size) == DType.optimal_dtype(vocab_size)
+
+
+def test_missing_files_name_the_nearest_there_is(prefix):
+    folder = prefix.parent
+    with pytest.raises(UserError, match=rf"no token data at '{folder}/trian'.*nearest there is: '{prefix}'"):
+        check(folder / "trian")
+    with pytest.raises(UserError, match=rf"nearest there is: '{prefix}'"):
+        check(folder.parent / "corpsu" / "train")
+    with pytest.raises(UserError, match=rf"without its suffix: '{prefix}'"):
+        check(bin_path(prefix))
+    bin_path(prefix).unlink()
+    with pytest.raises(UserError, match=r"train\.bin is missing"):
+        check(prefix)
+
+
+def test_an_unfinished_preparation_is_recognised(tmp_path):
+    (tmp_path / ".partial").mkdir()
+    with pytest.raises(UserError, match=r"only partly prepared: run the same .* again"):
+        check(tmp_path / "train")
+
+
+def test_a_shortened_or_lengthened_bin_is_held_against_the_index(prefix):
+    data = bin_path(prefix).read_bytes()
+    bin_path(prefix).write_bytes(data[:-1])
+    with pytest.raises(UserError, match=r"train\.bin is truncated: 17 bytes, .* 9 tokens = 18 bytes"):
+        check(prefix)
+    bin_path(prefix).write_bytes(data + b"xx")
+    with pytest.raises(UserError, match=r"train\.bin is too long: 20 bytes"):
+        check(prefix)
+
+
+def test_every_shortened_index_is_refused(prefix):
+    data = idx_path(prefix).read_bytes()
+    for size in range(len(data)):
+        idx_path(prefix).write_bytes(data[:size])
+        with pytest.raises(UserError, match=r"train\.idx is truncated"):
+            check(prefix)
+
+
+def test_foreign_and_strange_indices_are_refused(prefix):
+    path, data = idx_path(prefix), idx_path(prefix).read_bytes()
+    path.write_bytes(b"PK\x03\x04" + data)
+    with pytest.raises(UserError, match="not a Megatron index"):
+        check(prefix)
+    path.write_bytes(HEADER.pack(b"MMIDIDX\0\0", 2, 8, 3, 4) + data[HEADER.size :])
+    with pytest.raises(UserError, match="version 2"):
+        check(prefix)
+    path.write_bytes(HEADER.pack(b"MMIDIDX\0\0", 1, 7, 3, 4) + data[HEADER.size :])
+    with pytest.raises(UserError, match="dtype code 7"):
+        check(prefix)
+    offsets_at = HEADER.size + 3 * 4
+    path.write_bytes(data[:offsets_at] + struct.pack("<qqq", 0, 8, 6) + data[offsets_at + 24 :])
+    with pytest.raises(UserError, match="do not lie end to end"):
+        check(prefix)
+
+
+def test_no_tokens_at_all(tmp_path):
+    bin_path(tmp_path / "train").touch()
+    write_index(idx_path(tmp_path / "train"), np.array([], np.int32), np.dtype(np.uint16))
+    with pytest.raises(UserError, match="holds no tokens"):
+        check(tmp_path / "train")

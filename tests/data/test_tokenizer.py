@@ -1,0 +1,80 @@
+import json
+
+import pytest
+
+from hybridtron.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer, load
+from hybridtron.errors import UserError
+
+TEXT = "Grüße, 世界!\n\t🙂"
+
+
+def test_byte_ids_are_the_bytes_of_utf8():
+    tokenizer = load("byte")
+    assert tokenizer.encode(TEXT).tolist() == list(TEXT.encode("utf-8"))
+    assert (tokenizer.vocab_size, tokenizer.eod) == (257, 256)
+
+
+def test_byte_round_trip_leaves_out_ends_of_documents_and_replaces_what_is_no_text():
+    tokenizer = ByteTokenizer()
+    assert tokenizer.decode([*tokenizer.encode(TEXT), 256]) == TEXT
+    assert tokenizer.decode([0x41, 0xFF, 0x42, 256, 300]) == "A�B"
+    assert tokenizer.encode_bytes(b"\xff\x00").tolist() == [255, 0]
+
+
+def test_hugging_face_round_trip_without_the_truncation_and_padding_of_the_file(tokenizer_json):
+    tokenizer = load(str(tokenizer_json))
+    long, short = TEXT * 20, "a"
+    assert tokenizer.decode(tokenizer.encode(long)) == long
+    assert tokenizer.encode(short).size == 1
+    assert tokenizer.vocab_size == 400
+    assert tokenizer.decode([*tokenizer.encode(short), tokenizer.eod]) == short
+
+
+def test_a_document_cannot_end_itself(tokenizer_json):
+    tokenizer = load(str(tokenizer_json))
+    text = "a<|endoftext|>b"
+    assert tokenizer.eod not in tokenizer.encode(text)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_a_folder_stands_for_the_tokenizer_json_inside(tokenizer_json):
+    assert load(str(tokenizer_json.parent)).fingerprint == load(str(tokenizer_json)).fingerprint
+
+
+def test_end_of_document_is_the_given_then_the_configured_then_the_usual_name(tokenizer_json, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(tokenizer_json.read_bytes())
+    assert load(str(path)).eod == 0
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<pad>"}}))
+    configured = load(str(path))
+    assert configured.eod == 1
+    assert load(str(path), eod_token="<|endoftext|>").eod == 0
+    assert configured.fingerprint != load(str(path), eod_token="<|endoftext|>").fingerprint
+
+
+def test_no_end_of_document_is_an_error_that_says_what_helps(tmp_path):
+    from tokenizers import Tokenizer, models
+
+    path = tmp_path / "tokenizer.json"
+    Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")).save(str(path))
+    with pytest.raises(UserError, match=r"no end-of-document token .*eod_token"):
+        load(str(path))
+    assert HuggingFaceTokenizer(path, eod_token="[UNK]").eod == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "eod_token", "message"),
+    [
+        ("bytes", None, r"no file 'bytes'; expected 'byte'"),
+        ("byte", "</s>", r"byte tokenizer has its own"),
+        ("broken.json", None, r"broken.json is not a tokenizer.json"),
+        ("good.json", "<nope>", r"'<nope>' is not in the vocabulary"),
+    ],
+)
+def test_what_is_no_tokenizer(spec, eod_token, message, tokenizer_json, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.json").write_text('{"version": "1.0"')
+    (tmp_path / "good.json").write_bytes(tokenizer_json.read_bytes())
+    with pytest.raises(UserError, match=message) as error:
+        load(spec, eod_token)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,62 @@
+"""Our parameters from those of Hugging Face models of the same shape."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hybridtron.model.config import ModelConfig
+from hybridtron.model.language_model import LanguageModel
+
+
+def llama_state(state: dict[str, Tensor], num_layers: int) -> dict[str, Tensor]:
+    """A `LlamaForCausalLM` as `(attn mlp)` repeated: each of its layers is two of ours."""
+    ours = _outer(state, "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+    for i in range(num_layers):
+        theirs = f"model.layers.{i}."
+        attention, mlp = f"layers.{2 * i}.", f"layers.{2 * i + 1}."
+        ours[f"{attention}norm.weight"] = state[f"{theirs}input_layernorm.weight"]
+        qkv = [state[f"{theirs}self_attn.{name}_proj.weight"] for name in "qkv"]
+        ours[f"{attention}mixer.qkv.weight"] = torch.cat(qkv)
+        ours[f"{attention}mixer.proj.weight"] = state[f"{theirs}self_attn.o_proj.weight"]
+        ours[f"{mlp}norm.weight"] = state[f"{theirs}post_attention_layernorm.weight"]
+        gate_up = [state[f"{theirs}mlp.{name}_proj.weight"] for name in ("gate", "up")]
+        ours[f"{mlp}mixer.gate_up.weight"] = torch.cat(gate_up)
+        ours[f"{mlp}mixer.down.weight"] = state[f"{theirs}mlp.down_proj.weight"]
+    return ours
+
+
+def mamba2_state(state: dict[str, Tensor], num_layers: int) -> dict[str, Tensor]:
+    """A `Mamba2ForCausalLM` as mamba2 repeated."""
+    ours = _outer(state, "backbone.embeddings.weight", "backbone.norm_f.weight", "lm_head.weight")
+    for i in range(num_layers):
+        ours |= mamba2_layer(state, f"backbone.layers.{i}.", f"layers.{i}.")
+    return ours
+
+
+def mamba2_layer(state: dict[str, Tensor], theirs: str, ours: str) -> dict[str, Tensor]:
+    """One Mamba-2 layer, named `theirs` over there and `ours` here."""
+    return {
+        f"{ours}norm.weight": state[f"{theirs}norm.weight"],
+        f"{ours}mixer.in_proj.weight": state[f"{theirs}mixer.in_proj.weight"],
+        f"{ours}mixer.conv_weight": state[f"{theirs}mixer.conv1d.weight"].squeeze(1),
+        f"{ours}mixer.conv_bias": state[f"{theirs}mixer.conv1d.bias"],
+        f"{ours}mixer.dt_bias": state[f"{theirs}mixer.dt_bias"],
+        f"{ours}mixer.A_log": state[f"{theirs}mixer.A_log"],
+        f"{ours}mixer.D": state[f"{theirs}mixer.D"],
+        f"{ours}mixer.norm_weight": state[f"{theirs}mixer.norm.weight"],
+        f"{ours}mixer.out_proj.weight": state[f"{theirs}mixer.out_proj.weight"],
+    }
+
+
+def load(config: ModelConfig, state: dict[str, Tensor]) -> LanguageModel:
+    """Our model, on the torch backend, with exactly these parameters."""
+    from hybridtron.backends.torch import TorchBackend
+
+    model = LanguageModel(config, TorchBackend(norm_eps=config.norm_eps))
+    model.load_state_dict(state, strict=True)
+    return model.eval()
+
+
+def _outer(state: dict[str, Tensor], embedding: str, norm: str, head: str) -> dict[str, Tensor]:
+    return {"embedding.weight": state[embedding], "final_norm.weight": state[norm], "head.weight": state[head]}

@@ -1,0 +1,108 @@
+"""Equal weights give the logits of Hugging Face's models."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Mamba2Config, Mamba2ForCausalLM
+
+from hybridtron.config.load import build
+from hybridtron.model.config import ModelConfig
+from tests.model.huggingface import llama_state, load, mamba2_state
+
+BOUND = 1e-4
+
+
+def randomised(model: torch.nn.Module) -> torch.nn.Module:
+    """Weights far from their initial zeros and ones, so that every one of them matters to the logits."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1 and "A_log" not in name:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+            elif parameter.dim() > 1:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter.size(-1) ** -0.5)
+    return model.eval()
+
+
+def worst(ours: torch.nn.Module, theirs: torch.nn.Module, vocab_size: int, seq_len: int) -> float:
+    tokens = torch.randint(vocab_size, (2, seq_len), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return float((ours.logits(tokens) - theirs(tokens).logits).abs().max())
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("seq_len", [1, 37])
+def test_llama(num_kv_heads, seq_len):
+    theirs = randomised(
+        LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=96,
+                hidden_size=64,
+                intermediate_size=160,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=num_kv_heads,
+                rope_theta=10000.0,
+                rms_norm_eps=1e-5,
+                tie_word_embeddings=False,
+            )
+        )
+    )
+    config = build(
+        {
+            "hidden_size": 64,
+            "vocab_size": 96,
+            "norm_eps": 1e-5,
+            "blocks": {
+                "attn": {"type": "attention", "num_heads": 4, "num_kv_heads": num_kv_heads},
+                "mlp": {"type": "swiglu", "ffn_hidden_size": 160},
+            },
+            "pattern": "2*(attn mlp)",
+        },
+        ModelConfig,
+    )
+    ours = load(config, llama_state(theirs.state_dict(), 2))
+    assert worst(ours, theirs, 96, seq_len) < BOUND
+
+
+@pytest.mark.parametrize("num_groups", [1, 2])
+@pytest.mark.parametrize("seq_len", [1, 16, 37])
+def test_mamba2(num_groups, seq_len):
+    theirs = randomised(
+        Mamba2ForCausalLM(
+            Mamba2Config(
+                vocab_size=96,
+                hidden_size=64,
+                num_hidden_layers=2,
+                expand=2,
+                head_dim=16,
+                num_heads=8,
+                state_size=24,
+                n_groups=num_groups,
+                conv_kernel=4,
+                chunk_size=16,
+                layer_norm_epsilon=1e-5,
+                tie_word_embeddings=False,
+            )
+        )
+    )
+    config = build(
+        {
+            "hidden_size": 64,
+            "vocab_size": 96,
+            "norm_eps": 1e-5,
+            "blocks": {
+                "mamba": {
+                    "type": "mamba2",
+                    "head_dim": 16,
+                    "state_dim": 24,
+                    "num_groups": num_groups,
+                    "chunk_size": 16,
+                    "norm_per_group": False,
+                }
+            },
+            "pattern": "2*mamba",
+        },
+        ModelConfig,
+    )
+    ours = load(config, mamba2_state(theirs.state_dict(), 2))
+    assert worst(ours, theirs, 96, seq_len) < BOUND

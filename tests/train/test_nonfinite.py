@@ -1,0 +1,51 @@
+"""A loss or gradient that is not finite never reaches the weights."""
+
+import json
+
+import pytest
+import torch
+
+from hybridtron.train.evaluate import trained_model
+
+
+def rows(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_too_many_in_a_row_stop_the_run_with_the_checkpoint_intact(tiny, hybridtron):
+    run = tiny.parent / "run"
+    result = hybridtron(
+        "train", tiny, "optimizer.lr=1e30", "schedule.warmup_steps=0", "checkpoint.save_every=1", "train.max_skipped_steps=3"
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "3 steps in a row" in result.stderr
+    assert len(result.stderr.strip().splitlines()[-1]) < 300
+    assert "step_" in (run / "latest").read_text()
+    skipped = [row for row in rows(run) if row["skipped"]]
+    assert skipped[-1]["skipped"] >= 2
+    assert skipped[-1]["loss"] is None or skipped[-1]["grad_norm"] is None
+    with trained_model(run) as (_, _, model, _):
+        assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_poisoned_batch_is_skipped_and_training_goes_on(poison):
+    from hybridtron.distributed.environment import Environment
+    from hybridtron.distributed.groups import process_groups
+    from hybridtron.train.build import build_engine
+    from tests.train.runs import resolved_tiny
+
+    config = resolved_tiny()
+    with process_groups(config.parallel, Environment(0, 1, 0, None, "single")) as place:
+        engine = build_engine(config, place)
+        tokens = torch.randint(256, (2, 32), generator=torch.Generator().manual_seed(0))
+        batch = [(tokens, tokens.roll(-1, 1))]
+        assert engine.train_step(batch, 1e-3).applied
+        before = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
+        handle = engine.model.final_norm.register_forward_hook(lambda module, inputs, output: output * poison)
+        result = engine.train_step(batch, 1e-3)
+        handle.remove()
+        assert not result.applied
+        assert all(torch.equal(p, before[name]) for name, p in engine.model.named_parameters())
+        assert engine.train_step(batch, 1e-3).applied
+        assert not any(torch.equal(p, before[name]) for name, p in engine.model.named_parameters() if p.dim() > 1)

@@ -1,0 +1,126 @@
+"""Text files into token files that hybridtron trains on.
+
+    python tools/prepare_data.py books/ more.jsonl.zst --out data/mine --workers 4
+
+Files: .txt (one document each), .jsonl, .jsonl.gz, .jsonl.zst (one document per line), and folders of them. The same
+command again goes on where a killed one stopped. A damaged line is counted, and kept in OUT/damaged.jsonl.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hybridtron.data.corpus import Progress, prepare
+from hybridtron.data.report import CorpusReport
+from hybridtron.data.sources import find_sources
+from hybridtron.data.workers import WorkerDied
+from hybridtron.errors import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="file or folder")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new folder for the token files")
+    parser.add_argument("--tokenizer", default="byte", help="byte (default), a tokenizer.json, or a folder with one")
+    parser.add_argument("--eod-token", help="the tokenizer's end-of-document token, where its name is unusual")
+    parser.add_argument(
+        "--valid", nargs="+", type=Path, default=[], metavar="PATH", help="files or folders to hold out"
+    )
+    parser.add_argument("--valid-fraction", type=float, default=0.05, help="documents held out without --valid (0.05)")
+    parser.add_argument("--json-key", default="text", help="where a JSON line has its text (text)")
+    parser.add_argument("--text-suffixes", nargs="+", default=[".txt"], metavar="SUFFIX", help="text files (.txt)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (all cores)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    return parser
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A bar on stderr for each stage, that the yielded function moves."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    bar, tasks = Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True)), {}
+
+    def move(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = bar.add_task(f"{stage:6}", total=total, completed=done)
+            bar.start()  # not before: bad input is to print its one line only
+        bar.update(tasks[stage], completed=done)
+
+    try:
+        yield move
+    finally:
+        if tasks:
+            bar.stop()
+
+
+def print_summary(report: CorpusReport, out: Path) -> None:
+    """A short table, what was damaged or ignored, and the lines to put into a run's YAML."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("split", "documents", "tokens", "bytes", "bytes/token", box=None)
+    for name, split in report.splits.items():
+        numbers = [f"{n:,}" for n in (split.documents, split.tokens, split.bytes)]
+        table.add_row(name, *numbers, f"{split.bytes_per_token:.3f}")
+    Console(highlight=False).print(table)
+    for count, what in (
+        (report.damaged_lines, f"damaged lines (kept in {out / 'damaged.jsonl'})"),
+        (report.repaired_documents, "documents repaired (what is no Unicode became U+FFFD)"),
+        (report.empty_documents, "empty documents (left out)"),
+        (report.ignored_files, f"files of other kinds (named in {out / 'sources.jsonl'})"),
+    ):
+        if count:
+            print(f"{what}: {count:,}")
+    for damage in report.first_damaged[:5]:
+        print(f"  {damage['file']} line {damage['line']}: {damage['reason']}")
+    missing = [name for name in ("train", "valid") if name not in report.splits]
+    if missing:
+        print(f"no {missing[0]} split: give its files with --valid, or a --valid-fraction and two documents or more")
+    values = {name: str(out / name) for name in report.splits} | {"tokenizer": report.tokenizer["spec"]}
+    plain = re.compile(r"[\w./-]+")  # what YAML reads as it is
+    pairs = [f"{key}: {text if plain.fullmatch(text) else json.dumps(text)}" for key, text in values.items()]
+    print(f"\ndata: {{{', '.join(pairs)}}}\nmodel: {{vocab_size: {report.tokenizer['vocab_size']}}}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parser().parse_args(arguments)
+    try:
+        sources = find_sources(args.inputs, args.text_suffixes, args.valid)
+        with progress_bar() as progress:
+            report = prepare(
+                sources,
+                args.out,
+                tokenizer=args.tokenizer,
+                eod_token=args.eod_token,
+                valid_fraction=args.valid_fraction,
+                json_key=args.json_key,
+                num_workers=args.workers,
+                progress=progress,
+            )
+    except UserError as error:
+        print(f"hybridtron: error: {error}", file=sys.stderr)
+        return 2
+    except (WorkerDied, OSError) as error:
+        print(f"hybridtron: error: {error}; the same command goes on from there", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("hybridtron: interrupted; the same command goes on from there", file=sys.stderr)
+        return 130
+    if args.json:
+        print(report.to_json(), end="")
+    else:
+        print_summary(report, args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
