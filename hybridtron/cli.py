@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 failed, 2 bad input."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parse(given)
+    # Notes of libraries to their developers; what concerns the user is said by this program.
+    for module in ("megatron", "torch"):
+        warnings.filterwarnings("ignore", module=module)
     try:
         return options.run(options)
     except UserError as error:
@@ -143,7 +147,11 @@ def _eval(options: argparse.Namespace) -> int:
         print(json.dumps(result, indent=2))
         return 0
     print(f"{result['checkpoint']} on {result['data']}, {result['sequences']} sequences of {result['seq_len']} tokens")
-    bits = "unknown (no byte count beside the tokens)" if result["bits_per_byte"] is None else f"{result['bits_per_byte']:.4f}"
+    bits = (
+        "unknown (no byte count beside the tokens)"
+        if result["bits_per_byte"] is None
+        else f"{result['bits_per_byte']:.4f}"
+    )
     print(f"loss {result['loss']:.4f}  perplexity {result['perplexity']:.3f}  bits per byte {bits}")
     return 0
 

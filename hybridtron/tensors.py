@@ -23,8 +23,8 @@ class Init:
     """How a parameter starts.
 
     `input`, `output`, `embedding`: normal, with the standard deviation that the model's config gives to that role.
-    `uniform`, `log_uniform`: uniform in [low, high], or the logarithm of such a draw. `dt_bias`: the inverse softplus of
-    a log-uniform step size in [low, high] (Mamba-2).
+    `uniform`, `log_uniform`: uniform in [low, high], or the logarithm of such a draw. `dt_bias`: the inverse softplus
+    of a log-uniform step size in [low, high] (Mamba-2).
     """
 
     kind: InitKind

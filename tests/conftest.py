@@ -42,7 +42,7 @@ TINY = {
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train and valid token files of a few thousand bytes each."""
     folder = tmp_path_factory.mktemp("corpus")
-    words = "the a model layer state of attention scan and is in token".split()
+    words = ["the", "a", "model", "layer", "state", "of", "attention", "scan", "and", "is", "in", "token"]
     draw = np.random.default_rng(0)
     for i in range(40):
         (folder / f"{i}.txt").write_text(" ".join(draw.choice(words, size=120)) + "\n")

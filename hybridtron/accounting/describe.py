@@ -1,8 +1,8 @@
 """What a model is and costs, from its config alone: no tensor is made.
 
-Conventions: FLOPs are those of matrix multiplications, a multiply-add counted as two, attention without a discount for the
-causal mask; a training step costs three forward passes. `embedding` counts the embedding and, where it is not tied, the
-output projection.
+Conventions: FLOPs are those of matrix multiplications, a multiply-add counted as two, attention without a discount for
+the causal mask; a training step costs three forward passes. `embedding` counts the embedding and, where it is not tied,
+the output projection.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class LayerAccount:
 
 @dataclass(frozen=True)
 class Account:
-    """Per-token FLOPs are averages over a sequence of seq_len tokens; state_size is elements per sequence of seq_len."""
+    """Per-token FLOPs are averages over a sequence of seq_len tokens; state_size is elements per sequence of
+    seq_len."""
 
     pattern: str
     seq_len: int

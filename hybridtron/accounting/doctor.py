@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 REQUIRED = (
-    "torch", "megatron-core", "numpy", "pydantic", "pyyaml", "psutil", "tensorboard", "matplotlib", "rich", "tokenizers",
-    "zstandard",
+    "torch", "megatron-core", "numpy", "pydantic", "pyyaml", "psutil", "tensorboard", "matplotlib", "rich",
+    "tokenizers", "zstandard",
 )  # fmt: skip
 OPTIONAL = {
     "transformer-engine": "FP8 and fused layers on NVIDIA GPUs",

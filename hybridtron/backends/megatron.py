@@ -28,17 +28,17 @@ def _unused(weight: Tensor) -> None:
 
 
 class _ColumnLinear(ColumnParallelLinear):
-    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         return super().forward(x, weight)[0]
 
 
 class _RowLinear(RowParallelLinear):
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)[0]
 
 
 class _Embedding(VocabParallelEmbedding):
-    def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, tokens: Tensor) -> Tensor:
         embedded = super().forward(tokens)  # [b, s, h], or [s / tp, b, h] under sequence parallelism
         return embedded if self.reduce_scatter_embeddings else embedded.transpose(0, 1).contiguous()
 

@@ -21,6 +21,7 @@ from hybridtron.errors import UserError
 
 BASE_KEY = "base"
 COMMAND_LINE = "command line"
+_MAX_LEVELS = 100
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _override(tree: _Tree, override: str) -> None:
     key, equals, text = override.partition("=")
     key = key.strip()
     parts = key.split(".")
-    if not equals or not all(parts) or any(part != part.strip() for part in parts):
+    if not equals or not all(parts) or any(part != part.strip() for part in parts) or len(parts) > _MAX_LEVELS:
         raise UserError(f"override {override!r}: expected key=value with dots between the levels of the key")
     if key == BASE_KEY:
         raise UserError(f"{BASE_KEY}: cannot be set on the {COMMAND_LINE}, only in a file")

@@ -148,11 +148,8 @@ def _problem(error: Any, place: _Place, root: type[pydantic.BaseModel]) -> _Prob
     if kind in _WRONG_TYPE:
         return _Problem(path, f"expected {_type_expected(kind, place.annotation, error)}", shown)
     if kind in _BOUNDS:
-        return _Problem(
-            path,
-            f"expected {_BOUNDS[kind].format(**{name: number_text(bound) for name, bound in context.items()})}",
-            shown,
-        )
+        bounds = {name: number_text(bound) for name, bound in context.items()}
+        return _Problem(path, f"expected {_BOUNDS[kind].format(**bounds)}", shown)
     return _Problem(path, error["msg"][:1].lower() + error["msg"][1:], shown)
 
 
@@ -162,7 +159,7 @@ def _unknown_key(place: _Place, root: type[pydantic.BaseModel]) -> _Problem:
     elsewhere = [path for path in _paths(root) if path[-1] == key]
     close = nearest(str(key), valid)
     if len(elsewhere) == 1:
-        return _Problem(place.path, f"unknown key (nearest: {dotted(elsewhere[0])})")
+        return _Problem(place.path, f"unknown key (nearest: {dotted(elsewhere[0])})", renamed=elsewhere[0])
     if close:
         return _Problem(place.path, f"unknown key (nearest: {close})", renamed=(*parents, close))
     return _Problem(place.path, f"unknown key: expected {one_of(None, valid)}")

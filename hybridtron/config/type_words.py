@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
 
 from pydantic import BaseModel
+from yaml import YAMLError
 
 from hybridtron.config import yaml_text
 
@@ -29,7 +30,7 @@ def value_text(value: Any) -> str:
     else:
         try:
             text = yaml_text.write_inline(value)
-        except Exception:  # any object may come from Python callers
+        except YAMLError:  # an object that YAML cannot say, from a Python caller
             text = repr(value)
     text = " ".join(text.split())
     return text if len(text) <= _MAX_VALUE else f"{text[: _MAX_VALUE - 3]}..."

@@ -111,7 +111,7 @@ def _walk(folder: Path) -> list[Path]:
 
     found = []
     for parent, folders, files in os.walk(folder, onerror=refuse):
-        if PARTIAL_NAME in folders or PREPARED_NAMES <= set(files):
+        if PARTIAL_NAME in folders or set(files) >= PREPARED_NAMES:
             folders.clear()
             continue
         found += [Path(parent, name) for name in files]

@@ -5,24 +5,27 @@ A parameter that packs several parts is stored part by part under `name.part`, w
 
 from __future__ import annotations
 
-import io
-import pickle
+import queue
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch import Tensor, nn
 
 from hybridtron.distributed.engine import Engine
 from hybridtron.distributed.groups import Place
-from hybridtron.errors import UserError
+from hybridtron.distributed.vetting import vet
 from hybridtron.tensors import TensorSpec
 
 
 def save(folder: Path, engine: Engine) -> None:
     """Write parameters and optimizer state into the existing, empty folder; every process calls this."""
+    # By default writers report through a spawned manager process, seconds to start; only asynchronous saves need one.
+    filesystem_async._results_queue = queue.Queue()
     model = _sharded_model(engine.model, engine.specs, engine.place)
     state = {"model": model, "optimizer": engine.optimizer.sharded_state_dict(model, metadata=_metadata())}
     dist_checkpointing.save(state, str(folder), content_metadata=_metadata())
@@ -70,45 +73,6 @@ def _sharded(name: str, data: Tensor, spec: TensorSpec, place: Place) -> Sharded
         }
 
     def merge(pieces: dict[str, Tensor]) -> Tensor:
-        import torch
-
         return torch.cat([pieces[part.name] for part in spec.parts], spec.axis)
 
     return ShardedTensorFactory(name, data, build, merge, replica_id)
-
-
-class _Vetting(pickle.Unpickler):
-    """Reads a pickle, refusing every global outside the few that a checkpoint's index is made of."""
-
-    MODULES = ("torch.distributed.checkpoint.", "megatron.core.dist_checkpointing.", "torch.serialization")
-    NAMES = (
-        ("builtins", "set"),
-        ("collections", "OrderedDict"),
-        ("io", "BytesIO"),
-        ("_io", "BytesIO"),
-        ("pathlib", "PosixPath"),
-        ("torch", "Size"),
-        ("torch", "device"),
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        known = (module, name) in self.NAMES or (module.startswith(self.MODULES) and "." not in name)
-        if not known and not (module == "torch" and name.islower()):
-            raise UserError(f"checkpoint index names {module}.{name}: expected tensors' shapes and places only")
-        found = super().find_class(module, name)
-        if not known and type(found).__name__ not in ("dtype", "layout", "memory_format"):
-            raise UserError(f"checkpoint index names {module}.{name}: expected tensors' shapes and places only")
-        return found
-
-
-def vet(folder: Path) -> None:
-    """Refuse a checkpoint whose index, which torch reads with pickle, could run code; UserError when it is damaged."""
-    index = folder / ".metadata"
-    if not index.is_file() or not (folder / "metadata.json").is_file():
-        raise UserError(f"{folder}: not a checkpoint; expected a folder with metadata.json and .metadata")
-    try:
-        _Vetting(io.BytesIO(index.read_bytes())).load()
-    except UserError as error:
-        raise UserError(f"{index}: {error}") from None
-    except Exception as error:
-        raise UserError(f"{index}: damaged: {error}") from None

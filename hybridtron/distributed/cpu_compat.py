@@ -1,8 +1,8 @@
 """Lets megatron-core 0.16.1 train on CPU with gloo. Does nothing where CUDA is usable.
 
-megatron-core names the CUDA device in many places, some as literals ("cuda", "torch.cuda.FloatTensor"). `install` sends
-those to the CPU: it replaces a few functions of torch.cuda, enters a torch-function mode that rewrites device arguments,
-and works around three defects of this version that only show without CUDA or Transformer Engine.
+megatron-core names the CUDA device in many places, some as literals ("cuda", "torch.cuda.FloatTensor"). `install`
+sends those to the CPU: it replaces a few functions of torch.cuda, enters a torch-function mode that rewrites device
+arguments, and works around three defects of this version that only show without CUDA or Transformer Engine.
 """
 
 from __future__ import annotations

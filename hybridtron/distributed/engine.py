@@ -93,7 +93,7 @@ class Engine:
         self.z_loss = z_loss
         self.clip_grad = adamw.clip_grad
         _annotate(model, specs, config.sequence_parallel)
-        model.model_type = ModelType.encoder_or_decoder  # type: ignore[assignment]
+        model.model_type = ModelType.encoder_or_decoder
         model.set_input_tensor = lambda tensor: None  # type: ignore[assignment]
         self.replica = DistributedDataParallel(config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), model)
         self.replica.broadcast_params()
@@ -118,7 +118,8 @@ class Engine:
         config.grad_scale_func = self.optimizer.scale_loss
 
     def train_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
-        """One update from this process's micro-batches; nothing is updated when the loss or a gradient is not finite."""
+        """One update from this process's micro-batches; nothing is updated when the loss or a gradient is not
+        finite."""
         self.replica.train()
         self.replica.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -172,7 +173,8 @@ class Engine:
 
 
 def _mean_loss(output: tuple[Tensor, Tensor], z_loss: float) -> tuple[Tensor, Tensor]:
-    """What is minimised, and what is reported. The z-loss keeps log Z near 0 (Chowdhery et al. 2022, PaLM, section 5)."""
+    """What is minimised, and what is reported. The z-loss keeps log Z near 0 (Chowdhery et al. 2022, PaLM, section
+    5)."""
     nll, log_z = output
     loss = nll.mean()
     reported = loss.detach().clone()  # megatron-core scales the other in place
@@ -180,7 +182,8 @@ def _mean_loss(output: tuple[Tensor, Tensor], z_loss: float) -> tuple[Tensor, Te
 
 
 def _annotate(model: nn.Module, specs: dict[str, TensorSpec], sequence_parallel: bool) -> None:
-    """Tell megatron-core, by attributes, which parameters are pieces, and which copies see only part of the sequence."""
+    """Tell megatron-core, by attributes, which parameters are pieces, and which copies see only part of the
+    sequence."""
     for name, parameter in model.named_parameters():
         spec = specs[name]
         attributes: dict[str, Any] = {

@@ -1,7 +1,7 @@
 """What every primitive supplies.
 
-A primitive is a folder: `config.py` (a `MixerConfig`, free of torch) answers every question about the primitive before a
-tensor exists; `module.py` builds it on a backend. Its maths is in `hybridtron.ops`.
+A primitive is a folder: `config.py` (a `MixerConfig`, free of torch) answers every question about the primitive before
+a tensor exists; `module.py` builds it on a backend. Its maths is in `hybridtron.ops`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class MixerConfig(Strict):
         raise NotImplementedError
 
     def state_size(self, seq_len: int) -> int:
-        """Elements kept per sequence to generate the next token after seq_len tokens; short-convolution caches apart."""
+        """Elements kept per sequence to generate the next token after seq_len tokens; short-convolution caches
+        apart."""
         raise NotImplementedError
 
     def build(self, backend: Backend) -> nn.Module:

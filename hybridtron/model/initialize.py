@@ -65,5 +65,3 @@ def initialize(model: nn.Module, config: ModelConfig, seed: int, rank: int = 0, 
 def _generator(seed: int, name: str) -> torch.Generator:
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-

@@ -18,7 +18,9 @@ aten = torch.ops.aten
 _TILE_CHANNELS = 512
 
 
-def short_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: Literal["silu"] | None = None) -> Tensor:
+def short_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: Literal["silu"] | None = None
+) -> Tensor:
     """y_t = activation(bias + sum_j weight[:, j] * x_{t - k + 1 + j}), channel by channel, with zeros before the sequence.
 
     x [b, s, c], weight [c, k], bias [c]; returns [b, s, c] laid out in memory as x is.
@@ -57,9 +59,7 @@ class _ShortConv(torch.autograd.Function):
     """Works tile by tile on copies that lie together in cache, and keeps its inputs alone for backward."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: Literal["silu"] | None
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: Literal["silu"] | None) -> Tensor:
         out = torch.empty_like(x)
         for sequence, tokens, channels in _tiles(x):
             taps, start = _taps(x, weight, bias, channels)

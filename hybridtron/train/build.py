@@ -37,10 +37,10 @@ def build_model(config: RunConfig, place: Place) -> tuple[LanguageModel, Transfo
     return built, megatron
 
 
-def build_engine(config: RunConfig, place: Place) -> Engine:
+def build_engine(config: RunConfig, place: Place) -> tuple[Engine, LanguageModel]:
     from hybridtron.distributed.engine import AdamW, Engine
 
     model, megatron = build_model(config, place)
     optimizer = config.optimizer
     adamw = AdamW(optimizer.weight_decay, optimizer.betas, optimizer.eps, optimizer.clip_grad)
-    return Engine(model, model_tensors(config.model), megatron, place, adamw, config.train.z_loss)
+    return Engine(model, model_tensors(config.model), megatron, place, adamw, config.train.z_loss), model

@@ -24,9 +24,13 @@ class TrainConfig(Strict):
     z_loss: float = Field(0.0, ge=0, description="Weight of the squared log partition function in the loss.")
     log_every: int = Field(10, ge=1, description="Steps between rows of metrics.")
     eval_every: int = Field(0, ge=0, description="Steps between evaluations; 0: only at the end.")
-    eval_sequences: int = Field(128, ge=1, description="Held-out sequences per evaluation, evenly spaced over the file.")
+    eval_sequences: int = Field(
+        128, ge=1, description="Held-out sequences per evaluation, evenly spaced over the file."
+    )
     max_skipped_steps: int = Field(
-        10, ge=1, description="Steps in a row that may be skipped for a non-finite loss or gradient; then the run stops."
+        10,
+        ge=1,
+        description="Steps in a row that may be skipped for a non-finite loss or gradient; then the run stops.",
     )
     sample_tokens: int = Field(0, ge=0, description="Tokens of sample text printed at the end.")
 

@@ -51,8 +51,8 @@ def open_corpus(config: RunConfig) -> Corpus:
     valid.check_vocab(config.model.vocab_size)
     if valid.num_windows < config.train.micro_batch_size:
         raise UserError(
-            f"data.valid = {data.valid}: holds {valid.num_windows} sequences of {data.seq_len} tokens; expected at least "
-            f"train.micro_batch_size {config.train.micro_batch_size}"
+            f"data.valid = {data.valid}: holds {valid.num_windows} sequences of {data.seq_len} tokens; expected at "
+            f"least train.micro_batch_size {config.train.micro_batch_size}"
         )
     report = read_report(valid_prefix)
     bytes_per_token = report.bytes / report.tokens if report and report.tokens else None

@@ -86,5 +86,3 @@ def generate_from_run(path: Path, prompt: str, tokens: int, temperature: float, 
             seed=seed,
             device=place.device,
         )
-
-

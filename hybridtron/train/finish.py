@@ -31,8 +31,8 @@ def closing_report(
         summary["bigram_bits_per_byte"] = _bigram(config, corpus, place.data_size)
         if summary["bigram_bits_per_byte"] and summary["valid_bits_per_byte"]:
             say(
-                f"held-out text: {summary['valid_bits_per_byte']:.3f} bits per byte; a bigram model of the same training "
-                f"text: {summary['bigram_bits_per_byte']:.3f}"
+                f"held-out text: {summary['valid_bits_per_byte']:.3f} bits per byte; a bigram model of the same "
+                f"training text: {summary['bigram_bits_per_byte']:.3f}"
             )
     if config.train.sample_tokens:
         text = generate(
@@ -48,4 +48,6 @@ def _bigram(config: RunConfig, corpus: Corpus, data_parallel_size: int) -> float
     if corpus.valid is None or corpus.bytes_per_token is None or config.model.vocab_size > LARGEST_BIGRAM_VOCABULARY:
         return None
     table = fit_bigram(corpus.train_prefix, config.model.vocab_size)
-    return bigram_bits_per_byte(table, corpus.valid, corpus.eval_sequences(config, data_parallel_size), corpus.bytes_per_token)
+    return bigram_bits_per_byte(
+        table, corpus.valid, corpus.eval_sequences(config, data_parallel_size), corpus.bytes_per_token
+    )

@@ -27,7 +27,7 @@ from hybridtron.train.run_folder import RunFolder, TrainState, read_state, repla
 from hybridtron.train.signals import StopRequest, stop_requests
 
 if TYPE_CHECKING:
-    from hybridtron.distributed.engine import Engine, StepResult
+    from hybridtron.distributed.engine import StepResult
 
 
 class TrainingStopped(Exception):
@@ -56,12 +56,10 @@ def train(config: RunConfig, environment: Environment, resume: bool) -> None:
 class _Run:
     """One process's part in a run. Only the first process writes; checkpoints are written by all."""
 
-    def __init__(
-        self, config: RunConfig, place: Place, folder: RunFolder, corpus: Corpus, stop: StopRequest
-    ) -> None:
+    def __init__(self, config: RunConfig, place: Place, folder: RunFolder, corpus: Corpus, stop: StopRequest) -> None:
         self.config, self.place, self.folder, self.corpus, self.stop = config, place, folder, corpus, stop
         self.state = TrainState()
-        self.engine: Engine = build_engine(config, place)
+        self.engine, self.model = build_engine(config, place)
         self.flops_per_token = 3 * describe(config.model, config.data.seq_len).flops_forward / config.data.seq_len
         self.peak = peak_flops_per_s(place.device, config.precision.format)
         self.writer: MetricsWriter | None = None
@@ -192,7 +190,7 @@ class _Run:
     def _finish(self) -> None:
         from hybridtron.train.finish import closing_report
 
-        summary = closing_report(self.config, self.corpus, self.engine.model, self.place, self.state, self._say)
+        summary = closing_report(self.config, self.corpus, self.model, self.place, self.state, self._say)
         if self.place.is_main:
             replace_text(self.folder.path / "summary.json", json.dumps(summary, indent=2) + "\n")
             self._say(f"run folder {self.folder.path}, plot {self.folder.path / 'loss.png'}")
@@ -238,5 +236,3 @@ class _Clock:
 
     def resume(self) -> None:
         self.since = time.perf_counter()
-
-

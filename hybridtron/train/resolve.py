@@ -31,9 +31,7 @@ def data_parallel_size(config: RunConfig, world_size: int) -> int:
     if world_size % tensor:
         below, above = world_size // tensor * tensor, (world_size // tensor + 1) * tensor
         nearest = f"{below} or {above}" if below else str(above)
-        raise UserError(
-            f"--nproc = {world_size}: expected a multiple of parallel.tensor {tensor} (nearest: {nearest})"
-        )
+        raise UserError(f"--nproc = {world_size}: expected a multiple of parallel.tensor {tensor} (nearest: {nearest})")
     copies = world_size // tensor
     portion = config.train.micro_batch_size * copies
     if config.train.global_batch_size % portion:
@@ -47,7 +45,7 @@ def data_parallel_size(config: RunConfig, world_size: int) -> int:
 def _check_vocabulary(size: int, tokenizer: Tokenizer) -> None:
     if size < tokenizer.vocab_size:
         raise UserError(
-            f"model.vocab_size = {size}: expected at least {tokenizer.vocab_size}, the size of tokenizer {tokenizer.name}"
+            f"model.vocab_size = {size}: expected at least {tokenizer.vocab_size}, as tokenizer {tokenizer.name} has"
         )
 
 

@@ -32,7 +32,8 @@ def find_checkpoint(folder: RunFolder, config: RunConfig, resume: bool) -> Path 
     for key in was.keys() | now.keys():
         if was.get(key) != now.get(key):
             raise UserError(
-                f"{key} = {now.get(key)}: expected {was.get(key)}, as in {folder.path}: a resumed run keeps its architecture"
+                f"{key} = {now.get(key)}: expected {was.get(key)} as in {folder.path}, since a resumed run keeps its "
+                "architecture"
             )
     return folder.latest_checkpoint()
 

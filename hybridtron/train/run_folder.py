@@ -48,7 +48,7 @@ class RunFolder:
     def require_unused(self) -> None:
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise UserError(
-                f"run folder {self.path} exists: expected a new one; continue it with --resume, or change name or folder"
+                f"run folder {self.path} exists: expected a new one; continue it with --resume, or give another name"
             )
 
     def create(self, config: RunConfig, environment: dict) -> None:
@@ -100,7 +100,9 @@ def read_run(path: Path) -> tuple[RunConfig, Path]:
     """The config and the checkpoint of a run folder (its latest) or of one checkpoint in it; raises UserError."""
     if not path.is_dir():
         near = [p.name for p in path.parent.glob("*/config.yaml")] if path.parent.is_dir() else []
-        raise UserError(f"{path}: no such run folder or checkpoint" + (f" (there are: {', '.join(near)})" if near else ""))
+        raise UserError(
+            f"{path}: no such run folder or checkpoint" + (f" (there are: {', '.join(near)})" if near else "")
+        )
     folder = path if (path / "config.yaml").is_file() else path.parent
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{path}: neither a run folder (config.yaml) nor a checkpoint inside one")

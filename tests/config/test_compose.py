@@ -116,6 +116,7 @@ def test_a_missing_file_names_the_nearest(folder):
         ("lr", "override 'lr': expected key=value"),
         ("=3", "override '=3': expected key=value"),
         ("a..b=3", "override 'a..b=3': expected key=value with dots between the levels of the key"),
+        ("a." * 2000 + "b=3", "override 'a.a."),
         ("a .b=3", "override 'a .b=3': expected key=value"),
         ("lr.x=3", "override 'lr.x=3': lr = 1.0: expected a mapping to set 'x' in"),
         ("deep.lr.x.y=3", "override 'deep.lr.x.y=3': deep.lr = [1]: expected a mapping to set 'x' in"),

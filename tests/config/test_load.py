@@ -85,6 +85,7 @@ def refusal(**changes):
         ({"model": {"hiden_size": 64}}, "model.hiden_size: unknown key (nearest: hidden_size)"),
         ({"model": {"hidden_size": 64, "zzz": 1}}, "model.zzz: unknown key: expected one of hidden_size, pattern"),
         ({"lr": 1}, "lr: unknown key (nearest: optimizer.lr)"),
+        ({"model": {}, "hidden_size": 8}, "hidden_size: unknown key (nearest: model.hidden_size)"),
         ({"Name": "x"}, "Name: unknown key (nearest: name)"),
         ({"optimizer": {"lr": 0}}, "optimizer.lr = 0: expected more than 0"),
         ({"optimizer": {"lr": float("inf")}}, "optimizer.lr = .inf: expected a finite number"),

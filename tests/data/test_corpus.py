@@ -189,6 +189,15 @@ def test_a_truncated_archive_is_one_damage_and_its_readable_lines_are_documents(
     assert content.split(b"\n")[documents].startswith(base64.b64decode(entry["raw_base64"]))
 
 
+def test_a_whole_document_before_the_cut_is_a_document_and_not_lost_with_the_archive(tmp_path):
+    lines = write_jsonl(tmp_path / "lines", ["one", "two", "three"]).read_bytes().rstrip()
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines)[:-8])  # all but the checksum
+    report = prepare(find_sources([tmp_path / "a.jsonl.gz"]), tmp_path / "out")
+    assert sum(split.documents for split in report.splits.values()) == 3
+    assert report.damaged_lines == 1
+    assert json.loads((tmp_path / "out" / "damaged.jsonl").read_text())["raw_base64"] == ""
+
+
 def test_empty_documents_are_counted_and_left_out(tmp_path):
     (tmp_path / "empty.txt").touch()
     write_jsonl(tmp_path / "a.jsonl", ["", "x", "", "y"])

@@ -46,7 +46,11 @@ def test_a_batch_script_before_srun_is_one_process():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"RANK": "x"}, "RANK = 'x'"), ({"MASTER_ADDR": ""}, "MASTER_ADDR is not set"), ({"WORLD_SIZE": "-1"}, "WORLD_SIZE")],
+    [
+        ({"RANK": "x"}, "RANK = 'x'"),
+        ({"MASTER_ADDR": ""}, "MASTER_ADDR is not set"),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE"),
+    ],
 )
 def test_damaged_variables_are_named(change, message):
     with pytest.raises(UserError, match=message):

@@ -15,7 +15,8 @@ def rows(run):
 def test_too_many_in_a_row_stop_the_run_with_the_checkpoint_intact(tiny, hybridtron):
     run = tiny.parent / "run"
     result = hybridtron(
-        "train", tiny, "optimizer.lr=1e30", "schedule.warmup_steps=0", "checkpoint.save_every=1", "train.max_skipped_steps=3"
+        "train", tiny, "optimizer.lr=1e30", "schedule.warmup_steps=0", "checkpoint.save_every=1",
+        "train.max_skipped_steps=3"
     )  # fmt: skip
     assert result.returncode == 1
     assert "3 steps in a row" in result.stderr
@@ -37,7 +38,7 @@ def test_a_poisoned_batch_is_skipped_and_training_goes_on(poison):
 
     config = resolved_tiny()
     with process_groups(config.parallel, Environment(0, 1, 0, None, "single")) as place:
-        engine = build_engine(config, place)
+        engine, _ = build_engine(config, place)
         tokens = torch.randint(256, (2, 32), generator=torch.Generator().manual_seed(0))
         batch = [(tokens, tokens.roll(-1, 1))]
         assert engine.train_step(batch, 1e-3).applied

@@ -34,12 +34,18 @@ class AttentionConfig(MixerConfig):
     def _heads_divide(self) -> AttentionConfig:
         if self.head_dim is None and self.hidden_size % self.num_heads:
             nearest = nearest_divisors(self.hidden_size, self.num_heads)
-            raise problem("num_heads", self.num_heads, f"a divisor of hidden_size {self.hidden_size} ({nearest})")
+            raise problem(
+                "num_heads", self.num_heads, f"a divisor of hidden_size {self.hidden_size} (nearest: {nearest})"
+            )
         if self.num_heads % self.kv_heads:
             nearest = nearest_divisors(self.num_heads, self.kv_heads)
-            raise problem("num_kv_heads", self.kv_heads, f"a divisor of num_heads {self.num_heads} ({nearest})")
+            raise problem(
+                "num_kv_heads", self.kv_heads, f"a divisor of num_heads {self.num_heads} (nearest: {nearest})"
+            )
         if self.rotary_fraction and self.rotary_dim % 2:
-            raise problem("rotary_fraction", self.rotary_fraction, f"an even share of {self.head_size} channels per head")
+            raise problem(
+                "rotary_fraction", self.rotary_fraction, f"an even share of {self.head_size} channels per head"
+            )
         return self
 
     @property

@@ -24,7 +24,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         packed = self.qkv(x).transpose(0, 1)  # [b, s, (q k v) of this rank]
         head_size = self.config.head_size
-        q, k, v = (part.unflatten(-1, (-1, head_size)) for part in packed.split(self.local_sizes, -1))  # [b, s, heads, d]
+        q, k, v = (
+            part.unflatten(-1, (-1, head_size)) for part in packed.split(self.local_sizes, -1)
+        )  # [b, s, heads, d]
         if self.config.rotary_dim:
             cos, sin = rotary_tables(q.size(1), self.config.rotary_dim, self.config.rotary_base, device=q.device)
             q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)

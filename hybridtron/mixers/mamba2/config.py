@@ -24,7 +24,9 @@ class Mamba2Config(MixerConfig):
     head_dim: int = Field(64, ge=1, description="Channels per head.")
     state_dim: int = Field(128, ge=1, description="State elements per channel (N).")
     num_groups: int | None = Field(
-        None, ge=1, description="Groups of heads that share B and C; by default 2, or 1 where the heads are odd in number."
+        None,
+        ge=1,
+        description="Groups of heads that share B and C; by default 2, or 1 where the heads are odd in number.",
     )
     conv_kernel: int = Field(4, ge=1, description="Length of the short convolution.")
     chunk_size: int = Field(64, ge=1, description="Tokens per chunk of the scan; changes speed, not results.")
@@ -39,10 +41,12 @@ class Mamba2Config(MixerConfig):
         if inner % self.head_dim:
             expected = f"a divisor of the inner width, expand x hidden_size = {inner:g}"
             nearest = nearest_divisors(int(inner), self.head_dim) if inner == int(inner) else ""
-            raise problem("head_dim", self.head_dim, f"{expected} ({nearest})" if nearest else expected)
+            raise problem("head_dim", self.head_dim, f"{expected} (nearest: {nearest})" if nearest else expected)
         if self.num_heads % self.groups:
             nearest = nearest_divisors(self.num_heads, self.groups)
-            raise problem("num_groups", self.groups, f"a divisor of the number of heads, {self.num_heads} ({nearest})")
+            raise problem(
+                "num_groups", self.groups, f"a divisor of the number of heads, {self.num_heads} (nearest: {nearest})"
+            )
         return self
 
     @property

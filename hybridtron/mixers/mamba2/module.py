@@ -15,6 +15,13 @@ from hybridtron.ops.ssd import ssd
 class Mamba2(nn.Module):
     """[s, b, h] -> [s, b, h]; under tensor parallelism each rank computes its own heads and their groups."""
 
+    conv_weight: nn.Parameter
+    conv_bias: nn.Parameter
+    dt_bias: nn.Parameter
+    A_log: nn.Parameter
+    D: nn.Parameter
+    norm_weight: nn.Parameter
+
     def __init__(self, config: Mamba2Config, backend: Backend) -> None:
         super().__init__()
         specs = config.tensors()

@@ -1,0 +1,68 @@
+"""Several processes of one command on this machine."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from hybridtron.distributed.launch import launch
+from tests.conftest import environment
+
+SAY_RANK = "import os, pathlib; pathlib.Path(os.environ['RANK']).write_text(os.environ['WORLD_SIZE'])"
+
+
+def test_every_rank_runs_and_knows_the_world(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert launch([sys.executable, "-c", SAY_RANK], 3) == 0
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"0": "3", "1": "3", "2": "3"}
+
+
+def test_one_failure_is_the_outcome():
+    assert launch([sys.executable, "-c", "import os, sys; sys.exit(5 * int(os.environ['RANK']))"], 2) == 5
+
+
+def test_a_rank_that_waits_for_a_failed_one_is_ended(monkeypatch):
+    monkeypatch.setattr("hybridtron.distributed.launch.GRACE_SECONDS", 0.2)
+    script = "import os, sys, signal; sys.exit(3) if os.environ['RANK'] == '1' else signal.pause()"
+    assert launch([sys.executable, "-c", script], 2) == 3
+
+
+RELAY = """
+import pathlib, signal, sys
+from hybridtron.distributed.launch import launch
+sys.exit(launch([sys.executable, "-c", pathlib.Path("rank.py").read_text()], 2))
+"""
+RANK = """
+import os, pathlib, signal, sys
+def stop(number, frame):
+    pathlib.Path("got" + os.environ["RANK"]).write_text(str(number)); sys.exit(0)
+signal.signal(signal.SIGUSR1, stop)
+pathlib.Path("ready" + os.environ["RANK"]).write_text(str(os.getpid()))
+while True: signal.pause()
+"""
+
+
+@pytest.fixture
+def relay(tmp_path):
+    (tmp_path / "rank.py").write_text(RANK)
+    process = subprocess.Popen([sys.executable, "-c", RELAY], cwd=tmp_path, env=environment())
+    ready = [tmp_path / "ready0", tmp_path / "ready1"]
+    while not all(path.exists() and path.read_text() for path in ready):
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=0.01)
+    yield process
+    process.kill()
+    process.wait()
+    for path in ready:  # where the launcher was killed before it could end them
+        try:
+            os.kill(int(path.read_text()), signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def test_a_signal_reaches_every_rank(relay, tmp_path):
+    relay.send_signal(signal.SIGUSR1)
+    assert relay.wait(timeout=20) == 0
+    assert (tmp_path / "got0").read_text() == (tmp_path / "got1").read_text() == str(int(signal.SIGUSR1))
