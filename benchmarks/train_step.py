@@ -53,7 +53,7 @@ def mamba2() -> tuple[ModelConfig, nn.Module]:
         vocab_size=VOCAB, hidden_size=HIDDEN, num_hidden_layers=4, expand=2, head_dim=HEAD_DIM,
         num_heads=2 * HIDDEN // HEAD_DIM, state_size=STATE, n_groups=GROUPS, tie_word_embeddings=False, use_cache=False,
     )  # fmt: skip
-    return ours({"mamba": MAMBA | {"norm_per_group": False}}, "4*mamba"), transformers.Mamba2ForCausalLM(config)
+    return ours({"mamba": MAMBA}, "4*mamba"), transformers.Mamba2ForCausalLM(config)
 
 
 def nemotron_h() -> tuple[ModelConfig, nn.Module]:

@@ -47,7 +47,10 @@ ONE_LINE = {
     "kv heads that do not divide": (["model.blocks.attn.num_kv_heads=3"], ["num_kv_heads", "3", "num_heads 4", "2, 4"]),
     "state heads that do not divide": (["model.blocks.mamba.head_dim=24"], ["head_dim", "24", "64", "16, 32"]),
     "groups that do not divide": (["model.blocks.mamba.num_groups=3"], ["num_groups", "3", "2, 4"]),
-    "portions that do not divide": (["train.micro_batch_size=3"], ["train.micro_batch_size", "3", "global_batch_size 4"]),
+    "portions that do not divide": (
+        ["train.micro_batch_size=3"],
+        ["train.micro_batch_size", "3", "global_batch_size 4"],
+    ),
     "sequence longer than the data": (["data.seq_len=1000000"], ["seq_len", "1000000"]),
     "missing tokens": (["data.train=nowhere/train"], ["nowhere/train"]),
     "missing tokenizer": (["data.tokenizer=nowhere.json"], ["nowhere.json"]),

@@ -1,7 +1,12 @@
-"""Causal softmax attention with grouped heads and an optional sliding window."""
+"""Causal softmax attention with grouped heads (Ainslie et al. 2023, arXiv 2305.13245) and an optional sliding window.
+
+Queries are taken in blocks, each with only the keys that some query of the block sees: a causal sequence costs little more than
+half of the full square, a windowed one grows linearly with its length.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -9,141 +14,209 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.blocks import CPU_BLOCK_ELEMENTS, runs
+from hybridtron.ops.blocks import runs
 from hybridtron.ops.precision import accumulation_dtype, under_transforms
 
 aten = torch.ops.aten
 
-QUERY_BLOCK = 128
-SCORES = 1 << 18
-KEEP = True
+_QUERIES = 64  # per block: larger wastes matmuls above the diagonal, smaller makes them inefficient
+_SCORES = 1 << 17  # scores in work at a time: 512 KiB of float32 stay in a core's cache
+_KEPT_PROBABILITIES = 1 << 24  # above this many (64 MiB of float32 a layer) backward computes them again
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None, scale: float | None = None) -> Tensor:
+    """softmax(scale q k^T) v, where a query sees no key after it and, with a window, only the last `window` keys.
+
+    q [b, s, h, d], k and v [b, t, kv, d] with kv dividing h and t >= s: the last query is at the last key. `scale` is
+    1 / sqrt(d) by default. Returns [b, s, h, d of v].
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if under_transforms():
+        return _plain_attention(q, k, v, window, scale)
+    if q.is_cuda:
+        return _fused_attention(q, k, v, window, scale)
+    return _Attention.apply(q, k, v, window, scale)
+
+
+def attention_flops(seq_len: int, num_heads: int, head_dim: int, window: int | None = None) -> int:
+    """Matmul FLOPs of the forward pass of one sequence, with the keys and values as wide as the queries."""
+    blocks = _query_blocks(seq_len, seq_len, window)
+    return sum(4 * num_heads * head_dim * block.num_queries * block.num_keys for block in blocks)
+
+
+def attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None = None, scale: float | None = None
+) -> Tensor:
+    """`attention` by its formula in float64, over the full square of scores."""
+    num_queries, num_keys, repeats = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
+    q, k, v = q.double(), k.double().repeat_interleave(repeats, 2), v.double().repeat_interleave(repeats, 2)
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    everything = QueryBlock(0, num_queries, 0, num_keys, 0)
+    probabilities = (scores + _mask(everything, num_keys - num_queries, window, scores)).softmax(-1)
+    return torch.einsum("bhqk,bkhd->bqhd", probabilities, v)
 
 
 class QueryBlock(NamedTuple):
+    """Queries [start, stop), the keys [first, last) that any of them sees, and the key from which a mask is needed."""
+
     start: int
     stop: int
     first: int
     last: int
+    masked: int
+
+    @property
+    def num_queries(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def num_keys(self) -> int:
+        return self.last - self.first
 
 
-def query_blocks(num_queries: int, num_keys: int, window: int | None) -> list[QueryBlock]:
-    ahead = num_keys - num_queries
-    return [
-        QueryBlock(
-            run.start, run.stop, 0 if window is None else max(0, run.start + ahead - window + 1), run.stop + ahead
-        )
-        for run in runs(num_queries, QUERY_BLOCK)
-    ]
+def _query_blocks(num_queries: int, num_keys: int, window: int | None) -> list[QueryBlock]:
+    ahead = num_keys - num_queries  # query i stands at key i + ahead
+    blocks = []
+    for run in runs(num_queries, _QUERIES):
+        first = 0 if window is None else max(0, run.start + ahead - window + 1)
+        masked = run.start + ahead if window is None else first
+        blocks.append(QueryBlock(run.start, run.stop, first, run.stop + ahead, masked))
+    return blocks
 
 
-def attention_flops(seq_len: int, num_heads: int, head_dim: int, window: int | None = None) -> int:
-    return sum(
-        4 * num_heads * head_dim * (b.stop - b.start) * (b.last - b.first)
-        for b in query_blocks(seq_len, seq_len, window)
-    )
-
-
-def attention(q, k, v, window=None, scale=None):
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return _Attention.apply(q, k, v, window, scale)
-
-
-def _mask(block: QueryBlock, ahead: int, window, q):
-    queries = torch.arange(block.start, block.stop, device=q.device).unsqueeze(1) + ahead
-    keys = torch.arange(block.first if window else block.start + ahead, block.last, device=q.device)
+def _mask(block: QueryBlock, ahead: int, window: int | None, like: Tensor) -> Tensor:
+    """What to add to the scores of a block for its keys [masked, last): 0 or, where the query must not look, -inf."""
+    queries = torch.arange(block.start, block.stop, device=like.device).unsqueeze(1) + ahead
+    keys = torch.arange(block.masked, block.last, device=like.device)
     hidden = keys > queries
     if window is not None:
         hidden |= keys <= queries - window
-    return torch.zeros(hidden.shape, dtype=q.dtype, device=q.device).masked_fill_(hidden, -torch.inf)
+    return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, -torch.inf)
 
 
-def _grouped(x, kv):
-    """[b, q, h, d] -> [b * kv, r * q, d] contiguous"""
+def _group(x: Tensor, kv: int) -> Tensor:
+    """[b, s, h, d] -> [b * kv, h / kv * s, d]: queries that share a key head become rows of one matrix."""
     return x.unflatten(2, (kv, -1)).permute(0, 2, 3, 1, 4).reshape(x.shape[0] * kv, -1, x.shape[3])
 
 
-def _ungrouped(x, h, b):
-    """[b * kv, r * q, d] -> [b, q, h, d]"""
-    return x.view(b, h, -1, x.shape[-1]).transpose(1, 2)
+def _ungroup(x: Tensor, batch: int, heads: int) -> Tensor:
+    """The inverse of `_group`, as a view."""
+    return x.view(batch, heads, -1, x.shape[-1]).transpose(1, 2)
 
 
-def _probs(p, queries, keys, scale, mask):
-    torch.baddbmm(p, queries, keys.transpose(1, 2), beta=0, alpha=scale, out=p)
-    Q = mask.shape[0]
-    p.view(-1, Q, p.shape[-1])[..., -mask.shape[1] :].add_(mask)
-    return torch.softmax(p, -1, out=p)
+def _plain_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float) -> Tensor:
+    """The same blocks in differentiable, batchable operations."""
+    batch, heads, kv, dtype = q.shape[0], q.shape[2], k.shape[2], accumulation_dtype(q)
+    keys, values, ahead = _group(k.to(dtype), kv), _group(v.to(dtype), kv), k.shape[1] - q.shape[1]
+    outputs = []
+    for block in _query_blocks(q.shape[1], k.shape[1], window):
+        queries = _group(q[:, block.start : block.stop].to(dtype) * scale, kv)
+        scores = queries @ keys[:, block.first : block.last].transpose(1, 2)
+        mask = F.pad(_mask(block, ahead, window, q), (block.masked - block.first, 0)).to(dtype)
+        weights = (scores.unflatten(1, (-1, block.num_queries)) + mask).softmax(-1).flatten(1, 2)
+        outputs.append(_ungroup(weights @ values[:, block.first : block.last], batch, heads))
+    return torch.cat(outputs, 1).to(q.dtype)
 
 
-def _groups(b, h, blk):
-    return runs(b, max(1, SCORES // (h * (blk.stop - blk.start) * (blk.last - blk.first))))
+def _fused_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float) -> Tensor:
+    """PyTorch's fused kernels, which hold no scores in memory: one call without a window, else one per block of `window` queries."""
+    num_queries, num_keys = q.shape[1], k.shape[1]
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [b, h, s, d]
+    grouped = q.shape[1] != k.shape[1]
+    if num_queries == num_keys and (window is None or window >= num_keys):
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
+        return out.transpose(1, 2)
+    ahead, step, outputs = num_keys - num_queries, num_queries if window is None else window, []
+    for run in runs(num_queries, step):
+        first = 0 if window is None else max(0, run.start + ahead - window + 1)
+        block = QueryBlock(run.start, run.stop, first, run.stop + ahead, first)
+        keys = slice(block.first, block.last)
+        mask = _mask(block, ahead, window, q)
+        outputs.append(
+            F.scaled_dot_product_attention(
+                q[:, :, run], k[:, :, keys], v[:, :, keys], attn_mask=mask, scale=scale, enable_gqa=grouped
+            )
+        )
+    return torch.cat(outputs, 2).transpose(1, 2)
+
+
+def _probabilities(out: Tensor, queries: Tensor, keys: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """softmax(scale queries keys^T + mask), written into and returned as `out` [b * kv, h / kv * queries, keys]."""
+    torch.baddbmm(out, queries, keys.transpose(1, 2), beta=0, alpha=scale, out=out)
+    num_queries, num_masked = mask.shape
+    out.view(-1, num_queries, out.shape[-1])[..., out.shape[-1] - num_masked :].add_(mask)
+    return torch.softmax(out, -1, out=out)
 
 
 class _Attention(torch.autograd.Function):
+    """Matmul, softmax, matmul over a few sequences and one block of queries at a time, small enough to stay in cache."""
+
     @staticmethod
-    def forward(ctx, q, k, v, window, scale):
-        b, s, h, d = q.shape
-        t, kv, dv = k.shape[1], k.shape[2], v.shape[3]
-        blks = query_blocks(s, t, window)
-        keys, values = _grouped(k, kv), _grouped(v, kv)
-        out = torch.empty(b, s, h, dv) if v.stride(0) > v.stride(1) else torch.empty(s, b, h, dv).transpose(0, 1)
-        saved = []
-        ctx.masks = []
-        for x in blks:
-            mask = _mask(x, t - s, window, q)
-            queries = _grouped(q[:, x.start : x.stop], kv)
-            Q, K = x.stop - x.start, x.last - x.first
-            o = queries.new_empty(b * kv, queries.shape[1], dv)
-            p = queries.new_empty(b * kv if KEEP else max(1, SCORES // (h * Q * K)) * kv, queries.shape[1], K)
-            for g in _groups(b, h, x):
-                i = slice(g.start * kv, g.stop * kv)
-                pi = _probs(p[i] if KEEP else p[: i.stop - i.start], queries[i], keys[i, x.first : x.last], scale, mask)
-                torch.bmm(pi, values[i, x.first : x.last], out=o[i])
-            out[:, x.start : x.stop] = _ungrouped(o, h, b)
-            saved += [queries, p] if KEEP else [queries]
-            ctx.masks.append(mask)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float) -> Tensor:
+        batch, num_queries, heads, _ = q.shape
+        num_keys, kv, dtype = k.shape[1], k.shape[2], accumulation_dtype(q)
+        blocks = _query_blocks(num_queries, num_keys, window)
+        kept = batch * heads * sum(block.num_queries * block.num_keys for block in blocks) <= _KEPT_PROBABILITIES
+        keys, values = _group(k.to(dtype), kv), _group(v.to(dtype), kv)
+        # The output lies in memory as v does, sequence by sequence or token by token, because v comes straight from a projection.
+        shape = (batch, num_queries, heads, v.shape[3])
+        if v.stride(0) >= v.stride(1):
+            out = torch.empty(shape, dtype=q.dtype, device=q.device)
+        else:
+            out = torch.empty(shape[1], shape[0], *shape[2:], dtype=q.dtype, device=q.device).transpose(0, 1)
+        saved, masks = [], [_mask(block, num_keys - num_queries, window, keys) for block in blocks]
+        for block, mask in zip(blocks, masks, strict=True):
+            queries = _group(q[:, block.start : block.stop].to(dtype), kv)
+            outputs = queries.new_empty(*queries.shape[:2], values.shape[2])
+            probabilities = _score_buffer(queries, block, heads, kv, whole_batch=kept)
+            for run in _sequences(batch, heads, kv, block):
+                seen = (run, slice(block.first, block.last))
+                p = probabilities[run] if kept else probabilities[: run.stop - run.start]
+                torch.bmm(_probabilities(p, queries[run], keys[seen], mask, scale), values[seen], out=outputs[run])
+            out[:, block.start : block.stop] = _ungroup(outputs, batch, heads)
+            saved += [queries, probabilities if kept else None]
         ctx.save_for_backward(keys, values, *saved)
-        ctx.blks = blks
-        ctx.scale = scale
-        ctx.h = h
+        ctx.plan, ctx.scale, ctx.dtypes = list(zip(blocks, masks, strict=True)), scale, (q.dtype, k.dtype, v.dtype)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         keys, values, *saved = ctx.saved_tensors
-        b, s, h, dv = grad.shape
-        kv = len(keys) // b
-        d = keys.shape[-1]
+        batch, num_queries, heads, _ = grad.shape
+        kv, scale = len(keys) // batch, ctx.scale
+        dq = keys.new_empty(batch, heads, num_queries, keys.shape[2]).transpose(1, 2)
         dkeys, dvalues = torch.zeros_like(keys), torch.zeros_like(values)
-        dq = torch.empty(b, h, s, d).transpose(1, 2)
-        for n, x in enumerate(ctx.blks):
-            mask = ctx.masks[n]
-            if KEEP:
-                queries, p = saved[2 * n], saved[2 * n + 1]
-            else:
-                queries = saved[n]
-            Q, K = x.stop - x.start, x.last - x.first
-            do = _grouped(grad[:, x.start : x.stop], kv)
-            dqueries = torch.empty_like(queries)
-            gs = max(1, SCORES // (h * Q * K)) * kv
-            dp = queries.new_empty(gs, queries.shape[1], K)
-            if not KEEP:
-                pp = torch.empty_like(dp)
-            for g in _groups(b, h, x):
-                i = slice(g.start * kv, g.stop * kv)
-                ki, vi = keys[i, x.first : x.last], values[i, x.first : x.last]
-                pi = p[i] if KEEP else _probs(pp[: i.stop - i.start], queries[i], ki, ctx.scale, mask)
-                dpi = dp[: i.stop - i.start]
-                dvalues[i, x.first : x.last].baddbmm_(pi.transpose(1, 2), do[i])
-                torch.bmm(do[i], vi.transpose(1, 2), out=dpi)
-                aten._softmax_backward_data.out(dpi, pi, -1, pi.dtype, grad_input=dpi)
-                dkeys[i, x.first : x.last].baddbmm_(dpi.transpose(1, 2), queries[i], alpha=ctx.scale)
-                torch.baddbmm(dqueries[i], dpi, ki, beta=0, alpha=ctx.scale, out=dqueries[i])
-            dq[:, x.start : x.stop] = _ungrouped(dqueries, h, b)
-        return (
-            dq,
-            dkeys.unflatten(0, (b, kv)).transpose(1, 2),
-            dvalues.unflatten(0, (b, kv)).transpose(1, 2),
-            None,
-            None,
-        )
+        for (block, mask), queries, probabilities in zip(ctx.plan, saved[::2], saved[1::2], strict=True):
+            doutputs, dqueries = _group(grad[:, block.start : block.stop].to(keys.dtype), kv), torch.empty_like(queries)
+            gradients = _score_buffer(queries, block, heads, kv)
+            recomputed = _score_buffer(queries, block, heads, kv) if probabilities is None else None
+            for run in _sequences(batch, heads, kv, block):
+                seen, size = (run, slice(block.first, block.last)), run.stop - run.start
+                if recomputed is None:
+                    p = probabilities[run]
+                else:
+                    p = _probabilities(recomputed[:size], queries[run], keys[seen], mask, scale)
+                ds = torch.bmm(doutputs[run], values[seen].transpose(1, 2), out=gradients[:size])
+                torch.baddbmm(dvalues[seen], p.transpose(1, 2), doutputs[run], out=dvalues[seen])
+                aten._softmax_backward_data.out(ds, p, -1, p.dtype, grad_input=ds)
+                torch.baddbmm(dkeys[seen], ds.transpose(1, 2), queries[run], alpha=scale, out=dkeys[seen])
+                torch.baddbmm(dqueries[run], ds, keys[seen], beta=0, alpha=scale, out=dqueries[run])
+            dq[:, block.start : block.stop] = _ungroup(dqueries, batch, heads)
+        dk, dv = (_ungroup(t, batch, kv) for t in (dkeys, dvalues))
+        return dq.to(ctx.dtypes[0]), dk.to(ctx.dtypes[1]), dv.to(ctx.dtypes[2]), None, None
+
+
+def _sequences_at_a_time(heads: int, block: QueryBlock) -> int:
+    return max(1, _SCORES // (heads * block.num_queries * block.num_keys))
+
+
+def _sequences(batch: int, heads: int, kv: int, block: QueryBlock) -> Iterator[slice]:
+    """Slices of the axis b * kv, a few whole sequences each."""
+    return runs(batch * kv, kv * _sequences_at_a_time(heads, block))
+
+
+def _score_buffer(queries: Tensor, block: QueryBlock, heads: int, kv: int, whole_batch: bool = False) -> Tensor:
+    """Room for the scores of a block, of the whole batch or of the sequences that are worked on at a time."""
+    rows = len(queries) if whole_batch else min(len(queries), kv * _sequences_at_a_time(heads, block))
+    return queries.new_empty(rows, queries.shape[1], block.num_keys)

@@ -28,6 +28,13 @@ def blocks(length: int, row_elements: int, device: torch.device) -> Iterator[sli
     return runs(length, max(1, elements // max(1, row_elements)))
 
 
+def split_rows(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same block of rows of several [n, ...] tensors at a time; the width of the first decides how many rows make a block."""
+    elements = CPU_BLOCK_ELEMENTS if rows[0].device.type == "cpu" else DEVICE_BLOCK_ELEMENTS
+    length = max(1, elements // max(1, rows[0].shape[-1]))
+    return zip(*(tensor.split(length) for tensor in rows), strict=True)
+
+
 def row_order(x: Tensor) -> list[int]:
     """The axes of x with the leading ones sorted as they lie in memory, the channel axis last.
 

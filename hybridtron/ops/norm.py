@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.blocks import as_rows, blocks, from_rows, row_order
+from hybridtron.ops.blocks import as_rows, blocks, from_rows, row_order, split_rows
 from hybridtron.ops.precision import accumulation_dtype, under_transforms
 
 aten = torch.ops.aten
@@ -60,11 +60,12 @@ class _RMSNorm(torch.autograd.Function):
         dtype, order = accumulation_dtype(x), row_order(x)
         rows, scale = as_rows(x, order), weight.to(dtype)
         out = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
-        inverse_rms = torch.empty(len(rows), 1, dtype=dtype, device=x.device)
-        for block in blocks(*rows.shape, x.device):
-            wide = rows[block].to(dtype)
-            inverse_rms[block] = _inverse_rms(wide, eps)
-            torch.mul(wide * inverse_rms[block], scale, out=out[block])
+        inverse_rms = _inverse_rms(rows.to(dtype), eps)
+        for source, factor, target in split_rows(rows, inverse_rms, out):
+            if x.dtype == dtype:
+                torch.mul(source, factor, out=target).mul_(scale)
+            else:
+                torch.mul(source * factor, scale, out=target)
         ctx.save_for_backward(rows, weight, inverse_rms)
         ctx.shape, ctx.order = x.shape, order
         return from_rows(out, x.shape, order)
@@ -72,18 +73,18 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        """By the fused kernel of layer normalisation, given a mean of zero.
+
+        That kernel returns r (g w - mean(g w) - n mean(g w n)) for n = r x; without the term mean(g w) it is the gradient here.
+        """
         rows, weight, inverse_rms = ctx.saved_tensors
         dtype, channels = inverse_rms.dtype, rows.shape[-1]
-        grad_rows, scale = as_rows(grad, ctx.order), weight.to(dtype)
-        dx, dweight = torch.empty_like(rows), torch.zeros_like(scale)
-        for block in blocks(*rows.shape, rows.device):
-            x, g, r = rows[block].to(dtype), grad_rows[block].to(dtype), inverse_rms[block]
-            product = g * x
-            dweight.addmv_(product.t(), r[:, 0])
-            along_x = (product @ scale).unsqueeze_(-1).mul_(r).mul_(r).div_(channels)  # [rows, 1]
-            torch.mul(g, scale, out=product).addcmul_(x, along_x, value=-1)
-            torch.mul(product, r, out=dx[block])
-        return from_rows(dx, ctx.shape, ctx.order), dweight.to(weight.dtype), None
+        g, scale = as_rows(grad, ctx.order).to(dtype), weight.to(dtype)
+        dx, dweight, _ = aten.native_layer_norm_backward(
+            g, rows.to(dtype), [channels], torch.zeros_like(inverse_rms), inverse_rms, scale, None, [True, True, False]
+        )
+        dx.add_((g @ scale).div_(channels).unsqueeze_(-1).mul_(inverse_rms))
+        return from_rows(dx.to(rows.dtype), ctx.shape, ctx.order), dweight.to(weight.dtype), None
 
 
 class _GatedRMSNorm(torch.autograd.Function):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.blocks import as_rows, blocks, from_rows, row_order
+from hybridtron.ops.blocks import as_rows, from_rows, row_order, split_rows
 from hybridtron.ops.precision import under_transforms
 
 aten = torch.ops.aten
@@ -34,9 +34,8 @@ class _SwiGLU(torch.autograd.Function):
         order = row_order(x)
         rows = as_rows(x, order)
         out = torch.empty(len(rows), x.shape[-1] // 2, dtype=x.dtype, device=x.device)
-        for block in blocks(*rows.shape, x.device):
-            gate, up = rows[block].chunk(2, -1)
-            aten.silu.out(gate, out=out[block]).mul_(up)
+        for gate, up, y in split_rows(*rows.chunk(2, -1), out):
+            aten.silu.out(gate, out=y).mul_(up)
         ctx.save_for_backward(rows)
         ctx.shape, ctx.order = x.shape, order
         return from_rows(out, x.shape, order)
@@ -45,10 +44,8 @@ class _SwiGLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (rows,) = ctx.saved_tensors
-        grad_rows, dx = as_rows(grad, ctx.order), torch.empty_like(rows)
-        for block in blocks(*rows.shape, rows.device):
-            gate, up = rows[block].chunk(2, -1)
-            dgate, dup = dx[block].chunk(2, -1)
-            aten.silu.out(gate, out=dup).mul_(grad_rows[block])
-            dgate.copy_(aten.silu_backward(grad_rows[block] * up, gate))
+        dx = torch.empty_like(rows)
+        for gate, up, dy, dgate, dup in split_rows(*rows.chunk(2, -1), as_rows(grad, ctx.order), *dx.chunk(2, -1)):
+            aten.silu_backward.grad_input(torch.mul(dy, up, out=dgate), gate, grad_input=dgate)
+            aten.silu.out(gate, out=dup).mul_(dy)
         return from_rows(dx, ctx.shape, ctx.order)

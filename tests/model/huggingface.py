@@ -34,6 +34,24 @@ def mamba2_state(state: dict[str, Tensor], num_layers: int) -> dict[str, Tensor]
     return ours
 
 
+def nemotron_h_state(state: dict[str, Tensor], kinds: str) -> dict[str, Tensor]:
+    """A `NemotronHForCausalLM` with layers M (Mamba-2), * (attention) and - (MLP), one of ours for each of its."""
+    ours = _outer(state, "model.embeddings.weight", "model.norm_f.weight", "lm_head.weight")
+    for i, kind in enumerate(kinds):
+        theirs, mine = f"model.layers.{i}.", f"layers.{i}."
+        if kind == "M":
+            ours |= mamba2_layer(state, theirs, mine)
+            continue
+        ours[f"{mine}norm.weight"] = state[f"{theirs}norm.weight"]
+        if kind == "*":
+            ours[f"{mine}mixer.qkv.weight"] = torch.cat([state[f"{theirs}mixer.{name}_proj.weight"] for name in "qkv"])
+            ours[f"{mine}mixer.proj.weight"] = state[f"{theirs}mixer.o_proj.weight"]
+        else:
+            ours[f"{mine}mixer.up.weight"] = state[f"{theirs}mixer.up_proj.weight"]
+            ours[f"{mine}mixer.down.weight"] = state[f"{theirs}mixer.down_proj.weight"]
+    return ours
+
+
 def mamba2_layer(state: dict[str, Tensor], theirs: str, ours: str) -> dict[str, Tensor]:
     """One Mamba-2 layer, named `theirs` over there and `ours` here."""
     return {

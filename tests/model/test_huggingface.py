@@ -2,11 +2,18 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Mamba2Config, Mamba2ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Mamba2Config,
+    Mamba2ForCausalLM,
+    NemotronHConfig,
+    NemotronHForCausalLM,
+)
 
 from hybridtron.config.load import build
 from hybridtron.model.config import ModelConfig
-from tests.model.huggingface import llama_state, load, mamba2_state
+from tests.model.huggingface import llama_state, load, mamba2_state, nemotron_h_state
 
 BOUND = 1e-4
 
@@ -97,7 +104,6 @@ def test_mamba2(num_groups, seq_len):
                     "state_dim": 24,
                     "num_groups": num_groups,
                     "chunk_size": 16,
-                    "norm_per_group": False,
                 }
             },
             "pattern": "2*mamba",
@@ -105,4 +111,48 @@ def test_mamba2(num_groups, seq_len):
         ModelConfig,
     )
     ours = load(config, mamba2_state(theirs.state_dict(), 2))
+    assert worst(ours, theirs, 96, seq_len) < BOUND
+
+
+@pytest.mark.parametrize("seq_len", [1, 37])
+def test_nemotron_h(seq_len):
+    """A hybrid: Mamba-2, attention without positions, squared-ReLU MLP."""
+    kinds = "M-M*-"
+    names = {"M": "linear_attention", "-": "mlp", "*": "full_attention"}
+    theirs = randomised(
+        NemotronHForCausalLM(
+            NemotronHConfig(
+                vocab_size=96,
+                hidden_size=64,
+                intermediate_size=96,
+                layers_block_type=[names[kind] for kind in kinds],
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                head_dim=16,
+                mamba_num_heads=8,
+                mamba_head_dim=16,
+                ssm_state_size=24,
+                n_groups=2,
+                chunk_size=16,
+                time_step_min=1e-30,  # a floor under the step sizes, which Mamba-2 does not have
+                layer_norm_epsilon=1e-5,
+                tie_word_embeddings=False,
+            )
+        )
+    )
+    config = build(
+        {
+            "hidden_size": 64,
+            "vocab_size": 96,
+            "norm_eps": 1e-5,
+            "blocks": {
+                "M": {"type": "mamba2", "head_dim": 16, "state_dim": 24, "num_groups": 2, "chunk_size": 16},
+                "A": {"type": "attention", "num_heads": 4, "num_kv_heads": 2, "rotary_fraction": 0.0},
+                "F": {"type": "mlp", "ffn_hidden_size": 96, "activation": "relu2"},
+            },
+            "pattern": "M F M A F",
+        },
+        ModelConfig,
+    )
+    ours = load(config, nemotron_h_state(theirs.state_dict(), kinds))
     assert worst(ours, theirs, 96, seq_len) < BOUND

@@ -30,7 +30,6 @@ class Mamba2Config(MixerConfig):
     )
     conv_kernel: int = Field(4, ge=1, description="Length of the short convolution.")
     chunk_size: int = Field(64, ge=1, description="Tokens per chunk of the scan; changes speed, not results.")
-    norm_per_group: bool = Field(True, description="Gated norm over each group's channels; false: over all channels.")
 
     kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
     capabilities: ClassVar[Capabilities] = Capabilities(tensor=True, sequence=True, vmap=True)
@@ -61,10 +60,6 @@ class Mamba2Config(MixerConfig):
     def groups(self) -> int:
         return self.num_groups or math.gcd(self.num_heads, 2)
 
-    @property
-    def norm_groups(self) -> int:
-        return self.groups if self.norm_per_group else 1
-
     def tensors(self) -> dict[str, TensorSpec]:
         z = Part("z", self.num_heads, self.head_dim, "head_dim")
         x = Part("x", self.num_heads, self.head_dim, "head_dim")
@@ -72,8 +67,6 @@ class Mamba2Config(MixerConfig):
         c = Part("C", self.groups, self.state_dim, "num_groups")
         dt = Part("dt", self.num_heads, 1, "head_dim")
         inner, conv, heads = (x,), (x, b, c), (dt,)
-        # A norm over all channels spans every rank's heads, so its channels form one unit that cannot be cut.
-        norm = inner if self.norm_per_group else (Part("x", 1, x.size, "norm_per_group"),)
         packed = (z, *conv, dt)
         rows = sum(part.size for part in packed)
         channels = sum(part.size for part in conv)
@@ -85,7 +78,7 @@ class Mamba2Config(MixerConfig):
             "dt_bias": TensorSpec((dt.size,), Init("dt_bias", 0.001, 0.1), heads, decay=False, keep_fp32=True),
             "A_log": TensorSpec((dt.size,), Init("log_uniform", 1.0, 16.0), heads, decay=False, keep_fp32=True),
             "D": TensorSpec((dt.size,), Init("ones"), heads, decay=False, keep_fp32=True),
-            "norm_weight": TensorSpec((x.size,), Init("ones"), norm, decay=False),
+            "norm_weight": TensorSpec((x.size,), Init("ones"), inner, decay=False),
             "out_proj.weight": TensorSpec((self.hidden_size, x.size), Init("output"), inner, axis=1),
         }
 

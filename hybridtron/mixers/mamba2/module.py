@@ -32,7 +32,7 @@ class Mamba2(nn.Module):
             self.register_parameter(name, backend.parameter(specs[name]))
         self.out_proj = backend.row_linear(specs["out_proj.weight"])
         self.norm_eps = backend.norm_eps
-        self.norm_groups = max(1, config.norm_groups // tp)
+        self.norm_groups = config.groups // tp
         z, *conv, dt = specs["in_proj.weight"].local_sizes(tp)
         self.projected_sizes = (z, sum(conv), dt)
         self.conv_sizes = tuple(conv)

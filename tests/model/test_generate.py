@@ -1,0 +1,47 @@
+"""Text from a model."""
+
+import torch
+
+from hybridtron.backends.torch import TorchBackend
+from hybridtron.data.tokenizer import ByteTokenizer
+from hybridtron.model.generate import generate
+from hybridtron.model.initialize import initialize
+from hybridtron.model.language_model import LanguageModel
+from tests.train.runs import resolved_tiny
+
+
+def model():
+    config = resolved_tiny().model
+    built = LanguageModel(config, TorchBackend())
+    initialize(built, config, seed=0)
+    return built
+
+
+def text(tokens=12, prompt="ab", **options):
+    return generate(model(), ByteTokenizer(), prompt, tokens, **{"context": 32, **options})
+
+
+def test_the_seed_decides_the_text():
+    assert text(seed=1) == text(seed=1)
+    assert text(seed=1) != text(seed=2)
+
+
+def test_temperature_zero_and_top_1_take_the_likeliest():
+    assert text(temperature=0, seed=1) == text(temperature=1.0, top_k=1, seed=2)
+
+
+def test_each_token_is_the_likeliest_after_those_before():
+    built, tokenizer = model(), ByteTokenizer()
+    ids = list(b"ab")
+    for _ in range(5):
+        ids.append(int(built.logits(torch.tensor([ids]))[0, -1, : tokenizer.vocab_size].argmax()))
+    assert generate(built, tokenizer, "ab", 5, context=32, temperature=0) == tokenizer.decode(ids[2:])
+
+
+def test_an_empty_prompt_and_one_longer_than_the_context_work():
+    assert isinstance(text(prompt=""), str)
+    assert isinstance(text(prompt="x" * 100), str)
+
+
+def test_no_tokens_is_no_text():
+    assert text(tokens=0) == ""

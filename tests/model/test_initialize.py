@@ -1,0 +1,69 @@
+"""Initial values: a function of the seed and the name alone."""
+
+import torch
+
+from hybridtron.backends.torch import TorchBackend
+from hybridtron.model.initialize import initial_values, initialize
+from hybridtron.model.language_model import LanguageModel
+from hybridtron.model.tensors import model_tensors
+from tests.train.runs import resolved_tiny
+
+
+def values(seed=0, **model):
+    config = resolved_tiny(**model).model
+    return initial_values(config, seed, list(model_tensors(config)))
+
+
+def test_another_seed_gives_other_weights_and_the_same_one_the_same():
+    first, again, other = values(1), values(1), values(2)
+    for name, tensor in first.items():
+        assert torch.equal(tensor, again[name])
+    assert not torch.equal(first["embedding.weight"], other["embedding.weight"])
+
+
+def test_equal_layers_differ():
+    first = values(pattern="2*mlp")
+    assert not torch.equal(first["layers.0.mixer.down.weight"], first["layers.1.mixer.down.weight"])
+
+
+def test_projections_into_the_residual_stream_shrink_with_depth():
+    deep = values(pattern="16*ffn")
+    assert abs(deep["layers.3.mixer.up.weight"].std() / 0.02 - 1) < 0.1
+    assert abs(deep["layers.3.mixer.down.weight"].std() / (0.02 / 4) - 1) < 0.1
+
+
+def test_mamba2_starts_with_step_sizes_and_decays_in_range():
+    mixer = {name.split(".")[-1]: tensor for name, tensor in values(pattern="mamba").items() if "mixer" in name}
+    steps = torch.nn.functional.softplus(mixer["dt_bias"])
+    assert 1e-4 <= steps.min()
+    assert steps.max() <= 0.1001
+    assert 1 <= mixer["A_log"].exp().min()
+    assert mixer["A_log"].exp().max() <= 16.001
+    assert (mixer["D"] == 1).all()
+
+
+def test_a_model_is_filled_with_every_value():
+    config = resolved_tiny().model
+    model = LanguageModel(config, TorchBackend())
+    initialize(model, config, seed=3)
+    expected = initial_values(config, 3, list(model_tensors(config)))
+    parameters = dict(model.named_parameters())
+    assert parameters.keys() == expected.keys()
+    assert all(torch.equal(parameter, expected[name]) for name, parameter in parameters.items())
+
+
+def test_undecayed_parameters_are_norms_biases_and_the_scan_s_own():
+    blocks = {**resolved_tiny().model.model_dump()["blocks"]}
+    blocks["attn"] = {"type": "attention", "num_heads": 4, "qkv_bias": True}
+    undecayed = {name for name, spec in model_tensors(resolved_tiny(blocks=blocks).model).items() if not spec.decay}
+    last = {name.removeprefix("layers.").split(".", 1)[-1] for name in undecayed}
+    assert last == {
+        "norm.weight",
+        "weight",  # the final norm's
+        "mixer.qkv.bias",
+        "mixer.conv_bias",
+        "mixer.dt_bias",
+        "mixer.A_log",
+        "mixer.D",
+        "mixer.norm_weight",
+    }
