@@ -21,6 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 failed, 2 bad input."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parse(given)
+    # Threads that spin at barriers starve each other, and everything else, on a shared machine; torch reads this once.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Notes of libraries to their developers; what concerns the user is said by this program.
     for module in ("megatron", "torch"):
         warnings.filterwarnings("ignore", module=module)
@@ -132,9 +134,9 @@ def _train_in_processes(options: argparse.Namespace, config: RunConfig) -> int:
     found = read_environment()
     if found.world_size > 1:
         raise UserError(f"--nproc = {options.nproc}: {found.launcher} already started {found.world_size} processes")
-    data_parallel_size(config, options.nproc)
+    copies = data_parallel_size(config, options.nproc)
     find_checkpoint(RunFolder(config.run_folder), config, options.resume)
-    open_corpus(config)
+    open_corpus(config, copies)
     command = [sys.executable, "-m", "hybridtron", "train", str(options.config), *options.overrides]
     return launch(command + ["--resume"] * options.resume, options.nproc)
 

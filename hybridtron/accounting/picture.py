@@ -11,11 +11,11 @@ from hybridtron.accounting.describe import Account
 from hybridtron.model.config import ModelConfig
 
 COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "red")
-LONGEST_BAR = 32
+LONGEST_BAR = 16
 
 
 def draw(name: str, config: ModelConfig, account: Account) -> None:
-    """Layers from the embedding down, runs of equal layers in one row; the bar is a layer's share of the FLOPs."""
+    """Layers from the embedding down, runs of equal layers in one row; a bar is one layer's FLOPs."""
     console = Console(highlight=False)
     colour = {block: COLOURS[i % len(COLOURS)] for i, block in enumerate(config.blocks)}
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -23,7 +23,7 @@ def draw(name: str, config: ModelConfig, account: Account) -> None:
         table.add_column(title)
     for title in ("parameters", "FLOPs/token", "state"):
         table.add_column(title, justify="right")
-    table.add_column("FLOPs of one layer")
+    table.add_column("per layer", min_width=LONGEST_BAR)
     most = max(layer.flops_per_token for layer in account.layers)
     table.add_row("", "embedding", f"{config.vocab_size} x {config.hidden_size}", f"{account.embedding:,}", "", "", "")
     for _, group in groupby(account.layers, key=lambda layer: layer.block):
@@ -49,7 +49,8 @@ def draw(name: str, config: ModelConfig, account: Account) -> None:
         f"\nparameters  {account.total:,} = {account.embedding:,} embedding{tied} + "
         f"{account.total - account.embedding:,} in {len(account.layers)} layers and norms; active {account.active:,}\n"
         f"FLOPs       {si(per_token)} per token forward, {si(3 * per_token)} in training, at {account.seq_len} tokens\n"
-        f"state       {account.state_size:,} elements per sequence of {account.seq_len} tokens"
+        f"state       {account.state_size:,} elements per sequence of {account.seq_len} tokens",
+        soft_wrap=True,
     )
 
 

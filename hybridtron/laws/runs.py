@@ -7,7 +7,7 @@ total_state (elements), score, error (in 0..1), group, arch. Other columns keep 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ class Runs:
     columns: dict[str, np.ndarray]  # name -> [n]
     lines: np.ndarray  # 1-based line of each row in its source, [n]
     source: str
+    place: str = "line"  # what `lines` counts: line of a text file, row of a table, run of a folder
 
     @classmethod
     def of(cls, source: str = "data", **columns: Any) -> Runs:
@@ -48,7 +49,8 @@ class Runs:
     def take(self, rows: np.ndarray) -> Runs:
         """The rows of a boolean mask or of an index array, in its order."""
         rows = np.asarray(rows)
-        return Runs({name: values[rows] for name, values in self.columns.items()}, self.lines[rows], self.source)
+        columns = {name: values[rows] for name, values in self.columns.items()}
+        return replace(self, columns=columns, lines=self.lines[rows])
 
     def where(self, column: str, value: object) -> Runs:
         """The rows whose column equals the value: as a number where the column is numeric, else as text."""
@@ -62,7 +64,7 @@ class Runs:
 
     def with_column(self, name: str, values: Any) -> Runs:
         """The same rows with one column added or replaced."""
-        return Runs({**self.columns, name: _column(values)}, self.lines, self.source)
+        return replace(self, columns={**self.columns, name: _column(values)})
 
     def split(self, column: str) -> dict[str, Runs]:
         """One table per value of the column, in order of first appearance; a number's key is its short text."""
@@ -84,10 +86,11 @@ class Runs:
             if not good.all():
                 row = int(np.argmin(good))
                 expected = "a finite number above zero" if valid is None else "a finite number in range"
-                count = int((~good).sum())
-                more = f" (and {count - 1} more rows)" if count > 1 else ""
+                others = int((~good).sum()) - 1
+                more = f" (and {others} more {'rows' if others > 1 else 'row'} like it)" if others else ""
                 raise UserError(
-                    f"{self.source}, line {self.lines[row]}: {name} is {values[row]:g}; expected {expected}{more}"
+                    f"{self.source}, {self.place} {self.lines[row]}: {name} is {values[row]:g}; "
+                    f"expected {expected}{more}"
                 )
 
 

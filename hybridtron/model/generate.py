@@ -16,6 +16,7 @@ def generate(
     max_tokens: int,
     *,
     context: int,
+    multiple_of: int = 1,
     temperature: float = 0.8,
     top_k: int = 0,
     seed: int = 0,
@@ -24,15 +25,18 @@ def generate(
     """Continue the prompt by up to max_tokens tokens, or to the end of the document; returns the continuation.
 
     Each token is drawn from the softmax of the logits over temperature, among the top_k likeliest (0: all); temperature
-    0 takes the likeliest. The model sees at most the last `context` tokens. Every tensor-parallel process calls this
+    0 takes the likeliest. The model sees at most the last `context` tokens, filled up behind to a multiple of `multiple_of`,
+    which sequence parallelism needs and a causal model does not notice. Every tensor-parallel process calls this
     with the same arguments and gets the same text.
     """
     generator = torch.Generator().manual_seed(seed)
     tokens = [int(i) for i in tokenizer.encode(prompt)] or [tokenizer.eod]
     start = len(tokens)
     for _ in range(max_tokens):
-        window = torch.tensor([tokens[-context:]], device=device)  # [1, s]
-        logits = model.logits(window)[0, -1, : tokenizer.vocab_size].float().cpu()
+        seen = tokens[-context:]
+        filled = seen + [tokenizer.eod] * (-len(seen) % multiple_of)
+        window = torch.tensor([filled], device=device)  # [1, s]
+        logits = model.logits(window)[0, len(seen) - 1, : tokenizer.vocab_size].float().cpu()
         token = _draw(logits, temperature, top_k, generator)
         if token == tokenizer.eod:
             break

@@ -1,7 +1,7 @@
 """Causal softmax attention with grouped heads (Ainslie et al. 2023, arXiv 2305.13245) and an optional sliding window.
 
-Queries are taken in blocks, each with only the keys that some query of the block sees: a causal sequence costs little more than
-half of the full square, a windowed one grows linearly with its length.
+Queries are taken in blocks, each with only the keys that some query of the block sees: a causal sequence costs little
+more than half of the full square, a windowed one grows linearly with its length.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _plain_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale:
 
 
 def _fused_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float) -> Tensor:
-    """PyTorch's fused kernels, which hold no scores in memory: one call without a window, else one per block of `window` queries."""
+    """PyTorch's fused kernels, which hold no scores in memory; with a window one call for every `window` queries."""
     num_queries, num_keys = q.shape[1], k.shape[1]
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [b, h, s, d]
     grouped = q.shape[1] != k.shape[1]
@@ -149,7 +149,7 @@ def _probabilities(out: Tensor, queries: Tensor, keys: Tensor, mask: Tensor, sca
 
 
 class _Attention(torch.autograd.Function):
-    """Matmul, softmax, matmul over a few sequences and one block of queries at a time, small enough to stay in cache."""
+    """Matmul, softmax, matmul over one block of queries of a few sequences at a time: the scores stay in cache."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float) -> Tensor:
@@ -158,7 +158,7 @@ class _Attention(torch.autograd.Function):
         blocks = _query_blocks(num_queries, num_keys, window)
         kept = batch * heads * sum(block.num_queries * block.num_keys for block in blocks) <= _KEPT_PROBABILITIES
         keys, values = _group(k.to(dtype), kv), _group(v.to(dtype), kv)
-        # The output lies in memory as v does, sequence by sequence or token by token, because v comes straight from a projection.
+        # The output lies in memory as v does, by sequence or by token, because v comes straight from a projection.
         shape = (batch, num_queries, heads, v.shape[3])
         if v.stride(0) >= v.stride(1):
             out = torch.empty(shape, dtype=q.dtype, device=q.device)

@@ -1,8 +1,8 @@
 """Cutting elementwise work into blocks that stay in a core's cache.
 
-On a CPU an elementwise pass over a large tensor runs at memory speed, about five times slower than the same pass over data in the L2
-cache. Ops that need several passes therefore take all of them over one block of rows before they go on to the next. On other
-devices a block is large enough to fill the device.
+On a CPU an elementwise pass over a large tensor runs at memory speed, about five times slower than the same pass over
+data in the L2 cache. Ops that need several passes therefore take all of them over one block of rows before they go on
+to the next. On other devices a block is large enough to fill the device.
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ def runs(length: int, step: int) -> Iterator[slice]:
         yield slice(start, min(start + step, length))
 
 
-def blocks(length: int, row_elements: int, device: torch.device) -> Iterator[slice]:
-    """Slices that cover `range(length)`, each with as many rows of `row_elements` elements as make a block, at least one."""
+def block_length(row_elements: int, device: torch.device) -> int:
+    """How many rows of `row_elements` elements make a block, at least one."""
     elements = CPU_BLOCK_ELEMENTS if device.type == "cpu" else DEVICE_BLOCK_ELEMENTS
-    return runs(length, max(1, elements // max(1, row_elements)))
+    return max(1, elements // max(1, row_elements))
 
 
 def split_rows(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same block of rows of several [n, ...] tensors at a time; the width of the first decides how many rows make a block."""
-    elements = CPU_BLOCK_ELEMENTS if rows[0].device.type == "cpu" else DEVICE_BLOCK_ELEMENTS
-    length = max(1, elements // max(1, rows[0].shape[-1]))
+    """The same block of rows of several [n, ...] tensors at a time, as long as the width of the first allows."""
+    length = block_length(rows[0].shape[-1], rows[0].device)
     return zip(*(tensor.split(length) for tensor in rows), strict=True)
 
 
@@ -40,7 +39,7 @@ def row_order(x: Tensor) -> list[int]:
 
     A view [b, s, c] of memory laid out [s, b, c] gives [1, 0, 2]: taken in that order its rows flatten without a copy.
     """
-    return [*sorted(range(x.dim() - 1), key=lambda axis: -x.stride(axis)), x.dim() - 1]
+    return [*sorted(range(x.dim() - 1), key=x.stride, reverse=True), x.dim() - 1]
 
 
 def as_rows(x: Tensor, order: list[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Cross-entropy in nats, with the log-partition that a z-loss needs (Chowdhery et al. 2022, arXiv 2204.02311, section 5)."""
+"""Cross-entropy in nats, and the log-partition for a z-loss (Chowdhery et al. 2022, arXiv 2204.02311, section 5)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.blocks import as_rows, blocks, from_rows, row_order
+from hybridtron.ops.blocks import as_rows, from_rows, row_order, split_rows
 from hybridtron.ops.precision import accumulation_dtype, under_transforms
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood and log-partition of each position, both differentiable.
 
-    logits [..., V] of any float dtype, targets [...] of integers in [0, V); returns (nll [...], log_z [...]) in float32 (float64
-    for float64 logits), where log_z = log sum_v exp(logits_v) and nll = log_z - logits[target].
+    logits [..., V] of any float dtype, targets [...] of integers in [0, V). Returns (nll [...], log_z [...]) in float32
+    (float64 for float64 logits), where log_z = log sum_v exp(logits_v) and nll = log_z - logits[target].
     """
     if under_transforms():
         return cross_entropy_reference(logits, targets)
@@ -40,10 +40,10 @@ class _CrossEntropy(torch.autograd.Function):
         # targets in the order of the rows, with an axis of 1 in the place of V
         index = as_rows(targets.unsqueeze(-1), order)
         log_z = torch.empty(len(rows), 1, dtype=dtype, device=logits.device)
-        for block in blocks(*rows.shape, logits.device):
-            largest = rows[block].amax(-1, keepdim=True).to(dtype)
-            total = torch.sub(rows[block], largest).exp_().sum(-1, keepdim=True)
-            torch.add(largest, total.log_(), out=log_z[block])
+        for some, target in split_rows(rows, log_z):
+            largest = some.amax(-1, keepdim=True).to(dtype)
+            total = torch.sub(some, largest).exp_().sum(-1, keepdim=True)
+            torch.add(largest, total.log_(), out=target)
         nll = log_z - rows.gather(-1, index)
         ctx.save_for_backward(rows, index, log_z)
         ctx.shape, ctx.order = logits.shape, order
@@ -56,9 +56,9 @@ class _CrossEntropy(torch.autograd.Function):
         on_target = as_rows(grad_nll.unsqueeze(-1), ctx.order)
         on_all = on_target + as_rows(grad_log_z.unsqueeze(-1), ctx.order)
         dlogits = torch.empty_like(rows)
-        for block in blocks(*rows.shape, rows.device):
-            out = dlogits[block]
-            probabilities = torch.sub(rows[block], log_z[block], out=out if out.dtype == log_z.dtype else None).exp_()
-            out.copy_(probabilities.mul_(on_all[block]))
+        for some, normaliser, factor, out in split_rows(rows, log_z, on_all, dlogits):
+            same_dtype = out.dtype == log_z.dtype
+            probabilities = torch.sub(some, normaliser, out=out if same_dtype else None).exp_()
+            torch.mul(probabilities, factor, out=out)
         dlogits.scatter_add_(-1, index, on_target.neg().to(dlogits.dtype))
         return from_rows(dlogits, ctx.shape, ctx.order), None

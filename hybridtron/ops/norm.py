@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation (Zhang & Sennrich 2019, arXiv 1910.07467) and Mamba-2's gated form (arXiv 2405.21060)."""
+"""Root-mean-square norm (Zhang & Sennrich 2019, arXiv 1910.07467) and Mamba-2's gated form of it (arXiv 2405.21060)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.blocks import as_rows, blocks, from_rows, row_order, split_rows
+from hybridtron.ops.blocks import as_rows, from_rows, row_order, split_rows
 from hybridtron.ops.precision import accumulation_dtype, under_transforms
 
 aten = torch.ops.aten
@@ -32,9 +32,10 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def gated_rms_norm(x: Tensor, z: Tensor, weight: Tensor, eps: float, num_groups: int) -> Tensor:
-    """rms_norm of x * silu(z) over each of `num_groups` equal groups of channels, times weight (the gate before the norm).
+    """rms_norm of x * silu(z) over each of `num_groups` equal groups of channels, times weight: gate first, then norm.
 
-    x and z are [..., c], weight [c]; num_groups divides c. Accumulated in float32, returned in the dtype of x.
+    x and z are [..., c], weight [c]; num_groups divides c. Accumulated in float32; returned in the dtype of x,
+    laid out in memory as z is.
     """
     if under_transforms():
         return gated_rms_norm_reference(x, z, weight, eps, num_groups)
@@ -75,7 +76,7 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         """By the fused kernel of layer normalisation, given a mean of zero.
 
-        That kernel returns r (g w - mean(g w) - n mean(g w n)) for n = r x; without the term mean(g w) it is the gradient here.
+        That kernel returns r (g w - mean(g w) - n mean(g w n)) for n = r x, which lacks only the term r mean(g w).
         """
         rows, weight, inverse_rms = ctx.saved_tensors
         dtype, channels = inverse_rms.dtype, rows.shape[-1]
@@ -90,16 +91,15 @@ class _RMSNorm(torch.autograd.Function):
 class _GatedRMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, z: Tensor, weight: Tensor, eps: float, num_groups: int) -> Tensor:
-        dtype, order = accumulation_dtype(x), row_order(x)
+        dtype, order = accumulation_dtype(x), row_order(z)
         rows, gates, scale = as_rows(x, order), as_rows(z, order), weight.to(dtype)
         out = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
         inverse_rms = torch.empty(len(rows), num_groups, 1, dtype=dtype, device=x.device)
-        for block in blocks(*rows.shape, x.device):
-            gated = F.silu(gates[block].to(dtype)).mul_(rows[block])
+        for source, gate, factor, target in split_rows(rows, gates, inverse_rms, out):
+            gated = F.silu(gate.to(dtype)).mul_(source)
             groups = gated.unflatten(-1, (num_groups, -1))
-            inverse_rms[block] = _inverse_rms(groups, eps)
-            groups.mul_(inverse_rms[block])
-            torch.mul(gated, scale, out=out[block])
+            groups.mul_(factor.copy_(_inverse_rms(groups, eps)))
+            torch.mul(gated, scale, out=target)
         ctx.save_for_backward(rows, gates, weight, inverse_rms)
         ctx.shape, ctx.order = x.shape, order
         return from_rows(out, x.shape, order)
@@ -109,18 +109,22 @@ class _GatedRMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         rows, gates, weight, inverse_rms = ctx.saved_tensors
         dtype, num_groups = inverse_rms.dtype, inverse_rms.shape[1]
-        grad_rows, scale = as_rows(grad, ctx.order), weight.to(dtype)
+        scale, channels = weight.to(dtype), rows.shape[1] // num_groups
         dx, dz, dweight = torch.empty_like(rows), torch.empty_like(gates), torch.zeros_like(scale)
-        for block in blocks(*rows.shape, rows.device):
-            x, z, g, r = rows[block].to(dtype), gates[block].to(dtype), grad_rows[block].to(dtype), inverse_rms[block]
+        tensors = (rows, gates, as_rows(grad, ctx.order), inverse_rms, dx, dz)
+        for source, gate, g, factor, dsource, dgate in split_rows(*tensors):
+            x, z, g = source.to(dtype), gate.to(dtype), g.to(dtype)
             activated = F.silu(z)
-            normed = (activated * x).unflatten(-1, (num_groups, -1)).mul_(r)  # [rows, groups, channels of a group]
-            product = g * normed.flatten(-2)
+            normed = (activated * x).view(-1, num_groups, channels).mul_(factor)
+            product = g * normed.view(x.shape)
             dweight.add_(product.sum(0))
-            along = product.mul_(scale).unflatten(-1, (num_groups, -1)).mean(-1, keepdim=True)
-            dgated = torch.mul(g, scale, out=product).unflatten(-1, (num_groups, -1))
-            dgated = dgated.addcmul_(normed, along, value=-1).mul_(r).flatten(-2)
-            torch.mul(dgated, activated, out=dx[block])
-            dz[block] = aten.silu_backward(dgated.mul_(x), z)
+            along = product.mul_(scale).view(normed.shape).mean(-1, keepdim=True)
+            dgated = torch.mul(g, scale, out=product).view(normed.shape)
+            dgated = dgated.addcmul_(normed, along, value=-1).mul_(factor).view(x.shape)
+            torch.mul(dgated, activated, out=dsource)
+            if dgate.dtype == dtype:
+                aten.silu_backward.grad_input(dgated.mul_(x), z, grad_input=dgate)
+            else:
+                dgate.copy_(aten.silu_backward(dgated.mul_(x), z))
         shape, order = ctx.shape, ctx.order
         return from_rows(dx, shape, order), from_rows(dz, shape, order), dweight.to(weight.dtype), None, None

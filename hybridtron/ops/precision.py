@@ -1,4 +1,4 @@
-"""In which dtype the ops of this folder accumulate, and when they must stay differentiable and batchable by torch.func."""
+"""In which dtype the ops of this folder accumulate, and when they must be transformable by torch.func."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def accumulation_dtype(x: Tensor) -> torch.dtype:
 def under_transforms() -> bool:
     """Whether a torch.func transform (vmap, grad, ...) is active.
 
-    The fused forms write into buffers of their own, which transforms cannot follow, so under a transform every op takes its plain
-    differentiable form. torch.autograd.Function.apply asks the same question by the same call.
+    The fused forms write into buffers of their own, which transforms cannot follow, so under a transform every op takes
+    its plain differentiable form. torch.autograd.Function.apply asks the same question by the same call.
     """
     return torch._C._are_functorch_transforms_active()

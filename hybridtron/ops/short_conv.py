@@ -1,4 +1,4 @@
-"""Short causal depthwise convolution along the sequence, as Mamba puts before its scan (Gu & Dao 2023, arXiv 2312.00752)."""
+"""Short causal depthwise convolution along the sequence, as before Mamba's scan (Gu & Dao 2023, arXiv 2312.00752)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.blocks import blocks, runs
+from hybridtron.ops.blocks import block_length, runs
 from hybridtron.ops.precision import accumulation_dtype, under_transforms
 
 aten = torch.ops.aten
 
-_TILE_CHANNELS = 512
+_TILE_CHANNELS = 768  # at most; long rows copy fast, and a tile still holds enough tokens to make k - 1 of them cheap
 
 
 def short_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: Literal["silu"] | None = None
 ) -> Tensor:
-    """y_t = activation(bias + sum_j weight[:, j] * x_{t - k + 1 + j}), channel by channel, with zeros before the sequence.
+    """y_t = activation(bias + sum_j weight[:, j] * x_{t - k + 1 + j}), channel by channel, with zeros before t = 0.
 
     x [b, s, c], weight [c, k], bias [c]; returns [b, s, c] laid out in memory as x is.
     """
@@ -61,12 +61,10 @@ class _ShortConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: Literal["silu"] | None) -> Tensor:
         out = torch.empty_like(x)
-        for sequence, tokens, channels in _tiles(x):
-            taps, start = _taps(x, weight, bias, channels)
-            y = _correlate(_load(x[sequence, :, channels], tokens.start - len(taps) + 1, tokens.stop), taps, start)
-            if activation:
-                F.silu(y, inplace=True)
-            out[sequence, tokens, channels] = y
+        for channels, taps, start in _channel_runs(weight, bias, accumulation_dtype(x)):
+            for sequence, tokens in _token_runs(x, channels):
+                y = _correlate(_load(x[sequence, :, channels], tokens.start - len(taps) + 1, tokens.stop), taps, start)
+                out[sequence, tokens, channels] = F.silu(y, inplace=True) if activation else y
         ctx.save_for_backward(x, weight, bias)
         ctx.activation = activation
         return out
@@ -75,48 +73,53 @@ class _ShortConv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
         x, weight, bias = ctx.saved_tensors
-        dx = torch.empty_like(x)
-        dweight = torch.zeros(weight.shape[::-1], dtype=accumulation_dtype(x), device=x.device)  # [k, c]
-        dbias = torch.zeros_like(dweight[0])
-        for sequence, tokens, channels in _tiles(x):
-            taps, start = _taps(x, weight, bias, channels)
-            # An input reaches k - 1 tokens further, so the gradients of those outputs are computed here as well.
-            last = tokens.stop + len(taps) - 1
-            inputs = _load(x[sequence, :, channels], tokens.start - len(taps) + 1, last)
-            dy = _load(grad[sequence, :, channels], tokens.start, last)
-            if ctx.activation:
-                dy = aten.silu_backward(dy, _correlate(inputs, taps, start))
-            dx[sequence, tokens, channels] = _correlate(dy, taps[::-1], None)
-            own = dy[: tokens.stop - tokens.start]
-            for tap in range(len(taps)):
-                dweight[tap, channels] += (inputs[tap : tap + len(own)] * own).sum(0)
-            dbias[channels] += own.sum(0)
+        dx, dtype = torch.empty_like(x), accumulation_dtype(x)
+        dweight = torch.zeros(weight.shape[::-1], dtype=dtype, device=x.device)  # [k, c]
+        dbias = torch.zeros(weight.shape[0], dtype=dtype, device=x.device)
+        for channels, taps, start in _channel_runs(weight, bias, dtype):
+            for sequence, tokens in _token_runs(x, channels):
+                # An input reaches k - 1 tokens further, so the gradients of those outputs are computed here as well.
+                last = tokens.stop + len(taps) - 1
+                inputs = _load(x[sequence, :, channels], tokens.start - len(taps) + 1, last)
+                dy = _load(grad[sequence, :, channels], tokens.start, last)
+                if ctx.activation:
+                    aten.silu_backward.grad_input(dy, _correlate(inputs, taps, start), grad_input=dy)
+                dx[sequence, tokens, channels] = _correlate(dy, taps[::-1], None)
+                own = dy[: tokens.stop - tokens.start]
+                for tap in range(len(taps)):
+                    dweight[tap, channels] += (inputs[tap : tap + len(own)] * own).sum(0)
+                if bias is not None:
+                    dbias[channels] += own.sum(0)
         return dx, dweight.t().to(weight.dtype), None if bias is None else dbias.to(bias.dtype), None
 
 
-def _tiles(x: Tensor) -> Iterator[tuple[int, slice, slice]]:
-    """Cuts [b, s, c] into (one sequence, a run of tokens, a run of channels)."""
-    batch, seq_len, width = x.shape
-    for channels in runs(width, min(width, _TILE_CHANNELS)):
-        for sequence in range(batch):
-            for tokens in blocks(seq_len, channels.stop - channels.start, x.device):
-                yield sequence, tokens, channels
+def _channel_runs(
+    weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Iterator[tuple[slice, list[Tensor], Tensor | None]]:
+    """Runs of channels, each with its k contiguous taps and its bias."""
+    width = len(weight)
+    for channels in runs(width, -(-width // -(-width // _TILE_CHANNELS))):
+        taps = weight[channels].to(dtype).t().contiguous().unbind()
+        yield channels, list(taps), None if bias is None else bias[channels].to(dtype)
 
 
-def _taps(x: Tensor, weight: Tensor, bias: Tensor | None, channels: slice) -> tuple[list[Tensor], Tensor | None]:
-    """The k taps of a run of channels, each contiguous, and its bias, in the dtype of the accumulation."""
-    dtype = accumulation_dtype(x)
-    return list(weight[channels].t().to(dtype).contiguous()), None if bias is None else bias[channels].to(dtype)
+def _token_runs(x: Tensor, channels: slice) -> Iterator[tuple[int, slice]]:
+    """Each sequence of x [b, s, c] in runs of tokens that, with these channels, make a tile."""
+    for sequence in range(x.shape[0]):
+        for tokens in runs(x.shape[1], block_length(channels.stop - channels.start, x.device)):
+            yield sequence, tokens
 
 
 def _load(x: Tensor, first: int, last: int) -> Tensor:
     """Tokens first..last-1 of x [s, c] as contiguous rows, zeros where the sequence has no token."""
     seq_len, width = x.shape
     rows = torch.empty(last - first, width, dtype=accumulation_dtype(x), device=x.device)
-    before, after = max(0, -first), max(0, last - seq_len)
-    rows[:before] = 0
-    rows[len(rows) - after :] = 0
-    rows[before : len(rows) - after] = x[max(0, first) : min(last, seq_len)]
+    before, after = max(0, -first), min(last, seq_len) - first
+    if before:
+        rows[:before] = 0
+    if after < len(rows):
+        rows[after:] = 0
+    rows[before:after] = x[max(0, first) : last]
     return rows
 
 

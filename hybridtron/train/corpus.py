@@ -19,17 +19,11 @@ class Corpus:
     train: TokenDataset
     valid: TokenDataset | None
     train_prefix: Path
-    bytes_per_token: float | None  # of the held-out text; None where nobody counted the bytes
+    eval_sequences: int = 0  # of one evaluation
+    bytes_per_token: float | None = None  # of the held-out text; None where nobody counted the bytes
 
     def bits_per_byte(self, loss: float) -> float | None:
         return None if self.bytes_per_token is None else bits_per_byte(loss, self.bytes_per_token)
-
-    def eval_sequences(self, config: RunConfig, data_parallel_size: int) -> int:
-        """Sequences of one evaluation: as configured, at most what the file holds, in equal portions per process."""
-        assert self.valid is not None
-        portion = config.train.micro_batch_size * data_parallel_size
-        wanted = min(config.train.eval_sequences, self.valid.num_windows)
-        return max(portion, wanted // portion * portion)
 
 
 def bits_per_byte(loss: float, bytes_per_token: float) -> float:
@@ -37,26 +31,30 @@ def bits_per_byte(loss: float, bytes_per_token: float) -> float:
     return loss / bytes_per_token / math.log(2)
 
 
-def open_corpus(config: RunConfig) -> Corpus:
-    """Open the token files; raises UserError when they are missing, damaged or too short."""
+def open_corpus(config: RunConfig, data_parallel_size: int) -> Corpus:
+    """Open the token files; raises UserError when they are missing, damaged or too short.
+
+    An evaluation reads train.eval_sequences, at most what the file holds, in equal portions per process.
+    """
     cpu_compat.install()  # the indexed datasets are megatron-core's
     data = config.data
     train_prefix = prefix_of(data.train, "train")
     train = TokenDataset(train_prefix, data.seq_len, config.seed)
     train.check_vocab(config.model.vocab_size)
     if data.valid is None:
-        return Corpus(train, None, train_prefix, None)
+        return Corpus(train, None, train_prefix)
     valid_prefix = prefix_of(data.valid, "valid")
     valid = TokenDataset(valid_prefix, data.seq_len, config.seed)
     valid.check_vocab(config.model.vocab_size)
-    if valid.num_windows < config.train.micro_batch_size:
+    portion = config.train.micro_batch_size * data_parallel_size
+    if valid.num_eval_windows < portion:
         raise UserError(
-            f"data.valid = {data.valid}: holds {valid.num_windows} sequences of {data.seq_len} tokens; expected at "
-            f"least train.micro_batch_size {config.train.micro_batch_size}"
+            f"data.valid = {data.valid}: holds {valid.num_eval_windows} sequences of {data.seq_len} tokens; expected at "
+            f"least {portion}, train.micro_batch_size x data-parallel processes"
         )
+    sequences = max(portion, min(config.train.eval_sequences, valid.num_eval_windows) // portion * portion)
     report = read_report(valid_prefix)
-    bytes_per_token = report.bytes / report.tokens if report and report.tokens else None
-    return Corpus(train, valid, train_prefix, bytes_per_token)
+    return Corpus(train, valid, train_prefix, sequences, report.bytes / report.tokens if report else None)
 
 
 def prefix_of(source: str, split: str) -> Path:

@@ -48,9 +48,9 @@ def evaluate_run(path: Path, data: str | None, sequences: int | None) -> dict[st
         raise UserError(f"{path}: its config has no data.valid; expected --data PREFIX")
     train = config.train.model_copy(update={"eval_sequences": sequences or config.train.eval_sequences})
     config = config.model_copy(update={"data": section, "train": train})
-    corpus = open_corpus(config)
+    corpus = open_corpus(config, 1)
     assert corpus.valid is not None
-    count = corpus.eval_sequences(config, 1)
+    count = corpus.eval_sequences
     with trained_model(path) as (_, checkpoint, model, place), torch.no_grad():
         losses = []
         for tokens, labels in eval_batches(corpus.valid, count, train.micro_batch_size, 0, 1):

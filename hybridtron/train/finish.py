@@ -28,7 +28,7 @@ def closing_report(
     if place.is_main:
         last = read_metrics(RunFolder(config.run_folder).metrics_file)[-1]
         summary |= {key: last.get(key) for key in ("loss", "valid_loss", "valid_bits_per_byte")}
-        summary["bigram_bits_per_byte"] = _bigram(config, corpus, place.data_size)
+        summary["bigram_bits_per_byte"] = _bigram(config, corpus)
         if summary["bigram_bits_per_byte"] and summary["valid_bits_per_byte"]:
             say(
                 f"held-out text: {summary['valid_bits_per_byte']:.3f} bits per byte; a bigram model of the same "
@@ -36,18 +36,22 @@ def closing_report(
             )
     if config.train.sample_tokens:
         text = generate(
-            model, load_tokenizer(config.data.tokenizer), SAMPLE_PROMPT, config.train.sample_tokens, seed=config.seed,
-            context=config.data.seq_len, device=place.device,
-        )  # fmt: skip
+            model,
+            load_tokenizer(config.data.tokenizer),
+            SAMPLE_PROMPT,
+            config.train.sample_tokens,
+            context=config.data.seq_len,
+            multiple_of=place.tensor_size,
+            seed=config.seed,
+            device=place.device,
+        )
         summary["sample"] = text
         say(f"sample after {SAMPLE_PROMPT!r}:\n{text}")
     return summary
 
 
-def _bigram(config: RunConfig, corpus: Corpus, data_parallel_size: int) -> float | None:
+def _bigram(config: RunConfig, corpus: Corpus) -> float | None:
     if corpus.valid is None or corpus.bytes_per_token is None or config.model.vocab_size > LARGEST_BIGRAM_VOCABULARY:
         return None
     table = fit_bigram(corpus.train_prefix, config.model.vocab_size)
-    return bigram_bits_per_byte(
-        table, corpus.valid, corpus.eval_sequences(config, data_parallel_size), corpus.bytes_per_token
-    )
+    return bigram_bits_per_byte(table, corpus.valid, corpus.eval_sequences, corpus.bytes_per_token)

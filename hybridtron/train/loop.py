@@ -40,10 +40,10 @@ def train(config: RunConfig, environment: Environment, resume: bool) -> None:
     Raises UserError before anything is written when the data, the layout or the run folder does not fit;
     TrainingStopped when too many steps in a row were skipped.
     """
-    data_parallel_size(config, environment.world_size)
+    copies = data_parallel_size(config, environment.world_size)
     folder = RunFolder(config.run_folder)
     checkpoint = find_checkpoint(folder, config, resume)
-    corpus = open_corpus(config)
+    corpus = open_corpus(config, copies)
     with stop_requests() as stop, process_groups(config.parallel, environment) as place:
         run = _Run(config, place, folder, corpus, stop)
         try:
@@ -88,11 +88,11 @@ class _Run:
             result, lr = self._update()
             step = self.state.step
             stopping = bool(self.engine.largest(self.stop.number))
-            if self.state.skipped_in_a_row >= self.config.train.max_skipped_steps:
-                self._give_up()
             clock.trained(self.config.tokens_per_step)
             valid = self._evaluate() if self._evaluation_due() and not stopping else None
             self._report(result, lr, valid, clock)
+            if self.state.skipped_in_a_row >= self.config.train.max_skipped_steps:
+                self._give_up()
             if stopping or step == steps or (save_every and step % save_every == 0):
                 self._save()
                 saved = step
@@ -135,7 +135,7 @@ class _Run:
         assert self.corpus.valid is not None
         batches = eval_batches(
             self.corpus.valid,
-            self.corpus.eval_sequences(self.config, self.place.data_size),
+            self.corpus.eval_sequences,
             self.config.train.micro_batch_size,
             self.place.data_rank,
             self.place.data_size,

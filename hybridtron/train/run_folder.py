@@ -53,7 +53,10 @@ class RunFolder:
 
     def create(self, config: RunConfig, environment: dict) -> None:
         """Make the folder if it is new, and write what the run is and where it runs."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"run folder {self.path}: cannot be made: {error.strerror}") from None
         for leftover in self.path.glob(f"step_*{PARTIAL}*"):
             shutil.rmtree(leftover)
         replace_text(self.config_file, dump(config))

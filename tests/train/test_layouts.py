@@ -25,7 +25,7 @@ def test_two_processes_train_the_same(tiny, one_process, hybridtron):
     assert one_process[-1] < one_process[0] - 0.5
     layouts = {
         "tensor parallel": ["parallel.tensor=2"],
-        "tensor and sequence parallel": ["parallel.tensor=2", "parallel.sequence=true"],
+        "tensor and sequence parallel": ["parallel.tensor=2", "parallel.sequence=true", "train.sample_tokens=3"],
         "data parallel": [],
     }
     for name, overrides in layouts.items():
@@ -33,6 +33,16 @@ def test_two_processes_train_the_same(tiny, one_process, hybridtron):
         result = hybridtron("train", tiny, f"folder={folder}", *overrides, "--nproc", 2)
         assert result.returncode == 0, result.stderr
         assert losses(folder) == pytest.approx(one_process, abs=BOUND), name
+
+
+def test_tied_embeddings_are_cut_like_any_other(tiny, hybridtron):
+    folders = {}
+    for name, more in {"whole": [], "cut": ["parallel.tensor=2", "--nproc", 2]}.items():
+        folders[name] = tiny.parent / name
+        overrides = [f"folder={folders[name]}", "model.tie_embeddings=true", "train.steps=8"]
+        result = hybridtron("train", tiny, *overrides, *more)
+        assert result.returncode == 0, result.stderr
+    assert losses(folders["cut"]) == pytest.approx(losses(folders["whole"]), abs=BOUND)
 
 
 def test_micro_batches_do_not_change_the_losses(tiny, one_process, hybridtron):

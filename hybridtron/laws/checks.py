@@ -1,0 +1,47 @@
+"""Whether the runs make sense before anything is fitted to them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hybridtron.config.nearest import one_of
+from hybridtron.errors import UserError
+from hybridtron.laws.law import Law, Settings
+from hybridtron.laws.runs import Runs
+
+
+def check(law: Law, runs: Runs, settings: Settings) -> None:
+    """Raise UserError for unknown options, no rows, a missing column, or a value that the law cannot take."""
+    for option in settings.options:
+        if option not in law.options:
+            raise UserError(f"law {law.name}: no option {option!r}; expected {one_of(option, law.options)}")
+    if len(runs) == 0:
+        raise UserError(f"{runs.source}: no rows to fit; expected at least one (does a filter match nothing?)")
+    if settings.group is not None:
+        runs[settings.group]  # raises with the nearest names
+    present = tuple(name for name in law.optional_columns if name in runs and runs[name].dtype != object)
+    for name in (*law.columns, *present):
+        if name == "arch":
+            runs[name]
+        else:
+            runs.require((name,), None if name in law.positive else lambda values: np.isfinite(values))
+    if settings.bootstrap < 0 or settings.jobs < 1:
+        raise UserError(f"bootstrap is {settings.bootstrap}, jobs is {settings.jobs}; expected >= 0 and >= 1")
+    if settings.delta is not None and not settings.delta > 0:
+        raise UserError(f"delta is {settings.delta:g}; expected a threshold above zero")
+
+
+def unit_warnings(runs: Runs) -> list[str]:
+    """Warnings that ask whether columns are in the expected units."""
+    warnings = []
+    if "loss" in runs and runs["loss"].dtype != object and (high := int((runs["loss"] > 20).sum())):
+        warnings.append(
+            f"units: {high} rows have a loss above 20; is it a perplexity or a sum over tokens? Nats per token are expected"
+        )
+    if "n_params" in runs and "tokens" in runs:
+        fewer = int((runs["tokens"] < runs["n_params"]).sum())
+        if fewer:
+            warnings.append(
+                f"units: {fewer} rows have fewer tokens than parameters; are the tokens counted in millions or billions?"
+            )
+    return warnings

@@ -1,0 +1,100 @@
+"""The names that laws know columns by, the names that sources use for them, and what follows from other columns."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+
+from hybridtron.config.nearest import nearest
+from hybridtron.errors import UserError
+
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "n_params": ("n", "params", "parameters", "num_params", "num_parameters", "model_params", "total_params"),
+    "tokens": ("d", "n_tokens", "num_tokens", "train_tokens", "training_tokens", "tokens_seen", "total_tokens"),
+    "flops": ("c", "compute", "budget", "flop_budget", "compute_budget", "train_flops", "training_flops"),
+    "loss": ("valid_loss", "val_loss", "validation_loss", "eval_loss", "test_loss", "final_loss", "loss_nats"),
+    "ppl": ("perplexity", "valid_ppl", "val_ppl", "eval_ppl", "test_ppl"),
+    "M": ("tokens_per_param", "tokens_per_parameter", "token_multiplier"),
+    "total_state": ("state_size", "total_state_size", "state"),
+    "score": ("proxy", "proxy_score", "mad_score", "mad_mean_acc", "mean_acc", "accuracy"),
+    "error": ("err", "avg_err", "avg_error", "mean_error", "error_rate", "downstream_error"),
+    "arch": ("architecture", "model_family", "family"),
+    "width": ("hidden_size", "d_model", "n_embd"),
+    "depth": ("num_layers", "n_layers", "n_layer", "layers"),
+    "learning_rate": ("lr", "peak_lr", "max_lr"),
+}
+RUN_NAMES = ("run", "run_id", "run_name")  # columns that tell which rows are checkpoints of one run
+
+Columns = dict[str, np.ndarray]
+# canonical name -> (columns it follows from, how, in words); tried in this order when a source lacks the column
+DERIVED: dict[str, tuple[tuple[tuple[str, ...], Callable[..., np.ndarray], str], ...]] = {
+    "tokens": (
+        (("M", "n_params"), lambda m, n: m * n, "tokens = M * n_params"),
+        (("flops", "n_params"), lambda c, n: c / (6 * n), "tokens = flops / (6 n_params)"),
+    ),
+    "flops": ((("n_params", "tokens"), lambda n, d: 6 * n * d, "flops = 6 n_params tokens"),),
+    "M": ((("tokens", "n_params"), lambda d, n: d / n, "M = tokens / n_params"),),
+    "loss": ((("ppl",), np.log, "loss = log(ppl)"),),
+    "ppl": ((("loss",), np.exp, "ppl = exp(loss)"),),
+}
+
+
+def canonical_names(found: Iterable[str], chosen: Mapping[str, str], source: str) -> dict[str, str]:
+    """Which column of the source each canonical name means: the chosen one, its own name, or its only synonym.
+
+    Raises UserError for a chosen column that is not there and where two synonyms leave a choice.
+    """
+    found = list(found)
+    by_plain = {_plain(name): name for name in reversed(found)}
+    names = {}
+    for canonical, synonyms in SYNONYMS.items():
+        if canonical in chosen:
+            if chosen[canonical] not in found:
+                raise no_column(chosen[canonical], found, source)
+            names[canonical] = chosen[canonical]
+        elif canonical in found:
+            names[canonical] = canonical
+        else:
+            hits = list(dict.fromkeys(by_plain[s] for s in map(_plain, synonyms) if s in by_plain))
+            if len(hits) > 1:
+                raise UserError(
+                    f"{source}: {' and '.join(hits)} may both be {canonical}; choose with {option(canonical)} {hits[0]}"
+                )
+            if hits and hits[0] not in chosen.values():
+                names[canonical] = hits[0]
+    return names
+
+
+def no_column(name: str, found: Iterable[str], source: str) -> UserError:
+    """The error for a column that was asked for by name."""
+    found = list(found)
+    near = difflib.get_close_matches(name, found, n=4, cutoff=0.5)
+    there = ", ".join(found[:12]) + (", ..." if len(found) > 12 else "")
+    hint = f"nearest: {', '.join(near)}" if near else f"there are: {there}"
+    return UserError(f"{source}: no column {name!r}; {hint}")
+
+
+def missing_column(canonical: str, found: Iterable[str], source: str) -> UserError:
+    """The error for a column that the law needs and the source lacks, with the likeliest candidates."""
+    found = list(found)
+    alike = [name for name in found if canonical.split("_")[-1] in name.lower()]
+    close = nearest(canonical, found)
+    candidates = list(dict.fromkeys(([close] if close else []) + alike)) or found
+    shown = ", ".join(candidates[:8]) + (", ..." if len(candidates) > 8 else "")
+    also = f", or {' and '.join(DERIVED[canonical][0][0])}" if canonical in DERIVED else ""
+    return UserError(
+        f"{source}: no column {canonical!r}{also}; name one with {option(canonical)} "
+        f"({'nearest' if close or alike else 'there are'}: {shown})"
+    )
+
+
+def option(canonical: str) -> str:
+    """The command-line option that chooses the column of a canonical name."""
+    return f"--{canonical.lower().replace('_', '-')}-column"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())

@@ -1,0 +1,176 @@
+"""The curves of a fit as PNG images: one image per panel."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hybridtron.laws.law import Series
+
+# Eight hues that people with colour blindness tell apart (Okabe and Ito, 2008), darkest first.
+HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
+INK, FAINT, GRID = "#1f2933", "#616e7c", "#e4e7eb"
+PREFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+STRAY_MARGIN = 0.6  # of the lines' range: points farther out become triangles at the edge
+LABELS_INSIDE = 6  # more labels than this stand beside the axes
+
+
+def draw(curves: Sequence[Series]) -> dict[str, bytes]:
+    """PNG images by file name, in the order in which the panels first appear."""
+    panels: dict[str, list[Series]] = {}
+    for series in curves:
+        panels.setdefault(series.panel, []).append(series)
+    images = {}
+    for number, (title, group) in enumerate(panels.items(), start=1):
+        stem = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:40].strip("-")
+        images[f"{number}-{stem or 'plot'}.png"] = _panel(title, group)
+    return images
+
+
+def _panel(title: str, group: list[Series]) -> bytes:
+    from matplotlib.figure import Figure
+
+    labels = list(dict.fromkeys(series.label for series in group))
+    colours = _colours(labels)
+    wide = len(labels) > LABELS_INSIDE
+    figure = Figure(figsize=(8.4 if wide else 7.2, 4.5), dpi=150, layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    shown: set[str] = set()
+    bounds = bounds_of_lines(group)
+    for series in group:
+        label = _mathematical(series.label) if series.label and series.label not in shown else None
+        shown.add(series.label)
+        _draw_series(axes, series, colours[series.label], label, bounds)
+    if bounds:
+        axes.set_ylim(bounds)
+        beyond = sum(int(np.sum((s.y < bounds[0]) | (s.y > bounds[1]))) for s in group if s.kind == "points")
+        note = f"triangles: {beyond} point{'s' if beyond > 1 else ''} beyond the axis"
+        axes.set_title(note, loc="right", fontsize=8.5, color=FAINT, pad=10)
+    _dress(axes, title, group)
+    if len([label for label in labels if label]) > 1 or (labels and labels[0]):
+        place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if wide else {"loc": "best"}
+        axes.legend(**place, frameon=not wide, framealpha=0.9, edgecolor=GRID, fontsize=8.5, labelcolor=INK)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _colours(labels: list[str]) -> dict[str, Any]:
+    """Hues for a few labels; an ordered scale for many, such as budgets."""
+    if len(labels) <= len(HUES):
+        return dict(zip(labels, HUES, strict=False))
+    from matplotlib import colormaps
+
+    return dict(zip(labels, colormaps["viridis"](np.linspace(0, 0.9, len(labels))), strict=True))
+
+
+def bounds_of_lines(group: Sequence[Series]) -> tuple[float, float] | None:
+    """Vertical bounds that keep the lines readable where stray points would flatten them; None where none is needed."""
+    lines = [np.asarray(series.y, float) for series in group if series.kind == "line"]
+    points = [np.asarray(series.y, float) for series in group if series.kind == "points"]
+    if not lines or not points:
+        return None
+    log = group[0].y_log
+    line, point = (np.concatenate(part) for part in (lines, points))
+    line, point = (np.log(part[part > 0]) if log else part[np.isfinite(part)] for part in (line, point))
+    margin = STRAY_MARGIN * np.ptp(line)
+    low, high = line.min() - margin, line.max() + margin
+    if not margin or (point.min() >= low and point.max() <= high):
+        return None
+    low, high = (
+        max(low, min(point.min(), line.min()) - 0.1 * margin),
+        min(high, max(point.max(), line.max()) + 0.1 * margin),
+    )
+    return (float(np.exp(low)), float(np.exp(high))) if log else (float(low), float(high))
+
+
+def _draw_series(axes: Any, series: Series, colour: Any, label: str | None, bounds: tuple[float, float] | None) -> None:
+    x, y = np.asarray(series.x, float), np.asarray(series.y, float)
+    band = None if series.low is None or series.high is None else (np.asarray(series.low), np.asarray(series.high))
+    if series.kind == "line":
+        order = np.argsort(x)
+        axes.plot(x[order], y[order], color=colour, linewidth=1.7, label=label, zorder=3)
+        if band is not None:
+            axes.fill_between(x[order], band[0][order], band[1][order], color=colour, alpha=0.15, linewidth=0, zorder=1)
+        return
+    crowded = len(x) > 150
+    if band is not None:
+        below, above = np.maximum(y - band[0], 0), np.maximum(band[1] - y, 0)
+        axes.errorbar(x, y, yerr=np.stack([below, above]), fmt="none", ecolor=colour, elinewidth=1, alpha=0.7, zorder=2)
+    axes.scatter(
+        x, y, s=10 if crowded else 24, color=[colour], alpha=0.55 if crowded else 0.85, linewidths=0, label=label,
+        zorder=2,
+    )  # fmt: skip
+    for beyond, edge, marker in ((y > bounds[1], bounds[1], "^"), (y < bounds[0], bounds[0], "v")) if bounds else ():
+        axes.scatter(
+            x[beyond], np.full(beyond.sum(), edge), s=30, marker=marker, color=[colour], clip_on=False, zorder=4
+        )
+
+
+def _dress(axes: Any, title: str, group: list[Series]) -> None:
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    first = group[0]
+    axes.set_title(title[:1].upper() + title[1:], loc="left", fontsize=11.5, fontweight="bold", color=INK, pad=10)
+    axes.set_xlabel(_mathematical(first.x_label), color=INK, fontsize=10)
+    axes.set_ylabel(_mathematical(first.y_label), color=INK, fontsize=10)
+    for axis, log, name in ((axes.xaxis, first.x_log, "x"), (axes.yaxis, first.y_log, "y")):
+        if log:
+            axes.set_xscale("log") if name == "x" else axes.set_yscale("log")
+            ticks = log_ticks(*(axes.get_xlim() if name == "x" else axes.get_ylim()))
+            if ticks:
+                axis.set_ticks(ticks)
+                axis.set_ticks([], minor=True)
+            axis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+            axis.set_minor_formatter(NullFormatter())
+    axes.tick_params(colors=FAINT, labelsize=9, length=3)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color("#9aa5b1")
+
+
+def _mathematical(text: str) -> str:
+    """Exponents raised: C^0.518."""
+    return re.sub(r"(\w+)\^(-?\w+(?:\.\d+)?)", r"$\\mathdefault{\1^{\2}}$", text)
+
+
+def log_ticks(low: float, high: float, most: int = 8) -> list[float]:
+    """Round numbers between low and high for a logarithmic axis: the densest choice of at most `most`, or none."""
+    if not 0 < low < high or not math.isfinite(high):
+        return []
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    best: list[float] = []
+    fine = tuple(n / 10 for n in range(10, 100))
+    half = tuple(n / 10 for n in range(10, 100, 5))
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), tuple(range(1, 10)), half, fine):
+        ticks = [step * 10.0**d for d in decades for step in steps if low <= step * 10.0**d <= high]
+        if len(ticks) > most:
+            break
+        best = ticks
+    if len(best) >= 2:
+        return best
+    if len(decades) > most:  # so wide that every decade is too many
+        return [10.0**d for d in list(decades)[:: math.ceil(len(decades) / most)] if low <= 10.0**d <= high]
+    return [float(tick) for tick in np.linspace(low, high, 5)]
+
+
+def short_number(value: float) -> str:
+    """A number as a reader says it: 70M, 1.4T, 6e18, 0.021."""
+    size = abs(value)
+    if size == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if size >= 1e15 or size < 1e-3:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    for scale, prefix in PREFIXES:
+        if size >= 0.9995 * scale:
+            return f"{value / scale:.3g}{prefix}"
+    return f"{value:.4g}"

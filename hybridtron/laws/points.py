@@ -1,0 +1,60 @@
+"""Points that the user asks a law to predict, and how far they lie outside the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from hybridtron.errors import UserError
+
+FLOPS_PER_PARAMETER_TOKEN = 6.0  # training FLOPs of a dense model, C = 6 N D (Kaplan et al. 2020, section 2.1)
+FAR = 10.0
+_MEANING = {"N": "parameters", "D": "tokens", "C": "training FLOPs", "M": "tokens per parameter"}
+
+
+def complete(point: Mapping[str, float], law: str) -> dict[str, float]:
+    """N, D, C and M of a point given by any two of them (C = 6 N D, M = D / N), or by C alone.
+
+    Raises UserError for an unknown name, a value that is not positive, or a point that is not determined.
+    """
+    text = ",".join(f"{name}={value:g}" for name, value in point.items())
+    for name, value in point.items():
+        if name not in _MEANING:
+            raise UserError(f"--predict {text}: {law} does not know {name!r}; expected two of N, D, C, M, or C alone")
+        if not (np.isfinite(value) and value > 0):
+            raise UserError(f"--predict {text}: {name} is {value:g}; expected a number above zero")
+    known = dict(point)
+    if set(known) == {"C"}:
+        return known
+    if len(known) != 2:
+        raise UserError(f"--predict {text}: expected two of N, D, C, M, or C alone")
+    six = FLOPS_PER_PARAMETER_TOKEN
+    if "N" in known and "D" in known:
+        n, d = known["N"], known["D"]
+    elif "N" in known:
+        n = known["N"]
+        d = n * known["M"] if "M" in known else known["C"] / (six * n)
+    elif "D" in known:
+        d = known["D"]
+        n = d / known["M"] if "M" in known else known["C"] / (six * d)
+    else:
+        n = (known["C"] / (six * known["M"])) ** 0.5
+        d = n * known["M"]
+    return {"N": n, "D": d, "C": six * n * d, "M": d / n}
+
+
+def extrapolation_warnings(values: Mapping[str, float], data: Mapping[str, np.ndarray]) -> list[str]:
+    """A warning for each quantity of a point that lies more than ten times outside the range of the data."""
+    warnings = []
+    for name, value in values.items():
+        if name not in data:
+            continue
+        low, high = float(data[name].min()), float(data[name].max())
+        factor = max(value / high, low / value)
+        if factor > FAR:
+            warnings.append(
+                f"extrapolation: {name} = {value:.3g} lies {factor:.3g}x outside the data ({low:.3g} to {high:.3g}); "
+                f"beyond {FAR:g}x no interval can be trusted"
+            )
+    return warnings

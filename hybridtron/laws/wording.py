@@ -1,0 +1,29 @@
+"""Sentences that several verdicts share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def number(value: float) -> str:
+    """Four significant digits."""
+    return f"{value:.4g}"
+
+
+def interval_sentence(what: str, value: float, interval: list[float] | None) -> str:
+    """'what = value (95 % interval low to high).', or without the interval when there is none."""
+    if interval is None:
+        return f"{what} = {number(value)} (no interval)."
+    return f"{what} = {number(value)} (95 % interval {number(interval[0])} to {number(interval[1])})."
+
+
+def held_out_sentence(held: Mapping[str, Any] | None, quantity: str) -> list[str]:
+    """What the extrapolation check says, as a list of at most one sentence."""
+    if held is None:
+        return ["Extrapolation was not checked: no runs were held out."]
+    factor = held["largest_held_out"] / held["largest_fitted"]
+    return [
+        f"Fitted without the {held['held_out']} largest, the law predicts their {quantity} to "
+        f"{100 * held['mean_absolute_relative_error']:.2g} % on average, {factor:.3g}x beyond the data it saw."
+    ]

@@ -1,0 +1,57 @@
+"""Plots: one image per panel, on axes that a reader can read."""
+
+import io
+
+import numpy as np
+import pytest
+
+from hybridtron.laws.law import Series
+from hybridtron.laws.plots import draw, log_ticks, short_number
+
+
+def series(panel, label="runs", kind="points", **more):
+    x = np.geomspace(1e18, 1e21, 20)
+    return Series(panel, label, kind, x, 2 + (x / 1e18) ** -0.1, "FLOPs", "loss", **more)
+
+
+def test_each_panel_is_one_png_named_after_it():
+    images = draw([series("Loss against compute"), series("Loss against compute", "fit", "line"), series("N_opt")])
+    assert list(images) == ["1-loss-against-compute.png", "2-n-opt.png"]
+    assert all(png.startswith(b"\x89PNG") for png in images.values())
+
+
+def test_images_are_small_and_the_same_every_time():
+    first, second = (draw([series("p", f"{i}", kind) for i in range(12) for kind in ("points", "line")]) for _ in "ab")
+    assert first == second
+    assert len(first["1-p.png"]) < 150_000
+
+
+def test_error_bars_and_bands_are_drawn():
+    y = series("p").y
+    plain, barred = draw([series("p")]), draw([series("p", low=y - 0.1, high=y + 0.1)])
+    assert plain["1-p.png"] != barred["1-p.png"]
+
+
+def test_an_image_has_the_width_of_the_page():
+    from matplotlib import image
+
+    assert image.imread(io.BytesIO(draw([series("p")])["1-p.png"])).shape[1] >= 1000
+
+
+@pytest.mark.parametrize("bounds", [(1e18, 1e22), (9e7, 2e8), (2.1, 3.4), (1, 1e30), (0.98, 1.02), (5.0, 640.0)])
+def test_log_axes_have_a_handful_of_ticks_inside_their_bounds(bounds):
+    ticks = log_ticks(*bounds)
+    assert 2 <= len(ticks) <= 9
+    assert all(bounds[0] <= tick <= bounds[1] for tick in ticks)
+
+
+def test_bounds_that_have_no_logarithm_give_no_ticks():
+    assert log_ticks(0, 10) == log_ticks(3, 3) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(7e7, "70M"), (1.4e12, "1.4T"), (999.8e6, "1B"), (6e18, "6e18"), (2.5, "2.5"), (0.021, "0.021"), (2e-5, "2e-5")],
+)
+def test_numbers_are_written_as_readers_say_them(value, text):
+    assert short_number(value) == text
