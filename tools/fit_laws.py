@@ -50,10 +50,13 @@ def parser() -> Parser:
         add("--holdout", type=_at_least(0), metavar="K", help="largest runs held out to check extrapolation; 0: none")
         add("--predict", action="append", default=[], type=_point, metavar='"N=7e9,D=1e11"', help="repeatable")
         add("--jobs", type=_at_least(1), default=1, metavar="N", help="threads (1)")
-        add("--context", type=_at_least(1), metavar="TOKENS", help="length at which run folders' state is counted")
+        help_context = "context length at which attention's state is (run folders) or was (tables) counted"
+        add("--context", type=_at_least(1), dest="option_context", metavar="TOKENS", help=help_context)
         add("--json", action="store_true", help="print fit.json instead of a summary")
         for name, (default, meaning) in law.options.items():
-            add(f"--{name.replace('_', '-')}", dest=f"option_{name}", default=default, help=meaning, **_kind(default))
+            if name != "context":
+                flag = f"--{name.replace('_', '-')}"
+                add(flag, dest=f"option_{name}", default=default, help=meaning, **_kind(default))
         for name in SYNONYMS:
             add(option(name), dest=f"column_{name}", metavar="COL", help=f"the column that holds {name}")
     return parser
@@ -90,8 +93,7 @@ def _kind(default: object) -> dict[str, Any]:
     """How argparse reads an option whose default is this."""
     if isinstance(default, bool):
         return {"action": argparse.BooleanOptionalAction}
-    reader: Callable[[str], object] = type(default) if isinstance(default, int | float) else str
-    return {"type": reader, "metavar": "X"}
+    return {"type": type(default) if isinstance(default, int | float) else str, "metavar": "X"}
 
 
 def run(options: argparse.Namespace, law: Law) -> Fit:
@@ -101,7 +103,7 @@ def run(options: argparse.Namespace, law: Law) -> Fit:
     columns = {name: given[f"column_{name}"] for name in SYNONYMS if given[f"column_{name}"]}
     reading = read_runs(
         options.runs, law.columns, law.optional_columns,
-        columns=columns, where=options.where, group=options.group, context=options.context,
+        columns=columns, where=options.where, group=options.group, context=options.option_context,
     )  # fmt: skip
     chosen = {name: given[f"option_{name}"] for name in law.options}
     settings = Settings(
@@ -119,10 +121,11 @@ def run(options: argparse.Namespace, law: Law) -> Fit:
 def show(result: Fit, out: Path) -> None:
     for sentence in result.verdict:
         print(sentence)
-    print()
     for name, value in result.parameters.items():
         low, high = (result.intervals or {}).get(name, (None, None))
         print(f"  {name:8} {value:<12.6g}" + (f" 95 %: {low:.5g} to {high:.5g}" if low is not None else ""))
+    for point in result.predictions:
+        print("  at " + ", ".join(f"{name} {value:.4g}" for name, value in point.items() if isinstance(value, float)))
     for warning in result.warnings:
         print(f"warning: {warning}")
     print(f"\n{out / 'report.html'}")
@@ -139,10 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"hybridtron: error: {error}", file=sys.stderr)
         return 2
-    if options.json:
-        print(json.dumps(result.to_json(), indent=2, allow_nan=False))
-    else:
-        show(result, options.out)
+    print(json.dumps(result.to_json(), indent=2, allow_nan=False)) if options.json else show(result, options.out)
     return 0
 
 

@@ -1,6 +1,7 @@
-"""L = E + A / width^alpha + B / depth^beta + G / tokens^gamma: what depth and width are worth (Gemstones, 2502.06857).
+"""What depth and width are worth: a loss that falls as a power of each (after Gemstones, 2502.06857, section 4).
 
-Also the worked example of a law that is one formula.
+L = E + A (width / 1024)^-alpha + B (depth / 24)^-beta + G (tokens / 1e10)^-gamma, so that A, B and G are nats per token
+lost to a width of 1024, to 24 layers and to ten billion tokens. Also the worked example of a law that is one formula.
 """
 
 from __future__ import annotations
@@ -9,25 +10,29 @@ from typing import Any
 
 from hybridtron.laws.formula import formula_law
 
+WIDTH, DEPTH, TOKENS = 1024.0, 24.0, 1e10
 
-def loss(*, width: Any, depth: Any, tokens: Any, E: Any, A: Any, alpha: Any, B: Any, beta: Any, G: Any, gamma: Any) -> Any:
-    """Loss of a model of this width (hidden size) and depth (layers) after these tokens, nats per token."""
-    return E + A / width**alpha + B / depth**beta + G / tokens**gamma
+
+def loss(
+    *, width: Any, depth: Any, tokens: Any, E: Any, A: Any, alpha: Any, B: Any, beta: Any, G: Any, gamma: Any
+) -> Any:
+    """Nats per token of a model of this width (hidden size) and depth (layers) trained on these tokens."""
+    return E + A * (WIDTH / width) ** alpha + B * (DEPTH / depth) ** beta + G * (TOKENS / tokens) ** gamma
 
 
 LAW = formula_law(
     "depth-width",
-    "L = E + A/width^alpha + B/depth^beta + G/tokens^gamma: what depth and width are worth at equal data",
+    "L = E + A (width/1024)^-alpha + B (depth/24)^-beta + G (tokens/1e10)^-gamma: what depth and width are worth",
     loss,
     columns=("width", "depth", "tokens"),
     bounds={
-        "E": (1e-6, 10.0),
-        "A": (1e-4, 1e6),
+        "E": (1e-4, 10.0),
+        "A": (1e-4, 10.0),
         "alpha": (0.0, 3.0),
-        "B": (1e-4, 1e4),
-        "beta": (0.0, 4.0),
-        "G": (1e-3, 1e14),
-        "gamma": (0.0, 2.0),
+        "B": (1e-4, 10.0),
+        "beta": (0.0, 3.0),
+        "G": (1e-4, 10.0),
+        "gamma": (0.0, 3.0),
     },
     log_scale=("E", "A", "B", "G"),
     size=lambda runs: runs["width"] ** 2 * runs["depth"] * runs["tokens"],

@@ -67,7 +67,9 @@ def fit(runs: Runs, settings: Settings) -> Fit:
     chain = None
     if any("L" not in point for point in settings.predict):
         if "n_params" not in runs or "tokens" not in runs:
-            raise UserError(f"{runs.source}: a prediction from N and D needs columns n_params and tokens for the loss law")
+            raise UserError(
+                f"{runs.source}: a prediction from N and D needs columns n_params and tokens for the loss law"
+            )
         if chosen == "parametric":
             chain = fit_curve(parametric.build, runs, settings, parametric.DELTA)
         else:
@@ -115,13 +117,14 @@ def _predict(
         n, d = runs["n_params"], runs["tokens"]
         warnings = points.extrapolation_warnings(full, {"N": n, "D": d, "C": 6 * n * d})
 
+    middle = float(runs["loss"].mean())
+
     def error(theta: Array) -> Array:
         losses = sample_loss if len(sample_loss) == len(theta) else theta_loss
-        gap = np.diagonal(fitted.curve.predict(theta, {"loss": losses})) if len(losses) > 1 else None
-        return gap if gap is not None else fitted.curve.predict(theta, {"loss": losses})[:, 0]
+        return theta[:, 0] - np.exp(theta[:, 1] - theta[:, 2] * (losses - middle))
 
-    best = fitted.curve.predict(fitted.optimum.theta[None], {"loss": theta_loss})
-    entry |= {"error": float(best[0, 0]), "error_interval": fitted.spread(error)}
+    best = float(fitted.curve.predict(fitted.optimum.theta[None], {"loss": theta_loss})[0, 0])
+    entry |= {"error": best, "error_interval": fitted.spread(error)}
     lowest = float(runs["loss"].min())
     if entry["loss"] < lowest - 0.5 * float(np.ptp(runs["loss"])):
         warnings.append(
@@ -150,7 +153,9 @@ def _verdict(fitted: CurveFit, held: dict[str, Any] | None) -> list[str]:
     predicted = fitted.curve.problem.predict(fitted.optimum.theta[None], slice(None))[0]
     typical = float(np.sqrt(np.mean((predicted - fitted.curve.observed) ** 2)))
     sentences = [
-        interval_sentence("Downstream error approaches epsilon at high loss, epsilon", p["epsilon"], spans.get("epsilon")),
+        interval_sentence(
+            "Downstream error approaches epsilon at high loss, epsilon", p["epsilon"], spans.get("epsilon")
+        ),
         interval_sentence("It falls exponentially as loss falls, with gamma", p["gamma"], spans.get("gamma")),
         f"The curve misses the measured errors by {number(typical)} (root mean square).",
     ]

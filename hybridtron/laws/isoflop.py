@@ -224,9 +224,7 @@ def _curves(runs: Runs, powers: Mapping[str, Power]) -> list[Series]:
     for valley in powers["N"].valleys:
         label = f"C = {number(valley.budget)}" + ("" if valley.kept else " (dropped)")
         close = np.abs(np.log(runs["flops"] / valley.budget)) < 0.5 * np.log1p(0.05)
-        curves.append(
-            Series("valleys", label, "points", runs["n_params"][close], runs["loss"][close], **axes)
-        )
+        curves.append(Series("valleys", label, "points", runs["n_params"][close], runs["loss"][close], **axes))
         if np.isfinite(valley.x):
             x = np.geomspace(runs["n_params"][valley.rows].min(), runs["n_params"][valley.rows].max(), 60)
             u = np.log(x) - valley.centre

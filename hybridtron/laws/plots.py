@@ -61,8 +61,9 @@ def _panel(title: str, group: list[Series]) -> bytes:
 
 
 def _colours(labels: list[str]) -> dict[str, Any]:
-    """Hues for a few labels; an ordered scale for many, such as budgets."""
-    if len(labels) <= len(HUES):
+    """Hues for a few labels; an ordered scale for many, or where labels are steps of one quantity such as C = 6e18."""
+    steps = len(labels) > 3 and len({re.sub(r"=.*", "=", label) for label in labels}) == 1
+    if len(labels) <= len(HUES) and not steps:
         return dict(zip(labels, HUES, strict=False))
     from matplotlib import colormaps
 

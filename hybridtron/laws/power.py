@@ -113,7 +113,9 @@ def fit_power(runs: Runs, settings: Settings, column: str, window: float) -> Pow
     samples = minima = scatter = None
     widening = 1.0
     if len(kept) < FEWEST_BUDGETS:
-        warnings.append(f"few points: no intervals, {len(kept)} budgets determine a line exactly; at least 3 are needed")
+        warnings.append(
+            f"few points: no intervals, {len(kept)} budgets determine a line exactly; at least 3 are needed"
+        )
     elif freedom < FEWEST_FREEDOM:
         warnings.append(
             f"few points: no intervals, {len(rows)} rows leave {max(freedom, 0)} degrees of freedom about the "

@@ -1,13 +1,23 @@
 """Every law by its name.
 
-To add a law: write a file beside this one with a `fit(runs, settings) -> Fit` and a `Law` that declares its columns,
-parameters and options, and list it here. A law that is one formula needs only the formula, its bounds and its name:
-see `formula.formula_law`, and `depth_width.py` for a whole example.
+To add a law that is one formula, give the formula, its bounds and its name to `formula.formula_law`, and list the law
+here; `depth_width.py` is a whole example. A law of another kind is a file with a `fit(runs, settings) -> Fit` and a
+`Law` that declares its columns, parameters and options.
 """
 
 from __future__ import annotations
 
-from hybridtron.laws import depth_width, downstream, isoflop, overtraining, parametric
+from hybridtron.laws import (
+    depth_width,
+    downstream,
+    isoflop,
+    learning_rate,
+    overtraining,
+    parametric,
+    proxy,
+    state_optimal,
+)
 from hybridtron.laws.law import Law
 
-LAWS: dict[str, Law] = {law.name: law for law in (parametric.LAW, isoflop.LAW, overtraining.LAW, downstream.LAW, depth_width.LAW)}
+_MODULES = (parametric, isoflop, overtraining, state_optimal, downstream, proxy, depth_width, learning_rate)
+LAWS: dict[str, Law] = {module.LAW.name: module.LAW for module in _MODULES}

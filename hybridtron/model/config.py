@@ -5,14 +5,14 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from hybridtron.config.schema import Strict, dispatch, problem
 from hybridtron.mixers.contract import MixerConfig
 from hybridtron.mixers.registry import MIXERS
 from hybridtron.pattern import Pattern, parse
 
-Block = Annotated[MixerConfig, BeforeValidator(lambda value: dispatch(value, MIXERS))]
+Block = Annotated[SerializeAsAny[MixerConfig], BeforeValidator(lambda value: dispatch(value, MIXERS))]
 
 
 class ModelConfig(Strict):

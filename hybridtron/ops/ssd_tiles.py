@@ -1,7 +1,7 @@
 """The chunked form of `ssd` and its gradient, over tiles of a few sequences and groups that stay in a core's cache.
 
-Inside a tile tensors are [chunks, b, h, l, d], so that all but the first or last chunk is one contiguous slice. Heads of
-one group lie side by side as columns [.., g, l, r d] where they meet the B and C that they share.
+Inside a tile tensors are [chunks, b, h, l, d], so that all but the first or last chunk is one contiguous slice. Heads
+of one group lie side by side as columns [.., g, l, r d] where they meet the B and C that they share.
 """
 
 from __future__ import annotations

@@ -1,0 +1,210 @@
+"""Does a cheap score (such as MAD accuracy) order architectures as their loss does?
+
+Spearman's and Pearson's correlation, the exact permutation p of Spearman's, intervals (Fisher's z; for ranks an
+inverted test, or beyond 30 points the variance of Bonett and Wright 2000, Psychometrika 65), and a verdict that never
+says more than they do.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtri
+
+import hybridtron
+from hybridtron.errors import UserError
+from hybridtron.laws.law import Fit, Law, Series, Settings, record
+from hybridtron.laws.runs import Runs
+from hybridtron.laws.search import Array
+
+FEWEST = 5
+_EXACT = 9  # points up to which every permutation is tried (9! = 362,880)
+_DRAWS = 100_000
+_SIMULATED = 30
+
+
+def ranks(values: Array) -> Array:
+    """Ranks from 1, ties share their mean rank; [n] -> [n]."""
+    order = np.sort(values)
+    return (np.searchsorted(order, values, "left") + np.searchsorted(order, values, "right") + 1) / 2
+
+
+def pearson(x: Array, y: Array) -> float:
+    """Product-moment correlation."""
+    x, y = x - x.mean(), y - y.mean()
+    return float(x @ y / math.sqrt((x @ x) * (y @ y)))
+
+
+def permutation_p(x: Array, y: Array, seed: int) -> tuple[float, str]:
+    """Two-sided p that a correlation this far from zero arises by chance, and how it was counted.
+
+    All orders are counted up to nine points; beyond, 100,000 random ones (with the observed order among them).
+    """
+    x, y = x - x.mean(), y - y.mean()
+    n = len(x)
+    observed = abs(float(x @ y)) * (1 - 1e-12) - 1e-12
+    if n <= _EXACT:
+        orders = np.array(list(permutations(range(n))), dtype=np.intp)
+        return float((np.abs(y[orders] @ x) >= observed).mean()), f"all {len(orders)} orders"
+    rng = np.random.default_rng([seed, 5])
+    hits = 1 + sum(
+        int((np.abs(rng.permuted(np.tile(y, (1000, 1)), axis=1) @ x) >= observed).sum()) for _ in range(_DRAWS // 1000)
+    )
+    return hits / (_DRAWS + 1), f"{_DRAWS} random orders"
+
+
+def pearson_interval(correlation: float, n: int) -> list[float]:
+    """95 % interval from Fisher's z; needs n > 3."""
+    return _fisher(correlation, 1 / math.sqrt(n - 3))
+
+
+def spearman_interval(correlation: float, n: int) -> list[float]:
+    """95 % interval of the population's rank correlation; needs n > 3.
+
+    Up to 30 points it holds every normal correlation under which ranks agree at least (and at most) this well with a
+    probability of 2.5 % or more, so that it exists for complete agreement too; beyond, Fisher's z.
+    """
+    if n > _SIMULATED:
+        return _fisher(correlation, math.sqrt((1 + correlation**2 / 2) / (n - 3)))
+    grid, drawn = _rank_correlations(n)
+    at_least = (drawn >= correlation - 1e-9).mean(axis=1)  # rises along the grid
+    at_most = (drawn <= correlation + 1e-9).mean(axis=1)  # falls along it
+    low = float(np.interp(0.025, at_least, grid)) if at_least[0] < 0.025 else -1.0
+    high = float(np.interp(0.025, at_most[::-1], grid[::-1])) if at_most[-1] < 0.025 else 1.0
+    return [6 / math.pi * math.asin(low / 2), 6 / math.pi * math.asin(high / 2)]
+
+
+def _fisher(correlation: float, spread: float) -> list[float]:
+    z = math.atanh(max(min(correlation, 1 - 1e-12), -1 + 1e-12))
+    return [math.tanh(z - float(ndtri(0.975)) * spread), math.tanh(z + float(ndtri(0.975)) * spread)]
+
+
+@lru_cache(maxsize=8)
+def _rank_correlations(n: int) -> tuple[Array, Array]:
+    """Correlations of a grid, [g], and rank correlations of n normal pairs drawn under each, [g, draws]."""
+    rng = np.random.default_rng(n)
+    x, noise = rng.standard_normal((2, 6000, n))
+    grid = np.tanh(np.linspace(-4, 4, 61))
+    x_rank = x.argsort(axis=1).argsort(axis=1) - (n - 1) / 2
+    drawn = []
+    for rho in grid:
+        y = rho * x + math.sqrt(1 - rho**2) * noise
+        y_rank = y.argsort(axis=1).argsort(axis=1) - (n - 1) / 2
+        drawn.append((x_rank * y_rank).sum(axis=1) * 12 / (n * (n**2 - 1)))
+    return grid, np.array(drawn)
+
+
+def fit(runs: Runs, settings: Settings) -> Fit:
+    """Correlate `score` with `loss`; see `LAW`.
+
+    Raises:
+        UserError: for predictions (a correlation predicts nothing) and for a column that never changes.
+    """
+    if settings.predict:
+        raise UserError("--predict: proxy is a correlation and predicts nothing; expected none")
+    score, loss = runs["score"], runs["loss"]
+    if settings.group is not None:
+        score, loss = _means(runs, settings.group)
+    n = len(score)
+    warnings = []
+    if n < 2 or np.ptp(score) == 0 or np.ptp(loss) == 0:
+        raise UserError(f"{runs.source}: {n} points with {len(set(score))} scores and {len(set(loss))} losses; a "
+                        "correlation needs at least two of each")  # fmt: skip
+    spearman = pearson(ranks(score), ranks(loss))
+    linear = pearson(score, loss)
+    p, counted = permutation_p(ranks(score), ranks(loss), settings.seed)
+    linear_p, _ = permutation_p(score, loss, settings.seed)
+    intervals = None
+    if n < FEWEST:
+        warnings.append(f"few points: {n} points for a correlation, at least {FEWEST} are needed: not evidence")
+    else:
+        intervals = {"spearman": spearman_interval(spearman, n), "pearson": pearson_interval(linear, n)}
+        if n < 10:
+            warnings.append(
+                f"few points: {n} points for a correlation; the smallest p that they can reach is "
+                f"{2 / math.factorial(n):.2g}"
+            )
+    verdict, status = judge(n, spearman, linear, p, intervals)
+    axes: dict[str, Any] = {"x_label": "proxy score", "y_label": "loss (nats per token)", "x_log": False}
+    slope, offset = np.polyfit(score, loss, 1)
+    ends = np.array([score.min(), score.max()])
+    curves = [
+        Series("loss against proxy score", "architectures", "points", score, loss, **axes),
+        Series("loss against proxy score", "least squares", "line", ends, offset + slope * ends, **axes),
+    ]
+    perplexity = np.exp(np.minimum(loss, 700.0))
+    leave_one_out = [pearson(ranks(np.delete(score, i)), ranks(np.delete(loss, i))) for i in range(n)] if n > 3 else []
+    return Fit(
+        law="proxy",
+        parameters={"spearman": spearman, "pearson": linear, "p": p},
+        objective=float(((loss - offset - slope * score) ** 2).sum()),
+        n_points=len(runs),
+        n_groups=n,
+        intervals=intervals,
+        settings=record(settings, objective="squared residual of loss about the straight line in the score, summed"),
+        sensitivity={
+            "pearson_with_perplexity": pearson(score, perplexity),
+            "pearson_p": linear_p,
+            "spearman_without_one_point": {"lowest": min(leave_one_out), "highest": max(leave_one_out)}
+            if leave_one_out
+            else None,
+        },
+        predictions=[],
+        warnings=warnings,
+        version=hybridtron.__version__,
+        search={"p_counted_over": counted, "status": status},
+        extrapolation=None,
+        verdict=verdict,
+        curves=curves,
+    )
+
+
+def judge(
+    n: int, spearman: float, linear: float, p: float, intervals: dict[str, list[float]] | None
+) -> tuple[list[str], str]:  # fmt: skip
+    """The verdict in words, and its one-word status: "not evidence", "not shown", "weak" or "validated"."""
+    direction = "lower" if spearman < 0 else "higher"
+    facts = f"Spearman {spearman:.3f}, Pearson {linear:.3f}, exact permutation p {p:.3g} over {n} points."
+    if intervals is None:
+        return [
+            facts,
+            f"Not evidence: {n} points are too few to judge a proxy; at least {FEWEST} are needed.",
+        ], "not evidence"
+    low, high = intervals["spearman"]
+    facts += f" The 95 % interval of Spearman's correlation is {low:.3f} to {high:.3f}."
+    crosses = [name for name, (a, b) in intervals.items() if a <= 0 <= b]
+    if crosses or p > 0.05:
+        why = (
+            f"the interval of the {' and the '.join(crosses)} correlation includes zero"
+            if crosses
+            else f"p is {p:.2g}, above 0.05"
+        )
+        return [facts, f"No conclusion: {why}; these data do not show that the score predicts loss."], "not shown"
+    words = f"A higher score goes with {direction} loss, beyond chance"
+    if min(abs(low), abs(high)) < 0.5:
+        return [facts, f"{words}, but the correlation may be as weak as {min(abs(low), abs(high)):.2f}: "
+                       "use the score to discard, not to rank."], "weak"  # fmt: skip
+    return [
+        facts,
+        f"{words}: the proxy is validated on these architectures, at these scales, and nowhere else.",
+    ], "validated"
+
+
+def _means(runs: Runs, group: str) -> tuple[Array, Array]:
+    tables = runs.split(group).values()
+    return np.array([t["score"].mean() for t in tables]), np.array([t["loss"].mean() for t in tables])
+
+
+LAW = Law(
+    name="proxy",
+    summary="does a proxy score order models as their loss does: correlations, exact p, and a verdict in words",
+    columns=("score", "loss"),
+    optional_columns=("arch",),
+    parameters=("spearman", "pearson", "p"),
+    fit=fit,
+    positive=("loss",),
+)
