@@ -1,7 +1,8 @@
 """Scaling laws: runs in, a law with honest intervals out.
 
-`fit(law, runs, settings)` fits the law called `law`; `LAWS` lists them. A `Runs` is a table, `Settings` what may be
-chosen, `Fit` the answer.
+`read_runs` turns a table or run folders into `Runs`; `fit(law, runs, settings)` fits the law called `law` (`LAWS` lists
+them) and returns a `Fit`. `plots.draw` draws its curves, `report.html_report` writes its page, and `publish.publish` puts
+everything into a folder.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
 from hybridtron.laws.checks import check, unit_warnings
 from hybridtron.laws.law import Fit, Law, Series, Settings
+from hybridtron.laws.read import read_runs
 from hybridtron.laws.registry import LAWS
 from hybridtron.laws.runs import Runs
 
-__all__ = ["LAWS", "Fit", "Law", "Runs", "Series", "Settings", "fit"]
+__all__ = ["LAWS", "Fit", "Law", "Runs", "Series", "Settings", "fit", "read_runs"]
 
 
 def fit(law: str, runs: Runs, settings: Settings | None = None) -> Fit:

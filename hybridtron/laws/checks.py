@@ -36,12 +36,14 @@ def unit_warnings(runs: Runs) -> list[str]:
     warnings = []
     if "loss" in runs and runs["loss"].dtype != object and (high := int((runs["loss"] > 20).sum())):
         warnings.append(
-            f"units: {high} rows have a loss above 20; is it a perplexity or a sum over tokens? Nats per token are expected"
+            f"units: {high} rows have a loss above 20 (first: {runs.place} {runs.lines[np.argmax(runs['loss'] > 20)]}); "
+            "is it a perplexity or a sum over tokens? Nats per token are expected"
         )
     if "n_params" in runs and "tokens" in runs:
-        fewer = int((runs["tokens"] < runs["n_params"]).sum())
-        if fewer:
+        fewer = runs["tokens"] < runs["n_params"]
+        if fewer.any():
             warnings.append(
-                f"units: {fewer} rows have fewer tokens than parameters; are the tokens counted in millions or billions?"
+                f"units: {int(fewer.sum())} rows have fewer tokens than parameters (first: {runs.place} "
+                f"{runs.lines[np.argmax(fewer)]}); are the tokens counted in millions or billions?"
             )
     return warnings

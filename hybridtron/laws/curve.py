@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,13 +49,14 @@ class CurveFit:
     samples: Array | None  # [count, p]
     intervals: dict[str, list[float]] | None
     n_groups: int
+    expand: bool
     warnings: list[str]
 
     def spread(self, values: Callable[[Array], Array]) -> list[float] | None:
         """Interval of a quantity computed from coordinates [k, p] -> [k]."""
         if self.samples is None:
             return None
-        return bootstrap.interval(values(self.samples), self.n_groups, self.samples.shape[1])
+        return bootstrap.interval(values(self.samples), self.n_groups, self.samples.shape[1], self.expand)
 
 
 Build = Callable[[Runs, float], Curve]
@@ -78,16 +79,38 @@ def fit_curve(build: Build, runs: Runs, settings: Settings, delta: float) -> Cur
     reason = bootstrap.refusal(n_groups, p)
     if reason:
         warnings.append(reason)
-    elif settings.bootstrap:
-
-        def refit(weights: Array) -> Array:
-            starts = np.repeat(optimum.theta[None], len(weights), axis=0)
-            return refine(curve.problem, starts, weights, iterations=40, tolerance=1e-9)[0]
-
-        samples = bootstrap.resample(labels, settings.bootstrap, settings.seed, refit, settings.jobs)
-    intervals = None if samples is None else bootstrap.intervals(curve.public(samples), n_groups, p)
+    scale = residual_scale(curve.problem, optimum.theta)
+    expand = delta >= scale
+    if settings.bootstrap and not reason:
+        samples = _resample(curve.problem, optimum.theta, scale, labels, settings)
+    intervals = None if samples is None else bootstrap.intervals(curve.public(samples), n_groups, p, expand)
     parameters = {name: float(value[0]) for name, value in curve.public(optimum.theta[None]).items()}
-    return CurveFit(curve, optimum, parameters, samples, intervals, n_groups, warnings)
+    return CurveFit(curve, optimum, parameters, samples, intervals, n_groups, expand, warnings)
+
+
+def residual_scale(problem: Problem, theta: Array) -> float:
+    """Robust standard deviation of the residuals at theta [p]."""
+    residual = problem.predict(theta[None], slice(None))[0] - problem.target
+    return float(1.4826 * np.median(np.abs(residual - np.median(residual))))
+
+
+def _resample(problem: Problem, theta: Array, scale: float, labels: Any, settings: Settings) -> Array:
+    """Resampled coordinates [count, p].
+
+    A threshold far below the noise makes the fit a median, whose bootstrap overstates the spread of small samples
+    (Hall and Martin 1988, "On the error incurred using the bootstrap variance estimate when constructing confidence
+    intervals for quantiles"). The refits therefore use at least a quarter of the noise as threshold, and their
+    deviations from the fit under that threshold are added to the estimate.
+    """
+    smooth = replace(problem, delta=max(problem.delta, scale / 4))
+    centre = refine(smooth, theta[None], iterations=60)[0]
+
+    def refit(weights: Array) -> Array:
+        starts = np.repeat(centre, len(weights), axis=0)
+        return refine(smooth, starts, weights, iterations=40, tolerance=1e-8, smooth=False)[0]
+
+    drawn = bootstrap.resample(labels, settings.bootstrap, settings.seed, refit, settings.jobs)
+    return np.clip(drawn + theta - centre, problem.lower, problem.upper)
 
 
 def refit_parameters(build: Build, runs: Runs, delta: float) -> dict[str, float]:
@@ -141,7 +164,7 @@ def sensitivity(build: Build, runs: Runs, settings: Settings, delta: float, fitt
     }
     problem = fitted.curve.problem
     residual = problem.predict(fitted.optimum.theta[None], slice(None))[0] - problem.target
-    scale = 1.4826 * np.median(np.abs(residual - np.median(residual)))
+    scale = residual_scale(problem, fitted.optimum.theta)
     far = np.abs(residual) > 4 * max(scale, 1e-12)
     p = len(fitted.optimum.theta)
     if far.any() and (~far).sum() > 2 * p:

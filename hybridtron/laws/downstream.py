@@ -139,8 +139,8 @@ def _bound_warnings(fitted: CurveFit) -> list[str]:
     warnings = []
     if epsilon > 1 or epsilon >= _UPPER[0] - 1e-6:
         warnings.append(
-            f"not identified: epsilon is {epsilon:.3g}, above the error of always failing; the data hardly bend, so only "
-            "the curve inside the data means anything"
+            f"not identified: epsilon is {epsilon:.3g}, above the error of always failing; the data hardly bend, so "
+            "only the curve inside the data means anything"
         )
     if gamma <= _LOWER[2] * 1.01 or gamma >= _UPPER[2] * 0.99:
         warnings.append(f"not identified: gamma ends at its bound {gamma:g}")

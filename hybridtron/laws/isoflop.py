@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import hybridtron
 from hybridtron.errors import UserError
@@ -33,7 +34,9 @@ def fit(runs: Runs, settings: Settings) -> Fit:
     """
     window = _window(settings)
     powers = {axis: fit_power(runs, settings, column, window) for axis, (column, _, _) in _AXES.items()}
-    parameters, intervals, warnings = {}, {}, []
+    parameters: dict[str, float] = {}
+    intervals: dict[str, list[float]] = {}
+    warnings: list[str] = []
     for axis, (_, exponent, factor) in _AXES.items():
         power = powers[axis]
         parameters |= {exponent: power.exponent, factor: power.factor}
@@ -167,7 +170,7 @@ def _parameters(runs: Runs, window: float) -> dict[str, float]:
     return values
 
 
-def _far_rows(runs: Runs, window: float) -> Array:
+def _far_rows(runs: Runs, window: float) -> NDArray[np.bool_]:
     power = fit_power(runs, Settings(bootstrap=0), "n_params", window)
     far = np.zeros(len(runs), dtype=bool)
     scaled = [valley.residual / np.sqrt(np.maximum(1 - valley.leverage, 0.05)) for valley in power.kept]

@@ -42,7 +42,7 @@ def fit(runs: Runs, settings: Settings) -> Fit:
             "C": flops, "learning_rate": power.at(flops), "learning_rate_interval": power.interval_at(flops)
         })  # fmt: skip
         warnings += extrapolation_warnings(point, {"C": budgets})
-    table = {}
+    table: dict[str, dict[str, Any]] = {}
     for other in (window / 2, window * 2):
         if other > 1:
             try:

@@ -26,15 +26,14 @@ _LOWER = np.array([-14.0, -14.0, -14.0, 0.0])  # log E, log sizes of both terms 
 _UPPER = np.array([3.0, 3.0, 3.0, 2.0])
 
 
-def compute_and_ratio(runs: Runs) -> tuple[Array, Array]:
+def compute_and_ratio(runs: Runs | Mapping[str, Array]) -> tuple[Array, Array]:
     """Columns flops and M, or 6 N D and D / N from n_params and tokens; each [n]."""
     if "n_params" in runs and "tokens" in runs:
         n, d = runs["n_params"], runs["tokens"]
         return points.FLOPS_PER_PARAMETER_TOKEN * n * d, d / n
     if "flops" in runs and "M" in runs:
         return runs["flops"], runs["M"]
-    raise UserError(f"{runs.source}: overtraining needs columns n_params and tokens, or flops and M; found "
-                    f"{', '.join(runs.columns)}")  # fmt: skip
+    raise UserError("overtraining needs columns n_params and tokens, or flops and M")
 
 
 def build(runs: Runs, delta: float, log_residual: bool = False) -> Curve:
@@ -56,8 +55,7 @@ def build(runs: Runs, delta: float, log_residual: bool = False) -> Curve:
         return {"E": np.exp(theta[:, 0]), "a": a, "b": b, "eta": eta}
 
     def predict(theta: Array, columns: Mapping[str, Array]) -> Array:
-        at = Runs.of(**{n: v for n, v in columns.items() if n in ("n_params", "tokens", "flops", "M")})
-        c, m = (np.log(values) for values in compute_and_ratio(at))
+        c, m = (np.log(values) for values in compute_and_ratio(columns))
         eta = theta[:, 3, None]
         falling = np.exp(theta[:, 1, None] + eta * (m - m0 - c + c0))
         rising = np.exp(theta[:, 2, None] - eta * (m - m0 + c - c0))
@@ -170,7 +168,7 @@ def _verdict(fitted: CurveFit, held: dict[str, Any] | None) -> list[str]:
     span = (fitted.intervals or {}).get("eta")
     best = best_ratio(p)
     return [
-        interval_sentence("The reducible loss falls as C^-eta at a fixed ratio of tokens to parameters, eta", p["eta"], span),
+        interval_sentence("At a fixed ratio of tokens to parameters the loss falls as C^-eta, eta", p["eta"], span),
         interval_sentence(
             "The least loss at any compute is at a ratio M of", float(best),
             fitted.spread(lambda theta: best_ratio(fitted.curve.public(theta))),

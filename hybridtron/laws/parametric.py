@@ -2,13 +2,15 @@
 
 Fitted to log L as a log-sum-exp of three straight lines, which keeps every parameter on the scale of a logarithm.
 The lines are anchored at the geometric mean of N and of D, so that a term's size and its exponent are nearly
-independent of each other. With `architectures=offset` each architecture has its own E, A and B and all share the exponents.
+independent of each other. With `architectures=offset` each architecture has its own E, A and B
+and all share the exponents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -38,7 +40,7 @@ def build(runs: Runs, delta: float, architectures: list[str] | None = None) -> C
     count, n = len(groups), len(x)
     slopes = np.zeros((3, 3 * count + 2, n))
     for g in range(count):
-        member = runs["arch"] == groups[g] if architectures else np.ones(n)
+        member = (runs["arch"] == groups[g]).astype(float) if architectures else np.ones(n)
         for term in range(3):
             slopes[term, term * count + g] = member
     slopes[1, -2], slopes[2, -1] = -x, -y
@@ -46,12 +48,12 @@ def build(runs: Runs, delta: float, architectures: list[str] | None = None) -> C
 
     def public(theta: Array) -> dict[str, Array]:
         alpha, beta = theta[:, -2], theta[:, -1]
+        shifts = {"E": 0 * alpha, "A": alpha * x0, "B": beta * y0}
+        values: dict[str, Array] = {}
         with np.errstate(over="ignore"):
-            values = {
-                f"{name}[{group}]" if architectures else name: np.exp(theta[:, i * count + g] + shift)
-                for g, group in enumerate(groups)
-                for i, (name, shift) in enumerate((("E", 0.0), ("A", alpha * x0), ("B", beta * y0)))
-            }
+            for g, group in enumerate(groups):
+                for i, (name, shift) in enumerate(shifts.items()):
+                    values[f"{name}[{group}]" if architectures else name] = np.exp(theta[:, i * count + g] + shift)
         return values | {"alpha": alpha, "beta": beta}
 
     def predict(theta: Array, columns: Mapping[str, Array]) -> Array:
@@ -117,18 +119,23 @@ def predict_point(fitted: CurveFit, point: Mapping[str, float]) -> dict[str, Any
         entry: dict[str, Any] = {"C": point["C"], "compute_optimal": True}
         for i, name in enumerate(("N", "D", "loss")):
             entry[name] = float(best[i])
-            entry[f"{name}_interval"] = fitted.spread(lambda t, i=i: compute_optimal(public(t), point["C"])[i])
+            entry[f"{name}_interval"] = fitted.spread(partial(_optimal, public, point["C"], i))
         return entry | {"M": entry["D"] / entry["N"]}
     at = {"n_params": np.array([point["N"]]), "tokens": np.array([point["D"]])}
     value = float(fitted.curve.predict(fitted.optimum.theta[None], at)[0, 0])
     return {**point, "loss": value, "loss_interval": fitted.spread(lambda t: fitted.curve.predict(t, at)[:, 0])}
 
 
+def _optimal(public: Callable[[Array], dict[str, Array]], flops: float, which: int, theta: Array) -> Array:
+    optimum: tuple[Array, Array, Array] = compute_optimal(public(theta), flops)
+    return optimum[which]
+
+
 def compare_architectures(runs: Runs, settings: Settings, delta: float) -> tuple[dict[str, Any], list[str]]:
     """Is one architecture's gain over another an offset (shared exponents) or a slope (its own)?
 
-    Fits shared exponents with offsets for each architecture, then every architecture alone, and reads the difference of the
-    separately bootstrapped exponents against the first architecture.
+    Fits shared exponents with offsets for each architecture, then every architecture alone, and reads the difference
+    of the separately bootstrapped exponents against the first architecture.
     """
     tables = runs.split("arch")
     if len(tables) < 2:
@@ -207,7 +214,7 @@ def _verdict(fitted: CurveFit, held: dict[str, Any] | None) -> list[str]:
 
 
 def _curves(runs: Runs, fitted: CurveFit, flops: Array) -> list[Series]:
-    axes = {"x_label": "training FLOPs (6 N D)", "y_label": "loss (nats per token)"}
+    axes: dict[str, Any] = {"x_label": "training FLOPs (6 N D)", "y_label": "loss (nats per token)"}
     budget = np.geomspace(flops.min(), flops.max(), 60)
     best = compute_optimal(fitted.parameters, budget)[2]
     low = high = None

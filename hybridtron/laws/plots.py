@@ -16,7 +16,8 @@ from hybridtron.laws.law import Series
 HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 INK, FAINT, GRID = "#1f2933", "#616e7c", "#e4e7eb"
 PREFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
-STRAY_MARGIN = 0.6  # of the lines' range: points farther out become triangles at the edge
+STRAY_MARGIN = 0.6  # of the lines' range: points farther out become triangles at the edge,
+STRAY_SHARE = 0.1  # unless they are more than this share of all points
 LABELS_INSIDE = 6  # more labels than this stand beside the axes
 
 
@@ -81,7 +82,8 @@ def bounds_of_lines(group: Sequence[Series]) -> tuple[float, float] | None:
     line, point = (np.log(part[part > 0]) if log else part[np.isfinite(part)] for part in (line, point))
     margin = STRAY_MARGIN * np.ptp(line)
     low, high = line.min() - margin, line.max() + margin
-    if not margin or (point.min() >= low and point.max() <= high):
+    stray = np.mean((point < low) | (point > high))
+    if not margin or not 0 < stray <= STRAY_SHARE:
         return None
     low, high = (
         max(low, min(point.min(), line.min()) - 0.1 * margin),
@@ -147,20 +149,21 @@ def log_ticks(low: float, high: float, most: int = 8) -> list[float]:
     """Round numbers between low and high for a logarithmic axis: the densest choice of at most `most`, or none."""
     if not 0 < low < high or not math.isfinite(high):
         return []
+    if high / low < 4:
+        from matplotlib.ticker import MaxNLocator
+
+        return [float(tick) for tick in MaxNLocator(6).tick_values(low, high) if low <= tick <= high]
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     best: list[float] = []
-    fine = tuple(n / 10 for n in range(10, 100))
-    half = tuple(n / 10 for n in range(10, 100, 5))
-    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), tuple(range(1, 10)), half, fine):
+    for steps in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10))):
         ticks = [step * 10.0**d for d in decades for step in steps if low <= step * 10.0**d <= high]
         if len(ticks) > most:
             break
         best = ticks
-    if len(best) >= 2:
+    if best:
         return best
-    if len(decades) > most:  # so wide that every decade is too many
-        return [10.0**d for d in list(decades)[:: math.ceil(len(decades) / most)] if low <= 10.0**d <= high]
-    return [float(tick) for tick in np.linspace(low, high, 5)]
+    every = math.ceil(len(decades) / most)  # so wide that every decade is too many
+    return [10.0**d for d in decades if d % every == 0 and low <= 10.0**d <= high]
 
 
 def short_number(value: float) -> str:

@@ -96,7 +96,8 @@ def fit_power(runs: Runs, settings: Settings, column: str, window: float) -> Pow
     kept = [valley for valley in found if valley.kept]
     if len(kept) < 2:
         budgets = "one budget only" if len(found) == 1 else f"{len(found)} budgets, {len(kept)} with a usable minimum"
-        reasons = "; ".join(f"C = {v.budget:.3g}: {v.reason}" for v in found if v.reason)
+        dropped = [f"C = {v.budget:.3g}: {v.reason}" for v in found if v.reason]
+        reasons = "; ".join(dropped[:3]) + (f"; and {len(dropped) - 3} more" if len(dropped) > 3 else "")
         raise UserError(
             f"{runs.source}: {budgets}; expected at least two budgets with a minimum inside their data"
             + (f" ({reasons})" if reasons else "")
@@ -104,7 +105,8 @@ def fit_power(runs: Runs, settings: Settings, column: str, window: float) -> Pow
     log_c = np.log([valley.budget for valley in kept])
     log_x = np.log([valley.x for valley in kept])
     exponent, log_factor = (float(v) for v in valleys.line(log_c, log_x))
-    warnings = [f"{valley.reason} (budget C = {valley.budget:.4g}, dropped)" for valley in found if valley.reason]
+    axis = {"n_params": "minimum in N", "tokens": "minimum in D"}.get(column, column)
+    warnings = [f"{v.reason} (budget C = {v.budget:.4g}, {axis}, dropped)" for v in found if v.reason]
     rows = np.unique(np.concatenate([valley.rows for valley in kept]))
     labels = bootstrap.group_labels(runs, settings.group)
     freedom = sum(len(valley.rows) - 3 for valley in kept)
@@ -129,8 +131,8 @@ def fit_power(runs: Runs, settings: Settings, column: str, window: float) -> Pow
         widening, scatter = _scatter(log_c, log_x, minima)
         if widening > 1:
             warnings.append(
-                f"scatter: the minima lie {widening:.2g}x farther from the line than the noise within budgets explains; "
-                "intervals are widened by that factor"
+                f"scatter: the minima lie {widening:.2g}x farther from the line than the noise within budgets "
+                "explains; intervals are widened by that factor"
             )
     return Power(
         exponent, math.exp(log_factor), found, float(sum((v.residual**2).sum() for v in kept)), len(rows),

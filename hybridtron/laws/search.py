@@ -183,7 +183,7 @@ def refine(
 def _newton(
     problem: Problem, theta: Array, weights: Array | None, delta: float, iterations: int, tolerance: float
 ) -> tuple[Array, Array]:
-    k, p = theta.shape
+    k = len(theta)
     damping = np.full(k, 1e-2)
     active = np.arange(k)
     quiet = np.zeros(k, dtype=int)

@@ -1,4 +1,4 @@
-"""perplexity* = G M^c at compute-optimal points, M the total state in elements (Poli et al. 2024, 2403.17844, section 4.3).
+"""perplexity* = G M^c at compute-optimal points, M the total state in elements (MAD, 2403.17844, section 4).
 
 Every architecture's budgets are reduced to their compute-optimal point by the valley of loss in log N, with the state
 read at that N; then a straight line of log perplexity* in log M, for each architecture and for all together.
@@ -49,7 +49,7 @@ def fit(runs: Runs, settings: Settings) -> Fit:
         raise UserError(f"option window={window:g}; expected a factor above 1")
     optimal, warnings = compute_optimal_points(runs, window)
     if len(optimal) < 2 or len({point.state for point in optimal}) < 2:
-        raise UserError(f"{runs.source}: {len(optimal)} compute-optimal points; expected at least two of different state"
+        raise UserError(f"{runs.source}: {len(optimal)} compute-optimal points; expected two or more of different state"
                         + (f" ({'; '.join(warnings)})" if warnings else ""))  # fmt: skip
     context, declared = _context(runs, settings)
     if context is None:

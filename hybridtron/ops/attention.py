@@ -6,7 +6,6 @@ more than half of the full square, a windowed one grows linearly with its length
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -168,11 +167,13 @@ class _Attention(torch.autograd.Function):
         for block, mask in zip(blocks, masks, strict=True):
             queries = _group(q[:, block.start : block.stop].to(dtype), kv)
             outputs = queries.new_empty(*queries.shape[:2], values.shape[2])
-            probabilities = _score_buffer(queries, block, heads, kv, whole_batch=kept)
-            for run in _sequences(batch, heads, kv, block):
-                seen = (run, slice(block.first, block.last))
-                p = probabilities[run] if kept else probabilities[: run.stop - run.start]
-                torch.bmm(_probabilities(p, queries[run], keys[seen], mask, scale), values[seen], out=outputs[run])
+            step, seen = _matrices_at_a_time(batch, heads, kv, block), slice(block.first, block.last)
+            probabilities = queries.new_empty(len(queries) if kept else step, queries.shape[1], block.num_keys)
+            parts = (tensor.split(step) for tensor in (queries, keys[:, seen], values[:, seen], outputs))
+            for index, (some, their_keys, their_values, out_part) in enumerate(zip(*parts, strict=True)):
+                start = index * step if kept else 0
+                p = probabilities[start : start + len(some)]
+                torch.bmm(_probabilities(p, some, their_keys, mask, scale), their_values, out=out_part)
             out[:, block.start : block.stop] = _ungroup(outputs, batch, heads)
             saved += [queries, probabilities if kept else None]
         ctx.save_for_backward(keys, values, *saved)
@@ -181,42 +182,35 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         keys, values, *saved = ctx.saved_tensors
         batch, num_queries, heads, _ = grad.shape
         kv, scale = len(keys) // batch, ctx.scale
         dq = keys.new_empty(batch, heads, num_queries, keys.shape[2]).transpose(1, 2)
         dkeys, dvalues = torch.zeros_like(keys), torch.zeros_like(values)
         for (block, mask), queries, probabilities in zip(ctx.plan, saved[::2], saved[1::2], strict=True):
-            doutputs, dqueries = _group(grad[:, block.start : block.stop].to(keys.dtype), kv), torch.empty_like(queries)
-            gradients = _score_buffer(queries, block, heads, kv)
-            recomputed = _score_buffer(queries, block, heads, kv) if probabilities is None else None
-            for run in _sequences(batch, heads, kv, block):
-                seen, size = (run, slice(block.first, block.last)), run.stop - run.start
-                if recomputed is None:
-                    p = probabilities[run]
+            doutputs = _group(grad[:, block.start : block.stop].to(keys.dtype), kv)
+            dqueries = torch.empty_like(queries)
+            step, seen = _matrices_at_a_time(batch, heads, kv, block), slice(block.first, block.last)
+            shape = (step, queries.shape[1], block.num_keys)
+            scores, again = queries.new_empty(shape), None if probabilities is not None else queries.new_empty(shape)
+            by_key = (tensor[:, seen] for tensor in (keys, values, dkeys, dvalues))
+            parts = (tensor.split(step) for tensor in (queries, doutputs, dqueries, *by_key))
+            for index, (some, dy, dsome, k, v, dk, dv) in enumerate(zip(*parts, strict=True)):
+                if again is None:
+                    p = probabilities[index * step : index * step + len(some)]
                 else:
-                    p = _probabilities(recomputed[:size], queries[run], keys[seen], mask, scale)
-                ds = torch.bmm(doutputs[run], values[seen].transpose(1, 2), out=gradients[:size])
-                torch.baddbmm(dvalues[seen], p.transpose(1, 2), doutputs[run], out=dvalues[seen])
+                    p = _probabilities(again[: len(some)], some, k, mask, scale)
+                ds = torch.bmm(dy, v.transpose(1, 2), out=scores[: len(some)])
                 aten._softmax_backward_data.out(ds, p, -1, p.dtype, grad_input=ds)
-                torch.baddbmm(dkeys[seen], ds.transpose(1, 2), queries[run], alpha=scale, out=dkeys[seen])
-                torch.baddbmm(dqueries[run], ds, keys[seen], beta=0, alpha=scale, out=dqueries[run])
+                dv.add_(torch.bmm(p.transpose(1, 2), dy))
+                dk.add_(torch.bmm(ds.transpose(1, 2), some), alpha=scale)
+                torch.baddbmm(dsome, ds, k, beta=0, alpha=scale, out=dsome)
             dq[:, block.start : block.stop] = _ungroup(dqueries, batch, heads)
-        dk, dv = (_ungroup(t, batch, kv) for t in (dkeys, dvalues))
-        return dq.to(ctx.dtypes[0]), dk.to(ctx.dtypes[1]), dv.to(ctx.dtypes[2]), None, None
+        outcome = (dq, _ungroup(dkeys, batch, kv), _ungroup(dvalues, batch, kv))
+        return *(tensor.to(dtype) for tensor, dtype in zip(outcome, ctx.dtypes, strict=True)), None, None
 
 
-def _sequences_at_a_time(heads: int, block: QueryBlock) -> int:
-    return max(1, _SCORES // (heads * block.num_queries * block.num_keys))
-
-
-def _sequences(batch: int, heads: int, kv: int, block: QueryBlock) -> Iterator[slice]:
-    """Slices of the axis b * kv, a few whole sequences each."""
-    return runs(batch * kv, kv * _sequences_at_a_time(heads, block))
-
-
-def _score_buffer(queries: Tensor, block: QueryBlock, heads: int, kv: int, whole_batch: bool = False) -> Tensor:
-    """Room for the scores of a block, of the whole batch or of the sequences that are worked on at a time."""
-    rows = len(queries) if whole_batch else min(len(queries), kv * _sequences_at_a_time(heads, block))
-    return queries.new_empty(rows, queries.shape[1], block.num_keys)
+def _matrices_at_a_time(batch: int, heads: int, kv: int, block: QueryBlock) -> int:
+    """How many of the b * kv score matrices of a block to work on at a time: those of whole sequences, at least one."""
+    return kv * min(batch, max(1, _SCORES // (heads * block.num_queries * block.num_keys)))

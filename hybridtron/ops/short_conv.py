@@ -86,9 +86,8 @@ class _ShortConv(torch.autograd.Function):
                     aten.silu_backward.grad_input(dy, _correlate(inputs, taps, start), grad_input=dy)
                 dx[sequence, tokens, channels] = _correlate(dy, taps[::-1], None)
                 own = dy[: tokens.stop - tokens.start]
-                dweight[:, channels] += torch.stack(
-                    [(window * own).sum(0) for window in _windows(inputs, len(own))[: len(taps)]]
-                )
+                for tap in range(len(taps)):
+                    dweight[tap, channels] += (inputs[tap : tap + len(own)] * own).sum(0)
                 if bias is not None:
                     dbias[channels] += own.sum(0)
         return dx, dweight.t().to(weight.dtype), None if bias is None else dbias.to(bias.dtype), None
@@ -124,15 +123,10 @@ def _load(x: Tensor, first: int, last: int) -> Tensor:
     return rows
 
 
-def _windows(rows: Tensor, length: int) -> tuple[Tensor, ...]:
-    """Every run of `length` rows of [n, c] as a view, in order of its first row."""
-    return rows.unfold(0, length, 1).transpose(1, 2).unbind()
-
-
 def _correlate(rows: Tensor, taps: list[Tensor], start: Tensor | None) -> Tensor:
     """y_t = start + sum_j taps[j] * rows_{t + j} for rows [length + k - 1, c]; returns [length, c]."""
-    first, *rest = _windows(rows, len(rows) - len(taps) + 1)
-    y = first * taps[0] if start is None else torch.addcmul(start, first, taps[0])
-    for window, tap in zip(rest, taps[1:], strict=True):
-        y.addcmul_(window, tap)
+    length = len(rows) - len(taps) + 1
+    y = rows[:length] * taps[0] if start is None else torch.addcmul(start, rows[:length], taps[0])
+    for offset, tap in enumerate(taps[1:], 1):
+        y.addcmul_(rows[offset : offset + length], tap)
     return y

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hybridtron.laws.law import Series
-from hybridtron.laws.plots import draw, log_ticks, short_number
+from hybridtron.laws.plots import bounds_of_lines, draw, log_ticks, short_number
 
 
 def series(panel, label="runs", kind="points", **more):
@@ -30,6 +30,20 @@ def test_error_bars_and_bands_are_drawn():
     y = series("p").y
     plain, barred = draw([series("p")]), draw([series("p", low=y - 0.1, high=y + 0.1)])
     assert plain["1-p.png"] != barred["1-p.png"]
+
+
+def test_a_few_stray_points_do_not_flatten_the_lines():
+    line = Series("p", "fit", "line", np.arange(1.0, 41), np.linspace(3, 2, 40), "N", "loss")
+    points = Series("p", "runs", "points", line.x, line.y + np.where(line.x == 7, 9.0, 0.0), "N", "loss")
+    low, high = bounds_of_lines([line, points])
+    assert 1.5 < low < 2 < 3 < high < 4
+
+
+def test_all_points_are_shown_where_many_lie_far_from_the_line():
+    line = Series("p", "fit", "line", np.arange(1.0, 6), np.linspace(3, 2.9, 5), "N", "loss")
+    points = Series("p", "runs", "points", line.x, np.array([5.0, 3, 1, 3, 4]), "N", "loss")
+    assert bounds_of_lines([line, points]) is None
+    assert bounds_of_lines([points]) is None
 
 
 def test_an_image_has_the_width_of_the_page():
