@@ -114,6 +114,10 @@ class Engine:
                 ParamKey(predicate=ParamPredicate("undecayed", lambda parameter: not parameter.decay)): {"wd_mult": 0.0}
             },
         )
+        for optimizer in self.optimizer.chained_optimizers:
+            if isinstance(optimizer.optimizer, torch.optim.AdamW):  # one pass over the state instead of ten
+                for group in optimizer.optimizer.param_groups:
+                    group["fused"] = True
         config.finalize_model_grads_func = finalize_model_grads
         config.grad_scale_func = self.optimizer.scale_loss
 

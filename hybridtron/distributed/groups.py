@@ -17,6 +17,7 @@ import torch.distributed as dist
 from hybridtron.distributed import cpu_compat
 from hybridtron.distributed.config import ParallelConfig
 from hybridtron.distributed.environment import Environment
+from hybridtron.distributed.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ def process_groups(parallel: ParallelConfig, environment: Environment) -> Iterat
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(environment.local_rank % torch.cuda.device_count())
+    else:
+        keep_freed_memory()
     backend = "nccl" if cuda else "gloo"
     timeout = timedelta(minutes=10)
     if environment.init_method is None:

@@ -1,8 +1,8 @@
 """Scaling laws: runs in, a law with honest intervals out.
 
-`read_runs` turns a table or run folders into `Runs`; `fit(law, runs, settings)` fits the law called `law` (`LAWS` lists
-them) and returns a `Fit`. `plots.draw` draws its curves, `report.html_report` writes its page, and `publish.publish` puts
-everything into a folder.
+`read_runs` turns a table or run folders into `Runs`; `fit(law, runs, settings)` fits the law called `law` (`LAWS`
+lists them) and returns a `Fit`. `plots.draw` draws its curves, `report.html_report` writes its page, and
+`publish.publish` puts everything into a folder.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Whole runs are drawn with replacement (Efron 1979; the rows of one run stay together), the law is refitted to every
 draw, and the interval is the expanded percentile of Hesterberg (2015, "What teachers should know about the
-bootstrap", section 5.3): percentile levels moved outwards so that small samples with fitted parameters keep their
+bootstrap"): percentile levels moved outwards so that small samples with fitted parameters keep their
 coverage. Being a percentile, it does not depend on whether a parameter or its logarithm was fitted.
 """
 
@@ -91,7 +91,7 @@ def intervals(
 
 def signs(rng: np.random.Generator, count: int, n_groups: int) -> Array:
     """Multipliers of a wild bootstrap, one for each run: +1 or -1 (Davidson and Flachaire 2008); [count, n_groups]."""
-    return rng.integers(0, 2, (count, n_groups)) * 2.0 - 1.0
+    return np.asarray(rng.integers(0, 2, (count, n_groups)) * 2 - 1, dtype=np.float64)
 
 
 def residual_interval(samples: Array, freedom: int) -> list[float]:

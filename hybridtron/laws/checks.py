@@ -34,9 +34,9 @@ def check(law: Law, runs: Runs, settings: Settings) -> None:
 def unit_warnings(runs: Runs) -> list[str]:
     """Warnings that ask whether columns are in the expected units."""
     warnings = []
-    if "loss" in runs and runs["loss"].dtype != object and (high := int((runs["loss"] > 20).sum())):
+    if "loss" in runs and runs["loss"].dtype != object and (high := runs["loss"] > 20).any():
         warnings.append(
-            f"units: {high} rows have a loss above 20 (first: {runs.place} {runs.lines[np.argmax(runs['loss'] > 20)]}); "
+            f"units: {int(high.sum())} rows have a loss above 20 (first: {runs.place} {runs.lines[np.argmax(high)]}); "
             "is it a perplexity or a sum over tokens? Nats per token are expected"
         )
     if "n_params" in runs and "tokens" in runs:

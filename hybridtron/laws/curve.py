@@ -98,11 +98,11 @@ def _resample(problem: Problem, theta: Array, scale: float, labels: Any, setting
     """Resampled coordinates [count, p].
 
     A threshold far below the noise makes the fit a median, whose bootstrap overstates the spread of small samples
-    (Hall and Martin 1988, "On the error incurred using the bootstrap variance estimate when constructing confidence
-    intervals for quantiles"). The refits therefore use at least a quarter of the noise as threshold, and their
-    deviations from the fit under that threshold are added to the estimate.
+    (Hall and Martin 1988, "Exact convergence rate of bootstrap quantile variance estimator"). The refits therefore use
+    at least half of the noise as threshold, and their deviations from the fit under that threshold are added to
+    the estimate.
     """
-    smooth = replace(problem, delta=max(problem.delta, scale / 4))
+    smooth = replace(problem, delta=max(problem.delta, scale / 2))
     centre = refine(smooth, theta[None], iterations=60)[0]
 
     def refit(weights: Array) -> Array:

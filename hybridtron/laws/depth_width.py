@@ -1,4 +1,4 @@
-"""What depth and width are worth: a loss that falls as a power of each (after Gemstones, 2502.06857, section 4).
+"""What depth and width are worth: a loss that falls as a power of each (after Gemstones, 2502.06857).
 
 L = E + A (width / 1024)^-alpha + B (depth / 24)^-beta + G (tokens / 1e10)^-gamma, so that A, B and G are nats per token
 lost to a width of 1024, to 24 layers and to ten billion tokens. Also the worked example of a law that is one formula.

@@ -1,4 +1,4 @@
-"""Err = epsilon - k exp(-gamma L) (Gadre et al. 2024, 2403.08540, eq. 5): downstream error from loss.
+"""Err = epsilon - k exp(-gamma L) (Gadre et al. 2024, 2403.08540): downstream error from loss.
 
 The squared error is minimised, as in the paper. A prediction at N and D is chained: a loss law is fitted to the
 same runs, and both are resampled together, so that the interval carries the uncertainty of both.

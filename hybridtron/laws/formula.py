@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from hybridtron.errors import UserError
-from hybridtron.laws.curve import Curve, CurveFit, complete_fit, measured_against_predicted
+from hybridtron.laws.curve import Build, Curve, CurveFit, complete_fit, measured_against_predicted
 from hybridtron.laws.law import Fit, Law, Settings
 from hybridtron.laws.runs import Runs
 from hybridtron.laws.search import Array, Problem
@@ -22,6 +23,13 @@ from hybridtron.laws.wording import held_out_sentence, interval_sentence
 _STEP = 1e-30
 _STARTS = 6000
 Formula = Callable[..., Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormulaLaw(Law):
+    """A law that also gives its curve, for fits of a user's own."""
+
+    build: Build
 
 
 def formula_law(
@@ -34,7 +42,7 @@ def formula_law(
     log_scale: Sequence[str] = (),
     size: Callable[[Runs], Array] | None = None,
     delta: float = 1e-3,
-) -> Law:
+) -> FormulaLaw:
     """A law that predicts `loss` by a formula, fitted by Huber of log loss.
 
     Args:
@@ -110,4 +118,6 @@ def formula_law(
         )  # fmt: skip
 
     assert all(math.isfinite(edge) for pair in box for edge in pair), f"{name}: bounds must be finite"
-    return Law(name=name, summary=summary, columns=(*columns, "loss"), parameters=tuple(names), fit=fit)
+    return FormulaLaw(
+        name=name, summary=summary, columns=(*columns, "loss"), parameters=tuple(names), fit=fit, build=build
+    )

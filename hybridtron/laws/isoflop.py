@@ -17,9 +17,8 @@ from hybridtron.errors import UserError
 from hybridtron.laws.curve import outlier_flags
 from hybridtron.laws.law import Fit, Law, Series, Settings, record
 from hybridtron.laws.points import extrapolation_warnings
-from hybridtron.laws.power import Power, fit_power
+from hybridtron.laws.power import Power, fit_power, valley_curves
 from hybridtron.laws.runs import Runs
-from hybridtron.laws.search import Array
 from hybridtron.laws.wording import held_out_sentence, interval_sentence, number
 
 WINDOW = 4.0
@@ -222,17 +221,7 @@ def _verdict(powers: Mapping[str, Power], held: dict[str, Any] | None) -> list[s
 
 
 def _curves(runs: Runs, powers: Mapping[str, Power]) -> list[Series]:
-    curves = []
-    axes: dict[str, Any] = {"x_label": "parameters N", "y_label": "loss (nats per token)"}
-    for valley in powers["N"].valleys:
-        label = f"C = {number(valley.budget)}" + ("" if valley.kept else " (dropped)")
-        close = np.abs(np.log(runs["flops"] / valley.budget)) < 0.5 * np.log1p(0.05)
-        curves.append(Series("valleys", label, "points", runs["n_params"][close], runs["loss"][close], **axes))
-        if np.isfinite(valley.x):
-            x = np.geomspace(runs["n_params"][valley.rows].min(), runs["n_params"][valley.rows].max(), 60)
-            u = np.log(x) - valley.centre
-            c = valley.coefficients
-            curves.append(Series("valleys", label, "line", x, c[0] + c[1] * u + c[2] * u**2, **axes))
+    curves = valley_curves(runs, "n_params", powers["N"].valleys, "valleys", "parameters N")
     for axis, word in (("N", "parameters"), ("D", "tokens")):
         curves += powers[axis].curves(f"compute-optimal {word}", "training FLOPs", f"compute-optimal {word}")
     return curves

@@ -12,11 +12,11 @@ import numpy as np
 
 import hybridtron
 from hybridtron.errors import UserError
-from hybridtron.laws.law import Fit, Law, Series, Settings, record
+from hybridtron.laws.law import Fit, Law, Settings, record
 from hybridtron.laws.points import extrapolation_warnings
-from hybridtron.laws.power import fit_power
+from hybridtron.laws.power import fit_power, valley_curves
 from hybridtron.laws.runs import Runs
-from hybridtron.laws.wording import interval_sentence, number
+from hybridtron.laws.wording import interval_sentence
 
 WINDOW = 8.0
 
@@ -51,13 +51,14 @@ def fit(runs: Runs, settings: Settings) -> Fit:
             except UserError as error:
                 table[f"{other:g}"] = {"none": str(error)}
     spans = power.intervals
-    curves = []
-    for valley in power.valleys:
-        rows = np.abs(np.log(runs["flops"] / valley.budget)) < 0.025
-        curves.append(
-            Series("sweeps", f"C = {number(valley.budget)}", "points", runs["learning_rate"][rows],
-                   runs["loss"][rows], "learning rate", "loss (nats per token)")
-        )  # fmt: skip
+    for factor, values in table.items():
+        if "s" in values and (
+            not spans["exponent"][0] <= values["s"] <= spans["exponent"][1]
+            if spans is not None
+            else abs(values["s"] - power.exponent) > 0.05
+        ):
+            warnings.append(f"window sensitivity: s {power.exponent:.4g} -> {values['s']:.4g} at window {factor}")
+    curves = valley_curves(runs, "learning_rate", power.valleys, "sweeps", "learning rate")
     return Fit(
         law="learning-rate",
         parameters={"s": power.exponent, "k": power.factor},

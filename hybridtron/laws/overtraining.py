@@ -1,4 +1,4 @@
-"""L(C, M) = E + (a M^eta + b M^-eta) C^-eta (Gadre et al. 2024, 2403.08540, eq. 4), M tokens per parameter.
+"""L(C, M) = E + (a M^eta + b M^-eta) C^-eta (Gadre et al. 2024, 2403.08540), M tokens per parameter.
 
 As in the paper the squared error of the loss is minimised; a `delta` makes it Huber's function of that error. The
 two terms are anchored at the geometric means of C and M.
@@ -170,7 +170,7 @@ def _verdict(fitted: CurveFit, held: dict[str, Any] | None) -> list[str]:
     return [
         interval_sentence("At a fixed ratio of tokens to parameters the loss falls as C^-eta, eta", p["eta"], span),
         interval_sentence(
-            "The least loss at any compute is at a ratio M of", float(best),
+            "The least loss at any compute is at M tokens per parameter, M", float(best),
             fitted.spread(lambda theta: best_ratio(fitted.curve.public(theta))),
         ),
         *held_out_sentence(held, "loss"),

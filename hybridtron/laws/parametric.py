@@ -18,7 +18,14 @@ import numpy as np
 
 from hybridtron.errors import UserError
 from hybridtron.laws import bootstrap, points
-from hybridtron.laws.curve import Curve, CurveFit, complete_fit, fit_curve, measured_against_predicted
+from hybridtron.laws.curve import (
+    Curve,
+    CurveFit,
+    complete_fit,
+    fit_curve,
+    measured_against_predicted,
+    residual_scale,
+)
 from hybridtron.laws.law import Fit, Law, Series, Settings
 from hybridtron.laws.logsum import LogSum, anchored
 from hybridtron.laws.runs import Runs
@@ -99,7 +106,8 @@ def fit(runs: Runs, settings: Settings) -> Fit:
 
     result = complete_fit(
         "parametric", build, runs, settings, delta=delta, size=flops, size_name="6 N D", predict_point=predict,
-        verdict=_verdict, curves=lambda fitted: _curves(runs, fitted, flops), check=_bound_warnings,
+        verdict=_verdict, curves=lambda fitted: _curves(runs, fitted, flops),
+        check=lambda fitted: _bound_warnings(fitted, runs),
     )  # fmt: skip
     if choice == "pool":
         return result
@@ -182,12 +190,18 @@ def compare_architectures(runs: Runs, settings: Settings, delta: float) -> tuple
     }, sentences  # fmt: skip
 
 
-def _bound_warnings(fitted: CurveFit) -> list[str]:
+def _bound_warnings(fitted: CurveFit, runs: Runs) -> list[str]:
     problem, theta = fitted.curve.problem, fitted.optimum.theta
     warnings = []
     for i, words in enumerate(("irreducible loss E", "model-size term A/N^alpha", "data term B/D^beta")):
         if theta[i] < problem.lower[i] + 5:
             warnings.append(f"not identified: the fit drives the {words} to zero; these data cannot measure it")
+    noise = residual_scale(problem, theta)
+    for part, column, words in ((1, "n_params", "model-size term A/N^alpha"), (2, "tokens", "data term B/D^beta")):
+        x = np.log(runs[column])
+        term = np.exp(theta[part] - theta[part + 2] * (x - x.mean()))
+        if np.ptp(term) < 3 * noise * np.median(runs["loss"]) and theta[part] >= problem.lower[part] + 5:
+            warnings.append(f"not identified: the {words} changes less over these data than three times their noise")
     for i, name in ((3, "alpha"), (4, "beta")):
         if theta[i] <= problem.lower[i] + 1e-6 or theta[i] >= problem.upper[i] - 1e-6:
             warnings.append(f"not identified: {name} ends at its bound {theta[i]:g}")

@@ -122,14 +122,16 @@ def _dress(axes: Any, title: str, group: list[Series]) -> None:
     axes.set_title(title[:1].upper() + title[1:], loc="left", fontsize=11.5, fontweight="bold", color=INK, pad=10)
     axes.set_xlabel(_mathematical(first.x_label), color=INK, fontsize=10)
     axes.set_ylabel(_mathematical(first.y_label), color=INK, fontsize=10)
-    for axis, log, name in ((axes.xaxis, first.x_log, "x"), (axes.yaxis, first.y_log, "y")):
+    sides = ((axes.xaxis, first.x_log, "x", first.x_label), (axes.yaxis, first.y_log, "y", first.y_label))
+    for axis, log, name, label in sides:
         if log:
+            words = scientific if "FLOP" in label else short_number
             axes.set_xscale("log") if name == "x" else axes.set_yscale("log")
             ticks = log_ticks(*(axes.get_xlim() if name == "x" else axes.get_ylim()))
             if ticks:
                 axis.set_ticks(ticks)
                 axis.set_ticks([], minor=True)
-            axis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _, words=words: words(value)))
             axis.set_minor_formatter(NullFormatter())
     axes.tick_params(colors=FAINT, labelsize=9, length=3)
     axes.grid(color=GRID, linewidth=0.8)
@@ -172,9 +174,14 @@ def short_number(value: float) -> str:
     if size == 0 or not math.isfinite(value):
         return f"{value:g}"
     if size >= 1e15 or size < 1e-3:
-        mantissa, exponent = f"{value:.2e}".split("e")
-        return f"{float(mantissa):g}e{int(exponent)}"
+        return scientific(value)
     for scale, prefix in PREFIXES:
         if size >= 0.9995 * scale:
             return f"{value / scale:.3g}{prefix}"
     return f"{value:.4g}"
+
+
+def scientific(value: float) -> str:
+    """As FLOPs are said: 6e18."""
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"

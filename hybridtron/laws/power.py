@@ -86,6 +86,22 @@ class Power:
         ]
 
 
+def valley_curves(runs: Runs, column: str, found: list[Valley], panel: str, x_label: str) -> list[Series]:
+    """The rows of every budget and its parabola over the rows that were fitted."""
+    axes: dict[str, Any] = {"x_label": x_label, "y_label": "loss (nats per token)"}
+    curves = []
+    for valley, (_, rows) in zip(found, valleys.split_budgets(runs["flops"]), strict=True):
+        label = f"C = {valley.budget:.4g}" + ("" if valley.kept else " (dropped)")
+        curves.append(Series(panel, label, "points", runs[column][rows], runs["loss"][rows], **axes))
+        if np.isfinite(valley.x):
+            fitted = runs[column][valley.rows]
+            x = np.geomspace(fitted.min(), fitted.max(), 60)
+            u = np.log(x) - valley.centre
+            c = valley.coefficients
+            curves.append(Series(panel, label, "line", x, c[0] + c[1] * u + c[2] * u**2, **axes))
+    return curves
+
+
 def fit_power(runs: Runs, settings: Settings, column: str, window: float) -> Power:
     """Valleys along `column` for each budget, the line through the kept ones, and resampled lines.
 

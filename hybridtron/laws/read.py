@@ -19,6 +19,7 @@ from hybridtron.laws.columns import DERIVED, RUN_NAMES, canonical_names, missing
 from hybridtron.laws.law import Fit
 from hybridtron.laws.runs import Runs
 
+TEXT = ("arch",)  # names, also where they look like numbers
 # Columns whose values are not simply above zero.
 RANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "score": np.isfinite,
@@ -70,7 +71,7 @@ def read_runs(
     """The rows of all sources that pass every (column, value) of `where`.
 
     needed: canonical columns that must be there, or follow from others, as finite numbers above zero (a score may have
-    any sign, an error lies in 0..1). optional: the same for columns that may also be missing or text. columns: which
+    any sign, an error lies in 0..1; `arch` is text). optional: the same for columns that may be missing. columns: which
     column of the sources each canonical name means. group: a column that must be there, naming each row's run.
     context: sequence length that the state size of run folders assumes; by default each run's own. Raises UserError.
     """
@@ -121,8 +122,12 @@ def _read_csv(path: Path) -> Cells:
                     )
                 rows.append([cell.strip() for cell in row])
                 lines.append(reader.line_num)
-    except (UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: {error}; expected comma-separated text") from None
+    except UnicodeDecodeError as error:
         raise UserError(f"{path}: {error}; expected comma-separated text in UTF-8, or a .parquet file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     return Cells({name: [row[i] for row in rows] for i, name in enumerate(header)}, lines, str(path))
 
 
@@ -172,22 +177,23 @@ def _typed(
     """Canonical names, numbers, derived columns and checks of one source."""
     names = canonical_names(table.columns, chosen, table.source)
     cells = {**table.columns, **{canonical: table.columns[name] for canonical, name in names.items()}}
-    lacking = {column for name in needed if name not in cells for way in DERIVED.get(name, ()) for column in way[0]}
-    used = {*needed, *lacking}
+    lacking = [name for name in (*needed, *optional) if name not in cells]
+    sources = {column for name in lacking for way in DERIVED.get(name, ()) for column in way[0]}
+    used = {*needed, *optional, *sources} - set(TEXT)
     columns = {name: _numbers_or_text(table, name, values, strict=name in used) for name, values in cells.items()}
+    columns |= {name: np.array(cells[name], dtype=object) for name in TEXT if name in cells}
     notes = [f"{canonical} is column {name}" for canonical, name in names.items() if canonical != name]
-    for name in (*needed, *optional):
-        if name not in columns:
-            notes += _derive(name, columns)
+    for name in lacking:
+        notes += _derive(name, columns)
     for name in needed:
         if name not in columns:
             raise missing_column(name, table.columns, table.source)
     if group is not None and group not in columns:
         raise no_column(group, table.columns, table.source)
     runs = Runs(columns, np.array(table.lines), table.source, table.place)
-    numeric = [name for name in optional if name in columns and columns[name].dtype != object]
-    for name in (*needed, *numeric):
-        runs.require((name,), RANGES.get(name))
+    for name in (*needed, *optional):
+        if name in columns and name not in TEXT:
+            runs.require((name,), RANGES.get(name))
     return Reading(runs, (*table.notes, *notes), (*table.warnings, *_ungrouped(runs, group)))
 
 

@@ -60,5 +60,6 @@ td > ul { margin:0; padding-left:1.1rem; }
 .warnings li { padding:.4rem 0; overflow-wrap:anywhere; }
 .warnings li + li { border-top:1px solid var(--line); }
 footer { margin-top:1.5rem; color:var(--faint); font-size:.85rem; }
+@media (max-width:42rem) { section { padding:1.1rem 1rem; } .parameters td.bar { display:none; } }
 @media print { body { background:#fff; } section { break-inside:avoid; } }
 """

@@ -1,4 +1,4 @@
-"""perplexity* = G M^c at compute-optimal points, M the total state in elements (MAD, 2403.17844, section 4).
+"""perplexity* = G M^c at compute-optimal points, M the total state in elements (MAD, 2403.17844).
 
 Every architecture's budgets are reduced to their compute-optimal point by the valley of loss in log N, with the state
 read at that N; then a straight line of log perplexity* in log M, for each architecture and for all together.

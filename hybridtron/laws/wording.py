@@ -23,7 +23,9 @@ def held_out_sentence(held: Mapping[str, Any] | None, quantity: str) -> list[str
     if held is None:
         return ["Extrapolation was not checked: no runs were held out."]
     factor = held["largest_held_out"] / held["largest_fitted"]
+    count = held["held_out"]
+    which = "the largest, the law predicts its" if count == 1 else f"the {count} largest, the law predicts their"
     return [
-        f"Fitted without the {held['held_out']} largest, the law predicts their {quantity} to "
+        f"Fitted without {which} {quantity} to "
         f"{100 * held['mean_absolute_relative_error']:.2g} % on average, {factor:.3g}x beyond the data it saw."
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -47,19 +47,19 @@ def _rules(config: ModelConfig) -> dict[str, Callable[[TensorSpec, torch.Generat
     }
 
 
-def initial_values(config: ModelConfig, seed: int, names: list[str]) -> dict[str, Tensor]:
-    """The whole, unsharded initial float32 values of the named parameters."""
-    rules, specs = _rules(config), model_tensors(config)
-    return {name: rules[specs[name].init.kind](specs[name], _generator(seed, name)) for name in names}
+def initial_values(config: ModelConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter's name and whole, unsharded initial float32 value, one after another."""
+    rules = _rules(config)
+    for name, spec in model_tensors(config).items():
+        yield name, rules[spec.init.kind](spec, _generator(seed, name))
 
 
+@torch.no_grad()
 def initialize(model: nn.Module, config: ModelConfig, seed: int, rank: int = 0, tensor_parallel_size: int = 1) -> None:
     """Fill the model's parameters in place; `rank` is the tensor-parallel rank whose pieces this model holds."""
-    specs = model_tensors(config)
-    for name, parameter in model.named_parameters():
-        full = initial_values(config, seed, [name])[name]
-        with torch.no_grad():
-            parameter.copy_(specs[name].shard(full, rank, tensor_parallel_size))
+    specs, parameters = model_tensors(config), dict(model.named_parameters())
+    for name, full in initial_values(config, seed):
+        parameters[name].copy_(specs[name].shard(full, rank, tensor_parallel_size))
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

@@ -18,8 +18,6 @@ from torch import Tensor
 from hybridtron.ops.precision import accumulation_dtype, under_transforms
 from hybridtron.ops.ssd_tiles import TiledSSD
 
-DEFAULT_CHUNK_SIZE = 64  # fastest on a CPU for heads of 64 and states of 64 to 128
-
 
 def ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, chunk_size: int) -> Tensor:
     """The selective state space over whole sequences from a zero state, by matmuls over chunks.

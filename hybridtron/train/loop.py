@@ -81,13 +81,13 @@ class _Run:
 
     def advance_to_the_end(self) -> None:
         steps, save_every = self.config.train.steps, self.config.checkpoint.save_every
-        clock = _Clock(self.state.step)
+        clock = _Clock()
         saved = self.state.step if self.state.step else -1
         stopping = False
         while self.state.step < steps and not stopping:
             result, lr = self._update()
             step = self.state.step
-            stopping = bool(self.engine.largest(self.stop.number))
+            stopping = bool(self.engine.largest(self.stop.number)) and step < steps
             clock.trained(self.config.tokens_per_step)
             valid = self._evaluate() if self._evaluation_due() and not stopping else None
             self._report(result, lr, valid, clock)
@@ -221,7 +221,7 @@ class _Run:
 class _Clock:
     """Training speed since the last logged row, without the time of evaluations and saves."""
 
-    def __init__(self, first_step: int) -> None:
+    def __init__(self) -> None:
         self.seconds, self.tokens, self.since = 0.0, 0, time.perf_counter()
 
     def trained(self, tokens: int) -> None:

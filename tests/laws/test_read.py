@@ -41,6 +41,11 @@ def test_columns_are_numbers_where_all_cells_are_and_text_elsewhere():
     assert runs["train_set"][0] == "redpajama"
 
 
+def test_names_of_architectures_are_text_also_where_they_look_like_numbers():
+    runs = read_runs([DATA / "gemstones.csv"], NEEDED, ("arch",), columns={"arch": "depth"}, group="run").runs
+    assert set(runs["arch"]) > {"12", "28"}
+
+
 def test_lines_are_those_of_the_file_whatever_is_filtered_or_blank(table):
     file = table("1e6,1e7,4.0", "", "2e6,2e7,3.5", "3e6,3e7,3.0")
     runs = read_runs([file], NEEDED, where=[("n_params", "3000000")]).runs
@@ -113,6 +118,7 @@ def test_parquet_gives_what_csv_gives(tmp_path):
         ("0", "loss is 0; expected a finite number above zero"),
         ("inf", "loss is inf; expected a finite number above zero"),
         ("", "loss is empty; expected a number"),
+        ('"3"1', "',' expected after '\"'; expected comma-separated text"),
         ("3,1", "4 cells; expected 3, as in the header"),
         ("about 3", "loss is 'about 3'; expected a number"),
     ],
@@ -126,6 +132,13 @@ def test_a_broken_row_is_named_by_its_line(table, cell, said):
 def test_parameters_and_tokens_are_checked_too(table, cell):
     assert "line 2: tokens is" in refusal([table(f"1e6,{cell},4.0")], NEEDED)
     assert "line 2: n_params is" in refusal([table(f"{cell},1e6,4.0")], NEEDED)
+
+
+def test_an_optional_column_that_is_there_must_be_whole(table):
+    file = table("7B,1e7,4.0")
+    assert "line 2: n_params is '7B'; expected a number" in refusal([file], ("loss",), ("n_params", "tokens"))
+    assert "line 2: n_params is '7B'; expected a number" in refusal([file], ("loss",), ("M",))
+    assert len(read_runs([file], ("loss",), ("tokens",)).runs) == 1
 
 
 def test_the_error_column_is_a_share(table):

@@ -10,8 +10,7 @@ from tests.train.runs import resolved_tiny
 
 
 def values(seed=0, **model):
-    config = resolved_tiny(**model).model
-    return initial_values(config, seed, list(model_tensors(config)))
+    return dict(initial_values(resolved_tiny(**model).model, seed))
 
 
 def test_another_seed_gives_other_weights_and_the_same_one_the_same():
@@ -46,7 +45,7 @@ def test_a_model_is_filled_with_every_value():
     config = resolved_tiny().model
     model = LanguageModel(config, TorchBackend())
     initialize(model, config, seed=3)
-    expected = initial_values(config, 3, list(model_tensors(config)))
+    expected = dict(initial_values(config, 3))
     parameters = dict(model.named_parameters())
     assert parameters.keys() == expected.keys()
     assert all(torch.equal(parameter, expected[name]) for name, parameter in parameters.items())

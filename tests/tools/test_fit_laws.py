@@ -78,6 +78,7 @@ def table(tmp_path):
         ("downstream", "gemstones_downstream.csv", "--group", "run"),
         ("proxy", "mad_paper_fig1_digitised.csv", "--ppl-column", "ppl_compute_optimal_pile"),
         ("depth-width", "gemstones.csv", "--group", "run", "--holdout", "0"),
+        ("learning-rate", "learning_rate_sweep.csv"),
     ],
     ids=lambda arguments: f"{arguments[0]}-{arguments[1].removesuffix('.csv')}",
 )

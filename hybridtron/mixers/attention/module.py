@@ -22,10 +22,10 @@ class Attention(nn.Module):
         self.local_sizes = specs["qkv.weight"].local_sizes(backend.tensor_parallel_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        packed = self.qkv(x).transpose(0, 1)  # [b, s, (q k v) of this rank]
-        head_size = self.config.head_size
+        parts = self.qkv(x).split(self.local_sizes, -1)  # [s, b, q or k or v of this rank]
+        # Split before transposing: the gradients are then joined in the order that the projection wants.
         q, k, v = (
-            part.unflatten(-1, (-1, head_size)) for part in packed.split(self.local_sizes, -1)
+            part.unflatten(-1, (-1, self.config.head_size)).transpose(0, 1) for part in parts
         )  # [b, s, heads, d]
         if self.config.rotary_dim:
             cos, sin = rotary_tables(q.size(1), self.config.rotary_dim, self.config.rotary_base, device=q.device)

@@ -38,7 +38,9 @@ class Mamba2(nn.Module):
         self.conv_sizes = tuple(conv)
 
     def forward(self, u: Tensor) -> Tensor:
-        z, conv_input, dt = self.in_proj(u).transpose(0, 1).split(self.projected_sizes, -1)  # [b, s, .]
+        # Split before transposing: the gradients are then joined in the order that the projection wants.
+        parts = self.in_proj(u).split(self.projected_sizes, -1)  # [s, b, .]
+        z, conv_input, dt = (part.transpose(0, 1) for part in parts)  # [b, s, .]
         convolved = short_conv(conv_input, self.conv_weight, self.conv_bias, activation="silu")
         x, b, c = convolved.split(self.conv_sizes, -1)
         y = ssd(

@@ -1,0 +1,91 @@
+"""Synthetic runs whose law is known, for the tests."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hybridtron.laws.runs import Runs
+
+NOISES = (0.001, 0.002, 0.005, 0.01)  # relative standard deviations of the loss
+PARAMETRIC = {"E": 1.8, "A": 400.0, "B": 1500.0, "alpha": 0.34, "beta": 0.36}
+OVERTRAINING = {"E": 1.8, "a": 150.0, "b": 250.0, "eta": 0.13}
+DOWNSTREAM = {"epsilon": 0.85, "k": 2.1, "gamma": 0.76}
+
+
+def scattered_sizes(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    sizes = np.exp(rng.uniform(np.log(5e7), np.log(1e10), n))
+    return sizes, sizes * np.exp(rng.uniform(np.log(3), np.log(300), n))
+
+
+def parametric_loss(n_params, tokens, E, A, B, alpha, beta):
+    return E + A / n_params**alpha + B / tokens**beta
+
+
+def parametric_runs(seed, noise: float, n: int = 100, truth: dict[str, float] = PARAMETRIC) -> Runs:
+    rng = np.random.default_rng(seed)
+    sizes, tokens = scattered_sizes(rng, n)
+    loss = parametric_loss(sizes, tokens, **truth) * np.exp(noise * rng.standard_normal(n))
+    return Runs.of(n_params=sizes, tokens=tokens, loss=loss)
+
+
+def overtraining_runs(seed, noise: float, n: int = 50) -> Runs:
+    rng = np.random.default_rng(seed)
+    sizes, tokens = scattered_sizes(rng, n)
+    flops, ratio, p = 6 * sizes * tokens, tokens / sizes, OVERTRAINING
+    loss = p["E"] + (p["a"] * ratio ** p["eta"] + p["b"] * ratio ** -p["eta"]) * flops ** -p["eta"]
+    return Runs.of(n_params=sizes, tokens=tokens, loss=loss * np.exp(noise * rng.standard_normal(n)))
+
+
+def downstream_runs(seed, noise: float, n: int = 40) -> Runs:
+    rng = np.random.default_rng(seed)
+    loss = rng.uniform(2.2, 5.0, n)
+    error = DOWNSTREAM["epsilon"] - DOWNSTREAM["k"] * np.exp(-DOWNSTREAM["gamma"] * loss)
+    return Runs.of(loss=loss, error=error + noise * rng.standard_normal(n))
+
+
+def isoflop_runs(seed, noise: float, budgets=(1e18, 3e18, 1e19, 3e19, 1e20, 3e20), sizes: int = 8, shift=0.0) -> Runs:
+    """Sizes spread by a factor 4 around the optimum of a parametric law (moved by exp(shift), one for each budget)."""
+    rng = np.random.default_rng(seed)
+    shifts = np.broadcast_to(shift, len(budgets))
+    flops, n_params = [], []
+    for budget, moved in zip(budgets, shifts, strict=True):
+        best = isoflop_truth()["k_N"] * budget ** isoflop_truth()["a"] * np.exp(moved)
+        n_params.append(best * np.geomspace(0.25, 4.0, sizes))
+        flops.append(np.full(sizes, budget))
+    c, n = np.concatenate(flops), np.concatenate(n_params)
+    tokens = c / (6 * n)
+    loss = parametric_loss(n, tokens, **PARAMETRIC) * np.exp(noise * rng.standard_normal(len(n)))
+    return Runs.of(n_params=n, tokens=tokens, flops=c, loss=loss)
+
+
+def isoflop_truth() -> dict[str, float]:
+    p = PARAMETRIC
+    total = p["alpha"] + p["beta"]
+    factor = (p["alpha"] * p["A"] / (p["beta"] * p["B"])) ** (1 / total)
+    a, b = p["beta"] / total, p["alpha"] / total
+    return {"a": a, "b": b, "k_N": factor / 6**a, "k_D": 1 / (factor * 6**b)}
+
+
+def state_runs(seed, noise: float, budgets=(4e18, 8e18, 2e19, 4e19, 8e19), c: float = -0.28, G: float = 900.0) -> Runs:
+    """Three architectures, one compute-optimal run for each budget."""
+    rng = np.random.default_rng(seed)
+    flops = np.tile(budgets, 3)
+    state = np.repeat([3e5, 2e6, 1.5e7], len(budgets)) * (flops / 4e18) ** 0.4
+    loss = np.log(G * state**c) + noise * rng.standard_normal(len(flops))
+    arch = np.repeat(["conv", "recurrent", "attention"], len(budgets))
+    return Runs.of(flops=flops, total_state=state, loss=loss, arch=list(arch))
+
+
+def proxy_runs(seed, correlation: float, n: int) -> Runs:
+    rng = np.random.default_rng(seed)
+    score, other = rng.standard_normal((2, n))
+    loss = correlation * score + np.sqrt(1 - correlation**2) * other
+    return Runs.of(score=score, loss=3 + 0.1 * loss)
+
+
+def learning_rate_runs(seed, noise: float, s: float = -0.12, k: float = 0.3) -> Runs:
+    rng = np.random.default_rng(seed)
+    budgets = np.repeat([1e17, 1e18, 1e19, 1e20], 7)
+    rate = k * budgets**s * np.tile(np.geomspace(1 / 6, 6, 7), 4)
+    valley = 3 - 0.1 * np.log10(budgets / 1e17) + 0.05 * np.log(rate / (k * budgets**s)) ** 2
+    return Runs.of(learning_rate=rate, flops=budgets, loss=valley * np.exp(noise * rng.standard_normal(28)))

@@ -1,0 +1,121 @@
+"""What every law returns, and the questions that some laws answer besides."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from hybridtron.laws import LAWS, Settings, fit
+from hybridtron.laws.parametric import compute_optimal
+from hybridtron.laws.proxy import permutation_p, ranks
+from hybridtron.laws.runs import Runs
+from tests.laws import planted
+
+EXAMPLES = {
+    "parametric": planted.parametric_runs(1, 0.003),
+    "isoflop": planted.isoflop_runs(1, 0.003),
+    "overtraining": planted.overtraining_runs(1, 0.003),
+    "state-optimal": planted.state_runs(1, 0.003),
+    "downstream": planted.downstream_runs(1, 0.003),
+    "proxy": planted.proxy_runs(1, -0.8, 20),
+    "learning-rate": planted.learning_rate_runs(1, 0.003),
+}
+KEYS = (
+    "law parameters objective n_points n_groups intervals settings sensitivity predictions warnings version search "
+    "extrapolation verdict"
+)
+
+
+@pytest.mark.parametrize("law", EXAMPLES)
+def test_a_fit_is_plain_json_with_the_documented_keys(law):
+    found = fit(law, EXAMPLES[law], Settings(bootstrap=64))
+    content = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert set(content) == set(KEYS.split())
+    assert set(content["parameters"]) == set(LAWS[law].parameters)
+    assert 0 < content["n_points"] <= len(EXAMPLES[law])
+    assert content["verdict"]
+    assert "summed" in content["settings"]["objective"]
+    for series in found.curves:
+        assert len(series.x) == len(series.y)
+
+
+@pytest.mark.parametrize("law", ["parametric", "isoflop", "state-optimal"])
+def test_the_same_seed_gives_the_same_intervals_for_any_number_of_jobs(law):
+    one, again, other = (
+        fit(law, EXAMPLES[law], Settings(bootstrap=200, holdout=0, seed=seed, jobs=jobs)).intervals
+        for seed, jobs in ((1, 1), (1, 3), (2, 1))
+    )
+    assert one == again
+    assert one != other
+
+
+def test_compute_optimal_is_the_least_loss_of_its_budget():
+    truth, flops = planted.PARAMETRIC, 1e21
+    n, d, loss = compute_optimal(truth, flops)
+    assert 6 * n * d == pytest.approx(flops)
+    sizes = n * np.geomspace(0.5, 2, 101)
+    assert loss <= planted.parametric_loss(sizes, flops / (6 * sizes), **truth).min() * (1 + 1e-12)
+
+
+def test_isoflop_fits_tokens_on_their_own():
+    """With 2 N D FLOPs instead of 6 N D budgets, and a cost that grows with the budget, b is not 1 - a."""
+    runs = planted.isoflop_runs(1, 0.0)
+    padded = runs.with_column("tokens", runs["tokens"] * (runs["flops"] / 1e18) ** -0.05)
+    found = fit("isoflop", padded, Settings(bootstrap=0)).parameters
+    assert found["a"] + found["b"] == pytest.approx(0.95, abs=0.005)
+
+
+@pytest.mark.parametrize(("kind", "alpha"), [("offset", 0.34), ("slope", 0.5)])
+def test_an_offset_is_told_from_a_slope(kind, alpha):
+    """Two architectures: the second has less loss by a factor, or falls faster with size."""
+    plain = planted.parametric_runs(1, 0.001, n=120)
+    better = {**planted.PARAMETRIC, "A": 300.0 if kind == "offset" else 400.0 * 1e9 ** (alpha - 0.34), "alpha": alpha}
+    hybrid = planted.parametric_runs(2, 0.001, n=120, truth=better)
+    columns = {name: np.concatenate([plain[name], hybrid[name]]) for name in ("n_params", "tokens", "loss")}
+    runs = Runs.of(**columns, arch=["transformer"] * 120 + ["hybrid"] * 120)
+    found = fit("parametric", runs, Settings(bootstrap=128, holdout=0, options={"architectures": "offset"}))
+    difference = found.sensitivity["architectures"]["exponent_differences"]["hybrid"]
+    assert difference["kind"] == kind
+    assert any(kind in sentence for sentence in found.verdict)
+
+
+def test_overtraining_reports_the_excess_of_each_architecture():
+    runs = EXAMPLES["overtraining"]
+    two = runs.with_column("arch", ["a" if i % 2 else "b" for i in range(len(runs))])
+    found = fit("overtraining", two, Settings(bootstrap=64, predict=[{"N": 1e9, "M": 640}]))
+    assert set(found.sensitivity["architectures"]) == {"a", "b"}
+    assert found.predictions[0]["excess_over_compute_optimal"] > 0
+    panels = {series.panel for series in found.curves if "excess" in series.panel}
+    assert len(panels) == 1
+
+
+@pytest.mark.parametrize("loss_law", ["parametric", "overtraining"])
+def test_downstream_is_chained_after_a_loss_law(loss_law):
+    runs = planted.parametric_runs(3, 0.002)
+    truth = planted.DOWNSTREAM
+    error = truth["epsilon"] - truth["k"] * np.exp(-truth["gamma"] * runs["loss"])
+    settings = Settings(bootstrap=64, predict=[{"N": 3e9, "D": 6e10}], options={"loss_law": loss_law})
+    found = fit("downstream", runs.with_column("error", error), settings).predictions[0]
+    loss = planted.parametric_loss(3e9, 6e10, **planted.PARAMETRIC)
+    expected = truth["epsilon"] - truth["k"] * math.exp(-truth["gamma"] * loss)
+    assert found["error"] == pytest.approx(expected, rel=0.01)
+    low, high = found["error_interval"]
+    assert low < found["error"] < high
+
+
+def test_held_out_runs_are_the_largest_and_their_error_is_reported():
+    held = fit("parametric", EXAMPLES["parametric"], Settings(bootstrap=0, holdout=5)).extrapolation
+    assert held["held_out"] == 5
+    assert held["largest_held_out"] > held["largest_fitted"]
+    assert held["mean_absolute_relative_error"] < 0.02
+
+
+def test_the_permutation_p_is_exact():
+    """Perfect order of five points: 2 of 120 orders are as extreme."""
+    p, counted = permutation_p(ranks(np.arange(5.0)), ranks(np.arange(5.0)), 0)
+    assert p == pytest.approx(2 / 120)
+    assert "120" in counted
+    assert list(ranks(np.array([3.0, 1.0, 3.0]))) == [2.5, 1.0, 2.5]

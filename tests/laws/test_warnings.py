@@ -1,0 +1,186 @@
+"""Every warning: data that bring it about and data that do not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hybridtron.errors import UserError
+from hybridtron.laws import Settings, fit
+from hybridtron.laws.runs import Runs
+from tests.laws import planted
+
+QUICK = Settings(bootstrap=64, holdout=0)
+
+
+def kinds(found) -> list[str]:
+    return [warning.split(":")[0] for warning in found.warnings]
+
+
+@pytest.mark.parametrize(
+    ("law", "few", "enough"),
+    [
+        ("parametric", planted.parametric_runs(1, 0.003, n=10), planted.parametric_runs(1, 0.003, n=30)),
+        ("overtraining", planted.overtraining_runs(1, 0.003, n=9), planted.overtraining_runs(1, 0.003, n=30)),
+        ("downstream", planted.downstream_runs(1, 0.003, n=6), planted.downstream_runs(1, 0.003, n=30)),
+        (
+            "isoflop",
+            planted.isoflop_runs(1, 0.003, budgets=(1e19, 1e20)),
+            planted.isoflop_runs(1, 0.003, budgets=(1e18, 1e19, 1e20)),
+        ),
+        (
+            "isoflop",
+            planted.isoflop_runs(1, 0.001, budgets=(1e18, 1e19, 1e20), sizes=4),
+            planted.isoflop_runs(1, 0.001),
+        ),
+        ("state-optimal", planted.state_runs(1, 0.003, budgets=(4e18,)), planted.state_runs(1, 0.003)),
+    ],
+)
+def test_too_few_points_refuse_intervals(law, few, enough):
+    refused, given = fit(law, few, QUICK), fit(law, enough, QUICK)
+    assert refused.intervals is None
+    assert "few points" in kinds(refused)
+    assert any("degrees of freedom" in w or "exactly" in w for w in refused.warnings)
+    assert set(given.intervals) == set(given.parameters)
+    assert "few points" not in kinds(given)
+
+
+def test_few_runs_of_many_checkpoints_refuse_intervals():
+    runs = planted.parametric_runs(1, 0.003, n=60)
+    few, many = (runs.with_column("run", np.arange(60) % count) for count in (6, 30))
+    settings = Settings(bootstrap=64, holdout=0, group="run")
+    assert fit("parametric", few, settings).intervals is None
+    assert fit("parametric", many, settings).intervals is not None
+
+
+def test_edge_minimum_is_dropped_and_named():
+    good = fit("isoflop", planted.isoflop_runs(2, 0.001), QUICK)
+    moved = fit("isoflop", planted.isoflop_runs(2, 0.001, shift=(0, 0, 0, 0, 0, 2.5)), QUICK)
+    assert "edge minimum" not in kinds(good)
+    assert any(w.startswith("edge minimum") and "3e+20" in w and "smallest" in w for w in moved.warnings)
+    dropped = [budget["flops"] for budget in moved.search["budgets"] if not budget["kept_N"]]
+    assert dropped == [3e20]
+    assert moved.parameters["a"] == pytest.approx(planted.isoflop_truth()["a"], abs=0.03)
+
+
+def test_filter_sensitivity_of_flagged_and_of_far_rows():
+    clean = planted.isoflop_runs(3, 0.0005)
+    flags = np.zeros(len(clean))
+    flags[[6, 7]] = 1
+    spoiled_loss = clean["loss"].copy()
+    spoiled_loss[[6, 7]] -= 0.03
+    harmless = fit("isoflop", clean.with_column("outlier", flags), QUICK)
+    harmful = fit("isoflop", clean.with_column("outlier", flags).with_column("loss", spoiled_loss), QUICK)
+    assert "filter sensitivity" not in kinds(harmless)
+    assert any(w.startswith("filter sensitivity") and "outlier" in w for w in harmful.warnings)
+    assert harmless.sensitivity["without_flagged"]["rows"] == 2
+
+
+def test_filter_sensitivity_of_a_curve():
+    runs = planted.parametric_runs(4, 0.001, n=40)
+    flags = np.isin(np.arange(40), [3, 7])
+    spoiled = runs.with_column("loss", runs["loss"] * np.where(flags, 1.05, 1.0))
+    settings = Settings(delta=np.inf, bootstrap=0, holdout=0)
+    assert "filter sensitivity" not in kinds(fit("parametric", runs.with_column("outlier", flags), settings))
+    assert "filter sensitivity" in kinds(fit("parametric", spoiled.with_column("outlier", flags), settings))
+
+
+@pytest.mark.parametrize(
+    ("law", "runs", "near", "far"),
+    [
+        ("parametric", planted.parametric_runs(5, 0.003), {"N": 5e9, "D": 1e11}, {"N": 5e11, "D": 1e11}),
+        ("parametric", planted.parametric_runs(5, 0.003), {"C": 1e21}, {"C": 1e26}),
+        ("overtraining", planted.overtraining_runs(5, 0.003), {"N": 1e9, "M": 50}, {"N": 1e9, "M": 50_000}),
+        ("isoflop", planted.isoflop_runs(5, 0.003), {"C": 1e21}, {"C": 1e22}),
+        ("state-optimal", planted.state_runs(5, 0.003), {"M": 1e7}, {"M": 1e10}),
+        ("learning-rate", planted.learning_rate_runs(5, 0.003), {"C": 5e20}, {"C": 5e21}),
+    ],
+)
+def test_extrapolation_beyond_ten_times(law, runs, near, far):
+    inside = fit(law, runs, Settings(bootstrap=64, holdout=0, predict=[near]))
+    beyond = fit(law, runs, Settings(bootstrap=64, holdout=0, predict=[far]))
+    assert "extrapolation" not in kinds(inside)
+    assert "extrapolation" in kinds(beyond)
+
+
+def test_few_points_for_a_correlation_are_not_evidence():
+    four = fit("proxy", planted.proxy_runs(1, -0.99, 4))
+    twenty = fit("proxy", planted.proxy_runs(1, -0.99, 20))
+    assert any("not evidence" in w for w in four.warnings)
+    assert four.intervals is None
+    assert any(sentence.startswith("Not evidence") for sentence in four.verdict)
+    assert twenty.warnings == []
+    assert twenty.search["status"] == "validated"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_correlation_whose_interval_includes_zero_is_never_called_validated(seed):
+    found = fit("proxy", planted.proxy_runs(seed, -0.3, 8))
+    crosses = any(low <= 0 <= high for low, high in found.intervals.values())
+    assert (found.search["status"] == "not shown") == (crosses or found.parameters["p"] > 0.05)
+    assert crosses is False or not any("validated" in sentence for sentence in found.verdict)
+
+
+def test_units_ask():
+    runs = planted.parametric_runs(6, 0.003)
+    assert "units" not in kinds(fit("parametric", runs, QUICK))
+    perplexities = runs.with_column("loss", np.exp(runs["loss"] + 1))
+    billions = runs.with_column("tokens", runs["tokens"] / 1e9)
+    assert any("perplexity" in w and "?" in w for w in fit("parametric", perplexities, QUICK).warnings)
+    assert any("tokens counted in" in w and "?" in w for w in fit("parametric", billions, QUICK).warnings)
+
+
+def test_a_parameter_that_the_data_cannot_measure_is_named():
+    runs = planted.parametric_runs(7, 0.0005)
+    flat = planted.parametric_runs(7, 0.0005, truth={**planted.PARAMETRIC, "A": 1e-9})
+    assert "not identified" not in kinds(fit("parametric", runs, QUICK))
+    assert "not identified" in kinds(fit("parametric", flat, QUICK))
+
+
+def test_minima_that_scatter_more_than_their_noise_widen_the_interval():
+    runs = planted.isoflop_runs(8, 0.0005)
+    moved = np.repeat(0.3 * np.random.default_rng(8).standard_normal(6), 8)
+    settings = Settings(bootstrap=400)
+    calm = fit("isoflop", runs, settings)
+    wild = fit("isoflop", runs.with_column("n_params", runs["n_params"] * np.exp(moved)), settings)
+    assert "scatter" not in kinds(calm)
+    assert "scatter" in kinds(wild)
+    assert np.ptp(wild.intervals["a"]) > 2 * np.ptp(calm.intervals["a"])
+
+
+def test_undeclared_context_of_the_state():
+    runs = planted.state_runs(9, 0.003)
+    assert "context" in kinds(fit("state-optimal", runs, QUICK))
+    declared = fit("state-optimal", runs, Settings(bootstrap=64, options={"context": 4096}))
+    assert "context" not in kinds(declared)
+    assert any("4096" in sentence for sentence in declared.verdict)
+    from_column = fit("state-optimal", runs.with_column("state_context", np.full(len(runs), 2048.0)), QUICK)
+    assert any("2048" in sentence for sentence in from_column.verdict)
+
+
+@pytest.mark.parametrize(
+    ("law", "runs", "message"),
+    [
+        ("isoflop", planted.isoflop_runs(1, 0.001, budgets=(1e19,)), "one budget only"),
+        ("parametric", planted.parametric_runs(1, 0.001).take(np.zeros(100, bool)), "no rows"),
+        ("parametric", Runs.of(n_params=[1e8, 2e8], tokens=[1e9, np.nan], loss=[3.0, 2.9]), "line 2: tokens is nan"),
+        ("parametric", Runs.of(n_params=[1e8, 2e8], tokens=[1e9, 1e9], loss=[3.0, -2.9]), "line 2: loss is -2.9"),
+        ("parametric", Runs.of(n_params=[0.0, 2e8], tokens=[1e9, 1e9], loss=[3.0, 2.9]), "line 1: n_params is 0"),
+        ("parametric", Runs.of(n_param=[1e8], tokens=[1e9], loss=[3.0]), "nearest: n_param"),
+        ("proxy", Runs.of(score=[1.0, 1.0], loss=[3.0, 2.0]), "needs at least two"),
+        ("parametrc", planted.parametric_runs(1, 0.001), "nearest: parametric"),
+    ],
+)
+def test_bad_input_is_one_clear_line(law, runs, message):
+    with pytest.raises(UserError, match=message) as raised:
+        fit(law, runs)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [({"Q": 1.0}, "does not know 'Q'"), ({"N": -1.0, "D": 1e9}, "above zero"), ({"N": 1e9}, "two of")],
+)
+def test_bad_predictions_are_one_clear_line(point, message):
+    with pytest.raises(UserError, match=message):
+        fit("parametric", planted.parametric_runs(1, 0.001), Settings(bootstrap=0, holdout=0, predict=[point]))
