@@ -70,23 +70,23 @@ def in_threads(task: Callable[[int], Array], items: range, jobs: int) -> list[Ar
         return list(pool.map(task, items))
 
 
-def interval(samples: Array, n_groups: int, n_parameters: int, expand: bool = True) -> list[float]:
-    """Expanded (or, without `expand`, plain) percentile interval of one quantity from its replicates [count]."""
+def interval(samples: Array, n_groups: int, n_parameters: int) -> list[float]:
+    """Expanded percentile interval of one quantity from its replicates [count]."""
     finite = samples[np.isfinite(samples)]
     if len(finite) < 0.9 * len(samples) or len(finite) == 0:
         return [float("nan"), float("nan")]
     freedom = max(n_groups - n_parameters, 1)
     spread = np.sqrt(n_groups / freedom) * stdtrit(freedom, 0.5 - LEVEL / 2)
-    level = ndtr(spread) if expand else 0.5 - LEVEL / 2
+    level = ndtr(spread)
     low, high = np.quantile(finite, [level, 1 - level])
     return [float(low), float(high)]
 
 
 def intervals(
-    samples: Mapping[str, Array], n_groups: int, n_parameters: int, expand: bool = True
+    samples: Mapping[str, Array], n_groups: int, n_parameters: int
 ) -> dict[str, list[float]]:  # fmt: skip
     """`interval` of each named quantity."""
-    return {name: interval(values, n_groups, n_parameters, expand) for name, values in samples.items()}
+    return {name: interval(values, n_groups, n_parameters) for name, values in samples.items()}
 
 
 def signs(rng: np.random.Generator, count: int, n_groups: int) -> Array:

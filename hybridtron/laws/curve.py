@@ -49,14 +49,13 @@ class CurveFit:
     samples: Array | None  # [count, p]
     intervals: dict[str, list[float]] | None
     n_groups: int
-    expand: bool
     warnings: list[str]
 
     def spread(self, values: Callable[[Array], Array]) -> list[float] | None:
         """Interval of a quantity computed from coordinates [k, p] -> [k]."""
         if self.samples is None:
             return None
-        return bootstrap.interval(values(self.samples), self.n_groups, self.samples.shape[1], self.expand)
+        return bootstrap.interval(values(self.samples), self.n_groups, self.samples.shape[1])
 
 
 Build = Callable[[Runs, float], Curve]
@@ -80,12 +79,11 @@ def fit_curve(build: Build, runs: Runs, settings: Settings, delta: float) -> Cur
     if reason:
         warnings.append(reason)
     scale = residual_scale(curve.problem, optimum.theta)
-    expand = delta >= scale
     if settings.bootstrap and not reason:
         samples = _resample(curve.problem, optimum.theta, scale, labels, settings)
-    intervals = None if samples is None else bootstrap.intervals(curve.public(samples), n_groups, p, expand)
+    intervals = None if samples is None else bootstrap.intervals(curve.public(samples), n_groups, p)
     parameters = {name: float(value[0]) for name, value in curve.public(optimum.theta[None]).items()}
-    return CurveFit(curve, optimum, parameters, samples, intervals, n_groups, expand, warnings)
+    return CurveFit(curve, optimum, parameters, samples, intervals, n_groups, warnings)
 
 
 def residual_scale(problem: Problem, theta: Array) -> float:

@@ -25,9 +25,9 @@ def generate(
     """Continue the prompt by up to max_tokens tokens, or to the end of the document; returns the continuation.
 
     Each token is drawn from the softmax of the logits over temperature, among the top_k likeliest (0: all); temperature
-    0 takes the likeliest. The model sees at most the last `context` tokens, filled up behind to a multiple of `multiple_of`,
-    which sequence parallelism needs and a causal model does not notice. Every tensor-parallel process calls this
-    with the same arguments and gets the same text.
+    0 takes the likeliest. The model sees at most the last `context` tokens, filled up behind to a multiple of
+    `multiple_of`, which sequence parallelism needs and a causal model does not notice. Every tensor-parallel process
+    calls this with the same arguments and gets the same text.
     """
     generator = torch.Generator().manual_seed(seed)
     tokens = [int(i) for i in tokenizer.encode(prompt)] or [tokenizer.eod]

@@ -49,8 +49,8 @@ def open_corpus(config: RunConfig, data_parallel_size: int) -> Corpus:
     portion = config.train.micro_batch_size * data_parallel_size
     if valid.num_eval_windows < portion:
         raise UserError(
-            f"data.valid = {data.valid}: holds {valid.num_eval_windows} sequences of {data.seq_len} tokens; expected at "
-            f"least {portion}, train.micro_batch_size x data-parallel processes"
+            f"data.valid = {data.valid}: holds {valid.num_eval_windows} sequences of {data.seq_len} tokens; expected "
+            f"at least {portion}, train.micro_batch_size x data-parallel processes"
         )
     sequences = max(portion, min(config.train.eval_sequences, valid.num_eval_windows) // portion * portion)
     report = read_report(valid_prefix)
