@@ -38,7 +38,7 @@ def test_z_loss_pulls_the_partition_function_to_one(tiny, hybridtron):
         folder = tiny.parent / f"z{weight}"
         result = hybridtron("train", tiny, f"folder={folder}", f"train.z_loss={weight}")
         assert result.returncode == 0, result.stderr
-        with trained_model(folder) as (config, _, model, _), torch.no_grad():
+        with trained_model(folder) as (_config, _, model, _), torch.no_grad():
             tokens = torch.frombuffer(b"the attention model in a state o", dtype=torch.uint8).long()[None]
             _, log_z = model(tokens, tokens)
             sizes[weight] = float(log_z.abs().mean())
