@@ -29,11 +29,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # one process speaks for all
+        if _speaks():
             print(f"hybridtron: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _speaks() -> bool:
+    """Among the processes of --nproc the first speaks for all; elsewhere each may be the only one with a problem."""
+    return "HYBRIDTRON_PARENT" not in os.environ or os.environ.get("RANK") == "0"
 
 
 def _parse(given: list[str]) -> argparse.Namespace:
@@ -114,7 +119,7 @@ def _train(options: argparse.Namespace) -> int:
     try:
         train(config, read_environment(), options.resume)
     except TrainingStopped as error:
-        if os.environ.get("RANK", "0") == "0":
+        if _speaks():
             print(f"hybridtron: stopped: {error}", file=sys.stderr)
         return 1
     return 0
@@ -154,7 +159,8 @@ def _eval(options: argparse.Namespace) -> int:
         if result["bits_per_byte"] is None
         else f"{result['bits_per_byte']:.4f}"
     )
-    print(f"loss {result['loss']:.4f}  perplexity {result['perplexity']:.3f}  bits per byte {bits}")
+    perplexity = "beyond any number" if result["perplexity"] is None else f"{result['perplexity']:.3f}"
+    print(f"loss {result['loss']:.4f}  perplexity {perplexity}  bits per byte {bits}")
     return 0
 
 

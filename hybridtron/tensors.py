@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class TensorSpec:
     parts: tuple[Part, ...] = ()
     axis: int = 0
     decay: bool = True
-    keep_fp32: bool = field(default=False)
+    keep_fp32: bool = False
 
     def __post_init__(self) -> None:
         if self.parts and sum(part.size for part in self.parts) != self.shape[self.axis]:

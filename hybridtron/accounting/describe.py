@@ -1,8 +1,9 @@
 """What a model is and costs, from its config alone: no tensor is made.
 
-Conventions: FLOPs are those of matrix multiplications, a multiply-add counted as two, attention without a discount for
-the causal mask; a training step costs three forward passes. `embedding` counts the embedding and, where it is not tied,
-the output projection.
+Conventions: FLOPs are those of matrix multiplications as executed on a CPU, a multiply-add counted as two; attention
+leaves out the blocks of keys that lie wholly after a block of queries, so that long sequences count about half the
+square. A training step costs three forward passes. `embedding` counts the embedding and, where it is not tied, the
+output projection.
 """
 
 from __future__ import annotations

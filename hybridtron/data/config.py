@@ -15,7 +15,9 @@ class DataConfig(Strict):
     `stdlib` stands for the sources of the running interpreter's standard library, prepared under data/ when first used.
     """
 
-    train: str = Field(description="Training tokens: PATH of PATH.bin and PATH.idx, or `stdlib`.")
-    valid: str | None = Field(None, description="Held-out tokens, likewise; without them nothing is evaluated.")
+    train: str = Field(min_length=1, description="Training tokens: PATH of PATH.bin and PATH.idx, or `stdlib`.")
+    valid: str | None = Field(
+        None, min_length=1, description="Held-out tokens, likewise; without them nothing is evaluated."
+    )
     tokenizer: str = Field("byte", description="`byte`, or the path of a Hugging Face tokenizer.json.")
     seq_len: int = Field(ge=1, description="Tokens per sequence.")

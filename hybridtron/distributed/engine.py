@@ -91,7 +91,7 @@ class Engine:
         self.specs = specs
         self.place = place
         self.z_loss = z_loss
-        self.clip_grad = adamw.clip_grad
+        self.adamw = adamw
         _annotate(model, specs, config.sequence_parallel)
         model.model_type = ModelType.encoder_or_decoder
         model.set_input_tensor = lambda tensor: None  # type: ignore[assignment]
@@ -129,15 +129,16 @@ class Engine:
         self.optimizer.zero_grad()
         loss = self._run(micro_batches, forward_only=False)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
-            group["weight_decay"] = self.optimizer.config.weight_decay * group["wd_mult"]
+            # All from the config, since a loaded checkpoint brings the values that it was saved with.
+            group["lr"], group["betas"], group["eps"] = lr, self.adamw.betas, self.adamw.eps
+            group["weight_decay"] = self.adamw.weight_decay * group["wd_mult"]
         self.optimizer.prepare_grads()
         grad_norm = float(self.optimizer.get_grad_norm())
         applied = self.agree(math.isfinite(loss) and math.isfinite(grad_norm))
         if applied:
-            if self.clip_grad:
+            if self.adamw.clip_grad:
                 for optimizer in self.optimizer.chained_optimizers:
-                    clip_grad_by_total_norm_fp32(optimizer.get_parameters(), self.clip_grad, grad_norm)
+                    clip_grad_by_total_norm_fp32(optimizer.get_parameters(), self.adamw.clip_grad, grad_norm)
             self.optimizer.step_with_ready_grads()
         return StepResult(loss, grad_norm, applied)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -27,16 +29,19 @@ def read_environment(env: Mapping[str, str] = os.environ) -> Environment:
     """
     if "RANK" in env and "WORLD_SIZE" in env:
         rank, world_size = _number(env, "RANK"), _number(env, "WORLD_SIZE")
+        if rank >= world_size:
+            raise UserError(f"environment variable RANK = {rank}: expected less than WORLD_SIZE {world_size}")
         method = env.get("HYBRIDTRON_RENDEZVOUS", "env://")
         if method == "env://":
             _require(env, "MASTER_ADDR", "MASTER_PORT")
+            _number(env, "MASTER_PORT")
         return Environment(rank, world_size, _number(env, "LOCAL_RANK", rank), method, "torchrun")
     # Inside a batch script, before srun, SLURM names a job but no step: that is one process.
     if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env and "SLURM_STEP_NUM_TASKS" in env:
         world_size = _number(env, "SLURM_STEP_NUM_TASKS")
         if world_size == 1:
             return Environment(0, 1, 0, None, "slurm")
-        address = env.get("MASTER_ADDR") or env.get("SLURM_LAUNCH_NODE_IPADDR")
+        address = env.get("MASTER_ADDR") or _first_node(env) or env.get("SLURM_LAUNCH_NODE_IPADDR")
         if not address:
             raise UserError("SLURM: neither MASTER_ADDR nor SLURM_LAUNCH_NODE_IPADDR is set; expected one address")
         # A step of its own port: a requeued job must not meet processes of its former life.
@@ -44,6 +49,19 @@ def read_environment(env: Mapping[str, str] = os.environ) -> Environment:
         method = f"tcp://{address}:{port}"
         return Environment(_number(env, "SLURM_PROCID"), world_size, _number(env, "SLURM_LOCALID", 0), method, "slurm")
     return Environment(0, 1, 0, None, "single")
+
+
+def _first_node(env: Mapping[str, str]) -> str | None:
+    """The node of rank 0, where its name resolves: srun may have been started on another one."""
+    found = re.match(r"([^,\[]+)(?:\[(\d+))?", env.get("SLURM_STEP_NODELIST", ""))
+    if not found:
+        return None
+    name = found[1] + (found[2] or "")
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError:
+        return None
+    return name
 
 
 def _step(env: Mapping[str, str]) -> int:
@@ -60,6 +78,6 @@ def _number(env: Mapping[str, str], name: str, default: int | None = None) -> in
     text = env.get(name)
     if text is None and default is not None:
         return default
-    if text is None or not text.isdigit():
+    if text is None or not (text.isascii() and text.isdigit()):
         raise UserError(f"environment variable {name} = {text!r}: expected a whole number")
     return int(text)

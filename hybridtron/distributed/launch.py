@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -42,11 +44,15 @@ def _start(command: Sequence[str], rank: int, num_processes: int, folder: Path) 
         "WORLD_SIZE": str(num_processes),
         "HYBRIDTRON_RENDEZVOUS": f"file://{folder / 'rendezvous'}",
         "HYBRIDTRON_PARENT": str(os.getpid()),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes))),
-        "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, _usable_cores() // num_processes))),
+        "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0"),
     }
     output = None if rank == 0 else subprocess.DEVNULL
     return subprocess.Popen(command, env=env, stdout=output, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _forward(processes: Sequence[subprocess.Popen]) -> Callable[[int, FrameType | None], None]:
@@ -60,23 +66,16 @@ def _forward(processes: Sequence[subprocess.Popen]) -> Callable[[int, FrameType 
 
 def _wait(processes: list[subprocess.Popen]) -> int:
     """Wait for all; after a failure the others, who may hang on a collective, get a grace period and are ended."""
-    running, code = list(processes), 0
+    running, code, deadline = list(processes), 0, float("inf")
     while running:
-        if code:
-            for process in running:
-                _end(process)
         for process in list(running):
             try:
                 result = process.wait(timeout=0.1)
             except subprocess.TimeoutExpired:
+                if time.monotonic() > deadline:
+                    process.kill()
                 continue
             running.remove(process)
-            code = code or (result if result >= 0 else 128 - result)
+            if result and not code:
+                code, deadline = (result if result > 0 else 128 - result), time.monotonic() + GRACE_SECONDS
     return code
-
-
-def _end(process: subprocess.Popen) -> None:
-    try:
-        process.wait(timeout=GRACE_SECONDS if process.returncode is None else 0)
-    except subprocess.TimeoutExpired:
-        process.kill()

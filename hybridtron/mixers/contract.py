@@ -45,7 +45,7 @@ class MixerConfig(Strict):
     def flops(self, seq_len: int) -> int:
         """Matrix-multiply FLOPs of one forward pass over one sequence, a multiply-add counted as two.
 
-        Attention is counted as executed, without a discount for the causal mask.
+        Counted as executed on a CPU: attention leaves out the blocks of keys that lie wholly after a block of queries.
         """
         raise NotImplementedError
 

@@ -8,56 +8,76 @@ from pathlib import Path
 
 from hybridtron.data.config import STANDARD_LIBRARY
 from hybridtron.data.dataset import TokenDataset
-from hybridtron.data.report import read_report
+from hybridtron.data.report import read_corpus_report, read_report
+from hybridtron.data.tokenizer import load as load_tokenizer
 from hybridtron.distributed import cpu_compat
 from hybridtron.errors import UserError
 from hybridtron.train.config import RunConfig
 
 
 @dataclass(frozen=True)
-class Corpus:
-    train: TokenDataset
-    valid: TokenDataset | None
-    train_prefix: Path
-    eval_sequences: int = 0  # of one evaluation
-    bytes_per_token: float | None = None  # of the held-out text; None where nobody counted the bytes
+class HeldOut:
+    """Held-out tokens; an evaluation reads `sequences` of them, evenly spaced."""
+
+    tokens: TokenDataset
+    sequences: int
+    bytes_per_token: float | None  # over the whole file; None where nobody counted the bytes
 
     def bits_per_byte(self, loss: float) -> float | None:
-        return None if self.bytes_per_token is None else bits_per_byte(loss, self.bytes_per_token)
+        """From nats per token."""
+        return None if self.bytes_per_token is None else loss / self.bytes_per_token / math.log(2)
 
 
-def bits_per_byte(loss: float, bytes_per_token: float) -> float:
-    """From nats per token."""
-    return loss / bytes_per_token / math.log(2)
+@dataclass(frozen=True)
+class Corpus:
+    train: TokenDataset
+    train_prefix: Path
+    held_out: HeldOut | None
 
 
 def open_corpus(config: RunConfig, data_parallel_size: int) -> Corpus:
-    """Open the token files; raises UserError when they are missing, damaged or too short.
+    """Open the token files; raises UserError when they are missing, damaged, too short or of another tokenizer."""
+    train, prefix = _open(config, "train", config.data.train)
+    held_out = open_held_out(config, data_parallel_size) if config.data.valid is not None else None
+    return Corpus(train, prefix, held_out)
 
-    An evaluation reads train.eval_sequences, at most what the file holds, in equal portions per process.
+
+def open_held_out(config: RunConfig, data_parallel_size: int) -> HeldOut:
+    """Open data.valid, which must be given; raises UserError like open_corpus.
+
+    An evaluation reads train.eval_sequences, at most what the file holds, in whole global batches where that holds one:
+    a number that does not depend on the layout.
     """
-    cpu_compat.install()  # the indexed datasets are megatron-core's
-    data = config.data
-    train_prefix = prefix_of(data.train, "train")
-    train = TokenDataset(train_prefix, data.seq_len, config.seed)
-    train.check_vocab(config.model.vocab_size)
-    if data.valid is None:
-        return Corpus(train, None, train_prefix)
-    valid_prefix = prefix_of(data.valid, "valid")
-    valid = TokenDataset(valid_prefix, data.seq_len, config.seed)
-    valid.check_vocab(config.model.vocab_size)
-    portion = config.train.micro_batch_size * data_parallel_size
-    if valid.num_eval_windows < portion:
+    assert config.data.valid is not None
+    tokens, prefix = _open(config, "valid", config.data.valid)
+    train = config.train
+    portion = train.micro_batch_size * data_parallel_size
+    if tokens.num_eval_windows < portion:
         raise UserError(
-            f"data.valid = {data.valid}: holds {valid.num_eval_windows} sequences of {data.seq_len} tokens; expected "
-            f"at least {portion}, train.micro_batch_size x data-parallel processes"
+            f"data.valid = {config.data.valid}: holds {tokens.num_eval_windows} sequences of {config.data.seq_len} "
+            f"tokens; expected at least {portion}, train.micro_batch_size x data-parallel processes"
         )
-    sequences = max(portion, min(config.train.eval_sequences, valid.num_eval_windows) // portion * portion)
-    report = read_report(valid_prefix)
-    return Corpus(train, valid, train_prefix, sequences, report.bytes / report.tokens if report else None)
+    wanted = min(train.eval_sequences, tokens.num_eval_windows)
+    unit = train.global_batch_size if wanted >= train.global_batch_size else portion
+    report = read_report(prefix)
+    return HeldOut(tokens, max(unit, wanted // unit * unit), report.bytes_per_token if report else None)
 
 
-def prefix_of(source: str, split: str) -> Path:
+def _open(config: RunConfig, split: str, source: str) -> tuple[TokenDataset, Path]:
+    cpu_compat.install()  # the indexed datasets are megatron-core's
+    prefix = _prefix_of(source, split)
+    dataset = TokenDataset(prefix, config.data.seq_len, config.seed)
+    dataset.check_vocab(config.model.vocab_size)
+    report, tokenizer = read_corpus_report(prefix.parent), load_tokenizer(config.data.tokenizer)
+    if report and report.tokenizer.get("fingerprint") != tokenizer.fingerprint:
+        raise UserError(
+            f"data.{split} = {source}: was prepared with tokenizer {report.tokenizer.get('name')}; expected "
+            f"{tokenizer.name}, which data.tokenizer names"
+        )
+    return dataset, prefix
+
+
+def _prefix_of(source: str, split: str) -> Path:
     """Path without suffix of the token files; the standard library is prepared when it is first asked for."""
     if source != STANDARD_LIBRARY:
         return Path(source)

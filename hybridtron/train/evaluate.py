@@ -21,8 +21,11 @@ from hybridtron.model.language_model import LanguageModel
 from hybridtron.model.tensors import model_tensors
 from hybridtron.train.build import build_model
 from hybridtron.train.config import RunConfig
-from hybridtron.train.corpus import open_corpus
+from hybridtron.train.corpus import open_held_out
 from hybridtron.train.run_folder import read_run
+
+LARGEST_EXPONENT = 700  # of e, in a float
+SMALLEST_TEMPERATURE = 1e-3
 
 
 @contextlib.contextmanager
@@ -48,32 +51,38 @@ def evaluate_run(path: Path, data: str | None, sequences: int | None) -> dict[st
         raise UserError(f"{path}: its config has no data.valid; expected --data PREFIX")
     train = config.train.model_copy(update={"eval_sequences": sequences or config.train.eval_sequences})
     config = config.model_copy(update={"data": section, "train": train})
-    corpus = open_corpus(config, 1)
-    assert corpus.valid is not None
-    count = corpus.eval_sequences
+    held_out = open_held_out(config, 1)
     with trained_model(path) as (_, checkpoint, model, place), torch.no_grad():
         losses = []
-        for tokens, labels in eval_batches(corpus.valid, count, train.micro_batch_size, 0, 1):
+        for tokens, labels in eval_batches(held_out.tokens, held_out.sequences, train.micro_batch_size, 0, 1):
             nll, _ = model(tokens.to(place.device), labels.to(place.device))
             losses.append(nll.double().mean())
         loss = float(torch.stack(losses).mean())
     return {
         "checkpoint": str(checkpoint),
         "data": section.valid,
-        "sequences": count,
+        "sequences": held_out.sequences,
         "seq_len": config.data.seq_len,
-        "tokens": count * config.data.seq_len,
+        "tokens": held_out.sequences * config.data.seq_len,
         "loss": loss,
-        "perplexity": math.exp(loss),
-        "bits_per_byte": corpus.bits_per_byte(loss),
+        "perplexity": math.exp(loss) if loss < LARGEST_EXPONENT else None,
+        "bits_per_byte": held_out.bits_per_byte(loss),
     }
 
 
 def generate_from_run(path: Path, prompt: str, tokens: int, temperature: float, top_k: int, seed: int) -> str:
     """Continue the prompt with the run's model."""
-    for name, value in (("--tokens", tokens), ("--temperature", temperature), ("--top-k", top_k)):
+    for name, value in (("--tokens", tokens), ("--top-k", top_k)):
         if value < 0:
             raise UserError(f"{name} = {value}: expected at least 0")
+    if not (temperature == 0 or SMALLEST_TEMPERATURE <= temperature < math.inf):
+        raise UserError(f"--temperature = {temperature}: expected 0, or a number from {SMALLEST_TEMPERATURE}")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"--seed = {seed}: expected a whole number from 0 to 2^63 - 1")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"--prompt = {prompt!r}: expected UTF-8 text") from None
     with trained_model(path) as (config, _, model, place):
         return generate(
             model,

@@ -21,19 +21,24 @@ LARGEST_BIGRAM_VOCABULARY = 1024  # beyond this a table of pairs says little
 
 
 def closing_report(
-    config: RunConfig, corpus: Corpus, model: LanguageModel, place: Place, state: TrainState, say: Callable[[str], None]
+    config: RunConfig,
+    corpus: Corpus,
+    model: LanguageModel,
+    place: Place,
+    state: TrainState,
+    valid_loss: float | None,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Say how the run ended and return it for summary.json. Every process calls this: sampling needs all of them."""
     summary: dict[str, Any] = asdict(state)
     if place.is_main:
-        last = read_metrics(RunFolder(config.run_folder).metrics_file)[-1]
-        summary |= {key: last.get(key) for key in ("loss", "valid_loss", "valid_bits_per_byte")}
-        summary["bigram_bits_per_byte"] = _bigram(config, corpus)
-        if summary["bigram_bits_per_byte"] and summary["valid_bits_per_byte"]:
-            say(
-                f"held-out text: {summary['valid_bits_per_byte']:.3f} bits per byte; a bigram model of the same "
-                f"training text: {summary['bigram_bits_per_byte']:.3f}"
-            )
+        rows = read_metrics(RunFolder(config.run_folder).metrics_file)
+        summary |= {"loss": rows[-1].get("loss") if rows else None, "valid_loss": valid_loss}
+        bits = corpus.held_out.bits_per_byte(valid_loss) if corpus.held_out and valid_loss is not None else None
+        bigram = _bigram(config, corpus)
+        summary |= {"valid_bits_per_byte": bits, "bigram_bits_per_byte": bigram}
+        if bits is not None and bigram is not None:
+            say(f"held-out text: {bits:.3f} bits per byte; a bigram model of the same training text: {bigram:.3f}")
     if config.train.sample_tokens:
         text = generate(
             model,
@@ -51,7 +56,8 @@ def closing_report(
 
 
 def _bigram(config: RunConfig, corpus: Corpus) -> float | None:
-    if corpus.valid is None or corpus.bytes_per_token is None or config.model.vocab_size > LARGEST_BIGRAM_VOCABULARY:
+    held_out = corpus.held_out
+    if held_out is None or held_out.bytes_per_token is None or config.model.vocab_size > LARGEST_BIGRAM_VOCABULARY:
         return None
     table = fit_bigram(corpus.train_prefix, config.model.vocab_size)
-    return bigram_bits_per_byte(table, corpus.valid, corpus.eval_sequences, corpus.bytes_per_token)
+    return bigram_bits_per_byte(table, held_out.tokens, held_out.sequences, held_out.bytes_per_token)

@@ -14,6 +14,7 @@ from hybridtron.accounting.peak import peak_flops_per_s
 from hybridtron.data.batches import eval_batches, global_batch
 from hybridtron.distributed.environment import Environment
 from hybridtron.distributed.groups import Place, process_groups
+from hybridtron.errors import UserError
 from hybridtron.train.build import build_engine
 from hybridtron.train.config import RunConfig
 from hybridtron.train.corpus import Corpus, open_corpus
@@ -62,6 +63,7 @@ class _Run:
         self.engine, self.model = build_engine(config, place)
         self.flops_per_token = 3 * describe(config.model, config.data.seq_len).flops_forward / config.data.seq_len
         self.peak = peak_flops_per_s(place.device, config.precision.format)
+        self.last_evaluation = (-1, float("nan"))  # step and loss
         self.writer: MetricsWriter | None = None
         self.view: ProgressView | None = None
 
@@ -71,7 +73,11 @@ class _Run:
         if checkpoint:
             self.state = read_state(checkpoint)
             checkpoints.load(checkpoint, self.engine)
-        self.engine.agree(True)  # all have looked at the folder before the first one changes it
+        # All have looked at the folder before the first one changes it, and all end where it may not.
+        if not self.engine.agree(not self.place.is_main or self.folder.lock()):
+            raise UserError(
+                f"run folder {self.folder.path}: another process is writing to it; expected one run at a time"
+            )
         if self.place.is_main:
             self.folder.create(self.config, environment_record(self.config, self.place))
             self.writer = MetricsWriter(self.folder.path, self.state.step)
@@ -89,7 +95,7 @@ class _Run:
             step = self.state.step
             stopping = bool(self.engine.largest(self.stop.number)) and step < steps
             clock.trained(self.config.tokens_per_step)
-            valid = self._evaluate() if self._evaluation_due() and not stopping else None
+            valid = self._evaluate() if self._evaluation_due() else None
             self._report(result, lr, valid, clock)
             if self.state.skipped_in_a_row >= self.config.train.max_skipped_steps:
                 self._give_up()
@@ -127,20 +133,22 @@ class _Run:
 
     def _evaluation_due(self) -> bool:
         step, train = self.state.step, self.config.train
-        return self.corpus.valid is not None and (
+        return self.corpus.held_out is not None and (
             step == train.steps or bool(train.eval_every and step % train.eval_every == 0)
         )
 
     def _evaluate(self) -> float:
-        assert self.corpus.valid is not None
+        held_out = self.corpus.held_out
+        assert held_out is not None
         batches = eval_batches(
-            self.corpus.valid,
-            self.corpus.eval_sequences,
+            held_out.tokens,
+            held_out.sequences,
             self.config.train.micro_batch_size,
             self.place.data_rank,
             self.place.data_size,
         )
-        return self.engine.evaluate(list(batches))
+        self.last_evaluation = (self.state.step, self.engine.evaluate(list(batches)))
+        return self.last_evaluation[1]
 
     def _report(self, result: StepResult, lr: float, valid: float | None, clock: _Clock) -> None:
         step, train = self.state.step, self.config.train
@@ -160,7 +168,7 @@ class _Run:
         }
         if valid is not None:
             row["valid_loss"] = valid
-            row["valid_bits_per_byte"] = self.corpus.bits_per_byte(valid)
+            row["valid_bits_per_byte"] = self._bits(valid)
         logged = step % train.log_every == 0 or step in (1, train.steps) or valid is not None or not result.applied
         if self.writer and logged:
             self.writer.write(row)
@@ -190,7 +198,10 @@ class _Run:
     def _finish(self) -> None:
         from hybridtron.train.finish import closing_report
 
-        summary = closing_report(self.config, self.corpus, self.model, self.place, self.state, self._say)
+        if self.corpus.held_out and self.last_evaluation[0] != self.state.step:  # resumed where it had ended
+            self._evaluate()
+        valid = self.last_evaluation[1] if self.corpus.held_out else None
+        summary = closing_report(self.config, self.corpus, self.model, self.place, self.state, valid, self._say)
         if self.place.is_main:
             replace_text(self.folder.path / "summary.json", json.dumps(summary, indent=2) + "\n")
             self._say(f"run folder {self.folder.path}, plot {self.folder.path / 'loss.png'}")
@@ -203,8 +214,11 @@ class _Run:
             f"(train.max_skipped_steps); {kept}"
         )
 
+    def _bits(self, loss: float) -> float | None:
+        return self.corpus.held_out.bits_per_byte(loss) if self.corpus.held_out else None
+
     def _as_bits(self, loss: float) -> str:
-        bits = self.corpus.bits_per_byte(loss)
+        bits = self._bits(loss)
         return "" if bits is None else f" = {bits:.3f} bits per byte"
 
     def _say(self, text: str) -> None:

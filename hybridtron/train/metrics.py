@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from hybridtron.train.run_folder import replace_text
+
 Row = dict[str, Any]
 
 
@@ -19,7 +21,7 @@ class MetricsWriter:
 
         self.file = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(self.file) if row["step"] <= first_step]
-        self.file.write_text("".join(_line(row) for row in kept))
+        replace_text(self.file, "".join(_line(row) for row in kept))
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
 
     def write(self, row: Row) -> None:
@@ -34,15 +36,17 @@ class MetricsWriter:
 
 
 def read_metrics(file: Path) -> list[Row]:
-    """The rows of a metrics file; a last line cut off by a kill is left out."""
+    """The rows of a metrics file; a line that is damaged, as the last one may be by a kill, is left out."""
     if not file.exists():
         return []
     rows = []
-    for line in file.read_text().splitlines():
+    for line in file.read_text(errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
-            break
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows
 
 

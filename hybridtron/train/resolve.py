@@ -54,7 +54,7 @@ def _check_layout(config: RunConfig) -> None:
     if tensor == 1:
         return
     for name, block in config.model.blocks.items():
-        if not block.capabilities.tensor:
+        if not block.capabilities.tensor or (config.parallel.sequence and not block.capabilities.sequence):
             raise UserError(f"parallel.tensor = {tensor}: block {name} of type {block.type} cannot be cut; expected 1")
     for part in indivisible(model_tensors(config.model), tensor):
         usable = ", ".join(str(n) for n in range(1, part.units + 1) if part.units % n == 0)

@@ -8,19 +8,21 @@ atomically: whatever `latest` names is complete.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import yaml
-
+from hybridtron.config import yaml_text
 from hybridtron.config.load import build, dump
 from hybridtron.errors import UserError
 from hybridtron.train.config import RunConfig
 
 PARTIAL = ".partial"
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class TrainState:
     skipped_in_a_row: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunFolder:
     path: Path
 
@@ -46,31 +48,52 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     def require_unused(self) -> None:
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and (not self.path.is_dir() or any(p.name != LOCK for p in self.path.iterdir())):
             raise UserError(
                 f"run folder {self.path} exists: expected a new one; continue it with --resume, or give another name"
             )
 
-    def create(self, config: RunConfig, environment: dict) -> None:
-        """Make the folder if it is new, and write what the run is and where it runs."""
+    def require_makeable(self) -> None:
+        """UserError where the folder cannot be made or written to."""
+        try:
+            there = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        except (OSError, ValueError) as error:
+            raise UserError(f"run folder {str(self.path)!r}: cannot be made: {error}") from None
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise UserError(f"run folder {self.path}: cannot be made: {there} is no folder that can be written to")
+
+    def lock(self) -> bool:
+        """Make the folder and claim it until this process ends; false where another process has it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"run folder {self.path}: cannot be made: {error.strerror}") from None
+            self._lock_file = (self.path / LOCK).open("w")
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+    def create(self, config: RunConfig, environment: dict) -> None:
+        """Write what the run is and where it runs, and delete what a killed run left half written."""
         for leftover in self.path.glob(f"step_*{PARTIAL}*"):
             shutil.rmtree(leftover)
         replace_text(self.config_file, dump(config))
         replace_text(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint, or None."""
+        """The newest complete checkpoint, or None: the one that `latest` names, or without that file the last one."""
         pointer = self.path / "latest"
         if not pointer.exists():
-            return None
-        checkpoint = self.path / pointer.read_text().strip()
-        if not (checkpoint / "train_state.json").is_file():
-            raise UserError(f"{pointer}: names {checkpoint.name}, which is not there; expected a complete checkpoint")
-        return checkpoint
+            return self.checkpoints()[-1] if self.checkpoints() else None
+        try:
+            name = pointer.read_text().strip()
+        except (OSError, UnicodeDecodeError):
+            name = ""
+        if not re.fullmatch(r"step_\d{8}", name) or not (self.path / name / "train_state.json").is_file():
+            present = ", ".join(path.name for path in self.checkpoints()) or "none"
+            raise UserError(
+                f"{pointer}: names {name!r}; expected a complete checkpoint beside it (there are: {present})"
+            )
+        return self.path / name
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
@@ -96,24 +119,36 @@ class RunFolder:
 
 
 def read_state(checkpoint: Path) -> TrainState:
-    return TrainState(**json.loads((checkpoint / "train_state.json").read_text()))
+    """Where the checkpoint stands; UserError where its file is damaged."""
+    file = checkpoint / "train_state.json"
+    try:
+        return TrainState(**json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file}: damaged: {error}") from None
+
+
+def read_config(folder: Path) -> RunConfig:
+    """The config that a run wrote into its folder."""
+    file = folder / "config.yaml"
+    try:
+        return build(yaml_text.read(str(file)), RunConfig)
+    except UserError as error:
+        raise error if str(file) in str(error) else UserError(f"{file}: {error}") from None
 
 
 def read_run(path: Path) -> tuple[RunConfig, Path]:
     """The config and the checkpoint of a run folder (its latest) or of one checkpoint in it; raises UserError."""
     if not path.is_dir():
-        near = [p.name for p in path.parent.glob("*/config.yaml")] if path.parent.is_dir() else []
-        raise UserError(
-            f"{path}: no such run folder or checkpoint" + (f" (there are: {', '.join(near)})" if near else "")
-        )
+        near = sorted(p.parent.name for p in path.parent.glob("*/config.yaml")) if path.parent.is_dir() else []
+        runs = f" (there are: {', '.join(near)})" if near else ""
+        raise UserError(f"{path}: no such run folder or checkpoint{runs}")
     folder = path if (path / "config.yaml").is_file() else path.parent
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{path}: neither a run folder (config.yaml) nor a checkpoint inside one")
-    config = build(yaml.safe_load((folder / "config.yaml").read_text()), RunConfig)
     checkpoint = RunFolder(folder).latest_checkpoint() if folder == path else path
     if checkpoint is None or not (checkpoint / "train_state.json").is_file():
         raise UserError(f"{path}: holds no complete checkpoint yet")
-    return config, checkpoint
+    return read_config(folder), checkpoint
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+# A scheduler that signals every process of a job reaches a rank directly and through its launcher.
+ECHO_SECONDS = 0.25
 
 
 class StopRequest:
@@ -16,11 +21,13 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.number = 0
+        self.since = 0.0
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        if self.number:
+        if not self.number:
+            self.number, self.since = number, time.monotonic()
+        elif number != self.number or time.monotonic() - self.since > ECHO_SECONDS:
             os._exit(128 + number)
-        self.number = number
 
 
 @contextlib.contextmanager

@@ -47,6 +47,10 @@ def test_a_batch_script_before_srun_is_one_process():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"RANK": "²"}, "RANK = '²'"),
+        ({"RANK": "8"}, "RANK = 8"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE 0"),
+        ({"MASTER_PORT": "abc"}, "MASTER_PORT = 'abc'"),
         ({"RANK": "x"}, "RANK = 'x'"),
         ({"MASTER_ADDR": ""}, "MASTER_ADDR is not set"),
         ({"WORLD_SIZE": "-1"}, "WORLD_SIZE"),

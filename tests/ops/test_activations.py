@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from hybridtron.ops.activations import ACTIVATIONS
@@ -14,3 +15,15 @@ def test_values_at_minus_one_zero_and_two():
     assert actual.keys() == expected.keys()
     for name, values in expected.items():
         torch.testing.assert_close(actual[name], torch.tensor(values), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 7), (5, 2, 300)])
+def test_squared_relu_has_the_values_and_gradients_of_its_formula(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    grad = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = torch.where(x > 0, x, 0.0) ** 2
+    (expected_grad,) = torch.autograd.grad(expected, x, grad)
+    torch.testing.assert_close(ACTIVATIONS["relu2"](x), expected)
+    torch.testing.assert_close(torch.autograd.grad(ACTIVATIONS["relu2"](x), x, grad)[0], expected_grad)
+    if x.dim() == 3:
+        torch.testing.assert_close(ACTIVATIONS["relu2"](x.transpose(0, 1)), expected.transpose(0, 1))

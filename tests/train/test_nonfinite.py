@@ -1,11 +1,16 @@
 """A loss or gradient that is not finite never reaches the weights."""
 
 import json
+import math
 
 import pytest
 import torch
 
+from hybridtron.distributed.environment import Environment
+from hybridtron.distributed.groups import process_groups
+from hybridtron.train.build import build_engine
 from hybridtron.train.evaluate import trained_model
+from tests.train.runs import resolved_tiny
 
 
 def rows(run):
@@ -29,24 +34,33 @@ def test_too_many_in_a_row_stop_the_run_with_the_checkpoint_intact(tiny, hybridt
         assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_poisoned_batch_is_skipped_and_training_goes_on(poison):
-    from hybridtron.distributed.environment import Environment
-    from hybridtron.distributed.groups import process_groups
-    from hybridtron.train.build import build_engine
-    from tests.train.runs import resolved_tiny
-
+@pytest.fixture
+def engine():
     config = resolved_tiny()
     with process_groups(config.parallel, Environment(0, 1, 0, None, "single")) as place:
-        engine, _ = build_engine(config, place)
-        tokens = torch.randint(256, (2, 32), generator=torch.Generator().manual_seed(0))
-        batch = [(tokens, tokens.roll(-1, 1))]
-        assert engine.train_step(batch, 1e-3).applied
-        before = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
-        handle = engine.model.final_norm.register_forward_hook(lambda module, inputs, output: output * poison)
-        result = engine.train_step(batch, 1e-3)
-        handle.remove()
-        assert not result.applied
-        assert all(torch.equal(p, before[name]) for name, p in engine.model.named_parameters())
-        assert engine.train_step(batch, 1e-3).applied
-        assert not any(torch.equal(p, before[name]) for name, p in engine.model.named_parameters() if p.dim() > 1)
+        yield build_engine(config, place)[0]
+
+
+def poison_loss(model, value):
+    return model.final_norm.register_forward_hook(lambda module, inputs, output: output * value)
+
+
+def poison_one_gradient(model, value):
+    return model.layers[1].norm.weight.register_hook(lambda gradient: gradient * value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("poison", [poison_loss, poison_one_gradient])
+def test_a_poisoned_step_is_skipped_and_training_goes_on(poison, value, engine):
+    tokens = torch.randint(256, (2, 32), generator=torch.Generator().manual_seed(0))
+    batch = [(tokens, tokens.roll(-1, 1))]
+    assert engine.train_step(batch, 1e-3).applied
+    before = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
+    handle = poison(engine.model, value)
+    result = engine.train_step(batch, 1e-3)
+    handle.remove()
+    assert math.isfinite(result.loss) == (poison is poison_one_gradient)
+    assert not result.applied
+    assert all(torch.equal(p, before[name]) for name, p in engine.model.named_parameters())
+    assert engine.train_step(batch, 1e-3).applied
+    assert not any(torch.equal(p, before[name]) for name, p in engine.model.named_parameters() if p.dim() > 1)

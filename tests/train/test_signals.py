@@ -53,6 +53,15 @@ def test_two_processes(endless, tiny):
     assert_saved_at_last_step(tiny.parent / "run")
 
 
+def test_one_signal_that_arrives_twice_is_one(endless, tiny):
+    """As where a scheduler signals the launcher and its ranks, and the launcher passes it on."""
+    process = endless()
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 0
+    assert_saved_at_last_step(tiny.parent / "run")
+
+
 def test_a_second_signal_ends_at_once(endless, tiny):
     process = endless("train.global_batch_size=4096")
     rows = (tiny.parent / "run" / "metrics.jsonl").read_text()

@@ -42,7 +42,7 @@ class AttentionConfig(MixerConfig):
             raise problem(
                 "num_kv_heads", self.kv_heads, f"a divisor of num_heads {self.num_heads} (nearest: {nearest})"
             )
-        if self.rotary_fraction and self.rotary_dim % 2:
+        if self.rotary_dim % 2 or self.rotary_dim != self.head_size * self.rotary_fraction:
             raise problem(
                 "rotary_fraction", self.rotary_fraction, f"an even share of {self.head_size} channels per head"
             )
