@@ -63,7 +63,6 @@ class TensorSpec:
     parts: tuple[Part, ...] = ()
     axis: int = 0
     decay: bool = True
-    keep_fp32: bool = False
 
     def __post_init__(self) -> None:
         if self.parts and sum(part.size for part in self.parts) != self.shape[self.axis]:

@@ -62,7 +62,7 @@ class MegatronBackend:
         self.tensor_parallel_size = tensor_parallel_group.size()
 
     def parameter(self, spec: TensorSpec) -> nn.Parameter:
-        dtype = torch.float32 if spec.keep_fp32 else self.config.params_dtype
+        dtype = self.config.params_dtype
         shape = spec.local_shape(self.tensor_parallel_size)
         return nn.Parameter(torch.empty(shape, dtype=dtype, device=self.device))
 

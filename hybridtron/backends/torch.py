@@ -60,7 +60,7 @@ class TorchBackend:
         self.norm_eps = norm_eps
 
     def parameter(self, spec: TensorSpec) -> nn.Parameter:
-        dtype = torch.float32 if spec.keep_fp32 else self.dtype
+        dtype = self.dtype
         return nn.Parameter(torch.empty(spec.shape, dtype=dtype, device=self.device))
 
     def column_linear(self, weight: TensorSpec, bias: TensorSpec | None = None, *, shared: bool = False) -> nn.Module:

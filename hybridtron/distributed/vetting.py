@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,17 @@ class _Foreign(Exception):
     pass
 
 
+def _member(kind: Any, name: Any) -> Any:
+    """What some versions of Python pickle an enum's member as: getattr(Enum, "NAME"), for enums alone."""
+    if not (isinstance(kind, type) and issubclass(kind, Enum)):
+        raise _Foreign("builtins.getattr")
+    return kind[name]
+
+
 class _IndexReader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         if name not in KNOWN.get(module, ()):
             raise _Foreign(f"{module}.{name}")
         return super().find_class(module, name)

@@ -36,6 +36,25 @@ def test_a_function_of_torch_is_as_foreign(checkpoint):
         vet(checkpoint)
 
 
+class Borrowed:
+    """getattr of something that is no enum."""
+
+    def __reduce__(self):
+        return (getattr, (dict, "fromkeys"))
+
+
+def test_an_attribute_of_anything_but_an_enum_is_foreign(checkpoint):
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(Borrowed()))
+    with pytest.raises(UserError, match="dict"):
+        vet(checkpoint)
+
+
+def test_enum_members_are_read_however_python_pickled_them(checkpoint):
+    kind = b"ctorch.distributed.checkpoint.planner\nWriteItemType\n"
+    (checkpoint / ".metadata").write_bytes(b"cbuiltins\ngetattr\n(" + kind + b"S'TENSOR'\ntR.")
+    vet(checkpoint)
+
+
 def test_a_damaged_index_is_named(checkpoint):
     (checkpoint / ".metadata").write_bytes(b"\x80\x04garbage")
     with pytest.raises(UserError, match="damaged"):

@@ -75,9 +75,9 @@ class Mamba2Config(MixerConfig):
             "in_proj.weight": TensorSpec((rows, self.hidden_size), Init("input"), packed),
             "conv_weight": TensorSpec((channels, self.conv_kernel), Init("uniform", -bound, bound), conv),
             "conv_bias": TensorSpec((channels,), Init("uniform", -bound, bound), conv, decay=False),
-            "dt_bias": TensorSpec((dt.size,), Init("dt_bias", 0.001, 0.1), heads, decay=False, keep_fp32=True),
-            "A_log": TensorSpec((dt.size,), Init("log_uniform", 1.0, 16.0), heads, decay=False, keep_fp32=True),
-            "D": TensorSpec((dt.size,), Init("ones"), heads, decay=False, keep_fp32=True),
+            "dt_bias": TensorSpec((dt.size,), Init("dt_bias", 0.001, 0.1), heads, decay=False),
+            "A_log": TensorSpec((dt.size,), Init("log_uniform", 1.0, 16.0), heads, decay=False),
+            "D": TensorSpec((dt.size,), Init("ones"), heads, decay=False),
             "norm_weight": TensorSpec((x.size,), Init("ones"), inner, decay=False),
             "out_proj.weight": TensorSpec((self.hidden_size, x.size), Init("output"), inner, axis=1),
         }
