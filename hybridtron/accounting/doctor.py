@@ -11,7 +11,7 @@ from rich.table import Table
 
 REQUIRED = (
     "torch", "megatron-core", "numpy", "pydantic", "pyyaml", "psutil", "tensorboard", "matplotlib", "rich",
-    "tokenizers", "zstandard",
+    "tokenizers", "zstandard", "scipy",
 )  # fmt: skip
 OPTIONAL = {
     "transformer-engine": "FP8 and fused layers on NVIDIA GPUs",
@@ -30,7 +30,7 @@ def examine() -> dict[str, Any]:
     from hybridtron.distributed.cpu_compat import MEGATRON_VERSION
 
     cuda = torch.cuda.is_available()
-    required = {name: _version(name) for name in REQUIRED}
+    required = {name: installed_version(name) for name in REQUIRED}
     problems = [f"{name} is missing: pip install {name}" for name, found in required.items() if found is None]
     if not cuda and required["megatron-core"] not in (None, MEGATRON_VERSION):
         problems.append(f"megatron-core is {required['megatron-core']}; on a CPU {MEGATRON_VERSION} is needed")
@@ -41,7 +41,7 @@ def examine() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "required": required,
-        "optional": {name: _version(name) for name in OPTIONAL},
+        "optional": {name: installed_version(name) for name in OPTIONAL},
         "apex": apex,
         "device": torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads",
         "processes": "nccl" if cuda else "gloo, megatron-core under the CPU shim",
@@ -49,7 +49,7 @@ def examine() -> dict[str, Any]:
             "attention": "scaled_dot_product_attention" if cuda else "matrix multiplications and softmax",
             "mamba2 scan": "PyTorch, in chunks",
             "short convolution": "PyTorch, shifted multiply-adds",
-            "optimizer": "AdamW of PyTorch" if _version("transformer-engine") is None else "FusedAdam",
+            "optimizer": "AdamW of PyTorch" if installed_version("transformer-engine") is None else "FusedAdam",
         },
         "problems": problems,
     }
@@ -76,7 +76,8 @@ def show(report: dict[str, Any]) -> None:
         console.print("nothing is missing for this machine")
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """Version of an installed package, or None."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hybridtron import __version__
+from hybridtron.accounting.doctor import installed_version
 from hybridtron.distributed.groups import Place
 from hybridtron.train.config import RunConfig
 
@@ -24,7 +24,7 @@ def environment_record(config: RunConfig, place: Place) -> dict[str, Any]:
         "hybridtron": __version__,
         "git_hash": _git_hash(),
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {name: found for name in PACKAGES if (found := installed_version(name))},
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(place.device) if cuda else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
@@ -34,13 +34,6 @@ def environment_record(config: RunConfig, place: Place) -> dict[str, Any]:
             **config.parallel.model_dump(),
         },
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _git_hash() -> str | None:

@@ -9,8 +9,7 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-
+from hybridtron.distributed.launch import SIGNALS
 
 # A scheduler that signals every process of a job reaches a rank directly and through its launcher.
 ECHO_SECONDS = 0.25
@@ -34,7 +33,7 @@ class StopRequest:
 def stop_requests() -> Iterator[StopRequest]:
     """Catch SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 while the block runs."""
     request = StopRequest()
-    previous = {number: signal.signal(number, request.receive) for number in STOP_SIGNALS}
+    previous = {number: signal.signal(number, request.receive) for number in SIGNALS}
     try:
         yield request
     finally:
