@@ -20,6 +20,7 @@ def run_folder(tmp_path):
     def write(name, summary=None, rows=(), **model):
         config = resolved_tiny(**model)
         folder = RunFolder(tmp_path / "runs" / name)
+        assert folder.lock()
         folder.create(config, {})
         folder.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         if summary is not None:
