@@ -51,11 +51,35 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Which piece of how many: `rank` of `size`."""
+
+    rank: int = 0
+    size: int = 1
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Which pieces of the parameters one process holds, by kind of parallelism; the default is everything."""
+
+    tensor: Piece = Piece()
+    expert: Piece = Piece()
+    expert_tensor: Piece = Piece()
+
+
+WHOLE = Shards()
+
+
+@dataclass(frozen=True)
 class TensorSpec:
     """One parameter: `shape` is the whole, unsharded shape.
 
     `parts` lie one after another along `axis` and add up to its length; each is cut evenly over the tensor-parallel
     ranks, and a rank holds its pieces of all parts, in order. Without parts every rank holds the whole.
+
+    With `experts`, the first axis counts experts and is cut over the expert-parallel ranks; the parts are then cut over
+    the expert-tensor-parallel ranks. What is not `trained` is saved and loaded like the rest, in float32, and changed
+    by its module alone.
     """
 
     shape: tuple[int, ...]
@@ -63,57 +87,80 @@ class TensorSpec:
     parts: tuple[Part, ...] = ()
     axis: int = 0
     decay: bool = True
+    experts: bool = False
+    trained: bool = True
 
     def __post_init__(self) -> None:
         if self.parts and sum(part.size for part in self.parts) != self.shape[self.axis]:
             raise AssertionError(f"parts {self.parts} do not add up to axis {self.axis} of {self.shape}")
+        if self.experts and (self.parts and self.axis == 0):
+            raise AssertionError("axis 0 counts experts; expected parts along another")
 
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
 
-    @property
-    def sharded(self) -> bool:
-        return bool(self.parts)
+    def cuts(self, shards: Shards) -> list[tuple[int, Piece]]:
+        """The axes that are cut, each with the piece of it that is held."""
+        experts = [(0, shards.expert)] if self.experts else []
+        within = shards.expert_tensor if self.experts else shards.tensor
+        return experts + ([(self.axis, within)] if self.parts else [])
 
-    def local_sizes(self, tensor_parallel_size: int) -> list[int]:
+    def local_sizes(self, shards: Shards) -> list[int]:
         """Length of each part on one rank."""
-        return [part.size // tensor_parallel_size for part in self.parts]
+        within = shards.expert_tensor if self.experts else shards.tensor
+        return [part.size // within.size for part in self.parts]
 
-    def local_shape(self, tensor_parallel_size: int) -> tuple[int, ...]:
-        if not self.parts:
-            return self.shape
-        local = sum(self.local_sizes(tensor_parallel_size))
-        return (*self.shape[: self.axis], local, *self.shape[self.axis + 1 :])
+    def local_shape(self, shards: Shards) -> tuple[int, ...]:
+        shape = list(self.shape)
+        for axis, piece in self.cuts(shards):
+            shape[axis] //= piece.size
+        return tuple(shape)
 
-    def shard(self, full: torch.Tensor, rank: int, tensor_parallel_size: int) -> torch.Tensor:
-        """The piece of the whole tensor that `rank` holds."""
-        if not self.parts or tensor_parallel_size == 1:
+    def shard(self, full: torch.Tensor, shards: Shards) -> torch.Tensor:
+        """The piece of the whole tensor that one process holds."""
+        if all(piece.size == 1 for _, piece in self.cuts(shards)):
             return full
-        import torch
+        local = full.new_empty(self.local_shape(shards))
+        for whole, held in self._runs(shards):
+            local[held] = full[whole]
+        return local
 
-        pieces = []
-        for part, whole in zip(self.parts, full.split([p.size for p in self.parts], self.axis), strict=True):
-            length = part.size // tensor_parallel_size
-            pieces.append(whole.narrow(self.axis, rank * length, length))
-        return torch.cat(pieces, self.axis)
+    def put(self, full: torch.Tensor, local: torch.Tensor, shards: Shards) -> None:
+        """Write one process's piece into the whole tensor: the inverse of `shard`."""
+        for whole, held in self._runs(shards):
+            full[whole] = local[held]
 
-    def merge(self, shards: list[torch.Tensor]) -> torch.Tensor:
-        """The whole tensor from the pieces of all ranks, in rank order."""
-        if not self.parts or len(shards) == 1:
-            return shards[0]
-        import torch
+    def _runs(self, shards: Shards) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+        """Where one process's piece lies: pairs of an index into the whole and the index into the piece."""
+        whole = [slice(0, length) for length in self.shape]
+        held = [slice(0, length) for length in self.local_shape(shards)]
+        if self.experts:
+            whole[0] = _run(0, self.shape[0], shards.expert)
+        if not self.parts:
+            yield tuple(whole), tuple(held)
+            return
+        within = shards.expert_tensor if self.experts else shards.tensor
+        start = local_start = 0
+        for part in self.parts:
+            whole[self.axis] = _run(start, part.size, within)
+            held[self.axis] = slice(local_start, local_start + part.size // within.size)
+            yield tuple(whole), tuple(held)
+            start, local_start = start + part.size, held[self.axis].stop
 
-        sizes = self.local_sizes(len(shards))
-        by_rank = [shard.split(sizes, self.axis) for shard in shards]
-        return torch.cat([piece for part in zip(*by_rank, strict=True) for piece in part], self.axis)
+
+def _run(start: int, length: int, piece: Piece) -> slice:
+    """The piece of a run of `length` that begins at `start`."""
+    size = length // piece.size
+    return slice(start + piece.rank * size, start + (piece.rank + 1) * size)
 
 
-def indivisible(specs: dict[str, TensorSpec], tensor_parallel_size: int) -> Iterator[Part]:
-    """The parts that cannot be cut evenly over so many ranks, each config key once."""
+def indivisible(specs: dict[str, TensorSpec], ways: int) -> Iterator[Part]:
+    """The parts that cannot be cut evenly over so many ranks of tensor times context parallelism, each config key
+    once; experts' parts are cut by others."""
     seen = set()
     for spec in specs.values():
         for part in spec.parts:
-            if part.units % tensor_parallel_size and part.key not in seen:
+            if not spec.experts and part.units % ways and part.key not in seen:
                 seen.add(part.key)
                 yield part

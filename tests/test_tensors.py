@@ -3,31 +3,49 @@
 import pytest
 import torch
 
-from hybridtron.tensors import Init, Part, TensorSpec, indivisible
+from hybridtron.tensors import Init, Part, Piece, Shards, TensorSpec, indivisible
 
 PACKED = (Part("q", 4, 3, "num_heads"), Part("k", 2, 3, "num_kv_heads"), Part("v", 2, 3, "num_kv_heads"))
 
 
+def put_together(spec, full, places):
+    again = torch.full_like(full, -1)
+    for place in places:
+        local = spec.shard(full, place)
+        assert tuple(local.shape) == spec.local_shape(place)
+        spec.put(again, local, place)
+    return again
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_pieces_of_all_ranks_merge_to_the_whole(axis, ranks):
+def test_pieces_of_all_ranks_make_the_whole(axis, ranks):
     shape = (24, 5) if axis == 0 else (5, 24)
     spec = TensorSpec(shape, Init("input"), PACKED, axis=axis)
     full = torch.arange(120.0).reshape(shape)
-    shards = [spec.shard(full, rank, ranks) for rank in range(ranks)]
-    assert all(tuple(shard.shape) == spec.local_shape(ranks) for shard in shards)
-    assert torch.equal(spec.merge(shards), full)
+    places = [Shards(tensor=Piece(rank, ranks)) for rank in range(ranks)]
+    assert torch.equal(put_together(spec, full, places), full)
 
 
 def test_a_rank_holds_its_piece_of_every_part():
     spec = TensorSpec((24,), Init("input"), PACKED)
-    assert spec.shard(torch.arange(24), 1, 2).tolist() == [6, 7, 8, 9, 10, 11, 15, 16, 17, 21, 22, 23]
+    held = spec.shard(torch.arange(24), Shards(tensor=Piece(1, 2)))
+    assert held.tolist() == [6, 7, 8, 9, 10, 11, 15, 16, 17, 21, 22, 23]
 
 
 def test_a_tensor_without_parts_is_whole_on_every_rank():
-    spec = TensorSpec((6,), Init("ones"))
-    assert spec.local_shape(2) == (6,)
-    assert torch.equal(spec.shard(torch.arange(6), 1, 2), torch.arange(6))
+    spec, second = TensorSpec((6,), Init("ones")), Shards(tensor=Piece(1, 2))
+    assert spec.local_shape(second) == (6,)
+    assert torch.equal(spec.shard(torch.arange(6), second), torch.arange(6))
+
+
+def test_experts_are_cut_by_their_number_and_within():
+    spec = TensorSpec((4, 6, 2), Init("input"), (Part("gate", 4), Part("up", 2)), axis=1, experts=True)
+    full = torch.arange(48.0).reshape(4, 6, 2)
+    held = spec.shard(full, Shards(tensor=Piece(1, 2), expert=Piece(1, 2), expert_tensor=Piece(0, 2)))
+    assert torch.equal(held, full[2:, [0, 1, 4]])
+    places = [Shards(expert=Piece(e, 2), expert_tensor=Piece(t, 2)) for e in range(2) for t in range(2)]
+    assert torch.equal(put_together(spec, full, places), full)
 
 
 def test_parts_must_add_up():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor, nn
 
-from hybridtron.tensors import TensorSpec
+from hybridtron.tensors import Shards, TensorSpec
 
 
 class Backend(Protocol):
@@ -17,7 +18,8 @@ class Backend(Protocol):
     """
 
     name: str
-    tensor_parallel_size: int
+    shards: Shards  # which pieces of the parameters this process holds
+    context_parallel_size: int
     norm_eps: float
 
     def column_linear(self, weight: TensorSpec, bias: TensorSpec | None = None, *, shared: bool = False) -> nn.Module:
@@ -41,6 +43,23 @@ class Backend(Protocol):
 
     def parameter(self, spec: TensorSpec) -> nn.Parameter:
         """A parameter of this rank's shape."""
+        ...
+
+    def over_sequence(self, core: Callable[[Tensor], Tensor], packed: Tensor, spec: TensorSpec) -> Tensor:
+        """Apply `core` to whole sequences: [s, b, c] -> [s, b, c'].
+
+        Under context parallelism a process has a run of every sequence, [s / cp, b, c]: it trades that for the whole
+        sequence of its share of the heads, [s, b, c / cp], and back after `core`. `spec` is the projection that made
+        `packed`: each of its parts is shared out by itself.
+        """
+        ...
+
+    def core_sizes(self, spec: TensorSpec) -> list[int]:
+        """Length of each part of a projection inside `over_sequence`."""
+        ...
+
+    def own_heads(self, parameter: Tensor, spec: TensorSpec) -> Tensor:
+        """Of a parameter over heads or channels, the share that belongs to this process's heads in `over_sequence`."""
         ...
 
     def core_attention(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:

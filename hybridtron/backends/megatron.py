@@ -1,9 +1,11 @@
-"""megatron-core's parallel linears and embedding: tensor and sequence parallel, on NCCL or gloo.
+"""megatron-core's parallel linears and embedding: tensor, sequence and context parallel, on NCCL or gloo.
 
 Needs initialised process groups; `hybridtron.distributed` makes them and hands them in.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -16,11 +18,12 @@ from megatron.core.tensor_parallel import (
 )
 from torch import Tensor, nn
 
-from hybridtron.backends.torch import RMSNorm
+from hybridtron.backends.context_parallel import own_share, to_heads, to_sequence
+from hybridtron.backends.torch import RMSNorm, new_parameter
 from hybridtron.backends.vocab_parallel import vocab_parallel_cross_entropy
 from hybridtron.ops.attention import attention
 from hybridtron.ops.cross_entropy import cross_entropy
-from hybridtron.tensors import TensorSpec
+from hybridtron.tensors import Shards, TensorSpec
 
 
 def _unused(weight: Tensor) -> None:
@@ -44,27 +47,29 @@ class _Embedding(VocabParallelEmbedding):
 
 
 class MegatronBackend:
-    """Modules of megatron-core over one tensor-parallel group."""
+    """Modules of megatron-core over the groups of one layout."""
 
     name = "megatron"
 
     def __init__(
         self,
         config: ModelParallelConfig,
+        shards: Shards,
         tensor_parallel_group: dist.ProcessGroup,
+        context_parallel_group: dist.ProcessGroup,
         device: torch.device | str,
         norm_eps: float = 1e-5,
     ) -> None:
         self.config = config
+        self.shards = shards
         self.group = tensor_parallel_group
+        self.context_group = context_parallel_group
+        self.context_parallel_size = context_parallel_group.size()
         self.device = device
         self.norm_eps = norm_eps
-        self.tensor_parallel_size = tensor_parallel_group.size()
 
     def parameter(self, spec: TensorSpec) -> nn.Parameter:
-        dtype = self.config.params_dtype
-        shape = spec.local_shape(self.tensor_parallel_size)
-        return nn.Parameter(torch.empty(shape, dtype=dtype, device=self.device))
+        return new_parameter(spec, self.shards, self.config.params_dtype, self.device)
 
     def column_linear(self, weight: TensorSpec, bias: TensorSpec | None = None, *, shared: bool = False) -> nn.Module:
         return _ColumnLinear(
@@ -101,11 +106,25 @@ class MegatronBackend:
             tp_group=self.group,
         )
 
+    def over_sequence(self, core: Callable[[Tensor], Tensor], packed: Tensor, spec: TensorSpec) -> Tensor:
+        if self.context_parallel_size == 1:
+            return core(packed)
+        whole = to_heads(packed, spec.local_sizes(self.shards), self.context_group)  # [s, b, c / cp]
+        return to_sequence(core(whole), self.context_group)
+
+    def core_sizes(self, spec: TensorSpec) -> list[int]:
+        return [size // self.context_parallel_size for size in spec.local_sizes(self.shards)]
+
+    def own_heads(self, parameter: Tensor, spec: TensorSpec) -> Tensor:
+        if self.context_parallel_size == 1:
+            return parameter
+        return own_share(parameter, spec.local_sizes(self.shards), spec.axis, self.context_group)
+
     def core_attention(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         return attention(q, k, v, window)
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        if self.tensor_parallel_size == 1:
+        if self.shards.tensor.size == 1:
             return cross_entropy(logits, targets)
         return vocab_parallel_cross_entropy(logits, targets, self.group)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from hybridtron.ops.attention import attention
 from hybridtron.ops.cross_entropy import cross_entropy
 from hybridtron.ops.norm import rms_norm
-from hybridtron.tensors import TensorSpec
+from hybridtron.tensors import WHOLE, Shards, TensorSpec
 
 
 class Linear(nn.Module):
@@ -46,11 +48,18 @@ class Embedding(nn.Module):
         return F.embedding(tokens.transpose(0, 1), self.weight)  # [b, s] -> [s, b, h]
 
 
+def new_parameter(spec: TensorSpec, shards: Shards, dtype: torch.dtype, device: torch.device | str) -> nn.Parameter:
+    """An uninitialised parameter of one process's shape; what is not trained stays in float32."""
+    values = torch.empty(spec.local_shape(shards), dtype=dtype if spec.trained else torch.float32, device=device)
+    return nn.Parameter(values, requires_grad=spec.trained)
+
+
 class TorchBackend:
     """One process, no groups."""
 
     name = "torch"
-    tensor_parallel_size = 1
+    shards = WHOLE
+    context_parallel_size = 1
 
     def __init__(
         self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", norm_eps: float = 1e-5
@@ -60,8 +69,7 @@ class TorchBackend:
         self.norm_eps = norm_eps
 
     def parameter(self, spec: TensorSpec) -> nn.Parameter:
-        dtype = self.dtype
-        return nn.Parameter(torch.empty(spec.shape, dtype=dtype, device=self.device))
+        return new_parameter(spec, self.shards, self.dtype, self.device)
 
     def column_linear(self, weight: TensorSpec, bias: TensorSpec | None = None, *, shared: bool = False) -> nn.Module:
         return Linear(None if shared else self.parameter(weight), self.parameter(bias) if bias else None)
@@ -74,6 +82,15 @@ class TorchBackend:
 
     def embedding(self, weight: TensorSpec) -> nn.Module:
         return Embedding(self.parameter(weight))
+
+    def over_sequence(self, core: Callable[[Tensor], Tensor], packed: Tensor, spec: TensorSpec) -> Tensor:
+        return core(packed)
+
+    def core_sizes(self, spec: TensorSpec) -> list[int]:
+        return spec.local_sizes(self.shards)
+
+    def own_heads(self, parameter: Tensor, spec: TensorSpec) -> Tensor:
+        return parameter
 
     def core_attention(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         return attention(q, k, v, window)

@@ -18,6 +18,7 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
+from hybridtron.distributed import optimizer_state
 from hybridtron.distributed.engine import Engine
 from hybridtron.distributed.groups import Place
 from hybridtron.distributed.vetting import vet
@@ -28,28 +29,34 @@ from hybridtron.tensors import TensorSpec
 def save(folder: Path, engine: Engine) -> None:
     """Write parameters and optimizer state into the existing, empty folder; every process calls this."""
     _write_in_this_process()
-    model = _sharded_model(engine.model, engine.specs, engine.place)
-    state = {"model": model, "optimizer": engine.optimizer.sharded_state_dict(model, metadata=_metadata())}
-    dist_checkpointing.save(state, str(folder), content_metadata=_metadata())
+    chunks = _sharded_chunks(engine.chunks, engine.specs, engine.place)
+    optimizer = optimizer_state.sharded_state(engine.optimizer, _flat(chunks), loading=False)
+    updates = optimizer_state.updates(engine.optimizer)
+    dist_checkpointing.save(chunks | {"optimizer": optimizer, "optimizer_updates": updates}, str(folder))
     dist.barrier()
 
 
 def load(folder: Path, engine: Engine) -> None:
     """Read parameters and optimizer state, in place."""
     vet(folder)
-    model = _sharded_model(engine.model, engine.specs, engine.place)
-    optimizer = engine.optimizer.sharded_state_dict(model, is_loading=True, metadata=_metadata())
-    state = _read({"model": model, "optimizer": optimizer}, folder)
-    engine.model.load_state_dict(state["model"])
-    engine.optimizer.load_state_dict(state["optimizer"])
+    chunks = _sharded_chunks(engine.chunks, engine.specs, engine.place)
+    optimizer = optimizer_state.sharded_state(engine.optimizer, _flat(chunks), loading=True)
+    state = _read(chunks | {"optimizer": optimizer}, folder)
+    if "optimizer_updates" not in state:
+        raise UserError(f"{folder}: damaged: it does not say how often the optimizer has updated")
+    for index, chunk in enumerate(engine.chunks):
+        chunk.load_state_dict(state[f"model{index}"])
+    names = {id(parameter): name for chunk in engine.chunks for name, parameter in chunk.named_parameters()}
+    optimizer_state.restore(engine.optimizer, state["optimizer"], names, state["optimizer_updates"])
 
 
-def load_model(folder: Path, model: nn.Module, specs: dict[str, TensorSpec], place: Place) -> None:
+def load_model(folder: Path, chunks: Sequence[nn.Module], specs: dict[str, TensorSpec], place: Place) -> None:
     """Read the parameters alone, in place."""
     vet(folder)
     _compare(folder, specs)
-    state = _read({"model": _sharded_model(model, specs, place)}, folder)
-    model.load_state_dict(state["model"])
+    state = _read(_sharded_chunks(chunks, specs, place), folder)
+    for index, chunk in enumerate(chunks):
+        chunk.load_state_dict(state[f"model{index}"])
 
 
 def _read(state: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -87,6 +94,8 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]  # what one process met
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -117,26 +126,33 @@ def _write_buckets(
     results.put(written)
 
 
-def _metadata() -> dict[str, Any]:
-    return {"chained_optim_avoid_prefix": True}
+def _sharded_chunks(chunks: Sequence[nn.Module], specs: dict[str, TensorSpec], place: Place) -> dict[str, Any]:
+    return {
+        f"model{index}": {
+            name: _sharded(name, parameter, specs[name], place) for name, parameter in chunk.named_parameters()
+        }
+        for index, chunk in enumerate(chunks)
+    }
 
 
-def _sharded_model(model: nn.Module, specs: dict[str, TensorSpec], place: Place) -> dict[str, Any]:
-    return {name: _sharded(name, parameter, specs[name], place) for name, parameter in model.named_parameters()}
+def _flat(chunks: dict[str, Any]) -> dict[str, Any]:
+    """What megatron-core's optimizers search for the declarations of their parameters."""
+    return {name: tensor for chunk in chunks.values() for name, tensor in chunk.items()}
 
 
 def _sharded(name: str, data: Tensor, spec: TensorSpec, place: Place) -> ShardedTensor | ShardedTensorFactory:
-    if not spec.sharded:
-        return ShardedTensor.from_rank_offsets(name, data, replica_id=(0, place.tensor_rank, place.data_rank))
-    replica_id = (0, 0, place.data_rank)
-    cut = (spec.axis, place.tensor_rank, place.tensor_size)
-    if len(spec.parts) == 1:
-        return ShardedTensor.from_rank_offsets(name, data, cut, replica_id=replica_id)
+    cuts = [(axis, piece.rank, piece.size) for axis, piece in spec.cuts(place.shards)]
+    # Of equal copies the one with zeros is written: the first stage's, the first of those that hold the same pieces.
+    copy_of_stage = 1 if getattr(data, "shared", False) else 0
+    uncut_rank = 0 if spec.parts or spec.experts else place.shards.tensor.rank
+    replica_id = (copy_of_stage, uncut_rank, place.expert_replica_rank if spec.experts else place.replica_rank)
+    if len(spec.parts) <= 1:
+        return ShardedTensor.from_rank_offsets(name, data, *cuts, replica_id=replica_id)
 
     def build(key: str, packed: Tensor, replica_id: Any, flattened_range: Any) -> dict[str, ShardedTensor]:
-        pieces = packed.split(spec.local_sizes(place.tensor_size), spec.axis)
+        pieces = packed.split(spec.local_sizes(place.shards), spec.axis)
         return {
-            part.name: ShardedTensor.from_rank_offsets(f"{key}.{part.name}", piece, cut, replica_id=replica_id)
+            part.name: ShardedTensor.from_rank_offsets(f"{key}.{part.name}", piece, *cuts, replica_id=replica_id)
             for part, piece in zip(spec.parts, pieces, strict=True)
         }
 

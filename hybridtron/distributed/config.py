@@ -4,19 +4,62 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from hybridtron.config.schema import Strict
+from hybridtron.config.schema import Strict, problem
+
+Recompute = Literal["none", "selective", "full"]
 
 
 class ParallelConfig(Strict):
     """How the model is laid out over processes. The layout never changes what is trained.
 
-    Processes that are not needed for one copy of the model hold further copies (data parallelism).
+    One copy of the model takes tensor x context x pipeline processes; all others hold further copies (data
+    parallelism). Experts are laid out over the tensor x context x data processes of a pipeline stage.
     """
 
     tensor: int = Field(1, ge=1, description="Processes that share each layer's heads and channels.")
     sequence: bool = Field(False, description="Also cut norms and residuals over the tensor-parallel processes.")
+    context: int = Field(1, ge=1, description="Processes that share each sequence, in runs of equal length.")
+    pipeline: int = Field(1, ge=1, description="Stages that the layers are cut into, each on processes of its own.")
+    virtual_pipeline: int = Field(
+        1, ge=1, description="Runs of layers that each pipeline stage holds, for the interleaved schedule."
+    )
+    expert: int = Field(1, ge=1, description="Processes that share the experts of a layer.")
+    expert_tensor: int = Field(1, ge=1, description="Processes that share each expert's channels.")
+    data: int | None = Field(
+        None, ge=1, description="Copies of the model; by default as many as there are processes for."
+    )
+    distributed_optimizer: bool = Field(
+        False, description="Cut optimizer state and fp32 copies over the data-parallel processes."
+    )
+    recompute: Recompute | dict[str, Recompute] = Field(
+        "none",
+        description="Activations that the backward pass computes again: those of a layer's core operation (selective), "
+        "all of a layer (full), or none; one word for all layers, or one per block name.",
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ParallelConfig:
+        if self.sequence and self.tensor == 1:
+            raise problem("sequence", True, "tensor of 2 or more beside it")
+        if self.virtual_pipeline > 1 and self.pipeline == 1:
+            raise problem("virtual_pipeline", self.virtual_pipeline, "1 with pipeline 1, or pipeline of 2 or more")
+        return self
+
+    @property
+    def model_size(self) -> int:
+        """Processes that hold one copy of the model."""
+        return self.tensor * self.context * self.pipeline
+
+    @property
+    def num_stages(self) -> int:
+        """Runs of layers that the model is cut into."""
+        return self.pipeline * self.virtual_pipeline
+
+    def recompute_of(self, block: str) -> Recompute:
+        """What the backward pass computes again in layers of this block."""
+        return self.recompute if isinstance(self.recompute, str) else self.recompute.get(block, "none")
 
 
 class PrecisionConfig(Strict):

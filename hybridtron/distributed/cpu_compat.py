@@ -2,7 +2,7 @@
 
 megatron-core names the CUDA device in many places, some as literals ("cuda", "torch.cuda.FloatTensor"). `install`
 sends those to the CPU: it replaces a few functions of torch.cuda, enters a torch-function mode that rewrites device
-arguments, and works around three defects of this version that only show without CUDA or Transformer Engine.
+arguments, and works around two defects of this version that only show without CUDA or Transformer Engine.
 """
 
 from __future__ import annotations
@@ -73,7 +73,6 @@ def install() -> None:
     with _quiet_import():
         _mend_random_state()
         _mend_moe()
-        _mend_distributed_optimizer()
     _CudaToCpu().__enter__()
     _installed = True
 
@@ -134,20 +133,3 @@ def _mend_moe() -> None:
         return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
 
     dispatcher.maybe_move_tensor_to_cpu = to_cpu
-
-
-def _mend_distributed_optimizer() -> None:
-    """torch's Adam keeps a step per parameter; a load gives all of them one shared tensor, which then counts N-fold."""
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-
-    original = DistributedOptimizer._set_main_param_and_optimizer_states
-
-    def set_states(self: Any, model_param: Any, tensors: dict[str, Any]) -> Any:
-        group, order = self.model_param_group_index_map[model_param]
-        state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
-        if "step" in state:
-            state["step"] = state["step"].clone()
-            tensors = {"step": state["step"], **tensors}
-        return original(self, model_param, tensors)
-
-    DistributedOptimizer._set_main_param_and_optimizer_states = set_states

@@ -1,7 +1,8 @@
 """A model laid out over processes, with its optimizer: training passes, guarded updates, evaluation.
 
-This is where megatron-core's schedules, data parallelism and optimizers are driven. The model is any module whose
-forward takes (tokens, labels) and returns the loss and the log partition function of each position.
+This is where megatron-core's schedules, data parallelism and optimizers are driven. A model is one module for each run
+of layers that this process holds. Its forward takes (tokens, labels) and returns the loss and the log partition
+function of each position, or in a stage before the last what the next stage is given by `set_input_tensor`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from hybridtron.tensors import TensorSpec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
+BUCKET_ELEMENTS = 40_000_000  # gradients reduced in one message
+
 MicroBatch = tuple[Tensor, Tensor]  # tokens and labels, each [micro_batch_size, seq_len]
 
 
@@ -52,18 +55,22 @@ class StepResult:
     applied: bool
 
 
-def megatron_config(
-    hidden_size: int, num_layers: int, parallel: ParallelConfig, precision: PrecisionConfig
-) -> TransformerConfig:
+def megatron_config(hidden_size: int, parallel: ParallelConfig, precision: PrecisionConfig) -> TransformerConfig:
     """What megatron-core wants to know about a model, most of which only concerns its own layers."""
     dtype = DTYPES[precision.format]
+    interleaved = parallel.virtual_pipeline > 1
     return TransformerConfig(
-        num_layers=num_layers,
+        num_layers=parallel.num_stages,
         hidden_size=hidden_size,
         num_attention_heads=parallel.tensor,
         kv_channels=1,
         tensor_model_parallel_size=parallel.tensor,
-        sequence_parallel=parallel.sequence and parallel.tensor > 1,
+        sequence_parallel=parallel.sequence,
+        context_parallel_size=parallel.context,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if interleaved else None,
+        overlap_p2p_comm=interleaved,  # batched messages of two interleaved stages are mismatched without an error
+        batch_p2p_comm=not interleaved,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=precision.format == "bf16",
@@ -76,27 +83,35 @@ def megatron_config(
 
 
 class Engine:
-    """Trains `model` whose parameters are declared in `specs`, in the layout of `place`."""
+    """Trains the runs of layers `chunks` of a model whose parameters are declared in `specs`, in the layout of
+    `place`."""
 
     def __init__(
         self,
-        model: nn.Module,
+        chunks: Sequence[nn.Module],
         specs: dict[str, TensorSpec],
         config: TransformerConfig,
         place: Place,
         adamw: AdamW,
         z_loss: float = 0.0,
+        distributed_optimizer: bool = False,
     ) -> None:
-        self.model = model
+        self.chunks = list(chunks)
         self.specs = specs
         self.place = place
         self.z_loss = z_loss
         self.adamw = adamw
-        _annotate(model, specs, config.sequence_parallel)
-        model.model_type = ModelType.encoder_or_decoder
-        model.set_input_tensor = lambda tensor: None  # type: ignore[assignment]
-        self.replica = DistributedDataParallel(config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), model)
-        self.replica.broadcast_params()
+        for index, chunk in enumerate(self.chunks):
+            _annotate(chunk, specs, config.sequence_parallel, index if len(self.chunks) > 1 else None)
+        ddp = DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True, use_distributed_optimizer=distributed_optimizer, bucket_size=BUCKET_ELEMENTS
+        )
+        self.replicas = [
+            DistributedDataParallel(config, ddp, chunk, disable_bucketing=index > 0)
+            for index, chunk in enumerate(self.chunks)
+        ]
+        for replica in self.replicas:
+            replica.broadcast_params()
         self.optimizer = get_megatron_optimizer(
             MegatronOptimizerConfig(
                 optimizer="adam",
@@ -108,11 +123,13 @@ class Engine:
                 clip_grad=adamw.clip_grad,
                 params_dtype=config.params_dtype,
                 bf16=config.bf16,
+                use_distributed_optimizer=distributed_optimizer,
             ),
-            [self.replica],
+            self.replicas,
             config_overrides={
                 ParamKey(predicate=ParamPredicate("undecayed", lambda parameter: not parameter.decay)): {"wd_mult": 0.0}
             },
+            use_gloo_process_groups=False,
         )
         for optimizer in self.optimizer.chained_optimizers:
             if isinstance(optimizer.optimizer, torch.optim.AdamW):  # one pass over the state instead of ten
@@ -124,8 +141,9 @@ class Engine:
     def train_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
         """One update from this process's micro-batches; nothing is updated when the loss or a gradient is not
         finite."""
-        self.replica.train()
-        self.replica.zero_grad_buffer()
+        for replica in self.replicas:
+            replica.train()
+            replica.zero_grad_buffer()
         self.optimizer.zero_grad()
         loss = self._run(micro_batches, forward_only=False)
         for group in self.optimizer.param_groups:
@@ -145,7 +163,8 @@ class Engine:
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> float:
         """Mean loss over the micro-batches of all data-parallel processes, which must hold equally many."""
-        self.replica.eval()
+        for replica in self.replicas:
+            replica.eval()
         return self._run(micro_batches, forward_only=True)
 
     def agree(self, mine: bool) -> bool:
@@ -159,44 +178,67 @@ class Engine:
         return int(value)
 
     def _run(self, micro_batches: Sequence[MicroBatch], forward_only: bool) -> float:
+        """Mean loss over all processes' micro-batches."""
+        one = len(self.replicas) == 1
         losses = get_forward_backward_func()(
             forward_step_func=self._forward,
-            data_iterator=iter(micro_batches),
-            model=self.replica,
+            data_iterator=iter(micro_batches) if one else [iter(micro_batches) for _ in self.replicas],
+            model=self.replicas[0] if one else self.replicas,
             num_microbatches=len(micro_batches),
             seq_length=micro_batches[0][0].size(1),
             micro_batch_size=micro_batches[0][0].size(0),
             forward_only=forward_only,
         )
-        mean = torch.stack(losses).double().mean()
-        dist.all_reduce(mean, group=self.place.data_group)
-        return float(mean) / self.place.data_size
+        # Every sequence's loss is counted once: by the last stage, and there by one of the tensor-parallel processes.
+        place = self.place
+        counts = bool(losses) and place.shards.tensor.rank == 0
+        mean = torch.stack(losses).double().mean() if counts else torch.zeros((), dtype=torch.float64)
+        mean = mean.to(place.device)
+        dist.all_reduce(mean)
+        return float(mean) / (place.data_size * place.context.size)
 
     def _forward(self, micro_batches: Iterator[MicroBatch], replica: nn.Module) -> tuple[Any, Any]:
-        tokens, labels = (t.to(self.place.device, non_blocking=True) for t in next(micro_batches))
-        return replica(tokens, labels), partial(_mean_loss, z_loss=self.z_loss)
+        context, device = self.place.context, self.place.device
+        tokens, labels = (
+            t.chunk(context.size, 1)[context.rank].to(device, non_blocking=True) for t in next(micro_batches)
+        )  # [b, s / cp]
+        return replica(tokens, labels), partial(_mean_loss, z_loss=self.z_loss, shares=context.size)
 
 
-def _mean_loss(output: tuple[Tensor, Tensor], z_loss: float) -> tuple[Tensor, Tensor]:
+def _mean_loss(output: tuple[Tensor, Tensor], z_loss: float, shares: int) -> tuple[Tensor, Tensor]:
     """What is minimised, and what is reported. The z-loss keeps log Z near 0 (Chowdhery et al. 2022, PaLM, section
     5)."""
     nll, log_z = output
     loss = nll.mean()
     reported = loss.detach().clone()  # megatron-core scales the other in place
-    return (loss + z_loss * log_z.square().mean() if z_loss else loss), reported
+    if z_loss:
+        loss = loss + z_loss * log_z.square().mean()
+    return loss / shares, reported  # megatron-core adds up what the processes of one sequence return
 
 
-def _annotate(model: nn.Module, specs: dict[str, TensorSpec], sequence_parallel: bool) -> None:
+def _annotate(model: Any, specs: dict[str, TensorSpec], sequence_parallel: bool, chunk: int | None) -> None:
     """Tell megatron-core, by attributes, which parameters are pieces, and which copies see only part of the
     sequence."""
+    stage = getattr(model, "stage", None)
+    model.model_type = ModelType.encoder_or_decoder
+    model.vp_stage = chunk
+    model.pre_process, model.post_process = (stage.is_first, stage.is_last) if stage else (True, True)
+    tied = bool(getattr(model, "tied", False))
+    model.share_embeddings_and_output_weights = tied
+    model.shared_embedding_or_output_weight = lambda: model.embedding.weight if tied else None
+    if not hasattr(model, "set_input_tensor"):
+        model.set_input_tensor = lambda tensor: None
     for name, parameter in model.named_parameters():
         spec = specs[name]
         attributes: dict[str, Any] = {
-            "tensor_model_parallel": spec.sharded,
-            "partition_dim": spec.axis if spec.sharded else -1,
+            "tensor_model_parallel": bool(spec.parts),
+            "partition_dim": spec.axis if spec.parts else -1,
             "partition_stride": 1,
-            "sequence_parallel": sequence_parallel and not spec.sharded,
+            "sequence_parallel": sequence_parallel and not spec.parts,
+            "allreduce": not spec.experts,
             "decay": spec.decay,
+            "shared_embedding": tied and name.startswith("embedding."),
+            "shared": name.startswith("embedding.") and stage is not None and not stage.is_first,
         }
         for key, value in attributes.items():
             setattr(parameter, key, value)

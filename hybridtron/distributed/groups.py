@@ -18,21 +18,29 @@ from hybridtron.distributed import cpu_compat
 from hybridtron.distributed.config import ParallelConfig
 from hybridtron.distributed.environment import Environment
 from hybridtron.distributed.memory import keep_freed_memory
+from hybridtron.tensors import Piece, Shards
 
 
 @dataclass(frozen=True)
 class Place:
-    """This process among the others. Groups are torch process groups."""
+    """This process among the others. Groups are torch process groups.
+
+    `data_rank` and `data_size` count copies of the model; the processes of one copy that share a sequence
+    (`context`) read the same samples.
+    """
 
     rank: int
     world_size: int
     device: torch.device
-    tensor_rank: int
-    tensor_size: int
+    shards: Shards  # which pieces of the parameters this process holds
     tensor_group: dist.ProcessGroup
+    context: Piece
+    context_group: dist.ProcessGroup
+    pipeline: Piece
     data_rank: int
     data_size: int
-    data_group: dist.ProcessGroup
+    replica_rank: int  # among the processes that hold the same pieces: data and context together
+    expert_replica_rank: int  # among those that hold the same experts
 
     @property
     def is_main(self) -> bool:
@@ -65,21 +73,55 @@ def process_groups(parallel: ParallelConfig, environment: Environment) -> Iterat
             timeout=timeout,
         )
     try:
-        parallel_state.initialize_model_parallel(tensor_model_parallel_size=parallel.tensor)
-        yield Place(
-            rank=environment.rank,
-            world_size=environment.world_size,
-            device=torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"),
-            tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
-            tensor_size=parallel.tensor,
-            tensor_group=parallel_state.get_tensor_model_parallel_group(),
-            data_rank=parallel_state.get_data_parallel_rank(),
-            data_size=parallel_state.get_data_parallel_world_size(),
-            data_group=parallel_state.get_data_parallel_group(),
-        )
+        _make_groups(parallel)
+        device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+        yield _place(environment.rank, environment.world_size, device)
     finally:
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
+
+
+def _make_groups(parallel: ParallelConfig) -> None:
+    from megatron.core import parallel_state
+
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
+        context_parallel_size=parallel.context,
+        expert_model_parallel_size=parallel.expert,
+        expert_tensor_parallel_size=parallel.expert_tensor,
+        create_gloo_process_groups=False,
+    )
+
+
+def _place(rank: int, world_size: int, device: torch.device) -> Place:
+    from megatron.core import parallel_state as state
+
+    tensor = state.get_tensor_model_parallel_group()
+    context = state.get_context_parallel_group()
+    return Place(
+        rank=rank,
+        world_size=world_size,
+        device=device,
+        shards=Shards(
+            tensor=_piece(tensor),
+            expert=_piece(state.get_expert_model_parallel_group()),
+            expert_tensor=_piece(state.get_expert_tensor_parallel_group()),
+        ),
+        tensor_group=tensor,
+        context=_piece(context),
+        context_group=context,
+        pipeline=_piece(state.get_pipeline_model_parallel_group()),
+        data_rank=state.get_data_parallel_rank(),
+        data_size=state.get_data_parallel_world_size(),
+        replica_rank=state.get_data_parallel_rank(with_context_parallel=True),
+        expert_replica_rank=state.get_expert_data_parallel_rank(),
+    )
+
+
+def _piece(group: dist.ProcessGroup) -> Piece:
+    return Piece(group.rank(), group.size())
 
 
 def _die_with_launcher() -> None:

@@ -26,6 +26,8 @@ class Capabilities:
 
     tensor: bool = False
     sequence: bool = False
+    context: bool = False
+    selective: bool = False  # its module has a `core` that the backward pass can compute again by itself
     vmap: bool = False
 
 

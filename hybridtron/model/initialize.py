@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.tensors import model_tensors
-from hybridtron.tensors import TensorSpec
+from hybridtron.tensors import WHOLE, Shards, TensorSpec
 
 SMALLEST_STEP = 1e-4  # floor of Mamba-2's initial step sizes, as in its authors' code
 
@@ -47,19 +47,17 @@ def _rules(config: ModelConfig) -> dict[str, Callable[[TensorSpec, torch.Generat
     }
 
 
-def initial_values(config: ModelConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter's name and whole, unsharded initial float32 value, one after another."""
-    rules = _rules(config)
-    for name, spec in model_tensors(config).items():
-        yield name, rules[spec.init.kind](spec, _generator(seed, name))
+def initial_value(config: ModelConfig, name: str, spec: TensorSpec, seed: int) -> Tensor:
+    """One parameter's whole, unsharded initial value in float32."""
+    return _rules(config)[spec.init.kind](spec, _generator(seed, name))
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, config: ModelConfig, seed: int, rank: int = 0, tensor_parallel_size: int = 1) -> None:
-    """Fill the model's parameters in place; `rank` is the tensor-parallel rank whose pieces this model holds."""
-    specs, parameters = model_tensors(config), dict(model.named_parameters())
-    for name, full in initial_values(config, seed):
-        parameters[name].copy_(specs[name].shard(full, rank, tensor_parallel_size))
+def initialize(model: nn.Module, config: ModelConfig, seed: int, shards: Shards = WHOLE) -> None:
+    """Fill the model's parameters in place: all of it or some stage, whose pieces `shards` names."""
+    specs = model_tensors(config)
+    for name, parameter in model.named_parameters():
+        parameter.copy_(specs[name].shard(initial_value(config, name, specs[name], seed), shards))
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

@@ -2,52 +2,99 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hybridtron.backends.base import Backend
 from hybridtron.mixers.contract import MixerConfig
 from hybridtron.model.config import ModelConfig
+from hybridtron.model.stage import Stage, whole
 from hybridtron.model.tensors import model_tensors
 
 
 class Layer(nn.Module):
-    """x + mixer(norm(x)), [s, b, h] -> [s, b, h]."""
+    """x + mixer(norm(x)), [s, b, h] -> [s, b, h]; `recompute` says what its backward pass computes again."""
 
-    def __init__(self, block: MixerConfig, norm: nn.Module, backend: Backend) -> None:
+    def __init__(self, block: MixerConfig, norm: nn.Module, backend: Backend, recompute: str = "none") -> None:
         super().__init__()
         self.norm = norm
-        self.mixer = block.build(backend)
+        mixer: Any = block.build(backend)
+        self.recompute = recompute
+        if recompute == "selective":
+            mixer.core = partial(again, mixer.core)
+        self.mixer = mixer
 
     def forward(self, x: Tensor) -> Tensor:
+        return again(self._forward, x) if self.recompute == "full" else self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         return x + self.mixer(self.norm(x))
 
 
-class LanguageModel(nn.Module):
-    """Parameters come uninitialised: see `hybridtron.model.initialize`."""
+def again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """function(x), keeping x alone: the backward pass computes the rest again (Chen et al. 2016, arXiv 1604.06174)."""
+    return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
 
-    def __init__(self, config: ModelConfig, backend: Backend) -> None:
+
+class LanguageModel(nn.Module):
+    """The layers of one stage, by default all. Parameters come uninitialised: see `hybridtron.model.initialize`.
+
+    Their names do not depend on the stage. `recompute` gives, for a block, what its backward pass computes again: none,
+    selective (the mixer's core operation) or full. A stage that is not the first takes its input by `set_input_tensor`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        backend: Backend,
+        stage: Stage | None = None,
+        recompute: Callable[[str], str] = lambda block: "none",
+    ) -> None:
         super().__init__()
         specs = model_tensors(config)
-        self.embedding = backend.embedding(specs["embedding.weight"])
-        self.layers = nn.ModuleList(
-            Layer(config.blocks[name], backend.norm(specs[f"layers.{i}.norm.weight"]), backend)
-            for i, name in enumerate(config.layer_names)
-        )
-        self.final_norm = backend.norm(specs["final_norm.weight"])
+        self.stage = stage = stage or whole(config)
         self.tied = config.tie_embeddings
-        head = specs["embedding.weight" if self.tied else "head.weight"]
-        self.head = backend.column_linear(head, shared=self.tied)
+        if stage.is_first or (stage.is_last and self.tied):
+            self.embedding = backend.embedding(specs["embedding.weight"])
+        self.layers = nn.ModuleDict(
+            {
+                str(i): Layer(
+                    config.blocks[config.layer_names[i]],
+                    backend.norm(specs[f"layers.{i}.norm.weight"]),
+                    backend,
+                    recompute(config.layer_names[i]),
+                )
+                for i in range(stage.start, stage.stop)
+            }
+        )
+        if stage.is_last:
+            self.final_norm = backend.norm(specs["final_norm.weight"])
+            head = specs["embedding.weight" if self.tied else "head.weight"]
+            self.head = backend.column_linear(head, shared=self.tied)
         self.cross_entropy = backend.cross_entropy
         self.gather_logits = backend.gather_logits
+        self.received: Tensor | None = None
+
+    def set_input_tensor(self, received: Sequence[Tensor | None]) -> None:
+        """The output [s, b, h] of the stage before, as the only entry."""
+        (self.received,) = received
 
     def forward(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """Token ids [b, s] -> logits [s, b, vocabulary of this rank].
+        """Token ids [b, s] -> logits [s, b, vocabulary of this rank], or the output [s, b, h] of a stage before the
+        last.
 
         With labels, the ids that follow them [b, s]: loss and log partition function, each [s, b] in float32.
         """
-        x = self.embedding(tokens)  # [s, b, h]
-        for layer in self.layers:
+        x = self.embedding(tokens) if self.stage.is_first else self.received  # [s, b, h]
+        assert x is not None
+        for layer in self.layers.values():
             x = layer(x)
+        if not self.stage.is_last:
+            return x
         logits = self.head(self.final_norm(x), self.embedding.weight if self.tied else None)
         return logits if labels is None else self.cross_entropy(logits, labels.transpose(0, 1))
 

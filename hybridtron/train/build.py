@@ -8,6 +8,7 @@ from hybridtron.backends.base import Backend
 from hybridtron.distributed.groups import Place
 from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel
+from hybridtron.model.stage import cut
 from hybridtron.model.tensors import model_tensors
 from hybridtron.train.config import RunConfig
 
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
     from hybridtron.distributed.engine import Engine
 
 
-def build_model(config: RunConfig, place: Place) -> tuple[LanguageModel, TransformerConfig]:
-    """The model with its initial weights on this process's device."""
+def build_chunks(config: RunConfig, place: Place) -> tuple[list[LanguageModel], TransformerConfig]:
+    """The runs of layers of this process's pipeline stage, with their initial weights on its device."""
     from hybridtron.distributed.engine import megatron_config
 
-    model = config.model
-    megatron = megatron_config(model.hidden_size, len(model.layer_names), config.parallel, config.precision)
+    model, parallel = config.model, config.parallel
+    megatron = megatron_config(model.hidden_size, parallel, config.precision)
     backend: Backend
     if model.backend == "torch":
         from hybridtron.backends.torch import TorchBackend
@@ -31,16 +32,31 @@ def build_model(config: RunConfig, place: Place) -> tuple[LanguageModel, Transfo
     else:
         from hybridtron.backends.megatron import MegatronBackend
 
-        backend = MegatronBackend(megatron, place.tensor_group, place.device, model.norm_eps)
-    built = LanguageModel(model, backend)
-    initialize(built, model, config.seed, place.tensor_rank, place.tensor_size)
-    return built, megatron
+        backend = MegatronBackend(
+            megatron, place.shards, place.tensor_group, place.context_group, place.device, model.norm_eps
+        )
+    stages = cut(model, parallel.num_stages, config.data.seq_len)
+    chunks = []
+    for stage in stages[place.pipeline.rank :: parallel.pipeline]:
+        chunk = LanguageModel(model, backend, stage, parallel.recompute_of)
+        initialize(chunk, model, config.seed, place.shards)
+        chunks.append(chunk)
+    return chunks, megatron
 
 
-def build_engine(config: RunConfig, place: Place) -> tuple[Engine, LanguageModel]:
+def build_engine(config: RunConfig, place: Place) -> tuple[Engine, list[LanguageModel]]:
     from hybridtron.distributed.engine import AdamW, Engine
 
-    model, megatron = build_model(config, place)
+    chunks, megatron = build_chunks(config, place)
     optimizer = config.optimizer
     adamw = AdamW(optimizer.weight_decay, optimizer.betas, optimizer.eps, optimizer.clip_grad)
-    return Engine(model, model_tensors(config.model), megatron, place, adamw, config.train.z_loss), model
+    engine = Engine(
+        chunks,
+        model_tensors(config.model),
+        megatron,
+        place,
+        adamw,
+        config.train.z_loss,
+        config.parallel.distributed_optimizer,
+    )
+    return engine, chunks

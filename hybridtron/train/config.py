@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from hybridtron.config.nearest import one_of
 from hybridtron.config.schema import Strict, problem
 from hybridtron.data.config import DataConfig
 from hybridtron.distributed.config import ParallelConfig, PrecisionConfig
@@ -99,7 +100,7 @@ class RunConfig(Strict):
         return self
 
     def _disagreements(self) -> Iterator[Exception]:
-        train, schedule, tensor = self.train, self.schedule, self.parallel.tensor
+        train, schedule = self.train, self.schedule
         if train.global_batch_size % train.micro_batch_size:
             expected = f"a divisor of train.global_batch_size {train.global_batch_size}"
             yield problem("train.micro_batch_size", train.micro_batch_size, expected)
@@ -110,12 +111,29 @@ class RunConfig(Strict):
             yield problem("schedule.decay_steps", schedule.decay_steps, f"0 with type {schedule.type}")
         if schedule.warmup_steps > train.steps:
             yield problem("schedule.warmup_steps", schedule.warmup_steps, f"at most train.steps {train.steps}")
-        if self.parallel.sequence and tensor == 1:
-            yield problem("parallel.sequence", True, "parallel.tensor of 2 or more beside it")
-        if self.parallel.sequence and self.data.seq_len % tensor:
-            yield problem("data.seq_len", self.data.seq_len, f"a multiple of parallel.tensor {tensor}, with sequence")
-        if self.model.backend == "torch" and tensor > 1:
-            yield problem("model.backend", "torch", f"megatron, for parallel.tensor {tensor}")
+        yield from self._layout_problems()
+
+    def _layout_problems(self) -> Iterator[Exception]:
+        parallel, model = self.parallel, self.model
+        runs = parallel.context * (parallel.tensor if parallel.sequence else 1)
+        if self.data.seq_len % runs:
+            processes = "parallel.context x tensor" if parallel.sequence else "parallel.context"
+            yield problem("data.seq_len", self.data.seq_len, f"a multiple of {processes} = {runs}")
+        if model.backend == "torch" and parallel.model_size // parallel.pipeline > 1:
+            yield problem("model.backend", "torch", "megatron, for tensor or context parallelism")
+        layers, written = len(model.layer_names), len(model.parsed_pattern.cuts) + 1
+        if parallel.num_stages > layers:
+            expected = f"at most {layers} stages (pipeline x virtual_pipeline), one for each layer"
+            yield problem("parallel.pipeline", parallel.pipeline, expected)
+        if parallel.num_stages > 1 and 1 < written != parallel.num_stages:
+            expected = (
+                f"{written} stages (pipeline x virtual_pipeline) as the pattern's '|' cut it, or a pattern without '|'"
+            )
+            yield problem("parallel.pipeline", parallel.pipeline, expected)
+        if isinstance(parallel.recompute, dict):
+            for name in parallel.recompute:
+                if name not in model.blocks:
+                    yield problem(f"parallel.recompute.{name}", parallel.recompute[name], one_of(name, model.blocks))
 
     @property
     def run_folder(self) -> Path:

@@ -19,7 +19,7 @@ from hybridtron.errors import UserError
 from hybridtron.model.generate import generate
 from hybridtron.model.language_model import LanguageModel
 from hybridtron.model.tensors import model_tensors
-from hybridtron.train.build import build_model
+from hybridtron.train.build import build_chunks
 from hybridtron.train.config import RunConfig
 from hybridtron.train.corpus import open_held_out
 from hybridtron.train.run_folder import read_run
@@ -36,8 +36,8 @@ def trained_model(path: Path) -> Iterator[tuple[RunConfig, Path, LanguageModel, 
     with process_groups(config.parallel, Environment(0, 1, 0, None, "single")) as place:
         from hybridtron.distributed.checkpoint import load_model
 
-        model, _ = build_model(config, place)
-        load_model(checkpoint, model, model_tensors(config.model), place)
+        (model,), _ = build_chunks(config, place)
+        load_model(checkpoint, [model], model_tensors(config.model), place)
         yield config, checkpoint, model.eval(), place
 
 

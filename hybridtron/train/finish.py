@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -23,7 +23,7 @@ LARGEST_BIGRAM_VOCABULARY = 1024  # beyond this a table of pairs says little
 def closing_report(
     config: RunConfig,
     corpus: Corpus,
-    model: LanguageModel,
+    chunks: Sequence[LanguageModel],
     place: Place,
     state: TrainState,
     valid_loss: float | None,
@@ -39,14 +39,16 @@ def closing_report(
         summary |= {"valid_bits_per_byte": bits, "bigram_bits_per_byte": bigram}
         if bits is not None and bigram is not None:
             say(f"held-out text: {bits:.3f} bits per byte; a bigram model of the same training text: {bigram:.3f}")
-    if config.train.sample_tokens:
+    if config.train.sample_tokens and config.parallel.pipeline * config.parallel.context > 1:
+        say("no sample: the model or its sequences lie over several processes; use hybridtron generate")
+    elif config.train.sample_tokens:
         text = generate(
-            model,
+            chunks[0],
             load_tokenizer(config.data.tokenizer),
             SAMPLE_PROMPT,
             config.train.sample_tokens,
             context=config.data.seq_len,
-            multiple_of=place.tensor_size,
+            multiple_of=place.shards.tensor.size,
             seed=config.seed,
             device=place.device,
         )

@@ -60,7 +60,7 @@ class _Run:
     def __init__(self, config: RunConfig, place: Place, folder: RunFolder, corpus: Corpus, stop: StopRequest) -> None:
         self.config, self.place, self.folder, self.corpus, self.stop = config, place, folder, corpus, stop
         self.state = TrainState()
-        self.engine, self.model = build_engine(config, place)
+        self.engine, self.chunks = build_engine(config, place)
         self.flops_per_token = 3 * describe(config.model, config.data.seq_len).flops_forward / config.data.seq_len
         self.peak = peak_flops_per_s(place.device, config.precision.format)
         self.last_evaluation = (-1, float("nan"))  # step and loss
@@ -201,7 +201,7 @@ class _Run:
         if self.corpus.held_out and self.last_evaluation[0] != self.state.step:  # resumed where it had ended
             self._evaluate()
         valid = self.last_evaluation[1] if self.corpus.held_out else None
-        summary = closing_report(self.config, self.corpus, self.model, self.place, self.state, valid, self._say)
+        summary = closing_report(self.config, self.corpus, self.chunks, self.place, self.state, valid, self._say)
         if self.place.is_main:
             replace_text(self.folder.path / "summary.json", json.dumps(summary, indent=2) + "\n")
             self._say(f"run folder {self.folder.path}, plot {self.folder.path / 'loss.png'}")

@@ -6,7 +6,7 @@ from hybridtron.data.tokenizer import Tokenizer
 from hybridtron.data.tokenizer import load as load_tokenizer
 from hybridtron.errors import UserError
 from hybridtron.model.tensors import model_tensors
-from hybridtron.tensors import indivisible
+from hybridtron.tensors import TensorSpec, indivisible
 from hybridtron.train.config import RunConfig
 
 VOCABULARY_MULTIPLE = 64  # rows of the embedding: divides over any usual number of processes and suits matrix units
@@ -27,17 +27,39 @@ def resolve(config: RunConfig) -> RunConfig:
 
 def data_parallel_size(config: RunConfig, world_size: int) -> int:
     """Copies of the model among world_size processes; UserError where that does not come out even."""
-    tensor = config.parallel.tensor
-    if world_size % tensor:
-        below, above = world_size // tensor * tensor, (world_size // tensor + 1) * tensor
+    parallel, train = config.parallel, config.train
+    size = parallel.model_size
+    if world_size % size:
+        below, above = world_size // size * size, (world_size // size + 1) * size
         nearest = f"{below} or {above}" if below else str(above)
-        raise UserError(f"--nproc = {world_size}: expected a multiple of parallel.tensor {tensor} (nearest: {nearest})")
-    copies = world_size // tensor
-    portion = config.train.micro_batch_size * copies
-    if config.train.global_batch_size % portion:
+        keys = [key for key in ("tensor", "context", "pipeline") if getattr(parallel, key) > 1]
+        product = " x ".join(f"{'' if i else 'parallel.'}{key} {getattr(parallel, key)}" for i, key in enumerate(keys))
+        product += f" = {size}" if len(keys) > 1 else ""
+        raise UserError(f"--nproc = {world_size}: expected a multiple of {product} (nearest: {nearest})")
+    copies = world_size // size
+    if parallel.data not in (None, copies):
         raise UserError(
-            f"train.global_batch_size = {config.train.global_batch_size}: expected a multiple of micro_batch_size "
-            f"{config.train.micro_batch_size} x {copies} data-parallel processes = {portion}"
+            f"parallel.data = {parallel.data}: expected {copies}, as {world_size} processes make with {size} for each "
+            "copy of the model"
+        )
+    experts = parallel.expert * parallel.expert_tensor
+    stage = world_size // parallel.pipeline
+    if stage % experts:
+        raise UserError(
+            f"parallel.expert = {parallel.expert}: expected expert x expert_tensor = {experts} to divide the {stage} "
+            f"processes of a pipeline stage (tensor x context x data; possible: {_divisors(stage)})"
+        )
+    portion = train.micro_batch_size * copies
+    if train.global_batch_size % portion:
+        raise UserError(
+            f"train.global_batch_size = {train.global_batch_size}: expected a multiple of micro_batch_size "
+            f"{train.micro_batch_size} x {copies} data-parallel processes = {portion}"
+        )
+    micro_batches = train.global_batch_size // portion
+    if parallel.virtual_pipeline > 1 and micro_batches % parallel.pipeline:
+        raise UserError(
+            f"parallel.virtual_pipeline = {parallel.virtual_pipeline}: each process has {micro_batches} micro-batches "
+            f"per step; expected a multiple of parallel.pipeline {parallel.pipeline} for the interleaved schedule"
         )
     return copies
 
@@ -50,15 +72,56 @@ def _check_vocabulary(size: int, tokenizer: Tokenizer) -> None:
 
 
 def _check_layout(config: RunConfig) -> None:
-    tensor = config.parallel.tensor
-    if tensor == 1:
-        return
-    for name, block in config.model.blocks.items():
-        if not block.capabilities.tensor or (config.parallel.sequence and not block.capabilities.sequence):
-            raise UserError(f"parallel.tensor = {tensor}: block {name} of type {block.type} cannot be cut; expected 1")
-    for part in indivisible(model_tensors(config.model), tensor):
-        usable = ", ".join(str(n) for n in range(1, part.units + 1) if part.units % n == 0)
+    """UserError where a block cannot be laid out as `parallel` says."""
+    parallel, model = config.parallel, config.model
+    specs = model_tensors(model)
+    _require_even({"embedding.weight": specs["embedding.weight"]}, "tensor", parallel.tensor)
+    for name in dict.fromkeys(model.layer_names):
+        block = model.blocks[name]
+        wanted = {
+            "tensor": parallel.tensor > 1,
+            "sequence": parallel.sequence,
+            "context": parallel.context > 1,
+        }
+        for key, used in wanted.items():
+            if used and not getattr(block.capabilities, key):
+                unused = "false" if key == "sequence" else "1"
+                raise UserError(
+                    f"parallel.{key} = {getattr(parallel, key)}: block {name} of type {block.type} cannot be laid out "
+                    f"so; expected {unused}"
+                )
+        if parallel.recompute_of(name) == "selective" and not block.capabilities.selective:
+            raise UserError(
+                f"parallel.recompute = selective: block {name} of type {block.type} has no core operation to compute "
+                "again; expected none or full for it"
+            )
+        _require_even(block.tensors(), "tensor", parallel.tensor)
+        if block.kind == "sequence":
+            _require_even(block.tensors(), "context", parallel.tensor * parallel.context)
+    experts = {
+        spec.shape[0]
+        for name in set(model.layer_names)
+        for spec in model.blocks[name].tensors().values()
+        if spec.experts
+    }
+    if parallel.expert * parallel.expert_tensor > 1 and not experts:
+        key = "expert" if parallel.expert > 1 else "expert_tensor"
+        raise UserError(f"parallel.{key} = {getattr(parallel, key)}: no layer has experts; expected 1")
+    for count in sorted(experts):
+        if count % parallel.expert:
+            raise UserError(
+                f"parallel.expert = {parallel.expert}: a layer has {count} experts (possible: {_divisors(count)})"
+            )
+
+
+def _require_even(specs: dict[str, TensorSpec], key: str, ways: int) -> None:
+    for part in indivisible(specs, ways):
+        name = f"parallel.{'tensor x context' if key == 'context' else key}"
         raise UserError(
-            f"parallel.tensor = {tensor}: {part.key} gives {part.units} {part.name}, which does not divide into "
-            f"{tensor} (possible: {usable})"
+            f"{name} = {ways}: {part.key} gives {part.units} {part.name}, which does not divide into {ways} "
+            f"(possible: {_divisors(part.units)})"
         )
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)

@@ -39,7 +39,7 @@ def test_parameters_equal_the_counted_ones(pattern, tie):
     assert counted["non_embedding"] == counted["total"] - counted["embedding"]
     assert counted["active"] == counted["total"]
     assert [layer.parameters for layer in account.layers] == [
-        sum(p.numel() for p in layer.parameters()) for layer in model.layers
+        sum(p.numel() for p in layer.parameters()) for layer in model.layers.values()
     ]
 
 

@@ -45,11 +45,11 @@ class TestPrimitive:
         assert {name: tuple(parameter.shape) for name, parameter in module.named_parameters()} == declared
 
     def test_maps_s_b_h_to_s_b_h(self, primitive):
-        mixer = built(primitive).layers[0].mixer
+        mixer = built(primitive).layers["0"].mixer
         assert mixer(torch.randn(7, 3, WIDTH)).shape == (7, 3, WIDTH)
 
     def test_does_not_look_ahead(self, primitive):
-        mixer = built(primitive).layers[0].mixer
+        mixer = built(primitive).layers["0"].mixer
         x = torch.randn(20, 2, WIDTH, generator=torch.Generator().manual_seed(0))
         changed = x.clone()
         changed[12] += 1

@@ -46,7 +46,7 @@ def poison_loss(model, value):
 
 
 def poison_one_gradient(model, value):
-    return model.layers[1].norm.weight.register_hook(lambda gradient: gradient * value)
+    return model.layers["1"].norm.weight.register_hook(lambda gradient: gradient * value)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -55,12 +55,12 @@ def test_a_poisoned_step_is_skipped_and_training_goes_on(poison, value, engine):
     tokens = torch.randint(256, (2, 32), generator=torch.Generator().manual_seed(0))
     batch = [(tokens, tokens.roll(-1, 1))]
     assert engine.train_step(batch, 1e-3).applied
-    before = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
-    handle = poison(engine.model, value)
+    before = {name: p.detach().clone() for name, p in engine.chunks[0].named_parameters()}
+    handle = poison(engine.chunks[0], value)
     result = engine.train_step(batch, 1e-3)
     handle.remove()
     assert math.isfinite(result.loss) == (poison is poison_one_gradient)
     assert not result.applied
-    assert all(torch.equal(p, before[name]) for name, p in engine.model.named_parameters())
+    assert all(torch.equal(p, before[name]) for name, p in engine.chunks[0].named_parameters())
     assert engine.train_step(batch, 1e-3).applied
-    assert not any(torch.equal(p, before[name]) for name, p in engine.model.named_parameters() if p.dim() > 1)
+    assert not any(torch.equal(p, before[name]) for name, p in engine.chunks[0].named_parameters() if p.dim() > 1)

@@ -28,7 +28,9 @@ class AttentionConfig(MixerConfig):
     qkv_bias: bool = Field(False, description="Bias on the query, key and value projections.")
 
     kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
-    capabilities: ClassVar[Capabilities] = Capabilities(tensor=True, sequence=True, vmap=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        tensor=True, sequence=True, context=True, selective=True, vmap=True
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> AttentionConfig:

@@ -32,7 +32,9 @@ class Mamba2Config(MixerConfig):
     chunk_size: int = Field(64, ge=1, description="Tokens per chunk of the scan; changes speed, not results.")
 
     kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
-    capabilities: ClassVar[Capabilities] = Capabilities(tensor=True, sequence=True, vmap=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        tensor=True, sequence=True, context=True, selective=True, vmap=True
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Mamba2Config:

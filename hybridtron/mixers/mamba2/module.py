@@ -25,32 +25,38 @@ class Mamba2(nn.Module):
     def __init__(self, config: Mamba2Config, backend: Backend) -> None:
         super().__init__()
         specs = config.tensors()
-        tp = backend.tensor_parallel_size
-        self.config = config
+        self.config, self.backend, self.specs = config, backend, specs
         self.in_proj = backend.column_linear(specs["in_proj.weight"])
         for name in ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight"):
             self.register_parameter(name, backend.parameter(specs[name]))
         self.out_proj = backend.row_linear(specs["out_proj.weight"])
         self.norm_eps = backend.norm_eps
-        self.norm_groups = config.groups // tp
-        z, *conv, dt = specs["in_proj.weight"].local_sizes(tp)
-        self.projected_sizes = (z, sum(conv), dt)
-        self.conv_sizes = tuple(conv)
+        z, *conv, dt = backend.core_sizes(specs["in_proj.weight"])
+        self.core_sizes, self.conv_sizes = (z, sum(conv), dt), tuple(conv)
+        self.norm_groups = conv[-1] // config.state_dim
 
     def forward(self, u: Tensor) -> Tensor:
+        packed = self.in_proj(u)  # [s, b, z + conv + dt]
+        return self.out_proj(self.backend.over_sequence(self.core, packed, self.specs["in_proj.weight"]))
+
+    def core(self, packed: Tensor) -> Tensor:
+        """The projected channels of some heads [s, b, z + conv + dt] -> [s, b, heads * p]."""
+        conv_weight, conv_bias, dt_bias, A_log, D, norm_weight = (
+            self.backend.own_heads(getattr(self, name), self.specs[name])
+            for name in ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight")
+        )
         # Split before transposing: the gradients are then joined in the order that the projection wants.
-        parts = self.in_proj(u).split(self.projected_sizes, -1)  # [s, b, .]
-        z, conv_input, dt = (part.transpose(0, 1) for part in parts)  # [b, s, .]
-        convolved = short_conv(conv_input, self.conv_weight, self.conv_bias, activation="silu")
+        z, conv_input, dt = (part.transpose(0, 1) for part in packed.split(self.core_sizes, -1))  # [b, s, .]
+        convolved = short_conv(conv_input, conv_weight, conv_bias, activation="silu")
         x, b, c = convolved.split(self.conv_sizes, -1)
         y = ssd(
             x.unflatten(-1, (-1, self.config.head_dim)),  # [b, s, heads, p]
-            F.softplus(dt.float() + self.dt_bias),  # [b, s, heads]
-            -self.A_log.exp(),
+            F.softplus(dt.float() + dt_bias),  # [b, s, heads]
+            -A_log.exp(),
             b.unflatten(-1, (-1, self.config.state_dim)),  # [b, s, groups, n]
             c.unflatten(-1, (-1, self.config.state_dim)),
-            self.D,
+            D,
             self.config.chunk_size,
         ).flatten(2)  # [b, s, heads * p]
-        y = gated_rms_norm(y, z, self.norm_weight, self.norm_eps, self.norm_groups)
-        return self.out_proj(y.transpose(0, 1))
+        y = gated_rms_norm(y, z, norm_weight, self.norm_eps, self.norm_groups)
+        return y.transpose(0, 1)

@@ -25,7 +25,9 @@ class MLPConfig(MixerConfig):
     bias: bool = Field(False, description="Bias on both projections.")
 
     kind: ClassVar[Literal["sequence", "channel"]] = "channel"
-    capabilities: ClassVar[Capabilities] = Capabilities(tensor=True, sequence=True, vmap=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        tensor=True, sequence=True, context=True, selective=True, vmap=True
+    )
 
     @property
     def inner_size(self) -> int:

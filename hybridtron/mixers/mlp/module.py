@@ -17,7 +17,7 @@ class MLP(nn.Module):
         specs = config.tensors()
         self.up = backend.column_linear(specs["up.weight"], specs.get("up.bias"))
         self.down = backend.row_linear(specs["down.weight"], specs.get("down.bias"))
-        self.activation = ACTIVATIONS[config.activation]
+        self.core = ACTIVATIONS[config.activation]  # [s, b, f] -> [s, b, f]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.activation(self.up(x)))  # [s, b, f] -> [s, b, h]
+        return self.down(self.core(self.up(x)))

@@ -23,7 +23,9 @@ class SwiGLUConfig(MixerConfig):
     )
 
     kind: ClassVar[Literal["sequence", "channel"]] = "channel"
-    capabilities: ClassVar[Capabilities] = Capabilities(tensor=True, sequence=True, vmap=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        tensor=True, sequence=True, context=True, selective=True, vmap=True
+    )
 
     @property
     def inner_size(self) -> int:

@@ -19,4 +19,7 @@ class SwiGLU(nn.Module):
         self.down = backend.row_linear(specs["down.weight"])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(swiglu(self.gate_up(x)))  # [s, b, 2f] -> [s, b, f] -> [s, b, h]
+        return self.down(self.core(self.gate_up(x)))
+
+    def core(self, packed: Tensor) -> Tensor:
+        return swiglu(packed)  # [s, b, 2f] -> [s, b, f]

@@ -1,0 +1,53 @@
+"""From runs of a sequence to shares of its heads and back, by one exchange among the processes that share it.
+
+Process r of n holds tokens r s/n .. (r + 1) s/n - 1 of every sequence. What mixes tokens works head by head, so each
+process can compute s tokens of 1/n of the heads instead (Jacobs et al. 2023, DeepSpeed-Ulysses, arXiv 2309.14509).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class _Exchange(torch.autograd.Function):
+    """Block r of the first axis goes to process r; the blocks received lie in the order of their senders."""
+
+    @staticmethod
+    def forward(ctx: Any, blocks: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _exchange(blocks, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _exchange(grads[0], ctx.group), None
+
+
+def _exchange(blocks: Tensor, group: dist.ProcessGroup) -> Tensor:
+    blocks = blocks.contiguous()
+    received = torch.empty_like(blocks)
+    dist.all_to_all_single(received, blocks, group=group)
+    return received
+
+
+def to_heads(x: Tensor, sizes: Sequence[int], group: dist.ProcessGroup) -> Tensor:
+    """[s / n, b, c] -> [s, b, c / n], where x packs parts of `sizes` channels and every part is shared out evenly."""
+    n = group.size()
+    shares = torch.cat([part.unflatten(-1, (n, -1)) for part in x.split(list(sizes), -1)], -1)  # [s / n, b, n, c / n]
+    return _Exchange.apply(shares.movedim(2, 0), group).flatten(0, 1)
+
+
+def to_sequence(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """[s, b, c / n] -> [s / n, b, c], the inverse of `to_heads` for one part."""
+    runs = x.unflatten(0, (group.size(), -1))  # [n, s / n, b, c / n]
+    return _Exchange.apply(runs, group).movedim(0, 2).flatten(2)
+
+
+def own_share(parameter: Tensor, sizes: Sequence[int], axis: int, group: dist.ProcessGroup) -> Tensor:
+    """This process's share of every part along `axis`."""
+    n, rank = group.size(), group.rank()
+    return torch.cat([part.chunk(n, axis)[rank] for part in parameter.split(list(sizes), axis)], axis)

@@ -1,0 +1,119 @@
+"""Which run of a model's layers one part of a pipeline holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from hybridtron.model.config import ModelConfig
+from hybridtron.tensors import TensorSpec
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Layers `start` to `stop` - 1; the first stage embeds, the last one computes logits and loss."""
+
+    index: int
+    count: int
+    start: int
+    stop: int
+
+    @property
+    def is_first(self) -> bool:
+        return self.index == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.index == self.count - 1
+
+
+def whole(config: ModelConfig) -> Stage:
+    return Stage(0, 1, 0, len(config.layer_names))
+
+
+def cut(config: ModelConfig, count: int, seq_len: int) -> list[Stage]:
+    """The model in `count` stages: as the pattern's `|` say, where there are any, else balanced by FLOPs.
+
+    A single stage ignores the cuts that a pattern writes. Expects cuts for `count` stages, and at least as many layers.
+    """
+    written = config.parsed_pattern.cuts
+    if count == 1:
+        return [whole(config)]
+    if written:
+        cuts = list(written)
+    else:
+        costs = stage_costs(config, [Stage(0, 1, i, i + 1) for i in range(len(config.layer_names))], seq_len, False)
+        cuts = balanced_cuts(costs, count, *_edges(config, seq_len))
+    bounds = pairwise((0, *cuts, len(config.layer_names)))
+    return [Stage(index, count, start, stop) for index, (start, stop) in enumerate(bounds)]
+
+
+def stage_costs(config: ModelConfig, stages: Sequence[Stage], seq_len: int, edges: bool = True) -> list[int]:
+    """Forward FLOPs of each stage for one sequence; with `edges` the embedding and the output projection count."""
+    flops = {name: block.flops(seq_len) for name, block in config.blocks.items() if name in set(config.layer_names)}
+    first, last = _edges(config, seq_len) if edges else (0, 0)
+    return [
+        sum(flops[name] for name in config.layer_names[stage.start : stage.stop])
+        + first * (edges and stage.is_first)
+        + last * (edges and stage.is_last)
+        for stage in stages
+    ]
+
+
+def imbalance(costs: Sequence[int]) -> float:
+    """How much longer the longest stage takes than the mean, as a share of the mean."""
+    return max(costs) * len(costs) / sum(costs) - 1
+
+
+def balanced_cuts(costs: Sequence[int], count: int, first: int = 0, last: int = 0) -> list[int]:
+    """Where to cut layers of these costs into `count` non-empty runs so that the dearest run is cheapest.
+
+    `first` and `last` are added to the first and last run. Among equally good cuts the later runs are kept short:
+    they wait for the earlier ones.
+    """
+    if not 1 <= count <= len(costs):
+        raise ValueError(f"{len(costs)} layers cannot make {count} stages")
+    before = [0]
+    for cost in costs:
+        before.append(before[-1] + cost)
+    # best[i]: the dearest run when layers 0 .. i - 1 make the stages so far; came[k][i]: where the k-th of them begins
+    best: list[float] = [float("inf")] + [before[i] + first for i in range(1, len(costs) + 1)]
+    came: list[list[int]] = [[0] * (len(costs) + 1)]
+    for stage in range(1, count):
+        extra = last if stage == count - 1 else 0
+        new, where = [float("inf")] * (len(costs) + 1), [0] * (len(costs) + 1)
+        for stop in range(stage + 1, len(costs) + 1):
+            for start in range(stop - 1, stage - 1, -1):
+                run = before[stop] - before[start] + extra
+                if run > new[stop]:
+                    break
+                if max(best[start], run) < new[stop]:
+                    new[stop], where[stop] = max(best[start], run), start
+        best = new
+        came.append(where)
+    cuts, stop = [], len(costs)
+    for where in reversed(came[1:]):
+        stop = where[stop]
+        cuts.append(stop)
+    return cuts[::-1]
+
+
+def _edges(config: ModelConfig, seq_len: int) -> tuple[int, int]:
+    """Forward FLOPs of the embedding (a row added per token, as its gradient is) and of the output projection."""
+    return seq_len * config.hidden_size, 2 * seq_len * config.hidden_size * config.vocab_size
+
+
+def stage_tensors(config: ModelConfig, specs: dict[str, TensorSpec], stage: Stage) -> dict[str, TensorSpec]:
+    """Of the whole model's parameters, those of a stage; a tied embedding belongs to the first and the last."""
+    held = {f"layers.{i}" for i in range(stage.start, stage.stop)}
+    if stage.is_first or (stage.is_last and config.tie_embeddings):
+        held.add("embedding")
+    if stage.is_last:
+        held |= {"final_norm", "head"}
+
+    def owner(name: str) -> str:
+        first, second, *_ = name.split(".")
+        return f"layers.{second}" if first == "layers" else first
+
+    return {name: spec for name, spec in specs.items() if owner(name) in held}

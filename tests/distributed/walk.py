@@ -1,0 +1,120 @@
+"""One of the processes that walk the table of layouts; rank r takes part in those of more than r processes.
+
+For every layout: the losses and gradient norms of each step, and after the first step how far the gradients, put
+together from all processes, are from those of one process.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from hybridtron.config.load import build
+from hybridtron.distributed.environment import Environment, read_environment
+from hybridtron.distributed.groups import Place, process_groups
+from hybridtron.train.build import build_engine
+from hybridtron.train.config import RunConfig
+from hybridtron.train.resolve import data_parallel_size, resolve
+from tests.distributed.layouts import BLOCKS, GLOBAL_BATCH, MODELS, SAVED_AT, SEQ_LEN, STEPS, TABLE, VOCAB, Layout
+
+
+def run_config(layout: Layout) -> RunConfig:
+    model = {"hidden_size": 32, "vocab_size": 320, "blocks": BLOCKS, **MODELS[layout.model]}
+    train = {"steps": STEPS, "global_batch_size": GLOBAL_BATCH, "micro_batch_size": 1, "z_loss": 1e-3}
+    config = {"name": "walk", "seed": 3, "model": model, "train": train, "parallel": layout.parallel}
+    config |= {"data": {"train": "none", "seq_len": SEQ_LEN, "tokenizer": "byte"}, "optimizer": {"lr": 1e-2}}
+    return resolve(build(config, RunConfig))
+
+
+def micro_batches(step: int, place: Place) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Random text whose first half the second half repeats; this process's contiguous block of the global batch."""
+    half = torch.randint(VOCAB, (GLOBAL_BATCH, SEQ_LEN // 2 + 1), generator=torch.Generator().manual_seed(step))
+    text = torch.cat([half, half], 1)
+    share = GLOBAL_BATCH // place.data_size
+    own = text[place.data_rank * share : (place.data_rank + 1) * share]
+    return [(row[:, :SEQ_LEN], row[:, 1 : SEQ_LEN + 1]) for row in own.split(1)]
+
+
+def gathered_gradients(engine, place: Place) -> dict[str, torch.Tensor]:
+    """On rank 0, the gradient of every parameter, whole; a piece that several processes hold must be equal in all."""
+    mine = [
+        (name, place.shards, parameter.main_grad.clone())
+        for chunk in engine.chunks
+        for name, parameter in chunk.named_parameters()
+        if parameter.requires_grad
+    ]
+    everyone: list = [None] * place.world_size
+    dist.all_gather_object(everyone, mine)
+    whole: dict[str, torch.Tensor] = {}
+    for name, shards, gradient in (entry for process in everyone for entry in process):
+        spec = engine.specs[name]
+        full = whole.setdefault(name, torch.full(spec.shape, torch.nan))
+        before = spec.shard(full, shards)
+        assert before.isnan().all() or torch.allclose(before, gradient, rtol=1e-4, atol=1e-7), f"{name}: copies differ"
+        spec.put(full, gradient, shards)
+    return whole
+
+
+def distance(gradients: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Of each parameter's gradient, relative to its norm."""
+    assert gradients.keys() == expected.keys()
+    return {
+        name: float((gradients[name] - other).norm() / other.norm().clamp_min(1e-6)) for name, other in expected.items()
+    }
+
+
+def try_layout(name: str, layout: Layout, place: Place, folder: Path) -> dict:
+    from hybridtron.distributed import checkpoint
+
+    config = run_config(layout)
+    assert data_parallel_size(config, place.world_size) == layout.data
+    engine, _ = build_engine(config, place)
+    found: dict = {"losses": [], "grad_norms": []}
+    if layout.after:
+        checkpoint.load(folder / f"{layout.after}.checkpoint", engine)
+    for step in range(SAVED_AT if layout.after else 0, STEPS):
+        result = engine.train_step(micro_batches(step, place), lr=1e-2)
+        found["losses"].append(result.loss)
+        found["grad_norms"].append(result.grad_norm)
+        saved = any(other.after == name for other in TABLE.values())
+        if step == 0 and not config.parallel.distributed_optimizer:
+            gradients = gathered_gradients(engine, place)
+            reference = folder / f"{layout.model}.gradients.pt"
+            if name == layout.model:
+                torch.save(gradients, reference)
+            elif place.is_main:
+                found["gradient_distance"] = distance(gradients, torch.load(reference))
+        if step + 1 == SAVED_AT and saved:
+            target = folder / f"{name}.checkpoint"
+            if place.is_main:
+                target.mkdir()
+            engine.agree(True)
+            checkpoint.save(target, engine)
+    return found
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")  # megatron-core's advice
+    folder, here = Path(sys.argv[1]), read_environment()
+    wanted = sys.argv[2:] or list(TABLE)
+    for index, name in enumerate(wanted):
+        layout = TABLE[name]
+        if here.rank >= layout.world_size:
+            continue
+        method = f"file://{folder}/meeting{index}" if layout.world_size > 1 else None
+        environment = Environment(here.rank, layout.world_size, here.rank, method, "walk")
+        with process_groups(run_config(layout).parallel, environment) as place:
+            found = try_layout(name, layout, place, folder)
+            if place.is_main:
+                (folder / f"{name}.json").write_text(json.dumps(found))
+                print(name, [round(loss, 6) for loss in found["losses"]], flush=True)
+
+
+if __name__ == "__main__":
+    main()
