@@ -25,6 +25,7 @@ from hybridtron.laws.plots import draw
 from hybridtron.laws.publish import publish, require_usable
 from hybridtron.laws.read import read_runs
 from hybridtron.laws.report import html_report
+from hybridtron.laws.wording import predicted
 
 
 class Parser(argparse.ArgumentParser):
@@ -119,13 +120,12 @@ def run(options: argparse.Namespace, law: Law) -> Fit:
 
 
 def show(result: Fit, out: Path) -> None:
-    for sentence in result.verdict:
-        print(sentence)
+    print("\n".join(result.verdict))
     for name, value in result.parameters.items():
         low, high = (result.intervals or {}).get(name, (None, None))
         print(f"  {name:8} {value:<12.6g}" + (f" 95 %: {low:.5g} to {high:.5g}" if low is not None else ""))
     for point in result.predictions:
-        print("  at " + ", ".join(f"{name} {value:.4g}" for name, value in point.items() if isinstance(value, float)))
+        print("  at " + predicted(point))
     for warning in result.warnings:
         print(f"warning: {warning}")
     print(f"\n{out / 'report.html'}")

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
-from hybridtron.laws.checks import check, unit_warnings
+from hybridtron.laws.checks import check, setting_warnings, unit_warnings
 from hybridtron.laws.law import Fit, Law, Series, Settings
 from hybridtron.laws.read import read_runs
 from hybridtron.laws.registry import LAWS
@@ -37,4 +37,4 @@ def fit(law: str, runs: Runs, settings: Settings | None = None) -> Fit:
     settings = settings or Settings()
     check(LAWS[law], runs, settings)
     result = LAWS[law].fit(runs, settings)
-    return replace(result, warnings=unit_warnings(runs) + result.warnings)
+    return replace(result, warnings=unit_warnings(runs) + setting_warnings(LAWS[law], settings) + result.warnings)

@@ -9,6 +9,8 @@ from hybridtron.errors import UserError
 from hybridtron.laws.law import Law, Settings
 from hybridtron.laws.runs import Runs
 
+FEWEST_REPLICATES = 100  # below, an end of an interval is read off the outermost two replicates
+
 
 def check(law: Law, runs: Runs, settings: Settings) -> None:
     """Raise UserError for unknown options, no rows, a missing column, or a value that the law cannot take."""
@@ -24,11 +26,23 @@ def check(law: Law, runs: Runs, settings: Settings) -> None:
         if name == "arch":
             runs[name]
         else:
-            runs.require((name,), None if name in law.positive else lambda values: np.isfinite(values))
+            runs.require((name,), *(() if name in law.positive else (np.isfinite, "a finite number")))
     if settings.bootstrap < 0 or settings.jobs < 1:
         raise UserError(f"bootstrap is {settings.bootstrap}, jobs is {settings.jobs}; expected >= 0 and >= 1")
     if settings.delta is not None and not settings.delta > 0:
         raise UserError(f"delta is {settings.delta:g}; expected a threshold above zero")
+
+
+def setting_warnings(law: Law, settings: Settings) -> list[str]:
+    """Warnings about settings that the law does not use, and about replicates too few for an interval."""
+    given = {name: getattr(settings, name) for name in law.ignores if getattr(Settings(), name) is None}
+    warnings = [f"ignored: {name} {value:g} means nothing to {law.name}" for name, value in given.items() if value]
+    if "bootstrap" not in law.ignores and 0 < settings.bootstrap < FEWEST_REPLICATES:
+        warnings.append(
+            f"replicates: {settings.bootstrap} bootstrap replicates give rough intervals; take at least "
+            f"{FEWEST_REPLICATES}"
+        )
+    return warnings
 
 
 def unit_warnings(runs: Runs) -> list[str]:

@@ -57,6 +57,8 @@ def canonical_names(found: Iterable[str], chosen: Mapping[str, str], source: str
             names[canonical] = chosen[canonical]
         elif canonical in found:
             names[canonical] = canonical
+        elif _plain(canonical) in by_plain:
+            names[canonical] = by_plain[_plain(canonical)]
         else:
             hits = list(dict.fromkeys(by_plain[s] for s in map(_plain, synonyms) if s in by_plain))
             if len(hits) > 1:

@@ -11,9 +11,11 @@ import numpy as np
 
 import hybridtron
 from hybridtron.laws import bootstrap
+from hybridtron.laws.identify import free_parameters
 from hybridtron.laws.law import Fit, Series, Settings, record
 from hybridtron.laws.runs import Runs
 from hybridtron.laws.search import Array, Optimum, Problem, quick_search, refine, search
+from hybridtron.laws.wording import not_held_out
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Curve:
         observed: the same quantity as measured, [n].
         objective: what the objective sums, in words.
         log_target: whether the curve is fitted to the logarithm of the quantity.
+        undetermined: why rows such as these cannot tell the parameters apart, or None.
     """
 
     problem: Problem
@@ -37,6 +40,7 @@ class Curve:
     observed: Array
     objective: str
     log_target: bool
+    undetermined: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class CurveFit:
 
 
 Build = Callable[[Runs, float], Curve]
+_ROUNDING = 1e-20  # squared relative residual that is nothing but rounding
 
 
 def fit_curve(build: Build, runs: Runs, settings: Settings, delta: float) -> CurveFit:
@@ -69,13 +74,14 @@ def fit_curve(build: Build, runs: Runs, settings: Settings, delta: float) -> Cur
     n_groups = int(labels.max()) + 1
     p = len(optimum.theta)
     warnings = []
-    if abs(optimum.second_route - optimum.objective) > 1e-3 * optimum.objective:
+    exact = len(runs) * _ROUNDING * max(float(np.abs(curve.problem.target).max()), 1.0) ** 2
+    if abs(optimum.second_route - optimum.objective) > 1e-3 * optimum.objective + exact:
         warnings.append(
             f"search: the second route ended at objective {optimum.second_route:.6g} against {optimum.objective:.6g}; "
             "the surface has several valleys"
         )
     samples = None
-    reason = bootstrap.refusal(n_groups, p)
+    reason = bootstrap.refusal(n_groups, p) or _undetermined(curve, optimum.theta)
     if reason:
         warnings.append(reason)
     scale = residual_scale(curve.problem, optimum.theta)
@@ -84,6 +90,14 @@ def fit_curve(build: Build, runs: Runs, settings: Settings, delta: float) -> Cur
     intervals = None if samples is None else bootstrap.intervals(curve.public(samples), n_groups, p)
     parameters = {name: float(value[0]) for name, value in curve.public(optimum.theta[None]).items()}
     return CurveFit(curve, optimum, parameters, samples, intervals, n_groups, warnings)
+
+
+def _undetermined(curve: Curve, theta: Array) -> str | None:
+    """Why there are no intervals although there are runs enough."""
+    why = curve.undetermined
+    if why is None and (free := free_parameters(curve.problem.jacobian(theta[None])[1][0], theta, curve.public)):
+        why = f"these rows leave {', '.join(free)} free to trade against each other"
+    return None if why is None else f"not identified: no intervals, {why}"
 
 
 def residual_scale(problem: Problem, theta: Array) -> float:
@@ -247,6 +261,7 @@ def complete_fit(
     table = sensitivity(build, runs, settings, delta, fitted)
     warnings = fitted.warnings + filter_warnings(fitted, table) + check(fitted)
     held = hold_out(build, runs, settings, delta, size, size_name)
+    warnings += not_held_out(settings, held, f"{fitted.n_groups} runs")
     predictions = []
     for point in settings.predict:
         entry, more = predict_point(fitted, point)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from hybridtron.laws.formula import formula_law
 
 WIDTH, DEPTH, TOKENS = 1024.0, 24.0, 1e10
@@ -17,7 +19,8 @@ def loss(
     *, width: Any, depth: Any, tokens: Any, E: Any, A: Any, alpha: Any, B: Any, beta: Any, G: Any, gamma: Any
 ) -> Any:
     """Nats per token of a model of this width (hidden size) and depth (layers) trained on these tokens."""
-    return E + A * (WIDTH / width) ** alpha + B * (DEPTH / depth) ** beta + G * (TOKENS / tokens) ** gamma
+    terms = ((A, alpha, width / WIDTH), (B, beta, depth / DEPTH), (G, gamma, tokens / TOKENS))
+    return E + sum(size * np.exp(-power * np.log(ratio)) for size, power, ratio in terms)
 
 
 LAW = formula_law(

@@ -13,6 +13,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from scipy.special import fdtrc
 
 from hybridtron.errors import UserError
 from hybridtron.laws import overtraining, parametric, points
@@ -22,39 +23,57 @@ from hybridtron.laws.runs import Runs
 from hybridtron.laws.search import Array, Problem
 from hybridtron.laws.wording import held_out_sentence, interval_sentence, number
 
-_LOWER = np.array([0.0, -14.0, 1e-4])  # epsilon, log of k exp(-gamma L) at the mean loss, gamma
-_UPPER = np.array([10.0, 3.0, 50.0])
+# Bounds of the error at the mean loss (in largest errors), of its log slope there (from that of the largest error over
+# the range of the loss), and of gamma (in ranges of the loss).
+_LOWER = np.array([-2.0, -16.0, 3e-4])
+_UPPER = np.array([3.0, 8.0, 150.0])
 
 
 def build(runs: Runs, delta: float) -> Curve:
-    """The curve over these runs."""
+    """The curve over these runs.
+
+    Fitted as v + s (1 - exp(-gamma u)) / gamma, u the loss from its mean: v and s are the error and its slope at the
+    mean loss, so that a curve that hardly bends leaves only gamma loose, not epsilon and k against each other.
+    """
     loss, error = runs["loss"], runs["error"]
     middle = float(loss.mean())
     u = loss - middle
 
     def predict_at(theta: Array, at: Any) -> Array:
-        return theta[:, :1] - np.exp(theta[:, 1:2] - theta[:, 2:3] * at)
+        gamma = theta[:, 2:3]
+        return theta[:, :1] - np.exp(theta[:, 1:2]) * np.expm1(-gamma * at) / gamma
 
     def jacobian(theta: Array) -> tuple[Array, Array]:
-        gain = np.exp(theta[:, 1:2] - theta[:, 2:3] * u)
-        return theta[:, :1] - gain, np.stack([np.ones_like(gain), -gain, gain * u], axis=1)
+        slope, gamma = np.exp(theta[:, 1:2]), theta[:, 2:3]
+        rise = -np.expm1(-gamma * u) / gamma
+        bend = slope * (u * np.exp(-gamma * u) - rise) / gamma
+        return theta[:, :1] + slope * rise, np.stack([np.ones_like(rise), slope * rise, bend], axis=1)
 
     def public(theta: Array) -> dict[str, Array]:
+        gamma = theta[:, 2]
+        gain = np.exp(theta[:, 1]) / gamma  # k exp(-gamma L) at the mean loss
         with np.errstate(over="ignore"):
-            k = np.exp(theta[:, 1] + theta[:, 2] * middle)
-        return {"epsilon": theta[:, 0], "k": k, "gamma": theta[:, 2]}
+            return {"epsilon": theta[:, 0] + gain, "k": gain * np.exp(gamma * middle), "gamma": gamma}
 
     top, span = float(error.max()), max(float(np.ptp(error)), 1e-6)
-    starts = np.array(list(product(
-        [top + part * span for part in (-0.05, 0.0, 0.05, 0.2, 0.5, 1.0, 3.0)],
-        [math.log(span * part) for part in (0.03, 0.1, 0.3, 0.6, 1.0, 2.0, 4.0)],
-        np.geomspace(0.02, 20, 24),
-    )))  # fmt: skip
+    reach = max(float(np.ptp(loss)), 1e-3 * middle)
+    drops = [span * part for part in (0.03, 0.1, 0.3, 0.6, 1.0, 2.0, 4.0)]  # k exp(-gamma L) at the mean loss
+    starts = np.array([
+        (top + part * span - drop, math.log(drop * gamma), gamma)
+        for part, drop, gamma in product(
+            (-0.05, 0.0, 0.05, 0.2, 0.5, 1.0, 3.0), drops, np.geomspace(0.06, 60, 24) / reach
+        )
+    ])  # fmt: skip
     words = "half the squared error" if math.isinf(delta) else "Huber"
-    problem = Problem(lambda theta, rows: predict_at(theta, u[rows]), jacobian, error, delta, _LOWER, _UPPER)
+    shift, unit = np.array([0.0, math.log(top / reach), 0.0]), np.array([top, 1.0, 1 / reach])
+    problem = Problem(
+        lambda theta, rows: predict_at(theta, u[rows]), jacobian, error, delta,
+        shift + _LOWER * unit, shift + _UPPER * unit,
+    )  # fmt: skip
     return Curve(
         problem, starts, public, lambda theta, columns: predict_at(theta, columns["loss"] - middle), error,
         f"{words} of the downstream error, summed over points", False,
+        "all rows have the same loss" if np.ptp(loss) == 0 else None,
     )  # fmt: skip
 
 
@@ -80,7 +99,9 @@ def fit(runs: Runs, settings: Settings) -> Fit:
 
     result = complete_fit(
         "downstream", build, runs, settings, delta=delta, size=-runs["loss"], size_name="falling loss",
-        predict_point=predict, verdict=_verdict, curves=lambda fitted: _curves(runs, fitted), check=_bound_warnings,
+        predict_point=predict, verdict=_verdict, curves=lambda fitted: _curves(runs, fitted), 
+        
+        check=lambda fitted: _bound_warnings(fitted, runs["loss"]),
     )  # fmt: skip
     if chain is not None:
         result.search["loss_law"] = {"law": chosen, "parameters": chain.parameters, "intervals": chain.intervals,
@@ -101,8 +122,8 @@ def _predict(
         if set(point) != {"L"} or not point["L"] > 0:
             raise UserError(f"--predict {dict(point)}: expected L alone, above zero, or two of N, D, C, M")
         entry: dict[str, Any] = {"loss": point["L"]}
-        theta_loss = np.array([point["L"]])
-        sample_loss = theta_loss
+        theta_loss = sample_loss = np.array([point["L"]])
+        known = True
         warnings = []
     else:
         assert chain is not None
@@ -114,17 +135,15 @@ def _predict(
         entry = {**full, "loss": float(theta_loss[0]),
                  "loss_interval": chain.spread(lambda theta: chain.curve.predict(theta, at)[:, 0])}  # fmt: skip
         sample_loss = chain.curve.predict(chain.samples, at)[:, 0] if chain.samples is not None else theta_loss
+        known = chain.samples is not None  # else the uncertainty of the loss would be left out
         n, d = runs["n_params"], runs["tokens"]
         warnings = points.extrapolation_warnings(full, {"N": n, "D": d, "C": 6 * n * d})
 
-    middle = float(runs["loss"].mean())
-
     def error(theta: Array) -> Array:
-        losses = sample_loss if len(sample_loss) == len(theta) else theta_loss
-        return theta[:, 0] - np.exp(theta[:, 1] - theta[:, 2] * (losses - middle))
+        return fitted.curve.predict(theta, {"loss": sample_loss[:, None]})[:, 0]
 
     best = float(fitted.curve.predict(fitted.optimum.theta[None], {"loss": theta_loss})[0, 0])
-    entry |= {"error": best, "error_interval": fitted.spread(error)}
+    entry |= {"error": best, "error_interval": fitted.spread(error) if known else None}
     lowest = float(runs["loss"].min())
     if entry["loss"] < lowest - 0.5 * float(np.ptp(runs["loss"])):
         warnings.append(
@@ -134,17 +153,35 @@ def _predict(
     return entry, warnings
 
 
-def _bound_warnings(fitted: CurveFit) -> list[str]:
-    epsilon, _, gamma = fitted.optimum.theta
+def _bound_warnings(fitted: CurveFit, loss: Array) -> list[str]:
+    problem, epsilon, gamma = fitted.curve.problem, fitted.parameters["epsilon"], fitted.parameters["gamma"]
     warnings = []
-    if epsilon > 1 or epsilon >= _UPPER[0] - 1e-6:
+    if epsilon > 1:
         warnings.append(
             f"not identified: epsilon is {epsilon:.3g}, above the error of always failing; the data hardly bend, so "
             "only the curve inside the data means anything"
         )
-    if gamma <= _LOWER[2] * 1.01 or gamma >= _UPPER[2] * 0.99:
+    elif not _bends(loss, fitted.curve.observed):
+        warnings.append(
+            "not identified: a straight line in the loss fits these errors as well; epsilon, k and gamma cannot be "
+            "told apart, and only the curve inside the data means anything"
+        )
+    if gamma <= problem.lower[2] * 1.01 or gamma >= problem.upper[2] * 0.99:
         warnings.append(f"not identified: gamma ends at its bound {gamma:g}")
     return warnings
+
+
+def _bends(loss: Array, error: Array) -> bool:
+    """Whether a parabola in the loss fits better than a line (F test at 5 %); yes where rows are too few to ask."""
+    freedom = len(loss) - 3
+    if freedom < 1 or np.ptp(loss) == 0:
+        return bool(np.ptp(loss) > 0)
+    u = (loss - loss.mean()) / np.ptp(loss)
+    line, curve = (
+        float(((error - design @ np.linalg.lstsq(design, error, rcond=None)[0]) ** 2).sum())
+        for design in (np.vander(u, 2), np.vander(u, 3))
+    )
+    return bool(fdtrc(1, freedom, max(line - curve, 0.0) / max(curve, 1e-300) * freedom) < 0.05)
 
 
 def _verdict(fitted: CurveFit, held: dict[str, Any] | None) -> list[str]:

@@ -16,11 +16,13 @@ import numpy as np
 from hybridtron.errors import UserError
 from hybridtron.laws.curve import Build, Curve, CurveFit, complete_fit, measured_against_predicted
 from hybridtron.laws.law import Fit, Law, Settings
+from hybridtron.laws.points import extrapolation_warnings
 from hybridtron.laws.runs import Runs
 from hybridtron.laws.search import Array, Problem
 from hybridtron.laws.wording import held_out_sentence, interval_sentence
 
 _STEP = 1e-30
+_AT_ONCE = 20_000  # complex values that stay in cache
 _STARTS = 6000
 Formula = Callable[..., Any]
 
@@ -72,19 +74,22 @@ def formula_law(
             return np.log(evaluate(theta, {column: array[rows] for column, array in data.items()}))
 
         def jacobian(theta: Array) -> tuple[Array, Array]:
-            derivative = np.empty((len(theta), len(names), len(runs)))
-            for j in range(len(names)):
-                stepped = theta.astype(complex)
-                stepped[:, j] += 1j * _STEP
-                value = np.log(evaluate(stepped, data))
-                derivative[:, j] = value.imag / _STEP
-            return value.real, derivative
+            (k, p), n = theta.shape, len(runs)
+            value, derivative = np.empty((k, n)), np.empty((k, p, n))
+            steps = 1j * _STEP * np.eye(p)
+            for part in np.array_split(np.arange(k), max(1, k * p * n // _AT_ONCE)):  # all derivatives in one call
+                stepped = (theta[part, None] + steps).reshape(-1, p)
+                values = np.log(evaluate(stepped, data)).reshape(len(part), p, n)
+                value[part], derivative[part] = values[:, 0].real, values.imag / _STEP
+            return value, derivative
 
         starts = np.random.default_rng(0).uniform(box[:, 0], box[:, 1], (_STARTS, len(names)))
         problem = Problem(predict, jacobian, np.log(runs["loss"]), delta, box[:, 0], box[:, 1])
         return Curve(problem, starts, values, evaluate, runs["loss"], "Huber of log loss, summed over points", True)
 
-    def predict_point(fitted: CurveFit, point: Mapping[str, float]) -> tuple[dict[str, Any], list[str]]:
+    def predict_point(
+        fitted: CurveFit, point: Mapping[str, float], runs: Runs
+    ) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
         if set(point) != set(columns):
             raise UserError(f"--predict {dict(point)}: {name} predicts from {', '.join(columns)}; expected just these")
         at = {column: np.array([float(value)]) for column, value in point.items()}
@@ -93,7 +98,8 @@ def formula_law(
             return evaluate(theta, at)[:, 0]
 
         best = float(loss(fitted.optimum.theta[None])[0])
-        return {**point, "loss": best, "loss_interval": fitted.spread(loss)}, []
+        entry = {**point, "loss": best, "loss_interval": fitted.spread(loss)}
+        return entry, extrapolation_warnings(point, {column: runs[column] for column in columns})
 
     def bound_warnings(fitted: CurveFit) -> list[str]:
         theta, margin = fitted.optimum.theta, 1e-6 * (box[:, 1] - box[:, 0])
@@ -113,8 +119,9 @@ def formula_law(
         chosen = delta if settings.delta is None else settings.delta
         largest = size(runs) if size is not None else 1 / runs["loss"]
         return complete_fit(
-            name, build, runs, settings, delta=chosen, size=largest, size_name="size", predict_point=predict_point,
-            verdict=verdict, curves=lambda fitted: measured_against_predicted(fitted, "loss"), check=bound_warnings,
+            name, build, runs, settings, delta=chosen, size=largest, size_name="size",
+            predict_point=lambda fitted, point: predict_point(fitted, point, runs), verdict=verdict,
+            curves=lambda fitted: measured_against_predicted(fitted, "loss"), check=bound_warnings,
         )  # fmt: skip
 
     assert all(math.isfinite(edge) for pair in box for edge in pair), f"{name}: bounds must be finite"

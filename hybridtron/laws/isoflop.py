@@ -17,11 +17,12 @@ from hybridtron.errors import UserError
 from hybridtron.laws.curve import outlier_flags
 from hybridtron.laws.law import Fit, Law, Series, Settings, record
 from hybridtron.laws.points import extrapolation_warnings
-from hybridtron.laws.power import Power, fit_power, valley_curves
+from hybridtron.laws.power import Power, fit_power, hold_out, valley_curves
 from hybridtron.laws.runs import Runs
-from hybridtron.laws.wording import held_out_sentence, interval_sentence, number
+from hybridtron.laws.wording import held_out_sentence, interval_sentence, not_held_out, number
 
 WINDOW = 4.0
+NAMES = ("a", "b", "k_N", "k_D")
 _AXES = {"N": ("n_params", "a", "k_N"), "D": ("tokens", "b", "k_D")}
 
 
@@ -49,17 +50,18 @@ def fit(runs: Runs, settings: Settings) -> Fit:
         entry, more = _predict(point, powers, runs)
         predictions.append(entry)
         warnings += more
-    held = _hold_out(powers["N"], settings)
+    held = hold_out(powers["N"], settings, "a", "k_N")
+    warnings += not_held_out(settings, held, f"{len(powers['N'].kept)} budgets")
     if "arch" in runs and runs["arch"].dtype == object and len(set(runs["arch"])) > 1:
         warnings.append("pooled: rows of several architectures share one parabola; select one with --where arch=NAME")
     power = powers["N"]
     return Fit(
         law="isoflop",
-        parameters={name: parameters[name] for name in ("a", "b", "k_N", "k_D")},
+        parameters={name: parameters[name] for name in NAMES},
         objective=power.objective,
         n_points=power.n_points,
         n_groups=power.n_groups,
-        intervals=intervals or None,
+        intervals={name: intervals[name] for name in NAMES} if intervals else None,
         settings=record(
             settings,
             window=window,
@@ -179,26 +181,6 @@ def _far_rows(runs: Runs, window: float) -> NDArray[np.bool_]:
     return far
 
 
-def _hold_out(power: Power, settings: Settings) -> dict[str, Any] | None:
-    kept = power.kept
-    count = settings.holdout if settings.holdout is not None else 1
-    if count <= 0 or len(kept) - count < 3:
-        return None
-    rest, held = kept[:-count], kept[-count:]
-    log_c, log_x = (np.log([getattr(v, name) for v in rest]) for name in ("budget", "x"))
-    exponent, factor = np.polyfit(log_c, log_x, 1)
-    predicted = np.array([math.exp(factor + exponent * math.log(v.budget)) for v in held])
-    observed = np.array([v.x for v in held])
-    error = predicted / observed - 1
-    return {
-        "held_out": count, "by": "budget", "largest_fitted": rest[-1].budget, "largest_held_out": held[-1].budget,
-        "mean_relative_error": float(error.mean()), "mean_absolute_relative_error": float(np.abs(error).mean()),
-        "worst_relative_error": float(error[np.argmax(np.abs(error))]),
-        "parameters_without": {"a": float(exponent), "k_N": math.exp(factor)},
-        "observed": observed, "predicted": predicted,
-    }  # fmt: skip
-
-
 def _verdict(powers: Mapping[str, Power], held: dict[str, Any] | None) -> list[str]:
     n, d = powers["N"], powers["D"]
     spans = {axis: p.intervals["exponent"] if p.intervals else None for axis, p in powers.items()}
@@ -209,7 +191,8 @@ def _verdict(powers: Mapping[str, Power], held: dict[str, Any] | None) -> list[s
     dropped = [valley for valley in n.valleys if not valley.kept]
     sentences.append(
         f"{len(n.kept)} of {len(n.valleys)} budgets have a minimum that can be used"
-        + (f"; dropped: {', '.join(number(valley.budget) for valley in dropped)}." if dropped else ".")
+        + (f"; dropped: {', '.join(number(v.budget) for v in dropped[:8])}" if dropped else "")
+        + (f" and {len(dropped) - 8} more." if len(dropped) > 8 else ".")
     )
     if spans["N"] is not None:
         inside = spans["N"][0] <= 0.5 <= spans["N"][1]
@@ -231,7 +214,8 @@ LAW = Law(
     name="isoflop",
     summary="N_opt = k_N C^a and D_opt = k_D C^b from a local parabola in log N (log D) for each compute budget",
     columns=("n_params", "tokens", "flops", "loss"),
-    parameters=("a", "b", "k_N", "k_D"),
+    parameters=NAMES,
+    ignores=("delta",),
     fit=fit,
     options={
         "window": (WINDOW, "rows within this factor of the minimum are fitted; inf takes all"),

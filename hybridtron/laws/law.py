@@ -117,6 +117,7 @@ class Law:
         fit: the fit itself.
         optional_columns: canonical columns that are used when they are there.
         options: name of each option of this law, with its default and its meaning.
+        ignores: settings that mean nothing to this law; a warning says so when one is given.
         positive: columns whose values must be greater than zero.
     """
 
@@ -127,6 +128,7 @@ class Law:
     fit: Callable[[Runs, Settings], Fit]
     optional_columns: tuple[str, ...] = ()
     options: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+    ignores: tuple[str, ...] = ()
     positive: tuple[str, ...] = ("n_params", "tokens", "flops", "loss", "M", "total_state", "error", "width", "depth",
                                  "learning_rate")  # fmt: skip
 

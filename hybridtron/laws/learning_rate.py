@@ -14,9 +14,9 @@ import hybridtron
 from hybridtron.errors import UserError
 from hybridtron.laws.law import Fit, Law, Settings, record
 from hybridtron.laws.points import extrapolation_warnings
-from hybridtron.laws.power import fit_power, valley_curves
+from hybridtron.laws.power import fit_power, hold_out, valley_curves
 from hybridtron.laws.runs import Runs
-from hybridtron.laws.wording import interval_sentence
+from hybridtron.laws.wording import held_out_sentence, interval_sentence, not_held_out
 
 WINDOW = 8.0
 
@@ -58,6 +58,8 @@ def fit(runs: Runs, settings: Settings) -> Fit:
             else abs(values["s"] - power.exponent) > 0.05
         ):
             warnings.append(f"window sensitivity: s {power.exponent:.4g} -> {values['s']:.4g} at window {factor}")
+    held = hold_out(power, settings, "s", "k")
+    warnings += not_held_out(settings, held, f"{len(power.kept)} budgets")
     curves = valley_curves(runs, "learning_rate", power.valleys, "sweeps", "learning rate")
     return Fit(
         law="learning-rate",
@@ -82,11 +84,12 @@ def fit(runs: Runs, settings: Settings) -> Fit:
             ],
             "scatter_about_the_line": power.scatter,
         },
-        extrapolation=None,
+        extrapolation=held,
         verdict=[
             interval_sentence(
                 "The best learning rate changes as C^s with s", power.exponent, spans["exponent"] if spans else None
-            )
+            ),
+            *held_out_sentence(held, "best learning rate"),
         ],
         curves=curves + power.curves("best learning rate", "training FLOPs", "best learning rate"),
     )
@@ -98,5 +101,6 @@ LAW = Law(
     columns=("learning_rate", "flops", "loss"),
     parameters=("s", "k"),
     fit=fit,
+    ignores=("delta",),
     options={"window": (WINDOW, "rows within this factor of the minimum are fitted; inf takes all")},
 )

@@ -54,6 +54,9 @@ class LogSum:
         return value, derivative
 
 
+SMALLEST, LARGEST = -15.0, 4.0  # bounds of a term's log size at the anchor, from the log of the mean loss
+
+
 def anchored(loss: Array) -> tuple[list[float], list[float], list[float]]:
     """Starting values where the other terms are measured from the middle of the data.
 

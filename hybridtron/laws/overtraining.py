@@ -17,13 +17,12 @@ from hybridtron.errors import UserError
 from hybridtron.laws import points
 from hybridtron.laws.curve import Curve, CurveFit, complete_fit, fit_curve, measured_against_predicted
 from hybridtron.laws.law import Fit, Law, Series, Settings
-from hybridtron.laws.logsum import LogSum, anchored
+from hybridtron.laws.logsum import LARGEST, SMALLEST, LogSum, anchored
 from hybridtron.laws.runs import Runs
 from hybridtron.laws.search import Array, Problem
 from hybridtron.laws.wording import held_out_sentence, interval_sentence, number
 
-_LOWER = np.array([-14.0, -14.0, -14.0, 0.0])  # log E, log sizes of both terms at the anchor, eta
-_UPPER = np.array([3.0, 3.0, 3.0, 2.0])
+_STEEPEST = 2.0  # bound of eta
 
 
 def compute_and_ratio(runs: Runs | Mapping[str, Array]) -> tuple[Array, Array]:
@@ -66,7 +65,9 @@ def build(runs: Runs, delta: float, log_residual: bool = False) -> Curve:
     target = np.log(loss) if log_residual else loss
     error = "log loss" if log_residual else "loss"
     words = f"half the squared error of {error}" if math.isinf(delta) else f"Huber of {error}"
-    problem = Problem(curve.predict, curve.jacobian, target, delta, _LOWER, _UPPER)
+    level = float(np.log(loss.mean()))
+    lower, upper = (np.array([level + size] * 3 + [steep]) for size, steep in ((SMALLEST, 0.0), (LARGEST, _STEEPEST)))
+    problem = Problem(curve.predict, curve.jacobian, target, delta, lower, upper)
     return Curve(problem, starts, public, predict, loss, f"{words}, summed over points", log_residual)
 
 
@@ -151,14 +152,14 @@ def _compare(fits: Mapping[str, CurveFit], flops: float) -> str:
 
 
 def _bound_warnings(fitted: CurveFit) -> list[str]:
-    theta = fitted.optimum.theta
+    theta, lower, upper = fitted.optimum.theta, fitted.curve.problem.lower, fitted.curve.problem.upper
     words = ("irreducible loss E", "over-training term a", "under-training term b")
     warnings = [
         f"not identified: the fit drives the {words[i]} to zero; these data cannot measure it"
         for i in range(3)
-        if theta[i] < _LOWER[i] + 5
+        if theta[i] < lower[i] + 5
     ]
-    if theta[3] <= _LOWER[3] + 1e-6 or theta[3] >= _UPPER[3] - 1e-6:
+    if theta[3] <= lower[3] + 1e-6 or theta[3] >= upper[3] - 1e-6:
         warnings.append(f"not identified: eta ends at its bound {theta[3]:g}")
     return warnings
 
@@ -181,8 +182,10 @@ def _curves(runs: Runs, fitted: CurveFit, by_architecture: Mapping[str, CurveFit
     flops, ratio = compute_and_ratio(runs)
     axes: dict[str, Any] = {"x_label": "training FLOPs", "y_label": "loss (nats per token)"}
     curves = []
-    for level in np.unique(np.round(np.log2(ratio)))[:8]:
-        rows = np.round(np.log2(ratio)) == level
+    levels = np.round(np.log2(ratio))
+    levels = levels // math.ceil((np.ptp(levels) + 1) / 8)  # at most eight lines
+    for level in np.unique(levels):
+        rows = levels == level
         middle = float(np.exp(np.log(ratio[rows]).mean()))
         label = f"M = {middle:.3g}"
         curves.append(Series("loss against compute", label, "points", flops[rows], runs["loss"][rows], **axes))

@@ -8,6 +8,7 @@ and all share the exponents.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -27,14 +28,15 @@ from hybridtron.laws.curve import (
     residual_scale,
 )
 from hybridtron.laws.law import Fit, Law, Series, Settings
-from hybridtron.laws.logsum import LogSum, anchored
+from hybridtron.laws.logsum import LARGEST, SMALLEST, LogSum, anchored
 from hybridtron.laws.runs import Runs
 from hybridtron.laws.search import Array, Problem
 from hybridtron.laws.wording import held_out_sentence, interval_sentence, number
 
 DELTA = 1e-3
 NAMES = ("E", "A", "B", "alpha", "beta")
-_SMALLEST, _LARGEST, _STEEPEST = -14.0, 3.0, 3.0  # bounds of a term's log size at the anchor, and of the exponents
+_STEEPEST = 3.0  # bound of the exponents
+_TOGETHER = 0.999  # correlation of log parameters and log tokens beyond which they are one quantity
 
 
 def build(runs: Runs, delta: float, architectures: list[str] | None = None) -> Curve:
@@ -68,10 +70,24 @@ def build(runs: Runs, delta: float, architectures: list[str] | None = None) -> C
         e, a, b, alpha, beta = (theta[:, i, None] for i in (0, count, 2 * count, 3 * count, 3 * count + 1))
         return np.exp(e) + np.exp(a - alpha * at_x) + np.exp(b - beta * at_y)
 
-    lower = np.array([_SMALLEST] * (3 * count) + [0.0, 0.0])
-    upper = np.array([_LARGEST] * (3 * count) + [_STEEPEST] * 2)
+    level = float(np.log(loss.mean()))
+    lower = np.array([level + SMALLEST] * (3 * count) + [0.0, 0.0])
+    upper = np.array([level + LARGEST] * (3 * count) + [_STEEPEST] * 2)
     problem = Problem(curve.predict, curve.jacobian, np.log(loss), delta, lower, upper)
-    return Curve(problem, starts(loss, count), public, predict, loss, "Huber of log loss, summed over points", True)
+    return Curve(
+        problem, starts(loss, count), public, predict, loss, "Huber of log loss, summed over points", True,
+        _undetermined(x, y),
+    )  # fmt: skip
+
+
+def _undetermined(x: Array, y: Array) -> str | None:
+    """Whether log parameters and log tokens span a plane; both centred, [n]."""
+    for values, name in ((x, "n_params"), (y, "tokens")):
+        if np.abs(values).max() < 1e-6:
+            return f"all rows have the same {name}, so its term cannot be told from E"
+    if abs(float(x @ y)) > _TOGETHER * math.sqrt(float(x @ x) * float(y @ y)):
+        return "parameters and tokens rise together in these rows, so their terms cannot be told apart"
+    return None
 
 
 def starts(loss: Array, architectures: int = 1) -> Array:
@@ -82,13 +98,14 @@ def starts(loss: Array, architectures: int = 1) -> Array:
 
 
 def compute_optimal(parameters: Mapping[str, Any], flops: Any) -> tuple[Any, Any, Any]:
-    """N, D and loss of the least loss at C = 6 N D (Hoffmann et al. 2022, eq. 4)."""
+    """N, D and loss of the least loss at C = 6 N D (Hoffmann et al. 2022, eq. 4); nan without both exponents."""
     alpha, beta = parameters["alpha"], parameters["beta"]
-    total = alpha + beta
-    log_g = (np.log(alpha) + np.log(parameters["A"]) - np.log(beta) - np.log(parameters["B"])) / total
+    total = np.asarray(alpha + beta)
     budget = np.log(flops / points.FLOPS_PER_PARAMETER_TOKEN)
-    n, d = np.exp(log_g + budget * beta / total), np.exp(-log_g + budget * alpha / total)
-    return n, d, parameters["E"] + parameters["A"] / n**alpha + parameters["B"] / d**beta
+    with np.errstate(all="ignore"):  # an exponent of zero has no optimum: nan
+        log_g = (np.log(alpha) + np.log(parameters["A"]) - np.log(beta) - np.log(parameters["B"])) / total
+        n, d = np.exp(log_g + budget * beta / total), np.exp(-log_g + budget * alpha / total)
+        return n, d, parameters["E"] + parameters["A"] / n**alpha + parameters["B"] / d**beta
 
 
 def fit(runs: Runs, settings: Settings) -> Fit:
@@ -217,7 +234,7 @@ def _verdict(fitted: CurveFit, held: dict[str, Any] | None) -> list[str]:
     if fitted.samples is None:
         sentences.append("There are no intervals, so these exponents must not be compared with others.")
         return sentences + held_out_sentence(held, "loss")
-    share = fitted.spread(lambda t: t[:, 4] / (t[:, 3] + t[:, 4]))
+    share = fitted.spread(lambda t: t[:, 4] / np.maximum(t[:, 3] + t[:, 4], 1e-300))
     assert share is not None
     sentences.append(
         interval_sentence("The compute-optimal model size grows as C^a with a", beta / (alpha + beta), share)

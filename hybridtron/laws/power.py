@@ -90,7 +90,15 @@ def valley_curves(runs: Runs, column: str, found: list[Valley], panel: str, x_la
     """The rows of every budget and its parabola over the rows that were fitted."""
     axes: dict[str, Any] = {"x_label": x_label, "y_label": "loss (nats per token)"}
     curves = []
+    small = [rows for _, rows in valleys.split_budgets(runs["flops"]) if len(rows) < valleys.FEWEST]
+    if small:
+        rest = np.concatenate(small)
+        curves.append(
+            Series(panel, "budgets of too few runs", "points", runs[column][rest], runs["loss"][rest], **axes)
+        )
     for valley, (_, rows) in zip(found, valleys.split_budgets(runs["flops"]), strict=True):
+        if len(rows) < valleys.FEWEST:
+            continue
         label = f"C = {valley.budget:.4g}" + ("" if valley.kept else " (dropped)")
         curves.append(Series(panel, label, "points", runs[column][rows], runs["loss"][rows], **axes))
         if np.isfinite(valley.x):
@@ -122,7 +130,7 @@ def fit_power(runs: Runs, settings: Settings, column: str, window: float) -> Pow
     log_x = np.log([valley.x for valley in kept])
     exponent, log_factor = (float(v) for v in valleys.line(log_c, log_x))
     axis = {"n_params": "minimum in N", "tokens": "minimum in D"}.get(column, column)
-    warnings = [f"{v.reason} (budget C = {v.budget:.4g}, {axis}, dropped)" for v in found if v.reason]
+    warnings = valleys.budget_warnings(runs["flops"]) + _dropped(found, axis)
     rows = np.unique(np.concatenate([valley.rows for valley in kept]))
     labels = bootstrap.group_labels(runs, settings.group)
     freedom = sum(len(valley.rows) - 3 for valley in kept)
@@ -147,13 +155,46 @@ def fit_power(runs: Runs, settings: Settings, column: str, window: float) -> Pow
         widening, scatter = _scatter(log_c, log_x, minima)
         if widening > 1:
             warnings.append(
-                f"scatter: the minima lie {widening:.2g}x farther from the line than the noise within budgets "
+                f"scatter: the minima ({axis}) lie {widening:.2g}x farther from the line than the noise within budgets "
                 "explains; intervals are widened by that factor"
             )
     return Power(
         exponent, math.exp(log_factor), found, float(sum((v.residual**2).sum() for v in kept)), len(rows),
         len(np.unique(labels[rows])), freedom, samples, minima, widening, scatter, warnings,
     )  # fmt: skip
+
+
+def _dropped(found: list[Valley], axis: str) -> list[str]:
+    """Budgets that are left out and why; many that have too few runs share one warning."""
+    small = [valley for valley in found if valley.reason and valley.reason.startswith("few points")]
+    warnings = [f"{v.reason} (budget C = {v.budget:.4g}, dropped)" for v in small]
+    if len(small) > 3:
+        named = ", ".join(f"{valley.budget:.4g}" for valley in small[:6]) + (", ..." if len(small) > 6 else "")
+        warnings = [f"few points: {len(small)} budgets of too few runs or sizes are dropped: C = {named}"]
+    others = [valley for valley in found if valley.reason and valley not in small]
+    return warnings + [f"{v.reason} (budget C = {v.budget:.4g}, {axis}, dropped)" for v in others]
+
+
+def hold_out(power: Power, settings: Settings, exponent_name: str, factor_name: str) -> dict[str, Any] | None:
+    """The line through all but the largest budgets against the minima of these; None when too few would be left."""
+    kept = power.kept
+    count = settings.holdout if settings.holdout is not None else 1
+    if count <= 0 or len(kept) - count < 2:
+        return None
+    rest, held = kept[:-count], kept[-count:]
+    exponent, factor = (
+        float(v) for v in valleys.line(*(np.log([getattr(v, n) for v in rest]) for n in ("budget", "x")))
+    )
+    predicted = np.array([math.exp(factor + exponent * math.log(v.budget)) for v in held])
+    observed = np.array([v.x for v in held])
+    error = predicted / observed - 1
+    return {
+        "held_out": count, "by": "budget", "largest_fitted": rest[-1].budget, "largest_held_out": held[-1].budget,
+        "mean_relative_error": float(error.mean()), "mean_absolute_relative_error": float(np.abs(error).mean()),
+        "worst_relative_error": float(error[np.argmax(np.abs(error))]),
+        "parameters_without": {exponent_name: exponent, factor_name: math.exp(factor)},
+        "observed": observed, "predicted": predicted,
+    }  # fmt: skip
 
 
 def _scatter(log_c: Array, log_x: Array, minima: Array) -> tuple[float, dict[str, float]]:

@@ -21,9 +21,9 @@ from hybridtron.laws.runs import Runs
 
 TEXT = ("arch",)  # names, also where they look like numbers
 # Columns whose values are not simply above zero.
-RANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "score": np.isfinite,
-    "error": lambda error: (error > 0) & (error <= 1),
+RANGES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
+    "score": (np.isfinite, "a finite number"),
+    "error": (lambda error: (error > 0) & (error <= 1), "a share above 0 and up to 1 (is it in per cent?)"),
 }
 
 
@@ -96,7 +96,7 @@ def _cells(source: Path, context: int | None) -> Cells:
         beside = [p.name for p in source.parent.iterdir()] if source.parent.is_dir() else []
         close = nearest(source.name, beside)
         raise UserError(f"{source}: no such file or folder" + (f" (nearest: {close})" if close else ""))
-    table = _read_parquet(source) if source.suffix == ".parquet" else _read_csv(source)
+    table = _read_parquet(source) if _is_parquet(source) else _read_csv(source)
     if not table.lines:
         raise UserError(f"{source}: no rows; expected a header and at least one run")
     return table
@@ -129,6 +129,15 @@ def _read_csv(path: Path) -> Cells:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     return Cells({name: [row[i] for row in rows] for i, name in enumerate(header)}, lines, str(path))
+
+
+def _is_parquet(path: Path) -> bool:
+    """By its first bytes, whatever its name, or by its name."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"PAR1" or path.suffix.lower() in (".parquet", ".pq")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _read_parquet(path: Path) -> Cells:
@@ -190,10 +199,13 @@ def _typed(
             raise missing_column(name, table.columns, table.source)
     if group is not None and group not in columns:
         raise no_column(group, table.columns, table.source)
+    if group is not None and "" in cells[group]:
+        line = table.lines[list(cells[group]).index("")]
+        raise UserError(f"{table.source}, {table.place} {line}: {group} is empty; expected the run of each row")
     runs = Runs(columns, np.array(table.lines), table.source, table.place)
     for name in (*needed, *optional):
         if name in columns and name not in TEXT:
-            runs.require((name,), RANGES.get(name))
+            runs.require((name,), *RANGES.get(name, ()))
     return Reading(runs, (*table.notes, *notes), (*table.warnings, *_ungrouped(runs, group)))
 
 

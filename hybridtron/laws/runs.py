@@ -72,8 +72,13 @@ class Runs:
         text = values if values.dtype == object else np.array([f"{v:g}" for v in values], dtype=object)
         return {str(value): self.take(text == value) for value in dict.fromkeys(text)}
 
-    def require(self, columns: tuple[str, ...], valid: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
-        """The columns are there and every value is a finite number above zero (or one that `valid` accepts).
+    def require(
+        self,
+        columns: tuple[str, ...],
+        valid: Callable[[np.ndarray], np.ndarray] = lambda values: values > 0,
+        expected: str = "a finite number above zero",
+    ) -> None:
+        """The columns are there and every value is a finite number that `valid` accepts (`expected` in words).
 
         Raises UserError that names the first broken row by its line.
         """
@@ -82,10 +87,9 @@ class Runs:
             if values.dtype == object:
                 raise UserError(f"{self.source}: column {name!r} is text; expected numbers")
             with np.errstate(invalid="ignore"):
-                good = np.isfinite(values) & (values > 0 if valid is None else valid(values))
+                good = np.isfinite(values) & valid(values)
             if not good.all():
                 row = int(np.argmin(good))
-                expected = "a finite number above zero" if valid is None else "a finite number in range"
                 others = int((~good).sum()) - 1
                 more = f" (and {others} more {'rows' if others > 1 else 'row'} like it)" if others else ""
                 raise UserError(

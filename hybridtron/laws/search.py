@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 
 SAME = 1e-6  # two objectives that differ by less than this, relative, are the same optimum
 _SCREEN_POINTS = 96
-_REFINED = 48
+_REFINED = 24
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Optimum:
     second_route: float
 
     def describe(self) -> dict[str, float | int | str]:
-        relative = (self.second_route - self.objective) / max(abs(self.objective), 1e-300)
+        relative = (self.second_route - self.objective) / max(abs(self.objective), 1e-15)
         return {
             "starts": self.starts,
             "starts_refined": self.refined,
@@ -105,7 +105,7 @@ def screen(problem: Problem, starts: Array, keep: int) -> Array:
 def quick_search(problem: Problem, starts: Array) -> Array:
     """The best parameters [p] from fewer starts and by one route, for the many side fits."""
     starts = np.clip(starts[:: 1 + len(starts) // 1000], problem.lower, problem.upper)
-    theta, value = refine(problem, screen(problem, starts, 12), iterations=60)
+    theta, value = refine(problem, screen(problem, starts, 8), iterations=60)
     return theta[int(np.argmin(value))]
 
 

@@ -20,7 +20,7 @@ from hybridtron.laws.law import Fit, Law, Series, Settings, record
 from hybridtron.laws.runs import Runs
 from hybridtron.laws.search import Array
 from hybridtron.laws.valleys import FEWEST, find_valley, split_budgets
-from hybridtron.laws.wording import interval_sentence, number
+from hybridtron.laws.wording import held_out_sentence, interval_sentence, not_held_out, number
 
 WINDOW = 4.0
 FEWEST_POINTS = 5
@@ -36,6 +36,7 @@ class Point:
     log_perplexity: float
     n_params: float
     how: str
+    members: frozenset[str]  # the runs it was found from, by the group column
 
 
 def fit(runs: Runs, settings: Settings) -> Fit:
@@ -47,10 +48,16 @@ def fit(runs: Runs, settings: Settings) -> Fit:
     window = float(settings.options.get("window", WINDOW))
     if not window > 1:
         raise UserError(f"option window={window:g}; expected a factor above 1")
-    optimal, warnings = compute_optimal_points(runs, window)
+    optimal, warnings = compute_optimal_points(runs, window, settings.group)
     if len(optimal) < 2 or len({point.state for point in optimal}) < 2:
         raise UserError(f"{runs.source}: {len(optimal)} compute-optimal points; expected two or more of different state"
                         + (f" ({'; '.join(warnings)})" if warnings else ""))  # fmt: skip
+    single = sum(point.how == "single run" for point in optimal)
+    if 0 < single < len(optimal):
+        warnings.append(
+            f"single runs: {single} of {len(optimal)} points are budgets of one run, taken as compute-optimal as they "
+            "stand; does column flops hold the nominal budget of each run?"
+        )
     context, declared = _context(runs, settings)
     if context is None:
         warnings.append(
@@ -59,7 +66,7 @@ def fit(runs: Runs, settings: Settings) -> Fit:
         )
     x, y = (np.array([getattr(point, name) for point in optimal]) for name in ("state", "log_perplexity"))
     x = np.log(x)
-    labels = _labels(optimal, settings)
+    labels = _labels(optimal)
     c, log_g, residual, leverage = _line(x, y)
     samples, reason = _resample(x, y, residual, leverage, labels, settings)
     if reason:
@@ -78,6 +85,8 @@ def fit(runs: Runs, settings: Settings) -> Fit:
             f"architectures: within architectures c is {shared['c']:.4g}, across all points {c:.4g}; the joint law "
             "mixes differences between architectures with the effect of state"
         )
+    held = _hold_out(optimal, settings)
+    warnings += not_held_out(settings, held, f"{len(optimal)} compute-optimal points")
     predictions = []
     for point in settings.predict:
         if set(point) != {"M"} or not point["M"] > 0:
@@ -108,30 +117,39 @@ def fit(runs: Runs, settings: Settings) -> Fit:
         version=hybridtron.__version__,
         search={
             "compute_optimal_points": [
-                vars(point) | {"perplexity": math.exp(point.log_perplexity)} for point in optimal
+                {name: value for name, value in vars(point).items() if name != "members"}
+                | {"perplexity": math.exp(point.log_perplexity)}
+                for point in optimal
             ]
         },
-        extrapolation=_hold_out(optimal, settings),
-        verdict=_verdict(c, intervals, optimal, declared, shared),
+        extrapolation=held,
+        verdict=_verdict(c, intervals, optimal, declared, shared)
+        + held_out_sentence(held, "compute-optimal perplexity"),
         curves=_curves(optimal, c, log_g, samples),
     )
 
 
-def compute_optimal_points(runs: Runs, window: float) -> tuple[list[Point], list[str]]:
+def compute_optimal_points(
+    runs: Runs, window: float, group: str | None = None
+) -> tuple[list[Point], list[str]]:  # fmt: skip
     """The compute-optimal point of each architecture and budget, and what was left out.
 
     A budget of one run is taken as a compute-optimal point already; two or three runs give no valley and are dropped.
+    `group` is the column that names the run of each row; by default every row is a run of its own.
     """
     groups = runs.split("arch") if "arch" in runs else {"all": runs}
     found, warnings = [], []
     for arch, table in groups.items():
+        own = [f"{arch} {row}" for row in range(len(table))]
+        names = np.array(own) if group is None else table[group].astype(str)
         flops, state = table["flops"], table["total_state"]
         for budget, rows in split_budgets(flops):
             where = f"{arch}, budget C = {budget:.4g}"
             if len(rows) == 1:
                 row = int(rows[0])
                 size = float(table["n_params"][row]) if "n_params" in table else math.nan
-                found.append(Point(arch, budget, float(state[row]), float(table["loss"][row]), size, "single run"))
+                found.append(Point(arch, budget, float(state[row]), float(table["loss"][row]), size, "single run",
+                                   frozenset(names[rows])))  # fmt: skip
                 continue
             if len(rows) < FEWEST or "n_params" not in table:
                 warnings.append(f"few points: {len(rows)} runs give no valley ({where}, dropped)")
@@ -144,7 +162,8 @@ def compute_optimal_points(runs: Runs, window: float) -> tuple[list[Point], list
             sizes, levels = np.log(table["n_params"][near]), np.log(state[near])
             at = np.polyfit(sizes - valley.centre, levels, 2 if len(np.unique(sizes)) > 3 else 1)
             log_state = float(np.polyval(at, math.log(valley.x) - valley.centre))
-            found.append(Point(arch, budget, math.exp(log_state), valley.loss, valley.x, "valley"))
+            found.append(Point(arch, budget, math.exp(log_state), valley.loss, valley.x, "valley",
+                               frozenset(names[near])))  # fmt: skip
     return found, warnings
 
 
@@ -160,14 +179,13 @@ def _context(runs: Runs, settings: Settings) -> tuple[float | None, str]:
     return None, "The context length that attention's state assumes is not declared, so M cannot be compared elsewhere."
 
 
-def _labels(optimal: list[Point], settings: Settings) -> Any:
-    if settings.group is None:
-        return np.arange(len(optimal))
-    if settings.group != "arch":
-        raise UserError(
-            f"group {settings.group!r}: state-optimal resamples compute-optimal points; expected arch or none"
-        )
-    return np.unique([point.arch for point in optimal], return_inverse=True)[1]
+def _labels(optimal: list[Point]) -> Any:
+    """Number of the independent set of each point: points that share a run, or that others link, are one set."""
+    sets: list[frozenset[str]] = []
+    for point in optimal:
+        linked = [one for one in sets if one & point.members]
+        sets = [one for one in sets if one not in linked] + [point.members.union(*linked)]
+    return np.array([next(i for i, one in enumerate(sets) if point.members <= one) for point in optimal])
 
 
 def _line(x: Array, y: Array) -> tuple[float, float, Array, Array]:
@@ -252,6 +270,8 @@ def _verdict(
 ) -> list[str]:  # fmt: skip
     span = intervals["c"] if intervals else None
     sentences = [interval_sentence("Compute-optimal perplexity changes with total state as M^c, c", c, span), declared]
+    if all(point.how == "single run" for point in optimal):
+        sentences.append("Each budget has one run: that it is compute-optimal is taken from the data, not shown by it.")
     if span is not None and span[0] <= 0 <= span[1]:
         sentences.append("The interval includes zero: these data do not show that more state helps.")
     if shared is not None:
@@ -289,6 +309,7 @@ LAW = Law(
     optional_columns=("n_params", "arch", "state_context"),
     parameters=("c", "G"),
     fit=fit,
+    ignores=("delta",),
     options={
         "context": (None, "context length in tokens at which attention's state was counted"),
         "window": (WINDOW, "rows within this factor of a budget's minimum are fitted; inf takes all"),

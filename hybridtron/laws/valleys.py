@@ -18,7 +18,9 @@ from hybridtron.laws.runs import Runs
 from hybridtron.laws.search import Array
 
 FEWEST = 4  # rows of a parabola: three coefficients and one degree of freedom
-SAME_BUDGET = 0.02  # budgets closer than this, relative, are one
+SAME_BUDGET = 0.02  # values closer than this, relative, are one budget
+WIDEST_BUDGET = 0.4  # logarithm of the widest span of values that are still taken as one budget
+APART = 2.0  # budgets wider than SAME_BUDGET lie at least so many of their widths apart
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,51 @@ class Valley:
 
 
 def split_budgets(flops: Array) -> list[tuple[float, NDArray[np.intp]]]:
-    """Budgets in rising order with their rows; values within 2 % are one budget, named by their median."""
+    """Budgets in rising order with their rows, each named by the median of its values.
+
+    Values within 2 % are one budget. Counted FLOPs scatter more about their nominal budgets: where 2 % leaves most rows
+    without company, the smallest gap is taken that parts the values into narrow clusters far from each other, if there
+    is one.
+    """
     order = np.argsort(flops, kind="stable")
-    breaks = np.flatnonzero(np.diff(np.log(flops[order])) > SAME_BUDGET) + 1
+    logs = np.log(flops[order])
+    gaps = np.diff(logs)
+    nominal = np.flatnonzero(gaps > SAME_BUDGET) + 1
+    breaks = nominal
+    if not _crowded(np.split(order, nominal)):
+        for gap in np.unique(gaps[(gaps > SAME_BUDGET) & (gaps < WIDEST_BUDGET)]):
+            wider = np.flatnonzero(gaps > gap) + 1
+            width = max(float(np.ptp(part)) for part in np.split(logs, wider))
+            apart = len(wider) > 0 and gaps[wider - 1].min() >= APART * width
+            if apart and width <= WIDEST_BUDGET and _crowded(np.split(order, wider)):
+                breaks = wider
+                break
     return [(float(np.median(flops[rows])), rows) for rows in np.split(order, breaks)]
+
+
+def _crowded(parts: Sequence[NDArray[np.intp]]) -> bool:
+    """Whether nine rows in ten share their budget with enough others for a parabola."""
+    sizes = np.array([len(part) for part in parts])
+    return bool(sizes[sizes >= FEWEST].sum() >= 0.9 * sizes.sum())
+
+
+def budget_warnings(flops: Array) -> list[str]:
+    """Warnings that ask whether the FLOPs are those of compute budgets."""
+    budgets = split_budgets(flops)
+    alone = sum(len(rows) for _, rows in budgets if len(rows) < FEWEST)
+    if alone > 0.25 * len(flops):
+        return [
+            f"budgets: {alone} of {len(flops)} rows lie in budgets of fewer than {FEWEST} runs; does column flops hold "
+            "the nominal budget of each run?"
+        ]
+    widest, rows = max(budgets, key=lambda budget: float(np.ptp(np.log(flops[budget[1]]))))
+    spread = float(flops[rows].max() / flops[rows].min() - 1)
+    if spread <= 2 * SAME_BUDGET:
+        return []
+    return [
+        f"budgets: FLOPs that differ by up to {100 * spread:.0f} % are taken as one budget (C = {widest:.4g}), and "
+        "their losses as measured at equal compute"
+    ]
 
 
 def find_valley(budget: float, x: Array, loss: Array, rows: NDArray[np.intp], window: float) -> Valley:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from hybridtron.laws import depth_width
 from hybridtron.laws.runs import Runs
 
 NOISES = (0.001, 0.002, 0.005, 0.01)  # relative standard deviations of the loss
 PARAMETRIC = {"E": 1.8, "A": 400.0, "B": 1500.0, "alpha": 0.34, "beta": 0.36}
 OVERTRAINING = {"E": 1.8, "a": 150.0, "b": 250.0, "eta": 0.13}
+DEPTH_WIDTH = {"E": 1.7, "A": 0.5, "alpha": 0.6, "B": 0.2, "beta": 0.8, "G": 0.35, "gamma": 0.4}
 DOWNSTREAM = {"epsilon": 0.85, "k": 2.1, "gamma": 0.76}
 
 
@@ -74,6 +76,14 @@ def state_runs(seed, noise: float, budgets=(4e18, 8e18, 2e19, 4e19, 8e19), c: fl
     loss = np.log(G * state**c) + noise * rng.standard_normal(len(flops))
     arch = np.repeat(["conv", "recurrent", "attention"], len(budgets))
     return Runs.of(flops=flops, total_state=state, loss=loss, arch=list(arch))
+
+
+def depth_width_runs(seed, noise: float, n: int = 60) -> Runs:
+    rng = np.random.default_rng(seed)
+    width, depth = (np.exp(rng.uniform(np.log(low), np.log(high), n)) for low, high in ((256, 4096), (4, 80)))
+    tokens = np.exp(rng.uniform(np.log(2e9), np.log(3e11), n))
+    loss = depth_width.loss(width=width, depth=depth, tokens=tokens, **DEPTH_WIDTH)
+    return Runs.of(width=width, depth=depth, tokens=tokens, loss=loss * np.exp(noise * rng.standard_normal(n)))
 
 
 def proxy_runs(seed, correlation: float, n: int) -> Runs:

@@ -10,7 +10,7 @@ import pytest
 
 from hybridtron.laws import LAWS, Settings, fit
 from hybridtron.laws.parametric import compute_optimal
-from hybridtron.laws.proxy import permutation_p, ranks
+from hybridtron.laws.proxy import permutation_p, rank_p, ranks
 from hybridtron.laws.runs import Runs
 from tests.laws import planted
 
@@ -92,6 +92,19 @@ def test_overtraining_reports_the_excess_of_each_architecture():
     assert len(panels) == 1
 
 
+def test_a_chain_with_an_unsure_loss_gives_no_interval_of_the_error():
+    """Ten runs are enough for the three parameters of the error and too few for the five of the loss."""
+    runs = planted.parametric_runs(3, 0.002, n=10)
+    truth, noise = planted.DOWNSTREAM, 1e-4 * np.random.default_rng(1).standard_normal(10)
+    error = truth["epsilon"] - truth["k"] * np.exp(-truth["gamma"] * runs["loss"]) + noise
+    settings = Settings(bootstrap=100, holdout=0, predict=[{"N": 3e9, "D": 6e10}, {"L": 2.5}])
+    found = fit("downstream", runs.with_column("error", error), settings)
+    chained, direct = (point["error_interval"] for point in found.predictions)
+    assert chained is None
+    assert direct is not None
+    assert any(warning.startswith("loss law: few points") for warning in found.warnings)
+
+
 @pytest.mark.parametrize("loss_law", ["parametric", "overtraining"])
 def test_downstream_is_chained_after_a_loss_law(loss_law):
     runs = planted.parametric_runs(3, 0.002)
@@ -113,9 +126,49 @@ def test_held_out_runs_are_the_largest_and_their_error_is_reported():
     assert held["mean_absolute_relative_error"] < 0.02
 
 
+def test_held_out_budgets_of_a_learning_rate_sweep():
+    held = fit("learning-rate", EXAMPLES["learning-rate"], Settings(bootstrap=0, holdout=2)).extrapolation
+    assert (held["held_out"], held["largest_fitted"], held["largest_held_out"]) == (2, 1e18, 1e20)
+    assert held["mean_absolute_relative_error"] < 0.1
+    assert set(held["parameters_without"]) == {"s", "k"}
+
+
+def test_every_run_is_in_the_plot_however_many_ratios_there_are():
+    runs = planted.overtraining_runs(2, 0.003, n=60)
+    spread = runs.with_column("tokens", runs["n_params"] * np.geomspace(0.5, 4000, 60))
+    panel = [s for s in fit("overtraining", spread, Settings(bootstrap=0)).curves if s.panel == "loss against compute"]
+    assert sum(len(series.x) for series in panel if series.kind == "points") == 60
+    assert len({series.label for series in panel}) <= 8
+
+
+def test_points_found_from_the_same_runs_are_resampled_together():
+    """Five budgets of each architecture; where each run gives a point to two budgets, fewer points are independent."""
+    runs = planted.state_runs(1, 0.003)
+    pairs = [f"{arch} {i % 5 // 2}" for i, arch in enumerate(runs["arch"])]
+    settings = Settings(bootstrap=64, group="run")
+    found = fit("state-optimal", runs.with_column("run", pairs), settings)
+    assert (found.n_points, found.n_groups) == (15, 9)
+    assert fit("state-optimal", runs, Settings(bootstrap=64)).n_groups == 15
+
+
+@pytest.mark.parametrize("n", [5, 8])
+def test_counting_orders_of_ranks_is_trying_them_all(n):
+    rng = np.random.default_rng(n)
+    x, y = ranks(rng.standard_normal(n)), ranks(rng.integers(0, 4, n).astype(float))
+    assert rank_p(x, y, 0)[0] == pytest.approx(permutation_p(x, y, 0)[0])
+
+
+def test_more_orders_than_can_be_counted_are_not_called_exact():
+    twelve, thirteen = (fit("proxy", planted.proxy_runs(1, -0.8, n)) for n in (12, 13))
+    assert twelve.search["p_counted_over"] == "all 479001600 orders"
+    assert "exact permutation p" in twelve.verdict[0]
+    assert "permutation p (100000 random orders)" in thirteen.verdict[0]
+    assert "exact" not in thirteen.verdict[0]
+
+
 def test_the_permutation_p_is_exact():
     """Perfect order of five points: 2 of 120 orders are as extreme."""
-    p, counted = permutation_p(ranks(np.arange(5.0)), ranks(np.arange(5.0)), 0)
-    assert p == pytest.approx(2 / 120)
+    p, smallest, counted = rank_p(ranks(np.arange(5.0)), ranks(np.arange(5.0)), 0)
+    assert p == smallest == pytest.approx(2 / 120)
     assert "120" in counted
     assert list(ranks(np.array([3.0, 1.0, 3.0]))) == [2.5, 1.0, 2.5]

@@ -4,7 +4,9 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import csv, parquet
 
 from hybridtron.errors import UserError
 from hybridtron.laws.read import read_runs
@@ -58,6 +60,11 @@ def test_usual_names_of_columns_are_understood_and_noted(table):
     assert reading.notes == ("n_params is column params", "tokens is column D", "loss is column val_loss")
 
 
+def test_letter_case_and_marks_of_a_name_do_not_matter(table):
+    file = table("1e6,1e7,4.0,5.0", header="N_Params,Tokens,Loss,val_loss")
+    assert [read_runs([file], NEEDED).runs[name][0] for name in NEEDED] == [1e6, 1e7, 4.0]
+
+
 def test_a_chosen_column_wins_over_the_usual_name(table):
     file = table("1e6,1e7,4.0,5.0", header="n_params,tokens,loss,loss_c4")
     assert read_runs([file], NEEDED, columns={"loss": "loss_c4"}).runs["loss"][0] == 5.0
@@ -96,15 +103,19 @@ def test_every_shared_file_is_read():
 
 
 def test_parquet_gives_what_csv_gives(tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet", reason="needs hybridtron[parquet]")
-    from pyarrow import csv
-
     source = DATA / "gadre_overtraining.csv"
-    parquet.write_table(csv.read_csv(source), tmp_path / "runs.parquet")
     one = read_runs([source], ("n_params", "tokens")).runs
-    two = read_runs([tmp_path / "runs.parquet"], ("n_params", "tokens")).runs
-    for name in one.columns:
-        np.testing.assert_array_equal(one[name], two[name])
+    for name in ("runs.parquet", "runs.pq", "part-0000"):
+        parquet.write_table(csv.read_csv(source), tmp_path / name)
+        two = read_runs([tmp_path / name], ("n_params", "tokens")).runs
+        for column in one.columns:
+            np.testing.assert_array_equal(one[column], two[column])
+
+
+def test_a_null_of_a_parquet_file_is_named_by_its_row(tmp_path):
+    table = pyarrow.table({"n_params": [1e6, 2e6], "tokens": [1e7, 2e7], "loss": [4.0, None]})
+    parquet.write_table(table, tmp_path / "runs.parquet")
+    assert "row 2: loss is empty" in refusal([tmp_path / "runs.parquet"], NEEDED)
 
 
 # -- what is refused, with the line
@@ -143,7 +154,9 @@ def test_an_optional_column_that_is_there_must_be_whole(table):
 
 def test_the_error_column_is_a_share(table):
     file = table("62.5,3.0", header="error,loss")
-    assert "line 2: error is 62.5; expected a finite number in range" in refusal([file], ("error", "loss"))
+    assert "line 2: error is 62.5; expected a share above 0 and up to 1 (is it in per cent?)" in refusal(
+        [file], ("error", "loss")
+    )
 
 
 def test_columns_that_the_law_does_not_use_may_be_broken(table):
@@ -208,8 +221,12 @@ def test_a_binary_file_is_refused(tmp_path):
     assert "expected comma-separated text in UTF-8" in refusal([file], NEEDED)
 
 
+def test_a_row_without_its_group_is_refused(table):
+    file = table("1e6,1e7,4.0,a", "2e6,2e7,3.5,", header="n_params,tokens,loss,run")
+    assert "line 3: run is empty" in refusal([file], NEEDED, group="run")
+
+
 def test_a_damaged_parquet_file_is_refused(tmp_path):
-    pytest.importorskip("pyarrow", reason="needs hybridtron[parquet]")
     (tmp_path / "runs.parquet").write_bytes(b"PAR1 and then nothing")
     assert "not a whole parquet file" in refusal([tmp_path / "runs.parquet"], NEEDED)
 

@@ -64,12 +64,39 @@ def test_the_objective_is_a_sum_over_points():
     assert two.objective == pytest.approx(2 * one.objective, rel=1e-8)
 
 
+@pytest.mark.parametrize("unit", [1e-3, 200.0])
+@pytest.mark.parametrize(
+    ("law", "runs", "sizes", "shapes"),
+    [
+        ("parametric", planted.parametric_runs(5, 0.002), ("E", "A", "B"), ("alpha", "beta")),
+        ("overtraining", planted.overtraining_runs(5, 0.002), ("E", "a", "b"), ("eta",)),
+    ],
+)
+def test_the_unit_of_the_loss_only_changes_sizes(law, runs, sizes, shapes, unit):
+    one, other = (
+        fit(law, table, Settings(bootstrap=0, holdout=0)).parameters
+        for table in (runs, runs.with_column("loss", unit * runs["loss"]))
+    )
+    assert [other[name] for name in sizes] == pytest.approx([unit * one[name] for name in sizes], rel=1e-4)
+    assert [other[name] for name in shapes] == pytest.approx([one[name] for name in shapes], rel=1e-5)
+
+
+def test_the_units_of_error_and_loss_do_not_hide_the_downstream_optimum():
+    runs = planted.downstream_runs(5, 0.002)
+    per_cent = Runs.of(loss=50 * runs["loss"], error=100 * runs["error"])
+    one, other = (fit("downstream", table, Settings(bootstrap=0, holdout=0)).parameters for table in (runs, per_cent))
+    assert other["epsilon"] == pytest.approx(100 * one["epsilon"], rel=1e-5)
+    assert other["gamma"] == pytest.approx(one["gamma"] / 50, rel=1e-5)
+
+
 def test_noiseless_data_give_the_truth_by_both_routes():
     curve = parametric.build(planted.parametric_runs(3, 0.0), 1e-3)
     found = search(curve.problem, curve.starts)
     values = {name: float(value[0]) for name, value in curve.public(found.theta[None]).items()}
     assert values == pytest.approx(planted.PARAMETRIC, rel=1e-4)
     assert found.second_route < 1e-9
+    settings = Settings(bootstrap=0, holdout=0)
+    assert fit("parametric", planted.parametric_runs(3, 0.0), settings).warnings == []
     assert found.starts == 4500
 
 

@@ -13,6 +13,9 @@ from tests.laws import planted
 QUICK = Settings(bootstrap=64, holdout=0)
 
 
+SHAPES = planted.depth_width_runs(5, 0.002)
+
+
 def kinds(found) -> list[str]:
     return [warning.split(":")[0] for warning in found.warnings]
 
@@ -94,6 +97,12 @@ def test_filter_sensitivity_of_a_curve():
         ("isoflop", planted.isoflop_runs(5, 0.003), {"C": 1e21}, {"C": 1e22}),
         ("state-optimal", planted.state_runs(5, 0.003), {"M": 1e7}, {"M": 1e10}),
         ("learning-rate", planted.learning_rate_runs(5, 0.003), {"C": 5e20}, {"C": 5e21}),
+        (
+            "depth-width",
+            SHAPES,
+            {"width": 2048, "depth": 24, "tokens": 1e11},
+            {"width": 2048, "depth": 24, "tokens": 1e14},
+        ),
     ],
 )
 def test_extrapolation_beyond_ten_times(law, runs, near, far):
@@ -135,6 +144,111 @@ def test_a_parameter_that_the_data_cannot_measure_is_named():
     flat = planted.parametric_runs(7, 0.0005, truth={**planted.PARAMETRIC, "A": 1e-9})
     assert "not identified" not in kinds(fit("parametric", runs, QUICK))
     assert "not identified" in kinds(fit("parametric", flat, QUICK))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"n_params": np.full(40, 1e8)}, "same n_params"),
+        ({"tokens": np.full(40, 1e10)}, "same tokens"),
+        ({"tokens": 20 * planted.parametric_runs(7, 0.001, n=40)["n_params"]}, "rise together"),
+        ({name: np.full(40, value) for name, value in {"n_params": 1e8, "tokens": 1e9, "loss": 3.0}.items()}, "same"),
+    ],
+)
+def test_rows_that_cannot_tell_the_parameters_apart_refuse_intervals(change, words):
+    runs = planted.parametric_runs(7, 0.001, n=40)
+    for name, values in change.items():
+        runs = runs.with_column(name, values)
+    found = fit("parametric", runs, QUICK)
+    assert found.intervals is None
+    assert any(w.startswith("not identified: no intervals") and words in w for w in found.warnings)
+
+
+def test_parameters_of_a_term_that_vanishes_are_free():
+    runs = planted.parametric_runs(7, 0.001, n=40)
+    found = fit("parametric", runs.with_column("loss", np.full(40, 3.0)), QUICK)
+    assert found.intervals is None
+    assert any("A, B, alpha, beta free" in w for w in found.warnings)
+
+
+def test_errors_that_do_not_bend_leave_the_far_end_open():
+    bent = planted.downstream_runs(1, 0.002)
+    noise = 0.002 * np.random.default_rng(1).standard_normal(len(bent))
+    straight = bent.with_column("error", 0.3 + 0.1 * bent["loss"] + noise)
+    clear, open_ended = fit("downstream", bent, QUICK), fit("downstream", straight, QUICK)
+    assert "not identified" not in kinds(clear)
+    assert np.ptp(clear.intervals["epsilon"]) < 0.1
+    assert "not identified" in kinds(open_ended)
+    assert open_ended.intervals["epsilon"][1] > 10
+
+
+def scattered(runs: Runs, width: float) -> Runs:
+    """FLOPs as counted: about their nominal budgets by up to this factor."""
+    rng = np.random.default_rng(1)
+    return runs.with_column("flops", runs["flops"] * np.exp(rng.uniform(-width, width, len(runs))))
+
+
+def test_counted_flops_are_gathered_into_their_budgets():
+    runs = planted.isoflop_runs(2, 0.001)
+    exact, near = fit("isoflop", runs, QUICK), fit("isoflop", scattered(runs, 0.1), QUICK)
+    assert "budgets" not in kinds(exact)
+    assert len(near.search["budgets"]) == 6
+    assert near.parameters["a"] == pytest.approx(exact.parameters["a"], abs=0.03)
+    assert any(w.startswith("budgets: FLOPs that differ by up to") for w in near.warnings)
+
+
+def test_flops_that_form_no_budgets_are_asked_about_in_few_words():
+    runs = planted.isoflop_runs(2, 0.001)
+    rng = np.random.default_rng(3)
+    loose = Runs.of(
+        n_params=np.exp(rng.uniform(18, 22, 120)), tokens=np.exp(rng.uniform(21, 25, 120)), loss=np.ones(120)
+    )
+    loose = loose.with_column("loss", planted.parametric_loss(loose["n_params"], loose["tokens"], **planted.PARAMETRIC))
+    loose = loose.with_column("flops", 6 * loose["n_params"] * loose["tokens"])
+    together = Runs.of(**{n: np.concatenate([runs[n], loose[n]]) for n in ("n_params", "tokens", "flops", "loss")})
+    found = fit("isoflop", together, QUICK)
+    assert any(w.startswith("budgets:") and w.endswith("of each run?") for w in found.warnings)
+    assert sum(w.startswith("few points") for w in found.warnings) <= 2
+
+
+def test_a_holdout_that_leaves_too_little_is_said():
+    runs = planted.parametric_runs(4, 0.003, n=30)
+    for law, table, count in (
+        ("parametric", runs, 25),
+        ("isoflop", planted.isoflop_runs(1, 0.001), 5),
+        ("state-optimal", planted.state_runs(1, 0.003), 13),
+        ("learning-rate", planted.learning_rate_runs(1, 0.003), 3),
+    ):
+        asked = fit(law, table, Settings(bootstrap=0, holdout=count))
+        assert asked.extrapolation is None
+        assert "holdout" in kinds(asked)
+        assert "holdout" not in kinds(fit(law, table, Settings(bootstrap=0, holdout=1)))
+
+
+def test_a_setting_without_meaning_is_said():
+    runs = planted.isoflop_runs(1, 0.001)
+    assert "ignored" not in kinds(fit("isoflop", runs, QUICK))
+    assert (
+        "ignored: delta 0.1 means nothing to isoflop" in fit("isoflop", runs, Settings(bootstrap=0, delta=0.1)).warnings
+    )
+    assert "ignored" in kinds(fit("proxy", planted.proxy_runs(1, -0.8, 20), Settings(holdout=2)))
+
+
+def test_few_replicates_are_said():
+    runs = planted.parametric_runs(1, 0.003, n=30)
+    assert "replicates" in kinds(fit("parametric", runs, Settings(bootstrap=20, holdout=0)))
+    assert "replicates" not in kinds(fit("parametric", runs, Settings(bootstrap=100, holdout=0)))
+
+
+def test_single_runs_among_valleys_are_asked_about():
+    runs = planted.state_runs(1, 0.003)
+    valley = planted.isoflop_runs(1, 0.001, budgets=(1e19, 1e20)).with_column("arch", ["transformer"] * 16)
+    valley = valley.with_column("total_state", 100 * valley["n_params"] ** 0.6)
+    names = ("flops", "total_state", "loss", "arch", "n_params")
+    single = runs.with_column("n_params", np.full(len(runs), 1e8))
+    mixed = Runs.of(**{name: np.concatenate([single[name], valley[name]]) for name in names})
+    assert "single runs" not in kinds(fit("state-optimal", runs, QUICK))
+    assert "single runs" in kinds(fit("state-optimal", mixed, QUICK))
 
 
 def test_minima_that_scatter_more_than_their_noise_widen_the_interval():
