@@ -1,6 +1,7 @@
 """Training speed of this project and of Hugging Face transformers at equal shapes, in one run, on one thread.
 
-    python benchmarks/train_step.py [--repeats 7] [--json FILE]
+    make .venv/dev
+    .venv/bin/python benchmarks/train_step.py [--repeats 7] [--json FILE]
 
 Three models of hidden size 256 (sequences of 256 bytes, batches of 8, float32, vocabulary 320): Llama, Mamba-2 and a
 Nemotron-H hybrid. A step is forward, backward, clipping and fused AdamW. Each side runs in a process of its own, as it
@@ -17,15 +18,25 @@ import json
 import multiprocessing
 import platform
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+try:
+    import transformers
+except ModuleNotFoundError:
+    print(
+        "hybridtron: error: transformers is not installed; make .venv/dev installs what tests and benchmarks compare "
+        "with, then run .venv/bin/python benchmarks/train_step.py",
+        file=sys.stderr,
+    )
+    raise SystemExit(2) from None
+
 import torch
 import torch.nn.functional as F
-import transformers
 from torch import Tensor, nn
 
 from hybridtron.accounting.describe import describe

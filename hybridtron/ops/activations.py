@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hybridtron.ops.blocks import as_rows, from_rows, row_order, split_rows
+from hybridtron.ops.native.library import kernels_for
 from hybridtron.ops.precision import under_transforms
 
 
@@ -31,9 +32,12 @@ class _SquaredReLU(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         order = row_order(x)
         rows = as_rows(x, order)
-        out = torch.empty_like(rows)
-        for block, y in split_rows(rows, out):
-            torch.clamp_min(block, 0, out=y).mul_(y)
+        out = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
+        if kernels := kernels_for(rows):
+            kernels.squared_relu_forward(*rows.shape, rows, rows.stride(0), out)
+        else:
+            for block, y in split_rows(rows, out):
+                torch.clamp_min(block, 0, out=y).mul_(y)
         ctx.save_for_backward(rows)
         ctx.shape, ctx.order = x.shape, order
         return from_rows(out, x.shape, order)
@@ -42,9 +46,12 @@ class _SquaredReLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (rows,) = ctx.saved_tensors
-        dx = torch.empty_like(rows)
-        for block, dy, out in split_rows(rows, as_rows(grad, ctx.order), dx):
-            torch.clamp_min(block, 0, out=out).mul_(dy).mul_(2)
+        dx, grads = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device), as_rows(grad, ctx.order)
+        if kernels := kernels_for(rows, grads):
+            kernels.squared_relu_backward(*rows.shape, rows, rows.stride(0), grads, grads.stride(0), dx)
+        else:
+            for block, dy, out in split_rows(rows, grads, dx):
+                torch.clamp_min(block, 0, out=out).mul_(dy).mul_(2)
         return from_rows(dx, ctx.shape, ctx.order)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hybridtron.ops.blocks import runs
+from hybridtron.ops.native.library import Kernels, kernels_for
 from hybridtron.ops.precision import accumulation_dtype, under_transforms
 
 aten = torch.ops.aten
@@ -50,23 +51,32 @@ def attention_reference(
     num_queries, num_keys, repeats = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
     q, k, v = q.double(), k.double().repeat_interleave(repeats, 2), v.double().repeat_interleave(repeats, 2)
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    everything = QueryBlock(0, num_queries, 0, num_keys, 0)
-    probabilities = (scores + _mask(everything, num_keys - num_queries, window, scores)).softmax(-1)
+    everything = QueryBlock(0, num_queries, 0, num_keys, 0, window)
+    probabilities = (scores + _mask(everything, scores)).softmax(-1)
     return torch.einsum("bhqk,bkhd->bqhd", probabilities, v)
 
 
 class QueryBlock(NamedTuple):
-    """Queries [start, stop), the keys [first, last) that any of them sees, and the key from which a mask is needed."""
+    """Queries [start, stop), the keys [first, last) that any of them sees, and the key from which a mask is needed.
+
+    A query stands at a key and sees the `window` keys up to it, or all without a window.
+    """
 
     start: int
     stop: int
     first: int
     last: int
     masked: int
+    window: int | None
 
     @property
     def num_queries(self) -> int:
         return self.stop - self.start
+
+    @property
+    def position(self) -> int:
+        """The key at which the first query stands."""
+        return self.last - self.num_queries
 
     @property
     def num_keys(self) -> int:
@@ -79,17 +89,17 @@ def _query_blocks(num_queries: int, num_keys: int, window: int | None) -> list[Q
     for run in runs(num_queries, _QUERIES):
         first = 0 if window is None else max(0, run.start + ahead - window + 1)
         masked = run.start + ahead if window is None else first
-        blocks.append(QueryBlock(run.start, run.stop, first, run.stop + ahead, masked))
+        blocks.append(QueryBlock(run.start, run.stop, first, run.stop + ahead, masked, window))
     return blocks
 
 
-def _mask(block: QueryBlock, ahead: int, window: int | None, like: Tensor) -> Tensor:
+def _mask(block: QueryBlock, like: Tensor) -> Tensor:
     """What to add to the scores of a block for its keys [masked, last): 0 or, where the query must not look, -inf."""
-    queries = torch.arange(block.start, block.stop, device=like.device).unsqueeze(1) + ahead
+    queries = torch.arange(block.position, block.last, device=like.device).unsqueeze(1)
     keys = torch.arange(block.masked, block.last, device=like.device)
     hidden = keys > queries
-    if window is not None:
-        hidden |= keys <= queries - window
+    if block.window is not None:
+        hidden |= keys <= queries - block.window
     return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, -torch.inf)
 
 
@@ -106,12 +116,12 @@ def _ungroup(x: Tensor, batch: int, heads: int) -> Tensor:
 def _plain_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float) -> Tensor:
     """The same blocks in differentiable, batchable operations."""
     batch, heads, kv, dtype = q.shape[0], q.shape[2], k.shape[2], accumulation_dtype(q)
-    keys, values, ahead = _group(k.to(dtype), kv), _group(v.to(dtype), kv), k.shape[1] - q.shape[1]
+    keys, values = _group(k.to(dtype), kv), _group(v.to(dtype), kv)
     outputs = []
     for block in _query_blocks(q.shape[1], k.shape[1], window):
         queries = _group(q[:, block.start : block.stop].to(dtype) * scale, kv)
         scores = queries @ keys[:, block.first : block.last].transpose(1, 2)
-        mask = F.pad(_mask(block, ahead, window, q), (block.masked - block.first, 0)).to(dtype)
+        mask = F.pad(_mask(block, q), (block.masked - block.first, 0)).to(dtype)
         weights = (scores.unflatten(1, (-1, block.num_queries)) + mask).softmax(-1).flatten(1, 2)
         outputs.append(_ungroup(weights @ values[:, block.first : block.last], batch, heads))
     return torch.cat(outputs, 1).to(q.dtype)
@@ -128,9 +138,9 @@ def _fused_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale:
     ahead, step, outputs = num_keys - num_queries, num_queries if window is None else window, []
     for run in runs(num_queries, step):
         first = 0 if window is None else max(0, run.start + ahead - window + 1)
-        block = QueryBlock(run.start, run.stop, first, run.stop + ahead, first)
+        block = QueryBlock(run.start, run.stop, first, run.stop + ahead, first, window)
         keys = slice(block.first, block.last)
-        mask = _mask(block, ahead, window, q)
+        mask = _mask(block, q)
         outputs.append(
             F.scaled_dot_product_attention(
                 q[:, :, run], k[:, :, keys], v[:, :, keys], attn_mask=mask, scale=scale, enable_gqa=grouped
@@ -139,8 +149,17 @@ def _fused_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale:
     return torch.cat(outputs, 2).transpose(1, 2)
 
 
-def _probabilities(out: Tensor, queries: Tensor, keys: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """softmax(scale queries keys^T + mask), written into and returned as `out` [b * kv, h / kv * queries, keys]."""
+def _probabilities(
+    out: Tensor, queries: Tensor, keys: Tensor, block: QueryBlock, mask: Tensor | None, scale: float
+) -> Tensor:
+    """softmax(scale queries keys^T + mask), written into and returned as `out` [b * kv, h / kv * queries, keys].
+
+    Without a mask the kernels hide the keys that the block must not see.
+    """
+    if mask is None:
+        torch.bmm(queries, keys.transpose(1, 2), out=out)
+        _kernels(out).softmax_forward(*_softmax_sizes(out, block), scale, out)
+        return out
     torch.baddbmm(out, queries, keys.transpose(1, 2), beta=0, alpha=scale, out=out)
     num_queries, num_masked = mask.shape
     out.view(-1, num_queries, out.shape[-1])[..., out.shape[-1] - num_masked :].add_(mask)
@@ -163,7 +182,8 @@ class _Attention(torch.autograd.Function):
             out = torch.empty(shape, dtype=q.dtype, device=q.device)
         else:
             out = torch.empty(shape[1], shape[0], *shape[2:], dtype=q.dtype, device=q.device).transpose(0, 1)
-        saved, masks = [], [_mask(block, num_keys - num_queries, window, keys) for block in blocks]
+        native = scale > 0 and kernels_for(keys) is not None  # which hide keys by themselves
+        saved, masks = [], [None if native else _mask(block, keys) for block in blocks]
         for block, mask in zip(blocks, masks, strict=True):
             queries = _group(q[:, block.start : block.stop].to(dtype), kv)
             outputs = queries.new_empty(*queries.shape[:2], values.shape[2])
@@ -173,7 +193,7 @@ class _Attention(torch.autograd.Function):
             for index, (some, their_keys, their_values, out_part) in enumerate(zip(*parts, strict=True)):
                 start = index * step if kept else 0
                 p = probabilities[start : start + len(some)]
-                torch.bmm(_probabilities(p, some, their_keys, mask, scale), their_values, out=out_part)
+                torch.bmm(_probabilities(p, some, their_keys, block, mask, scale), their_values, out=out_part)
             out[:, block.start : block.stop] = _ungroup(outputs, batch, heads)
             saved += [queries, probabilities if kept else None]
         ctx.save_for_backward(keys, values, *saved)
@@ -200,15 +220,30 @@ class _Attention(torch.autograd.Function):
                 if again is None:
                     p = probabilities[index * step : index * step + len(some)]
                 else:
-                    p = _probabilities(again[: len(some)], some, k, mask, scale)
+                    p = _probabilities(again[: len(some)], some, k, block, mask, scale)
                 ds = torch.bmm(dy, v.transpose(1, 2), out=scores[: len(some)])
-                aten._softmax_backward_data.out(ds, p, -1, p.dtype, grad_input=ds)
+                if mask is None:
+                    _kernels(ds).softmax_backward(*_softmax_sizes(ds, block), p, ds)
+                else:
+                    aten._softmax_backward_data.out(ds, p, -1, p.dtype, grad_input=ds)
                 dv.add_(torch.bmm(p.transpose(1, 2), dy))
                 dk.add_(torch.bmm(ds.transpose(1, 2), some), alpha=scale)
                 torch.baddbmm(dsome, ds, k, beta=0, alpha=scale, out=dsome)
             dq[:, block.start : block.stop] = _ungroup(dqueries, batch, heads)
         outcome = (dq, _ungroup(dkeys, batch, kv), _ungroup(dvalues, batch, kv))
         return *(tensor.to(dtype) for tensor, dtype in zip(outcome, ctx.dtypes, strict=True)), None, None
+
+
+def _softmax_sizes(scores: Tensor, block: QueryBlock) -> tuple[int, ...]:
+    """How the kernels of softmax are told of scores [.., keys] of a block."""
+    window = block.last if block.window is None else block.window
+    return scores.numel() // block.num_keys, block.num_queries, block.num_keys, block.position - block.first, window
+
+
+def _kernels(scores: Tensor) -> Kernels:
+    kernels = kernels_for(scores)
+    assert kernels is not None, "chosen in the forward pass"
+    return kernels
 
 
 def _matrices_at_a_time(batch: int, heads: int, kv: int, block: QueryBlock) -> int:

@@ -43,8 +43,11 @@ def row_order(x: Tensor) -> list[int]:
 
 
 def as_rows(x: Tensor, order: list[int]) -> Tensor:
-    """x [..., c] as rows [n, c], leading axes taken in `order`: a view where the memory of x allows it."""
-    return x.permute(order).reshape(-1, x.shape[-1])
+    """x [..., c] as rows [n, c], leading axes taken in `order`: a view where x has contiguous channels and evenly
+    spaced rows.
+    """
+    rows = x.permute(order).reshape(-1, x.shape[-1])
+    return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
 def from_rows(rows: Tensor, shape: torch.Size, order: list[int]) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hybridtron.ops.blocks import as_rows, from_rows, row_order, split_rows
+from hybridtron.ops.native.library import kernels_for, pieces
 from hybridtron.ops.precision import accumulation_dtype, under_transforms
 
 aten = torch.ops.aten
@@ -61,12 +62,16 @@ class _RMSNorm(torch.autograd.Function):
         dtype, order = accumulation_dtype(x), row_order(x)
         rows, scale = as_rows(x, order), weight.to(dtype)
         out = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
-        inverse_rms = _inverse_rms(rows.to(dtype), eps)
-        for source, factor, target in split_rows(rows, inverse_rms, out):
-            if x.dtype == dtype:
-                torch.mul(source, factor, out=target).mul_(scale)
-            else:
-                torch.mul(source * factor, scale, out=target)
+        if kernels := kernels_for(rows, weight):
+            inverse_rms = rows.new_empty(len(rows), 1)
+            kernels.rms_norm_forward(*rows.shape, rows, rows.stride(0), weight.contiguous(), eps, out, inverse_rms)
+        else:
+            inverse_rms = _inverse_rms(rows.to(dtype), eps)
+            for source, factor, target in split_rows(rows, inverse_rms, out):
+                if x.dtype == dtype:
+                    torch.mul(source, factor, out=target).mul_(scale)
+                else:
+                    torch.mul(source * factor, scale, out=target)
         ctx.save_for_backward(rows, weight, inverse_rms)
         ctx.shape, ctx.order = x.shape, order
         return from_rows(out, x.shape, order)
@@ -81,6 +86,12 @@ class _RMSNorm(torch.autograd.Function):
         rows, weight, inverse_rms = ctx.saved_tensors
         dtype, channels = inverse_rms.dtype, rows.shape[-1]
         g, scale = as_rows(grad, ctx.order).to(dtype), weight.to(dtype)
+        if kernels := kernels_for(rows, weight, g):
+            dx, sums = rows.new_empty(rows.shape), rows.new_empty(pieces(len(rows)), channels)
+            kernels.rms_norm_backward(
+                *rows.shape, rows, rows.stride(0), weight.contiguous(), inverse_rms, g, g.stride(0), dx, sums
+            )
+            return from_rows(dx, ctx.shape, ctx.order), sums.sum(0), None
         dx, dweight, _ = aten.native_layer_norm_backward(
             g, rows.to(dtype), [channels], torch.zeros_like(inverse_rms), inverse_rms, scale, None, [True, True, False]
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hybridtron.ops.native.library import kernels_for
 from hybridtron.ops.precision import accumulation_dtype, under_transforms
 
 
@@ -62,6 +63,11 @@ class _Rotary(torch.autograd.Function):
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
     half = cos.shape[-1]
+    kernels = kernels_for(x, cos, sin, out)
+    if kernels and x.stride(-1) == out.stride(-1) == 1:
+        cos, sin = cos.contiguous(), sin.contiguous()
+        kernels.rotate(*x.shape, half, x, *x.stride()[:3], cos, sin, out, *out.stride()[:3])
+        return out
     cos, sin = cos.unsqueeze(1).to(out.dtype), sin.unsqueeze(1).to(out.dtype)  # [s, 1, r]
     first, second = x[..., :half], x[..., half : 2 * half]
     torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-1)

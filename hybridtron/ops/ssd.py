@@ -26,7 +26,7 @@ def ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None
     Returns y [b, s, h, p] laid out in memory as x is. `chunk_size` is the most tokens a chunk may have and changes
     speed, not results. Decays are kept in float32 (float64 for float64 inputs); matmuls take the dtype of x.
     """
-    seq_len, (count, length) = x.shape[1], _chunks(x.shape[1], chunk_size)
+    seq_len, (count, length) = x.shape[1], chunks_of(x.shape[1], chunk_size)
     if count * length > seq_len:
         padding = count * length - seq_len
         x, B, C = (F.pad(tensor, (0, 0, 0, 0, 0, padding)) for tensor in (x, B, C))
@@ -67,13 +67,13 @@ def ssd_step(
 
 def ssd_flops(seq_len: int, num_heads: int, head_dim: int, num_groups: int, state_size: int, chunk_size: int) -> int:
     """Matmul FLOPs of the forward pass of one sequence; the backward pass takes twice as many."""
-    count, length = _chunks(seq_len, chunk_size)
+    count, length = chunks_of(seq_len, chunk_size)
     within = count * 2 * length * length * (num_groups * state_size + num_heads * head_dim)
     between = (count - 1) * 2 * 2 * length * num_heads * head_dim * state_size
     return within + between
 
 
-def _chunks(seq_len: int, chunk_size: int) -> tuple[int, int]:
+def chunks_of(seq_len: int, chunk_size: int) -> tuple[int, int]:
     """The fewest chunks of at most `chunk_size` tokens and their equal length: 300 tokens by 256 are 2 of 150."""
     count = -(-seq_len // chunk_size)
     return count, -(-seq_len // count)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hybridtron.ops.blocks import as_rows, from_rows, row_order, split_rows
+from hybridtron.ops.native.library import kernels_for
 from hybridtron.ops.precision import under_transforms
 
 aten = torch.ops.aten
@@ -34,8 +35,11 @@ class _SwiGLU(torch.autograd.Function):
         order = row_order(x)
         rows = as_rows(x, order)
         out = torch.empty(len(rows), x.shape[-1] // 2, dtype=x.dtype, device=x.device)
-        for gate, up, y in split_rows(*rows.chunk(2, -1), out):
-            aten.silu.out(gate, out=y).mul_(up)
+        if kernels := kernels_for(rows):
+            kernels.swiglu_forward(*out.shape, rows, rows.stride(0), out)
+        else:
+            for gate, up, y in split_rows(*rows.chunk(2, -1), out):
+                aten.silu.out(gate, out=y).mul_(up)
         ctx.save_for_backward(rows)
         ctx.shape, ctx.order = x.shape, order
         return from_rows(out, x.shape, order)
@@ -44,8 +48,11 @@ class _SwiGLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (rows,) = ctx.saved_tensors
-        dx = torch.empty_like(rows)
-        for gate, up, dy, dgate, dup in split_rows(*rows.chunk(2, -1), as_rows(grad, ctx.order), *dx.chunk(2, -1)):
-            aten.silu_backward.grad_input(torch.mul(dy, up, out=dgate), gate, grad_input=dgate)
-            aten.silu.out(gate, out=dup).mul_(dy)
+        dx, grads = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device), as_rows(grad, ctx.order)
+        if kernels := kernels_for(rows, grads):
+            kernels.swiglu_backward(*grads.shape, rows, rows.stride(0), grads, grads.stride(0), dx)
+        else:
+            for gate, up, dy, dgate, dup in split_rows(*rows.chunk(2, -1), grads, *dx.chunk(2, -1)):
+                aten.silu_backward.grad_input(torch.mul(dy, up, out=dgate), gate, grad_input=dgate)
+                aten.silu.out(gate, out=dup).mul_(dy)
         return from_rows(dx, ctx.shape, ctx.order)

@@ -3,6 +3,8 @@ import torch
 
 from hybridtron.ops.activations import ACTIVATIONS
 
+pytestmark = pytest.mark.usefixtures("form")
+
 
 def test_values_at_minus_one_zero_and_two():
     expected = {
@@ -17,10 +19,11 @@ def test_values_at_minus_one_zero_and_two():
         torch.testing.assert_close(actual[name], torch.tensor(values), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(1,), (3, 7), (5, 2, 300)])
-def test_squared_relu_has_the_values_and_gradients_of_its_formula(shape):
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
-    grad = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+def test_squared_relu_has_the_values_and_gradients_of_its_formula(shape, dtype):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype, requires_grad=True)
+    grad = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
     expected = torch.where(x > 0, x, 0.0) ** 2
     (expected_grad,) = torch.autograd.grad(expected, x, grad)
     torch.testing.assert_close(ACTIVATIONS["relu2"](x), expected)

@@ -5,6 +5,8 @@ from hybridtron.ops import attention as module
 from hybridtron.ops.attention import attention, attention_flops, attention_reference
 from tests.ops.compare import LENGTHS, assert_causal, assert_matches, assert_vmaps, count_flops, leaf, token_major
 
+pytestmark = pytest.mark.usefixtures("form")
+
 HEADS = [(4, 4), (4, 2), (3, 1)]
 WINDOWS = [None, 1, 5, 64, 100]
 
@@ -60,6 +62,12 @@ def test_a_window_hides_what_lies_before_it():
     before, after = (attention(t, t, t, window=10) for t in (x, changed))
     torch.testing.assert_close(before[:, 59:], after[:, 59:])
     assert not torch.allclose(before[:, 58], after[:, 58])
+
+
+@pytest.mark.parametrize("scale", [-0.7, 0.0, 3.0])
+def test_any_scale(scale):
+    inputs = projections(70, 70, 4, 2)
+    assert_matches(lambda *t: attention(*t, scale=scale), lambda *t: attention_reference(*t, scale=scale), inputs, 1e-5)
 
 
 def test_output_lies_in_memory_as_the_values_do():

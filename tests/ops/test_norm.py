@@ -4,6 +4,8 @@ import torch
 from hybridtron.ops.norm import gated_rms_norm, gated_rms_norm_reference, rms_norm, rms_norm_reference
 from tests.ops.compare import LENGTHS, assert_matches, assert_vmaps, leaf, token_major
 
+pytestmark = pytest.mark.usefixtures("form")
+
 EPS = 1e-5
 
 

@@ -4,6 +4,8 @@ import torch
 from hybridtron.ops.rotary import apply_rotary, rotary_reference, rotary_tables
 from tests.ops.compare import LENGTHS, assert_matches, assert_vmaps, leaf, token_major
 
+pytestmark = pytest.mark.usefixtures("form")
+
 
 @pytest.mark.parametrize("rotary_dim", [4, 12])
 @pytest.mark.parametrize("seq_len", LENGTHS)

@@ -88,7 +88,7 @@ def test_the_reference_continues_from_a_state():
 @pytest.mark.parametrize("seq_len", [1, 7, 64, 128, 300])
 def test_flops_are_those_executed(seq_len, heads, groups, form):
     inputs = arguments(seq_len, heads, groups, batch=1)
-    length = module._chunks(seq_len, 64)[1]
+    length = module.chunks_of(seq_len, 64)[1]
     op = (lambda: ssd(*inputs, 64)) if form == "ssd" else lambda: module._plain_ssd(*inputs, length)
     forward, backward = count_flops(op)
     assert forward == ssd_flops(seq_len, heads, 8, groups, 6, 64)

@@ -4,6 +4,8 @@ import torch
 from hybridtron.ops.swiglu import swiglu, swiglu_reference
 from tests.ops.compare import LENGTHS, assert_matches, assert_vmaps, leaf, token_major
 
+pytestmark = pytest.mark.usefixtures("form")
+
 
 @pytest.mark.parametrize("seq_len", LENGTHS)
 def test_matches_its_formula(seq_len):

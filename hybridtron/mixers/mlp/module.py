@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybridtron.backends.base import Backend
 from hybridtron.mixers.mlp.config import MLPConfig
+from hybridtron.mixers.stepping import Stateless
 from hybridtron.ops.activations import ACTIVATIONS
 
 
-class MLP(nn.Module):
+class MLP(Stateless):
     """[s, b, h] -> [s, b, h]."""
 
     def __init__(self, config: MLPConfig, backend: Backend) -> None:

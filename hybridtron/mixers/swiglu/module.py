@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybridtron.backends.base import Backend
+from hybridtron.mixers.stepping import Stateless
 from hybridtron.mixers.swiglu.config import SwiGLUConfig
 from hybridtron.ops.swiglu import swiglu
 
 
-class SwiGLU(nn.Module):
+class SwiGLU(Stateless):
     """[s, b, h] -> [s, b, h]."""
 
     def __init__(self, config: SwiGLUConfig, backend: Backend) -> None:

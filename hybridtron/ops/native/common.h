@@ -1,0 +1,48 @@
+/* What the kernels share: float32, rows whose last axis is contiguous, loops that a compiler turns into vectors.
+ *
+ * Work is cut into pieces that do not depend on the number of threads, and sums over rows are kept piece by piece for
+ * the caller to add in order: results are the same to the bit on any number of threads.
+ */
+#ifndef HYBRIDTRON_COMMON_H
+#define HYBRIDTRON_COMMON_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define KERNEL __attribute__((visibility("default"))) void
+#define INLINE static inline __attribute__((always_inline))
+
+/* For the iterations of the loop that follows, when it has work for more than one thread. */
+#define PARALLEL_PRAGMA(text) _Pragma(#text)
+#define PARALLEL(elements) PARALLEL_PRAGMA(omp parallel for schedule(static) num_threads(threads) if (threads > 1 && (elements) > 32768))
+
+enum { ROWS = 64 }; /* rows in a piece */
+
+INLINE long least(long a, long b) { return a < b ? a : b; }
+INLINE long pieces(long rows) { return (rows + ROWS - 1) / ROWS; }
+
+/* e^x with a relative error of about 1e-7 (1 + |x|); 0 below 2^-126, never above 2^127, NaN for NaN and -inf.
+ * The exponent is limited once as a float and once as an integer: each is one instruction. */
+INLINE float exponential(float x) {
+    float t = x * 1.44269504f;
+    t = t > 126.0f ? 126.0f : t;
+    float n = rintf(t), f = t - n;
+    /* 2^f for |f| <= 1/2, fitted for the least relative error */
+    float p = fmaf(1.3276467199e-3f, f, 9.6755416821e-3f);
+    p = fmaf(p, f, 5.5507132917e-2f);
+    p = fmaf(p, f, 2.4022119718e-1f);
+    p = fmaf(p, f, 6.9314696705e-1f);
+    p = fmaf(p, f, 1.0000000717f);
+    int32_t exponent = (int32_t)n;
+    exponent = exponent < -127 ? -127 : exponent;
+    union { int32_t bits; float value; } power = {(int32_t)((uint32_t)(exponent + 127) << 23)};
+    return p * power.value;
+}
+
+INLINE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+
+/* silu(x) = x sigmoid(x) has the slope s (1 + x (1 - s)), s = sigmoid(x). */
+INLINE float silu_slope(float x, float s) { return s * fmaf(x, 1.0f - s, 1.0f); }
+
+#endif

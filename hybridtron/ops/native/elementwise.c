@@ -1,0 +1,68 @@
+/* SwiGLU, squared ReLU and rotary position embedding. */
+#include "common.h"
+
+/* y = silu(gate) up, with gate and up side by side in x [rows, 2 width]. */
+KERNEL swiglu_forward(long rows, long width, const float *x, long x_step, float *y, int threads) {
+    PARALLEL(rows * width)
+    for (long row = 0; row < rows; row++) {
+        const float *gate = x + row * x_step, *up = gate + width;
+        float *out = y + row * width;
+        for (long i = 0; i < width; i++) out[i] = gate[i] * sigmoid(gate[i]) * up[i];
+    }
+}
+
+KERNEL swiglu_backward(long rows, long width, const float *x, long x_step, const float *dy, long dy_step, float *dx, int threads) {
+    PARALLEL(rows * width)
+    for (long row = 0; row < rows; row++) {
+        const float *gate = x + row * x_step, *up = gate + width, *g = dy + row * dy_step;
+        float *dgate = dx + row * 2 * width, *dup = dgate + width;
+#pragma omp simd
+        for (long i = 0; i < width; i++) {
+            float s = sigmoid(gate[i]);
+            dgate[i] = g[i] * up[i] * silu_slope(gate[i], s);
+            dup[i] = g[i] * gate[i] * s;
+        }
+    }
+}
+
+/* y = max(x, 0)^2 */
+KERNEL squared_relu_forward(long rows, long width, const float *x, long x_step, float *y, int threads) {
+    PARALLEL(rows * width)
+    for (long row = 0; row < rows; row++) {
+        const float *in = x + row * x_step;
+        float *out = y + row * width;
+        for (long i = 0; i < width; i++) {
+            float positive = in[i] < 0.0f ? 0.0f : in[i];
+            out[i] = positive * positive;
+        }
+    }
+}
+
+KERNEL squared_relu_backward(long rows, long width, const float *x, long x_step, const float *dy, long dy_step, float *dx, int threads) {
+    PARALLEL(rows * width)
+    for (long row = 0; row < rows; row++) {
+        const float *in = x + row * x_step, *g = dy + row * dy_step;
+        float *out = dx + row * width;
+        for (long i = 0; i < width; i++) out[i] = 2.0f * (in[i] < 0.0f ? 0.0f : in[i]) * g[i];
+    }
+}
+
+/* Turns channel pairs (i, i + half) of x [b, s, h, d] by the angles of their positions; cosines and sines [s, half]. */
+KERNEL rotate(long batch, long seq_len, long heads, long width, long half, const float *x, long x_batch, long x_token, long x_head, const float *cosines, const float *sines, float *y, long y_batch, long y_token, long y_head, int threads) {
+    PARALLEL(batch * seq_len * heads * width)
+    for (long row = 0; row < batch * seq_len; row++) {
+        long t = row / batch, b = row % batch; /* in the order in which a projection leaves x */
+        const float *c = cosines + t * half, *s = sines + t * half;
+        for (long head = 0; head < heads; head++) {
+            const float *in = x + b * x_batch + t * x_token + head * x_head;
+            float *out = y + b * y_batch + t * y_token + head * y_head;
+#pragma omp simd
+            for (long i = 0; i < half; i++) {
+                float first = in[i], second = in[half + i];
+                out[i] = first * c[i] - second * s[i];
+                out[half + i] = second * c[i] + first * s[i];
+            }
+            for (long i = 2 * half; i < width; i++) out[i] = in[i];
+        }
+    }
+}

@@ -1,0 +1,154 @@
+"""The compiled kernels: built from this folder's C files by the system's compiler when first wanted, then kept.
+
+They serve float32 on a CPU. Where they cannot be had every op takes its PyTorch form; `status` tells why.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hybridtron.ops.precision import under_transforms
+
+# To make vectors of loops and sums a compiler must be free to reorder additions and to ignore errno, floating-point
+# exceptions and the sign of zero. NaN and infinities keep their meaning, and the processor its handling of denormals.
+_COMPILE = [
+    "-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
+    "-fassociative-math", "-fopenmp", "-fPIC", "-fvisibility=hidden",
+]  # fmt: skip
+if platform.machine() == "x86_64":
+    _COMPILE.append("-mprefer-vector-width=512")
+# OpenMP's symbols are left to be found in the one library that PyTorch has loaded: two would fight over the cores.
+_LINK = ["-shared", "-fPIC"]
+_SECONDS = 300  # that a compiler may take
+_PIECE = 64  # ROWS of common.h
+_PROTOTYPE = re.compile(r"^KERNEL (\w+)\(([^)]*), int threads\)", re.MULTILINE)
+
+
+class Kernels:
+    """Every kernel as a method that takes tensors, numbers and, for no tensor, None; threads are those of PyTorch."""
+
+    def __init__(self, library: ctypes.CDLL, source: str) -> None:
+        for name, parameters in _PROTOTYPE.findall(source):
+            setattr(self, name, _method(library[name], parameters))
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        raise AttributeError(f"no kernel {name!r}")
+
+
+def kernels_for(*tensors: Tensor) -> Kernels | None:
+    """The kernels, if they can take these tensors: plain float32 on a CPU, under no torch.func transform."""
+    for tensor in tensors:
+        if tensor.dtype is not torch.float32 or tensor.device.type != "cpu" or type(tensor) not in _PLAIN:
+            return None
+    return None if under_transforms() else load()[0]
+
+
+_PLAIN = (Tensor, nn.Parameter)
+
+
+def pieces(rows: int) -> int:
+    """How many sums a kernel leaves that adds over rows: as many on any number of threads."""
+    return -(-rows // _PIECE)
+
+
+def status() -> str | None:
+    """None where the kernels are in use, else the reason why not, in one line."""
+    return load()[1]
+
+
+@functools.cache
+def load() -> tuple[Kernels | None, str | None]:
+    """The kernels, or why there are none."""
+    if os.environ.get("HYBRIDTRON_NATIVE") == "0":
+        return None, "switched off by HYBRIDTRON_NATIVE=0"
+    compiler = shutil.which("cc")
+    if compiler is None:
+        return None, "there is no C compiler `cc`"
+    try:
+        return _build(compiler), None
+    except subprocess.CalledProcessError as error:
+        return None, f"the C compiler failed: {_first_error(error.stderr)}"
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        return None, _first_error(str(error))
+
+
+def _build(compiler: str) -> Kernels:
+    """Loads the library of this source, compiler and processor, compiling it unless it is there already."""
+    folder = Path(__file__).parent
+    files = sorted(folder.glob("*.c"))
+    source = "".join(file.read_text(encoding="utf-8") for file in [*sorted(folder.glob("*.h")), *files])
+    identity = repr((source, _COMPILE, _LINK, _output(compiler, "--version"), _processor()))
+    library = _cache_folder() / f"kernels-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.so"
+    if not library.exists():
+        # Processes that start together each build their own; whole files replace one another.
+        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+            _output(compiler, *_COMPILE, "-c", *map(str, files), cwd=scratch)
+            objects = [file.with_suffix(".o").name for file in files]
+            _output(compiler, *_LINK, *objects, "-lm", "-o", library.name, cwd=scratch)
+            os.replace(Path(scratch, library.name), library)
+    return Kernels(ctypes.CDLL(str(library)), source)
+
+
+def _cache_folder() -> Path:
+    """The user's own: what lies in it is run."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hybridtron"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    about = folder.stat()
+    if about.st_uid != os.getuid() or about.st_mode & 0o022:
+        raise OSError(f"others than you may write to {folder}")
+    return folder
+
+
+def _processor() -> str:
+    """What `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() + platform.machine()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model", "flags", "Features", "CPU"))}))
+
+
+def _output(*command: str, cwd: str | None = None) -> str:
+    options: dict[str, Any] = {"cwd": cwd, "capture_output": True, "text": True, "errors": "replace"}
+    return subprocess.run(command, check=True, timeout=_SECONDS, **options).stdout
+
+
+def _first_error(text: str) -> str:
+    lines = text.strip().splitlines() or ["no message"]
+    return next((line for line in lines if "error" in line), lines[0])
+
+
+def _method(function: Any, parameters: str) -> Callable[..., None]:
+    function.argtypes, function.restype = [*map(_kind, parameters.split(",")), ctypes.c_int], None
+
+    def call(*arguments: Tensor | float | None) -> None:
+        function(*map(_address, arguments), torch.get_num_threads())
+
+    return call
+
+
+def _kind(parameter: str) -> Any:
+    if "*" in parameter:
+        return ctypes.c_void_p
+    return ctypes.c_float if "float" in parameter else ctypes.c_long
+
+
+def _address(argument: Tensor | float | None) -> int | float | None:
+    if not isinstance(argument, Tensor):
+        return argument
+    assert argument.dtype is torch.float32, argument.dtype
+    return argument.data_ptr()

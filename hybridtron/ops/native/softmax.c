@@ -1,0 +1,53 @@
+/* Softmax over the keys that a query sees, as the middle of attention. */
+#include "common.h"
+
+enum { LANES = 16 }; /* whole vectors are worked on, with keys that are not seen hidden or zero */
+static const float HIDDEN = -1e30f;
+
+/* Keys [first, last) that a query sees, widened to whole vectors [from, to). */
+typedef struct { long first, last, from, to; } Seen;
+
+INLINE Seen seen(long query, long keys, long ahead, long window) {
+    long last = query + ahead + 1, first = last - window;
+    last = least(last, keys);
+    first = first < 0 ? 0 : first;
+    return (Seen){first, last, first / LANES * LANES, least(keys, (last + LANES - 1) / LANES * LANES)};
+}
+
+/* Scores [rows, keys], where row r is of query r % queries and that query stands at key `query + ahead` and sees the
+ * last `window` keys up to it, become softmax(scale scores). */
+KERNEL softmax_forward(long rows, long queries, long keys, long ahead, long window, float scale, float *scores, int threads) {
+    PARALLEL(rows * keys)
+    for (long row = 0; row < rows; row++) {
+        Seen s = seen(row % queries, keys, ahead, window);
+        float *p = scores + row * keys, largest = HIDDEN, total = 0.0f;
+        for (long j = s.from; j < s.first; j++) p[j] = HIDDEN;
+        for (long j = s.last; j < s.to; j++) p[j] = HIDDEN;
+#pragma omp simd reduction(max : largest)
+        for (long j = s.from; j < s.to; j++) largest = p[j] > largest ? p[j] : largest;
+#pragma GCC ivdep
+        for (long j = s.from; j < s.to; j++) {
+            p[j] = exponential(scale * (p[j] - largest));
+            total += p[j];
+        }
+        float factor = 1.0f / total;
+        for (long j = s.from; j < s.to; j++) p[j] *= factor;
+        memset(p, 0, s.from * sizeof(float));
+        memset(p + s.to, 0, (keys - s.to) * sizeof(float));
+    }
+}
+
+/* The gradient by the probabilities [rows, keys] becomes that by what the softmax is of. */
+KERNEL softmax_backward(long rows, long queries, long keys, long ahead, long window, const float *probabilities, float *gradient, int threads) {
+    PARALLEL(rows * keys)
+    for (long row = 0; row < rows; row++) {
+        Seen s = seen(row % queries, keys, ahead, window);
+        const float *p = probabilities + row * keys;
+        float *g = gradient + row * keys, along = 0.0f;
+#pragma GCC ivdep
+        for (long j = s.from; j < s.to; j++) along += p[j] * g[j];
+        for (long j = s.from; j < s.to; j++) g[j] = p[j] * (g[j] - along);
+        memset(g, 0, s.from * sizeof(float));
+        memset(g + s.to, 0, (keys - s.to) * sizeof(float));
+    }
+}

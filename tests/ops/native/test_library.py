@@ -1,0 +1,147 @@
+import multiprocessing
+import os
+import stat
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from hybridtron.ops.native import library
+from hybridtron.ops.swiglu import swiglu, swiglu_reference
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder, with nothing loaded from another."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library.load.cache_clear()
+    yield tmp_path / "hybridtron"
+    library.load.cache_clear()
+
+
+def compiler_that(tmp_path, monkeypatch, does):
+    """Puts a `cc` first in PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    script = folder / "cc"
+    script.write_text(f"#!/bin/sh\n{does}\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def assert_falls_back(reason):
+    assert library.kernels_for(torch.ones(1)) is None
+    assert reason in library.status()
+    x = torch.randn(3, 10)
+    torch.testing.assert_close(swiglu(x), swiglu_reference(x))
+
+
+def test_a_library_is_compiled_once_and_kept_for_the_user_alone(cache, tmp_path, monkeypatch):
+    assert library.status() is None
+    (kept,) = cache.iterdir()
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+    before = kept.stat()
+    compiler_that(tmp_path, monkeypatch, f'[ "$1" = --version ] && exec {library.shutil.which("cc")} "$@"; exit 1')
+    library.load.cache_clear()
+    assert library.status() is None
+    assert kept.stat() == before
+
+
+def test_another_compiler_compiles_anew(cache, tmp_path, monkeypatch):
+    assert library.status() is None
+    real = library.shutil.which("cc")
+    compiler_that(tmp_path, monkeypatch, f'[ "$1" = --version ] && echo other && exit; exec {real} "$@"')
+    library.load.cache_clear()
+    assert library.status() is None
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_switched_off(cache, monkeypatch):
+    monkeypatch.setenv("HYBRIDTRON_NATIVE", "0")
+    assert_falls_back("HYBRIDTRON_NATIVE=0")
+    assert not cache.exists()
+
+
+def test_a_compiler_that_fails(cache, tmp_path, monkeypatch):
+    compiler_that(tmp_path, monkeypatch, '[ "$1" = --version ] && exit; echo "x.c:1: error: no such thing" >&2; exit 1')
+    assert_falls_back("x.c:1: error: no such thing")
+    assert list(cache.iterdir()) == []
+
+
+def test_no_compiler(cache, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert_falls_back("no C compiler")
+
+
+def test_a_library_that_cannot_be_loaded(cache, tmp_path, monkeypatch):
+    assert library.status() is None
+    (kept,) = cache.iterdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    damaged = tmp_path / "elsewhere" / "hybridtron" / kept.name
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"not a library")
+    library.load.cache_clear()
+    assert_falls_back(kept.name)
+
+
+def test_a_cache_that_is_a_file(tmp_path, cache):
+    cache.write_text("")
+    assert_falls_back(str(cache))
+
+
+def test_a_cache_that_others_may_write_to(cache):
+    cache.mkdir()
+    cache.chmod(0o777)
+    assert_falls_back("others than you may write")
+
+
+def test_processes_that_start_together_all_get_a_whole_library(cache):
+    code = textwrap.dedent("""
+        import torch
+        from hybridtron.ops.native import library
+        from hybridtron.ops.swiglu import swiglu, swiglu_reference
+        assert library.status() is None, library.status()
+        x = torch.randn(3, 10)
+        torch.testing.assert_close(swiglu(x), swiglu_reference(x))
+    """)
+    root = Path(__file__).parents[3]
+    running = [subprocess.Popen([sys.executable, "-c", code], cwd=root) for _ in range(2)]
+    assert [process.wait() for process in running] == [0, 0]
+    assert len(list(cache.iterdir())) == 1
+
+
+def square(connection):
+    torch.set_num_threads(2)
+    connection.send(swiglu(torch.ones(600, 400)).sum().item())
+
+
+def test_a_forked_process_can_use_what_its_parent_loaded():
+    torch.set_num_threads(1)
+    expected = swiglu(torch.ones(600, 400)).sum().item()
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=square, args=(there,))
+    process.start()
+    assert here.poll(60)
+    assert here.recv() == pytest.approx(expected)
+    process.join()
+
+
+def test_denormals_stay_what_they_were():
+    assert library.status() is None
+    assert torch.tensor(1e-40) * 1.0 > 0
+
+
+@pytest.mark.parametrize("value", [0.0, -0.5, -20.0, -87.0, -200.0, 3.0, 88.0, 300.0])
+def test_exponentials_at_their_ends(value):
+    gate = torch.full((1, 40), value)
+    y, expected = swiglu(torch.cat([gate, torch.ones(1, 40)], 1)), torch.nn.functional.silu(gate.double())
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_what_is_not_finite_stays_so(value):
+    gate = torch.full((1, 40), value)
+    assert not swiglu(torch.cat([gate, torch.ones(1, 40)], 1)).isfinite().any()
