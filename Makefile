@@ -21,12 +21,14 @@ docs: .venv/base
 # torch first and pinned: 2.13.0 from PyPI runs without CUDA's gigabytes.
 .venv/base: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hybridtron needs Python 3.11 or newer")'
+	@echo "setting up .venv: about 1.5 GB of packages, some minutes, once"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
 .venv/dev: .venv/base
+	@echo "adding what tests and benchmarks need to .venv: about 0.4 GB, once"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 

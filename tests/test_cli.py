@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from hybridtron.cli import main
+from hybridtron import __version__
+from hybridtron.cli import _require_devices, main
+from hybridtron.errors import UserError
 from tests.conftest import command, environment
 
 
@@ -61,6 +63,21 @@ ONE_LINE = {
     "batch that does not divide": (["--nproc", "3"], ["train.global_batch_size", "4", "3"]),
     "no processes": (["--nproc", "0"], ["--nproc", "0", "at least 1"]),
     "decay longer than the run": (["schedule.type=wsd"], ["schedule.decay_steps", "0", "wsd"]),
+    "a model that no memory holds": (
+        ["model.hidden_size=1000000000000"],
+        ["model.hidden_size = 1000000000000", "parameters", "GB of this machine"],
+    ),
+    "a batch that no memory holds": (
+        ["train.global_batch_size=1000000000000"],
+        ["train.global_batch_size = 1000000000000", "GB of this machine"],
+    ),
+    "the same with processes": (["model.hidden_size=1000000000000", "--nproc", "2"], ["model.hidden_size"]),
+    "run shorter than its schedule": (
+        ["schedule.type=wsd", "schedule.warmup_steps=20", "schedule.decay_steps=40", "train.steps=30"],
+        ["schedule.decay_steps = 40", "train.steps 30", "schedule.warmup_steps=5 schedule.decay_steps=10"],
+    ),
+    "no place for a run": (["folder=/proc/run"], ["run folder /proc/run", "No such file"]),
+    "relative path": (["data.train=nowhere/train"], ["there is no nowhere/train.idx in /"]),
     "malformed override": (["train.steps"], ["train.steps"]),
 }
 
@@ -121,6 +138,61 @@ def test_a_run_folder_that_exists_is_refused(tiny, refused):
     message = refused(tiny)
     assert "run" in message
     assert "--resume" in message
+
+
+def test_blocks_that_are_not_defined(tiny, refused):
+    assert "model.blocks defines none" in refused(tiny, "model.blocks={}").splitlines()[0]
+
+
+def test_missing_keys_share_a_line(tiny, refused):
+    (tiny.parent / "empty.yaml").touch()
+    message = refused(tiny.parent / "empty.yaml")
+    assert message.startswith("required keys are missing: name, model, data, train, optimizer (in ")
+    assert "\n" not in message
+
+
+def test_processes_share_no_gpu():
+    _require_devices(3, gpus=None)
+    _require_devices(2, gpus=2)
+    with pytest.raises(UserError, match="--nproc = 3: expected at most 2"):
+        _require_devices(3, gpus=2)
+
+
+ARGUMENTS = {
+    "no verb": ([], "required: VERB (see hybridtron --help)"),
+    "unknown verb": (["trian"], "invalid choice: 'trian'"),
+    "no config": (["train"], "required: CONFIG (see hybridtron train --help)"),
+    "unknown option": (["train", "a.yaml", "--reusme"], "unrecognized arguments: --reusme"),
+    "no number": (["train", "a.yaml", "--nproc", "two"], "argument --nproc: invalid int value: 'two'"),
+}
+
+
+@pytest.mark.parametrize("case", ARGUMENTS)
+def test_bad_arguments_are_one_line_too(case, capsys):
+    arguments, named = ARGUMENTS[case]
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("hybridtron: error: ")
+    assert named in printed
+    assert printed.count("\n") == 1
+
+
+def test_version_and_defaults(capsys):
+    for arguments, expected in ((["--version"], f"hybridtron {__version__}\n"), (["generate", "--help"], "(0.8)")):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 0
+        assert expected in capsys.readouterr().out
+
+
+def test_lines_do_not_end_in_blanks(tiny, capsys):
+    assert main(["describe", str(tiny)]) == 0
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 20
+    assert all(line == line.rstrip() for line in lines)
 
 
 def test_eval_and_generate_name_what_is_missing(tmp_path, capsys):

@@ -11,19 +11,24 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+from hybridtron.arguments import ArgumentParser
 from hybridtron.data.corpus import Progress, prepare
 from hybridtron.data.report import CorpusReport
 from hybridtron.data.sources import find_sources
 from hybridtron.data.workers import WorkerDied
 from hybridtron.errors import UserError
 
+SEQ_LEN = 256  # of the printed section, where the data is as long
+LINE_EVERY = 5.0  # seconds, where progress is not shown on a terminal
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+def parser() -> ArgumentParser:
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="file or folder")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new folder for the token files")
     parser.add_argument("--tokenizer", default="byte", help="byte (default), a tokenizer.json, or a folder with one")
@@ -39,9 +44,28 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def progress_view() -> AbstractContextManager[Progress]:
+    """What shows the progress of each stage on stderr: a bar on a terminal, some lines elsewhere."""
+    return progress_bar() if sys.stderr.isatty() else nullcontext(progress_lines())
+
+
+def progress_lines() -> Progress:
+    """A line every few seconds, and one at the end of a stage."""
+    from rich.filesize import decimal
+
+    said_at = time.monotonic()
+
+    def move(stage: str, done: int, total: int) -> None:
+        nonlocal said_at
+        if done == total > 0 or time.monotonic() - said_at > LINE_EVERY:
+            said_at = time.monotonic()
+            print(f"{stage}: {decimal(done)} of {decimal(total)}", file=sys.stderr)
+
+    return move
+
+
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A bar on stderr for each stage, that the yielded function moves."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bar
@@ -50,6 +74,8 @@ def progress_bar() -> Iterator[Progress]:
     bar, tasks = Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True)), {}
 
     def move(stage: str, done: int, total: int) -> None:
+        if not total:
+            return
         if stage not in tasks:
             tasks[stage] = bar.add_task(f"{stage:6}", total=total, completed=done)
             bar.start()  # not before: bad input is to print its one line only
@@ -67,7 +93,9 @@ def print_summary(report: CorpusReport, out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("split", "documents", "tokens", "bytes", "bytes/token", box=None)
+    table = Table("split", box=None, pad_edge=False)
+    for title in ("documents", "tokens", "bytes", "bytes/token"):
+        table.add_column(title, justify="right")
     for name, split in report.splits.items():
         numbers = [f"{n:,}" for n in (split.documents, split.tokens, split.bytes)]
         table.add_row(name, *numbers, f"{split.bytes_per_token:.3f}")
@@ -86,16 +114,17 @@ def print_summary(report: CorpusReport, out: Path) -> None:
     if missing:
         print(f"no {missing[0]} split: give its files with --valid, or a --valid-fraction and two documents or more")
     values = {name: str(out / name) for name in report.splits} | {"tokenizer": report.tokenizer["spec"]}
+    values["seq_len"] = str(min(SEQ_LEN, *(max(1, split.tokens - 1) for split in report.splits.values())))
     plain = re.compile(r"[\w./-]+")  # what YAML reads as it is
     pairs = [f"{key}: {text if plain.fullmatch(text) else json.dumps(text)}" for key, text in values.items()]
-    print(f"\ndata: {{{', '.join(pairs)}}}\nmodel: {{vocab_size: {report.tokenizer['vocab_size']}}}")
+    print(f"\n# for a run's YAML, started in this folder\ndata: {{{', '.join(pairs)}}}")
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     try:
         sources = find_sources(args.inputs, args.text_suffixes, args.valid)
-        with progress_bar() as progress:
+        with progress_view() as progress:
             report = prepare(
                 sources,
                 args.out,

@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from hybridtron.accounting.tables import print_table
+
 REQUIRED = (
     "torch", "megatron-core", "numpy", "pydantic", "pyyaml", "psutil", "tensorboard", "matplotlib", "rich",
     "tokenizers", "zstandard", "scipy",
@@ -28,6 +30,7 @@ def examine() -> dict[str, Any]:
     import torch
 
     from hybridtron.distributed.cpu_compat import MEGATRON_VERSION
+    from hybridtron.ops.native import library
 
     cuda = torch.cuda.is_available()
     required = {name: installed_version(name) for name in REQUIRED}
@@ -49,10 +52,16 @@ def examine() -> dict[str, Any]:
             "attention": "scaled_dot_product_attention" if cuda else "matrix multiplications and softmax",
             "mamba2 scan": "PyTorch, in chunks",
             "short convolution": "PyTorch, shifted multiply-adds",
+            "between multiplications": "PyTorch" if cuda else _native(library.status()),
             "optimizer": "AdamW of PyTorch" if installed_version("transformer-engine") is None else "FusedAdam",
         },
         "problems": problems,
     }
+
+
+def _native(reason: str | None) -> str:
+    """What does the elementwise work of float32 ops, given why it is not the compiled kernels."""
+    return "C kernels compiled for this machine" if reason is None else f"PyTorch ({reason})"
 
 
 def show(report: dict[str, Any]) -> None:
@@ -69,7 +78,7 @@ def show(report: dict[str, Any]) -> None:
     table.add_row("apex", report["apex"] or "[dim]not installed: fused weight gradients without Transformer Engine[/]")
     for operation, path in report["operations"].items():
         table.add_row(operation, path)
-    console.print(table)
+    print_table(console, table)
     for problem in report["problems"]:
         console.print(f"[red]problem[/] {problem}")
     if not report["problems"]:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hybridtron.accounting.describe import Account
+from hybridtron.accounting.tables import print_table
 from hybridtron.model.config import ModelConfig
 
 COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "red")
@@ -42,7 +43,7 @@ def draw(name: str, config: ModelConfig, account: Account) -> None:
             f"[{colour[first.block]}]{bar}[/]",
         )
     console.print(f"[bold]{name}[/]  {account.pattern}")
-    console.print(table)
+    print_table(console, table)
     per_token = account.flops_forward / account.seq_len
     tied = " (tied)" if config.tie_embeddings else ""
     console.print(

@@ -84,14 +84,19 @@ class _Problem:
 def explain(
     error: pydantic.ValidationError, schema: type[pydantic.BaseModel], provenance: Provenance | None = None
 ) -> list[str]:
-    """One line for each thing wrong in what `schema` refused; a line may be followed by indented ones that show it."""
+    """One line for each thing wrong in what `schema` refused; a line may be followed by indented ones that show it.
+
+    Keys of which there is nothing to say but that they are missing share one line.
+    """
     problems = _joined(list(_problems(error.errors(include_url=False), schema, (), schema)))
     meant = {problem.renamed for problem in problems}
-    return [
-        _line(problem, provenance)
-        for problem in problems
-        if not (problem.text.startswith(_MISSING) and problem.path in meant)
-    ]
+    told = [problem for problem in problems if not (problem.text.startswith(_MISSING) and problem.path in meant)]
+    missing = [problem for problem in told if problem.text == _MISSING]
+    if len(missing) > 1:
+        keys = ", ".join(dotted(problem.path) for problem in missing)
+        told[told.index(missing[0])] = _Problem((), f"required keys are missing: {keys}")
+        told = [problem for problem in told if problem not in missing]
+    return [_line(problem, provenance) for problem in told]
 
 
 def _line(problem: _Problem, provenance: Provenance | None) -> str:

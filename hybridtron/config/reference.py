@@ -55,7 +55,7 @@ def _chapters(
     model: type[Strict], key: str, heading: str, dynamic: dict[str, Registry], outer: tuple[type, ...]
 ) -> Iterator[str]:
     """The chapter of one section, then those of the sections inside it; `dynamic` loses what was used."""
-    if model in outer:
+    if any(issubclass(section, model) for section in outer):  # a section inside its own kind
         return
     fields = {name: field for name, field in model.model_fields.items() if not field.exclude}
     rows = [_row(name, field, f"{key}.{name}".removeprefix(".")) for name, field in fields.items()]

@@ -28,15 +28,19 @@ def global_batch(
     contiguous block of them. Which samples a step takes therefore does not depend on the layout. Raises UserError at
     the call where G is not a multiple of micro_batch_size * dp_size.
     """
-    indices = _rank_block("global_batch_size", global_batch_size, micro_batch_size, dp_rank, dp_size)
+    indices = _rank_block("train.global_batch_size", global_batch_size, micro_batch_size, dp_rank, dp_size)
     return _micro_batches(dataset.samples, step * global_batch_size + indices, micro_batch_size)
 
 
 def eval_batches(
     dataset: TokenDataset, num_samples: int, micro_batch_size: int, dp_rank: int, dp_size: int
 ) -> Iterator[MicroBatch]:
-    """The part of the `num_samples` fixed evaluation windows that `dp_rank` computes, divided as a training step is."""
-    indices = _rank_block("num_samples", num_samples, micro_batch_size, dp_rank, dp_size)
+    """The part of the `num_samples` fixed evaluation windows that `dp_rank` computes, divided as a training step is.
+
+    One process alone takes any number of them: its last micro-batch may be smaller.
+    """
+    portion = micro_batch_size if dp_size > 1 else 1
+    indices = _rank_block("train.eval_sequences", num_samples, portion, dp_rank, dp_size)
     dataset.eval_windows(indices[:1], num_samples)  # bad input is told at the call
     return _micro_batches(lambda block: dataset.eval_windows(block, num_samples), indices, micro_batch_size)
 
@@ -45,8 +49,8 @@ def _rank_block(name: str, total: int, micro_batch_size: int, dp_rank: int, dp_s
     unit = micro_batch_size * dp_size
     if total < 1 or total % unit:
         raise UserError(
-            f"{name}: {total} is not a multiple of micro_batch_size {micro_batch_size} x data-parallel size {dp_size}; "
-            f"the nearest that is: {max(1, round(total / unit)) * unit}"
+            f"{name} = {total}: expected a multiple of micro_batch_size {micro_batch_size} x data-parallel size "
+            f"{dp_size} (nearest: {max(1, round(total / unit)) * unit})"
         )
     size = total // dp_size
     return np.arange(dp_rank * size, (dp_rank + 1) * size, dtype=np.int64)

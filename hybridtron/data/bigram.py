@@ -49,7 +49,9 @@ def fit_bigram(prefix: Path | str, vocab_size: int, smoothing: float = 1.0) -> B
     for start in range(0, len(tokens), BLOCK):
         block = tokens[start : start + BLOCK]
         if int(block.max()) >= vocab_size or int(block.min()) < 0:
-            raise UserError(f"vocab_size: {vocab_size} is too small for {prefix}, which holds token id {block.max()}")
+            raise UserError(
+                f"model.vocab_size = {vocab_size}: is too small for {prefix}, which holds token id {block.max()}"
+            )
         unigrams += np.bincount(block, minlength=vocab_size)
     pairs, counts = _count_pairs(tokens, vocab_size)
     previous, following = pairs // vocab_size, pairs % vocab_size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from pydantic import Field
 
 from hybridtron.config.schema import Strict
@@ -12,6 +14,7 @@ STANDARD_LIBRARY = "stdlib"
 class DataConfig(Strict):
     """Token files in Megatron's .bin/.idx format, given by their path without the suffix.
 
+    Paths are relative to the folder in which the command runs; the run folder's config.yaml holds them absolute.
     `stdlib` stands for the sources of the running interpreter's standard library, prepared under data/ when first used.
     """
 
@@ -21,3 +24,12 @@ class DataConfig(Strict):
     )
     tokenizer: str = Field("byte", description="`byte`, or the path of a Hugging Face tokenizer.json.")
     seq_len: int = Field(ge=1, description="Tokens per sequence.")
+
+    def with_absolute_paths(self) -> DataConfig:
+        """The same files, named so that the current folder does not matter."""
+
+        def absolute(source: str | None, *words: str) -> str | None:
+            return source if source is None or source in words else os.path.abspath(source)
+
+        paths = {"train": absolute(self.train, STANDARD_LIBRARY), "valid": absolute(self.valid, STANDARD_LIBRARY)}
+        return self.model_copy(update={**paths, "tokenizer": absolute(self.tokenizer, "byte")})

@@ -21,6 +21,15 @@ from hybridtron.data.workers import run_tasks
 from hybridtron.errors import UserError
 
 SHARD_BYTES = 32 << 20
+# What the settings of a preparation that goes on are called where the user gave them.
+OPTIONS = {
+    "format": "format of the work folder",
+    "tokenizer": "--tokenizer",
+    "valid_fraction": "--valid-fraction",
+    "json_key": "--json-key",
+    "shard_bytes": "shard size",
+    "files": "input files",
+}
 Progress = Callable[[str, int, int], None]
 
 
@@ -53,10 +62,10 @@ def prepare(
     workers.WorkerDied where a worker process is gone.
     """
     if not 0.0 <= valid_fraction < 1.0:
-        raise UserError(f"valid_fraction: {valid_fraction} is not in the range 0 <= x < 1")
+        raise UserError(f"--valid-fraction = {valid_fraction}: expected at least 0 and below 1")
     if num_workers < 1:
-        raise UserError(f"num_workers: {num_workers} is not a number of processes; expected 1 or more")
-    loaded = tokenizers.load(tokenizer, eod_token)
+        raise UserError(f"--workers = {num_workers}: expected at least 1")
+    loaded = tokenizers.load(tokenizer, eod_token, key="--tokenizer")
     settings = {
         "format": 1,
         "tokenizer": loaded.fingerprint,
@@ -124,24 +133,24 @@ def _claimed(out: Path, settings: dict[str, Any]) -> Iterator[None]:
     """Makes OUT/.partial, or finds it with the same `settings`, and keeps other processes out of it."""
     partial, settings_path = out / PARTIAL_NAME, out / PARTIAL_NAME / "settings.json"
     if out.exists() and not out.is_dir():
-        raise UserError(f"out: {out} is a file; expected a folder that is new or empty")
+        raise UserError(f"--out = {out}: is a file; expected a folder that is new or empty")
     content = {path.name for path in out.iterdir()} if out.exists() else set()
     if content and PARTIAL_NAME not in content:
         what = "holds a prepared corpus" if REPORT_NAME in content else "is not empty"
-        raise UserError(f"out: {out} {what}; expected a folder that is new, empty, or left by the same command")
+        raise UserError(f"--out = {out}: {what}; expected a folder that is new, empty, or left by the same command")
     try:
         partial.mkdir(parents=True, exist_ok=True)
         lock = (partial / "lock").open("w")
     except OSError as error:
-        raise UserError(f"out: cannot write to {out}: {error.strerror}") from None
+        raise UserError(f"--out = {out}: cannot be written to: {error.strerror}") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"out: another process is preparing {out}") from None
+            raise UserError(f"--out = {out}: another process is preparing it") from None
         if (out / REPORT_NAME).exists():  # complete: only the work folder was left to remove
             shutil.rmtree(partial)
-            raise UserError(f"out: {out} holds a prepared corpus; expected a folder that is new or empty")
+            raise UserError(f"--out = {out}: holds a prepared corpus; expected a folder that is new or empty")
         try:
             begun = json.loads(settings_path.read_text())
         except FileNotFoundError:
@@ -149,7 +158,7 @@ def _claimed(out: Path, settings: dict[str, Any]) -> Iterator[None]:
         differing = [key for key in settings if begun.get(key) != settings[key]]
         if differing:
             raise UserError(
-                f"out: {partial} was begun with other {' and '.join(differing)}; "
+                f"--out = {out}: {partial} was begun with other {' and '.join(OPTIONS[key] for key in differing)}; "
                 "run the command that began it, or delete the folder"
             )
         for path in partial.iterdir():  # what a killed process had not finished
@@ -192,4 +201,4 @@ def _nothing_found(sources: SourceList, merged: Merged, json_key: str) -> str:
     if not merged.first_damaged:
         return text
     first = merged.first_damaged[0]
-    return f"{text}, the first in {first['file']} line {first['line']}: {first['reason']} (json_key is {json_key!r})"
+    return f"{text}, the first in {first['file']} line {first['line']}: {first['reason']} (--json-key is {json_key!r})"

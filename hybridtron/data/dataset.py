@@ -29,11 +29,11 @@ class TokenDataset:
     def __init__(self, prefix: Path | str, seq_len: int, seed: int = 0):
         files = check(Path(prefix))
         if seq_len < 1:
-            raise UserError(f"seq_len: {seq_len} is not a number of tokens; expected 1 or more")
+            raise UserError(f"data.seq_len = {seq_len}: expected at least 1")
         if seq_len + 1 > files.num_tokens:
             raise UserError(
-                f"seq_len: {seq_len} is longer than the data: {prefix} has {files.num_tokens} tokens and a sample "
-                f"takes seq_len + 1; seq_len <= {files.num_tokens - 1} fits"
+                f"data.seq_len = {seq_len}: is longer than the data: {prefix} has {files.num_tokens} tokens and a "
+                f"sample takes seq_len + 1; expected at most {files.num_tokens - 1}"
             )
         # Imported here, because it takes seconds and the checks above should not.
         from megatron.core.datasets.indexed_dataset import IndexedDataset
@@ -70,8 +70,8 @@ class TokenDataset:
         """
         if not 1 <= num_samples <= self.num_eval_windows:
             raise UserError(
-                f"{num_samples} evaluation samples of seq_len {self.seq_len} do not fit: {self.prefix} has "
-                f"{self.num_tokens} tokens, which is {self.num_eval_windows} samples"
+                f"{num_samples} evaluation sequences of {self.seq_len} tokens do not fit: {self.prefix} has "
+                f"{self.num_tokens} tokens, which is {self.num_eval_windows} sequences"
             )
         windows = np.asarray(indices, dtype=np.int64) * self.num_eval_windows // num_samples
         return self._read(windows * self.seq_len)
@@ -109,6 +109,6 @@ class TokenDataset:
         if lowest < 0 or highest >= self._vocab_size:
             wrong = lowest if lowest < 0 else highest
             raise UserError(
-                f"vocab_size: {self._vocab_size} is too small for {self.prefix}, which holds token id {wrong}; "
-                "expected the vocab_size of the tokenizer that prepared it"
+                f"model.vocab_size = {self._vocab_size}: is too small for {self.prefix}, which holds token id {wrong}; "
+                "expected the vocabulary of the tokenizer that prepared it"
             )

@@ -5,6 +5,7 @@ import platform
 import shutil
 import sysconfig
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from hybridtron.data.corpus import prepare
@@ -33,15 +34,19 @@ def standard_library_sources() -> SourceList:
     return SourceList([source_of(root / name, name) for name in names])
 
 
-def prepare_standard_library(folder: Path = Path("data")) -> Path:
+def prepare_standard_library(folder: Path = Path("data"), announce: Callable[[str], None] = lambda text: None) -> Path:
     """Prepares the library byte by byte in `folder`/stdlib-VERSION-byte, once, and returns that folder.
 
     One file is one document; about a twentieth of the files is held out. The folder appears at once, complete: of
-    several processes doing this at a time, one wins and all return the same.
+    several processes doing this at a time, one wins and all return the same. `announce` is told what begins, where
+    there is something to do.
     """
     final = folder / f"stdlib-{platform.python_version()}-byte"
     if (final / REPORT_NAME).is_file():
         return final
+    sources = standard_library_sources()
+    megabytes = sum(source.size for source in sources.files) / 1e6
+    announce(f"preparing {megabytes:.0f} MB of the Python standard library's sources in {final}: some seconds, once")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=folder))
@@ -49,7 +54,7 @@ def prepare_standard_library(folder: Path = Path("data")) -> Path:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from None
     try:
         temporary.chmod(0o755)  # mkdtemp makes it private
-        prepare(standard_library_sources(), temporary, valid_fraction=0.05)
+        prepare(sources, temporary, valid_fraction=0.05)
         os.rename(temporary, final)
     except OSError as error:
         if not (final / REPORT_NAME).is_file():

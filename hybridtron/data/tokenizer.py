@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from hybridtron.data.indexed_format import looked_in
 from hybridtron.errors import UserError
 
 # What published tokenizers call the end of a document, most telling first.
@@ -73,23 +74,23 @@ class HuggingFaceTokenizer:
     is taken, then the first of END_OF_DOCUMENT_NAMES in the vocabulary. Raises UserError where there is none.
     """
 
-    def __init__(self, path: Path, eod_token: str | None = None):
+    def __init__(self, path: Path, eod_token: str | None = None, key: str = "data.tokenizer"):
         from tokenizers import Tokenizer as Backend
 
         try:
             content = path.read_bytes()
             self._backend = Backend.from_buffer(content)
         except OSError as error:
-            raise UserError(f"tokenizer: cannot read {path}: {error.strerror}") from None
+            raise UserError(f"{key} = {path}: cannot be read: {error.strerror}") from None
         except Exception as error:  # the library raises bare Exception for a file that it cannot parse
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"tokenizer: {path} is not a tokenizer.json of the tokenizers library: {reason}") from None
+            raise UserError(f"{key} = {path}: is not a tokenizer.json of the tokenizers library: {reason}") from None
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.encode_special_tokens = True
         vocabulary: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1  # ids may have holes
-        self.eod = _end_of_document(path, vocabulary, eod_token)
+        self.eod = _end_of_document(path, vocabulary, eod_token, key)
         self.name = path.parent.name if path.name == "tokenizer.json" and path.parent.name else path.stem
         self.fingerprint = f"{hashlib.sha256(content).hexdigest()[:32]}-{self.eod}"
 
@@ -101,36 +102,37 @@ class HuggingFaceTokenizer:
         return self._backend.decode(kept, skip_special_tokens=False)
 
 
-def load(spec: str, eod_token: str | None = None) -> Tokenizer:
+def load(spec: str, eod_token: str | None = None, key: str = "data.tokenizer") -> Tokenizer:
     """The tokenizer that `spec` names: `byte`, a tokenizer.json, or a folder that holds one.
 
-    Raises UserError where it is none of these, or has no end-of-document token.
+    Raises UserError where it is none of these, or has no end-of-document token; `key` says where the user named it.
     """
     if spec == "byte":
         if eod_token is not None:
-            raise UserError(f"eod_token: {eod_token!r} was given, but the byte tokenizer has its own (id 256)")
+            raise UserError(f"--eod-token = {eod_token}: expected none, since the byte tokenizer has its own (id 256)")
         return ByteTokenizer()
     path = Path(spec)
     if path.is_dir():
         path = path / "tokenizer.json"
     if not path.is_file():
         raise UserError(
-            f"tokenizer: no file {str(path)!r}; expected 'byte', a path to a tokenizer.json, or a folder that holds one"
+            f"{key} = {spec}: no such file{looked_in(path)}; expected 'byte', a path to a tokenizer.json, or a folder "
+            "that holds one"
         )
-    return HuggingFaceTokenizer(path, eod_token)
+    return HuggingFaceTokenizer(path, eod_token, key)
 
 
-def _end_of_document(path: Path, vocabulary: dict[str, int], eod_token: str | None) -> int:
+def _end_of_document(path: Path, vocabulary: dict[str, int], eod_token: str | None, key: str) -> int:
     if eod_token is not None:
         if eod_token not in vocabulary:
-            raise UserError(f"eod_token: {eod_token!r} is not in the vocabulary of {path}")
+            raise UserError(f"--eod-token = {eod_token}: is not in the vocabulary of {path}")
         return vocabulary[eod_token]
     for name in (_configured_eos(path.with_name("tokenizer_config.json")), *END_OF_DOCUMENT_NAMES):
         if name in vocabulary:
             return vocabulary[name]
     raise UserError(
-        f"tokenizer: {path} has no end-of-document token (looked for {' '.join(END_OF_DOCUMENT_NAMES)}); "
-        "name it with eod_token, or as eos_token in a tokenizer_config.json beside it"
+        f"{key} = {path}: has no end-of-document token (looked for {' '.join(END_OF_DOCUMENT_NAMES)}); name it with "
+        "prepare_data.py --eod-token, and as eos_token in a tokenizer_config.json beside it"
     )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hybridtron.data.config import STANDARD_LIBRARY
 from hybridtron.data.dataset import TokenDataset
+from hybridtron.data.indexed_format import fingerprint
 from hybridtron.data.report import read_corpus_report, read_report
 from hybridtron.data.tokenizer import load as load_tokenizer
 from hybridtron.distributed import cpu_compat
@@ -24,33 +26,49 @@ class HeldOut:
     bytes_per_token: float | None  # over the whole file; None where nobody counted the bytes
 
     def bits_per_byte(self, loss: float) -> float | None:
-        """From nats per token."""
+        """From nats per token; the tokens that were evaluated are taken to have as many bytes as those of the file."""
         return None if self.bytes_per_token is None else loss / self.bytes_per_token / math.log(2)
 
 
 @dataclass(frozen=True)
 class Corpus:
+    """`sources` and `fingerprints` of data.train, data.valid and data.tokenizer: as given, and of what they hold."""
+
     train: TokenDataset
     train_prefix: Path
     held_out: HeldOut | None
+    sources: dict[str, str] = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict)
 
 
 def open_corpus(config: RunConfig, data_parallel_size: int) -> Corpus:
     """Open the token files; raises UserError when they are missing, damaged, too short or of another tokenizer."""
-    train, prefix = _open(config, "train", config.data.train)
-    held_out = open_held_out(config, data_parallel_size) if config.data.valid is not None else None
-    return Corpus(train, prefix, held_out)
+    data = config.data
+    train, prefix = _open(config, "train", data.train)
+    held_out = open_held_out(config, data_parallel_size) if data.valid is not None else None
+    sources = {"data.train": data.train, "data.tokenizer": data.tokenizer}
+    fingerprints = {
+        "data.train": fingerprint(prefix),
+        "data.tokenizer": load_tokenizer(data.tokenizer).fingerprint,
+    }
+    if held_out and data.valid is not None:
+        sources["data.valid"] = data.valid
+        fingerprints["data.valid"] = fingerprint(held_out.tokens.prefix)
+    return Corpus(train, prefix, held_out, sources, fingerprints)
 
 
-def open_held_out(config: RunConfig, data_parallel_size: int) -> HeldOut:
+def open_held_out(config: RunConfig, data_parallel_size: int, sequences: int | None = None) -> HeldOut:
     """Open data.valid, which must be given; raises UserError like open_corpus.
 
-    An evaluation reads train.eval_sequences, at most what the file holds, in whole global batches where that holds one:
-    a number that does not depend on the layout.
+    An evaluation reads `sequences`, or else train.eval_sequences in whole global batches where that holds one: a number
+    that does not depend on the layout. It reads at most what the file holds.
     """
     assert config.data.valid is not None
     tokens, prefix = _open(config, "valid", config.data.valid)
-    train = config.train
+    train, report = config.train, read_report(prefix)
+    bytes_per_token = report.bytes_per_token if report else None
+    if sequences is not None:
+        return HeldOut(tokens, min(sequences, tokens.num_eval_windows), bytes_per_token)
     portion = train.micro_batch_size * data_parallel_size
     if tokens.num_eval_windows < portion:
         raise UserError(
@@ -59,8 +77,7 @@ def open_held_out(config: RunConfig, data_parallel_size: int) -> HeldOut:
         )
     wanted = min(train.eval_sequences, tokens.num_eval_windows)
     unit = train.global_batch_size if wanted >= train.global_batch_size else portion
-    report = read_report(prefix)
-    return HeldOut(tokens, max(unit, wanted // unit * unit), report.bytes_per_token if report else None)
+    return HeldOut(tokens, max(unit, wanted // unit * unit), bytes_per_token)
 
 
 def _open(config: RunConfig, split: str, source: str) -> tuple[TokenDataset, Path]:
@@ -83,4 +100,4 @@ def _prefix_of(source: str, split: str) -> Path:
         return Path(source)
     from hybridtron.data.standard_library import prepare_standard_library
 
-    return prepare_standard_library() / split
+    return prepare_standard_library(announce=lambda text: print(text, file=sys.stderr)) / split

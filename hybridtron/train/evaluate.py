@@ -22,7 +22,7 @@ from hybridtron.model.tensors import model_tensors
 from hybridtron.train.build import build_chunks
 from hybridtron.train.config import RunConfig
 from hybridtron.train.corpus import open_held_out
-from hybridtron.train.run_folder import read_run
+from hybridtron.train.run_folder import naming_an_older_one, read_run
 
 LARGEST_EXPONENT = 700  # of e, in a float
 SMALLEST_TEMPERATURE = 1e-3
@@ -37,7 +37,8 @@ def trained_model(path: Path) -> Iterator[tuple[RunConfig, Path, LanguageModel, 
         from hybridtron.distributed.checkpoint import load_model
 
         (model,), _ = build_chunks(config, place)
-        load_model(checkpoint, [model], model_tensors(config.model), place)
+        with naming_an_older_one(checkpoint, ": give that path instead"):
+            load_model(checkpoint, [model], model_tensors(config.model), place)
         yield config, checkpoint, model.eval(), place
 
 
@@ -49,21 +50,22 @@ def evaluate_run(path: Path, data: str | None, sequences: int | None) -> dict[st
     section = config.data.model_copy(update={"valid": data or config.data.valid})
     if section.valid is None:
         raise UserError(f"{path}: its config has no data.valid; expected --data PREFIX")
-    train = config.train.model_copy(update={"eval_sequences": sequences or config.train.eval_sequences})
-    config = config.model_copy(update={"data": section, "train": train})
-    held_out = open_held_out(config, 1)
+    config = config.model_copy(update={"data": section})
+    held_out = open_held_out(config, 1, sequences)
+    num_tokens = held_out.sequences * config.data.seq_len
     with trained_model(path) as (_, checkpoint, model, place), torch.no_grad():
-        losses = []
-        for tokens, labels in eval_batches(held_out.tokens, held_out.sequences, train.micro_batch_size, 0, 1):
+        total = 0.0
+        micro_batches = eval_batches(held_out.tokens, held_out.sequences, config.train.micro_batch_size, 0, 1)
+        for tokens, labels in micro_batches:
             nll, _ = model(tokens.to(place.device), labels.to(place.device))
-            losses.append(nll.double().mean())
-        loss = float(torch.stack(losses).mean())
+            total += float(nll.double().sum())
+    loss = total / num_tokens
     return {
         "checkpoint": str(checkpoint),
         "data": section.valid,
         "sequences": held_out.sequences,
         "seq_len": config.data.seq_len,
-        "tokens": held_out.sequences * config.data.seq_len,
+        "tokens": num_tokens,
         "loss": loss,
         "perplexity": math.exp(loss) if loss < LARGEST_EXPONENT else None,
         "bits_per_byte": held_out.bits_per_byte(loss),

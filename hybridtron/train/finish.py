@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from hybridtron.data.bigram import bigram_bits_per_byte, fit_bigram
+from hybridtron.data.tokenizer import Tokenizer
 from hybridtron.data.tokenizer import load as load_tokenizer
 from hybridtron.distributed.groups import Place
 from hybridtron.model.generate import generate
@@ -14,9 +17,10 @@ from hybridtron.model.language_model import LanguageModel
 from hybridtron.train.config import RunConfig
 from hybridtron.train.corpus import Corpus
 from hybridtron.train.metrics import read_metrics
+from hybridtron.train.report import say_summary
 from hybridtron.train.run_folder import RunFolder, TrainState
 
-SAMPLE_PROMPT = "def "
+PROMPT_TOKENS = 32
 LARGEST_BIGRAM_VOCABULARY = 1024  # beyond this a table of pairs says little
 
 
@@ -31,30 +35,39 @@ def closing_report(
 ) -> dict[str, Any]:
     """Say how the run ended and return it for summary.json. Every process calls this: sampling needs all of them."""
     summary: dict[str, Any] = asdict(state)
+    folder = RunFolder(config.run_folder)
     if place.is_main:
-        rows = read_metrics(RunFolder(config.run_folder).metrics_file)
+        rows = read_metrics(folder.metrics_file)
         summary |= {"loss": rows[-1].get("loss") if rows else None, "valid_loss": valid_loss}
         bits = corpus.held_out.bits_per_byte(valid_loss) if corpus.held_out and valid_loss is not None else None
         bigram = _bigram(config, corpus)
         summary |= {"valid_bits_per_byte": bits, "bigram_bits_per_byte": bigram}
-        if bits is not None and bigram is not None:
-            say(f"held-out text: {bits:.3f} bits per byte; a bigram model of the same training text: {bigram:.3f}")
     if config.train.sample_tokens and config.parallel.pipeline * config.parallel.context > 1:
         say("no sample: the model or its sequences lie over several processes; use hybridtron generate")
     elif config.train.sample_tokens:
-        text = generate(
+        tokenizer = load_tokenizer(config.data.tokenizer)
+        summary["sample_prompt"] = _beginning(corpus, tokenizer)
+        summary["sample"] = generate(
             chunks[0],
-            load_tokenizer(config.data.tokenizer),
-            SAMPLE_PROMPT,
+            tokenizer,
+            summary["sample_prompt"],
             config.train.sample_tokens,
             context=config.data.seq_len,
             multiple_of=place.shards.tensor.size,
             seed=config.seed,
             device=place.device,
         )
-        summary["sample"] = text
-        say(f"sample after {SAMPLE_PROMPT!r}:\n{text}")
+    if place.is_main:
+        say_summary(summary, folder, say)
     return summary
+
+
+def _beginning(corpus: Corpus, tokenizer: Tokenizer) -> str:
+    """The first words of the first held-out document, or without any of the first document."""
+    window = (corpus.held_out.tokens if corpus.held_out else corpus.train).eval_window(0, 1)[:PROMPT_TOKENS]
+    ends = np.flatnonzero(window == tokenizer.eod)
+    text = tokenizer.decode(window[: ends[0]] if len(ends) else window)
+    return text.rstrip("\ufffd") or text  # a character that the cut went through
 
 
 def _bigram(config: RunConfig, corpus: Corpus) -> float | None:

@@ -13,12 +13,13 @@ from hybridtron import __version__
 from hybridtron.accounting.doctor import installed_version
 from hybridtron.distributed.groups import Place
 from hybridtron.train.config import RunConfig
+from hybridtron.train.corpus import Corpus
 
 PACKAGES = ("torch", "megatron-core", "numpy", "transformer-engine", "mamba-ssm", "flash-attn", "causal-conv1d")
 
 
-def environment_record(config: RunConfig, place: Place) -> dict[str, Any]:
-    """For environment.json."""
+def environment_record(config: RunConfig, place: Place, corpus: Corpus) -> dict[str, Any]:
+    """For environment.json; `tokens` are fingerprints of the data."""
     cuda = place.device.type == "cuda"
     return {
         "hybridtron": __version__,
@@ -30,9 +31,10 @@ def environment_record(config: RunConfig, place: Place) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "layout": {
             "world_size": place.world_size,
-            "data": place.data_size,
             **config.parallel.model_dump(),
+            "data": place.data_size,
         },
+        "tokens": corpus.fingerprints,
     }
 
 

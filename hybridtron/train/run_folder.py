@@ -1,6 +1,7 @@
 """A run on disk: config, metrics and checkpoints, and how each survives a kill at any moment.
 
-    config.yaml  environment.json  metrics.jsonl  tensorboard/  loss.png  summary.json  step_00000100/  latest
+    config.yaml   environment.json  metrics.jsonl   changes.jsonl  tensorboard/  loss.png
+    summary.json  step_00000100/    latest
 
 A checkpoint is written into `step_N.partial-*`, renamed when whole, and only then named by `latest`, which is replaced
 atomically: whatever `latest` names is complete.
@@ -8,13 +9,16 @@ atomically: whatever `latest` names is complete.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from hybridtron.config import yaml_text
 from hybridtron.config.load import build, dump
@@ -44,8 +48,20 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def environment_file(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def plot_file(self) -> Path:
+        return self.path / "loss.png"
+
+    @property
+    def summary_file(self) -> Path:
+        return self.path / "summary.json"
 
     def require_unused(self) -> None:
         if self.path.exists() and (not self.path.is_dir() or any(p.name != LOCK for p in self.path.iterdir())):
@@ -63,21 +79,38 @@ class RunFolder:
             raise UserError(f"run folder {self.path}: cannot be made: {there} is no folder that can be written to")
 
     def lock(self) -> bool:
-        """Make the folder and claim it until this process ends; false where another process has it."""
+        """Make the folder and claim it until this process ends; false where another process has it.
+
+        Raises UserError where the folder cannot be made or written to.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock_file = (self.path / LOCK).open("w")
+        except OSError as error:
+            raise UserError(f"run folder {self.path}: cannot be made: {error.strerror}") from None
+        try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             return False
+        except OSError as error:
+            raise UserError(f"run folder {self.path}: cannot be locked: {error.strerror}") from None
         return True
 
-    def create(self, config: RunConfig, environment: dict) -> None:
+    def create(self, config: RunConfig, environment: dict[str, Any]) -> None:
         """Write what the run is and where it runs, and delete what a killed run left half written."""
         for leftover in self.path.glob(f"step_*{PARTIAL}*"):
             shutil.rmtree(leftover)
-        replace_text(self.config_file, dump(config))
-        replace_text(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+        replace_text(self.config_file, dump(config.with_absolute_paths()))
+        replace_text(self.environment_file, json.dumps(environment, indent=2) + "\n")
+
+    def read_environment(self) -> dict[str, Any]:
+        """environment.json; empty where it is missing or damaged."""
+        return _read_mapping(self.environment_file)
+
+    def read_summary(self, step: int) -> dict[str, Any]:
+        """summary.json of a run that ended at this step; empty where there is none."""
+        summary = _read_mapping(self.summary_file)
+        return summary if summary.get("step") == step else {}
 
     def latest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint, or None: the one that `latest` names, or without that file the last one."""
@@ -116,6 +149,31 @@ class RunFolder:
                 if old != final:
                     shutil.rmtree(old)
         return final
+
+
+@contextlib.contextmanager
+def naming_an_older_one(checkpoint: Path, advice: str) -> Iterator[None]:
+    """A UserError of the block that says `damaged` also names the checkpoint before this one, if there is one.
+
+    `advice` follows, with {name} and {path} of the older one filled in.
+    """
+    try:
+        yield
+    except UserError as error:
+        older = [path for path in RunFolder(checkpoint.parent).checkpoints() if path.name < checkpoint.name]
+        if "damaged" not in str(error) or not older:
+            raise
+        raise UserError(
+            f"{error}; the checkpoint before it is {older[-1]}" + advice.format(name=older[-1].name, path=older[-1])
+        ) from None
+
+
+def _read_mapping(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def read_state(checkpoint: Path) -> TrainState:

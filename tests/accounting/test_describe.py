@@ -12,11 +12,23 @@ from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel
 from tests.train.runs import resolved_tiny
 
-PATTERNS = ["mamba mlp attn ffn", "3*mamba", "2*(attn ffn)", "2*(swa mlp)", "biased wide"]
+PATTERNS = [
+    "mamba mlp attn ffn", "3*mamba", "2*(attn ffn)", "2*(swa mlp)", "biased wide", "sinks linear taylor learned",
+    "gla delta selective", "side weighed",
+]  # fmt: skip
 MORE_BLOCKS = {
     "swa": {"type": "attention", "num_heads": 4, "window": 8},
     "biased": {"type": "attention", "num_heads": 2, "num_kv_heads": 1, "head_dim": 24, "qkv_bias": True},
     "wide": {"type": "mlp", "bias": True},
+    "sinks": {"type": "attention", "num_heads": 4, "window": 8, "sinks": True},
+    "linear": {"type": "linear_attention", "num_heads": 4, "chunk_size": 16},
+    "taylor": {"type": "linear_attention", "num_heads": 4, "key_dim": 4, "feature_map": "taylor"},
+    "learned": {"type": "linear_attention", "num_heads": 4, "feature_map": "hadamard", "normalize": False},
+    "gla": {"type": "gla", "num_heads": 2, "chunk_size": 16},
+    "delta": {"type": "gated_deltanet", "num_heads": 2, "num_value_heads": 4, "head_dim": 8, "chunk_size": 16},
+    "selective": {"type": "mamba1", "state_dim": 4},
+    "side": {"type": "parallel", "branches": [{"type": "attention", "num_heads": 2}, {"type": "gla", "num_heads": 2}]},
+    "weighed": {"type": "parallel", "branches": [{"type": "mamba1"}, {"type": "mlp"}], "merge": "gate"},
 }
 
 

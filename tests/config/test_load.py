@@ -158,7 +158,7 @@ def test_lines_end_with_who_set_the_value(tmp_path, monkeypatch):
         "    ^",
     ]
     (tmp_path / "empty.yaml").write_text("# nothing yet\n")
-    with pytest.raises(UserError, match=r"^name: required key is missing \(in empty.yaml\)\nmodel: required key is"):
+    with pytest.raises(UserError, match=r"^required keys are missing: name, model \(in empty.yaml\)$"):
         load("empty.yaml", [], Run)
 
 

@@ -46,15 +46,23 @@ def test_no_layout_changes_what_a_step_or_an_evaluation_sees(dataset, micro_batc
     assert np.array_equal(tokens, dataset.eval_windows(np.arange(12), 12)[:, :-1])
 
 
+def test_one_process_evaluates_any_number_of_sequences(dataset):
+    batches = [batch.tokens for batch in eval_batches(dataset, 7, 4, 0, 1)]
+    assert [len(tokens) for tokens in batches] == [4, 3]
+    assert np.array_equal(torch.cat(batches), dataset.eval_windows(np.arange(7), 7)[:, :-1])
+
+
 def test_a_rank_gets_one_contiguous_block(dataset):
     second = torch.cat([batch.tokens for batch in global_batch(dataset, 2, 12, 2, dp_rank=1, dp_size=3)])
     assert np.array_equal(second, dataset.samples(np.arange(28, 32))[:, :-1])
 
 
 def test_what_cannot_be_divided_is_refused_at_the_call(dataset):
-    with pytest.raises(UserError, match=r"global_batch_size: 10 .* micro_batch_size 2 x data-parallel size 2.*is: 8"):
+    with pytest.raises(
+        UserError, match=r"train.global_batch_size = 10: .* micro_batch_size 2 x data-parallel size 2.*nearest: 8"
+    ):
         global_batch(dataset, 0, 10, 2, 0, 2)
-    with pytest.raises(UserError, match="num_samples: 10"):
-        eval_batches(dataset, 10, 4, 0, 1)
+    with pytest.raises(UserError, match=r"train.eval_sequences = 10"):
+        eval_batches(dataset, 10, 4, 0, 2)
     with pytest.raises(UserError, match="do not fit"):
         eval_batches(dataset, 1000, 4, 0, 1)

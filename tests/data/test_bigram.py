@@ -73,7 +73,7 @@ def test_a_repeating_text_costs_next_to_nothing_and_noise_its_entropy(tmp_path):
 
 
 def test_bad_input(prefix, tmp_path):
-    with pytest.raises(UserError, match=r"vocab_size: 10 is too small .* token id 19"):
+    with pytest.raises(UserError, match=r"model.vocab_size = 10: is too small .* token id 19"):
         fit_bigram(prefix, vocab_size=10)
     with pytest.raises(UserError, match="smoothing: 0"):
         fit_bigram(prefix, vocab_size=25, smoothing=0)

@@ -79,9 +79,9 @@ def test_every_sequence_length_that_fits_is_served(prefix, seq_len):
 
 
 def test_a_sequence_longer_than_the_data_names_what_fits(prefix):
-    with pytest.raises(UserError, match=r"seq_len: 1000 .* has 1000 tokens .* seq_len <= 999 fits"):
+    with pytest.raises(UserError, match=r"data.seq_len = 1000: .* has 1000 tokens .* at most 999"):
         TokenDataset(prefix, 1000)
-    with pytest.raises(UserError, match="seq_len: 0"):
+    with pytest.raises(UserError, match=r"data.seq_len = 0"):
         TokenDataset(prefix, 0)
 
 
@@ -96,13 +96,13 @@ def test_evaluation_windows_are_spread_evenly_and_do_not_overlap(prefix):
 
 
 def test_more_evaluation_windows_than_there_are(prefix):
-    with pytest.raises(UserError, match=r"63 evaluation samples of seq_len 16 do not fit: .* which is 62 samples"):
+    with pytest.raises(UserError, match=r"63 evaluation sequences of 16 tokens do not fit: .* which is 62 sequences"):
         TokenDataset(prefix, 16).eval_window(0, 63)
 
 
 def test_ids_beyond_the_vocabulary_are_found_at_once(prefix, tmp_path):
     TokenDataset(prefix, 16).check_vocab(NUM_TOKENS)
-    with pytest.raises(UserError, match=r"vocab_size: 999 is too small for .* holds token id 999"):
+    with pytest.raises(UserError, match=r"model.vocab_size = 999: is too small for .* holds token id 999"):
         TokenDataset(prefix, 16).check_vocab(NUM_TOKENS - 1)
     tokens = np.zeros(3 << 20, np.int32)
     tokens[-1] = -5

@@ -1,11 +1,12 @@
 """Megatron's files: ours equal megatron-core's own, and damaged ones are told apart."""
 
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hybridtron.data.indexed_format import HEADER, bin_path, check, idx_path, token_dtype, write_index
+from hybridtron.data.indexed_format import HEADER, bin_path, check, fingerprint, idx_path, token_dtype, write_index
 from hybridtron.errors import UserError
 
 DOCUMENTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
@@ -64,8 +65,27 @@ def test_missing_files_name_the_nearest_there_is(prefix):
     with pytest.raises(UserError, match=rf"without its suffix: '{prefix}'"):
         check(bin_path(prefix))
     bin_path(prefix).unlink()
-    with pytest.raises(UserError, match=r"train\.bin is missing"):
+    with pytest.raises(UserError, match=r"there is no .*train\.bin"):
         check(prefix)
+
+
+def test_a_relative_path_that_is_missing_says_where_was_looked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"there is no corpus/train\.idx in {tmp_path}"):
+        check(Path("corpus/train"))
+
+
+def test_the_fingerprint_is_of_the_content_wherever_it_lies(prefix):
+    before = fingerprint(prefix)
+    copy = prefix.parent / "copy"
+    for path in (bin_path, idx_path):
+        path(copy).write_bytes(path(prefix).read_bytes())
+    assert fingerprint(copy) == before
+    bin_path(copy).write_bytes(np.array(STREAM[::-1], np.uint16).tobytes())
+    assert fingerprint(copy) != before
+    bin_path(copy).write_bytes(bin_path(prefix).read_bytes())
+    write_index(idx_path(copy), np.array([4, 5]), np.dtype(np.uint16))
+    assert fingerprint(copy) != before
 
 
 def test_an_unfinished_preparation_is_recognised(tmp_path):

@@ -44,11 +44,9 @@ def test_what_it_prints_goes_into_a_config_and_what_it_writes_is_read(folder):
     assert done.returncode == 0, done.stderr
     assert "damaged lines (kept in out/damaged.jsonl): 1\n  lines.jsonl.gz line 8: not JSON" in done.stdout
     config = yaml.safe_load(done.stdout[done.stdout.index("data: ") :])
-    assert config == {
-        "data": {"train": "out/train", "valid": "out/valid", "tokenizer": "byte"},
-        "model": {"vocab_size": 257},
-    }
-    assert "encode" in done.stderr
+    assert config == {"data": {"train": "out/train", "valid": "out/valid", "tokenizer": "byte", "seq_len": 256}}
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["encode", "merge"]  # no terminal, no bar
+    assert all(line == line.rstrip() for line in done.stdout.splitlines())
     report = json.loads((folder / "out" / "report.json").read_text())
     assert sum(split["documents"] for split in report["splits"].values()) == 259
     dataset = TokenDataset(folder / config["data"]["train"], seq_len=64)
@@ -73,26 +71,33 @@ def test_one_document_says_that_there_is_no_validation_split(folder):
     done = prepare_data("texts/1.txt", "--out", "out", cwd=folder)
     assert done.returncode == 0
     assert "no valid split: give its files with --valid" in done.stdout
-    assert yaml.safe_load(done.stdout[done.stdout.index("data: ") :])["data"].keys() == {"train", "tokenizer"}
+    assert yaml.safe_load(done.stdout[done.stdout.index("data: ") :])["data"].keys() == {
+        "train",
+        "tokenizer",
+        "seq_len",
+    }
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nope.txt"], "no such file or folder: nope.txt"),
-        (["texts", "--tokenizer", "nope.json"], "tokenizer: no file 'nope.json'"),
-        (["texts", "--valid-fraction", "2"], "valid_fraction: 2.0"),
-        (["texts", "--workers", "0"], "num_workers: 0"),
+        (["texts", "--tokenizer", "nope.json"], "--tokenizer = nope.json: no such file"),
+        (["texts", "--valid-fraction", "2"], "--valid-fraction = 2.0"),
+        (["texts", "--workers", "0"], "--workers = 0"),
+        (["texts", "--workers", "two"], "argument --workers: invalid int value: 'two' (see prepare_data.py --help)"),
+        (["empty.txt"], "no document in 1 file(s): 1 empty, 0 damaged line(s)"),
         (["lines.jsonl.gz", "--json-key", "body"], "no document in 1 file(s): 0 empty, 200 damaged line(s)"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2_and_nothing_written(folder, arguments, message):
+    (folder / "empty.txt").touch()
     before = sorted(folder.rglob("*"))
     done = prepare_data(*arguments, "--out", "out", cwd=folder)
     assert done.returncode == 2
     error = done.stderr.splitlines()[-1]
     assert error.startswith(f"hybridtron: error: {message}")
-    if "body" not in arguments:  # which takes reading, with its bar
+    if "body" not in arguments:  # which takes reading, with its progress
         assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
     assert sorted(folder.rglob("*")) == before
@@ -103,5 +108,5 @@ def test_a_prepared_folder_is_not_touched(folder):
     before = (folder / "out" / "train.bin").stat().st_mtime_ns
     done = prepare_data("texts", "--out", "out", cwd=folder)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "out holds a prepared corpus" in done.stderr
+    assert "--out = out: holds a prepared corpus" in done.stderr
     assert (folder / "out" / "train.bin").stat().st_mtime_ns == before

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 import yaml
 
@@ -73,6 +74,19 @@ def test_a_damaged_file_is_named(damage, folder, capsys):
     assert place in refused(capsys, "eval", "run")
 
 
+def test_a_damaged_checkpoint_names_the_one_before_it(folder, capsys):
+    (folder / "run" / "step_00000008" / "__0_0.distcp").write_bytes(b"")
+    message = refused(capsys, "eval", "run")
+    assert "CheckpointException" not in message
+    assert "the checkpoint before it is run/step_00000004: give that path instead" in message
+    assert main(["eval", "run/step_00000004"]) == 0
+    message = refused(capsys, "train", "tiny.yaml", "train.steps=9", "--resume")
+    assert "to continue from it, write step_00000004 into run/latest" in message
+    (folder / "run" / "latest").write_text("step_00000004\n")
+    assert main(["train", "tiny.yaml", "train.steps=9", "--resume"]) == 0
+    assert steps(folder) == list(range(1, 10))
+
+
 def test_a_damaged_state_is_named_on_resume(folder, capsys):
     (folder / "run" / "step_00000008" / "train_state.json").write_text('{"step"')
     assert "train_state.json" in refused(capsys, "train", "tiny.yaml", "--resume")
@@ -102,12 +116,15 @@ def test_damaged_rows_of_metrics_cost_only_themselves(folder):
     assert steps(folder) == [1, 2, 3, 5, 7, 8, 9]
 
 
-def test_a_finished_run_without_metrics_still_ends_with_its_report(folder):
+def test_a_finished_run_without_metrics_and_summary_still_ends_with_its_report(folder):
     (folder / "run" / "metrics.jsonl").unlink()
-    before = json.loads((folder / "run" / "summary.json").read_text())
-    assert main(["train", "tiny.yaml", "--resume"]) == 0
-    after = json.loads((folder / "run" / "summary.json").read_text())
-    assert after["valid_loss"] == pytest.approx(before["valid_loss"], abs=1e-7)
+    summary = folder / "run" / "summary.json"
+    before = json.loads(summary.read_text())
+    summary.unlink()
+    rest = contents(folder / "run")
+    assert main(["train", "tiny.yaml", "optimizer.lr=1", "--resume"]) == 0
+    assert json.loads(summary.read_text())["valid_loss"] == pytest.approx(before["valid_loss"], abs=1e-7)
+    assert contents(folder / "run") == rest | {"run/summary.json": summary.read_bytes()}
 
 
 def test_a_run_folder_in_use_is_refused(folder, capsys):
@@ -115,6 +132,52 @@ def test_a_run_folder_in_use_is_refused(folder, capsys):
         fcntl.flock(file, fcntl.LOCK_EX)
         assert "another process" in refused(capsys, "train", "tiny.yaml", "train.steps=9", "--resume")
     assert steps(folder) == list(range(1, 9))
+
+
+def test_a_finished_run_is_told_again_and_left_as_it_is(folder, capsys, hybridtron):
+    (folder / "run" / "summary.json").write_text(json.dumps({"step": 8, "sample_prompt": "a", "sample": "told"}))
+    before = contents(folder / "run")
+    assert main(["train", "tiny.yaml", "optimizer.lr=1", "data.train=elsewhere/train", "--resume"]) == 0
+    told = capsys.readouterr().err
+    assert "no step is left to train" in told
+    assert "optimizer.lr 0.003 -> 1.0: not used" in told
+    assert "sample after 'a':\ntold" in told
+    assert main(["train", "tiny.yaml", "--nproc", "2", "--resume"]) == 0
+    assert "told" in capsys.readouterr().err
+    assert contents(folder / "run") == before
+
+
+def contents(run):
+    return {str(path.relative_to(run.parent)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_changed_keys_are_told_and_kept(folder, capsys):
+    assert main(["train", "tiny.yaml", "optimizer.lr=0.001", "train.steps=9", "--resume"]) == 0
+    assert "optimizer.lr 0.003 -> 0.001 from step 9\n" in capsys.readouterr().err
+    assert main(["train", "tiny.yaml", "optimizer.lr=0.001", "train.steps=10", "--resume"]) == 0
+    assert "optimizer.lr" not in capsys.readouterr().err
+    changes = [json.loads(line) for line in (folder / "run" / "changes.jsonl").read_text().splitlines()]
+    assert [(change["key"], change["was"], change["now"], change["step"]) for change in changes] == [
+        ("train.steps", 8, 9, 9),
+        ("optimizer.lr", 0.003, 0.001, 9),
+        ("train.steps", 9, 10, 10),
+    ]
+
+
+def test_the_tokens_may_lie_elsewhere_but_must_be_the_same(folder, capsys, corpus, monkeypatch):
+    for name in ("train.bin", "train.idx"):
+        shutil.copy(corpus / name, folder / name)
+    resume = ["train", "tiny.yaml", "data.train=train", "--resume"]
+    assert main([*resume, "train.steps=9"]) == 0
+    assert f"data.train {corpus / 'train'} -> {folder / 'train'} from step 9" in capsys.readouterr().err
+    tokens = np.memmap(folder / "train.bin", np.uint16, "r+")
+    tokens[0] = (tokens[0] + 1) % 256
+    tokens.flush()
+    before = contents(folder / "run")
+    message = refused(capsys, *resume, "train.steps=10")
+    assert "data.train = train: holds other tokens than the run in run began with" in message
+    assert contents(folder / "run") == before
+    assert "data.train" in refused(capsys, *resume, "train.steps=10", "--nproc", "2")
 
 
 CHANGES = {

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
 
 from hybridtron.cli import main
+from hybridtron.data.indexed_format import check
+from hybridtron.data.tokenizer import ByteTokenizer
 from hybridtron.train.run_folder import read_run
 from tests.conftest import TINY, command, environment
 
@@ -21,7 +25,7 @@ def run(tmp_path_factory, corpus):
     config = {
         **TINY,
         "folder": str(folder / "run"),
-        "data": {**TINY["data"], "train": str(corpus / "train"), "valid": str(corpus / "valid")},
+        "data": {**TINY["data"], **{name: os.path.relpath(corpus / name, folder) for name in ("train", "valid")}},
         "train": {**TINY["train"], "steps": 10, "log_every": 4, "eval_every": 5, "sample_tokens": 5},
         "checkpoint": {"save_every": 5, "keep_last": 0},
     }
@@ -55,6 +59,7 @@ def test_evaluations_are_in_the_rows_of_their_steps(run):
 def test_the_resolved_config_reads_back(run):
     config, checkpoint = read_run(run)
     assert config.model.vocab_size == 320
+    assert os.path.isabs(config.data.train)  # it was given relative to the folder of the run's start
     assert checkpoint.name == "step_00000010"
 
 
@@ -62,7 +67,8 @@ def test_the_environment_tells_versions_code_and_layout(run):
     environment = json.loads((run / "environment.json").read_text())
     assert {"torch", "megatron-core"} <= environment["packages"].keys()
     assert environment["git_hash"]
-    assert environment["layout"] == {"world_size": 1, "data": 1, "tensor": 1, "sequence": False}
+    assert environment["layout"].items() >= {"world_size": 1, "data": 1, "tensor": 1, "sequence": False}.items()
+    assert environment["tokens"].keys() == {"data.train", "data.valid", "data.tokenizer"}
 
 
 def test_plot_tensorboard_summary_and_checkpoints_are_there(run):
@@ -71,7 +77,9 @@ def test_plot_tensorboard_summary_and_checkpoints_are_there(run):
     summary = json.loads((run / "summary.json").read_text())
     assert summary["step"] == 10
     assert summary["bigram_bits_per_byte"] > 0
-    assert "sample" in summary
+    first_document = check(Path(read_run(run)[0].data.valid)).tokens()[:32]
+    assert summary["sample_prompt"] == ByteTokenizer().decode(first_document)
+    assert len(summary["sample"].encode()) <= 5 * len("\ufffd".encode())
     assert (run / "latest").read_text() == "step_00000010\n"
     assert sorted(path.name for path in run.glob("step_*")) == ["step_00000005", "step_00000010"]
 
@@ -81,6 +89,7 @@ def test_what_is_printed(run):
     assert "tokens/s" in printed
     assert "left" in printed
     assert "bigram" in printed
+    assert f"sample after {json.loads((run / 'summary.json').read_text())['sample_prompt']!r}" in printed
     assert "loss.png" in printed
 
 
@@ -90,6 +99,16 @@ def test_eval_repeats_the_run_s_own_evaluation(run, capsys):
     assert result["loss"] == pytest.approx(rows(run)[-1]["valid_loss"], abs=1e-6)
     assert result["perplexity"] == pytest.approx(math.exp(result["loss"]))
     assert result["bits_per_byte"] == pytest.approx(rows(run)[-1]["valid_bits_per_byte"], abs=1e-6)
+
+
+def test_eval_of_as_many_sequences_as_asked(run, capsys):
+    losses = []
+    for sequences in (1, 3):  # micro-batches are of two
+        assert main(["eval", str(run), "--sequences", str(sequences), "--json"]) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert (result["sequences"], result["tokens"]) == (sequences, sequences * 32)
+        losses.append(result["loss"])
+    assert losses[0] != losses[1]
 
 
 def test_eval_of_one_checkpoint(run, capsys):

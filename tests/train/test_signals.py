@@ -16,11 +16,14 @@ def endless(tiny):
     """Starts a run that will not end by itself, and returns it once it trains."""
     started = []
 
-    def start(*more):
-        process = subprocess.Popen(command("train", tiny, *LONG, *more), env=environment(), cwd=tiny.parent)
+    def start(*more, rows=3):
+        with (tiny.parent / "printed").open("w") as printed:
+            process = subprocess.Popen(
+                command("train", tiny, *LONG, *more), env=environment(), cwd=tiny.parent, stderr=printed
+            )
         started.append(process)
         metrics = tiny.parent / "run" / "metrics.jsonl"
-        while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        while not (metrics.exists() and metrics.read_text().count("\n") >= rows):
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(timeout=0.02)
         return process
@@ -30,6 +33,11 @@ def endless(tiny):
         if process.poll() is None:
             process.kill()
         process.wait()
+
+
+def told(tiny):
+    """The lines about the end."""
+    return [line for line in (tiny.parent / "printed").read_text().splitlines() if "at once" in line]
 
 
 def assert_saved_at_last_step(run):
@@ -43,6 +51,8 @@ def test_one_process(endless, tiny, number):
     process = endless()
     process.send_signal(number)
     assert process.wait(timeout=120) == 0
+    again = "press Ctrl-C again" if number == signal.SIGINT else "signal again"
+    assert told(tiny) == [f"stopping after this step; {again} to end at once without saving"]
     assert_saved_at_last_step(tiny.parent / "run")
 
 
@@ -50,6 +60,7 @@ def test_two_processes(endless, tiny):
     process = endless("--nproc", 2, "parallel.tensor=2")
     process.send_signal(signal.SIGUSR1)
     assert process.wait(timeout=120) == 0
+    assert len(told(tiny)) == 1
     assert_saved_at_last_step(tiny.parent / "run")
 
 
@@ -63,10 +74,12 @@ def test_one_signal_that_arrives_twice_is_one(endless, tiny):
 
 
 def test_a_second_signal_ends_at_once(endless, tiny):
-    process = endless("train.global_batch_size=4096")
+    process = endless("train.global_batch_size=512", rows=1)  # a step of a second
     rows = (tiny.parent / "run" / "metrics.jsonl").read_text()
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=20) in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+    assert len(told(tiny)) == 2
+    assert "ended at once, without saving" in told(tiny)[1]
     assert not (tiny.parent / "run" / "latest").exists()
     assert rows
