@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hybridtron import __version__
+from hybridtron.arguments import ArgumentParser
 from hybridtron.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,60 +50,87 @@ def _parse(given: list[str]) -> argparse.Namespace:
     if stray:
         _parser().error(f"unrecognized arguments: {' '.join(stray)}")
     if rest:
-        options.overrides += rest
+        options.overrides = [*options.overrides, *rest]
     return options
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hybridtron", description="Train and study hybrid language models.")
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="hybridtron", description="Train and study hybrid language models.")
+    parser.add_argument("--version", action="version", version=f"hybridtron {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     verb = verbs.add_parser("train", help="train a model, or continue a run")
     _takes_config(verb)
     verb.add_argument("--nproc", type=int, default=None, metavar="N", help="processes to start on this machine")
     verb.add_argument("--resume", action="store_true", help="continue from the latest checkpoint, if there is one")
-    verb.add_argument("--print", action="store_true", dest="show", help="show the resolved config and stop")
+    verb.add_argument("--print", action="store_true", dest="show", help="show the config with its defaults and stop")
     verb.set_defaults(run=_train)
 
     verb = verbs.add_parser("eval", help="loss, perplexity and bits per byte of a run on held-out text")
     verb.add_argument("run_path", metavar="RUN_OR_CHECKPOINT", type=Path)
     verb.add_argument("--data", metavar="PREFIX", help="token files; by default the run's data.valid")
-    verb.add_argument("--sequences", type=int, metavar="N", help="sequences; by default the run's train.eval_sequences")
-    verb.add_argument("--json", action="store_true")
+    verb.add_argument(
+        "--sequences",
+        type=int,
+        metavar="N",
+        help="sequences, at most what the file holds; by default the run's train.eval_sequences",
+    )
+    _takes_json(verb)
     verb.set_defaults(run=_eval)
 
     verb = verbs.add_parser("generate", help="continue a prompt")
     verb.add_argument("run_path", metavar="RUN_OR_CHECKPOINT", type=Path)
-    verb.add_argument("--prompt", required=True)
-    verb.add_argument("--tokens", type=int, default=200, metavar="N")
-    verb.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0: always the likeliest token")
-    verb.add_argument("--top-k", type=int, default=0, metavar="K", help="draw among the K likeliest; 0: all")
-    verb.add_argument("--seed", type=int, default=0)
-    verb.add_argument("--json", action="store_true")
+    verb.add_argument("--prompt", required=True, metavar="TEXT", help="what the text begins with")
+    verb.add_argument("--tokens", type=int, default=200, metavar="N", help="tokens to add at most (%(default)s)")
+    verb.add_argument(
+        "--temperature", type=float, default=0.8, metavar="T", help="0: always the likeliest token (%(default)s)"
+    )
+    verb.add_argument(
+        "--top-k", type=int, default=0, metavar="K", help="draw among the K likeliest, 0: all (%(default)s)"
+    )
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (%(default)s)")
+    _takes_json(verb)
     verb.set_defaults(run=_generate)
 
     verb = verbs.add_parser("describe", help="layers, parameters, FLOPs and state of a config's model")
     _takes_config(verb)
-    verb.add_argument("--json", action="store_true")
+    _takes_json(verb)
     verb.set_defaults(run=_describe)
 
+    verb = verbs.add_parser("plan", help="stages, memory and traffic of a config's layout on any number of processes")
+    _takes_config(verb)
+    verb.add_argument("--gpus", type=int, required=True, metavar="N", help="processes in all")
+    verb.add_argument("--dry-run", action="store_true", help="build every distinct stage without values and run it")
+    _takes_json(verb)
+    verb.set_defaults(run=_plan)
+
     verb = verbs.add_parser("doctor", help="what is installed and which path each operation will take")
-    verb.add_argument("--json", action="store_true")
+    _takes_json(verb)
     verb.set_defaults(run=_doctor)
     return parser
 
 
 def _takes_config(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("config", metavar="CONFIG", type=Path, help="a YAML file")
-    verb.add_argument("overrides", metavar="key=value", nargs="*", help="dotted keys, such as optimizer.lr=1e-3")
+    verb.add_argument(
+        "overrides", metavar="key=value", nargs="*", default=[], help="dotted keys, such as optimizer.lr=1e-3"
+    )
+
+
+def _takes_json(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--json", action="store_true", help="for programs")
 
 
 def _load(options: argparse.Namespace) -> RunConfig:
+    return _load_config(options.config, options.overrides)
+
+
+def _load_config(path: Path, overrides: Sequence[str]) -> RunConfig:
     from hybridtron.config.load import load
     from hybridtron.train.config import RunConfig
     from hybridtron.train.resolve import resolve
 
-    return resolve(load(options.config, options.overrides, RunConfig))
+    return resolve(load(path, overrides, RunConfig))
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -111,13 +140,17 @@ def _train(options: argparse.Namespace) -> int:
 
         print(dump(config), end="")
         return 0
+    from hybridtron.distributed.environment import read_environment
+
     if options.nproc is not None and options.nproc != 1:
         return _train_in_processes(options, config)
-    from hybridtron.distributed.environment import read_environment
+    environment = read_environment()
+    if _finished(options, config, environment.world_size, speaks=environment.rank == 0):
+        return 0
     from hybridtron.train.loop import TrainingStopped, train
 
     try:
-        train(config, read_environment(), options.resume)
+        train(config, environment, options.resume)
     except TrainingStopped as error:
         if _speaks():
             print(f"hybridtron: stopped: {error}", file=sys.stderr)
@@ -125,13 +158,29 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
+def _finished(options: argparse.Namespace, config: RunConfig, world_size: int, speaks: bool) -> bool:
+    """Whether nothing is left to do but to say again how the run ended; asked before torch is imported."""
+    from hybridtron.train.report import repeat_summary
+    from hybridtron.train.resolve import data_parallel_size
+    from hybridtron.train.resume import find_start
+    from hybridtron.train.run_folder import RunFolder
+
+    data_parallel_size(config, world_size)
+    folder = RunFolder(config.run_folder)
+    start = find_start(folder, config, options.resume)
+    return repeat_summary(folder, start, config, lambda text: print(text, file=sys.stderr) if speaks else None)
+
+
 def _train_in_processes(options: argparse.Namespace, config: RunConfig) -> int:
     """Check here whatever needs no tensor, so that bad input starts no process."""
+    import torch
+
     from hybridtron.distributed.environment import read_environment
     from hybridtron.distributed.launch import launch
     from hybridtron.train.corpus import open_corpus
+    from hybridtron.train.memory import require_memory
     from hybridtron.train.resolve import data_parallel_size
-    from hybridtron.train.resume import find_checkpoint
+    from hybridtron.train.resume import require_same_tokens
     from hybridtron.train.run_folder import RunFolder
 
     if options.nproc < 1:
@@ -139,11 +188,19 @@ def _train_in_processes(options: argparse.Namespace, config: RunConfig) -> int:
     found = read_environment()
     if found.world_size > 1:
         raise UserError(f"--nproc = {options.nproc}: {found.launcher} already started {found.world_size} processes")
-    copies = data_parallel_size(config, options.nproc)
-    find_checkpoint(RunFolder(config.run_folder), config, options.resume)
-    open_corpus(config, copies)
+    if _finished(options, config, options.nproc, speaks=True):
+        return 0
+    _require_devices(options.nproc, torch.cuda.device_count() if torch.cuda.is_available() else None)
+    require_memory(config, options.nproc)
+    require_same_tokens(RunFolder(config.run_folder), open_corpus(config, data_parallel_size(config, options.nproc)))
     command = [sys.executable, "-m", "hybridtron", "train", str(options.config), *options.overrides]
     return launch(command + ["--resume"] * options.resume, options.nproc)
+
+
+def _require_devices(processes: int, gpus: int | None) -> None:
+    """UserError where processes would share a GPU; None: there are none to share."""
+    if gpus is not None and processes > gpus:
+        raise UserError(f"--nproc = {processes}: expected at most {gpus}, one process for each GPU of this machine")
 
 
 def _eval(options: argparse.Namespace) -> int:
@@ -184,6 +241,21 @@ def _describe(options: argparse.Namespace) -> int:
         print(json.dumps(account.as_json(), indent=2))
     else:
         draw(config.name, config.model, account)
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from hybridtron.plan.plan import plan
+    from hybridtron.plan.show import show
+
+    if options.gpus < 1:
+        raise UserError(f"--gpus = {options.gpus}: expected at least 1")
+    config = _load(options)
+    made = plan(config, options.gpus, options.dry_run)
+    if options.json:
+        print(json.dumps(made.as_json(), indent=2))
+    else:
+        show(config.name, made)
     return 0
 
 

@@ -387,7 +387,8 @@ def _check_size(layers: int, text: str, position: int) -> None:
 
 def _check_known(name: str, known: list[str] | None, text: str, position: int, written: str = "") -> None:
     if known is not None and name not in known:
-        _fail(f"unknown block {name!r}{written}", text, position, one_of(name, known))
+        expected = one_of(name, known) if known else "the name of a block, but model.blocks defines none"
+        _fail(f"unknown block {name!r}{written}", text, position, expected)
 
 
 def _fail(what: str, text: str = "", position: int | None = None, expected: str = "") -> NoReturn:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import torch
 
-InitKind = Literal["input", "output", "embedding", "ones", "zeros", "uniform", "log_uniform", "dt_bias"]
+InitKind = Literal[
+    "input", "output", "embedding", "ones", "zeros", "uniform", "log_uniform", "dt_bias", "normal", "ramp", "log_count"
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,15 @@ class Init:
 
     `input`, `output`, `embedding`: normal, with the standard deviation that the model's config gives to that role.
     `uniform`, `log_uniform`: uniform in [low, high], or the logarithm of such a draw. `dt_bias`: the inverse softplus
-    of a log-uniform step size in [low, high] (Mamba-2).
+    of a log-uniform step size in [low, high] (Mamba-2). `normal`: with mean `low` and standard deviation `high`.
+    `ramp`: from `low` to `high` along the first axis, the share of the way raised to `power`.
+    `log_count`: the logarithms of 1, 2, ... along the last axis (Mamba).
     """
 
     kind: InitKind
     low: float = 0.0
     high: float = 0.0
+    power: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -155,12 +160,12 @@ def _run(start: int, length: int, piece: Piece) -> slice:
     return slice(start + piece.rank * size, start + (piece.rank + 1) * size)
 
 
-def indivisible(specs: dict[str, TensorSpec], ways: int) -> Iterator[Part]:
+def indivisible(specs: dict[str, TensorSpec], ways: int, experts: bool = False) -> Iterator[Part]:
     """The parts that cannot be cut evenly over so many ranks of tensor times context parallelism, each config key
-    once; experts' parts are cut by others."""
+    once; with `experts` those of experts alone, which expert tensor parallelism cuts."""
     seen = set()
     for spec in specs.values():
         for part in spec.parts:
-            if not spec.experts and part.units % ways and part.key not in seen:
+            if spec.experts == experts and part.units % ways and part.key not in seen:
                 seen.add(part.key)
                 yield part

@@ -3,11 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from hybridtron.tensors import Shards, TensorSpec
+from hybridtron.tensors import Piece, Shards, TensorSpec
+
+DispatcherKind = Literal["alltoall", "allgather"]
+
+Experts = Callable[[Tensor, list[int], Tensor], Tensor]
+"""Rows [n, h] in the order of a process's experts, how many each of these has, and the weight of each row [n] ->
+[n, h], each row times its weight."""
+
+
+class Dispatcher(Protocol):
+    """Sends tokens through the experts that were chosen for them, wherever those are."""
+
+    def __call__(self, tokens: Tensor, weights: Tensor, chosen: Tensor, experts: Experts) -> Tensor:
+        """tokens [n, h] and, for each of all experts, weights and choice [n, experts] -> [n, h], the sums of what the
+        chosen experts give. Every process calls this with its own tokens."""
+        ...
+
+
+@dataclass(frozen=True)
+class ExpertGroups:
+    """The processes among which tokens travel to experts."""
+
+    expert: dist.ProcessGroup  # with other experts
+    tensor: dist.ProcessGroup  # with other channels of the same experts
+    both: dist.ProcessGroup
 
 
 class Backend(Protocol):
@@ -19,6 +45,7 @@ class Backend(Protocol):
 
     name: str
     shards: Shards  # which pieces of the parameters this process holds
+    sequence: Piece  # which run of every sequence is this process's, between mixers
     context_parallel_size: int
     norm_eps: float
 
@@ -60,6 +87,26 @@ class Backend(Protocol):
 
     def own_heads(self, parameter: Tensor, spec: TensorSpec) -> Tensor:
         """Of a parameter over heads or channels, the share that belongs to this process's heads in `over_sequence`."""
+        ...
+
+    def gather_runs(self, value: Tensor) -> Tensor:
+        """[...] -> [runs, ...]: the values of the processes that share sequences, in the order of their runs. Without
+        gradient."""
+        ...
+
+    def dispatcher(self, kind: DispatcherKind, num_experts: int, top_k: int, *, drops: bool) -> Dispatcher:
+        """Of a layer with so many experts; with `drops` a token may have fewer than `top_k` of them."""
+        ...
+
+    def to_own_heads(self, x: Tensor) -> Tensor:
+        """What a `row_linear` gives, [s, b, c] or under sequence parallelism a run of its tokens -> [s, b, c], for
+        each tensor-parallel rank to use with its own heads: their gradients are added up.
+        """
+        ...
+
+    def of_all_heads(self, parameter: Tensor) -> Tensor:
+        """A parameter without parts, for use in the heads of each tensor-parallel rank: their gradients are added
+        up."""
         ...
 
     def core_attention(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:

@@ -15,8 +15,6 @@ from torch import Tensor
 
 
 class _Exchange(torch.autograd.Function):
-    """Block r of the first axis goes to process r; the blocks received lie in the order of their senders."""
-
     @staticmethod
     def forward(ctx: Any, blocks: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
@@ -25,6 +23,11 @@ class _Exchange(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return _exchange(grads[0], ctx.group), None
+
+
+def exchange(blocks: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """[n, ...] -> [n, ...]: block r goes to process r of n; those received lie in the order of their senders."""
+    return _Exchange.apply(blocks, group)
 
 
 def _exchange(blocks: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -38,13 +41,13 @@ def to_heads(x: Tensor, sizes: Sequence[int], group: dist.ProcessGroup) -> Tenso
     """[s / n, b, c] -> [s, b, c / n], where x packs parts of `sizes` channels and every part is shared out evenly."""
     n = group.size()
     shares = torch.cat([part.unflatten(-1, (n, -1)) for part in x.split(list(sizes), -1)], -1)  # [s / n, b, n, c / n]
-    return _Exchange.apply(shares.movedim(2, 0), group).flatten(0, 1)
+    return exchange(shares.movedim(2, 0), group).flatten(0, 1)
 
 
 def to_sequence(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """[s, b, c / n] -> [s / n, b, c], the inverse of `to_heads` for one part."""
     runs = x.unflatten(0, (group.size(), -1))  # [n, s / n, b, c / n]
-    return _Exchange.apply(runs, group).movedim(0, 2).flatten(2)
+    return exchange(runs, group).movedim(0, 2).flatten(2)
 
 
 def own_share(parameter: Tensor, sizes: Sequence[int], axis: int, group: dist.ProcessGroup) -> Tensor:

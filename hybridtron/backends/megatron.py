@@ -6,24 +6,30 @@ Needs initialised process groups; `hybridtron.distributed` makes them and hands 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.model_parallel_config import ModelParallelConfig
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     RowParallelLinear,
     VocabParallelEmbedding,
+    gather_from_sequence_parallel_region,
     gather_from_tensor_model_parallel_region,
 )
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from hybridtron.backends.base import Dispatcher, DispatcherKind, ExpertGroups
 from hybridtron.backends.context_parallel import own_share, to_heads, to_sequence
+from hybridtron.backends.dispatch import dispatch_locally
+from hybridtron.backends.even_dispatch import EvenDispatcher
+from hybridtron.backends.megatron_dispatch import MegatronDispatcher
 from hybridtron.backends.torch import RMSNorm, new_parameter
 from hybridtron.backends.vocab_parallel import vocab_parallel_cross_entropy
 from hybridtron.ops.attention import attention
 from hybridtron.ops.cross_entropy import cross_entropy
-from hybridtron.tensors import Shards, TensorSpec
+from hybridtron.tensors import Piece, Shards, TensorSpec
 
 
 def _unused(weight: Tensor) -> None:
@@ -46,6 +52,22 @@ class _Embedding(VocabParallelEmbedding):
         return embedded if self.reduce_scatter_embeddings else embedded.transpose(0, 1).contiguous()
 
 
+class _SummedGradient(torch.autograd.Function):
+    """x itself, whose gradient is added up over a group. megatron-core's own loses the sum of a gradient that does not
+    lie contiguous in memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        total = grads[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=ctx.group)
+        return total, None
+
+
 class MegatronBackend:
     """Modules of megatron-core over the groups of one layout."""
 
@@ -53,10 +75,12 @@ class MegatronBackend:
 
     def __init__(
         self,
-        config: ModelParallelConfig,
+        config: TransformerConfig,
         shards: Shards,
         tensor_parallel_group: dist.ProcessGroup,
         context_parallel_group: dist.ProcessGroup,
+        sequence_group: dist.ProcessGroup,
+        expert_groups: ExpertGroups,
         device: torch.device | str,
         norm_eps: float = 1e-5,
     ) -> None:
@@ -65,6 +89,9 @@ class MegatronBackend:
         self.group = tensor_parallel_group
         self.context_group = context_parallel_group
         self.context_parallel_size = context_parallel_group.size()
+        self.sequence_group = sequence_group
+        self.sequence = Piece(sequence_group.rank(), sequence_group.size())
+        self.expert_groups = expert_groups
         self.device = device
         self.norm_eps = norm_eps
 
@@ -119,6 +146,30 @@ class MegatronBackend:
         if self.context_parallel_size == 1:
             return parameter
         return own_share(parameter, spec.local_sizes(self.shards), spec.axis, self.context_group)
+
+    def gather_runs(self, value: Tensor) -> Tensor:
+        if self.sequence.size == 1:
+            return value.unsqueeze(0)
+        runs = value.new_empty(self.sequence.size, *value.shape)
+        dist.all_gather_into_tensor(runs.flatten(0, 1), value.detach().contiguous(), group=self.sequence_group)
+        return runs
+
+    def dispatcher(self, kind: DispatcherKind, num_experts: int, top_k: int, *, drops: bool) -> Dispatcher:
+        if torch.device(self.device).type == "meta":
+            return EvenDispatcher(num_experts, top_k, self.expert_groups)
+        if self.expert_groups.both.size() == 1:
+            return dispatch_locally
+        return MegatronDispatcher(kind, num_experts, top_k, drops, self.config, self.expert_groups)
+
+    def to_own_heads(self, x: Tensor) -> Tensor:
+        if self.config.sequence_parallel:
+            return gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=True, group=self.group)
+        return _SummedGradient.apply(x, self.group)
+
+    def of_all_heads(self, parameter: Tensor) -> Tensor:
+        if self.config.sequence_parallel:
+            return parameter  # megatron-core adds up the gradients of all parameters that no rank cuts
+        return _SummedGradient.apply(parameter, self.group)
 
     def core_attention(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         return attention(q, k, v, window)

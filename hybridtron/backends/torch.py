@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hybridtron.backends.base import Dispatcher, DispatcherKind
+from hybridtron.backends.dispatch import dispatch_locally
 from hybridtron.ops.attention import attention
 from hybridtron.ops.cross_entropy import cross_entropy
 from hybridtron.ops.norm import rms_norm
-from hybridtron.tensors import WHOLE, Shards, TensorSpec
+from hybridtron.tensors import WHOLE, Piece, Shards, TensorSpec
 
 
 class Linear(nn.Module):
@@ -59,6 +61,7 @@ class TorchBackend:
 
     name = "torch"
     shards = WHOLE
+    sequence = Piece()
     context_parallel_size = 1
 
     def __init__(
@@ -90,6 +93,18 @@ class TorchBackend:
         return spec.local_sizes(self.shards)
 
     def own_heads(self, parameter: Tensor, spec: TensorSpec) -> Tensor:
+        return parameter
+
+    def gather_runs(self, value: Tensor) -> Tensor:
+        return value.unsqueeze(0)
+
+    def dispatcher(self, kind: DispatcherKind, num_experts: int, top_k: int, *, drops: bool) -> Dispatcher:
+        return dispatch_locally
+
+    def to_own_heads(self, x: Tensor) -> Tensor:
+        return x
+
+    def of_all_heads(self, parameter: Tensor) -> Tensor:
         return parameter
 
     def core_attention(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:

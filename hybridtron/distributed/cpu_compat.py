@@ -2,7 +2,7 @@
 
 megatron-core names the CUDA device in many places, some as literals ("cuda", "torch.cuda.FloatTensor"). `install`
 sends those to the CPU: it replaces a few functions of torch.cuda, enters a torch-function mode that rewrites device
-arguments, and works around two defects of this version that only show without CUDA or Transformer Engine.
+arguments, and works around defects of this version that only show without CUDA or Transformer Engine.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ def install() -> None:
     with _quiet_import():
         _mend_random_state()
         _mend_moe()
+        _mend_uneven_collectives()
     _CudaToCpu().__enter__()
     _installed = True
 
@@ -122,14 +123,38 @@ def _mend_random_state() -> None:
 
 
 def _mend_moe() -> None:
-    """The router reads a name that exists only with Transformer Engine; split sizes become numpy only on CUDA."""
-    import megatron.core.transformer.moe.moe_utils as utils
+    """Split sizes become numpy only on CUDA."""
     import megatron.core.transformer.moe.token_dispatcher as dispatcher
-
-    if not hasattr(utils, "te_general_gemm"):
-        utils.te_general_gemm = None
 
     def to_cpu(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
         return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
 
     dispatcher.maybe_move_tensor_to_cpu = to_cpu
+
+
+def _mend_uneven_collectives() -> None:
+    """Gloo gathers and scatters equal pieces only: those of tokens, of which processes have more or fewer, are filled
+    up to the longest."""
+    import megatron.core.tensor_parallel.mappings as mappings
+
+    gather, reduce_scatter = mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim
+
+    def filled(piece: torch.Tensor, length: int) -> torch.Tensor:
+        return torch.cat([piece, piece.new_zeros(length - len(piece), *piece.shape[1:])])
+
+    def gather_uneven(piece: torch.Tensor, group: Any, sizes: Any = None, use_global_buffer: bool = False) -> Any:
+        if sizes is None or len(set(sizes)) == 1:
+            return gather(piece, group, sizes, use_global_buffer)
+        pieces = gather(filled(piece, max(sizes)), group).split(max(sizes))
+        return torch.cat([whole[:size] for whole, size in zip(pieces, sizes, strict=True)])
+
+    def reduce_scatter_uneven(
+        whole: torch.Tensor, group: Any, sizes: Any = None, use_global_buffer: bool = False
+    ) -> Any:
+        if sizes is None or len(set(sizes)) == 1:
+            return reduce_scatter(whole, group, sizes, use_global_buffer)
+        pieces = torch.cat([filled(piece, max(sizes)) for piece in whole.split(list(sizes))])
+        return reduce_scatter(pieces, group)[: sizes[group.rank()]]
+
+    mappings._gather_along_first_dim = gather_uneven
+    mappings._reduce_scatter_along_first_dim = reduce_scatter_uneven

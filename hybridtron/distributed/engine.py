@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from hybridtron.distributed.config import ParallelConfig, PrecisionConfig
+from hybridtron.distributed.expert_load import ExpertLoads, fractions
 from hybridtron.distributed.groups import Place
+from hybridtron.ops.attached_loss import attached_losses_scale
 from hybridtron.tensors import TensorSpec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -48,11 +50,13 @@ class AdamW:
 
 @dataclass(frozen=True)
 class StepResult:
-    """`loss` is the mean over the global batch; `applied` is false when it or a gradient was not finite."""
+    """`loss` is the mean over the global batch; `applied` is false when it or a gradient was not finite. `expert_load`
+    gives, for each layer with experts, the share of each of them in the choices of the global batch."""
 
     loss: float
     grad_norm: float
     applied: bool
+    expert_load: dict[str, list[float]] = field(default_factory=dict)
 
 
 def megatron_config(hidden_size: int, parallel: ParallelConfig, precision: PrecisionConfig) -> TransformerConfig:
@@ -112,6 +116,7 @@ class Engine:
         ]
         for replica in self.replicas:
             replica.broadcast_params()
+        self.expert_loads = ExpertLoads(self.chunks, specs, place.device)
         self.optimizer = get_megatron_optimizer(
             MegatronOptimizerConfig(
                 optimizer="adam",
@@ -145,7 +150,12 @@ class Engine:
             replica.train()
             replica.zero_grad_buffer()
         self.optimizer.zero_grad()
-        loss = self._run(micro_batches, forward_only=False)
+        self.expert_loads.begin()
+        # What a layer attaches is a mean over sequences, of which processes that share them give a part each; the
+        # gradients of those are averaged like those of copies.
+        with attached_losses_scale(self.place.context.size / len(micro_batches)):
+            loss = self._run(micro_batches, forward_only=False)
+        load = self.expert_loads.total()
         for group in self.optimizer.param_groups:
             # All from the config, since a loaded checkpoint brings the values that it was saved with.
             group["lr"], group["betas"], group["eps"] = lr, self.adamw.betas, self.adamw.eps
@@ -158,7 +168,8 @@ class Engine:
                 for optimizer in self.optimizer.chained_optimizers:
                     clip_grad_by_total_norm_fp32(optimizer.get_parameters(), self.adamw.clip_grad, grad_norm)
             self.optimizer.step_with_ready_grads()
-        return StepResult(loss, grad_norm, applied)
+            self.expert_loads.rebalance(load)
+        return StepResult(loss, grad_norm, applied, fractions(load))
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from hybridtron.backends.base import ExpertGroups
 from hybridtron.distributed import cpu_compat
 from hybridtron.distributed.config import ParallelConfig
 from hybridtron.distributed.environment import Environment
@@ -36,6 +38,8 @@ class Place:
     tensor_group: dist.ProcessGroup
     context: Piece
     context_group: dist.ProcessGroup
+    sequence_group: dist.ProcessGroup  # those that hold the runs of a sequence between mixers, in their order
+    expert_groups: ExpertGroups
     pipeline: Piece
     data_rank: int
     data_size: int
@@ -73,15 +77,17 @@ def process_groups(parallel: ParallelConfig, environment: Environment) -> Iterat
             timeout=timeout,
         )
     try:
-        _make_groups(parallel)
+        make_groups(parallel)
         device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-        yield _place(environment.rank, environment.world_size, device)
+        yield place_of(parallel, environment.rank, environment.world_size, device)
     finally:
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
+        gc.collect()  # an engine refers to itself; gloo's threads run, and spin, until it and its groups are gone
 
 
-def _make_groups(parallel: ParallelConfig) -> None:
+def make_groups(parallel: ParallelConfig) -> None:
+    """megatron-core's groups of the layout, over the processes of the default group."""
     from megatron.core import parallel_state
 
     parallel_state.initialize_model_parallel(
@@ -95,23 +101,27 @@ def _make_groups(parallel: ParallelConfig) -> None:
     )
 
 
-def _place(rank: int, world_size: int, device: torch.device) -> Place:
+def place_of(parallel: ParallelConfig, rank: int, world_size: int, device: torch.device) -> Place:
+    """This process's place in the groups that `make_groups` made."""
     from megatron.core import parallel_state as state
 
     tensor = state.get_tensor_model_parallel_group()
     context = state.get_context_parallel_group()
+    expert, expert_tensor = state.get_expert_model_parallel_group(), state.get_expert_tensor_parallel_group()
     return Place(
         rank=rank,
         world_size=world_size,
         device=device,
         shards=Shards(
             tensor=_piece(tensor),
-            expert=_piece(state.get_expert_model_parallel_group()),
-            expert_tensor=_piece(state.get_expert_tensor_parallel_group()),
+            expert=_piece(expert),
+            expert_tensor=_piece(expert_tensor),
         ),
         tensor_group=tensor,
         context=_piece(context),
         context_group=context,
+        sequence_group=state.get_tensor_and_context_parallel_group() if parallel.sequence else context,
+        expert_groups=ExpertGroups(expert, expert_tensor, state.get_expert_tensor_and_model_parallel_group()),
         pipeline=_piece(state.get_pipeline_model_parallel_group()),
         data_rank=state.get_data_parallel_rank(),
         data_size=state.get_data_parallel_world_size(),

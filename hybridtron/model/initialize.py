@@ -33,6 +33,11 @@ def _normal(std: float) -> Callable[[TensorSpec, torch.Generator], Tensor]:
     return lambda spec, generator: torch.randn(spec.shape, generator=generator).mul_(std)
 
 
+def _ramp(spec: TensorSpec, _: torch.Generator) -> Tensor:
+    way = torch.linspace(0, 1, spec.shape[0]).pow_(spec.init.power).mul_(spec.init.high - spec.init.low)
+    return way.add_(spec.init.low).view(-1, *[1] * (len(spec.shape) - 1)).expand(spec.shape)
+
+
 def _rules(config: ModelConfig) -> dict[str, Callable[[TensorSpec, torch.Generator], Tensor]]:
     """How each kind of `Init` draws. Projections into the residual stream shrink with its number of additions."""
     return {
@@ -44,6 +49,9 @@ def _rules(config: ModelConfig) -> dict[str, Callable[[TensorSpec, torch.Generat
         "uniform": _uniform,
         "log_uniform": lambda spec, generator: _uniform(spec, generator).log_(),
         "dt_bias": lambda spec, generator: _inverse_softplus(_log_uniform(spec, generator).clamp_min_(SMALLEST_STEP)),
+        "normal": lambda spec, generator: _normal(spec.init.high)(spec, generator).add_(spec.init.low),
+        "ramp": _ramp,
+        "log_count": lambda spec, _: torch.arange(1.0, spec.shape[-1] + 1).log_().expand(spec.shape),
     }
 
 

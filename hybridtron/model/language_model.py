@@ -25,7 +25,9 @@ class Layer(nn.Module):
         mixer: Any = block.build(backend)
         self.recompute = recompute
         if recompute == "selective":
-            mixer.core = partial(again, mixer.core)
+            for module in mixer.modules():
+                if hasattr(module, "core"):
+                    module.core = partial(again, module.core)
         self.mixer = mixer
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from hybridtron.backends.base import Backend
 from hybridtron.distributed.groups import Place
 from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel
-from hybridtron.model.stage import cut
+from hybridtron.model.stage import cut, imbalance, stage_costs
 from hybridtron.model.tensors import model_tensors
 from hybridtron.train.config import RunConfig
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def build_chunks(config: RunConfig, place: Place) -> tuple[list[LanguageModel], TransformerConfig]:
-    """The runs of layers of this process's pipeline stage, with their initial weights on its device."""
+    """The runs of layers of this process's pipeline stage, on its device with their initial weights; on the meta device
+    they have none."""
     from hybridtron.distributed.engine import megatron_config
 
     model, parallel = config.model, config.parallel
@@ -33,13 +34,21 @@ def build_chunks(config: RunConfig, place: Place) -> tuple[list[LanguageModel], 
         from hybridtron.backends.megatron import MegatronBackend
 
         backend = MegatronBackend(
-            megatron, place.shards, place.tensor_group, place.context_group, place.device, model.norm_eps
+            megatron,
+            place.shards,
+            place.tensor_group,
+            place.context_group,
+            place.sequence_group,
+            place.expert_groups,
+            place.device,
+            model.norm_eps,
         )
     stages = cut(model, parallel.num_stages, config.data.seq_len)
     chunks = []
     for stage in stages[place.pipeline.rank :: parallel.pipeline]:
         chunk = LanguageModel(model, backend, stage, parallel.recompute_of)
-        initialize(chunk, model, config.seed, place.shards)
+        if place.device.type != "meta":
+            initialize(chunk, model, config.seed, place.shards)
         chunks.append(chunk)
     return chunks, megatron
 
@@ -60,3 +69,11 @@ def build_engine(config: RunConfig, place: Place) -> tuple[Engine, list[Language
         config.parallel.distributed_optimizer,
     )
     return engine, chunks
+
+
+def stages_in_words(config: RunConfig) -> str:
+    """How the layers are cut, and how uneven that is, for people."""
+    stages = cut(config.model, config.parallel.num_stages, config.data.seq_len)
+    runs = " | ".join(f"{stage.start}-{stage.stop - 1}" for stage in stages)
+    longest = imbalance(stage_costs(config.model, stages, config.data.seq_len))
+    return f"pipeline stages of layers {runs}; the longest is {longest:.1%} above the mean in FLOPs"

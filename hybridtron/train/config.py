@@ -105,7 +105,10 @@ class RunConfig(Strict):
             expected = f"a divisor of train.global_batch_size {train.global_batch_size}"
             yield problem("train.micro_batch_size", train.micro_batch_size, expected)
         if schedule.type == "wsd" and not 1 <= schedule.decay_steps <= train.steps - schedule.warmup_steps:
-            expected = f"1 to train.steps - warmup_steps = {train.steps - schedule.warmup_steps} with type wsd"
+            expected = (
+                f"at least 1 with type wsd, and with warmup_steps {schedule.warmup_steps} no more than train.steps "
+                f"{train.steps} together (such as {_shorter(train.steps, schedule)})"
+            )
             yield problem("schedule.decay_steps", schedule.decay_steps, expected)
         if schedule.type != "wsd" and schedule.decay_steps:
             yield problem("schedule.decay_steps", schedule.decay_steps, f"0 with type {schedule.type}")
@@ -139,6 +142,17 @@ class RunConfig(Strict):
     def run_folder(self) -> Path:
         return Path(self.folder) if self.folder else Path("checkpoints") / self.name
 
+    def with_absolute_paths(self) -> RunConfig:
+        """The same run, with the paths of its data independent of the current folder."""
+        return self.model_copy(update={"data": self.data.with_absolute_paths()})
+
     @property
     def tokens_per_step(self) -> int:
         return self.train.global_batch_size * self.data.seq_len
+
+
+def _shorter(steps: int, schedule: ScheduleConfig) -> str:
+    """Overrides that fit warm-up and decay into half of the steps, in their own proportion."""
+    whole = max(1, schedule.warmup_steps + schedule.decay_steps)
+    warmup, decay = schedule.warmup_steps * steps // (2 * whole), schedule.decay_steps * steps // (2 * whole)
+    return f"schedule.warmup_steps={warmup} schedule.decay_steps={max(1, decay)}"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybridtron.accounting.describe import describe
@@ -15,16 +15,18 @@ from hybridtron.data.batches import eval_batches, global_batch
 from hybridtron.distributed.environment import Environment
 from hybridtron.distributed.groups import Place, process_groups
 from hybridtron.errors import UserError
-from hybridtron.train.build import build_engine
+from hybridtron.train.build import build_engine, stages_in_words
 from hybridtron.train.config import RunConfig
 from hybridtron.train.corpus import Corpus, open_corpus
 from hybridtron.train.learning_rate import learning_rate
+from hybridtron.train.memory import require_memory
 from hybridtron.train.metrics import MetricsWriter, plot_loss, read_metrics
 from hybridtron.train.progress import ProgressView
 from hybridtron.train.record import environment_record
+from hybridtron.train.report import repeat_summary
 from hybridtron.train.resolve import data_parallel_size
-from hybridtron.train.resume import find_checkpoint
-from hybridtron.train.run_folder import RunFolder, TrainState, read_state, replace_text
+from hybridtron.train.resume import Start, as_recorded, find_start, record_changes, require_same_tokens
+from hybridtron.train.run_folder import RunFolder, TrainState, naming_an_older_one, replace_text
 from hybridtron.train.signals import StopRequest, stop_requests
 
 if TYPE_CHECKING:
@@ -38,17 +40,24 @@ class TrainingStopped(Exception):
 def train(config: RunConfig, environment: Environment, resume: bool) -> None:
     """Run or continue a resolved config as one of the environment's processes.
 
-    Raises UserError before anything is written when the data, the layout or the run folder does not fit;
-    TrainingStopped when too many steps in a row were skipped.
+    Where no step is left, the run's folder stays as it is. Raises UserError before anything is written when the data,
+    the layout or the run folder does not fit; TrainingStopped when too many steps in a row were skipped.
     """
     copies = data_parallel_size(config, environment.world_size)
     folder = RunFolder(config.run_folder)
-    checkpoint = find_checkpoint(folder, config, resume)
+    start = find_start(folder, config, resume)
+    speaks = environment.rank == 0
+    if repeat_summary(folder, start, config, lambda text: print(text, file=sys.stderr) if speaks else None):
+        return
+    if start.state.step == config.train.steps:  # only the closing report is missing
+        config = as_recorded(folder, config)
+    require_memory(config, environment.world_size)
     corpus = open_corpus(config, copies)
-    with stop_requests() as stop, process_groups(config.parallel, environment) as place:
+    start = replace(start, changes=(*start.changes, *require_same_tokens(folder, corpus)))
+    with stop_requests(speaks) as stop, process_groups(config.parallel, environment) as place:
         run = _Run(config, place, folder, corpus, stop)
         try:
-            run.start(checkpoint)
+            run.start(start)
             run.advance_to_the_end()
         finally:
             run.close()
@@ -67,23 +76,39 @@ class _Run:
         self.writer: MetricsWriter | None = None
         self.view: ProgressView | None = None
 
-    def start(self, checkpoint: Path | None) -> None:
+    def start(self, start: Start) -> None:
         from hybridtron.distributed import checkpoint as checkpoints
 
-        if checkpoint:
-            self.state = read_state(checkpoint)
-            checkpoints.load(checkpoint, self.engine)
-        # All have looked at the folder before the first one changes it, and all end where it may not.
-        if not self.engine.agree(not self.place.is_main or self.folder.lock()):
-            raise UserError(
-                f"run folder {self.folder.path}: another process is writing to it; expected one run at a time"
-            )
-        if self.place.is_main:
-            self.folder.create(self.config, environment_record(self.config, self.place))
+        self.state = start.state
+        if start.checkpoint:
+            latest = self.folder.path / "latest"
+            with naming_an_older_one(start.checkpoint, f": to continue from it, write {{name}} into {latest}"):
+                checkpoints.load(start.checkpoint, self.engine)
+        self._claim_folder()
+        left = self.state.step < self.config.train.steps
+        if self.place.is_main and left:
+            record_changes(self.folder, start.changes, self.state.step + 1)
+            self.folder.create(self.config, environment_record(self.config, self.place, self.corpus))
             self.writer = MetricsWriter(self.folder.path, self.state.step)
         self.view = ProgressView(self.config.name, self.state.step, self.config.train.steps, self.place.is_main)
-        if checkpoint:
-            self.view.say(f"resumed from {checkpoint} at step {self.state.step}")
+        if self.config.parallel.num_stages > 1:
+            self.view.say(stages_in_words(self.config))
+        if start.checkpoint:
+            self.view.say(f"resumed from {start.checkpoint} at step {self.state.step}")
+        for change in start.changes:
+            self.view.say(f"{change} from step {self.state.step + 1}" if left else f"{change}: not used")
+
+    def _claim_folder(self) -> None:
+        """All have looked at the folder before the first process changes it, and all end where that may not."""
+        refusal = f"run folder {self.folder.path}: another process is writing to it; expected one run at a time"
+        free = True
+        if self.place.is_main:
+            try:
+                free = self.folder.lock()
+            except UserError as error:
+                free, refusal = False, str(error)
+        if not self.engine.agree(free):
+            raise UserError(refusal)
 
     def advance_to_the_end(self) -> None:
         steps, save_every = self.config.train.steps, self.config.checkpoint.save_every
@@ -166,6 +191,8 @@ class _Run:
             "time": time.time(),
             "skipped": self.state.skipped,
         }
+        if result.expert_load:
+            row["expert_load"] = result.expert_load
         if valid is not None:
             row["valid_loss"] = valid
             row["valid_bits_per_byte"] = self._bits(valid)
@@ -192,7 +219,7 @@ class _Run:
         checkpoints.save(partial, self.engine)
         if self.place.is_main:
             self.folder.finish_checkpoint(partial, self.state, self.config.checkpoint.keep_last)
-            plot_loss(read_metrics(self.folder.metrics_file), self.folder.path / "loss.png", self.config.name)
+            plot_loss(read_metrics(self.folder.metrics_file), self.folder.plot_file, self.config.name)
         self.engine.agree(True)  # nobody goes on, or ends, before it has its name
 
     def _finish(self) -> None:
@@ -203,8 +230,7 @@ class _Run:
         valid = self.last_evaluation[1] if self.corpus.held_out else None
         summary = closing_report(self.config, self.corpus, self.chunks, self.place, self.state, valid, self._say)
         if self.place.is_main:
-            replace_text(self.folder.path / "summary.json", json.dumps(summary, indent=2) + "\n")
-            self._say(f"run folder {self.folder.path}, plot {self.folder.path / 'loss.png'}")
+            replace_text(self.folder.summary_file, json.dumps(summary, indent=2) + "\n")
 
     def _give_up(self) -> None:
         latest = self.folder.latest_checkpoint() if self.place.is_main else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from hybridtron.data.tokenizer import Tokenizer
 from hybridtron.data.tokenizer import load as load_tokenizer
 from hybridtron.errors import UserError
@@ -9,6 +11,7 @@ from hybridtron.model.tensors import model_tensors
 from hybridtron.tensors import TensorSpec, indivisible
 from hybridtron.train.config import RunConfig
 
+LARGEST_DIVISOR = 10_000  # that a message looks for; more processes than this share nothing
 VOCABULARY_MULTIPLE = 64  # rows of the embedding: divides over any usual number of processes and suits matrix units
 
 
@@ -98,6 +101,13 @@ def _check_layout(config: RunConfig) -> None:
         _require_even(block.tensors(), "tensor", parallel.tensor)
         if block.kind == "sequence":
             _require_even(block.tensors(), "context", parallel.tensor * parallel.context)
+        if any(spec.experts for spec in block.tensors().values()):
+            if parallel.tensor > 1 and not parallel.sequence:
+                raise UserError(
+                    f"parallel.tensor = {parallel.tensor}: block {name} of type {block.type} has experts, to which "
+                    "every token must go once; expected parallel.sequence true beside it, or tensor 1"
+                )
+            _require_even(block.tensors(), "expert_tensor", parallel.expert_tensor)
     experts = {
         spec.shape[0]
         for name in set(model.layer_names)
@@ -107,6 +117,8 @@ def _check_layout(config: RunConfig) -> None:
     if parallel.expert * parallel.expert_tensor > 1 and not experts:
         key = "expert" if parallel.expert > 1 else "expert_tensor"
         raise UserError(f"parallel.{key} = {getattr(parallel, key)}: no layer has experts; expected 1")
+    if parallel.expert * parallel.expert_tensor > 1 and model.backend == "torch":
+        raise UserError("model.backend = torch: expected megatron, for expert parallelism")
     for count in sorted(experts):
         if count % parallel.expert:
             raise UserError(
@@ -115,7 +127,7 @@ def _check_layout(config: RunConfig) -> None:
 
 
 def _require_even(specs: dict[str, TensorSpec], key: str, ways: int) -> None:
-    for part in indivisible(specs, ways):
+    for part in indivisible(specs, ways, experts=key == "expert_tensor"):
         name = f"parallel.{'tensor x context' if key == 'context' else key}"
         raise UserError(
             f"{name} = {ways}: {part.key} gives {part.units} {part.name}, which does not divide into {ways} "
@@ -124,4 +136,5 @@ def _require_even(specs: dict[str, TensorSpec], key: str, ways: int) -> None:
 
 
 def _divisors(number: int) -> str:
-    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
+    small = [n for n in range(1, min(math.isqrt(number), LARGEST_DIVISOR) + 1) if number % n == 0]
+    return ", ".join(map(str, sorted({*small, *(number // n for n in small)})))

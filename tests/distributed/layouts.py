@@ -14,11 +14,57 @@ BLOCKS: dict[str, dict[str, Any]] = {
     "mamba": {"type": "mamba2", "head_dim": 16, "state_dim": 8, "num_groups": 4, "chunk_size": 8},
     "mlp": {"type": "swiglu", "ffn_hidden_size": 32},
     "ffn": {"type": "mlp", "ffn_hidden_size": 32, "bias": True},
+    "soft": {"type": "moe", "num_experts": 4, "ffn_hidden_size": 16, "aux_loss": 0.1, "z_loss": 1e-2},
+    "sigmoid": {
+        "type": "moe",
+        "num_experts": 8,
+        "top_k": 3,
+        "ffn_hidden_size": 8,
+        "shared_ffn_hidden_size": 16,
+        "score": "sigmoid",
+        "scaling_factor": 2.0,
+        "balance": "bias",
+        "bias_update_rate": 0.02,
+    },
 }
+BLOCKS |= {
+    "short": {"type": "short_conv", "bias": True},
+    "hyena": {"type": "hyena", "expand": 2, "projection_groups": 4, "filter_order": 4, "bias": True},
+    "heads": {"type": "mh_hyena", "num_heads": 8, "filter_order": 4, "filter_length": 16},
+    "se": {"type": "hyena_se", "num_groups": 8},
+    "mr": {"type": "hyena_mr", "num_groups": 4, "filter_length": 32},
+    "li": {"type": "hyena_li", "filter_order": 4},
+    "experts": {"type": "hyena_experts", "num_experts": 4, "expert_size": 8, "filter_order": 4, "filter_length": 16},
+    "time": {"type": "rwkv6", "head_dim": 8, "mix_rank": 4, "decay_rank": 4, "chunk_size": 8},
+    "channel": {"type": "rwkv6_channel", "ffn_hidden_size": 32},
+}
+BLOCKS |= {
+    "sinks": {"type": "attention", "num_heads": 4, "window": 5, "sinks": True},
+    "learned": {"type": "linear_attention", "num_heads": 4, "feature_map": "hadamard", "normalize": False},
+    "gla": {"type": "gla", "num_heads": 4, "chunk_size": 8},
+    "delta": {
+        "type": "gated_deltanet",
+        "num_heads": 4,
+        "num_value_heads": 8,
+        "key_dim": 8,
+        "head_dim": 4,
+        "chunk_size": 8,
+    },
+    "selective": {"type": "mamba1", "state_dim": 4},
+}
+BLOCKS["beside"] = {"type": "parallel", "branches": [BLOCKS["gla"], BLOCKS["near"], BLOCKS["mlp"]], "merge": "gate"}
+BLOCKS["tight"] = {**BLOCKS["soft"], "capacity_factor": 1.0}
+BLOCKS["gathered"] = {**BLOCKS["soft"], "dispatcher": "allgather"}
 MODELS: dict[str, dict[str, Any]] = {
     "transformer": {"pattern": "attn ffn near mlp"},
     "hybrid": {"pattern": "mamba attn mlp mamba mlp"},
     "tied": {"pattern": "mamba mlp attn mlp", "tie_embeddings": True},
+    "moe": {"pattern": "attn soft mamba sigmoid"},
+    "dropping": {"pattern": "attn tight ffn"},
+    "gathered": {"pattern": "attn gathered ffn"},
+    "hyenas": {"pattern": "short hyena heads se mr li experts mlp"},
+    "states": {"pattern": "sinks learned gla delta selective beside"},
+    "rwkv": {"pattern": "time channel attn time channel"},
 }
 
 
@@ -46,6 +92,7 @@ def _layout(model: str, data: int = 1, after: str = "", **parallel: Any) -> Layo
 TP, SP, CP, PP = {"tensor": 2}, {"tensor": 2, "sequence": True}, {"context": 2}, {"pipeline": 2}
 VPP = {"pipeline": 2, "virtual_pipeline": 2}
 DO = {"distributed_optimizer": True}
+EP, ETP = {"expert": 2}, {"expert_tensor": 2}
 
 ONE = {f"{model}": _layout(model) for model in MODELS}
 LAYOUTS: dict[str, Layout] = {
@@ -66,10 +113,36 @@ LAYOUTS: dict[str, Layout] = {
     "hybrid recomputed": _layout("hybrid", recompute="full"),
     "hybrid tp2 sp core recomputed": _layout("hybrid", **SP, recompute="selective"),
     "hybrid cp2 some recomputed": _layout("hybrid", **CP, recompute={"mamba": "full", "attn": "selective"}),
+    **{f"{model} {name}": _layout(model, **layout)  # type: ignore[arg-type]
+       for model in ("hyenas", "states", "rwkv")
+       for name, layout in {"tp2": TP, "tp2 sp": SP, "cp2": CP, "pp2": PP, "tp2 sp cp2": {**SP, **CP}}.items()},
+    "hyenas tp2 sp core recomputed": _layout("hyenas", **SP, recompute="selective"),
+    "states tp2 sp core recomputed": _layout("states", **SP, recompute="selective"),
+    "rwkv tp2 sp core recomputed": _layout("rwkv", **SP, recompute="selective"),
     "tied tp2": _layout("tied", **TP),
     "tied pp2": _layout("tied", **PP),
     "tied pp2 vpp2 dp2 do": _layout("tied", 2, **VPP, **DO),
     "tied cp2 pp2": _layout("tied", **CP, **PP),
+    "moe dp2 ep2": _layout("moe", 2, **EP),
+    "moe dp2 ep2 do": _layout("moe", 2, **EP, **DO),
+    "moe dp4 ep4": _layout("moe", 4, expert=4),
+    "moe dp4 ep2 do": _layout("moe", 4, **EP, **DO),
+    "moe dp2 etp2": _layout("moe", 2, **ETP),
+    "moe tp2 sp": _layout("moe", **SP),
+    "moe tp2 sp ep2": _layout("moe", **SP, **EP),
+    "moe tp2 sp etp2": _layout("moe", **SP, **ETP),
+    "moe tp2 sp dp2 ep2 etp2": _layout("moe", 2, **SP, **EP, **ETP),
+    "moe cp2 ep2": _layout("moe", **CP, **EP),
+    "moe pp2 vpp2": _layout("moe", **VPP),
+    "moe pp2 dp2 ep2 do": _layout("moe", 2, **PP, **EP, **DO),
+    "moe tp2 sp cp2 pp2 ep4": _layout("moe", **SP, **CP, **PP, expert=4),
+    "moe dp2 ep2 recomputed": _layout("moe", 2, **EP, recompute="full"),
+    "moe tp2 sp ep2 some recomputed": _layout("moe", **SP, **EP, recompute={"soft": "selective", "sigmoid": "full"}),
+    "dropping dp2 ep2": _layout("dropping", 2, **EP),
+    "dropping dp2 etp2": _layout("dropping", 2, **ETP),
+    "dropping tp2 sp cp2 ep4": _layout("dropping", **SP, **CP, expert=4),
+    "gathered dp2 ep2": _layout("gathered", 2, **EP),
+    "gathered tp2 sp dp2 ep2 etp2": _layout("gathered", 2, **SP, **EP, **ETP),
 }  # fmt: skip
 RESUMED: dict[str, Layout] = {
     f"{after} -> {name}": _layout(after.split()[0], after=after, **layout)  # type: ignore[arg-type]
@@ -84,6 +157,9 @@ RESUMED: dict[str, Layout] = {
         ("hybrid tp2 cp2", "pp4", {"pipeline": 4}),
         ("tied pp2 vpp2 dp2 do", "tp2", TP),
         ("tied tp2", "pp2 vpp2", VPP),
+        ("moe dp2 ep2", "one", {}),
+        ("moe tp2 sp ep2", "pp2 dp2 ep2 do", {"data": 2, **PP, **EP, **DO}),
+        ("moe dp2 ep2 do", "tp2 sp etp2", {**SP, **ETP}),
     ]
 }
 TABLE: dict[str, Layout] = {**ONE, **LAYOUTS, **RESUMED}

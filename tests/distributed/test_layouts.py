@@ -38,6 +38,15 @@ def test_losses_and_gradient_norms_are_those_of_one_process(found, name):
     assert found[name]["grad_norms"] == pytest.approx(expected["grad_norms"], rel=NORM)
 
 
+@pytest.mark.parametrize("name", [n for n in LAYOUTS if LAYOUTS[n].model == "moe"])
+def test_experts_are_chosen_as_by_one_process(found, name):
+    loads = found[name]["expert_loads"]
+    assert loads == found["moe"]["expert_loads"]
+    for step in loads:
+        assert {layer: len(shares) for layer, shares in step.items()} == {"1": 4, "3": 8}
+        assert [sum(shares) for shares in step.values()] == pytest.approx([1, 1])
+
+
 @pytest.mark.parametrize("name", [n for n in LAYOUTS if not LAYOUTS[n].parallel.get("distributed_optimizer")])
 def test_every_gradient_is_that_of_one_process(found, name):
     distances = found[name]["gradient_distance"]

@@ -74,13 +74,14 @@ def try_layout(name: str, layout: Layout, place: Place, folder: Path) -> dict:
     config = run_config(layout)
     assert data_parallel_size(config, place.world_size) == layout.data
     engine, _ = build_engine(config, place)
-    found: dict = {"losses": [], "grad_norms": []}
+    found: dict = {"losses": [], "grad_norms": [], "expert_loads": []}
     if layout.after:
         checkpoint.load(folder / f"{layout.after}.checkpoint", engine)
     for step in range(SAVED_AT if layout.after else 0, STEPS):
         result = engine.train_step(micro_batches(step, place), lr=1e-2)
         found["losses"].append(result.loss)
         found["grad_norms"].append(result.grad_norm)
+        found["expert_loads"].append(result.expert_load)
         saved = any(other.after == name for other in TABLE.values())
         if step == 0 and not config.parallel.distributed_optimizer:
             gradients = gathered_gradients(engine, place)

@@ -67,6 +67,70 @@ def mamba2_layer(state: dict[str, Tensor], theirs: str, ours: str) -> dict[str, 
     }
 
 
+def mamba_state(state: dict[str, Tensor], num_layers: int) -> dict[str, Tensor]:
+    """A `MambaForCausalLM` as mamba1 repeated."""
+    ours = _outer(state, "backbone.embeddings.weight", "backbone.norm_f.weight", "lm_head.weight")
+    for i in range(num_layers):
+        theirs, mine = f"backbone.layers.{i}.", f"layers.{i}."
+        ours[f"{mine}norm.weight"] = state[f"{theirs}norm.weight"]
+        for name, their_name in {
+            "in_proj.weight": "in_proj.weight",
+            "conv_bias": "conv1d.bias",
+            "x_proj.weight": "x_proj.weight",
+            "dt_weight": "dt_proj.weight",
+            "dt_bias": "dt_proj.bias",
+            "A_log": "A_log",
+            "D": "D",
+            "out_proj.weight": "out_proj.weight",
+        }.items():
+            ours[f"{mine}mixer.{name}"] = state[f"{theirs}mixer.{their_name}"]
+        ours[f"{mine}mixer.conv_weight"] = state[f"{theirs}mixer.conv1d.weight"].squeeze(1)
+    return ours
+
+
+def qwen3_next_state(
+    state: dict[str, Tensor], num_layers: int, heads: int, value_heads: int, key_dim: int, head_dim: int
+) -> dict[str, Tensor]:
+    """A `Qwen3NextForCausalLM` without attention or experts as `(gated_deltanet swiglu)` repeated.
+
+    It interleaves its packed projections by key head, and its norms add one to their weights.
+    """
+    ours = _outer(state, "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+    ours["final_norm.weight"] = ours["final_norm.weight"] + 1
+    share = value_heads // heads
+    for i in range(num_layers):
+        theirs, deltanet, mlp = f"model.layers.{i}.", f"layers.{2 * i}.", f"layers.{2 * i + 1}."
+        ours[f"{deltanet}norm.weight"] = state[f"{theirs}input_layernorm.weight"] + 1
+        ours[f"{mlp}norm.weight"] = state[f"{theirs}post_attention_layernorm.weight"] + 1
+        sizes = [key_dim, key_dim, share * head_dim, share * head_dim]
+        qkvz = state[f"{theirs}linear_attn.in_proj_qkvz.weight"].unflatten(0, (heads, -1)).split(sizes, 1)
+        ba = state[f"{theirs}linear_attn.in_proj_ba.weight"].unflatten(0, (heads, -1)).split([share, share], 1)
+        ours[f"{deltanet}mixer.in_proj.weight"] = torch.cat([part.flatten(0, 1) for part in (*qkvz, *ba)])
+        ours[f"{deltanet}mixer.conv_weight"] = state[f"{theirs}linear_attn.conv1d.weight"].squeeze(1)
+        for name in ("dt_bias", "A_log", "out_proj.weight"):
+            ours[f"{deltanet}mixer.{name}"] = state[f"{theirs}linear_attn.{name}"]
+        ours[f"{deltanet}mixer.norm_weight"] = state[f"{theirs}linear_attn.norm.weight"]
+        ours[f"{mlp}mixer.gate_up.weight"] = torch.cat(
+            [state[f"{theirs}mlp.{name}_proj.weight"] for name in ("gate", "up")]
+        )
+        ours[f"{mlp}mixer.down.weight"] = state[f"{theirs}mlp.down_proj.weight"]
+    return ours
+
+
+def gpt_oss_attention_state(state: dict[str, Tensor], num_layers: int) -> dict[str, Tensor]:
+    """The attention of a `GptOssForCausalLM` whose experts give nothing, as attention repeated."""
+    ours = _outer(state, "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+    for i in range(num_layers):
+        theirs, mine = f"model.layers.{i}.", f"layers.{i}."
+        ours[f"{mine}norm.weight"] = state[f"{theirs}input_layernorm.weight"]
+        for kind in ("weight", "bias"):
+            qkv = [state[f"{theirs}self_attn.{name}_proj.{kind}"] for name in "qkv"]
+            ours[f"{mine}mixer.qkv.{kind}"] = torch.cat(qkv)
+        ours[f"{mine}mixer.sinks"] = state[f"{theirs}self_attn.sinks"]
+        ours[f"{mine}mixer.proj.weight"] = state[f"{theirs}self_attn.o_proj.weight"]
+    return ours
+
+
 def load(config: ModelConfig, state: dict[str, Tensor]) -> LanguageModel:
     """Our model, on the torch backend, with exactly these parameters."""
     from hybridtron.backends.torch import TorchBackend

@@ -3,17 +3,33 @@
 import pytest
 import torch
 from transformers import (
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     Mamba2Config,
     Mamba2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     NemotronHConfig,
     NemotronHForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
 )
 
 from hybridtron.config.load import build
 from hybridtron.model.config import ModelConfig
-from tests.model.huggingface import llama_state, load, mamba2_state, nemotron_h_state
+from tests.model.huggingface import (
+    gpt_oss_attention_state,
+    llama_state,
+    load,
+    mamba2_state,
+    mamba_state,
+    nemotron_h_state,
+    qwen3_next_state,
+)
 
 BOUND = 1e-4
 
@@ -155,4 +171,147 @@ def test_nemotron_h(seq_len):
         ModelConfig,
     )
     ours = load(config, nemotron_h_state(theirs.state_dict(), kinds))
+    assert worst(ours, theirs, 96, seq_len) < BOUND
+
+
+@pytest.mark.parametrize("seq_len", [1, 9, 60])
+def test_mistral(seq_len):
+    """A sliding window of eight tokens."""
+    shape = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    theirs = randomised(
+        MistralForCausalLM(
+            MistralConfig(
+                **shape,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                head_dim=16,
+                sliding_window=8,
+                rms_norm_eps=1e-5,
+                attn_implementation="eager",
+            )
+        )
+    )
+    config = build(
+        {
+            "hidden_size": 64,
+            "vocab_size": 96,
+            "blocks": {
+                "attn": {"type": "attention", "num_heads": 4, "num_kv_heads": 2, "window": 8},
+                "mlp": {"type": "swiglu", "ffn_hidden_size": 96},
+            },
+            "pattern": "2*(attn mlp)",
+        },
+        ModelConfig,
+    )
+    assert worst(load(config, llama_state(theirs.state_dict(), 2)), theirs, 96, seq_len) < BOUND
+
+
+@pytest.mark.parametrize("seq_len", [1, 9, 60])
+def test_gpt_oss_attention(seq_len):
+    """A sink per head, a sliding window in one layer of two; the experts' last projections are zero."""
+    theirs = randomised(
+        GptOssForCausalLM(
+            GptOssConfig(
+                vocab_size=96,
+                hidden_size=64,
+                intermediate_size=16,
+                num_hidden_layers=2,
+                num_local_experts=2,
+                num_experts_per_tok=1,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                head_dim=16,
+                sliding_window=8,
+                layer_types=["sliding_attention", "full_attention"],
+                rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+                attn_implementation="eager",
+            )
+        )
+    )
+    state = theirs.state_dict()
+    for name, tensor in state.items():
+        if "experts.down_proj" in name or "o_proj.bias" in name:
+            tensor.zero_()
+    attention = {"type": "attention", "num_heads": 4, "num_kv_heads": 2, "sinks": True, "qkv_bias": True}
+    config = build(
+        {
+            "hidden_size": 64,
+            "vocab_size": 96,
+            "blocks": {"near": {**attention, "window": 8}, "far": attention},
+            "pattern": "near far",
+        },
+        ModelConfig,
+    )
+    assert worst(load(config, gpt_oss_attention_state(state, 2)), theirs, 96, seq_len) < BOUND
+
+
+@pytest.mark.parametrize("seq_len", [1, 37, 70])
+def test_mamba(seq_len):
+    theirs = randomised(
+        MambaForCausalLM(
+            MambaConfig(
+                vocab_size=96,
+                hidden_size=64,
+                num_hidden_layers=2,
+                state_size=8,
+                layer_norm_epsilon=1e-5,
+                tie_word_embeddings=False,
+            )
+        )
+    )
+    config = build(
+        {
+            "hidden_size": 64,
+            "vocab_size": 96,
+            "blocks": {"mamba": {"type": "mamba1", "state_dim": 8}},
+            "pattern": "2*mamba",
+        },
+        ModelConfig,
+    )
+    assert worst(load(config, mamba_state(theirs.state_dict(), 2)), theirs, 96, seq_len) < BOUND
+
+
+@pytest.mark.parametrize("seq_len", [1, 37, 70])
+def test_qwen3_next_without_attention(seq_len):
+    """A large epsilon keeps the norms from magnifying the rounding errors of small outputs, here and there."""
+    heads = {"heads": 2, "value_heads": 4, "key_dim": 12, "head_dim": 16}
+    theirs = randomised(
+        Qwen3NextForCausalLM(
+            Qwen3NextConfig(
+                vocab_size=96,
+                hidden_size=64,
+                intermediate_size=96,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                layer_types=["linear_attention"] * 2,
+                use_cache=False,  # which asks for a layer of attention
+                mlp_only_layers=[0, 1],
+                linear_num_key_heads=heads["heads"],
+                linear_num_value_heads=heads["value_heads"],
+                linear_key_head_dim=heads["key_dim"],
+                linear_value_head_dim=heads["head_dim"],
+                rms_norm_eps=1e-2,
+            )
+        )
+    )
+    config = build(
+        {
+            "hidden_size": 64,
+            "vocab_size": 96,
+            "norm_eps": 1e-2,
+            "blocks": {
+                "delta": {
+                    "type": "gated_deltanet",
+                    "num_heads": 2,
+                    "num_value_heads": 4,
+                    "key_dim": 12,
+                    "head_dim": 16,
+                },
+                "mlp": {"type": "swiglu", "ffn_hidden_size": 96},
+            },
+            "pattern": "2*(delta mlp)",
+        },
+        ModelConfig,
+    )
+    ours = load(config, qwen3_next_state(theirs.state_dict(), 2, **heads))
     assert worst(ours, theirs, 96, seq_len) < BOUND

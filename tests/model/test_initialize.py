@@ -45,6 +45,15 @@ def test_mamba2_starts_with_step_sizes_and_decays_in_range():
     assert (mixer["D"] == 1).all()
 
 
+def test_mamba_starts_with_the_decays_of_one_two_three():
+    blocks = {**resolved_tiny().model.model_dump()["blocks"], "selective": {"type": "mamba1", "state_dim": 5}}
+    mixer = {name.split(".")[-1]: tensor for name, tensor in values(blocks=blocks, pattern="selective").items()}
+    torch.testing.assert_close(mixer["A_log"].exp(), torch.arange(1.0, 6.0).expand(mixer["A_log"].shape))
+    steps = torch.nn.functional.softplus(mixer["dt_bias"])
+    assert steps.min() > 0.99e-4
+    assert steps.max() <= 0.1001
+
+
 def test_a_model_is_filled_with_every_value():
     config = resolved_tiny().model
     model = LanguageModel(config, TorchBackend())

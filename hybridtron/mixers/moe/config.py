@@ -1,0 +1,122 @@
+"""Mixture of experts: each token passes through the few feed-forward layers that a router chooses for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from hybridtron.config.schema import problem
+from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops
+from hybridtron.mixers.swiglu.config import SwiGLUConfig
+from hybridtron.tensors import Init, Part, TensorSpec
+
+if TYPE_CHECKING:
+    from hybridtron.backends.base import Backend
+    from hybridtron.mixers.moe.module import MoE
+
+AUX_LOSS = 0.01  # weight of the auxiliary loss where it alone keeps the load even (Fedus et al. 2021)
+
+
+class MoEConfig(MixerConfig):
+    """Mixture of experts: top_k of num_experts SwiGLU layers for each token, and a shared one for all."""
+
+    type: Literal["moe"]
+    num_experts: int = Field(ge=1, description="Experts of the layer.")
+    top_k: int = Field(2, ge=1, description="Experts that each token passes through.")
+    ffn_hidden_size: int = Field(ge=1, description="Inner width of each expert.")
+    shared_ffn_hidden_size: int = Field(
+        0, ge=0, description="Inner width of a further expert that every token passes through; 0: none."
+    )
+    score: Literal["softmax", "sigmoid"] = Field(
+        "softmax", description="How router logits become scores: over all experts, or each by itself."
+    )
+    normalize_top_k: bool | None = Field(
+        None, description="Divide the chosen scores by their sum; by default where top_k is 2 or more."
+    )
+    scaling_factor: float = Field(1.0, gt=0, description="Multiplies what the experts add; not the shared one.")
+    balance: Literal["aux", "bias", "none"] = Field(
+        "aux",
+        description="What keeps the load even: an auxiliary loss over each sequence (aux), or a bias of each expert "
+        "that only the choice sees, moved after every update (bias).",
+    )
+    aux_loss: float | None = Field(
+        None, ge=0, description=f"Weight of the auxiliary loss; by default {AUX_LOSS} with balance aux, otherwise 0."
+    )
+    bias_update_rate: float = Field(1e-3, gt=0, description="balance bias: how far an expert's bias moves at a time.")
+    z_loss: float = Field(0.0, ge=0, description="Weight of the squared log partition function of router logits.")
+    capacity_factor: float | None = Field(
+        None,
+        gt=0,
+        description="An expert takes this many times an even share of a sequence's tokens, the first ones; later ones "
+        "pass it by. By default it takes all.",
+    )
+    dispatcher: Literal["alltoall", "allgather"] = Field(
+        "alltoall",
+        description="How tokens reach experts on other processes: each sent where it must go, or all sent to all.",
+    )
+
+    kind: ClassVar[Literal["sequence", "channel"]] = "channel"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        tensor=True, sequence=True, context=True, selective=True, vmap=True
+    )
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> MoEConfig:
+        if self.top_k > self.num_experts:
+            raise problem("top_k", self.top_k, f"at most num_experts {self.num_experts}")
+        if self.normalize_top_k and self.top_k == 1:
+            raise problem("normalize_top_k", True, "false with top_k 1, where every weight would be 1")
+        if self.balance == "none" and self.aux_loss:
+            raise problem("aux_loss", self.aux_loss, "0 with balance none")
+        return self
+
+    @property
+    def normalizes(self) -> bool:
+        return self.top_k > 1 if self.normalize_top_k is None else self.normalize_top_k
+
+    @property
+    def aux_weight(self) -> float:
+        if self.aux_loss is None:
+            return AUX_LOSS if self.balance == "aux" else 0.0
+        return self.aux_loss
+
+    @property
+    def shared(self) -> SwiGLUConfig | None:
+        """The shared expert by itself."""
+        if not self.shared_ffn_hidden_size:
+            return None
+        return SwiGLUConfig(type="swiglu", hidden_size=self.hidden_size, ffn_hidden_size=self.shared_ffn_hidden_size)
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        experts, hidden, inner = self.num_experts, self.hidden_size, self.ffn_hidden_size
+        gate, up = (Part(name, inner, key="ffn_hidden_size") for name in ("gate", "up"))
+        specs = {"router_weight": TensorSpec((experts, hidden), Init("input"))}
+        if self.balance == "bias":
+            specs["router_bias"] = TensorSpec((experts,), Init("zeros"), decay=False, trained=False)
+        specs["gate_up"] = TensorSpec((experts, 2 * inner, hidden), Init("input"), (gate, up), axis=1, experts=True)
+        specs["down"] = TensorSpec((experts, hidden, inner), Init("output"), (up,), axis=2, experts=True)
+        for name, spec in self.shared.tensors().items() if self.shared else ():
+            parts = tuple(replace(part, key="shared_ffn_hidden_size") for part in spec.parts)
+            specs[f"shared.{name}"] = replace(spec, parts=parts)
+        return specs
+
+    def flops(self, seq_len: int) -> int:
+        """Those of top_k experts for every token, none passed by."""
+        specs = self.tensors()
+        experts = linear_flops(seq_len, specs["gate_up"], specs["down"]) * self.top_k // self.num_experts
+        shared = self.shared.flops(seq_len) if self.shared else 0
+        return linear_flops(seq_len, specs["router_weight"]) + experts + shared
+
+    def state_size(self, seq_len: int) -> int:
+        return 0
+
+    def active_parameters(self) -> int:
+        experts = sum(spec.numel for spec in self.tensors().values() if spec.experts)
+        return self.parameters() - experts * (self.num_experts - self.top_k) // self.num_experts
+
+    def build(self, backend: Backend) -> MoE:
+        from hybridtron.mixers.moe.module import MoE
+
+        return MoE(self, backend)

@@ -1,0 +1,118 @@
+"""Mixture of experts on a backend."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybridtron.backends.base import Backend
+from hybridtron.mixers.moe.config import MoEConfig
+from hybridtron.mixers.stepping import Stateless
+from hybridtron.ops.attached_loss import attach_loss
+from hybridtron.ops.grouped_linear import grouped_linear
+from hybridtron.ops.precision import accumulation_dtype, under_transforms
+from hybridtron.ops.routing import (
+    balance_loss,
+    balancing_step,
+    capacity,
+    choose,
+    combining_weights,
+    router_scores,
+    router_z_loss,
+    within_capacity,
+)
+from hybridtron.ops.swiglu import swiglu
+
+
+class MoE(Stateless):
+    """[s, b, h] -> [s, b, h]; an expert-parallel rank holds some of the experts and is sent the tokens of others.
+
+    Counts the choices of experts that it has gone backward through in `expert_load`, which whoever trains it reads,
+    sets to 0 and, added up over all processes, gives to `rebalance`.
+    """
+
+    router_weight: nn.Parameter
+    gate_up: nn.Parameter
+    down: nn.Parameter
+    expert_load: Tensor
+
+    def __init__(self, config: MoEConfig, backend: Backend) -> None:
+        super().__init__()
+        specs = config.tensors()
+        self.config, self.backend = config, backend
+        self.router_bias: nn.Parameter | None
+        for name in ("router_weight", "router_bias", "gate_up", "down"):
+            self.register_parameter(name, backend.parameter(specs[name]) if name in specs else None)
+        self.shared = config.shared.build(backend) if config.shared else None
+        self.core = swiglu  # [n, 2f] -> [n, f]
+        self.dispatch = backend.dispatcher(
+            config.dispatcher, config.num_experts, config.top_k, drops=config.capacity_factor is not None
+        )
+        load = torch.zeros(config.num_experts, dtype=torch.int64, device=self.router_weight.device)
+        self.register_buffer("expert_load", load, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        config = self.config
+        wide = accumulation_dtype(x)
+        logits = F.linear(x.to(wide), self.router_weight.to(wide))  # [s, b, experts]
+        scores = router_scores(logits, config.score)
+        chosen = choose(scores, config.top_k, self.router_bias)
+        weights = combining_weights(scores, chosen, config.normalizes, config.scaling_factor)
+        learns = torch.is_grad_enabled()
+        kept, counts = chosen, None
+        if config.capacity_factor is not None or (learns and config.aux_weight):
+            # The choices of every run of the sequences, of which this process holds one.
+            runs = self.backend.gather_runs(chosen.sum(0))  # [runs, b, experts]
+            earlier, counts = runs[: self.backend.sequence.rank].sum(0), runs.sum(0)
+            if config.capacity_factor is not None:
+                limit = capacity(self._seq_len(x), config.num_experts, config.top_k, config.capacity_factor)
+                kept = within_capacity(chosen, earlier, limit)
+        y = self._experts(x, weights, kept)
+        if self.shared is not None:
+            y = y + self.shared(x)
+        if not learns:
+            return y
+        if y.requires_grad and not under_transforms():
+            self._count_in_backward(y, chosen)
+        return self._with_losses(y, logits, scores, counts)
+
+    def rebalance(self, load: Tensor) -> None:
+        """Move the bias of the choice after a batch whose choices of each expert, over all processes, were `load`."""
+        if self.router_bias is not None:
+            with torch.no_grad():
+                self.router_bias.add_(balancing_step(load, self.config.bias_update_rate))
+
+    def _seq_len(self, x: Tensor) -> int:
+        return x.size(0) * self.backend.sequence.size
+
+    def _experts(self, x: Tensor, weights: Tensor, kept: Tensor) -> Tensor:
+        if under_transforms():  # which cannot follow sizes that depend on values: all experts, most of them times 0
+            inner = self.core(torch.einsum("sbh,eoh->sbeo", x, self.gate_up))
+            inner = (inner * (weights * kept).unsqueeze(-1)).to(x.dtype)  # [s, b, experts, f]
+            return torch.einsum("sbef,ehf->sbh", inner, self.down)
+        tokens, weights, kept = x.flatten(0, 1), weights.flatten(0, 1), kept.flatten(0, 1)
+        return self.dispatch(tokens, weights, kept, self._own_experts).view_as(x)
+
+    def _own_experts(self, rows: Tensor, counts: list[int], weights: Tensor) -> Tensor:
+        """rows [n, h] in the order of this process's experts -> [n, h], times their weights [n]."""
+        inner = self.core(grouped_linear(rows, self.gate_up, counts))  # [n, f]
+        inner = (inner * weights.unsqueeze(-1)).to(rows.dtype)
+        return grouped_linear(inner, self.down, counts)
+
+    def _count_in_backward(self, y: Tensor, chosen: Tensor) -> None:
+        """Going backward happens once, also where activations are computed twice."""
+        counts = chosen.sum((0, 1))
+
+        def count(_: Tensor) -> None:
+            self.expert_load.add_(counts)
+
+        y.register_hook(count)
+
+    def _with_losses(self, y: Tensor, logits: Tensor, scores: Tensor, counts: Tensor | None) -> Tensor:
+        config, seq_len = self.config, self._seq_len(y)
+        if counts is not None and config.aux_weight:
+            y = attach_loss(y, config.aux_weight * balance_loss(scores, counts, seq_len, config.top_k))
+        if config.z_loss:
+            y = attach_loss(y, config.z_loss * router_z_loss(logits, seq_len))
+        return y
