@@ -45,11 +45,16 @@ class MixerConfig(Strict):
         raise NotImplementedError
 
     def flops(self, seq_len: int) -> int:
-        """Matrix-multiply FLOPs of one forward pass over one sequence, a multiply-add counted as two.
+        """FLOPs of the matrix products and Fourier transforms of one forward pass over one sequence, a multiply-add
+        counted as two.
 
         Counted as executed on a CPU: attention leaves out the blocks of keys that lie wholly after a block of queries.
         """
         raise NotImplementedError
+
+    def unseen_flops(self, seq_len: int) -> int:
+        """Of `flops`, those that PyTorch's flop counter does not see: Fourier transforms."""
+        return 0
 
     def state_size(self, seq_len: int) -> int:
         """Elements kept per sequence to generate the next token after seq_len tokens; short-convolution caches

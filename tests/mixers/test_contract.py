@@ -13,16 +13,52 @@ from hybridtron.model.language_model import LanguageModel
 
 PRIMITIVES = {
     "attention": {"num_heads": 4, "num_kv_heads": 2},
+    "linear_attention": {"num_heads": 4, "chunk_size": 8},
+    "gla": {"num_heads": 2, "chunk_size": 16},
+    "gated_deltanet": {"num_heads": 2, "num_value_heads": 4, "key_dim": 8, "head_dim": 12, "chunk_size": 8},
+    "mamba1": {"state_dim": 4},
     "mamba2": {"head_dim": 16, "state_dim": 8, "num_groups": 2, "chunk_size": 8},
     "swiglu": {"ffn_hidden_size": 48},
     "mlp": {"ffn_hidden_size": 48, "bias": True},
+    "moe": {"num_experts": 4, "ffn_hidden_size": 24, "shared_ffn_hidden_size": 16, "z_loss": 1e-2},
+    "parallel": {
+        "branches": [{"type": "attention", "num_heads": 4, "window": 6}, {"type": "mamba2", "head_dim": 16}],
+        "merge": "gate",
+    },
+    "short_conv": {"bias": True},
+    "hyena": {"expand": 2, "projection_groups": 4, "filter_order": 4, "bias": True},
+    "mh_hyena": {"num_heads": 4, "projection_groups": 2, "filter_order": 2},
+    "hyena_se": {"num_groups": 4},
+    "hyena_mr": {"num_groups": 4, "filter_length": 24},
+    "hyena_li": {"num_groups": 8, "filter_order": 4},
+    "hyena_experts": {"num_experts": 4, "top_k": 2, "expert_size": 8, "filter_order": 4, "bias": True},
+    "rwkv6": {"head_dim": 8, "mix_rank": 4, "decay_rank": 4, "chunk_size": 8},
+    "rwkv6_channel": {"ffn_hidden_size": 48},
 }
+VARIANTS = {
+    "attention with sinks": {"type": "attention", "num_heads": 4, "num_kv_heads": 2, "sinks": True},
+    "sliding attention": {"type": "attention", "num_heads": 4, "window": 7, "rotary_fraction": 0.5},
+    "sliding attention with sinks": {"type": "attention", "num_heads": 4, "window": 7, "sinks": True},
+    "wide sliding attention": {"type": "attention", "num_heads": 4, "window": 80},
+    "linear attention by Taylor": {"type": "linear_attention", "num_heads": 4, "key_dim": 4, "feature_map": "taylor"},
+    "linear attention, learned": {
+        "type": "linear_attention", "num_heads": 4, "feature_map": "hadamard", "normalize": False,
+    },
+    "gated_deltanet with signs": {"type": "gated_deltanet", "num_heads": 4, "allow_negative": True},
+    "parallel sum with an MLP": {
+        "type": "parallel",
+        "branches": [{"type": "gla", "num_heads": 4}, {"type": "swiglu", "ffn_hidden_size": 48}, {"type": "mamba1"}],
+    },
+}  # fmt: skip
+CASES = {**{name: {"type": name, **row} for name, row in PRIMITIVES.items()}, **VARIANTS}
 WIDTH = 32
 
 
-def model_config(primitive):
-    blocks = {"x": {"type": primitive, **PRIMITIVES[primitive]}}
-    return ModelConfig.model_validate({"hidden_size": WIDTH, "vocab_size": 64, "blocks": blocks, "pattern": "x"})
+def model_config(case):
+    """With large weights, so that what a token does to others is no rounding error."""
+    return ModelConfig.model_validate(
+        {"hidden_size": WIDTH, "vocab_size": 64, "blocks": {"x": CASES[case]}, "pattern": "x", "init_std": 0.2}
+    )
 
 
 def built(primitive, seed=0):
@@ -32,14 +68,24 @@ def built(primitive, seed=0):
     return model
 
 
+@torch.no_grad()
+def noisy(model):
+    """With biases, gates and the like away from their initial zeros and ones."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
+    return model
+
+
 def test_every_primitive_has_a_row_here():
     assert PRIMITIVES.keys() == MIXERS.keys()
 
 
-@pytest.mark.parametrize("primitive", PRIMITIVES)
+@pytest.mark.parametrize("primitive", CASES)
 class TestPrimitive:
     def test_declares_exactly_the_parameters_of_its_module(self, primitive):
-        config = dispatch({"type": primitive, "hidden_size": WIDTH, **PRIMITIVES[primitive]}, MIXERS)
+        config = dispatch({"hidden_size": WIDTH, **CASES[primitive]}, MIXERS)
         module = config.build(TorchBackend())
         declared = {name: spec.shape for name, spec in config.tensors().items()}
         assert {name: tuple(parameter.shape) for name, parameter in module.named_parameters()} == declared
@@ -57,10 +103,20 @@ class TestPrimitive:
         torch.testing.assert_close(before[:12], after[:12], atol=1e-6, rtol=0)
         assert not torch.allclose(before[12], after[12], atol=1e-4)
 
+    @torch.no_grad()
+    def test_steps_give_what_the_whole_sequence_gives(self, primitive):
+        mixer = noisy(built(primitive)).layers["0"].mixer
+        x = torch.randn(64, 2, WIDTH, generator=torch.Generator().manual_seed(0))
+        whole, state = mixer(x), mixer.initial_state(2)
+        for t in range(64):
+            y, state = mixer.step(x[t], state)
+            torch.testing.assert_close(y, whole[t], atol=1e-4, rtol=1e-4)
+        assert whole.abs().max() > 1e-2
+
     @pytest.mark.filterwarnings("error")
     def test_works_under_vmap_over_stacked_models(self, primitive):
         """Warnings are errors: an operation without a batching rule warns that it loops."""
-        assert MIXERS[primitive].capabilities.vmap
+        assert model_config(primitive).blocks["x"].capabilities.vmap
         models = [built(primitive, seed) for seed in range(3)]
         parameters, buffers = stack_module_state(models)
         tokens = torch.randint(64, (2, 20), generator=torch.Generator().manual_seed(0))
@@ -79,6 +135,6 @@ class TestPrimitive:
 
     def test_flops_grow_with_the_sequence_and_state_is_a_count(self, primitive):
         config = model_config(primitive).blocks["x"]
-        assert config.flops(64) >= 2 * config.flops(32) > 0
+        assert config.flops(64) > 1.9 * config.flops(32) > 0  # sequences share the transforms of filters
         assert config.state_size(64) >= config.state_size(32) >= 0
-        assert config.parameters() == config.active_parameters()
+        assert config.parameters() >= config.active_parameters() > 0

@@ -1,4 +1,4 @@
-"""Causal self-attention with grouped keys and values, rotary positions and an optional sliding window."""
+"""Causal self-attention with grouped keys and values, rotary positions, and optionally a sliding window and sinks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class AttentionConfig(MixerConfig):
-    """Causal softmax attention (MHA or GQA), rotary positions, optional sliding window."""
+    """Causal softmax attention (MHA or GQA), rotary positions, optional sliding window and sinks."""
 
     type: Literal["attention"]
     num_heads: int = Field(ge=1, description="Query heads.")
@@ -25,6 +25,9 @@ class AttentionConfig(MixerConfig):
     window: int | None = Field(None, ge=1, description="Keys that a query sees, itself included; all by default.")
     rotary_base: float = Field(10000.0, gt=0, description="Base of the rotary frequencies (theta).")
     rotary_fraction: float = Field(1.0, ge=0, le=1, description="Share of a head's channels that rotate; 0: none.")
+    sinks: bool = Field(
+        False, description="A learned score per head that joins every softmax and has no value (attention sink)."
+    )
     qkv_bias: bool = Field(False, description="Bias on the query, key and value projections.")
 
     kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
@@ -71,6 +74,9 @@ class AttentionConfig(MixerConfig):
         specs = {"qkv.weight": TensorSpec((rows, self.hidden_size), Init("input"), packed)}
         if self.qkv_bias:
             specs["qkv.bias"] = TensorSpec((rows,), Init("zeros"), packed, decay=False)
+        if self.sinks:
+            heads = Part("sinks", self.num_heads, key="num_heads")
+            specs["sinks"] = TensorSpec((self.num_heads,), Init("zeros"), (heads,), decay=False)
         specs["proj.weight"] = TensorSpec((self.hidden_size, queries.size), Init("output"), (queries,), axis=1)
         return specs
 

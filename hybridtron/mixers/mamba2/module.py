@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridtron.backends.base import Backend
 from hybridtron.mixers.mamba2.config import Mamba2Config
+from hybridtron.ops.mamba2 import mamba2_core
 from hybridtron.ops.norm import gated_rms_norm
-from hybridtron.ops.short_conv import short_conv
-from hybridtron.ops.ssd import ssd
+from hybridtron.ops.precision import accumulation_dtype
+from hybridtron.ops.short_conv import short_conv_step
+from hybridtron.ops.ssd import ssd_step
+
+
+class Mamba2State(NamedTuple):
+    conv: Tensor  # the inputs of the convolution before the next token [b, k - 1, x + B + C]
+    ssm: Tensor  # [b, heads, p, n]
 
 
 class Mamba2(nn.Module):
-    """[s, b, h] -> [s, b, h]; under tensor parallelism each rank computes its own heads and their groups."""
+    """[s, b, h] -> [s, b, h]; a tensor- or context-parallel rank computes its own heads and their groups."""
 
     conv_weight: nn.Parameter
     conv_bias: nn.Parameter
@@ -31,9 +41,6 @@ class Mamba2(nn.Module):
             self.register_parameter(name, backend.parameter(specs[name]))
         self.out_proj = backend.row_linear(specs["out_proj.weight"])
         self.norm_eps = backend.norm_eps
-        z, *conv, dt = backend.core_sizes(specs["in_proj.weight"])
-        self.core_sizes, self.conv_sizes = (z, sum(conv), dt), tuple(conv)
-        self.norm_groups = conv[-1] // config.state_dim
 
     def forward(self, u: Tensor) -> Tensor:
         packed = self.in_proj(u)  # [s, b, z + conv + dt]
@@ -45,18 +52,41 @@ class Mamba2(nn.Module):
             self.backend.own_heads(getattr(self, name), self.specs[name])
             for name in ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight")
         )
-        # Split before transposing: the gradients are then joined in the order that the projection wants.
-        z, conv_input, dt = (part.transpose(0, 1) for part in packed.split(self.core_sizes, -1))  # [b, s, .]
-        convolved = short_conv(conv_input, conv_weight, conv_bias, activation="silu")
-        x, b, c = convolved.split(self.conv_sizes, -1)
-        y = ssd(
-            x.unflatten(-1, (-1, self.config.head_dim)),  # [b, s, heads, p]
-            F.softplus(dt.float() + dt_bias),  # [b, s, heads]
+        return mamba2_core(
+            packed,
+            conv_weight,
+            conv_bias,
+            dt_bias,
             -A_log.exp(),
-            b.unflatten(-1, (-1, self.config.state_dim)),  # [b, s, groups, n]
-            c.unflatten(-1, (-1, self.config.state_dim)),
             D,
-            self.config.chunk_size,
-        ).flatten(2)  # [b, s, heads * p]
-        y = gated_rms_norm(y, z, norm_weight, self.norm_eps, self.norm_groups)
-        return y.transpose(0, 1)
+            norm_weight,
+            head_dim=self.config.head_dim,
+            state_dim=self.config.state_dim,
+            chunk_size=self.config.chunk_size,
+            eps=self.norm_eps,
+        )
+
+    def initial_state(self, batch: int) -> Mamba2State:
+        config, (channels, taps) = self.config, self.conv_weight.shape
+        size = (batch, config.num_heads, config.head_dim, config.state_dim)
+        return Mamba2State(
+            self.conv_weight.new_zeros(batch, taps - 1, channels),
+            self.conv_weight.new_zeros(size, dtype=accumulation_dtype(self.conv_weight)),
+        )
+
+    def step(self, u: Tensor, state: Mamba2State) -> tuple[Tensor, Mamba2State]:
+        config = self.config
+        sizes = self.backend.core_sizes(self.specs["in_proj.weight"])
+        z, *convolved, dt = self.in_proj(u.unsqueeze(0)).squeeze(0).split(sizes, -1)
+        conv_input = torch.cat(convolved, -1)
+        conv_output, cache = short_conv_step(state.conv, conv_input, self.conv_weight, self.conv_bias, "silu")
+        x, b, c = (
+            part.unflatten(-1, (-1, width))
+            for part, width in zip(
+                conv_output.split(sizes[1:-1], -1), (config.head_dim, config.state_dim, config.state_dim), strict=True
+            )
+        )  # [b, heads or groups, .]
+        steps = F.softplus(dt.to(state.ssm.dtype) + self.dt_bias)
+        y, ssm = ssd_step(state.ssm, x, steps, -self.A_log.exp(), b, c, self.D)
+        y = gated_rms_norm(y.flatten(1), z, self.norm_weight, self.norm_eps, config.groups)
+        return self.out_proj(y.unsqueeze(0)).squeeze(0), Mamba2State(cache, ssm)

@@ -1,0 +1,101 @@
+"""Gated DeltaNet: a fading matrix of memory per head, in which a key's old value is replaced by its new one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from hybridtron.config.schema import problem
+from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops, nearest_divisors
+from hybridtron.tensors import Init, Part, TensorSpec
+
+if TYPE_CHECKING:
+    from hybridtron.backends.base import Backend
+    from hybridtron.mixers.gated_deltanet.module import GatedDeltaNet
+
+
+class GatedDeltaNetConfig(MixerConfig):
+    """Gated DeltaNet (Yang et al. 2024, arXiv 2412.06464): short convolutions, gated delta rule, norm, output gate."""
+
+    type: Literal["gated_deltanet"]
+    num_heads: int = Field(ge=1, description="Query and key heads.")
+    num_value_heads: int | None = Field(
+        None,
+        ge=1,
+        description="Value heads, a multiple of num_heads, which share queries and keys; by default as many.",
+    )
+    key_dim: int | None = Field(
+        None, ge=1, description="Channels per query and key head; by default hidden_size / num_heads."
+    )
+    head_dim: int | None = Field(None, ge=1, description="Channels per value head; by default key_dim.")
+    conv_kernel: int = Field(4, ge=1, description="Length of the short convolutions of queries, keys and values.")
+    allow_negative: bool = Field(
+        False, description="Strengths up to 2 in place of 1, which lets a state change its sign (arXiv 2411.12537)."
+    )
+    chunk_size: int = Field(64, ge=1, description="Tokens per chunk, a power of two; changes speed, not results.")
+
+    kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        tensor=True, sequence=True, context=True, selective=True, vmap=True
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> GatedDeltaNetConfig:
+        if self.key_dim is None and self.hidden_size % self.num_heads:
+            nearest = nearest_divisors(self.hidden_size, self.num_heads)
+            raise problem(
+                "num_heads", self.num_heads, f"a divisor of hidden_size {self.hidden_size} (nearest: {nearest})"
+            )
+        if self.value_heads % self.num_heads:
+            multiple = max(1, round(self.value_heads / self.num_heads)) * self.num_heads
+            expected = f"a multiple of num_heads {self.num_heads} (nearest: {multiple})"
+            raise problem("num_value_heads", self.num_value_heads, expected)
+        if self.chunk_size & (self.chunk_size - 1):
+            raise problem("chunk_size", self.chunk_size, "a power of two")
+        return self
+
+    @property
+    def value_heads(self) -> int:
+        return self.num_value_heads or self.num_heads
+
+    @property
+    def key_size(self) -> int:
+        return self.key_dim or self.hidden_size // self.num_heads
+
+    @property
+    def value_size(self) -> int:
+        return self.head_dim or self.key_size
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        queries, keys = (Part(name, self.num_heads, self.key_size, "num_heads") for name in "qk")
+        values, z = (Part(name, self.value_heads, self.value_size, "num_value_heads") for name in "vz")
+        beta, dt = (Part(name, self.value_heads, 1, "num_value_heads") for name in ("beta", "dt"))
+        convolved = (queries, keys, values)
+        packed = (*convolved, z, beta, dt)
+        rows, channels = (sum(part.size for part in parts) for parts in (packed, convolved))
+        bound = self.conv_kernel**-0.5
+        return {
+            "in_proj.weight": TensorSpec((rows, self.hidden_size), Init("input"), packed),
+            "conv_weight": TensorSpec((channels, self.conv_kernel), Init("uniform", -bound, bound), convolved),
+            "dt_bias": TensorSpec((dt.size,), Init("dt_bias", 0.001, 0.1), (dt,), decay=False),
+            "A_log": TensorSpec((dt.size,), Init("log_uniform", 1.0, 16.0), (dt,), decay=False),
+            "norm_weight": TensorSpec((self.value_size,), Init("ones"), decay=False),
+            "out_proj.weight": TensorSpec((self.hidden_size, values.size), Init("output"), (values,), axis=1),
+        }
+
+    def flops(self, seq_len: int) -> int:
+        from hybridtron.ops.delta_rule import gated_delta_rule_flops
+
+        specs = self.tensors()
+        sizes = (self.num_heads, self.value_heads, self.key_size, self.value_size, self.chunk_size)
+        core = gated_delta_rule_flops(seq_len, *sizes)
+        return linear_flops(seq_len, specs["in_proj.weight"], specs["out_proj.weight"]) + core
+
+    def state_size(self, seq_len: int) -> int:
+        return self.value_heads * self.key_size * self.value_size
+
+    def build(self, backend: Backend) -> GatedDeltaNet:
+        from hybridtron.mixers.gated_deltanet.module import GatedDeltaNet
+
+        return GatedDeltaNet(self, backend)

@@ -1,0 +1,91 @@
+"""Gated linear attention: a matrix of memory per head whose rows fade at rates that depend on the token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from hybridtron.config.schema import problem
+from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops, nearest_divisors
+from hybridtron.tensors import Init, Part, TensorSpec
+
+if TYPE_CHECKING:
+    from hybridtron.backends.base import Backend
+    from hybridtron.mixers.gla.module import GLA
+
+
+class GLAConfig(MixerConfig):
+    """Gated linear attention (Yang et al. 2023, arXiv 2312.06635): low-rank decay gate, head-wise norm, output gate."""
+
+    type: Literal["gla"]
+    num_heads: int = Field(ge=1, description="Heads.")
+    expand_k: float = Field(0.5, gt=0, description="Query and key channels of all heads as a multiple of hidden_size.")
+    expand_v: float = Field(1.0, gt=0, description="Value channels of all heads as a multiple of hidden_size.")
+    gate_rank: int = Field(16, ge=1, description="Rank of the projection to the decay gate.")
+    gate_divisor: float = Field(
+        16.0, gt=0, description="The decay is the sigmoid to the power of one over this; larger forgets more slowly."
+    )
+    chunk_size: int = Field(64, ge=1, description="Tokens per chunk, a power of two; changes speed, not results.")
+
+    kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        tensor=True, sequence=True, context=True, selective=True, vmap=True
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> GLAConfig:
+        for key in ("expand_k", "expand_v"):
+            width = getattr(self, key) * self.hidden_size
+            if width != int(width) or width < 1:
+                raise problem(key, getattr(self, key), f"a share of hidden_size {self.hidden_size} in whole channels")
+            if int(width) % self.num_heads:
+                nearest = nearest_divisors(int(width), self.num_heads)
+                expected = f"a divisor of {key} x hidden_size = {int(width)} (nearest: {nearest})"
+                raise problem("num_heads", self.num_heads, expected)
+        if self.chunk_size & (self.chunk_size - 1):
+            raise problem("chunk_size", self.chunk_size, "a power of two")
+        return self
+
+    @property
+    def key_size(self) -> int:
+        return int(self.expand_k * self.hidden_size) // self.num_heads
+
+    @property
+    def value_size(self) -> int:
+        return int(self.expand_v * self.hidden_size) // self.num_heads
+
+    @property
+    def core_parts(self) -> tuple[Part, ...]:
+        """What the heads need of the projections: queries, keys, values, output gate, decay gate."""
+        sizes = {"q": self.key_size, "k": self.key_size, "v": self.value_size, "z": self.value_size, "g": self.key_size}
+        return tuple(Part(name, self.num_heads, size, "num_heads") for name, size in sizes.items())
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        *packed, decay = self.core_parts
+        values = self.core_parts[2]
+        rows = sum(part.size for part in packed)
+        return {
+            "in_proj.weight": TensorSpec((rows, self.hidden_size), Init("input"), tuple(packed)),
+            "gate_down": TensorSpec((self.gate_rank, self.hidden_size), Init("input")),
+            "gate_up.weight": TensorSpec((decay.size, self.gate_rank), Init("input"), (decay,)),
+            "gate_up.bias": TensorSpec((decay.size,), Init("zeros"), (decay,), decay=False),
+            "norm_weight": TensorSpec((self.value_size,), Init("ones"), decay=False),
+            "out_proj.weight": TensorSpec((self.hidden_size, values.size), Init("output"), (values,), axis=1),
+        }
+
+    def flops(self, seq_len: int) -> int:
+        """Queries times keys of neighbouring tokens, an elementwise step of `ops.gla`, are not counted."""
+        from hybridtron.ops.gla import gla_flops
+
+        matrices = [spec for spec in self.tensors().values() if len(spec.shape) == 2]
+        core = gla_flops(seq_len, self.num_heads, self.key_size, self.value_size, self.chunk_size)
+        return linear_flops(seq_len, *matrices) + core
+
+    def state_size(self, seq_len: int) -> int:
+        return self.num_heads * self.key_size * self.value_size
+
+    def build(self, backend: Backend) -> GLA:
+        from hybridtron.mixers.gla.module import GLA
+
+        return GLA(self, backend)

@@ -1,0 +1,110 @@
+"""Hyena of order 2 (Poli et al. 2023, arXiv 2302.10866): gates around a convolution as long as the sequence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from hybridtron.config.schema import problem
+from hybridtron.mixers.contract import Capabilities, linear_flops, nearest_divisors
+from hybridtron.mixers.implicit_filter.config import ImplicitFilterConfig
+from hybridtron.tensors import Init, Part, TensorSpec
+
+if TYPE_CHECKING:
+    from hybridtron.backends.base import Backend
+    from hybridtron.mixers.hyena.module import Hyena
+
+ROLES = 3  # in which projections meet in a channel
+
+
+class ProjectedHyenaConfig(ImplicitFilterConfig):
+    """What Hyena and its multi-head form share: three projections, each through a short convolution.
+
+    With `projection_groups` G the projections are G times narrower than the channels: run g of the channels takes
+    projection (g + i G) modulo 3 in role i, so that runs share projections in exchanged roles.
+    """
+
+    expand: int = Field(1, ge=1, description="Inner width as a multiple of hidden_size.")
+    projection_groups: int = Field(
+        1, ge=1, description="Runs of channels that share the same projections, in exchanged roles."
+    )
+    conv_kernel: int = Field(3, ge=1, description="Length of the short convolutions.")
+    bias: bool = Field(False, description="Biases on the projections.")
+
+    kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        tensor=True, sequence=True, context=True, selective=True, vmap=True
+    )
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> ProjectedHyenaConfig:
+        if self.filters % self.projection_groups:
+            nearest = nearest_divisors(self.filters, self.projection_groups)
+            expected = f"a divisor of the number of filters, {self.filters} (nearest: {nearest})"
+            raise problem("projection_groups", self.projection_groups, expected)
+        return self
+
+    @property
+    def inner_size(self) -> int:
+        return self.expand * self.hidden_size
+
+    @property
+    def filters(self) -> int:
+        """Units that share a filter: channels or heads."""
+        raise NotImplementedError
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        groups, width, key = self.projection_groups, self.inner_size // self.filters, self._filters_key
+        projected = tuple(Part(f"p{i}", self.filters // groups, width, key) for i in range(ROLES))
+        channels = tuple(Part(f"run {g}", self.filters // groups, width, key) for g in range(groups))
+        filters = tuple(Part(f"run {g}", self.filters // groups, 1, key) for g in range(groups))
+        size, bound = ROLES * self.inner_size, self.conv_kernel**-0.5
+        conv = Init("uniform", -bound, bound)
+        specs = {
+            "in_proj.weight": TensorSpec((size // groups, self.hidden_size), Init("input"), projected),
+            "conv_weight": TensorSpec((size, self.conv_kernel), conv, ROLES * channels),
+            "conv_bias": TensorSpec((size,), conv, ROLES * channels, decay=False),
+            **self.filter_tensors(filters),
+            "skip": TensorSpec((self.filters,), Init("normal", 0.0, 1.0), filters, decay=False),
+            "out_proj.weight": TensorSpec((self.hidden_size, self.inner_size), Init("output"), channels, axis=1),
+        }
+        if self.bias:
+            specs["in_proj.bias"] = TensorSpec((size // groups,), Init("zeros"), projected, decay=False)
+            specs["out_proj.bias"] = TensorSpec((self.hidden_size,), Init("zeros"), decay=False)
+        return specs
+
+    def flops(self, seq_len: int) -> int:
+        specs = self.tensors()
+        linear = linear_flops(seq_len, specs["in_proj.weight"], specs["out_proj.weight"])
+        return linear + self.filter_flops(seq_len, self.filters) + self.unseen_flops(seq_len)
+
+    def state_size(self, seq_len: int) -> int:
+        """As the MAD paper counts (Poli et al. 2024, arXiv 2403.17844): `filter_order` elements for each entry that is
+        convolved. Steps are exact and keep all inputs instead."""
+        return self.inner_size * (self.inner_size // self.filters) * self.filter_order
+
+    @property
+    def _filters_key(self) -> str:
+        return "expand"
+
+
+class HyenaConfig(ProjectedHyenaConfig):
+    """Hyena, order 2: q * conv(k * v), with q, k and v short convolutions of projections, and an implicit filter for
+    every channel."""
+
+    type: Literal["hyena"]
+
+    @property
+    def filters(self) -> int:
+        return self.inner_size
+
+    def unseen_flops(self, seq_len: int) -> int:
+        from hybridtron.ops.long_conv import long_conv_fft_flops
+
+        return long_conv_fft_flops(seq_len, self.filters, self.inner_size, seq_len)
+
+    def build(self, backend: Backend) -> Hyena:
+        from hybridtron.mixers.hyena.module import Hyena
+
+        return Hyena(self, backend)

@@ -1,0 +1,88 @@
+"""Hyena experts (Poli et al. 2024, arXiv 2403.17844): narrow Hyenas side by side, of which every token reads a few."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from hybridtron.config.schema import problem
+from hybridtron.mixers.contract import Capabilities, linear_flops
+from hybridtron.mixers.implicit_filter.config import ImplicitFilterConfig
+from hybridtron.tensors import Init, Part, TensorSpec
+
+if TYPE_CHECKING:
+    from hybridtron.backends.base import Backend
+    from hybridtron.mixers.hyena_experts.module import HyenaExperts
+
+
+class HyenaExpertsConfig(ImplicitFilterConfig):
+    """Hyena experts: all of them take in every token; a token's output is that of its `top_k` best experts, weighted by
+    a softmax over the scores of these alone.
+
+    Parallelism cuts every expert's channels, so that each process has all experts that a token may choose.
+    """
+
+    type: Literal["hyena_experts"]
+    num_experts: int = Field(8, ge=1, description="Experts.")
+    top_k: int = Field(2, ge=1, description="Experts whose outputs a token gets.")
+    expert_size: int = Field(16, ge=1, description="Channels of an expert.")
+    conv_kernel: int = Field(3, ge=1, description="Length of the short convolutions.")
+    bias: bool = Field(False, description="Biases on the projections and the router.")
+
+    kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        tensor=True, sequence=True, context=True, selective=True, vmap=True
+    )
+
+    @model_validator(mode="after")
+    def _enough_experts(self) -> HyenaExpertsConfig:
+        if self.top_k > self.num_experts:
+            raise problem("top_k", self.top_k, f"at most num_experts {self.num_experts}")
+        return self
+
+    @property
+    def channels(self) -> int:
+        return self.num_experts * self.expert_size
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        experts = tuple(Part(f"expert {i}", self.expert_size, 1, "expert_size") for i in range(self.num_experts))
+        one = (Part("expert", self.expert_size, 1, "expert_size"),)
+        size, width, bound = 3 * self.channels, self.hidden_size, self.conv_kernel**-0.5
+        conv = Init("uniform", -bound, bound)
+        specs = {
+            "in_proj.weight": TensorSpec((size, width), Init("input"), 3 * experts),
+            "conv_weight": TensorSpec((size, self.conv_kernel), conv, 3 * experts),
+            "conv_bias": TensorSpec((size,), conv, 3 * experts, decay=False),
+            **self.filter_tensors(experts),
+            "skip": TensorSpec((self.channels,), Init("normal", 0.0, 1.0), experts, decay=False),
+            "router_weight": TensorSpec((self.num_experts, width), Init("input")),
+            "out_proj.weight": TensorSpec((width, self.expert_size), Init("output"), one, axis=1),
+        }
+        if self.bias:
+            specs["in_proj.bias"] = TensorSpec((size,), Init("zeros"), 3 * experts, decay=False)
+            specs["router_bias"] = TensorSpec((self.num_experts,), Init("zeros"), decay=False)
+            specs["out_proj.bias"] = TensorSpec((width,), Init("zeros"), decay=False)
+        return specs
+
+    def flops(self, seq_len: int) -> int:
+        specs = self.tensors()
+        linear = linear_flops(
+            seq_len, *(specs[name] for name in ("in_proj.weight", "router_weight", "out_proj.weight"))
+        )
+        return linear + self.filter_flops(seq_len, self.channels) + self.unseen_flops(seq_len)
+
+    def unseen_flops(self, seq_len: int) -> int:
+        from hybridtron.ops.long_conv import long_conv_fft_flops
+
+        return long_conv_fft_flops(seq_len, self.channels, self.channels, seq_len)
+
+    def state_size(self, seq_len: int) -> int:
+        """As the MAD paper counts: `filter_order` elements for each channel of every expert. Steps are exact and keep
+        all inputs instead."""
+        return self.channels * self.filter_order
+
+    def build(self, backend: Backend) -> HyenaExperts:
+        from hybridtron.mixers.hyena_experts.module import HyenaExperts
+
+        return HyenaExperts(self, backend)

@@ -1,0 +1,91 @@
+"""Linear attention: weights that are inner products of features, so that a sum replaces the softmax's memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from hybridtron.config.schema import problem
+from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops, nearest_divisors
+from hybridtron.tensors import Init, Part, TensorSpec
+
+if TYPE_CHECKING:
+    from hybridtron.backends.base import Backend
+    from hybridtron.mixers.linear_attention.module import LinearAttention
+
+
+class LinearAttentionConfig(MixerConfig):
+    """Causal linear attention (Katharopoulos et al. 2020, arXiv 2006.16236) with a choice of feature maps."""
+
+    type: Literal["linear_attention"]
+    num_heads: int = Field(ge=1, description="Heads, each with its own queries, keys and values.")
+    head_dim: int | None = Field(None, ge=1, description="Value channels per head; by default hidden_size / num_heads.")
+    key_dim: int | None = Field(None, ge=1, description="Query and key channels per head; by default head_dim.")
+    feature_map: Literal["elu", "relu", "identity", "taylor", "hadamard"] = Field(
+        "elu",
+        description="Of queries and keys: elu(x) + 1; relu(x); x; the second-order expansion of exp (Based); or the "
+        "product of two learned linear maps (as in MAD).",
+    )
+    normalize: bool = Field(
+        True, description="Divide by the sum of the weights, which stays away from 0 with elu, relu and taylor."
+    )
+    chunk_size: int = Field(64, ge=1, description="Tokens per chunk; changes speed, not results.")
+
+    kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        tensor=True, sequence=True, context=True, selective=True, vmap=True
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> LinearAttentionConfig:
+        if self.head_dim is None and self.hidden_size % self.num_heads:
+            nearest = nearest_divisors(self.hidden_size, self.num_heads)
+            raise problem(
+                "num_heads", self.num_heads, f"a divisor of hidden_size {self.hidden_size} (nearest: {nearest})"
+            )
+        return self
+
+    @property
+    def value_size(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_heads
+
+    @property
+    def key_size(self) -> int:
+        return self.key_dim or self.value_size
+
+    @property
+    def features(self) -> int:
+        """Features per head."""
+        return 1 + self.key_size + self.key_size**2 if self.feature_map == "taylor" else self.key_size
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        queries, keys = (Part(name, self.num_heads, self.key_size, "num_heads") for name in "qk")
+        values = Part("v", self.num_heads, self.value_size, "num_heads")
+        packed = (queries, keys, values)
+        rows = sum(part.size for part in packed)
+        specs = {"qkv.weight": TensorSpec((rows, self.hidden_size), Init("input"), packed)}
+        if self.feature_map == "hadamard":
+            maps = tuple(Part(name, self.num_heads, self.key_size, "num_heads") for name in ("q1", "q2", "k1", "k2"))
+            bound = self.key_size**-0.5
+            specs["feature_weight"] = TensorSpec(
+                (4 * queries.size, self.key_size), Init("uniform", -bound, bound), maps
+            )
+        specs["proj.weight"] = TensorSpec((self.hidden_size, values.size), Init("output"), (values,), axis=1)
+        return specs
+
+    def flops(self, seq_len: int) -> int:
+        from hybridtron.ops.linear_attention import linear_attention_flops
+
+        core = linear_attention_flops(
+            seq_len, self.num_heads, self.features, self.value_size, self.chunk_size, self.normalize
+        )
+        return linear_flops(seq_len, *self.tensors().values()) + core
+
+    def state_size(self, seq_len: int) -> int:
+        return self.num_heads * self.features * (self.value_size + self.normalize)
+
+    def build(self, backend: Backend) -> LinearAttention:
+        from hybridtron.mixers.linear_attention.module import LinearAttention
+
+        return LinearAttention(self, backend)

@@ -1,0 +1,76 @@
+"""Linear attention on a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybridtron.backends.base import Backend
+from hybridtron.mixers.linear_attention.config import LinearAttentionConfig
+from hybridtron.ops.linear_attention import elu_features, linear_attention, linear_attention_step, taylor_features
+from hybridtron.ops.precision import accumulation_dtype
+
+_FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
+    "elu": elu_features,
+    "relu": F.relu,
+    "identity": lambda x: x,
+    "taylor": taylor_features,
+}
+
+
+class LinearAttention(nn.Module):
+    """[s, b, h] -> [s, b, h]; a tensor- or context-parallel rank computes its own heads."""
+
+    feature_weight: nn.Parameter | None
+
+    def __init__(self, config: LinearAttentionConfig, backend: Backend) -> None:
+        super().__init__()
+        specs = config.tensors()
+        self.config, self.backend, self.specs = config, backend, specs
+        self.core_sizes = backend.core_sizes(specs["qkv.weight"])
+        self.qkv = backend.column_linear(specs["qkv.weight"])
+        learned = specs.get("feature_weight")
+        self.register_parameter("feature_weight", backend.parameter(learned) if learned else None)
+        self.proj = backend.row_linear(specs["proj.weight"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(self.backend.over_sequence(self.core, self.qkv(x), self.specs["qkv.weight"]))
+
+    def core(self, packed: Tensor) -> Tensor:
+        """Queries, keys and values of some heads [s, b, q + k + v] -> [s, b, heads * p]."""
+        q, k, v = (part.transpose(0, 1) for part in self._heads(packed))  # [b, s, heads, .]
+        q, k = self._features(q, k)
+        y = linear_attention(q, k, v, self.config.chunk_size, self.config.normalize)
+        return y.flatten(2).transpose(0, 1)
+
+    def initial_state(self, batch: int) -> Tensor:
+        config, like = self.config, next(self.qkv.parameters())
+        size = (batch, config.num_heads, config.features, config.value_size + config.normalize)
+        return like.new_zeros(size, dtype=accumulation_dtype(like))
+
+    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v = self._heads(self.qkv(x.unsqueeze(0)).squeeze(0))  # [b, heads, .]
+        y, state = linear_attention_step(state, *self._features(q, k), v, self.config.normalize)
+        return self.proj(y.flatten(1).unsqueeze(0)).squeeze(0), state
+
+    def _heads(self, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[..., q + k + v] -> three of [..., heads, .]."""
+        q, k, v = packed.split(self.core_sizes, -1)
+        heads = v.shape[-1] // self.config.value_size
+        return q.unflatten(-1, (heads, -1)), k.unflatten(-1, (heads, -1)), v.unflatten(-1, (heads, -1))
+
+    def _features(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        if self.feature_weight is None:
+            features = _FEATURES[self.config.feature_map]
+            return features(q), features(k)
+        weight = self.backend.own_heads(self.feature_weight, self.specs["feature_weight"])
+        q1, q2, k1, k2 = weight.unflatten(0, (4, -1, self.config.key_size)).unbind()  # [heads, outputs, inputs]
+        return _mapped(q, q1) * _mapped(q, q2), _mapped(k, k1) * _mapped(k, k2)
+
+
+def _mapped(x: Tensor, weight: Tensor) -> Tensor:
+    """Each head's channels by its own matrix: x [..., heads, i], weight [heads, o, i] -> [..., heads, o]."""
+    return torch.einsum("...hi,hoi->...ho", x, weight)

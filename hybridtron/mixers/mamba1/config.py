@@ -1,0 +1,78 @@
+"""Mamba: a selective state space with a decay per channel and state element (Gu & Dao 2023, arXiv 2312.00752)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from hybridtron.config.schema import problem
+from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops
+from hybridtron.tensors import Init, Part, TensorSpec
+
+if TYPE_CHECKING:
+    from hybridtron.backends.base import Backend
+    from hybridtron.mixers.mamba1.module import Mamba1
+
+
+class Mamba1Config(MixerConfig):
+    """Mamba (S6): short convolution, projections from it to step, input and output of the state space, gate."""
+
+    type: Literal["mamba1"]
+    expand: float = Field(2.0, gt=0, description="Inner width as a multiple of hidden_size.")
+    state_dim: int = Field(16, ge=1, description="State elements per channel (N).")
+    dt_rank: int | None = Field(
+        None, ge=1, description="Rank of the projection to the steps; by default hidden_size / 16, rounded up."
+    )
+    conv_kernel: int = Field(4, ge=1, description="Length of the short convolution.")
+
+    kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        tensor=True, sequence=True, context=True, selective=True, vmap=True
+    )
+
+    @model_validator(mode="after")
+    def _inner_width_is_whole(self) -> Mamba1Config:
+        inner = self.expand * self.hidden_size
+        if inner != int(inner) or inner < 1:
+            raise problem("expand", self.expand, f"a multiple of hidden_size {self.hidden_size} in whole channels")
+        return self
+
+    @property
+    def inner_size(self) -> int:
+        return int(self.expand * self.hidden_size)
+
+    @property
+    def step_rank(self) -> int:
+        return self.dt_rank or -(-self.hidden_size // 16)
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        x, z = (Part(name, self.inner_size, key="expand") for name in "xz")
+        inner, size = (x,), self.inner_size
+        conv_bound, dt_bound = self.conv_kernel**-0.5, self.step_rank**-0.5
+        return {
+            "in_proj.weight": TensorSpec((2 * size, self.hidden_size), Init("input"), (x, z)),
+            "conv_weight": TensorSpec((size, self.conv_kernel), Init("uniform", -conv_bound, conv_bound), inner),
+            "conv_bias": TensorSpec((size,), Init("uniform", -conv_bound, conv_bound), inner, decay=False),
+            "x_proj.weight": TensorSpec((self.step_rank + 2 * self.state_dim, size), Init("input"), inner, axis=1),
+            "dt_weight": TensorSpec((size, self.step_rank), Init("uniform", -dt_bound, dt_bound), inner),
+            "dt_bias": TensorSpec((size,), Init("dt_bias", 0.001, 0.1), inner, decay=False),
+            "A_log": TensorSpec((size, self.state_dim), Init("log_count"), inner, decay=False),
+            "D": TensorSpec((size,), Init("ones"), inner, decay=False),
+            "out_proj.weight": TensorSpec((self.hidden_size, size), Init("output"), inner, axis=1),
+        }
+
+    def flops(self, seq_len: int) -> int:
+        """The scan has no matrix multiplication and is not counted: 9 inner_size * state_dim a token by elementwise
+        steps."""
+        specs = self.tensors()
+        names = ("in_proj.weight", "x_proj.weight", "dt_weight", "out_proj.weight")
+        return linear_flops(seq_len, *(specs[name] for name in names))
+
+    def state_size(self, seq_len: int) -> int:
+        return self.inner_size * self.state_dim
+
+    def build(self, backend: Backend) -> Mamba1:
+        from hybridtron.mixers.mamba1.module import Mamba1
+
+        return Mamba1(self, backend)

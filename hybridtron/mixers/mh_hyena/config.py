@@ -1,0 +1,57 @@
+"""Multi-head Hyena (Massaroli et al. 2023, arXiv 2310.18780, section 4): Hyena on outer products, a filter a head."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from hybridtron.config.schema import problem
+from hybridtron.mixers.contract import nearest_divisors
+from hybridtron.mixers.hyena.config import ProjectedHyenaConfig
+
+if TYPE_CHECKING:
+    from hybridtron.backends.base import Backend
+    from hybridtron.mixers.mh_hyena.module import MultiHeadHyena
+
+
+class MultiHeadHyenaConfig(ProjectedHyenaConfig):
+    """Multi-head Hyena: the outer products of k and v of a head, convolved with its filter and read out by q."""
+
+    type: Literal["mh_hyena"]
+    num_heads: int = Field(ge=1, description="Heads, each with a filter and a matrix of its channels as state.")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> MultiHeadHyenaConfig:
+        if self.inner_size % self.num_heads:
+            nearest = nearest_divisors(self.inner_size, self.num_heads)
+            expected = f"a divisor of the inner width, expand x hidden_size = {self.inner_size} (nearest: {nearest})"
+            raise problem("num_heads", self.num_heads, expected)
+        return self
+
+    @property
+    def filters(self) -> int:
+        return self.num_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.inner_size // self.num_heads
+
+    def flops(self, seq_len: int) -> int:
+        from hybridtron.ops.outer_conv import outer_conv_flops
+
+        return super().flops(seq_len) + outer_conv_flops(seq_len, self.num_heads, self.head_dim)[0]
+
+    def unseen_flops(self, seq_len: int) -> int:
+        from hybridtron.ops.outer_conv import outer_conv_flops
+
+        return outer_conv_flops(seq_len, self.num_heads, self.head_dim)[1]
+
+    def build(self, backend: Backend) -> MultiHeadHyena:
+        from hybridtron.mixers.mh_hyena.module import MultiHeadHyena
+
+        return MultiHeadHyena(self, backend)
+
+    @property
+    def _filters_key(self) -> str:
+        return "num_heads"

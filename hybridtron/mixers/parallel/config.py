@@ -1,0 +1,85 @@
+"""Several mixers side by side on one norm: the hybrids inside a layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+
+from hybridtron.config.schema import dispatch, problem
+from hybridtron.mixers.contract import Capabilities, MixerConfig
+from hybridtron.tensors import Init, TensorSpec
+
+if TYPE_CHECKING:
+    from hybridtron.backends.base import Backend
+    from hybridtron.mixers.parallel.module import Parallel
+
+
+def _branch(value: Any) -> MixerConfig:
+    from hybridtron.mixers.registry import MIXERS  # which lists this mixer too
+
+    return dispatch(value, MIXERS)
+
+
+Branch = Annotated[SerializeAsAny[MixerConfig], BeforeValidator(_branch)]
+
+
+class ParallelConfig(MixerConfig):
+    """Several mixers of the same input, their outputs merged."""
+
+    type: Literal["parallel"]
+    branches: list[Branch] = Field(
+        min_length=2, description="The mixers; each has a `type` and that type's keys, as a block has."
+    )
+    merge: Literal["sum", "mean", "gate"] = Field(
+        "sum", description="Add the outputs, average them, or weigh them by a softmax that each token's input sets."
+    )
+
+    kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tell_branches_their_width(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("branches"), list | tuple):
+            return data
+        branches = []
+        for index, branch in enumerate(data["branches"]):
+            if isinstance(branch, dict):
+                if "hidden_size" in branch:
+                    key = f"branches[{index}].hidden_size"
+                    raise problem(key, branch["hidden_size"], "nothing: the model's is used")
+                branch = {**branch, "hidden_size": data.get("hidden_size", 0)}
+            branches.append(branch)
+        return {**data, "branches": branches}
+
+    @property
+    def capabilities(self) -> Capabilities:  # type: ignore[override]
+        """What all branches can do."""
+        each = [branch.capabilities for branch in self.branches]
+        return Capabilities(**{name: all(getattr(one, name) for one in each) for name in vars(each[0])})
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        specs = {
+            f"branches.{index}.{name}": spec
+            for index, branch in enumerate(self.branches)
+            for name, spec in branch.tensors().items()
+        }
+        if self.merge == "gate":
+            specs["gate"] = TensorSpec((len(self.branches), self.hidden_size), Init("zeros"))
+        return specs
+
+    def flops(self, seq_len: int) -> int:
+        gate = 2 * seq_len * len(self.branches) * self.hidden_size if self.merge == "gate" else 0
+        return gate + sum(branch.flops(seq_len) for branch in self.branches)
+
+    def state_size(self, seq_len: int) -> int:
+        return sum(branch.state_size(seq_len) for branch in self.branches)
+
+    def active_parameters(self) -> int:
+        idle = sum(branch.parameters() - branch.active_parameters() for branch in self.branches)
+        return self.parameters() - idle
+
+    def build(self, backend: Backend) -> Parallel:
+        from hybridtron.mixers.parallel.module import Parallel
+
+        return Parallel(self, backend)

@@ -1,0 +1,96 @@
+"""RWKV-6's time mixing (Peng et al. 2024, arXiv 2404.05892, section 4.2): a matrix state whose channels fade at rates
+that every token sets anew, and projections of a mixture of each token and the one before it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from hybridtron.config.schema import problem
+from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops, nearest_divisors
+from hybridtron.tensors import Init, Part, TensorSpec
+
+if TYPE_CHECKING:
+    from hybridtron.backends.base import Backend
+    from hybridtron.mixers.rwkv6.module import RWKV6
+
+MIXED = ("decay", "key", "value", "receptance", "gate")  # projections, each of a mixture of its own
+_SMALL = Init("uniform", -1e-4, 1e-4)
+
+
+class RWKV6Config(MixerConfig):
+    """RWKV-6 time mixing: heads with a matrix state, a decay for every key channel and token, and a bonus for the
+    current token."""
+
+    type: Literal["rwkv6"]
+    head_dim: int = Field(64, ge=1, description="Channels per head.")
+    mix_rank: int = Field(32, ge=1, description="Rank of what makes the five mixtures depend on the token.")
+    decay_rank: int = Field(64, ge=1, description="Rank of what makes the decays depend on the token.")
+    chunk_size: int = Field(32, ge=1, description="Tokens per chunk of the scan, a power of two; changes speed alone.")
+
+    kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        tensor=True, sequence=True, context=True, selective=True, vmap=True
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> RWKV6Config:
+        if self.hidden_size % self.head_dim:
+            nearest = nearest_divisors(self.hidden_size, self.head_dim)
+            expected = f"a divisor of hidden_size {self.hidden_size} (nearest: {nearest})"
+            raise problem("head_dim", self.head_dim, expected)
+        if self.chunk_size & (self.chunk_size - 1):
+            below = 1 << (self.chunk_size.bit_length() - 1)
+            raise problem("chunk_size", self.chunk_size, f"a power of two (nearest: {below}, {2 * below})")
+        return self
+
+    @property
+    def num_heads(self) -> int:
+        return self.hidden_size // self.head_dim
+
+    @property
+    def packing(self) -> TensorSpec:
+        """What meets in the core operation, as if one projection had made it."""
+        parts = tuple(self._heads(name) for name in MIXED)
+        return TensorSpec((len(MIXED) * self.hidden_size, self.hidden_size), Init("input"), parts)
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        width = self.hidden_size
+        heads = (self._heads("head"),)
+        # Channels differ in how much of the token before they see, and how fast they forget (appendix D of the paper).
+        mixtures = {name: Init("ramp", 1.0, 0.0, 0.5 if name in ("receptance", "gate") else 1.0) for name in MIXED}
+        return {
+            "mix_base": TensorSpec((width,), Init("ramp", 1.0, 0.0), decay=False),
+            **{f"mix_{name}": TensorSpec((width,), init, decay=False) for name, init in mixtures.items()},
+            "mix_down": TensorSpec((len(MIXED) * self.mix_rank, width), _SMALL),
+            "mix_up": TensorSpec((len(MIXED), self.mix_rank, width), _SMALL),
+            "decay_base": TensorSpec((width,), Init("ramp", -6.0, -1.0, 0.7), heads, decay=False),
+            "decay_down": TensorSpec((self.decay_rank, width), _SMALL),
+            "decay_weight": TensorSpec((width, self.decay_rank), _SMALL, heads),
+            **{f"{name}_weight": TensorSpec((width, width), Init("input"), heads) for name in MIXED[1:]},
+            "bonus": TensorSpec((width,), Init("uniform", -0.1, 0.1), heads, decay=False),
+            "norm_weight": TensorSpec((width,), Init("ones"), heads, decay=False),
+            "norm_bias": TensorSpec((width,), Init("zeros"), heads, decay=False),
+            "out_proj.weight": TensorSpec((width, width), Init("output"), heads, axis=1),
+        }
+
+    def flops(self, seq_len: int) -> int:
+        from hybridtron.ops.gla import gla_flops
+
+        matrices = [spec for name, spec in self.tensors().items() if len(spec.shape) > 1]
+        scan = gla_flops(seq_len, self.num_heads, self.head_dim, self.head_dim, self.chunk_size)
+        return linear_flops(seq_len, *matrices) + scan
+
+    def state_size(self, seq_len: int) -> int:
+        """The matrices of the heads; the token before is a cache of one, as that of a convolution of two taps."""
+        return self.num_heads * self.head_dim * self.head_dim
+
+    def build(self, backend: Backend) -> RWKV6:
+        from hybridtron.mixers.rwkv6.module import RWKV6
+
+        return RWKV6(self, backend)
+
+    def _heads(self, name: str) -> Part:
+        return Part(name, self.num_heads, self.head_dim, "head_dim")

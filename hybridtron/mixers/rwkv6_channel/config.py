@@ -1,0 +1,57 @@
+"""RWKV-6's channel mixing (Peng et al. 2024, arXiv 2404.05892): a feed-forward layer on mixtures of a token and the one
+before it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops
+from hybridtron.tensors import Init, Part, TensorSpec
+
+if TYPE_CHECKING:
+    from hybridtron.backends.base import Backend
+    from hybridtron.mixers.rwkv6_channel.module import RWKV6Channel
+
+
+class RWKV6ChannelConfig(MixerConfig):
+    """RWKV-6 channel mixing: sigmoid(receptance(x_r)) * value(relu(key(x_k))^2), of mixtures with the token before."""
+
+    type: Literal["rwkv6_channel"]
+    ffn_hidden_size: int | None = Field(
+        None, ge=1, description="Inner width; by default 3.5 hidden_size, rounded up to a multiple of 32."
+    )
+
+    kind: ClassVar[Literal["sequence", "channel"]] = "channel"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        tensor=True, sequence=True, context=True, selective=True, vmap=True
+    )
+
+    @property
+    def inner_size(self) -> int:
+        return self.ffn_hidden_size or -(-7 * self.hidden_size // 64) * 32
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        width, inner = self.hidden_size, (Part("key", self.inner_size, key="ffn_hidden_size"),)
+        ramp = Init("ramp", 1.0, 0.0)
+        return {
+            "mix_key": TensorSpec((width,), ramp, decay=False),
+            "mix_receptance": TensorSpec((width,), ramp, decay=False),
+            "key_weight": TensorSpec((self.inner_size, width), Init("input"), inner),
+            "receptance_weight": TensorSpec((width, width), Init("input")),
+            "value.weight": TensorSpec((width, self.inner_size), Init("output"), inner, axis=1),
+        }
+
+    def flops(self, seq_len: int) -> int:
+        return linear_flops(seq_len, *(spec for spec in self.tensors().values() if len(spec.shape) == 2))
+
+    def state_size(self, seq_len: int) -> int:
+        """None: the token before is a cache of one, as that of a convolution of two taps."""
+        return 0
+
+    def build(self, backend: Backend) -> RWKV6Channel:
+        from hybridtron.mixers.rwkv6_channel.module import RWKV6Channel
+
+        return RWKV6Channel(self, backend)

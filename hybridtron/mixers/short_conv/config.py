@@ -1,0 +1,55 @@
+"""Gated short convolution, as in LFM2 (Liquid AI 2025): the cheapest mixer that looks at more than one token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops
+from hybridtron.tensors import Init, Part, TensorSpec
+
+if TYPE_CHECKING:
+    from hybridtron.backends.base import Backend
+    from hybridtron.mixers.short_conv.module import ShortConv
+
+
+class ShortConvConfig(MixerConfig):
+    """Gated short convolution: out(C * conv(B * x)), with B, C and x projections of the input."""
+
+    type: Literal["short_conv"]
+    conv_kernel: int = Field(3, ge=1, description="Tokens that an output sees, itself included.")
+    bias: bool = Field(False, description="Biases on the projections and the convolution.")
+
+    kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        tensor=True, sequence=True, context=True, selective=True, vmap=True
+    )
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        width, bound = self.hidden_size, self.conv_kernel**-0.5
+        packed = tuple(Part(name, width, key="hidden_size") for name in ("B", "C", "x"))
+        channels = (packed[2],)
+        specs = {
+            "in_proj.weight": TensorSpec((3 * width, width), Init("input"), packed),
+            "conv_weight": TensorSpec((width, self.conv_kernel), Init("uniform", -bound, bound), channels),
+            "out_proj.weight": TensorSpec((width, width), Init("output"), channels, axis=1),
+        }
+        if self.bias:
+            specs["in_proj.bias"] = TensorSpec((3 * width,), Init("zeros"), packed, decay=False)
+            specs["conv_bias"] = TensorSpec((width,), Init("zeros"), channels, decay=False)
+            specs["out_proj.bias"] = TensorSpec((width,), Init("zeros"), decay=False)
+        return specs
+
+    def flops(self, seq_len: int) -> int:
+        specs = self.tensors()
+        return linear_flops(seq_len, specs["in_proj.weight"], specs["out_proj.weight"])
+
+    def state_size(self, seq_len: int) -> int:
+        """The inputs that the convolution still reaches: here they are all that is remembered."""
+        return (self.conv_kernel - 1) * self.hidden_size
+
+    def build(self, backend: Backend) -> ShortConv:
+        from hybridtron.mixers.short_conv.module import ShortConv
+
+        return ShortConv(self, backend)

@@ -1,0 +1,159 @@
+"""The three convolutions of StripedHyena 2 (Ku et al. 2025, arXiv 2503.01868): short explicit, medium regularised, long
+implicit. All are q * conv(k * v) with grouped filters; q, k and v are short convolutions of projections.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from hybridtron.config.schema import problem
+from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops, nearest_divisors
+from hybridtron.tensors import Init, Part, TensorSpec
+
+if TYPE_CHECKING:
+    from hybridtron.backends.base import Backend
+    from hybridtron.mixers.striped_hyena.module import HyenaLI, HyenaMR, HyenaSE
+
+_GROUP_SIZE = 16  # channels that share an explicit filter by default
+
+
+class StripedHyenaConfig(MixerConfig):
+    """What the three share."""
+
+    num_groups: int | None = Field(None, ge=1, description="Runs of channels that share a filter; see the type.")
+    conv_kernel: int = Field(3, ge=1, description="Length of the short convolutions of q, k and v.")
+
+    kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        tensor=True, sequence=True, context=True, selective=True, vmap=True
+    )
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> StripedHyenaConfig:
+        if self.hidden_size % self.groups:
+            nearest = nearest_divisors(self.hidden_size, self.groups)
+            expected = f"a divisor of hidden_size {self.hidden_size} (nearest: {nearest})"
+            raise problem("num_groups", self.groups, expected)
+        return self
+
+    @property
+    def groups(self) -> int:
+        """By default one for every 16 channels where that comes out even, else one for every channel."""
+        even = self.hidden_size % _GROUP_SIZE == 0
+        return self.num_groups or (self.hidden_size // _GROUP_SIZE if even else self.hidden_size)
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        width, bound = self.hidden_size, self.conv_kernel**-0.5
+        q, k, v = (Part(name, self.groups, width // self.groups, "num_groups") for name in ("q", "k", "v"))
+        groups = (Part("filter", self.groups, 1, "num_groups"),)
+        return {
+            "in_proj.weight": TensorSpec((3 * width, width), Init("input"), (q, k, v)),
+            "conv_weight": TensorSpec((3 * width, self.conv_kernel), Init("uniform", -bound, bound), (q, k, v)),
+            **self.filter_tensors(groups, (v,)),
+            "out_proj.weight": TensorSpec((width, width), Init("output"), (v,), axis=1),
+        }
+
+    def filter_tensors(self, groups: tuple[Part, ...], channels: tuple[Part, ...]) -> dict[str, TensorSpec]:
+        """The parameters that make the filters."""
+        raise NotImplementedError
+
+    def flops(self, seq_len: int) -> int:
+        specs = self.tensors()
+        linear = linear_flops(seq_len, specs["in_proj.weight"], specs["out_proj.weight"])
+        return linear + self.unseen_flops(seq_len)
+
+
+class HyenaSEConfig(StripedHyenaConfig):
+    """StripedHyena 2's short explicit convolution: a filter of a few free taps for a group of channels."""
+
+    type: Literal["hyena_se"]
+    filter_length: int = Field(7, ge=1, description="Taps of a filter.")
+
+    def filter_tensors(self, groups: tuple[Part, ...], channels: tuple[Part, ...]) -> dict[str, TensorSpec]:
+        bound = self.filter_length**-0.5
+        shape = (self.groups, self.filter_length)
+        return {"filter_weight": TensorSpec(shape, Init("uniform", -bound, bound), groups)}
+
+    def unseen_flops(self, seq_len: int) -> int:
+        from hybridtron.ops.long_conv import long_conv_fft_flops
+
+        return long_conv_fft_flops(seq_len, self.groups, self.hidden_size, self.filter_length)
+
+    def state_size(self, seq_len: int) -> int:
+        """The inputs that the filters still reach; those of the convolutions of q, k and v apart."""
+        return (self.filter_length - 1) * self.hidden_size
+
+    def build(self, backend: Backend) -> HyenaSE:
+        from hybridtron.mixers.striped_hyena.module import HyenaSE
+
+        return HyenaSE(self, backend)
+
+
+class HyenaMRConfig(StripedHyenaConfig):
+    """StripedHyena 2's medium regularised convolution: some hundred free taps under a window that decays at another
+    rate for every group of channels, and a skip."""
+
+    type: Literal["hyena_mr"]
+    filter_length: int = Field(128, ge=1, description="Taps of a filter.")
+
+    def filter_tensors(self, groups: tuple[Part, ...], channels: tuple[Part, ...]) -> dict[str, TensorSpec]:
+        bound = self.filter_length**-0.5
+        shape = (self.groups, self.filter_length)
+        return {
+            "filter_weight": TensorSpec(shape, Init("uniform", -bound, bound), groups),
+            "skip": TensorSpec((self.hidden_size,), Init("normal", 0.0, 1.0), channels, decay=False),
+        }
+
+    def unseen_flops(self, seq_len: int) -> int:
+        from hybridtron.ops.long_conv import long_conv_fft_flops
+
+        return long_conv_fft_flops(seq_len, self.groups, self.hidden_size, self.filter_length)
+
+    def state_size(self, seq_len: int) -> int:
+        """The inputs that the filters still reach; those of the convolutions of q, k and v apart."""
+        return (self.filter_length - 1) * self.hidden_size
+
+    def build(self, backend: Backend) -> HyenaMR:
+        from hybridtron.mixers.striped_hyena.module import HyenaMR
+
+        return HyenaMR(self, backend)
+
+
+class HyenaLIConfig(StripedHyenaConfig):
+    """StripedHyena 2's long implicit convolution: a filter that is a sum of decaying exponentials, and a skip."""
+
+    type: Literal["hyena_li"]
+    filter_order: int = Field(16, ge=1, description="Exponentials in a filter, and elements of a channel's state.")
+
+    @property
+    def groups(self) -> int:
+        """By default one for every channel."""
+        return self.num_groups or self.hidden_size
+
+    def filter_tensors(self, groups: tuple[Part, ...], channels: tuple[Part, ...]) -> dict[str, TensorSpec]:
+        shape = (self.groups, self.filter_order)
+        return {
+            "log_rate": TensorSpec(shape, Init("log_uniform", 0.001, 0.1), groups, decay=False),
+            "residues": TensorSpec(shape, Init("normal", 0.0, 0.1 * self.filter_order**-0.5), groups, decay=False),
+            "skip": TensorSpec((self.hidden_size,), Init("normal", 0.0, 1.0), channels, decay=False),
+        }
+
+    def flops(self, seq_len: int) -> int:
+        from hybridtron.ops.modal_filter import modal_filter_flops
+
+        return super().flops(seq_len) + modal_filter_flops(self.groups, self.filter_order, seq_len)
+
+    def unseen_flops(self, seq_len: int) -> int:
+        from hybridtron.ops.long_conv import long_conv_fft_flops
+
+        return long_conv_fft_flops(seq_len, self.groups, self.hidden_size, seq_len)
+
+    def state_size(self, seq_len: int) -> int:
+        return self.filter_order * self.hidden_size
+
+    def build(self, backend: Backend) -> HyenaLI:
+        from hybridtron.mixers.striped_hyena.module import HyenaLI
+
+        return HyenaLI(self, backend)

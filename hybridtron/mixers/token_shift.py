@@ -1,0 +1,21 @@
+"""The token before each, which RWKV's layers mix with the token itself."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from hybridtron.backends.base import Backend
+from hybridtron.tensors import Init, Part, TensorSpec
+
+
+def before_each(x: Tensor, backend: Backend) -> Tensor:
+    """[s, b, h] -> [s, b, h]: x_{t-1} in place t, zeros in the first.
+
+    Under context parallelism, which cuts sequences, the shift is made on whole sequences of a share of the channels.
+    """
+    filled = F.pad(x, (0, -x.shape[-1] % backend.context_parallel_size))
+    width = filled.shape[-1] * backend.shards.tensor.size  # a tensor-parallel rank has the channels of all
+    spec = TensorSpec((width,), Init("zeros"), (Part("x", width),))
+    shifted = backend.over_sequence(lambda whole: F.pad(whole[:-1], (0, 0, 0, 0, 1, 0)), filled, spec)
+    return shifted[..., : x.shape[-1]]

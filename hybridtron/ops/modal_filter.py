@@ -1,0 +1,49 @@
+"""Filters that are sums of decaying exponentials: of any length, with a finite state, such as the long implicit filter
+of StripedHyena 2 (Ku et al. 2025, arXiv 2503.01868).
+
+A filter of n real modes is h_t = sum_i r_i exp(a_i t), a_i < 0. A convolution with it is the output of n recurrences,
+S_t = exp(a_i) S_{t-1} + u_t and y_t = sum_i r_i S_t.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def modal_filter(log_poles: Tensor, residues: Tensor, length: int) -> Tensor:
+    """h [g, length] of log_poles (a) and residues (r), [g, n] each.
+
+    A lag is cut into a multiple of about the root of the length and the rest, and exp(a t) into the product of both
+    parts, so that few exponentials are taken and a matrix product makes the filter of them.
+    """
+    rest, multiples = modal_filter_shape(length)
+    fine = torch.arange(rest, dtype=log_poles.dtype, device=log_poles.device)
+    coarse = rest * torch.arange(multiples, dtype=log_poles.dtype, device=log_poles.device)
+    late = residues.unsqueeze(-1) * (log_poles.unsqueeze(-1) * coarse).exp()  # [g, n, multiples]
+    early = (log_poles.unsqueeze(-1) * fine).exp()  # [g, n, rest]
+    return (late.transpose(1, 2) @ early).flatten(1)[:, :length]
+
+
+def modal_filter_flops(groups: int, modes: int, length: int) -> int:
+    """Matmul FLOPs of making the filters; the backward pass takes twice as many."""
+    return 2 * groups * modes * math.prod(modal_filter_shape(length))
+
+
+def modal_filter_shape(length: int) -> tuple[int, int]:
+    """Into how many lags and how many multiples of them a length is cut."""
+    rest = math.isqrt(length - 1) + 1
+    return rest, -(-length // rest)
+
+
+def modal_step(state: Tensor, u: Tensor, log_poles: Tensor, residues: Tensor) -> tuple[Tensor, Tensor]:
+    """One token of the convolution: state [b, c, n], u [b, c]; returns y [b, c] and the state.
+
+    The g filters of log_poles and residues [g, n] are each shared by c / g consecutive channels.
+    """
+    repeats = u.shape[1] // len(log_poles)
+    poles, weights = (t.to(state.dtype).repeat_interleave(repeats, 0) for t in (log_poles.exp(), residues))
+    state = poles * state + u.to(state.dtype).unsqueeze(-1)
+    return (weights * state).sum(-1).to(u.dtype), state
