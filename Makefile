@@ -8,7 +8,7 @@ train: .venv/base
 	$(BIN)/hybridtron train configs/runs/quickstart.yaml --resume
 
 test: .venv/dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: .venv/dev
 	$(BIN)/ruff check .

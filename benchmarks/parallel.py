@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -108,6 +109,7 @@ def main() -> None:
 
     warnings.filterwarnings("ignore")
     print(f"torch {torch.__version__}, {GLOBAL_BATCH} x {SEQ_LEN} tokens a step, micro-batches of 1, float32")
+    print(f"overhead, not speed-up: all processes share the {os.cpu_count()} cores of this machine")
     print(f"{'layout':32}{'processes':>10}{'ms a step':>11}{'tokens/s':>10}{'to one':>8}  sent a step")
     rows: dict[str, dict[str, Any]] = {}
     for name, (processes, parallel) in LAYOUTS.items():

@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Notes of libraries to their developers; what concerns the user is said by this program.
     for module in ("megatron", "torch"):
         warnings.filterwarnings("ignore", module=module)
+    # megatron-core looks for gradients of what the distributed optimizer has cut out of its buffers.
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
     try:
         return options.run(options)
     except UserError as error:
@@ -137,7 +139,10 @@ def _train(options: argparse.Namespace) -> int:
     config = _load(options)
     if options.show:
         from hybridtron.config.load import dump
+        from hybridtron.train.resolve import data_parallel_size
 
+        if options.nproc:
+            data_parallel_size(config, options.nproc)
         print(dump(config), end="")
         return 0
     from hybridtron.distributed.environment import read_environment
@@ -145,7 +150,8 @@ def _train(options: argparse.Namespace) -> int:
     if options.nproc is not None and options.nproc != 1:
         return _train_in_processes(options, config)
     environment = read_environment()
-    if _finished(options, config, environment.world_size, speaks=environment.rank == 0):
+    given_by = "--nproc" if environment.world_size == 1 else f"processes of {environment.launcher}"
+    if _finished(options, config, environment.world_size, given_by, speaks=environment.rank == 0):
         return 0
     from hybridtron.train.loop import TrainingStopped, train
 
@@ -158,14 +164,16 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
-def _finished(options: argparse.Namespace, config: RunConfig, world_size: int, speaks: bool) -> bool:
+def _finished(
+    options: argparse.Namespace, config: RunConfig, world_size: int, given_by: str, speaks: bool
+) -> bool:  # fmt: skip
     """Whether nothing is left to do but to say again how the run ended; asked before torch is imported."""
     from hybridtron.train.report import repeat_summary
     from hybridtron.train.resolve import data_parallel_size
     from hybridtron.train.resume import find_start
     from hybridtron.train.run_folder import RunFolder
 
-    data_parallel_size(config, world_size)
+    data_parallel_size(config, world_size, given_by)
     folder = RunFolder(config.run_folder)
     start = find_start(folder, config, options.resume)
     return repeat_summary(folder, start, config, lambda text: print(text, file=sys.stderr) if speaks else None)
@@ -179,7 +187,6 @@ def _train_in_processes(options: argparse.Namespace, config: RunConfig) -> int:
     from hybridtron.distributed.launch import launch
     from hybridtron.train.corpus import open_corpus
     from hybridtron.train.memory import require_memory
-    from hybridtron.train.resolve import data_parallel_size
     from hybridtron.train.resume import require_same_tokens
     from hybridtron.train.run_folder import RunFolder
 
@@ -188,11 +195,11 @@ def _train_in_processes(options: argparse.Namespace, config: RunConfig) -> int:
     found = read_environment()
     if found.world_size > 1:
         raise UserError(f"--nproc = {options.nproc}: {found.launcher} already started {found.world_size} processes")
-    if _finished(options, config, options.nproc, speaks=True):
+    if _finished(options, config, options.nproc, "--nproc", speaks=True):
         return 0
     _require_devices(options.nproc, torch.cuda.device_count() if torch.cuda.is_available() else None)
     require_memory(config, options.nproc)
-    require_same_tokens(RunFolder(config.run_folder), open_corpus(config, data_parallel_size(config, options.nproc)))
+    require_same_tokens(RunFolder(config.run_folder), open_corpus(config))
     command = [sys.executable, "-m", "hybridtron", "train", str(options.config), *options.overrides]
     return launch(command + ["--resume"] * options.resume, options.nproc)
 

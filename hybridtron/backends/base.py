@@ -94,8 +94,10 @@ class Backend(Protocol):
         gradient."""
         ...
 
-    def dispatcher(self, kind: DispatcherKind, num_experts: int, top_k: int, *, drops: bool) -> Dispatcher:
-        """Of a layer with so many experts; with `drops` a token may have fewer than `top_k` of them."""
+    def dispatcher(
+        self, kind: DispatcherKind, num_experts: int, top_k: int, capacity_factor: float | None
+    ) -> Dispatcher:
+        """Of a layer with so many experts; with a capacity factor a token may have fewer than `top_k` of them."""
         ...
 
     def to_own_heads(self, x: Tensor) -> Tensor:

@@ -2,28 +2,74 @@
 
 from __future__ import annotations
 
-import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from hybridtron.backends.base import ExpertGroups, Experts
+from hybridtron.backends.base import DispatcherKind, ExpertGroups, Experts
 from hybridtron.backends.context_parallel import exchange
 
 
 class EvenDispatcher:
-    """A `Dispatcher` on the meta device: what it sends has the size of an even load."""
+    """A `Dispatcher` on the meta device, whose messages are those of megatron-core's for an even load; without groups
+    it sends none."""
 
-    def __init__(self, num_experts: int, top_k: int, groups: ExpertGroups) -> None:
-        self.num_local = num_experts // groups.expert.size()
-        self.top_k, self.groups = top_k, groups
+    def __init__(
+        self,
+        kind: DispatcherKind,
+        num_experts: int,
+        top_k: int,
+        capacity_factor: float | None,
+        groups: ExpertGroups | None,
+    ) -> None:
+        self.send = {"alltoall": self._to_their_experts, "allgather": self._to_all}[kind]
+        self.num_experts, self.groups = num_experts, groups
+        self.held = num_experts // groups.expert.size() if groups else num_experts
+        self.chosen_share = top_k / num_experts * min(1.0, capacity_factor or 1.0)  # of the tokens, by each expert
 
     def __call__(self, tokens: Tensor, weights: Tensor, chosen: Tensor, experts: Experts) -> Tensor:
-        expert, tensor = self.groups.expert, self.groups.tensor
-        unit = expert.size() * self.num_local
-        rows = -(-len(tokens) * self.top_k // unit) * unit
-        sent = tokens.repeat(-(-rows // len(tokens)), 1)[:rows].unflatten(0, (expert.size(), -1))
-        received = exchange(sent, expert).flatten(0, 1)  # [rows, h], from the processes with other experts
-        received = torch.cat([received] * tensor.size()) if tensor.size() > 1 else received
-        share = weights.mean() * torch.ones(len(received), dtype=tokens.dtype, device=tokens.device)
-        given = experts(received, [len(received) // self.num_local] * self.num_local, share)
-        back = exchange(given[:rows].unflatten(0, (expert.size(), -1)), expert).flatten(0, 1)
-        return back.repeat(-(-len(tokens) // rows), 1)[: len(tokens)]
+        return self.send(tokens, weights, chosen, experts)
+
+    def _to_their_experts(self, tokens: Tensor, weights: Tensor, chosen: Tensor, experts: Experts) -> Tensor:
+        rows = self._of_one_expert(tokens) * self.num_experts
+        sent, factors = _fitted(tokens, rows), _fitted(weights.flatten(), rows)
+        if self.groups:
+            expert, tensor = self.groups.expert, self.groups.tensor
+            sent, factors = (_exchanged(x, expert) for x in (sent, factors))
+            sent, factors = (_gathered(x, tensor) for x in (sent, factors))
+            given = _reduced(self._through(experts, sent, factors), tensor)
+            return _fitted(_exchanged(given, expert), len(tokens))
+        return _fitted(self._through(experts, sent, factors), len(tokens))
+
+    def _to_all(self, tokens: Tensor, weights: Tensor, chosen: Tensor, experts: Experts) -> Tensor:
+        everyone = self.groups.both if self.groups else None
+        gathered, factors, _ = (_gathered(x, everyone) for x in (tokens, weights, chosen))
+        rows = self._of_one_expert(gathered) * self.held
+        given = self._through(experts, _fitted(gathered, rows), _fitted(factors.flatten(), rows))
+        return _reduced(_fitted(given, len(gathered)), everyone)
+
+    def _of_one_expert(self, tokens: Tensor) -> int:
+        return -int(-len(tokens) * self.chosen_share // 1)
+
+    def _through(self, experts: Experts, rows: Tensor, factors: Tensor) -> Tensor:
+        return experts(rows, [len(rows) // self.held] * self.held, factors)
+
+
+def _fitted(x: Tensor, rows: int) -> Tensor:
+    """[n, ...] -> [rows, ...], in shape alone."""
+    return x.repeat(-(-rows // len(x)), *[1] * (x.dim() - 1))[:rows]
+
+
+def _exchanged(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    return exchange(x.unflatten(0, (group.size(), -1)), group).flatten(0, 1)
+
+
+def _gathered(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+
+    return x if group is None else gather_from_sequence_parallel_region(x, group=group)
+
+
+def _reduced(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    from megatron.core.tensor_parallel import reduce_scatter_to_sequence_parallel_region
+
+    return x if group is None else reduce_scatter_to_sequence_parallel_region(x, group=group)

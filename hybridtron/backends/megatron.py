@@ -154,12 +154,16 @@ class MegatronBackend:
         dist.all_gather_into_tensor(runs.flatten(0, 1), value.detach().contiguous(), group=self.sequence_group)
         return runs
 
-    def dispatcher(self, kind: DispatcherKind, num_experts: int, top_k: int, *, drops: bool) -> Dispatcher:
+    def dispatcher(
+        self, kind: DispatcherKind, num_experts: int, top_k: int, capacity_factor: float | None
+    ) -> Dispatcher:
         if torch.device(self.device).type == "meta":
-            return EvenDispatcher(num_experts, top_k, self.expert_groups)
+            return EvenDispatcher(kind, num_experts, top_k, capacity_factor, self.expert_groups)
         if self.expert_groups.both.size() == 1:
             return dispatch_locally
-        return MegatronDispatcher(kind, num_experts, top_k, drops, self.config, self.expert_groups)
+        return MegatronDispatcher(
+            kind, num_experts, top_k, capacity_factor is not None, self.config, self.expert_groups
+        )
 
     def to_own_heads(self, x: Tensor) -> Tensor:
         if self.config.sequence_parallel:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hybridtron.backends.base import Dispatcher, DispatcherKind
 from hybridtron.backends.dispatch import dispatch_locally
+from hybridtron.backends.even_dispatch import EvenDispatcher
 from hybridtron.ops.attention import attention
 from hybridtron.ops.cross_entropy import cross_entropy
 from hybridtron.ops.norm import rms_norm
@@ -98,7 +99,11 @@ class TorchBackend:
     def gather_runs(self, value: Tensor) -> Tensor:
         return value.unsqueeze(0)
 
-    def dispatcher(self, kind: DispatcherKind, num_experts: int, top_k: int, *, drops: bool) -> Dispatcher:
+    def dispatcher(
+        self, kind: DispatcherKind, num_experts: int, top_k: int, capacity_factor: float | None
+    ) -> Dispatcher:
+        if torch.device(self.device).type == "meta":
+            return EvenDispatcher(kind, num_experts, top_k, capacity_factor, None)
         return dispatch_locally
 
     def to_own_heads(self, x: Tensor) -> Tensor:

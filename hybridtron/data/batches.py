@@ -33,16 +33,21 @@ def global_batch(
 
 
 def eval_batches(
-    dataset: TokenDataset, num_samples: int, micro_batch_size: int, dp_rank: int, dp_size: int
-) -> Iterator[MicroBatch]:
-    """The part of the `num_samples` fixed evaluation windows that `dp_rank` computes, divided as a training step is.
+    dataset: TokenDataset, num_samples: int, micro_batch_size: int, dp_rank: int, dp_size: int, multiple: int = 1
+) -> tuple[Iterator[MicroBatch], int]:
+    """The part of the `num_samples` fixed evaluation windows that `dp_rank` computes, and how many of its sequences
+    count.
 
-    One process alone takes any number of them: its last micro-batch may be smaller.
+    Every rank has equally many micro-batches, a multiple of `multiple`, all of one size: those after the sequences that
+    count repeat the last window. So the windows that count are the same in every layout.
     """
-    portion = micro_batch_size if dp_size > 1 else 1
-    indices = _rank_block("train.eval_sequences", num_samples, portion, dp_rank, dp_size)
+    unit = micro_batch_size * multiple
+    share = -(-num_samples // (dp_size * unit)) * unit
+    indices = np.arange(dp_rank * share, (dp_rank + 1) * share, dtype=np.int64)
+    counted = int((indices < num_samples).sum())
+    indices = indices.clip(max=num_samples - 1)
     dataset.eval_windows(indices[:1], num_samples)  # bad input is told at the call
-    return _micro_batches(lambda block: dataset.eval_windows(block, num_samples), indices, micro_batch_size)
+    return _micro_batches(lambda block: dataset.eval_windows(block, num_samples), indices, micro_batch_size), counted
 
 
 def _rank_block(name: str, total: int, micro_batch_size: int, dp_rank: int, dp_size: int) -> np.ndarray:

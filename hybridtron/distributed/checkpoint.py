@@ -136,7 +136,7 @@ def _sharded_chunks(chunks: Sequence[nn.Module], specs: dict[str, TensorSpec], p
 
 
 def _flat(chunks: dict[str, Any]) -> dict[str, Any]:
-    """What megatron-core's optimizers search for the declarations of their parameters."""
+    """The declarations of all chunks' parameters, by name."""
     return {name: tensor for chunk in chunks.values() for name, tensor in chunk.items()}
 
 

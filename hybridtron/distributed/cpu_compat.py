@@ -71,7 +71,6 @@ def install() -> None:
         raise UserError(f"megatron-core {found} is installed; on a CPU, hybridtron needs {MEGATRON_VERSION}")
     _replace_cuda_functions()
     with _quiet_import():
-        _mend_random_state()
         _mend_moe()
         _mend_uneven_collectives()
     _CudaToCpu().__enter__()
@@ -113,13 +112,6 @@ def _replace_cuda_functions() -> None:
     for name, replacement in replacements.items():
         setattr(torch.cuda, name, replacement)
     torch.cuda.random.get_rng_state = torch.cuda.get_rng_state
-
-
-def _mend_random_state() -> None:
-    import megatron.core.tensor_parallel.random as module
-
-    module._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
-    module._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
 
 
 def _mend_moe() -> None:

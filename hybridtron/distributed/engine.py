@@ -154,7 +154,7 @@ class Engine:
         # What a layer attaches is a mean over sequences, of which processes that share them give a part each; the
         # gradients of those are averaged like those of copies.
         with attached_losses_scale(self.place.context.size / len(micro_batches)):
-            loss = self._run(micro_batches, forward_only=False)
+            loss = self._mean(self._run(micro_batches, forward_only=False))
         load = self.expert_loads.total()
         for group in self.optimizer.param_groups:
             # All from the config, since a loaded checkpoint brings the values that it was saved with.
@@ -172,11 +172,14 @@ class Engine:
         return StepResult(loss, grad_norm, applied, fractions(load))
 
     @torch.no_grad()
-    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> float:
-        """Mean loss over the micro-batches of all data-parallel processes, which must hold equally many."""
+    def evaluate(self, micro_batches: Sequence[MicroBatch], counted: int) -> float:
+        """Mean loss over the sequences that count, of this process the first `counted`, of all data-parallel processes.
+
+        They must hold equally many micro-batches.
+        """
         for replica in self.replicas:
             replica.eval()
-        return self._run(micro_batches, forward_only=True)
+        return self._mean(self._run(micro_batches, forward_only=True), counted)
 
     def agree(self, mine: bool) -> bool:
         """True where every process says true."""
@@ -188,10 +191,10 @@ class Engine:
         dist.all_reduce(value, dist.ReduceOp.MAX)
         return int(value)
 
-    def _run(self, micro_batches: Sequence[MicroBatch], forward_only: bool) -> float:
-        """Mean loss over all processes' micro-batches."""
+    def _run(self, micro_batches: Sequence[MicroBatch], forward_only: bool) -> list[Tensor]:
+        """The losses [b] of this process's runs of the sequences of each micro-batch; of the last stage alone."""
         one = len(self.replicas) == 1
-        losses = get_forward_backward_func()(
+        losses: list[Tensor] = get_forward_backward_func()(
             forward_step_func=self._forward,
             data_iterator=iter(micro_batches) if one else [iter(micro_batches) for _ in self.replicas],
             model=self.replicas[0] if one else self.replicas,
@@ -200,13 +203,17 @@ class Engine:
             micro_batch_size=micro_batches[0][0].size(0),
             forward_only=forward_only,
         )
-        # Every sequence's loss is counted once: by the last stage, and there by one of the tensor-parallel processes.
-        place = self.place
-        counts = bool(losses) and place.shards.tensor.rank == 0
-        mean = torch.stack(losses).double().mean() if counts else torch.zeros((), dtype=torch.float64)
-        mean = mean.to(place.device)
-        dist.all_reduce(mean)
-        return float(mean) / (place.data_size * place.context.size)
+        return losses
+
+    def _mean(self, losses: list[Tensor], counted: int | None = None) -> float:
+        """Mean over the sequences of all processes: once each, by the last stage and one of its tensor-parallel
+        processes."""
+        total = torch.zeros(2, dtype=torch.float64, device=self.place.device)  # sum, number
+        if losses and self.place.shards.tensor.rank == 0:
+            own = torch.cat(losses).double()[:counted]
+            total = torch.stack([own.sum(), torch.full_like(own, 1.0).sum()])
+        dist.all_reduce(total)
+        return float(total[0] / total[1])
 
     def _forward(self, micro_batches: Iterator[MicroBatch], replica: nn.Module) -> tuple[Any, Any]:
         context, device = self.place.context, self.place.device
@@ -217,11 +224,11 @@ class Engine:
 
 
 def _mean_loss(output: tuple[Tensor, Tensor], z_loss: float, shares: int) -> tuple[Tensor, Tensor]:
-    """What is minimised, and what is reported. The z-loss keeps log Z near 0 (Chowdhery et al. 2022, PaLM, section
-    5)."""
+    """What is minimised, and what is reported: a loss per sequence. The z-loss keeps log Z near 0 (Chowdhery et al.
+    2022, PaLM, section 5)."""
     nll, log_z = output
     loss = nll.mean()
-    reported = loss.detach().clone()  # megatron-core scales the other in place
+    reported = nll.detach().mean(0)  # [s, b] -> [b]
     if z_loss:
         loss = loss + z_loss * log_z.square().mean()
     return loss / shares, reported  # megatron-core adds up what the processes of one sequence return

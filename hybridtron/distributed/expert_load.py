@@ -55,8 +55,8 @@ class ExpertLoads:
 
 
 def fractions(total: dict[str, Tensor]) -> dict[str, list[float]]:
-    """Share of each expert in its layer's choices, by layer."""
+    """Share of each expert in its layer's choices, by layer: `3`, or `3.branches.0` of a layer of several mixers."""
     return {
-        name.removeprefix("layers.").split(".")[0]: (load / load.sum().clamp_min(1)).tolist()
+        name.removeprefix("layers.").replace(".mixer", "", 1): (load / load.sum().clamp_min(1)).tolist()
         for name, load in total.items()
     }

@@ -114,7 +114,8 @@ def _whole(optimizer: MegatronOptimizer, kind: str, loading: bool) -> Iterator[t
             dist.all_gather_into_tensor(everyone, own, group=group)
             for parameter in bucket.params:
                 start, stop, _ = buffer.param_index_map[parameter]
-                yield parameter, everyone[start - bucket.offset : stop - bucket.offset].view(parameter.shape)
+                whole = everyone[start - bucket.offset : stop - bucket.offset].view(parameter.shape)
+                yield parameter, whole.cpu()  # a device has room for its own share, and one bucket
 
 
 def _like(sharded: Any, key: str, value: Tensor) -> ShardedTensor | ShardedTensorFactory:

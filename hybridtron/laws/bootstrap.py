@@ -3,9 +3,9 @@
 Whole runs are drawn with replacement (Efron 1979; the rows of one run stay together), the law is refitted to every
 draw, and the interval is the expanded percentile of Hesterberg (2015, "What teachers should know about the
 bootstrap"): percentile levels moved outwards so that small samples with fitted parameters keep their
-coverage. Resampled rows of few points spread too far by themselves (El Karoui and Purdom 2018, "Can we trust the
-bootstrap in high dimensions?"), so the levels move no farther than linear fits of three and more points for each
-parameter need. Being a percentile, it does not depend on whether a parameter or its logarithm was fitted.
+coverage. With under about ten points for each parameter resampled rows spread too far by themselves (El Karoui and
+Purdom 2018, "Can we trust the bootstrap in high dimensions?") and intervals are wider than they need to be. Being a
+percentile, it does not depend on whether a parameter or its logarithm was fitted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from hybridtron.laws.runs import Runs
 Array = NDArray[np.float64]
 
 LEVEL = 0.95
-_WIDEST = 2.1  # normal deviate of the outermost level; simulated linear fits need 1.8 to 2.2
 _CHUNK = 128  # replicates fitted at once; fixed, so that the draws do not depend on the number of threads
 
 
@@ -79,7 +78,7 @@ def interval(samples: Array, n_groups: int, n_parameters: int) -> list[float]:
     if len(finite) < 0.9 * len(samples) or len(finite) == 0:
         return [float("nan"), float("nan")]
     freedom = max(n_groups - n_parameters, 1)
-    level = ndtr(-min(np.sqrt(n_groups / freedom) * -stdtrit(freedom, 0.5 - LEVEL / 2), _WIDEST))
+    level = ndtr(np.sqrt(n_groups / freedom) * stdtrit(freedom, 0.5 - LEVEL / 2))
     low, high = np.quantile(finite, [level, 1 - level])
     return [float(low), float(high)]
 

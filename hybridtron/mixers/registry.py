@@ -12,7 +12,7 @@ from hybridtron.mixers.mamba2.config import Mamba2Config
 from hybridtron.mixers.mh_hyena.config import MultiHeadHyenaConfig
 from hybridtron.mixers.mlp.config import MLPConfig
 from hybridtron.mixers.moe.config import MoEConfig
-from hybridtron.mixers.parallel.config import ParallelConfig
+from hybridtron.mixers.parallel.config import ParallelMixersConfig
 from hybridtron.mixers.rwkv6.config import RWKV6Config
 from hybridtron.mixers.rwkv6_channel.config import RWKV6ChannelConfig
 from hybridtron.mixers.short_conv.config import ShortConvConfig
@@ -29,7 +29,7 @@ MIXERS: dict[str, type[MixerConfig]] = {
     "swiglu": SwiGLUConfig,
     "mlp": MLPConfig,
     "moe": MoEConfig,
-    "parallel": ParallelConfig,
+    "parallel": ParallelMixersConfig,
     "short_conv": ShortConvConfig,
     "hyena": HyenaConfig,
     "mh_hyena": MultiHeadHyenaConfig,

@@ -3,7 +3,8 @@
     state = mixer.initial_state(batch)
     y, state = mixer.step(x, state)          # x and y [b, h]: the next token of every sequence
 
-Steps give what `forward` gives for the whole sequence. They run in one process that holds all heads (tensor and context
+Steps give what `forward` gives for the whole sequence; only that a capacity of experts, a share of a whole sequence,
+holds for none of them. They run in one process that holds all heads (tensor and context
 parallel size 1).
 """
 

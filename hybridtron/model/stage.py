@@ -61,9 +61,11 @@ def stage_costs(config: ModelConfig, stages: Sequence[Stage], seq_len: int, edge
     ]
 
 
-def imbalance(costs: Sequence[int]) -> float:
-    """How much longer the longest stage takes than the mean, as a share of the mean."""
-    return max(costs) * len(costs) / sum(costs) - 1
+def imbalance(costs: Sequence[int], processes: int) -> float:
+    """How much longer the process with the most work takes than the mean, as a share of the mean; stage k is on process
+    k mod `processes`."""
+    each = [sum(costs[rank::processes]) for rank in range(processes)]
+    return max(each) * processes / sum(each) - 1
 
 
 def balanced_cuts(costs: Sequence[int], count: int, first: int = 0, last: int = 0) -> list[int]:

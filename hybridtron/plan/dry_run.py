@@ -71,6 +71,7 @@ def _name_groups(traffic: Traffic) -> None:
     traffic.name(state.get_tensor_and_context_parallel_group(), "tensor and context")
     traffic.name(state.get_expert_model_parallel_group(), "expert")
     traffic.name(state.get_expert_tensor_parallel_group(), "expert tensor")
+    traffic.name(state.get_expert_tensor_and_model_parallel_group(), "experts")
 
 
 def _check_parameters(config: RunConfig, chunks: list[LanguageModel], place: Place) -> dict[str, int]:
@@ -94,13 +95,11 @@ def _pass(config: RunConfig, chunk: LanguageModel, place: Place) -> int:
     if not chunk.stage.is_first:
         dtype = next(chunk.parameters()).dtype
         chunk.set_input_tensor([torch.empty(shape, dtype=dtype, requires_grad=True)])
-    own = {id(parameter.untyped_storage()) for parameter in chunk.parameters()}
     storages: dict[int, tuple[torch.UntypedStorage, int]] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if id(storage) not in own:
-            storages[storage._cdata] = (storage, storage.nbytes())
+        storages[storage._cdata] = (storage, storage.nbytes())
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -13,9 +13,9 @@ from hybridtron.model.tensors import model_tensors
 from hybridtron.plan.dry_run import StageRun, run_stage
 from hybridtron.tensors import Piece, Shards, TensorSpec
 from hybridtron.train.config import RunConfig
+from hybridtron.train.memory import BYTES
 from hybridtron.train.resolve import data_parallel_size
 
-PARAMETER_BYTES = {"fp32": 4, "bf16": 2}
 GRADIENT_BYTES = 4
 OPTIMIZER_BYTES = {"fp32": 8, "bf16": 12}  # two moments, and with bf16 the fp32 copy
 
@@ -57,7 +57,7 @@ class Plan:
 def plan(config: RunConfig, gpus: int, dry_run: bool) -> Plan:
     """The plan of a resolved config on so many processes; with `dry_run` every distinct stage is built and run without
     values. Raises UserError for a layout that cannot be, or where the parts do not add up to the model."""
-    copies = data_parallel_size(config, gpus)
+    copies = data_parallel_size(config, gpus, given_by="--gpus")
     model, parallel, train = config.model, config.parallel, config.train
     micro_batches = train.global_batch_size // (train.micro_batch_size * copies)
     stages = cut(model, parallel.num_stages, config.data.seq_len)
@@ -99,7 +99,7 @@ def plan(config: RunConfig, gpus: int, dry_run: bool) -> Plan:
         gpus=gpus,
         layout={**parallel.model_dump(), "data": copies},
         micro_batches=micro_batches,
-        imbalance=imbalance(costs),
+        imbalance=imbalance(costs, parallel.pipeline),
         bubble=waiting / (micro_batches + waiting),
         parameters=total,
         parameters_over_processes=sum(held.values()),
@@ -143,9 +143,7 @@ def _stage(
         layers=[[stage.start, stage.stop - 1] for stage in own],
         flops_share=share,
         parameters=sum(counts.values()),
-        parameter_bytes=sum(
-            count * (PARAMETER_BYTES[number] if tensors[name].trained else 4) for name, count in counts.items()
-        ),
+        parameter_bytes=sum(count * (BYTES[number] if tensors[name].trained else 4) for name, count in counts.items()),
         gradient_bytes=GRADIENT_BYTES * sum(count for name, count in counts.items() if tensors[name].trained),
         optimizer_bytes=OPTIMIZER_BYTES[number] * optimizer,
         activation_bytes=None if run is None else round(run.activation_bytes * in_flight),
@@ -175,7 +173,7 @@ def _sent(
 ) -> dict[str, int]:
     """Bytes that one process sends in a step, by group and kind; scalars are left out."""
     parallel, model = config.parallel, config.model
-    width = PARAMETER_BYTES[config.precision.format]
+    width = BYTES[config.precision.format]
     sent = Counter(
         {f"{group} {kind}": size * micro_batches for (group, kind), size in run.sent_per_micro_batch.items()}
     )

@@ -22,8 +22,8 @@ def show(name: str, plan: Plan) -> None:
     )
     console.print(f"{name} on {plan.gpus} processes: {used or 'one copy of the model'}")
     console.print(
-        f"{plan.parameters:,} parameters, {plan.micro_batches} micro-batches per step and process; longest stage "
-        f"{plan.imbalance:.1%} above the mean, pipeline bubble {plan.bubble:.1%}"
+        f"{plan.parameters:,} parameters, {plan.micro_batches} micro-batches per step and process; busiest "
+        f"process {plan.imbalance:.1%} above the mean, pipeline bubble {plan.bubble:.1%}"
     )
     table = Table(box=None, pad_edge=False)
     table.add_column("stage")

@@ -21,19 +21,22 @@ class Traffic:
 
     def __init__(self) -> None:
         self.sent: Counter[tuple[str, str]] = Counter()
-        self.names: dict[tuple[int, ...], str] = {}
+        self.names: dict[str, str] = {}
 
     def name(self, group: dist.ProcessGroup, name: str) -> None:
-        """Groups of the same processes share the first name given."""
-        if group.size() > 1:
-            self.names.setdefault(tuple(dist.get_process_group_ranks(group)), name)
+        """Groups of the same processes, but for different uses, have names of their own."""
+        self.names[_own_name(group)] = name
 
     def count(self, group: SilentGroup, kind: str, size_bytes: int, rounds: float = 1.0) -> None:
-        name = self.names.get(tuple(dist.get_process_group_ranks(group)), "other")
+        name = self.names.get(_own_name(group), "other")
         self.sent[name, kind] += round(rounds * size_bytes * (group.size() - 1) / group.size())
 
 
 _traffic = Traffic()
+
+
+def _own_name(group: dist.ProcessGroup) -> str:
+    return dist.distributed_c10d._get_process_group_name(group)
 
 
 def _bytes(*tensors: Tensor) -> int:

@@ -75,5 +75,5 @@ def stages_in_words(config: RunConfig) -> str:
     """How the layers are cut, and how uneven that is, for people."""
     stages = cut(config.model, config.parallel.num_stages, config.data.seq_len)
     runs = " | ".join(f"{stage.start}-{stage.stop - 1}" for stage in stages)
-    longest = imbalance(stage_costs(config.model, stages, config.data.seq_len))
-    return f"pipeline stages of layers {runs}; the longest is {longest:.1%} above the mean in FLOPs"
+    longest = imbalance(stage_costs(config.model, stages, config.data.seq_len), config.parallel.pipeline)
+    return f"pipeline stages of layers {runs}; the busiest process is {longest:.1%} above the mean in FLOPs"

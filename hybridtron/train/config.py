@@ -121,7 +121,11 @@ class RunConfig(Strict):
         runs = parallel.context * (parallel.tensor if parallel.sequence else 1)
         if self.data.seq_len % runs:
             processes = "parallel.context x tensor" if parallel.sequence else "parallel.context"
-            yield problem("data.seq_len", self.data.seq_len, f"a multiple of {processes} = {runs}")
+            yield problem(
+                "data.seq_len",
+                self.data.seq_len,
+                f"a multiple of {processes} = {runs} ({multiples(self.data.seq_len, runs)})",
+            )
         if model.backend == "torch" and parallel.model_size // parallel.pipeline > 1:
             yield problem("model.backend", "torch", "megatron, for tensor or context parallelism")
         layers, written = len(model.layer_names), len(model.parsed_pattern.cuts) + 1
@@ -149,6 +153,12 @@ class RunConfig(Strict):
     @property
     def tokens_per_step(self) -> int:
         return self.train.global_batch_size * self.data.seq_len
+
+
+def multiples(value: int, of: int) -> str:
+    """The nearest multiples, in the words of a refusal."""
+    below = value // of * of
+    return f"nearest: {below} or {below + of}" if below else f"nearest: {of}"
 
 
 def _shorter(steps: int, schedule: ScheduleConfig) -> str:

@@ -41,11 +41,11 @@ class Corpus:
     fingerprints: dict[str, str] = field(default_factory=dict)
 
 
-def open_corpus(config: RunConfig, data_parallel_size: int) -> Corpus:
+def open_corpus(config: RunConfig) -> Corpus:
     """Open the token files; raises UserError when they are missing, damaged, too short or of another tokenizer."""
     data = config.data
     train, prefix = _open(config, "train", data.train)
-    held_out = open_held_out(config, data_parallel_size) if data.valid is not None else None
+    held_out = open_held_out(config) if data.valid is not None else None
     sources = {"data.train": data.train, "data.tokenizer": data.tokenizer}
     fingerprints = {
         "data.train": fingerprint(prefix),
@@ -57,27 +57,16 @@ def open_corpus(config: RunConfig, data_parallel_size: int) -> Corpus:
     return Corpus(train, prefix, held_out, sources, fingerprints)
 
 
-def open_held_out(config: RunConfig, data_parallel_size: int, sequences: int | None = None) -> HeldOut:
+def open_held_out(config: RunConfig, sequences: int | None = None) -> HeldOut:
     """Open data.valid, which must be given; raises UserError like open_corpus.
 
-    An evaluation reads `sequences`, or else train.eval_sequences in whole global batches where that holds one: a number
-    that does not depend on the layout. It reads at most what the file holds.
+    An evaluation reads `sequences`, or else train.eval_sequences, and at most what the file holds.
     """
     assert config.data.valid is not None
     tokens, prefix = _open(config, "valid", config.data.valid)
-    train, report = config.train, read_report(prefix)
-    bytes_per_token = report.bytes_per_token if report else None
-    if sequences is not None:
-        return HeldOut(tokens, min(sequences, tokens.num_eval_windows), bytes_per_token)
-    portion = train.micro_batch_size * data_parallel_size
-    if tokens.num_eval_windows < portion:
-        raise UserError(
-            f"data.valid = {config.data.valid}: holds {tokens.num_eval_windows} sequences of {config.data.seq_len} "
-            f"tokens; expected at least {portion}, train.micro_batch_size x data-parallel processes"
-        )
-    wanted = min(train.eval_sequences, tokens.num_eval_windows)
-    unit = train.global_batch_size if wanted >= train.global_batch_size else portion
-    return HeldOut(tokens, max(unit, wanted // unit * unit), bytes_per_token)
+    report = read_report(prefix)
+    wanted = config.train.eval_sequences if sequences is None else sequences
+    return HeldOut(tokens, min(wanted, tokens.num_eval_windows), report.bytes_per_token if report else None)
 
 
 def _open(config: RunConfig, split: str, source: str) -> tuple[TokenDataset, Path]:

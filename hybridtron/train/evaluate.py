@@ -51,15 +51,12 @@ def evaluate_run(path: Path, data: str | None, sequences: int | None) -> dict[st
     if section.valid is None:
         raise UserError(f"{path}: its config has no data.valid; expected --data PREFIX")
     config = config.model_copy(update={"data": section})
-    held_out = open_held_out(config, 1, sequences)
+    held_out = open_held_out(config, sequences)
     num_tokens = held_out.sequences * config.data.seq_len
     with trained_model(path) as (_, checkpoint, model, place), torch.no_grad():
-        total = 0.0
-        micro_batches = eval_batches(held_out.tokens, held_out.sequences, config.train.micro_batch_size, 0, 1)
-        for tokens, labels in micro_batches:
-            nll, _ = model(tokens.to(place.device), labels.to(place.device))
-            total += float(nll.double().sum())
-    loss = total / num_tokens
+        micro_batches, counted = eval_batches(held_out.tokens, held_out.sequences, config.train.micro_batch_size, 0, 1)
+        losses = [model(*(t.to(place.device) for t in batch))[0].double().mean(0) for batch in micro_batches]
+    loss = float(torch.cat(losses)[:counted].mean())
     return {
         "checkpoint": str(checkpoint),
         "data": section.valid,

@@ -43,7 +43,7 @@ def train(config: RunConfig, environment: Environment, resume: bool) -> None:
     Where no step is left, the run's folder stays as it is. Raises UserError before anything is written when the data,
     the layout or the run folder does not fit; TrainingStopped when too many steps in a row were skipped.
     """
-    copies = data_parallel_size(config, environment.world_size)
+    data_parallel_size(config, environment.world_size)  # refuses what does not come out even
     folder = RunFolder(config.run_folder)
     start = find_start(folder, config, resume)
     speaks = environment.rank == 0
@@ -52,7 +52,7 @@ def train(config: RunConfig, environment: Environment, resume: bool) -> None:
     if start.state.step == config.train.steps:  # only the closing report is missing
         config = as_recorded(folder, config)
     require_memory(config, environment.world_size)
-    corpus = open_corpus(config, copies)
+    corpus = open_corpus(config)
     start = replace(start, changes=(*start.changes, *require_same_tokens(folder, corpus)))
     with stop_requests(speaks) as stop, process_groups(config.parallel, environment) as place:
         run = _Run(config, place, folder, corpus, stop)
@@ -165,14 +165,16 @@ class _Run:
     def _evaluate(self) -> float:
         held_out = self.corpus.held_out
         assert held_out is not None
-        batches = eval_batches(
+        parallel = self.config.parallel
+        batches, counted = eval_batches(
             held_out.tokens,
             held_out.sequences,
             self.config.train.micro_batch_size,
             self.place.data_rank,
             self.place.data_size,
+            multiple=parallel.pipeline if parallel.virtual_pipeline > 1 else 1,  # as the interleaved schedule wants
         )
-        self.last_evaluation = (self.state.step, self.engine.evaluate(list(batches)))
+        self.last_evaluation = (self.state.step, self.engine.evaluate(list(batches), counted))
         return self.last_evaluation[1]
 
     def _report(self, result: StepResult, lr: float, valid: float | None, clock: _Clock) -> None:

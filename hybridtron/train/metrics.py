@@ -30,6 +30,8 @@ class MetricsWriter:
         for key, value in row.items():
             if key not in ("step", "time") and isinstance(value, int | float) and math.isfinite(value):
                 self.board.add_scalar(key, value, row["step"])
+        for layer, shares in row.get("expert_load", {}).items():
+            self.board.add_scalar(f"busiest_expert/{layer}", max(shares) * len(shares), row["step"])  # 1: all alike
 
     def close(self) -> None:
         self.board.close()

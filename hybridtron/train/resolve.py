@@ -9,7 +9,7 @@ from hybridtron.data.tokenizer import load as load_tokenizer
 from hybridtron.errors import UserError
 from hybridtron.model.tensors import model_tensors
 from hybridtron.tensors import TensorSpec, indivisible
-from hybridtron.train.config import RunConfig
+from hybridtron.train.config import RunConfig, multiples
 
 LARGEST_DIVISOR = 10_000  # that a message looks for; more processes than this share nothing
 VOCABULARY_MULTIPLE = 64  # rows of the embedding: divides over any usual number of processes and suits matrix units
@@ -28,17 +28,15 @@ def resolve(config: RunConfig) -> RunConfig:
     return config
 
 
-def data_parallel_size(config: RunConfig, world_size: int) -> int:
+def data_parallel_size(config: RunConfig, world_size: int, given_by: str = "--nproc") -> int:
     """Copies of the model among world_size processes; UserError where that does not come out even."""
     parallel, train = config.parallel, config.train
     size = parallel.model_size
     if world_size % size:
-        below, above = world_size // size * size, (world_size // size + 1) * size
-        nearest = f"{below} or {above}" if below else str(above)
         keys = [key for key in ("tensor", "context", "pipeline") if getattr(parallel, key) > 1]
         product = " x ".join(f"{'' if i else 'parallel.'}{key} {getattr(parallel, key)}" for i, key in enumerate(keys))
         product += f" = {size}" if len(keys) > 1 else ""
-        raise UserError(f"--nproc = {world_size}: expected a multiple of {product} (nearest: {nearest})")
+        raise UserError(f"{given_by} = {world_size}: expected a multiple of {product} ({multiples(world_size, size)})")
     copies = world_size // size
     if parallel.data not in (None, copies):
         raise UserError(
@@ -56,7 +54,8 @@ def data_parallel_size(config: RunConfig, world_size: int) -> int:
     if train.global_batch_size % portion:
         raise UserError(
             f"train.global_batch_size = {train.global_batch_size}: expected a multiple of micro_batch_size "
-            f"{train.micro_batch_size} x {copies} data-parallel processes = {portion}"
+            f"{train.micro_batch_size} x {copies} data-parallel processes = {portion} "
+            f"({multiples(train.global_batch_size, portion)})"
         )
     micro_batches = train.global_batch_size // portion
     if parallel.virtual_pipeline > 1 and micro_batches % parallel.pipeline:
@@ -78,9 +77,9 @@ def _check_layout(config: RunConfig) -> None:
     """UserError where a block cannot be laid out as `parallel` says."""
     parallel, model = config.parallel, config.model
     specs = model_tensors(model)
-    _require_even({"embedding.weight": specs["embedding.weight"]}, "tensor", parallel.tensor)
-    for name in dict.fromkeys(model.layer_names):
-        block = model.blocks[name]
+    blocks = {name: model.blocks[name] for name in dict.fromkeys(model.layer_names)}
+    everything = [{"embedding.weight": specs["embedding.weight"]}, *(block.tensors() for block in blocks.values())]
+    for name, block in blocks.items():
         wanted = {
             "tensor": parallel.tensor > 1,
             "sequence": parallel.sequence,
@@ -98,22 +97,17 @@ def _check_layout(config: RunConfig) -> None:
                 f"parallel.recompute = selective: block {name} of type {block.type} has no core operation to compute "
                 "again; expected none or full for it"
             )
-        _require_even(block.tensors(), "tensor", parallel.tensor)
-        if block.kind == "sequence":
-            _require_even(block.tensors(), "context", parallel.tensor * parallel.context)
-        if any(spec.experts for spec in block.tensors().values()):
-            if parallel.tensor > 1 and not parallel.sequence:
-                raise UserError(
-                    f"parallel.tensor = {parallel.tensor}: block {name} of type {block.type} has experts, to which "
-                    "every token must go once; expected parallel.sequence true beside it, or tensor 1"
-                )
-            _require_even(block.tensors(), "expert_tensor", parallel.expert_tensor)
-    experts = {
-        spec.shape[0]
-        for name in set(model.layer_names)
-        for spec in model.blocks[name].tensors().values()
-        if spec.experts
-    }
+        has_experts = any(spec.experts for spec in block.tensors().values())
+        if has_experts and parallel.tensor > 1 and not parallel.sequence:
+            raise UserError(
+                f"parallel.tensor = {parallel.tensor}: block {name} of type {block.type} has experts, to which every "
+                "token must go once; expected parallel.sequence true beside it, or tensor 1"
+            )
+    _require_even(everything, "tensor", parallel.tensor)
+    sequence = [block.tensors() for block in blocks.values() if block.kind == "sequence"]
+    _require_even(sequence, "tensor x context", parallel.tensor * parallel.context)
+    _require_even(everything, "expert_tensor", parallel.expert_tensor)
+    experts = {spec.shape[0] for tensors in everything for spec in tensors.values() if spec.experts}
     if parallel.expert * parallel.expert_tensor > 1 and not experts:
         key = "expert" if parallel.expert > 1 else "expert_tensor"
         raise UserError(f"parallel.{key} = {getattr(parallel, key)}: no layer has experts; expected 1")
@@ -122,17 +116,22 @@ def _check_layout(config: RunConfig) -> None:
     for count in sorted(experts):
         if count % parallel.expert:
             raise UserError(
-                f"parallel.expert = {parallel.expert}: a layer has {count} experts (possible: {_divisors(count)})"
+                f"parallel.expert = {parallel.expert}: a layer has {count} experts "
+                f"(possible: {_divisors(math.gcd(*experts))})"
             )
 
 
-def _require_even(specs: dict[str, TensorSpec], key: str, ways: int) -> None:
-    for part in indivisible(specs, ways, experts=key == "expert_tensor"):
-        name = f"parallel.{'tensor x context' if key == 'context' else key}"
-        raise UserError(
-            f"{name} = {ways}: {part.key} gives {part.units} {part.name}, which does not divide into {ways} "
-            f"(possible: {_divisors(part.units)})"
-        )
+def _require_even(layers: list[dict[str, TensorSpec]], key: str, ways: int) -> None:
+    """What is possible divides every part of every layer."""
+    experts = key == "expert_tensor"
+    for specs in layers:
+        for part in indivisible(specs, ways, experts):
+            units = (p.units for all_specs in layers for spec in all_specs.values() if spec.experts == experts
+                     for p in spec.parts)  # fmt: skip
+            raise UserError(
+                f"parallel.{key} = {ways}: {part.key} gives {part.units} {part.name}, which does not divide into "
+                f"{ways} (possible: {_divisors(math.gcd(*units))})"
+            )
 
 
 def _divisors(number: int) -> str:

@@ -36,20 +36,28 @@ def test_labels_are_the_tokens_one_place_further(dataset):
 
 
 @pytest.mark.parametrize(("micro_batch_size", "dp_size"), [(12, 1), (1, 1), (3, 2), (2, 3), (1, 12)])
-def test_no_layout_changes_what_a_step_or_an_evaluation_sees(dataset, micro_batch_size, dp_size):
+def test_no_layout_changes_what_a_step_sees(dataset, micro_batch_size, dp_size):
     for step in (0, 7, 100):
         expected = dataset.samples(np.arange(step * 12, step * 12 + 12))
         tokens, labels = union(lambda rank: global_batch(dataset, step, 12, micro_batch_size, rank, dp_size), dp_size)  # noqa: B023
         assert np.array_equal(tokens, expected[:, :-1])
         assert np.array_equal(labels, expected[:, 1:])
-    tokens, _ = union(lambda rank: eval_batches(dataset, 12, micro_batch_size, rank, dp_size), dp_size)
-    assert np.array_equal(tokens, dataset.eval_windows(np.arange(12), 12)[:, :-1])
 
 
-def test_one_process_evaluates_any_number_of_sequences(dataset):
-    batches = [batch.tokens for batch in eval_batches(dataset, 7, 4, 0, 1)]
-    assert [len(tokens) for tokens in batches] == [4, 3]
-    assert np.array_equal(torch.cat(batches), dataset.eval_windows(np.arange(7), 7)[:, :-1])
+@pytest.mark.parametrize("num_samples", [1, 7, 12])
+@pytest.mark.parametrize(("micro_batch_size", "dp_size", "multiple"), [(12, 1, 1), (4, 1, 2), (3, 2, 1), (2, 3, 2)])
+def test_any_layout_evaluates_the_same_windows(dataset, num_samples, micro_batch_size, dp_size, multiple):
+    """Ranks go through equally many micro-batches of one size; what only fills them up does not count."""
+    counted, numbers = [], set()
+    for rank in range(dp_size):
+        batches, count = eval_batches(dataset, num_samples, micro_batch_size, rank, dp_size, multiple)
+        tokens = [batch.tokens for batch in batches]
+        assert {len(each) for each in tokens} == {micro_batch_size}
+        numbers.add(len(tokens))
+        counted.append(torch.cat(tokens)[:count])
+    assert len(numbers) == 1
+    assert numbers.pop() % multiple == 0
+    assert np.array_equal(torch.cat(counted), dataset.eval_windows(np.arange(num_samples), num_samples)[:, :-1])
 
 
 def test_a_rank_gets_one_contiguous_block(dataset):
@@ -62,7 +70,5 @@ def test_what_cannot_be_divided_is_refused_at_the_call(dataset):
         UserError, match=r"train.global_batch_size = 10: .* micro_batch_size 2 x data-parallel size 2.*nearest: 8"
     ):
         global_batch(dataset, 0, 10, 2, 0, 2)
-    with pytest.raises(UserError, match=r"train.eval_sequences = 10"):
-        eval_batches(dataset, 10, 4, 0, 2)
     with pytest.raises(UserError, match="do not fit"):
         eval_batches(dataset, 1000, 4, 0, 1)

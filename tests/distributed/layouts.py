@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-SEQ_LEN, GLOBAL_BATCH, STEPS, SAVED_AT = 16, 4, 8, 3
+SEQ_LEN, GLOBAL_BATCH, MICRO_BATCH = 16, 8, 2
+COMPARED, STEPS, SAVED_AT = 5, 8, 3  # steps of every layout, of those that go on, and before a checkpoint
+PRECISION = {"half": "bf16"}  # of a model; else fp32
 VOCAB = 64
 
 BLOCKS: dict[str, dict[str, Any]] = {
@@ -58,6 +60,7 @@ BLOCKS["gathered"] = {**BLOCKS["soft"], "dispatcher": "allgather"}
 MODELS: dict[str, dict[str, Any]] = {
     "transformer": {"pattern": "attn ffn near mlp"},
     "hybrid": {"pattern": "mamba attn mlp mamba mlp"},
+    "half": {"pattern": "mamba attn mlp"},
     "tied": {"pattern": "mamba mlp attn mlp", "tie_embeddings": True},
     "moe": {"pattern": "attn soft mamba sigmoid"},
     "dropping": {"pattern": "attn tight ffn"},
@@ -119,6 +122,7 @@ LAYOUTS: dict[str, Layout] = {
     "hyenas tp2 sp core recomputed": _layout("hyenas", **SP, recompute="selective"),
     "states tp2 sp core recomputed": _layout("states", **SP, recompute="selective"),
     "rwkv tp2 sp core recomputed": _layout("rwkv", **SP, recompute="selective"),
+    "half dp2 do": _layout("half", 2, **DO),
     "tied tp2": _layout("tied", **TP),
     "tied pp2": _layout("tied", **PP),
     "tied pp2 vpp2 dp2 do": _layout("tied", 2, **VPP, **DO),
@@ -157,10 +161,13 @@ RESUMED: dict[str, Layout] = {
         ("hybrid tp2 cp2", "pp4", {"pipeline": 4}),
         ("tied pp2 vpp2 dp2 do", "tp2", TP),
         ("tied tp2", "pp2 vpp2", VPP),
+        ("half", "dp2 do", {"data": 2, **DO}),
+        ("half dp2 do", "tp2", TP),
         ("moe dp2 ep2", "one", {}),
         ("moe tp2 sp ep2", "pp2 dp2 ep2 do", {"data": 2, **PP, **EP, **DO}),
         ("moe dp2 ep2 do", "tp2 sp etp2", {**SP, **ETP}),
     ]
 }
 TABLE: dict[str, Layout] = {**ONE, **LAYOUTS, **RESUMED}
+SAVED = {layout.after for layout in RESUMED.values()}
 PROCESSES = max(layout.world_size for layout in TABLE.values())

@@ -9,9 +9,21 @@ import sys
 import pytest
 
 from hybridtron.distributed.launch import launch
-from tests.distributed.layouts import LAYOUTS, MODELS, PROCESSES, RESUMED, SAVED_AT, STEPS, TABLE
+from tests.distributed.layouts import (
+    COMPARED,
+    GLOBAL_BATCH,
+    LAYOUTS,
+    MODELS,
+    PROCESSES,
+    RESUMED,
+    SAVED_AT,
+    SEQ_LEN,
+    STEPS,
+    TABLE,
+)
 
 LOSS, NORM, GRADIENT = 1e-5, 1e-4, 1e-4
+HALF = {"half": 200}  # times as far apart, with numbers of bf16
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +45,25 @@ def test_one_process_learns(found, model):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_losses_and_gradient_norms_are_those_of_one_process(found, name):
-    expected = found[LAYOUTS[name].model]
-    assert found[name]["losses"] == pytest.approx(expected["losses"], abs=LOSS)
-    assert found[name]["grad_norms"] == pytest.approx(expected["grad_norms"], rel=NORM)
+    """From one checkpoint, which every layout reads in its own pieces."""
+    assert_alike(found, name, LAYOUTS[name].model, 0, COMPARED)
+
+
+def assert_alike(found, name, model, first, fewest):
+    losses, norms = found[name]["losses"], found[name]["grad_norms"]
+    steps = slice(first, first + len(losses))
+    assert len(losses) == len(norms) >= fewest
+    assert losses == pytest.approx(found[model]["losses"][steps], abs=LOSS * HALF.get(model, 1))
+    assert norms == pytest.approx(found[model]["grad_norms"][steps], rel=NORM * HALF.get(model, 1))
 
 
 @pytest.mark.parametrize("name", [n for n in LAYOUTS if LAYOUTS[n].model == "moe"])
 def test_experts_are_chosen_as_by_one_process(found, name):
+    """But for one choice in a step that rounding may turn."""
     loads = found[name]["expert_loads"]
-    assert loads == found["moe"]["expert_loads"]
-    for step in loads:
+    for step, expected in zip(loads, found["moe"]["expert_loads"], strict=False):
+        choices = GLOBAL_BATCH * SEQ_LEN * 2
+        assert step == {layer: pytest.approx(shares, abs=1.5 / choices) for layer, shares in expected.items()}
         assert {layer: len(shares) for layer, shares in step.items()} == {"1": 4, "3": 8}
         assert [sum(shares) for shares in step.values()] == pytest.approx([1, 1])
 
@@ -51,14 +72,12 @@ def test_experts_are_chosen_as_by_one_process(found, name):
 def test_every_gradient_is_that_of_one_process(found, name):
     distances = found[name]["gradient_distance"]
     assert len(distances) >= 15
-    assert max(distances.values()) < GRADIENT, max(distances, key=distances.get)
+    assert all(far < GRADIENT for far in distances.values()), distances
 
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_run_goes_on_in_another_layout(found, name):
-    expected = found[RESUMED[name].model]["losses"][SAVED_AT:]
-    assert len(expected) >= 5
-    assert found[name]["losses"] == pytest.approx(expected, abs=LOSS)
+    assert_alike(found, name, RESUMED[name].model, SAVED_AT, STEPS - SAVED_AT)
 
 
 def test_the_table_is_as_large_as_it_should_be():

@@ -20,13 +20,28 @@ from hybridtron.distributed.groups import Place, process_groups
 from hybridtron.train.build import build_engine
 from hybridtron.train.config import RunConfig
 from hybridtron.train.resolve import data_parallel_size, resolve
-from tests.distributed.layouts import BLOCKS, GLOBAL_BATCH, MODELS, SAVED_AT, SEQ_LEN, STEPS, TABLE, VOCAB, Layout
+from tests.distributed.layouts import (
+    BLOCKS,
+    COMPARED,
+    GLOBAL_BATCH,
+    MICRO_BATCH,
+    MODELS,
+    PRECISION,
+    SAVED,
+    SAVED_AT,
+    SEQ_LEN,
+    STEPS,
+    TABLE,
+    VOCAB,
+    Layout,
+)
 
 
 def run_config(layout: Layout) -> RunConfig:
     model = {"hidden_size": 32, "vocab_size": 320, "blocks": BLOCKS, **MODELS[layout.model]}
-    train = {"steps": STEPS, "global_batch_size": GLOBAL_BATCH, "micro_batch_size": 1, "z_loss": 1e-3}
+    train = {"steps": STEPS, "global_batch_size": GLOBAL_BATCH, "micro_batch_size": MICRO_BATCH, "z_loss": 1e-3}
     config = {"name": "walk", "seed": 3, "model": model, "train": train, "parallel": layout.parallel}
+    config |= {"precision": {"format": PRECISION.get(layout.model, "fp32")}}
     config |= {"data": {"train": "none", "seq_len": SEQ_LEN, "tokenizer": "byte"}, "optimizer": {"lr": 1e-2}}
     return resolve(build(config, RunConfig))
 
@@ -37,11 +52,11 @@ def micro_batches(step: int, place: Place) -> list[tuple[torch.Tensor, torch.Ten
     text = torch.cat([half, half], 1)
     share = GLOBAL_BATCH // place.data_size
     own = text[place.data_rank * share : (place.data_rank + 1) * share]
-    return [(row[:, :SEQ_LEN], row[:, 1 : SEQ_LEN + 1]) for row in own.split(1)]
+    return [(row[:, :SEQ_LEN], row[:, 1 : SEQ_LEN + 1]) for row in own.split(MICRO_BATCH)]
 
 
 def gathered_gradients(engine, place: Place) -> dict[str, torch.Tensor]:
-    """On rank 0, the gradient of every parameter, whole; a piece that several processes hold must be equal in all."""
+    """The gradient of every parameter, whole; a piece that several processes hold must be equal in all."""
     mine = [
         (name, place.shards, parameter.main_grad.clone())
         for chunk in engine.chunks
@@ -52,11 +67,13 @@ def gathered_gradients(engine, place: Place) -> dict[str, torch.Tensor]:
     dist.all_gather_object(everyone, mine)
     whole: dict[str, torch.Tensor] = {}
     for name, shards, gradient in (entry for process in everyone for entry in process):
+        assert gradient.isfinite().all(), name
         spec = engine.specs[name]
         full = whole.setdefault(name, torch.full(spec.shape, torch.nan))
         before = spec.shard(full, shards)
         assert before.isnan().all() or torch.allclose(before, gradient, rtol=1e-4, atol=1e-7), f"{name}: copies differ"
         spec.put(full, gradient, shards)
+    assert not any(full.isnan().any() for full in whole.values()), "a piece that nobody holds"
     return whole
 
 
@@ -75,14 +92,24 @@ def try_layout(name: str, layout: Layout, place: Place, folder: Path) -> dict:
     assert data_parallel_size(config, place.world_size) == layout.data
     engine, _ = build_engine(config, place)
     found: dict = {"losses": [], "grad_norms": [], "expert_loads": []}
-    if layout.after:
-        checkpoint.load(folder / f"{layout.after}.checkpoint", engine)
-    for step in range(SAVED_AT if layout.after else 0, STEPS):
+
+    def save(target: Path) -> None:
+        if place.is_main:
+            target.mkdir()
+        engine.agree(True)
+        checkpoint.save(target, engine)
+
+    start = folder / f"{layout.after or layout.model}.{'checkpoint' if layout.after else 'start'}"
+    if name in MODELS:
+        save(start)
+    else:
+        checkpoint.load(start, engine)
+    goes_on = bool(name in MODELS or name in SAVED or layout.after)
+    for step in range(SAVED_AT if layout.after else 0, STEPS if goes_on else COMPARED):
         result = engine.train_step(micro_batches(step, place), lr=1e-2)
         found["losses"].append(result.loss)
         found["grad_norms"].append(result.grad_norm)
         found["expert_loads"].append(result.expert_load)
-        saved = any(other.after == name for other in TABLE.values())
         if step == 0 and not config.parallel.distributed_optimizer:
             gradients = gathered_gradients(engine, place)
             reference = folder / f"{layout.model}.gradients.pt"
@@ -90,17 +117,21 @@ def try_layout(name: str, layout: Layout, place: Place, folder: Path) -> dict:
                 torch.save(gradients, reference)
             elif place.is_main:
                 found["gradient_distance"] = distance(gradients, torch.load(reference))
-        if step + 1 == SAVED_AT and saved:
-            target = folder / f"{name}.checkpoint"
-            if place.is_main:
-                target.mkdir()
-            engine.agree(True)
-            checkpoint.save(target, engine)
+        if step + 1 == SAVED_AT and name in SAVED:
+            save(folder / f"{name}.checkpoint")
     return found
 
 
 def main() -> None:
+    from hybridtron.distributed import cpu_compat
+
+    cpu_compat.install()  # before megatron-core is imported
+    from hybridtron.distributed import engine as engine_module
+
     torch.set_num_threads(1)
+    engine_module.BUCKET_ELEMENTS = (
+        5000  # several buckets of gradients, with padding between them, in models this small
+    )
     warnings.filterwarnings("ignore")  # megatron-core's advice
     folder, here = Path(sys.argv[1]), read_environment()
     wanted = sys.argv[2:] or list(TABLE)

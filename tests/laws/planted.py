@@ -78,7 +78,7 @@ def state_runs(seed, noise: float, budgets=(4e18, 8e18, 2e19, 4e19, 8e19), c: fl
     return Runs.of(flops=flops, total_state=state, loss=loss, arch=list(arch))
 
 
-def depth_width_runs(seed, noise: float, n: int = 60) -> Runs:
+def depth_width_runs(seed, noise: float, n: int = 120) -> Runs:
     rng = np.random.default_rng(seed)
     width, depth = (np.exp(rng.uniform(np.log(low), np.log(high), n)) for low, high in ((256, 4096), (4, 80)))
     tokens = np.exp(rng.uniform(np.log(2e9), np.log(3e11), n))

@@ -43,7 +43,12 @@ def test_the_output_projection_counts():
     costs = stage_costs(model, stages, 32)
     assert stages[0].stop > 6
     assert sum(costs) == pytest.approx(sum(stage_costs(model, stages, 32, edges=False)) + 32 * 32 * (2 * 3200 + 1))
-    assert imbalance([2, 2, 4]) == pytest.approx(0.5)
+    assert imbalance([2, 2, 4], 3) == pytest.approx(0.5)
+
+
+def test_of_interleaved_stages_a_process_has_the_sum():
+    assert imbalance([4, 1, 1, 4], 2) == pytest.approx(0)
+    assert imbalance([4, 1, 4, 1], 2) == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -22,6 +22,8 @@ BLOCKS = {
     "mlp": {"type": "swiglu", "ffn_hidden_size": FFN},
     "moe": {"type": "moe", "num_experts": 4, "top_k": 2, "ffn_hidden_size": 32},
 }
+BLOCKS["gathered"] = {**BLOCKS["moe"], "dispatcher": "allgather"}
+BLOCKS["tight"] = {**BLOCKS["moe"], "capacity_factor": 0.5}
 
 
 def planned(pattern, gpus, model=(), **parallel):
@@ -54,6 +56,43 @@ def test_a_pipeline_sends_residuals_both_ways():
     first, second = planned("2*mlp", 2, pipeline=2).stages
     assert first.sent_bytes_per_step == second.sent_bytes_per_step == {"pipeline send": 8 * RESIDUAL}
     assert first.activation_bytes > second.activation_bytes > 0
+
+
+# A token's copies go to the experts, results return; weights go alone. Half of it stays with its process.
+MESSAGES = {
+    "to other experts": ("moe", {"expert": 2}, {"expert all_to_all": 4 * 2 * RESIDUAL // 2 + 2 * 2 * 256 // 2}),
+    "as many as experts take": ("tight", {"expert": 2}, {"expert all_to_all": 4 * RESIDUAL // 2 + 2 * 256 // 2}),
+    "to other channels": (
+        "moe",
+        {"expert_tensor": 2},
+        {
+            "expert tensor all_gather": (2 * 2 * RESIDUAL + 2 * 2 * RESIDUAL + 2 * 2 * 256) // 2,
+            "expert tensor reduce_scatter": (2 * 2 * RESIDUAL + 2 * 2 * RESIDUAL + 2 * 2 * 256) // 2,
+        },
+    ),
+    "all to all": (
+        "gathered",
+        {"expert": 2},
+        {
+            "experts all_gather": (2 * RESIDUAL + 2 * RESIDUAL + 2 * 4 * 256 + 2 * 4 * 64) // 2,
+            "experts reduce_scatter": (2 * RESIDUAL + 2 * RESIDUAL + 2 * 4 * 256) // 2,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MESSAGES)
+def test_tokens_travel_to_experts_and_back(what):
+    """64 tokens of 256 bytes; a weight has 4."""
+    pattern, parallel, expected = MESSAGES[what]
+    (stage,) = planned(pattern, 2, **parallel).stages
+    sent = {kind: size for kind, size in stage.sent_bytes_per_step.items() if "data" not in kind}
+    assert sent == {kind: 4 * size for kind, size in expected.items()}
+
+
+def test_the_plain_backend_plans_experts_too():
+    (stage,) = planned("attn moe", 1, {"backend": "torch"}).stages
+    assert stage.sent_bytes_per_step == {}
 
 
 def test_copies_reduce_gradients_or_share_the_optimizer():

@@ -11,11 +11,11 @@ WITH_EXPERTS = [f"model.blocks.ffn={MOE}"]
 # What is asked for, with how many processes, and what the line must name.
 IMPOSSIBLE = {
     "heads over too many": (["parallel.tensor=8"], 8, ["parallel.tensor = 8", "possible: 1, 2"]),
-    "an odd number": (["parallel.tensor=3"], 3, ["parallel.tensor = 3"]),
+    "an odd number": (["parallel.tensor=3"], 3, ["parallel.tensor = 3", "possible: 1, 2)"]),
     "a vocabulary that does not divide": (
         ["parallel.tensor=2", "model.vocab_size=257"], 2, ["257", "parallel.tensor = 2"]),
     "sequence alone": (["parallel.sequence=true"], 2, ["parallel.sequence = true", "tensor of 2 or more"]),
-    "runs of unequal length": (["parallel.context=3"], 3, ["data.seq_len = 32", "context", "3"]),
+    "runs of unequal length": (["parallel.context=3"], 3, ["data.seq_len = 32", "context = 3", "nearest: 30 or 33"]),
     "heads over tensor and context": (
         ["parallel.tensor=2", "parallel.context=2"], 4, ["tensor x context = 4", "possible: 1, 2"]),
     "more stages than layers": (["parallel.pipeline=5"], 5, ["parallel.pipeline = 5", "at most 4"]),
@@ -38,7 +38,7 @@ IMPOSSIBLE = {
     "experts under tensor without sequence": (
         [*WITH_EXPERTS, "parallel.tensor=2"], 2, ["parallel.sequence", "true"]),
     "processes for no whole copy": (
-        ["parallel.tensor=2", "parallel.pipeline=2"], 6, ["--nproc = 6", "tensor 2 x pipeline 2 = 4", "4 or 8"]),
+        ["parallel.tensor=2", "parallel.pipeline=2"], 6, ["= 6: expected", "tensor 2 x pipeline 2 = 4", "4 or 8"]),
     "another number of copies": (["parallel.data=4"], 2, ["parallel.data = 4", "expected 2"]),
     "a batch for other copies": (["train.micro_batch_size=1"], 3, ["train.global_batch_size = 4", "3"]),
     "recomputing an unknown block": (
@@ -65,4 +65,10 @@ def test_an_impossible_layout_is_one_clear_line(name, tiny, capsys):
 def test_a_plan_refuses_what_training_refuses(name, tiny, capsys):
     overrides, processes, _ = IMPOSSIBLE[name]
     assert main(["plan", str(tiny), *overrides, "--gpus", str(processes)]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--nproc" not in line
+
+
+def test_printing_a_config_for_so_many_processes_refuses_too(tiny, capsys):
+    assert main(["train", str(tiny), "parallel.tensor=2", "--nproc", "3", "--print"]) == 2
+    assert "--nproc = 3" in capsys.readouterr().err

@@ -50,7 +50,7 @@ class MoEConfig(MixerConfig):
         None,
         gt=0,
         description="An expert takes this many times an even share of a sequence's tokens, the first ones; later ones "
-        "pass it by. By default it takes all.",
+        "pass it by. By default, and when it generates token by token, it takes all.",
     )
     dispatcher: Literal["alltoall", "allgather"] = Field(
         "alltoall",

@@ -46,9 +46,7 @@ class MoE(Stateless):
             self.register_parameter(name, backend.parameter(specs[name]) if name in specs else None)
         self.shared = config.shared.build(backend) if config.shared else None
         self.core = swiglu  # [n, 2f] -> [n, f]
-        self.dispatch = backend.dispatcher(
-            config.dispatcher, config.num_experts, config.top_k, drops=config.capacity_factor is not None
-        )
+        self.dispatch = backend.dispatcher(config.dispatcher, config.num_experts, config.top_k, config.capacity_factor)
         load = torch.zeros(config.num_experts, dtype=torch.int64, device=self.router_weight.device)
         self.register_buffer("expert_load", load, persistent=False)
 

@@ -24,7 +24,7 @@ def _branch(value: Any) -> MixerConfig:
 Branch = Annotated[SerializeAsAny[MixerConfig], BeforeValidator(_branch)]
 
 
-class ParallelConfig(MixerConfig):
+class ParallelMixersConfig(MixerConfig):
     """Several mixers of the same input, their outputs merged."""
 
     type: Literal["parallel"]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridtron.backends.base import Backend
-from hybridtron.mixers.parallel.config import ParallelConfig
+from hybridtron.mixers.parallel.config import ParallelMixersConfig
 from hybridtron.mixers.stepping import State
 from hybridtron.ops.precision import accumulation_dtype
 
@@ -19,7 +19,7 @@ class Parallel(nn.Module):
 
     gate: nn.Parameter | None
 
-    def __init__(self, config: ParallelConfig, backend: Backend) -> None:
+    def __init__(self, config: ParallelMixersConfig, backend: Backend) -> None:
         super().__init__()
         self.config = config
         self.branches = nn.ModuleList(branch.build(backend) for branch in config.branches)
