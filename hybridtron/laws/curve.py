@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 import hybridtron
+from hybridtron.errors import UserError
 from hybridtron.laws import bootstrap
 from hybridtron.laws.identify import free_parameters
 from hybridtron.laws.law import Fit, Series, Settings, record
@@ -256,7 +257,11 @@ def complete_fit(
         verdict: the fit and the extrapolation check -> sentences.
         curves: what to plot.
         check: warnings of the law's own.
+
+    Raises UserError where there are no more rows than parameters: then any number of curves goes through all of them.
     """
+    if len(runs) <= (parameters := len(build(runs, delta).problem.lower)):
+        raise UserError(f"{runs.source}: {len(runs)} rows; expected more than the {parameters} parameters of {law}")
     fitted = fit_curve(build, runs, settings, delta)
     table = sensitivity(build, runs, settings, delta, fitted)
     warnings = fitted.warnings + filter_warnings(fitted, table) + check(fitted)

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+from hybridtron.errors import UserError
 from hybridtron.laws import LAWS, Settings, fit
 from hybridtron.laws.parametric import compute_optimal
 from hybridtron.laws.proxy import permutation_p, rank_p, ranks
@@ -172,3 +173,10 @@ def test_the_permutation_p_is_exact():
     assert p == smallest == pytest.approx(2 / 120)
     assert "120" in counted
     assert list(ranks(np.array([3.0, 1.0, 3.0]))) == [2.5, 1.0, 2.5]
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_no_more_rows_than_parameters_are_refused(rows):
+    with pytest.raises(UserError, match=rf"{rows} rows; expected more than the 5 parameters of parametric"):
+        fit("parametric", planted.parametric_runs(1, 0.003, n=rows))
+    assert fit("parametric", planted.parametric_runs(1, 0.003, n=6)).parameters

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 torch.set_num_threads(1)
 
-LENGTHS = (1, 7, 63, 64, 65, 300)  # around a chunk of 64
+LENGTHS = (1, 7, 63, 64, 65, 1000)  # around a chunk of 64
 
 
 def token_major(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

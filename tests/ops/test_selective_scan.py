@@ -21,7 +21,7 @@ def arguments(seq_len, width=10, dtype=torch.float32, batch=2, state_dim=4):
     )
 
 
-@pytest.mark.parametrize("seq_len", [31, 32, 33, *LENGTHS, 1000])
+@pytest.mark.parametrize("seq_len", [31, 32, 33, *LENGTHS])
 @pytest.mark.usefixtures("form")
 def test_matches_the_recurrence(seq_len):
     assert_matches(selective_scan, selective_scan_reference, arguments(seq_len), 3e-5)
