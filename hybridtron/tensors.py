@@ -96,6 +96,8 @@ class TensorSpec:
     trained: bool = True
 
     def __post_init__(self) -> None:
+        if len({part.name for part in self.parts}) != len(self.parts):
+            raise AssertionError(f"parts {self.parts} need names of their own, by which checkpoints know them")
         if self.parts and sum(part.size for part in self.parts) != self.shape[self.axis]:
             raise AssertionError(f"parts {self.parts} do not add up to axis {self.axis} of {self.shape}")
         if self.experts and (self.parts and self.axis == 0):

@@ -53,6 +53,11 @@ def test_parts_must_add_up():
         TensorSpec((23, 5), Init("input"), PACKED)
 
 
+def test_parts_have_names_of_their_own():
+    with pytest.raises(AssertionError, match="names of their own"):
+        TensorSpec((4, 5), Init("input"), (Part("q", 2), Part("q", 2)))
+
+
 def test_indivisible_parts_are_named_once_per_key():
     specs = {"qkv": TensorSpec((24, 5), Init("input"), PACKED)}
     assert [part.key for part in indivisible(specs, 4)] == ["num_kv_heads"]

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridtron.ops.gla import binary_chunks
+from hybridtron.ops.gla import STRONGEST, binary_chunks
 from hybridtron.ops.precision import accumulation_dtype
 
 
@@ -38,7 +38,7 @@ def gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, c
     )  # [b, chunks, m or h, l, .]
     q, k = q.unsqueeze(3), k.unsqueeze(3)  # [b, chunks, m, 1, l, n], for the r = h / m heads of a group
     v, g, beta = (t.unflatten(2, (groups, -1)) for t in (v, g, beta))  # [b, chunks, m, r, l, .]
-    total = g.cumsum(-2)
+    total = g.clamp_min(STRONGEST).cumsum(-2)
     later = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
     decays = (total - total.transpose(-1, -2)).masked_fill(later, -torch.inf).exp()  # [b, chunks, m, r, l, l]
     keys = k.transpose(-1, -2)

@@ -17,6 +17,9 @@ from torch import Tensor
 
 from hybridtron.ops.precision import accumulation_dtype
 
+# Log decay. Of a state, e^-40 is nothing; a sum of decays with far larger ones in it loses the digits of the others.
+STRONGEST = -40.0
+
 _SMALLEST = 4  # tokens of a block that is no longer halved
 
 
@@ -30,7 +33,7 @@ def gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor, chunk_size: int) -> Tensor:
     count, length = binary_chunks(seq_len, chunk_size)
     padding = (0, 0, 0, 0, 0, count * length - seq_len)
     q, k, v, g = (F.pad(t.to(dtype), padding).unflatten(1, (-1, length)).transpose(2, 3) for t in (q, k, v, g))
-    total = g.cumsum(-2)  # [b, chunks, h, l, n]
+    total = g.clamp_min(STRONGEST).cumsum(-2)  # [b, chunks, h, l, n]
     y = _within_chunks(q, k, v, total)
     if count > 1:
         carry = total[..., -1, :]  # [b, chunks, h, n]

@@ -16,8 +16,6 @@ from torch import Tensor
 from hybridtron.ops.gla import gla
 from hybridtron.ops.precision import accumulation_dtype
 
-_STRONGEST = -40.0  # log decay; e^-40 of a state is below what float32 resolves beside any new one
-
 
 def rwkv6(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, chunk_size: int) -> Tensor:
     """The recurrence over whole sequences from a zero state, by matmuls over chunks.
@@ -28,7 +26,7 @@ def rwkv6(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, chunk_size:
     """
     dtype = accumulation_dtype(v)
     r, k, v_wide = (t.to(dtype) for t in (r, k, v))
-    decays = log_w.to(dtype).clamp_min(_STRONGEST)
+    decays = log_w.to(dtype)
     k_before, v_before, decays_before = (F.pad(t[:, :-1], (0, 0, 0, 0, 1, 0)) for t in (k, v_wide, decays))
     bonus = (r * u.to(dtype) * k).sum(-1, keepdim=True) * v_wide
     return (gla(r, k_before, v_before, decays_before, chunk_size) + bonus).to(v.dtype)

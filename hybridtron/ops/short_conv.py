@@ -52,7 +52,11 @@ def short_conv_step(
     Returns y [b, c] and the cache for the next token.
     """
     window = torch.cat([cache, x.unsqueeze(1)], 1)  # [b, k, c]
-    return short_conv_reference(window, weight, bias, activation)[:, -1], window[:, 1:]
+    dtype = accumulation_dtype(x)
+    y = (window.to(dtype) * weight.t().to(dtype)).sum(1)
+    if bias is not None:
+        y = y + bias.to(dtype)
+    return (F.silu(y) if activation else y).to(x.dtype), window[:, 1:]
 
 
 class _ShortConv(torch.autograd.Function):

@@ -9,7 +9,9 @@ import sys
 import pytest
 
 from hybridtron.distributed.launch import launch
+from hybridtron.mixers.registry import MIXERS
 from tests.distributed.layouts import (
+    BLOCKS,
     COMPARED,
     GLOBAL_BATCH,
     LAYOUTS,
@@ -78,6 +80,11 @@ def test_every_gradient_is_that_of_one_process(found, name):
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_run_goes_on_in_another_layout(found, name):
     assert_alike(found, name, RESUMED[name].model, SAVED_AT, STEPS - SAVED_AT)
+
+
+def test_every_primitive_is_laid_out():
+    laid_out = {name for layout in LAYOUTS.values() for name in MODELS[layout.model]["pattern"].split()}
+    assert {BLOCKS[name]["type"] for name in laid_out} == set(MIXERS)
 
 
 def test_the_table_is_as_large_as_it_should_be():

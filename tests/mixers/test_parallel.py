@@ -8,7 +8,7 @@ from hybridtron.config.load import build
 from hybridtron.errors import UserError
 from hybridtron.mixers.contract import Capabilities
 from hybridtron.mixers.mlp.config import MLPConfig
-from hybridtron.mixers.parallel.config import ParallelConfig
+from hybridtron.mixers.parallel.config import ParallelMixersConfig
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel
@@ -67,8 +67,8 @@ class OneProcessMLP(MLPConfig):
 
 def test_it_can_do_what_all_branches_can():
     able, unable = (kind(type="mlp", hidden_size=WIDTH) for kind in (MLPConfig, OneProcessMLP))
-    assert ParallelConfig(type="parallel", branches=[able, able]).capabilities == MLPConfig.capabilities
-    assert ParallelConfig(type="parallel", branches=[able, unable]).capabilities == OneProcessMLP.capabilities
+    assert ParallelMixersConfig(type="parallel", branches=[able, able]).capabilities == MLPConfig.capabilities
+    assert ParallelMixersConfig(type="parallel", branches=[able, unable]).capabilities == OneProcessMLP.capabilities
 
 
 def test_recomputing_the_cores_of_branches_changes_no_gradient():

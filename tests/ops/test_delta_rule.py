@@ -41,6 +41,13 @@ def test_no_decay_and_decays_that_underflow():
     assert_matches(lambda *t: gated_delta_rule(*t, 64), gated_delta_rule_reference, (q, k, v, g, beta), 3e-5)
 
 
+def test_few_strong_decays_leave_the_others_exact():
+    q, k, v, g, beta = arguments(512)
+    strong = torch.rand(g.shape) < 0.1
+    g = torch.where(strong, -5e4, g.detach() / 50).requires_grad_()
+    assert_matches(lambda *t: gated_delta_rule(*t, 64), gated_delta_rule_reference, (q, k, v, g, beta), 1e-4)
+
+
 def test_strengths_up_to_two_with_keys_that_are_nearly_alike():
     """Where a triangular system is hardest to solve: every key corrects all the others."""
     q, k, v, g, beta = arguments(130, largest=2.0, decay=0.0)

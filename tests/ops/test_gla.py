@@ -29,6 +29,13 @@ def test_decays_that_hardly_decay_and_that_underflow(strength):
     assert_matches(lambda *t: gla(*t, 64), gla_reference, arguments(130, strength=strength), 3e-5)
 
 
+def test_few_strong_decays_leave_the_others_exact():
+    q, k, v, g = arguments(512)
+    strong = torch.rand(g.shape) < 0.1
+    g = torch.where(strong, -5e4, g.detach() / 50).requires_grad_()
+    assert_matches(lambda *t: gla(*t, 64), gla_reference, (q, k, v, g), 1e-4)
+
+
 def test_one_decay_for_all_channels_is_a_state_space_of_mamba2():
     from hybridtron.ops.ssd import ssd_reference
 

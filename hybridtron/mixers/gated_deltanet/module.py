@@ -81,7 +81,7 @@ class GatedDeltaNet(nn.Module):
         v, z = (part.unflatten(-1, (-1, config.value_size)) for part in (v, z))
         steps = F.softplus(dt.to(dtype) + self._own("dt_bias"))
         strengths = torch.sigmoid(beta.to(dtype)) * (2 if config.allow_negative else 1)
-        return _unit(q) * config.key_size**-0.5, _unit(k), v, z, -self._own("A_log").exp() * steps, strengths
+        return _unit(q) * config.key_size**-0.5, _unit(k), v, z, -self._own("A_log").to(dtype).exp() * steps, strengths
 
     def _finish(self, y: Tensor, z: Tensor) -> Tensor:
         """Norm each head's outputs [..., heads, p] and gate them: [..., heads * p]."""

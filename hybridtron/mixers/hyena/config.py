@@ -58,13 +58,16 @@ class ProjectedHyenaConfig(ImplicitFilterConfig):
         groups, width, key = self.projection_groups, self.inner_size // self.filters, self._filters_key
         projected = tuple(Part(f"p{i}", self.filters // groups, width, key) for i in range(ROLES))
         channels = tuple(Part(f"run {g}", self.filters // groups, width, key) for g in range(groups))
+        convolved = tuple(
+            Part(f"p{i} {g}", self.filters // groups, width, key) for i in range(ROLES) for g in range(groups)
+        )
         filters = tuple(Part(f"run {g}", self.filters // groups, 1, key) for g in range(groups))
         size, bound = ROLES * self.inner_size, self.conv_kernel**-0.5
         conv = Init("uniform", -bound, bound)
         specs = {
             "in_proj.weight": TensorSpec((size // groups, self.hidden_size), Init("input"), projected),
-            "conv_weight": TensorSpec((size, self.conv_kernel), conv, ROLES * channels),
-            "conv_bias": TensorSpec((size,), conv, ROLES * channels, decay=False),
+            "conv_weight": TensorSpec((size, self.conv_kernel), conv, convolved),
+            "conv_bias": TensorSpec((size,), conv, convolved, decay=False),
             **self.filter_tensors(filters),
             "skip": TensorSpec((self.filters,), Init("normal", 0.0, 1.0), filters, decay=False),
             "out_proj.weight": TensorSpec((self.hidden_size, self.inner_size), Init("output"), channels, axis=1),

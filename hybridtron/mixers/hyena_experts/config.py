@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -47,20 +48,21 @@ class HyenaExpertsConfig(ImplicitFilterConfig):
 
     def tensors(self) -> dict[str, TensorSpec]:
         experts = tuple(Part(f"expert {i}", self.expert_size, 1, "expert_size") for i in range(self.num_experts))
+        projected = tuple(replace(part, name=f"{role} {part.name}") for role in "qkv" for part in experts)
         one = (Part("expert", self.expert_size, 1, "expert_size"),)
         size, width, bound = 3 * self.channels, self.hidden_size, self.conv_kernel**-0.5
         conv = Init("uniform", -bound, bound)
         specs = {
-            "in_proj.weight": TensorSpec((size, width), Init("input"), 3 * experts),
-            "conv_weight": TensorSpec((size, self.conv_kernel), conv, 3 * experts),
-            "conv_bias": TensorSpec((size,), conv, 3 * experts, decay=False),
+            "in_proj.weight": TensorSpec((size, width), Init("input"), projected),
+            "conv_weight": TensorSpec((size, self.conv_kernel), conv, projected),
+            "conv_bias": TensorSpec((size,), conv, projected, decay=False),
             **self.filter_tensors(experts),
             "skip": TensorSpec((self.channels,), Init("normal", 0.0, 1.0), experts, decay=False),
             "router_weight": TensorSpec((self.num_experts, width), Init("input")),
             "out_proj.weight": TensorSpec((width, self.expert_size), Init("output"), one, axis=1),
         }
         if self.bias:
-            specs["in_proj.bias"] = TensorSpec((size,), Init("zeros"), 3 * experts, decay=False)
+            specs["in_proj.bias"] = TensorSpec((size,), Init("zeros"), projected, decay=False)
             specs["router_bias"] = TensorSpec((self.num_experts,), Init("zeros"), decay=False)
             specs["out_proj.bias"] = TensorSpec((width,), Init("zeros"), decay=False)
         return specs

@@ -27,8 +27,10 @@ class LinearAttentionConfig(MixerConfig):
         description="Of queries and keys: elu(x) + 1; relu(x); x; the second-order expansion of exp (Based); or the "
         "product of two learned linear maps (as in MAD).",
     )
-    normalize: bool = Field(
-        True, description="Divide by the sum of the weights, which stays away from 0 with elu, relu and taylor."
+    normalize: bool | None = Field(
+        None,
+        description="Divide by the sum of the weights; by default with elu, relu and taylor. With identity and "
+        "hadamard, as in MAD, the sum may be near 0 and outputs of any size.",
     )
     chunk_size: int = Field(64, ge=1, description="Tokens per chunk; changes speed, not results.")
 
@@ -45,6 +47,10 @@ class LinearAttentionConfig(MixerConfig):
                 "num_heads", self.num_heads, f"a divisor of hidden_size {self.hidden_size} (nearest: {nearest})"
             )
         return self
+
+    @property
+    def normalizes(self) -> bool:
+        return self.feature_map in ("elu", "relu", "taylor") if self.normalize is None else self.normalize
 
     @property
     def value_size(self) -> int:
@@ -78,12 +84,12 @@ class LinearAttentionConfig(MixerConfig):
         from hybridtron.ops.linear_attention import linear_attention_flops
 
         core = linear_attention_flops(
-            seq_len, self.num_heads, self.features, self.value_size, self.chunk_size, self.normalize
+            seq_len, self.num_heads, self.features, self.value_size, self.chunk_size, self.normalizes
         )
         return linear_flops(seq_len, *self.tensors().values()) + core
 
     def state_size(self, seq_len: int) -> int:
-        return self.num_heads * self.features * (self.value_size + self.normalize)
+        return self.num_heads * self.features * (self.value_size + self.normalizes)
 
     def build(self, backend: Backend) -> LinearAttention:
         from hybridtron.mixers.linear_attention.module import LinearAttention

@@ -43,17 +43,17 @@ class LinearAttention(nn.Module):
         """Queries, keys and values of some heads [s, b, q + k + v] -> [s, b, heads * p]."""
         q, k, v = (part.transpose(0, 1) for part in self._heads(packed))  # [b, s, heads, .]
         q, k = self._features(q, k)
-        y = linear_attention(q, k, v, self.config.chunk_size, self.config.normalize)
+        y = linear_attention(q, k, v, self.config.chunk_size, self.config.normalizes)
         return y.flatten(2).transpose(0, 1)
 
     def initial_state(self, batch: int) -> Tensor:
         config, like = self.config, next(self.qkv.parameters())
-        size = (batch, config.num_heads, config.features, config.value_size + config.normalize)
+        size = (batch, config.num_heads, config.features, config.value_size + config.normalizes)
         return like.new_zeros(size, dtype=accumulation_dtype(like))
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v = self._heads(self.qkv(x.unsqueeze(0)).squeeze(0))  # [b, heads, .]
-        y, state = linear_attention_step(state, *self._features(q, k), v, self.config.normalize)
+        y, state = linear_attention_step(state, *self._features(q, k), v, self.config.normalizes)
         return self.proj(y.flatten(1).unsqueeze(0)).squeeze(0), state
 
     def _heads(self, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:

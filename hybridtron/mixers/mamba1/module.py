@@ -66,7 +66,7 @@ class Mamba1(nn.Module):
     def core(self, packed: Tensor) -> Tensor:
         """Some channels and what they share [s, b, x + z + dt + B + C] -> [s, b, x]."""
         x, z, dt, B, C = (part.transpose(0, 1) for part in self._split(packed))  # [b, s, .]
-        y = selective_scan(x, self._steps(dt), -self._own("A_log").exp(), B, C, self._own("D"))
+        y = selective_scan(x, self._steps(dt), -_wide(self._own("A_log")).exp(), B, C, self._own("D"))
         return (y * F.silu(z)).transpose(0, 1)
 
     def initial_state(self, batch: int) -> Mamba1State:
@@ -80,7 +80,7 @@ class Mamba1(nn.Module):
         x, z = self.in_proj(u.unsqueeze(0)).squeeze(0).chunk(2, -1)
         x, cache = short_conv_step(state.conv, x, self.conv_weight, self.conv_bias, "silu")
         x, z, dt, B, C = self._split(torch.cat([x, z, self.x_proj(x.unsqueeze(0)).squeeze(0)], -1))  # [b, .]
-        y, ssm = selective_scan_step(state.ssm, x, self._steps(dt), -self.A_log.exp(), B, C, self.D)
+        y, ssm = selective_scan_step(state.ssm, x, self._steps(dt), -_wide(self.A_log).exp(), B, C, self.D)
         return self.out_proj((y * F.silu(z)).unsqueeze(0)).squeeze(0), Mamba1State(cache, ssm)
 
     def _own(self, name: str) -> Tensor:
@@ -95,3 +95,7 @@ class Mamba1(nn.Module):
         """Steps of some channels from what all of them share."""
         projected = F.linear(dt, self._own("dt_weight"))
         return F.softplus(projected.to(accumulation_dtype(projected)) + self._own("dt_bias"))
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(accumulation_dtype(x))

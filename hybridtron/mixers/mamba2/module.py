@@ -57,7 +57,7 @@ class Mamba2(nn.Module):
             conv_weight,
             conv_bias,
             dt_bias,
-            -A_log.exp(),
+            -A_log.to(accumulation_dtype(A_log)).exp(),
             D,
             norm_weight,
             head_dim=self.config.head_dim,
@@ -87,6 +87,6 @@ class Mamba2(nn.Module):
             )
         )  # [b, heads or groups, .]
         steps = F.softplus(dt.to(state.ssm.dtype) + self.dt_bias)
-        y, ssm = ssd_step(state.ssm, x, steps, -self.A_log.exp(), b, c, self.D)
+        y, ssm = ssd_step(state.ssm, x, steps, -self.A_log.to(steps.dtype).exp(), b, c, self.D)
         y = gated_rms_norm(y.flatten(1), z, self.norm_weight, self.norm_eps, config.groups)
         return self.out_proj(y.unsqueeze(0)).squeeze(0), Mamba2State(cache, ssm)

@@ -72,6 +72,9 @@ class ParallelMixersConfig(MixerConfig):
         gate = 2 * seq_len * len(self.branches) * self.hidden_size if self.merge == "gate" else 0
         return gate + sum(branch.flops(seq_len) for branch in self.branches)
 
+    def unseen_flops(self, seq_len: int) -> int:
+        return sum(branch.unseen_flops(seq_len) for branch in self.branches)
+
     def state_size(self, seq_len: int) -> int:
         return sum(branch.state_size(seq_len) for branch in self.branches)
 
