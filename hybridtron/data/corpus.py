@@ -137,7 +137,8 @@ def _claimed(out: Path, settings: dict[str, Any]) -> Iterator[None]:
     content = {path.name for path in out.iterdir()} if out.exists() else set()
     if content and PARTIAL_NAME not in content:
         what = "holds a prepared corpus" if REPORT_NAME in content else "is not empty"
-        raise UserError(f"--out = {out}: {what}; expected a folder that is new, empty, or left by the same command")
+        left = "left by the same command when it was stopped"
+        raise UserError(f"--out = {out}: {what}; expected a folder that is new, empty, or {left}")
     try:
         partial.mkdir(parents=True, exist_ok=True)
         lock = (partial / "lock").open("w")

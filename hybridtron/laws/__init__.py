@@ -20,6 +20,9 @@ from hybridtron.laws.runs import Runs
 __all__ = ["LAWS", "Fit", "Law", "Runs", "Series", "Settings", "fit", "read_runs"]
 
 
+FREE = "not identified: "  # begins a warning about what the data leave open
+
+
 def fit(law: str, runs: Runs, settings: Settings | None = None) -> Fit:
     """Fit one law to runs.
 
@@ -37,4 +40,10 @@ def fit(law: str, runs: Runs, settings: Settings | None = None) -> Fit:
     settings = settings or Settings()
     check(LAWS[law], runs, settings)
     result = LAWS[law].fit(runs, settings)
-    return replace(result, warnings=unit_warnings(runs) + setting_warnings(LAWS[law], settings) + result.warnings)
+    free = [warning.removeprefix(FREE) for warning in result.warnings if warning.startswith(FREE)]
+    first = [f"These data do not determine all of the law: {'; '.join(free)}."] if free else []
+    return replace(
+        result,
+        warnings=unit_warnings(runs) + setting_warnings(LAWS[law], settings) + result.warnings,
+        verdict=first + result.verdict,
+    )

@@ -43,7 +43,7 @@ def closing_report(
         bigram = _bigram(config, corpus)
         summary |= {"valid_bits_per_byte": bits, "bigram_bits_per_byte": bigram}
     if config.train.sample_tokens and config.parallel.pipeline * config.parallel.context > 1:
-        say("no sample: the model or its sequences lie over several processes; use hybridtron generate")
+        say("no sample: layers or sequences lie over several processes; use hybridtron generate")
     elif config.train.sample_tokens:
         tokenizer = load_tokenizer(config.data.tokenizer)
         summary["sample_prompt"] = _beginning(corpus, tokenizer)
