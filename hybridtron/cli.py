@@ -106,6 +106,38 @@ def _parser() -> ArgumentParser:
     _takes_json(verb)
     verb.set_defaults(run=_plan)
 
+    verb = verbs.add_parser("search", help="search architectures, or go on with a search; several may share one folder")
+    _takes_config(verb)
+    _takes_json(verb)
+    verb.set_defaults(run=_search)
+
+    verb = verbs.add_parser("scale", help="grow a small pattern to the size of a target model")
+    verb.add_argument("pattern", metavar="PATTERN", help="2*attn 4*mlp, or in another dialect: AAMMMM, 2A+4M, **----")
+    verb.add_argument("--method", choices=["stretch", "stack"], required=True, help="longer runs, or more copies")
+    verb.add_argument(
+        "--target", type=Path, required=True, metavar="CONFIG", help="a YAML file whose size and widths count"
+    )
+    verb.add_argument(
+        "overrides", metavar="key=value", nargs="*", default=[], help="dotted keys of the target, such as size=1b"
+    )
+    verb.add_argument(
+        "--round",
+        choices=["up", "parameters", "flops"],
+        default="up",
+        help="up: every run, as the paper does; else to the nearest size in parameters or FLOPs (%(default)s)",
+    )
+    verb.add_argument(
+        "--dialect", choices=["auto", "native", "megatron", "composer"], default="auto", help="of PATTERN (%(default)s)"
+    )
+    verb.add_argument("--out", type=Path, metavar="FILE", help="write a training config")
+    _takes_json(verb)
+    verb.set_defaults(run=_scale)
+
+    verb = verbs.add_parser("mad", help="six synthetic tasks that rank architectures in minutes")
+    verb.add_argument("verb", metavar="data|run|report", help="`hybridtron mad VERB --help` tells more")
+    verb.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    verb.set_defaults(run=_mad)
+
     verb = verbs.add_parser("doctor", help="what is installed and which path each operation will take")
     _takes_json(verb)
     verb.set_defaults(run=_doctor)
@@ -264,6 +296,40 @@ def _plan(options: argparse.Namespace) -> int:
     else:
         show(config.name, made)
     return 0
+
+
+def _search(options: argparse.Namespace) -> int:
+    from hybridtron.composer.config import SearchConfig
+    from hybridtron.composer.run import run_search
+    from hybridtron.config.load import load
+
+    outcome, page = run_search(load(options.config, options.overrides, SearchConfig))
+    if options.json:
+        print(json.dumps(outcome.as_json(), indent=2))
+    else:
+        from hybridtron.composer.view import summary
+
+        print(summary(outcome, page))
+    return 0
+
+
+def _scale(options: argparse.Namespace) -> int:
+    from hybridtron.composer.scale import read_small_pattern, scale, show, write_config
+
+    target = _load_config(options.target, options.overrides)
+    scaled = scale(
+        read_small_pattern(options.pattern, target.model, options.dialect), target, options.method, options.round
+    )
+    if options.out:
+        write_config(scaled, options.out)
+    print(json.dumps(scaled.as_json(), indent=2) if options.json else show(scaled, target))
+    return 0
+
+
+def _mad(options: argparse.Namespace) -> int:
+    from hybridtron.mad.command import main
+
+    return main([options.verb, *options.arguments])
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -21,6 +21,8 @@ OPTIONAL = {
     "causal-conv1d": "CUDA kernel for short convolutions",
     "flash-attn": "attention kernels",
     "nvidia-dali": "data loading",
+    "botorch": "the Bayesian engine of hybridtron search",
+    "pyarrow": "parquet files of runs",
     "transformers": "the outside implementations that tests and benchmarks compare with",
 }
 
@@ -46,7 +48,7 @@ def examine() -> dict[str, Any]:
         "required": required,
         "optional": {name: installed_version(name) for name in OPTIONAL},
         "apex": apex,
-        "device": torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name() if cuda else f"CPU, torch threads: {torch.get_num_threads()}",
         "processes": "nccl" if cuda else "gloo, megatron-core under the CPU shim",
         "operations": {
             "attention": "scaled_dot_product_attention" if cuda else "matrix multiplications and softmax",

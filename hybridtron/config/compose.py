@@ -4,6 +4,10 @@
 bases override earlier ones, the file overrides its bases, and dotted overrides (`optimizer.lr=3e-4`) come last.
 Mappings merge key by key; lists and scalars replace. An override sets the value of its key whole:
 `schedule={type: constant}` leaves nothing of what `schedule` held.
+
+One file may describe a model in several sizes: `sizes: {1b: {...}, 3b: {...}}` holds what belongs to each, and
+`size: 1b` in a file or `size=1b` among the overrides chooses the one that is merged over the rest. Tables of several
+files merge.
 """
 
 from __future__ import annotations
@@ -15,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from hybridtron.config import yaml_text
-from hybridtron.config.nearest import nearest
+from hybridtron.config.nearest import nearest, one_of
 from hybridtron.config.type_words import value_text
 from hybridtron.errors import UserError
 
 BASE_KEY = "base"
+SIZE_KEY, SIZES_KEY = "size", "sizes"
 COMMAND_LINE = "command line"
 _MAX_LEVELS = 100
 
@@ -61,13 +66,18 @@ class Composed:
 def compose(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Composed:
     """Reads a config file with its bases and applies overrides of the form `dotted.key=YAML value`.
 
-    Raises UserError for a missing or malformed file, a cycle of bases, and an override that is malformed or leads
-    through something that is not a mapping.
+    Raises UserError for a missing or malformed file, a cycle of bases, an override that is malformed or leads through
+    something that is not a mapping, and a size that is missing or that the files do not have.
     """
     main = os.fspath(path)
     if not main:
         raise UserError("expected the path of a config file, found ''")
     tree = _read_tree(main, ())
+    if SIZES_KEY in tree:
+        for override in filter(_sets_size, overrides):
+            _override(tree, override)
+        _choose_size(tree, main)
+        overrides = [override for override in overrides if not _sets_size(override)]
     for override in overrides:
         _override(tree, override)
     sources = {".".join(key): leaf.source for key, leaf in _leaves(tree)}
@@ -103,6 +113,24 @@ def _read_tree(path: str, users: tuple[str, ...], named_in: str = "") -> _Tree:
         _merge(tree, _read_tree(base_path, (*users, path), f" (named as {BASE_KEY} in {path})"))
     _merge(tree, _tree(content, path))
     return tree
+
+
+def _sets_size(override: str) -> bool:
+    return override.partition("=")[0].strip() == SIZE_KEY
+
+
+def _choose_size(tree: _Tree, main: str) -> None:
+    """Merge what belongs to the chosen size over the rest, and remove the choice and the table."""
+    table, chosen = tree.pop(SIZES_KEY), tree.pop(SIZE_KEY, None)
+    if not isinstance(table, dict) or any(isinstance(entry, _Leaf) for entry in table.values()):
+        raise UserError(f"{SIZES_KEY} = {value_text(_plain(table))}: expected a mapping from size to keys (in {main})")
+    if chosen is None:
+        raise UserError(f"{SIZE_KEY}: required key is missing: expected {one_of(None, table)} (in {main})")
+    name = _plain(chosen)
+    if not isinstance(name, str) or name not in table:
+        place = Provenance({SIZE_KEY: chosen.source} if isinstance(chosen, _Leaf) else {}, main).suffix(SIZE_KEY)
+        raise UserError(f"{SIZE_KEY} = {value_text(name)}: expected {one_of(name, table)}{place}")
+    _merge(tree, table[name])
 
 
 def _check_exists(path: str, named_in: str) -> None:

@@ -9,7 +9,7 @@ from hybridtron.train.config import RunConfig
 INTRO = """Every key of a run's config, generated from the schema (`make docs`). A file may begin with
 `base: OTHER.yaml` (or a list), relative to itself: mappings merge key by key, everything else is replaced. On the
 command line, `key=value` changes a dotted key last. `hybridtron train CONFIG --print` shows the outcome. An unknown key
-is an error."""
+is an error. A file with a table `sizes:` describes a model in several sizes; `size=1b` chooses one."""
 
 PATTERN = """The pattern names blocks in order: `attn mlp` is two layers, `3*mlp` three, `2*(mamba mlp)` repeats a
 group, and `|` marks where a pipeline stage may end. Each layer is norm, block, residual addition."""

@@ -134,3 +134,50 @@ def test_bad_overrides_are_refused(folder, override, message):
         compose("top.yaml", [override])
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+SIZES = "base: ladder.yaml\nname: any\nsizes:\n  small: {model: {depth: 2}}\n  large: {name: big, model: {depth: 9}}\n"
+LADDER = "lr: 1\nmodel: {kind: x}\nsizes:\n  small: {lr: 3, model: {width: 4}}\n  large: {model: {width: 8}}\n"
+
+
+def test_a_chosen_size_is_merged_over_the_rest_and_below_the_overrides(folder):
+    folder(ladder=LADDER, family=SIZES)
+    small = compose("family.yaml", ["size=small"])
+    assert small.mapping == {"lr": 3, "model": {"kind": "x", "width": 4, "depth": 2}, "name": "any"}
+    assert small.provenance.source("model.width") == "ladder.yaml"
+    large = compose("family.yaml", ["model.depth=5", "size=large"])
+    assert large.mapping == {"lr": 1, "model": {"kind": "x", "width": 8, "depth": 5}, "name": "big"}
+    assert large.provenance.source("model.depth") == COMMAND_LINE
+
+
+def test_a_file_may_choose_the_size_of_its_base(folder):
+    folder(ladder=LADDER, family=SIZES, run="base: family.yaml\nsize: large\nlr: 7\n")
+    assert compose("run.yaml").mapping["model"]["depth"] == 9
+    assert compose("run.yaml", ["size=small"]).mapping["model"]["depth"] == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([], ["size: required key is missing", "small, large", "family.yaml"]),
+        (["size=smal"], ["size = 'smal'", "small, large", "nearest: small", "command line"]),
+        (["size={small: 1}"], ["size", "small, large"]),
+    ],
+)
+def test_a_missing_or_unknown_size_is_refused(folder, overrides, words):
+    folder(ladder=LADDER, family=SIZES)
+    with pytest.raises(UserError) as refusal:
+        compose("family.yaml", overrides)
+    assert all(word in str(refusal.value) for word in words)
+
+
+def test_size_is_an_ordinary_key_where_there_is_no_table_of_sizes(folder):
+    folder(plain="size: 3\n")
+    assert compose("plain.yaml", ["size=4"]).mapping == {"size": 4}
+
+
+@pytest.mark.parametrize("table", ["[1]", "{small: 3}"])
+def test_a_table_of_sizes_that_is_none_is_refused(folder, table):
+    folder(bad=f"sizes: {table}\nsize: small\n")
+    with pytest.raises(UserError, match=r"sizes = .*expected a mapping from size to keys"):
+        compose("bad.yaml")

@@ -1,0 +1,174 @@
+"""Search engines on closed-form objectives with known optimum, at equal budget: regret, and evaluations to the optimum.
+
+    python benchmarks/composer.py --out docs/composer
+    python benchmarks/composer.py --replay checkpoints/search-mad-6-layers
+
+Ten instances of each objective, one for each seed. Rows are kept in OUT/engines.jsonl, so that it goes on after a kill.
+With --replay the objective is what an exhaustive search has recorded, and what each rule would return is told too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from hybridtron.composer.aggregate import aggregate
+from hybridtron.composer.bayesian import Bayesian
+from hybridtron.composer.engines import Engine, Evolution, Observation, RandomSearch
+from hybridtron.composer.functions import Chain
+from hybridtron.composer.space import Pattern, Space
+from hybridtron.laws.plots import FAINT, GRID, HUES, INK
+from hybridtron.pattern import Pattern as Layers
+from hybridtron.pattern import to_composer
+
+SPACES = {"2^6": (2, 6, 30, 1), "2^16": (2, 16, 48, 4), "3^12": (3, 12, 64, 4)}  # blocks, layers, evaluations, batch
+ENGINES: dict[str, Engine] = {"random": RandomSearch(), "evolution": Evolution(), "bayesian": Bayesian()}
+
+
+def regrets(engine: Engine, space: Space, function: Chain, budget: int, batch: int, seed: int) -> list[float]:
+    """Distance of the best so far from the optimum, after every evaluation."""
+    seen: list[Observation] = []
+    while len(seen) < budget:
+        generator = np.random.default_rng([seed, len(seen)])
+        for pattern in engine.propose(space, seen, [], min(batch, budget - len(seen)), generator):
+            seen.append(Observation(pattern, function(pattern)))
+    best = np.maximum.accumulate([o.score for o in seen])
+    return [round(float(value), 9) for value in 1 - best]
+
+
+def runs(file: Path, seeds: int) -> Iterator[dict]:
+    """A row for every space, seed and engine, from the file or made now."""
+    done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    for seed in range(seeds):
+        for space_name, (blocks, layers, budget, batch) in SPACES.items():
+            for engine_name, engine in ENGINES.items():
+                key = {"space": space_name, "seed": seed, "engine": engine_name}
+                row = next((row for row in done if key.items() <= row.items()), None)
+                if row is None:
+                    space = Space(tuple("AMS"[:blocks]), layers)
+                    begun = time.process_time()
+                    found = regrets(engine, space, Chain(layers, blocks, seed), budget, batch, seed)
+                    row = {**key, "cpu_seconds": round(time.process_time() - begun, 2), "regret": found}
+                    with file.open("a") as stream:
+                        stream.write(json.dumps(row) + "\n")
+                    print(f"{space_name} seed {seed} {engine_name}: {found[-1]:.4f}", flush=True)
+                yield row
+
+
+def replay(folder: Path, seeds: int, budget: int = 30) -> str:
+    """Markdown: the ranking that an exhaustive search recorded, and how the engines fare on its scores."""
+    rows = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    blocks = tuple(rows[0]["space"]["blocks"])
+    scores = {
+        tuple(blocks.index(name) for name in row["pattern"].split()): row["score"]
+        for row in rows
+        if row["row"] == "result"
+    }
+    space = Space(blocks, rows[0]["space"]["layers"])
+    ranked = sorted(scores, key=lambda pattern: -scores[pattern])
+
+    def words(pattern: Pattern) -> str:
+        rank = ranked.index(pattern) + 1
+        return f"`{to_composer(Layers(space.names(pattern)))}` | {scores[pattern]:.4f} | {rank}"
+
+    def returned(seen: list[Observation]) -> dict[str, Pattern]:
+        votes = {f"N_{c}": aggregate(space, seen, 5, 1, c).pattern for c in (0, 1)}
+        return {**votes, "best single": max(seen, key=lambda o: o.score).pattern}
+
+    everything = [Observation(pattern, scores[pattern]) for pattern in space.enumerate()]
+    lines = ["| from all | pattern | score | rank |", "|---|---|---|---|"]
+    lines += [f"| {rule} | {words(pattern)} |" for rule, pattern in returned(everything).items()]
+    lines += [
+        "",
+        f"| engine | evaluations to the best, of {len(scores)} | rank after {budget}: best single | N_0 | N_1 |",
+    ]
+    lines += ["|---|---|---|---|---|"]
+    for name, engine in ENGINES.items():
+        reached, ranks = [], []
+        for seed in range(seeds):
+            seen: list[Observation] = []
+            while len(seen) < budget or ranked[0] not in [o.pattern for o in seen]:
+                (pattern,) = engine.propose(space, seen, [], 1, np.random.default_rng([seed, len(seen)]))
+                seen.append(Observation(pattern, scores[pattern]))
+            reached.append([o.pattern for o in seen].index(ranked[0]) + 1)
+            ranks.append({rule: ranked.index(p) + 1 for rule, p in returned(seen[:budget]).items()})
+        middle = {rule: median(rank[rule] for rank in ranks) for rule in ranks[0]}
+        spread = f"{median(reached):g} ({min(reached)}–{max(reached)})"
+        lines.append(f"| {name} | {spread} | {middle['best single']:g} | {middle['N_0']:g} | {middle['N_1']:g} |")
+    lines += ["", "| rank | pattern | score |", "|---|---|---|"]
+    lines += [
+        f"| {rank} | `{to_composer(Layers(space.names(pattern)))}` | {scores[pattern]:.4f} |"
+        for rank, pattern in enumerate(ranked, start=1)
+    ]
+    return "\n".join(lines)
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: median regret at the end, how often the optimum was found, and after how many evaluations."""
+    lines = [
+        "| space | evaluations | engine | median regret | quartiles | optimum found | median evaluations to it |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for space, (_, _, budget, batch) in SPACES.items():
+        for engine in ENGINES:
+            curves = [row["regret"] for row in rows if row["space"] == space and row["engine"] == engine]
+            last = [curve[-1] for curve in curves]
+            hits = [next((i for i, value in enumerate(curve, 1) if value < 1e-9), None) for curve in curves]
+            reached = [hit for hit in hits if hit is not None]
+            low, high = np.quantile(last, [0.25, 0.75])
+            often = f"{len(reached)} of {len(curves)}"
+            when = f"{median(reached):g}" if len(reached) > len(curves) / 2 else "–"
+            budget_words = f"{budget}, {batch} at a time" if batch > 1 else str(budget)
+            regret = f"{median(last):.4f} | {low:.4f}–{high:.4f}"
+            lines.append(f"| {space} | {budget_words} | {engine} | {regret} | {often} | {when} |")
+    return "\n".join(lines)
+
+
+def picture(rows: list[dict], file: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.6), dpi=150, layout="constrained", facecolor="white")
+    for axes, space in zip(figure.subplots(1, len(SPACES)), SPACES, strict=True):
+        for hue, engine in zip(HUES, ENGINES, strict=False):
+            regret = np.array([row["regret"] for row in rows if row["space"] == space and row["engine"] == engine])
+            x = np.arange(1, regret.shape[1] + 1)
+            low, middle, high = np.quantile(regret, [0.25, 0.5, 0.75], axis=0)
+            axes.plot(x, middle, color=hue, linewidth=1.8, label=engine, zorder=3)
+            axes.fill_between(x, low, high, color=hue, alpha=0.15, linewidth=0, zorder=1)
+        axes.set_title(space.replace("^", "$^{") + "}$ patterns", loc="left", fontsize=11, fontweight="bold", color=INK)
+        axes.set_xlabel("evaluations", color=INK, fontsize=9.5)
+        axes.set_ylim(bottom=0)
+        axes.tick_params(colors=FAINT, labelsize=9, length=3)
+        axes.grid(color=GRID, linewidth=0.8)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    figure.axes[0].set_ylabel("regret: median, quartiles", color=INK, fontsize=9.5)
+    figure.axes[-1].legend(frameon=False, fontsize=9, labelcolor=INK)
+    figure.savefig(file, metadata={"Software": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("docs/composer"))
+    parser.add_argument("--replay", type=Path, metavar="FOLDER")
+    parser.add_argument("--seeds", type=int, default=10)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.replay:
+        print(replay(options.replay, options.seeds))
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows = list(runs(options.out / "engines.jsonl", options.seeds))
+    picture(rows, options.out / "engines.png")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

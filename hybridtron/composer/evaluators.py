@@ -1,0 +1,146 @@
+"""What makes a score of a pattern: a closed form, a short training run, or MAD's tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hybridtron.composer.config import (
+    EvaluatorConfig,
+    FunctionConfig,
+    MADConfig,
+    SearchConfig,
+    ShortRunConfig,
+)
+from hybridtron.composer.functions import Chain
+from hybridtron.config.compose import compose
+from hybridtron.config.load import build
+from hybridtron.config.nearest import one_of
+from hybridtron.errors import UserError
+from hybridtron.pattern import Pattern
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """`score`: larger is better; None where there is no finite one. `detail` goes into the row beside it."""
+
+    score: float | None
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """`identity` tells two evaluators apart whose scores cannot be compared; `optimum` is the best score, if known."""
+
+    evaluate: Callable[[Sequence[str], int], Measurement]
+    identity: dict[str, Any]
+    quantity: str
+    optimum: float | None = None
+
+
+def make_evaluator(config: SearchConfig) -> Evaluator:
+    """Raises UserError where the evaluator does not know a block of the space, or its files are missing."""
+    maker: dict[type[EvaluatorConfig], Callable[[Any, SearchConfig], Evaluator]] = {
+        FunctionConfig: _function,
+        ShortRunConfig: _short_run,
+        MADConfig: _mad,
+    }
+    return maker[type(config.evaluator)](config.evaluator, config)
+
+
+def _function(settings: FunctionConfig, config: SearchConfig) -> Evaluator:
+    blocks = config.space.blocks
+
+    def evaluate(layers: Sequence[str], seed: int) -> Measurement:
+        chain = Chain(len(layers), len(blocks), settings.instance, settings.coupling, settings.noise)
+        return Measurement(chain(tuple(blocks.index(name) for name in layers), seed))
+
+    chain = Chain(config.space.layers, len(blocks), settings.instance, settings.coupling)
+    one_shot, exact = config.methodology.type == "one_shot", not settings.noise
+    known = one_shot and exact and config.space.space().allows(chain.optimum)
+    return Evaluator(evaluate, settings.model_dump(), "score", 1.0 if known else None)
+
+
+def _short_run(settings: ShortRunConfig, config: SearchConfig) -> Evaluator:
+    from hybridtron.train.config import RunConfig
+    from hybridtron.train.resolve import resolve
+
+    composed = compose(settings.run, settings.overrides)
+    model = composed.mapping.get("model")
+    known = model.get("blocks") if isinstance(model, dict) else None
+    _require_blocks(f"evaluator.run = {settings.run}", config.space.blocks, known if isinstance(known, dict) else {})
+
+    def run_of(layers: Sequence[str], seed: int) -> RunConfig:
+        mapping = {
+            **composed.mapping,
+            "seed": seed,
+            "model": {**composed.mapping["model"], "pattern": " ".join(layers)},
+        }
+        return resolve(build(mapping, RunConfig, composed.provenance))
+
+    first = run_of([config.space.blocks[0]] * config.space.layers, config.seeds[0])
+    if first.data.valid is None:
+        raise UserError(f"evaluator.run = {settings.run}: has no data.valid; expected held-out tokens to score on")
+
+    def evaluate(layers: Sequence[str], seed: int) -> Measurement:
+        from hybridtron.train.brief import train_briefly
+
+        loss = train_briefly(run_of(layers, seed))
+        return Measurement(
+            -loss if math.isfinite(loss) else None, {"valid_loss": loss if math.isfinite(loss) else None}
+        )
+
+    identity = first.with_absolute_paths().model_dump(mode="json", serialize_as_any=True)
+    for key in ("name", "folder", "seed", "checkpoint"):
+        identity.pop(key)
+    identity["model"].pop("pattern")
+    return Evaluator(evaluate, {"type": "train", "run": identity}, "negative held-out loss")
+
+
+def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
+    from hybridtron.mad.architecture import Architecture
+    from hybridtron.mad.presets import preset
+    from hybridtron.mad.tasks import TASKS, complete
+
+    _require_blocks("evaluator.blocks", config.space.blocks, settings.blocks)
+    changes = {key: getattr(settings, key) for key in ("max_steps", "evaluations", "batch_size", "eval_examples")}
+    protocol = preset(settings.preset, **changes)
+    wanted = settings.tasks or {name: {} for name in TASKS}
+    chosen = {name: complete(name, setting) for name, setting in wanted.items()}
+
+    def architecture(layers: Sequence[str]) -> Architecture:
+        used = {name: settings.blocks[name] for name in dict.fromkeys(layers)}
+        pattern = str(Pattern(tuple(layers)))
+        return Architecture(pattern, used, pattern, settings.hidden_size)
+
+    for name in config.space.blocks:
+        architecture([name]).account()  # tells what is wrong with a block before anything is trained
+
+    def evaluate(layers: Sequence[str], seed: int) -> Measurement:
+        from hybridtron.mad.score import scores
+        from hybridtron.mad.train import train_setting
+
+        subject = architecture(layers)
+        rows = [
+            row for name, setting in chosen.items() for row in train_setting(subject, name, setting, protocol, [seed])
+        ]
+        (score,) = scores(rows)
+        kind = score.headline
+        return Measurement(
+            score.overall[kind].mean, {"tasks": {name: task.accuracy[kind].mean for name, task in score.tasks.items()}}
+        )
+
+    blocks = {name: settings.blocks[name] for name in config.space.blocks}
+    identity = {
+        "type": "mad", "blocks": blocks, "hidden_size": settings.hidden_size, "tasks": chosen,
+        "protocol": protocol.fingerprint(),
+    }  # fmt: skip
+    return Evaluator(evaluate, identity, "mean accuracy")
+
+
+def _require_blocks(place: str, blocks: Sequence[str], known: dict[str, Any]) -> None:
+    for name in blocks:
+        if name not in known:
+            raise UserError(f"{place}: has no block {name!r} of space.blocks; expected {one_of(name, known)}")

@@ -1,0 +1,170 @@
+"""The patterns that a search may try: blocks, a number of layers, fixed positions and constraints.
+
+A pattern is a tuple of indices into `blocks`. What may follow depends only on the last block, the length of its run and
+how often each constrained block has been used, so that patterns are counted, enumerated and drawn uniformly by dynamic
+programming, however few of them the constraints leave.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+
+import numpy as np
+
+Pattern = tuple[int, ...]
+_State = tuple[int, int, tuple[int, ...]]  # last block (-1: none), length of its run, uses of counted blocks
+
+
+@dataclass(frozen=True)
+class Space:
+    """`fixed` maps positions to blocks; the other fields are constraints, by index of the block."""
+
+    blocks: tuple[str, ...]
+    layers: int
+    fixed: Mapping[int, int] = field(default_factory=dict)
+    at_most: Mapping[int, int] = field(default_factory=dict)
+    at_least: Mapping[int, int] = field(default_factory=dict)
+    longest_run: Mapping[int, int] = field(default_factory=dict)
+    never_first: frozenset[int] = frozenset()
+    never_last: frozenset[int] = frozenset()
+    never_adjacent: frozenset[tuple[int, int]] = frozenset()  # (block, the one after it)
+
+    @cached_property
+    def size(self) -> int:
+        """How many patterns there are."""
+        return self._completions(0, self._start)
+
+    def names(self, pattern: Pattern) -> tuple[str, ...]:
+        return tuple(self.blocks[block] for block in pattern)
+
+    def indices(self, names: Sequence[str]) -> Pattern:
+        return tuple(self.blocks.index(name) for name in names)
+
+    def allows(self, pattern: Pattern) -> bool:
+        return len(pattern) == self.layers and self.choices(pattern[:-1]).get(pattern[-1], 0) > 0
+
+    def choices(self, prefix: Pattern) -> dict[int, int]:
+        """Blocks that may follow the prefix, each with the number of patterns that then remain; empty for none."""
+        state = self._after(prefix)
+        return {} if state is None else {b: count for b, (count, _) in self._options(len(prefix), state).items()}
+
+    def enumerate(self, prefix: Pattern = ()) -> Iterator[Pattern]:
+        """All patterns, in the order of their indices."""
+        if len(prefix) == self.layers:
+            yield prefix
+            return
+        for block in self.choices(prefix):
+            yield from self.enumerate((*prefix, block))
+
+    def at(self, coordinates: Sequence[float]) -> Pattern:
+        """The pattern at a point of the unit cube: uniform points give uniform patterns, one coordinate for a layer."""
+        pattern: Pattern = ()
+        state = self._start
+        for position, coordinate in enumerate(coordinates[: self.layers]):
+            options = self._options(position, state)
+            blocks, shares = list(options), list(accumulate(count for count, _ in options.values()))
+            block = blocks[min(bisect_right(shares, coordinate * shares[-1]), len(blocks) - 1)]
+            pattern, state = (*pattern, block), options[block][1]
+        return pattern
+
+    def draw(self, generator: np.random.Generator) -> Pattern:
+        """One pattern, each equally likely."""
+        return self.at(generator.random(self.layers).tolist())
+
+    def neighbours(self, pattern: Pattern) -> list[Pattern]:
+        """Patterns that differ in one layer, or by two layers exchanged."""
+        changed = [
+            (*pattern[:i], block, *pattern[i + 1 :])
+            for i in range(self.layers)
+            for block in range(len(self.blocks))
+            if block != pattern[i] and i not in self.fixed
+        ]
+        free = [i for i in range(self.layers) if i not in self.fixed]
+        for first, i in enumerate(free):
+            for j in free[first + 1 :]:
+                if pattern[i] != pattern[j]:
+                    swapped = list(pattern)
+                    swapped[i], swapped[j] = swapped[j], swapped[i]
+                    changed.append(tuple(swapped))
+        return [candidate for candidate in dict.fromkeys(changed) if self._fits(candidate)]
+
+    def _fits(self, pattern: Pattern) -> bool:
+        """`allows` for a pattern of the right length, without counting what else there is."""
+        state = self._after(pattern)
+        return state is not None and self._completions(self.layers, state) > 0
+
+    @property
+    def _start(self) -> _State:
+        return -1, 0, (0,) * len(self._counted)
+
+    def _after(self, prefix: Pattern) -> _State | None:
+        """The state after a prefix; None where it is not allowed."""
+        state: _State | None = self._start
+        for position, block in enumerate(prefix):
+            state = None if state is None else self._next(position, state, block)
+        return state
+
+    def _options(self, position: int, state: _State) -> dict[int, tuple[int, _State]]:
+        """Blocks that may follow, each with the patterns that then remain and the state after it."""
+        found = {}
+        for block in range(len(self.blocks)):
+            following = self._next(position, state, block)
+            if following is not None and (remaining := self._completions(position + 1, following)):
+                found[block] = (remaining, following)
+        return found
+
+    @cached_property
+    def _counted(self) -> tuple[int, ...]:
+        return tuple(sorted({*self.at_most, *self.at_least}))
+
+    def _next(self, position: int, state: _State, block: int) -> _State | None:
+        """The state after `block` at `position`; None where that is not allowed."""
+        last, run, uses = state
+        run = run + 1 if block == last else 1
+        if (
+            self.fixed.get(position, block) != block
+            or (position == 0 and block in self.never_first)
+            or (position == self.layers - 1 and block in self.never_last)
+            or (last, block) in self.never_adjacent
+            or run > self.longest_run.get(block, self.layers)
+        ):
+            return None
+        if block in self._counted:
+            place = self._counted.index(block)
+            count = uses[place] + 1
+            if block not in self.at_most:
+                count = min(count, self.at_least[block])  # more than enough is all the same
+            elif count > self.at_most[block]:
+                return None
+            uses = (*uses[:place], count, *uses[place + 1 :])
+        return block, run if block in self.longest_run else 1, uses
+
+    @cached_property
+    def _memory(self) -> dict[tuple[int, _State], int]:
+        return {}
+
+    def _completions(self, position: int, state: _State) -> int:
+        """In how many ways the positions from this one on can be filled."""
+        if position == self.layers:
+            enough = all(
+                count >= self.at_least.get(block, 0) for block, count in zip(self._counted, state[2], strict=True)
+            )
+            return int(enough)
+        key = (position, state)
+        if key not in self._memory:
+            total = 0
+            for block in range(len(self.blocks)):
+                following = self._next(position, state, block)
+                if following is not None:
+                    total += self._completions(position + 1, following)
+            self._memory[key] = total
+        return self._memory[key]
+
+
+def one_hot(patterns: Sequence[Pattern], blocks: int) -> np.ndarray:
+    """[n, layers x blocks], the encoding of the surrogate."""
+    return np.eye(blocks)[np.asarray(patterns, int)].reshape(len(patterns), -1)

@@ -1,0 +1,102 @@
+"""The models that are trained: a language model, and for compression an auto-encoder, around the same layers.
+
+The auto-encoder decodes from the state at the last position, to which it adds the sines and cosines of each position
+to rebuild: norm, linear, GELU, twice, without a residual (mad-lab, model/auto_encoder.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from hybridtron.backends.torch import TorchBackend
+from hybridtron.model.config import ModelConfig
+from hybridtron.model.initialize import initial_value
+from hybridtron.model.language_model import Layer
+from hybridtron.model.tensors import model_tensors
+from hybridtron.tensors import Init, TensorSpec
+
+_AUTOENCODER_STD = 0.02
+_DECODER_LAYERS = 2
+_LARGEST_PERIOD = 10000.0
+
+
+def proxy_tensors(config: ModelConfig, autoencoder: bool) -> dict[str, TensorSpec]:
+    """Every parameter by its name in the built model, with the initial values of mad-lab.
+
+    Linear maps of the language model start as PyTorch's own do, uniform within 1 / sqrt(inputs); those of the
+    auto-encoder normal with standard deviation 0.02 and without biases.
+    """
+    width = config.hidden_size
+    specs = model_tensors(config)
+    bias = Init("zeros") if autoencoder else Init("uniform", -(width**-0.5), width**-0.5)
+    specs["head.bias"] = TensorSpec((config.vocab_size,), bias, decay=False)
+    if autoencoder:
+        for i in range(_DECODER_LAYERS):
+            specs[f"decoder.{i}.0.weight"] = TensorSpec((width,), Init("ones"), decay=False)
+            specs[f"decoder.{i}.1.weight"] = TensorSpec((width, width), Init("input"))
+            specs[f"decoder.{i}.1.bias"] = TensorSpec((width,), Init("zeros"), decay=False)
+    return {name: _started(spec, autoencoder) for name, spec in specs.items()}
+
+
+def _started(spec: TensorSpec, autoencoder: bool) -> TensorSpec:
+    if spec.init.kind not in ("input", "output"):
+        return spec
+    if autoencoder:
+        return replace(spec, init=Init("normal", 0.0, _AUTOENCODER_STD))
+    bound = spec.shape[-1] ** -0.5
+    return replace(spec, init=Init("uniform", -bound, bound))
+
+
+def initial_values(config: ModelConfig, autoencoder: bool, seed: int) -> dict[str, Tensor]:
+    """A value for every parameter, a function of the seed and the parameter's name."""
+    specs = proxy_tensors(config, autoencoder)
+    return {name: initial_value(config, name, spec, seed) for name, spec in specs.items()}
+
+
+class ProxyModel(nn.Module):
+    """Token ids [b, s] -> logits [b, s, vocabulary]; uninitialised. Names of parameters are those of LanguageModel."""
+
+    def __init__(self, config: ModelConfig, autoencoder: bool, device: torch.device | str = "cpu") -> None:
+        super().__init__()
+        backend = TorchBackend(device=device, norm_eps=config.norm_eps)
+        specs = proxy_tensors(config, autoencoder)
+        self.width, self.autoencoder = config.hidden_size, autoencoder
+        self.embedding = backend.embedding(specs["embedding.weight"])
+        self.layers = nn.ModuleDict(
+            {
+                str(i): Layer(config.blocks[name], backend.norm(specs[f"layers.{i}.norm.weight"]), backend)
+                for i, name in enumerate(config.layer_names)
+            }
+        )
+        if autoencoder:
+            self.decoder = nn.ModuleList(
+                nn.Sequential(
+                    backend.norm(specs[f"decoder.{i}.0.weight"]),
+                    backend.column_linear(specs[f"decoder.{i}.1.weight"], specs[f"decoder.{i}.1.bias"]),
+                    nn.GELU(),
+                )
+                for i in range(_DECODER_LAYERS)
+            )
+        self.final_norm = backend.norm(specs["final_norm.weight"])
+        self.head = backend.column_linear(specs["head.weight"], specs["head.bias"])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)  # [s, b, h]
+        for layer in self.layers.values():
+            x = layer(x)
+        if self.autoencoder:
+            x = x[-1] + position_code(len(x), self.width, x).unsqueeze(1)
+            for step in self.decoder:
+                x = step(x)
+        return self.head(self.final_norm(x)).transpose(0, 1)
+
+
+def position_code(length: int, width: int, like: Tensor) -> Tensor:
+    """Sines, then cosines, of each position times frequencies from 1 down to 1 / 10,000: [length, width]."""
+    half = width // 2
+    frequencies = _LARGEST_PERIOD ** (-torch.arange(half, device=like.device) / max(half - 1, 1))
+    angles = torch.arange(length, device=like.device).unsqueeze(1) * frequencies
+    return torch.cat([angles.sin(), angles.cos()], 1).to(like.dtype)

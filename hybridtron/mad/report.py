@@ -1,0 +1,198 @@
+"""The report of results folders: tables in the terminal, pictures, and one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import hybridtron
+from hybridtron.errors import UserError
+from hybridtron.laws.publish import publish, require_usable
+from hybridtron.laws.report_style import STYLE
+from hybridtron.mad.plots import LABELS, curves, labels, radar
+from hybridtron.mad.results import Row, read_rows
+from hybridtron.mad.score import KINDS, Estimate, Score, estimate, scores
+from hybridtron.mad.tasks import TASKS, setting_text
+
+NONE = "–"
+
+
+def read_scores(folders: Sequence[Path]) -> tuple[list[Score], list[str]]:
+    """The scores of all rows of these folders, and what was left out on the way.
+
+    Raises:
+        UserError: where a folder has no results, or no setting is complete.
+    """
+    rows: list[Row] = []
+    warnings: list[str] = []
+    for folder in folders:
+        some, found = read_rows(folder)
+        rows += some
+        warnings += found
+    made = scores(rows)
+    if not made:
+        raise UserError(f"{', '.join(map(str, folders))}: no setting has all its cells yet")
+    return made, warnings + [line for score in made for line in score.left_out]
+
+
+def write_report(made: Sequence[Score], warnings: Sequence[str], out: Path) -> None:
+    """scores.json, radar.png, curves.png and report.html in a folder that is new, empty or an earlier report."""
+    require_usable(out)
+    images = {"radar.png": radar(made), "curves.png": curves(made)}
+    data = {"scores": [score.as_json() for score in made], "warnings": list(warnings)}
+    text = json.dumps(data, indent=2, allow_nan=False) + "\n"
+    page = html_page(made, warnings, images)
+    publish(out, {"scores.json": text.encode(), "report.html": page.encode(), **images})
+
+
+def print_scores(made: Sequence[Score]) -> None:
+    """A table for the terminal: one line per architecture, one column per task."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from hybridtron.accounting.tables import print_table
+
+    console = Console(highlight=False, width=None if Console().is_terminal else 160)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("architecture")
+    for name in (*(LABELS[task].replace("\n", " ") for task in TASKS), "mean", "parameters", "state"):
+        table.add_column(name, justify="right")
+    for name, score in zip(labels(made), made, strict=True):
+        table.add_row(
+            name,
+            *(_cell(score, task) for task in TASKS),
+            str(score.overall[score.headline]) + ("" if len(score.tasks) == len(TASKS) else "*"),
+            f"{score.parameters:,}",
+            f"{score.state_size:,}",
+        )
+    print_table(console, table)
+    for line in conditions(made):
+        console.print(line, soft_wrap=True)
+
+
+def conditions(made: Sequence[Score]) -> list[str]:
+    """What the numbers are, in words."""
+    lines = []
+    for preset in dict.fromkeys(score.preset for score in made):
+        some = [score for score in made if score.preset == preset]
+        first = some[0]
+        seeds = sorted({len(score.seeds) for score in some})
+        words = (
+            f"{preset}: test accuracy in % ({first.headline}) of the cell that is best on the {first.selected_on} split"
+        )
+        if first.selected_on == "test":
+            words += ", the one that is reported, as mad-lab does it: too good"
+        counted = " or ".join(map(str, seeds))
+        interval = "± is a 95 % interval over seeds" if max(seeds) > 1 else "one seed, so no interval"
+        lines.append(f"{words}; {counted} seed{'s' if max(seeds) > 1 else ''}, {interval}")
+    if any(len(score.tasks) < len(TASKS) for score in made):
+        lines.append("* a mean over fewer than six tasks, no MAD score")
+    return lines
+
+
+def html_page(made: Sequence[Score], warnings: Sequence[str], images: Mapping[str, bytes]) -> str:
+    """The page; `images` are PNG by file name."""
+    best = made[0]
+    lead = f"<b>{escape(labels(made)[0])}</b> reaches {best.overall[best.headline]} % over {_tasks(best)}"
+    sections = [
+        f'<section class="verdict"><p class="lead">{lead}.</p><ul>'
+        + "".join(f"<li>{escape(line)}</li>" for line in conditions(made))
+        + "</ul></section>",
+        _section("Scores", _overall(made)),
+        _section("Tasks", _picture("radar.png", images)),
+        _section("Learning", _picture("curves.png", images), "The chosen cell of every seed, on the first setting."),
+        *(_section(_title(task), _by_setting(made, task)) for task in TASKS if any(task in s.tasks for s in made)),
+        _section("Architectures", _architectures(made)),
+        _section("Left out", "".join(f"<p>{escape(line)}</p>" for line in warnings)),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>MAD</title>'
+        f'<style>{STYLE}</style></head>\n<body><main>\n<header><p class="eyebrow">Mechanistic architecture design</p>'
+        f"<h1>MAD</h1></header>\n"
+        + "\n".join(section for section in sections if section)
+        + f"\n<footer>hybridtron {escape(hybridtron.__version__)} · the same numbers are in scores.json beside this "
+        "page</footer>\n</main></body></html>\n"
+    )
+
+
+def _overall(made: Sequence[Score]) -> str:
+    header = ["architecture", "kind", "mean", *(LABELS[task].replace("\n", " ") for task in TASKS)]
+    rows = []
+    for name, score in zip(labels(made), made, strict=True):
+        for kind in sorted(KINDS, key=lambda kind: kind != score.headline):
+            mean = str(score.overall[kind]) + ("" if len(score.tasks) == len(TASKS) else "*")
+            rows.append([name, kind, mean, *(_cell(score, task, kind) for task in TASKS)])
+    return _table(header, rows)
+
+
+def _by_setting(made: Sequence[Score], task: str) -> str:
+    """Accuracy by setting, with the cells that were chosen."""
+    there = [(name, score) for name, score in zip(labels(made), made, strict=True) if task in score.tasks]
+    settings = list(dict.fromkeys(setting for _, score in there for setting in score.tasks[task].best))
+    rows = []
+    for setting in settings:
+        row = [setting_text(task, json.loads(setting))]
+        for _, score in there:
+            best = score.tasks[task].best.get(setting)
+            row.append(NONE if best is None else _with_cells(best, score))
+        rows.append(row)
+    return _table(["setting", *(name for name, _ in there)], rows)
+
+
+def _with_cells(best: Mapping[int, Row], score: Score) -> str:
+    found = estimate([row[f"test_{score.headline}"] for row in best.values()])
+    cells = dict.fromkeys(f"lr {row['lr']:g}, decay {row['weight_decay']:g}" for row in best.values())
+    return f"{found}\n{'; '.join(cells)}"
+
+
+def _architectures(made: Sequence[Score]) -> str:
+    rows = [
+        [name, score.pattern, f"{score.parameters:,}", f"{score.state_size:,}", "; ".join(score.notes) or NONE]
+        for name, score in zip(labels(made), made, strict=True)
+    ]
+    return _table(["architecture", "layers", "parameters", "state", "made by"], rows)
+
+
+def _tasks(score: Score) -> str:
+    return "the six tasks" if len(score.tasks) == len(TASKS) else ", ".join(score.tasks)
+
+
+def _cell(score: Score, task: str, kind: str | None = None) -> str:
+    if task not in score.tasks:
+        return NONE
+    found: Estimate = score.tasks[task].accuracy[kind or score.headline]
+    return str(found)
+
+
+def _title(task: str) -> str:
+    return LABELS[task].replace("\n", " ").capitalize()
+
+
+def _picture(name: str, images: Mapping[str, bytes]) -> str:
+    data = base64.b64encode(images[name]).decode()
+    return f'<figure><img alt="{escape(name)}" src="data:image/png;base64,{data}"></figure>'
+
+
+def _section(title: str, body: str, note: str = "") -> str:
+    if not body:
+        return ""
+    said = f'<p class="note">{escape(note)}</p>' if note else ""
+    return f"<section><h2>{escape(title)}</h2>{said}{body}</section>"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    body = "".join(f"<tr><th>{_text(row[0])}</th>" + "".join(f"<td>{_text(c)}</td>" for c in row[1:]) + "</tr>"
+                   for row in rows)  # fmt: skip
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _text(cell: Any) -> str:
+    """What follows a line end is small."""
+    first, _, rest = str(cell).partition("\n")
+    return escape(first) + (f"<small>{escape(rest)}</small>" if rest else "")

@@ -1,0 +1,212 @@
+"""The six MAD tasks (Poli et al. 2024, arXiv 2403.17844): what each varies, from where, and what it cannot be.
+
+A setting says how hard a task is: `vocab_size`, `seq_len`, `num_train_examples`, and for some tasks more. Those of the
+protocol change one key at a time from the task's baseline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from hybridtron.config.nearest import one_of
+from hybridtron.errors import UserError
+
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+Setting = Mapping[str, int | float]
+
+IGNORE = -100  # a target that is not scored
+NUM_TEST_EXAMPLES = 1280  # also of the validation split
+LARGEST_MOTIF = 3  # tokens of a key or value in fuzzy recall
+LONGEST_FUZZY, LARGEST_FUZZY = 1 << 14, 1 << 16  # length and vocabulary that fuzzy recall's packed motifs allow
+
+_SMALLER_TRAINING_SETS = (6400, 3200, 1600, 800)
+
+
+@dataclass(frozen=True)
+class Task:
+    """`sweeps` lists, for each key that the protocol changes, its values besides the baseline's."""
+
+    name: str
+    baseline: Setting
+    sweeps: Mapping[str, tuple[int | float, ...]]
+    check: Callable[[dict[str, Any]], tuple[str, str] | None]  # key that is impossible and what is expected instead
+    autoencoder: bool = False
+    shifted: bool = False  # examples are one token shorter than seq_len
+
+    def sequence_length(self, setting: Setting) -> int:
+        """Tokens of an example: recall without motifs gives up one to the shift between inputs and targets."""
+        return int(setting["seq_len"]) - self.shifted
+
+
+def _recall(setting: dict[str, Any]) -> tuple[str, str] | None:
+    noise = setting.get("noise_vocab_size", 0)
+    if setting["seq_len"] % 2 or setting["seq_len"] < 4:
+        return "seq_len", f"an even length of at least 4 (nearest: {max(4, setting['seq_len'] + 1)})"
+    if setting["vocab_size"] < noise + 2:
+        return "vocab_size", f"at least {noise + 2}, a key and a value beside noise_vocab_size {noise}"
+    fraction = setting.get("frac_noise", 0.0)
+    if not 0 <= fraction < 1:
+        return "frac_noise", "at least 0 and less than 1"
+    if fraction and not noise:
+        return "noise_vocab_size", f"at least 1 with frac_noise {fraction}"
+    return None
+
+
+def _fuzzy_recall(setting: dict[str, Any]) -> tuple[str, str] | None:
+    least = 4 * LARGEST_MOTIF + 1
+    if not least <= setting["seq_len"] <= LONGEST_FUZZY:
+        return "seq_len", f"from {least}, room for the longest pair twice, to {LONGEST_FUZZY}"
+    least = 2 * LARGEST_MOTIF + 1
+    if not least <= setting["vocab_size"] <= LARGEST_FUZZY:
+        ids = f"{LARGEST_MOTIF} key ids, {LARGEST_MOTIF} value ids and the pad"
+        return "vocab_size", f"from {least}, {ids}, to {LARGEST_FUZZY}"
+    return None
+
+
+def _selective_copying(setting: dict[str, Any]) -> tuple[str, str] | None:
+    longest = (setting["seq_len"] - 1) // 2
+    if setting["seq_len"] < 3:
+        return "seq_len", "at least 3"
+    if not 1 <= setting["num_tokens_to_copy"] <= longest:
+        return "num_tokens_to_copy", f"from 1 to {longest} with seq_len {setting['seq_len']} (nearest: {longest})"
+    if setting["vocab_size"] < 3:
+        return "vocab_size", "at least 3, a token to copy, the blank and the copy token"
+    return None
+
+
+def _compression(setting: dict[str, Any]) -> tuple[str, str] | None:
+    if setting["seq_len"] < 2:
+        return "seq_len", "at least 2"
+    if setting["vocab_size"] < 2:
+        return "vocab_size", "at least 2, a token and the compression token"
+    return None
+
+
+def _memorization(setting: dict[str, Any]) -> tuple[str, str] | None:
+    if setting["seq_len"] % 2 or setting["seq_len"] < 2:
+        return "seq_len", f"an even length of at least 2 (nearest: {max(2, setting['seq_len'] + 1)})"
+    if setting["vocab_size"] < 3:
+        return "vocab_size", "at least 3, a key, a value and the insert token"
+    return None
+
+
+def _task(name: str, check: Callable[[dict[str, Any]], tuple[str, str] | None], baseline: Setting,
+          sweeps: Mapping[str, tuple[int | float, ...]], **kind: bool) -> Task:  # fmt: skip
+    return Task(name, MappingProxyType(dict(baseline)), MappingProxyType(dict(sweeps)), check, **kind)
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        _task(
+            "in-context-recall",
+            _recall,
+            {"vocab_size": 16, "seq_len": 128, "num_train_examples": 12800},
+            {
+                "vocab_size": (32, 64, 128),
+                "seq_len": (256, 512, 1024),
+                "num_train_examples": _SMALLER_TRAINING_SETS,
+            },
+            shifted=True,
+        ),
+        _task(
+            "noisy-in-context-recall",
+            _recall,
+            {"vocab_size": 32, "seq_len": 128, "num_train_examples": 12800, "noise_vocab_size": 16, "frac_noise": 0.2},
+            {
+                "vocab_size": (48, 80, 144),
+                "seq_len": (256, 512, 1024),
+                "num_train_examples": _SMALLER_TRAINING_SETS,
+                "frac_noise": (0.4, 0.6, 0.8),
+            },
+            shifted=True,
+        ),
+        _task(
+            "fuzzy-in-context-recall",
+            _fuzzy_recall,
+            {"vocab_size": 16, "seq_len": 128, "num_train_examples": 12800},
+            {
+                "vocab_size": (32, 64, 128),
+                "seq_len": (256, 512, 1024),
+                "num_train_examples": _SMALLER_TRAINING_SETS,
+            },
+        ),
+        _task(
+            "selective-copying",
+            _selective_copying,
+            {"vocab_size": 16, "seq_len": 256, "num_train_examples": 12800, "num_tokens_to_copy": 16},
+            {
+                "vocab_size": (32, 64, 128),
+                "seq_len": (512, 1024),
+                "num_train_examples": _SMALLER_TRAINING_SETS,
+                "num_tokens_to_copy": (32, 64, 96),
+            },
+        ),
+        _task(
+            "compression",
+            _compression,
+            {"vocab_size": 16, "seq_len": 32, "num_train_examples": 12800},
+            {
+                "vocab_size": (32, 64, 128),
+                "seq_len": (64, 128, 256),
+                "num_train_examples": _SMALLER_TRAINING_SETS,
+            },
+            autoencoder=True,
+        ),
+        _task(
+            "memorization",
+            _memorization,
+            {"vocab_size": 256, "seq_len": 32, "num_train_examples": 256},
+            {"vocab_size": (512, 1024, 2048, 4096, 8192)},
+        ),
+    )
+}
+
+
+def task(name: str) -> Task:
+    """The task of this name; UserError, with the nearest name, where there is none."""
+    if name not in TASKS:
+        raise UserError(f"task {name!r}: expected {one_of(name, TASKS)}")
+    return TASKS[name]
+
+
+def settings(name: str) -> list[dict[str, int | float]]:
+    """All settings of a task in the protocol, the baseline first; 66 over the six tasks."""
+    chosen = task(name)
+    base = dict(chosen.baseline)
+    return [base, *({**base, key: value} for key, values in chosen.sweeps.items() for value in values)]
+
+
+def complete(name: str, setting: Setting) -> dict[str, int | float]:
+    """The setting with the baseline's values for the keys it leaves out, in the baseline's order of keys.
+
+    Raises:
+        UserError: for an unknown key, a value of the wrong type, and a setting that cannot be generated.
+    """
+    chosen = task(name)
+    for key, value in setting.items():
+        if key not in chosen.baseline:
+            raise UserError(f"{name}: {key} = {value}: expected {one_of(key, chosen.baseline)}")
+        whole = isinstance(chosen.baseline[key], int)
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            raise UserError(f"{name}: {key} = {value}: expected a {'whole ' if whole else ''}number")
+        least = 0 if key in ("frac_noise", "noise_vocab_size") else 1
+        if value < least:
+            raise UserError(f"{name}: {key} = {value}: expected at least {least}")
+    whole_setting = {**chosen.baseline, **setting}
+    found = chosen.check(whole_setting)
+    if found:
+        key, expected = found
+        raise UserError(f"{name}: {key} = {whole_setting[key]}: expected {expected}")
+    return whole_setting
+
+
+def setting_text(name: str, setting: Setting) -> str:
+    """What the setting changes from the baseline, such as `vocab_size=32`, or `baseline`."""
+    baseline = task(name).baseline
+    changed = [f"{key}={value}" for key, value in setting.items() if value != baseline[key]]
+    return " ".join(changed) or "baseline"

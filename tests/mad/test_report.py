@@ -1,0 +1,88 @@
+import base64
+import json
+import re
+
+import pytest
+
+from hybridtron.errors import UserError
+from hybridtron.mad.report import conditions, print_scores, read_scores, write_report
+from hybridtron.mad.results import opened_for_adding
+from hybridtron.mad.tasks import TASKS, settings
+from tests.mad.small import row
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rows = [
+        row(task=task, setting=setting, seed=seed, fingerprint=name, architecture=name,
+            test_micro=0.1 * index + 0.3 + 0.01 * seed)
+        for task in TASKS
+        for setting in settings(task)[:2]
+        for seed in (0, 1)
+        for index, name in enumerate(("plain", "<b>hybrid</b>"))
+    ]  # fmt: skip
+    with opened_for_adding(tmp_path / "results") as results:
+        results.add([*rows, row(num_cells=2, fingerprint="half", architecture="half")])
+    return tmp_path / "results"
+
+
+def test_a_report_is_one_page_that_needs_nothing_else(folder, tmp_path):
+    made, warnings = read_scores([folder])
+    write_report(made, warnings, tmp_path / "report")
+    page = (tmp_path / "report" / "report.html").read_text()
+    images = re.findall(r'<img [^>]*src="data:image/png;base64,([^"]+)"', page)
+    assert len(images) == 2
+    assert all(base64.b64decode(image).startswith(PNG) for image in images)
+    assert "http" not in page.replace("http-equiv", "")
+    assert "<b>hybrid</b>" not in page.split("<table>")[1]
+    assert "&lt;b&gt;hybrid" in page
+    for text in ("40.5", "30.5", "vocab_size=32", "lr 0.001", "95 % interval over seeds"):
+        assert text in page
+    for name in ("radar.png", "curves.png"):
+        assert (tmp_path / "report" / name).read_bytes().startswith(PNG)
+
+    data = json.loads((tmp_path / "report" / "scores.json").read_text())
+    best = data["scores"][0]
+    assert best["overall"]["micro"]["mean"] == pytest.approx(0.405)
+    assert best["overall"]["micro"]["low"] < 0.405 < best["overall"]["micro"]["high"]
+    assert best["tasks"]["compression"]["settings"] == 2
+
+    write_report(made, warnings, tmp_path / "report")  # an earlier report gives way, and nothing else
+    (tmp_path / "report" / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"holds notes.txt"):
+        write_report(made, warnings, tmp_path / "report")
+
+
+def test_the_table_has_a_line_per_architecture_and_its_conditions(folder, capsys):
+    made, _ = read_scores([folder])
+    print_scores(made)
+    text = capsys.readouterr().out
+    assert "plain" in text
+    assert "40.5 ± 6.4" in text
+    assert "2 seeds, ± is a 95 % interval over seeds" in text
+
+
+def test_selection_on_the_test_split_is_said(folder):
+    made, _ = read_scores([folder])
+    assert not any("too good" in line for line in conditions(made))
+    with opened_for_adding(folder) as results:
+        results.add([row(preset="madlab", selected_on="test", protocol="m", accuracy="macro")])
+    made, _ = read_scores([folder])
+    assert any("too good" in line for line in conditions(made))
+    assert any("fewer than six tasks" in line for line in conditions(made))
+
+
+def test_results_of_several_folders_are_one_report(folder, tmp_path):
+    with opened_for_adding(tmp_path / "more") as results:
+        results.add([row(fingerprint="m", architecture="more")])
+    made, _ = read_scores([folder, tmp_path / "more"])
+    assert [score.architecture for score in made] == ["<b>hybrid</b>", "plain", "more"]
+
+
+def test_nothing_complete_is_nothing_to_report(tmp_path):
+    with opened_for_adding(tmp_path) as results:
+        results.add([row(num_cells=6)])
+    with pytest.raises(UserError, match="no setting has all its cells yet"):
+        read_scores([tmp_path])

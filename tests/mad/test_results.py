@@ -1,0 +1,83 @@
+import json
+
+import pytest
+
+from hybridtron.errors import UserError
+from hybridtron.mad.results import RESULTS, key, opened_for_adding, read_rows
+from tests.mad.small import row
+
+
+def written(folder, *rows):
+    with opened_for_adding(folder) as results:
+        results.add(rows)
+    return folder / RESULTS
+
+
+def test_what_is_added_is_read_again(tmp_path):
+    rows = [row(seed=seed) for seed in range(3)]
+    written(tmp_path / "new" / "folder", *rows)
+    assert read_rows(tmp_path / "new" / "folder") == (rows, [])
+
+
+def test_rows_of_a_known_key_are_not_added_again(tmp_path):
+    file = written(tmp_path, row())
+    written(tmp_path, row(test_micro=0.9), row(seed=1))
+    assert len(file.read_text().splitlines()) == 2
+    assert read_rows(tmp_path)[0] == [row(), row(seed=1)]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"seed": 1},
+        {"lr": 5e-4},
+        {"weight_decay": 0.1},
+        {"task": "memorization"},
+        {"protocol": "q"},
+        {"fingerprint": "g"},
+        {"setting": {"vocab_size": 32}},
+    ],
+)
+def test_a_key_changes_with_what_is_trained(changed):
+    assert key(row(**changed)) != key(row())
+
+
+def test_a_last_line_that_was_cut_short_is_dropped_and_written_over(tmp_path):
+    file = written(tmp_path, row())
+    whole = file.read_bytes()
+    for length in (1, 30, len(whole) - 1):
+        file.write_bytes(whole + whole[:length])
+        assert read_rows(tmp_path) == ([row()], [])
+        written(tmp_path, row(seed=1))
+        assert read_rows(tmp_path) == ([row(), row(seed=1)], [])
+        file.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\0" * 40, b"{", b"[]", b"{}", json.dumps(row(seed="1")).encode(), b"\xff\xfe", b""]
+)
+def test_a_damaged_line_is_named_and_the_good_rows_are_kept(tmp_path, damage):
+    file = written(tmp_path, row(), row(seed=1))
+    first, second, _ = file.read_bytes().split(b"\n")
+    file.write_bytes(b"\n".join([first, damage, second, b""]))
+    rows, warnings = read_rows(tmp_path)
+    assert rows == [row(), row(seed=1)]
+    assert warnings == [f"{file}, line 2: damaged, left out"]
+    written(tmp_path, row(seed=2))
+    assert len(read_rows(tmp_path)[0]) == 3
+
+
+def test_a_folder_without_results_is_refused(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path}: has no results.jsonl"):
+        read_rows(tmp_path)
+
+
+def test_one_process_writes_at_a_time(tmp_path):
+    with opened_for_adding(tmp_path), pytest.raises(UserError, match="another process"), opened_for_adding(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"), opened_for_adding(tmp_path / "file" / "below"):
+        pass

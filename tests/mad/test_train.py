@@ -1,0 +1,140 @@
+import pytest
+import torch
+
+from hybridtron.errors import UserError
+from hybridtron.mad.adamw import StackedAdamW
+from hybridtron.mad.architecture import from_layers
+from hybridtron.mad.presets import GRID, PRESETS, Cell, preset
+from hybridtron.mad.train import train_setting
+
+SETTING = {"vocab_size": 8, "seq_len": 16, "num_train_examples": 64}
+MLP = from_layers(["mlp"])
+RECALLING = from_layers(["short-conv", "mlp"])  # sees the token before
+
+
+def numbers(rows):
+    return [{key: value for key, value in row.items() if key not in ("seconds",)} for row in rows]
+
+
+def short(**changes):
+    return preset("smoke", **{"max_steps": 6, "batch_size": 16, "eval_examples": 32, "cells": GRID, **changes})
+
+
+def test_rows_hold_both_accuracies_the_curve_and_what_was_trained():
+    rows = train_setting(MLP, "compression", SETTING, short(), [0, 1])
+    assert [(row["seed"], row["lr"], row["weight_decay"]) for row in rows] == [
+        (seed, cell.lr, cell.weight_decay) for seed in (0, 1) for cell in GRID
+    ]
+    for row in rows:
+        assert row["setting"] == SETTING
+        assert row["curve"][-1][0] == row["steps"] == 6
+        assert 0 <= row["test_micro"] <= 1
+        assert 0 <= row["test_macro"] <= 1
+        assert row["architecture"] == "mlp"
+        assert row["stopped"] == "end"
+
+
+def test_training_repeats_and_a_cell_does_not_depend_on_its_neighbours():
+    whole = train_setting(MLP, "compression", SETTING, short(), [0, 1])
+    assert numbers(train_setting(MLP, "compression", SETTING, short(), [0, 1])) == numbers(whole)
+    (alone,) = train_setting(MLP, "compression", SETTING, short(cells=GRID[4:5]), [1])
+    same = numbers(whole)[6 + 4]
+    assert {key: alone[key] for key in ("test_micro", "test_loss", "curve")} == {
+        key: same[key] for key in ("test_micro", "test_loss", "curve")
+    }
+
+
+def test_one_pass_for_all_cells_gives_the_same_rows():
+    apart, together = (
+        train_setting(
+            from_layers(["mh-attention"]), "in-context-recall", SETTING, short(cells=GRID[:2]), [0], together=together
+        )
+        for together in (False, True)
+    )
+    for one, other in zip(apart, together, strict=True):
+        assert other["test_loss"] == pytest.approx(one["test_loss"], abs=1e-4)
+
+
+def test_facts_are_memorized():
+    setting = {"vocab_size": 64, "seq_len": 32, "num_train_examples": 256}
+    chosen = preset("search", max_steps=200, batch_size=32, eval_examples=64)
+    (row,) = train_setting(RECALLING, "memorization", setting, chosen, [0])
+    assert row["test_micro"] > 0.95
+    assert row["stopped"] == "reached"
+    assert row["steps"] < 200
+
+
+def test_a_hybrid_learns_recall_and_its_first_layer_alone_does_not():
+    setting = {"vocab_size": 8, "seq_len": 32, "num_train_examples": 4096}
+    chosen = preset("search", max_steps=100, batch_size=32, eval_examples=128)
+    scores = [
+        train_setting(from_layers(layers), "in-context-recall", setting, chosen, [0])[0]["test_micro"]
+        for layers in (["short-conv", "attention"], ["short-conv"])
+    ]
+    assert scores[0] > 0.95
+    assert scores[1] < 0.7
+
+
+def test_a_cell_that_is_done_stops_and_leaves_the_others():
+    setting = {"vocab_size": 16, "seq_len": 16, "num_train_examples": 128}
+    cells = (Cell(1e-6, 0.0), Cell(3e-3, 0.0))
+    chosen = preset("paper", cells=cells, batch_size=32, max_steps=120, evaluations=12, eval_examples=64)
+    slow, fast = train_setting(RECALLING, "memorization", setting, chosen, [0])
+    assert fast["stopped"] == "reached"
+    assert fast["test_micro"] == 1.0
+    assert fast["steps"] < slow["steps"] == 120
+    assert slow["test_micro"] < 0.5
+
+
+def test_patience_ends_a_cell_that_no_longer_gains():
+    chosen = preset("search", cells=(Cell(1e-7, 0.0),), max_steps=40, evaluations=20, patience=3, eval_examples=16)
+    (row,) = train_setting(MLP, "compression", SETTING, chosen, [0])
+    assert row["stopped"] == "patience"
+    assert row["steps"] == 2 * 4  # an evaluation that sets the mark and three without a gain
+
+
+def test_a_cell_that_diverges_is_recorded_and_ends():
+    cells = (Cell(1e30, 0.0), Cell(1e-3, 0.0))
+    bad, good = train_setting(MLP, "compression", SETTING, short(cells=cells, schedule="constant"), [0])
+    assert bad["stopped"] == "diverged"
+    assert bad["test_loss"] is None
+    assert good["stopped"] == "end"
+
+
+def test_the_schedule_falls_from_the_cells_rate_to_the_lowest():
+    from hybridtron.mad.train import _lr
+
+    peak = torch.tensor([[1e-3], [1e-4]])
+    rates = [_lr(peak, step, 100, PRESETS["paper"]) for step in (0, 50, 99)]
+    assert torch.allclose(rates[0], peak)
+    assert torch.allclose(rates[1], (peak + 1e-6) / 2)
+    assert (rates[2] < 2e-6).all()
+    assert (_lr(peak, 99, 100, PRESETS["madlab"]) == peak).all()
+
+
+def test_madlab_decays_every_parameter_and_paper_spares_norms_and_biases():
+    parameters = torch.ones(1, 2)
+    gradients = torch.zeros(1, 2)
+    for marks, expected in ((torch.tensor([1.0, 0.0]), [0.9, 1.0]), (torch.ones(2), [0.9, 0.9])):
+        row = parameters.clone()
+        StackedAdamW(row, (0.9, 0.98)).step(row, gradients, torch.tensor([[1.0]]), torch.tensor([[0.1]]) * marks)
+        assert torch.allclose(row, torch.tensor([expected]))
+
+
+def test_presets_follow_the_protocol():
+    paper, madlab = PRESETS["paper"], PRESETS["madlab"]
+    assert len(paper.cells) == 6
+    assert {cell.lr for cell in paper.cells} == {1e-4, 5e-4, 1e-3}
+    assert {cell.weight_decay for cell in paper.cells} == {0.0, 0.1}
+    assert (paper.betas, paper.schedule, paper.select_split) == ((0.9, 0.98), "cosine", "valid")
+    assert (madlab.betas, madlab.schedule, madlab.select_split) == ((0.9, 0.999), "constant", "test")
+    assert (madlab.accuracy, madlab.quirks, madlab.batch_size, madlab.epochs) == ("macro", True, 128, 200)
+    assert paper.steps(12800) == 20_000
+    assert paper.steps(800) == 1400
+    assert madlab.evaluations == madlab.epochs
+    assert len({chosen.fingerprint() for chosen in PRESETS.values()}) == 4
+
+
+def test_an_unknown_preset_is_refused():
+    with pytest.raises(UserError, match=r"--preset 'papers': expected one of .*nearest: paper"):
+        preset("papers")
