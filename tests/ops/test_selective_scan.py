@@ -110,3 +110,12 @@ def test_vmap(seq_len):
         return selective_scan(x, F.softplus(dt), -A.exp(), B, C, D)
 
     assert_vmaps(op, arguments(seq_len))
+
+
+def test_shapes_without_values():
+    """On the meta device a long scan is as quick as a short one."""
+    inputs = [t.detach().to("meta").requires_grad_() for t in arguments(100_000)]
+    y = selective_scan(*inputs)
+    assert y.shape == inputs[0].shape
+    for gradient, tensor in zip(torch.autograd.grad(y, inputs, torch.empty_like(y)), inputs, strict=True):
+        assert gradient.shape == tensor.shape
