@@ -5,12 +5,11 @@ import math
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from hybridtron.config.load import build, load
+from hybridtron.config.load import build
 from hybridtron.plan.plan import plan
 from hybridtron.train.config import RunConfig
 from hybridtron.train.resolve import resolve
@@ -132,27 +131,18 @@ def test_recomputation_keeps_less():
 
 
 @pytest.mark.parametrize("size", ["1b", "7b"])
-@pytest.mark.parametrize("gpus", [8, 64])
-def test_large_models_are_planned_within_a_minute(size, gpus):
-    config = resolve(load(RUNS / f"hybrid_{size}.yaml", [], RunConfig))
-    began = time.process_time()
-    made = plan(config, gpus, dry_run=True)
-    assert time.process_time() - began < 60
-    assert made.parameters_over_processes == made.parameters > {"1b": 1.5e9, "7b": 6.5e9}[size]
-    assert math.prod(made.layout[key] for key in ("tensor", "context", "pipeline", "data")) == gpus
-
-
-@pytest.mark.parametrize("size", ["1b", "7b"])
-def test_a_thousand_processes_are_planned_in_a_small_one(size):
+@pytest.mark.parametrize("gpus", [8, 64, 1024])
+def test_many_processes_are_planned_in_a_small_one_within_a_minute(size, gpus):
+    """A minute of processor time and 8 GiB."""
     command = [sys.executable, "-m", "hybridtron", "plan", str(RUNS / f"hybrid_{size}.yaml")]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
-        [*command, "--gpus", "1024", "--dry-run", "--json"], capture_output=True, text=True, check=True
+        [*command, "--gpus", str(gpus), "--dry-run", "--json"], capture_output=True, text=True, check=True
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 60
     assert after.ru_maxrss * 1024 < 8 * 2**30
     made = json.loads(done.stdout)
-    assert made["gpus"] == 1024
-    assert made["parameters_over_processes"] == made["parameters"]
+    assert made["gpus"] == math.prod(made["layout"][key] for key in ("tensor", "context", "pipeline", "data")) == gpus
+    assert made["parameters_over_processes"] == made["parameters"] > {"1b": 1.5e9, "7b": 6.5e9}[size]
     assert all(stage["sent_bytes_per_step"] for stage in made["stages"])
