@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
@@ -29,7 +29,11 @@ from hybridtron.pattern import Pattern as Layers
 from hybridtron.pattern import to_composer
 
 SPACES = {"2^6": (2, 6, 30, 1), "2^16": (2, 16, 48, 4), "3^12": (3, 12, 64, 4)}  # blocks, layers, evaluations, batch
-ENGINES: dict[str, Engine] = {"random": RandomSearch(), "evolution": Evolution(), "bayesian": Bayesian()}
+ENGINES: dict[str, Callable[[int], Engine]] = {  # by seed
+    "random": lambda _: RandomSearch(),
+    "evolution": lambda _: Evolution(),
+    "bayesian": lambda seed: Bayesian(seed=seed),
+}
 
 
 def regrets(engine: Engine, space: Space, function: Chain, budget: int, batch: int, seed: int) -> list[float]:
@@ -48,13 +52,13 @@ def runs(file: Path, seeds: int) -> Iterator[dict]:
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     for seed in range(seeds):
         for space_name, (blocks, layers, budget, batch) in SPACES.items():
-            for engine_name, engine in ENGINES.items():
+            for engine_name, make_engine in ENGINES.items():
                 key = {"space": space_name, "seed": seed, "engine": engine_name}
                 row = next((row for row in done if key.items() <= row.items()), None)
                 if row is None:
                     space = Space(tuple("AMS"[:blocks]), layers)
                     begun = time.process_time()
-                    found = regrets(engine, space, Chain(layers, blocks, seed), budget, batch, seed)
+                    found = regrets(make_engine(seed), space, Chain(layers, blocks, seed), budget, batch, seed)
                     row = {**key, "cpu_seconds": round(time.process_time() - begun, 2), "regret": found}
                     with file.open("a") as stream:
                         stream.write(json.dumps(row) + "\n")
@@ -90,10 +94,10 @@ def replay(folder: Path, seeds: int, budget: int = 30) -> str:
         f"| engine | evaluations to the best, of {len(scores)} | rank after {budget}: best single | N_0 | N_1 |",
     ]
     lines += ["|---|---|---|---|---|"]
-    for name, engine in ENGINES.items():
+    for name, make_engine in ENGINES.items():
         reached, ranks = [], []
         for seed in range(seeds):
-            seen: list[Observation] = []
+            engine, seen = make_engine(seed), list[Observation]()
             while len(seen) < budget or ranked[0] not in [o.pattern for o in seen]:
                 (pattern,) = engine.propose(space, seen, [], 1, np.random.default_rng([seed, len(seen)]))
                 seen.append(Observation(pattern, scores[pattern]))

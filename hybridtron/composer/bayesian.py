@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hybridtron.composer.engines import Observation, new_patterns
+from hybridtron.composer.engines import Observation, known_patterns, new_patterns
 from hybridtron.composer.space import Pattern, Space, one_hot
 from hybridtron.errors import UserError
 
@@ -25,8 +25,8 @@ CLIMBS = 8  # steps uphill at most
 
 @dataclass(frozen=True)
 class Bayesian:
-    """The first `start` patterns are a scrambled Sobol sequence of the space; then each proposal is the candidate with
-    the largest acquisition, given those proposed before it and not yet evaluated.
+    """The first `start` patterns are a Sobol sequence of the space, scrambled by `seed`; then each proposal is the
+    candidate with the largest acquisition, given those proposed before it and not yet evaluated.
 
     Where the space has at most `candidates` patterns, all are candidates. Else they are random draws and neighbours of
     the best known, from the best of which acquisition is climbed one change at a time.
@@ -34,6 +34,7 @@ class Bayesian:
 
     start: int = 8
     candidates: int = 1024
+    seed: int = 0
 
     def propose(
         self,
@@ -44,7 +45,7 @@ class Bayesian:
         generator: np.random.Generator,
     ) -> list[Pattern]:
         require_botorch()
-        known = {*(o.pattern for o in finished), *pending}
+        known = known_patterns(finished, pending)
         early = min(count, self.start - len(known))
         found = self._first(space, known, early) if early > 0 else []
         later = count - max(early, 0)
@@ -57,7 +58,7 @@ class Bayesian:
     def _first(self, space: Space, known: set[Pattern], count: int) -> list[Pattern]:
         from scipy.stats.qmc import Sobol
 
-        points = Sobol(space.layers, seed=0).random(2 ** math.ceil(math.log2(64 * self.start)))
+        points = Sobol(space.layers, seed=self.seed).random(2 ** math.ceil(math.log2(64 * self.start)))
         new = dict.fromkeys(pattern for pattern in map(space.at, points.tolist()) if pattern not in known)
         return list(new)[:count]
 
@@ -87,7 +88,7 @@ class Bayesian:
                     sampler=SobolQMCNormalSampler(torch.Size([SAMPLES]), seed=seed),
                     X_pending=_encode(space, waiting) if waiting else None,
                 )
-                taken = {*(o.pattern for o in finished), *waiting}
+                taken = known_patterns(finished, waiting)
                 best = self._climb(space, finished, taken, acquisition, generator)
                 if best is None:
                     break

@@ -53,7 +53,7 @@ class RandomSearch:
         count: int,
         generator: np.random.Generator,
     ) -> list[Pattern]:
-        return new_patterns(space, {*(o.pattern for o in finished), *pending}, count, generator)
+        return new_patterns(space, known_patterns(finished, pending), count, generator)
 
 
 class Exhaustive:
@@ -67,7 +67,7 @@ class Exhaustive:
         count: int,
         generator: np.random.Generator,
     ) -> list[Pattern]:
-        known = {*(o.pattern for o in finished), *pending}
+        known = known_patterns(finished, pending)
         found: list[Pattern] = []
         for pattern in space.enumerate():
             if len(found) == count:
@@ -93,7 +93,7 @@ class Evolution:
         count: int,
         generator: np.random.Generator,
     ) -> list[Pattern]:
-        known = {*(o.pattern for o in finished), *pending}
+        known = known_patterns(finished, pending)
         found: list[Pattern] = []
         while len(found) < count:
             if len(known) < self.population:
@@ -123,6 +123,11 @@ class Evolution:
         return []
 
 
+def known_patterns(finished: Sequence[Observation], pending: Sequence[Pattern]) -> set[Pattern]:
+    """What an engine need not propose again."""
+    return {*(o.pattern for o in finished), *pending}
+
+
 def new_patterns(space: Space, known: set[Pattern], count: int, generator: np.random.Generator) -> list[Pattern]:
     """Uniform draws that are not known; fewer than `count` only where no more exist."""
     found: list[Pattern] = []
@@ -141,8 +146,8 @@ def new_patterns(space: Space, known: set[Pattern], count: int, generator: np.ra
     return found
 
 
-def make_engine(config: EngineConfig) -> Engine:
-    """The engine that a config's `engine` section describes."""
+def make_engine(config: EngineConfig, seed: int) -> Engine:
+    """The engine that a config's `engine` section describes, in the search of that seed."""
     from hybridtron.composer import config as schema
 
     if isinstance(config, schema.EvolutionConfig):
@@ -150,5 +155,5 @@ def make_engine(config: EngineConfig) -> Engine:
     if isinstance(config, schema.BayesianConfig):
         from hybridtron.composer.bayesian import Bayesian
 
-        return Bayesian(config.start, config.candidates)
+        return Bayesian(config.start, config.candidates, seed)
     return Exhaustive() if isinstance(config, schema.ExhaustiveConfig) else RandomSearch()

@@ -41,7 +41,7 @@ def prepare(config: SearchConfig) -> Search:
 
         require_botorch()
     cost = read_cost(config.cost, config.space.blocks) if config.cost else None
-    return Search(config, make_engine(config.engine), make_evaluator(config), cost)
+    return Search(config, make_engine(config.engine, config.seed), make_evaluator(config), cost)
 
 
 def work(search: Search, store: Store, watch: Callable[[Progress], None]) -> Progress:

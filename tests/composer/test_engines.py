@@ -92,8 +92,18 @@ def test_noise_belongs_to_pattern_and_seed():
 def test_bayesian_search_finds_the_best_of_64_within_30_evaluations():
     for instance in range(2):
         function = Chain(6, 2, instance)
-        seen = search(Bayesian(), Space(("A", "M"), 6), function, budget=30, seed=instance, batch=3)
+        seen = search(Bayesian(seed=instance), Space(("A", "M"), 6), function, budget=30, seed=instance, batch=3)
         assert function.optimum in [o.pattern for o in seen]
+
+
+def test_the_sobol_start_is_one_sequence_of_the_seed_however_many_are_asked_for_at_a_time():
+    space, function = Space(("A", "M", "S"), 6), Chain(6, 3, instance=0)
+    starts = {
+        (seed, batch): [o.pattern for o in search(Bayesian(start=6, seed=seed), space, function, 6, batch=batch)]
+        for seed in (0, 1)
+        for batch in (1, 6)
+    }
+    assert starts[0, 1] == starts[0, 6] != starts[1, 6] == starts[1, 1]
 
 
 def test_bayesian_search_beats_random_and_evolution_in_a_large_space():
