@@ -7,11 +7,12 @@ a tensor exists; `module.py` builds it on a backend. Its maths is in `hybridtron
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isclose
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from hybridtron.config.schema import Strict
+from hybridtron.config.schema import Strict, problem
 from hybridtron.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -76,6 +77,25 @@ class MixerConfig(Strict):
 def linear_flops(seq_len: int, *specs: TensorSpec) -> int:
     """FLOPs of multiplying seq_len tokens with each matrix."""
     return sum(2 * seq_len * spec.numel for spec in specs)
+
+
+def check_divides(key: str, value: int, total: int, of: str) -> None:
+    """For validators: `value` of `key` must divide `total`, which messages call `of`."""
+    if total % value:
+        raise problem(key, value, f"a divisor of {of} {total} (nearest: {nearest_divisors(total, value)})")
+
+
+def check_whole(key: str, share: float, width: int, least: int = 1) -> None:
+    """For validators: `share` of `key` times hidden_size, or another `width`, must be a whole number of channels."""
+    if round(share * width) < least or not isclose(round(share * width), share * width, abs_tol=1e-3):
+        raise problem(key, share, f"one that times {width} is a whole number of channels")
+
+
+def check_power_of_two(key: str, value: int) -> None:
+    """For validators: `value` of `key`, at least 1, must be a power of two."""
+    below = 1 << (value.bit_length() - 1)
+    if value != below:
+        raise problem(key, value, f"a power of two (nearest: {below}, {2 * below})")
 
 
 def nearest_divisors(total: int, value: int) -> str:

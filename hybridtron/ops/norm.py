@@ -25,6 +25,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _RMSNorm.apply(x, weight, eps)
 
 
+def norm_then_gate(x: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Each head's outputs x [..., heads, c] normed by `rms_norm` and times silu(z): [..., heads * c]."""
+    return (rms_norm(x, weight, eps) * F.silu(z)).flatten(-2)
+
+
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`rms_norm` by its formula."""
     dtype = accumulation_dtype(x)

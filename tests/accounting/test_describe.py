@@ -18,7 +18,14 @@ PATTERNS = [
 ]  # fmt: skip
 MORE_BLOCKS = {
     "swa": {"type": "attention", "num_heads": 4, "window": 8},
-    "biased": {"type": "attention", "num_heads": 2, "num_kv_heads": 1, "head_dim": 24, "qkv_bias": True},
+    "biased": {
+        "type": "attention",
+        "num_heads": 2,
+        "num_kv_heads": 1,
+        "head_dim": 24,
+        "qkv_bias": True,
+        "proj_bias": True,
+    },
     "wide": {"type": "mlp", "bias": True},
     "sinks": {"type": "attention", "num_heads": 4, "window": 8, "sinks": True},
     "linear": {"type": "linear_attention", "num_heads": 4, "chunk_size": 16},

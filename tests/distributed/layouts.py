@@ -11,7 +11,14 @@ PRECISION = {"half": "bf16"}  # of a model; else fp32
 VOCAB = 64
 
 BLOCKS: dict[str, dict[str, Any]] = {
-    "attn": {"type": "attention", "num_heads": 8, "num_kv_heads": 4, "head_dim": 4, "qkv_bias": True},
+    "attn": {
+        "type": "attention",
+        "num_heads": 8,
+        "num_kv_heads": 4,
+        "head_dim": 4,
+        "qkv_bias": True,
+        "proj_bias": True,
+    },
     "near": {"type": "attention", "num_heads": 4, "window": 5},
     "mamba": {"type": "mamba2", "head_dim": 16, "state_dim": 8, "num_groups": 4, "chunk_size": 8},
     "mlp": {"type": "swiglu", "ffn_hidden_size": 32},

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from hybridtron.config.schema import problem
-from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops, nearest_divisors
+from hybridtron.mixers.contract import Capabilities, MixerConfig, check_divides, check_whole, linear_flops
 from hybridtron.tensors import Init, Part, TensorSpec
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class AttentionConfig(MixerConfig):
         False, description="A learned score per head that joins every softmax and has no value (attention sink)."
     )
     qkv_bias: bool = Field(False, description="Bias on the query, key and value projections.")
+    proj_bias: bool = Field(False, description="Bias on the output projection.")
 
     kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -37,17 +38,11 @@ class AttentionConfig(MixerConfig):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> AttentionConfig:
-        if self.head_dim is None and self.hidden_size % self.num_heads:
-            nearest = nearest_divisors(self.hidden_size, self.num_heads)
-            raise problem(
-                "num_heads", self.num_heads, f"a divisor of hidden_size {self.hidden_size} (nearest: {nearest})"
-            )
-        if self.num_heads % self.kv_heads:
-            nearest = nearest_divisors(self.num_heads, self.kv_heads)
-            raise problem(
-                "num_kv_heads", self.kv_heads, f"a divisor of num_heads {self.num_heads} (nearest: {nearest})"
-            )
-        if self.rotary_dim % 2 or self.rotary_dim != self.head_size * self.rotary_fraction:
+        if self.head_dim is None:
+            check_divides("num_heads", self.num_heads, self.hidden_size, "hidden_size")
+        check_divides("num_kv_heads", self.kv_heads, self.num_heads, "num_heads")
+        check_whole("rotary_fraction", self.rotary_fraction, self.head_size, least=0)
+        if self.rotary_dim % 2:
             raise problem(
                 "rotary_fraction", self.rotary_fraction, f"an even share of {self.head_size} channels per head"
             )
@@ -63,7 +58,7 @@ class AttentionConfig(MixerConfig):
 
     @property
     def rotary_dim(self) -> int:
-        return int(self.head_size * self.rotary_fraction)
+        return round(self.head_size * self.rotary_fraction)
 
     def tensors(self) -> dict[str, TensorSpec]:
         queries = Part("q", self.num_heads, self.head_size, "num_heads")
@@ -78,6 +73,8 @@ class AttentionConfig(MixerConfig):
             heads = Part("sinks", self.num_heads, key="num_heads")
             specs["sinks"] = TensorSpec((self.num_heads,), Init("zeros"), (heads,), decay=False)
         specs["proj.weight"] = TensorSpec((self.hidden_size, queries.size), Init("output"), (queries,), axis=1)
+        if self.proj_bias:
+            specs["proj.bias"] = TensorSpec((self.hidden_size,), Init("zeros"), decay=False)
         return specs
 
     def flops(self, seq_len: int) -> int:

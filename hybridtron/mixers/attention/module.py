@@ -33,7 +33,7 @@ class Attention(nn.Module):
         self.config, self.backend, self.packing = config, backend, specs["qkv.weight"]
         self.core_sizes = backend.core_sizes(self.packing)
         self.qkv = backend.column_linear(specs["qkv.weight"], specs.get("qkv.bias"))
-        self.proj = backend.row_linear(specs["proj.weight"])
+        self.proj = backend.row_linear(specs["proj.weight"], specs.get("proj.bias"))
         self.sinks_spec = specs.get("sinks")
         self.sinks = backend.parameter(self.sinks_spec) if self.sinks_spec else None
 

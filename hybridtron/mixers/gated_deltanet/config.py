@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from hybridtron.config.schema import problem
-from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops, nearest_divisors
+from hybridtron.mixers.contract import Capabilities, MixerConfig, check_divides, check_power_of_two, linear_flops
 from hybridtron.tensors import Init, Part, TensorSpec
 
 if TYPE_CHECKING:
@@ -42,17 +42,13 @@ class GatedDeltaNetConfig(MixerConfig):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> GatedDeltaNetConfig:
-        if self.key_dim is None and self.hidden_size % self.num_heads:
-            nearest = nearest_divisors(self.hidden_size, self.num_heads)
-            raise problem(
-                "num_heads", self.num_heads, f"a divisor of hidden_size {self.hidden_size} (nearest: {nearest})"
-            )
+        if self.key_dim is None:
+            check_divides("num_heads", self.num_heads, self.hidden_size, "hidden_size")
         if self.value_heads % self.num_heads:
             multiple = max(1, round(self.value_heads / self.num_heads)) * self.num_heads
             expected = f"a multiple of num_heads {self.num_heads} (nearest: {multiple})"
             raise problem("num_value_heads", self.num_value_heads, expected)
-        if self.chunk_size & (self.chunk_size - 1):
-            raise problem("chunk_size", self.chunk_size, "a power of two")
+        check_power_of_two("chunk_size", self.chunk_size)
         return self
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hybridtron.backends.base import Backend
 from hybridtron.mixers.gated_deltanet.config import GatedDeltaNetConfig
 from hybridtron.ops.delta_rule import gated_delta_rule, gated_delta_rule_step
-from hybridtron.ops.norm import rms_norm
+from hybridtron.ops.norm import norm_then_gate
 from hybridtron.ops.precision import accumulation_dtype
 from hybridtron.ops.short_conv import short_conv, short_conv_step
 
@@ -84,9 +84,7 @@ class GatedDeltaNet(nn.Module):
         return _unit(q) * config.key_size**-0.5, _unit(k), v, z, -self._own("A_log").to(dtype).exp() * steps, strengths
 
     def _finish(self, y: Tensor, z: Tensor) -> Tensor:
-        """Norm each head's outputs [..., heads, p] and gate them: [..., heads * p]."""
-        weight = self.backend.of_all_heads(self.norm_weight)
-        return (rms_norm(y, weight, self.norm_eps) * F.silu(z)).flatten(-2)
+        return norm_then_gate(y, z, self.backend.of_all_heads(self.norm_weight), self.norm_eps)
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -6,8 +6,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from hybridtron.config.schema import problem
-from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops, nearest_divisors
+from hybridtron.mixers.contract import (
+    Capabilities,
+    MixerConfig,
+    check_divides,
+    check_power_of_two,
+    check_whole,
+    linear_flops,
+)
 from hybridtron.tensors import Init, Part, TensorSpec
 
 if TYPE_CHECKING:
@@ -36,24 +42,19 @@ class GLAConfig(MixerConfig):
     @model_validator(mode="after")
     def _heads_divide(self) -> GLAConfig:
         for key in ("expand_k", "expand_v"):
-            width = getattr(self, key) * self.hidden_size
-            if width != int(width) or width < 1:
-                raise problem(key, getattr(self, key), f"a share of hidden_size {self.hidden_size} in whole channels")
-            if int(width) % self.num_heads:
-                nearest = nearest_divisors(int(width), self.num_heads)
-                expected = f"a divisor of {key} x hidden_size = {int(width)} (nearest: {nearest})"
-                raise problem("num_heads", self.num_heads, expected)
-        if self.chunk_size & (self.chunk_size - 1):
-            raise problem("chunk_size", self.chunk_size, "a power of two")
+            share = getattr(self, key)
+            check_whole(key, share, self.hidden_size)
+            check_divides("num_heads", self.num_heads, round(share * self.hidden_size), f"{key} x hidden_size =")
+        check_power_of_two("chunk_size", self.chunk_size)
         return self
 
     @property
     def key_size(self) -> int:
-        return int(self.expand_k * self.hidden_size) // self.num_heads
+        return round(self.expand_k * self.hidden_size) // self.num_heads
 
     @property
     def value_size(self) -> int:
-        return int(self.expand_v * self.hidden_size) // self.num_heads
+        return round(self.expand_v * self.hidden_size) // self.num_heads
 
     @property
     def core_parts(self) -> tuple[Part, ...]:

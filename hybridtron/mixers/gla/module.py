@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hybridtron.backends.base import Backend
 from hybridtron.mixers.gla.config import GLAConfig
 from hybridtron.ops.gla import gla, gla_step
-from hybridtron.ops.norm import rms_norm
+from hybridtron.ops.norm import norm_then_gate
 from hybridtron.ops.precision import accumulation_dtype
 from hybridtron.tensors import Init, TensorSpec
 
@@ -65,6 +65,4 @@ class GLA(nn.Module):
         return q * config.key_size**-0.5, k, v, z, decays
 
     def _finish(self, y: Tensor, z: Tensor) -> Tensor:
-        """Norm each head's outputs [..., heads, p] and gate them: [..., heads * p]."""
-        weight = self.backend.of_all_heads(self.norm_weight)
-        return (rms_norm(y, weight, self.norm_eps) * F.silu(z)).flatten(-2)
+        return norm_then_gate(y, z, self.backend.of_all_heads(self.norm_weight), self.norm_eps)

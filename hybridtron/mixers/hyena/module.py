@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridtron.backends.base import Backend
-from hybridtron.mixers.hyena.config import ROLES, HyenaConfig, ProjectedHyenaConfig
+from hybridtron.mixers.hyena.config import ROLES, ProjectedHyenaConfig
 from hybridtron.mixers.implicit_filter.cache import InputCache
 from hybridtron.mixers.implicit_filter.module import ImplicitFilter, with_skip
 from hybridtron.ops.long_conv import long_conv
@@ -92,9 +92,6 @@ class ProjectedHyena(nn.Module):
 
 class Hyena(ProjectedHyena):
     """q * conv(k * v), a filter for every channel."""
-
-    def __init__(self, config: HyenaConfig, backend: Backend) -> None:
-        super().__init__(config, backend)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:
         return q * long_conv(k * v, h)

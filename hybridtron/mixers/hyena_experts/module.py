@@ -13,6 +13,7 @@ from hybridtron.mixers.hyena_experts.config import HyenaExpertsConfig
 from hybridtron.mixers.implicit_filter.cache import InputCache
 from hybridtron.mixers.implicit_filter.module import ImplicitFilter, with_skip
 from hybridtron.ops.long_conv import long_conv
+from hybridtron.ops.precision import accumulation_dtype
 from hybridtron.ops.short_conv import short_conv, short_conv_step
 
 
@@ -76,6 +77,6 @@ class HyenaExperts(nn.Module):
         """Of the outputs [..., experts, w] for tokens x [..., h] those of the best experts, weighted: [..., w]."""
         weight = self.backend.of_all_heads(self.router_weight)
         bias = None if self.router_bias is None else self.backend.of_all_heads(self.router_bias)
-        best, experts = F.linear(x, weight, bias).float().topk(self.config.top_k, -1)  # [..., k]
+        best, experts = F.linear(x, weight, bias).to(accumulation_dtype(x)).topk(self.config.top_k, -1)  # [..., k]
         chosen = y.gather(-2, experts.unsqueeze(-1).expand(*experts.shape, y.shape[-1]))  # [..., k, w]
         return (chosen * best.softmax(-1).to(y.dtype).unsqueeze(-1)).sum(-2)

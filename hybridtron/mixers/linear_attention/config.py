@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from hybridtron.config.schema import problem
-from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops, nearest_divisors
+from hybridtron.mixers.contract import Capabilities, MixerConfig, check_divides, linear_flops
 from hybridtron.tensors import Init, Part, TensorSpec
 
 if TYPE_CHECKING:
@@ -41,11 +40,8 @@ class LinearAttentionConfig(MixerConfig):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> LinearAttentionConfig:
-        if self.head_dim is None and self.hidden_size % self.num_heads:
-            nearest = nearest_divisors(self.hidden_size, self.num_heads)
-            raise problem(
-                "num_heads", self.num_heads, f"a divisor of hidden_size {self.hidden_size} (nearest: {nearest})"
-            )
+        if self.head_dim is None:
+            check_divides("num_heads", self.num_heads, self.hidden_size, "hidden_size")
         return self
 
     @property

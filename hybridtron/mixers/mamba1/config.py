@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from hybridtron.config.schema import problem
-from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops
+from hybridtron.mixers.contract import Capabilities, MixerConfig, check_whole, linear_flops
 from hybridtron.tensors import Init, Part, TensorSpec
 
 if TYPE_CHECKING:
@@ -33,14 +32,12 @@ class Mamba1Config(MixerConfig):
 
     @model_validator(mode="after")
     def _inner_width_is_whole(self) -> Mamba1Config:
-        inner = self.expand * self.hidden_size
-        if inner != int(inner) or inner < 1:
-            raise problem("expand", self.expand, f"a multiple of hidden_size {self.hidden_size} in whole channels")
+        check_whole("expand", self.expand, self.hidden_size)
         return self
 
     @property
     def inner_size(self) -> int:
-        return int(self.expand * self.hidden_size)
+        return round(self.expand * self.hidden_size)
 
     @property
     def step_rank(self) -> int:

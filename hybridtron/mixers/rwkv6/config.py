@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from hybridtron.config.schema import problem
-from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops, nearest_divisors
+from hybridtron.mixers.contract import Capabilities, MixerConfig, check_divides, check_power_of_two, linear_flops
 from hybridtron.tensors import Init, Part, TensorSpec
 
 if TYPE_CHECKING:
@@ -37,13 +36,8 @@ class RWKV6Config(MixerConfig):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> RWKV6Config:
-        if self.hidden_size % self.head_dim:
-            nearest = nearest_divisors(self.hidden_size, self.head_dim)
-            expected = f"a divisor of hidden_size {self.hidden_size} (nearest: {nearest})"
-            raise problem("head_dim", self.head_dim, expected)
-        if self.chunk_size & (self.chunk_size - 1):
-            below = 1 << (self.chunk_size.bit_length() - 1)
-            raise problem("chunk_size", self.chunk_size, f"a power of two (nearest: {below}, {2 * below})")
+        check_divides("head_dim", self.head_dim, self.hidden_size, "hidden_size")
+        check_power_of_two("chunk_size", self.chunk_size)
         return self
 
     @property

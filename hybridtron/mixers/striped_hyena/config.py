@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from hybridtron.config.schema import problem
-from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops, nearest_divisors
+from hybridtron.mixers.contract import Capabilities, MixerConfig, check_divides, linear_flops
 from hybridtron.tensors import Init, Part, TensorSpec
 
 if TYPE_CHECKING:
@@ -32,10 +31,7 @@ class StripedHyenaConfig(MixerConfig):
 
     @model_validator(mode="after")
     def _groups_divide(self) -> StripedHyenaConfig:
-        if self.hidden_size % self.groups:
-            nearest = nearest_divisors(self.hidden_size, self.groups)
-            expected = f"a divisor of hidden_size {self.hidden_size} (nearest: {nearest})"
-            raise problem("num_groups", self.groups, expected)
+        check_divides("num_groups", self.groups, self.hidden_size, "hidden_size")
         return self
 
     @property
@@ -65,11 +61,10 @@ class StripedHyenaConfig(MixerConfig):
         return linear + self.unseen_flops(seq_len)
 
 
-class HyenaSEConfig(StripedHyenaConfig):
-    """StripedHyena 2's short explicit convolution: a filter of a few free taps for a group of channels."""
+class ExplicitFilterConfig(StripedHyenaConfig):
+    """What filters of free taps share; subclasses give `filter_length` its default."""
 
-    type: Literal["hyena_se"]
-    filter_length: int = Field(7, ge=1, description="Taps of a filter.")
+    filter_length: int = Field(ge=1, description="Taps of a filter.")
 
     def filter_tensors(self, groups: tuple[Part, ...], channels: tuple[Part, ...]) -> dict[str, TensorSpec]:
         bound = self.filter_length**-0.5
@@ -85,13 +80,20 @@ class HyenaSEConfig(StripedHyenaConfig):
         """The inputs that the filters still reach; those of the convolutions of q, k and v apart."""
         return (self.filter_length - 1) * self.hidden_size
 
+
+class HyenaSEConfig(ExplicitFilterConfig):
+    """StripedHyena 2's short explicit convolution: a filter of a few free taps for a group of channels."""
+
+    type: Literal["hyena_se"]
+    filter_length: int = Field(7, ge=1, description="Taps of a filter.")
+
     def build(self, backend: Backend) -> HyenaSE:
         from hybridtron.mixers.striped_hyena.module import HyenaSE
 
         return HyenaSE(self, backend)
 
 
-class HyenaMRConfig(StripedHyenaConfig):
+class HyenaMRConfig(ExplicitFilterConfig):
     """StripedHyena 2's medium regularised convolution: some hundred free taps under a window that decays at another
     rate for every group of channels, and a skip."""
 
@@ -99,21 +101,8 @@ class HyenaMRConfig(StripedHyenaConfig):
     filter_length: int = Field(128, ge=1, description="Taps of a filter.")
 
     def filter_tensors(self, groups: tuple[Part, ...], channels: tuple[Part, ...]) -> dict[str, TensorSpec]:
-        bound = self.filter_length**-0.5
-        shape = (self.groups, self.filter_length)
-        return {
-            "filter_weight": TensorSpec(shape, Init("uniform", -bound, bound), groups),
-            "skip": TensorSpec((self.hidden_size,), Init("normal", 0.0, 1.0), channels, decay=False),
-        }
-
-    def unseen_flops(self, seq_len: int) -> int:
-        from hybridtron.ops.long_conv import long_conv_fft_flops
-
-        return long_conv_fft_flops(seq_len, self.groups, self.hidden_size, self.filter_length)
-
-    def state_size(self, seq_len: int) -> int:
-        """The inputs that the filters still reach; those of the convolutions of q, k and v apart."""
-        return (self.filter_length - 1) * self.hidden_size
+        skip = TensorSpec((self.hidden_size,), Init("normal", 0.0, 1.0), channels, decay=False)
+        return {**super().filter_tensors(groups, channels), "skip": skip}
 
     def build(self, backend: Backend) -> HyenaMR:
         from hybridtron.mixers.striped_hyena.module import HyenaMR
