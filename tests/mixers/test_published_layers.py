@@ -1,4 +1,4 @@
-"""Convolutional and RWKV layers give what their published definitions give on equal weights.
+"""Convolutional, RWKV and linear-attention layers give what their published definitions give on equal weights.
 
 Where Hugging Face transformers has a layer it is the other side. Else the definition is written out here in float64:
 long convolutions as explicit sums over all earlier tokens, filters and recurrences token by token.
@@ -207,3 +207,62 @@ def test_rwkv_channel_mixing_is_that_of_transformers():
     )
     with torch.no_grad():
         assert_same(mixer, x, theirs(x.transpose(0, 1).double())[0])
+
+
+def heads_of(x, weight, *sizes):
+    """x [s, b, h] projected, one [b, s, heads, size] for every (heads, size)."""
+    parts = (x.transpose(0, 1).double() @ weight.T).split([heads * size for heads, size in sizes], -1)
+    return [part.unflatten(-1, size) for part, size in zip(parts, sizes, strict=True)]
+
+
+def elu_plus_one(x):
+    return torch.where(x > 0, x + 1, x.exp())
+
+
+KERNELS = {
+    "elu": lambda q, k, w: torch.einsum("bihc,bjhc->bhij", elu_plus_one(q), elu_plus_one(k)),
+    "relu": lambda q, k, w: torch.einsum("bihc,bjhc->bhij", q.clamp_min(0), k.clamp_min(0)),
+    "identity": lambda q, k, w: torch.einsum("bihc,bjhc->bhij", q, k),
+    "taylor": lambda q, k, w: ((torch.einsum("bihc,bjhc->bhij", q, k) / q.shape[-1] ** 0.5 + 1) ** 2 + 1) / 2,
+    "hadamard": lambda q, k, w: torch.einsum(
+        "bihc,bjhc->bhij",
+        *(
+            torch.einsum("bshi,hoi->bsho", x, w[first]) * torch.einsum("bshi,hoi->bsho", x, w[first + 1])
+            for x, first in ((q, 0), (k, 2))
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("feature_map", "normalize"),
+    [*((name, False) for name in KERNELS), ("elu", True), ("relu", True), ("taylor", True)],
+)
+def test_linear_attention(feature_map, normalize):
+    """Equation 7 of the paper with every pair of tokens written out, and the feature maps by their kernels."""
+    block = {"num_heads": 3, "key_dim": 4, "feature_map": feature_map, "normalize": normalize, "chunk_size": 16}
+    mixer, x, w = built(24, type="linear_attention", **block)
+    q, k, v = heads_of(x, w["qkv.weight"], (3, 4), (3, 4), (3, 8))
+    maps = w["feature_weight"].unflatten(0, (4, 3, 4)) if feature_map == "hadamard" else None
+    weights = KERNELS[feature_map](q, k, maps).tril()
+    if normalize:
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-6)
+    y = torch.einsum("bhij,bjhd->bihd", weights, v).flatten(2)
+    assert_same(mixer, x, y @ w["proj.weight"].T)
+
+
+@pytest.mark.parametrize("chunk_size", [16, 64])
+def test_gated_linear_attention(chunk_size):
+    """Section 4.1 and appendix of Yang et al. 2023 (arXiv 2312.06635): a query sees an earlier key through the
+    product of the decays between them, channel by channel."""
+    mixer, x, w = built(24, type="gla", num_heads=3, gate_rank=5, chunk_size=chunk_size)
+    q, k, v, z = heads_of(x, w["in_proj.weight"], (3, 4), (3, 4), (3, 8), (3, 8))
+    decay = x.transpose(0, 1).double() @ w["gate_down"].T @ w["gate_up.weight"].T + w["gate_up.bias"]
+    decay = torch.sigmoid(decay).pow(1 / 16).unflatten(-1, (3, 4))  # [b, s, heads, n]
+    y = torch.zeros_like(v)
+    for i in range(SEQ_LEN):
+        for j in range(i + 1):
+            seen = (q[:, i] * decay[:, j + 1 : i + 1].prod(1) * k[:, j]).sum(-1, keepdim=True) / 2  # root of n = 4
+            y[:, i] += seen * v[:, j]
+    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-5) * w["norm_weight"] * F.silu(z)
+    assert_same(mixer, x, y.flatten(2) @ w["out_proj.weight"].T)

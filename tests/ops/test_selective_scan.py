@@ -27,6 +27,24 @@ def test_matches_the_recurrence(seq_len):
     assert_matches(selective_scan, selective_scan_reference, arguments(seq_len), 3e-5)
 
 
+@pytest.mark.parametrize("seq_len", [1, 7, 100])
+@pytest.mark.usefixtures("form")
+def test_is_the_sum_over_all_earlier_tokens(seq_len):
+    """Equation 2 of Mamba (arXiv 2312.00752) unrolled, its matrices by mamba-ssm's rule: A's by exp(dt A), B's by dt B.
+
+    Independent of the recurrence: every pair of tokens in float64.
+    """
+    x, dt, A, B, C, D = (t.detach().double() for t in arguments(seq_len))
+    passed = dt.cumsum(1)
+    span = (passed.unsqueeze(2) - passed.unsqueeze(1)).clamp_min(0)  # [b, to, from, c]
+    reach = torch.exp(span.unsqueeze(-1) * A)  # [b, to, from, c, n]
+    reach = reach * torch.ones(seq_len, seq_len).tril().view(1, seq_len, seq_len, 1, 1)
+    expected = torch.einsum("bin,bijcn,bjn,bjc->bic", C, reach, B, dt * x) + D * x
+    with torch.no_grad():
+        found = selective_scan(*(t.float() for t in (x, dt, A, B, C, D)))
+    assert torch.allclose(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(("width", "state_dim"), [(1, 1), (32, 3), (70, 16), (33, 65)])
 @pytest.mark.usefixtures("form")
 def test_any_width_and_any_number_of_states(width, state_dim):
