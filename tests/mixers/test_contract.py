@@ -56,6 +56,7 @@ VARIANTS = {
 }  # fmt: skip
 CASES = {**{name: {"type": name, **row} for name, row in PRIMITIVES.items()}, **VARIANTS}
 WIDTH = 32
+HALF_BOUND = 0.05
 STEPS = 150  # caches grow at 64 and 128
 
 
@@ -117,6 +118,21 @@ class TestPrimitive:
             y, state = mixer.step(x[t], state)
             torch.testing.assert_close(y, whole[t], atol=1e-4, rtol=1e-4)
         assert whole.abs().max() > 1e-2
+
+    def test_in_bfloat16_outputs_and_gradients_are_near_those_of_float32(self, primitive):
+        """With the same rounded weights and inputs; distances relative to the size of the whole tensor."""
+        half, wide = noisy(built(primitive)).bfloat16().layers["0"].mixer, noisy(built(primitive)).layers["0"].mixer
+        wide.load_state_dict(half.state_dict())
+        x = torch.randn(STEPS, 2, WIDTH, generator=torch.Generator().manual_seed(0)).bfloat16()
+        results = []
+        for mixer, inputs in ((half, x), (wide, x.float())):
+            inputs.requires_grad_()
+            y = mixer(inputs)
+            trained = [parameter for parameter in mixer.parameters() if parameter.requires_grad]
+            assert y.dtype == inputs.dtype
+            results.append((y, *torch.autograd.grad(y.square().sum(), [inputs, *trained])))
+        for near, exact in zip(*results, strict=True):
+            assert (near - exact).norm() <= HALF_BOUND * exact.norm() + 1e-4
 
     @pytest.mark.filterwarnings("error")
     def test_works_under_vmap_over_stacked_models(self, primitive):

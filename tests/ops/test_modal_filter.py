@@ -32,6 +32,19 @@ def test_steps_are_the_convolution():
     torch.testing.assert_close(torch.stack(outputs, 1), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_steps_in_bfloat16_keep_their_state_in_float32():
+    (log_poles, residues), u = (t.detach() for t in modes()), torch.randn(2, 70, 6).bfloat16()
+    state, exact = torch.zeros(2, 6, 5), torch.zeros(2, 6, 5, dtype=torch.float64)
+    for t in range(70):
+        y, state = modal_step(state, u[:, t], log_poles.bfloat16().float(), residues.bfloat16().float())
+        expected, exact = modal_step(
+            exact, u[:, t].double(), log_poles.bfloat16().double(), residues.bfloat16().double()
+        )
+        assert y.dtype == torch.bfloat16
+        assert state.dtype == torch.float32
+        torch.testing.assert_close(y.double(), expected, rtol=2**-8, atol=1e-4)
+
+
 @pytest.mark.parametrize("length", LENGTHS)
 def test_flops_are_those_executed(length):
     with FlopCounterMode(display=False) as forward:

@@ -60,8 +60,9 @@ class ImplicitFilter(nn.Module):
 
     def _decays(self, like: Tensor) -> Tensor:
         """Of this process's filters, [filters]; all rates lie evenly between the slowest and the fastest."""
-        rates = torch.linspace(-math.log(_TARGET) / _SLOW, -math.log(_TARGET) / _FAST, *self.one_each.shape)
-        return self.backend.own_heads(self.one_each.shard(rates.to(like), self.backend.shards), self.one_each)
+        slowest, fastest = -math.log(_TARGET) / _SLOW, -math.log(_TARGET) / _FAST
+        rates = torch.linspace(slowest, fastest, *self.one_each.shape, dtype=like.dtype, device=like.device)
+        return self.backend.own_heads(self.one_each.shard(rates, self.backend.shards), self.one_each)
 
 
 def with_skip(filters: Tensor, skip: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ _SMALL = Init("uniform", -1e-4, 1e-4)
 
 class RWKV6Config(MixerConfig):
     """RWKV-6 time mixing: heads with a matrix state, a decay for every key channel and token, and a bonus for the
-    current token."""
+    current token. Starts alike at every depth; the authors' code also shifts mixtures and decays with the layer."""
 
     type: Literal["rwkv6"]
     head_dim: int = Field(64, ge=1, description="Channels per head.")

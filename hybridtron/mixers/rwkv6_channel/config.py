@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 class RWKV6ChannelConfig(MixerConfig):
-    """RWKV-6 channel mixing: sigmoid(receptance(x_r)) * value(relu(key(x_k))^2), of mixtures with the token before."""
+    """RWKV-6 channel mixing: sigmoid(receptance(x_r)) * value(relu(key(x_k))^2), of mixtures with the token before.
+    Mixtures start alike at every depth; the authors' code shifts them with the layer."""
 
     type: Literal["rwkv6_channel"]
     ffn_hidden_size: int | None = Field(

@@ -15,10 +15,8 @@ from hybridtron.ops.precision import accumulation_dtype
 from hybridtron.ops.short_conv import short_conv, short_conv_step
 from hybridtron.tensors import Init, TensorSpec
 
-_WEAKEST, _STRONGEST = (
-    -2.0,
-    2.0,
-)  # powers of ten: how often a medium filter's window falls by e over its length
+# Powers of ten: how often a medium filter's window falls by e over its length.
+_WEAKEST, _STRONGEST = -2.0, 2.0
 
 
 class StripedHyenaState(NamedTuple):
@@ -117,8 +115,9 @@ class HyenaMR(_Explicit):
         spec, taps = self.specs["filter_weight"], self._own("filter_weight")
         taps = taps.to(accumulation_dtype(taps))
         one_each = TensorSpec(spec.shape[:1], Init("ones"), spec.parts)  # a number for every filter
-        rates = one_each.shard(torch.logspace(_WEAKEST, _STRONGEST, spec.shape[0]), self.backend.shards).to(taps)
-        times = torch.linspace(0, 1, spec.shape[1], dtype=taps.dtype, device=taps.device)
+        like = {"dtype": taps.dtype, "device": taps.device}
+        rates = one_each.shard(torch.logspace(_WEAKEST, _STRONGEST, spec.shape[0], **like), self.backend.shards)
+        times = torch.linspace(0, 1, spec.shape[1], **like)
         return taps * (-self.backend.own_heads(rates, one_each).unsqueeze(1) * times).exp()
 
 
