@@ -1,7 +1,8 @@
 """The three convolutions of StripedHyena 2 (Ku et al. 2025, arXiv 2503.01868): short explicit, medium regularised, long
 implicit. All are q * conv(k * v) with grouped filters; q, k and v are short convolutions of projections.
 
-Free taps start as those of a convolution, rates spread evenly in their logarithm; the authors' code draws both otherwise.
+Free taps start as those of a convolution, rates spread evenly in their logarithm; the authors' code draws both in
+other ways.
 """
 
 from __future__ import annotations
