@@ -33,6 +33,7 @@ from torch import Tensor
 
 from hybridtron.distributed.memory import keep_freed_memory
 from hybridtron.ops.attention import attention
+from hybridtron.ops.attention_sinks import attention_with_sinks
 from hybridtron.ops.delta_rule import gated_delta_rule, gated_delta_rule_step
 from hybridtron.ops.gla import gla, gla_step
 from hybridtron.ops.linear_attention import linear_attention, linear_attention_step
@@ -91,6 +92,14 @@ def square(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     scores = q @ k.transpose(-1, -2) / WIDTH**0.5
     return (scores.masked_fill(~seen(q.shape[2], window), -torch.inf).softmax(-1) @ v).transpose(1, 2)
+
+
+def square_with_sinks(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Tensor:
+    """As in transformers' gpt-oss: the sinks are one more column of scores, dropped after the softmax."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    scores = (q @ k.transpose(-1, -2) / WIDTH**0.5).masked_fill(~seen(q.shape[2], None), -torch.inf)
+    column = sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+    return (torch.cat([scores, column], -1).softmax(-1)[..., :-1] @ v).transpose(1, 2)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
@@ -192,6 +201,14 @@ OPS: dict[str, Op] = {
         partial(sdpa, window=WINDOW),
         "torch SDPA, masked",
     ),
+    "attention with sinks": Op(
+        lambda s: [*projections(s), torch.randn(HEADS)],
+        attention_with_sinks,
+        square_with_sinks,
+        None,
+        "",
+        logarithmic=False,
+    ),
     "linear_attention": Op(
         lambda s: [positive(heads(s)), positive(heads(s)), heads(s)],
         partial(linear_attention, chunk_size=CHUNK, normalize=False),
@@ -261,13 +278,16 @@ OPS: dict[str, Op] = {
     "long_conv, all taps": Op(
         lambda s: [torch.randn(1, s, CHANNELS), torch.randn(CHANNELS, s)], long_conv, direct, padded_fft, "padded FFT"
     ),
-    "outer_conv": Op(
-        lambda s: [*(torch.randn(1, s, 16, 16) for _ in range(3)), torch.randn(16, s) / s],
-        outer_conv,
-        all_products,
-        None,
-        "",
-    ),
+    **{
+        f"outer_conv, {n} heads of {CHANNELS // n}": Op(
+            lambda s, n=n: [*(torch.randn(1, s, n, CHANNELS // n) for _ in range(3)), torch.randn(n, s) / s],  # type: ignore[misc]
+            outer_conv,
+            all_products,
+            None,
+            "",
+        )
+        for n in (16, 4)
+    },
 }
 
 
@@ -319,12 +339,16 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=OPS, default=list(OPS), metavar="NAME")
     parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=Path, help="also write the figures here, as they come")
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
     warnings.filterwarnings("ignore")
-    found = list(rows(options.only, sorted(options.lengths), options.repeats))
+    found = []
+    for row in rows(options.only, sorted(options.lengths), options.repeats):
+        found.append(row)
+        if options.json:
+            options.json.write_text(json.dumps({"date": time.strftime("%Y-%m-%d"), "rows": found}, indent=2) + "\n")
     table = Table("op", *(["length", "us/token", "naive", "public", "", "growth", "limit"]))
     for row in found:
         cells = [row.get(name) for name in ("naive", "public")]
@@ -338,8 +362,6 @@ def main() -> None:
             "-" if row["limit"] is None else f"{row['limit']:.2f}",
         )
     Console(width=110).print(table)
-    if options.json:
-        options.json.write_text(json.dumps({"date": time.strftime("%Y-%m-%d"), "rows": found}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
