@@ -31,13 +31,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # megatron-core looks for gradients of what the distributed optimizer has cut out of its buffers.
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
     try:
-        return options.run(options)
+        code = options.run(options)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         if _speaks():
             print(f"hybridtron: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # the reader, such as head, has seen enough; nothing may be flushed there at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _speaks() -> bool:
@@ -108,6 +113,9 @@ def _parser() -> ArgumentParser:
 
     verb = verbs.add_parser("search", help="search architectures, or go on with a search; several may share one folder")
     _takes_config(verb)
+    verb.add_argument("--workers", type=int, default=1, metavar="N", help="processes to start here (%(default)s)")
+    verb.add_argument("--report", action="store_true", help="evaluate nothing: the page of what is recorded so far")
+    verb.add_argument("--print", action="store_true", dest="show", help="show the config with its defaults and stop")
     _takes_json(verb)
     verb.set_defaults(run=_search)
 
@@ -299,18 +307,9 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _search(options: argparse.Namespace) -> int:
-    from hybridtron.composer.config import SearchConfig
-    from hybridtron.composer.run import run_search
-    from hybridtron.config.load import load
+    from hybridtron.composer.command import main
 
-    outcome, page = run_search(load(options.config, options.overrides, SearchConfig))
-    if options.json:
-        print(json.dumps(outcome.as_json(), indent=2))
-    else:
-        from hybridtron.composer.view import summary
-
-        print(summary(outcome, page))
-    return 0
+    return main(options)
 
 
 def _scale(options: argparse.Namespace) -> int:
@@ -323,6 +322,8 @@ def _scale(options: argparse.Namespace) -> int:
     if options.out:
         write_config(scaled, options.out)
     print(json.dumps(scaled.as_json(), indent=2) if options.json else show(scaled, target))
+    if options.out and not options.json:
+        print(f"written     {options.out}")
     return 0
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hybridtron.composer.config import (
@@ -18,6 +19,7 @@ from hybridtron.composer.functions import Chain
 from hybridtron.config.compose import compose
 from hybridtron.config.load import build
 from hybridtron.config.nearest import one_of
+from hybridtron.distributed.environment import take_device
 from hybridtron.errors import UserError
 from hybridtron.pattern import Pattern
 
@@ -65,12 +67,19 @@ def _function(settings: FunctionConfig, config: SearchConfig) -> Evaluator:
 
 def _short_run(settings: ShortRunConfig, config: SearchConfig) -> Evaluator:
     from hybridtron.train.config import RunConfig
+    from hybridtron.train.corpus import open_corpus
     from hybridtron.train.resolve import resolve
 
-    composed = compose(settings.run, settings.overrides)
+    place = f"evaluator.run = {settings.run}"
+    for override in settings.overrides:
+        key = override.partition("=")[0]
+        if key in ("model.pattern", "seed"):
+            raise UserError(f"evaluator.overrides: {override}: the search itself sets {key}; expected other keys")
+    with _at(place):
+        composed = compose(settings.run, settings.overrides)
     model = composed.mapping.get("model")
     known = model.get("blocks") if isinstance(model, dict) else None
-    _require_blocks(f"evaluator.run = {settings.run}", config.space.blocks, known if isinstance(known, dict) else {})
+    _require_blocks(place, config.space.blocks, known if isinstance(known, dict) else {})
 
     def run_of(layers: Sequence[str], seed: int) -> RunConfig:
         mapping = {
@@ -80,9 +89,11 @@ def _short_run(settings: ShortRunConfig, config: SearchConfig) -> Evaluator:
         }
         return resolve(build(mapping, RunConfig, composed.provenance))
 
-    first = run_of([config.space.blocks[0]] * config.space.layers, config.seeds[0])
-    if first.data.valid is None:
-        raise UserError(f"evaluator.run = {settings.run}: has no data.valid; expected held-out tokens to score on")
+    with _at(place):
+        first = run_of([config.space.blocks[0]] * config.space.layers, config.seeds[0])
+        if first.data.valid is None:
+            raise UserError("has no data.valid; expected held-out tokens to score on")
+        corpus = open_corpus(first)  # tells what is missing before anything is trained
 
     def evaluate(layers: Sequence[str], seed: int) -> Measurement:
         from hybridtron.train.brief import train_briefly
@@ -92,10 +103,12 @@ def _short_run(settings: ShortRunConfig, config: SearchConfig) -> Evaluator:
             -loss if math.isfinite(loss) else None, {"valid_loss": loss if math.isfinite(loss) else None}
         )
 
-    identity = first.with_absolute_paths().model_dump(mode="json", serialize_as_any=True)
+    identity = first.model_dump(mode="json", serialize_as_any=True)
     for key in ("name", "folder", "seed", "checkpoint"):
         identity.pop(key)
     identity["model"].pop("pattern")
+    for key in ("train", "valid", "tokenizer"):  # what is in the files, wherever they are
+        identity["data"][key] = corpus.fingerprints[f"data.{key}"]
     return Evaluator(evaluate, {"type": "train", "run": identity}, "negative held-out loss")
 
 
@@ -106,25 +119,30 @@ def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
 
     _require_blocks("evaluator.blocks", config.space.blocks, settings.blocks)
     changes = {key: getattr(settings, key) for key in ("max_steps", "evaluations", "batch_size", "eval_examples")}
-    protocol = preset(settings.preset, **changes)
     wanted = settings.tasks or {name: {} for name in TASKS}
-    chosen = {name: complete(name, setting) for name, setting in wanted.items()}
+    with _at("evaluator.preset"):
+        protocol = preset(settings.preset, **changes)
+    with _at("evaluator.tasks"):
+        chosen = {name: complete(name, setting) for name, setting in wanted.items()}
 
     def architecture(layers: Sequence[str]) -> Architecture:
         used = {name: settings.blocks[name] for name in dict.fromkeys(layers)}
         pattern = str(Pattern(tuple(layers)))
         return Architecture(pattern, used, pattern, settings.hidden_size)
 
-    for name in config.space.blocks:
-        architecture([name]).account()  # tells what is wrong with a block before anything is trained
+    with _at("evaluator"):
+        for name in config.space.blocks:
+            architecture([name]).account()  # tells what is wrong with a block before anything is trained
 
     def evaluate(layers: Sequence[str], seed: int) -> Measurement:
         from hybridtron.mad.score import scores
         from hybridtron.mad.train import train_setting
 
-        subject = architecture(layers)
+        subject, device = architecture(layers), take_device()
         rows = [
-            row for name, setting in chosen.items() for row in train_setting(subject, name, setting, protocol, [seed])
+            row
+            for name, setting in chosen.items()
+            for row in train_setting(subject, name, setting, protocol, [seed], device=device)
         ]
         (score,) = scores(rows)
         kind = score.headline
@@ -135,9 +153,18 @@ def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
     blocks = {name: settings.blocks[name] for name in config.space.blocks}
     identity = {
         "type": "mad", "blocks": blocks, "hidden_size": settings.hidden_size, "tasks": chosen,
-        "protocol": protocol.fingerprint(),
+        "protocol": asdict(protocol),
     }  # fmt: skip
     return Evaluator(evaluate, identity, "mean accuracy")
+
+
+@contextlib.contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Names the place in the search's config in what is wrong there."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
 
 
 def _require_blocks(place: str, blocks: Sequence[str], known: dict[str, Any]) -> None:

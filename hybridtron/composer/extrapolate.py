@@ -8,6 +8,7 @@ Arithmetic is exact.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from itertools import groupby, product
@@ -82,12 +83,38 @@ def _nearest(blocks: Sequence[str], exact: Sequence[Fraction], costs: Costs, tar
     }
     missing = target - sum(count * costs[block] for block, count in zip(blocks, counts, strict=True))
 
-    def distance(ups: tuple[int, ...]) -> tuple[int, int]:
-        added = sum(costs[block] * up for block, up in zip(candidates, ups, strict=True))
-        return abs(missing - added), sum(ups)
-
-    best = min(product(*(range(len(runs) + 1) for runs in candidates.values())), key=distance)
+    best = _nearest_sum([(costs[block], len(runs)) for block, runs in candidates.items()], missing)
     for runs, ups in zip(candidates.values(), best, strict=True):
         for i in runs[:ups]:
             counts[i] += 1
     return counts
+
+
+def _nearest_sum(items: Sequence[tuple[int, int]], goal: int) -> tuple[int, ...]:
+    """How many of each item (cost, at most how many) sum to the cost nearest to `goal`; ties go to fewer.
+
+    All sums of one half of the items meet the sorted sums of the other, so that many kinds of block stay cheap.
+    """
+    half = len(items) // 2
+    first, second = _sums(items[:half]), sorted(_sums(items[half:]).items())
+    sums = [total for total, _ in second]
+    best: tuple[int, int, tuple[int, ...]] | None = None
+    for total, counts in first.items():
+        place = bisect_left(sums, goal - total)
+        for other, more in second[max(0, place - 1) : place + 1]:
+            chosen = (*counts, *more)
+            candidate = abs(goal - total - other), sum(chosen), chosen
+            if best is None or candidate < best:
+                best = candidate
+    assert best is not None
+    return best[2]
+
+
+def _sums(items: Sequence[tuple[int, int]]) -> dict[int, tuple[int, ...]]:
+    """Total cost -> the fewest counts that make it."""
+    found: dict[int, tuple[int, ...]] = {}
+    for counts in product(*(range(most + 1) for _, most in items)):
+        total = sum(cost * count for (cost, _), count in zip(items, counts, strict=True))
+        if total not in found or sum(counts) < sum(found[total]):
+            found[total] = counts
+    return found

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import zlib
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,22 +13,28 @@ from hybridtron.accounting.describe import describe
 from hybridtron.composer.extrapolate import METHODS, TargetTooSmall
 from hybridtron.config.load import dump
 from hybridtron.errors import UserError
+from hybridtron.mixers.contract import MixerConfig
+from hybridtron.mixers.parallel.config import ParallelMixersConfig
 from hybridtron.model.config import ModelConfig
 from hybridtron.pattern import COMPOSER_NAMES, Dialect, Pattern, PatternError, read, to_composer
 from hybridtron.train.config import RunConfig
 
 Method = Literal["stretch", "stack"]
 Round = Literal["up", "parameters", "flops"]
+LONGEST_NAME = 60  # of a small pattern, in characters of the run's name
 
 
 @dataclass(frozen=True)
 class Scaled:
-    """The target's run with the grown pattern; sizes are in parameters without embeddings."""
+    """The target's run with the grown pattern; FLOPs are of a forward pass over the target's sequence length."""
 
     config: RunConfig
-    total: int
+    rounding: Round
+    total: int  # parameters
     non_embedding: int
     target_non_embedding: int
+    flops: int
+    target_flops: int
     state_ratio: float  # the target's state at its sequence length over this model's; inf where this has none
 
     @property
@@ -36,10 +44,10 @@ class Scaled:
     @property
     def attention_layers(self) -> int:
         blocks = self.config.model.blocks
-        return sum(blocks[name].type == "attention" for name in self.layers)
+        return sum(_attends(blocks[name]) for name in self.layers)
 
     def as_json(self) -> dict[str, Any]:
-        return {
+        found = {
             "pattern": self.config.model.pattern,
             "layers": len(self.layers),
             "attention_layers": self.attention_layers,
@@ -47,6 +55,13 @@ class Scaled:
             "target_non_embedding": self.target_non_embedding,
             "difference": self.non_embedding - self.target_non_embedding,
         }
+        flops = {"total": self.flops, "target": self.target_flops, "difference": self.flops - self.target_flops}
+        return {**found, "flops": flops} if self.rounding == "flops" else found
+
+
+def _attends(block: MixerConfig) -> bool:
+    branches = block.branches if isinstance(block, ParallelMixersConfig) else ()
+    return block.type == "attention" or any(_attends(branch) for branch in branches)
 
 
 def read_small_pattern(text: str, target: ModelConfig, dialect: Dialect = "auto") -> Pattern:
@@ -54,7 +69,7 @@ def read_small_pattern(text: str, target: ModelConfig, dialect: Dialect = "auto"
     try:
         return read(text, target.blocks, dialect)
     except PatternError as error:
-        raise UserError(f"PATTERN {text!r}: {error}") from None
+        raise UserError(f"PATTERN {text!r}: {str(error).splitlines()[0]}") from None
 
 
 def scale(small: Pattern, target: RunConfig, method: Method, rounding: Round = "up") -> Scaled:
@@ -86,19 +101,29 @@ def scale(small: Pattern, target: RunConfig, method: Method, rounding: Round = "
     grown = ModelConfig.model_validate(grown.model_dump(serialize_as_any=True))  # also renews what is cached
     before, after = describe(model, seq_len), describe(grown, seq_len)
     return Scaled(
-        target.model_copy(update={"name": f"{target.name}-{method}", "folder": None, "model": grown}),
+        target.model_copy(update={"name": f"{target.name}-{method}-{_short(small)}", "folder": None, "model": grown}),
+        rounding,
         after.total,
         after.total - after.embedding,
         before.total - before.embedding,
+        after.flops_forward,
+        before.flops_forward,
         before.state_size / after.state_size if after.state_size else math.inf,
     )
 
 
+def _short(small: Pattern) -> str:
+    """The pattern for the name of a run and its folder: 2attn-4mlp."""
+    runs = "-".join(f"{len(list(run))}{block}" for block, run in groupby(small.layers))
+    return runs if len(runs) <= LONGEST_NAME else f"{runs[:LONGEST_NAME]}-{zlib.crc32(runs.encode()):08x}"
+
+
 def write_config(scaled: Scaled, file: Path) -> None:
     """A training config of its own; raises UserError where the file exists or cannot be written."""
+    text = dump(scaled.config)
     try:
         with file.open("x") as stream:
-            stream.write(dump(scaled.config))
+            stream.write(text)
     except FileExistsError:
         raise UserError(f"--out {file}: exists already; expected the name of a new file") from None
     except OSError as error:
@@ -111,7 +136,7 @@ def show(scaled: Scaled, target: RunConfig) -> str:
     difference = scaled.non_embedding - scaled.target_non_embedding
     letters = {letter: name for letter, name in COMPOSER_NAMES.items() if name in model.blocks}
     runs = f"  = {to_composer(model.parsed_pattern, letters)}" if set(letters.values()) >= set(scaled.layers) else ""
-    state = "none" if math.isinf(scaled.state_ratio) else f"{scaled.state_ratio:.2f} times smaller than the target's"
+    state = "none" if math.isinf(scaled.state_ratio) else f"the target's is {scaled.state_ratio:.2f} times as large"
     return (
         f"pattern     {model.pattern}{runs}\n"
         f"layers      {len(scaled.layers)}, {scaled.attention_layers} with attention; {target.name} has "
@@ -119,5 +144,7 @@ def show(scaled: Scaled, target: RunConfig) -> str:
         f"parameters  {scaled.total:,}, {scaled.non_embedding:,} without embeddings\n"
         f"target      {scaled.target_non_embedding:,} without embeddings: {difference:+,} "
         f"({difference / scaled.target_non_embedding:+.2%})\n"
+        f"FLOPs       {scaled.flops:.4g} forward, {scaled.target_flops:.4g} of the target "
+        f"({scaled.flops / scaled.target_flops - 1:+.2%})\n"
         f"state       {state}, at {target.data.seq_len} tokens"
     )

@@ -10,13 +10,18 @@ import numpy as np
 
 from hybridtron.composer.config import BayesianConfig, SearchConfig
 from hybridtron.composer.cost import Cost, read_cost, scalarised
-from hybridtron.composer.engines import Engine, make_engine, new_patterns
-from hybridtron.composer.evaluators import Evaluator, make_evaluator
-from hybridtron.composer.progress import Progress, Unit, read_progress
+from hybridtron.composer.engines import Engine, Observation, make_engine, new_patterns
+from hybridtron.composer.evaluators import Evaluator, Measurement, make_evaluator
+from hybridtron.composer.progress import Progress, Step, Unit, read_progress
+from hybridtron.composer.space import Pattern
 from hybridtron.composer.store import Store, Transaction
 from hybridtron.errors import UserError
 
 WAIT_SECONDS = 0.5  # between looks at the store while other workers have all that is left
+
+
+class SearchFailed(Exception):
+    """Nothing that was tried has a score."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,9 @@ class Search:
 
     def identity(self) -> dict:
         """What must be the same for two searches to share a folder."""
-        sections = self.config.model_dump(mode="json", include={"space", "seeds", "methodology", "cost"})
-        return {**sections, "evaluator": self.evaluator.identity}
+        sections = self.config.model_dump(mode="json", include={"space", "seeds", "methodology"})
+        cost = {"label": self.cost.label, "layers": list(self.cost.layers)} if self.cost else None
+        return {**sections, "cost": cost, "evaluator": self.evaluator.identity}
 
 
 def prepare(config: SearchConfig) -> Search:
@@ -47,7 +53,7 @@ def prepare(config: SearchConfig) -> Search:
 def work(search: Search, store: Store, watch: Callable[[Progress], None]) -> Progress:
     """Evaluate until nothing is left, beside any number of other workers; `watch` sees every change.
 
-    Raises UserError where every pattern failed, since a step without a score hands nothing on.
+    Raises SearchFailed where every pattern of a step failed, since nothing is handed on then.
     """
     while True:
         with store.transaction() as transaction:
@@ -63,8 +69,10 @@ def work(search: Search, store: Store, watch: Callable[[Progress], None]) -> Pro
         else:
             _evaluate(search, unit, store)
     if _is_stuck(progress):
-        raise UserError(
+        errors = [row["error"] for row in progress.results.values() if "error" in row]
+        raise SearchFailed(
             f"search folder {store.folder}: none of the {len(progress.steps[-1].failed)} patterns had a finite score"
+            + (f"; the first error was {errors[0]}" if errors else "")
         )
     return progress
 
@@ -82,20 +90,36 @@ def _next_unit(search: Search, progress: Progress, transaction: Transaction) -> 
         return unit
     number = sum(len(earlier.proposals) for earlier in progress.steps)
     generator = np.random.default_rng([search.config.seed, number])
-    observations = step.finished if search.cost is None else scalarised(step.finished, search.cost, generator)
     count = min(search.config.engine.batch, step.budget - len(step.proposals))
-    known = [*step.pending, *step.failed]
-    patterns = search.engine.propose(step.space, observations, known, count, generator)
-    patterns = patterns or new_patterns(step.space, {*step.proposals}, 1, generator)
+    patterns = _propose(search, step, count, generator) or new_patterns(step.space, {*step.proposals}, 1, generator)
     texts = [" ".join(step.space.names(pattern)) for pattern in patterns]
-    transaction.append({"row": "propose", "step": step.number, "patterns": texts})
+    transaction.append({"row": "propose", "step": step.number, "patterns": texts, "engine": search.config.engine.type})
     return patterns[0], search.config.seeds[0]
+
+
+def _propose(search: Search, step: Step, count: int, generator: np.random.Generator) -> list[Pattern]:
+    """At most `count` new patterns; what failed counts as the worst that was seen."""
+    worst = min((o.score for o in step.finished), default=0.0)
+    seen = [*step.finished, *(Observation(pattern, worst) for pattern in step.failed)]
+    if search.cost is None:
+        return search.engine.propose(step.space, seen, step.pending, count, generator)
+    found: list[Pattern] = []
+    for _ in range(count):  # a weight of its own for each
+        weighed = scalarised(seen, search.cost, generator)
+        found += search.engine.propose(step.space, weighed, [*step.pending, *found], 1, generator)
+    return found
 
 
 def _evaluate(search: Search, unit: Unit, store: Store) -> None:
     pattern, seed = unit
     begun = time.perf_counter()
-    measured = search.evaluator.evaluate(tuple(search.config.space.blocks[block] for block in pattern), seed)
+    try:
+        measured = search.evaluator.evaluate(tuple(search.config.space.blocks[block] for block in pattern), seed)
+    except UserError:
+        raise
+    except Exception as error:  # such as no memory left: of this pattern, the search goes on without it
+        text = str(error).splitlines() or [""]
+        measured = Measurement(None, {"error": f"{type(error).__name__}: {text[0]}"})
     seconds = round(time.perf_counter() - begun, 3)
     with store.transaction() as transaction:
         transaction.append(

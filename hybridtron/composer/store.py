@@ -26,6 +26,7 @@ from hybridtron.errors import UserError
 
 FORMAT = 1
 SHOWN = 3  # differences that a refusal names
+EVALUATIONS, WORKERS, LOCK = "evaluations.jsonl", "workers", "store.lock"
 
 Row = dict[str, Any]
 
@@ -35,45 +36,58 @@ class Store:
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.folder = folder
-        self.file = folder / "evaluations.jsonl"
+        self.file = folder / EVALUATIONS
         self.worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        if folder.is_dir() and not self.file.exists() and any(folder.iterdir()):
-            raise UserError(f"search folder {folder}: holds something else; expected a new folder, or that of a search")
+        header = {"row": "search", "format": FORMAT, **json.loads(json.dumps(identity))}
+        self._refuse_another(header)
         try:
-            (folder / "workers").mkdir(parents=True, exist_ok=True)
+            (folder / WORKERS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"search folder {folder}: cannot be made: {error.strerror}") from None
         self._alive = self._worker_file(self.worker).open("w")
         fcntl.flock(self._alive, fcntl.LOCK_EX)
         try:
-            self._begin({"row": "search", "format": FORMAT, **json.loads(json.dumps(identity))})
+            with self.transaction() as transaction:
+                if not transaction.rows:
+                    transaction.append(header)
+            self._refuse_another(header)  # two searches may have begun here at once
         except UserError:
             self.close()
             raise
 
-    def _begin(self, header: Row) -> None:
-        with self.transaction() as transaction:
-            if not transaction.rows:
-                transaction.append(header)
-                return
-            first = transaction.rows[0]
-            if first.get("row") != "search" or first.get("format") != FORMAT:
-                raise UserError(f"{self.file}:1: expected the beginning of a search of format {FORMAT}")
-            differences = [
-                f"{key} is {json.dumps(was)} there, {json.dumps(now)} here"
-                for key, was, now in _differences(first, header)
-            ]
-            if differences:
-                more = f", and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
+    def _refuse_another(self, header: Row) -> None:
+        """Raise UserError where the folder holds something else than this search, without touching it."""
+        try:
+            with self.file.open("rb") as stream:
+                line = stream.readline()
+        except FileNotFoundError:
+            # Other workers that start with this one may have made these.
+            if self.folder.is_dir() and any(path.name not in (WORKERS, LOCK) for path in self.folder.iterdir()):
                 raise UserError(
-                    f"search folder {self.folder}: holds another search: {'; '.join(differences[:SHOWN])}{more}; "
-                    "expected the same, or another folder"
-                )
+                    f"search folder {self.folder}: holds something else; expected a new folder, or that of a search"
+                ) from None
+            return
+        except OSError as error:
+            raise UserError(f"search folder {self.folder}: cannot be read: {error.strerror}") from None
+        if not line.endswith(b"\n"):  # a worker was killed, or is busy, writing the first line
+            return
+        first = _read(self.file, 1, line)
+        if first["row"] != "search" or first.get("format") != FORMAT:
+            raise UserError(f"{self.file}:1: expected the beginning of a search of format {FORMAT}")
+        differences = [
+            f"{key} is {json.dumps(was)} there, {json.dumps(now)} here" for key, was, now in _differences(first, header)
+        ]
+        if differences:
+            more = f", and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
+            raise UserError(
+                f"search folder {self.folder}: holds another search: {'; '.join(differences[:SHOWN])}{more}; "
+                "expected the same, or another folder"
+            )
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Transaction]:
         """All rows so far, and the only right to append until the block ends."""
-        with (self.folder / "store.lock").open("w") as lock:
+        with (self.folder / LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             with self.file.open("a+b") as stream:
                 yield Transaction(stream, self.file, self._is_alive)
@@ -83,7 +97,7 @@ class Store:
         self._alive.close()
 
     def _worker_file(self, worker: str) -> Path:
-        return self.folder / "workers" / worker
+        return self.folder / WORKERS / worker
 
     def _is_alive(self, worker: str) -> bool:
         """Whether that worker still holds its file."""
@@ -104,23 +118,14 @@ class Transaction:
     """What a worker reads and appends while it holds the lock."""
 
     def __init__(self, stream: BinaryIO, path: Path, is_alive: Callable[[str], bool]) -> None:
-        self._stream, self._path, self._is_alive = stream, path, is_alive
+        self._stream, self._is_alive = stream, is_alive
         self._known: dict[str, bool] = {}
         stream.seek(0)
         content = stream.read()
         whole = content.rfind(b"\n") + 1
         if whole < len(content):  # a line that a kill cut short
             stream.truncate(whole)
-        self.rows = [self._read(number, line) for number, line in enumerate(content[:whole].splitlines(), start=1)]
-
-    def _read(self, number: int, line: bytes) -> Row:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or "row" not in row:
-            raise UserError(f"{self._path}:{number}: damaged line; expected a JSON object with a key row")
-        return row
+        self.rows = [_read(path, number, line) for number, line in enumerate(content[:whole].splitlines(), start=1)]
 
     def append(self, row: Row) -> None:
         """On disk before this returns."""
@@ -134,6 +139,16 @@ class Transaction:
         if worker not in self._known:
             self._known[worker] = self._is_alive(worker)
         return self._known[worker]
+
+
+def _read(path: Path, number: int, line: bytes) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict) or "row" not in row:
+        raise UserError(f"{path}:{number}: damaged line; expected a JSON object with a key row, or no such line")
+    return row
 
 
 def _differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

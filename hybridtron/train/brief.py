@@ -6,7 +6,7 @@ import math
 
 from hybridtron.data.batches import eval_batches, global_batch
 from hybridtron.distributed.config import ParallelConfig
-from hybridtron.distributed.environment import Environment
+from hybridtron.distributed.environment import Environment, read_environment
 from hybridtron.distributed.groups import process_groups
 from hybridtron.errors import UserError
 from hybridtron.train.build import build_engine
@@ -27,7 +27,7 @@ def train_briefly(config: RunConfig) -> float:
     held_out = corpus.held_out
     if held_out is None:
         raise UserError(f"{config.name}: data.valid is missing; expected held-out tokens")
-    with process_groups(config.parallel, Environment(0, 1, 0, None, "single")) as place:
+    with process_groups(config.parallel, Environment(0, 1, read_environment().local_rank, None, "single")) as place:
         engine, _ = build_engine(config, place)
         skipped = 0
         for step in range(train.steps):

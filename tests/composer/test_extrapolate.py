@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 from fractions import Fraction
 from itertools import groupby, product
 
 import pytest
 
-from hybridtron.composer.extrapolate import TargetTooSmall, size, stack, stretch
+from hybridtron.composer.extrapolate import TargetTooSmall, _nearest_sum, size, stack, stretch
 
 A_1B, M_1B = 10_485_760, 50_331_648  # Llama 3.2 1B: grouped-query attention of width 2048, SwiGLU of 8192
 LLAMA_1B = 16 * (A_1B + M_1B)
@@ -60,6 +61,21 @@ def test_nearest_is_the_best_of_all_ways_to_round():
         ways = [sum(c * n for c, n in zip((3, 7, 3, 7), counts, strict=True)) for counts in product(*choices)]
         found = size(stretch(small, costs, target, "nearest"), costs)
         assert abs(found - target) <= min(abs(way - target) for way in ways)
+
+
+def test_nearest_is_the_best_of_all_sums_with_many_kinds_of_block():
+    draw = random.Random(0)
+    for _ in range(20):
+        items = [(draw.randrange(1, 50), draw.randrange(4)) for _ in range(5)]
+        goal = draw.randrange(300)
+        sums = [
+            (abs(goal - sum(c * n for (c, _), n in zip(items, counts, strict=True))), sum(counts))
+            for counts in product(*(range(most + 1) for _, most in items))
+        ]
+        found = _nearest_sum(items, goal)
+        distance = abs(goal - sum(c * n for (c, _), n in zip(items, found, strict=True)))
+        assert (distance, sum(found)) == min(sums)
+        assert all(count <= most for count, (_, most) in zip(found, items, strict=True))
 
 
 @pytest.mark.parametrize("method", [stretch, stack])

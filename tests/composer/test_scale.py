@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hybridtron.cli import main
 from hybridtron.config.load import load
@@ -36,7 +37,7 @@ def refused(capsys):
         assert main(["scale", *arguments]) == 2
         printed = capsys.readouterr()
         assert printed.out == ""
-        assert printed.err.count("\n") <= 3
+        assert printed.err.count("\n") == 1
         return printed.err
 
     return run
@@ -76,6 +77,24 @@ def test_rounding_takes_the_overshoot_away(scaled):
         assert abs(nearest) < 0.02 * 973_146_112 < up
 
 
+def test_matching_flops_tells_them(scaled):
+    answer = scaled("AAMMMM", "--method", "stretch", "--round", "flops")
+    flops = answer["flops"]
+    assert flops["difference"] == flops["total"] - flops["target"]
+    assert abs(flops["difference"]) < 0.02 * flops["target"]
+    assert "flops" not in scaled("AAMMMM", "--method", "stretch")
+
+
+def test_attention_inside_a_parallel_block_counts(capsys, tmp_path):
+    base = {"base": LLAMA, "model": {"blocks": {"both": {"type": "parallel", "branches": [
+        {"type": "attention", "num_heads": 32, "num_kv_heads": 8}, {"type": "hyena_se"}]}}}}  # fmt: skip
+    file = tmp_path / "both.yaml"
+    file.write_text(yaml.safe_dump(base))
+    assert main(["scale", "both mlp", "--method", "stack", "--target", str(file), "size=1b", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["attention_layers"] == -(-answer["layers"] // 2)
+
+
 def test_flops_can_be_matched_in_place_of_parameters(scaled, tmp_path, capsys):
     def flops(*arguments: str) -> int:
         assert main(["describe", *arguments, "--json"]) == 0
@@ -94,7 +113,7 @@ def test_what_is_written_trains_as_it_is(scaled, tmp_path, capsys):
     out = tmp_path / "composite.yaml"
     answer = scaled("AAMMMM", "--method", "stack", "--out", str(out))
     config = load(out, [], RunConfig)
-    assert config.name == "llama3_2_1b-stack"
+    assert config.name == "llama3_2_1b-stack-2attn-4mlp"
     assert config.model.pattern == answer["pattern"]
     assert config.optimizer == load(LLAMA, ["size=1b"], RunConfig).optimizer
     assert main(["train", str(out), "--print"]) == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +115,7 @@ class HyenaMR(_Explicit):
         spec, taps = self.specs["filter_weight"], self._own("filter_weight")
         taps = taps.to(accumulation_dtype(taps))
         one_each = TensorSpec(spec.shape[:1], Init("ones"), spec.parts)  # a number for every filter
-        like = {"dtype": taps.dtype, "device": taps.device}
+        like: dict[str, Any] = {"dtype": taps.dtype, "device": taps.device}
         rates = one_each.shard(torch.logspace(_WEAKEST, _STRONGEST, spec.shape[0], **like), self.backend.shards)
         times = torch.linspace(0, 1, spec.shape[1], **like)
         return taps * (-self.backend.own_heads(rates, one_each).unsqueeze(1) * times).exp()
