@@ -286,7 +286,7 @@ OPS: dict[str, Op] = {
             None,
             "",
         )
-        for n in (16, 4)
+        for n in (32, 16, 4)
     },
 }
 

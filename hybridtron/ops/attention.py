@@ -35,7 +35,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None, scale:
         return _plain_attention(q, k, v, window, scale)
     if q.is_cuda:
         return _fused_attention(q, k, v, window, scale)
-    return _Attention.apply(q, k, v, window, scale)
+    return _Attention.apply(q, k, v, window, scale, None)
 
 
 def attention_flops(seq_len: int, num_heads: int, head_dim: int, window: int | None = None) -> int:
@@ -149,28 +149,55 @@ def _fused_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale:
     return torch.cat(outputs, 2).transpose(1, 2)
 
 
+class _Sinks(NamedTuple):
+    """Of each head one more score [h] in its softmaxes, and of each query what share of them it takes."""
+
+    scores: Tensor
+    shares: Tensor  # [b * kv, h / kv * queries]
+
+
 def _probabilities(
-    out: Tensor, queries: Tensor, keys: Tensor, block: QueryBlock, mask: Tensor | None, scale: float
+    out: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    block: QueryBlock,
+    mask: Tensor | None,
+    scale: float,
+    sinks: _Sinks | None,
 ) -> Tensor:
     """softmax(scale queries keys^T + mask), written into and returned as `out` [b * kv, h / kv * queries, keys].
 
-    Without a mask the kernels hide the keys that the block must not see.
+    Without a mask the kernels hide the keys that the block must not see. Writes the shares of the sinks as well.
     """
     if mask is None:
         torch.bmm(queries, keys.transpose(1, 2), out=out)
-        _kernels(out).softmax_forward(*_softmax_sizes(out, block), scale, out)
+        heads, scores, shares = (0, None, None) if sinks is None else (len(sinks.scores), *sinks)
+        _kernels(out).softmax_forward(*_softmax_sizes(out, block), scale, out, heads, scores, shares)
         return out
     torch.baddbmm(out, queries, keys.transpose(1, 2), beta=0, alpha=scale, out=out)
     num_queries, num_masked = mask.shape
-    out.view(-1, num_queries, out.shape[-1])[..., out.shape[-1] - num_masked :].add_(mask)
-    return torch.softmax(out, -1, out=out)
+    by_query = out.view(-1, num_queries, out.shape[-1])
+    by_query[..., out.shape[-1] - num_masked :].add_(mask)
+    if sinks is None:
+        return torch.softmax(out, -1, out=out)
+    by_head = by_query.unflatten(0, (-1, len(sinks.scores)))  # [b, h, queries, keys]
+    above = by_head.logsumexp(-1) - sinks.scores.unsqueeze(1)
+    torch.sigmoid(-above, out=sinks.shares.view(above.shape))
+    torch.softmax(out, -1, out=out)
+    by_head.mul_(torch.sigmoid(above).unsqueeze(-1))
+    return out
 
 
 class _Attention(torch.autograd.Function):
-    """Matmul, softmax, matmul over one block of queries of a few sequences at a time: the scores stay in cache."""
+    """Matmul, softmax, matmul over one block of queries of a few sequences at a time: the scores stay in cache.
+
+    Sinks [h] are in the dtype of accumulation. As a key without a value a sink changes no formula of the gradients.
+    """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, sinks: Tensor | None
+    ) -> Tensor:
         batch, num_queries, heads, _ = q.shape
         num_keys, kv, dtype = k.shape[1], k.shape[2], accumulation_dtype(q)
         blocks = _query_blocks(num_queries, num_keys, window)
@@ -189,49 +216,65 @@ class _Attention(torch.autograd.Function):
             outputs = queries.new_empty(*queries.shape[:2], values.shape[2])
             step, seen = _matrices_at_a_time(batch, heads, kv, block), slice(block.first, block.last)
             probabilities = queries.new_empty(len(queries) if kept else step, queries.shape[1], block.num_keys)
+            shares = queries.new_empty(queries.shape[:2]) if sinks is not None else None
             parts = (tensor.split(step) for tensor in (queries, keys[:, seen], values[:, seen], outputs))
             for index, (some, their_keys, their_values, out_part) in enumerate(zip(*parts, strict=True)):
                 start = index * step if kept else 0
-                p = probabilities[start : start + len(some)]
-                torch.bmm(_probabilities(p, some, their_keys, block, mask, scale), their_values, out=out_part)
+                p, own = probabilities[start : start + len(some)], _own_sinks(sinks, shares, index * step, len(some))
+                torch.bmm(_probabilities(p, some, their_keys, block, mask, scale, own), their_values, out=out_part)
             out[:, block.start : block.stop] = _ungroup(outputs, batch, heads)
-            saved += [queries, probabilities if kept else None]
-        ctx.save_for_backward(keys, values, *saved)
+            saved += [queries, probabilities if kept else None, shares]
+        ctx.save_for_backward(keys, values, sinks, *saved)
         ctx.plan, ctx.scale, ctx.dtypes = list(zip(blocks, masks, strict=True)), scale, (q.dtype, k.dtype, v.dtype)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        keys, values, *saved = ctx.saved_tensors
+        keys, values, sinks, *saved = ctx.saved_tensors
         batch, num_queries, heads, _ = grad.shape
         kv, scale = len(keys) // batch, ctx.scale
         dq = keys.new_empty(batch, heads, num_queries, keys.shape[2]).transpose(1, 2)
         dkeys, dvalues = torch.zeros_like(keys), torch.zeros_like(values)
-        for (block, mask), queries, probabilities in zip(ctx.plan, saved[::2], saved[1::2], strict=True):
+        dsinks = None if sinks is None else torch.zeros_like(sinks)
+        for (block, mask), queries, probabilities, shares in zip(
+            ctx.plan, saved[::3], saved[1::3], saved[2::3], strict=True
+        ):
             doutputs = _group(grad[:, block.start : block.stop].to(keys.dtype), kv)
             dqueries = torch.empty_like(queries)
             step, seen = _matrices_at_a_time(batch, heads, kv, block), slice(block.first, block.last)
             shape = (step, queries.shape[1], block.num_keys)
             scores, again = queries.new_empty(shape), None if probabilities is not None else queries.new_empty(shape)
+            sums = None if shares is None else torch.empty_like(shares)
             by_key = (tensor[:, seen] for tensor in (keys, values, dkeys, dvalues))
             parts = (tensor.split(step) for tensor in (queries, doutputs, dqueries, *by_key))
             for index, (some, dy, dsome, k, v, dk, dv) in enumerate(zip(*parts, strict=True)):
                 if again is None:
                     p = probabilities[index * step : index * step + len(some)]
                 else:
-                    p = _probabilities(again[: len(some)], some, k, block, mask, scale)
+                    own = _own_sinks(sinks, shares, index * step, len(some))
+                    p = _probabilities(again[: len(some)], some, k, block, mask, scale, own)
                 ds = torch.bmm(dy, v.transpose(1, 2), out=scores[: len(some)])
+                own_sums = None if sums is None else sums[index * step : index * step + len(some)]
                 if mask is None:
-                    _kernels(ds).softmax_backward(*_softmax_sizes(ds, block), p, ds)
+                    _kernels(ds).softmax_backward(*_softmax_sizes(ds, block), p, ds, own_sums)
                 else:
+                    if own_sums is not None:
+                        torch.sum(p * ds, -1, out=own_sums)
                     aten._softmax_backward_data.out(ds, p, -1, p.dtype, grad_input=ds)
                 dv.add_(torch.bmm(p.transpose(1, 2), dy))
                 dk.add_(torch.bmm(ds.transpose(1, 2), some), alpha=scale)
                 torch.baddbmm(dsome, ds, k, beta=0, alpha=scale, out=dsome)
             dq[:, block.start : block.stop] = _ungroup(dqueries, batch, heads)
+            if dsinks is not None and shares is not None and sums is not None:
+                dsinks -= shares.mul(sums).view(batch, heads, -1).sum((0, 2))
         outcome = (dq, _ungroup(dkeys, batch, kv), _ungroup(dvalues, batch, kv))
-        return *(tensor.to(dtype) for tensor, dtype in zip(outcome, ctx.dtypes, strict=True)), None, None
+        return *(tensor.to(dtype) for tensor, dtype in zip(outcome, ctx.dtypes, strict=True)), None, None, dsinks
+
+
+def _own_sinks(sinks: Tensor | None, shares: Tensor | None, start: int, matrices: int) -> _Sinks | None:
+    """The sinks for the score matrices from `start` on."""
+    return None if sinks is None or shares is None else _Sinks(sinks, shares[start : start + matrices])
 
 
 def _softmax_sizes(scores: Tensor, block: QueryBlock) -> tuple[int, ...]:

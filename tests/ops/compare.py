@@ -84,6 +84,20 @@ def count_flops(function: Callable[[], Tensor]) -> tuple[int, int]:
     return forward.get_total_flops(), backward.get_total_flops()
 
 
+def saved_bytes(function: Callable[[], Tensor]) -> int:
+    """Memory of all that the function keeps for its backward pass; views of the same memory count once."""
+    storages = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = function()
+    assert output.requires_grad
+    return sum(storage.nbytes() for storage in storages.values())
+
+
 def assert_causal(op: Callable[[Tensor], Tensor], x: Tensor) -> None:
     """Outputs up to a token do not change when later tokens of x [b, s, ...] do, and the next output does."""
     cut = x.shape[1] // 2

@@ -1,3 +1,4 @@
+import math
 from itertools import pairwise
 
 import pytest
@@ -29,6 +30,14 @@ def test_equals_the_product_with_a_toeplitz_matrix():
 def test_causal(taps):
     h = torch.randn(6, taps)
     assert_causal(lambda u: long_conv(u, h) / h.abs().sum(), torch.randn(2, 150, 6))
+
+
+@pytest.mark.parametrize("taps", [30, 3000])
+def test_rounding_stays_below_the_stated_bound(taps):
+    u, h = torch.randn(1, 3000, 6), torch.randn(6, taps)
+    u[:, 1500:] *= 1e4
+    bound = torch.finfo(torch.float32).eps * math.log2(4 * 3000) * h.square().sum(1).sqrt() * u.square().sum(1).sqrt()
+    assert ((long_conv(u, h) - long_conv(u.double(), h.double())).abs() <= bound).all()
 
 
 @pytest.mark.parametrize("taps", [7, 30, 300])

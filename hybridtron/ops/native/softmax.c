@@ -15,30 +15,36 @@ INLINE Seen seen(long query, long keys, long ahead, long window) {
 }
 
 /* Scores [rows, keys], where row r is of query r % queries and that query stands at key `query + ahead` and sees the
- * last `window` keys up to it, become softmax(scale scores). */
-KERNEL softmax_forward(long rows, long queries, long keys, long ahead, long window, float scale, float *scores, int threads) {
+ * last `window` keys up to it, become softmax(scale scores). With sinks, row r is of head r / queries % heads, whose
+ * sink joins the softmax as one more score; its probability goes to `sunk` [rows]. */
+KERNEL softmax_forward(long rows, long queries, long keys, long ahead, long window, float scale, float *scores, long heads, const float *sinks, float *sunk, int threads) {
     PARALLEL(rows * keys)
     for (long row = 0; row < rows; row++) {
         Seen s = seen(row % queries, keys, ahead, window);
         float *p = scores + row * keys, largest = HIDDEN, total = 0.0f;
+        float sink = sinks ? sinks[row / queries % heads] : 0.0f;
         for (long j = s.from; j < s.first; j++) p[j] = HIDDEN;
         for (long j = s.last; j < s.to; j++) p[j] = HIDDEN;
 #pragma omp simd reduction(max : largest)
         for (long j = s.from; j < s.to; j++) largest = p[j] > largest ? p[j] : largest;
+        if (sinks && sink > scale * largest) largest = sink / scale;
 #pragma GCC ivdep
         for (long j = s.from; j < s.to; j++) {
             p[j] = exponential(scale * (p[j] - largest));
             total += p[j];
         }
-        float factor = 1.0f / total;
+        float sunken = sinks ? exponential(sink - scale * largest) : 0.0f;
+        float factor = 1.0f / (total + sunken);
+        if (sunk) sunk[row] = sunken * factor;
         for (long j = s.from; j < s.to; j++) p[j] *= factor;
         memset(p, 0, s.from * sizeof(float));
         memset(p + s.to, 0, (keys - s.to) * sizeof(float));
     }
 }
 
-/* The gradient by the probabilities [rows, keys] becomes that by what the softmax is of. */
-KERNEL softmax_backward(long rows, long queries, long keys, long ahead, long window, const float *probabilities, float *gradient, int threads) {
+/* The gradient by the probabilities [rows, keys] becomes that by what the softmax is of. The sums of their products,
+ * which minus `sunk` times are the gradients by sinks, go to `sums` [rows] if wanted. */
+KERNEL softmax_backward(long rows, long queries, long keys, long ahead, long window, const float *probabilities, float *gradient, float *sums, int threads) {
     PARALLEL(rows * keys)
     for (long row = 0; row < rows; row++) {
         Seen s = seen(row % queries, keys, ahead, window);
@@ -46,6 +52,7 @@ KERNEL softmax_backward(long rows, long queries, long keys, long ahead, long win
         float *g = gradient + row * keys, along = 0.0f;
 #pragma GCC ivdep
         for (long j = s.from; j < s.to; j++) along += p[j] * g[j];
+        if (sums) sums[row] = along;
         for (long j = s.from; j < s.to; j++) g[j] = p[j] * (g[j] - along);
         memset(g, 0, s.from * sizeof(float));
         memset(g + s.to, 0, (keys - s.to) * sizeof(float));
