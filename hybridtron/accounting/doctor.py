@@ -52,7 +52,11 @@ def examine() -> dict[str, Any]:
         "processes": "nccl" if cuda else "gloo, megatron-core under the CPU shim",
         "operations": {
             "attention": "scaled_dot_product_attention" if cuda else "matrix multiplications and softmax",
+            "mamba1 scan": "PyTorch, in tiles" if cuda or library.status() else "C kernels compiled for this machine",
             "mamba2 scan": "PyTorch, in chunks",
+            "linear attention, gla, rwkv6, delta rule": "PyTorch, in chunks",
+            "long convolutions": "Fourier transforms of PyTorch",
+            "experts": "PyTorch, a matrix product per expert",
             "short convolution": "PyTorch, shifted multiply-adds",
             "between multiplications": "PyTorch" if cuda else _native(library.status()),
             "optimizer": "AdamW of PyTorch" if installed_version("transformer-engine") is None else "FusedAdam",

@@ -13,6 +13,7 @@ from hybridtron.config.type_words import value_text
 from hybridtron.errors import UserError
 from hybridtron.pattern import Pattern
 from hybridtron.train.config import RunConfig
+from hybridtron.train.learning_rate import learning_rate
 from hybridtron.train.run_folder import RunFolder, TrainState, naming_an_older_one, read_config, read_state
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 FREE = ("train", "optimizer", "schedule", "checkpoint", "parallel", "name", "folder", "model.backend")
 FIXED_IN_TRAIN = "train.global_batch_size"
 TOKENS = ("data.train", "data.valid", "data.tokenizer")  # paths that may change where what they hold stays the same
+LARGEST_RISE = 2  # of the learning rate from one step to the next that is not told: that of a warm-up's second step
 SPEED_KEYS = {"chunk_size", "dispatcher"}  # of blocks: change how a block is computed, not what
 
 
@@ -74,8 +76,15 @@ def find_start(folder: RunFolder, config: RunConfig, resume: bool) -> Start:
         raise UserError(f"train.steps = {config.train.steps}: expected at least {state.step}, as {checkpoint} has")
     was, now = _free(before), _free(config)
     keys = [*now, *(key for key in was if key not in now)]
-    changes = tuple(Change(key, was.get(key), now.get(key)) for key in keys if was.get(key) != now.get(key))
-    return Start(checkpoint, state, changes)
+    changes = [Change(key, was.get(key), now.get(key)) for key in keys if was.get(key) != now.get(key)]
+    if 0 < state.step < config.train.steps:
+        changes += _jump(learning_rate(before, state.step), learning_rate(config, state.step + 1))
+    return Start(checkpoint, state, tuple(changes))
+
+
+def _jump(was: float, now: float) -> list[Change]:
+    """A longer run begins its decay later, so that what had decayed rises again."""
+    return [Change("learning rate", float(f"{was:.3g}"), float(f"{now:.3g}"))] if now > LARGEST_RISE * was else []
 
 
 def require_same_tokens(folder: RunFolder, corpus: Corpus) -> list[Change]:

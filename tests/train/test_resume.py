@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from hybridtron.config.load import load
+from hybridtron.train.config import RunConfig
 from hybridtron.train.evaluate import trained_model
+from hybridtron.train.resolve import resolve
+from hybridtron.train.resume import find_start
+from hybridtron.train.run_folder import RunFolder
 from tests.conftest import command, environment
 
 STEPS = ("train.steps=40", "checkpoint.save_every=10")
@@ -117,3 +122,14 @@ def test_resume_of_another_architecture_is_refused(uninterrupted, hybridtron):
     assert result.returncode == 2
     assert "model.hidden_size = 64: expected 32" in result.stderr
     assert (uninterrupted / "config.yaml").read_text() == before
+
+
+def test_a_longer_run_tells_that_its_learning_rate_rises_again(uninterrupted):
+    def told(*overrides: str) -> dict[str, object]:
+        config = resolve(load(uninterrupted / "config.yaml", list(overrides), RunConfig))
+        return {change.key: change for change in find_start(RunFolder(uninterrupted), config, resume=True).changes}
+
+    longer = told("train.steps=80")
+    assert longer["train.steps"].now == 80
+    assert longer["learning rate"].now > 5 * longer["learning rate"].was
+    assert told() == {}
