@@ -10,15 +10,19 @@ With --replay the objective is what an exhaustive search has recorded, and what 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
 
+from hybridtron.composer import bayesian
 from hybridtron.composer.aggregate import aggregate
 from hybridtron.composer.bayesian import Bayesian
 from hybridtron.composer.engines import Engine, Evolution, Observation, RandomSearch
@@ -34,6 +38,7 @@ ENGINES: dict[str, Callable[[int], Engine]] = {  # by seed
     "evolution": lambda _: Evolution(),
     "bayesian": lambda seed: Bayesian(seed=seed),
 }
+DASHES = ("--", "-", "-")  # of the engines: the first two begin alike
 
 
 def regrets(engine: Engine, space: Space, function: Chain, budget: int, batch: int, seed: int) -> list[float]:
@@ -47,18 +52,30 @@ def regrets(engine: Engine, space: Space, function: Chain, budget: int, batch: i
     return [round(float(value), 9) for value in 1 - best]
 
 
+def fingerprint(engine: Engine, space_name: str) -> str:
+    """Of all settings that a run's regret depends on beside its seed: rows of other settings are not used again."""
+    own: dict[str, Any] = asdict(engine) if is_dataclass(engine) and not isinstance(engine, type) else {}
+    own.pop("seed", None)
+    if isinstance(engine, Bayesian):
+        own |= {name: getattr(bayesian, name) for name in ("SAMPLES", "PARENTS", "FIT_STEPS", "CLIMBS")}
+    settings = json.dumps([type(engine).__name__, own, SPACES[space_name]], sort_keys=True)
+    return hashlib.sha256(settings.encode()).hexdigest()[:12]
+
+
 def runs(file: Path, seeds: int) -> Iterator[dict]:
     """A row for every space, seed and engine, from the file or made now."""
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     for seed in range(seeds):
         for space_name, (blocks, layers, budget, batch) in SPACES.items():
             for engine_name, make_engine in ENGINES.items():
-                key = {"space": space_name, "seed": seed, "engine": engine_name}
+                engine = make_engine(seed)
+                settings = fingerprint(engine, space_name)
+                key = {"space": space_name, "seed": seed, "engine": engine_name, "settings": settings}
                 row = next((row for row in done if key.items() <= row.items()), None)
                 if row is None:
                     space = Space(tuple("AMS"[:blocks]), layers)
                     begun = time.process_time()
-                    found = regrets(make_engine(seed), space, Chain(layers, blocks, seed), budget, batch, seed)
+                    found = regrets(engine, space, Chain(layers, blocks, seed), budget, batch, seed)
                     row = {**key, "cpu_seconds": round(time.process_time() - begun, 2), "regret": found}
                     with file.open("a") as stream:
                         stream.write(json.dumps(row) + "\n")
@@ -115,7 +132,10 @@ def replay(folder: Path, seeds: int, budget: int = 30) -> str:
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown: median regret at the end, how often the optimum was found, and after how many evaluations."""
+    """Markdown: median regret at the end, how often the optimum was found, and after how many evaluations.
+
+    An instance that missed it counts as one evaluation more than there were.
+    """
     lines = [
         "| space | evaluations | engine | median regret | quartiles | optimum found | median evaluations to it |",
         "|---|---|---|---|---|---|---|",
@@ -125,10 +145,10 @@ def table(rows: list[dict]) -> str:
             curves = [row["regret"] for row in rows if row["space"] == space and row["engine"] == engine]
             last = [curve[-1] for curve in curves]
             hits = [next((i for i, value in enumerate(curve, 1) if value < 1e-9), None) for curve in curves]
-            reached = [hit for hit in hits if hit is not None]
+            needed = median(budget + 1 if hit is None else hit for hit in hits)
             low, high = np.quantile(last, [0.25, 0.75])
-            often = f"{len(reached)} of {len(curves)}"
-            when = f"{median(reached):g}" if len(reached) > len(curves) / 2 else "–"
+            often = f"{sum(hit is not None for hit in hits)} of {len(curves)}"
+            when = f"{needed:g}" if needed <= budget else f"more than {budget}"
             budget_words = f"{budget}, {batch} at a time" if batch > 1 else str(budget)
             regret = f"{median(last):.4f} | {low:.4f}–{high:.4f}"
             lines.append(f"| {space} | {budget_words} | {engine} | {regret} | {often} | {when} |")
@@ -138,23 +158,27 @@ def table(rows: list[dict]) -> str:
 def picture(rows: list[dict], file: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 3.6), dpi=150, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(11, 4), dpi=150, layout="constrained", facecolor="white")
     for axes, space in zip(figure.subplots(1, len(SPACES)), SPACES, strict=True):
-        for hue, engine in zip(HUES, ENGINES, strict=False):
+        highest = 0.0
+        for hue, dashes, engine in zip(HUES, DASHES, ENGINES, strict=False):
             regret = np.array([row["regret"] for row in rows if row["space"] == space and row["engine"] == engine])
             x = np.arange(1, regret.shape[1] + 1)
             low, middle, high = np.quantile(regret, [0.25, 0.5, 0.75], axis=0)
-            axes.plot(x, middle, color=hue, linewidth=1.8, label=engine, zorder=3)
-            axes.fill_between(x, low, high, color=hue, alpha=0.15, linewidth=0, zorder=1)
+            axes.plot(x, middle, color=hue, linewidth=2, linestyle=dashes, label=engine, zorder=3 + (dashes != "-"))
+            axes.fill_between(x, low, high, color=hue, alpha=0.13, linewidth=0, zorder=1)
+            highest = max(highest, float(high.max()))
         axes.set_title(space.replace("^", "$^{") + "}$ patterns", loc="left", fontsize=11, fontweight="bold", color=INK)
         axes.set_xlabel("evaluations", color=INK, fontsize=9.5)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(-0.03 * highest, 1.03 * highest)  # a line at zero stays in sight
         axes.tick_params(colors=FAINT, labelsize=9, length=3)
         axes.grid(color=GRID, linewidth=0.8)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
     figure.axes[0].set_ylabel("regret: median, quartiles", color=INK, fontsize=9.5)
-    figure.axes[-1].legend(frameon=False, fontsize=9, labelcolor=INK)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    ncols = len(labels)
+    figure.legend(handles, labels, loc="outside lower center", ncols=ncols, frameon=False, fontsize=10, labelcolor=INK)
     figure.savefig(file, metadata={"Software": None})
 
 

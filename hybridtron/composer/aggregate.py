@@ -43,6 +43,15 @@ def aggregate(
     """
     groups = kmeans([o.score for o in observations], clusters)
     members = [observations[i] for group in groups[:top] for i in group]
+    pattern, votes = elect(space, members, context)
+    scores = tuple(tuple(observations[i].score for i in group) for group in groups)
+    return Aggregate(pattern, votes, tuple(o.pattern for o in members), scores)
+
+
+def elect(
+    space: Space, members: Sequence[Observation], context: int | Literal["all"]
+) -> tuple[Pattern, tuple[Vote, ...]]:
+    """The pattern that the members of the best clusters choose, with the vote at each position."""
     chosen: Pattern = ()
     votes = []
     for position in range(space.layers):
@@ -51,8 +60,7 @@ def aggregate(
         vote = _vote(space, voters, position, tuple(space.choices(chosen)))
         votes.append(vote)
         chosen = (*chosen, vote.chosen)
-    scores = tuple(tuple(observations[i].score for i in group) for group in groups)
-    return Aggregate(chosen, tuple(votes), tuple(o.pattern for o in members), scores)
+    return chosen, tuple(votes)
 
 
 def _vote(space: Space, voters: Sequence[Observation], position: int, allowed: Sequence[int]) -> Vote:
@@ -69,7 +77,9 @@ def _vote(space: Space, voters: Sequence[Observation], position: int, allowed: S
 def kmeans(values: Sequence[float], clusters: int) -> list[list[int]]:
     """Indices of the values in the clusters of least squared distance to their means, the highest values first.
 
-    Fewer clusters where there are fewer different values. Equal values are never divided.
+    Fewer clusters where there are fewer different values. Equal values are never divided. Dynamic programming over the
+    sorted values; the best start of the last cluster never moves left as values are added, so that halving finds all of
+    them in O(k n log n).
     """
     order = np.argsort(np.asarray(values), kind="stable")
     different, starts, counts = np.unique(np.asarray(values, float)[order], return_index=True, return_counts=True)
@@ -79,22 +89,33 @@ def kmeans(values: Sequence[float], clusters: int) -> list[list[int]]:
     first = np.concatenate([[0.0], np.cumsum(counts * centred)])
     second = np.concatenate([[0.0], np.cumsum(counts * centred**2)])
 
-    def spread(start: int, stop: int) -> float:
-        total = first[stop] - first[start]
-        return second[stop] - second[start] - total**2 / (weight[stop] - weight[start])
+    def spreads(start: int, end: int, stop: int) -> np.ndarray:
+        """Of the clusters [start, stop), [start + 1, stop) ... [end - 1, stop)."""
+        total = first[stop] - first[start:end]
+        return second[stop] - second[start:end] - total**2 / (weight[stop] - weight[start:end])
 
-    best = [[np.inf] * (n + 1) for _ in range(k + 1)]
-    cut = [[0] * (n + 1) for _ in range(k + 1)]
-    best[0][0] = 0.0
-    for parts in range(1, k + 1):
-        for stop in range(parts, n + 1):
-            for start in range(parts - 1, stop):
-                cost = best[parts - 1][start] + spread(start, stop)
-                if cost < best[parts][stop]:
-                    best[parts][stop], cut[parts][stop] = cost, start
+    best = np.concatenate([[np.inf], second[1:] - first[1:] ** 2 / weight[1:]])  # of the first values, as one cluster
+    cuts = [np.zeros(n + 1, int)]
+    for parts in range(2, k + 1):
+        divided, cut = np.full(n + 1, np.inf), np.zeros(n + 1, int)
+        lowest = parts if parts < k else n
+        ranges = [(lowest, n, parts - 1, n - 1)]  # stops, and the starts among which their best ones are
+        while ranges:
+            low, high, leftmost, rightmost = ranges.pop()
+            middle = (low + high) // 2
+            end = min(middle, rightmost + 1)
+            costs = best[leftmost:end] + spreads(leftmost, end, middle)
+            cut[middle] = start = leftmost + int(costs.argmin())
+            divided[middle] = costs[start - leftmost]
+            if low < middle:
+                ranges.append((low, middle - 1, leftmost, start))
+            if middle < high:
+                ranges.append((middle + 1, high, start, rightmost))
+        best = divided
+        cuts.append(cut)
     groups, stop = [], n
-    for parts in range(k, 0, -1):
-        start = cut[parts][stop]
+    for cut in reversed(cuts):
+        start = int(cut[stop])
         groups.append([int(i) for i in order[starts[start] : starts[stop - 1] + counts[stop - 1]]])
         stop = start
     return groups

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
 
-from hybridtron.composer.aggregate import Aggregate, aggregate
+from hybridtron.composer.aggregate import Aggregate, elect
 from hybridtron.composer.cost import pareto_front
 from hybridtron.composer.engines import Observation
 from hybridtron.composer.progress import Progress, Step
@@ -18,15 +19,17 @@ from hybridtron.composer.space import Pattern as Indices
 from hybridtron.pattern import Pattern
 
 BEST_SHOWN = 10
+FITTED = 1000  # observations that the surrogate is fitted to at most: an exact Gaussian process is cubic in them
 CONTEXTS: tuple[int | Literal["all"], ...] = (0, 1, "all")
 
 
 @dataclass(frozen=True)
 class SurrogateFit:
-    """Every score beside what a Gaussian process predicts for it from all others, with its standard deviation."""
+    """Each of the last scores beside what a Gaussian process predicts for it from the others of them."""
 
+    scores: np.ndarray
     mean: np.ndarray
-    deviation: np.ndarray
+    deviation: np.ndarray  # standard deviation of the prediction
     correlation: float  # Spearman's, of prediction and score
 
 
@@ -47,9 +50,11 @@ class Outcome:
 
     @property
     def optimum(self) -> float | None:
-        """The best score there is, where that is known: by its form, or since everything has been tried."""
+        """The best score of the whole space, where that is known: by its form, or since everything has been tried."""
         if self.search.evaluator.optimum is not None:
             return self.search.evaluator.optimum
+        if self.progress.total_steps > 1:
+            return None  # the last step has seen what was built around one pattern
         return max(o.score for o in self.observations) if len(self.observations) == self.step.space.size else None
 
     def text(self, pattern: Indices) -> str:
@@ -58,14 +63,20 @@ class Outcome:
     def score_of(self, pattern: Indices) -> float | None:
         return next((o.score for o in self.observations if o.pattern == pattern), None)
 
+    @property
+    def note(self) -> str | None:
+        """Why the rules say nothing of their own, where that is so."""
+        if len(self.aggregate.voters) > 1:
+            return None
+        return "The best cluster holds one pattern only, so that every vote returns the best single pattern."
+
     def alternatives(self) -> list[dict[str, Any]]:
         """What each rule would return: N_0, N_1, N_all and the best single pattern."""
-        rule, found = self.search.config.aggregator, []
-        for context in CONTEXTS:
-            pattern = aggregate(self.step.space, self.observations, rule.clusters, rule.top, context).pattern
-            found.append((f"N_{context}", pattern))
-        found.append(("best single", max(self.observations, key=lambda o: o.score).pattern))
-        return [{"rule": name, "pattern": self.text(p), "score": self.score_of(p)} for name, p in found]
+        return [{"rule": name, "pattern": self.text(p), "score": self.score_of(p)} for name, p in self._returned]
+
+    @cached_property
+    def _returned(self) -> list[tuple[str, Indices]]:
+        return returned(self.step, self.aggregate)
 
     def best(self) -> list[dict[str, Any]]:
         ranked = sorted(self.observations, key=lambda o: -o.score)[:BEST_SHOWN]
@@ -86,13 +97,15 @@ class Outcome:
         blocks = self.step.space.blocks
         return {
             "name": self.search.config.name,
-            "evaluated": len(self.observations),
-            "failed": len(self.step.failed),
-            "patterns_in_space": self.step.space.size,
+            "evaluated": sum(len(step.finished) for step in self.progress.steps),
+            "failed": sum(len(step.failed) for step in self.progress.steps),
+            "patterns_in_space": self.search.config.space.space().size,
+            "complete": self.progress.is_complete,
             "quantity": self.search.evaluator.quantity,
             "pattern": self.text(self.aggregate.pattern),
             "best": self.best(),
             "rules": self.alternatives(),
+            "note": self.note,
             "votes": [
                 {
                     "chosen": blocks[vote.chosen],
@@ -105,9 +118,32 @@ class Outcome:
             "clusters": [{"size": len(c), "lowest": min(c), "highest": max(c)} for c in self.aggregate.clusters],
             "optimum": self.optimum,
             "surrogate_rank_correlation": self.surrogate.correlation if self.surrogate else None,
+            "surrogate_observations": len(self.surrogate.scores) if self.surrogate else None,
             "cost": self.search.cost.label if self.search.cost else None,
             "pareto": self.pareto(),
+            "steps": [_step_row(step) for step in self.progress.steps],
         }
+
+
+def returned(step: Step, voted: Aggregate) -> list[tuple[str, Indices]]:
+    """What each rule makes of the step's evaluations."""
+    observed = {o.pattern: o for o in step.finished}
+    members = [observed[pattern] for pattern in voted.voters]
+    votes = [(f"N_{context}", elect(step.space, members, context)[0]) for context in CONTEXTS]
+    return [*votes, ("best single", max(step.finished, key=lambda o: o.score).pattern)]
+
+
+def _step_row(step: Step) -> dict[str, Any]:
+    best = max(step.finished, key=lambda o: o.score)
+    return {
+        "step": step.number + 1,
+        "layers": step.space.layers,
+        "patterns_in_space": step.space.size,
+        "evaluated": len(step.finished),
+        "failed": len(step.failed),
+        "best": {"pattern": str(Pattern(step.space.names(best.pattern))), "score": best.score},
+        "handed_on": str(Pattern(step.space.names(step.found))) if step.found else None,
+    }
 
 
 def read_outcome(search: Search, progress: Progress) -> Outcome:
@@ -115,16 +151,18 @@ def read_outcome(search: Search, progress: Progress) -> Outcome:
     step = progress.steps[-1]
     assert step.aggregate is not None
     front = pareto_front(step.finished, search.cost) if search.cost else None
-    return Outcome(search, progress, step, step.aggregate, _surrogate(step), front)
+    return Outcome(search, progress, step, step.aggregate, fit_surrogate(step), front)
 
 
-def _surrogate(step: Step) -> SurrogateFit | None:
-    if find_spec("botorch") is None or len({o.score for o in step.finished}) < 4:
+def fit_surrogate(step: Step, most: int = FITTED) -> SurrogateFit | None:
+    """The fit to the last `most` observations of the step; None without BoTorch, or with too few different scores."""
+    last = step.finished[-most:]
+    if find_spec("botorch") is None or len({o.score for o in last}) < 4:
         return None
     from scipy.stats import spearmanr
 
     from hybridtron.composer.bayesian import leave_one_out
 
-    mean, deviation = leave_one_out(step.space, step.finished)
-    correlation = float(spearmanr(mean, [o.score for o in step.finished]).statistic)
-    return SurrogateFit(mean, deviation, correlation)
+    mean, deviation = leave_one_out(step.space, last)
+    scores = np.array([o.score for o in last])
+    return SurrogateFit(scores, mean, deviation, float(spearmanr(mean, scores).statistic))

@@ -6,15 +6,24 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
+from typing import Any
 
 from hybridtron.composer.aggregate import Aggregate, aggregate
 from hybridtron.composer.config import SearchConfig
 from hybridtron.composer.engines import Observation
 from hybridtron.composer.methodology import num_steps, step_space
 from hybridtron.composer.space import Pattern, Space
-from hybridtron.composer.store import Row, Transaction
+from hybridtron.composer.store import EVALUATIONS, Row, Transaction
+from hybridtron.config.nearest import one_of
+from hybridtron.errors import UserError
 
 Unit = tuple[Pattern, int]  # a pattern and a seed
+_PATTERN, _SEED = (str, "names of blocks"), (int, "a whole number")
+KEYS: dict[str, dict[str, tuple[Any, str]]] = {  # kind of row -> its keys, their types in code and in words
+    "propose": {"step": (int, "a whole number"), "patterns": (list, "a list of patterns")},
+    "claim": {"pattern": _PATTERN, "seed": _SEED, "worker": (str, "the name of a worker")},
+    "result": {"pattern": _PATTERN, "seed": _SEED, "score": ((int, float, type(None)), "a number, or null")},
+}
 
 
 @dataclass
@@ -64,12 +73,19 @@ class Progress:
 
 
 def read_progress(config: SearchConfig, rows: Sequence[Row]) -> Progress:
-    """Raises UserError where a step finds no pattern around what the step before handed on."""
+    """`rows` are all lines of the record, from its first.
+
+    What was proposed for a step whose space has changed since, as what the step before hands on has, counts no more;
+    its results stay, for patterns that are proposed again. Raises UserError for a row that is damaged, and where a step
+    finds no pattern around what the step before handed on.
+    """
     whole = config.space.space()
     results: dict[Unit, Row] = {}
     claims: dict[Unit, str] = {}
     proposals: dict[int, list[Pattern]] = {}
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
+        if damage := _damage(row, whole.blocks):
+            raise UserError(f"{config.search_folder / EVALUATIONS}:{number}: damaged line: {damage}")
         if row["row"] == "propose":
             patterns = [whole.indices(text.split()) for text in row["patterns"]]
             proposals.setdefault(row["step"], []).extend(patterns)
@@ -85,10 +101,28 @@ def read_progress(config: SearchConfig, rows: Sequence[Row]) -> Progress:
         found = steps[-1].found if steps else None
         space = step_space(config.methodology, whole, len(steps), found or ())
         budget = min(config.evaluations, space.size)
-        step = Step(len(steps), space, budget, proposals.get(len(steps), []))
+        proposed = dict.fromkeys(proposals.get(len(steps), []))
+        step = Step(len(steps), space, budget, [pattern for pattern in proposed if space.allows(pattern)])
         _finish(config, step, results)
         steps.append(step)
     return Progress(steps, total, results, claims)
+
+
+def _damage(row: Row, blocks: Sequence[str]) -> str | None:
+    """What is wrong with a row, and what was expected; None for nothing."""
+    kind = str(row["row"])
+    for key, (types, expected) in KEYS.get(kind, {}).items():
+        if key not in row:
+            return f"a {kind} has no {key}; expected {expected}"
+        if not isinstance(row[key], types):
+            return f"{key} = {row[key]!r}; expected {expected}"
+    if kind not in KEYS:
+        return None
+    for text in row["patterns"] if kind == "propose" else [row["pattern"]]:
+        for word in text.split() if isinstance(text, str) else [text]:
+            if word not in blocks:
+                return f"block {word!r}; expected {one_of(word, blocks)}"
+    return None
 
 
 def _finish(config: SearchConfig, step: Step, results: dict[Unit, Row]) -> None:

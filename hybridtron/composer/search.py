@@ -47,6 +47,7 @@ def prepare(config: SearchConfig) -> Search:
 
         require_botorch()
     cost = read_cost(config.cost, config.space.blocks) if config.cost else None
+    read_progress(config, [])  # refuses what the methodology cannot build
     return Search(config, make_engine(config.engine, config.seed), make_evaluator(config), cost)
 
 

@@ -2,26 +2,37 @@
 
 A pattern is a tuple of indices into `blocks`. What may follow depends only on the last block, the length of its run and
 how often each constrained block has been used, so that patterns are counted, enumerated and drawn uniformly by dynamic
-programming, however few of them the constraints leave.
+programming, however few of them the constraints leave. Uses of many constrained blocks multiply: more than MAX_STATES
+states are refused.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, fields
+from functools import cached_property, lru_cache
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
+from hybridtron.errors import UserError
+
+MAX_STATES = 200_000  # a few seconds of counting
+COORDINATE_BITS = 53  # of a float's mantissa
+
 Pattern = tuple[int, ...]
-_State = tuple[int, int, tuple[int, ...]]  # last block (-1: none), length of its run, uses of counted blocks
+Uses = tuple[int, ...]  # of the counted blocks
+State = tuple[int, int, Uses, Pattern]  # last block (-1: none), length of its run, uses; the last is a subclass's own
 
 
 @dataclass(frozen=True)
 class Space:
-    """`fixed` maps positions to blocks; the other fields are constraints, by index of the block."""
+    """`fixed` maps positions to blocks; the other fields are constraints, by index of the block.
+
+    Raises UserError on counting, and so on all that needs it, where that would take more than MAX_STATES states.
+    """
 
     blocks: tuple[str, ...]
     layers: int
@@ -67,7 +78,8 @@ class Space:
         for position, coordinate in enumerate(coordinates[: self.layers]):
             options = self._options(position, state)
             blocks, shares = list(options), list(accumulate(count for count, _ in options.values()))
-            block = blocks[min(bisect_right(shares, coordinate * shares[-1]), len(blocks) - 1)]
+            share = int(coordinate * 2**COORDINATE_BITS) * shares[-1] >> COORDINATE_BITS  # exact: counts exceed floats
+            block = blocks[min(bisect_right(shares, share), len(blocks) - 1)]
             pattern, state = (*pattern, block), options[block][1]
         return pattern
 
@@ -98,17 +110,17 @@ class Space:
         return state is not None and self._completions(self.layers, state) > 0
 
     @property
-    def _start(self) -> _State:
-        return -1, 0, (0,) * len(self._counted)
+    def _start(self) -> State:
+        return -1, 0, (0,) * len(self._counted), ()
 
-    def _after(self, prefix: Pattern) -> _State | None:
+    def _after(self, prefix: Pattern) -> State | None:
         """The state after a prefix; None where it is not allowed."""
-        state: _State | None = self._start
+        state: State | None = self._start
         for position, block in enumerate(prefix):
             state = None if state is None else self._next(position, state, block)
         return state
 
-    def _options(self, position: int, state: _State) -> dict[int, tuple[int, _State]]:
+    def _options(self, position: int, state: State) -> dict[int, tuple[int, State]]:
         """Blocks that may follow, each with the patterns that then remain and the state after it."""
         found = {}
         for block in range(len(self.blocks)):
@@ -121,9 +133,9 @@ class Space:
     def _counted(self) -> tuple[int, ...]:
         return tuple(sorted({*self.at_most, *self.at_least}))
 
-    def _next(self, position: int, state: _State, block: int) -> _State | None:
+    def _next(self, position: int, state: State, block: int) -> State | None:
         """The state after `block` at `position`; None where that is not allowed."""
-        last, run, uses = state
+        last, run, uses, own = state
         run = run + 1 if block == last else 1
         if (
             self.fixed.get(position, block) != block
@@ -133,27 +145,69 @@ class Space:
             or run > self.longest_run.get(block, self.layers)
         ):
             return None
-        if block in self._counted:
-            place = self._counted.index(block)
-            count = uses[place] + 1
-            if block not in self.at_most:
-                count = min(count, self.at_least[block])  # more than enough is all the same
-            elif count > self.at_most[block]:
-                return None
-            uses = (*uses[:place], count, *uses[place + 1 :])
-        return block, run if block in self.longest_run else 1, uses
+        used = self._use(uses, block)
+        return None if used is None else (block, run if block in self.longest_run else 1, used, own)
+
+    def _use(self, uses: Uses, block: int) -> Uses | None:
+        """The uses with one more of `block`; None where that is too many."""
+        if block not in self._counted:
+            return uses
+        place = self._counted.index(block)
+        count = uses[place] + 1
+        if block not in self.at_most:
+            count = min(count, self.at_least[block])  # more than enough is all the same
+        elif count > self.at_most[block]:
+            return None
+        return (*uses[:place], count, *uses[place + 1 :])
+
+    def _missing(self, uses: Uses) -> int:
+        """How many layers `at_least` still asks for."""
+        pairs = zip(self._counted, uses, strict=True)
+        return sum(max(0, self.at_least.get(block, 0) - count) for block, count in pairs)
+
+    def _may_end(self, state: State) -> bool:
+        """Whether a pattern of all layers may leave this state."""
+        return not self._missing(state[2])
 
     @cached_property
-    def _memory(self) -> dict[tuple[int, _State], int]:
-        return {}
+    def _memory(self) -> dict[tuple[int, State], int]:
+        if (states := self._states(self.layers)) > MAX_STATES:
+            counts = {"at_most": self.at_most, "at_least": self.at_least, "longest_run": self.longest_run}
+            named = [
+                f"{key} ({', '.join(f'{self.blocks[block]} {count}' for block, count in sorted(limits.items()))})"
+                for key, limits in counts.items()
+                if limits
+            ]
+            less = f", or fewer blocks or smaller numbers in {' and '.join(named)}" if named else " or blocks"
+            raise UserError(
+                f"space: to count its patterns takes up to {states:,} states; expected at most {MAX_STATES:,}: "
+                f"fewer layers than {self.layers}{less}"
+            )
+        return _counts_of(self._key)
 
-    def _completions(self, position: int, state: _State) -> int:
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        """Equal for equal spaces."""
+        values = [getattr(self, f.name) for f in fields(self)]
+        return type(self), *(_plain(value) for value in values)
+
+    def _states(self, layers: int) -> int:
+        """At least so many as there are states after 1 to `layers` layers."""
+        ends = sum(min(self.longest_run.get(block, 1), layers) for block in range(len(self.blocks)))
+        ways = [1] + [0] * layers  # of uses that add up to the index
+        for block in self._counted:
+            most = self.at_most.get(block, self.at_least.get(block, 0))
+            sums = [0, *accumulate(ways)]
+            ways = [sums[total + 1] - sums[max(0, total - most)] for total in range(layers + 1)]
+        by_depth = list(accumulate(ways))[1:]
+        if self.at_most.keys() == set(range(len(self.blocks))):
+            by_depth = ways[1:]  # every layer is counted
+        return ends * sum(by_depth)
+
+    def _completions(self, position: int, state: State) -> int:
         """In how many ways the positions from this one on can be filled."""
         if position == self.layers:
-            enough = all(
-                count >= self.at_least.get(block, 0) for block, count in zip(self._counted, state[2], strict=True)
-            )
-            return int(enough)
+            return int(self._may_end(state))
         key = (position, state)
         if key not in self._memory:
             total = 0
@@ -163,6 +217,18 @@ class Space:
                     total += self._completions(position + 1, following)
             self._memory[key] = total
         return self._memory[key]
+
+
+@lru_cache(maxsize=64)
+def _counts_of(key: tuple[Any, ...]) -> dict[tuple[int, State], int]:
+    """What has been counted of a space: a search makes the same space anew for every evaluation."""
+    return {}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Space):
+        return value._key
+    return tuple(sorted(value.items())) if isinstance(value, Mapping) else value
 
 
 def one_hot(patterns: Sequence[Pattern], blocks: int) -> np.ndarray:

@@ -9,18 +9,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from hybridtron.composer.columns import FRONT_SHOWN, front
 from hybridtron.composer.outcome import Outcome
 from hybridtron.composer.progress import Progress
+from hybridtron.composer.tables import decimal, decimals, plural, text_table, words
+from hybridtron.composer.wording import course, pattern_text, verdict
 from hybridtron.pattern import Pattern
 
 
 class View:
-    def __init__(self, name: str) -> None:
-        self.console = Console(stderr=True, highlight=False)
+    def __init__(self, name: str, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False, quiet=quiet)
         self.name = name
         self.bar: Bar | None = None
         self.said = (-1, -1)  # step and evaluations that the last line told of
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not quiet:
             columns: list[Any] = [
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
@@ -56,9 +59,28 @@ class View:
 
 def summary(outcome: Outcome, page: object) -> str:
     """What a finished search says."""
-    lines = [f"{len(outcome.observations)} of {outcome.step.space.size:,} patterns evaluated"]
-    width = max(len(row["rule"]) for row in outcome.alternatives())
-    for row in outcome.alternatives():
-        score = "not evaluated" if row["score"] is None else f"{row['score']:.4f}"
-        lines.append(f"{row['rule']:{width}}  {row['pattern']}  {score}")
+    lines = [course(outcome) + ("" if outcome.progress.is_complete else ", so far")]
+    if outcome.front:
+        count = len(outcome.front)
+        shown = f", {FRONT_SHOWN} of them" if count > FRONT_SHOWN else ""
+        table = [column for column in front(outcome, FRONT_SHOWN) if column.head != "#"]
+        lines.append(f"Pareto front of {plural(count, 'pattern')}{shown}: {', '.join(column.head for column in table)}")
+        lines += text_table(table, "  ")
+    if outcome.progress.total_steps > 1:
+        lines += _handed_on(outcome)
+    if outcome.front or outcome.progress.total_steps > 1:
+        which = f"step {outcome.step.number + 1}" if outcome.progress.total_steps > 1 else "by score alone"
+        lines.append(f"{which}, what each rule returns:")
+    found = outcome.alternatives()
+    digits = decimals([row["score"] for row in found])
+    told = ["not evaluated" if row["score"] is None else decimal(row["score"], digits) for row in found]
+    rules = [words("", [row["rule"] for row in found]), words("", [row["pattern"] for row in found]), words("", told)]
+    lines += [*text_table(rules), verdict(outcome)]
+    if outcome.note:
+        lines.append(outcome.note)
     return "\n".join([*lines, f"page {page}"])
+
+
+def _handed_on(outcome: Outcome) -> list[str]:
+    before = outcome.progress.steps[:-1]
+    return [f"step {s.number + 1} handed on {pattern_text(s.space, s.found)}" for s in before if s.found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import combinations
 
 import numpy as np
@@ -41,6 +42,17 @@ def test_clusters_have_the_least_spread_of_all_divisions():
 def test_equal_scores_stay_together_and_few_scores_make_few_clusters():
     assert kmeans([0.5, 0.5, 0.5], 5) == [[0, 1, 2]]
     assert [sorted(cluster) for cluster in kmeans([0.1, 0.9, 0.1, 0.9], 5)] == [[1, 3], [0, 2]]
+
+
+def test_thousands_of_scores_are_clustered_at_once():
+    scores = np.random.default_rng(0).normal(size=4096)
+    begun = time.process_time()
+    clusters = kmeans(scores, 5)
+    assert time.process_time() - begun < 1
+    assert [len(cluster) > 0 for cluster in clusters] == [True] * 5
+    means = np.array([scores[cluster].mean() for cluster in clusters])
+    nearest = np.abs(scores[:, None] - means).argmin(axis=1)
+    assert all(set(nearest[cluster]) == {i} for i, cluster in enumerate(clusters))  # as k-means ends
 
 
 def test_the_best_cluster_alone_votes():

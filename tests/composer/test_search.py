@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -199,19 +199,24 @@ def test_two_workers_and_a_kill_lose_and_repeat_nothing(tmp_path, tiny, folder):
 
     workers = [start(), start()]
     victim = workers[0]
+
+    def of_victim(kind: str) -> list[dict]:
+        return [row for row in rows(folder, kind) if f"-{victim.pid}-" in row["worker"]]
+
+    assert victim.stderr is not None
     try:
-        deadline = time.monotonic() + 250
-        while time.monotonic() < deadline:  # until the victim has taken something and not finished it
-            if (folder / "evaluations.jsonl").exists():
-                mine = f"-{victim.pid}-"
-                claims = [row for row in rows(folder, "claim") if mine in row["worker"]]
-                done = [row for row in rows(folder, "result") if mine in row["worker"]]
-                if len(claims) > len(done):
+        for line in victim.stderr:  # told while it holds the lock, before it takes something
+            if "evaluated" not in line:
+                continue
+            with (folder / "store.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # it has taken it, and can record nothing now
+                if len(of_victim("claim")) > len(of_victim("result")):
+                    os.kill(victim.pid, signal.SIGKILL)
+                    victim.wait()
+                    at_the_kill = rows(folder, "result")
                     break
-            assert victim.poll() is None, victim.communicate()
-        os.kill(victim.pid, signal.SIGKILL)
-        victim.communicate()
-        at_the_kill = rows(folder, "result")
+        else:
+            pytest.fail(f"the victim ended by itself: {victim.wait()}")
         survivor = workers[1].communicate(timeout=250)
     finally:
         for worker in workers:
@@ -221,10 +226,9 @@ def test_two_workers_and_a_kill_lose_and_repeat_nothing(tmp_path, tiny, folder):
     assert results[: len(at_the_kill)] == at_the_kill
     assert len(results) == 5
     assert once(results)
-    lost = [c for c in rows(folder, "claim") if f"-{victim.pid}-" in c["worker"]][-1]
-    again = [row for row in results if row["pattern"] == lost["pattern"]]
-    assert len(again) == 1
-    assert f"-{victim.pid}-" not in again[0]["worker"] or again[0] in at_the_kill
+    lost = of_victim("claim")[-1]
+    (again,) = (row for row in results if row["pattern"] == lost["pattern"])
+    assert f"-{victim.pid}-" not in again["worker"]
     assert (folder / "report.html").is_file()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from itertools import groupby, pairwise, product
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from hybridtron.composer.space import Space, one_hot
+from hybridtron.errors import UserError
 
 BLOCKS = ("attn", "mlp", "mamba")
 ATTN, MLP, MAMBA = range(3)
@@ -81,6 +83,34 @@ def test_a_large_space_is_counted_and_drawn_from_at_once():
     pattern = space.draw(np.random.default_rng(0))
     assert allowed(space, pattern)
     assert space.allows(pattern)
+
+
+def test_counts_beyond_floats_are_drawn_from():
+    space = Space(tuple("abcdefghijklmnopqr"), 256)
+    assert space.size == 18**256
+    pattern = space.draw(np.random.default_rng(0))
+    assert space.allows(pattern)
+    assert len(set(pattern)) == 18
+    assert space.at([0.0] * 256) == (0,) * 256
+    assert space.at([1.0] * 256) == (17,) * 256
+
+
+def test_too_many_states_to_count_are_refused_at_once():
+    begun = time.process_time()
+    space = Space(("a", "b", "c", "d"), 96, at_most={0: 40, 1: 40, 2: 40})
+    with pytest.raises(UserError) as refusal:
+        space.size  # noqa: B018
+    for words in ("10,260,104 states", "at most 200,000", "fewer layers than 96", "at_most (a 40, b 40, c 40)"):
+        assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert time.process_time() - begun < 5
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_states_are_no_more_than_foreseen(name):
+    space = SPACES[name]
+    assert space.size
+    assert 0 < len(space._memory) <= space._states(space.layers)
 
 
 def test_constraints_may_leave_nothing():
