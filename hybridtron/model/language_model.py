@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hybridtron.backends.base import Backend
 from hybridtron.mixers.contract import MixerConfig
+from hybridtron.mixers.stepping import State
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.stage import Stage, whole
 from hybridtron.model.tensors import model_tensors
@@ -35,6 +36,11 @@ class Layer(nn.Module):
 
     def _forward(self, x: Tensor) -> Tensor:
         return x + self.mixer(self.norm(x))
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """The next token of every sequence, [b, h] -> [b, h]; see `hybridtron.mixers.stepping`."""
+        y, state = self.mixer.step(self.norm(x.unsqueeze(0)).squeeze(0), state)
+        return x + y, state
 
 
 def again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -99,6 +105,24 @@ class LanguageModel(nn.Module):
             return x
         logits = self.head(self.final_norm(x), self.embedding.weight if self.tied else None)
         return logits if labels is None else self.cross_entropy(logits, labels.transpose(0, 1))
+
+    def initial_state(self, batch: int) -> list[State]:
+        """Of every layer, before the first token."""
+        mixers: list[Any] = [layer.mixer for layer in self.layers.values()]
+        return [mixer.initial_state(batch) for mixer in mixers]
+
+    def step(self, tokens: Tensor, state: list[State]) -> tuple[Tensor, list[State]]:
+        """The next token of every sequence, ids [b] -> logits [b, vocabulary] of the one after it, and the state then.
+
+        For a model that lies in one process; the state handed in is used up.
+        """
+        x, after = self.embedding(tokens.unsqueeze(1)).squeeze(0), []  # [b, h]
+        for layer, before in zip(self.layers.values(), state, strict=True):
+            assert isinstance(layer, Layer)
+            x, own = layer.step(x, before)
+            after.append(own)
+        logits = self.head(self.final_norm(x.unsqueeze(0)), self.embedding.weight if self.tied else None)  # [1, b, v]
+        return self.gather_logits(logits).squeeze(0), after
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Token ids [b, s] -> logits [b, s, vocabulary]."""

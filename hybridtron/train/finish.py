@@ -53,7 +53,7 @@ def closing_report(
             summary["sample_prompt"],
             config.train.sample_tokens,
             context=config.data.seq_len,
-            multiple_of=place.shards.tensor.size,
+            tensor_parallel_size=place.shards.tensor.size,
             seed=config.seed,
             device=place.device,
         )

@@ -119,6 +119,17 @@ class TestPrimitive:
             torch.testing.assert_close(y, whole[t], atol=1e-4, rtol=1e-4)
         assert whole.abs().max() > 1e-2
 
+    @torch.no_grad()
+    def test_steps_in_bfloat16_give_what_the_whole_sequence_gives(self, primitive):
+        mixer = noisy(built(primitive)).bfloat16().layers["0"].mixer
+        x = torch.randn(STEPS, 2, WIDTH, generator=torch.Generator().manual_seed(0)).bfloat16()
+        whole, state, steps = mixer(x), mixer.initial_state(2), []
+        for t in range(STEPS):
+            y, state = mixer.step(x[t], state)
+            steps.append(y)
+        assert y.dtype == torch.bfloat16
+        assert (torch.stack(steps) - whole).norm() <= HALF_BOUND * whole.norm()
+
     def test_in_bfloat16_outputs_and_gradients_are_near_those_of_float32(self, primitive):
         """With the same rounded weights and inputs; distances relative to the size of the whole tensor."""
         half, wide = noisy(built(primitive)).bfloat16().layers["0"].mixer, noisy(built(primitive)).layers["0"].mixer

@@ -38,6 +38,24 @@ def test_each_token_is_the_likeliest_after_those_before():
     assert generate(built, tokenizer, "ab", 5, context=32, temperature=0) == tokenizer.decode(ids[2:])
 
 
+def test_a_window_of_tokens_says_the_same_as_the_state_after_them():
+    """Within the context; beyond it the state begins anew with half of it."""
+    for prompt, tokens in (("ab", 20), ("x" * 40, 1)):
+        stepped = text(tokens, prompt, temperature=0)
+        assert stepped == text(tokens, prompt, temperature=0, tensor_parallel_size=2)
+
+
+def test_a_text_longer_than_the_context_sees_the_last_half_at_least():
+    built, tokenizer, context = model(), ByteTokenizer(), 8
+    ids = list(b"abcd")
+    first = 0
+    for _ in range(20):
+        if len(ids) - first > context:
+            first = len(ids) - context // 2
+        ids.append(int(built.logits(torch.tensor([ids[first:]]))[0, -1, : tokenizer.vocab_size].argmax()))
+    assert text(20, "abcd", context=context, temperature=0) == tokenizer.decode(ids[4:])
+
+
 def test_an_empty_prompt_and_one_longer_than_the_context_work():
     assert isinstance(text(prompt=""), str)
     assert isinstance(text(prompt="x" * 100), str)
