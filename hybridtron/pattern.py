@@ -31,6 +31,11 @@ _LONGEST_PERIOD = 64  # of a repeated group that str() looks for, in layers; bou
 _SHOWN_WIDTH = 100
 
 
+def is_name(text: str) -> bool:
+    """Whether a block can be called so in a pattern."""
+    return _NAME.fullmatch(text) is not None
+
+
 class PatternError(UserError, ValueError):
     """A malformed pattern. The text is one line, then the pattern and a caret under the place where that is known.
 

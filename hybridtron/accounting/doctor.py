@@ -6,10 +6,9 @@ import platform
 from importlib.metadata import PackageNotFoundError, metadata, version
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from hybridtron.accounting.tables import print_table
+from hybridtron.accounting.tables import print_table, terminal
 
 REQUIRED = (
     "torch", "megatron-core", "numpy", "pydantic", "pyyaml", "psutil", "tensorboard", "matplotlib", "rich",
@@ -71,7 +70,7 @@ def _native(reason: str | None) -> str:
 
 
 def show(report: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = terminal()
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_row("python", report["python"])
     table.add_row("platform", report["platform"])

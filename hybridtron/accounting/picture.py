@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from rich.console import Console
 from rich.table import Table
 
 from hybridtron.accounting.describe import Account
-from hybridtron.accounting.tables import print_table
+from hybridtron.accounting.tables import print_table, terminal
 from hybridtron.model.config import ModelConfig
 
 COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "red")
@@ -17,7 +16,7 @@ LONGEST_BAR = 16
 
 def draw(name: str, config: ModelConfig, account: Account) -> None:
     """Layers from the embedding down, runs of equal layers in one row; a bar is one layer's FLOPs."""
-    console = Console(highlight=False)
+    console = terminal()
     colour = {block: COLOURS[i % len(COLOURS)] for i, block in enumerate(config.blocks)}
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in ("layer", "block", "type"):

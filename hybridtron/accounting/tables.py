@@ -10,6 +10,14 @@ from rich.table import Table
 _BLANK_END = re.compile(r"(?: |\x1b\[[0-9;]*m)+$", re.MULTILINE)
 
 
+WIDE = 200  # columns where the output is no terminal, so that nothing is cut
+
+
+def terminal() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=WIDE)
+
+
 def print_table(console: Console, table: Table) -> None:
     """Print the table without the blanks that rich fills lines up with."""
     with console.capture() as captured:

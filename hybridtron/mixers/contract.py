@@ -58,8 +58,11 @@ class MixerConfig(Strict):
         return 0
 
     def state_size(self, seq_len: int) -> int:
-        """Elements kept per sequence to generate the next token after seq_len tokens; short-convolution caches
-        apart."""
+        """Elements kept per sequence to generate the next token after seq_len tokens.
+
+        The few last inputs of a short convolution in front of a larger state are left out; where a convolution is the
+        primitive itself, its inputs are the state.
+        """
         raise NotImplementedError
 
     def build(self, backend: Backend) -> nn.Module:
@@ -87,8 +90,10 @@ def check_divides(key: str, value: int, total: int, of: str) -> None:
 
 def check_whole(key: str, share: float, width: int, least: int = 1) -> None:
     """For validators: `share` of `key` times hidden_size, or another `width`, must be a whole number of channels."""
-    if round(share * width) < least or not isclose(round(share * width), share * width, abs_tol=1e-3):
-        raise problem(key, share, f"one that times {width} is a whole number of channels")
+    channels = round(share * width)
+    if channels < least or not isclose(channels, share * width, abs_tol=1e-3):
+        nearest = max(least, channels) / width
+        raise problem(key, share, f"one that times {width} is a whole number of channels (nearest: {nearest:.6g})")
 
 
 def check_power_of_two(key: str, value: int) -> None:

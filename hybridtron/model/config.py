@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from hybridtron.config.schema import Strict, dispatch, problem
 from hybridtron.mixers.contract import MixerConfig
 from hybridtron.mixers.registry import MIXERS
-from hybridtron.pattern import Pattern, parse
+from hybridtron.pattern import Pattern, is_name, parse
 
 Block = Annotated[SerializeAsAny[MixerConfig], BeforeValidator(lambda value: dispatch(value, MIXERS))]
 
@@ -50,6 +50,9 @@ class ModelConfig(Strict):
 
     @model_validator(mode="after")
     def _pattern_names_blocks(self) -> ModelConfig:
+        for name in self.blocks:
+            if not is_name(name):
+                raise problem(f"blocks.{name}", name, "letters, digits and _, beginning with none of the digits")
         self.parsed_pattern  # noqa: B018
         return self
 

@@ -26,9 +26,10 @@ class Layer(nn.Module):
         mixer: Any = block.build(backend)
         self.recompute = recompute
         if recompute == "selective":
-            for module in mixer.modules():
-                if hasattr(module, "core"):
-                    module.core = partial(again, module.core)
+            cores = [module for module in mixer.modules() if hasattr(module, "core")]
+            assert cores, f"{type(mixer).__name__} has no method `core`, which capabilities.selective promises"
+            for module in cores:
+                module.core = partial(again, module.core)
         self.mixer = mixer
 
     def forward(self, x: Tensor) -> Tensor:

@@ -78,7 +78,8 @@ def _check_layout(config: RunConfig) -> None:
     parallel, model = config.parallel, config.model
     specs = model_tensors(model)
     blocks = {name: model.blocks[name] for name in dict.fromkeys(model.layer_names)}
-    everything = [{"embedding.weight": specs["embedding.weight"]}, *(block.tensors() for block in blocks.values())]
+    everything = {name: block.tensors() for name, block in blocks.items()}
+    everything["embedding"] = {"embedding.weight": specs["embedding.weight"]}
     for name, block in blocks.items():
         wanted = {
             "tensor": parallel.tensor > 1,
@@ -104,10 +105,10 @@ def _check_layout(config: RunConfig) -> None:
                 "token must go once; expected parallel.sequence true beside it, or tensor 1"
             )
     _require_even(everything, "tensor", parallel.tensor)
-    sequence = [block.tensors() for block in blocks.values() if block.kind == "sequence"]
+    sequence = {name: everything[name] for name, block in blocks.items() if block.kind == "sequence"}
     _require_even(sequence, "tensor x context", parallel.tensor * parallel.context)
     _require_even(everything, "expert_tensor", parallel.expert_tensor)
-    experts = {spec.shape[0] for tensors in everything for spec in tensors.values() if spec.experts}
+    experts = {spec.shape[0] for tensors in everything.values() for spec in tensors.values() if spec.experts}
     if parallel.expert * parallel.expert_tensor > 1 and not experts:
         key = "expert" if parallel.expert > 1 else "expert_tensor"
         raise UserError(f"parallel.{key} = {getattr(parallel, key)}: no layer has experts; expected 1")
@@ -121,16 +122,16 @@ def _check_layout(config: RunConfig) -> None:
             )
 
 
-def _require_even(layers: list[dict[str, TensorSpec]], key: str, ways: int) -> None:
+def _require_even(layers: dict[str, dict[str, TensorSpec]], key: str, ways: int) -> None:
     """What is possible divides every part of every layer."""
     experts = key == "expert_tensor"
-    for specs in layers:
+    for name, specs in layers.items():
         for part in indivisible(specs, ways, experts):
-            units = (p.units for all_specs in layers for spec in all_specs.values() if spec.experts == experts
+            units = (p.units for all_specs in layers.values() for spec in all_specs.values() if spec.experts == experts
                      for p in spec.parts)  # fmt: skip
             raise UserError(
-                f"parallel.{key} = {ways}: {part.key} gives {part.units} {part.name}, which does not divide into "
-                f"{ways} (possible: {_divisors(math.gcd(*units))})"
+                f"parallel.{key} = {ways}: {part.key} of {name} gives {part.units} {part.name}, which does not "
+                f"divide into {ways} (possible: {_divisors(math.gcd(*units))})"
             )
 
 

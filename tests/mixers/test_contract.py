@@ -96,6 +96,11 @@ class TestPrimitive:
         declared = {name: spec.shape for name, spec in config.tensors().items()}
         assert {name: tuple(parameter.shape) for name, parameter in module.named_parameters()} == declared
 
+    def test_has_the_core_that_can_be_computed_again(self, primitive):
+        config = model_config(primitive).blocks["x"]
+        cores = [module for module in built(primitive).modules() if hasattr(module, "core")]
+        assert bool(cores) == config.capabilities.selective
+
     def test_maps_s_b_h_to_s_b_h(self, primitive):
         mixer = built(primitive).layers["0"].mixer
         assert mixer(torch.randn(7, 3, WIDTH)).shape == (7, 3, WIDTH)

@@ -310,7 +310,7 @@ class TestLayoutsThatCannotBe:
         [
             ({"tensor": 2}, "expected parallel.sequence true beside it, or tensor 1"),
             ({"expert": 2}, "parallel.expert = 2: a layer has 5 experts \\(possible: 1, 5\\)"),
-            ({"expert_tensor": 5}, "parallel.expert_tensor = 5: ffn_hidden_size gives 24 gate"),
+            ({"expert_tensor": 5}, "parallel.expert_tensor = 5: ffn_hidden_size of moe gives 24 gate"),
         ],
     )
     def test_is_refused_when_the_config_is_read(self, parallel, message):
@@ -318,7 +318,7 @@ class TestLayoutsThatCannotBe:
             tiny_with({}, parallel)
 
     def test_a_shared_expert_that_cannot_be_cut(self):
-        with pytest.raises(UserError, match="shared_ffn_hidden_size gives 9 gate"):
+        with pytest.raises(UserError, match="shared_ffn_hidden_size of moe gives 9 gate"):
             tiny_with({"shared_ffn_hidden_size": 9}, {"tensor": 2, "sequence": True})
 
     def test_experts_apart_on_the_torch_backend(self):

@@ -43,9 +43,9 @@ class AttentionConfig(MixerConfig):
         check_divides("num_kv_heads", self.kv_heads, self.num_heads, "num_heads")
         check_whole("rotary_fraction", self.rotary_fraction, self.head_size, least=0)
         if self.rotary_dim % 2:
-            raise problem(
-                "rotary_fraction", self.rotary_fraction, f"an even share of {self.head_size} channels per head"
-            )
+            nearest = (self.rotary_dim - 1) / self.head_size
+            expected = f"an even number of the {self.head_size} channels of a head (nearest: {nearest:.6g})"
+            raise problem("rotary_fraction", self.rotary_fraction, expected)
         return self
 
     @property

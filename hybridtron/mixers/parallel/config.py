@@ -29,7 +29,8 @@ class ParallelMixersConfig(MixerConfig):
 
     type: Literal["parallel"]
     branches: list[Branch] = Field(
-        min_length=2, description="The mixers; each has a `type` and that type's keys, as a block has."
+        min_length=2,
+        description="The mixers, of sequence or of channels or parallel again; each has a `type` and that type's keys.",
     )
     merge: Literal["sum", "mean", "gate"] = Field(
         "sum", description="Add the outputs, average them, or weigh them by a softmax that each token's input sets."

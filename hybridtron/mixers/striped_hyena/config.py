@@ -24,7 +24,12 @@ _GROUP_SIZE = 16  # channels that share an explicit filter by default
 class StripedHyenaConfig(MixerConfig):
     """What the three share."""
 
-    num_groups: int | None = Field(None, ge=1, description="Runs of channels that share a filter; see the type.")
+    num_groups: int | None = Field(
+        None,
+        ge=1,
+        description="Runs of channels that share a filter; by default one for every 16 channels where hidden_size is a "
+        "multiple of 16, else, and with hyena_li, one for every channel.",
+    )
     conv_kernel: int = Field(3, ge=1, description="Length of the short convolutions of q, k and v.")
 
     kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
