@@ -114,7 +114,7 @@ def _short_run(settings: ShortRunConfig, config: SearchConfig) -> Evaluator:
 
 def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
     from hybridtron.mad.architecture import Architecture
-    from hybridtron.mad.presets import preset
+    from hybridtron.mad.presets import PROCEDURE, preset
     from hybridtron.mad.tasks import TASKS, complete
 
     _require_blocks("evaluator.blocks", config.space.blocks, settings.blocks)
@@ -153,7 +153,7 @@ def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
     blocks = {name: settings.blocks[name] for name in config.space.blocks}
     identity = {
         "type": "mad", "blocks": blocks, "hidden_size": settings.hidden_size, "tasks": chosen,
-        "protocol": asdict(protocol),
+        "protocol": {**asdict(protocol), "procedure": PROCEDURE},
     }  # fmt: skip
     return Evaluator(evaluate, identity, "mean accuracy")
 

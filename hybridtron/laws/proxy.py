@@ -197,8 +197,10 @@ def fit(runs: Runs, settings: Settings) -> Fit:
 def judge(
     n: int, spearman: float, linear: float, p: float, counted: str, intervals: dict[str, list[float]] | None
 ) -> tuple[list[str], str]:  # fmt: skip
-    """The verdict in words, and its one-word status: "not evidence", "not shown", "weak" or "validated"."""
-    direction = "lower" if spearman < 0 else "higher"
+    """The verdict in words, and its status: "not evidence", "not shown", "wrong way", "weak" or "validated".
+
+    More of the score is better, so a loss that rises with it never validates it.
+    """
     method = "exact permutation p" if counted.startswith("all") else f"permutation p ({counted})"
     facts = f"Spearman {spearman:.3f}, Pearson {linear:.3f}, {method} {p:.3g} over {n} points."
     if intervals is None:
@@ -216,7 +218,13 @@ def judge(
             else f"p is {p:.2g}, above 0.05"
         )
         return [facts, f"No conclusion: {why}; these data do not show that the score predicts loss."], "not shown"
-    words = f"A higher score goes with {direction} loss, beyond chance"
+    if spearman > 0:
+        return [
+            facts,
+            "A higher score goes with higher loss, beyond chance: the score orders them the wrong way, "
+            "and is no proxy for these architectures.",
+        ], "wrong way"
+    words = "A higher score goes with lower loss, beyond chance"
     if min(abs(low), abs(high)) < 0.5:
         return [facts, f"{words}, but the correlation may be as weak as {min(abs(low), abs(high)):.2f}: "
                        "use the score to discard, not to rank."], "weak"  # fmt: skip

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hybridtron.errors import UserError
 
-MANIFEST = ".fit_laws.json"
+MANIFEST = ".report.json"
 
 
 def require_usable(out: Path) -> None:

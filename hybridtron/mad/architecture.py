@@ -19,6 +19,7 @@ from hybridtron.mad.proxy_model import initial_values
 from hybridtron.mad.shrink import DEPTH, shrink
 from hybridtron.mad.soft_experts import SOFT_EXPERTS
 from hybridtron.mixers.contract import MixerConfig
+from hybridtron.mixers.implicit_filter.config import ImplicitFilterConfig
 from hybridtron.model.config import ModelConfig
 from hybridtron.pattern import parse
 
@@ -37,7 +38,7 @@ class Architecture:
     notes: tuple[str, ...] = ()
 
     def model(self, vocab_size: int, seq_len: int) -> ModelConfig:
-        """The model for one task. Implicit filters run over the task's length, as mad-lab's do."""
+        """The model for one task. Implicit filters run over the task's length, as mad-lab's do; free taps stay."""
         blocks = {name: self._block(block, seq_len) for name, block in self.blocks.items()}
         mapping = {
             "hidden_size": self.hidden_size,
@@ -108,7 +109,7 @@ def _with_filter_length(block: dict[str, Any], seq_len: int) -> dict[str, Any]:
     kind = {**MIXERS, **SOFT_EXPERTS}.get(block.get("type", ""))
     if kind is None:
         return block  # refused where the model is built
-    if "filter_length" in kind.model_fields:
+    if issubclass(kind, ImplicitFilterConfig):
         return {**block, "filter_length": max(seq_len, 2)}
     if "branches" in block:
         return {**block, "branches": [_with_filter_length(branch, seq_len) for branch in block["branches"]]}

@@ -9,23 +9,29 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from hybridtron.arguments import ArgumentParser
 from hybridtron.errors import UserError
 from hybridtron.mad.architecture import Architecture, from_layers, from_model, from_pattern, iso_state
 from hybridtron.mad.data import generate, write_examples
 from hybridtron.mad.presets import PRESETS, Preset, preset
 from hybridtron.mad.report import print_scores, read_scores, write_report
-from hybridtron.mad.score import scores
+from hybridtron.mad.score import called, protocol_scores, scores
+from hybridtron.mad.selection import of_call
 from hybridtron.mad.shrink import DEPTH
-from hybridtron.mad.suite import Progress, SuiteFailed, chosen_settings, run_suite
-from hybridtron.mad.tasks import SPLITS, TASKS, setting_text
+from hybridtron.mad.suite import SuiteFailed, chosen_settings, run_suite
+from hybridtron.mad.tasks import SPLITS, TASKS
+from hybridtron.mad.view import View
 
 
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit code: 0 done, 1 failed. Raises UserError for bad input."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if options.run is _data:  # what differs from the baseline may stand before options and after them
+        options.changes += [word for word in rest if not word.startswith("-")]
+        rest = [word for word in rest if word.startswith("-")]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return options.run(options)
 
 
@@ -86,21 +92,11 @@ def _run(options: argparse.Namespace) -> int:
     settings = chosen_settings(chosen, options.tasks, changed_settings(options.changes))
     device = chosen_device(options.device)
     processes = options.nproc or default_processes(device)
-    console = Console(stderr=True, highlight=False)
+    view = View(chosen.accuracy)
     for note in architecture.notes:
-        console.print(f"{architecture.name}: {note}", markup=False, soft_wrap=True)
+        view.say(f"{architecture.name}: {note}")
     if chosen.select_split == "test":
-        console.print(
-            f"preset {chosen.name}: the best cell is chosen on the test split, as mad-lab does", soft_wrap=True
-        )
-
-    def said(progress: Progress) -> None:
-        best = max(progress.rows, key=lambda row: row[f"select_{chosen.accuracy}"])
-        setting = setting_text(progress.unit.task, progress.unit.setting)
-        reached = f"{100 * best[f'test_{chosen.accuracy}']:.1f} % with lr {best['lr']:g} decay {best['weight_decay']:g}"
-        line = f"{progress.done}/{progress.total}  {progress.unit.task}  {setting}  {reached}  {best['seconds']:.0f} s"
-        console.print(line, markup=False, soft_wrap=True)
-
+        view.say(f"preset {chosen.name}: the best cell is chosen on the test split, as mad-lab does")
     try:
         rows = run_suite(
             architecture,
@@ -110,13 +106,20 @@ def _run(options: argparse.Namespace) -> int:
             options.out,
             processes=processes,
             device=device,
-            on_unit=said,
-            on_warning=lambda text: console.print(f"warning: {text}", markup=False, soft_wrap=True),
+            on_unit=view.unit,
+            on_step=view.steps,
+            on_warning=lambda text: view.say(f"warning: {text}"),
         )
     except SuiteFailed as error:
         print(f"hybridtron: stopped: {error}; what is done is in {options.out}", file=sys.stderr)
         return 1
-    made = scores(rows)
+    finally:
+        view.close()
+    found = scores(of_call(rows, chosen, settings, options.seeds)) if options.changes else protocol_scores(rows)
+    named = [called(score, architecture.name, architecture.notes) for score in found]
+    made = [score for score, _ in named]
+    for line in (*(told for _, told in named if told), *(line for score in made for line in score.left_out)):
+        view.say(line)
     if options.json:
         print(json.dumps([score.as_json() for score in made], indent=2))
     else:
@@ -168,6 +171,8 @@ def changed_settings(words: Sequence[str]) -> dict[str, int | float]:
         key, equals, value = word.partition("=")
         if not (key and equals):
             raise UserError(f"{word!r}: expected setting=value, such as vocab_size=32")
+        if key in setting:
+            raise UserError(f"{word!r}: {key} is given already; expected each setting once")
         try:
             setting[key] = int(value)
         except ValueError:

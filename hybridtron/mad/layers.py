@@ -17,7 +17,7 @@ WIDTH = 128
 
 Blocks = Mapping[str, Mapping[str, Any]]
 
-_ATTENTION = {"type": "attention", "qkv_bias": True}
+_ATTENTION = {"type": "attention", "qkv_bias": True, "proj_bias": True}
 _WINDOW = 33  # a token and the 32 before it
 _LINEAR = {"type": "linear_attention", "feature_map": "hadamard", "normalize": True}
 _HYENA = {"bias": True, "projection_groups": 4}

@@ -26,10 +26,18 @@ LABELS = {
 
 
 def labels(scores: Sequence[Score]) -> list[str]:
-    """A name for each score; the preset is said where it tells scores apart."""
+    """A name for each score; the preset is said where it tells scores apart, and where it was changed."""
     several = len({score.preset for score in scores}) > 1
-    names = [f"{score.architecture} ({score.preset})" if several else score.architecture for score in scores]
+    names = [
+        f"{score.architecture} ({preset_words(score)})" if several or score.changes else score.architecture
+        for score in scores
+    ]
     return [f"{name} #{names[: i + 1].count(name)}" if names.count(name) > 1 else name for i, name in enumerate(names)]
+
+
+def preset_words(score: Score) -> str:
+    """The preset's name, and whether it is still the preset of that name."""
+    return f"{score.preset}, changed" if score.changes else score.preset
 
 
 def radar(scores: Sequence[Score]) -> bytes:
@@ -44,7 +52,16 @@ def radar(scores: Sequence[Score]) -> bytes:
         around = [angle for angle, _ in there]
         estimates = [task.accuracy[score.headline] for _, task in there]
         means = [estimate.mean for estimate in estimates]
-        axes.plot([*around, around[0]], [*means, means[0]], color=hue, linewidth=1.8, label=name, zorder=3)
+        axes.plot(
+            [*around, around[0]],
+            [*means, means[0]],
+            color=hue,
+            linewidth=1.8,
+            marker="o",
+            markersize=3.5,
+            label=name,
+            zorder=3,
+        )
         axes.fill(around, means, color=hue, alpha=0.08, zorder=2)
         for angle, estimate in zip(around, estimates, strict=True):
             if estimate.low is not None and estimate.high is not None:
@@ -117,7 +134,9 @@ def _curve(axes: Any, row: Row, kind: str, hue: str, name: str) -> None:
 
 def _title(scores: Sequence[Score]) -> str:
     kinds = sorted({score.headline for score in scores})
-    return f"MAD accuracy ({' and '.join(kinds)})"
+    count = sum(len(task.best) for task in scores[0].tasks.values())
+    part = "" if all(score.complete for score in scores) else f", {count} setting{'s' if count > 1 else ''}"
+    return f"MAD accuracy ({' and '.join(kinds)}){part}"
 
 
 def _figure(width: float, height: float) -> Any:

@@ -27,12 +27,11 @@ def proxy_tensors(config: ModelConfig, autoencoder: bool) -> dict[str, TensorSpe
     """Every parameter by its name in the built model, with the initial values of mad-lab.
 
     Linear maps of the language model start as PyTorch's own do, uniform within 1 / sqrt(inputs); those of the
-    auto-encoder normal with standard deviation 0.02 and without biases.
+    auto-encoder normal with standard deviation 0.02. Biases start at zero.
     """
     width = config.hidden_size
     specs = model_tensors(config)
-    bias = Init("zeros") if autoencoder else Init("uniform", -(width**-0.5), width**-0.5)
-    specs["head.bias"] = TensorSpec((config.vocab_size,), bias, decay=False)
+    specs["head.bias"] = TensorSpec((config.vocab_size,), Init("zeros"), decay=False)
     if autoencoder:
         for i in range(_DECODER_LAYERS):
             specs[f"decoder.{i}.0.weight"] = TensorSpec((width,), Init("ones"), decay=False)

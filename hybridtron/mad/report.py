@@ -13,16 +13,17 @@ import hybridtron
 from hybridtron.errors import UserError
 from hybridtron.laws.publish import publish, require_usable
 from hybridtron.laws.report_style import STYLE
-from hybridtron.mad.plots import LABELS, curves, labels, radar
+from hybridtron.mad.plots import LABELS, curves, labels, preset_words, radar
+from hybridtron.mad.presets import PRESETS
 from hybridtron.mad.results import Row, read_rows
-from hybridtron.mad.score import KINDS, Estimate, Score, estimate, scores
+from hybridtron.mad.score import KINDS, Score, estimate, in_common, protocol_scores
 from hybridtron.mad.tasks import TASKS, setting_text
 
 NONE = "–"
 
 
 def read_scores(folders: Sequence[Path]) -> tuple[list[Score], list[str]]:
-    """The scores of all rows of these folders, and what was left out on the way.
+    """The scores of all rows of these folders, which may hold the same ones, and what was left out on the way.
 
     Raises:
         UserError: where a folder has no results, or no setting is complete.
@@ -33,30 +34,49 @@ def read_scores(folders: Sequence[Path]) -> tuple[list[Score], list[str]]:
         some, found = read_rows(folder)
         rows += some
         warnings += found
-    made = scores(rows)
+    made = protocol_scores(rows)
     if not made:
         raise UserError(f"{', '.join(map(str, folders))}: no setting has all its cells yet")
+    scored = {(score.identity, score.preset) for score in made}
+    unscored = dict.fromkeys(row["architecture"] for row in rows if (row["fingerprint"], row["preset"]) not in scored)
+    warnings += [f"{name}: no setting has all its cells yet, left out" for name in unscored]
     return made, warnings + [line for score in made for line in score.left_out]
 
 
 def write_report(made: Sequence[Score], warnings: Sequence[str], out: Path) -> None:
     """scores.json, radar.png, curves.png and report.html in a folder that is new, empty or an earlier report."""
     require_usable(out)
-    images = {"radar.png": radar(made), "curves.png": curves(made)}
-    data = {"scores": [score.as_json() for score in made], "warnings": list(warnings)}
+    pictured = _ranked_alike(made)
+    images = {"radar.png": radar(pictured), "curves.png": curves(pictured)}
+    data = {
+        "scores": [score.as_json() for score in made],
+        "over_common_settings": [score.as_json() for score in _alike(made)] if _differ(made) else [],
+        "warnings": list(warnings),
+    }
     text = json.dumps(data, indent=2, allow_nan=False) + "\n"
     page = html_page(made, warnings, images)
     publish(out, {"scores.json": text.encode(), "report.html": page.encode(), **images})
 
 
 def print_scores(made: Sequence[Score]) -> None:
-    """A table for the terminal: one line per architecture, one column per task."""
+    """A table for the terminal: one line per architecture, one column per task; one more over common settings."""
     from rich.console import Console
+
+    console = Console(highlight=False, width=None if Console().is_terminal else 160)
+    _print_table(console, made)
+    for line in conditions(made):
+        console.print(line, soft_wrap=True, markup=False)
+    alike = _alike(made)
+    if _differ(made) and alike:
+        console.print(f"\n{_common_words(alike)}:", soft_wrap=True)
+        _print_table(console, alike)
+
+
+def _print_table(console: Any, made: Sequence[Score]) -> None:
     from rich.table import Table
 
     from hybridtron.accounting.tables import print_table
 
-    console = Console(highlight=False, width=None if Console().is_terminal else 160)
     table = Table(box=None, pad_edge=False)
     table.add_column("architecture")
     for name in (*(LABELS[task].replace("\n", " ") for task in TASKS), "mean", "parameters", "state"):
@@ -65,47 +85,90 @@ def print_scores(made: Sequence[Score]) -> None:
         table.add_row(
             name,
             *(_cell(score, task) for task in TASKS),
-            str(score.overall[score.headline]) + ("" if len(score.tasks) == len(TASKS) else "*"),
+            _mean(score, score.headline),
             f"{score.parameters:,}",
             f"{score.state_size:,}",
         )
     print_table(console, table)
-    for line in conditions(made):
-        console.print(line, soft_wrap=True)
 
 
 def conditions(made: Sequence[Score]) -> list[str]:
     """What the numbers are, in words."""
     lines = []
-    for preset in dict.fromkeys(score.preset for score in made):
-        some = [score for score in made if score.preset == preset]
+    for preset, changes in dict.fromkeys((score.preset, score.changes) for score in made):
+        some = [score for score in made if (score.preset, score.changes) == (preset, changes)]
         first = some[0]
-        seeds = sorted({len(score.seeds) for score in some})
-        words = (
-            f"{preset}: test accuracy in % ({first.headline}) of the cell that is best on the {first.selected_on} split"
-        )
+        seeds = sorted({task.accuracy[first.headline].seeds for score in some for task in score.tasks.values()})
+        words = f"{preset_words(first)} ({changes})" if changes else preset
+        words += f": test accuracy in % ({first.headline}) of the cell that is best on the {first.selected_on} split"
         if first.selected_on == "test":
             words += ", the one that is reported, as mad-lab does it: too good"
+        if preset in PRESETS and PRESETS[preset].settings == "baseline":
+            words += "; the baseline of each task alone"
         counted = " or ".join(map(str, seeds))
         interval = "± is a 95 % interval over seeds" if max(seeds) > 1 else "one seed, so no interval"
         lines.append(f"{words}; {counted} seed{'s' if max(seeds) > 1 else ''}, {interval}")
-    if any(len(score.tasks) < len(TASKS) for score in made):
-        lines.append("* a mean over fewer than six tasks, no MAD score")
+    if not all(score.complete for score in made):
+        lines.append("* over fewer than six tasks, or not over the settings that the preset has: no MAD score")
+    if _differ(made) and not _alike(made):
+        lines.append("no setting is common to all: their means do not compare")
+    for name, score in zip(labels(made), made, strict=True):
+        others = [f"{task} {setting_text(task, json.loads(s))}" for task, some in score.others.items() for s in some]
+        if others:
+            lines.append(f"{name}: not settings of {score.preset}, in no mean: {'; '.join(others)}")
     return lines
+
+
+def _differ(made: Sequence[Score]) -> bool:
+    return any(score.settings() != made[0].settings() for score in made)
+
+
+def _alike(made: Sequence[Score]) -> Sequence[Score]:
+    """The scores over the same settings; none where they have none in common."""
+    return in_common(made) if _differ(made) else made
+
+
+def _ranked_alike(made: Sequence[Score]) -> Sequence[Score]:
+    """What is pictured and called the best: over the same settings, the complete ones alone where there are any."""
+    whole = [score for score in made if score.complete] or made
+    return _alike(whole) or whole
+
+
+def _common_words(alike: Sequence[Score]) -> str:
+    return f"{_settings_words(alike[0])} that all have"
+
+
+def _settings_words(score: Score) -> str:
+    count = sum(len(task.best) for task in score.tasks.values())
+    return f"on {count} setting{'s' if count > 1 else ''}"
 
 
 def html_page(made: Sequence[Score], warnings: Sequence[str], images: Mapping[str, bytes]) -> str:
     """The page; `images` are PNG by file name."""
-    best = made[0]
-    lead = f"<b>{escape(labels(made)[0])}</b> reaches {best.overall[best.headline]} % over {_tasks(best)}"
+    alike = _alike(made)
+    differ = _differ(made) and bool(alike)
+    pictured = _ranked_alike(made)
+    best = pictured[0]
+    lead = f"<b>{escape(labels(pictured)[0])}</b> reaches {best.overall[best.headline]} % over {_tasks(best)}"
+    if not best.complete:
+        lead += f", {_settings_words(best)}"
+    missing = len(made) - len(pictured)
+    note = f"Without {missing} that {'is' if missing == 1 else 'are'} not complete." if missing else ""
     sections = [
         f'<section class="verdict"><p class="lead">{lead}.</p><ul>'
         + "".join(f"<li>{escape(line)}</li>" for line in conditions(made))
         + "</ul></section>",
+        _section(
+            "Compared", _overall(alike) if differ else "", f"{_common_words(alike).capitalize()}." if differ else ""
+        ),
         _section("Scores", _overall(made)),
-        _section("Tasks", _picture("radar.png", images)),
+        _section("Tasks", _picture("radar.png", images), note),
         _section("Learning", _picture("curves.png", images), "The chosen cell of every seed, on the first setting."),
-        *(_section(_title(task), _by_setting(made, task)) for task in TASKS if any(task in s.tasks for s in made)),
+        *(
+            _section(_title(task), _by_setting(made, task))
+            for task in TASKS
+            if any(task in s.tasks or task in s.others for s in made)
+        ),
         _section("Architectures", _architectures(made)),
         _section("Left out", "".join(f"<p>{escape(line)}</p>" for line in warnings)),
     ]
@@ -125,22 +188,26 @@ def _overall(made: Sequence[Score]) -> str:
     rows = []
     for name, score in zip(labels(made), made, strict=True):
         for kind in sorted(KINDS, key=lambda kind: kind != score.headline):
-            mean = str(score.overall[kind]) + ("" if len(score.tasks) == len(TASKS) else "*")
-            rows.append([name, kind, mean, *(_cell(score, task, kind) for task in TASKS)])
+            rows.append([name, kind, _mean(score, kind), *(_cell(score, task, kind) for task in TASKS)])
     return _table(header, rows)
 
 
 def _by_setting(made: Sequence[Score], task: str) -> str:
     """Accuracy by setting, with the cells that were chosen."""
-    there = [(name, score) for name, score in zip(labels(made), made, strict=True) if task in score.tasks]
-    settings = list(dict.fromkeys(setting for _, score in there for setting in score.tasks[task].best))
+    there = [
+        (name, score) for name, score in zip(labels(made), made, strict=True)
+        if task in score.tasks or task in score.others
+    ]  # fmt: skip
+    counted = [score.tasks[task].best if task in score.tasks else {} for _, score in there]
+    apart = [score.others.get(task, {}) for _, score in there]
     rows = []
-    for setting in settings:
-        row = [setting_text(task, json.loads(setting))]
-        for _, score in there:
-            best = score.tasks[task].best.get(setting)
-            row.append(NONE if best is None else _with_cells(best, score))
-        rows.append(row)
+    for columns, suffix in ((counted, ""), (apart, "\nnot of the preset, in no mean")):
+        for setting in dict.fromkeys(setting for column in columns for setting in column):
+            cells = [
+                _with_cells(column[setting], score) if setting in column else NONE
+                for column, (_, score) in zip(columns, there, strict=True)
+            ]
+            rows.append([setting_text(task, json.loads(setting)) + suffix, *cells])
     return _table(["setting", *(name for name, _ in there)], rows)
 
 
@@ -152,9 +219,10 @@ def _with_cells(best: Mapping[int, Row], score: Score) -> str:
 
 def _architectures(made: Sequence[Score]) -> str:
     rows = [
-        [name, score.pattern, f"{score.parameters:,}", f"{score.state_size:,}", "; ".join(score.notes) or NONE]
+        [name, score.pattern, f"{score.parameters:,}", f"{score.state_size:,}",
+         "; ".join((*score.notes, *([f"{score.preset} changed: {score.changes}"] if score.changes else []))) or NONE]
         for name, score in zip(labels(made), made, strict=True)
-    ]
+    ]  # fmt: skip
     return _table(["architecture", "layers", "parameters", "state", "made by"], rows)
 
 
@@ -165,8 +233,12 @@ def _tasks(score: Score) -> str:
 def _cell(score: Score, task: str, kind: str | None = None) -> str:
     if task not in score.tasks:
         return NONE
-    found: Estimate = score.tasks[task].accuracy[kind or score.headline]
-    return str(found)
+    found = score.tasks[task]
+    return "\n".join(filter(None, (str(found.accuracy[kind or score.headline]), found.coverage())))
+
+
+def _mean(score: Score, kind: str) -> str:
+    return str(score.overall[kind]) + ("" if score.complete else "*")
 
 
 def _title(task: str) -> str:

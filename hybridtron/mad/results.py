@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hybridtron.errors import UserError
+from hybridtron.mad.tasks import complete
 
 RESULTS = "results.jsonl"
 _LOCK = ".lock"
@@ -22,14 +25,12 @@ _LOCK = ".lock"
 Row = dict[str, Any]
 Key = tuple[str, ...]
 
-_FIELDS: dict[str, type | tuple[type, ...]] = {
+_FIELDS: dict[str, type] = {
     "architecture": str, "pattern": str, "fingerprint": str, "preset": str, "protocol": str, "accuracy": str,
-    "selected_on": str, "notes": list,
-    "parameters": int, "state_size": int, "num_cells": int,
-    "task": str, "setting": dict, "lr": (int, float), "weight_decay": (int, float), "seed": int, "steps": int,
-    "stopped": str, "test_micro": (int, float), "test_macro": (int, float), "select_micro": (int, float),
-    "select_macro": (int, float), "curve": list,
+    "selected_on": str, "notes": list, "parameters": int, "state_size": int, "num_cells": int, "task": str,
+    "setting": dict, "seed": int, "steps": int, "stopped": str, "curve": list,
 }  # fmt: skip
+_ACCURACIES = ("test_micro", "test_macro", "select_micro", "select_macro")
 
 
 def key(row: Row) -> Key:
@@ -70,13 +71,47 @@ def read_rows(folder: Path) -> tuple[list[Row], list[str]]:
 
 
 def _parsed(line: bytes) -> Row | None:
+    """The row that a line holds, or None where it holds none, or one that no training gives."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    if not isinstance(row, dict) or not all(isinstance(row.get(name), kind) for name, kind in _FIELDS.items()):
+    if not isinstance(row, dict) or not all(_is(kind, row.get(name)) for name, kind in _FIELDS.items()):
         return None
-    return row
+    try:
+        setting = complete(row["task"], row["setting"])
+    except UserError:
+        return None
+    sound = (
+        setting == row["setting"]
+        and row["accuracy"] in ("micro", "macro")
+        and all(_is(str, note) for note in row["notes"])
+        and all(_is_number(row.get(name)) for name in ("lr", "weight_decay"))
+        and all(_is_number(row.get(name), most=1) for name in _ACCURACIES)
+        and row["curve"]
+        and all(map(_is_point, row["curve"]))
+    )
+    return row if sound else None
+
+
+def _is(kind: type, value: object) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _is_number(value: object, most: float = sys.float_info.max) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
+
+
+def _is_point(point: object) -> bool:
+    """Step, training loss if it is finite, both accuracies."""
+    if not isinstance(point, list) or len(point) != 4:
+        return False
+    step, loss, *accuracies = point
+    return (
+        _is(int, step)
+        and (loss is None or _is_number(loss))
+        and all(_is_number(accuracy, most=1) for accuracy in accuracies)
+    )
 
 
 @contextlib.contextmanager
@@ -84,44 +119,61 @@ def opened_for_adding(folder: Path) -> Iterator[ResultsWriter]:
     """The folder's results, made where there are none, claimed until the end of the block.
 
     Raises:
-        UserError: where another process has the folder, or it cannot be written to.
+        UserError: where another process has the folder, or it cannot be written to, then or later.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / _LOCK).open("w")
-    except OSError as error:
-        raise UserError(f"--out {folder}: cannot be written ({error.strerror})") from None
-    with lock:
+    with contextlib.ExitStack() as opened:
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = opened.enter_context((folder / _LOCK).open("w"))
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"--out {folder}: another process writes to it") from None
-        file = folder / RESULTS
-        file.touch()
-        rows, warnings = read_rows(folder)
-        with file.open("r+b") as stream:
-            stream.truncate(stream.read().rfind(b"\n") + 1)
-            stream.seek(0, os.SEEK_END)
-            yield ResultsWriter(stream, rows, warnings)
+        with _writing(folder):
+            stream = opened.enter_context((folder / RESULTS).open("a+b", buffering=0))
+            stream.seek(0)
+            stream.truncate(stream.readall().rfind(b"\n") + 1)
+        yield ResultsWriter(folder, stream, *read_rows(folder))
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be written ({error.strerror})") from None
 
 
 class ResultsWriter:
-    """`rows` and `warnings` as read at the start; `add` writes further ones."""
+    """`rows` as read at the start, to which `add` adds, and the `warnings` of that reading."""
 
-    def __init__(self, stream: Any, rows: Sequence[Row], warnings: list[str]) -> None:
+    def __init__(self, folder: Path, stream: io.FileIO, rows: Sequence[Row], warnings: list[str]) -> None:
+        self.folder = folder
         self.stream = stream
-        self.rows = list(rows)
         self.warnings = warnings
-        self._keys = {key(row) for row in rows}
+        self._by_key = {key(row): row for row in rows}
+
+    @property
+    def rows(self) -> list[Row]:
+        return list(self._by_key.values())
 
     def has(self, wanted: Key) -> bool:
-        return wanted in self._keys
+        return wanted in self._by_key
+
+    def rows_of(self, wanted: Iterable[Key]) -> list[Row]:
+        """The rows of keys that are there."""
+        return [self._by_key[one] for one in wanted]
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Write the rows whose key is new; they are on disk when this returns."""
-        new = [row for row in rows if key(row) not in self._keys]
-        self.stream.write(b"".join(json.dumps(row, allow_nan=False).encode() + b"\n" for row in new))
-        self.stream.flush()
-        os.fsync(self.stream.fileno())
-        self.rows += new
-        self._keys |= {key(row) for row in new}
+        """Write the rows whose key is new; they are on disk when this returns.
+
+        Raises:
+            UserError: where they cannot be written.
+        """
+        new = {key(row): row for row in rows if not self.has(key(row))}
+        left = memoryview(b"".join(json.dumps(row, allow_nan=False).encode() + b"\n" for row in new.values()))
+        with _writing(self.folder):
+            while left:
+                left = left[self.stream.write(left) :]
+            os.fsync(self.stream.fileno())
+        self._by_key |= new

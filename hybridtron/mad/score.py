@@ -2,21 +2,25 @@
 
 For every setting and seed the cell with the best accuracy on the selecting split counts, with its accuracy on the test
 split. A task's score is the mean over its settings, the score of an architecture the mean over the six tasks. Intervals
-are Student's t at 95 % over seeds.
+are Student's t at 95 % over seeds. What is not used is told: see `selection`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from scipy.special import stdtrit
 
-from hybridtron.mad.results import Row
-from hybridtron.mad.tasks import TASKS
+from hybridtron.mad.preset_changes import changes
+from hybridtron.mad.presets import PRESETS
+from hybridtron.mad.results import Key, Row, key
+from hybridtron.mad.selection import BySetting, chosen_cells, of_whole_seeds
+from hybridtron.mad.suite import chosen_settings
+from hybridtron.mad.tasks import TASKS, setting_text
 
 KINDS = ("micro", "macro")
 
@@ -38,16 +42,33 @@ class Estimate:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """`best` has the chosen row of every setting and seed."""
+    """`best` has the chosen row of every setting and seed; `of_protocol` of the preset's `wanted` are among them."""
 
     accuracy: dict[str, Estimate]
-    num_settings: int
-    best: dict[str, dict[int, Row]]
+    best: BySetting
+    of_protocol: int
+    wanted: int
+
+    @property
+    def complete(self) -> bool:
+        """Over the protocol's settings, all of them and no others."""
+        return len(self.best) == self.of_protocol == self.wanted
+
+    def coverage(self) -> str:
+        """Which settings the mean is over where that is not what the protocol has, such as `2 of 11`."""
+        if self.complete:
+            return ""
+        others = len(self.best) - self.of_protocol
+        words = [f"{self.of_protocol} of {self.wanted}"] if self.of_protocol else []
+        return " + ".join([*words, *([f"{others} other"] if others else [])])
 
 
 @dataclass(frozen=True)
 class Score:
-    """Of one architecture under one preset. `overall` is a mean over the tasks that were run."""
+    """Of one architecture under one preset. `overall` is a mean over the tasks that were run.
+
+    `changes` says what differs from the preset of this name, `others` has complete settings that do not count.
+    """
 
     identity: str  # the fingerprint of what was trained
     architecture: str
@@ -62,6 +83,17 @@ class Score:
     overall: dict[str, Estimate]
     left_out: tuple[str, ...]
     notes: tuple[str, ...]
+    changes: str = ""
+    others: dict[str, BySetting] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """All six tasks with all settings of the preset's protocol."""
+        return len(self.tasks) == len(TASKS) and all(task.complete for task in self.tasks.values())
+
+    def settings(self) -> dict[str, set[str]]:
+        """The settings that count, as JSON, by task."""
+        return {name: set(task.best) for name, task in self.tasks.items()}
 
     def as_json(self) -> dict[str, Any]:
         def numbers(estimates: dict[str, Estimate]) -> dict[str, Any]:
@@ -71,17 +103,29 @@ class Score:
             "architecture": self.architecture,
             "pattern": self.pattern,
             "preset": self.preset,
+            "changed_from_preset": self.changes,
+            "complete": self.complete,
             "selected_by": f"{self.headline} on {self.selected_on}",
             "parameters": self.parameters,
             "state_size": self.state_size,
             "seeds": list(self.seeds),
             "overall": numbers(self.overall),
             "tasks": {
-                name: {**numbers(task.accuracy), "settings": task.num_settings} for name, task in self.tasks.items()
+                name: {
+                    **numbers(task.accuracy), "settings": len(task.best), "of_protocol": task.of_protocol,
+                    "protocol": task.wanted,
+                }
+                for name, task in self.tasks.items()
+            },
+            "other_settings": {
+                name: {
+                    setting_text(name, json.loads(text)): numbers(_means({text: best})) for text, best in some.items()
+                }
+                for name, some in self.others.items()
             },
             "left_out": list(self.left_out),
             "notes": list(self.notes),
-        }
+        }  # fmt: skip
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -96,75 +140,151 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def scores(rows: Sequence[Row]) -> list[Score]:
-    """One score per architecture and preset, the best first. Settings without all cells and seeds are left out."""
-    groups: dict[tuple[str, str], list[Row]] = {}
+    """One score per architecture and preset, the best first, over all settings that the rows have.
+
+    For callers that chose the settings; `protocol_scores` is for rows of any origin.
+    """
+    return _scores(rows, protocol_only=False)
+
+
+def protocol_scores(rows: Sequence[Row]) -> list[Score]:
+    """As `scores`, but settings that the preset's protocol does not have are told apart and do not count.
+
+    An architecture that was trained on such settings alone is scored over them; it is not `complete`.
+    """
+    return _scores(rows, protocol_only=True)
+
+
+def in_common(made: Sequence[Score]) -> list[Score]:
+    """The same architectures over the settings that all of them have, the best first; none where there are none."""
+    shared = {
+        name: set.intersection(*(set(score.tasks[name].best) for score in made))
+        for name in TASKS
+        if made and all(name in score.tasks for score in made)
+    }
+    if not any(shared.values()):
+        return []
+    again = []
+    for score in made:
+        best = {
+            name: {setting: by_seed for setting, by_seed in score.tasks[name].best.items() if setting in settings}
+            for name, settings in shared.items()
+            if settings
+        }
+        tasks = {name: _task_score(score.preset, name, some) for name, some in best.items()}
+        again.append(replace(score, tasks=tasks, overall=_overall(tasks)))
+    return _ranked(again)
+
+
+def called(score: Score, name: str, notes: Sequence[str]) -> tuple[Score, str | None]:
+    """The score under the name that was asked for; a sentence where the rows were trained under another one."""
+    if score.architecture == name:
+        return score, None
+    others = " = ".join(other for other in score.architecture.split(" = ") if other != name)
+    said = f"{name} shrinks to the same proxy as {others}"
+    return replace(score, architecture=name, notes=(*notes, said)), said
+
+
+def _scores(rows: Sequence[Row], protocol_only: bool) -> list[Score]:
+    groups: dict[tuple[str, str], dict[Key, Row]] = {}
+    names: dict[tuple[str, str], dict[str, None]] = {}
     for row in rows:
-        groups.setdefault((row["fingerprint"], row["protocol"]), []).append(row)
-    found = [score for score in map(_score, groups.values()) if score is not None]
-    return sorted(found, key=lambda score: (-len(score.tasks), -score.overall[score.headline].mean, score.architecture))
+        identity = row["fingerprint"], row["protocol"]
+        groups.setdefault(identity, {}).setdefault(key(row), row)
+        names.setdefault(identity, {})[row["architecture"]] = None
+    found = [
+        _score(list(some.values()), " = ".join(names[identity]), protocol_only) for identity, some in groups.items()
+    ]
+    return _ranked([score for score in found if score is not None])
 
 
-def _score(rows: list[Row]) -> Score | None:
-    first = rows[0]
-    headline = first["accuracy"]
-    seeds = tuple(sorted({row["seed"] for row in rows}))
-    tasks: dict[str, TaskScore] = {}
-    left_out = []
-    for name in TASKS:
-        best: dict[str, dict[int, Row]] = {}
-        by_setting: dict[str, list[Row]] = {}
-        for row in rows:
-            if row["task"] == name:
-                by_setting.setdefault(json.dumps(row["setting"], sort_keys=True), []).append(row)
-        for setting, some in sorted(by_setting.items(), key=lambda item: _order(name, json.loads(item[0]))):
-            cells = {seed: [row for row in some if row["seed"] == seed] for seed in seeds}
-            if any(len(of_seed) < first["num_cells"] for of_seed in cells.values()):
-                left_out.append(f"{name} {setting}: not all cells and seeds are there")
-                continue
-            best[setting] = {seed: max(of_seed, key=_selecting(headline)) for seed, of_seed in cells.items()}
-        if best:
-            means = {
-                kind: [math.fsum(best[s][seed][f"test_{kind}"] for s in best) / len(best) for seed in seeds]
-                for kind in KINDS
-            }
-            accuracy = {kind: estimate(values) for kind, values in means.items()}
-            tasks[name] = TaskScore(accuracy, len(best), best)
-    if not tasks:
-        return None
-    overall = {}
-    for kind in KINDS:
-        per_seed = []
-        for seed in seeds:
-            values = [
-                math.fsum(rows[seed][f"test_{kind}"] for rows in task.best.values()) / len(task.best)
-                for task in tasks.values()
-            ]
-            per_seed.append(math.fsum(values) / len(values))
-        overall[kind] = estimate(per_seed)
-    return Score(
-        identity=first["fingerprint"],
-        architecture=first["architecture"],
-        pattern=first["pattern"],
-        preset=first["preset"],
-        headline=headline,
-        selected_on=first["selected_on"],
-        parameters=first["parameters"],
-        state_size=first["state_size"],
-        seeds=seeds,
-        tasks=tasks,
-        overall=overall,
-        left_out=tuple(left_out),
-        notes=tuple(first["notes"]),
+def _ranked(made: Sequence[Score]) -> list[Score]:
+    """The most complete first, and among those the best."""
+    return sorted(
+        made,
+        key=lambda score: (
+            -len(score.tasks),
+            -sum(task.of_protocol for task in score.tasks.values()),
+            -score.overall[score.headline].mean,
+            score.architecture,
+        ),
     )
 
 
-def _selecting(kind: str) -> Any:
-    """Ties go to the smaller learning rate and decay, whatever the order of the rows."""
-    return lambda row: (row[f"select_{kind}"], -row["lr"], -row["weight_decay"])
+def _score(rows: list[Row], architecture: str, protocol_only: bool) -> Score | None:
+    first = rows[0]
+    chosen, left_out = chosen_cells(rows)
+    counted = chosen
+    if protocol_only:
+        within = {name: {s: chosen[name][s] for s in chosen[name] if s in _protocol(first["preset"], name)}
+                  for name in chosen}  # fmt: skip
+        if any(within.values()):
+            counted = within
+    tasks = {}
+    for name, some in counted.items():
+        if some:
+            best, lines = of_whole_seeds(name, some)
+            left_out += lines
+            tasks[name] = _task_score(first["preset"], name, best)
+    if not tasks:
+        return None
+    others = {name: {s: chosen[name][s] for s in chosen[name] if s not in counted[name]} for name in chosen}
+    return Score(
+        identity=first["fingerprint"],
+        architecture=architecture,
+        pattern=first["pattern"],
+        preset=first["preset"],
+        headline=first["accuracy"],
+        selected_on=first["selected_on"],
+        parameters=first["parameters"],
+        state_size=first["state_size"],
+        seeds=tuple(sorted({seed for task in tasks.values() for by_seed in task.best.values() for seed in by_seed})),
+        tasks=tasks,
+        overall=_overall(tasks),
+        left_out=tuple(f"{architecture}: {line}" for line in left_out),
+        notes=tuple(first["notes"]),
+        changes=changes(rows),
+        others={name: some for name, some in others.items() if some},
+    )
 
 
-def _order(name: str, setting: dict[str, Any]) -> tuple[Any, ...]:
-    """The order of the protocol's table: the baseline, then key by key from easy to hard."""
-    baseline = TASKS[name].baseline
-    changed = [(list(baseline).index(key), value) for key, value in setting.items() if value != baseline[key]]
-    return tuple((index, -value if index == 2 else value) for index, value in changed)
+def _task_score(preset: str, name: str, best: BySetting) -> TaskScore:
+    protocol = _protocol(preset, name)
+    return TaskScore(_means(best), best, len(protocol & best.keys()), len(protocol))
+
+
+def _means(best: BySetting) -> dict[str, Estimate]:
+    """Over settings, for every seed that they have, which are the same."""
+    seeds = sorted(next(iter(best.values())))
+    return {
+        kind: estimate([math.fsum(best[s][seed][f"test_{kind}"] for s in best) / len(best) for seed in seeds])
+        for kind in KINDS
+    }
+
+
+def _overall(tasks: Mapping[str, TaskScore]) -> dict[str, Estimate]:
+    """The mean over tasks; its interval only where all tasks have the same seeds."""
+    seeds = [set(next(iter(task.best.values()))) for task in tasks.values()]
+    common = sorted(set.intersection(*seeds))
+    found = {}
+    for kind in KINDS:
+        if all(some == seeds[0] for some in seeds):
+            found[kind] = estimate([_mean_of_tasks(tasks, kind, seed) for seed in common])
+        else:
+            means = [task.accuracy[kind].mean for task in tasks.values()]
+            found[kind] = Estimate(math.fsum(means) / len(means), None, None, len(common))
+    return found
+
+
+def _mean_of_tasks(tasks: Mapping[str, TaskScore], kind: str, seed: int) -> float:
+    means = [
+        math.fsum(by_seed[seed][f"test_{kind}"] for by_seed in task.best.values()) / len(task.best)
+        for task in tasks.values()
+    ]
+    return math.fsum(means) / len(means)
+
+
+def _protocol(preset: str, name: str) -> set[str]:
+    """The task's settings under the preset, as JSON; those of MAD for a preset that is not known."""
+    pairs = chosen_settings(PRESETS.get(preset, PRESETS["paper"]), [name], {})
+    return {json.dumps(dict(setting), sort_keys=True) for _, setting in pairs}

@@ -19,7 +19,9 @@ from hybridtron.mad.tasks import IGNORE
 from hybridtron.model.config import ModelConfig
 from hybridtron.ops.cross_entropy import cross_entropy
 
-TOKENS_PER_PASS = {"cpu": 1 << 14, "cuda": 1 << 18}  # over all cells; bounds the memory of a pass
+# Over all cells; what layers and what logits take in a pass is bounded by these.
+TOKENS_PER_PASS = {"cpu": 1 << 14, "cuda": 1 << 18}
+LOGITS_PER_PASS = {"cpu": 1 << 24, "cuda": 1 << 28}
 
 
 class Stack:
@@ -40,7 +42,8 @@ class Stack:
         specs = proxy_tensors(config, autoencoder)
         self.model = ProxyModel(config, autoencoder, device)
         self.together = together
-        self.tokens_per_pass = tokens_per_pass or TOKENS_PER_PASS[torch.device(device).type]
+        kind = torch.device(device).type
+        self.tokens_per_pass = tokens_per_pass or min(TOKENS_PER_PASS[kind], LOGITS_PER_PASS[kind] // config.vocab_size)
         fixed = {name: value for name, value in values[0].items() if not specs[name].trained}
         self.frozen = {name: value.to(device) for name, value in {**fixed, **(frozen or {})}.items()}
         self.names = [name for name in values[0] if specs[name].trained]

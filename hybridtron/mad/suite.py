@@ -2,45 +2,62 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from hybridtron.errors import UserError
-from hybridtron.mad.presets import Preset
-from hybridtron.mad.results import ResultsWriter, Row, opened_for_adding
+from hybridtron.mad.presets import Cell, Preset
+from hybridtron.mad.results import Key, ResultsWriter, Row, opened_for_adding
 from hybridtron.mad.subject import Subject
 from hybridtron.mad.tasks import TASKS, Setting, complete, settings
 from hybridtron.mad.train import train_setting
 
+_SECONDS_BETWEEN_STEPS = 0.2
+
 
 @dataclass(frozen=True)
 class Unit:
-    """What is trained in one go and written at once: all cells of a setting, for some seeds."""
+    """What is handed to a process: the cells of a setting, for some seeds, without the pairs that are there already."""
 
     task: str
     setting: Setting
     seeds: tuple[int, ...]
+    done: frozenset[tuple[int, Cell]] = frozenset()
 
 
 @dataclass(frozen=True)
 class Progress:
-    """After a unit: how many are done of how many, and its rows."""
+    """After a unit: how many are done of how many, all rows of its seeds, and for how long it trained."""
 
     done: int
     total: int
     unit: Unit
     rows: Sequence[Row]
+    seconds: float
+
+
+class Steps(NamedTuple):
+    """How far a unit is."""
+
+    done: int
+    planned: int
+
+
+_Said = Row | Steps | float  # of a unit: a row that has ended, how far it is, at its end the seconds it took
 
 
 class SuiteFailed(Exception):
@@ -73,11 +90,13 @@ def run_suite(
     device: str = "cpu",
     together: bool | None = None,
     on_unit: Callable[[Progress], None] | None = None,
+    on_step: Callable[[Unit, Steps], None] | None = None,
     on_warning: Callable[[str], None] | None = None,
 ) -> list[Row]:
     """Train what the folder does not have yet; returns its rows of this subject and preset.
 
-    On a CPU every process has one thread, so that results do not depend on how many there are.
+    A row is written when its cell has ended. On a CPU every process has one thread, so that results do not depend on
+    how many there are. `on_step` is called a few times a second, and when a row has been written.
 
     Raises:
         UserError: where the folder cannot be used.
@@ -89,11 +108,25 @@ def run_suite(
                 on_warning(warning)
         units = missing_units(subject, preset, chosen, seeds, results)
         job = _Job(subject, preset, device, together)
-        finished = _here(job, units) if processes == 1 else _in_processes(job, units, min(processes, len(units)))
-        for done, (unit, rows) in enumerate(finished, start=1):
-            results.add(rows)
-            if on_unit:
-                on_unit(Progress(done, len(units), unit, rows))
+        finished = 0
+
+        def hear(unit: Unit, said: _Said) -> None:
+            nonlocal finished
+            if isinstance(said, dict):
+                results.add([said])
+            elif isinstance(said, Steps):
+                if on_step:
+                    on_step(unit, said)
+            else:
+                finished += 1
+                if on_unit:
+                    keys = _keys(subject, preset, unit.task, unit.setting, unit.seeds).values()
+                    on_unit(Progress(finished, len(units), unit, results.rows_of(keys), said))
+
+        if processes == 1:
+            _here(job, units, hear)
+        else:
+            _in_processes(job, units, min(processes, len(units)), hear)
         ours = (subject.fingerprint(), preset.fingerprint())
         return [row for row in results.rows if (row["fingerprint"], row["protocol"]) == ours]
 
@@ -105,22 +138,28 @@ def missing_units(
     seeds: Sequence[int],
     results: ResultsWriter,
 ) -> list[Unit]:
-    """A unit for every setting that lacks rows, with the seeds that do."""
+    """A unit for every setting that lacks rows, with the seeds that do and the cells that they do have."""
     units = []
     for name, setting in chosen:
-        text = json.dumps(complete(name, setting), sort_keys=True)
-        lacking = []
-        for seed in seeds:
-            keys = [
-                (subject.fingerprint(), preset.fingerprint(), name, text,
-                 f"{cell.lr:g}", f"{cell.weight_decay:g}", str(seed))
-                for cell in preset.cells
-            ]  # fmt: skip
-            if not all(map(results.has, keys)):
-                lacking.append(seed)
+        keys = _keys(subject, preset, name, setting, seeds)
+        lacking = tuple(dict.fromkeys(seed for (seed, _), wanted in keys.items() if not results.has(wanted)))
         if lacking:
-            units.append(Unit(name, setting, tuple(lacking)))
+            done = frozenset(pair for pair, wanted in keys.items() if pair[0] in lacking and results.has(wanted))
+            units.append(Unit(name, setting, lacking, done))
     return units
+
+
+def _keys(
+    subject: Subject, preset: Preset, task: str, setting: Setting, seeds: Sequence[int]
+) -> dict[tuple[int, Cell], Key]:
+    """The keys of a setting's rows by seed and cell."""
+    text = json.dumps(complete(task, setting), sort_keys=True)
+    made = (subject.fingerprint(), preset.fingerprint(), task, text)
+    return {
+        (seed, cell): (*made, f"{cell.lr:g}", f"{cell.weight_decay:g}", str(seed))
+        for seed in seeds
+        for cell in preset.cells
+    }
 
 
 @dataclass(frozen=True)
@@ -130,27 +169,44 @@ class _Job:
     device: str
     together: bool | None
 
-    def rows(self, unit: Unit) -> list[Row]:
-        return train_setting(
-            self.subject, unit.task, unit.setting, self.preset, unit.seeds, device=self.device, together=self.together
-        )
+    def train(self, unit: Unit, say: Callable[[_Said], None]) -> None:
+        """Says every row, now and then how far it is, and in the end the seconds that it took."""
+        began = told = time.perf_counter()
+        steps = Steps(0, 0)
+
+        def on_row(row: Row) -> None:
+            say(row)
+            say(steps)
+
+        def on_step(done: int, planned: int) -> None:
+            nonlocal steps, told
+            steps = Steps(done, planned)
+            if time.perf_counter() - told > _SECONDS_BETWEEN_STEPS:
+                told = time.perf_counter()
+                say(steps)
+
+        train_setting(
+            self.subject, unit.task, unit.setting, self.preset, unit.seeds,
+            done=unit.done, device=self.device, together=self.together, on_row=on_row, on_step=on_step,
+        )  # fmt: skip
+        say(time.perf_counter() - began)
 
 
-def _here(job: _Job, units: Sequence[Unit]) -> Iterator[tuple[Unit, list[Row]]]:
+def _here(job: _Job, units: Sequence[Unit], hear: Callable[[Unit, _Said], None]) -> None:
     before = torch.get_num_threads()
     if job.device == "cpu":
         torch.set_num_threads(1)
     try:
         for unit in units:
-            yield unit, job.rows(unit)
+            job.train(unit, partial(hear, unit))
     finally:
         torch.set_num_threads(before)
 
 
-def _in_processes(job: _Job, units: Sequence[Unit], count: int) -> Iterator[tuple[Unit, list[Row]]]:
-    """Units as they are done. The longest ones are handed out first, so that all processes end together."""
+def _in_processes(job: _Job, units: Sequence[Unit], count: int, hear: Callable[[Unit, _Said], None]) -> None:
+    """The longest units are handed out first, so that all processes end together."""
     spawn = multiprocessing.get_context("spawn")
-    waiting = sorted(units, key=_cost)
+    waiting = sorted(units, key=partial(_cost, job.preset))
     workers: dict[Connection, Any] = {}
     busy: dict[Connection, Unit] = {}
     # Read by the libraries when a process starts.
@@ -165,23 +221,27 @@ def _in_processes(job: _Job, units: Sequence[Unit], count: int) -> Iterator[tupl
             theirs.close()
             workers[ours] = process
             busy[ours] = waiting.pop()
-            ours.send(busy[ours])
+            with contextlib.suppress(ConnectionError):
+                ours.send(busy[ours])
         while busy:
             for ready in wait(list(busy)):
                 assert isinstance(ready, Connection)
+                unit = busy[ready]
                 try:
-                    answer = ready.recv()
-                except EOFError:
+                    said = ready.recv()
+                except (EOFError, ConnectionError):
                     workers[ready].join()
                     code = workers[ready].exitcode
-                    raise SuiteFailed(f"a process that trained {busy[ready].task} ended with code {code}") from None
-                unit = busy.pop(ready)
-                if isinstance(answer, str):
-                    raise SuiteFailed(f"{unit.task} {dict(unit.setting)}: {answer}")
-                if waiting:
-                    busy[ready] = waiting.pop()
-                    ready.send(busy[ready])
-                yield unit, answer
+                    raise SuiteFailed(f"a process that trained {unit.task} ended with code {code}") from None
+                if isinstance(said, str):
+                    raise SuiteFailed(f"{unit.task} {dict(unit.setting)}: {said}")
+                if isinstance(said, float):
+                    del busy[ready]
+                    if waiting:
+                        busy[ready] = waiting.pop()
+                        with contextlib.suppress(ConnectionError):  # of a process that died, which recv tells
+                            ready.send(busy[ready])
+                hear(unit, said)
     finally:
         for name, value in before.items():
             if value is None:
@@ -194,8 +254,9 @@ def _in_processes(job: _Job, units: Sequence[Unit], count: int) -> Iterator[tupl
             process.join()
 
 
-def _cost(unit: Unit) -> float:
-    return float(unit.setting["seq_len"]) * float(unit.setting["num_train_examples"]) * len(unit.seeds)
+def _cost(preset: Preset, unit: Unit) -> float:
+    cells = len(unit.seeds) * len(preset.cells) - len(unit.done)
+    return float(unit.setting["seq_len"]) * float(unit.setting["num_train_examples"]) * cells
 
 
 def _serve(connection: Connection, job: _Job) -> None:
@@ -209,15 +270,14 @@ def _serve(connection: Connection, job: _Job) -> None:
         except (EOFError, KeyboardInterrupt):
             return
         try:
-            answer: list[Row] | str = job.rows(unit)
-        except KeyboardInterrupt:
+            job.train(unit, connection.send)
+        except (BrokenPipeError, KeyboardInterrupt):
             return
         except UserError as error:
-            answer = str(error)
+            connection.send(str(error))
         except Exception:
             print(traceback.format_exc(), file=sys.stderr)
-            answer = traceback.format_exc().strip().splitlines()[-1]
-        connection.send(answer)
+            connection.send(traceback.format_exc().strip().splitlines()[-1])
 
 
 def _end_with_parent() -> None:

@@ -21,7 +21,10 @@ Setting = Mapping[str, int | float]
 IGNORE = -100  # a target that is not scored
 NUM_TEST_EXAMPLES = 1280  # also of the validation split
 LARGEST_MOTIF = 3  # tokens of a key or value in fuzzy recall
-LONGEST_FUZZY, LARGEST_FUZZY = 1 << 14, 1 << 16  # length and vocabulary that fuzzy recall's packed motifs allow
+LONGEST_FUZZY = 1 << 14  # tokens
+LARGEST = {"vocab_size": 1 << 16, "seq_len": 1 << 16}  # 16 bits of a token in fuzzy recall's packed motifs
+MOST_ELEMENTS = 1 << 27  # of an array of examples: 1 GiB
+NEUTRAL: Setting = MappingProxyType({"frac_noise": 0.0, "noise_vocab_size": 0, "num_tokens_to_copy": 0})
 
 _SMALLER_TRAINING_SETS = (6400, 3200, 1600, 800)
 
@@ -53,6 +56,9 @@ def _recall(setting: dict[str, Any]) -> tuple[str, str] | None:
         return "frac_noise", "at least 0 and less than 1"
     if fraction and not noise:
         return "noise_vocab_size", f"at least 1 with frac_noise {fraction}"
+    most = MOST_ELEMENTS // setting["vocab_size"]  # a value is drawn for every key
+    if setting["num_train_examples"] > most:
+        return "num_train_examples", f"at most {most} with vocab_size {setting['vocab_size']}"
     return None
 
 
@@ -61,9 +67,8 @@ def _fuzzy_recall(setting: dict[str, Any]) -> tuple[str, str] | None:
     if not least <= setting["seq_len"] <= LONGEST_FUZZY:
         return "seq_len", f"from {least}, room for the longest pair twice, to {LONGEST_FUZZY}"
     least = 2 * LARGEST_MOTIF + 1
-    if not least <= setting["vocab_size"] <= LARGEST_FUZZY:
-        ids = f"{LARGEST_MOTIF} key ids, {LARGEST_MOTIF} value ids and the pad"
-        return "vocab_size", f"from {least}, {ids}, to {LARGEST_FUZZY}"
+    if setting["vocab_size"] < least:
+        return "vocab_size", f"at least {least}, {LARGEST_MOTIF} key ids, {LARGEST_MOTIF} value ids and the pad"
     return None
 
 
@@ -184,25 +189,40 @@ def settings(name: str) -> list[dict[str, int | float]]:
 def complete(name: str, setting: Setting) -> dict[str, int | float]:
     """The setting with the baseline's values for the keys it leaves out, in the baseline's order of keys.
 
+    Keys that a task does not have may be given with the value that says so, as mad-lab's settings give them: no noise,
+    nothing to copy. They are left out.
+
     Raises:
         UserError: for an unknown key, a value of the wrong type, and a setting that cannot be generated.
     """
     chosen = task(name)
+    whole = dict(chosen.baseline)
     for key, value in setting.items():
-        if key not in chosen.baseline:
+        if key in chosen.baseline:
+            whole[key] = _checked(name, key, value)
+        elif key not in NEUTRAL or isinstance(value, bool) or value != NEUTRAL[key]:
             raise UserError(f"{name}: {key} = {value}: expected {one_of(key, chosen.baseline)}")
-        whole = isinstance(chosen.baseline[key], int)
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-            raise UserError(f"{name}: {key} = {value}: expected a {'whole ' if whole else ''}number")
-        least = 0 if key in ("frac_noise", "noise_vocab_size") else 1
-        if value < least:
-            raise UserError(f"{name}: {key} = {value}: expected at least {least}")
-    whole_setting = {**chosen.baseline, **setting}
-    found = chosen.check(whole_setting)
+    most = MOST_ELEMENTS // int(whole["seq_len"])
+    found = chosen.check(whole)
+    if not found and whole["num_train_examples"] > most:
+        found = "num_train_examples", f"at most {most} with seq_len {whole['seq_len']}"
     if found:
         key, expected = found
-        raise UserError(f"{name}: {key} = {whole_setting[key]}: expected {expected}")
-    return whole_setting
+        raise UserError(f"{name}: {key} = {whole[key]}: expected {expected}")
+    return whole
+
+
+def _checked(name: str, key: str, value: int | float) -> int | float:
+    """The value in the type of the baseline's, if it lies within what any task allows."""
+    kind = type(task(name).baseline[key])
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+        raise UserError(f"{name}: {key} = {value}: expected a {'whole ' if kind is int else ''}number")
+    least = 0 if key in ("frac_noise", "noise_vocab_size") else 1
+    if value < least:
+        raise UserError(f"{name}: {key} = {value}: expected at least {least}")
+    if key in LARGEST and value > LARGEST[key]:
+        raise UserError(f"{name}: {key} = {value}: expected at most {LARGEST[key]}")
+    return kind(value)
 
 
 def setting_text(name: str, setting: Setting) -> str:

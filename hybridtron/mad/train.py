@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from hybridtron.mad.accuracy import Accuracy, accuracy
 from hybridtron.mad.adamw import StackedAdamW
 from hybridtron.mad.data import generate
 from hybridtron.mad.presets import Cell, Preset
+from hybridtron.mad.results import Row
 from hybridtron.mad.stack import Stack, can_stack
 from hybridtron.mad.subject import Subject
 from hybridtron.mad.tasks import Setting, complete, task
@@ -31,8 +32,9 @@ class _Run:
     cell: Cell
     curve: list[list[float | None]] = field(default_factory=list)
     best: float = -1.0
-    waited: int = 0  # evaluations since `best`
-    row: dict[str, Any] | None = None
+    least_loss: float = math.inf
+    waited: int = 0  # evaluations since either gained
+    row: Row = field(default_factory=dict)
 
 
 def train_setting(
@@ -42,46 +44,84 @@ def train_setting(
     preset: Preset,
     seeds: Sequence[int],
     *,
+    done: Collection[tuple[int, Cell]] = (),
     device: str = "cpu",
     together: bool | None = None,
+    on_row: Callable[[Row], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
-) -> list[dict[str, Any]]:
-    """One row per seed and cell; see docs/mad.md for their fields.
+) -> list[Row]:
+    """One row per seed and cell, without the pairs that are `done`; see docs/mad.md for their fields.
 
-    `together`: gradients of all cells in one pass; by default on a GPU, where all layers can. On a CPU core passes cell
-    by cell are faster, by the fused operations that torch.func cannot follow. `on_step(done, planned)` is called after
-    every step.
+    `together`: gradients of all cells in one pass; by default on a GPU, where all layers can. Else one cell is trained
+    after the other: on a CPU core that is faster, by the fused operations that torch.func cannot follow. A cell's row
+    does not depend on which others are trained, nor in which order. `on_row(row)` is called when a cell has ended,
+    `on_step(steps, planned)` after every step of the setting.
     """
-    began = time.perf_counter()
     chosen, whole = task(task_name), complete(task_name, setting)
+    runs = [_Run(seed, cell) for seed in seeds for cell in preset.cells if (seed, cell) not in done]
+    seeds = list(dict.fromkeys(run.seed for run in runs))
     seq_len, vocab_size = chosen.sequence_length(whole), int(whole["vocab_size"])
-    starts = [subject.start(vocab_size, seq_len, chosen.autoencoder, seed) for seed in seeds]
-    config = starts[0][0]
+    starts = {seed: subject.start(vocab_size, seq_len, chosen.autoencoder, seed) for seed in seeds}
+    splits = dict.fromkeys(("train", preset.select_split, "test"))
+    examples = {
+        (seed, split): _examples(task_name, whole, split, seed, None if split == "train" else preset.eval_examples)
+        for seed in seeds
+        for split in splits
+    }
     if together is None:
         together = device != "cpu"
-    runs = [_Run(seed, cell) for seed in seeds for cell in preset.cells]
-    stack = Stack(
-        config,
-        chosen.autoencoder,
-        [values for _, values, _ in starts for _ in preset.cells],
-        starts[0][2],
-        device=device,
-        together=together and can_stack(config),
-    )
-    splits = {
-        split: _examples(task_name, whole, split, seeds, device, None if split == "train" else preset.eval_examples)
-        for split in dict.fromkeys(("train", preset.select_split, "test"))
-    }
-    num_examples = int(whole["num_train_examples"])
+    together = together and all(can_stack(config) for config, _, _ in starts.values())
+    groups = [runs] if together and runs else [[run] for run in runs]
+    about = {**_about(subject, preset), "task": task_name, "setting": whole}
+    steps = preset.steps(int(whole["num_train_examples"]))
+    for index, group in enumerate(groups):
+        began = time.perf_counter()
+        of_group = list(dict.fromkeys(run.seed for run in group))
+        stack = Stack(
+            starts[of_group[0]][0],
+            chosen.autoencoder,
+            [starts[run.seed][1] for run in group],
+            starts[of_group[0]][2],
+            device=device,
+            together=together,
+        )
+        stacked = {split: _stacked([examples[seed, split] for seed in of_group], device) for split in splits}
+        before = index * steps
+        for event in _train(stack, group, of_group, stacked, preset, vocab_size):
+            if isinstance(event, int):
+                if on_step:
+                    on_step(before + event, steps * len(groups))
+                continue
+            seconds = round(time.perf_counter() - began, 2)
+            made = {"seconds": seconds, "device": _device_name(device), "version": hybridtron.__version__}
+            event.row = {**about, **event.row, **made}
+            if on_row:
+                on_row(event.row)
+    return [run.row for run in runs]
+
+
+def _train(
+    stack: Stack,
+    live: list[_Run],
+    seeds: Sequence[int],
+    splits: dict[str, tuple[Tensor, Tensor]],
+    preset: Preset,
+    vocab_size: int,
+) -> Iterator[int | _Run]:
+    """Train one cell per row of the stack, on the examples [seeds, n, s] of the seeds they have among them.
+
+    Yields the number of every step, and after it the cells that end with it, with what was reached in their rows.
+    """
+    device = stack.flat.device
+    num_examples = splits["train"][0].shape[1]
     steps, per_epoch = preset.steps(num_examples), preset.steps_per_epoch(num_examples)
     every = max(1, min(steps, math.ceil(steps / preset.evaluations)))
     optimizer = StackedAdamW(stack.flat, preset.betas)
     decays = torch.ones_like(stack.decay) if preset.quirks else stack.decay
-    live = list(runs)
-    which = torch.arange(len(seeds), device=device).repeat_interleave(len(preset.cells))  # seed of each live cell
-    peak = torch.tensor([[run.cell.lr] for run in runs], device=device)
-    decay = torch.tensor([[run.cell.weight_decay] for run in runs], device=device)
-    total, since = torch.zeros(len(runs), device=device), 0
+    which = torch.tensor([seeds.index(run.seed) for run in live], device=device)  # seed of each live cell
+    peak = torch.tensor([[run.cell.lr] for run in live], device=device)
+    decay = torch.tensor([[run.cell.weight_decay] for run in live], device=device)
+    total, since = torch.zeros(len(live), device=device), 0
     for step in range(steps):
         if step % per_epoch == 0:
             order = _orders(seeds, step // per_epoch, num_examples, device)
@@ -91,8 +131,7 @@ def train_setting(
         lr = _lr(peak, step, steps, preset)
         optimizer.step(stack.flat, gradients, lr, decay * decays)
         total, since = total + losses, since + 1
-        if on_step:
-            on_step(step + 1, steps)
+        yield step + 1
         if (step + 1) % every and step + 1 < steps:
             continue
         found, valid_loss = _evaluate(stack, splits[preset.select_split], which, vocab_size)
@@ -102,7 +141,8 @@ def train_setting(
         for i, run in enumerate(live):
             micro, macro = float(found.micro[i]), float(found.macro[i])
             run.curve.append([step + 1, _finite(mean_loss[i]), round(micro, 6), round(macro, 6)])
-            why = _ending(run, mean_loss[i], micro if preset.accuracy == "micro" else macro, preset)
+            reached = micro if preset.accuracy == "micro" else macro
+            why = _ending(run, mean_loss[i], reached, valid_loss[i], preset)
             if step + 1 == steps:
                 why = why or "end"
             if why:
@@ -114,17 +154,14 @@ def train_setting(
             test, test_loss = _evaluate(stack, splits["test"], which, vocab_size)
         for i, why in ended.items():
             live[i].row = _row(live[i], why, step + 1, steps, found, valid_loss, test, test_loss, i)
+            yield live[i]
         staying = torch.tensor([i for i in range(len(live)) if i not in ended], dtype=torch.long, device=device)
-        live = [run for run in live if run.row is None]
+        live = [run for i, run in enumerate(live) if i not in ended]
         if not live:
-            break
+            return
         stack.keep(staying)
         optimizer.keep(staying)
         which, peak, decay, total = which[staying], peak[staying], decay[staying], total[staying]
-    about = {**_about(subject, preset), "task": task_name, "setting": whole}
-    seconds = round(time.perf_counter() - began, 2)
-    version = {"seconds": seconds, "device": _device_name(device), "version": hybridtron.__version__}
-    return [{**about, **run.row, **version} for run in runs if run.row is not None]
 
 
 def _about(subject: Subject, preset: Preset) -> dict[str, Any]:
@@ -143,16 +180,19 @@ def _about(subject: Subject, preset: Preset) -> dict[str, Any]:
     }
 
 
-def _examples(
-    task_name: str, setting: Setting, split: str, seeds: Sequence[int], device: str, count: int | None
-) -> tuple[Tensor, Tensor]:
-    """Inputs and targets of all seeds, each [seeds, examples, length]."""
-    drawn = [generate(task_name, setting, split, seed, num_examples=count) for seed in seeds]
-    inputs, targets = (torch.stack([torch.from_numpy(arrays) for arrays in some]) for some in zip(*drawn, strict=True))
-    return inputs.to(device), targets.to(device)
+def _examples(task_name: str, setting: Setting, split: str, seed: int, count: int | None) -> tuple[Tensor, Tensor]:
+    """Inputs and targets, each [examples, length]."""
+    inputs, targets = generate(task_name, setting, split, seed, num_examples=count)
+    return torch.from_numpy(inputs), torch.from_numpy(targets)
 
 
-def _orders(seeds: Sequence[int], epoch: int, num_examples: int, device: str) -> Tensor:
+def _stacked(examples: Sequence[tuple[Tensor, Tensor]], device: str) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of several seeds, each [seeds, examples, length]."""
+    inputs, targets = zip(*examples, strict=True)
+    return torch.stack(inputs).to(device), torch.stack(targets).to(device)
+
+
+def _orders(seeds: Sequence[int], epoch: int, num_examples: int, device: torch.device) -> Tensor:
     """The order of the examples in an epoch, for each seed: [seeds, examples]."""
     orders = []
     for seed in seeds:
@@ -186,16 +226,17 @@ def _evaluate(
     return accuracy(predictions, targets, vocab_size), losses.tolist()
 
 
-def _ending(run: _Run, loss: float, reached: float, preset: Preset) -> str | None:
-    """Why a cell stops after an evaluation, if it does."""
-    if not math.isfinite(loss):
+def _ending(run: _Run, training_loss: float, reached: float, loss: float, preset: Preset) -> str | None:
+    """Why a cell stops after an evaluation, if it does. Before attention recalls, only its loss falls, for long."""
+    if not math.isfinite(training_loss):
         return "diverged"
     if reached >= preset.stop_at:
         return "reached"
+    run.waited += 1
     if reached > run.best + preset.least_gain:
         run.best, run.waited = reached, 0
-    else:
-        run.waited += 1
+    if loss < run.least_loss - preset.least_gain:
+        run.least_loss, run.waited = loss, 0
     return "patience" if preset.patience is not None and run.waited >= preset.patience else None
 
 

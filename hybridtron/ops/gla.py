@@ -6,7 +6,7 @@ For every head, with state S [n, p], queries and keys [n], values [p] and decays
 In a chunk, with c_i the sum of g up to i, token i sees token j <= i by sum_n q_in k_jn exp(c_in - c_jn). Written as a
 product of q exp(c) and k exp(-c) that overflows. Instead a block of 2m tokens is halved: its second half sees its first
 through q exp(c_i - c_mid) and k exp(c_mid - c_j), where c_mid is the sum at the end of the first half, so no exponent
-is positive. Halves are halved again down to blocks small enough to take exp(c_i - c_j) itself.
+is positive. Halves are halved again, down to single tokens.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ def gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor, chunk_size: int) -> Tensor:
     q, k, v, g = (F.pad(t.to(dtype), padding).unflatten(1, (-1, length)).transpose(2, 3) for t in (q, k, v, g))
     total = g.clamp_min(STRONGEST).cumsum(-2)  # [b, chunks, h, l, n]
     y = _within_chunks(q, k, v, total)
+    if count * length == 1:
+        y = y + 0 * total.sum()  # a token alone sees no decay: its gradient is zero, not missing
     if count > 1:
         carry = total[..., -1, :]  # [b, chunks, h, n]
         faded = k[:, :-1] * (carry[:, :-1].unsqueeze(-2) - total[:, :-1]).exp()
@@ -53,10 +55,7 @@ def _within_chunks(q: Tensor, k: Tensor, v: Tensor, total: Tensor) -> Tensor:
     length = q.shape[-2]
     size = min(_SMALLEST, length)
     qs, ks, vs, sums = (t.unflatten(-2, (-1, size)) for t in (q, k, v, total))  # [..., blocks, size, .]
-    later = torch.ones(size, size, dtype=torch.bool, device=q.device).triu(1).unsqueeze(-1)
-    decays = (sums.unsqueeze(-2) - sums.unsqueeze(-3)).masked_fill(later, -torch.inf).exp()  # [.., size, size, n]
-    scores = (decays * qs.unsqueeze(-2) * ks.unsqueeze(-3)).sum(-1)
-    y = (scores @ vs).flatten(-3, -2)
+    y = (_small_scores(qs, ks, sums) @ vs).flatten(-3, -2)
     while size < length:
         qs, ks, vs, sums = (t.unflatten(-2, (-1, 2, size)) for t in (q, k, v, total))  # [..., pairs, 2, size, .]
         middle = sums[..., 0, -1:, :]
@@ -67,6 +66,23 @@ def _within_chunks(q: Tensor, k: Tensor, v: Tensor, total: Tensor) -> Tensor:
         y = torch.stack([first, second + seen], -3).flatten(-4, -2)
         size *= 2
     return y
+
+
+def _small_scores(q: Tensor, k: Tensor, total: Tensor) -> Tensor:
+    """How much each token of a small block sees of those up to itself: three of [..., l, n] -> [..., l, l].
+
+    Elementwise, since matrix products of two rows cost more than they save.
+    """
+    if q.shape[-2] == 1:
+        return (q * k).sum(-1, keepdim=True)
+    halves = [t.unflatten(-2, (2, -1)) for t in (q, k, total)]  # [..., 2, l / 2, n]
+    qs, ks, sums = halves
+    middle = sums[..., 0, -1:, :]
+    queries = qs[..., 1, :, :] * (sums[..., 1, :, :] - middle).exp()
+    keys = ks[..., 0, :, :] * (middle - sums[..., 0, :, :]).exp()
+    across = (queries.unsqueeze(-2) * keys.unsqueeze(-3)).sum(-1)  # [..., l / 2, l / 2]
+    first, second = _small_scores(*halves).unbind(-3)
+    return torch.cat([F.pad(first, (0, across.shape[-1])), torch.cat([across, second], -1)], -2)
 
 
 def gla_reference(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:

@@ -122,6 +122,14 @@ def test_few_points_for_a_correlation_are_not_evidence():
     assert twenty.search["status"] == "validated"
 
 
+@pytest.mark.parametrize("correlation", [0.9, 0.99])
+def test_a_score_that_rises_with_the_loss_orders_the_wrong_way(correlation):
+    found = fit("proxy", planted.proxy_runs(1, correlation, 20))
+    assert found.search["status"] == "wrong way"
+    assert "the score orders them the wrong way" in found.verdict[-1]
+    assert not any("validated" in sentence or "to rank" in sentence for sentence in found.verdict)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_correlation_whose_interval_includes_zero_is_never_called_validated(seed):
     found = fit("proxy", planted.proxy_runs(seed, -0.3, 8))

@@ -17,8 +17,8 @@ SETTINGS = [
 def row(**changes):
     made = {
         "architecture": "mh_attention", "pattern": "mh_attention", "notes": [], "parameters": 66048,
-        "state_size": 32768, "fingerprint": "f", "preset": "paper", "protocol": "p", "accuracy": "micro",
-        "selected_on": "valid", "num_cells": 1, "task": "compression",
+        "state_size": 32768, "fingerprint": "f", "preset": "paper", "protocol": preset("paper").fingerprint(),
+        "accuracy": "micro", "selected_on": "valid", "num_cells": 1, "task": "compression",
         "setting": {"vocab_size": 16, "seq_len": 32, "num_train_examples": 12800}, "lr": 1e-3, "weight_decay": 0.0,
         "seed": 0, "steps": 10, "planned_steps": 10, "stopped": "end", "test_micro": 0.5, "test_macro": 0.4,
         "test_loss": 1.0, "select_micro": 0.5, "select_macro": 0.4, "select_loss": 1.0,

@@ -21,6 +21,21 @@ def test_data_writes_the_examples_of_a_setting(in_process, tmp_path):
     assert written["inputs"].max() == 3
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("compression", "--out", "f.npz", "vocab_size=4", "seq_len=8"),
+        ("--out", "f.npz", "compression", "vocab_size=4", "--seed", "0", "seq_len=8"),
+        ("compression", "vocab_size=4", "--out", "f.npz", "seq_len=8", "--split", "train"),
+    ],
+)
+def test_data_takes_settings_and_options_in_any_order(in_process, tmp_path, arguments):
+    assert in_process("mad", "data", *arguments).code == 0
+    inputs = np.load(tmp_path / "f.npz", allow_pickle=False)["inputs"]
+    assert inputs.shape == (12800, 8)
+    assert inputs.max() == 3
+
+
 def test_run_trains_reports_and_goes_on(hybridtron, in_process, tmp_path):
     layers = ["--layers", "mh-attention", "swiglu"]
     result = hybridtron(*RUN, *layers, "--json")
@@ -54,6 +69,40 @@ def test_patterns_and_run_configs_are_architectures_too(in_process, tmp_path):
     assert rows[1]["setting"]["seq_len"] == 8
 
 
+def test_a_second_config_of_the_same_proxy_is_called_by_its_own_name(in_process, tmp_path):
+    for name in ("small", "large"):
+        config = {**TINY, "name": name, "data": {"train": "t", "seq_len": 32}}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
+        result = in_process(*RUN, "--config", f"{name}.yaml", "--set", "seq_len=8", "--json")
+        assert json.loads(result.out)[0]["architecture"] == name
+    assert "large shrinks to the same proxy as small" in result.err
+    assert "1/1" not in result.err
+
+
+def test_a_changed_setting_alone_is_shown_as_such(in_process):
+    layers = ["--layers", "mlp"]
+    assert in_process(*RUN, *layers).code == 0
+    (score,) = json.loads(in_process(*RUN, *layers, "--set", "seq_len=8", "--json").out)
+    assert (score["complete"], score["tasks"]["compression"]["settings"]) == (False, 1)
+    assert score["tasks"]["compression"]["of_protocol"] == 0
+    text = in_process(*RUN, *layers, "--set", "seq_len=8").out
+    assert "1 other" in text
+    (score,) = json.loads(in_process(*RUN, *layers, "--json").out)
+    assert score["tasks"]["compression"]["of_protocol"] == 1
+    assert list(score["other_settings"]["compression"]) == ["seq_len=8"]
+
+
+def test_run_tells_what_is_left_out(in_process, tmp_path):
+    both = [*RUN, "--layers", "mlp", "--tasks", "compression", "memorization"]
+    assert in_process(*both).code == 0
+    first, second = map(json.loads, (tmp_path / "out" / RESULTS).read_text().splitlines())
+    rows = [first, {**second, "num_cells": 2}]
+    (tmp_path / "out" / RESULTS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = in_process(*both, "--json")
+    assert "mlp: memorization, baseline, seed 0: 1 of 2 cells, left out" in result.err
+    assert list(json.loads(result.out)[0]["tasks"]) == ["compression"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -63,6 +112,16 @@ def test_patterns_and_run_configs_are_architectures_too(in_process, tmp_path):
         (["data", "memorization", "seq_len=7", "--out", "f.npz"], "seq_len = 7: expected an even length"),
         (["data", "compression", "--split", "dev", "--out", "f.npz"], "split 'dev': expected one of"),
         (["data", "compression", "--out", "no/f.npz"], "--out no/f.npz: cannot be written"),
+        (["data", "compression", "vocab_size=4", "--out", "f.npz", "vocab_size=5"], "vocab_size is given already"),
+        (["data", "compression", "--out", "f.npz", "--sed", "1", "seq_len=8"], "unrecognized arguments: --sed"),
+        (["data", "compression", "num_train_examples=100000000000", "--out", "f.npz"], "expected at most 4194304"),
+        (["data", "compression", f"vocab_size={'9' * 23}", "--out", "f.npz"], "expected at most 65536"),
+        (["data", "compression", f"vocab_size={'9' * 5000}", "--out", "f.npz"], "expected a whole number"),
+        (["data", "memorization", "vocab_size=100000000000", "--out", "f.npz"], "expected at most 65536"),
+        (["data", "in-context-recall", "vocab_size=3000000000", "--out", "f.npz"], "expected at most 65536"),
+        (["data", "selective-copying", "seq_len=3000000000", "--out", "f.npz"], "expected at most 65536"),
+        (["run", "--layers", "mlp", "--out", "o", "--set", "seq_len=8", "seq_len=10"], "seq_len is given already"),
+        (["run", "--layers", "mlp", "--out", "o", "--tasks", "compression", "--sed", "1"], "unrecognized arguments"),
         (["run", "--layers", "mh-atention", "--out", "o"], "(nearest: mh-attention)"),
         (["run", "--pattern", "2*(mamba", "--out", "o"], "pattern"),
         (["run", "--config", "none.yaml", "--out", "o"], "none.yaml"),

@@ -3,6 +3,8 @@ import time
 
 import numpy as np
 import pytest
+from scipy.special import chdtrc
+from scipy.stats import chi2_contingency
 
 from hybridtron.errors import UserError
 from hybridtron.mad import TASKS, generate, settings
@@ -105,6 +107,106 @@ def per_example(setting, inputs, targets):
         "last input": inputs[:, -1].astype(float),
         "repeats": (inputs[:, 1:] == inputs[:, :-1]).mean(1),
     }
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("task", "changed"),
+    [(task, {}) for task in TASKS]
+    + [(task, {"vocab_size": TASKS[task].sweeps["vocab_size"][-1]}) for task in TASKS]
+    + [("noisy-in-context-recall", {"frac_noise": 0.8})],
+)
+def test_ids_are_uniform_in_every_role(task, changed, training):
+    """What is drawn independently for each place or sequence; chi-square against equal counts."""
+    setting = TASKS[task].baseline | changed
+    inputs, targets = generate(task, setting, "train" if training else "test", seed=6, num_examples=8000)
+    found = ROLES[task](setting, inputs, targets)
+    for name, (tokens, ids) in found.items():
+        assert chance_if_uniform(tokens, ids) > 1e-6, name
+
+
+def roles_of_recall(setting, inputs, targets):
+    noise_ids = setting.get("noise_vocab_size", 0)
+    usable = setting["vocab_size"] - noise_ids
+    keys, values = range(usable // 2), range(usable // 2, usable)
+    pairs = inputs[:, :-1].reshape(len(inputs), -1, 2)  # without the final one
+    is_noise = pairs[:, :, 0] >= usable
+    first = (~is_noise).argmax(1)
+    roles = {
+        "key": (pairs[:, :, 0][~is_noise], keys),
+        "value of the first key": (pairs[np.arange(len(pairs)), first, 1], values),
+        "final key": (inputs[:, -1], keys),
+        "final value": (targets[:, -1], values),
+    }
+    if noise_ids:
+        noise = range(usable, usable + noise_ids)
+        slots = is_noise.sum(0)
+        share = setting["frac_noise"] * (1 - 1 / (pairs.shape[1] + 1))  # one slot in all, drawn, is never noise
+        assert np.abs(slots / len(inputs) - share).max() < 5 * np.sqrt(share * (1 - share) / len(inputs))
+        roles |= {f"noise {i}": (pairs[:, :, i][is_noise], noise) for i in range(2)}
+    return roles
+
+
+def roles_of_fuzzy_recall(setting, inputs, targets):
+    pad = setting["vocab_size"] - 1
+    keys, values = range(pad // 2), range(pad // 2, pad)
+    backwards = np.concatenate([inputs, targets[:, -1:]], 1)[:, ::-1]
+    value_size = (backwards < pad // 2).argmax(1)
+    key_size = np.array([(row[n:] >= pad // 2).argmax() for row, n in zip(backwards, value_size, strict=True)])
+    rows = np.arange(len(inputs))
+    key_sizes = range(1, 4) if (targets[:, 0] >= 0).all() else range(3, 4)  # training, evaluation
+    return {
+        "size of the final value": (value_size, range(1, 4)),
+        "size of the final key": (key_size, key_sizes),
+        "first of the final value": (backwards[rows, value_size - 1], values),
+        "last of the final value": (backwards[:, 0], values),
+        "first of the final key": (backwards[rows, value_size + key_size - 1], keys),
+        "last of the final key": (backwards[rows, value_size], keys),
+    }
+
+
+ROLES = {
+    "in-context-recall": roles_of_recall,
+    "noisy-in-context-recall": roles_of_recall,
+    "fuzzy-in-context-recall": roles_of_fuzzy_recall,
+    "selective-copying": lambda setting, inputs, targets: {
+        "content": (targets[scored(targets)], range(setting["vocab_size"] - 2))
+    },
+    "compression": lambda setting, inputs, targets: {"content": (inputs[:, :-1], range(setting["vocab_size"] - 1))},
+    "memorization": lambda setting, inputs, targets: {"key": (inputs[:, ::2], range((setting["vocab_size"] - 1) // 2))},
+}
+
+
+def chance_if_uniform(tokens, ids):
+    """p of Pearson's chi-square; 0 where there is a token that is none of the ids."""
+    counts = np.bincount(np.ravel(tokens), minlength=ids.stop)
+    if counts.sum() > counts[ids.start : ids.stop].sum():
+        return 0.0
+    counts = counts[ids.start : ids.stop]
+    expected = counts.sum() / len(ids)
+    assert expected >= 20
+    return 1.0 if len(ids) == 1 else chdtrc(len(ids) - 1, ((counts - expected) ** 2 / expected).sum())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_probe_of_fuzzy_recall_goes_in_where_the_reference_puts_it(training):
+    """Tokens before its first appearance, in eighths of the length; chi-square of two samples."""
+    task, setting = "fuzzy-in-context-recall", {**TASKS["fuzzy-in-context-recall"].baseline, "vocab_size": 128}
+    ours = generate(task, setting, "train" if training else "test", seed=9, num_examples=8000)
+    plain = slow_examples(task, setting, training, 3000, None)
+    counts = [np.bincount([where * 8 // 129 for where in probe_places(*one)], minlength=8) for one in (ours, plain)]
+    assert min(map(min, counts)) > 20
+    assert chi2_contingency(counts).pvalue > 1e-6
+
+
+def probe_places(inputs, targets):
+    for tokens in np.concatenate([inputs, targets[:, -1:]], 1):
+        start = len(tokens)
+        for low, high in ((63, 127), (0, 63)):  # back over the final value, then over the final key
+            while low <= tokens[start - 1] < high:
+                start -= 1
+        row = tokens.astype(np.uint8).tobytes()
+        yield row.index(row[start:]) - (tokens == 127).sum()
 
 
 @pytest.mark.parametrize(
@@ -228,6 +330,7 @@ def test_a_sequence_without_a_single_key_is_drawn_again():
     ("task", "changed"),
     [
         ("in-context-recall", {"seq_len": 1024}),
+        ("noisy-in-context-recall", {"seq_len": 1024}),
         ("fuzzy-in-context-recall", {"vocab_size": 128}),
         ("fuzzy-in-context-recall", {"seq_len": 1024}),
         ("selective-copying", {"seq_len": 1024}),
@@ -255,16 +358,33 @@ def seconds_of_all_examples(task, changed):
         ("in-context-recall", {"vocab_size": 1}, "vocab_size = 1: expected at least 2"),
         ("noisy-in-context-recall", {"vocab_size": 17}, "vocab_size = 17: expected at least 18"),
         ("noisy-in-context-recall", {"frac_noise": 1.0}, "frac_noise = 1.0: expected at least 0 and less than 1"),
-        ("fuzzy-in-context-recall", {"vocab_size": 6}, "vocab_size = 6: expected from 7"),
+        ("fuzzy-in-context-recall", {"vocab_size": 6}, "vocab_size = 6: expected at least 7"),
         ("fuzzy-in-context-recall", {"seq_len": 12}, "seq_len = 12: expected from 13"),
         ("selective-copying", {"num_tokens_to_copy": 128}, "num_tokens_to_copy = 128: expected from 1 to 127"),
         ("memorization", {"seq_len": 31}, "seq_len = 31: expected an even length"),
         ("memorization", {"num_train_examples": 0}, "num_train_examples = 0: expected at least 1"),
+        ("memorization", {"num_train_examples": 1 << 23}, "num_train_examples = 8388608: expected at most 4194304"),
+        ("memorization", {"vocab_size": 65537}, "vocab_size = 65537: expected at most 65536"),
+        ("selective-copying", {"seq_len": 65537}, "seq_len = 65537: expected at most 65536"),
+        ("in-context-recall", {"vocab_size": 65536}, "num_train_examples = 12800: expected at most 2048 with vocab"),
+        ("in-context-recall", {"frac_noise": 0.2}, "frac_noise = 0.2: expected one of"),
+        ("in-context-recall", {"noise_vocab_size": 16}, "noise_vocab_size = 16: expected one of"),
+        ("in-context-recall", {"noise_vocab_size": False}, "noise_vocab_size = False: expected one of"),
+        ("compression", {"num_tokens_to_copy": 16}, "num_tokens_to_copy = 16: expected one of"),
     ],
 )
 def test_impossible_settings_are_refused(task, setting, message):
     with pytest.raises(UserError, match=message):
         generate(task, setting, "train", seed=0)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_keys_that_a_task_lacks_may_say_so(task):
+    neutral = {"noise_vocab_size": 0, "frac_noise": 0.0, "num_tokens_to_copy": 0}
+    lacking = {key: value for key, value in neutral.items() if key not in TASKS[task].baseline}
+    assert lacking
+    for ours, plain in zip(generate(task, lacking, "test", 0), generate(task, {}, "test", 0), strict=True):
+        assert (ours == plain).all()
 
 
 def test_an_unknown_split_is_refused():

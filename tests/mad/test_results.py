@@ -1,4 +1,6 @@
+import contextlib
 import json
+import resource
 
 import pytest
 
@@ -54,7 +56,7 @@ def test_a_last_line_that_was_cut_short_is_dropped_and_written_over(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", [b"\0" * 40, b"{", b"[]", b"{}", json.dumps(row(seed="1")).encode(), b"\xff\xfe", b""]
+    "damage", [b"\0" * 40, b"{", b"[]", b"{}", json.dumps(row(seed="1")).encode(), b"\xff\xfe", b"", b"[" * 100_000]
 )
 def test_a_damaged_line_is_named_and_the_good_rows_are_kept(tmp_path, damage):
     file = written(tmp_path, row(), row(seed=1))
@@ -65,6 +67,75 @@ def test_a_damaged_line_is_named_and_the_good_rows_are_kept(tmp_path, damage):
     assert warnings == [f"{file}, line 2: damaged, left out"]
     written(tmp_path, row(seed=2))
     assert len(read_rows(tmp_path)[0]) == 3
+
+
+BASELINE = row()["setting"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"task": "compresion"},
+        {"setting": {**BASELINE, "vocab": 3}},
+        {"setting": {"vocab_size": 16}},
+        {"setting": {**BASELINE, "seq_len": 0}},
+        {"test_micro": float("nan")},
+        {"test_macro": 55.0},
+        {"select_micro": -0.1},
+        {"select_macro": True},
+        {"accuracy": "mean"},
+        {"lr": float("inf")},
+        {"lr": 10**400},
+        {"seed": True},
+        {"notes": [1]},
+        {"curve": []},
+        {"curve": [[1, 2.0, 0.5]]},
+        {"curve": [[1, 2.0, 0.5, 1.5]]},
+        {"curve": [[1, 2.0, None, 0.5]]},
+        {"curve": [{"step": 1}]},
+    ],
+    ids=str,
+)
+def test_a_row_that_no_training_gives_is_a_damaged_line(tmp_path, wrong):
+    file = written(tmp_path, row())
+    with file.open("a") as stream:
+        stream.write(json.dumps(row(seed=1, **{k: v for k, v in wrong.items() if k != "seed"}) | wrong) + "\n")
+    assert read_rows(tmp_path) == ([row()], [f"{file}, line 2: damaged, left out"])
+
+
+def test_a_diverged_loss_is_no_damage(tmp_path):
+    diverged = row(test_loss=None, select_loss=None, stopped="diverged", curve=[[5, None, 0.1, 0.1]])
+    written(tmp_path, diverged)
+    assert read_rows(tmp_path) == ([diverged], [])
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_rows_that_fitted(tmp_path):
+    file = written(tmp_path, row())
+    with (
+        opened_for_adding(tmp_path) as results,
+        files_of_at_most(file.stat().st_size + 100),
+        pytest.raises(UserError, match=rf"--out {tmp_path}: cannot be written \(File too large\)"),
+    ):
+        results.add([row(seed=1)])
+    assert read_rows(tmp_path) == ([row()], [])
+    written(tmp_path, row(seed=1))
+    assert read_rows(tmp_path) == ([row(), row(seed=1)], [])
+
+
+def test_results_that_are_no_file_are_refused(tmp_path):
+    (tmp_path / RESULTS).mkdir()
+    with pytest.raises(UserError, match=r"cannot be written \(Is a directory\)"), opened_for_adding(tmp_path):
+        pass
 
 
 def test_a_folder_without_results_is_refused(tmp_path):

@@ -7,7 +7,7 @@ from hybridtron.mad.architecture import from_layers
 from hybridtron.mad.data import generate
 from hybridtron.mad.presets import GRID
 from hybridtron.mad.proxy_model import ProxyModel, initial_values, proxy_tensors
-from hybridtron.mad.stack import Stack, can_stack
+from hybridtron.mad.stack import LOGITS_PER_PASS, Stack, can_stack
 
 STEPS = 20
 
@@ -110,6 +110,15 @@ def test_runs_of_a_batch_add_up_to_the_whole():
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
     for a, b in zip(whole.predict(tokens, targets), cut.predict(tokens, targets), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_a_pass_is_bounded_by_its_logits_too():
+    config = from_layers(["mlp"]).model(vocab_size=8192, seq_len=32)
+    stack = Stack(config, False, [initial_values(config, False, 0)] * 2, together=True)
+    tokens = torch.zeros(128, 32, dtype=torch.long)
+    runs = stack._runs(tokens, tokens)
+    assert sum(len(some) for some, _ in runs) == 128
+    assert max(some.numel() for some, _ in runs) * len(stack) * 8192 <= LOGITS_PER_PASS["cpu"]
 
 
 def test_frozen_parameters_are_used_and_not_changed():

@@ -1,8 +1,10 @@
+import contextlib
 import multiprocessing
 import os
 import random
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import psutil
@@ -10,13 +12,14 @@ import pytest
 
 from hybridtron.errors import UserError
 from hybridtron.mad.presets import preset
-from hybridtron.mad.results import RESULTS, read_rows
+from hybridtron.mad.results import RESULTS, key, read_rows
 from hybridtron.mad.score import scores
 from hybridtron.mad.suite import SuiteFailed, chosen_settings, run_suite
 from tests.conftest import command, environment
 from tests.mad.small import ARCHITECTURE, PRESET, SETTINGS
 
 KILLS = 20
+ROWS = len(SETTINGS) * 2 * 2  # cells and seeds
 
 
 def suite(out, seeds=(0, 1), processes=1, **more):
@@ -27,11 +30,43 @@ def table(folder):
     return [score.as_json() for score in scores(read_rows(folder)[0])]
 
 
+def count_lines(folder):
+    file = folder / RESULTS
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def killed_suite(out, rows, delay, processes=1):
+    """Kill a suite so many seconds after it has added so many rows; returns how many the folder then has."""
+
+    def watched():
+        suite(out, processes=processes, on_step=lambda unit, steps: events.send(None))
+
+    before = count_lines(out)
+    heard, events = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=watched)
+    process.start()
+    events.close()
+    with contextlib.suppress(EOFError):
+        while count_lines(out) < before + rows:
+            heard.recv()
+    process.join(timeout=delay)
+    process.kill()
+    process.join()
+    return count_lines(out)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     suite(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def seconds_of_a_row(tmp_path_factory):
+    began = time.perf_counter()
+    suite(tmp_path_factory.mktemp("timed"))
+    return (time.perf_counter() - began) / ROWS
 
 
 def test_every_setting_cell_and_seed_has_a_row(undisturbed):
@@ -46,23 +81,51 @@ def test_every_setting_cell_and_seed_has_a_row(undisturbed):
     }  # fmt: skip
 
 
-def test_twenty_kills_at_random_moments_change_nothing(undisturbed, tmp_path):
-    """Each kill hits a process that has just begun to train, or is long at it, or is writing."""
+def test_twenty_kills_at_random_moments_change_nothing(undisturbed, seconds_of_a_row, tmp_path):
+    """Each kill hits a process that has just begun, or trains, or has just written a row, or is writing one."""
     rng = random.Random(0)
-    fork = multiprocessing.get_context("fork")
     survived = []
-    for _ in range(KILLS):
-        process = fork.Process(target=suite, args=(tmp_path,))
-        process.start()
-        process.join(timeout=rng.uniform(0.0, 0.4))
-        process.kill()
-        process.join()
-        if (tmp_path / RESULTS).exists():
-            survived.append(len(read_rows(tmp_path)[0]))
+    for kill in range(KILLS):
+        rows = kill % 2
+        survived.append(killed_suite(tmp_path, rows, rng.uniform(0, 4 - 3 * rows) * seconds_of_a_row))
     assert survived == sorted(survived)
+    assert len({rows for rows in survived if 0 < rows < ROWS}) >= 5
     suite(tmp_path)
     assert table(tmp_path) == table(undisturbed)
-    assert len((tmp_path / RESULTS).read_text().splitlines()) == len(SETTINGS) * 4
+    assert same_rows(tmp_path, undisturbed)
+    assert count_lines(tmp_path) == ROWS
+
+
+def test_kills_of_a_suite_in_two_processes_change_nothing(undisturbed, tmp_path):
+    survived = [killed_suite(tmp_path, rows, 0.0, processes=2) for rows in (1, 6)]
+    assert 0 < survived[0] < survived[1] < ROWS
+    suite(tmp_path)
+    assert same_rows(tmp_path, undisturbed)
+    assert count_lines(tmp_path) == ROWS
+
+
+def same_rows(*folders):
+    """Whether the folders have the same rows in some order, but for the times they took."""
+    found = [{key(row): row | {"seconds": None} for row in read_rows(folder)[0]} for folder in folders]
+    return found[0] == found[1]
+
+
+def test_a_row_is_on_disk_when_its_cell_has_ended_and_not_first_when_its_setting_has(tmp_path):
+    found = []
+    suite(tmp_path, on_step=lambda unit, steps: found.append((count_lines(tmp_path), steps.done / steps.planned)))
+    written = {rows: share for rows, share in reversed(found) if rows}  # the first after each row
+    assert sorted(written) == list(range(1, ROWS + 1))
+    assert [written[rows] for rows in range(1, 5)] == [0.25, 0.5, 0.75, 1.0]
+
+
+@pytest.mark.parametrize("lost", [[5], [0, 3], [4, 5, 6]])
+def test_only_the_cells_whose_rows_are_missing_are_trained_again(undisturbed, tmp_path, lost):
+    lines = (undisturbed / RESULTS).read_bytes().splitlines(keepends=True)
+    (tmp_path / RESULTS).write_bytes(b"".join(line for i, line in enumerate(lines) if i not in lost))
+    planned = []
+    suite(tmp_path, on_step=lambda unit, steps: planned.append(steps.planned))
+    assert planned == [PRESET.max_steps * len(lost)] * len(lost)
+    assert same_rows(tmp_path, undisturbed)
 
 
 def test_a_kill_within_any_byte_of_the_last_rows_changes_nothing(undisturbed, tmp_path):

@@ -1,7 +1,10 @@
+from functools import partial
+
 import pytest
 import torch
 
 from hybridtron.errors import UserError
+from hybridtron.mad import presets
 from hybridtron.mad.adamw import StackedAdamW
 from hybridtron.mad.architecture import from_layers
 from hybridtron.mad.presets import GRID, PRESETS, Cell, preset
@@ -44,6 +47,39 @@ def test_training_repeats_and_a_cell_does_not_depend_on_its_neighbours():
     }
 
 
+@pytest.mark.parametrize("left", [[0, 2, 5], [4]], ids=str)
+@pytest.mark.parametrize("together", [False, True], ids=["cell by cell", "one pass"])
+def test_cells_that_are_done_are_not_trained_and_the_others_do_not_feel_it(together, left):
+    train = partial(train_setting, MLP, "compression", SETTING, short(cells=GRID[:3]), [0, 1], together=together)
+    pairs = [(seed, cell) for seed in (0, 1) for cell in GRID[:3]]
+    planned = []
+    rows = train(done={pair for i, pair in enumerate(pairs) if i not in left}, on_step=lambda _, of: planned.append(of))
+    whole = train()
+    for row, same in zip(rows, (whole[i] for i in left), strict=True):
+        if together:
+            assert (row["seed"], row["lr"], row["weight_decay"]) == (same["seed"], same["lr"], same["weight_decay"])
+            assert row["test_loss"] == pytest.approx(same["test_loss"], abs=1e-5)
+        else:
+            assert numbers([row]) == numbers([same])
+    assert set(planned) == {6 if together else 6 * len(left)}
+    assert train(done=pairs) == []
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_row_is_told_as_soon_as_its_cell_ends(together):
+    setting = {"vocab_size": 16, "seq_len": 16, "num_train_examples": 128}
+    cells = (Cell(3e-3, 0.0), Cell(1e-6, 0.0))
+    chosen = preset("paper", cells=cells, batch_size=32, max_steps=60, evaluations=12, eval_examples=64, stop_at=0.9)
+    steps, told = [], []
+    rows = train_setting(
+        RECALLING, "memorization", setting, chosen, [0], together=together,
+        on_step=lambda done, planned: steps.append(done), on_row=lambda row: told.append((row, steps[-1])),
+    )  # fmt: skip
+    assert [row for row, _ in told] == rows
+    assert told[0][1] == rows[0]["steps"] < 60
+    assert told[1][1] == (60 if together else 120)
+
+
 def test_one_pass_for_all_cells_gives_the_same_rows():
     apart, together = (
         train_setting(
@@ -75,6 +111,21 @@ def test_a_hybrid_learns_recall_and_its_first_layer_alone_does_not():
     assert scores[1] < 0.7
 
 
+@pytest.mark.parametrize(
+    ("task", "setting"),
+    [
+        ("selective-copying", {"vocab_size": 8, "seq_len": 32, "num_tokens_to_copy": 4}),
+        ("in-context-recall", {"vocab_size": 4, "seq_len": 16}),
+    ],
+)
+def test_attention_learns_to_copy_and_to_recall_by_itself(task, setting):
+    chosen = preset("search", max_steps=200, batch_size=32, eval_examples=128)
+    subject = from_layers(["mh-attention", "swiglu"] * 2)
+    (row,) = train_setting(subject, task, setting, chosen, [0])
+    assert row["curve"][0][2] < 0.9
+    assert row["test_micro"] >= 0.95
+
+
 def test_a_cell_that_is_done_stops_and_leaves_the_others():
     setting = {"vocab_size": 16, "seq_len": 16, "num_train_examples": 128}
     cells = (Cell(1e-6, 0.0), Cell(3e-3, 0.0))
@@ -91,6 +142,25 @@ def test_patience_ends_a_cell_that_no_longer_gains():
     (row,) = train_setting(MLP, "compression", SETTING, chosen, [0])
     assert row["stopped"] == "patience"
     assert row["steps"] == 2 * 4  # an evaluation that sets the mark and three without a gain
+
+
+def test_patience_waits_while_accuracy_stands_and_loss_falls():
+    from hybridtron.mad.train import _ending, _Run
+
+    chosen = preset("search", patience=3)
+
+    def stops_after(evaluations):
+        run = _Run(0, Cell(1e-3, 0.0))
+        for done, (reached, loss) in enumerate(evaluations, start=1):
+            if _ending(run, loss, reached, loss, chosen):
+                return done
+        return None
+
+    falling = [(0.3, 2.0 - 0.01 * i) for i in range(20)]
+    assert stops_after(falling) is None
+    assert stops_after([(0.3 + 0.01 * i, 2.0) for i in range(20)]) is None
+    assert stops_after(falling + [(0.304, 1.809)] * 20) == 20 + 3
+    assert stops_after([(0.3, 2.0)] * 20) == 4
 
 
 def test_a_cell_that_diverges_is_recorded_and_ends():
@@ -133,6 +203,12 @@ def test_presets_follow_the_protocol():
     assert paper.steps(800) == 1400
     assert madlab.evaluations == madlab.epochs
     assert len({chosen.fingerprint() for chosen in PRESETS.values()}) == 4
+
+
+def test_rows_of_another_procedure_are_not_those_of_this_one(monkeypatch):
+    before = PRESETS["paper"].fingerprint()
+    monkeypatch.setattr(presets, "PROCEDURE", presets.PROCEDURE + 1)
+    assert PRESETS["paper"].fingerprint() != before
 
 
 def test_an_unknown_preset_is_refused():
