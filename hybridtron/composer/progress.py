@@ -125,6 +125,12 @@ def _damage(row: Row, blocks: Sequence[str]) -> str | None:
     return None
 
 
+def vote(config: SearchConfig, step: Step) -> Aggregate:
+    """What the config's aggregator makes of the evaluations that the step has, at least one."""
+    rule = config.aggregator
+    return aggregate(step.space, step.finished, rule.clusters, rule.top, rule.context)
+
+
 def _finish(config: SearchConfig, step: Step, results: dict[Unit, Row]) -> None:
     """Fill in what is known about the step."""
     for pattern in step.proposals:
@@ -138,7 +144,6 @@ def _finish(config: SearchConfig, step: Step, results: dict[Unit, Row]) -> None:
         error = stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0
         step.finished.append(Observation(pattern, fmean(scores), error))
     if step.finished and step.is_complete:
-        rule = config.aggregator
-        step.aggregate = aggregate(step.space, step.finished, rule.clusters, rule.top, rule.context)
+        step.aggregate = vote(config, step)
         best = max(step.finished, key=lambda o: o.score).pattern
         step.found = best if config.methodology.keep == "best" else step.aggregate.pattern

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hybridtron.composer.aggregate import aggregate
 from hybridtron.composer.config import SearchConfig
 from hybridtron.composer.outcome import Outcome, read_outcome
 from hybridtron.composer.page import write_page
-from hybridtron.composer.progress import Progress, read_progress
+from hybridtron.composer.progress import Progress, read_progress, vote
 from hybridtron.composer.search import Search, prepare, work
 from hybridtron.composer.store import EVALUATIONS, Store
 from hybridtron.composer.view import View
@@ -53,8 +52,7 @@ def report_search(config: SearchConfig) -> tuple[Outcome, Path]:
             progress.steps.pop()
         if not progress.steps:
             raise UserError(f"search folder {folder}: no pattern has a score yet; expected at least one")
-        last, rule = progress.steps[-1], config.aggregator
-        last.aggregate = aggregate(last.space, last.finished, rule.clusters, rule.top, rule.context)
+        progress.steps[-1].aggregate = vote(config, progress.steps[-1])
         return _written(search, store, progress)
     finally:
         store.close()

@@ -23,6 +23,7 @@ from hybridtron.composer.tables import decimals, duration, fixed, plural, whole
 from hybridtron.composer.view import summary
 from hybridtron.composer.wording import constraints, surrogate_sentence
 from hybridtron.config.load import build
+from tests.composer.small import MAD
 
 MODELS = Path(__file__).parents[2] / "configs/models"
 SEARCH = {
@@ -204,16 +205,7 @@ def test_trust_is_said_only_of_a_bayesian_search_whose_surrogate_fits():
 
 
 def test_accuracy_by_task_time_and_workers_are_on_the_page(tmp_path):
-    evaluator = {
-        "type": "mad",
-        "blocks": {"attn": {"type": "attention", "num_heads": 2}, "mlp": {"type": "swiglu", "ffn_hidden_size": 16}},
-        "hidden_size": 16,
-        "max_steps": 2,
-        "batch_size": 8,
-        "eval_examples": 16,
-        "tasks": {"selective-copying": {"seq_len": 16, "num_tokens_to_copy": 2, "num_train_examples": 64}},
-    }
-    outcome, page = searched(tmp_path / "s", evaluator=evaluator, evaluations=2)
+    outcome, page = searched(tmp_path / "s", evaluator={**MAD, "max_steps": 2}, evaluations=2)
     assert "selective-copying" in section(page, "Best patterns")
     assert re.search(r"a pattern, .* in all, by 1 worker ·", header(page))
     assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC · hybridtron \d", header(page))

@@ -23,6 +23,7 @@ from hybridtron.composer.search import prepare
 from hybridtron.composer.store import Store
 from hybridtron.config.load import build, load
 from hybridtron.errors import UserError
+from tests.composer.small import MAD
 from tests.conftest import command, environment
 
 MODELS = Path(__file__).parents[2] / "configs/models"
@@ -255,16 +256,7 @@ def test_unknown_blocks_are_refused_before_anything_is_written(tmp_path, tiny, f
 
 
 def test_mad_accuracy_is_a_score(folder):
-    evaluator = {
-        "type": "mad",
-        "blocks": {"attn": {"type": "attention", "num_heads": 2}, "mlp": {"type": "swiglu", "ffn_hidden_size": 16}},
-        "hidden_size": 16,
-        "max_steps": 4,
-        "batch_size": 8,
-        "eval_examples": 16,
-        "tasks": {"selective-copying": {"seq_len": 16, "num_tokens_to_copy": 2, "num_train_examples": 64}},
-    }
-    outcome, _ = run_search(config(folder, evaluator=evaluator, evaluations=2))
+    outcome, _ = run_search(config(folder, evaluator=MAD, evaluations=2))
     results = rows(folder, "result")
     assert all(row["score"] == row["tasks"]["selective-copying"] for row in results)
     assert all(0 <= row["score"] <= 1 for row in results)
