@@ -28,9 +28,9 @@ from hybridtron.composer.bayesian import Bayesian
 from hybridtron.composer.engines import Engine, Evolution, Observation, RandomSearch
 from hybridtron.composer.functions import Chain
 from hybridtron.composer.space import Pattern, Space
-from hybridtron.laws.plots import FAINT, GRID, HUES, INK
 from hybridtron.pattern import Pattern as Layers
 from hybridtron.pattern import to_composer
+from hybridtron.reporting.pictures import HUES, INK, legend_below, new_figure, png, quiet
 
 SPACES = {"2^6": (2, 6, 30, 1), "2^16": (2, 16, 48, 4), "3^12": (3, 12, 64, 4)}  # blocks, layers, evaluations, batch
 ENGINES: dict[str, Callable[[int], Engine]] = {  # by seed
@@ -156,9 +156,7 @@ def table(rows: list[dict]) -> str:
 
 
 def picture(rows: list[dict], file: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4), dpi=150, layout="constrained", facecolor="white")
+    figure = new_figure(11, 4)
     for axes, space in zip(figure.subplots(1, len(SPACES)), SPACES, strict=True):
         highest = 0.0
         for hue, dashes, engine in zip(HUES, DASHES, ENGINES, strict=False):
@@ -171,15 +169,10 @@ def picture(rows: list[dict], file: Path) -> None:
         axes.set_title(space.replace("^", "$^{") + "}$ patterns", loc="left", fontsize=11, fontweight="bold", color=INK)
         axes.set_xlabel("evaluations", color=INK, fontsize=9.5)
         axes.set_ylim(-0.03 * highest, 1.03 * highest)  # a line at zero stays in sight
-        axes.tick_params(colors=FAINT, labelsize=9, length=3)
-        axes.grid(color=GRID, linewidth=0.8)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
+        quiet(axes, 9)
     figure.axes[0].set_ylabel("regret: median, quartiles", color=INK, fontsize=9.5)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    ncols = len(labels)
-    figure.legend(handles, labels, loc="outside lower center", ncols=ncols, frameon=False, fontsize=10, labelcolor=INK)
-    figure.savefig(file, metadata={"Software": None})
+    legend_below(figure, figure.axes[:1], len(ENGINES), 10)
+    file.write_bytes(png(figure))
 
 
 def main() -> None:

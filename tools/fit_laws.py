@@ -22,10 +22,10 @@ from hybridtron.errors import UserError
 from hybridtron.laws import LAWS, Fit, Law, Settings, fit
 from hybridtron.laws.columns import SYNONYMS, option
 from hybridtron.laws.plots import draw
-from hybridtron.laws.publish import publish, require_usable
 from hybridtron.laws.read import read_runs
 from hybridtron.laws.report import html_report
 from hybridtron.laws.wording import predicted
+from hybridtron.reporting.publish import publish, require_usable
 
 
 class Parser(argparse.ArgumentParser):

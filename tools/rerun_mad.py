@@ -30,7 +30,6 @@ from hybridtron.data.tokenizer import load as load_tokenizer
 from hybridtron.errors import UserError
 from hybridtron.laws import Fit, Runs, fit
 from hybridtron.laws.plots import draw
-from hybridtron.laws.publish import require_usable
 from hybridtron.mad import (
     DEPTH,
     PRESETS,
@@ -51,6 +50,7 @@ from hybridtron.mad.score import called
 from hybridtron.mad.selection import of_call
 from hybridtron.mad.subject import Subject
 from hybridtron.mad.suite import Progress
+from hybridtron.reporting.publish import require_usable
 from hybridtron.train.corpus import open_held_out
 from hybridtron.train.evaluate import evaluate_run, trained_model
 from hybridtron.train.run_folder import read_run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -29,7 +28,7 @@ from hybridtron.composer.wording import (
     warnings,
 )
 from hybridtron.config.load import dump
-from hybridtron.laws.report_style import STYLE
+from hybridtron.reporting.page import figure, page, section
 
 NUMBERS = (
     "th.num, td.num { text-align:right; } pre { overflow-x:auto; white-space:pre-wrap; font-size:.88rem; } "
@@ -46,9 +45,9 @@ def write_page(outcome: Outcome, folder: Path) -> Path:
     for name, png in images.items():
         (folder / name).write_bytes(png)
     (folder / "result.json").write_text(json.dumps(outcome.as_json(), indent=2) + "\n")
-    page = folder / "report.html"
-    page.write_text(html_page(outcome, effort, images))
-    return page
+    written = folder / "report.html"
+    written.write_text(html_page(outcome, effort, images))
+    return written
 
 
 def html_page(outcome: Outcome, effort: Effort, images: Mapping[str, bytes]) -> str:
@@ -57,25 +56,19 @@ def html_page(outcome: Outcome, effort: Effort, images: Mapping[str, bytes]) -> 
     several = outcome.progress.total_steps > 1
     sections = [
         _verdict(outcome),
-        _section("Pareto front", _note(FRONT) + _figure("pareto.png", images) + html_table(columns.front(outcome)))
+        section("Pareto front", _note(FRONT) + _figure("pareto.png", images) + html_table(columns.front(outcome)))
         if outcome.front
         else "",
-        _section("Steps", html_table(columns.steps(outcome))) if several else "",
+        section("Steps", html_table(columns.steps(outcome))) if several else "",
         *(_step(outcome, step, effort, images) for step in steps),
-        _section("Course of the search", _figure("regret.png", images)),
-        _section("Surrogate, leave one out", _surrogate(outcome, effort, images)),
-        _section("Failed patterns", html_table(columns.failures(outcome, effort))) if _failed(outcome) else "",
-        _section("Every evaluation", _everything(outcome, effort)),
-        _section("Settings", _folded("The config of this search", f"<pre>{escape(dump(config))}</pre>")),
+        section("Course of the search", _figure("regret.png", images)),
+        section("Surrogate, leave one out", _surrogate(outcome, effort, images)),
+        section("Failed patterns", html_table(columns.failures(outcome, effort))) if _failed(outcome) else "",
+        section("Every evaluation", _everything(outcome, effort)),
+        section("Settings", _folded("The config of this search", f"<pre>{escape(dump(config))}</pre>")),
     ]
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(config.name)}</title>'
-        f"<style>{STYLE}{NUMBERS}</style></head>\n<body><main>\n{_header(outcome, effort)}\n"
-        + "\n".join(section for section in sections if section)
-        + f"\n<footer>hybridtron {escape(__version__)} · the same numbers are in result.json, every evaluation in "
-        "evaluations.jsonl, beside this page</footer>\n</main></body></html>\n"
-    )
+    beside = "the same numbers are in result.json, every evaluation in evaluations.jsonl, beside this page"
+    return page(config.name, _header(outcome, effort), sections, beside, style=NUMBERS)
 
 
 def _failed(outcome: Outcome) -> int:
@@ -150,13 +143,13 @@ def _step(outcome: Outcome, step: Step, effort: Effort, images: Mapping[str, byt
         "Vote per position": (_note(ties(step) or "") + _figure(name, images)) if name in images else "",
     }
     if alone:
-        return "\n".join(_section(title, body) for title, body in parts.items())
+        return "\n".join(section(title, body) for title, body in parts.items())
     found = f"It handed on {pattern_text(step.space, step.found)}." if step.found else "It has not handed anything on."
     start = f"{plural(len(step.finished), 'pattern')} evaluated of {step.space.size:,} possible"
     if step.number:
         start += f" around {pattern_text(outcome.progress.steps[step.number - 1].space, _handed(outcome, step))}"
     body = "".join(f"<h3>{title}</h3>{part}" for title, part in parts.items() if part)
-    return _section(f"Step {step.number + 1}: {plural(step.space.layers, 'layer')}", _note(f"{start}. {found}") + body)
+    return section(f"Step {step.number + 1}: {plural(step.space.layers, 'layer')}", _note(f"{start}. {found}") + body)
 
 
 def _handed(outcome: Outcome, step: Step) -> tuple[int, ...]:
@@ -188,11 +181,6 @@ def _everything(outcome: Outcome, effort: Effort) -> str:
     )
 
 
-def _section(title: str, body: str) -> str:
-    name = "".join(c if c.isalnum() else "-" for c in title.lower()).replace("--", "-")
-    return f'<section id="{name}"><h2>{escape(title)}</h2>{body}</section>'
-
-
 def _folded(title: str, body: str) -> str:
     return f"<details><summary>{escape(title)}</summary>{body}</details>"
 
@@ -206,5 +194,4 @@ def _paragraphs(lines: Sequence[str]) -> str:
 
 
 def _figure(name: str, images: Mapping[str, bytes]) -> str:
-    data = base64.b64encode(images[name]).decode()
-    return f'<figure><img src="data:image/png;base64,{data}" alt="{escape(name)}"></figure>'
+    return figure(images[name], name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,9 +11,10 @@ from hybridtron.composer.outcome import Outcome
 from hybridtron.composer.progress import Step
 from hybridtron.composer.space import Pattern
 from hybridtron.composer.wording import short
-from hybridtron.laws.plots import FAINT, GRID, HUES, INK, short_number
+from hybridtron.reporting.numbers import short_number
+from hybridtron.reporting.pictures import FAINT, GRID, HUES, INK, legend_below, new_figure, png, quiet
 
-WIDTH, DPI = 8.0, 150  # inches and points per inch of every picture
+WIDTH = 8.0  # inches of every picture
 TITLE, LABEL, SMALL = 11.5, 10, 9  # text sizes of every picture
 OUTSIDE = 3.0  # times the middle half's range beyond its ends: points farther out do not set the axes
 LABEL_LETTERS = 26  # longer patterns are numbers in the Pareto plot
@@ -76,8 +76,8 @@ def _votes(outcome: Outcome, step: Step) -> bytes:
     _whole_ticks(axes, len(votes))
     axes.set_ylim(0, 1.08)
     axes.set_yticks(np.linspace(0, 1, 6))
-    _legend(figure, axes)
-    return _png(figure)
+    legend_below(figure, [axes], 4, SMALL)
+    return png(figure)
 
 
 def _course(outcome: Outcome, engines: Mapping[Pattern, str]) -> bytes:
@@ -113,8 +113,8 @@ def _course(outcome: Outcome, engines: Mapping[Pattern, str]) -> bytes:
     steps = ", step by step (dotted lines)" if len(outcome.progress.steps) > 1 else ""
     title = "Regret over evaluations" if optimum is not None else f"Best score over evaluations{steps}"
     _dress(axes, title, "patterns evaluated", what if optimum is None else f"distance from the best {what}")
-    _legend(figure, axes)
-    return _png(figure)
+    legend_below(figure, [axes], 4, SMALL)
+    return png(figure)
 
 
 def _sobol_start(outcome: Outcome, step: Step, engines: Mapping[Pattern, str]) -> int:
@@ -159,8 +159,8 @@ def _surrogate(outcome: Outcome) -> bytes:
     if beyond:
         said = f"{beyond} of {len(fit.scores)} points outside these axes"
         axes.text(0.02, 0.98, said, transform=axes.transAxes, va="top", fontsize=SMALL, color=FAINT)
-    _legend(figure, axes)
-    return _png(figure)
+    legend_below(figure, [axes], 4, SMALL)
+    return png(figure)
 
 
 def without_strays(values: Sequence[float]) -> tuple[float, float]:
@@ -204,9 +204,9 @@ def _pareto(outcome: Outcome) -> bytes:
     _open(axes.yaxis)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
     _dress(axes, "Score against cost", cost.label, quantity(outcome))
-    _legend(figure, axes)
+    legend_below(figure, [axes], 4, SMALL)
     _label_front(figure, axes, outcome, costs[front], scores[front])
-    return _png(figure)
+    return png(figure)
 
 
 def _label_front(figure: Any, axes: Any, outcome: Outcome, costs: np.ndarray, scores: np.ndarray) -> None:
@@ -232,24 +232,8 @@ def _label_front(figure: Any, axes: Any, outcome: Outcome, costs: np.ndarray, sc
 
 
 def _figure(height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", facecolor="white")
+    figure = new_figure(WIDTH, height)
     return figure, figure.subplots()
-
-
-def _legend(figure: Any, axes: Any) -> None:
-    """Below the axes, where it hides nothing."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=min(4, len(labels)),
-        frameon=False,
-        fontsize=SMALL,
-        labelcolor=INK,
-    )
 
 
 def _whole_ticks(axes: Any, count: int) -> None:
@@ -273,16 +257,4 @@ def _dress(axes: Any, title: str, x_label: str, y_label: str) -> None:
     axes.set_title(title, loc="left", fontsize=TITLE, fontweight="bold", color=INK, pad=10)
     axes.set_xlabel(x_label, color=INK, fontsize=LABEL)
     axes.set_ylabel(y_label, color=INK, fontsize=LABEL)
-    axes.tick_params(colors=FAINT, labelsize=SMALL, length=3)
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color("#9aa5b1")
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    quiet(axes, SMALL)

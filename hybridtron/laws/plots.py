@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import re
 from collections.abc import Sequence
@@ -11,11 +10,9 @@ from typing import Any
 import numpy as np
 
 from hybridtron.laws.law import Series
+from hybridtron.reporting.numbers import scientific, short_number
+from hybridtron.reporting.pictures import FAINT, GRID, HUES, INK, new_figure, png, quiet
 
-# Eight hues that people with colour blindness tell apart (Okabe and Ito, 2008), darkest first.
-HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
-INK, FAINT, GRID = "#1f2933", "#616e7c", "#e4e7eb"
-PREFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 STRAY_MARGIN = 0.6  # of the lines' range: points farther out become triangles at the edge,
 STRAY_SHARE = 0.1  # unless they are more than this share of all points
 LABELS_INSIDE = 6  # more labels than this stand beside the axes
@@ -34,12 +31,10 @@ def draw(curves: Sequence[Series]) -> dict[str, bytes]:
 
 
 def _panel(title: str, group: list[Series]) -> bytes:
-    from matplotlib.figure import Figure
-
     labels = list(dict.fromkeys(series.label for series in group))
     colours = _colours(labels)
     wide = len(labels) > LABELS_INSIDE
-    figure = Figure(figsize=(8.4 if wide else 7.2, 4.5), dpi=150, layout="constrained", facecolor="white")
+    figure = new_figure(8.4 if wide else 7.2, 4.5)
     axes = figure.subplots()
     shown: set[str] = set()
     bounds = bounds_of_lines(group)
@@ -56,9 +51,7 @@ def _panel(title: str, group: list[Series]) -> bytes:
     if len([label for label in labels if label]) > 1 or (labels and labels[0]):
         place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if wide else {"loc": "best"}
         axes.legend(**place, frameon=not wide, framealpha=0.9, edgecolor=GRID, fontsize=8.5, labelcolor=INK)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    return png(figure)
 
 
 def _colours(labels: list[str]) -> dict[str, Any]:
@@ -133,13 +126,7 @@ def _dress(axes: Any, title: str, group: list[Series]) -> None:
                 axis.set_ticks([], minor=True)
             axis.set_major_formatter(FuncFormatter(lambda value, _, words=words: words(value)))
             axis.set_minor_formatter(NullFormatter())
-    axes.tick_params(colors=FAINT, labelsize=9, length=3)
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color("#9aa5b1")
+    quiet(axes, 9)
 
 
 def _mathematical(text: str) -> str:
@@ -166,22 +153,3 @@ def log_ticks(low: float, high: float, most: int = 8) -> list[float]:
         return best
     every = math.ceil(len(decades) / most)  # so wide that every decade is too many
     return [10.0**d for d in decades if d % every == 0 and low <= 10.0**d <= high]
-
-
-def short_number(value: float) -> str:
-    """A number as a reader says it: 70M, 1.4T, 6e18, 0.021."""
-    size = abs(value)
-    if size == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    if size >= 1e15 or size < 1e-3:
-        return scientific(value)
-    for scale, prefix in PREFIXES:
-        if size >= 0.9995 * scale:
-            return f"{value / scale:.3g}{prefix}"
-    return f"{value:.4g}"
-
-
-def scientific(value: float) -> str:
-    """As FLOPs are said: 6e18."""
-    mantissa, exponent = f"{value:.2e}".split("e")
-    return f"{float(mantissa):g}e{int(exponent)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from html import escape
 from typing import Any
 
 from hybridtron.laws.law import Fit, Law
-from hybridtron.laws.report_style import STYLE
+from hybridtron.reporting.page import figure, page, section
 
 PARAMETER_DIGITS = 5
 LONG_LIST = 12  # longer lists of numbers are folded away
@@ -25,28 +24,21 @@ def html_report(fit: Fit, law: Law, images: Mapping[str, bytes]) -> str:
     source = ", ".join(data.get("sources", [])) or "data"
     sections = [
         _verdict(fit),
-        _section("Plots", "".join(_figure(name, png) for name, png in images.items())),
-        _section("Parameters", _parameters(fit)),
-        _section("Predictions", _value(plain["predictions"]) if fit.predictions else ""),
-        _section("Sensitivity", _sensitivity(plain), "How far the answer moves under other reasonable choices."),
-        _section(
+        section("Plots", "".join(_figure(name, png) for name, png in images.items())),
+        section("Parameters", _parameters(fit)),
+        section("Predictions", _value(plain["predictions"]) if fit.predictions else ""),
+        section("Sensitivity", _sensitivity(plain), "How far the answer moves under other reasonable choices."),
+        section(
             "Extrapolation check",
             _value(plain["extrapolation"]) if fit.extrapolation else "<p>Not made: no runs were held out.</p>",
             "The largest runs are held out, the law is fitted to the rest, and its error on them is what counts.",
         ),
-        _section("Warnings", _warnings(fit.warnings)),
-        _section("How it was fitted", _value(plain["search"])),
-        _section("Settings", _value(plain["settings"]), "Everything that is needed to repeat this fit."),
+        section("Warnings", _warnings(fit.warnings)),
+        section("How it was fitted", _value(plain["search"])),
+        section("Settings", _value(plain["settings"]), "Everything that is needed to repeat this fit."),
     ]
     title = f"{law.name}: {source}"
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
-        f"<style>{STYLE}</style></head>\n<body><main>\n{_header(fit, law, source)}\n"
-        + "\n".join(section for section in sections if section)
-        + f"\n<footer>hybridtron {escape(fit.version)} · the same numbers are in fit.json beside this page</footer>"
-        "\n</main></body></html>\n"
-    )
+    return page(title, _header(fit, law, source), sections, "the same numbers are in fit.json beside this page")
 
 
 def _header(fit: Fit, law: Law, source: str) -> str:
@@ -72,18 +64,8 @@ def _verdict(fit: Fit) -> str:
     )
 
 
-def _section(title: str, body: str, note: str = "") -> str:
-    if not body:
-        return ""
-    name = title.lower().replace(" ", "-")
-    explained = f'<p class="note">{escape(note)}</p>' if note else ""
-    return f'<section id="{name}"><h2>{escape(title)}</h2>{explained}{body}</section>'
-
-
 def _figure(name: str, png: bytes) -> str:
-    words = name.removesuffix(".png").partition("-")[2].replace("-", " ")
-    data = base64.b64encode(png).decode()
-    return f'<figure><img src="data:image/png;base64,{data}" alt="{escape(words)}"></figure>'
+    return figure(png, name.removesuffix(".png").partition("-")[2].replace("-", " "))
 
 
 def _parameters(fit: Fit) -> str:

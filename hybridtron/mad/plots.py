@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from hybridtron.laws.plots import FAINT, GRID, HUES, INK, short_number
 from hybridtron.mad.results import Row
 from hybridtron.mad.score import Score
 from hybridtron.mad.tasks import TASKS, setting_text
+from hybridtron.reporting.numbers import short_number
+from hybridtron.reporting.pictures import FAINT, GRID, HUES, INK, legend_below, new_figure, png, quiet
 
 MOST_SHOWN = len(HUES)  # architectures in one picture
 LABELS = {
@@ -42,7 +42,7 @@ def preset_words(score: Score) -> str:
 
 def radar(scores: Sequence[Score]) -> bytes:
     """A ring of axes, one per task, and a polygon for each of the best architectures."""
-    figure = _figure(7.4, 6.2)
+    figure = new_figure(7.4, 6.2)
     axes = figure.add_subplot(projection="polar")
     axes.set_theta_offset(math.pi / 2)
     axes.set_theta_direction(-1)
@@ -79,7 +79,7 @@ def radar(scores: Sequence[Score]) -> bytes:
     axes.spines["polar"].set_color(GRID)
     axes.set_title(_title(scores), loc="left", fontsize=11.5, fontweight="bold", color=INK, pad=26)
     _legend(figure, [axes], scores)
-    return _png(figure)
+    return png(figure)
 
 
 def curves(scores: Sequence[Score]) -> bytes:
@@ -89,7 +89,7 @@ def curves(scores: Sequence[Score]) -> bytes:
     tasks = [task for task in TASKS if any(task in score.tasks for score in scores)]
     columns = min(3, len(tasks))
     rows = -(-len(tasks) // columns)
-    figure = _figure(3.4 * columns + 0.6, 2.7 * rows + 0.7)
+    figure = new_figure(3.4 * columns + 0.6, 2.7 * rows + 0.7)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(tasks) :]:
         axes.set_visible(False)
@@ -109,19 +109,13 @@ def curves(scores: Sequence[Score]) -> bytes:
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.xaxis.set_major_formatter(lambda value, _: short_number(value))
-        axes.tick_params(colors=FAINT, labelsize=8, length=3)
-        axes.grid(color=GRID, linewidth=0.8)
-        axes.set_axisbelow(True)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        for side in ("left", "bottom"):
-            axes.spines[side].set_color("#9aa5b1")
+        quiet(axes, 8)
     for axes in grid[-1]:
         axes.set_xlabel("steps", fontsize=9, color=INK)
     for axes in grid[:, 0]:
         axes.set_ylabel("accuracy", fontsize=9, color=INK)
     _legend(figure, grid.flat, scores)
-    return _png(figure)
+    return png(figure)
 
 
 def _curve(axes: Any, row: Row, kind: str, hue: str, name: str) -> None:
@@ -139,32 +133,8 @@ def _title(scores: Sequence[Score]) -> str:
     return f"MAD accuracy ({' and '.join(kinds)}){part}"
 
 
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
-
-
 def _legend(figure: Any, panels: Iterable[Any], scores: Sequence[Score]) -> None:
-    handles: dict[str, Any] = {}
-    for axes in panels:
-        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(name, handle)
-    names = [name for name in labels(scores) if name in handles]
-    figure.legend(
-        [handles[name] for name in names],
-        names,
-        loc="outside lower center",
-        ncols=min(2, len(names)),
-        frameon=False,
-        fontsize=8.5,
-    )
+    legend_below(figure, panels, 2, 8.5)
     if len(scores) > MOST_SHOWN:
         note = f"the best {MOST_SHOWN} of {len(scores)}"
         figure.text(0.99, 0.99, note, ha="right", va="top", fontsize=8.5, color=FAINT)
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import hybridtron
 from hybridtron.errors import UserError
-from hybridtron.laws.publish import publish, require_usable
-from hybridtron.laws.report_style import STYLE
 from hybridtron.mad.plots import LABELS, curves, labels, preset_words, radar
 from hybridtron.mad.presets import PRESETS
 from hybridtron.mad.results import Row, read_rows
 from hybridtron.mad.score import KINDS, Score, estimate, in_common, protocol_scores
 from hybridtron.mad.tasks import TASKS, setting_text
+from hybridtron.reporting.page import figure, page, section
+from hybridtron.reporting.publish import publish, require_usable
 
 NONE = "–"
+CURVES = "The chosen cell of every seed, on the first setting."
 
 
 def read_scores(folders: Sequence[Path]) -> tuple[list[Score], list[str]]:
@@ -54,8 +53,7 @@ def write_report(made: Sequence[Score], warnings: Sequence[str], out: Path) -> N
         "warnings": list(warnings),
     }
     text = json.dumps(data, indent=2, allow_nan=False) + "\n"
-    page = html_page(made, warnings, images)
-    publish(out, {"scores.json": text.encode(), "report.html": page.encode(), **images})
+    publish(out, {"scores.json": text.encode(), "report.html": html_page(made, warnings, images).encode(), **images})
 
 
 def print_scores(made: Sequence[Score]) -> None:
@@ -158,29 +156,26 @@ def html_page(made: Sequence[Score], warnings: Sequence[str], images: Mapping[st
         f'<section class="verdict"><p class="lead">{lead}.</p><ul>'
         + "".join(f"<li>{escape(line)}</li>" for line in conditions(made))
         + "</ul></section>",
-        _section(
+        section(
             "Compared", _overall(alike) if differ else "", f"{_common_words(alike).capitalize()}." if differ else ""
         ),
-        _section("Scores", _overall(made)),
-        _section("Tasks", _picture("radar.png", images), note),
-        _section("Learning", _picture("curves.png", images), "The chosen cell of every seed, on the first setting."),
+        section("Scores", _overall(made)),
+        section("Tasks", figure(images["radar.png"], "radar of the tasks"), note),
+        section(
+            "Learning",
+            figure(images["curves.png"], "learning curves"),
+            "The chosen cell of every seed, on the first setting.",
+        ),
         *(
-            _section(_title(task), _by_setting(made, task))
+            section(_title(task), _by_setting(made, task))
             for task in TASKS
             if any(task in s.tasks or task in s.others for s in made)
         ),
-        _section("Architectures", _architectures(made)),
-        _section("Left out", "".join(f"<p>{escape(line)}</p>" for line in warnings)),
+        section("Architectures", _architectures(made)),
+        section("Left out", "".join(f"<p>{escape(line)}</p>" for line in warnings)),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>MAD</title>'
-        f'<style>{STYLE}</style></head>\n<body><main>\n<header><p class="eyebrow">Mechanistic architecture design</p>'
-        f"<h1>MAD</h1></header>\n"
-        + "\n".join(section for section in sections if section)
-        + f"\n<footer>hybridtron {escape(hybridtron.__version__)} · the same numbers are in scores.json beside this "
-        "page</footer>\n</main></body></html>\n"
-    )
+    header = '<header><p class="eyebrow">Mechanistic architecture design</p><h1>MAD</h1></header>'
+    return page("MAD", header, sections, "the same numbers are in scores.json beside this page")
 
 
 def _overall(made: Sequence[Score]) -> str:
@@ -243,18 +238,6 @@ def _mean(score: Score, kind: str) -> str:
 
 def _title(task: str) -> str:
     return LABELS[task].replace("\n", " ").capitalize()
-
-
-def _picture(name: str, images: Mapping[str, bytes]) -> str:
-    data = base64.b64encode(images[name]).decode()
-    return f'<figure><img alt="{escape(name)}" src="data:image/png;base64,{data}"></figure>'
-
-
-def _section(title: str, body: str, note: str = "") -> str:
-    if not body:
-        return ""
-    said = f'<p class="note">{escape(note)}</p>' if note else ""
-    return f"<section><h2>{escape(title)}</h2>{said}{body}</section>"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hybridtron.laws.law import Series
-from hybridtron.laws.plots import bounds_of_lines, draw, log_ticks, short_number
+from hybridtron.laws.plots import bounds_of_lines, draw, log_ticks
 
 
 def series(panel, label="runs", kind="points", **more):
@@ -61,11 +61,3 @@ def test_log_axes_have_a_handful_of_ticks_inside_their_bounds(bounds):
 
 def test_bounds_that_have_no_logarithm_give_no_ticks():
     assert log_ticks(0, 10) == log_ticks(3, 3) == []
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(7e7, "70M"), (1.4e12, "1.4T"), (999.8e6, "1B"), (6e18, "6e18"), (2.5, "2.5"), (0.021, "0.021"), (2e-5, "2e-5")],
-)
-def test_numbers_are_written_as_readers_say_them(value, text):
-    assert short_number(value) == text

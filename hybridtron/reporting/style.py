@@ -1,4 +1,4 @@
-"""The style sheet of the report."""
+"""The style sheet of all pages."""
 
 STYLE = """
 :root { --ink:#1f2933; --soft:#52606d; --faint:#7b8794; --line:#e4e7eb; --paper:#ffffff; --ground:#f5f7fa;

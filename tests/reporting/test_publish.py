@@ -5,7 +5,7 @@ import os
 import pytest
 
 from hybridtron.errors import UserError
-from hybridtron.laws.publish import MANIFEST, publish, require_usable
+from hybridtron.reporting.publish import MANIFEST, publish, require_usable
 
 OLD, NEW = {"fit.json": b"old", "1-a.png": b"old"}, {"fit.json": b"new", "report.html": b"new"}
 

@@ -1,0 +1,26 @@
+"""Numbers as a reader says them."""
+
+from __future__ import annotations
+
+import math
+
+_PREFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+
+
+def short_number(value: float) -> str:
+    """A number as a reader says it: 70M, 1.4T, 6e18, 0.021."""
+    size = abs(value)
+    if size == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if size >= 1e15 or size < 1e-3:
+        return scientific(value)
+    for scale, prefix in _PREFIXES:
+        if size >= 0.9995 * scale:
+            return f"{value / scale:.3g}{prefix}"
+    return f"{value:.4g}"
+
+
+def scientific(value: float) -> str:
+    """As FLOPs are said: 6e18."""
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
