@@ -46,7 +46,7 @@ from hybridtron.mad import (
 )
 from hybridtron.mad.command import changed_settings, chosen_device, default_processes, require_counts
 from hybridtron.mad.report import print_scores, write_report
-from hybridtron.mad.score import called
+from hybridtron.mad.scoring import called
 from hybridtron.mad.selection import of_call
 from hybridtron.mad.subject import Subject
 from hybridtron.mad.suite import Progress

@@ -135,7 +135,7 @@ def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
             architecture([name]).account()  # tells what is wrong with a block before anything is trained
 
     def evaluate(layers: Sequence[str], seed: int) -> Measurement:
-        from hybridtron.mad.score import scores
+        from hybridtron.mad.scoring import scores
         from hybridtron.mad.train import train_setting
 
         subject, device = architecture(layers), take_device()

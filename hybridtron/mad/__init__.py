@@ -6,7 +6,8 @@ from hybridtron.mad.layers import LAYERS
 from hybridtron.mad.presets import PRESETS, Cell, Preset, preset
 from hybridtron.mad.report import read_scores, write_report
 from hybridtron.mad.results import read_rows
-from hybridtron.mad.score import Score, scores
+from hybridtron.mad.score import Score
+from hybridtron.mad.scoring import scores
 from hybridtron.mad.shrink import DEPTH
 from hybridtron.mad.suite import SuiteFailed, chosen_settings, run_suite
 from hybridtron.mad.tasks import TASKS, settings

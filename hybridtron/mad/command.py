@@ -15,7 +15,7 @@ from hybridtron.mad.architecture import Architecture, from_layers, from_model, f
 from hybridtron.mad.data import generate, write_examples
 from hybridtron.mad.presets import PRESETS, Preset, preset
 from hybridtron.mad.report import print_scores, read_scores, write_report
-from hybridtron.mad.score import called, protocol_scores, scores
+from hybridtron.mad.scoring import called, protocol_scores, scores
 from hybridtron.mad.selection import of_call
 from hybridtron.mad.shrink import DEPTH
 from hybridtron.mad.suite import SuiteFailed, chosen_settings, run_suite

@@ -18,7 +18,9 @@ def changes(rows: Sequence[Row]) -> str:
         return ""
     planned = max(row.get("planned_steps", 0) for row in rows)
     steps = max(preset.steps(row["setting"]["num_train_examples"]) for row in rows)
+    batches = {row.get("batch_size", preset.batch_size) for row in rows}
     pairs = (
+        (f"batches of {max(batches)}", f"{preset.batch_size}"),
         (f"steps {planned:,}", f"{steps:,}"),
         (f"cells {first['num_cells']}", f"{len(preset.cells)}"),
         (f"accuracy {first['accuracy']}", preset.accuracy),

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from hybridtron.errors import UserError
+from hybridtron.mad.estimate import KINDS, estimate
 from hybridtron.mad.plots import LABELS, curves, labels, preset_words, radar
 from hybridtron.mad.presets import PRESETS
 from hybridtron.mad.results import Row, read_rows
-from hybridtron.mad.score import KINDS, Score, estimate, in_common, protocol_scores
+from hybridtron.mad.score import Score
+from hybridtron.mad.scoring import in_common, protocol_scores
 from hybridtron.mad.tasks import TASKS, setting_text
 from hybridtron.reporting.page import figure, page, section
 from hybridtron.reporting.publish import publish, require_usable

@@ -1,43 +1,14 @@
-"""From rows to MAD scores.
-
-For every setting and seed the cell with the best accuracy on the selecting split counts, with its accuracy on the test
-split. A task's score is the mean over its settings, the score of an architecture the mean over the six tasks. Intervals
-are Student's t at 95 % over seeds. What is not used is told: see `selection`.
-"""
+"""What a score is: of an architecture under one preset, task by task, with what was left out."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from scipy.special import stdtrit
-
-from hybridtron.mad.preset_changes import changes
-from hybridtron.mad.presets import PRESETS
-from hybridtron.mad.results import Key, Row, key
-from hybridtron.mad.selection import BySetting, chosen_cells, of_whole_seeds
-from hybridtron.mad.suite import chosen_settings
+from hybridtron.mad.estimate import Estimate, means
+from hybridtron.mad.selection import BySetting
 from hybridtron.mad.tasks import TASKS, setting_text
-
-KINDS = ("micro", "macro")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds; no interval with one seed."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    seeds: int
-
-    def __str__(self) -> str:
-        if self.low is None or self.high is None:
-            return f"{100 * self.mean:.1f}"
-        return f"{100 * self.mean:.1f} ± {50 * (self.high - self.low):.1f}"
 
 
 @dataclass(frozen=True)
@@ -119,172 +90,10 @@ class Score:
             },
             "other_settings": {
                 name: {
-                    setting_text(name, json.loads(text)): numbers(_means({text: best})) for text, best in some.items()
+                    setting_text(name, json.loads(text)): numbers(means({text: best})) for text, best in some.items()
                 }
                 for name, some in self.others.items()
             },
             "left_out": list(self.left_out),
             "notes": list(self.notes),
         }  # fmt: skip
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """The mean of one value per seed, with its 95 % interval."""
-    n = len(values)
-    mean = math.fsum(values) / n
-    if n < 2:
-        return Estimate(mean, None, None, n)
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    half = float(stdtrit(n - 1, 0.975)) * spread / math.sqrt(n)
-    return Estimate(mean, mean - half, mean + half, n)
-
-
-def scores(rows: Sequence[Row]) -> list[Score]:
-    """One score per architecture and preset, the best first, over all settings that the rows have.
-
-    For callers that chose the settings; `protocol_scores` is for rows of any origin.
-    """
-    return _scores(rows, protocol_only=False)
-
-
-def protocol_scores(rows: Sequence[Row]) -> list[Score]:
-    """As `scores`, but settings that the preset's protocol does not have are told apart and do not count.
-
-    An architecture that was trained on such settings alone is scored over them; it is not `complete`.
-    """
-    return _scores(rows, protocol_only=True)
-
-
-def in_common(made: Sequence[Score]) -> list[Score]:
-    """The same architectures over the settings that all of them have, the best first; none where there are none."""
-    shared = {
-        name: set.intersection(*(set(score.tasks[name].best) for score in made))
-        for name in TASKS
-        if made and all(name in score.tasks for score in made)
-    }
-    if not any(shared.values()):
-        return []
-    again = []
-    for score in made:
-        best = {
-            name: {setting: by_seed for setting, by_seed in score.tasks[name].best.items() if setting in settings}
-            for name, settings in shared.items()
-            if settings
-        }
-        tasks = {name: _task_score(score.preset, name, some) for name, some in best.items()}
-        again.append(replace(score, tasks=tasks, overall=_overall(tasks)))
-    return _ranked(again)
-
-
-def called(score: Score, name: str, notes: Sequence[str]) -> tuple[Score, str | None]:
-    """The score under the name that was asked for; a sentence where the rows were trained under another one."""
-    if score.architecture == name:
-        return score, None
-    others = " = ".join(other for other in score.architecture.split(" = ") if other != name)
-    said = f"{name} shrinks to the same proxy as {others}"
-    return replace(score, architecture=name, notes=(*notes, said)), said
-
-
-def _scores(rows: Sequence[Row], protocol_only: bool) -> list[Score]:
-    groups: dict[tuple[str, str], dict[Key, Row]] = {}
-    names: dict[tuple[str, str], dict[str, None]] = {}
-    for row in rows:
-        identity = row["fingerprint"], row["protocol"]
-        groups.setdefault(identity, {}).setdefault(key(row), row)
-        names.setdefault(identity, {})[row["architecture"]] = None
-    found = [
-        _score(list(some.values()), " = ".join(names[identity]), protocol_only) for identity, some in groups.items()
-    ]
-    return _ranked([score for score in found if score is not None])
-
-
-def _ranked(made: Sequence[Score]) -> list[Score]:
-    """The most complete first, and among those the best."""
-    return sorted(
-        made,
-        key=lambda score: (
-            -len(score.tasks),
-            -sum(task.of_protocol for task in score.tasks.values()),
-            -score.overall[score.headline].mean,
-            score.architecture,
-        ),
-    )
-
-
-def _score(rows: list[Row], architecture: str, protocol_only: bool) -> Score | None:
-    first = rows[0]
-    chosen, left_out = chosen_cells(rows)
-    counted = chosen
-    if protocol_only:
-        within = {name: {s: chosen[name][s] for s in chosen[name] if s in _protocol(first["preset"], name)}
-                  for name in chosen}  # fmt: skip
-        if any(within.values()):
-            counted = within
-    tasks = {}
-    for name, some in counted.items():
-        if some:
-            best, lines = of_whole_seeds(name, some)
-            left_out += lines
-            tasks[name] = _task_score(first["preset"], name, best)
-    if not tasks:
-        return None
-    others = {name: {s: chosen[name][s] for s in chosen[name] if s not in counted[name]} for name in chosen}
-    return Score(
-        identity=first["fingerprint"],
-        architecture=architecture,
-        pattern=first["pattern"],
-        preset=first["preset"],
-        headline=first["accuracy"],
-        selected_on=first["selected_on"],
-        parameters=first["parameters"],
-        state_size=first["state_size"],
-        seeds=tuple(sorted({seed for task in tasks.values() for by_seed in task.best.values() for seed in by_seed})),
-        tasks=tasks,
-        overall=_overall(tasks),
-        left_out=tuple(f"{architecture}: {line}" for line in left_out),
-        notes=tuple(first["notes"]),
-        changes=changes(rows),
-        others={name: some for name, some in others.items() if some},
-    )
-
-
-def _task_score(preset: str, name: str, best: BySetting) -> TaskScore:
-    protocol = _protocol(preset, name)
-    return TaskScore(_means(best), best, len(protocol & best.keys()), len(protocol))
-
-
-def _means(best: BySetting) -> dict[str, Estimate]:
-    """Over settings, for every seed that they have, which are the same."""
-    seeds = sorted(next(iter(best.values())))
-    return {
-        kind: estimate([math.fsum(best[s][seed][f"test_{kind}"] for s in best) / len(best) for seed in seeds])
-        for kind in KINDS
-    }
-
-
-def _overall(tasks: Mapping[str, TaskScore]) -> dict[str, Estimate]:
-    """The mean over tasks; its interval only where all tasks have the same seeds."""
-    seeds = [set(next(iter(task.best.values()))) for task in tasks.values()]
-    common = sorted(set.intersection(*seeds))
-    found = {}
-    for kind in KINDS:
-        if all(some == seeds[0] for some in seeds):
-            found[kind] = estimate([_mean_of_tasks(tasks, kind, seed) for seed in common])
-        else:
-            means = [task.accuracy[kind].mean for task in tasks.values()]
-            found[kind] = Estimate(math.fsum(means) / len(means), None, None, len(common))
-    return found
-
-
-def _mean_of_tasks(tasks: Mapping[str, TaskScore], kind: str, seed: int) -> float:
-    means = [
-        math.fsum(by_seed[seed][f"test_{kind}"] for by_seed in task.best.values()) / len(task.best)
-        for task in tasks.values()
-    ]
-    return math.fsum(means) / len(means)
-
-
-def _protocol(preset: str, name: str) -> set[str]:
-    """The task's settings under the preset, as JSON; those of MAD for a preset that is not known."""
-    pairs = chosen_settings(PRESETS.get(preset, PRESETS["paper"]), [name], {})
-    return {json.dumps(dict(setting), sort_keys=True) for _, setting in pairs}

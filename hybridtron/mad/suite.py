@@ -51,10 +51,11 @@ class Progress:
 
 
 class Steps(NamedTuple):
-    """How far a unit is."""
+    """How far a unit is, and the best selecting accuracy at the last evaluation, if there was one."""
 
     done: int
     planned: int
+    accuracy: float | None = None
 
 
 _Said = Row | Steps | float  # of a unit: a row that has ended, how far it is, at its end the seconds it took
@@ -178,9 +179,9 @@ class _Job:
             say(row)
             say(steps)
 
-        def on_step(done: int, planned: int) -> None:
+        def on_step(done: int, planned: int, accuracy: float | None) -> None:
             nonlocal steps, told
-            steps = Steps(done, planned)
+            steps = Steps(done, planned, accuracy)
             if time.perf_counter() - told > _SECONDS_BETWEEN_STEPS:
                 told = time.perf_counter()
                 say(steps)

@@ -48,14 +48,15 @@ def train_setting(
     device: str = "cpu",
     together: bool | None = None,
     on_row: Callable[[Row], None] | None = None,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: Callable[[int, int, float | None], None] | None = None,
 ) -> list[Row]:
     """One row per seed and cell, without the pairs that are `done`; see docs/mad.md for their fields.
 
     `together`: gradients of all cells in one pass; by default on a GPU, where all layers can. Else one cell is trained
     after the other: on a CPU core that is faster, by the fused operations that torch.func cannot follow. A cell's row
     does not depend on which others are trained, nor in which order. `on_row(row)` is called when a cell has ended,
-    `on_step(steps, planned)` after every step of the setting.
+    `on_step(steps, planned, accuracy)` after every step of the setting, with the best selecting accuracy at the last
+    evaluation of the cells in work.
     """
     chosen, whole = task(task_name), complete(task_name, setting)
     runs = [_Run(seed, cell) for seed in seeds for cell in preset.cells if (seed, cell) not in done]
@@ -90,7 +91,7 @@ def train_setting(
         for event in _train(stack, group, of_group, stacked, preset, vocab_size):
             if isinstance(event, int):
                 if on_step:
-                    on_step(before + event, steps * len(groups))
+                    on_step(before + event, steps * len(groups), _best_so_far(group, preset.accuracy))
                 continue
             seconds = round(time.perf_counter() - began, 2)
             made = {"seconds": seconds, "device": _device_name(device), "version": hybridtron.__version__}
@@ -164,6 +165,12 @@ def _train(
         which, peak, decay, total = which[staying], peak[staying], decay[staying], total[staying]
 
 
+def _best_so_far(group: Sequence[_Run], kind: str) -> float | None:
+    """At the last evaluation, the best of these runs; None before the first."""
+    last = [run.curve[-1][2 if kind == "micro" else 3] for run in group if run.curve]
+    return max((value for value in last if value is not None), default=None)
+
+
 def _about(subject: Subject, preset: Preset) -> dict[str, Any]:
     """What all rows of one subject and preset have alike."""
     return {
@@ -177,6 +184,7 @@ def _about(subject: Subject, preset: Preset) -> dict[str, Any]:
         "accuracy": preset.accuracy,
         "selected_on": preset.select_split,
         "num_cells": len(preset.cells),
+        "batch_size": preset.batch_size,
     }
 
 

@@ -29,6 +29,7 @@ class View:
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
+                TextColumn("{task.fields[reached]}", markup=False),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
             )
@@ -37,15 +38,16 @@ class View:
 
     def steps(self, unit: Unit, steps: Steps) -> None:
         name = _name(unit)
+        reached = "" if steps.accuracy is None else f"{100 * steps.accuracy:.1f} %"
         if self.bars:
             if name not in self.shown:
-                self.shown[name] = self.bars.add_task(name, total=steps.planned)
-            self.bars.update(self.shown[name], completed=steps.done)
+                self.shown[name] = self.bars.add_task(name, total=steps.planned, reached="")
+            self.bars.update(self.shown[name], completed=steps.done, reached=reached)
             return
         now = time.monotonic()
         if now - self.told.setdefault(name, now) >= self.seconds_between_lines:
             self.told[name] = now
-            self.say(f"{name}  step {steps.done}/{steps.planned}")
+            self.say(f"{name}  step {steps.done}/{steps.planned}  {reached}".rstrip())
 
     def unit(self, progress: Progress) -> None:
         name = _name(progress.unit)

@@ -13,7 +13,7 @@ import pytest
 from hybridtron.errors import UserError
 from hybridtron.mad.presets import preset
 from hybridtron.mad.results import RESULTS, key, read_rows
-from hybridtron.mad.score import scores
+from hybridtron.mad.scoring import scores
 from hybridtron.mad.suite import SuiteFailed, chosen_settings, run_suite
 from tests.conftest import command, environment
 from tests.mad.small import ARCHITECTURE, PRESET, SETTINGS
@@ -124,7 +124,7 @@ def test_only_the_cells_whose_rows_are_missing_are_trained_again(undisturbed, tm
     (tmp_path / RESULTS).write_bytes(b"".join(line for i, line in enumerate(lines) if i not in lost))
     planned = []
     suite(tmp_path, on_step=lambda unit, steps: planned.append(steps.planned))
-    assert planned == [PRESET.max_steps * len(lost)] * len(lost)
+    assert set(planned) == {PRESET.max_steps * len(lost)}
     assert same_rows(tmp_path, undisturbed)
 
 

@@ -53,7 +53,8 @@ def test_cells_that_are_done_are_not_trained_and_the_others_do_not_feel_it(toget
     train = partial(train_setting, MLP, "compression", SETTING, short(cells=GRID[:3]), [0, 1], together=together)
     pairs = [(seed, cell) for seed in (0, 1) for cell in GRID[:3]]
     planned = []
-    rows = train(done={pair for i, pair in enumerate(pairs) if i not in left}, on_step=lambda _, of: planned.append(of))
+    done = {pair for i, pair in enumerate(pairs) if i not in left}
+    rows = train(done=done, on_step=lambda _, of, __: planned.append(of))
     whole = train()
     for row, same in zip(rows, (whole[i] for i in left), strict=True):
         if together:
@@ -73,11 +74,24 @@ def test_a_row_is_told_as_soon_as_its_cell_ends(together):
     steps, told = [], []
     rows = train_setting(
         RECALLING, "memorization", setting, chosen, [0], together=together,
-        on_step=lambda done, planned: steps.append(done), on_row=lambda row: told.append((row, steps[-1])),
+        on_step=lambda done, *_: steps.append(done), on_row=lambda row: told.append((row, steps[-1])),
     )  # fmt: skip
     assert [row for row, _ in told] == rows
     assert told[0][1] == rows[0]["steps"] < 60
     assert told[1][1] == (60 if together else 120)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_every_step_tells_the_best_accuracy_of_the_last_evaluation(together):
+    chosen = preset("smoke", cells=GRID[:2], max_steps=6, evaluations=3)
+    heard = []
+    rows = train_setting(
+        MLP, "compression", SETTING, chosen, [0], together=together,
+        on_step=lambda step, planned, accuracy: heard.append(accuracy),
+    )  # fmt: skip
+    first, second = ([None, None, *(point[2] for point in row["curve"][:2] for _ in "ab")] for row in rows)
+    best = [one if one is None else max(one, other) for one, other in zip(first, second, strict=True)]
+    assert heard == (best if together else [*first, *second])
 
 
 def test_one_pass_for_all_cells_gives_the_same_rows():

@@ -14,12 +14,12 @@ UNIT = Unit("compression", {"vocab_size": 32, "seq_len": 32, "num_train_examples
 def test_without_a_terminal_steps_are_lines_now_and_then(capsys):
     often, seldom = View("micro", seconds_between_lines=0), View("micro", seconds_between_lines=3600)
     for view in (often, seldom):
-        for done in (100, 200):
-            view.steps(UNIT, Steps(done, 2000))
+        view.steps(UNIT, Steps(100, 2000))
+        view.steps(UNIT, Steps(200, 2000, 0.3125))
         view.close()
     assert capsys.readouterr().err.splitlines() == [
         "compression  vocab_size=32  step 100/2000",
-        "compression  vocab_size=32  step 200/2000",
+        "compression  vocab_size=32  step 200/2000  31.2 %",
     ]
 
 
@@ -52,5 +52,5 @@ def test_on_a_terminal_the_running_setting_is_a_bar_of_its_steps(tmp_path):
     os.close(ours)
     assert process.wait() == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
-    assert re.search(r"compression  seq_len=8 .*\d+/150", text)
+    assert re.search(r"compression  seq_len=8 .*\d+/150 +\d+\.\d %", text)
     assert "1/1  compression  seq_len=8" in text

@@ -2,8 +2,9 @@ import math
 
 import pytest
 
+from hybridtron.mad.estimate import estimate
 from hybridtron.mad.presets import preset
-from hybridtron.mad.score import called, estimate, in_common, protocol_scores, scores
+from hybridtron.mad.scoring import called, in_common, protocol_scores, scores
 from hybridtron.mad.suite import chosen_settings
 from hybridtron.mad.tasks import TASKS, settings
 from tests.mad.small import row
@@ -148,6 +149,7 @@ def test_what_differs_from_the_preset_is_told():
     changed = {**SEARCH, "protocol": short.fingerprint(), "planned_steps": 10}
     assert protocol_scores([row(**changed)])[0].changes == "steps 10 in place of 2,000"
     batch = {**SEARCH, "protocol": preset("search", batch_size=8).fingerprint(), "planned_steps": 2000}
+    assert protocol_scores([row(**batch, batch_size=8)])[0].changes == "batches of 8 in place of 128"
     assert "another batch size" in protocol_scores([row(**batch)])[0].changes
     assert protocol_scores([row(preset="mine")])[0].changes == "no preset of this version"
 
