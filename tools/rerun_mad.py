@@ -14,11 +14,9 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -28,12 +26,9 @@ from hybridtron.data.indexed_format import fingerprint
 from hybridtron.data.report import read_report
 from hybridtron.data.tokenizer import load as load_tokenizer
 from hybridtron.errors import UserError
-from hybridtron.laws import Fit, Runs, fit
-from hybridtron.laws.plots import draw
 from hybridtron.mad import (
     DEPTH,
     PRESETS,
-    Preset,
     Score,
     SuiteFailed,
     chosen_settings,
@@ -45,6 +40,7 @@ from hybridtron.mad import (
     transplant,
 )
 from hybridtron.mad.command import changed_settings, chosen_device, default_processes, require_counts
+from hybridtron.mad.correlation import HeldOutLoss, as_points, correlate, in_one_unit
 from hybridtron.mad.report import print_scores, write_report
 from hybridtron.mad.scoring import called
 from hybridtron.mad.selection import of_call
@@ -67,12 +63,13 @@ def parser() -> ArgumentParser:
     add("--out", type=Path, required=True, metavar="DIR", help="gets results, report and correlation")
     add("--mode", choices=MODES, default="proxy", help="(%(default)s)")
     add("--preset", default="search", metavar="P", help=f"{', '.join(PRESETS)} (%(default)s)")
-    add("--tasks", nargs="+", default=[], metavar="TASK", help="by default all six")
-    add("--set", nargs="+", default=[], metavar="setting=value", dest="changes", help="one setting of each task alone")
-    add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="of data and fresh weights (0)")
+    several: dict[str, Any] = {"nargs": "+", "action": "extend"}
+    add("--tasks", **several, default=[], metavar="TASK", help="by default all six")
+    add("--set", **several, default=[], metavar="setting=value", dest="changes", help="one setting of each task alone")
+    add("--seeds", **several, type=int, metavar="N", help="of data and fresh weights (0)")
     add("--steps", type=int, metavar="N", help="at most so many, in place of the preset's")
     add("--batch-size", type=int, metavar="N", help="in place of the preset's")
-    add("--depth", type=int, default=DEPTH, metavar="N", help="layers kept by proxy (%(default)s)")
+    add("--depth", type=int, metavar="N", help=f"layers kept by proxy ({DEPTH})")
     add("--iso-state", action="store_true", help="proxy: change layers so that the state is 4,096 in all")
     add("--data", metavar="PREFIX", help="held-out tokens for the loss; by default each run's data.valid")
     add("--sequences", type=int, metavar="N", help="held-out sequences; by default each run's own number")
@@ -82,29 +79,50 @@ def parser() -> ArgumentParser:
     return parser
 
 
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options, with the preset, the device and the `settings` of the tasks that they name.
+
+    Raises:
+        UserError: for unknown names, numbers that cannot be, and options that the mode has no use for.
+    """
+    options = parser().parse_args(arguments)
+    options.seeds = list(dict.fromkeys(options.seeds or [0]))
+    require_counts(options)
+    options.preset = preset(options.preset, max_steps=options.steps, batch_size=options.batch_size)
+    options.settings = chosen_settings(options.preset, options.tasks, changed_settings(options.changes))
+    options.device = chosen_device(options.device)
+    for option, given in (("--depth", options.depth is not None), ("--iso-state", options.iso_state)):
+        if given and options.mode != "proxy":
+            raise UserError(f"{option}: is for --mode proxy; expected none with --mode {options.mode}")
+    options.depth = DEPTH if options.depth is None else options.depth
+    return options
+
+
+def each_once(paths: Sequence[Path], console: Console) -> tuple[dict[Path, Path], list[str]]:
+    """The first path of each checkpoint, by the checkpoint; what was given again, in words."""
+    by_checkpoint: dict[Path, Path] = {}
+    said = []
+    for path in paths:
+        checkpoint = read_run(path)[1].resolve()
+        if checkpoint not in by_checkpoint:
+            by_checkpoint[checkpoint] = path
+            continue
+        first = by_checkpoint[checkpoint]
+        said.append(f"{path} was given again: the same checkpoint as {first}, counted once." if path != first else
+                    f"{path} was given twice: the same checkpoint, counted once.")  # fmt: skip
+        console.print(said[-1])
+    return by_checkpoint, said
+
+
 def subject(path: Path, options: argparse.Namespace) -> Subject:
     """What a checkpoint becomes under the mode."""
     config, checkpoint = read_run(path)
-    name = f"{checkpoint.parent.name}/{checkpoint.name}"
     if options.mode == "proxy":
         made = from_model(config.name, config.model, options.depth)
         return iso_state(made) if options.iso_state else made
+    name = f"{checkpoint.parent.name}/{checkpoint.name}"
     with trained_model(path) as (config, _, model, _):
         return transplant(name, config.model, dict(model.named_parameters()), options.mode)
-
-
-@dataclass(frozen=True)
-class HeldOutLoss:
-    """A checkpoint's loss in nats per token and bits per byte, and on what: `text` is of the bytes, where known."""
-
-    checkpoint: Path
-    loss: float
-    bits_per_byte: float | None
-    tokenizer: str
-    tokens: str
-    text: tuple[int, int] | None
-    seq_len: int
-    data: str
 
 
 def held_out_loss(path: Path, options: argparse.Namespace) -> HeldOutLoss:
@@ -125,102 +143,51 @@ def held_out_loss(path: Path, options: argparse.Namespace) -> HeldOutLoss:
     )
 
 
-def in_one_unit(losses: Sequence[HeldOutLoss]) -> tuple[list[float], str]:
-    """Values that compare, and their unit: bits per byte where tokenizers differ.
-
-    Raises:
-        UserError: where they were not measured on the same text, as far as that is known.
-    """
-    first = losses[0]
-    one_tokenizer = all(loss.tokenizer == first.tokenizer for loss in losses)
-    for loss in losses:
-        same = loss.tokens == first.tokens if one_tokenizer else loss.text == first.text
-        if not one_tokenizer and loss.text is None:
-            raise UserError(f"tokenizers differ, and nothing tells how many bytes {loss.data} has; "
-                            "expected data of tools/prepare_data.py")  # fmt: skip
-        if not same:
-            raise UserError(f"{_name(loss.checkpoint)} and {_name(first.checkpoint)} have different held-out data "
-                            f"({loss.data}, {first.data}); expected the same, such as by --data")  # fmt: skip
-    if one_tokenizer:
-        return [loss.loss for loss in losses], "nats per token"
-    return [loss.bits_per_byte or 0.0 for loss in losses], "bits per byte"
+def comparable(losses: Sequence[HeldOutLoss], console: Console) -> tuple[list[float], str, str]:
+    """Losses in one unit, the unit, and why there is none; told before hours of training."""
+    lengths = sorted({loss.seq_len for loss in losses})
+    if len(lengths) > 1:
+        console.print(f"warning: losses at contexts of {' and '.join(map(str, lengths))} tokens")
+    try:
+        return *in_one_unit(losses), ""
+    except UserError as error:
+        console.print(f"warning: no correlation: {error}")
+        return [], "", str(error)
 
 
-@dataclass(frozen=True)
-class Point:
-    """What is trained once, with every checkpoint that it stands for."""
-
-    name: str
-    checkpoints: list[str]
-    score: float
-    loss: float
-
-
-def as_points(
-    found: Sequence[Score], checkpoints: Sequence[Path], losses: Sequence[float]
-) -> tuple[list[Point], list[str]]:
-    """One point per trained model, with the mean loss of the last checkpoint of each run; what was done, in words."""
-    groups: dict[str, list[int]] = {}
-    for i, score in enumerate(found):
-        groups.setdefault(score.identity, []).append(i)
-    points = []
-    for group in groups.values():
-        last = {checkpoints[i].parent: losses[i] for i in sorted(group, key=lambda i: checkpoints[i].name)}
-        score = found[group[0]]
-        names = " = ".join(dict.fromkeys(found[i].architecture for i in group))
-        paths = [_name(checkpoints[i]) for i in group]
-        points.append(Point(names, paths, score.overall[score.headline].mean, fmean(last.values())))
-    said = []
-    if len(points) < len(found):
-        said.append(f"{len(found)} checkpoints are {len(points)} different model{'s' if len(points) > 1 else ''} to "
-                    "the tasks: one point each, with the mean loss of the last checkpoint of each run.")  # fmt: skip
-    if len({path.parent for path in checkpoints}) < len(points):
-        said.append("Checkpoints of one run are not independent of each other; p takes points to be.")
-    return points, said
-
-
-def rerun(options: argparse.Namespace, chosen: Preset, console: Console) -> dict[str, Any]:
-    """Train, report, correlate; returns what --json prints."""
-    settings = chosen_settings(chosen, options.tasks, changed_settings(options.changes))
-    seeds = list(dict.fromkeys(options.seeds))
-    device = chosen_device(options.device)
-    require_usable(options.out / "report")
-    by_checkpoint: dict[Path, Path] = {}
-    for path in options.checkpoints:
-        same = by_checkpoint.setdefault(read_run(path)[1].resolve(), path)
-        if same != path:
-            console.print(f"{path}: the same checkpoint as {same}, counted once")
-    checkpoints, paths = list(by_checkpoint), list(by_checkpoint.values())
-    subjects = [subject(path, options) for path in paths]
-    losses = [held_out_loss(path, options) for path in paths] if len(options.checkpoints) > 1 else []
-    values: list[float] = []
-    unit = refused = ""
-    if losses:
-        try:
-            values, unit = in_one_unit(losses)
-        except UserError as error:
-            refused = str(error)
-            console.print(f"warning: no correlation: {refused}")
-        lengths = sorted({loss.seq_len for loss in losses})
-        if len(lengths) > 1:
-            console.print(f"warning: losses at contexts of {' and '.join(map(str, lengths))} tokens")
+def scored(
+    subjects: Mapping[Path, Subject], options: argparse.Namespace, console: Console
+) -> tuple[list[Score], list[Score]]:
+    """Train and report: the scores of what was trained, the best first, and one for each subject under its name."""
     rows = []
-    for path, one in zip(paths, subjects, strict=True):
+    for path, one in subjects.items():
         rows += run_suite(
-            one, chosen, settings, seeds, options.out,
-            processes=options.nproc or default_processes(device), device=device,
+            one, options.preset, options.settings, options.seeds, options.out,
+            processes=options.nproc or default_processes(options.device), device=options.device,
             on_unit=partial(_say, console, path),
             on_warning=lambda text: console.print(f"warning: {text}"),
         )  # fmt: skip
-    made = scores(of_call(rows, chosen, settings, seeds))
+    made = scores(of_call(rows, options.preset, options.settings, options.seeds))
     write_report(made, [line for score in made for line in score.left_out], options.out / "report")
     by_identity = {score.identity: score for score in made}
     found = []
-    for one in subjects:
+    for one in subjects.values():
         score, said = called(by_identity[one.fingerprint()], one.name, one.notes)
         found.append(score)
         if said and options.mode == "proxy":
             console.print(said)
+    return made, found
+
+
+def rerun(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Train, report, correlate; returns what --json prints."""
+    require_usable(options.out / "report")
+    by_checkpoint, again = each_once(options.checkpoints, console)
+    paths = list(by_checkpoint.values())
+    subjects = {path: subject(path, options) for path in paths}
+    losses = [held_out_loss(path, options) for path in paths] if len(options.checkpoints) > 1 else []
+    values, unit, refused = comparable(losses, console) if losses else ([], "", "")
+    made, found = scored(subjects, options, console)
     numbers = [_numbers(loss) for loss in losses] or [{"loss": None, "bits_per_byte": None} for _ in paths]
     result: dict[str, Any] = {
         "mode": options.mode,
@@ -232,8 +199,8 @@ def rerun(options: argparse.Namespace, chosen: Preset, console: Console) -> dict
     if losses:
         if any(score.settings() != found[0].settings() or score.seeds != found[0].seeds for score in found):
             refused = refused or "the scores are over different settings or seeds"
-        points, told = ([], []) if refused else as_points(found, checkpoints, values)
-        result["correlation"] = correlate(points, options.out, unit, told, refused)
+        points, said = ([], []) if refused else as_points(found, list(by_checkpoint), values)
+        result["correlation"] = correlate(points, options.out, unit, [*said, *again], refused)
     if not options.json:
         print_scores(made)
     return result
@@ -243,60 +210,36 @@ def _numbers(loss: HeldOutLoss) -> dict[str, Any]:
     return {"loss": loss.loss, "bits_per_byte": loss.bits_per_byte, "data": loss.data, "seq_len": loss.seq_len}
 
 
-def _name(checkpoint: Path) -> str:
-    return f"{checkpoint.parent.name}/{checkpoint.name}"
-
-
 def _say(console: Console, path: Path, progress: Progress) -> None:
     console.print(f"{path}  {progress.done}/{progress.total}  {progress.unit.task}")
 
 
-def correlate(
-    points: Sequence[Point], out: Path, unit: str, said: Sequence[str] = (), refused: str = ""
-) -> dict[str, Any]:
-    """Rank correlation of MAD scores with losses, what it is worth, and its plot; or why there is none."""
-    told: dict[str, Any] = {"parameters": None, "intervals": None, "unit": unit or None}
-    image = out / "correlation.png"
-    image.unlink(missing_ok=True)
-    try:
-        if refused:
-            raise UserError(refused)
-        columns = {"score": [point.score for point in points], "loss": [point.loss for point in points]}
-        found: Fit = fit("proxy", Runs.of("checkpoints", **columns))
-    except UserError as error:
-        told["verdict"] = [f"No correlation: {error}", *said]
-    else:
-        told |= {key: found.to_json()[key] for key in ("verdict", "parameters", "intervals", "warnings")}
-        told["verdict"] = [*told["verdict"], *said]
-        curves = [replace(curve, x_label="MAD score", y_label=f"loss ({unit})") for curve in found.curves]
-        (drawn,) = draw(curves).values()
-        image.write_bytes(drawn)
-    told["points"] = [asdict(point) for point in points]
-    (out / "correlation.json").write_text(json.dumps(told, indent=2, allow_nan=False) + "\n")
-    return told
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 1 a process died, 2 bad input."""
+    """Exit codes: 0 done, 1 a process died, 2 bad input, 130 interrupted."""
     for module in ("megatron", "torch"):  # notes of libraries to their developers
         warnings.filterwarnings("ignore", module=module)
     try:
-        options = parser().parse_args(arguments)
-        require_counts(options)
-        chosen = preset(options.preset, max_steps=options.steps, batch_size=options.batch_size)
-        result = rerun(options, chosen, Console(stderr=True, highlight=False, markup=False, soft_wrap=True))
+        return run(parsed(arguments))
     except UserError as error:
         print(f"hybridtron: error: {error}", file=sys.stderr)
         return 2
+
+
+def run(options: argparse.Namespace) -> int:
+    """`rerun` with its result printed, or one line that says why it ended before; the exit code."""
+    try:
+        result = rerun(options, Console(stderr=True, highlight=False, markup=False, soft_wrap=True))
     except SuiteFailed as error:
         print(f"hybridtron: stopped: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"hybridtron: interrupted; what is done is in {options.out}, the same command goes on", file=sys.stderr)
+        return 130
     if options.json:
         print(json.dumps(result, indent=2))
     else:
-        print(
-            "\n".join([*result.get("correlation", {}).get("verdict", []), str(options.out / "report" / "report.html")])
-        )
+        verdict = result.get("correlation", {}).get("verdict", [])
+        print("\n".join([*verdict, str(options.out / "report" / "report.html")]))
     return 0
 
 

@@ -44,7 +44,8 @@ class Settings:
 class Series:
     """One set of points or one line of a plot; series with the same `panel` share their axes.
 
-    `low` and `high` are a band around `y` (a line) or error bars (points).
+    `low` and `high` are a band around `y` (a line) or error bars (points). `names` are of the points, all or none; a
+    plot shows them where there are few. `note` stands above the axes.
     """
 
     panel: str
@@ -58,6 +59,8 @@ class Series:
     y_log: bool = False
     low: np.ndarray | None = None
     high: np.ndarray | None = None
+    names: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)

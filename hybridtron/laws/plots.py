@@ -16,6 +16,8 @@ from hybridtron.reporting.pictures import FAINT, GRID, HUES, INK, new_figure, pn
 STRAY_MARGIN = 0.6  # of the lines' range: points farther out become triangles at the edge,
 STRAY_SHARE = 0.1  # unless they are more than this share of all points
 LABELS_INSIDE = 6  # more labels than this stand beside the axes
+NAMED_POINTS = 12  # more points than this go without their names
+LONGEST_NAME = 34
 
 
 def draw(curves: Sequence[Series]) -> dict[str, bytes]:
@@ -42,11 +44,13 @@ def _panel(title: str, group: list[Series]) -> bytes:
         label = _mathematical(series.label) if series.label and series.label not in shown else None
         shown.add(series.label)
         _draw_series(axes, series, colours[series.label], label, bounds)
+    notes = [series.note for series in group if series.note]
     if bounds:
         axes.set_ylim(bounds)
         beyond = sum(int(np.sum((s.y < bounds[0]) | (s.y > bounds[1]))) for s in group if s.kind == "points")
-        note = f"triangles: {beyond} point{'s' if beyond > 1 else ''} beyond the axis"
-        axes.set_title(note, loc="right", fontsize=8.5, color=FAINT, pad=10)
+        notes.append(f"triangles: {beyond} point{'s' if beyond > 1 else ''} beyond the axis")
+    if notes:
+        axes.set_title("; ".join(notes), loc="right", fontsize=8.5, color=FAINT, pad=10)
     _dress(axes, title, group)
     if len([label for label in labels if label]) > 1 or (labels and labels[0]):
         place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if wide else {"loc": "best"}
@@ -102,10 +106,31 @@ def _draw_series(axes: Any, series: Series, colour: Any, label: str | None, boun
         x, y, s=10 if crowded else 24, color=[colour], alpha=0.55 if crowded else 0.85, linewidths=0, label=label,
         zorder=2,
     )  # fmt: skip
+    if 0 < len(series.names) <= NAMED_POINTS:
+        _name_points(axes, series)
     for beyond, edge, marker in ((y > bounds[1], bounds[1], "^"), (y < bounds[0], bounds[0], "v")) if bounds else ():
         axes.scatter(
             x[beyond], np.full(beyond.sum(), edge), s=30, marker=marker, color=[colour], clip_on=False, zorder=4
         )
+
+
+def _name_points(axes: Any, series: Series) -> None:
+    """Each point's name on the side where the trend of the points leaves room; near an edge towards the middle."""
+    from matplotlib.patheffects import withStroke
+
+    axes.margins(0.1)
+    x, y = np.asarray(series.x, float), np.asarray(series.y, float)
+    along = (x - x.min()) / (np.ptp(x) or 1)
+    slope, offset = np.polyfit(along, y, 1) if np.ptp(x) else (0.0, y.mean())
+    for i, name in enumerate(series.names):
+        text = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+        above = y[i] >= offset + slope * along[i]
+        right = along[i] < 0.3 or (along[i] < 0.7 and above == (slope < 0))
+        axes.annotate(
+            text, (x[i], y[i]), (6 if right else -6, 4 if above else -4), textcoords="offset points", fontsize=8,
+            color=FAINT, ha="left" if right else "right", va="bottom" if above else "top", zorder=5,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")], parse_math=False,
+        )  # fmt: skip
 
 
 def _dress(axes: Any, title: str, group: list[Series]) -> None:

@@ -138,14 +138,10 @@ def fit(runs: Runs, settings: Settings) -> Fit:
     """
     if settings.predict:
         raise UserError("--predict: proxy is a correlation and predicts nothing; expected none")
-    score, loss = runs["score"], runs["loss"]
-    if settings.group is not None:
-        score, loss = _means(runs, settings.group)
+    score, loss, names = _points(runs, settings.group)
+    _require_two(runs.source, score, loss)
     n = len(score)
     warnings = []
-    if n < 2 or np.ptp(score) == 0 or np.ptp(loss) == 0:
-        raise UserError(f"{runs.source}: {n} points with {len(set(score))} scores and {len(set(loss))} losses; a "
-                        "correlation needs at least two of each")  # fmt: skip
     spearman = pearson(ranks(score), ranks(loss))
     linear = pearson(score, loss)
     p, smallest, counted = rank_p(ranks(score), ranks(loss), settings.seed)
@@ -160,13 +156,7 @@ def fit(runs: Runs, settings: Settings) -> Fit:
                 f"few points: {n} points for a correlation; the smallest p that they can reach is {smallest:.2g}"
             )
     verdict, status = judge(n, spearman, linear, p, counted, intervals)
-    axes: dict[str, Any] = {"x_label": "proxy score", "y_label": "loss (nats per token)", "x_log": False}
     slope, offset = np.polyfit(score, loss, 1)
-    ends = np.array([score.min(), score.max()])
-    curves = [
-        Series("loss against proxy score", "architectures", "points", score, loss, **axes),
-        Series("loss against proxy score", "least squares", "line", ends, offset + slope * ends, **axes),
-    ]
     perplexity = np.exp(np.minimum(loss, 700.0))
     leave_one_out = [pearson(ranks(np.delete(score, i)), ranks(np.delete(loss, i))) for i in range(n)] if n > 3 else []
     return Fit(
@@ -190,8 +180,42 @@ def fit(runs: Runs, settings: Settings) -> Fit:
         search={"p_counted_over": counted, "status": status},
         extrapolation=None,
         verdict=verdict,
-        curves=curves,
+        curves=_curves(score, loss, names, slope, offset),
     )
+
+
+def _points(runs: Runs, group: str | None) -> tuple[Array, Array, tuple[str, ...]]:
+    """Score and loss of each point, [n], and its name where there is one: of its group, else of its architecture."""
+    if group is not None:
+        tables = runs.split(group)
+        score, loss = (np.array([table[column].mean() for table in tables.values()]) for column in ("score", "loss"))
+        return score, loss, tuple(tables)
+    named = "arch" in runs and runs["arch"].dtype == object
+    return runs["score"], runs["loss"], tuple(runs["arch"]) if named else ()
+
+
+def _require_two(source: str, score: Array, loss: Array) -> None:
+    if len(score) < 2:
+        raise UserError(f"{source}: 1 point; a correlation needs at least two")
+    for word, plural, values in (("score", "scores", score), ("loss", "losses", loss)):
+        if np.ptp(values) == 0:
+            raise UserError(f"{source}: all {len(values)} points have the {word} {values[0]:g}; a correlation needs at "
+                            f"least two {plural}")  # fmt: skip
+
+
+def _curves(score: Array, loss: Array, names: tuple[str, ...], slope: float, offset: float) -> list[Series]:
+    """The points, and from `FEWEST` on the straight line through them."""
+    panel = "loss against proxy score"
+    axes: dict[str, Any] = {"x_label": "proxy score", "y_label": "loss (nats per token)", "x_log": False}
+    n = len(score)
+    if n < FEWEST:
+        note = f"not evidence: {n} points, at least {FEWEST} are needed"
+        return [Series(panel, "", "points", score, loss, names=names, note=note, **axes)]
+    ends = np.array([score.min(), score.max()])
+    return [
+        Series(panel, "architectures", "points", score, loss, names=names, **axes),
+        Series(panel, "least squares", "line", ends, offset + slope * ends, **axes),
+    ]
 
 
 def judge(
@@ -205,7 +229,7 @@ def judge(
     facts = f"Spearman {spearman:.3f}, Pearson {linear:.3f}, {method} {p:.3g} over {n} points."
     if intervals is None:
         return [
-            facts,
+            f"{facts} {_direction(n, spearman)}",
             f"Not evidence: {n} points are too few to judge a proxy; at least {FEWEST} are needed.",
         ], "not evidence"
     low, high = intervals["spearman"]
@@ -217,7 +241,10 @@ def judge(
             if crosses
             else f"p is {p:.2g}, above 0.05"
         )
-        return [facts, f"No conclusion: {why}; these data do not show that the score predicts loss."], "not shown"
+        return [
+            f"{facts} {_direction(n, spearman)}",
+            f"No conclusion: {why}; these data do not show that the score predicts loss.",
+        ], "not shown"
     if spearman > 0:
         return [
             facts,
@@ -234,9 +261,14 @@ def judge(
     ], "validated"
 
 
-def _means(runs: Runs, group: str) -> tuple[Array, Array]:
-    tables = runs.split(group).values()
-    return np.array([t["score"].mean() for t in tables]), np.array([t["loss"].mean() for t in tables])
+def _direction(n: int, spearman: float) -> str:
+    """Which way the points go, whether or not that means anything."""
+    if abs(spearman) < 1e-9:
+        return "The order of the scores has nothing of the order of the losses."
+    loss, way = ("higher", "the wrong way") if spearman > 0 else ("lower", "the way that a proxy should")
+    if n == 2:
+        return f"The higher score has the {loss} loss: {way}."
+    return f"By rank, higher scores go with {loss} losses: {way}."
 
 
 LAW = Law(

@@ -31,24 +31,22 @@ def accuracy(predictions: Tensor, targets: Tensor, num_classes: int) -> Accuracy
     scored = targets != IGNORE
     hits = (predictions == targets) & scored
     micro = hits.sum((1, 2)).double() / scored.sum((1, 2))
-    batches = [
-        _macro(some, wanted, num_classes)
-        for some, wanted in zip(predictions.split(BATCH, 1), targets.split(BATCH, 1), strict=True)
-    ]
-    return Accuracy(micro, torch.stack(batches).mean(0))
+    return Accuracy(micro, _macro(predictions, targets.where(scored, num_classes), hits, num_classes))
 
 
-def _macro(predictions: Tensor, targets: Tensor, num_classes: int) -> Tensor:
-    """[c, n, s] each -> [c]."""
-    models = len(predictions)
-    offset = torch.arange(models, device=targets.device).view(-1, 1, 1) * num_classes
-    scored = targets != IGNORE
+def _macro(predictions: Tensor, targets: Tensor, hits: Tensor, num_classes: int) -> Tensor:
+    """[c, n, s] each -> [c]; targets that are not scored are of one class more, which does not count."""
+    models, examples, _ = predictions.shape
+    batches = -(-examples // BATCH)
+    batch = torch.arange(models, device=targets.device).view(-1, 1, 1) * batches
+    batch = (batch + torch.arange(examples, device=targets.device).view(1, -1, 1) // BATCH) * (num_classes + 1)
 
-    def counted(classes: Tensor, where: Tensor) -> Tensor:
-        counts = torch.bincount((classes + offset)[where], minlength=models * num_classes)
-        return counts.view(models, num_classes).double()
+    def counted(classes: Tensor) -> Tensor:
+        counts = torch.bincount((classes + batch).flatten(), minlength=models * batches * (num_classes + 1))
+        return counts.view(models, batches, -1)[..., :num_classes].double()
 
-    wanted, given = counted(targets, scored), counted(predictions, scored)
-    met = counted(targets, scored & (predictions == targets))
-    present = (wanted + given > 0).sum(1)
-    return (met / wanted.clamp(min=1)).sum(1) / present
+    wanted = counted(targets)
+    given = counted(predictions.where(targets < num_classes, num_classes))
+    met = counted(targets.where(hits, num_classes))
+    present = (wanted + given > 0).sum(-1)
+    return ((met / wanted.clamp(min=1)).sum(-1) / present).mean(-1)

@@ -14,14 +14,21 @@ from hybridtron.accounting.describe import describe
 from hybridtron.config.load import build
 from hybridtron.errors import UserError
 from hybridtron.mad.iso_state import with_state
-from hybridtron.mad.layers import WIDTH, blocks_by_pattern_name, pattern_of_layers
+from hybridtron.mad.layers import (
+    ALIASES,
+    WIDTH,
+    block_name,
+    blocks_by_pattern_name,
+    mad_lab_name,
+    pattern_of_layers,
+)
 from hybridtron.mad.proxy_model import initial_values
 from hybridtron.mad.shrink import DEPTH, shrink
 from hybridtron.mad.soft_experts import SOFT_EXPERTS
 from hybridtron.mixers.contract import MixerConfig
 from hybridtron.mixers.implicit_filter.config import ImplicitFilterConfig
 from hybridtron.model.config import ModelConfig
-from hybridtron.pattern import parse
+from hybridtron.pattern import Pattern, parse
 
 _SEQ_LEN = 128  # at which parameters and state are told
 
@@ -80,10 +87,11 @@ def from_layers(layers: Sequence[str], quirks: bool = False) -> Architecture:
 
 
 def from_pattern(pattern: str, quirks: bool = False) -> Architecture:
-    """A pattern of mad-lab's layers, with _ for -, such as `2*(mh_hyena swiglu)`."""
+    """A pattern of mad-lab's layers, such as `2*(mh_hyena swiglu)`. Patterns have no dash: it is read as _."""
     known = blocks_by_pattern_name(quirks)
-    parsed = parse(pattern, known_names=known)
-    return Architecture(str(parsed), {name: known[name] for name in parsed.counts()}, str(parsed))
+    parsed = parse(pattern.replace("-", "_"), known_names=[*known, *map(block_name, ALIASES)])
+    named = Pattern(tuple(map(mad_lab_name, parsed.layers)), parsed.cuts)
+    return Architecture(str(named), {name: known[name] for name in named.counts()}, str(named))
 
 
 def from_model(name: str, model: ModelConfig, depth: int = DEPTH) -> Architecture:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +42,18 @@ def generate(
     setting's `num_train_examples` examples, `valid` and `test` 1,280, unless `num_examples` says otherwise.
 
     Raises:
-        UserError: for an unknown task, key or split, and for a setting that cannot be generated.
+        UserError: for an unknown task, key or split, a seed or number that is none, and for a setting that cannot be
+            generated.
     """
     whole = complete(task, setting)
     if split not in SPLITS:
         raise UserError(f"split {split!r}: expected {one_of(split, SPLITS)}")
-    if seed < 0:
-        raise UserError(f"seed {seed}: expected at least 0")
     if num_examples is None:
         num_examples = int(whole["num_train_examples"]) if split == "train" else NUM_TEST_EXAMPLES
-    stream = np.random.SeedSequence(seed, spawn_key=(list(TASKS).index(task), SPLITS.index(split)))
+    for name, value, least in (("seed", seed, 0), ("num_examples", num_examples, 1)):
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise UserError(f"{name} {value!r}: expected a whole number of at least {least}")
+    stream = np.random.SeedSequence(int(seed), spawn_key=(list(TASKS).index(task), SPLITS.index(split)))
     return _GENERATORS[task](whole, num_examples, split == "train", np.random.default_rng(stream))
 
 

@@ -15,7 +15,7 @@ KINDS = ("micro", "macro")
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds; no interval with one seed."""
+    """A mean over seeds; no interval with one seed. The interval ends where accuracies do, at 0 and 1."""
 
     mean: float
     low: float | None
@@ -25,6 +25,8 @@ class Estimate:
     def __str__(self) -> str:
         if self.low is None or self.high is None:
             return f"{100 * self.mean:.1f}"
+        if self.low == 0 or self.high == 1:
+            return f"{100 * self.mean:.1f} ({100 * self.low:.1f}–{100 * self.high:.1f})"
         return f"{100 * self.mean:.1f} ± {50 * (self.high - self.low):.1f}"
 
 
@@ -36,7 +38,7 @@ def estimate(values: Sequence[float]) -> Estimate:
         return Estimate(mean, None, None, n)
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
     half = float(stdtrit(n - 1, 0.975)) * spread / math.sqrt(n)
-    return Estimate(mean, mean - half, mean + half, n)
+    return Estimate(mean, max(mean - half, 0.0), min(mean + half, 1.0), n)
 
 
 def means(best: BySetting) -> dict[str, Estimate]:

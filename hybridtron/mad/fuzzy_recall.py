@@ -120,8 +120,9 @@ def _sequences(
     start = (origin[:, None] + begin)[used]
     put(start, key[used])
     put(start + (key[used] >> _SIZE), value[used], seen[used])
-    for begins, here in ((probe_begin, inserted), (total, np.ones(rows, dtype=bool))):
+    everywhere = np.ones(rows, dtype=bool)
+    for begins, here, score in ((probe_begin, inserted, None), (total, everywhere, everywhere)):
         start = (origin + begins)[here]
         put(start, probe_key[here])
-        put(start + (probe_key[here] >> _SIZE), probe_value[here], None if begins is probe_begin else here[here])
+        put(start + (probe_key[here] >> _SIZE), probe_value[here], score)
     return tokens.reshape(rows, -1), scored.reshape(rows, -1)

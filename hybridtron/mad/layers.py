@@ -2,7 +2,8 @@
 
 Sizes are those of mad-lab's configs (github.com/athms/mad-lab, configs/layers), which give fixed-state layers their
 share of a total state of 4,096. Multi-head Hyena has 16 heads of 8 channels, as the paper counts. Primitives that
-mad-lab lacks have names of their own, with a state of 2,048 a layer.
+mad-lab lacks have names of their own, with a state of 2,048 a layer where that can be chosen. What mad-lab calls
+otherwise than this project goes by both names.
 """
 
 from __future__ import annotations
@@ -42,7 +43,18 @@ LAYERS: Blocks = {
     "moe-mlp": {"type": "moe", "num_experts": 8, "top_k": 2, "ffn_hidden_size": 16, "balance": "none"},
     "mamba2": {"type": "mamba2", "head_dim": 16, "state_dim": 8},
     "gated-deltanet": {"type": "gated_deltanet", "num_heads": 8},
+    "hyena-se": {"type": "hyena_se"},
+    "hyena-mr": {"type": "hyena_mr"},
+    "hyena-li": {"type": "hyena_li", "filter_order": 16},
     "short-conv": {"type": "short_conv"},
+}
+
+ALIASES: Mapping[str, str] = {
+    "mamba1": "mamba",
+    "moe": "moe-mlp",
+    "gla": "mh-gated-linear-attention",
+    "rwkv6": "rwkv6-time-mixer",
+    "rwkv6-channel": "rwkv6-channel-mixer",
 }
 
 AS_IN_MAD_LAB: Blocks = {
@@ -69,10 +81,15 @@ def pattern_of_layers(layers: Sequence[str]) -> str:
     Raises:
         UserError: for an unknown layer, with the nearest name.
     """
-    known = {block_name(name): name for name in LAYERS}
+    known = {block_name(name) for name in (*LAYERS, *ALIASES)}
     for layer in layers:
         if block_name(layer) not in known:
-            raise UserError(f"--layers: {layer!r}: expected {one_of(layer, LAYERS)}")
+            raise UserError(f"--layers: {layer!r}: expected {one_of(layer, (*LAYERS, *ALIASES))}")
     if not layers:
         raise UserError("--layers: expected at least one layer")
     return " ".join(map(block_name, layers))
+
+
+def mad_lab_name(name: str) -> str:
+    """The name in patterns under which a layer is kept, for one of its names in patterns."""
+    return {block_name(alias): block_name(layer) for alias, layer in ALIASES.items()}.get(name, name)

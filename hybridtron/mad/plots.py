@@ -40,6 +40,11 @@ def preset_words(score: Score) -> str:
     return f"{score.preset}, changed" if score.changes else score.preset
 
 
+def picture_file(name: str, number: int) -> str:
+    """The file of the picture of the n-th group of scores that were trained alike."""
+    return f"{name}.png" if number == 1 else f"{name}-{number}.png"
+
+
 def radar(scores: Sequence[Score]) -> bytes:
     """A ring of axes, one per task, and a polygon for each of the best architectures."""
     figure = new_figure(7.4, 6.2)

@@ -1,7 +1,7 @@
 """Rows of results in a folder: one line of JSON each, only ever added, so that a kill costs what was not yet written.
 
-A last line that a kill cut short is left out, and cut off before the next row is written. Any other line that is no row
-is left out too, and named.
+A line that is no row is left out and named. A last line that a kill cut short is cut off before the next row is
+written; one that lacks nothing but its line end counts.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _FIELDS: dict[str, type] = {
     "selected_on": str, "notes": list, "parameters": int, "state_size": int, "num_cells": int, "task": str,
     "setting": dict, "seed": int, "steps": int, "stopped": str, "curve": list,
 }  # fmt: skip
+_NAMES = {str: "text", list: "list", int: "whole number", dict: "mapping"}
 _ACCURACIES = ("test_micro", "test_macro", "select_micro", "select_macro")
 
 
@@ -61,37 +62,45 @@ def read_rows(folder: Path) -> tuple[list[Row], list[str]]:
     rows: dict[Key, Row] = {}
     warnings = []
     lines = text.split(b"\n")
-    for number, line in enumerate(lines[:-1], start=1):  # what follows the last line's end was cut short
+    for number, line in enumerate(lines, start=1):
+        last = number == len(lines)
+        if last and not line:
+            break
         row = _parsed(line)
-        if row is None:
-            warnings.append(f"{file}, line {number}: damaged, left out")
+        if isinstance(row, str):
+            warnings.append(f"{file}, line {number}: {'cut short' if last else f'damaged ({row})'}, left out")
         else:
             rows.setdefault(key(row), row)
     return list(rows.values()), warnings
 
 
-def _parsed(line: bytes) -> Row | None:
-    """The row that a line holds, or None where it holds none, or one that no training gives."""
+def _parsed(line: bytes) -> Row | str:
+    """The row that a line holds, or why it holds none that training gives."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
-        return None
-    if not isinstance(row, dict) or not all(_is(kind, row.get(name)) for name, kind in _FIELDS.items()):
-        return None
+        return "no JSON"
+    if not isinstance(row, dict):
+        return "no row"
+    for name, kind in _FIELDS.items():
+        if name not in row:
+            return f"no {name}"
+        if not _is(kind, row[name]):
+            return f"{name} is no {_NAMES[kind]}"
     try:
         setting = complete(row["task"], row["setting"])
-    except UserError:
-        return None
-    sound = (
-        setting == row["setting"]
-        and row["accuracy"] in ("micro", "macro")
-        and all(_is(str, note) for note in row["notes"])
-        and all(_is_number(row.get(name)) for name in ("lr", "weight_decay"))
-        and all(_is_number(row.get(name), most=1) for name in _ACCURACIES)
-        and row["curve"]
-        and all(map(_is_point, row["curve"]))
-    )
-    return row if sound else None
+    except UserError as error:
+        return str(error)
+    sound = {
+        "setting": setting == row["setting"],
+        "accuracy": row["accuracy"] in ("micro", "macro"),
+        "notes": all(_is(str, note) for note in row["notes"]),
+        **{name: _is_number(row.get(name)) for name in ("lr", "weight_decay")},
+        **{name: _is_number(row.get(name), most=1) for name in _ACCURACIES},
+        "curve": row["curve"] and all(map(_is_point, row["curve"])),
+    }
+    wrong = next((name for name, is_so in sound.items() if not is_so), None)
+    return row if wrong is None else f"{wrong} is not what training gives"
 
 
 def _is(kind: type, value: object) -> bool:
@@ -131,9 +140,19 @@ def opened_for_adding(folder: Path) -> Iterator[ResultsWriter]:
             raise UserError(f"--out {folder}: another process writes to it") from None
         with _writing(folder):
             stream = opened.enter_context((folder / RESULTS).open("a+b", buffering=0))
-            stream.seek(0)
-            stream.truncate(stream.readall().rfind(b"\n") + 1)
-        yield ResultsWriter(folder, stream, *read_rows(folder))
+            rows, warnings = read_rows(folder)
+            _end_last_line(stream)
+        yield ResultsWriter(folder, stream, rows, warnings)
+
+
+def _end_last_line(stream: io.FileIO) -> None:
+    stream.seek(0)
+    text = stream.readall()
+    end = text.rfind(b"\n") + 1
+    if isinstance(_parsed(text[end:]), str):
+        stream.truncate(end)
+    else:
+        stream.write(b"\n")
 
 
 @contextlib.contextmanager

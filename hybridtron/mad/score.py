@@ -42,6 +42,7 @@ class Score:
     """
 
     identity: str  # the fingerprint of what was trained
+    protocol: str  # the fingerprint of how
     architecture: str
     pattern: str
     preset: str

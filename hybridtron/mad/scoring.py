@@ -59,6 +59,22 @@ def in_common(made: Sequence[Score]) -> list[Score]:
     return _ranked(again)
 
 
+def differ(group: Sequence[Score]) -> bool:
+    """Whether these are over different settings."""
+    return any(score.settings() != group[0].settings() for score in group)
+
+
+def alike(group: Sequence[Score]) -> Sequence[Score]:
+    """The scores over the same settings; none where they have none in common."""
+    return in_common(group) if differ(group) else group
+
+
+def to_compare(group: Sequence[Score]) -> Sequence[Score]:
+    """What is pictured and called the best: over the same settings, the complete ones alone where there are any."""
+    whole = [score for score in group if score.complete] or group
+    return alike(whole) or whole
+
+
 def called(score: Score, name: str, notes: Sequence[str]) -> tuple[Score, str | None]:
     """The score under the name that was asked for; a sentence where the rows were trained under another one."""
     if score.architecture == name:
@@ -68,17 +84,38 @@ def called(score: Score, name: str, notes: Sequence[str]) -> tuple[Score, str | 
     return replace(score, architecture=name, notes=(*notes, said)), said
 
 
+def unscored(rows: Sequence[Row]) -> list[str]:
+    """What is left out of architectures and presets of which nothing can be scored yet, in words."""
+    return [
+        f"{name} ({some[0]['preset']}): {line}"
+        for name, some in _by_training(rows)
+        if _score(some, name, protocol_only=False) is None
+        for line in chosen_cells(some)[1]
+    ]
+
+
+def by_procedure(made: Sequence[Score]) -> list[list[Score]]:
+    """Scores that were trained in the same way, which alone compare, in the order of the first of each."""
+    groups: dict[tuple[str, str], list[Score]] = {}
+    for score in made:
+        groups.setdefault((score.preset, score.protocol), []).append(score)
+    return list(groups.values())
+
+
 def _scores(rows: Sequence[Row], protocol_only: bool) -> list[Score]:
+    found = [_score(some, name, protocol_only) for name, some in _by_training(rows)]
+    return _ranked([score for score in found if score is not None])
+
+
+def _by_training(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """The rows, each once, of the same model trained in the same way, with its names."""
     groups: dict[tuple[str, str], dict[Key, Row]] = {}
     names: dict[tuple[str, str], dict[str, None]] = {}
     for row in rows:
         identity = row["fingerprint"], row["protocol"]
         groups.setdefault(identity, {}).setdefault(key(row), row)
         names.setdefault(identity, {})[row["architecture"]] = None
-    found = [
-        _score(list(some.values()), " = ".join(names[identity]), protocol_only) for identity, some in groups.items()
-    ]
-    return _ranked([score for score in found if score is not None])
+    return [(" = ".join(names[identity]), list(some.values())) for identity, some in groups.items()]
 
 
 def _ranked(made: Sequence[Score]) -> list[Score]:
@@ -114,6 +151,7 @@ def _score(rows: list[Row], architecture: str, protocol_only: bool) -> Score | N
     others = {name: {s: chosen[name][s] for s in chosen[name] if s not in counted[name]} for name in chosen}
     return Score(
         identity=first["fingerprint"],
+        protocol=first["protocol"],
         architecture=architecture,
         pattern=first["pattern"],
         preset=first["preset"],
@@ -124,7 +162,7 @@ def _score(rows: list[Row], architecture: str, protocol_only: bool) -> Score | N
         seeds=tuple(sorted({seed for task in tasks.values() for by_seed in task.best.values() for seed in by_seed})),
         tasks=tasks,
         overall=_overall(tasks),
-        left_out=tuple(f"{architecture}: {line}" for line in left_out),
+        left_out=tuple(f"{architecture} ({first['preset']}): {line}" for line in left_out),
         notes=tuple(first["notes"]),
         changes=changes(rows),
         others={name: some for name, some in others.items() if some},

@@ -83,13 +83,14 @@ class Stack:
         return losses / count, gradients.div_(count.unsqueeze(-1) if count.dim() else count)
 
     @torch.no_grad()
-    def predict(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The likeliest tokens [cells, b, s] and the mean loss over the scored positions [cells]."""
+    def predict(self, tokens: Tensor, targets: Tensor, cells: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The likeliest tokens [c, b, s] and the mean loss over the scored positions [c], of these or all cells."""
+        rows = self.flat if cells is None else self.flat[cells]
         count = (targets != IGNORE).sum((-2, -1)).to(self.flat.dtype)
-        losses = torch.zeros(len(self), device=self.flat.device)
+        losses = torch.zeros(len(rows), device=self.flat.device)
         predictions = []
         for some, wanted in self._runs(tokens, targets):
-            loss, prediction = self._per_cell(self._loss_and_prediction, some, wanted)
+            loss, prediction = self._per_cell(self._loss_and_prediction, rows, some, wanted)
             losses += loss
             predictions.append(prediction)
         return torch.cat(predictions, 1), losses / count
@@ -103,7 +104,7 @@ class Stack:
         if self.together:
             if self._all_gradients is None:
                 self._all_gradients = grad_and_value(self._loss)
-            return self._per_cell(self._all_gradients, tokens, targets)
+            return self._per_cell(self._all_gradients, self.flat, tokens, targets)
         gradients, losses = [], []
         for cell in range(len(self)):
             row = self.flat[cell].detach().requires_grad_()
@@ -112,12 +113,14 @@ class Stack:
             losses.append(loss.detach())
         return torch.stack(gradients), torch.stack(losses)
 
-    def _per_cell(self, function: Callable[..., Any], tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Two results of function(row, tokens, targets), each with a leading axis of cells."""
+    def _per_cell(
+        self, function: Callable[..., Any], rows: Tensor, tokens: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Two results of function(row, tokens, targets), each with a leading axis of rows."""
         if self.together:
             axis = 0 if tokens.dim() == 3 else None
-            return vmap(function, in_dims=(0, axis, axis))(self.flat, tokens, targets)
-        results = [function(row, *_of_cell(cell, tokens, targets)) for cell, row in enumerate(self.flat)]
+            return vmap(function, in_dims=(0, axis, axis))(rows, tokens, targets)
+        results = [function(row, *_of_cell(cell, tokens, targets)) for cell, row in enumerate(rows)]
         first, second = zip(*results, strict=True)
         return torch.stack(first), torch.stack(second)
 

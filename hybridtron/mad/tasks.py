@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -196,6 +197,8 @@ def complete(name: str, setting: Setting) -> dict[str, int | float]:
         UserError: for an unknown key, a value of the wrong type, and a setting that cannot be generated.
     """
     chosen = task(name)
+    if not isinstance(setting, Mapping):
+        raise UserError(f"{name}: setting {setting!r}: expected a mapping, {{}} for the baseline")
     whole = dict(chosen.baseline)
     for key, value in setting.items():
         if key in chosen.baseline:
@@ -215,8 +218,8 @@ def complete(name: str, setting: Setting) -> dict[str, int | float]:
 def _checked(name: str, key: str, value: int | float) -> int | float:
     """The value in the type of the baseline's, if it lies within what any task allows."""
     kind = type(task(name).baseline[key])
-    if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
-        raise UserError(f"{name}: {key} = {value}: expected a {'whole ' if kind is int else ''}number")
+    if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
+        raise UserError(f"{name}: {key} = {value!r}: expected a {'whole ' if kind is int else ''}number")
     least = 0 if key in ("frac_noise", "noise_vocab_size") else 1
     if value < least:
         raise UserError(f"{name}: {key} = {value}: expected at least {least}")

@@ -6,13 +6,14 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import hybridtron
-from hybridtron.mad.accuracy import Accuracy, accuracy
+from hybridtron.mad.accuracy import accuracy
 from hybridtron.mad.adamw import StackedAdamW
 from hybridtron.mad.data import generate
 from hybridtron.mad.presets import Cell, Preset
@@ -63,21 +64,17 @@ def train_setting(
     seeds = list(dict.fromkeys(run.seed for run in runs))
     seq_len, vocab_size = chosen.sequence_length(whole), int(whole["vocab_size"])
     starts = {seed: subject.start(vocab_size, seq_len, chosen.autoencoder, seed) for seed in seeds}
-    splits = dict.fromkeys(("train", preset.select_split, "test"))
-    examples = {
-        (seed, split): _examples(task_name, whole, split, seed, None if split == "train" else preset.eval_examples)
-        for seed in seeds
-        for split in splits
-    }
     if together is None:
         together = device != "cpu"
     together = together and all(can_stack(config) for config, _, _ in starts.values())
     groups = [runs] if together and runs else [[run] for run in runs]
     about = {**_about(subject, preset), "task": task_name, "setting": whole}
     steps = preset.steps(int(whole["num_train_examples"]))
+    of_group: list[int] = []
     for index, group in enumerate(groups):
         began = time.perf_counter()
-        of_group = list(dict.fromkeys(run.seed for run in group))
+        if of_group != (of_group := list(dict.fromkeys(run.seed for run in group))):
+            splits = _splits(task_name, whole, preset, of_group, device)
         stack = Stack(
             starts[of_group[0]][0],
             chosen.autoencoder,
@@ -86,9 +83,8 @@ def train_setting(
             device=device,
             together=together,
         )
-        stacked = {split: _stacked([examples[seed, split] for seed in of_group], device) for split in splits}
         before = index * steps
-        for event in _train(stack, group, of_group, stacked, preset, vocab_size):
+        for event in _train(stack, group, of_group, splits, preset, vocab_size):
             if isinstance(event, int):
                 if on_step:
                     on_step(before + event, steps * len(groups), _best_so_far(group, preset.accuracy))
@@ -116,12 +112,12 @@ def _train(
     device = stack.flat.device
     num_examples = splits["train"][0].shape[1]
     steps, per_epoch = preset.steps(num_examples), preset.steps_per_epoch(num_examples)
-    every = max(1, min(steps, math.ceil(steps / preset.evaluations)))
+    every = preset.steps_between_evaluations(num_examples)
     optimizer = StackedAdamW(stack.flat, preset.betas)
     decays = torch.ones_like(stack.decay) if preset.quirks else stack.decay
     which = torch.tensor([seeds.index(run.seed) for run in live], device=device)  # seed of each live cell
     peak = torch.tensor([[run.cell.lr] for run in live], device=device)
-    decay = torch.tensor([[run.cell.weight_decay] for run in live], device=device)
+    decay = torch.tensor([[run.cell.weight_decay] for run in live], device=device) * decays
     total, since = torch.zeros(len(live), device=device), 0
     for step in range(steps):
         if step % per_epoch == 0:
@@ -130,31 +126,31 @@ def _train(
         tokens, targets = _batch(splits["train"], order[:, start : start + preset.batch_size], which)
         losses, gradients = stack.gradients(tokens, targets)
         lr = _lr(peak, step, steps, preset)
-        optimizer.step(stack.flat, gradients, lr, decay * decays)
+        optimizer.step(stack.flat, gradients, lr, decay)
         total, since = total + losses, since + 1
         yield step + 1
         if (step + 1) % every and step + 1 < steps:
             continue
-        found, valid_loss = _evaluate(stack, splits[preset.select_split], which, vocab_size)
+        everything = torch.arange(len(live), device=device)
+        found = _evaluate(stack, splits[preset.select_split], which, everything, vocab_size)
         mean_loss = (total / since).tolist()
         total, since = torch.zeros_like(total), 0
         ended: dict[int, str] = {}
         for i, run in enumerate(live):
-            micro, macro = float(found.micro[i]), float(found.macro[i])
-            run.curve.append([step + 1, _finite(mean_loss[i]), round(micro, 6), round(macro, 6)])
-            reached = micro if preset.accuracy == "micro" else macro
-            why = _ending(run, mean_loss[i], reached, valid_loss[i], preset)
+            run.curve.append([step + 1, _finite(mean_loss[i]), round(found[i].micro, 6), round(found[i].macro, 6)])
+            reached = found[i].micro if preset.accuracy == "micro" else found[i].macro
+            why = _ending(run, mean_loss[i], reached, found[i].loss, preset)
             if step + 1 == steps:
                 why = why or "end"
             if why:
                 ended[i] = why
         if not ended:
             continue
-        test, test_loss = found, valid_loss
+        test = [found[i] for i in ended]
         if preset.select_split != "test":
-            test, test_loss = _evaluate(stack, splits["test"], which, vocab_size)
-        for i, why in ended.items():
-            live[i].row = _row(live[i], why, step + 1, steps, found, valid_loss, test, test_loss, i)
+            test = _evaluate(stack, splits["test"], which, torch.tensor(list(ended), device=device), vocab_size)
+        for (i, why), tested in zip(ended.items(), test, strict=True):
+            live[i].row = _row(live[i], why, step + 1, steps, found[i], tested)
             yield live[i]
         staying = torch.tensor([i for i in range(len(live)) if i not in ended], dtype=torch.long, device=device)
         live = [run for i, run in enumerate(live) if i not in ended]
@@ -188,16 +184,20 @@ def _about(subject: Subject, preset: Preset) -> dict[str, Any]:
     }
 
 
-def _examples(task_name: str, setting: Setting, split: str, seed: int, count: int | None) -> tuple[Tensor, Tensor]:
-    """Inputs and targets, each [examples, length]."""
-    inputs, targets = generate(task_name, setting, split, seed, num_examples=count)
-    return torch.from_numpy(inputs), torch.from_numpy(targets)
+_Examples = tuple[Tensor, Tensor]  # inputs and targets, each int32 [seeds, examples, length]
 
 
-def _stacked(examples: Sequence[tuple[Tensor, Tensor]], device: str) -> tuple[Tensor, Tensor]:
-    """Inputs and targets of several seeds, each [seeds, examples, length]."""
-    inputs, targets = zip(*examples, strict=True)
-    return torch.stack(inputs).to(device), torch.stack(targets).to(device)
+def _splits(
+    task_name: str, setting: Setting, preset: Preset, seeds: Sequence[int], device: str
+) -> dict[str, _Examples]:
+    """Training, selecting and test examples of these seeds."""
+    made = {}
+    for split in dict.fromkeys(("train", preset.select_split, "test")):
+        count = None if split == "train" else preset.eval_examples
+        pairs = [generate(task_name, setting, split, seed, num_examples=count) for seed in seeds]
+        inputs, targets = (torch.from_numpy(np.stack(part, dtype=np.int32)) for part in zip(*pairs, strict=True))
+        made[split] = inputs.to(device), targets.to(device)
+    return made
 
 
 def _orders(seeds: Sequence[int], epoch: int, num_examples: int, device: torch.device) -> Tensor:
@@ -209,14 +209,14 @@ def _orders(seeds: Sequence[int], epoch: int, num_examples: int, device: torch.d
     return torch.stack(orders).to(device)
 
 
-def _batch(examples: tuple[Tensor, Tensor], chosen: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+def _batch(examples: _Examples, chosen: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
     """Rows `chosen` [seeds, b] of the examples; with several seeds once for every cell, [cells, b, s]."""
-    batches = [torch.stack([part[i] for part, i in zip(tensor, chosen, strict=True)]) for tensor in examples]
-    return _shared(batches[0], which), _shared(batches[1], which)
+    inputs, targets = (torch.stack([part[i] for part, i in zip(tensor, chosen, strict=True)]) for tensor in examples)
+    return _shared(inputs, which), _shared(targets, which)
 
 
 def _shared(tensor: Tensor, which: Tensor) -> Tensor:
-    return tensor[0] if len(tensor) == 1 else tensor[which]
+    return (tensor[0] if len(tensor) == 1 else tensor[which]).long()
 
 
 def _lr(peak: Tensor, step: int, steps: int, preset: Preset) -> Tensor:
@@ -226,12 +226,20 @@ def _lr(peak: Tensor, step: int, steps: int, preset: Preset) -> Tensor:
     return LOWEST_LR + (peak - LOWEST_LR) * (0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-def _evaluate(
-    stack: Stack, examples: tuple[Tensor, Tensor], which: Tensor, vocab_size: int
-) -> tuple[Accuracy, list[float]]:
-    tokens, targets = (_shared(tensor, which) for tensor in examples)
-    predictions, losses = stack.predict(tokens, targets)
-    return accuracy(predictions, targets, vocab_size), losses.tolist()
+class _Evaluation(NamedTuple):
+    """Of one cell on one split."""
+
+    micro: float
+    macro: float
+    loss: float
+
+
+def _evaluate(stack: Stack, examples: _Examples, which: Tensor, cells: Tensor, vocab_size: int) -> list[_Evaluation]:
+    """One for each of these cells; `which` says the seed of every cell of the stack."""
+    tokens, targets = (_shared(tensor, which[cells]) for tensor in examples)
+    predictions, losses = stack.predict(tokens, targets, cells)
+    found = accuracy(predictions, targets, vocab_size)
+    return list(map(_Evaluation, found.micro.tolist(), found.macro.tolist(), losses.tolist()))
 
 
 def _ending(run: _Run, training_loss: float, reached: float, loss: float, preset: Preset) -> str | None:
@@ -248,10 +256,7 @@ def _ending(run: _Run, training_loss: float, reached: float, loss: float, preset
     return "patience" if preset.patience is not None and run.waited >= preset.patience else None
 
 
-def _row(
-    run: _Run, why: str, steps_done: int, steps: int, chosen_by: Accuracy, chosen_loss: list[float], test: Accuracy,
-    test_loss: list[float], i: int,
-) -> dict[str, Any]:  # fmt: skip
+def _row(run: _Run, why: str, steps_done: int, steps: int, chosen_by: _Evaluation, test: _Evaluation) -> Row:
     return {
         "lr": run.cell.lr,
         "weight_decay": run.cell.weight_decay,
@@ -259,12 +264,12 @@ def _row(
         "steps": steps_done,
         "planned_steps": steps,
         "stopped": why,
-        "test_micro": float(test.micro[i]),
-        "test_macro": float(test.macro[i]),
-        "test_loss": _finite(test_loss[i]),
-        "select_micro": float(chosen_by.micro[i]),
-        "select_macro": float(chosen_by.macro[i]),
-        "select_loss": _finite(chosen_loss[i]),
+        "test_micro": test.micro,
+        "test_macro": test.macro,
+        "test_loss": _finite(test.loss),
+        "select_micro": chosen_by.micro,
+        "select_macro": chosen_by.macro,
+        "select_loss": _finite(chosen_by.loss),
         "curve": run.curve,
     }
 

@@ -28,7 +28,7 @@ _LAYERS = "layers."
 
 @dataclass(frozen=True)
 class Transplant:
-    """`weights` are the trained parameters of the layers by name, in float32."""
+    """`weights` are the trained parameters of the layers by name, in float32; `name` tells the mode too."""
 
     name: str
     config: ModelConfig
@@ -77,7 +77,7 @@ def transplant(name: str, config: ModelConfig, parameters: Mapping[str, Tensor],
     for key in sorted(weights):
         digest.update(key.encode())
         digest.update(weights[key].contiguous().numpy().tobytes())
-    return Transplant(name, config, weights, mode, digest.hexdigest()[:12])
+    return Transplant(f"{name}, {mode}", config, weights, mode, digest.hexdigest()[:12])
 
 
 def _without_balance(block: dict[str, Any]) -> dict[str, Any]:

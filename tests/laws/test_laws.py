@@ -167,6 +167,14 @@ def test_more_orders_than_can_be_counted_are_not_called_exact():
     assert "exact" not in thirteen.verdict[0]
 
 
+def test_points_of_a_correlation_are_named_after_their_architectures_or_their_groups():
+    runs = Runs.of(score=[1, 2, 3], loss=[3, 2, 1], arch=["a", "b", "c"], seeds=["x", "x", "y"])
+    assert fit("proxy", runs).curves[0].names == ("a", "b", "c")
+    grouped = fit("proxy", runs, Settings(group="seeds")).curves[0]
+    assert grouped.names == ("x", "y")
+    assert list(grouped.x) == [1.5, 3]
+
+
 def test_the_permutation_p_is_exact():
     """Perfect order of five points: 2 of 120 orders are as extreme."""
     p, smallest, counted = rank_p(ranks(np.arange(5.0)), ranks(np.arange(5.0)), 0)

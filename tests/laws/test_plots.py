@@ -32,6 +32,17 @@ def test_error_bars_and_bands_are_drawn():
     assert plain["1-p.png"] != barred["1-p.png"]
 
 
+def test_names_are_drawn_where_there_are_few_points_and_a_note_above_them():
+    few, many = np.arange(1.0, 13), np.arange(1.0, 14)
+    for x, drawn in ((few, True), (many, False)):
+        plain, named = (
+            draw([Series("p", "runs", "points", x, x, "N", "loss", names=names)])
+            for names in ((), tuple(f"run {i}" for i in range(len(x))))
+        )
+        assert (plain != named) == drawn
+    assert draw([series("p", note="not evidence")]) != draw([series("p")])
+
+
 def test_a_few_stray_points_do_not_flatten_the_lines():
     line = Series("p", "fit", "line", np.arange(1.0, 41), np.linspace(3, 2, 40), "N", "loss")
     points = Series("p", "runs", "points", line.x, line.y + np.where(line.x == 7, 9.0, 0.0), "N", "loss")

@@ -120,6 +120,26 @@ def test_few_points_for_a_correlation_are_not_evidence():
     assert any(sentence.startswith("Not evidence") for sentence in four.verdict)
     assert twenty.warnings == []
     assert twenty.search["status"] == "validated"
+    assert [series.kind for series in four.curves] == ["points"]
+    assert four.curves[0].note.startswith("not evidence: 4 points")
+    assert [series.kind for series in twenty.curves] == ["points", "line"]
+    assert twenty.curves[0].note == ""
+
+
+@pytest.mark.parametrize(
+    ("scores", "losses", "words"),
+    [
+        ([0.3, 0.4], [2.0, 2.1], "The higher score has the higher loss: the wrong way."),
+        ([0.3, 0.4], [2.1, 2.0], "The higher score has the lower loss: the way that a proxy should."),
+        ([0.3, 0.4, 0.5], [2.0, 2.2, 2.1], "By rank, higher scores go with higher losses: the wrong way."),
+        ([1, 2, 3, 4, 5], [2.2, 2.0, 2.3, 1.9, 2.1], "By rank, higher scores go with lower losses: the way that"),
+        ([1, 2, 3, 4], [2.0, 3.0, 3.0, 2.0], "The order of the scores has nothing of the order of the losses."),
+    ],
+)
+def test_the_direction_is_said_whatever_it_is_worth(scores, losses, words):
+    found = fit("proxy", Runs.of(score=scores, loss=losses))
+    assert found.search["status"] in ("not evidence", "not shown")
+    assert words in found.verdict[0]
 
 
 @pytest.mark.parametrize("correlation", [0.9, 0.99])
@@ -289,7 +309,8 @@ def test_undeclared_context_of_the_state():
         ("parametric", Runs.of(n_params=[1e8, 2e8], tokens=[1e9, 1e9], loss=[3.0, -2.9]), "line 2: loss is -2.9"),
         ("parametric", Runs.of(n_params=[0.0, 2e8], tokens=[1e9, 1e9], loss=[3.0, 2.9]), "line 1: n_params is 0"),
         ("parametric", Runs.of(n_param=[1e8], tokens=[1e9], loss=[3.0]), "nearest: n_param"),
-        ("proxy", Runs.of(score=[1.0, 1.0], loss=[3.0, 2.0]), "needs at least two"),
+        ("proxy", Runs.of(score=[1.0, 1.0], loss=[3.0, 2.0]), "all 2 points have the score 1; .* at least two scores"),
+        ("proxy", Runs.of(score=[1.0], loss=[3.0]), "1 point; a correlation needs at least two"),
         ("parametrc", planted.parametric_runs(1, 0.001), "nearest: parametric"),
     ],
 )

@@ -3,11 +3,12 @@ import torch
 
 from hybridtron.config.load import build, load
 from hybridtron.errors import UserError
-from hybridtron.mad.architecture import Architecture, from_layers, from_model, from_pattern, iso_state
-from hybridtron.mad.layers import LAYERS
+from hybridtron.mad.architecture import Architecture, from_layers, from_model, from_pattern
+from hybridtron.mad.layers import ALIASES, LAYERS
 from hybridtron.mad.proxy_model import ProxyModel, initial_values, proxy_tensors
 from hybridtron.mad.shrink import shrink
 from hybridtron.mad.soft_experts import soft_weights
+from hybridtron.mixers.registry import MIXERS
 from hybridtron.model.config import ModelConfig
 from hybridtron.train.config import RunConfig
 
@@ -67,7 +68,16 @@ def test_soft_routing_leaves_every_expert_a_weight():
 def test_layers_in_any_notation_are_one_architecture():
     layers = from_layers(["mh-hyena", "swiglu", "mh-hyena", "swiglu"])
     assert layers == from_pattern("2*(mh_hyena swiglu)") == from_layers(["mh_hyena", "swiglu"] * 2)
+    assert layers == from_pattern("2*(mh-hyena swiglu)")
     assert layers.name == "2*(mh_hyena swiglu)"
+
+
+def test_this_projects_names_of_layers_are_taken_for_mad_labs():
+    assert from_layers(["mamba1", "moe"]) == from_layers(["mamba", "moe-mlp"]) == from_pattern("mamba1 moe")
+    assert set(ALIASES).isdisjoint(LAYERS)
+    for kind in MIXERS.keys() - {"parallel"}:
+        (block,) = from_layers([kind]).blocks.values()
+        assert block["type"] == kind
 
 
 def test_filters_run_over_the_length_of_the_task():
@@ -174,17 +184,3 @@ def test_a_run_config_of_this_project_is_shrunk(request):
     made = from_model(config.name, config.model)
     assert made.hidden_size == 128
     assert run(made.model(16, 12)).isfinite().all()
-
-
-@pytest.mark.parametrize("layer", ["gated-linear-attention", "mh-linear-attention", "mamba", "mamba2", "hyena"])
-def test_iso_state_comes_as_near_to_4096_as_the_layer_allows(layer):
-    made = iso_state(from_layers([layer, "swiglu"] * 2))
-    assert abs(made.account()["state_size"] - 4096) <= 256
-    assert made.notes[-1].startswith("total state 4,")
-
-
-def test_iso_state_leaves_attention_alone():
-    plain = from_layers(["mh-attention", "swiglu", "mamba", "swiglu"])
-    made = iso_state(plain)
-    assert made.blocks["mh_attention"] == plain.blocks["mh_attention"]
-    assert made.blocks["mamba"]["state_dim"] == 16

@@ -48,7 +48,7 @@ def test_run_trains_reports_and_goes_on(hybridtron, in_process, tmp_path):
         file.write("damaged\n")
     again = in_process(*RUN, *layers, "--json")
     assert json.loads(again.out) == [score]
-    assert "line 2: damaged, left out" in again.err
+    assert "line 2: damaged (no JSON), left out" in again.err
     assert "1/1" not in again.err
     report = in_process("mad", "report", "out")
     assert report.code == 0
@@ -99,7 +99,7 @@ def test_run_tells_what_is_left_out(in_process, tmp_path):
     rows = [first, {**second, "num_cells": 2}]
     (tmp_path / "out" / RESULTS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = in_process(*both, "--json")
-    assert "mlp: memorization, baseline, seed 0: 1 of 2 cells, left out" in result.err
+    assert "mlp (smoke): memorization, baseline, seed 0: 1 of 2 cells, left out" in result.err
     assert list(json.loads(result.out)[0]["tasks"]) == ["compression"]
 
 

@@ -321,6 +321,18 @@ def test_training_targets_are_the_next_token_everywhere(task):
     assert (inputs[:, 1:] == targets[:, :-1]).all()
 
 
+def test_the_slot_that_noise_spares_may_be_the_final_pair():
+    """Two slots before the final pair: each of the three is spared equally often, and two of noise are drawn again."""
+    setting = {"seq_len": 6, "frac_noise": 0.8}
+    inputs, _ = generate("noisy-in-context-recall", setting, "test", seed=0, num_examples=100_000)
+    counts = np.bincount((inputs[:, 0:4:2] >= 16).sum(1), minlength=3)
+    none = 2 / 3 * 0.2 + 1 / 3 * 0.2**2
+    one = 2 / 3 * 0.8 + 1 / 3 * 2 * 0.8 * 0.2
+    share = one / (none + one)
+    assert counts[2] == 0
+    assert counts[1] / counts.sum() == pytest.approx(share, abs=5 * np.sqrt(share * (1 - share) / counts.sum()))
+
+
 def test_a_sequence_without_a_single_key_is_drawn_again():
     inputs, _ = generate("noisy-in-context-recall", {"seq_len": 4, "frac_noise": 0.9}, "test", seed=0)
     assert (inputs[:, 0] < 8).all()

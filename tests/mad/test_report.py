@@ -5,9 +5,10 @@ import re
 import pytest
 
 from hybridtron.errors import UserError
-from hybridtron.mad.report import conditions, print_scores, read_scores, write_report
+from hybridtron.mad.report import print_scores, read_scores, write_report
 from hybridtron.mad.results import opened_for_adding
 from hybridtron.mad.tasks import TASKS, settings
+from hybridtron.mad.wording import conditions
 from tests.mad.small import row
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -105,11 +106,11 @@ def test_an_incomplete_score_is_marked_and_what_all_have_is_compared(tmp_path, c
             row(setting=easy, architecture="begun", fingerprint="h", num_cells=6),
         ])  # fmt: skip
     made, warnings = read_scores([tmp_path / "results"])
-    assert warnings == ["begun: no setting has all its cells yet, left out"]
+    assert warnings == ["begun (paper): compression, baseline, seed 0: 1 of 6 cells, left out"]
     print_scores(made)
     text = capsys.readouterr().out
     for words in ("61.0*", "2 of 11", "1 of 11", "no MAD score", "on 1 setting that all have", "91.0*", "81.0*",
-                  "not settings of paper, in no mean: compression vocab_size=5"):  # fmt: skip
+                  "in no mean, since no settings of paper: compression vocab_size=5"):  # fmt: skip
         assert words in text
     write_report(made, warnings, tmp_path / "report")
     page = (tmp_path / "report" / "report.html").read_text()

@@ -1,5 +1,6 @@
 import contextlib
 import json
+import re
 import resource
 
 import pytest
@@ -44,15 +45,25 @@ def test_a_key_changes_with_what_is_trained(changed):
     assert key(row(**changed)) != key(row())
 
 
-def test_a_last_line_that_was_cut_short_is_dropped_and_written_over(tmp_path):
+def test_a_last_line_that_was_cut_short_is_named_dropped_and_written_over(tmp_path):
     file = written(tmp_path, row())
     whole = file.read_bytes()
-    for length in (1, 30, len(whole) - 1):
+    for length in (1, 30, len(whole) - 2):
         file.write_bytes(whole + whole[:length])
-        assert read_rows(tmp_path) == ([row()], [])
-        written(tmp_path, row(seed=1))
+        assert read_rows(tmp_path) == ([row()], [f"{file}, line 2: cut short, left out"])
+        with opened_for_adding(tmp_path) as results:
+            assert results.warnings == [f"{file}, line 2: cut short, left out"]
+            results.add([row(seed=1)])
         assert read_rows(tmp_path) == ([row(), row(seed=1)], [])
         file.write_bytes(whole)
+
+
+def test_a_last_row_that_lacks_nothing_but_its_line_end_counts(tmp_path):
+    file = written(tmp_path, row(), row(seed=1))
+    file.write_bytes(file.read_bytes().removesuffix(b"\n"))
+    assert read_rows(tmp_path) == ([row(), row(seed=1)], [])
+    written(tmp_path, row(seed=2))
+    assert read_rows(tmp_path) == ([row(), row(seed=1), row(seed=2)], [])
 
 
 @pytest.mark.parametrize(
@@ -64,7 +75,8 @@ def test_a_damaged_line_is_named_and_the_good_rows_are_kept(tmp_path, damage):
     file.write_bytes(b"\n".join([first, damage, second, b""]))
     rows, warnings = read_rows(tmp_path)
     assert rows == [row(), row(seed=1)]
-    assert warnings == [f"{file}, line 2: damaged, left out"]
+    assert len(warnings) == 1
+    assert re.fullmatch(rf"{file}, line 2: damaged \(.+\), left out", warnings[0])
     written(tmp_path, row(seed=2))
     assert len(read_rows(tmp_path)[0]) == 3
 
@@ -100,7 +112,10 @@ def test_a_row_that_no_training_gives_is_a_damaged_line(tmp_path, wrong):
     file = written(tmp_path, row())
     with file.open("a") as stream:
         stream.write(json.dumps(row(seed=1, **{k: v for k, v in wrong.items() if k != "seed"}) | wrong) + "\n")
-    assert read_rows(tmp_path) == ([row()], [f"{file}, line 2: damaged, left out"])
+    rows, (warning,) = read_rows(tmp_path)
+    assert rows == [row()]
+    assert warning.startswith(f"{file}, line 2: damaged (")
+    assert next(iter(wrong)) in warning or warning.count(": expected") == 1
 
 
 def test_a_diverged_loss_is_no_damage(tmp_path):
@@ -127,7 +142,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_rows_that_fitted(tmp_path):
         pytest.raises(UserError, match=rf"--out {tmp_path}: cannot be written \(File too large\)"),
     ):
         results.add([row(seed=1)])
-    assert read_rows(tmp_path) == ([row()], [])
+    assert read_rows(tmp_path) == ([row()], [f"{file}, line 2: cut short, left out"])
     written(tmp_path, row(seed=1))
     assert read_rows(tmp_path) == ([row(), row(seed=1)], [])
 

@@ -64,7 +64,7 @@ def test_a_seed_that_is_not_done_is_left_out_and_named_and_costs_nothing():
     }  # fmt: skip
     assert score.overall["micro"].low is None
     assert score.left_out == (
-        "mh_attention: compression, seed 1: 3 of the 11 settings that seed 0 has, left out",
+        "mh_attention (paper): compression, seed 1: 3 of the 11 settings that seed 0 has, left out",
     )  # fmt: skip
 
 
@@ -73,8 +73,8 @@ def test_seeds_of_different_settings_are_not_mixed():
     (score,) = scores([row(setting=one, seed=3), row(setting=two, seed=5)])
     assert score.seeds == (3,)
     assert score.left_out == (
-        "mh_attention: compression, seed 5: 0 of the 1 settings that seed 3 has, left out",
-        "mh_attention: compression, vocab_size=32: not there for seed 3, left out",
+        "mh_attention (paper): compression, seed 5: 0 of the 1 settings that seed 3 has, left out",
+        "mh_attention (paper): compression, vocab_size=32: not there for seed 3, left out",
     )
 
 
@@ -82,7 +82,7 @@ def test_settings_without_all_cells_are_left_out_and_named():
     rows = [row(num_cells=2), row(num_cells=2, lr=5e-4), row(num_cells=2, setting=settings("compression")[1])]
     (score,) = scores(rows)
     assert len(score.tasks["compression"].best) == 1
-    assert score.left_out == ("mh_attention: compression, vocab_size=32, seed 0: 1 of 2 cells, left out",)
+    assert score.left_out == ("mh_attention (paper): compression, vocab_size=32, seed 0: 1 of 2 cells, left out",)
     assert not scores([row(num_cells=6)])
 
 

@@ -83,7 +83,7 @@ def test_a_row_is_told_as_soon_as_its_cell_ends(together):
 
 @pytest.mark.parametrize("together", [False, True])
 def test_every_step_tells_the_best_accuracy_of_the_last_evaluation(together):
-    chosen = preset("smoke", cells=GRID[:2], max_steps=6, evaluations=3)
+    chosen = preset("smoke", cells=GRID[:2], max_steps=6, evaluations=3, eval_examples=16)
     heard = []
     rows = train_setting(
         MLP, "compression", SETTING, chosen, [0], together=together,

@@ -3,19 +3,19 @@
 import importlib.util
 import json
 import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from hybridtron.errors import UserError
-from hybridtron.mad import scores, transplant
+from hybridtron.mad import transplant
 from hybridtron.mad.results import read_rows
 from hybridtron.train.evaluate import trained_model
 from tests.conftest import TINY, command, environment
-from tests.mad.small import row
 
 TOOL = Path(__file__).parents[2] / "tools" / "rerun_mad.py"
 QUICK = ["--preset", "smoke", "--steps", "2", "--nproc", "1", "--tasks", "compression", "--set", "seq_len=8"]
@@ -67,39 +67,9 @@ def test_each_mode_scores_checkpoints_and_too_few_are_no_evidence(tool, run, tmp
     rows, _ = read_rows(out)
     assert [row["notes"][0].split(":")[0] for row in rows] == ["probe", "probe", "finetune", "width 32 -> 128"]
     assert len({row["fingerprint"] for row in rows}) == 4
-
-
-def points(tool, scores, losses):
-    return [tool.Point(str(i), [], *pair) for i, pair in enumerate(zip(scores, losses, strict=True))]
-
-
-def test_five_models_are_evidence_with_an_exact_p(tool, tmp_path):
-    five = points(tool, [0.1, 0.3, 0.5, 0.7, 0.9], [3.0, 2.8, 2.9, 2.5, 2.0])
-    told = tool.correlate(five, tmp_path, "nats per token")
-    assert told["parameters"]["spearman"] == pytest.approx(-0.9)
-    assert told["parameters"]["p"] == pytest.approx(10 / 120)
-    assert "exact permutation p" in " ".join(told["verdict"])
-    assert not any("too few" in line for line in told["verdict"])
-    assert (tmp_path / "correlation.png").read_bytes().startswith(b"\x89PNG")
-    assert any("Not evidence" in line for line in tool.correlate(five[:4], tmp_path, "nats per token")["verdict"])
-
-
-def test_scores_that_rise_with_the_loss_order_the_wrong_way(tool, tmp_path):
-    wrong = points(tool, [0.1 * i for i in range(8)], [2.0 + 0.1 * i for i in range(8)])
-    verdict = " ".join(tool.correlate(wrong, tmp_path, "bits per byte")["verdict"])
-    assert "orders them the wrong way" in verdict
-    assert "validated" not in verdict
-
-
-def test_checkpoints_of_one_proxy_are_one_point(tool, tmp_path):
-    """Six checkpoints of two runs that shrink to the same model, and one of another."""
-    (one,), (other,) = scores([row(architecture="a")]), scores([row(fingerprint="g", architecture="b", test_micro=0.9)])
-    checkpoints = [Path(run, f"step_{step:08d}") for run in ("r", "s") for step in (10, 2, 6)] + [Path("t", "step_1")]
-    made, said = tool.as_points([one] * 6 + [other], checkpoints, [3.0, 5.0, 4.0, 2.0, 5.0, 4.0, 1.0])
-    assert [(point.name, point.score, point.loss) for point in made] == [("a", 0.5, 2.5), ("b", 0.9, 1.0)]
-    assert "7 checkpoints are 2 different models" in said[0]
-    told = tool.correlate(made, tmp_path, "nats per token", said)
-    assert "Not evidence: 2 points are too few" in " ".join(told["verdict"])
+    assert [row["architecture"] for row in rows[1:]] == [
+        "tiny/step_00000004, probe", "tiny/step_00000004, finetune", "tiny",
+    ]  # fmt: skip
 
 
 def test_a_checkpoint_given_twice_and_its_run_count_once(tool, run, tmp_path, capsys):
@@ -107,13 +77,54 @@ def test_a_checkpoint_given_twice_and_its_run_count_once(tool, run, tmp_path, ca
     assert tool.main([*same, "--depth", "2", "--out", str(tmp_path / "out"), *QUICK, "--json"]) == 0
     text = capsys.readouterr()
     told = json.loads(text.out)
-    assert "the same checkpoint as" in text.err
+    assert text.err.count("the same checkpoint as") == 2
     assert len(told["checkpoints"]) == 2
     (point,) = told["correlation"]["points"]
     assert point["checkpoints"] == ["tiny/step_00000004", "tiny/step_00000002"]
     assert point["loss"] == told["checkpoints"][0]["loss"]
-    assert "2 checkpoints are 1 different model to the tasks" in told["correlation"]["verdict"][1]
-    assert "No correlation" in told["correlation"]["verdict"][0]
+    verdict = told["correlation"]["verdict"]
+    assert verdict[0] == "No correlation: only one model is left; a correlation needs at least two"
+    assert verdict[1].startswith("2 checkpoints are one model to the tasks")
+
+
+def test_one_checkpoint_given_twice_has_no_correlation_and_the_verdict_says_so(tool, run, tmp_path, capsys):
+    assert tool.main([str(run), str(run), "--depth", "2", "--out", str(tmp_path / "out"), *QUICK]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "No correlation: only one model is left; a correlation needs at least two" in lines
+    assert f"{run} was given twice: the same checkpoint, counted once." in lines
+
+
+def test_options_given_twice_add_up(tool, run):
+    often = (
+        "run --out x --tasks compression --tasks memorization --seeds 3 --seeds 4 3 --set seq_len=8 --set vocab_size=8"
+    )
+    options = tool.parsed(often.split())
+    assert [task for task, _ in options.settings] == ["compression", "memorization"]
+    assert all((setting["seq_len"], setting["vocab_size"]) == (8, 8) for _, setting in options.settings)
+    assert options.seeds == [3, 4]
+    assert tool.parsed(["run", "--out", "x"]).seeds == [0]
+
+
+def test_ctrl_c_ends_with_one_line_and_what_is_done(run, tmp_path):
+    """Sent when the first task is done; the five others have many steps before them."""
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, TOOL, run, "--out", out, "--preset", "smoke", "--steps", "100", "--nproc", "1"],
+        env=environment(), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        for line in process.stderr:
+            if "1/6" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(timeout=60) == 130
+    finally:
+        process.kill()
+        process.wait()
+    assert rest == f"hybridtron: interrupted; what is done is in {out}, the same command goes on\n"
+    rows, _ = read_rows(out)
+    assert len(rows) == 1
 
 
 def test_only_this_calls_settings_and_seeds_are_scored(tool, run, tmp_path, capsys):
@@ -129,23 +140,6 @@ def test_only_this_calls_settings_and_seeds_are_scored(tool, run, tmp_path, caps
     assert told["overall"]["micro"]["mean"] == next(
         row["test_micro"] for row in rows if row["setting"]["vocab_size"] == 16 and row["seed"] == 0
     )
-
-
-def test_losses_are_compared_in_one_unit_and_on_one_text(tool):
-    def loss(**changes):
-        about = {"checkpoint": Path("run", "step_1"), "loss": 2.0, "bits_per_byte": 1.1, "tokenizer": "a",
-                 "tokens": "x", "text": (3, 900), "seq_len": 32, "data": "valid"}  # fmt: skip
-        return tool.HeldOutLoss(**about | changes)
-
-    assert tool.in_one_unit([loss(), loss(loss=3.0)]) == ([2.0, 3.0], "nats per token")
-    other = {"tokenizer": "b", "tokens": "y", "loss": 5.0, "bits_per_byte": 0.9}
-    assert tool.in_one_unit([loss(), loss(**other)]) == ([1.1, 0.9], "bits per byte")
-    with pytest.raises(UserError, match=r"different held-out data .*expected the same, such as by --data"):
-        tool.in_one_unit([loss(), loss(tokens="y")])
-    with pytest.raises(UserError, match="different held-out data"):
-        tool.in_one_unit([loss(), loss(**other, text=(3, 901))])
-    with pytest.raises(UserError, match="tokenizers differ, and nothing tells how many bytes valid has"):
-        tool.in_one_unit([loss(), loss(**other, text=None)])
 
 
 def test_losses_on_different_texts_are_not_correlated(tool, run, corpus, tmp_path, capsys):
@@ -201,6 +195,8 @@ def test_trained_layers_compute_what_they_did_and_a_probe_leaves_them(run):
         (["RUN", "--preset", "papper"], "(nearest: paper)"),
         (["RUN", "--steps", "0"], "--steps = 0"),
         (["RUN", "--mode", "probing"], "invalid choice: 'probing'"),
+        (["RUN", "--mode", "probe", "--depth", "4"], "--depth: is for --mode proxy; expected none with --mode probe"),
+        (["RUN", "--mode", "finetune", "--iso-state"], "--iso-state: is for --mode proxy"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(tool, run, tmp_path, capsys, monkeypatch, arguments, message):
