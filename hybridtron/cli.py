@@ -142,7 +142,7 @@ def _parser() -> ArgumentParser:
     verb.set_defaults(run=_scale)
 
     verb = verbs.add_parser("mad", help="six synthetic tasks that rank architectures in minutes")
-    verb.add_argument("verb", metavar="data|run|report", help="`hybridtron mad VERB --help` tells more")
+    verb.add_argument("verb", metavar="data|run|report", nargs="?", help="`hybridtron mad VERB --help` tells more")
     verb.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     verb.set_defaults(run=_mad)
 
@@ -330,7 +330,7 @@ def _scale(options: argparse.Namespace) -> int:
 def _mad(options: argparse.Namespace) -> int:
     from hybridtron.mad.command import main
 
-    return main([options.verb, *options.arguments])
+    return main([*filter(None, [options.verb]), *options.arguments])
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -10,7 +10,6 @@ from typing import Any
 
 NONE = "–"
 DIGITS, MOST_DIGITS = 4, 8  # behind the point
-LEAST_SECONDS = 0.01
 CLOSE = 5e-3  # scores that differ by less than this all together get more digits
 
 
@@ -55,16 +54,6 @@ def decimals(values: Sequence[float | None]) -> int:
 
 def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def duration(seconds: float) -> str:
-    """Such as 0.03 s, 12 s, 4.2 min or 3.1 h."""
-    if seconds < LEAST_SECONDS:
-        return f"under {LEAST_SECONDS} s"
-    for least, length, unit in ((3600, 3600, "h"), (90, 60, "min")):
-        if seconds >= least:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 
 def html_table(columns: Sequence[Column]) -> str:

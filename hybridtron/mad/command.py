@@ -13,6 +13,8 @@ from hybridtron.arguments import ArgumentParser
 from hybridtron.errors import UserError
 from hybridtron.mad.architecture import Architecture, from_layers, from_model, from_pattern, iso_state
 from hybridtron.mad.data import generate, write_examples
+from hybridtron.mad.layers import LAYERS
+from hybridtron.mad.outlook import outlook
 from hybridtron.mad.presets import PRESETS, Preset, preset
 from hybridtron.mad.report import print_scores, read_scores, write_report
 from hybridtron.mad.scoring import called, protocol_scores, scores
@@ -31,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         options.changes += [word for word in rest if not word.startswith("-")]
         rest = [word for word in rest if word.startswith("-")]
     if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        options.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return options.run(options)
 
 
@@ -45,21 +47,24 @@ def _parser() -> ArgumentParser:
     verb.add_argument("--out", type=Path, required=True, metavar="F.npz", help="gets the arrays inputs and targets")
     verb.add_argument("--split", default="train", metavar="|".join(SPLITS), help="which stream (%(default)s)")
     verb.add_argument("--seed", type=int, default=0, metavar="N", help="(%(default)s)")
-    verb.set_defaults(run=_data)
+    verb.set_defaults(run=_data, parser=verb)
 
     verb = verbs.add_parser("run", help="train an architecture on the tasks")
     what = verb.add_mutually_exclusive_group(required=True)
-    what.add_argument("--layers", nargs="+", metavar="LAYER", help="such as mh-hyena swiglu mh-attention swiglu")
-    what.add_argument("--pattern", metavar="PATTERN", help='of layers with _ for -, such as "2*(mamba mlp)"')
-    what.add_argument("--config", type=Path, metavar="CONFIG", help="a run's config, whose model is made small")
-    verb.add_argument("--depth", type=int, default=DEPTH, metavar="N", help="layers kept of --config (%(default)s)")
+    what.add_argument(
+        "--layers", nargs="+", action="extend", metavar="LAYER", help=f"in their order, of {', '.join(LAYERS)}"
+    )
+    what.add_argument("--pattern", metavar="PATTERN", help='of layers, such as "2*(mamba mlp)"')
+    what.add_argument("--config", type=Path, metavar="CONFIG", help="a run's config, or its folder: made small")
+    verb.add_argument("--depth", type=int, metavar="N", help=f"layers kept of --config ({DEPTH})")
     verb.add_argument("--iso-state", action="store_true", help="change layers so that the state is 4,096 in all")
     verb.add_argument("--preset", default="paper", metavar="P", help=f"{', '.join(PRESETS)} (%(default)s)")
-    verb.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="by default all six")
+    verb.add_argument("--tasks", nargs="+", action="extend", default=[], metavar="TASK", help="by default all six")
     verb.add_argument(
-        "--set", nargs="+", default=[], metavar="setting=value", dest="changes", help="one setting of each task alone"
-    )
-    verb.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="of data and weights (0)")
+        "--set", nargs="+", action="extend", default=[], metavar="setting=value", dest="changes",
+        help="one setting of each task alone: the baseline with these changes",
+    )  # fmt: skip
+    verb.add_argument("--seeds", nargs="+", action="extend", type=int, metavar="N", help="of data and weights (0)")
     verb.add_argument("--steps", type=int, metavar="N", help="at most so many, in place of the preset's")
     verb.add_argument("--batch-size", type=int, metavar="N", help="in place of the preset's")
     verb.add_argument(
@@ -67,14 +72,15 @@ def _parser() -> ArgumentParser:
     )
     verb.add_argument("--nproc", type=int, metavar="N", help="processes; by default one per core, or one on a GPU")
     verb.add_argument("--device", default=None, metavar="D", help="cpu or cuda; by default cuda where there is one")
+    verb.add_argument("--dry-run", action="store_true", help="say what there is to train, and stop")
     verb.add_argument("--json", action="store_true", help="for programs")
-    verb.set_defaults(run=_run)
+    verb.set_defaults(run=_run, parser=verb)
 
     verb = verbs.add_parser("report", help="tables and pictures of results")
     verb.add_argument("folders", metavar="DIR", nargs="+", type=Path)
     verb.add_argument("--out", type=Path, metavar="DIR", help="for the report; by default report in the first DIR")
     verb.add_argument("--json", action="store_true", help="for programs")
-    verb.set_defaults(run=_report)
+    verb.set_defaults(run=_report, parser=verb)
     return parser
 
 
@@ -86,13 +92,19 @@ def _data(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    options.seeds = list(dict.fromkeys(options.seeds or [0]))
     require_counts(options)
     chosen = preset(options.preset, max_steps=options.steps, batch_size=options.batch_size)
     architecture = _architecture(options, chosen)
     settings = chosen_settings(chosen, options.tasks, changed_settings(options.changes))
     device = chosen_device(options.device)
     processes = options.nproc or default_processes(device)
+    told = outlook(architecture, chosen, settings, options.seeds, options.out)
+    if options.dry_run:
+        print(json.dumps(told._asdict(), indent=2) if options.json else f"{architecture.name}: {told}")
+        return 0
     view = View(chosen.accuracy)
+    view.say(f"{architecture.name}: {told}")
     for note in architecture.notes:
         view.say(f"{architecture.name}: {note}")
     if chosen.select_split == "test":
@@ -102,7 +114,7 @@ def _run(options: argparse.Namespace) -> int:
             architecture,
             chosen,
             settings,
-            list(dict.fromkeys(options.seeds)),
+            options.seeds,
             options.out,
             processes=processes,
             device=device,
@@ -113,6 +125,9 @@ def _run(options: argparse.Namespace) -> int:
     except SuiteFailed as error:
         print(f"hybridtron: stopped: {error}; what is done is in {options.out}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        view.say(f"hybridtron: interrupted; the cells that ended are in {options.out}, the same command goes on")
+        return 130
     finally:
         view.close()
     found = scores(of_call(rows, chosen, settings, options.seeds)) if options.changes else protocol_scores(rows)
@@ -142,16 +157,19 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _architecture(options: argparse.Namespace, chosen: Preset) -> Architecture:
-    if options.layers:
+    if options.config is None and options.depth is not None:
+        raise UserError(f"--depth {options.depth}: is for --config, whose layers may be many; expected none here")
+    if options.layers is not None:
         made = from_layers(options.layers, chosen.quirks)
-    elif options.pattern:
+    elif options.pattern is not None:
         made = from_pattern(options.pattern, chosen.quirks)
     else:
         from hybridtron.config.load import load
         from hybridtron.train.config import RunConfig
 
-        config = load(options.config, [], RunConfig)
-        made = from_model(config.name, config.model, options.depth)
+        of_run = options.config / "config.yaml"
+        config = load(of_run if of_run.is_file() else options.config, [], RunConfig)
+        made = from_model(config.name, config.model, DEPTH if options.depth is None else options.depth)
     return iso_state(made) if options.iso_state else made
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridtron.errors import UserError
-from hybridtron.mad.tasks import complete
+from hybridtron.mad.tasks import Setting, complete
 
 RESULTS = "results.jsonl"
 _LOCK = ".lock"
@@ -31,21 +31,21 @@ _FIELDS: dict[str, type] = {
     "setting": dict, "seed": int, "steps": int, "stopped": str, "curve": list,
 }  # fmt: skip
 _NAMES = {str: "text", list: "list", int: "whole number", dict: "mapping"}
+_KEY = ("fingerprint", "protocol", "task", "setting", "lr", "weight_decay", "seed")
 _ACCURACIES = ("test_micro", "test_macro", "select_micro", "select_macro")
 
 
 def key(row: Row) -> Key:
     """What a row is the result of; two rows of the same key say the same."""
-    setting = json.dumps(row["setting"], sort_keys=True)
-    return (
-        row["fingerprint"],
-        row["protocol"],
-        row["task"],
-        setting,
-        f"{row['lr']:g}",
-        f"{row['weight_decay']:g}",
-        str(row["seed"]),
-    )
+    return make_key(*(row[name] for name in _KEY))
+
+
+def make_key(
+    fingerprint: str, protocol: str, task: str, setting: Setting, lr: float, weight_decay: float, seed: int
+) -> Key:
+    """The key of the row that training this gives; `setting` is complete."""
+    text = json.dumps(dict(setting), sort_keys=True)
+    return fingerprint, protocol, task, text, f"{lr:g}", f"{weight_decay:g}", str(seed)
 
 
 def read_rows(folder: Path) -> tuple[list[Row], list[str]]:
@@ -57,6 +57,8 @@ def read_rows(folder: Path) -> tuple[list[Row], list[str]]:
     file = folder / RESULTS
     try:
         text = file.read_bytes()
+    except NotADirectoryError:
+        raise UserError(f"{folder}: is a file; expected the folder that has it") from None
     except OSError:
         raise UserError(f"{folder}: has no {RESULTS}: expected a folder that `hybridtron mad run` wrote") from None
     rows: dict[Key, Row] = {}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hybridtron.mad.presets import Preset
-from hybridtron.mad.results import Row, key
+from hybridtron.mad.results import Row, key, make_key
 from hybridtron.mad.tasks import TASKS, Setting, complete, setting_text
 
 BySetting = dict[str, dict[int, Row]]  # setting as JSON -> seed -> the chosen row
@@ -18,7 +18,7 @@ def of_call(
 ) -> list[Row]:
     """The rows that training these settings, cells and seeds gives or gave; a folder may hold more."""
     asked = {
-        (name, json.dumps(complete(name, setting), sort_keys=True), f"{cell.lr:g}", f"{cell.weight_decay:g}", str(seed))
+        make_key("", "", name, complete(name, setting), cell.lr, cell.weight_decay, seed)[2:]
         for name, setting in settings
         for cell in preset.cells
         for seed in seeds

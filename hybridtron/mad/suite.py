@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
 import sys
@@ -21,7 +20,7 @@ import torch
 
 from hybridtron.errors import UserError
 from hybridtron.mad.presets import Cell, Preset
-from hybridtron.mad.results import Key, ResultsWriter, Row, opened_for_adding
+from hybridtron.mad.results import Key, ResultsWriter, Row, make_key, opened_for_adding
 from hybridtron.mad.subject import Subject
 from hybridtron.mad.tasks import TASKS, Setting, complete, settings
 from hybridtron.mad.train import train_setting
@@ -74,7 +73,11 @@ def chosen_settings(preset: Preset, tasks: Sequence[str], changes: Setting) -> l
     pairs: list[tuple[str, Setting]] = []
     for name in dict.fromkeys(tasks or TASKS):
         if changes:
-            pairs.append((name, complete(name, changes)))
+            try:
+                pairs.append((name, complete(name, changes)))
+            except UserError as error:
+                hint = "" if tasks else "; --tasks chooses tasks that can have it"
+                raise UserError(f"{error}{hint}") from None
         else:
             pairs += [(name, setting) for setting in settings(name)[: 1 if preset.settings == "baseline" else None]]
     return pairs
@@ -121,8 +124,8 @@ def run_suite(
             else:
                 finished += 1
                 if on_unit:
-                    keys = _keys(subject, preset, unit.task, unit.setting, unit.seeds).values()
-                    on_unit(Progress(finished, len(units), unit, results.rows_of(keys), said))
+                    wanted = row_keys(subject, preset, unit.task, unit.setting, unit.seeds).values()
+                    on_unit(Progress(finished, len(units), unit, results.rows_of(wanted), said))
 
         if processes == 1:
             _here(job, units, hear)
@@ -142,7 +145,7 @@ def missing_units(
     """A unit for every setting that lacks rows, with the seeds that do and the cells that they do have."""
     units = []
     for name, setting in chosen:
-        keys = _keys(subject, preset, name, setting, seeds)
+        keys = row_keys(subject, preset, name, setting, seeds)
         lacking = tuple(dict.fromkeys(seed for (seed, _), wanted in keys.items() if not results.has(wanted)))
         if lacking:
             done = frozenset(pair for pair, wanted in keys.items() if pair[0] in lacking and results.has(wanted))
@@ -150,17 +153,12 @@ def missing_units(
     return units
 
 
-def _keys(
+def row_keys(
     subject: Subject, preset: Preset, task: str, setting: Setting, seeds: Sequence[int]
 ) -> dict[tuple[int, Cell], Key]:
     """The keys of a setting's rows by seed and cell."""
-    text = json.dumps(complete(task, setting), sort_keys=True)
-    made = (subject.fingerprint(), preset.fingerprint(), task, text)
-    return {
-        (seed, cell): (*made, f"{cell.lr:g}", f"{cell.weight_decay:g}", str(seed))
-        for seed in seeds
-        for cell in preset.cells
-    }
+    made = partial(make_key, subject.fingerprint(), preset.fingerprint(), task, complete(task, setting))
+    return {(seed, cell): made(cell.lr, cell.weight_decay, seed) for seed in seeds for cell in preset.cells}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from rich.progress import Progress as Bars
 
 from hybridtron.mad.suite import Progress, Steps, Unit
 from hybridtron.mad.tasks import setting_text
+from hybridtron.reporting.numbers import duration
 
 
 class View:
@@ -24,6 +25,7 @@ class View:
         self.bars: Bars | None = None
         self.shown: dict[str, TaskID] = {}
         self.told: dict[str, float] = {}
+        self.began: dict[str, tuple[float, int]] = {}  # when a setting's steps were first heard, and how many
         if sys.stderr.isatty():
             columns = (
                 TextColumn("{task.description}", markup=False),
@@ -45,9 +47,18 @@ class View:
             self.bars.update(self.shown[name], completed=steps.done, reached=reached)
             return
         now = time.monotonic()
+        self.began.setdefault(name, (now, steps.done))
         if now - self.told.setdefault(name, now) >= self.seconds_between_lines:
             self.told[name] = now
-            self.say(f"{name}  step {steps.done}/{steps.planned}  {reached}".rstrip())
+            parts = [name, f"step {steps.done}/{steps.planned}", reached, self._left(name, steps, now)]
+            self.say("  ".join(filter(None, parts)))
+
+    def _left(self, name: str, steps: Steps, now: float) -> str:
+        """The time that the rest takes if nothing stops early, once there is a pace."""
+        began, before = self.began[name]
+        if steps.done == before:
+            return ""
+        return f"at most {duration((now - began) / (steps.done - before) * (steps.planned - steps.done))} left"
 
     def unit(self, progress: Progress) -> None:
         name = _name(progress.unit)

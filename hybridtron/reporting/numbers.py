@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+_LEAST_SECONDS = 0.01
 _PREFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
@@ -24,3 +25,13 @@ def scientific(value: float) -> str:
     """As FLOPs are said: 6e18."""
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def duration(seconds: float) -> str:
+    """Such as 0.03 s, 12 s, 4.2 min or 3.1 h."""
+    if seconds < _LEAST_SECONDS:
+        return f"under {_LEAST_SECONDS} s"
+    for least, length, unit in ((3600, 3600, "h"), (90, 60, "min")):
+        if seconds >= least:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"

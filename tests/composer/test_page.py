@@ -19,7 +19,7 @@ from hybridtron.composer.config import SearchConfig, SpaceConfig
 from hybridtron.composer.outcome import Outcome
 from hybridtron.composer.plots import without_strays
 from hybridtron.composer.run import report_search, run_search
-from hybridtron.composer.tables import decimals, duration, fixed, plural, whole
+from hybridtron.composer.tables import plural
 from hybridtron.composer.view import summary
 from hybridtron.composer.wording import constraints, surrogate_sentence
 from hybridtron.config.load import build
@@ -163,8 +163,6 @@ def test_numbers_of_a_column_have_one_form():
     assert whole("cost", [8_388_608.0, 0.0]).cells == ("8,388,608", "0")
     assert decimals([]) == 4
     assert [plural(count, "pattern") for count in (1, 2, 0)] == ["1 pattern", "2 patterns", "0 patterns"]
-    said = [duration(seconds) for seconds in (0.0, 0.031, 12.3, 252, 11160)]
-    assert said == ["under 0.01 s", "0.031 s", "12 s", "4.2 min", "3.1 h"]
 
 
 def test_costs_on_the_page_are_exact_and_on_the_right(tmp_path):

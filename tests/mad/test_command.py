@@ -1,4 +1,6 @@
 import json
+import signal
+import subprocess
 from collections import namedtuple
 
 import numpy as np
@@ -7,7 +9,7 @@ import yaml
 
 from hybridtron.cli import main
 from hybridtron.mad.results import RESULTS, read_rows
-from tests.conftest import TINY
+from tests.conftest import TINY, command, environment
 
 Ended = namedtuple("Ended", "code out err")
 
@@ -49,6 +51,7 @@ def test_run_trains_reports_and_goes_on(hybridtron, in_process, tmp_path):
     again = in_process(*RUN, *layers, "--json")
     assert json.loads(again.out) == [score]
     assert "line 2: damaged (no JSON), left out" in again.err
+    assert "1 setting, 1 cell: all there already" in again.err
     assert "1/1" not in again.err
     report = in_process("mad", "report", "out")
     assert report.code == 0
@@ -57,9 +60,10 @@ def test_run_trains_reports_and_goes_on(hybridtron, in_process, tmp_path):
 
 
 def test_patterns_and_run_configs_are_architectures_too(in_process, tmp_path):
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump({**TINY, "data": {"train": "t", "seq_len": 32}}))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({**TINY, "data": {"train": "t", "seq_len": 32}}))
     assert in_process(*RUN, "--pattern", "2*mamba", "--iso-state").code == 0
-    result = in_process(*RUN, "--config", "run.yaml", "--depth", "2", "--set", "seq_len=8", "vocab_size=6")
+    result = in_process(*RUN, "--config", "run", "--depth", "2", "--set", "seq_len=8", "vocab_size=6")
     assert result.code == 0, result.err
     rows, _ = read_rows(tmp_path / "out")
     assert [row["architecture"] for row in rows] == ["2*mamba, iso-state", "tiny"]
@@ -103,6 +107,42 @@ def test_run_tells_what_is_left_out(in_process, tmp_path):
     assert list(json.loads(result.out)[0]["tasks"]) == ["compression"]
 
 
+def test_options_that_take_words_may_be_given_twice(in_process, tmp_path):
+    given = [*RUN, "--layers", "mlp", "--seeds", "0", "--seeds", "1", "--set", "seq_len=8", "--set", "vocab_size=6"]
+    assert in_process(*given, "--layers", "swiglu").code == 0
+    rows, _ = read_rows(tmp_path / "out")
+    assert [(row["architecture"], row["seed"]) for row in rows] == [("mlp swiglu", 0), ("mlp swiglu", 1)]
+    assert {(row["setting"]["seq_len"], row["setting"]["vocab_size"]) for row in rows} == {(8, 6)}
+
+
+def test_a_dry_run_says_what_there_is_to_train_and_trains_nothing(in_process, tmp_path):
+    paper = ["mad", "run", "--layers", "mlp", "--out", "out", "--dry-run"]
+    told = json.loads(in_process(*paper, "--json").out)
+    assert (told["settings"], told["cells"], told["missing"]) == (66, 396, 396)
+    assert "396 cells: 396 to train, at most 5,384,400 steps of 128 in all, 182B tokens" in in_process(*paper).out
+    assert not list(tmp_path.iterdir())
+    assert in_process(*RUN, "--layers", "mlp").code == 0
+    assert "all there already" in in_process(*RUN, "--layers", "mlp", "--dry-run").out
+    told = json.loads(in_process(*RUN, "--layers", "mlp", "--seeds", "0", "1", "--dry-run", "--json").out)
+    assert (told["cells"], told["missing"], told["steps"], told["tokens"]) == (2, 1, 2, 2 * 8 * 32)
+
+
+def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(hybridtron, tmp_path):
+    given = ["mad", "run", "--layers", "mlp", "--preset", "smoke", "--nproc", "1", "--out", "out"]
+    process = subprocess.Popen(command(*given), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("1/6"):
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stderr.read()
+    assert process.wait() == 130
+    assert rest.splitlines()[-1].startswith("hybridtron: interrupted; the cells that ended are in out")
+    assert "Traceback" not in rest
+    again = hybridtron(*given)
+    assert again.returncode == 0
+    assert "there, " in again.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -124,7 +164,12 @@ def test_run_tells_what_is_left_out(in_process, tmp_path):
         (["run", "--layers", "mlp", "--out", "o", "--tasks", "compression", "--sed", "1"], "unrecognized arguments"),
         (["run", "--layers", "mh-atention", "--out", "o"], "(nearest: mh-attention)"),
         (["run", "--pattern", "2*(mamba", "--out", "o"], "pattern"),
+        (["run", "--pattern", "", "--out", "o"], "pattern"),
         (["run", "--config", "none.yaml", "--out", "o"], "none.yaml"),
+        (["run", "--layers", "mlp", "--depth", "2", "--out", "o"], "--depth 2: is for --config"),
+        (["run", "--layers", "mlp", "--lr", "3"], "unrecognized arguments: --lr 3 (see hybridtron mad run --help)"),
+        (["run", "--layers", "mlp", "--set", "frac_noise=0.5", "--out", "o"], "--tasks chooses tasks that can"),
+        ([], "required: data|run|report"),
         (["run", "--layers", "mlp", "--preset", "papr", "--out", "o"], "(nearest: paper)"),
         (["run", "--layers", "mlp", "--tasks", "memory", "--out", "o"], "task 'memory'"),
         (["run", "--layers", "mlp", "--nproc", "0", "--out", "o"], "--nproc = 0: expected at least 1"),

@@ -155,7 +155,7 @@ def test_a_damaged_row_is_trained_again_and_named(undisturbed, tmp_path):
     (tmp_path / RESULTS).write_bytes(b"".join(lines))
     warnings = []
     suite(tmp_path, on_warning=warnings.append)
-    assert warnings == [f"{tmp_path / RESULTS}, line 6: damaged, left out"]
+    assert warnings == [f"{tmp_path / RESULTS}, line 6: damaged (no JSON), left out"]
     assert table(tmp_path) == table(undisturbed)
 
 

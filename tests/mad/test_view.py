@@ -15,11 +15,12 @@ def test_without_a_terminal_steps_are_lines_now_and_then(capsys):
     often, seldom = View("micro", seconds_between_lines=0), View("micro", seconds_between_lines=3600)
     for view in (often, seldom):
         view.steps(UNIT, Steps(100, 2000))
+        view.began = {name: (at - 60, steps) for name, (at, steps) in view.began.items()}  # 100 steps a minute
         view.steps(UNIT, Steps(200, 2000, 0.3125))
         view.close()
     assert capsys.readouterr().err.splitlines() == [
         "compression  vocab_size=32  step 100/2000",
-        "compression  vocab_size=32  step 200/2000  31.2 %",
+        "compression  vocab_size=32  step 200/2000  31.2 %  at most 18.0 min left",
     ]
 
 

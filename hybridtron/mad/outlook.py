@@ -1,0 +1,58 @@
+"""What a call has to train, before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from hybridtron.mad.presets import Preset
+from hybridtron.mad.results import RESULTS, key, read_rows
+from hybridtron.mad.subject import Subject
+from hybridtron.mad.suite import row_keys
+from hybridtron.mad.tasks import Setting, task
+from hybridtron.reporting.numbers import short_number
+
+
+class Outlook(NamedTuple):
+    """`steps` and `tokens` are those of the cells that are missing, if none stops early."""
+
+    preset: str
+    settings: int
+    cells: int
+    missing: int
+    steps: int
+    batch_size: int
+    tokens: int
+
+    def __str__(self) -> str:
+        text = f"preset {self.preset}, {_count(self.settings, 'setting')}, {_count(self.cells, 'cell')}: "
+        if not self.missing:
+            return text + "all there already"
+        there = f"{self.cells - self.missing:,} there, " if self.missing < self.cells else ""
+        return (
+            text + f"{there}{self.missing:,} to train, at most {self.steps:,} steps of {self.batch_size} in all, "
+            f"{short_number(self.tokens)} tokens"
+        )
+
+
+def outlook(
+    subject: Subject, preset: Preset, chosen: Sequence[tuple[str, Setting]], seeds: Sequence[int], folder: Path
+) -> Outlook:
+    """What the settings, cells and seeds are beside the rows that the folder has."""
+    there = {key(row) for row in read_rows(folder)[0]} if (folder / RESULTS).is_file() else set()
+    cells = missing = steps = tokens = 0
+    for name, setting in chosen:
+        wanted = row_keys(subject, preset, name, setting, seeds).values()
+        lacking = sum(one not in there for one in wanted)
+        each = preset.steps(int(setting["num_train_examples"]))
+        cells += len(wanted)
+        missing += lacking
+        steps += lacking * each
+        batch = min(preset.batch_size, int(setting["num_train_examples"]))
+        tokens += lacking * each * batch * task(name).sequence_length(setting)
+    return Outlook(preset.name, len(chosen), cells, missing, steps, preset.batch_size, tokens)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
