@@ -6,7 +6,7 @@ STYLE = """
 * { box-sizing:border-box; }
 body { margin:0; background:var(--ground); color:var(--ink); font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,
   "Helvetica Neue",Arial,sans-serif; }
-main { max-width:60rem; margin:0 auto; padding:2.5rem 1.25rem 3rem; }
+main { max-width:72rem; margin:0 auto; padding:2.5rem 1.25rem 3rem; }
 h1 { margin:.1rem 0 .2rem; font-size:2.1rem; line-height:1.15; letter-spacing:-.01em; }
 h2 { margin:0 0 .6rem; font-size:1.15rem; }
 h3 { margin:1.1rem 0 .3rem; font-size:.95rem; color:var(--soft); }
@@ -24,9 +24,9 @@ section { margin-top:1.25rem; padding:1.35rem 1.5rem; background:var(--paper); b
 .none { color:var(--faint); margin:0; }
 figure { margin:0 0 1rem; }
 figure:last-child { margin-bottom:0; }
-img { display:block; width:100%; max-width:54rem; margin:0 auto; height:auto; }
+img { display:block; max-width:min(100%, 54rem); margin:0 auto; height:auto; }
 table { border-collapse:collapse; font-size:.92rem; font-variant-numeric:tabular-nums; }
-th, td { padding:.35rem .9rem .35rem 0; text-align:left; vertical-align:top; }
+th, td { padding:.35rem .75rem .35rem 0; text-align:left; vertical-align:top; }
 thead th { color:var(--faint); font-weight:600; font-size:.82rem; border-bottom:2px solid var(--line);
   white-space:nowrap; }
 tbody tr + tr > * { border-top:1px solid var(--line); }

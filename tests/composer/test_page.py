@@ -19,7 +19,7 @@ from hybridtron.composer.config import SearchConfig, SpaceConfig
 from hybridtron.composer.outcome import Outcome
 from hybridtron.composer.plots import without_strays
 from hybridtron.composer.run import report_search, run_search
-from hybridtron.composer.tables import plural
+from hybridtron.composer.tables import decimals, fixed, plural, whole
 from hybridtron.composer.view import summary
 from hybridtron.composer.wording import constraints, surrogate_sentence
 from hybridtron.config.load import build

@@ -128,6 +128,49 @@ def test_a_changed_preset_is_told_from_the_preset(tmp_path, capsys):
     assert "paper, changed (steps 10 in place of 20,000; cells 1 in place of 6): test accuracy" in text
 
 
+def test_what_was_trained_in_another_way_is_compared_apart(tmp_path, capsys):
+    def all_tasks(name, value, protocol):
+        about = {"architecture": name, "fingerprint": name, "preset": "search", "protocol": protocol}
+        return [row(task=task, setting=settings(task)[0], test_micro=value, **about) for task in TASKS]
+
+    with opened_for_adding(tmp_path / "results") as results:
+        results.add([*all_tasks("a", 0.4, "of a"), *all_tasks("b", 0.6, "of a"), *all_tasks("c", 0.9, "of c")])
+    made, warnings = read_scores([tmp_path / "results"])
+    print_scores(made)
+    text = capsys.readouterr().out
+    assert text.count("architecture ") == 2
+    assert "trained in 2 ways" in text
+    write_report(made, warnings, tmp_path / "report")
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "<b>b (search, changed)</b> reaches 60.0 % over the six tasks." in page
+    assert "<b>c (search, changed)</b> reaches 90.0 % over the six tasks." in page
+    assert page.count("<h2>Scores (search, changed)</h2>") == 2
+    made_files = {path.name for path in (tmp_path / "report").glob("*.png")}
+    assert made_files == {"radar.png", "curves.png", "radar-2.png", "curves-2.png"}
+
+
+def test_a_task_without_settings_of_the_preset_says_on_what_it_is_scored(tmp_path):
+    with opened_for_adding(tmp_path) as results:
+        results.add([row(setting={**row()["setting"], "vocab_size": 5})])
+    made, _ = read_scores([tmp_path])
+    assert conditions(made)[-1].endswith("scored on what is no setting of paper: compression vocab_size=5")
+
+
+def test_what_cannot_be_scored_yet_is_named_beside_a_score_of_the_same_model(tmp_path):
+    with opened_for_adding(tmp_path) as results:
+        results.add([row(), row(protocol="changed", num_cells=6, seed=3)])
+    _, warnings = read_scores([tmp_path])
+    assert warnings == ["mh_attention (paper): compression, baseline, seed 3: 1 of 6 cells, left out"]
+
+
+def test_results_that_are_all_damaged_are_named(tmp_path):
+    (tmp_path / "results.jsonl").write_text("abc\n{}\n")
+    with pytest.raises(
+        UserError, match=r"no setting has all its cells yet \(.*line 1: damaged \(no JSON\).*and 1 more"
+    ):
+        read_scores([tmp_path])
+
+
 def test_nothing_complete_is_nothing_to_report(tmp_path):
     with opened_for_adding(tmp_path) as results:
         results.add([row(num_cells=6)])

@@ -52,6 +52,13 @@ def test_intervals_are_students_t_over_seeds():
     assert str(estimate([0.5])) == "50.0"
 
 
+def test_intervals_end_where_accuracies_do():
+    found = estimate([0.99, 1.0])
+    assert (found.low, found.high) == (pytest.approx(0.9315, abs=1e-4), 1.0)
+    assert str(found) == "99.5 (93.1–100.0)"
+    assert estimate([0.0, 0.01]).low == 0.0
+
+
 def test_a_seed_that_is_not_done_is_left_out_and_named_and_costs_nothing():
     some = settings("compression")
     rows = [row(setting=setting, seed=0) for setting in some]

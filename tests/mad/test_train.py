@@ -5,7 +5,6 @@ import torch
 
 from hybridtron.errors import UserError
 from hybridtron.mad import presets
-from hybridtron.mad.adamw import StackedAdamW
 from hybridtron.mad.architecture import from_layers
 from hybridtron.mad.presets import GRID, PRESETS, Cell, preset
 from hybridtron.mad.train import train_setting
@@ -196,15 +195,6 @@ def test_the_schedule_falls_from_the_cells_rate_to_the_lowest():
     assert (_lr(peak, 99, 100, PRESETS["madlab"]) == peak).all()
 
 
-def test_madlab_decays_every_parameter_and_paper_spares_norms_and_biases():
-    parameters = torch.ones(1, 2)
-    gradients = torch.zeros(1, 2)
-    for marks, expected in ((torch.tensor([1.0, 0.0]), [0.9, 1.0]), (torch.ones(2), [0.9, 0.9])):
-        row = parameters.clone()
-        StackedAdamW(row, (0.9, 0.98)).step(row, gradients, torch.tensor([[1.0]]), torch.tensor([[0.1]]) * marks)
-        assert torch.allclose(row, torch.tensor([expected]))
-
-
 def test_presets_follow_the_protocol():
     paper, madlab = PRESETS["paper"], PRESETS["madlab"]
     assert len(paper.cells) == 6
@@ -216,6 +206,10 @@ def test_presets_follow_the_protocol():
     assert paper.steps(12800) == 20_000
     assert paper.steps(800) == 1400
     assert madlab.evaluations == madlab.epochs
+    assert paper.steps_between_evaluations(12800) == 200
+    assert paper.steps_between_evaluations(256) == 10  # 1,280 examples train in them
+    assert madlab.steps_between_evaluations(256) == 2
+    assert preset("search", max_steps=5).steps_between_evaluations(12800) == 5
     assert len({chosen.fingerprint() for chosen in PRESETS.values()}) == 4
 
 
