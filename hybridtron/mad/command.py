@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hybridtron.arguments import ArgumentParser
@@ -99,12 +100,12 @@ def _run(options: argparse.Namespace) -> int:
     settings = chosen_settings(chosen, options.tasks, changed_settings(options.changes))
     device = chosen_device(options.device)
     processes = options.nproc or default_processes(device)
-    told = outlook(architecture, chosen, settings, options.seeds, options.out)
+    planned = outlook(architecture, chosen, settings, options.seeds, options.out)
     if options.dry_run:
-        print(json.dumps(told._asdict(), indent=2) if options.json else f"{architecture.name}: {told}")
+        print(json.dumps(planned._asdict(), indent=2) if options.json else f"{architecture.name}: {planned}")
         return 0
     view = View(chosen.accuracy)
-    view.say(f"{architecture.name}: {told}")
+    view.say(f"{architecture.name}: {planned}")
     for note in architecture.notes:
         view.say(f"{architecture.name}: {note}")
     if chosen.select_split == "test":
@@ -170,6 +171,8 @@ def _architecture(options: argparse.Namespace, chosen: Preset) -> Architecture:
         of_run = options.config / "config.yaml"
         config = load(of_run if of_run.is_file() else options.config, [], RunConfig)
         made = from_model(config.name, config.model, DEPTH if options.depth is None else options.depth)
+        if chosen.quirks:
+            made = replace(made, notes=(*made.notes, "its own layers, without mad-lab's routing and heads"))
     return iso_state(made) if options.iso_state else made
 
 

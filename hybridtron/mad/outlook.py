@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from hybridtron.errors import UserError
 from hybridtron.mad.presets import Preset
 from hybridtron.mad.results import RESULTS, key, read_rows
 from hybridtron.mad.subject import Subject
@@ -39,8 +40,15 @@ class Outlook(NamedTuple):
 def outlook(
     subject: Subject, preset: Preset, chosen: Sequence[tuple[str, Setting]], seeds: Sequence[int], folder: Path
 ) -> Outlook:
-    """What the settings, cells and seeds are beside the rows that the folder has."""
-    there = {key(row) for row in read_rows(folder)[0]} if (folder / RESULTS).is_file() else set()
+    """What the settings, cells and seeds are beside the rows that the folder has.
+
+    Raises:
+        UserError: where the folder cannot be looked into.
+    """
+    try:
+        there = {key(row) for row in read_rows(folder)[0]} if (folder / RESULTS).is_file() else set()
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be read ({error.strerror})") from None
     cells = missing = steps = tokens = 0
     for name, setting in chosen:
         wanted = row_keys(subject, preset, name, setting, seeds).values()

@@ -8,12 +8,22 @@ from html import escape
 from typing import Any
 
 from hybridtron.mad.estimate import KINDS, estimate
-from hybridtron.mad.plots import LABELS, labels, picture_file, preset_words
+from hybridtron.mad.naming import LABELS, labels
+from hybridtron.mad.plots import picture_file
 from hybridtron.mad.results import Row
 from hybridtron.mad.score import Score
 from hybridtron.mad.scoring import alike, by_procedure, differ, to_compare
 from hybridtron.mad.tasks import TASKS, setting_text
-from hybridtron.mad.wording import NONE, cell, common_words, conditions, mean, settings_words, tasks_words
+from hybridtron.mad.wording import (
+    NONE,
+    cell,
+    common_words,
+    conditions,
+    group_number,
+    mean,
+    settings_words,
+    tasks_words,
+)
 from hybridtron.reporting.page import figure, page, section
 
 CURVES = "The chosen cell of every seed, on the first setting."
@@ -24,33 +34,22 @@ def html_page(made: Sequence[Score], warnings: Sequence[str], images: Mapping[st
     groups = by_procedure(made)
     sections = [
         '<section class="verdict">'
-        + "".join(f'<p class="lead">{_lead(group, len(groups) > 1)}</p>' for group in groups)
+        + "".join(f'<p class="lead">{group_number(n, groups)}{_lead(group)}</p>' for n, group in enumerate(groups, 1))
         + "<ul>"
         + "".join(f"<li>{escape(line)}</li>" for line in conditions(made))
         + "</ul></section>",
-        *(
-            part
-            for number, group in enumerate(groups, start=1)
-            for part in _group(group, number, f" ({preset_words(group[0])})" if len(groups) > 1 else "", images)
-        ),
-        *(
-            section(_title(task), _by_setting(made, task))
-            for task in TASKS
-            if any(task in s.tasks or task in s.others for s in made)
-        ),
-        section("Architectures", _architectures(made)),
+        *(part for n, group in enumerate(groups, 1) for part in _group(group, n, group_number(n, groups), images)),
         section("Left out", "".join(f"<p>{escape(line)}</p>" for line in warnings)),
     ]
     header = '<header><p class="eyebrow">Mechanistic architecture design</p><h1>MAD</h1></header>'
     return page("MAD", header, sections, "the same numbers are in scores.json beside this page")
 
 
-def _lead(group: Sequence[Score], several: bool) -> str:
+def _lead(group: Sequence[Score]) -> str:
     """The best of those that were trained alike."""
     pictured = to_compare(group)
     best = pictured[0]
-    how = f"{escape(preset_words(best))}: " if several else ""
-    lead = f"{how}<b>{escape(labels(pictured)[0])}</b> reaches {best.overall[best.headline]} % over {tasks_words(best)}"
+    lead = f"<b>{escape(labels(pictured)[0])}</b> reaches {best.overall[best.headline]} % over {tasks_words(best)}"
     return lead + ("." if best.complete else f", {settings_words(best)}.")
 
 
@@ -59,12 +58,18 @@ def _group(group: Sequence[Score], number: int, named: str, images: Mapping[str,
     common = alike(group) if differ(group) else []
     missing = len(group) - len(to_compare(group))
     note = f"Without {missing} that {'is' if missing == 1 else 'are'} not complete." if missing else ""
-    compared = section(f"Compared{named}", _overall(common), f"{common_words(common).capitalize()}.") if common else ""
+    compared = section(f"{named}Compared", _overall(common), f"{common_words(common).capitalize()}.") if common else ""
     return [
         compared,
-        section(f"Scores{named}", _overall(group)),
-        section(f"Tasks{named}", figure(images[picture_file("radar", number)], "radar of the tasks"), note),
-        section(f"Learning{named}", figure(images[picture_file("curves", number)], "learning curves"), CURVES),
+        section(f"{named}Scores", _overall(group)),
+        section(f"{named}Tasks", figure(images[picture_file("radar", number)], "radar of the tasks"), note),
+        section(f"{named}Learning", figure(images[picture_file("curves", number)], "learning curves"), CURVES),
+        *(
+            section(f"{named}{_title(task)}", _by_setting(group, task))
+            for task in TASKS
+            if any(task in score.tasks or task in score.others for score in group)
+        ),
+        section(f"{named}Architectures", _architectures(group)),
     ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hybridtron.mad.naming import LABELS, labels
 from hybridtron.mad.results import Row
 from hybridtron.mad.score import Score
 from hybridtron.mad.tasks import TASKS, setting_text
@@ -15,29 +16,6 @@ from hybridtron.reporting.numbers import short_number
 from hybridtron.reporting.pictures import FAINT, GRID, HUES, INK, legend_below, new_figure, png, quiet
 
 MOST_SHOWN = len(HUES)  # architectures in one picture
-LABELS = {
-    "in-context-recall": "in-context\nrecall",
-    "noisy-in-context-recall": "noisy\nrecall",
-    "fuzzy-in-context-recall": "fuzzy\nrecall",
-    "selective-copying": "selective\ncopying",
-    "compression": "compression",
-    "memorization": "memorization",
-}
-
-
-def labels(scores: Sequence[Score]) -> list[str]:
-    """A name for each score; the preset is said where it tells scores apart, and where it was changed."""
-    several = len({score.preset for score in scores}) > 1
-    names = [
-        f"{score.architecture} ({preset_words(score)})" if several or score.changes else score.architecture
-        for score in scores
-    ]
-    return [f"{name} #{names[: i + 1].count(name)}" if names.count(name) > 1 else name for i, name in enumerate(names)]
-
-
-def preset_words(score: Score) -> str:
-    """The preset's name, and whether it is still the preset of that name."""
-    return f"{score.preset}, changed" if score.changes else score.preset
 
 
 def picture_file(name: str, number: int) -> str:

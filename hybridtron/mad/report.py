@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from hybridtron.errors import UserError
+from hybridtron.mad.naming import LABELS, labels, preset_words
 from hybridtron.mad.page import html_page
-from hybridtron.mad.plots import LABELS, curves, labels, picture_file, radar
+from hybridtron.mad.plots import curves, picture_file, radar
 from hybridtron.mad.results import Row, read_rows
 from hybridtron.mad.score import Score
 from hybridtron.mad.scoring import alike, by_procedure, differ, protocol_scores, to_compare, unscored
 from hybridtron.mad.tasks import TASKS
-from hybridtron.mad.wording import cell, common_words, conditions, mean
+from hybridtron.mad.wording import cell, common_words, conditions, group_number, mean
 from hybridtron.reporting.publish import publish, require_usable
 
 
@@ -64,7 +65,10 @@ def print_scores(made: Sequence[Score]) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, width=None if Console().is_terminal else 160)
-    for group in by_procedure(made):
+    groups = by_procedure(made)
+    for number, group in enumerate(groups, start=1):
+        if len(groups) > 1:
+            console.print(f"{group_number(number, groups)}{preset_words(group[0])}", markup=False)
         _print_table(console, group)
         common = alike(group)
         if differ(group) and common:

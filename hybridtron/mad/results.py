@@ -21,6 +21,7 @@ from hybridtron.mad.tasks import Setting, complete
 
 RESULTS = "results.jsonl"
 _LOCK = ".lock"
+_NO_JSON = "no JSON"
 
 Row = dict[str, Any]
 Key = tuple[str, ...]
@@ -30,6 +31,7 @@ _FIELDS: dict[str, type] = {
     "selected_on": str, "notes": list, "parameters": int, "state_size": int, "num_cells": int, "task": str,
     "setting": dict, "seed": int, "steps": int, "stopped": str, "curve": list,
 }  # fmt: skip
+_COUNTS = ("parameters", "num_cells", "steps", "planned_steps", "batch_size")
 _NAMES = {str: "text", list: "list", int: "whole number", dict: "mapping"}
 _KEY = ("fingerprint", "protocol", "task", "setting", "lr", "weight_decay", "seed")
 _ACCURACIES = ("test_micro", "test_macro", "select_micro", "select_macro")
@@ -70,7 +72,8 @@ def read_rows(folder: Path) -> tuple[list[Row], list[str]]:
             break
         row = _parsed(line)
         if isinstance(row, str):
-            warnings.append(f"{file}, line {number}: {'cut short' if last else f'damaged ({row})'}, left out")
+            why = "cut short" if last and row == _NO_JSON else f"damaged ({row})"
+            warnings.append(f"{file}, line {number}: {why}, left out")
         else:
             rows.setdefault(key(row), row)
     return list(rows.values()), warnings
@@ -81,7 +84,7 @@ def _parsed(line: bytes) -> Row | str:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
-        return "no JSON"
+        return _NO_JSON
     if not isinstance(row, dict):
         return "no row"
     for name, kind in _FIELDS.items():
@@ -97,6 +100,7 @@ def _parsed(line: bytes) -> Row | str:
         "setting": setting == row["setting"],
         "accuracy": row["accuracy"] in ("micro", "macro"),
         "notes": all(_is(str, note) for note in row["notes"]),
+        **{name: name not in row or (_is(int, row[name]) and row[name] >= 1) for name in _COUNTS},
         **{name: _is_number(row.get(name)) for name in ("lr", "weight_decay")},
         **{name: _is_number(row.get(name), most=1) for name in _ACCURACIES},
         "curve": row["curve"] and all(map(_is_point, row["curve"])),
@@ -151,7 +155,9 @@ def _end_last_line(stream: io.FileIO) -> None:
     stream.seek(0)
     text = stream.readall()
     end = text.rfind(b"\n") + 1
-    if isinstance(_parsed(text[end:]), str):
+    if end == len(text):
+        return
+    if _parsed(text[end:]) == _NO_JSON:
         stream.truncate(end)
     else:
         stream.write(b"\n")

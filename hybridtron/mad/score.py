@@ -75,6 +75,7 @@ class Score:
             "architecture": self.architecture,
             "pattern": self.pattern,
             "preset": self.preset,
+            "protocol": self.protocol,
             "changed_from_preset": self.changes,
             "complete": self.complete,
             "selected_by": f"{self.headline} on {self.selected_on}",

@@ -80,7 +80,7 @@ def called(score: Score, name: str, notes: Sequence[str]) -> tuple[Score, str | 
     if score.architecture == name:
         return score, None
     others = " = ".join(other for other in score.architecture.split(" = ") if other != name)
-    said = f"{name} shrinks to the same proxy as {others}"
+    said = f"{name} is the same model to the tasks as {others}"
     return replace(score, architecture=name, notes=(*notes, said)), said
 
 
@@ -96,9 +96,9 @@ def unscored(rows: Sequence[Row]) -> list[str]:
 
 def by_procedure(made: Sequence[Score]) -> list[list[Score]]:
     """Scores that were trained in the same way, which alone compare, in the order of the first of each."""
-    groups: dict[tuple[str, str], list[Score]] = {}
+    groups: dict[tuple[str, str, str], list[Score]] = {}
     for score in made:
-        groups.setdefault((score.preset, score.protocol), []).append(score)
+        groups.setdefault((score.preset, score.protocol, score.changes), []).append(score)
     return list(groups.values())
 
 

@@ -31,7 +31,7 @@ class _Run:
 
     seed: int
     cell: Cell
-    curve: list[list[float | None]] = field(default_factory=list)
+    curve: list[list[Any]] = field(default_factory=list)
     best: float = -1.0
     least_loss: float = math.inf
     waited: int = 0  # evaluations since either gained
@@ -162,9 +162,9 @@ def _train(
 
 
 def _best_so_far(group: Sequence[_Run], kind: str) -> float | None:
-    """At the last evaluation, the best of these runs; None before the first."""
-    last = [run.curve[-1][2 if kind == "micro" else 3] for run in group if run.curve]
-    return max((value for value in last if value is not None), default=None)
+    """At the last evaluation, the best of the runs that go on; None before the first."""
+    last = [run.curve[-1] for run in group if run.curve and not run.row]
+    return max((point[2 if kind == "micro" else 3] for point in last), default=None)
 
 
 def _about(subject: Subject, preset: Preset) -> dict[str, Any]:

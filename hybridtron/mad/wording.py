@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from hybridtron.mad.plots import labels, preset_words
+from hybridtron.mad.naming import labels, preset_words
 from hybridtron.mad.presets import PRESETS
 from hybridtron.mad.score import Score
 from hybridtron.mad.scoring import alike, by_procedure, differ
@@ -18,7 +18,7 @@ NONE = "–"
 def conditions(made: Sequence[Score]) -> list[str]:
     """What the numbers are, in words."""
     groups = by_procedure(made)
-    lines = [_procedure(group) for group in groups]
+    lines = [group_number(number, groups) + _procedure(group) for number, group in enumerate(groups, start=1)]
     if len(groups) > 1:
         lines.append(f"trained in {len(groups)} ways: numbers compare within one of them alone")
     if not all(score.complete for score in made):
@@ -37,6 +37,11 @@ def conditions(made: Sequence[Score]) -> list[str]:
     return lines
 
 
+def group_number(number: int, groups: Sequence[Sequence[Score]]) -> str:
+    """What stands before all that is said of one of several groups."""
+    return f"{number}. " if len(groups) > 1 else ""
+
+
 def _procedure(group: Sequence[Score]) -> str:
     """How these were trained and chosen."""
     first = group[0]
@@ -47,9 +52,9 @@ def _procedure(group: Sequence[Score]) -> str:
         words += ", the one that is reported, as mad-lab does it: too good"
     if first.preset in PRESETS and PRESETS[first.preset].settings == "baseline":
         words += "; the preset's settings are the baseline of each task alone"
-    counted = " or ".join(map(str, seeds))
-    interval = "± is a 95 % interval over seeds" if max(seeds) > 1 else "one seed, so no interval"
-    return f"{words}; {counted} seed{'s' if max(seeds) > 1 else ''}, {interval}"
+    if max(seeds) == 1:
+        return f"{words}; one seed, so no interval"
+    return f"{words}; {' or '.join(map(str, seeds))} seeds, ± is a 95 % interval over seeds"
 
 
 def _not_of_protocol(score: Score) -> dict[str, BySetting]:

@@ -79,7 +79,7 @@ def test_a_second_config_of_the_same_proxy_is_called_by_its_own_name(in_process,
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
         result = in_process(*RUN, "--config", f"{name}.yaml", "--set", "seq_len=8", "--json")
         assert json.loads(result.out)[0]["architecture"] == name
-    assert "large shrinks to the same proxy as small" in result.err
+    assert "large is the same model to the tasks as small" in result.err
     assert "1/1" not in result.err
 
 
@@ -165,6 +165,7 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(hybridtron, tmp_p
         (["run", "--layers", "mh-atention", "--out", "o"], "(nearest: mh-attention)"),
         (["run", "--pattern", "2*(mamba", "--out", "o"], "pattern"),
         (["run", "--pattern", "", "--out", "o"], "pattern"),
+        (["run", "--layers", "mlp", "--out", "o" * 300], "cannot be read (File name too long)"),
         (["run", "--config", "none.yaml", "--out", "o"], "none.yaml"),
         (["run", "--layers", "mlp", "--depth", "2", "--out", "o"], "--depth 2: is for --config"),
         (["run", "--layers", "mlp", "--lr", "3"], "unrecognized arguments: --lr 3 (see hybridtron mad run --help)"),

@@ -144,7 +144,10 @@ def test_what_was_trained_in_another_way_is_compared_apart(tmp_path, capsys):
     page = (tmp_path / "report" / "report.html").read_text()
     assert "<b>b (search, changed)</b> reaches 60.0 % over the six tasks." in page
     assert "<b>c (search, changed)</b> reaches 90.0 % over the six tasks." in page
-    assert page.count("<h2>Scores (search, changed)</h2>") == 2
+    for heading in ("1. Scores", "2. Scores", "1. Compression", "2. Compression"):
+        assert page.count(f"<h2>{heading}</h2>") == 1
+    anchors = re.findall(r'<section id="([^"]+)"', page)
+    assert len(set(anchors)) == len(anchors)
     made_files = {path.name for path in (tmp_path / "report").glob("*.png")}
     assert made_files == {"radar.png", "curves.png", "radar-2.png", "curves-2.png"}
 

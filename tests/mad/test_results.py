@@ -66,6 +66,16 @@ def test_a_last_row_that_lacks_nothing_but_its_line_end_counts(tmp_path):
     assert read_rows(tmp_path) == ([row(), row(seed=1), row(seed=2)], [])
 
 
+def test_a_last_line_that_is_whole_but_no_row_is_named_and_stays(tmp_path):
+    file = written(tmp_path, row())
+    wrong = json.dumps(row(seed=1, test_micro=7)).encode()
+    file.write_bytes(file.read_bytes() + wrong)
+    for _ in range(2):
+        assert read_rows(tmp_path)[1] == [f"{file}, line 2: damaged (test_micro is not what training gives), left out"]
+        written(tmp_path, row(seed=2))
+    assert wrong + b"\n" in file.read_bytes()
+
+
 @pytest.mark.parametrize(
     "damage", [b"\0" * 40, b"{", b"[]", b"{}", json.dumps(row(seed="1")).encode(), b"\xff\xfe", b"", b"[" * 100_000]
 )
@@ -100,6 +110,10 @@ BASELINE = row()["setting"]
         {"lr": 10**400},
         {"seed": True},
         {"notes": [1]},
+        {"planned_steps": None},
+        {"batch_size": "x"},
+        {"num_cells": 0},
+        {"parameters": -1},
         {"curve": []},
         {"curve": [[1, 2.0, 0.5]]},
         {"curve": [[1, 2.0, 0.5, 1.5]]},

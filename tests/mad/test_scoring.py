@@ -166,7 +166,7 @@ def test_one_model_under_two_names_is_called_as_asked():
     same, nothing = called(score, "hybrid_1b", [])
     assert (same, nothing) == (score, None)
     asked, said = called(score, "hybrid_7b", ["width 4096 -> 128"])
-    assert said == "hybrid_7b shrinks to the same proxy as hybrid_1b"
+    assert said == "hybrid_7b is the same model to the tasks as hybrid_1b"
     assert (asked.architecture, asked.notes) == ("hybrid_7b", ("width 4096 -> 128", said))
     (both,) = scores([row(architecture="hybrid_1b"), row(architecture="hybrid_7b", seed=1)])
     assert both.architecture == "hybrid_1b = hybrid_7b"

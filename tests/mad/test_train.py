@@ -93,6 +93,22 @@ def test_every_step_tells_the_best_accuracy_of_the_last_evaluation(together):
     assert heard == (best if together else [*first, *second])
 
 
+def test_seeds_whose_cells_end_at_different_steps_are_those_of_cell_by_cell():
+    """In one pass a cell keeps the examples of its seed when others leave the stack."""
+    setting = {"vocab_size": 32, "seq_len": 16, "num_train_examples": 128}
+    cells = (Cell(1e-2, 0.0), Cell(3e-3, 0.0), Cell(1e-4, 0.0))
+    chosen = preset("paper", cells=cells, batch_size=32, max_steps=24, evaluations=6, eval_examples=64, stop_at=0.5)
+    apart, together = (
+        train_setting(RECALLING, "memorization", setting, chosen, [0, 1, 5], together=together)
+        for together in (False, True)
+    )
+    assert len({row["steps"] for row in apart}) > 1
+    for one, other in zip(apart, together, strict=True):
+        assert (one["seed"], one["steps"], one["stopped"]) == (other["seed"], other["steps"], other["stopped"])
+        assert other["test_loss"] == pytest.approx(one["test_loss"], abs=1e-3)
+        assert other["test_micro"] == pytest.approx(one["test_micro"], abs=1e-2)
+
+
 def test_one_pass_for_all_cells_gives_the_same_rows():
     apart, together = (
         train_setting(

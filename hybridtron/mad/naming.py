@@ -1,0 +1,31 @@
+"""What scores and tasks are called in tables and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hybridtron.mad.score import Score
+
+LABELS = {
+    "in-context-recall": "in-context\nrecall",
+    "noisy-in-context-recall": "noisy\nrecall",
+    "fuzzy-in-context-recall": "fuzzy\nrecall",
+    "selective-copying": "selective\ncopying",
+    "compression": "compression",
+    "memorization": "memorization",
+}
+
+
+def labels(scores: Sequence[Score]) -> list[str]:
+    """A name for each score; the preset is said where it tells scores apart, and where it was changed."""
+    several = len({score.preset for score in scores}) > 1
+    names = [
+        f"{score.architecture} ({preset_words(score)})" if several or score.changes else score.architecture
+        for score in scores
+    ]
+    return [f"{name} #{names[: i + 1].count(name)}" if names.count(name) > 1 else name for i, name in enumerate(names)]
+
+
+def preset_words(score: Score) -> str:
+    """The preset's name, and whether it is still the preset of that name."""
+    return f"{score.preset}, changed" if score.changes else score.preset
