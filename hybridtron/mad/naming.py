@@ -16,11 +16,10 @@ LABELS = {
 }
 
 
-def labels(scores: Sequence[Score]) -> list[str]:
-    """A name for each score; the preset is said where it tells scores apart, and where it was changed."""
-    several = len({score.preset for score in scores}) > 1
+def labels(scores: Sequence[Score], with_preset: bool = True) -> list[str]:
+    """A name for each score; the preset is said where it was changed, unless something else tells it."""
     names = [
-        f"{score.architecture} ({preset_words(score)})" if several or score.changes else score.architecture
+        f"{score.architecture} ({preset_words(score)})" if with_preset and score.changes else score.architecture
         for score in scores
     ]
     return [f"{name} #{names[: i + 1].count(name)}" if names.count(name) > 1 else name for i, name in enumerate(names)]

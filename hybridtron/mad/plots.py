@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hybridtron.mad.naming import LABELS, labels
+from hybridtron.mad.naming import LABELS, labels, preset_words
 from hybridtron.mad.results import Row
 from hybridtron.mad.score import Score
 from hybridtron.mad.tasks import TASKS, setting_text
@@ -30,7 +30,7 @@ def radar(scores: Sequence[Score]) -> bytes:
     axes.set_theta_offset(math.pi / 2)
     axes.set_theta_direction(-1)
     angles = np.linspace(0, 2 * math.pi, len(TASKS), endpoint=False)
-    for name, score, hue in zip(labels(scores), scores, HUES, strict=False):
+    for name, score, hue in zip(labels(scores, with_preset=False), scores, HUES, strict=False):
         there = [(angle, score.tasks[task]) for angle, task in zip(angles, TASKS, strict=True) if task in score.tasks]
         around = [angle for angle, _ in there]
         estimates = [task.accuracy[score.headline] for _, task in there]
@@ -61,7 +61,7 @@ def radar(scores: Sequence[Score]) -> bytes:
     axes.grid(color=GRID, linewidth=0.9)
     axes.spines["polar"].set_color(GRID)
     axes.set_title(_title(scores), loc="left", fontsize=11.5, fontweight="bold", color=INK, pad=26)
-    _legend(figure, [axes], scores)
+    _legend(figure, [axes], scores, columns=2)
     return png(figure)
 
 
@@ -78,7 +78,7 @@ def curves(scores: Sequence[Score]) -> bytes:
         axes.set_visible(False)
     for axes, task in zip(grid.flat, tasks, strict=False):
         shown: set[str] = set()
-        for name, score, hue in zip(labels(scores), scores, HUES, strict=False):
+        for name, score, hue in zip(labels(scores, with_preset=False), scores, HUES, strict=False):
             if task not in score.tasks:
                 continue
             chosen = next(iter(score.tasks[task].best.values()))
@@ -97,7 +97,7 @@ def curves(scores: Sequence[Score]) -> bytes:
         axes.set_xlabel("steps", fontsize=9, color=INK)
     for axes in grid[:, 0]:
         axes.set_ylabel("accuracy", fontsize=9, color=INK)
-    _legend(figure, grid.flat, scores)
+    _legend(figure, grid.flat, scores, columns=min(2, len(tasks)))
     return png(figure)
 
 
@@ -113,11 +113,11 @@ def _title(scores: Sequence[Score]) -> str:
     kinds = sorted({score.headline for score in scores})
     count = sum(len(task.best) for task in scores[0].tasks.values())
     part = "" if all(score.complete for score in scores) else f", {count} setting{'s' if count > 1 else ''}"
-    return f"MAD accuracy ({' and '.join(kinds)}){part}"
+    return f"MAD accuracy ({' and '.join(kinds)}), {preset_words(scores[0])}{part}"
 
 
-def _legend(figure: Any, panels: Iterable[Any], scores: Sequence[Score]) -> None:
-    legend_below(figure, panels, 2, 8.5)
+def _legend(figure: Any, panels: Iterable[Any], scores: Sequence[Score], columns: int) -> None:
+    legend_below(figure, panels, columns, 8.5)
     if len(scores) > MOST_SHOWN:
         note = f"the best {MOST_SHOWN} of {len(scores)}"
         figure.text(0.99, 0.99, note, ha="right", va="top", fontsize=8.5, color=FAINT)
