@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -77,6 +78,11 @@ def hybridtron(tmp_path: Path) -> Hybridtron:
 
 def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "hybridtron", *map(str, arguments)]
+
+
+def hear_ctrl_c() -> None:
+    """For a process about to start: one that was started in the background, as tests may be, ignores SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def environment(**more: str) -> dict[str, str]:

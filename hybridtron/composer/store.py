@@ -61,8 +61,11 @@ class Store:
             with self.file.open("rb") as stream:
                 line = stream.readline()
         except FileNotFoundError:
+            names = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
             # Other workers that start with this one may have made these.
-            if self.folder.is_dir() and any(path.name not in (WORKERS, LOCK) for path in self.folder.iterdir()):
+            if EVALUATIONS in names:
+                self._refuse_another(header)
+            elif names - {WORKERS, LOCK}:
                 raise UserError(
                     f"search folder {self.folder}: holds something else; expected a new folder, or that of a search"
                 ) from None

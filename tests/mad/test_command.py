@@ -9,7 +9,7 @@ import yaml
 
 from hybridtron.cli import main
 from hybridtron.mad.results import RESULTS, read_rows
-from tests.conftest import TINY, command, environment
+from tests.conftest import TINY, command, environment, hear_ctrl_c
 
 Ended = namedtuple("Ended", "code out err")
 
@@ -128,8 +128,10 @@ def test_a_dry_run_says_what_there_is_to_train_and_trains_nothing(in_process, tm
 
 
 def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(hybridtron, tmp_path):
-    given = ["mad", "run", "--layers", "mlp", "--preset", "smoke", "--nproc", "1", "--out", "out"]
-    process = subprocess.Popen(command(*given), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+    given = ["mad", "run", "--layers", "mlp", "--preset", "smoke", "--steps", "60", "--nproc", "1", "--out", "out"]
+    process = subprocess.Popen(
+        command(*given), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c
+    )
     for line in process.stderr:
         if line.startswith("1/6"):
             process.send_signal(signal.SIGINT)

@@ -15,7 +15,7 @@ import yaml
 from hybridtron.mad import transplant
 from hybridtron.mad.results import read_rows
 from hybridtron.train.evaluate import trained_model
-from tests.conftest import TINY, command, environment
+from tests.conftest import TINY, command, environment, hear_ctrl_c
 
 TOOL = Path(__file__).parents[2] / "tools" / "rerun_mad.py"
 QUICK = ["--preset", "smoke", "--steps", "2", "--nproc", "1", "--tasks", "compression", "--set", "seq_len=8"]
@@ -110,7 +110,7 @@ def test_ctrl_c_ends_with_one_line_and_what_is_done(run, tmp_path):
     out = tmp_path / "out"
     process = subprocess.Popen(
         [sys.executable, TOOL, run, "--out", out, "--preset", "smoke", "--steps", "100", "--nproc", "1"],
-        env=environment(), stderr=subprocess.PIPE, text=True,
+        env=environment(), stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c,
     )  # fmt: skip
     try:
         for line in process.stderr:
