@@ -13,7 +13,7 @@ from hybridtron.composer.effort import Effort, read_effort
 from hybridtron.composer.outcome import Outcome
 from hybridtron.composer.plots import draw, votes_name
 from hybridtron.composer.progress import Step
-from hybridtron.composer.tables import html_table, plural
+from hybridtron.composer.tables import html_table
 from hybridtron.composer.wording import (
     constraints,
     course,
@@ -28,7 +28,7 @@ from hybridtron.composer.wording import (
     warnings,
 )
 from hybridtron.config.load import dump
-from hybridtron.reporting.numbers import duration
+from hybridtron.reporting.numbers import duration, plural
 from hybridtron.reporting.page import figure, page, section
 
 NUMBERS = (

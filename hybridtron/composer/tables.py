@@ -52,10 +52,6 @@ def decimals(values: Sequence[float | None]) -> int:
     return DIGITS if max(map(abs, known), default=0.0) < 1000 else 1
 
 
-def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def html_table(columns: Sequence[Column]) -> str:
     if not columns or not columns[0].cells:
         return ""

@@ -12,9 +12,10 @@ from rich.progress import Progress as Bar
 from hybridtron.composer.columns import FRONT_SHOWN, front
 from hybridtron.composer.outcome import Outcome
 from hybridtron.composer.progress import Progress
-from hybridtron.composer.tables import decimal, decimals, plural, text_table, words
+from hybridtron.composer.tables import decimal, decimals, text_table, words
 from hybridtron.composer.wording import course, pattern_text, verdict
 from hybridtron.pattern import Pattern
+from hybridtron.reporting.numbers import plural
 
 
 class View:

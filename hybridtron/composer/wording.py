@@ -10,8 +10,9 @@ from hybridtron.composer.outcome import Outcome
 from hybridtron.composer.progress import Step
 from hybridtron.composer.space import Pattern as Indices
 from hybridtron.composer.space import Space
-from hybridtron.composer.tables import decimal, decimals, plural
+from hybridtron.composer.tables import decimal, decimals
 from hybridtron.pattern import COMPOSER_NAMES, Pattern, to_composer
+from hybridtron.reporting.numbers import plural
 
 COSTS = {"flops": "FLOPs per token", "parameters": "parameters", "cache": "elements of cache"}
 TARGETS = {  # models to grow a pattern to, by the blocks that they have

@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from hybridtron.laws.law import Fit, Law
+from hybridtron.reporting.numbers import plural
 from hybridtron.reporting.page import figure, page, section
 
 PARAMETER_DIGITS = 5
@@ -45,12 +46,12 @@ def _header(fit: Fit, law: Law, source: str) -> str:
     where = fit.settings.get("data", {}).get("where", [])
     filters = "".join(f" · {escape(str(column))} = {escape(str(value))}" for column, value in where)
     groups = f" in {fit.n_groups:,} runs" if fit.n_groups != fit.n_points else ""
-    warned = f'<a class="chip warn" href="#warnings">{_count(len(fit.warnings), "warning")}</a>' if fit.warnings else ""
+    warned = f'<a class="chip warn" href="#warnings">{plural(len(fit.warnings), "warning")}</a>' if fit.warnings else ""
     refused = "" if fit.intervals else '<span class="chip warn">no intervals</span>'
     return (
         f'<header><p class="eyebrow">Scaling law</p><h1>{escape(law.name)}</h1>'
         f'<p class="formula">{_prose(law.summary)}</p><p class="source">{escape(source)}{filters} · '
-        f"{_count(fit.n_points, 'point')}{groups} {warned}{refused}</p></header>"
+        f"{plural(fit.n_points, 'point')}{groups} {warned}{refused}</p></header>"
     )
 
 
@@ -210,10 +211,6 @@ def _words(key: object) -> str:
     """A key in words; a symbol such as k_N stays as it is."""
     text = str(key)
     return escape(text if any(len(part) == 1 for part in text.split("_")) else text.replace("_", " "))
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def number(value: Any, digits: int = 4) -> str:

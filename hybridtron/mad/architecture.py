@@ -14,14 +14,7 @@ from hybridtron.accounting.describe import describe
 from hybridtron.config.load import build
 from hybridtron.errors import UserError
 from hybridtron.mad.iso_state import with_state
-from hybridtron.mad.layers import (
-    ALIASES,
-    WIDTH,
-    block_name,
-    blocks_by_pattern_name,
-    mad_lab_name,
-    pattern_of_layers,
-)
+from hybridtron.mad.layers import WIDTH, blocks_by_pattern_name, mad_lab_names, pattern_of_layers
 from hybridtron.mad.proxy_model import initial_values
 from hybridtron.mad.shrink import DEPTH, shrink
 from hybridtron.mad.soft_experts import SOFT_EXPERTS
@@ -89,8 +82,9 @@ def from_layers(layers: Sequence[str], quirks: bool = False) -> Architecture:
 def from_pattern(pattern: str, quirks: bool = False) -> Architecture:
     """A pattern of mad-lab's layers, such as `2*(mh_hyena swiglu)`. Patterns have no dash: it is read as _."""
     known = blocks_by_pattern_name(quirks)
-    parsed = parse(pattern.replace("-", "_"), known_names=[*known, *map(block_name, ALIASES)])
-    named = Pattern(tuple(map(mad_lab_name, parsed.layers)), parsed.cuts)
+    kept_as = mad_lab_names()
+    parsed = parse(pattern.replace("-", "_"), known_names=[*known, *kept_as])
+    named = Pattern(tuple(kept_as.get(name, name) for name in parsed.layers), parsed.cuts)
     return Architecture(str(named), {name: known[name] for name in named.counts()}, str(named))
 
 

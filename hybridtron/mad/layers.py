@@ -90,6 +90,6 @@ def pattern_of_layers(layers: Sequence[str]) -> str:
     return " ".join(map(block_name, layers))
 
 
-def mad_lab_name(name: str) -> str:
-    """The name in patterns under which a layer is kept, for one of its names in patterns."""
-    return {block_name(alias): block_name(layer) for alias, layer in ALIASES.items()}.get(name, name)
+def mad_lab_names() -> dict[str, str]:
+    """In patterns, for each of this project's names of a layer the one under which it is kept."""
+    return {block_name(alias): block_name(layer) for alias, layer in ALIASES.items()}

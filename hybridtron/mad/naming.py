@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from hybridtron.mad.score import Score
 
 LABELS = {
-    "in-context-recall": "in-context\nrecall",
-    "noisy-in-context-recall": "noisy\nrecall",
-    "fuzzy-in-context-recall": "fuzzy\nrecall",
-    "selective-copying": "selective\ncopying",
+    "in-context-recall": "in-context recall",
+    "noisy-in-context-recall": "noisy recall",
+    "fuzzy-in-context-recall": "fuzzy recall",
+    "selective-copying": "selective copying",
     "compression": "compression",
     "memorization": "memorization",
 }

@@ -12,7 +12,7 @@ from hybridtron.mad.results import RESULTS, key, read_rows
 from hybridtron.mad.subject import Subject
 from hybridtron.mad.suite import row_keys
 from hybridtron.mad.tasks import Setting, task
-from hybridtron.reporting.numbers import short_number
+from hybridtron.reporting.numbers import plural, short_number
 
 
 class Outlook(NamedTuple):
@@ -27,7 +27,7 @@ class Outlook(NamedTuple):
     tokens: int
 
     def __str__(self) -> str:
-        text = f"preset {self.preset}, {_count(self.settings, 'setting')}, {_count(self.cells, 'cell')}: "
+        text = f"preset {self.preset}, {plural(self.settings, 'setting')}, {plural(self.cells, 'cell')}: "
         if not self.missing:
             return text + "all there already"
         there = f"{self.cells - self.missing:,} there, " if self.missing < self.cells else ""
@@ -60,7 +60,3 @@ def outlook(
         batch = min(preset.batch_size, int(setting["num_train_examples"]))
         tokens += lacking * each * batch * task(name).sequence_length(setting)
     return Outlook(preset.name, len(chosen), cells, missing, steps, preset.batch_size, tokens)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -64,17 +64,13 @@ def _group(group: Sequence[Score], number: int, named: str, images: Mapping[str,
         section(f"{named}Scores", _overall(group)),
         section(f"{named}Tasks", figure(images[picture_file("radar", number)], "radar of the tasks"), note),
         section(f"{named}Learning", figure(images[picture_file("curves", number)], "learning curves"), CURVES),
-        *(
-            section(f"{named}{_title(task)}", _by_setting(group, task))
-            for task in TASKS
-            if any(task in score.tasks or task in score.others for score in group)
-        ),
+        *(section(f"{named}{LABELS[task].capitalize()}", _by_setting(group, task)) for task in TASKS),
         section(f"{named}Architectures", _architectures(group)),
     ]
 
 
 def _overall(made: Sequence[Score]) -> str:
-    header = ["architecture", "kind", "mean", *(LABELS[task].replace("\n", " ") for task in TASKS)]
+    header = ["architecture", "kind", "mean", *(LABELS[task] for task in TASKS)]
     rows = []
     for name, score in zip(labels(made), made, strict=True):
         for kind in sorted(KINDS, key=lambda kind: kind != score.headline):
@@ -83,7 +79,7 @@ def _overall(made: Sequence[Score]) -> str:
 
 
 def _by_setting(made: Sequence[Score], task: str) -> str:
-    """Accuracy by setting, with the cells that were chosen."""
+    """Accuracy by setting, with the cells that were chosen; nothing where none has the task."""
     there = [
         (name, score) for name, score in zip(labels(made), made, strict=True)
         if task in score.tasks or task in score.others
@@ -98,7 +94,7 @@ def _by_setting(made: Sequence[Score], task: str) -> str:
                 for column, (_, score) in zip(columns, there, strict=True)
             ]
             rows.append([setting_text(task, json.loads(setting)) + suffix, *cells])
-    return _table(["setting", *(name for name, _ in there)], rows)
+    return _table(["setting", *(name for name, _ in there)], rows) if rows else ""
 
 
 def _with_cells(best: Mapping[int, Row], score: Score) -> str:
@@ -114,10 +110,6 @@ def _architectures(made: Sequence[Score]) -> str:
         for name, score in zip(labels(made), made, strict=True)
     ]  # fmt: skip
     return _table(["architecture", "layers", "parameters", "state", "made by"], rows)
-
-
-def _title(task: str) -> str:
-    return LABELS[task].replace("\n", " ").capitalize()
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

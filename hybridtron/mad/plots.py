@@ -53,7 +53,7 @@ def radar(scores: Sequence[Score]) -> bytes:
     axes.set_ylim(0, 1)
     axes.set_yticks([0.25, 0.5, 0.75, 1.0], ["25", "50", "75", "100 %"], color=FAINT, fontsize=8)
     axes.set_rlabel_position(30)
-    axes.set_xticks(angles, [LABELS[task] for task in TASKS], color=INK, fontsize=9.5)
+    axes.set_xticks(angles, [LABELS[task].replace(" ", "\n") for task in TASKS], color=INK, fontsize=9.5)
     for angle, label in zip(angles, axes.get_xticklabels(), strict=True):
         side = math.sin(angle)
         label.set_horizontalalignment("center" if abs(side) < 0.1 else "left" if side > 0 else "right")
@@ -85,7 +85,7 @@ def curves(scores: Sequence[Score]) -> bytes:
             for row in chosen.values():
                 shown.add(setting_text(task, row["setting"]))
                 _curve(axes, row, score.headline, hue, name)
-        axes.set_title(LABELS[task].replace("\n", " "), loc="left", fontsize=10, fontweight="bold", color=INK)
+        axes.set_title(LABELS[task], loc="left", fontsize=10, fontweight="bold", color=INK)
         axes.set_title(", ".join(sorted(shown)), loc="right", fontsize=7.5, color=FAINT)
         axes.set_ylim(-0.02, 1.02)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])

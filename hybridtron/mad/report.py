@@ -44,15 +44,14 @@ def write_report(made: Sequence[Score], warnings: Sequence[str], out: Path) -> N
     The pictures are radar.png and curves.png of what was trained as the first score was, then radar-2.png and so on.
     """
     require_usable(out)
+    groups = by_procedure(made)
     images: dict[str, bytes] = {}
-    for number, group in enumerate(by_procedure(made), start=1):
+    for number, group in enumerate(groups, start=1):
         pictured = to_compare(group)
         images |= {picture_file("radar", number): radar(pictured), picture_file("curves", number): curves(pictured)}
     data = {
         "scores": [score.as_json() for score in made],
-        "over_common_settings": [
-            score.as_json() for group in by_procedure(made) if differ(group) for score in alike(group)
-        ],
+        "over_common_settings": [score.as_json() for group in groups if differ(group) for score in alike(group)],
         "warnings": list(warnings),
     }
     text = json.dumps(data, indent=2, allow_nan=False) + "\n"
@@ -86,7 +85,7 @@ def _print_table(console: Any, made: Sequence[Score]) -> None:
 
     table = Table(box=None, pad_edge=False)
     table.add_column("architecture")
-    for name in ("mean", *(LABELS[task].replace("\n", " ") for task in TASKS), "parameters", "state"):
+    for name in ("mean", *(LABELS[task] for task in TASKS), "parameters", "state"):
         table.add_column(name, justify="right")
     for name, score in zip(labels(made), made, strict=True):
         table.add_row(

@@ -27,6 +27,11 @@ def scientific(value: float) -> str:
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
+def plural(count: int, noun: str) -> str:
+    """A count with its noun: 1 layer, 2,000 steps."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Such as 0.03 s, 12 s, 4.2 min or 3.1 h."""
     if seconds < _LEAST_SECONDS:

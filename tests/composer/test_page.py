@@ -19,10 +19,11 @@ from hybridtron.composer.config import SearchConfig, SpaceConfig
 from hybridtron.composer.outcome import Outcome
 from hybridtron.composer.plots import without_strays
 from hybridtron.composer.run import report_search, run_search
-from hybridtron.composer.tables import decimals, fixed, plural, whole
+from hybridtron.composer.tables import decimals, fixed, whole
 from hybridtron.composer.view import summary
 from hybridtron.composer.wording import constraints, surrogate_sentence
 from hybridtron.config.load import build
+from hybridtron.reporting.numbers import plural
 from tests.composer.small import MAD
 
 MODELS = Path(__file__).parents[2] / "configs/models"
@@ -162,7 +163,6 @@ def test_numbers_of_a_column_have_one_form():
     assert fixed("score", [0.50001, 0.50003]).cells == ("0.5000100", "0.5000300")
     assert whole("cost", [8_388_608.0, 0.0]).cells == ("8,388,608", "0")
     assert decimals([]) == 4
-    assert [plural(count, "pattern") for count in (1, 2, 0)] == ["1 pattern", "2 patterns", "0 patterns"]
 
 
 def test_costs_on_the_page_are_exact_and_on_the_right(tmp_path):
