@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from hybridtron.composer import bayesian
-from hybridtron.composer.aggregate import aggregate
-from hybridtron.composer.bayesian import Bayesian
-from hybridtron.composer.engines import Engine, Evolution, Observation, RandomSearch
-from hybridtron.composer.functions import Chain
-from hybridtron.composer.space import Pattern, Space
+from hybridtron.composer.engines import bayesian
+from hybridtron.composer.engines.bayesian import Bayesian
+from hybridtron.composer.engines.discrete import Engine, Evolution, Observation, RandomSearch
+from hybridtron.composer.search.aggregate import aggregate
+from hybridtron.composer.search.closed_form import Chain
+from hybridtron.composer.search.space import Pattern, Space
 from hybridtron.pattern import Pattern as Layers
 from hybridtron.pattern import to_composer
 from hybridtron.reporting.pictures import HUES, INK, legend_below, new_figure, png, quiet

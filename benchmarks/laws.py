@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import minimize
 
-from hybridtron.laws import Runs, Settings, parametric
-from hybridtron.laws.curve import fit_curve
-from hybridtron.laws.search import Problem, gradient, search
+from hybridtron.laws import Runs, Settings
+from hybridtron.laws.families import parametric
+from hybridtron.laws.fitting.curve import fit_curve
+from hybridtron.laws.fitting.optimize import Problem, gradient, search
 
 DATA = Path(__file__).parents[1] / "tests" / "laws" / "data"
 

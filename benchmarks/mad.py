@@ -26,12 +26,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hybridtron.errors import UserError
 from hybridtron.mad import TASKS, from_layers, generate, settings
-from hybridtron.mad.accuracy import accuracy
-from hybridtron.mad.adamw import StackedAdamW
-from hybridtron.mad.presets import GRID, PRESETS
-from hybridtron.mad.proxy_model import ProxyModel, initial_values
-from hybridtron.mad.stack import Stack
-from hybridtron.mad.tasks import IGNORE, setting_text
+from hybridtron.mad.models.proxy_model import ProxyModel, initial_values
+from hybridtron.mad.scoring.accuracy import accuracy
+from hybridtron.mad.tasks.protocol import IGNORE, setting_text
+from hybridtron.mad.training.adamw import StackedAdamW
+from hybridtron.mad.training.presets import GRID, PRESETS
+from hybridtron.mad.training.stack import Stack
 
 LAYERS = ["mh-attention", "swiglu", "mh-attention", "swiglu"]
 BETAS = PRESETS["paper"].betas

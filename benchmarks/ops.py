@@ -32,17 +32,17 @@ from rich.table import Table
 from torch import Tensor
 
 from hybridtron.distributed.memory import keep_freed_memory
-from hybridtron.ops.attention import attention
-from hybridtron.ops.attention_sinks import attention_with_sinks
-from hybridtron.ops.delta_rule import gated_delta_rule, gated_delta_rule_step
-from hybridtron.ops.gla import gla, gla_step
-from hybridtron.ops.linear_attention import linear_attention, linear_attention_step
-from hybridtron.ops.long_conv import long_conv
-from hybridtron.ops.outer_conv import outer_conv
-from hybridtron.ops.rwkv6 import rwkv6, rwkv6_step
-from hybridtron.ops.selective_scan import selective_scan, selective_scan_step
-from hybridtron.ops.short_conv import short_conv
-from hybridtron.ops.ssd import ssd, ssd_step
+from hybridtron.ops.attention.sinks import attention_with_sinks
+from hybridtron.ops.attention.softmax import attention
+from hybridtron.ops.conv.long_conv import long_conv
+from hybridtron.ops.conv.outer_conv import outer_conv
+from hybridtron.ops.conv.short_conv import short_conv
+from hybridtron.ops.linear_attention.delta_rule import gated_delta_rule, gated_delta_rule_step
+from hybridtron.ops.linear_attention.gla import gla, gla_step
+from hybridtron.ops.linear_attention.kernelized import linear_attention, linear_attention_step
+from hybridtron.ops.linear_attention.rwkv6 import rwkv6, rwkv6_step
+from hybridtron.ops.ssm.selective_scan import selective_scan, selective_scan_step
+from hybridtron.ops.ssm.ssd import ssd, ssd_step
 
 LENGTHS = (512, 2048, 8192, 32768)
 HEADS, WIDTH, CHANNELS, STATES, WINDOW, CHUNK = 4, 64, 256, 16, 256, 64

@@ -29,7 +29,7 @@ from hybridtron.distributed.groups import process_groups
 from hybridtron.distributed.launch import launch
 from hybridtron.train.build import build_engine
 from hybridtron.train.config import RunConfig
-from hybridtron.train.resolve import data_parallel_size, resolve
+from hybridtron.train.validation.resolve import data_parallel_size, resolve
 
 SEQ_LEN, GLOBAL_BATCH, WARM_UP = 128, 8, 2
 MODEL: dict[str, Any] = {
@@ -74,16 +74,18 @@ def worker(name: str, steps: int, folder: Path) -> None:
     here = read_environment() if processes > 1 else Environment(0, 1, 0, None, "single")
     config = config_of(parallel)
     share = GLOBAL_BATCH // data_parallel_size(config, processes)
-    with process_groups(config.parallel, here) as place:
-        engine, _ = build_engine(config, place)
-        text = torch.randint(256, (share, SEQ_LEN + 1), generator=torch.Generator().manual_seed(place.data_rank))
+    with process_groups(config.parallel, here) as parallel_context:
+        engine, _ = build_engine(config, parallel_context)
+        text = torch.randint(
+            256, (share, SEQ_LEN + 1), generator=torch.Generator().manual_seed(parallel_context.data_rank)
+        )
         batch = [(row[:, :-1].contiguous(), row[:, 1:].contiguous()) for row in text.split(1)]
         seconds = []
         for _ in range(WARM_UP + steps):
             began = time.perf_counter()
             engine.train_step(batch, 1e-3)
             seconds.append(time.perf_counter() - began)
-        if place.is_main:
+        if parallel_context.is_main:
             (folder / "seconds.json").write_text(json.dumps(seconds[WARM_UP:]))
 
 

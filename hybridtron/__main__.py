@@ -2,7 +2,7 @@
 
 import sys
 
-from hybridtron.cli import main
+from hybridtron.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

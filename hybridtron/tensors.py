@@ -38,7 +38,7 @@ class Init:
 
 
 @dataclass(frozen=True)
-class Part:
+class PackedPart:
     """A named run of rows along a parameter's cut axis.
 
     Tensor parallelism gives each rank the same number of whole units (heads, groups, channels); `key` is the config key
@@ -56,7 +56,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Shard:
     """Which piece of how many: `rank` of `size`."""
 
     rank: int = 0
@@ -67,9 +67,9 @@ class Piece:
 class Shards:
     """Which pieces of the parameters one process holds, by kind of parallelism; the default is everything."""
 
-    tensor: Piece = Piece()
-    expert: Piece = Piece()
-    expert_tensor: Piece = Piece()
+    tensor: Shard = Shard()
+    expert: Shard = Shard()
+    expert_tensor: Shard = Shard()
 
 
 WHOLE = Shards()
@@ -89,7 +89,7 @@ class TensorSpec:
 
     shape: tuple[int, ...]
     init: Init
-    parts: tuple[Part, ...] = ()
+    parts: tuple[PackedPart, ...] = ()
     axis: int = 0
     decay: bool = True
     experts: bool = False
@@ -107,7 +107,7 @@ class TensorSpec:
     def numel(self) -> int:
         return math.prod(self.shape)
 
-    def cuts(self, shards: Shards) -> list[tuple[int, Piece]]:
+    def cuts(self, shards: Shards) -> list[tuple[int, Shard]]:
         """The axes that are cut, each with the piece of it that is held."""
         experts = [(0, shards.expert)] if self.experts else []
         within = shards.expert_tensor if self.experts else shards.tensor
@@ -156,13 +156,13 @@ class TensorSpec:
             start, local_start = start + part.size, held[self.axis].stop
 
 
-def _run(start: int, length: int, piece: Piece) -> slice:
+def _run(start: int, length: int, piece: Shard) -> slice:
     """The piece of a run of `length` that begins at `start`."""
     size = length // piece.size
     return slice(start + piece.rank * size, start + (piece.rank + 1) * size)
 
 
-def indivisible(specs: dict[str, TensorSpec], ways: int, experts: bool = False) -> Iterator[Part]:
+def indivisible(specs: dict[str, TensorSpec], ways: int, experts: bool = False) -> Iterator[PackedPart]:
     """The parts that cannot be cut evenly over so many ranks of tensor times context parallelism, each config key
     once; with `experts` those of experts alone, which expert tensor parallelism cuts."""
     seen = set()

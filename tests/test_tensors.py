@@ -3,9 +3,13 @@
 import pytest
 import torch
 
-from hybridtron.tensors import Init, Part, Piece, Shards, TensorSpec, indivisible
+from hybridtron.tensors import Init, PackedPart, Shard, Shards, TensorSpec, indivisible
 
-PACKED = (Part("q", 4, 3, "num_heads"), Part("k", 2, 3, "num_kv_heads"), Part("v", 2, 3, "num_kv_heads"))
+PACKED = (
+    PackedPart("q", 4, 3, "num_heads"),
+    PackedPart("k", 2, 3, "num_kv_heads"),
+    PackedPart("v", 2, 3, "num_kv_heads"),
+)
 
 
 def put_together(spec, full, places):
@@ -23,28 +27,28 @@ def test_pieces_of_all_ranks_make_the_whole(axis, ranks):
     shape = (24, 5) if axis == 0 else (5, 24)
     spec = TensorSpec(shape, Init("input"), PACKED, axis=axis)
     full = torch.arange(120.0).reshape(shape)
-    places = [Shards(tensor=Piece(rank, ranks)) for rank in range(ranks)]
+    places = [Shards(tensor=Shard(rank, ranks)) for rank in range(ranks)]
     assert torch.equal(put_together(spec, full, places), full)
 
 
 def test_a_rank_holds_its_piece_of_every_part():
     spec = TensorSpec((24,), Init("input"), PACKED)
-    held = spec.shard(torch.arange(24), Shards(tensor=Piece(1, 2)))
+    held = spec.shard(torch.arange(24), Shards(tensor=Shard(1, 2)))
     assert held.tolist() == [6, 7, 8, 9, 10, 11, 15, 16, 17, 21, 22, 23]
 
 
 def test_a_tensor_without_parts_is_whole_on_every_rank():
-    spec, second = TensorSpec((6,), Init("ones")), Shards(tensor=Piece(1, 2))
+    spec, second = TensorSpec((6,), Init("ones")), Shards(tensor=Shard(1, 2))
     assert spec.local_shape(second) == (6,)
     assert torch.equal(spec.shard(torch.arange(6), second), torch.arange(6))
 
 
 def test_experts_are_cut_by_their_number_and_within():
-    spec = TensorSpec((4, 6, 2), Init("input"), (Part("gate", 4), Part("up", 2)), axis=1, experts=True)
+    spec = TensorSpec((4, 6, 2), Init("input"), (PackedPart("gate", 4), PackedPart("up", 2)), axis=1, experts=True)
     full = torch.arange(48.0).reshape(4, 6, 2)
-    held = spec.shard(full, Shards(tensor=Piece(1, 2), expert=Piece(1, 2), expert_tensor=Piece(0, 2)))
+    held = spec.shard(full, Shards(tensor=Shard(1, 2), expert=Shard(1, 2), expert_tensor=Shard(0, 2)))
     assert torch.equal(held, full[2:, [0, 1, 4]])
-    places = [Shards(expert=Piece(e, 2), expert_tensor=Piece(t, 2)) for e in range(2) for t in range(2)]
+    places = [Shards(expert=Shard(e, 2), expert_tensor=Shard(t, 2)) for e in range(2) for t in range(2)]
     assert torch.equal(put_together(spec, full, places), full)
 
 
@@ -55,7 +59,7 @@ def test_parts_must_add_up():
 
 def test_parts_have_names_of_their_own():
     with pytest.raises(AssertionError, match="names of their own"):
-        TensorSpec((4, 5), Init("input"), (Part("q", 2), Part("q", 2)))
+        TensorSpec((4, 5), Init("input"), (PackedPart("q", 2), PackedPart("q", 2)))
 
 
 def test_indivisible_parts_are_named_once_per_key():

@@ -20,11 +20,11 @@ from rich.console import Console
 from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
 from hybridtron.laws import LAWS, Fit, Law, Settings, fit
-from hybridtron.laws.columns import SYNONYMS, option
-from hybridtron.laws.plots import draw
-from hybridtron.laws.read import read_runs
-from hybridtron.laws.report import html_report
-from hybridtron.laws.wording import predicted
+from hybridtron.laws.data.columns import SYNONYMS, option
+from hybridtron.laws.data.read import read_runs
+from hybridtron.laws.report.page import html_report
+from hybridtron.laws.report.plots import draw
+from hybridtron.laws.report.wording import predicted
 from hybridtron.reporting.publish import publish, require_usable
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from hybridtron.arguments import ArgumentParser
+from hybridtron.cli.arguments import ArgumentParser
 from hybridtron.data.corpus import Progress, prepare
 from hybridtron.data.report import CorpusReport
 from hybridtron.data.sources import find_sources

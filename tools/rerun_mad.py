@@ -21,7 +21,8 @@ from typing import Any
 
 from rich.console import Console
 
-from hybridtron.arguments import ArgumentParser
+from hybridtron.cli.arguments import ArgumentParser
+from hybridtron.cli.mad import changed_settings, chosen_device, default_processes, require_counts
 from hybridtron.data.indexed_format import fingerprint
 from hybridtron.data.report import read_report
 from hybridtron.data.tokenizer import load as load_tokenizer
@@ -33,23 +34,22 @@ from hybridtron.mad import (
     SuiteFailed,
     chosen_settings,
     from_model,
+    from_trained,
     iso_state,
     preset,
     run_suite,
     scores,
-    transplant,
 )
-from hybridtron.mad.command import changed_settings, chosen_device, default_processes, require_counts
-from hybridtron.mad.correlation import HeldOutLoss, as_points, correlate, in_one_unit
-from hybridtron.mad.report import print_scores, write_report
-from hybridtron.mad.scoring import called
-from hybridtron.mad.selection import of_call
-from hybridtron.mad.subject import Subject
-from hybridtron.mad.suite import Progress
+from hybridtron.mad.models.subject import Subject
+from hybridtron.mad.report.write import print_scores, write_report
+from hybridtron.mad.scoring.aggregate import called
+from hybridtron.mad.scoring.correlation import HeldOutLoss, as_points, correlate, in_one_unit
+from hybridtron.mad.scoring.selection import of_call
+from hybridtron.mad.training.suite import Progress
 from hybridtron.reporting.publish import require_usable
 from hybridtron.train.corpus import open_held_out
 from hybridtron.train.evaluate import evaluate_run, trained_model
-from hybridtron.train.run_folder import read_run
+from hybridtron.train.run_folder.folder import read_run
 
 MODES = ("proxy", "finetune", "probe")
 
@@ -122,7 +122,7 @@ def subject(path: Path, options: argparse.Namespace) -> Subject:
         return iso_state(made) if options.iso_state else made
     name = f"{checkpoint.parent.name}/{checkpoint.name}"
     with trained_model(path) as (config, _, model, _):
-        return transplant(name, config.model, dict(model.named_parameters()), options.mode)
+        return from_trained(name, config.model, dict(model.named_parameters()), options.mode)
 
 
 def held_out_loss(path: Path, options: argparse.Namespace) -> HeldOutLoss:

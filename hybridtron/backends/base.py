@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hybridtron.tensors import Piece, Shards, TensorSpec
+from hybridtron.tensors import Shard, Shards, TensorSpec
 
 DispatcherKind = Literal["alltoall", "allgather"]
 
@@ -45,7 +45,7 @@ class Backend(Protocol):
 
     name: str
     shards: Shards  # which pieces of the parameters this process holds
-    sequence: Piece  # which run of every sequence is this process's, between mixers
+    sequence: Shard  # which run of every sequence is this process's, between mixers
     context_parallel_size: int
     norm_eps: float
 
@@ -72,7 +72,7 @@ class Backend(Protocol):
         """A parameter of this rank's shape."""
         ...
 
-    def over_sequence(self, core: Callable[[Tensor], Tensor], packed: Tensor, spec: TensorSpec) -> Tensor:
+    def with_full_sequence(self, core: Callable[[Tensor], Tensor], packed: Tensor, spec: TensorSpec) -> Tensor:
         """Apply `core` to whole sequences: [s, b, c] -> [s, b, c'].
 
         Under context parallelism a process has a run of every sequence, [s / cp, b, c]: it trades that for the whole
@@ -82,11 +82,12 @@ class Backend(Protocol):
         ...
 
     def core_sizes(self, spec: TensorSpec) -> list[int]:
-        """Length of each part of a projection inside `over_sequence`."""
+        """Length of each part of a projection inside `with_full_sequence`."""
         ...
 
-    def own_heads(self, parameter: Tensor, spec: TensorSpec) -> Tensor:
-        """Of a parameter over heads or channels, the share that belongs to this process's heads in `over_sequence`."""
+    def local_heads(self, parameter: Tensor, spec: TensorSpec) -> Tensor:
+        """Return the share of a parameter over heads or channels that belongs to this process's heads in
+        `with_full_sequence`."""
         ...
 
     def gather_runs(self, value: Tensor) -> Tensor:
@@ -100,7 +101,7 @@ class Backend(Protocol):
         """Of a layer with so many experts; with a capacity factor a token may have fewer than `top_k` of them."""
         ...
 
-    def to_own_heads(self, x: Tensor) -> Tensor:
+    def to_local_heads(self, x: Tensor) -> Tensor:
         """What a `row_linear` gives, [s, b, c] or under sequence parallelism a run of its tokens -> [s, b, c], for
         each tensor-parallel rank to use with its own heads: their gradients are added up.
         """

@@ -27,9 +27,9 @@ from hybridtron.backends.even_dispatch import EvenDispatcher
 from hybridtron.backends.megatron_dispatch import MegatronDispatcher
 from hybridtron.backends.torch import RMSNorm, new_parameter
 from hybridtron.backends.vocab_parallel import vocab_parallel_cross_entropy
-from hybridtron.ops.attention import attention
-from hybridtron.ops.cross_entropy import cross_entropy
-from hybridtron.tensors import Piece, Shards, TensorSpec
+from hybridtron.ops.attention.softmax import attention
+from hybridtron.ops.elementwise.cross_entropy import cross_entropy
+from hybridtron.tensors import Shard, Shards, TensorSpec
 
 
 def _unused(weight: Tensor) -> None:
@@ -90,7 +90,7 @@ class MegatronBackend:
         self.context_group = context_parallel_group
         self.context_parallel_size = context_parallel_group.size()
         self.sequence_group = sequence_group
-        self.sequence = Piece(sequence_group.rank(), sequence_group.size())
+        self.sequence = Shard(sequence_group.rank(), sequence_group.size())
         self.expert_groups = expert_groups
         self.device = device
         self.norm_eps = norm_eps
@@ -133,7 +133,7 @@ class MegatronBackend:
             tp_group=self.group,
         )
 
-    def over_sequence(self, core: Callable[[Tensor], Tensor], packed: Tensor, spec: TensorSpec) -> Tensor:
+    def with_full_sequence(self, core: Callable[[Tensor], Tensor], packed: Tensor, spec: TensorSpec) -> Tensor:
         if self.context_parallel_size == 1:
             return core(packed)
         whole = to_heads(packed, spec.local_sizes(self.shards), self.context_group)  # [s, b, c / cp]
@@ -142,7 +142,7 @@ class MegatronBackend:
     def core_sizes(self, spec: TensorSpec) -> list[int]:
         return [size // self.context_parallel_size for size in spec.local_sizes(self.shards)]
 
-    def own_heads(self, parameter: Tensor, spec: TensorSpec) -> Tensor:
+    def local_heads(self, parameter: Tensor, spec: TensorSpec) -> Tensor:
         if self.context_parallel_size == 1:
             return parameter
         return own_share(parameter, spec.local_sizes(self.shards), spec.axis, self.context_group)
@@ -165,7 +165,7 @@ class MegatronBackend:
             kind, num_experts, top_k, capacity_factor is not None, self.config, self.expert_groups
         )
 
-    def to_own_heads(self, x: Tensor) -> Tensor:
+    def to_local_heads(self, x: Tensor) -> Tensor:
         if self.config.sequence_parallel:
             return gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=True, group=self.group)
         return _SummedGradient.apply(x, self.group)

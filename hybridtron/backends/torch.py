@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from hybridtron.backends.base import Dispatcher, DispatcherKind
 from hybridtron.backends.dispatch import dispatch_locally
 from hybridtron.backends.even_dispatch import EvenDispatcher
-from hybridtron.ops.attention import attention
-from hybridtron.ops.cross_entropy import cross_entropy
-from hybridtron.ops.norm import rms_norm
-from hybridtron.tensors import WHOLE, Piece, Shards, TensorSpec
+from hybridtron.ops.attention.softmax import attention
+from hybridtron.ops.elementwise.cross_entropy import cross_entropy
+from hybridtron.ops.elementwise.norm import rms_norm
+from hybridtron.tensors import WHOLE, Shard, Shards, TensorSpec
 
 
 class Linear(nn.Module):
@@ -62,7 +62,7 @@ class TorchBackend:
 
     name = "torch"
     shards = WHOLE
-    sequence = Piece()
+    sequence = Shard()
     context_parallel_size = 1
 
     def __init__(
@@ -87,13 +87,13 @@ class TorchBackend:
     def embedding(self, weight: TensorSpec) -> nn.Module:
         return Embedding(self.parameter(weight))
 
-    def over_sequence(self, core: Callable[[Tensor], Tensor], packed: Tensor, spec: TensorSpec) -> Tensor:
+    def with_full_sequence(self, core: Callable[[Tensor], Tensor], packed: Tensor, spec: TensorSpec) -> Tensor:
         return core(packed)
 
     def core_sizes(self, spec: TensorSpec) -> list[int]:
         return spec.local_sizes(self.shards)
 
-    def own_heads(self, parameter: Tensor, spec: TensorSpec) -> Tensor:
+    def local_heads(self, parameter: Tensor, spec: TensorSpec) -> Tensor:
         return parameter
 
     def gather_runs(self, value: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class TorchBackend:
             return EvenDispatcher(kind, num_experts, top_k, capacity_factor, None)
         return dispatch_locally
 
-    def to_own_heads(self, x: Tensor) -> Tensor:
+    def to_local_heads(self, x: Tensor) -> Tensor:
         return x
 
     def of_all_heads(self, parameter: Tensor) -> Tensor:

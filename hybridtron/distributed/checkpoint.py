@@ -20,8 +20,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from hybridtron.distributed import optimizer_state
 from hybridtron.distributed.engine import Engine
-from hybridtron.distributed.groups import Place
-from hybridtron.distributed.vetting import vet
+from hybridtron.distributed.groups import ParallelContext
+from hybridtron.distributed.safe_index import require_safe_index
 from hybridtron.errors import UserError
 from hybridtron.tensors import TensorSpec
 
@@ -29,7 +29,7 @@ from hybridtron.tensors import TensorSpec
 def save(folder: Path, engine: Engine) -> None:
     """Write parameters and optimizer state into the existing, empty folder; every process calls this."""
     _write_in_this_process()
-    chunks = _sharded_chunks(engine.chunks, engine.specs, engine.place)
+    chunks = _sharded_chunks(engine.chunks, engine.specs, engine.parallel_context)
     optimizer = optimizer_state.sharded_state(engine.optimizer, _flat(chunks), loading=False)
     updates = optimizer_state.updates(engine.optimizer)
     dist_checkpointing.save(chunks | {"optimizer": optimizer, "optimizer_updates": updates}, str(folder))
@@ -38,8 +38,8 @@ def save(folder: Path, engine: Engine) -> None:
 
 def load(folder: Path, engine: Engine) -> None:
     """Read parameters and optimizer state, in place."""
-    vet(folder)
-    chunks = _sharded_chunks(engine.chunks, engine.specs, engine.place)
+    require_safe_index(folder)
+    chunks = _sharded_chunks(engine.chunks, engine.specs, engine.parallel_context)
     optimizer = optimizer_state.sharded_state(engine.optimizer, _flat(chunks), loading=True)
     state = _read(chunks | {"optimizer": optimizer}, folder)
     if "optimizer_updates" not in state:
@@ -50,11 +50,13 @@ def load(folder: Path, engine: Engine) -> None:
     optimizer_state.restore(engine.optimizer, state["optimizer"], names, state["optimizer_updates"])
 
 
-def load_model(folder: Path, chunks: Sequence[nn.Module], specs: dict[str, TensorSpec], place: Place) -> None:
+def load_model(
+    folder: Path, chunks: Sequence[nn.Module], specs: dict[str, TensorSpec], parallel_context: ParallelContext
+) -> None:
     """Read the parameters alone, in place."""
-    vet(folder)
+    require_safe_index(folder)
     _compare(folder, specs)
-    state = _read(_sharded_chunks(chunks, specs, place), folder)
+    state = _read(_sharded_chunks(chunks, specs, parallel_context), folder)
     for index, chunk in enumerate(chunks):
         chunk.load_state_dict(state[f"model{index}"])
 
@@ -126,10 +128,13 @@ def _write_buckets(
     results.put(written)
 
 
-def _sharded_chunks(chunks: Sequence[nn.Module], specs: dict[str, TensorSpec], place: Place) -> dict[str, Any]:
+def _sharded_chunks(
+    chunks: Sequence[nn.Module], specs: dict[str, TensorSpec], parallel_context: ParallelContext
+) -> dict[str, Any]:
     return {
         f"model{index}": {
-            name: _sharded(name, parameter, specs[name], place) for name, parameter in chunk.named_parameters()
+            name: _sharded(name, parameter, specs[name], parallel_context)
+            for name, parameter in chunk.named_parameters()
         }
         for index, chunk in enumerate(chunks)
     }
@@ -140,17 +145,23 @@ def _flat(chunks: dict[str, Any]) -> dict[str, Any]:
     return {name: tensor for chunk in chunks.values() for name, tensor in chunk.items()}
 
 
-def _sharded(name: str, data: Tensor, spec: TensorSpec, place: Place) -> ShardedTensor | ShardedTensorFactory:
-    cuts = [(axis, piece.rank, piece.size) for axis, piece in spec.cuts(place.shards)]
+def _sharded(
+    name: str, data: Tensor, spec: TensorSpec, parallel_context: ParallelContext
+) -> ShardedTensor | ShardedTensorFactory:
+    cuts = [(axis, piece.rank, piece.size) for axis, piece in spec.cuts(parallel_context.shards)]
     # Of equal copies the one with zeros is written: the first stage's, the first of those that hold the same pieces.
     copy_of_stage = 1 if getattr(data, "shared", False) else 0
-    uncut_rank = 0 if spec.parts or spec.experts else place.shards.tensor.rank
-    replica_id = (copy_of_stage, uncut_rank, place.expert_replica_rank if spec.experts else place.replica_rank)
+    uncut_rank = 0 if spec.parts or spec.experts else parallel_context.shards.tensor.rank
+    replica_id = (
+        copy_of_stage,
+        uncut_rank,
+        parallel_context.expert_replica_rank if spec.experts else parallel_context.replica_rank,
+    )
     if len(spec.parts) <= 1:
         return ShardedTensor.from_rank_offsets(name, data, *cuts, replica_id=replica_id)
 
     def build(key: str, packed: Tensor, replica_id: Any, flattened_range: Any) -> dict[str, ShardedTensor]:
-        pieces = packed.split(spec.local_sizes(place.shards), spec.axis)
+        pieces = packed.split(spec.local_sizes(parallel_context.shards), spec.axis)
         return {
             part.name: ShardedTensor.from_rank_offsets(f"{key}.{part.name}", piece, *cuts, replica_id=replica_id)
             for part, piece in zip(spec.parts, pieces, strict=True)

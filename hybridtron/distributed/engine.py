@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from hybridtron.distributed.config import ParallelConfig, PrecisionConfig
 from hybridtron.distributed.expert_load import ExpertLoads, fractions
-from hybridtron.distributed.groups import Place
-from hybridtron.ops.attached_loss import attached_losses_scale
+from hybridtron.distributed.groups import ParallelContext
+from hybridtron.ops.moe.attached_loss import attached_losses_scale
 from hybridtron.tensors import TensorSpec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -95,14 +95,14 @@ class Engine:
         chunks: Sequence[nn.Module],
         specs: dict[str, TensorSpec],
         config: TransformerConfig,
-        place: Place,
+        parallel_context: ParallelContext,
         adamw: AdamW,
         z_loss: float = 0.0,
         distributed_optimizer: bool = False,
     ) -> None:
         self.chunks = list(chunks)
         self.specs = specs
-        self.place = place
+        self.parallel_context = parallel_context
         self.z_loss = z_loss
         self.adamw = adamw
         for index, chunk in enumerate(self.chunks):
@@ -116,7 +116,7 @@ class Engine:
         ]
         for replica in self.replicas:
             replica.broadcast_params()
-        self.expert_loads = ExpertLoads(self.chunks, specs, place.device)
+        self.expert_loads = ExpertLoads(self.chunks, specs, parallel_context.device)
         self.optimizer = get_megatron_optimizer(
             MegatronOptimizerConfig(
                 optimizer="adam",
@@ -153,7 +153,7 @@ class Engine:
         self.expert_loads.begin()
         # What a layer attaches is a mean over sequences, of which processes that share them give a part each; the
         # gradients of those are averaged like those of copies.
-        with attached_losses_scale(self.place.context.size / len(micro_batches)):
+        with attached_losses_scale(self.parallel_context.context.size / len(micro_batches)):
             loss = self._mean(self._run(micro_batches, forward_only=False))
         load = self.expert_loads.total()
         for group in self.optimizer.param_groups:
@@ -187,7 +187,7 @@ class Engine:
 
     def largest(self, mine: int) -> int:
         """The largest of all processes' values."""
-        value = torch.tensor(mine, device=self.place.device)
+        value = torch.tensor(mine, device=self.parallel_context.device)
         dist.all_reduce(value, dist.ReduceOp.MAX)
         return int(value)
 
@@ -208,15 +208,15 @@ class Engine:
     def _mean(self, losses: list[Tensor], counted: int | None = None) -> float:
         """Mean over the sequences of all processes: once each, by the last stage and one of its tensor-parallel
         processes."""
-        total = torch.zeros(2, dtype=torch.float64, device=self.place.device)  # sum, number
-        if losses and self.place.shards.tensor.rank == 0:
+        total = torch.zeros(2, dtype=torch.float64, device=self.parallel_context.device)  # sum, number
+        if losses and self.parallel_context.shards.tensor.rank == 0:
             own = torch.cat(losses).double()[:counted]
             total = torch.stack([own.sum(), torch.full_like(own, 1.0).sum()])
         dist.all_reduce(total)
         return float(total[0] / total[1])
 
     def _forward(self, micro_batches: Iterator[MicroBatch], replica: nn.Module) -> tuple[Any, Any]:
-        context, device = self.place.context, self.place.device
+        context, device = self.parallel_context.context, self.parallel_context.device
         tokens, labels = (
             t.chunk(context.size, 1)[context.rank].to(device, non_blocking=True) for t in next(micro_batches)
         )  # [b, s / cp]

@@ -20,11 +20,11 @@ from hybridtron.distributed import cpu_compat
 from hybridtron.distributed.config import ParallelConfig
 from hybridtron.distributed.environment import Environment
 from hybridtron.distributed.memory import keep_freed_memory
-from hybridtron.tensors import Piece, Shards
+from hybridtron.tensors import Shard, Shards
 
 
 @dataclass(frozen=True)
-class Place:
+class ParallelContext:
     """This process among the others. Groups are torch process groups.
 
     `data_rank` and `data_size` count copies of the model; the processes of one copy that share a sequence
@@ -36,11 +36,11 @@ class Place:
     device: torch.device
     shards: Shards  # which pieces of the parameters this process holds
     tensor_group: dist.ProcessGroup
-    context: Piece
+    context: Shard
     context_group: dist.ProcessGroup
     sequence_group: dist.ProcessGroup  # those that hold the runs of a sequence between mixers, in their order
     expert_groups: ExpertGroups
-    pipeline: Piece
+    pipeline: Shard
     data_rank: int
     data_size: int
     replica_rank: int  # among the processes that hold the same pieces: data and context together
@@ -52,7 +52,7 @@ class Place:
 
 
 @contextlib.contextmanager
-def process_groups(parallel: ParallelConfig, environment: Environment) -> Iterator[Place]:
+def process_groups(parallel: ParallelConfig, environment: Environment) -> Iterator[ParallelContext]:
     """Initialise torch.distributed and megatron-core's groups for the layout, and take them down at the end."""
     cpu_compat.install()
     from megatron.core import parallel_state
@@ -101,14 +101,14 @@ def make_groups(parallel: ParallelConfig) -> None:
     )
 
 
-def place_of(parallel: ParallelConfig, rank: int, world_size: int, device: torch.device) -> Place:
+def place_of(parallel: ParallelConfig, rank: int, world_size: int, device: torch.device) -> ParallelContext:
     """This process's place in the groups that `make_groups` made."""
     from megatron.core import parallel_state as state
 
     tensor = state.get_tensor_model_parallel_group()
     context = state.get_context_parallel_group()
     expert, expert_tensor = state.get_expert_model_parallel_group(), state.get_expert_tensor_parallel_group()
-    return Place(
+    return ParallelContext(
         rank=rank,
         world_size=world_size,
         device=device,
@@ -130,8 +130,8 @@ def place_of(parallel: ParallelConfig, rank: int, world_size: int, device: torch
     )
 
 
-def _piece(group: dist.ProcessGroup) -> Piece:
-    return Piece(group.rank(), group.size())
+def _piece(group: dist.ProcessGroup) -> Shard:
+    return Shard(group.rank(), group.size())
 
 
 def _die_with_launcher() -> None:

@@ -11,11 +11,11 @@ from dataclasses import replace
 
 from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
-from hybridtron.laws.checks import check, setting_warnings, unit_warnings
-from hybridtron.laws.law import Fit, Law, Series, Settings
-from hybridtron.laws.read import read_runs
-from hybridtron.laws.registry import LAWS
-from hybridtron.laws.runs import Runs
+from hybridtron.laws.data.read import read_runs
+from hybridtron.laws.data.runs import Runs
+from hybridtron.laws.families.law import Fit, Law, Series, Settings
+from hybridtron.laws.families.registry import LAWS
+from hybridtron.laws.fitting.checks import check, setting_warnings, unit_warnings
 
 __all__ = ["LAWS", "Fit", "Law", "Runs", "Series", "Settings", "fit", "read_runs"]
 

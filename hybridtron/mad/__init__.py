@@ -1,18 +1,18 @@
 """The MAD laboratory: six synthetic tasks that tell in minutes how an architecture may scale (arXiv 2403.17844)."""
 
-from hybridtron.mad.architecture import Architecture, from_layers, from_model, from_pattern, iso_state
-from hybridtron.mad.data import generate
-from hybridtron.mad.layers import LAYERS
-from hybridtron.mad.presets import PRESETS, Cell, Preset, preset
-from hybridtron.mad.report import read_scores, write_report
-from hybridtron.mad.results import read_rows
-from hybridtron.mad.score import Score
-from hybridtron.mad.scoring import scores
-from hybridtron.mad.shrink import DEPTH
-from hybridtron.mad.suite import SuiteFailed, chosen_settings, run_suite
-from hybridtron.mad.tasks import TASKS, settings
-from hybridtron.mad.train import train_setting
-from hybridtron.mad.transplant import Transplant, transplant
+from hybridtron.mad.models.architecture import Architecture, from_layers, from_model, from_pattern, iso_state
+from hybridtron.mad.models.finetune import TrainedLayers, from_trained
+from hybridtron.mad.models.layers import LAYERS
+from hybridtron.mad.models.shrink import DEPTH
+from hybridtron.mad.report.write import read_scores, write_report
+from hybridtron.mad.scoring.aggregate import scores
+from hybridtron.mad.scoring.results import read_rows
+from hybridtron.mad.scoring.score import Score
+from hybridtron.mad.tasks.generate import generate
+from hybridtron.mad.tasks.protocol import TASKS, settings
+from hybridtron.mad.training.loop import train_setting
+from hybridtron.mad.training.presets import PRESETS, Cell, Preset, preset
+from hybridtron.mad.training.suite import SuiteFailed, chosen_settings, run_suite
 
 __all__ = [
     "DEPTH",
@@ -24,11 +24,12 @@ __all__ = [
     "Preset",
     "Score",
     "SuiteFailed",
-    "Transplant",
+    "TrainedLayers",
     "chosen_settings",
     "from_layers",
     "from_model",
     "from_pattern",
+    "from_trained",
     "generate",
     "iso_state",
     "preset",
@@ -38,6 +39,5 @@ __all__ = [
     "scores",
     "settings",
     "train_setting",
-    "transplant",
     "write_report",
 ]

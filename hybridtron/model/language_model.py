@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hybridtron.backends.base import Backend
 from hybridtron.mixers.contract import MixerConfig
-from hybridtron.mixers.stepping import State
+from hybridtron.mixers.decoding import State
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.stage import Stage, whole
 from hybridtron.model.tensors import model_tensors
@@ -39,7 +39,7 @@ class Layer(nn.Module):
         return x + self.mixer(self.norm(x))
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """The next token of every sequence, [b, h] -> [b, h]; see `hybridtron.mixers.stepping`."""
+        """The next token of every sequence, [b, h] -> [b, h]; see `hybridtron.mixers.decoding`."""
         y, state = self.mixer.step(self.norm(x.unsqueeze(0)).squeeze(0), state)
         return x + y, state
 

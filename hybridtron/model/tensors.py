@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from hybridtron.model.config import ModelConfig
-from hybridtron.tensors import Init, Part, TensorSpec
+from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 
 def model_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
     """Name -> declaration, for the whole model; with tied embeddings the output projection has no parameter."""
-    vocabulary = (Part("vocabulary", config.vocab_size, key="vocab_size"),)
+    vocabulary = (PackedPart("vocabulary", config.vocab_size, key="vocab_size"),)
     norm = TensorSpec((config.hidden_size,), Init("ones"), decay=False)
     specs = {"embedding.weight": TensorSpec((config.vocab_size, config.hidden_size), Init("embedding"), vocabulary)}
     for i, name in enumerate(config.layer_names):

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from hybridtron.distributed import cpu_compat
-from hybridtron.distributed.groups import Place, make_groups, place_of
+from hybridtron.distributed.groups import ParallelContext, make_groups, place_of
 from hybridtron.errors import UserError
 from hybridtron.model.language_model import LanguageModel
 from hybridtron.model.tensors import model_tensors
-from hybridtron.plan.silent_world import Traffic, silent_world
+from hybridtron.plan.fake_process_group import Traffic, fake_world
 from hybridtron.tensors import TensorSpec
 from hybridtron.train.build import build_chunks
 from hybridtron.train.config import RunConfig
@@ -42,15 +42,15 @@ def run_stage(config: RunConfig, world_size: int, pipeline_rank: int) -> StageRu
     from megatron.core import parallel_state
 
     rank = pipeline_rank * (world_size // config.parallel.pipeline)
-    with silent_world(rank, world_size) as traffic, _meta():
+    with fake_world(rank, world_size) as traffic, _meta():
         try:
             make_groups(config.parallel)
-            place = place_of(config.parallel, rank, world_size, META)
+            parallel_context = place_of(config.parallel, rank, world_size, META)
             _name_groups(traffic)
-            chunks, _ = build_chunks(config, place)
-            parameters = _check_parameters(config, chunks, place)
+            chunks, _ = build_chunks(config, parallel_context)
+            parameters = _check_parameters(config, chunks, parallel_context)
             traffic.sent.clear()
-            kept = sum(_pass(config, chunk, place) for chunk in chunks)
+            kept = sum(_pass(config, chunk, parallel_context) for chunk in chunks)
         finally:
             parallel_state.destroy_model_parallel()
         return StageRun(parameters, kept, dict(traffic.sent))
@@ -74,23 +74,25 @@ def _name_groups(traffic: Traffic) -> None:
     traffic.name(state.get_expert_tensor_and_model_parallel_group(), "experts")
 
 
-def _check_parameters(config: RunConfig, chunks: list[LanguageModel], place: Place) -> dict[str, int]:
+def _check_parameters(
+    config: RunConfig, chunks: list[LanguageModel], parallel_context: ParallelContext
+) -> dict[str, int]:
     specs: dict[str, TensorSpec] = model_tensors(config.model)
     held: Counter[str] = Counter()
     for chunk in chunks:
         for name, parameter in chunk.named_parameters():
-            expected = specs[name].local_shape(place.shards)
+            expected = specs[name].local_shape(parallel_context.shards)
             if tuple(parameter.shape) != expected:
                 raise UserError(f"dry run: {name} has shape {tuple(parameter.shape)}; expected {expected}")
             held[name] += parameter.numel()
     return dict(held)
 
 
-def _pass(config: RunConfig, chunk: LanguageModel, place: Place) -> int:
+def _pass(config: RunConfig, chunk: LanguageModel, parallel_context: ParallelContext) -> int:
     """Bytes that the forward pass keeps for the backward pass."""
-    batch, run = config.train.micro_batch_size, config.data.seq_len // place.context.size
+    batch, run = config.train.micro_batch_size, config.data.seq_len // parallel_context.context.size
     tokens = torch.empty(batch, run, dtype=torch.long)
-    pieces = place.shards.tensor.size if config.parallel.sequence else 1
+    pieces = parallel_context.shards.tensor.size if config.parallel.sequence else 1
     shape = (run // pieces, batch, config.model.hidden_size)
     if not chunk.stage.is_first:
         dtype = next(chunk.parameters()).dtype

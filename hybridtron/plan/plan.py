@@ -11,10 +11,10 @@ from hybridtron.errors import UserError
 from hybridtron.model.stage import Stage, cut, imbalance, stage_costs, stage_tensors
 from hybridtron.model.tensors import model_tensors
 from hybridtron.plan.dry_run import StageRun, run_stage
-from hybridtron.tensors import Piece, Shards, TensorSpec
+from hybridtron.tensors import Shard, Shards, TensorSpec
 from hybridtron.train.config import RunConfig
-from hybridtron.train.memory import BYTES
-from hybridtron.train.resolve import data_parallel_size
+from hybridtron.train.validation.memory import BYTES
+from hybridtron.train.validation.resolve import data_parallel_size
 
 GRADIENT_BYTES = 4
 OPTIMIZER_BYTES = {"fp32": 8, "bf16": 12}  # two moments, and with bf16 the fp32 copy
@@ -110,7 +110,7 @@ def plan(config: RunConfig, gpus: int, dry_run: bool) -> Plan:
 
 def _pieces(config: RunConfig) -> Shards:
     parallel = config.parallel
-    return Shards(Piece(0, parallel.tensor), Piece(0, parallel.expert), Piece(0, parallel.expert_tensor))
+    return Shards(Shard(0, parallel.tensor), Shard(0, parallel.expert), Shard(0, parallel.expert_tensor))
 
 
 def _ways(spec: TensorSpec, config: RunConfig) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hybridtron.backends.base import Backend
-from hybridtron.distributed.groups import Place
+from hybridtron.distributed.groups import ParallelContext
 from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel
 from hybridtron.model.stage import cut, imbalance, stage_costs
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hybridtron.distributed.engine import Engine
 
 
-def build_chunks(config: RunConfig, place: Place) -> tuple[list[LanguageModel], TransformerConfig]:
+def build_chunks(config: RunConfig, parallel_context: ParallelContext) -> tuple[list[LanguageModel], TransformerConfig]:
     """The runs of layers of this process's pipeline stage, on its device with their initial weights; on the meta device
     they have none."""
     from hybridtron.distributed.engine import megatron_config
@@ -29,41 +29,41 @@ def build_chunks(config: RunConfig, place: Place) -> tuple[list[LanguageModel], 
     if model.backend == "torch":
         from hybridtron.backends.torch import TorchBackend
 
-        backend = TorchBackend(megatron.params_dtype, place.device, model.norm_eps)
+        backend = TorchBackend(megatron.params_dtype, parallel_context.device, model.norm_eps)
     else:
         from hybridtron.backends.megatron import MegatronBackend
 
         backend = MegatronBackend(
             megatron,
-            place.shards,
-            place.tensor_group,
-            place.context_group,
-            place.sequence_group,
-            place.expert_groups,
-            place.device,
+            parallel_context.shards,
+            parallel_context.tensor_group,
+            parallel_context.context_group,
+            parallel_context.sequence_group,
+            parallel_context.expert_groups,
+            parallel_context.device,
             model.norm_eps,
         )
     stages = cut(model, parallel.num_stages, config.data.seq_len)
     chunks = []
-    for stage in stages[place.pipeline.rank :: parallel.pipeline]:
+    for stage in stages[parallel_context.pipeline.rank :: parallel.pipeline]:
         chunk = LanguageModel(model, backend, stage, parallel.recompute_of)
-        if place.device.type != "meta":
-            initialize(chunk, model, config.seed, place.shards)
+        if parallel_context.device.type != "meta":
+            initialize(chunk, model, config.seed, parallel_context.shards)
         chunks.append(chunk)
     return chunks, megatron
 
 
-def build_engine(config: RunConfig, place: Place) -> tuple[Engine, list[LanguageModel]]:
+def build_engine(config: RunConfig, parallel_context: ParallelContext) -> tuple[Engine, list[LanguageModel]]:
     from hybridtron.distributed.engine import AdamW, Engine
 
-    chunks, megatron = build_chunks(config, place)
+    chunks, megatron = build_chunks(config, parallel_context)
     optimizer = config.optimizer
     adamw = AdamW(optimizer.weight_decay, optimizer.betas, optimizer.eps, optimizer.clip_grad)
     engine = Engine(
         chunks,
         model_tensors(config.model),
         megatron,
-        place,
+        parallel_context,
         adamw,
         config.train.z_loss,
         config.parallel.distributed_optimizer,

@@ -14,7 +14,7 @@ from hybridtron.data.batches import eval_batches
 from hybridtron.data.tokenizer import load as load_tokenizer
 from hybridtron.distributed.config import ParallelConfig
 from hybridtron.distributed.environment import Environment
-from hybridtron.distributed.groups import Place, process_groups
+from hybridtron.distributed.groups import ParallelContext, process_groups
 from hybridtron.errors import UserError
 from hybridtron.model.generate import generate
 from hybridtron.model.language_model import LanguageModel
@@ -22,24 +22,24 @@ from hybridtron.model.tensors import model_tensors
 from hybridtron.train.build import build_chunks
 from hybridtron.train.config import RunConfig
 from hybridtron.train.corpus import open_held_out
-from hybridtron.train.run_folder import naming_an_older_one, read_run
+from hybridtron.train.run_folder.folder import naming_an_older_one, read_run
 
 LARGEST_EXPONENT = 700  # of e, in a float
 SMALLEST_TEMPERATURE = 1e-3
 
 
 @contextlib.contextmanager
-def trained_model(path: Path) -> Iterator[tuple[RunConfig, Path, LanguageModel, Place]]:
+def trained_model(path: Path) -> Iterator[tuple[RunConfig, Path, LanguageModel, ParallelContext]]:
     """The model of a run folder or checkpoint in this one process, whatever layout trained it."""
     config, checkpoint = read_run(path)
     config = config.model_copy(update={"parallel": ParallelConfig()})
-    with process_groups(config.parallel, Environment(0, 1, 0, None, "single")) as place:
+    with process_groups(config.parallel, Environment(0, 1, 0, None, "single")) as parallel_context:
         from hybridtron.distributed.checkpoint import load_model
 
-        (model,), _ = build_chunks(config, place)
+        (model,), _ = build_chunks(config, parallel_context)
         with naming_an_older_one(checkpoint, ": give that path instead"):
-            load_model(checkpoint, [model], model_tensors(config.model), place)
-        yield config, checkpoint, model.eval(), place
+            load_model(checkpoint, [model], model_tensors(config.model), parallel_context)
+        yield config, checkpoint, model.eval(), parallel_context
 
 
 def evaluate_run(path: Path, data: str | None, sequences: int | None) -> dict[str, Any]:
@@ -53,9 +53,9 @@ def evaluate_run(path: Path, data: str | None, sequences: int | None) -> dict[st
     config = config.model_copy(update={"data": section})
     held_out = open_held_out(config, sequences)
     num_tokens = held_out.sequences * config.data.seq_len
-    with trained_model(path) as (_, checkpoint, model, place), torch.no_grad():
+    with trained_model(path) as (_, checkpoint, model, parallel_context), torch.no_grad():
         micro_batches, counted = eval_batches(held_out.tokens, held_out.sequences, config.train.micro_batch_size, 0, 1)
-        losses = [model(*(t.to(place.device) for t in batch))[0].double().mean(0) for batch in micro_batches]
+        losses = [model(*(t.to(parallel_context.device) for t in batch))[0].double().mean(0) for batch in micro_batches]
     loss = float(torch.cat(losses)[:counted].mean())
     return {
         "checkpoint": str(checkpoint),
@@ -82,7 +82,7 @@ def generate_from_run(path: Path, prompt: str, tokens: int, temperature: float, 
         prompt.encode()
     except UnicodeEncodeError:
         raise UserError(f"--prompt = {prompt!r}: expected UTF-8 text") from None
-    with trained_model(path) as (config, _, model, place):
+    with trained_model(path) as (config, _, model, parallel_context):
         return generate(
             model,
             load_tokenizer(config.data.tokenizer),
@@ -92,5 +92,5 @@ def generate_from_run(path: Path, prompt: str, tokens: int, temperature: float, 
             temperature=temperature,
             top_k=top_k,
             seed=seed,
-            device=place.device,
+            device=parallel_context.device,
         )

@@ -11,14 +11,14 @@ import numpy as np
 from hybridtron.data.bigram import bigram_bits_per_byte, fit_bigram
 from hybridtron.data.tokenizer import Tokenizer
 from hybridtron.data.tokenizer import load as load_tokenizer
-from hybridtron.distributed.groups import Place
+from hybridtron.distributed.groups import ParallelContext
 from hybridtron.model.generate import generate
 from hybridtron.model.language_model import LanguageModel
 from hybridtron.train.config import RunConfig
 from hybridtron.train.corpus import Corpus
 from hybridtron.train.metrics import read_metrics
 from hybridtron.train.report import say_summary
-from hybridtron.train.run_folder import RunFolder, TrainState
+from hybridtron.train.run_folder.folder import RunFolder, TrainState
 
 PROMPT_TOKENS = 32
 LARGEST_BIGRAM_VOCABULARY = 1024  # beyond this a table of pairs says little
@@ -28,7 +28,7 @@ def closing_report(
     config: RunConfig,
     corpus: Corpus,
     chunks: Sequence[LanguageModel],
-    place: Place,
+    parallel_context: ParallelContext,
     state: TrainState,
     valid_loss: float | None,
     say: Callable[[str], None],
@@ -36,7 +36,7 @@ def closing_report(
     """Say how the run ended and return it for summary.json. Every process calls this: sampling needs all of them."""
     summary: dict[str, Any] = asdict(state)
     folder = RunFolder(config.run_folder)
-    if place.is_main:
+    if parallel_context.is_main:
         rows = read_metrics(folder.metrics_file)
         summary |= {"loss": rows[-1].get("loss") if rows else None, "valid_loss": valid_loss}
         bits = corpus.held_out.bits_per_byte(valid_loss) if corpus.held_out and valid_loss is not None else None
@@ -53,11 +53,11 @@ def closing_report(
             summary["sample_prompt"],
             config.train.sample_tokens,
             context=config.data.seq_len,
-            tensor_parallel_size=place.shards.tensor.size,
+            tensor_parallel_size=parallel_context.shards.tensor.size,
             seed=config.seed,
-            device=place.device,
+            device=parallel_context.device,
         )
-    if place.is_main:
+    if parallel_context.is_main:
         say_summary(summary, folder, say)
     return summary
 

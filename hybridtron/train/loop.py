@@ -13,21 +13,21 @@ from hybridtron.accounting.describe import describe
 from hybridtron.accounting.peak import peak_flops_per_s
 from hybridtron.data.batches import eval_batches, global_batch
 from hybridtron.distributed.environment import Environment
-from hybridtron.distributed.groups import Place, process_groups
+from hybridtron.distributed.groups import ParallelContext, process_groups
 from hybridtron.errors import UserError
 from hybridtron.train.build import build_engine, stages_in_words
 from hybridtron.train.config import RunConfig
 from hybridtron.train.corpus import Corpus, open_corpus
 from hybridtron.train.learning_rate import learning_rate
-from hybridtron.train.memory import require_memory
 from hybridtron.train.metrics import MetricsWriter, plot_loss, read_metrics
 from hybridtron.train.progress import ProgressView
-from hybridtron.train.record import environment_record
 from hybridtron.train.report import repeat_summary
-from hybridtron.train.resolve import data_parallel_size
-from hybridtron.train.resume import Start, as_recorded, find_start, record_changes, require_same_tokens
-from hybridtron.train.run_folder import RunFolder, TrainState, naming_an_older_one, replace_text
+from hybridtron.train.run_folder.environment_info import environment_info
+from hybridtron.train.run_folder.folder import RunFolder, TrainState, naming_an_older_one, replace_text
+from hybridtron.train.run_folder.resume import Start, as_recorded, find_start, record_changes, require_same_tokens
 from hybridtron.train.signals import StopRequest, stop_requests
+from hybridtron.train.validation.memory import require_memory
+from hybridtron.train.validation.resolve import data_parallel_size
 
 if TYPE_CHECKING:
     from hybridtron.distributed.engine import StepResult
@@ -54,8 +54,8 @@ def train(config: RunConfig, environment: Environment, resume: bool) -> None:
     require_memory(config, environment.world_size)
     corpus = open_corpus(config)
     start = replace(start, changes=(*start.changes, *require_same_tokens(folder, corpus)))
-    with stop_requests(speaks) as stop, process_groups(config.parallel, environment) as place:
-        run = _Run(config, place, folder, corpus, stop)
+    with stop_requests(speaks) as stop, process_groups(config.parallel, environment) as parallel_context:
+        run = _Run(config, parallel_context, folder, corpus, stop)
         try:
             run.start(start)
             run.advance_to_the_end()
@@ -66,12 +66,20 @@ def train(config: RunConfig, environment: Environment, resume: bool) -> None:
 class _Run:
     """One process's part in a run. Only the first process writes; checkpoints are written by all."""
 
-    def __init__(self, config: RunConfig, place: Place, folder: RunFolder, corpus: Corpus, stop: StopRequest) -> None:
-        self.config, self.place, self.folder, self.corpus, self.stop = config, place, folder, corpus, stop
+    def __init__(
+        self, config: RunConfig, parallel_context: ParallelContext, folder: RunFolder, corpus: Corpus, stop: StopRequest
+    ) -> None:
+        self.config, self.parallel_context, self.folder, self.corpus, self.stop = (
+            config,
+            parallel_context,
+            folder,
+            corpus,
+            stop,
+        )
         self.state = TrainState()
-        self.engine, self.chunks = build_engine(config, place)
+        self.engine, self.chunks = build_engine(config, parallel_context)
         self.flops_per_token = 3 * describe(config.model, config.data.seq_len).flops_forward / config.data.seq_len
-        self.peak = peak_flops_per_s(place.device, config.precision.format)
+        self.peak = peak_flops_per_s(parallel_context.device, config.precision.format)
         self.last_evaluation = (-1, float("nan"))  # step and loss
         self.writer: MetricsWriter | None = None
         self.view: ProgressView | None = None
@@ -86,11 +94,13 @@ class _Run:
                 checkpoints.load(start.checkpoint, self.engine)
         self._claim_folder()
         left = self.state.step < self.config.train.steps
-        if self.place.is_main and left:
+        if self.parallel_context.is_main and left:
             record_changes(self.folder, start.changes, self.state.step + 1)
-            self.folder.create(self.config, environment_record(self.config, self.place, self.corpus))
+            self.folder.create(self.config, environment_info(self.config, self.parallel_context, self.corpus))
             self.writer = MetricsWriter(self.folder.path, self.state.step)
-        self.view = ProgressView(self.config.name, self.state.step, self.config.train.steps, self.place.is_main)
+        self.view = ProgressView(
+            self.config.name, self.state.step, self.config.train.steps, self.parallel_context.is_main
+        )
         if self.config.parallel.num_stages > 1:
             self.view.say(stages_in_words(self.config))
         if start.checkpoint:
@@ -102,7 +112,7 @@ class _Run:
         """All have looked at the folder before the first process changes it, and all end where that may not."""
         refusal = f"run folder {self.folder.path}: another process is writing to it; expected one run at a time"
         free = True
-        if self.place.is_main:
+        if self.parallel_context.is_main:
             try:
                 free = self.folder.lock()
             except UserError as error:
@@ -136,14 +146,14 @@ class _Run:
             self._finish()
 
     def _update(self) -> tuple[StepResult, float]:
-        config, place = self.config, self.place
+        config, parallel_context = self.config, self.parallel_context
         batches = global_batch(
             self.corpus.train,
             self.state.step,
             config.train.global_batch_size,
             config.train.micro_batch_size,
-            place.data_rank,
-            place.data_size,
+            parallel_context.data_rank,
+            parallel_context.data_size,
         )
         lr = learning_rate(config, self.state.step + 1)
         result = self.engine.train_step(list(batches), lr)
@@ -170,8 +180,8 @@ class _Run:
             held_out.tokens,
             held_out.sequences,
             self.config.train.micro_batch_size,
-            self.place.data_rank,
-            self.place.data_size,
+            self.parallel_context.data_rank,
+            self.parallel_context.data_size,
             multiple=parallel.pipeline if parallel.virtual_pipeline > 1 else 1,  # as the interleaved schedule wants
         )
         self.last_evaluation = (self.state.step, self.engine.evaluate(list(batches), counted))
@@ -189,7 +199,7 @@ class _Run:
             "grad_norm": result.grad_norm,
             "tokens_per_s": rate,
             "flops_per_s": flops,
-            "mfu": flops / (self.peak * self.place.world_size) if self.peak else None,
+            "mfu": flops / (self.peak * self.parallel_context.world_size) if self.peak else None,
             "time": time.time(),
             "skipped": self.state.skipped,
         }
@@ -213,13 +223,13 @@ class _Run:
     def _save(self) -> None:
         from hybridtron.distributed import checkpoint as checkpoints
 
-        attempt = self.engine.largest(os.getpid() if self.place.is_main else 0)
+        attempt = self.engine.largest(os.getpid() if self.parallel_context.is_main else 0)
         partial = self.folder.partial_checkpoint(self.state.step, attempt)
-        if self.place.is_main:
+        if self.parallel_context.is_main:
             partial.mkdir()
         self.engine.agree(True)  # the folder is there
         checkpoints.save(partial, self.engine)
-        if self.place.is_main:
+        if self.parallel_context.is_main:
             self.folder.finish_checkpoint(partial, self.state, self.config.checkpoint.keep_last)
             plot_loss(read_metrics(self.folder.metrics_file), self.folder.plot_file, self.config.name)
         self.engine.agree(True)  # nobody goes on, or ends, before it has its name
@@ -230,12 +240,14 @@ class _Run:
         if self.corpus.held_out and self.last_evaluation[0] != self.state.step:  # resumed where it had ended
             self._evaluate()
         valid = self.last_evaluation[1] if self.corpus.held_out else None
-        summary = closing_report(self.config, self.corpus, self.chunks, self.place, self.state, valid, self._say)
-        if self.place.is_main:
+        summary = closing_report(
+            self.config, self.corpus, self.chunks, self.parallel_context, self.state, valid, self._say
+        )
+        if self.parallel_context.is_main:
             replace_text(self.folder.summary_file, json.dumps(summary, indent=2) + "\n")
 
     def _give_up(self) -> None:
-        latest = self.folder.latest_checkpoint() if self.place.is_main else None
+        latest = self.folder.latest_checkpoint() if self.parallel_context.is_main else None
         kept = f"{latest} is intact" if latest else "there is no checkpoint yet"
         raise TrainingStopped(
             f"step {self.state.step}: {self.state.skipped_in_a_row} steps in a row had a non-finite loss or gradient "

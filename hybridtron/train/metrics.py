@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from hybridtron.train.run_folder import replace_text
+from hybridtron.train.run_folder.folder import replace_text
 
 Row = dict[str, Any]
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hybridtron.train.config import RunConfig
-from hybridtron.train.resume import Start
-from hybridtron.train.run_folder import RunFolder
+from hybridtron.train.run_folder.folder import RunFolder
+from hybridtron.train.run_folder.resume import Start
 
 
 def say_summary(summary: Mapping[str, Any], folder: RunFolder, say: Callable[[str], None]) -> None:

@@ -16,10 +16,10 @@ import torch.distributed as dist
 
 from hybridtron.config.load import build
 from hybridtron.distributed.environment import Environment, read_environment
-from hybridtron.distributed.groups import Place, process_groups
+from hybridtron.distributed.groups import ParallelContext, process_groups
 from hybridtron.train.build import build_engine
 from hybridtron.train.config import RunConfig
-from hybridtron.train.resolve import data_parallel_size, resolve
+from hybridtron.train.validation.resolve import data_parallel_size, resolve
 from tests.distributed.layouts import (
     BLOCKS,
     COMPARED,
@@ -46,24 +46,24 @@ def run_config(layout: Layout) -> RunConfig:
     return resolve(build(config, RunConfig))
 
 
-def micro_batches(step: int, place: Place) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def micro_batches(step: int, parallel_context: ParallelContext) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Random text whose first half the second half repeats; this process's contiguous block of the global batch."""
     half = torch.randint(VOCAB, (GLOBAL_BATCH, SEQ_LEN // 2 + 1), generator=torch.Generator().manual_seed(step))
     text = torch.cat([half, half], 1)
-    share = GLOBAL_BATCH // place.data_size
-    own = text[place.data_rank * share : (place.data_rank + 1) * share]
+    share = GLOBAL_BATCH // parallel_context.data_size
+    own = text[parallel_context.data_rank * share : (parallel_context.data_rank + 1) * share]
     return [(row[:, :SEQ_LEN], row[:, 1 : SEQ_LEN + 1]) for row in own.split(MICRO_BATCH)]
 
 
-def gathered_gradients(engine, place: Place) -> dict[str, torch.Tensor]:
+def gathered_gradients(engine, parallel_context: ParallelContext) -> dict[str, torch.Tensor]:
     """The gradient of every parameter, whole; a piece that several processes hold must be equal in all."""
     mine = [
-        (name, place.shards, parameter.main_grad.clone())
+        (name, parallel_context.shards, parameter.main_grad.clone())
         for chunk in engine.chunks
         for name, parameter in chunk.named_parameters()
         if parameter.requires_grad
     ]
-    everyone: list = [None] * place.world_size
+    everyone: list = [None] * parallel_context.world_size
     dist.all_gather_object(everyone, mine)
     whole: dict[str, torch.Tensor] = {}
     for name, shards, gradient in (entry for process in everyone for entry in process):
@@ -85,16 +85,16 @@ def distance(gradients: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
     }
 
 
-def try_layout(name: str, layout: Layout, place: Place, folder: Path) -> dict:
+def try_layout(name: str, layout: Layout, parallel_context: ParallelContext, folder: Path) -> dict:
     from hybridtron.distributed import checkpoint
 
     config = run_config(layout)
-    assert data_parallel_size(config, place.world_size) == layout.data
-    engine, _ = build_engine(config, place)
+    assert data_parallel_size(config, parallel_context.world_size) == layout.data
+    engine, _ = build_engine(config, parallel_context)
     found: dict = {"losses": [], "grad_norms": [], "expert_loads": []}
 
     def save(target: Path) -> None:
-        if place.is_main:
+        if parallel_context.is_main:
             target.mkdir()
         engine.agree(True)
         checkpoint.save(target, engine)
@@ -106,16 +106,16 @@ def try_layout(name: str, layout: Layout, place: Place, folder: Path) -> dict:
         checkpoint.load(start, engine)
     goes_on = bool(name in MODELS or name in SAVED or layout.after)
     for step in range(SAVED_AT if layout.after else 0, STEPS if goes_on else COMPARED):
-        result = engine.train_step(micro_batches(step, place), lr=1e-2)
+        result = engine.train_step(micro_batches(step, parallel_context), lr=1e-2)
         found["losses"].append(result.loss)
         found["grad_norms"].append(result.grad_norm)
         found["expert_loads"].append(result.expert_load)
         if step == 0 and not config.parallel.distributed_optimizer:
-            gradients = gathered_gradients(engine, place)
+            gradients = gathered_gradients(engine, parallel_context)
             reference = folder / f"{layout.model}.gradients.pt"
             if name == layout.model:
                 torch.save(gradients, reference)
-            elif place.is_main:
+            elif parallel_context.is_main:
                 found["gradient_distance"] = distance(gradients, torch.load(reference))
         if step + 1 == SAVED_AT and name in SAVED:
             save(folder / f"{name}.checkpoint")
@@ -141,9 +141,9 @@ def main() -> None:
             continue
         method = f"file://{folder}/meeting{index}" if layout.world_size > 1 else None
         environment = Environment(here.rank, layout.world_size, here.rank, method, "walk")
-        with process_groups(run_config(layout).parallel, environment) as place:
-            found = try_layout(name, layout, place, folder)
-            if place.is_main:
+        with process_groups(run_config(layout).parallel, environment) as parallel_context:
+            found = try_layout(name, layout, parallel_context, folder)
+            if parallel_context.is_main:
                 (folder / f"{name}.json").write_text(json.dumps(found))
                 print(name, [round(loss, 6) for loss in found["losses"]], flush=True)
 

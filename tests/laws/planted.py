@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from hybridtron.laws import depth_width
-from hybridtron.laws.runs import Runs
+from hybridtron.laws.data.runs import Runs
+from hybridtron.laws.families import depth_width
 
 NOISES = (0.001, 0.002, 0.005, 0.01)  # relative standard deviations of the loss
 PARAMETRIC = {"E": 1.8, "A": 400.0, "B": 1500.0, "alpha": 0.34, "beta": 0.36}

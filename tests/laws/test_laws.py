@@ -10,9 +10,9 @@ import pytest
 
 from hybridtron.errors import UserError
 from hybridtron.laws import LAWS, Settings, fit
-from hybridtron.laws.parametric import compute_optimal
-from hybridtron.laws.proxy import permutation_p, rank_p, ranks
-from hybridtron.laws.runs import Runs
+from hybridtron.laws.data.runs import Runs
+from hybridtron.laws.families.parametric import compute_optimal
+from hybridtron.laws.families.proxy import permutation_p, rank_p, ranks
 from tests.laws import planted
 
 EXAMPLES = {

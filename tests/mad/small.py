@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hybridtron.mad.architecture import from_layers
-from hybridtron.mad.presets import Cell, preset
+from hybridtron.mad.models.architecture import from_layers
+from hybridtron.mad.training.presets import Cell, preset
 
 ARCHITECTURE = from_layers(["mh-attention"])
 PRESET = preset("smoke", max_steps=2, batch_size=4, eval_examples=8, cells=(Cell(1e-3, 0.0), Cell(5e-4, 0.1)))

@@ -12,7 +12,7 @@ import pytest
 from hybridtron.config.load import build
 from hybridtron.plan.plan import plan
 from hybridtron.train.config import RunConfig
-from hybridtron.train.resolve import resolve
+from hybridtron.train.validation.resolve import resolve
 
 RUNS = Path(__file__).parents[2] / "configs/runs"
 HIDDEN, FFN, HEADS, SEQ_LEN, VOCAB, BATCH, WIDTH = 64, 128, 8, 32, 320, 2, 4

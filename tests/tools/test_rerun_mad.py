@@ -12,8 +12,8 @@ import pytest
 import torch
 import yaml
 
-from hybridtron.mad import transplant
-from hybridtron.mad.results import read_rows
+from hybridtron.mad import from_trained
+from hybridtron.mad.scoring.results import read_rows
 from hybridtron.train.evaluate import trained_model
 from tests.conftest import TINY, command, environment, hear_ctrl_c
 
@@ -168,14 +168,14 @@ def test_a_report_folder_that_cannot_be_used_is_refused_before_training(tool, ru
 
 def test_trained_layers_compute_what_they_did_and_a_probe_leaves_them(run):
     """With the run's own embedding and head in place, the transplanted model gives the checkpoint's logits."""
-    from hybridtron.mad.proxy_model import ProxyModel
+    from hybridtron.mad.models.proxy_model import ProxyModel
 
     tokens = torch.randint(256, (2, 16), generator=torch.Generator().manual_seed(0))
     with trained_model(run) as (config, _, model, _), torch.no_grad():
         expected = model.logits(tokens)
         parameters = {name: value.detach().clone() for name, value in model.named_parameters()}
     for mode, trained_layers in (("finetune", True), ("probe", False)):
-        subject = transplant("x", config.model, parameters, mode)
+        subject = from_trained("x", config.model, parameters, mode)
         built, values, frozen = subject.start(config.model.vocab_size, 16, False, seed=0)
         assert any(name.startswith("layers.") for name in values) == trained_layers
         assert values.keys() | frozen.keys() == values.keys() | {n for n in parameters if n.startswith("layers.")}

@@ -6,7 +6,7 @@ from typing import Any
 
 from hybridtron.config.load import build
 from hybridtron.train.config import RunConfig
-from hybridtron.train.resolve import resolve
+from hybridtron.train.validation.resolve import resolve
 from tests.conftest import TINY
 
 

@@ -37,8 +37,8 @@ def test_too_many_in_a_row_stop_the_run_with_the_checkpoint_intact(tiny, hybridt
 @pytest.fixture
 def engine():
     config = resolved_tiny()
-    with process_groups(config.parallel, Environment(0, 1, 0, None, "single")) as place:
-        yield build_engine(config, place)[0]
+    with process_groups(config.parallel, Environment(0, 1, 0, None, "single")) as parallel_context:
+        yield build_engine(config, parallel_context)[0]
 
 
 def poison_loss(model, value):

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from hybridtron.config.schema import problem
 from hybridtron.mixers.contract import Capabilities, MixerConfig, check_divides, check_whole, linear_flops
-from hybridtron.tensors import Init, Part, TensorSpec
+from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 if TYPE_CHECKING:
     from hybridtron.backends.base import Backend
@@ -61,16 +61,16 @@ class AttentionConfig(MixerConfig):
         return round(self.head_size * self.rotary_fraction)
 
     def tensors(self) -> dict[str, TensorSpec]:
-        queries = Part("q", self.num_heads, self.head_size, "num_heads")
-        keys = Part("k", self.kv_heads, self.head_size, "num_kv_heads")
-        values = Part("v", self.kv_heads, self.head_size, "num_kv_heads")
+        queries = PackedPart("q", self.num_heads, self.head_size, "num_heads")
+        keys = PackedPart("k", self.kv_heads, self.head_size, "num_kv_heads")
+        values = PackedPart("v", self.kv_heads, self.head_size, "num_kv_heads")
         packed = (queries, keys, values)
         rows = sum(part.size for part in packed)
         specs = {"qkv.weight": TensorSpec((rows, self.hidden_size), Init("input"), packed)}
         if self.qkv_bias:
             specs["qkv.bias"] = TensorSpec((rows,), Init("zeros"), packed, decay=False)
         if self.sinks:
-            heads = Part("sinks", self.num_heads, key="num_heads")
+            heads = PackedPart("sinks", self.num_heads, key="num_heads")
             specs["sinks"] = TensorSpec((self.num_heads,), Init("zeros"), (heads,), decay=False)
         specs["proj.weight"] = TensorSpec((self.hidden_size, queries.size), Init("output"), (queries,), axis=1)
         if self.proj_bias:
@@ -78,7 +78,7 @@ class AttentionConfig(MixerConfig):
         return specs
 
     def flops(self, seq_len: int) -> int:
-        from hybridtron.ops.attention import attention_flops
+        from hybridtron.ops.attention.softmax import attention_flops
 
         specs = self.tensors()
         core = attention_flops(seq_len, self.num_heads, self.head_size, self.window)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from hybridtron.backends.base import Backend
 from hybridtron.mixers.attention.config import AttentionConfig
-from hybridtron.ops.attention_sinks import attention_with_sinks
-from hybridtron.ops.rotary import apply_rotary, rotary_tables
+from hybridtron.ops.attention.rotary import apply_rotary, rotary_tables
+from hybridtron.ops.attention.sinks import attention_with_sinks
 
 _FIRST_ROOM = 64  # tokens; a cache doubles when it is full
 
@@ -38,7 +38,7 @@ class Attention(nn.Module):
         self.sinks = backend.parameter(self.sinks_spec) if self.sinks_spec else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(self.backend.over_sequence(self.core, self.qkv(x), self.packing))
+        return self.proj(self.backend.with_full_sequence(self.core, self.qkv(x), self.packing))
 
     def core(self, packed: Tensor) -> Tensor:
         """Queries, keys and values of some heads [s, b, q + k + v] -> [s, b, heads * d]."""
@@ -81,4 +81,4 @@ class Attention(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         if self.sinks is None or self.sinks_spec is None:
             return self.backend.core_attention(q, k, v, window)
-        return attention_with_sinks(q, k, v, self.backend.own_heads(self.sinks, self.sinks_spec), window)
+        return attention_with_sinks(q, k, v, self.backend.local_heads(self.sinks, self.sinks_spec), window)

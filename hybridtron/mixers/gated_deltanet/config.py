@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from hybridtron.config.schema import problem
 from hybridtron.mixers.contract import Capabilities, MixerConfig, check_divides, check_power_of_two, linear_flops
-from hybridtron.tensors import Init, Part, TensorSpec
+from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 if TYPE_CHECKING:
     from hybridtron.backends.base import Backend
@@ -64,9 +64,9 @@ class GatedDeltaNetConfig(MixerConfig):
         return self.head_dim or self.key_size
 
     def tensors(self) -> dict[str, TensorSpec]:
-        queries, keys = (Part(name, self.num_heads, self.key_size, "num_heads") for name in "qk")
-        values, z = (Part(name, self.value_heads, self.value_size, "num_value_heads") for name in "vz")
-        beta, dt = (Part(name, self.value_heads, 1, "num_value_heads") for name in ("beta", "dt"))
+        queries, keys = (PackedPart(name, self.num_heads, self.key_size, "num_heads") for name in "qk")
+        values, z = (PackedPart(name, self.value_heads, self.value_size, "num_value_heads") for name in "vz")
+        beta, dt = (PackedPart(name, self.value_heads, 1, "num_value_heads") for name in ("beta", "dt"))
         convolved = (queries, keys, values)
         packed = (*convolved, z, beta, dt)
         rows, channels = (sum(part.size for part in parts) for parts in (packed, convolved))
@@ -81,7 +81,7 @@ class GatedDeltaNetConfig(MixerConfig):
         }
 
     def flops(self, seq_len: int) -> int:
-        from hybridtron.ops.delta_rule import gated_delta_rule_flops
+        from hybridtron.ops.linear_attention.delta_rule import gated_delta_rule_flops
 
         specs = self.tensors()
         sizes = (self.num_heads, self.value_heads, self.key_size, self.value_size, self.chunk_size)

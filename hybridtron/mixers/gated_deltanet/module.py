@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from hybridtron.backends.base import Backend
 from hybridtron.mixers.gated_deltanet.config import GatedDeltaNetConfig
-from hybridtron.ops.delta_rule import gated_delta_rule, gated_delta_rule_step
-from hybridtron.ops.norm import norm_then_gate
-from hybridtron.ops.precision import accumulation_dtype
-from hybridtron.ops.short_conv import short_conv, short_conv_step
+from hybridtron.ops.conv.short_conv import short_conv, short_conv_step
+from hybridtron.ops.elementwise.norm import norm_then_gate
+from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.linear_attention.delta_rule import gated_delta_rule, gated_delta_rule_step
 
 _L2_EPS = 1e-6  # under the root of the length of queries and keys, as in the authors' code
 
@@ -43,7 +43,7 @@ class GatedDeltaNet(nn.Module):
         self.norm_eps = backend.norm_eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out_proj(self.backend.over_sequence(self.core, self.in_proj(x), self.specs["in_proj.weight"]))
+        return self.out_proj(self.backend.with_full_sequence(self.core, self.in_proj(x), self.specs["in_proj.weight"]))
 
     def core(self, packed: Tensor) -> Tensor:
         """The projected channels of some heads [s, b, q + k + v + z + beta + dt] -> [s, b, value heads * p]."""
@@ -69,7 +69,7 @@ class GatedDeltaNet(nn.Module):
         return self.out_proj(self._finish(y, z).unsqueeze(0)).squeeze(0), GatedDeltaNetState(cache, memory)
 
     def _own(self, name: str) -> Tensor:
-        return self.backend.own_heads(getattr(self, name), self.specs[name])
+        return self.backend.local_heads(getattr(self, name), self.specs[name])
 
     def _heads(
         self, convolved: Tensor, z: Tensor, beta: Tensor, dt: Tensor

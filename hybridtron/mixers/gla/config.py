@@ -14,7 +14,7 @@ from hybridtron.mixers.contract import (
     check_whole,
     linear_flops,
 )
-from hybridtron.tensors import Init, Part, TensorSpec
+from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 if TYPE_CHECKING:
     from hybridtron.backends.base import Backend
@@ -57,10 +57,10 @@ class GLAConfig(MixerConfig):
         return round(self.expand_v * self.hidden_size) // self.num_heads
 
     @property
-    def core_parts(self) -> tuple[Part, ...]:
+    def core_parts(self) -> tuple[PackedPart, ...]:
         """What the heads need of the projections: queries, keys, values, output gate, decay gate."""
         sizes = {"q": self.key_size, "k": self.key_size, "v": self.value_size, "z": self.value_size, "g": self.key_size}
-        return tuple(Part(name, self.num_heads, size, "num_heads") for name, size in sizes.items())
+        return tuple(PackedPart(name, self.num_heads, size, "num_heads") for name, size in sizes.items())
 
     def tensors(self) -> dict[str, TensorSpec]:
         *packed, decay = self.core_parts
@@ -77,7 +77,7 @@ class GLAConfig(MixerConfig):
 
     def flops(self, seq_len: int) -> int:
         """Queries times keys of neighbouring tokens, an elementwise step of `ops.gla`, are not counted."""
-        from hybridtron.ops.gla import gla_flops
+        from hybridtron.ops.linear_attention.gla import gla_flops
 
         matrices = [spec for spec in self.tensors().values() if len(spec.shape) == 2]
         core = gla_flops(seq_len, self.num_heads, self.key_size, self.value_size, self.chunk_size)

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from hybridtron.backends.base import Backend
 from hybridtron.mixers.gla.config import GLAConfig
-from hybridtron.ops.gla import gla, gla_step
-from hybridtron.ops.norm import norm_then_gate
-from hybridtron.ops.precision import accumulation_dtype
+from hybridtron.ops.elementwise.norm import norm_then_gate
+from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.linear_attention.gla import gla, gla_step
 from hybridtron.tensors import Init, TensorSpec
 
 
@@ -35,7 +35,7 @@ class GLA(nn.Module):
         self.norm_eps = backend.norm_eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out_proj(self.backend.over_sequence(self.core, self._project(x), self.packing))
+        return self.out_proj(self.backend.with_full_sequence(self.core, self._project(x), self.packing))
 
     def core(self, packed: Tensor) -> Tensor:
         """The projected channels of some heads [s, b, q + k + v + z + g] -> [s, b, heads * p]."""

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from hybridtron.config.schema import problem
 from hybridtron.mixers.contract import Capabilities, linear_flops, nearest_divisors
 from hybridtron.mixers.implicit_filter.config import ImplicitFilterConfig
-from hybridtron.tensors import Init, Part, TensorSpec
+from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 if TYPE_CHECKING:
     from hybridtron.backends.base import Backend
@@ -56,12 +56,12 @@ class ProjectedHyenaConfig(ImplicitFilterConfig):
 
     def tensors(self) -> dict[str, TensorSpec]:
         groups, width, key = self.projection_groups, self.inner_size // self.filters, self._filters_key
-        projected = tuple(Part(f"p{i}", self.filters // groups, width, key) for i in range(ROLES))
-        channels = tuple(Part(f"run {g}", self.filters // groups, width, key) for g in range(groups))
+        projected = tuple(PackedPart(f"p{i}", self.filters // groups, width, key) for i in range(ROLES))
+        channels = tuple(PackedPart(f"run {g}", self.filters // groups, width, key) for g in range(groups))
         convolved = tuple(
-            Part(f"p{i} {g}", self.filters // groups, width, key) for i in range(ROLES) for g in range(groups)
+            PackedPart(f"p{i} {g}", self.filters // groups, width, key) for i in range(ROLES) for g in range(groups)
         )
-        filters = tuple(Part(f"run {g}", self.filters // groups, 1, key) for g in range(groups))
+        filters = tuple(PackedPart(f"run {g}", self.filters // groups, 1, key) for g in range(groups))
         size, bound = ROLES * self.inner_size, self.conv_kernel**-0.5
         conv = Init("uniform", -bound, bound)
         specs = {
@@ -103,7 +103,7 @@ class HyenaConfig(ProjectedHyenaConfig):
         return self.inner_size
 
     def unseen_flops(self, seq_len: int) -> int:
-        from hybridtron.ops.long_conv import long_conv_fft_flops
+        from hybridtron.ops.conv.long_conv import long_conv_fft_flops
 
         return long_conv_fft_flops(seq_len, self.filters, self.inner_size, seq_len)
 

@@ -11,8 +11,8 @@ from hybridtron.backends.base import Backend
 from hybridtron.mixers.hyena.config import ROLES, ProjectedHyenaConfig
 from hybridtron.mixers.implicit_filter.cache import InputCache
 from hybridtron.mixers.implicit_filter.module import ImplicitFilter, with_skip
-from hybridtron.ops.long_conv import long_conv
-from hybridtron.ops.short_conv import short_conv, short_conv_step
+from hybridtron.ops.conv.long_conv import long_conv
+from hybridtron.ops.conv.short_conv import short_conv, short_conv_step
 
 
 class HyenaState(NamedTuple):
@@ -42,13 +42,13 @@ class ProjectedHyena(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         packed = self.in_proj(x)  # [s, b, projections]
-        y = self.backend.over_sequence(self.core, packed, self.specs["in_proj.weight"])
+        y = self.backend.with_full_sequence(self.core, packed, self.specs["in_proj.weight"])
         return self.out_proj(joined(y, self.backend.context_parallel_size, self.config.projection_groups))
 
     def core(self, packed: Tensor) -> Tensor:
         """The projections of some channels [s, b, c] -> [s, b, channels]."""
         weight, bias, skip = (
-            self.backend.own_heads(getattr(self, name), self.specs[name])
+            self.backend.local_heads(getattr(self, name), self.specs[name])
             for name in ("conv_weight", "conv_bias", "skip")
         )
         streams = short_conv(self._in_roles(packed).transpose(0, 1), weight, bias)  # [b, s, 3 channels]
@@ -104,8 +104,8 @@ class Hyena(ProjectedHyena):
 
 
 def joined(y: Tensor, processes: int, runs: int) -> Tensor:
-    """[..., processes * runs * c], what `over_sequence` gives where each process computed its share of several runs of
-    channels, one process after another -> the whole runs, one after another."""
+    """Join what `with_full_sequence` gives where each process computed its share of several runs of channels:
+    [..., processes * runs * c], one process after another -> the whole runs, one after another."""
     if processes == 1 or runs == 1:
         return y
     return y.unflatten(-1, (processes, runs, -1)).transpose(-3, -2).flatten(-3)

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from hybridtron.config.schema import problem
 from hybridtron.mixers.contract import Capabilities, linear_flops
 from hybridtron.mixers.implicit_filter.config import ImplicitFilterConfig
-from hybridtron.tensors import Init, Part, TensorSpec
+from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 if TYPE_CHECKING:
     from hybridtron.backends.base import Backend
@@ -47,9 +47,9 @@ class HyenaExpertsConfig(ImplicitFilterConfig):
         return self.num_experts * self.expert_size
 
     def tensors(self) -> dict[str, TensorSpec]:
-        experts = tuple(Part(f"expert {i}", self.expert_size, 1, "expert_size") for i in range(self.num_experts))
+        experts = tuple(PackedPart(f"expert {i}", self.expert_size, 1, "expert_size") for i in range(self.num_experts))
         projected = tuple(replace(part, name=f"{role} {part.name}") for role in "qkv" for part in experts)
-        one = (Part("expert", self.expert_size, 1, "expert_size"),)
+        one = (PackedPart("expert", self.expert_size, 1, "expert_size"),)
         size, width, bound = 3 * self.channels, self.hidden_size, self.conv_kernel**-0.5
         conv = Init("uniform", -bound, bound)
         specs = {
@@ -75,7 +75,7 @@ class HyenaExpertsConfig(ImplicitFilterConfig):
         return linear + self.filter_flops(seq_len, self.channels) + self.unseen_flops(seq_len)
 
     def unseen_flops(self, seq_len: int) -> int:
-        from hybridtron.ops.long_conv import long_conv_fft_flops
+        from hybridtron.ops.conv.long_conv import long_conv_fft_flops
 
         return long_conv_fft_flops(seq_len, self.channels, self.channels, seq_len)
 

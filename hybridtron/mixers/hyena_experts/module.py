@@ -12,9 +12,9 @@ from hybridtron.mixers.hyena.module import joined
 from hybridtron.mixers.hyena_experts.config import HyenaExpertsConfig
 from hybridtron.mixers.implicit_filter.cache import InputCache
 from hybridtron.mixers.implicit_filter.module import ImplicitFilter, with_skip
-from hybridtron.ops.long_conv import long_conv
-from hybridtron.ops.precision import accumulation_dtype
-from hybridtron.ops.short_conv import short_conv, short_conv_step
+from hybridtron.ops.conv.long_conv import long_conv
+from hybridtron.ops.conv.short_conv import short_conv, short_conv_step
+from hybridtron.ops.elementwise.precision import accumulation_dtype
 
 
 class HyenaExpertsState(NamedTuple):
@@ -43,15 +43,15 @@ class HyenaExperts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         packed = self.in_proj(x)  # [s, b, q + k + v], in each one expert after another
-        y = self.backend.over_sequence(self.core, packed, self.specs["in_proj.weight"])
+        y = self.backend.with_full_sequence(self.core, packed, self.specs["in_proj.weight"])
         y = joined(y, self.backend.context_parallel_size, self.config.num_experts)
         experts = y.unflatten(-1, (self.config.num_experts, -1))
-        return self.out_proj(self._combined(experts, self.backend.to_own_heads(x)))
+        return self.out_proj(self._combined(experts, self.backend.to_local_heads(x)))
 
     def core(self, packed: Tensor) -> Tensor:
         """The projections of some channels of every expert [s, b, q + k + v] -> their outputs [s, b, experts * w]."""
         weight, bias, skip = (
-            self.backend.own_heads(getattr(self, name), self.specs[name])
+            self.backend.local_heads(getattr(self, name), self.specs[name])
             for name in ("conv_weight", "conv_bias", "skip")
         )
         q, k, v = short_conv(packed.transpose(0, 1), weight, bias).chunk(3, -1)  # [b, s, experts * w]

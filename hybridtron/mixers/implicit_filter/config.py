@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from hybridtron.config.schema import problem
 from hybridtron.mixers.contract import MixerConfig
-from hybridtron.tensors import Init, Part, TensorSpec
+from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 
 class ImplicitFilterConfig(MixerConfig):
@@ -30,7 +30,7 @@ class ImplicitFilterConfig(MixerConfig):
             raise problem("", value, f"an odd number (nearest: {value - 1}, {value + 1})")
         return value
 
-    def filter_tensors(self, filters: tuple[Part, ...]) -> dict[str, TensorSpec]:
+    def filter_tensors(self, filters: tuple[PackedPart, ...]) -> dict[str, TensorSpec]:
         """The network's parameters; only its last layer is cut, by `filters`."""
         order, features, layers = self.filter_order, self.filter_embedding, self.filter_layers
         outer, inner = (Init("uniform", -(width**-0.5), width**-0.5) for width in (features, order))
@@ -49,5 +49,5 @@ class ImplicitFilterConfig(MixerConfig):
         return 2 * seq_len * order * (self.filter_embedding + self.filter_layers * order + filters)
 
 
-def _size(parts: tuple[Part, ...]) -> int:
+def _size(parts: tuple[PackedPart, ...]) -> int:
     return sum(part.size for part in parts)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hybridtron.backends.base import Backend
 from hybridtron.mixers.implicit_filter.config import ImplicitFilterConfig
-from hybridtron.ops.precision import accumulation_dtype
+from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.tensors import Init, TensorSpec
 
 # Shares of the filter's length after which the fastest and the slowest window have fallen to _TARGET.
@@ -43,7 +43,7 @@ class ImplicitFilter(nn.Module):
         layers = zip(self._shared(self.inner_weight).unbind(), self._shared(self.inner_bias).unbind(), strict=True)
         for weight, bias in layers:
             x = torch.sin(frequency * F.linear(x, weight, bias))
-        values = self.backend.own_heads(self.output_weight, self.spec).to(x.dtype) @ x.t()  # [filters, tokens]
+        values = self.backend.local_heads(self.output_weight, self.spec).to(x.dtype) @ x.t()  # [filters, tokens]
         times = torch.arange(tokens, dtype=x.dtype, device=x.device) / (self.config.filter_length - 1)
         return values * (-self._decays(x).unsqueeze(1) * times).exp()
 
@@ -62,7 +62,7 @@ class ImplicitFilter(nn.Module):
         """Of this process's filters, [filters]; all rates lie evenly between the slowest and the fastest."""
         slowest, fastest = -math.log(_TARGET) / _SLOW, -math.log(_TARGET) / _FAST
         rates = torch.linspace(slowest, fastest, *self.one_each.shape, dtype=like.dtype, device=like.device)
-        return self.backend.own_heads(self.one_each.shard(rates, self.backend.shards), self.one_each)
+        return self.backend.local_heads(self.one_each.shard(rates, self.backend.shards), self.one_each)
 
 
 def with_skip(filters: Tensor, skip: Tensor) -> Tensor:

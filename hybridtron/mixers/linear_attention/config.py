@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from hybridtron.mixers.contract import Capabilities, MixerConfig, check_divides, linear_flops
-from hybridtron.tensors import Init, Part, TensorSpec
+from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 if TYPE_CHECKING:
     from hybridtron.backends.base import Backend
@@ -62,13 +62,15 @@ class LinearAttentionConfig(MixerConfig):
         return 1 + self.key_size + self.key_size**2 if self.feature_map == "taylor" else self.key_size
 
     def tensors(self) -> dict[str, TensorSpec]:
-        queries, keys = (Part(name, self.num_heads, self.key_size, "num_heads") for name in "qk")
-        values = Part("v", self.num_heads, self.value_size, "num_heads")
+        queries, keys = (PackedPart(name, self.num_heads, self.key_size, "num_heads") for name in "qk")
+        values = PackedPart("v", self.num_heads, self.value_size, "num_heads")
         packed = (queries, keys, values)
         rows = sum(part.size for part in packed)
         specs = {"qkv.weight": TensorSpec((rows, self.hidden_size), Init("input"), packed)}
         if self.feature_map == "hadamard":
-            maps = tuple(Part(name, self.num_heads, self.key_size, "num_heads") for name in ("q1", "q2", "k1", "k2"))
+            maps = tuple(
+                PackedPart(name, self.num_heads, self.key_size, "num_heads") for name in ("q1", "q2", "k1", "k2")
+            )
             bound = self.key_size**-0.5
             specs["feature_weight"] = TensorSpec(
                 (4 * queries.size, self.key_size), Init("uniform", -bound, bound), maps
@@ -77,7 +79,7 @@ class LinearAttentionConfig(MixerConfig):
         return specs
 
     def flops(self, seq_len: int) -> int:
-        from hybridtron.ops.linear_attention import linear_attention_flops
+        from hybridtron.ops.linear_attention.kernelized import linear_attention_flops
 
         core = linear_attention_flops(
             seq_len, self.num_heads, self.features, self.value_size, self.chunk_size, self.normalizes

@@ -10,8 +10,13 @@ from torch import Tensor, nn
 
 from hybridtron.backends.base import Backend
 from hybridtron.mixers.linear_attention.config import LinearAttentionConfig
-from hybridtron.ops.linear_attention import elu_features, linear_attention, linear_attention_step, taylor_features
-from hybridtron.ops.precision import accumulation_dtype
+from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.linear_attention.kernelized import (
+    elu_features,
+    linear_attention,
+    linear_attention_step,
+    taylor_features,
+)
 
 _FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": elu_features,
@@ -37,7 +42,7 @@ class LinearAttention(nn.Module):
         self.proj = backend.row_linear(specs["proj.weight"])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(self.backend.over_sequence(self.core, self.qkv(x), self.specs["qkv.weight"]))
+        return self.proj(self.backend.with_full_sequence(self.core, self.qkv(x), self.specs["qkv.weight"]))
 
     def core(self, packed: Tensor) -> Tensor:
         """Queries, keys and values of some heads [s, b, q + k + v] -> [s, b, heads * p]."""
@@ -66,7 +71,7 @@ class LinearAttention(nn.Module):
         if self.feature_weight is None:
             features = _FEATURES[self.config.feature_map]
             return features(q), features(k)
-        weight = self.backend.own_heads(self.feature_weight, self.specs["feature_weight"])
+        weight = self.backend.local_heads(self.feature_weight, self.specs["feature_weight"])
         q1, q2, k1, k2 = weight.unflatten(0, (4, -1, self.config.key_size)).unbind()  # [heads, outputs, inputs]
         return _mapped(q, q1) * _mapped(q, q2), _mapped(k, k1) * _mapped(k, k2)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from hybridtron.mixers.contract import Capabilities, MixerConfig, check_whole, linear_flops
-from hybridtron.tensors import Init, Part, TensorSpec
+from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 if TYPE_CHECKING:
     from hybridtron.backends.base import Backend
@@ -44,7 +44,7 @@ class Mamba1Config(MixerConfig):
         return self.dt_rank or -(-self.hidden_size // 16)
 
     def tensors(self) -> dict[str, TensorSpec]:
-        x, z = (Part(name, self.inner_size, key="expand") for name in "xz")
+        x, z = (PackedPart(name, self.inner_size, key="expand") for name in "xz")
         inner, size = (x,), self.inner_size
         conv_bound, dt_bound = self.conv_kernel**-0.5, self.step_rank**-0.5
         return {

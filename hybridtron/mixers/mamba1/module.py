@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from hybridtron.backends.base import Backend
 from hybridtron.mixers.mamba1.config import Mamba1Config
-from hybridtron.ops.precision import accumulation_dtype
-from hybridtron.ops.selective_scan import selective_scan, selective_scan_step
-from hybridtron.ops.short_conv import short_conv, short_conv_step
-from hybridtron.tensors import Init, Part, TensorSpec
+from hybridtron.ops.conv.short_conv import short_conv, short_conv_step
+from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.ssm.selective_scan import selective_scan, selective_scan_step
+from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 
 class Mamba1State(NamedTuple):
@@ -47,16 +47,16 @@ class Mamba1(nn.Module):
         # Every process gets its share of x and z, and a copy of what its channels share.
         x, z = specs["in_proj.weight"].parts
         self.copies = backend.context_parallel_size
-        shared = Part("shared", backend.shards.tensor.size * self.copies, config.step_rank + 2 * config.state_dim)
+        shared = PackedPart("shared", backend.shards.tensor.size * self.copies, config.step_rank + 2 * config.state_dim)
         rows = 2 * config.inner_size + shared.size
         self.packing = TensorSpec((rows, config.hidden_size), Init("input"), (x, z, shared))
 
     def forward(self, u: Tensor) -> Tensor:
         x, z = self.in_proj(u).chunk(2, -1)  # [s, b, inner]
-        x = self.backend.over_sequence(self.convolve, x, self.specs["conv_weight"])
-        shared = self.backend.to_own_heads(self.x_proj(x))  # [s, b, dt + B + C]
+        x = self.backend.with_full_sequence(self.convolve, x, self.specs["conv_weight"])
+        shared = self.backend.to_local_heads(self.x_proj(x))  # [s, b, dt + B + C]
         packed = torch.cat([x, z] + [shared] * self.copies, -1)
-        return self.out_proj(self.backend.over_sequence(self.core, packed, self.packing))
+        return self.out_proj(self.backend.with_full_sequence(self.core, packed, self.packing))
 
     def convolve(self, x: Tensor) -> Tensor:
         """Some channels of [s, b, inner]."""
@@ -84,7 +84,7 @@ class Mamba1(nn.Module):
         return self.out_proj((y * F.silu(z)).unsqueeze(0)).squeeze(0), Mamba1State(cache, ssm)
 
     def _own(self, name: str) -> Tensor:
-        return self.backend.own_heads(getattr(self, name), self.specs[name])
+        return self.backend.local_heads(getattr(self, name), self.specs[name])
 
     def _split(self, packed: Tensor) -> tuple[Tensor, ...]:
         config = self.config

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from hybridtron.config.schema import problem
 from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops, nearest_divisors
-from hybridtron.tensors import Init, Part, TensorSpec
+from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 if TYPE_CHECKING:
     from hybridtron.backends.base import Backend
@@ -63,11 +63,11 @@ class Mamba2Config(MixerConfig):
         return self.num_groups or math.gcd(self.num_heads, 2)
 
     def tensors(self) -> dict[str, TensorSpec]:
-        z = Part("z", self.num_heads, self.head_dim, "head_dim")
-        x = Part("x", self.num_heads, self.head_dim, "head_dim")
-        b = Part("B", self.groups, self.state_dim, "num_groups")
-        c = Part("C", self.groups, self.state_dim, "num_groups")
-        dt = Part("dt", self.num_heads, 1, "head_dim")
+        z = PackedPart("z", self.num_heads, self.head_dim, "head_dim")
+        x = PackedPart("x", self.num_heads, self.head_dim, "head_dim")
+        b = PackedPart("B", self.groups, self.state_dim, "num_groups")
+        c = PackedPart("C", self.groups, self.state_dim, "num_groups")
+        dt = PackedPart("dt", self.num_heads, 1, "head_dim")
         inner, conv, heads = (x,), (x, b, c), (dt,)
         packed = (z, *conv, dt)
         rows = sum(part.size for part in packed)
@@ -85,7 +85,7 @@ class Mamba2Config(MixerConfig):
         }
 
     def flops(self, seq_len: int) -> int:
-        from hybridtron.ops.ssd import ssd_flops
+        from hybridtron.ops.ssm.ssd import ssd_flops
 
         specs = self.tensors()
         scan = ssd_flops(seq_len, self.num_heads, self.head_dim, self.groups, self.state_dim, self.chunk_size)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from hybridtron.backends.base import Backend
 from hybridtron.mixers.mamba2.config import Mamba2Config
-from hybridtron.ops.mamba2 import mamba2_core
-from hybridtron.ops.norm import gated_rms_norm
-from hybridtron.ops.precision import accumulation_dtype
-from hybridtron.ops.short_conv import short_conv_step
-from hybridtron.ops.ssd import ssd_step
+from hybridtron.ops.conv.short_conv import short_conv_step
+from hybridtron.ops.elementwise.norm import gated_rms_norm
+from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.ssm.mamba2 import mamba2_core
+from hybridtron.ops.ssm.ssd import ssd_step
 
 
 class Mamba2State(NamedTuple):
@@ -44,12 +44,12 @@ class Mamba2(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         packed = self.in_proj(u)  # [s, b, z + conv + dt]
-        return self.out_proj(self.backend.over_sequence(self.core, packed, self.specs["in_proj.weight"]))
+        return self.out_proj(self.backend.with_full_sequence(self.core, packed, self.specs["in_proj.weight"]))
 
     def core(self, packed: Tensor) -> Tensor:
         """The projected channels of some heads [s, b, z + conv + dt] -> [s, b, heads * p]."""
         conv_weight, conv_bias, dt_bias, A_log, D, norm_weight = (
-            self.backend.own_heads(getattr(self, name), self.specs[name])
+            self.backend.local_heads(getattr(self, name), self.specs[name])
             for name in ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight")
         )
         return mamba2_core(

@@ -38,12 +38,12 @@ class MultiHeadHyenaConfig(ProjectedHyenaConfig):
         return self.inner_size // self.num_heads
 
     def flops(self, seq_len: int) -> int:
-        from hybridtron.ops.outer_conv import outer_conv_flops
+        from hybridtron.ops.conv.outer_conv import outer_conv_flops
 
         return super().flops(seq_len) + outer_conv_flops(seq_len, self.num_heads, self.head_dim)[0]
 
     def unseen_flops(self, seq_len: int) -> int:
-        from hybridtron.ops.outer_conv import outer_conv_flops
+        from hybridtron.ops.conv.outer_conv import outer_conv_flops
 
         return outer_conv_flops(seq_len, self.num_heads, self.head_dim)[1]
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from hybridtron.backends.base import Backend
 from hybridtron.mixers.hyena.module import ProjectedHyena
 from hybridtron.mixers.mh_hyena.config import MultiHeadHyenaConfig
-from hybridtron.ops.outer_conv import outer_conv
+from hybridtron.ops.conv.outer_conv import outer_conv
 
 
 class MultiHeadHyena(ProjectedHyena):

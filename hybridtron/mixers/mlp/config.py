@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops
-from hybridtron.tensors import Init, Part, TensorSpec
+from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 if TYPE_CHECKING:
     from hybridtron.backends.base import Backend
@@ -34,7 +34,7 @@ class MLPConfig(MixerConfig):
         return self.ffn_hidden_size or 4 * self.hidden_size
 
     def tensors(self) -> dict[str, TensorSpec]:
-        up = (Part("up", self.inner_size, key="ffn_hidden_size"),)
+        up = (PackedPart("up", self.inner_size, key="ffn_hidden_size"),)
         specs = {
             "up.weight": TensorSpec((self.inner_size, self.hidden_size), Init("input"), up),
             "down.weight": TensorSpec((self.hidden_size, self.inner_size), Init("output"), up, axis=1),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from hybridtron.backends.base import Backend
+from hybridtron.mixers.decoding import Stateless
 from hybridtron.mixers.mlp.config import MLPConfig
-from hybridtron.mixers.stepping import Stateless
-from hybridtron.ops.activations import ACTIVATIONS
+from hybridtron.ops.elementwise.activations import ACTIVATIONS
 
 
 class MLP(Stateless):

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from hybridtron.config.schema import problem
 from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops
 from hybridtron.mixers.swiglu.config import SwiGLUConfig
-from hybridtron.tensors import Init, Part, TensorSpec
+from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 if TYPE_CHECKING:
     from hybridtron.backends.base import Backend
@@ -91,7 +91,7 @@ class MoEConfig(MixerConfig):
 
     def tensors(self) -> dict[str, TensorSpec]:
         experts, hidden, inner = self.num_experts, self.hidden_size, self.ffn_hidden_size
-        gate, up = (Part(name, inner, key="ffn_hidden_size") for name in ("gate", "up"))
+        gate, up = (PackedPart(name, inner, key="ffn_hidden_size") for name in ("gate", "up"))
         specs = {"router_weight": TensorSpec((experts, hidden), Init("input"))}
         if self.balance == "bias":
             specs["router_bias"] = TensorSpec((experts,), Init("zeros"), decay=False, trained=False)

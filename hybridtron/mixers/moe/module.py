@@ -7,12 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridtron.backends.base import Backend
+from hybridtron.mixers.decoding import Stateless
 from hybridtron.mixers.moe.config import MoEConfig
-from hybridtron.mixers.stepping import Stateless
-from hybridtron.ops.attached_loss import attach_loss
-from hybridtron.ops.grouped_linear import grouped_linear
-from hybridtron.ops.precision import accumulation_dtype, under_transforms
-from hybridtron.ops.routing import (
+from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
+from hybridtron.ops.elementwise.swiglu import swiglu
+from hybridtron.ops.moe.attached_loss import attach_loss
+from hybridtron.ops.moe.grouped_linear import grouped_linear
+from hybridtron.ops.moe.routing import (
     balance_loss,
     balancing_step,
     capacity,
@@ -22,7 +23,6 @@ from hybridtron.ops.routing import (
     router_z_loss,
     within_capacity,
 )
-from hybridtron.ops.swiglu import swiglu
 
 
 class MoE(Stateless):

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridtron.backends.base import Backend
+from hybridtron.mixers.decoding import State
 from hybridtron.mixers.parallel.config import ParallelMixersConfig
-from hybridtron.mixers.stepping import State
-from hybridtron.ops.precision import accumulation_dtype
+from hybridtron.ops.elementwise.precision import accumulation_dtype
 
 
 class Parallel(nn.Module):

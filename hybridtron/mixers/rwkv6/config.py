@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from hybridtron.mixers.contract import Capabilities, MixerConfig, check_divides, check_power_of_two, linear_flops
-from hybridtron.tensors import Init, Part, TensorSpec
+from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 if TYPE_CHECKING:
     from hybridtron.backends.base import Backend
@@ -71,7 +71,7 @@ class RWKV6Config(MixerConfig):
         }
 
     def flops(self, seq_len: int) -> int:
-        from hybridtron.ops.gla import gla_flops
+        from hybridtron.ops.linear_attention.gla import gla_flops
 
         matrices = [spec for name, spec in self.tensors().items() if len(spec.shape) > 1]
         scan = gla_flops(seq_len, self.num_heads, self.head_dim, self.head_dim, self.chunk_size)
@@ -86,5 +86,5 @@ class RWKV6Config(MixerConfig):
 
         return RWKV6(self, backend)
 
-    def _heads(self, name: str) -> Part:
-        return Part(name, self.num_heads, self.head_dim, "head_dim")
+    def _heads(self, name: str) -> PackedPart:
+        return PackedPart(name, self.num_heads, self.head_dim, "head_dim")

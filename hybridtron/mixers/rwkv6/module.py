@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from hybridtron.backends.base import Backend
 from hybridtron.mixers.rwkv6.config import MIXED, RWKV6Config
 from hybridtron.mixers.token_shift import before_each
-from hybridtron.ops.precision import accumulation_dtype
-from hybridtron.ops.rwkv6 import rwkv6, rwkv6_step
+from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.linear_attention.rwkv6 import rwkv6, rwkv6_step
 
 _NORM_EPS = 64e-5  # of the norm over each head, as in the authors' code
 
@@ -44,9 +44,9 @@ class RWKV6(nn.Module):
         self.out_proj = backend.row_linear(specs["out_proj.weight"])
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.backend.to_own_heads(x)
+        x = self.backend.to_local_heads(x)
         packed = self._project(x, before_each(x, self.backend))  # [s, b, 5 heads * d]
-        return self.out_proj(self.backend.over_sequence(self.core, packed, self.packing))
+        return self.out_proj(self.backend.with_full_sequence(self.core, packed, self.packing))
 
     def core(self, packed: Tensor) -> Tensor:
         """Of some heads w, k, v, r and g [s, b, 5 heads * d] -> [s, b, heads * d]."""
@@ -98,5 +98,5 @@ class RWKV6(nn.Module):
 
     def _own(self, name: str) -> Tensor:
         """A parameter over this process's heads, [heads, d]."""
-        own = self.backend.own_heads(getattr(self, name), self.specs[name])
+        own = self.backend.local_heads(getattr(self, name), self.specs[name])
         return own.unflatten(0, (-1, self.config.head_dim))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops
-from hybridtron.tensors import Init, Part, TensorSpec
+from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 if TYPE_CHECKING:
     from hybridtron.backends.base import Backend
@@ -35,7 +35,7 @@ class RWKV6ChannelConfig(MixerConfig):
         return self.ffn_hidden_size or -(-7 * self.hidden_size // 64) * 32
 
     def tensors(self) -> dict[str, TensorSpec]:
-        width, inner = self.hidden_size, (Part("key", self.inner_size, key="ffn_hidden_size"),)
+        width, inner = self.hidden_size, (PackedPart("key", self.inner_size, key="ffn_hidden_size"),)
         ramp = Init("ramp", 1.0, 0.0)
         return {
             "mix_key": TensorSpec((width,), ramp, decay=False),

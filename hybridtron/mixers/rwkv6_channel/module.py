@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hybridtron.backends.base import Backend
 from hybridtron.mixers.rwkv6_channel.config import RWKV6ChannelConfig
 from hybridtron.mixers.token_shift import before_each
-from hybridtron.ops.activations import ACTIVATIONS
+from hybridtron.ops.elementwise.activations import ACTIVATIONS
 
 
 class RWKV6Channel(nn.Module):
@@ -27,7 +27,7 @@ class RWKV6Channel(nn.Module):
         self.core = ACTIVATIONS["relu2"]  # [s, b, f] -> [s, b, f]
 
     def forward(self, x: Tensor) -> Tensor:
-        whole = self.backend.to_own_heads(x)
+        whole = self.backend.to_local_heads(x)
         before = before_each(whole, self.backend)
         value = self.value(self.core(self._key(whole, before, self.backend.of_all_heads(self.mix_key))))
         if len(whole) > len(x):  # sequence parallelism: receptances of the own run of tokens

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops
-from hybridtron.tensors import Init, Part, TensorSpec
+from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 if TYPE_CHECKING:
     from hybridtron.backends.base import Backend
@@ -28,7 +28,7 @@ class ShortConvConfig(MixerConfig):
 
     def tensors(self) -> dict[str, TensorSpec]:
         width, bound = self.hidden_size, self.conv_kernel**-0.5
-        packed = tuple(Part(name, width, key="hidden_size") for name in ("B", "C", "x"))
+        packed = tuple(PackedPart(name, width, key="hidden_size") for name in ("B", "C", "x"))
         channels = (packed[2],)
         specs = {
             "in_proj.weight": TensorSpec((3 * width, width), Init("input"), packed),

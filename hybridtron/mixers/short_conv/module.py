@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from hybridtron.backends.base import Backend
 from hybridtron.mixers.short_conv.config import ShortConvConfig
-from hybridtron.ops.short_conv import short_conv, short_conv_step
+from hybridtron.ops.conv.short_conv import short_conv, short_conv_step
 
 
 class ShortConv(nn.Module):
@@ -23,13 +23,13 @@ class ShortConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         packed = self.in_proj(x)  # [s, b, B + C + x]
-        return self.out_proj(self.backend.over_sequence(self.core, packed, self.specs["in_proj.weight"]))
+        return self.out_proj(self.backend.with_full_sequence(self.core, packed, self.specs["in_proj.weight"]))
 
     def core(self, packed: Tensor) -> Tensor:
         """The projections of some channels [s, b, B + C + x] -> [s, b, channels]."""
         before, after, x = (part.transpose(0, 1) for part in packed.chunk(3, -1))  # [b, s, channels]
-        weight = self.backend.own_heads(self.conv_weight, self.specs["conv_weight"])
-        bias = None if self.conv_bias is None else self.backend.own_heads(self.conv_bias, self.specs["conv_bias"])
+        weight = self.backend.local_heads(self.conv_weight, self.specs["conv_weight"])
+        bias = None if self.conv_bias is None else self.backend.local_heads(self.conv_bias, self.specs["conv_bias"])
         return (after * short_conv(before * x, weight, bias)).transpose(0, 1)
 
     def initial_state(self, batch: int) -> Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from hybridtron.mixers.contract import Capabilities, MixerConfig, check_divides, linear_flops
-from hybridtron.tensors import Init, Part, TensorSpec
+from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 if TYPE_CHECKING:
     from hybridtron.backends.base import Backend
@@ -50,8 +50,8 @@ class StripedHyenaConfig(MixerConfig):
 
     def tensors(self) -> dict[str, TensorSpec]:
         width, bound = self.hidden_size, self.conv_kernel**-0.5
-        q, k, v = (Part(name, self.groups, width // self.groups, "num_groups") for name in ("q", "k", "v"))
-        groups = (Part("filter", self.groups, 1, "num_groups"),)
+        q, k, v = (PackedPart(name, self.groups, width // self.groups, "num_groups") for name in ("q", "k", "v"))
+        groups = (PackedPart("filter", self.groups, 1, "num_groups"),)
         return {
             "in_proj.weight": TensorSpec((3 * width, width), Init("input"), (q, k, v)),
             "conv_weight": TensorSpec((3 * width, self.conv_kernel), Init("uniform", -bound, bound), (q, k, v)),
@@ -59,7 +59,7 @@ class StripedHyenaConfig(MixerConfig):
             "out_proj.weight": TensorSpec((width, width), Init("output"), (v,), axis=1),
         }
 
-    def filter_tensors(self, groups: tuple[Part, ...], channels: tuple[Part, ...]) -> dict[str, TensorSpec]:
+    def filter_tensors(self, groups: tuple[PackedPart, ...], channels: tuple[PackedPart, ...]) -> dict[str, TensorSpec]:
         """The parameters that make the filters."""
         raise NotImplementedError
 
@@ -74,13 +74,13 @@ class ExplicitFilterConfig(StripedHyenaConfig):
 
     filter_length: int = Field(ge=1, description="Taps of a filter.")
 
-    def filter_tensors(self, groups: tuple[Part, ...], channels: tuple[Part, ...]) -> dict[str, TensorSpec]:
+    def filter_tensors(self, groups: tuple[PackedPart, ...], channels: tuple[PackedPart, ...]) -> dict[str, TensorSpec]:
         bound = self.filter_length**-0.5
         shape = (self.groups, self.filter_length)
         return {"filter_weight": TensorSpec(shape, Init("uniform", -bound, bound), groups)}
 
     def unseen_flops(self, seq_len: int) -> int:
-        from hybridtron.ops.long_conv import long_conv_fft_flops
+        from hybridtron.ops.conv.long_conv import long_conv_fft_flops
 
         return long_conv_fft_flops(seq_len, self.groups, self.hidden_size, self.filter_length)
 
@@ -108,7 +108,7 @@ class HyenaMRConfig(ExplicitFilterConfig):
     type: Literal["hyena_mr"]
     filter_length: int = Field(128, ge=1, description="Taps of a filter.")
 
-    def filter_tensors(self, groups: tuple[Part, ...], channels: tuple[Part, ...]) -> dict[str, TensorSpec]:
+    def filter_tensors(self, groups: tuple[PackedPart, ...], channels: tuple[PackedPart, ...]) -> dict[str, TensorSpec]:
         skip = TensorSpec((self.hidden_size,), Init("normal", 0.0, 1.0), channels, decay=False)
         return {**super().filter_tensors(groups, channels), "skip": skip}
 
@@ -129,7 +129,7 @@ class HyenaLIConfig(StripedHyenaConfig):
         """By default one for every channel."""
         return self.num_groups or self.hidden_size
 
-    def filter_tensors(self, groups: tuple[Part, ...], channels: tuple[Part, ...]) -> dict[str, TensorSpec]:
+    def filter_tensors(self, groups: tuple[PackedPart, ...], channels: tuple[PackedPart, ...]) -> dict[str, TensorSpec]:
         shape = (self.groups, self.filter_order)
         return {
             "log_rate": TensorSpec(shape, Init("log_uniform", 0.001, 0.1), groups, decay=False),
@@ -138,12 +138,12 @@ class HyenaLIConfig(StripedHyenaConfig):
         }
 
     def flops(self, seq_len: int) -> int:
-        from hybridtron.ops.modal_filter import modal_filter_flops
+        from hybridtron.ops.conv.modal_filter import modal_filter_flops
 
         return super().flops(seq_len) + modal_filter_flops(self.groups, self.filter_order, seq_len)
 
     def unseen_flops(self, seq_len: int) -> int:
-        from hybridtron.ops.long_conv import long_conv_fft_flops
+        from hybridtron.ops.conv.long_conv import long_conv_fft_flops
 
         return long_conv_fft_flops(seq_len, self.groups, self.hidden_size, seq_len)
 

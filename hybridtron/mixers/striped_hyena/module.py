@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from hybridtron.backends.base import Backend
 from hybridtron.mixers.striped_hyena.config import StripedHyenaConfig
-from hybridtron.ops.long_conv import long_conv
-from hybridtron.ops.modal_filter import modal_filter, modal_step
-from hybridtron.ops.precision import accumulation_dtype
-from hybridtron.ops.short_conv import short_conv, short_conv_step
+from hybridtron.ops.conv.long_conv import long_conv
+from hybridtron.ops.conv.modal_filter import modal_filter, modal_step
+from hybridtron.ops.conv.short_conv import short_conv, short_conv_step
+from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.tensors import Init, TensorSpec
 
 # Powers of ten: how often a medium filter's window falls by e over its length.
@@ -44,7 +44,7 @@ class StripedHyena(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         packed = self.in_proj(x)  # [s, b, q + k + v]
-        return self.out_proj(self.backend.over_sequence(self.core, packed, self.specs["in_proj.weight"]))
+        return self.out_proj(self.backend.with_full_sequence(self.core, packed, self.specs["in_proj.weight"]))
 
     def core(self, packed: Tensor) -> Tensor:
         """The projections of some groups of channels [s, b, q + k + v] -> [s, b, channels]."""
@@ -78,7 +78,7 @@ class StripedHyena(nn.Module):
         raise NotImplementedError
 
     def _own(self, name: str) -> Tensor:
-        return self.backend.own_heads(getattr(self, name), self.specs[name])
+        return self.backend.local_heads(getattr(self, name), self.specs[name])
 
     def _skipped(self, y: Tensor, u: Tensor) -> Tensor:
         return y + self._own("skip").to(y.dtype) * u if "skip" in self.names else y
@@ -118,7 +118,7 @@ class HyenaMR(_Explicit):
         like: dict[str, Any] = {"dtype": taps.dtype, "device": taps.device}
         rates = one_each.shard(torch.logspace(_WEAKEST, _STRONGEST, spec.shape[0], **like), self.backend.shards)
         times = torch.linspace(0, 1, spec.shape[1], **like)
-        return taps * (-self.backend.own_heads(rates, one_each).unsqueeze(1) * times).exp()
+        return taps * (-self.backend.local_heads(rates, one_each).unsqueeze(1) * times).exp()
 
 
 class HyenaLI(StripedHyena):

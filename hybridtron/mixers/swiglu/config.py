@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops
-from hybridtron.tensors import Init, Part, TensorSpec
+from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 if TYPE_CHECKING:
     from hybridtron.backends.base import Backend
@@ -32,7 +32,7 @@ class SwiGLUConfig(MixerConfig):
         return self.ffn_hidden_size or -(-8 * self.hidden_size // 3 // 64) * 64
 
     def tensors(self) -> dict[str, TensorSpec]:
-        gate, up = (Part(name, self.inner_size, key="ffn_hidden_size") for name in ("gate", "up"))
+        gate, up = (PackedPart(name, self.inner_size, key="ffn_hidden_size") for name in ("gate", "up"))
         return {
             "gate_up.weight": TensorSpec((2 * self.inner_size, self.hidden_size), Init("input"), (gate, up)),
             "down.weight": TensorSpec((self.hidden_size, self.inner_size), Init("output"), (up,), axis=1),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from hybridtron.backends.base import Backend
-from hybridtron.mixers.stepping import Stateless
+from hybridtron.mixers.decoding import Stateless
 from hybridtron.mixers.swiglu.config import SwiGLUConfig
-from hybridtron.ops.swiglu import swiglu
+from hybridtron.ops.elementwise.swiglu import swiglu
 
 
 class SwiGLU(Stateless):

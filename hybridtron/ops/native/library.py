@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridtron.ops.precision import under_transforms
+from hybridtron.ops.elementwise.precision import under_transforms
 
 # To make vectors of loops and sums a compiler must be free to reorder additions and to ignore errno, floating-point
 # exceptions and the sign of zero. NaN and infinities keep their meaning, and the processor its handling of denormals.

@@ -1,0 +1,222 @@
+"""`hybridtron mad`: write data, train, report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from hybridtron.cli.arguments import ArgumentParser
+from hybridtron.errors import UserError
+from hybridtron.mad.models.architecture import Architecture, from_layers, from_model, from_pattern, iso_state
+from hybridtron.mad.models.layers import LAYERS
+from hybridtron.mad.models.shrink import DEPTH
+from hybridtron.mad.report.write import print_scores, read_scores, write_report
+from hybridtron.mad.scoring.aggregate import called, protocol_scores, scores
+from hybridtron.mad.scoring.selection import of_call
+from hybridtron.mad.tasks.generate import generate, write_examples
+from hybridtron.mad.tasks.protocol import SPLITS, TASKS
+from hybridtron.mad.training.presets import PRESETS, Preset, preset
+from hybridtron.mad.training.progress import View
+from hybridtron.mad.training.suite import SuiteFailed, chosen_settings, run_suite
+from hybridtron.mad.training.training_plan import outlook
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Returns the exit code: 0 done, 1 failed. Raises UserError for bad input."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if options.run is _data:  # what differs from the baseline may stand before options and after them
+        options.changes += [word for word in rest if not word.startswith("-")]
+        rest = [word for word in rest if word.startswith("-")]
+    if rest:
+        options.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options.run(options)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="hybridtron mad", description="Six synthetic tasks for architectures (MAD).")
+    verbs = parser.add_subparsers(required=True, metavar="data|run|report")
+
+    verb = verbs.add_parser("data", help="write the examples of one setting")
+    verb.add_argument("task", metavar="TASK", help=", ".join(TASKS))
+    verb.add_argument("changes", metavar="setting=value", nargs="*", help="what differs from the baseline")
+    verb.add_argument("--out", type=Path, required=True, metavar="F.npz", help="gets the arrays inputs and targets")
+    verb.add_argument("--split", default="train", metavar="|".join(SPLITS), help="which stream (%(default)s)")
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="(%(default)s)")
+    verb.set_defaults(run=_data, parser=verb)
+
+    verb = verbs.add_parser("run", help="train an architecture on the tasks")
+    what = verb.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--layers", nargs="+", action="extend", metavar="LAYER", help=f"in their order, of {', '.join(LAYERS)}"
+    )
+    what.add_argument("--pattern", metavar="PATTERN", help='of layers, such as "2*(mamba mlp)"')
+    what.add_argument("--config", type=Path, metavar="CONFIG", help="a run's config, or its folder: made small")
+    verb.add_argument("--depth", type=int, metavar="N", help=f"layers kept of --config ({DEPTH})")
+    verb.add_argument("--iso-state", action="store_true", help="change layers so that the state is 4,096 in all")
+    verb.add_argument("--preset", default="paper", metavar="P", help=f"{', '.join(PRESETS)} (%(default)s)")
+    verb.add_argument("--tasks", nargs="+", action="extend", default=[], metavar="TASK", help="by default all six")
+    verb.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="setting=value", dest="changes",
+        help="one setting of each task alone: the baseline with these changes",
+    )  # fmt: skip
+    verb.add_argument("--seeds", nargs="+", action="extend", type=int, metavar="N", help="of data and weights (0)")
+    verb.add_argument("--steps", type=int, metavar="N", help="at most so many, in place of the preset's")
+    verb.add_argument("--batch-size", type=int, metavar="N", help="in place of the preset's")
+    verb.add_argument(
+        "--out", type=Path, default=Path("checkpoints/mad"), metavar="DIR", help="gets the results (%(default)s)"
+    )
+    verb.add_argument("--nproc", type=int, metavar="N", help="processes; by default one per core, or one on a GPU")
+    verb.add_argument("--device", default=None, metavar="D", help="cpu or cuda; by default cuda where there is one")
+    verb.add_argument("--dry-run", action="store_true", help="say what there is to train, and stop")
+    verb.add_argument("--json", action="store_true", help="for programs")
+    verb.set_defaults(run=_run, parser=verb)
+
+    verb = verbs.add_parser("report", help="tables and pictures of results")
+    verb.add_argument("folders", metavar="DIR", nargs="+", type=Path)
+    verb.add_argument("--out", type=Path, metavar="DIR", help="for the report; by default report in the first DIR")
+    verb.add_argument("--json", action="store_true", help="for programs")
+    verb.set_defaults(run=_report, parser=verb)
+    return parser
+
+
+def _data(options: argparse.Namespace) -> int:
+    inputs, targets = generate(options.task, changed_settings(options.changes), options.split, options.seed)
+    write_examples(options.out, inputs, targets)
+    print(f"{options.out}: {len(inputs):,} examples of {inputs.shape[1]} tokens", file=sys.stderr)
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    options.seeds = list(dict.fromkeys(options.seeds or [0]))
+    require_counts(options)
+    chosen = preset(options.preset, max_steps=options.steps, batch_size=options.batch_size)
+    architecture = _architecture(options, chosen)
+    settings = chosen_settings(chosen, options.tasks, changed_settings(options.changes))
+    device = chosen_device(options.device)
+    processes = options.nproc or default_processes(device)
+    planned = outlook(architecture, chosen, settings, options.seeds, options.out)
+    if options.dry_run:
+        print(json.dumps(planned._asdict(), indent=2) if options.json else f"{architecture.name}: {planned}")
+        return 0
+    view = View(chosen.accuracy)
+    view.say(f"{architecture.name}: {planned}")
+    for note in architecture.notes:
+        view.say(f"{architecture.name}: {note}")
+    if chosen.select_split == "test":
+        view.say(f"preset {chosen.name}: the best cell is chosen on the test split, as mad-lab does")
+    try:
+        rows = run_suite(
+            architecture,
+            chosen,
+            settings,
+            options.seeds,
+            options.out,
+            processes=processes,
+            device=device,
+            on_unit=view.unit,
+            on_step=view.steps,
+            on_warning=lambda text: view.say(f"warning: {text}"),
+        )
+    except SuiteFailed as error:
+        print(f"hybridtron: stopped: {error}; what is done is in {options.out}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        view.say(f"hybridtron: interrupted; the cells that ended are in {options.out}, the same command goes on")
+        return 130
+    finally:
+        view.close()
+    found = scores(of_call(rows, chosen, settings, options.seeds)) if options.changes else protocol_scores(rows)
+    named = [called(score, architecture.name, architecture.notes) for score in found]
+    made = [score for score, _ in named]
+    for line in (*(told for _, told in named if told), *(line for score in made for line in score.left_out)):
+        view.say(line)
+    if options.json:
+        print(json.dumps([score.as_json() for score in made], indent=2))
+    else:
+        print_scores(made)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    made, warnings = read_scores(options.folders)
+    out = options.out or options.folders[0] / "report"
+    write_report(made, warnings, out)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if options.json:
+        print(json.dumps([score.as_json() for score in made], indent=2))
+    else:
+        print_scores(made)
+        print(f"\n{out / 'report.html'}")
+    return 0
+
+
+def _architecture(options: argparse.Namespace, chosen: Preset) -> Architecture:
+    if options.config is None and options.depth is not None:
+        raise UserError(f"--depth {options.depth}: is for --config, whose layers may be many; expected none here")
+    if options.layers is not None:
+        made = from_layers(options.layers, chosen.match_mad_lab)
+    elif options.pattern is not None:
+        made = from_pattern(options.pattern, chosen.match_mad_lab)
+    else:
+        from hybridtron.config.load import load
+        from hybridtron.train.config import RunConfig
+
+        of_run = options.config / "config.yaml"
+        config = load(of_run if of_run.is_file() else options.config, [], RunConfig)
+        made = from_model(config.name, config.model, DEPTH if options.depth is None else options.depth)
+        if chosen.match_mad_lab:
+            made = replace(made, notes=(*made.notes, "its own layers, without mad-lab's routing and heads"))
+    return iso_state(made) if options.iso_state else made
+
+
+def require_counts(options: argparse.Namespace) -> None:
+    """UserError for numbers of a training command that cannot be."""
+    for name, value in (("--steps", options.steps), ("--batch-size", options.batch_size), ("--nproc", options.nproc)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} = {value}: expected at least 1")
+    if min(options.seeds) < 0 or max(options.seeds) >= 2**32:
+        raise UserError(f"--seeds {' '.join(map(str, options.seeds))}: expected numbers from 0 to 2^32 - 1")
+
+
+def changed_settings(words: Sequence[str]) -> dict[str, int | float]:
+    """`key=value` words as a setting; what the keys may be is for the task to say."""
+    setting: dict[str, int | float] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not (key and equals):
+            raise UserError(f"{word!r}: expected setting=value, such as vocab_size=32")
+        if key in setting:
+            raise UserError(f"{word!r}: {key} is given already; expected each setting once")
+        try:
+            setting[key] = int(value)
+        except ValueError:
+            try:
+                setting[key] = float(value)
+            except ValueError:
+                raise UserError(f"{key} = {value}: expected a number") from None
+    return setting
+
+
+def chosen_device(wanted: str | None) -> str:
+    """The device of --device, or the best there is."""
+    import torch
+
+    if wanted is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted not in ("cpu", "cuda"):
+        raise UserError(f"--device {wanted!r}: expected one of cpu, cuda")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device 'cuda': this machine has no usable GPU; expected cpu")
+    return wanted
+
+
+def default_processes(device: str) -> int:
+    """One per core of this process, or one on a GPU."""
+    return len(os.sched_getaffinity(0)) if device == "cpu" else 1

@@ -1,0 +1,150 @@
+"""`hybridtron scale`: a small pattern at a target model's widths, grown to the target's size."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+from hybridtron.accounting.describe import describe
+from hybridtron.composer.grow.extrapolate import METHODS, TargetTooSmall
+from hybridtron.config.load import dump
+from hybridtron.errors import UserError
+from hybridtron.mixers.contract import MixerConfig
+from hybridtron.mixers.parallel.config import ParallelMixersConfig
+from hybridtron.model.config import ModelConfig
+from hybridtron.pattern import COMPOSER_NAMES, Dialect, Pattern, PatternError, read, to_composer
+from hybridtron.train.config import RunConfig
+
+Method = Literal["stretch", "stack"]
+Round = Literal["up", "parameters", "flops"]
+LONGEST_NAME = 60  # of a small pattern, in characters of the run's name
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """The target's run with the grown pattern; FLOPs are of a forward pass over the target's sequence length."""
+
+    config: RunConfig
+    rounding: Round
+    total: int  # parameters
+    non_embedding: int
+    target_non_embedding: int
+    flops: int
+    target_flops: int
+    state_ratio: float  # the target's state at its sequence length over this model's; inf where this has none
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return self.config.model.layer_names
+
+    @property
+    def attention_layers(self) -> int:
+        blocks = self.config.model.blocks
+        return sum(_attends(blocks[name]) for name in self.layers)
+
+    def as_json(self) -> dict[str, Any]:
+        found = {
+            "pattern": self.config.model.pattern,
+            "layers": len(self.layers),
+            "attention_layers": self.attention_layers,
+            "parameters": {"total": self.total, "non_embedding": self.non_embedding},
+            "target_non_embedding": self.target_non_embedding,
+            "difference": self.non_embedding - self.target_non_embedding,
+        }
+        flops = {"total": self.flops, "target": self.target_flops, "difference": self.flops - self.target_flops}
+        return {**found, "flops": flops} if self.rounding == "flops" else found
+
+
+def _attends(block: MixerConfig) -> bool:
+    branches = block.branches if isinstance(block, ParallelMixersConfig) else ()
+    return block.type == "attention" or any(_attends(branch) for branch in branches)
+
+
+def read_small_pattern(text: str, target: ModelConfig, dialect: Dialect = "auto") -> Pattern:
+    """A pattern of any dialect over the target's blocks; raises UserError."""
+    try:
+        return read(text, target.blocks, dialect)
+    except PatternError as error:
+        raise UserError(f"PATTERN {text!r}: {str(error).splitlines()[0]}") from None
+
+
+def scale(small: Pattern, target: RunConfig, method: Method, rounding: Round = "up") -> Scaled:
+    """Grow `small`, at the target's widths, to the size of the resolved target. Cuts into stages are dropped.
+
+    `rounding`: "up" in every run, as the paper does, which overshoots; or up or down to come nearest to the target in
+    parameters or in FLOPs at its sequence length, in which the ratio of sizes is then taken too. Raises UserError where
+    the target is smaller than the pattern.
+    """
+    model, seq_len = target.model, target.data.seq_len
+    measure = "FLOPs" if rounding == "flops" else "parameters"
+    costs = {
+        name: block.flops(seq_len) if rounding == "flops" else block.parameters()
+        for name, block in model.blocks.items()
+    }
+    goal = sum(costs[name] for name in model.layer_names)
+    try:
+        layers = METHODS[method](small.layers, costs, goal, "up" if rounding == "up" else "nearest")
+    except TargetTooSmall as error:
+        raise UserError(
+            f"{target.name}: is smaller than the pattern {small} at its widths: {error} {measure} in its layers; "
+            "expected a larger target or a shorter pattern"
+        ) from None
+    pattern = Pattern(layers)
+    recompute = target.parallel.recompute
+    named = {*layers, *(recompute if isinstance(recompute, dict) else ())}
+    blocks = {name: block for name, block in model.blocks.items() if name in named}
+    grown = model.model_copy(update={"pattern": str(pattern), "blocks": blocks})
+    grown = ModelConfig.model_validate(grown.model_dump(serialize_as_any=True))  # also renews what is cached
+    before, after = describe(model, seq_len), describe(grown, seq_len)
+    return Scaled(
+        target.model_copy(update={"name": f"{target.name}-{method}-{_short(small)}", "folder": None, "model": grown}),
+        rounding,
+        after.total,
+        after.total - after.embedding,
+        before.total - before.embedding,
+        after.flops_forward,
+        before.flops_forward,
+        before.state_size / after.state_size if after.state_size else math.inf,
+    )
+
+
+def _short(small: Pattern) -> str:
+    """The pattern for the name of a run and its folder: 2attn-4mlp."""
+    runs = "-".join(f"{len(list(run))}{block}" for block, run in groupby(small.layers))
+    return runs if len(runs) <= LONGEST_NAME else f"{runs[:LONGEST_NAME]}-{zlib.crc32(runs.encode()):08x}"
+
+
+def write_config(scaled: Scaled, file: Path) -> None:
+    """A training config of its own; raises UserError where the file exists or cannot be written."""
+    text = dump(scaled.config)
+    try:
+        with file.open("x") as stream:
+            stream.write(text)
+    except FileExistsError:
+        raise UserError(f"--out {file}: exists already; expected the name of a new file") from None
+    except OSError as error:
+        raise UserError(f"--out {file}: cannot be written: {error.strerror}") from None
+
+
+def show(scaled: Scaled, target: RunConfig) -> str:
+    """Some lines for people."""
+    model = scaled.config.model
+    difference = scaled.non_embedding - scaled.target_non_embedding
+    letters = {letter: name for letter, name in COMPOSER_NAMES.items() if name in model.blocks}
+    runs = f"  = {to_composer(model.parsed_pattern, letters)}" if set(letters.values()) >= set(scaled.layers) else ""
+    state = "none" if math.isinf(scaled.state_ratio) else f"the target's is {scaled.state_ratio:.2f} times as large"
+    return (
+        f"pattern     {model.pattern}{runs}\n"
+        f"layers      {len(scaled.layers)}, {scaled.attention_layers} with attention; {target.name} has "
+        f"{len(target.model.layer_names)}\n"
+        f"parameters  {scaled.total:,}, {scaled.non_embedding:,} without embeddings\n"
+        f"target      {scaled.target_non_embedding:,} without embeddings: {difference:+,} "
+        f"({difference / scaled.target_non_embedding:+.2%})\n"
+        f"FLOPs       {scaled.flops:.4g} forward, {scaled.target_flops:.4g} of the target "
+        f"({scaled.flops / scaled.target_flops - 1:+.2%})\n"
+        f"state       {state}, at {target.data.seq_len} tokens"
+    )

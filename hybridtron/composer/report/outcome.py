@@ -1,0 +1,168 @@
+"""What a search has found, as plain numbers: result.json, and what the page shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import numpy as np
+
+from hybridtron.composer.engines.discrete import Observation
+from hybridtron.composer.search.aggregate import Aggregate, elect
+from hybridtron.composer.search.cost import pareto_front
+from hybridtron.composer.search.progress import Progress, Step
+from hybridtron.composer.search.space import Pattern as Indices
+from hybridtron.composer.search.worker import Search
+from hybridtron.pattern import Pattern
+
+BEST_SHOWN = 10
+FITTED = 1000  # observations that the surrogate is fitted to at most: an exact Gaussian process is cubic in them
+CONTEXTS: tuple[int | Literal["all"], ...] = (0, 1, "all")
+
+
+@dataclass(frozen=True)
+class SurrogateFit:
+    """Each of the last scores beside what a Gaussian process predicts for it from the others of them."""
+
+    scores: np.ndarray
+    mean: np.ndarray
+    deviation: np.ndarray  # standard deviation of the prediction
+    correlation: float  # Spearman's, of prediction and score
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The last step of a search that is complete."""
+
+    search: Search
+    progress: Progress
+    step: Step
+    aggregate: Aggregate
+    surrogate: SurrogateFit | None  # None without BoTorch, or with too few different scores
+    front: list[int] | None  # of `observations`; None without a cost
+
+    @property
+    def observations(self) -> Sequence[Observation]:
+        return self.step.finished
+
+    @property
+    def optimum(self) -> float | None:
+        """The best score of the whole space, where that is known: by its form, or since everything has been tried."""
+        if self.search.evaluator.optimum is not None:
+            return self.search.evaluator.optimum
+        if self.progress.total_steps > 1:
+            return None  # the last step has seen what was built around one pattern
+        return max(o.score for o in self.observations) if len(self.observations) == self.step.space.size else None
+
+    def text(self, pattern: Indices) -> str:
+        return str(Pattern(self.step.space.names(pattern)))
+
+    def score_of(self, pattern: Indices) -> float | None:
+        return next((o.score for o in self.observations if o.pattern == pattern), None)
+
+    @property
+    def note(self) -> str | None:
+        """Why the rules say nothing of their own, where that is so."""
+        if len(self.aggregate.voters) > 1:
+            return None
+        return "The best cluster holds one pattern only, so that every vote returns the best single pattern."
+
+    def alternatives(self) -> list[dict[str, Any]]:
+        """What each rule would return: N_0, N_1, N_all and the best single pattern."""
+        return [{"rule": name, "pattern": self.text(p), "score": self.score_of(p)} for name, p in self._returned]
+
+    @cached_property
+    def _returned(self) -> list[tuple[str, Indices]]:
+        return returned(self.step, self.aggregate)
+
+    def best(self) -> list[dict[str, Any]]:
+        ranked = sorted(self.observations, key=lambda o: -o.score)[:BEST_SHOWN]
+        return [self._row(o) for o in ranked]
+
+    def pareto(self) -> list[dict[str, Any]]:
+        return [self._row(self.observations[i]) for i in self.front or ()]
+
+    def _row(self, observation: Observation) -> dict[str, Any]:
+        row: dict[str, Any] = {"pattern": self.text(observation.pattern), "score": observation.score}
+        if len(self.search.config.seeds) > 1:
+            row["standard_error"] = observation.error
+        if self.search.cost:
+            row["cost"] = self.search.cost(observation.pattern)
+        return row
+
+    def as_json(self) -> dict[str, Any]:
+        blocks = self.step.space.blocks
+        return {
+            "name": self.search.config.name,
+            "evaluated": sum(len(step.finished) for step in self.progress.steps),
+            "failed": sum(len(step.failed) for step in self.progress.steps),
+            "patterns_in_space": self.search.config.space.space().size,
+            "complete": self.progress.is_complete,
+            "quantity": self.search.evaluator.quantity,
+            "pattern": self.text(self.aggregate.pattern),
+            "best": self.best(),
+            "rules": self.alternatives(),
+            "note": self.note,
+            "votes": [
+                {
+                    "chosen": blocks[vote.chosen],
+                    "counts": dict(zip(blocks, vote.counts, strict=True)),
+                    "tied": vote.tied,
+                }
+                for vote in self.aggregate.votes
+            ],
+            "voters": len(self.aggregate.voters),
+            "clusters": [{"size": len(c), "lowest": min(c), "highest": max(c)} for c in self.aggregate.clusters],
+            "optimum": self.optimum,
+            "surrogate_rank_correlation": self.surrogate.correlation if self.surrogate else None,
+            "surrogate_observations": len(self.surrogate.scores) if self.surrogate else None,
+            "cost": self.search.cost.label if self.search.cost else None,
+            "pareto": self.pareto(),
+            "steps": [_step_row(step) for step in self.progress.steps],
+        }
+
+
+def returned(step: Step, voted: Aggregate) -> list[tuple[str, Indices]]:
+    """What each rule makes of the step's evaluations."""
+    observed = {o.pattern: o for o in step.finished}
+    members = [observed[pattern] for pattern in voted.voters]
+    votes = [(f"N_{context}", elect(step.space, members, context)[0]) for context in CONTEXTS]
+    return [*votes, ("best single", max(step.finished, key=lambda o: o.score).pattern)]
+
+
+def _step_row(step: Step) -> dict[str, Any]:
+    best = max(step.finished, key=lambda o: o.score)
+    return {
+        "step": step.number + 1,
+        "layers": step.space.layers,
+        "patterns_in_space": step.space.size,
+        "evaluated": len(step.finished),
+        "failed": len(step.failed),
+        "best": {"pattern": str(Pattern(step.space.names(best.pattern))), "score": best.score},
+        "handed_on": str(Pattern(step.space.names(step.found))) if step.found else None,
+    }
+
+
+def read_outcome(search: Search, progress: Progress) -> Outcome:
+    """What a complete search found."""
+    step = progress.steps[-1]
+    assert step.aggregate is not None
+    front = pareto_front(step.finished, search.cost) if search.cost else None
+    return Outcome(search, progress, step, step.aggregate, fit_surrogate(step), front)
+
+
+def fit_surrogate(step: Step, most: int = FITTED) -> SurrogateFit | None:
+    """The fit to the last `most` observations of the step; None without BoTorch, or with too few different scores."""
+    last = step.finished[-most:]
+    if find_spec("botorch") is None or len({o.score for o in last}) < 4:
+        return None
+    from scipy.stats import spearmanr
+
+    from hybridtron.composer.engines.bayesian import leave_one_out
+
+    mean, deviation = leave_one_out(step.space, last)
+    scores = np.array([o.score for o in last])
+    return SurrogateFit(scores, mean, deviation, float(spearmanr(mean, scores).statistic))

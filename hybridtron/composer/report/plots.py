@@ -1,0 +1,260 @@
+"""The pictures of a search as PNG images, all of one width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hybridtron.composer.report.outcome import Outcome
+from hybridtron.composer.report.wording import short
+from hybridtron.composer.search.progress import Step
+from hybridtron.composer.search.space import Pattern
+from hybridtron.reporting.numbers import short_number
+from hybridtron.reporting.pictures import FAINT, GRID, HUES, INK, legend_below, new_figure, png, quiet
+
+WIDTH = 8.0  # inches of every picture
+TITLE, LABEL, SMALL = 11.5, 10, 9  # text sizes of every picture
+OUTSIDE = 3.0  # times the middle half's range beyond its ends: points farther out do not set the axes
+LABEL_LETTERS = 26  # longer patterns are numbers in the Pareto plot
+
+
+def draw(outcome: Outcome, engines: Mapping[Pattern, str]) -> dict[str, bytes]:
+    """PNG images by file name: votes of each step, the course, and where there are any the surrogate's fit and the
+    Pareto front. `engines` says which engine proposed a pattern."""
+    images = {}
+    for step in outcome.progress.steps:
+        if step.aggregate is not None:
+            images[votes_name(outcome, step)] = _votes(outcome, step)
+    images["regret.png"] = _course(outcome, engines)
+    if outcome.surrogate:
+        images["surrogate.png"] = _surrogate(outcome)
+    if outcome.front is not None:
+        images["pareto.png"] = _pareto(outcome)
+    return images
+
+
+def votes_name(outcome: Outcome, step: Step) -> str:
+    return "votes.png" if outcome.progress.total_steps == 1 else f"votes-{step.number + 1}.png"
+
+
+def quantity(outcome: Outcome) -> str:
+    """What a score is, with the seeds that it is a mean over."""
+    seeds = len(outcome.search.config.seeds)
+    return outcome.search.evaluator.quantity + (f", mean over {seeds} seeds" if seeds > 1 else "")
+
+
+def _votes(outcome: Outcome, step: Step) -> bytes:
+    """For each position, the voters' blocks as shares; a dot marks the chosen one, = a tie, pale what was given."""
+    assert step.aggregate is not None
+    votes, blocks = step.aggregate.votes, step.space.blocks
+    figure, axes = _figure(3.6)
+    places = np.arange(1, len(votes) + 1)
+    totals = np.array([max(1, sum(vote.counts)) for vote in votes])
+    given = [position in step.space.fixed for position in range(len(votes))]
+    bottom = np.zeros(len(votes))
+    dot = float(np.clip(220 / len(votes), 1.5, 5.5))
+    for index, block in enumerate(blocks):
+        shares = np.array([vote.counts[index] for vote in votes]) / totals
+        colour = HUES[index % len(HUES)]
+        bars = axes.bar(places, shares, bottom=bottom, width=0.8, color=colour, zorder=2)
+        axes.scatter([], [], s=60, marker="s", color=colour, label=block)
+        for bar, pale in zip(bars, given, strict=True):
+            bar.set_alpha(0.35 if pale else 1.0)
+        chosen = np.array([vote.chosen == index for vote in votes])
+        axes.plot(places[chosen], (bottom + shares / 2)[chosen], "o", color="white", markersize=dot, zorder=3)
+        bottom += shares
+    for place, vote, pale in zip(places, votes, given, strict=True):
+        if vote.tied and not pale:
+            axes.text(place, 1.01, "=", ha="center", va="bottom", fontsize=SMALL, color=INK)
+    signs = ["dot: the choice"]
+    signs += ["=: a tie"] if any(vote.tied for vote in votes) else []
+    signs += ["pale: given"] if any(given) else []
+    count = len(step.aggregate.voters)
+    _dress(axes, f"Votes of {count} pattern{'' if count == 1 else 's'} ({', '.join(signs)})", "layer", "share of votes")
+    _whole_ticks(axes, len(votes))
+    axes.set_ylim(0, 1.08)
+    axes.set_yticks(np.linspace(0, 1, 6))
+    legend_below(figure, [axes], 4, SMALL)
+    return png(figure)
+
+
+def _course(outcome: Outcome, engines: Mapping[Pattern, str]) -> bytes:
+    """The best score so far in each step, as its distance from the optimum where that is known."""
+    optimum, seeds = outcome.optimum, len(outcome.search.config.seeds)
+    figure, axes = _figure(4.2)
+    begun, named = 0, set[str]()
+    for step in outcome.progress.steps:
+        place = {pattern: begun + i for i, pattern in enumerate(step.proposals, start=1)}
+        x = np.array([place[o.pattern] for o in step.finished])
+        scores = np.array([o.score for o in step.finished])
+        best = np.maximum.accumulate(scores) if len(scores) else scores
+        shown, line = (scores, best) if optimum is None else (optimum - scores, optimum - best)
+        if begun:
+            axes.axvline(begun + 0.5, color=FAINT, linewidth=1, linestyle=":")
+        if seeds > 1:
+            errors = [o.error for o in step.finished]
+            axes.errorbar(x, shown, yerr=errors, fmt="none", ecolor=HUES[5], elinewidth=1, alpha=0.8, zorder=1)
+        points = axes.scatter(x, shown, s=24, color=HUES[5], edgecolors=HUES[0], linewidths=0.5, zorder=2)
+        end = begun + len(step.proposals) + 0.5
+        (curve,) = axes.step([*x, end], [*line, *line[-1:]], where="post", color=HUES[0], linewidth=2, zorder=3)
+        start = _sobol_start(outcome, step, engines)
+        if start:
+            shade = {"color": GRID, "alpha": 0.6, "linewidth": 0, "zorder": 0, **_once("Sobol start", named)}
+            axes.axvspan(begun + 0.5, begun + start + 0.5, **shade)
+        points.set(**_once("each evaluation", named))
+        curve.set(**_once("best so far", named))
+        begun += len(step.proposals)
+    axes.set_xlim(0.5, begun + 0.5)
+    _whole_ticks(axes, begun)
+    _open(axes.yaxis)
+    what = quantity(outcome)
+    steps = ", step by step (dotted lines)" if len(outcome.progress.steps) > 1 else ""
+    title = "Regret over evaluations" if optimum is not None else f"Best score over evaluations{steps}"
+    _dress(axes, title, "patterns evaluated", what if optimum is None else f"distance from the best {what}")
+    legend_below(figure, [axes], 4, SMALL)
+    return png(figure)
+
+
+def _sobol_start(outcome: Outcome, step: Step, engines: Mapping[Pattern, str]) -> int:
+    """How many of the step's first patterns are of the Bayesian engine's Sobol sequence."""
+    size = getattr(outcome.search.config.engine, "start", 0)
+    early = step.proposals[:size]
+    return len(early) if all(engines.get(pattern) == "bayesian" for pattern in early) else 0
+
+
+def _once(label: str, named: set[str]) -> dict[str, str]:
+    """A label for the legend, the first time."""
+    known = label in named
+    named.add(label)
+    return {} if known else {"label": label}
+
+
+def _surrogate(outcome: Outcome) -> bytes:
+    fit = outcome.surrogate
+    assert fit is not None
+    figure, axes = _figure(6.4)
+    bars: dict[str, Any] = {"fmt": "none", "ecolor": HUES[5], "elinewidth": 0.9, "alpha": 0.7, "zorder": 1}
+    axes.errorbar(fit.mean, fit.scores, xerr=fit.deviation, label="± 1 standard deviation predicted", **bars)
+    if len(outcome.search.config.seeds) > 1:
+        errors = [o.error for o in outcome.observations[-len(fit.scores) :]]
+        bars["ecolor"] = FAINT
+        axes.errorbar(fit.mean, fit.scores, yerr=errors, label="± 1 standard error over seeds", **bars)
+    axes.scatter(fit.mean, fit.scores, s=26, color=HUES[0], linewidths=0, zorder=3)
+    low, high = without_strays([*fit.mean, *fit.scores])
+    pairs = np.stack([fit.mean, fit.scores])
+    inside = np.all((pairs >= low) & (pairs <= high), axis=0)
+    beyond = int(np.sum(~inside))
+    if inside.any():
+        low, high = float(pairs[:, inside].min()), float(pairs[:, inside].max())
+    margin = 0.06 * (high - low)
+    low, high = low - margin, high + margin
+    axes.plot([low, high], [low, high], color=FAINT, linewidth=1, linestyle="--", label="as measured", zorder=2)
+    axes.set_xlim(low, high)
+    axes.set_ylim(low, high)
+    axes.set_aspect("equal")
+    rank = f"rank correlation {fit.correlation:.2f}" if np.isfinite(fit.correlation) else "all predicted alike"
+    _dress(axes, f"Each score, predicted from the others ({rank})", "predicted", f"measured {quantity(outcome)}")
+    if beyond:
+        said = f"{beyond} of {len(fit.scores)} points outside these axes"
+        axes.text(0.02, 0.98, said, transform=axes.transAxes, va="top", fontsize=SMALL, color=FAINT)
+    legend_below(figure, [axes], 4, SMALL)
+    return png(figure)
+
+
+def without_strays(values: Sequence[float]) -> tuple[float, float]:
+    """The range of those that lie within OUTSIDE times the middle half's range of its ends."""
+    array = np.asarray(values, float)
+    low, high = np.quantile(array, [0.25, 0.75])
+    reach = OUTSIDE * (high - low)
+    near = array[(array >= low - reach) & (array <= high + reach)] if reach else array
+    return float(near.min()), float(near.max())
+
+
+def _pareto(outcome: Outcome) -> bytes:
+    cost, front = outcome.search.cost, outcome.front
+    assert cost is not None
+    assert front is not None
+    costs = np.array([cost(o.pattern) for o in outcome.observations])
+    scores = np.array([o.score for o in outcome.observations])
+    figure, axes = _figure(5.0)
+    rest = np.setdiff1d(np.arange(len(scores)), front)
+    if len(outcome.search.config.seeds) > 1:
+        errors = np.array([o.error for o in outcome.observations])
+        for some, colour in ((rest, FAINT), (np.array(front), HUES[1])):
+            axes.errorbar(
+                costs[some],
+                scores[some],
+                yerr=errors[some],
+                fmt="none",
+                ecolor=colour,
+                elinewidth=1,
+                alpha=0.6,
+                zorder=1,
+            )
+    if len(rest):
+        axes.scatter(costs[rest], scores[rest], s=30, facecolors="white", edgecolors=FAINT, label="dominated", zorder=2)
+    axes.step(costs[front], scores[front], where="post", color=HUES[1], linewidth=1.5, zorder=3)
+    axes.scatter(costs[front], scores[front], s=44, color=HUES[1], linewidths=0, label="Pareto front", zorder=4)
+    from matplotlib.ticker import FuncFormatter
+
+    axes.margins(x=0.12, y=0.12)
+    _open(axes.xaxis)
+    _open(axes.yaxis)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+    _dress(axes, "Score against cost", cost.label, quantity(outcome))
+    legend_below(figure, [axes], 4, SMALL)
+    _label_front(figure, axes, outcome, costs[front], scores[front])
+    return png(figure)
+
+
+def _label_front(figure: Any, axes: Any, outcome: Outcome, costs: np.ndarray, scores: np.ndarray) -> None:
+    """Patterns, or their numbers in the page's table, to the upper left of their points, where no other point can be.
+
+    From the best down; a label that would cover another one is left out.
+    """
+    space, patterns = outcome.step.space, [outcome.observations[i].pattern for i in outcome.front or ()]
+    texts = [short(space, pattern) for pattern in patterns]
+    if max(map(len, texts)) > LABEL_LETTERS:
+        texts = [str(number) for number in range(1, len(texts) + 1)]
+    taken: list[Any] = []
+    for text, x, y in reversed(list(zip(texts, costs, scores, strict=True))):
+        label = axes.annotate(
+            text, (x, y), xytext=(-6, 4), textcoords="offset points", ha="right", fontsize=SMALL, color=INK, zorder=5
+        )
+        figure.draw_without_rendering()
+        box = label.get_window_extent()
+        if any(box.overlaps(other) for other in taken):
+            label.remove()
+        else:
+            taken.append(box)
+
+
+def _figure(height: float) -> tuple[Any, Any]:
+    figure = new_figure(WIDTH, height)
+    return figure, figure.subplots()
+
+
+def _whole_ticks(axes: Any, count: int) -> None:
+    """Ticks at 1 and at some twenty whole numbers at most."""
+    scale = 10 ** max(0, len(str(count)) - 2)
+    apart = next(scale * step for step in (1, 2, 5, 10) if count <= 20 * scale * step)
+    axes.set_xticks(sorted({1, *range(apart, count + 1, apart)}))
+
+
+def _open(axis: Any) -> None:
+    """Plain numbers, and some room where all values are one."""
+    low, high = axis.get_data_interval()
+    axis.get_major_formatter().set_useOffset(False)
+    if np.isfinite(low) and high - low < 1e-9 * max(1.0, abs(high)):
+        room = 0.1 * abs(high) or 0.1
+        setter = axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim
+        setter(low - room, high + room)
+
+
+def _dress(axes: Any, title: str, x_label: str, y_label: str) -> None:
+    axes.set_title(title, loc="left", fontsize=TITLE, fontweight="bold", color=INK, pad=10)
+    axes.set_xlabel(x_label, color=INK, fontsize=LABEL)
+    axes.set_ylabel(y_label, color=INK, fontsize=LABEL)
+    quiet(axes, SMALL)

@@ -1,0 +1,121 @@
+"""From all evaluations to one pattern: clusters of scores, then votes (Composer, arXiv 2510.00379).
+
+Where the paper leaves a choice: clusters are the exact one-dimensional k-means (Wang & Song 2011), which has no seed;
+the best `top` clusters vote; a tie goes to the block whose voters score higher on average, then to the first in the
+space's order; only blocks that the space's constraints still allow are voted for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from hybridtron.composer.engines.discrete import Observation
+from hybridtron.composer.search.space import Pattern, Space
+
+
+@dataclass(frozen=True)
+class Vote:
+    """One position: how many voters there were for each block, and whether the choice was between equals."""
+
+    counts: tuple[int, ...]
+    chosen: int
+    tied: bool
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    pattern: Pattern
+    votes: tuple[Vote, ...]
+    voters: tuple[Pattern, ...]
+    clusters: tuple[tuple[float, ...], ...]  # scores, best cluster first
+
+
+def aggregate(
+    space: Space, observations: Sequence[Observation], clusters: int, top: int, context: int | Literal["all"]
+) -> Aggregate:
+    """N_c: position by position, the most frequent block among voters that agree with the `context` choices before it.
+
+    Needs at least one observation of a pattern of the space.
+    """
+    groups = kmeans([o.score for o in observations], clusters)
+    members = [observations[i] for group in groups[:top] for i in group]
+    pattern, votes = elect(space, members, context)
+    scores = tuple(tuple(observations[i].score for i in group) for group in groups)
+    return Aggregate(pattern, votes, tuple(o.pattern for o in members), scores)
+
+
+def elect(
+    space: Space, members: Sequence[Observation], context: int | Literal["all"]
+) -> tuple[Pattern, tuple[Vote, ...]]:
+    """The pattern that the members of the best clusters choose, with the vote at each position."""
+    chosen: Pattern = ()
+    votes = []
+    for position in range(space.layers):
+        before = position if context == "all" else min(int(context), position)
+        voters = [o for o in members if o.pattern[position - before : position] == chosen[position - before :]]
+        vote = _vote(space, voters, position, tuple(space.choices(chosen)))
+        votes.append(vote)
+        chosen = (*chosen, vote.chosen)
+    return chosen, tuple(votes)
+
+
+def _vote(space: Space, voters: Sequence[Observation], position: int, allowed: Sequence[int]) -> Vote:
+    by_block = [[o.score for o in voters if o.pattern[position] == block] for block in range(len(space.blocks))]
+    counts = tuple(len(scores) for scores in by_block)
+
+    def rank(block: int) -> tuple[int, float, int]:
+        return counts[block], float(np.mean(by_block[block])) if by_block[block] else -np.inf, -block
+
+    winner = max(allowed, key=rank)
+    return Vote(counts, winner, sum(counts[block] == counts[winner] for block in allowed) > 1)
+
+
+def kmeans(values: Sequence[float], clusters: int) -> list[list[int]]:
+    """Indices of the values in the clusters of least squared distance to their means, the highest values first.
+
+    Fewer clusters where there are fewer different values. Equal values are never divided. Dynamic programming over the
+    sorted values; the best start of the last cluster never moves left as values are added, so that halving finds all of
+    them in O(k n log n).
+    """
+    order = np.argsort(np.asarray(values), kind="stable")
+    different, starts, counts = np.unique(np.asarray(values, float)[order], return_index=True, return_counts=True)
+    n, k = len(different), min(clusters, len(different))
+    weight = np.concatenate([[0.0], np.cumsum(counts)])
+    centred = different - np.average(different, weights=counts)
+    first = np.concatenate([[0.0], np.cumsum(counts * centred)])
+    second = np.concatenate([[0.0], np.cumsum(counts * centred**2)])
+
+    def spreads(start: int, end: int, stop: int) -> np.ndarray:
+        """Of the clusters [start, stop), [start + 1, stop) ... [end - 1, stop)."""
+        total = first[stop] - first[start:end]
+        return second[stop] - second[start:end] - total**2 / (weight[stop] - weight[start:end])
+
+    best = np.concatenate([[np.inf], second[1:] - first[1:] ** 2 / weight[1:]])  # of the first values, as one cluster
+    cuts = [np.zeros(n + 1, int)]
+    for parts in range(2, k + 1):
+        divided, cut = np.full(n + 1, np.inf), np.zeros(n + 1, int)
+        lowest = parts if parts < k else n
+        ranges = [(lowest, n, parts - 1, n - 1)]  # stops, and the starts among which their best ones are
+        while ranges:
+            low, high, leftmost, rightmost = ranges.pop()
+            middle = (low + high) // 2
+            end = min(middle, rightmost + 1)
+            costs = best[leftmost:end] + spreads(leftmost, end, middle)
+            cut[middle] = start = leftmost + int(costs.argmin())
+            divided[middle] = costs[start - leftmost]
+            if low < middle:
+                ranges.append((low, middle - 1, leftmost, start))
+            if middle < high:
+                ranges.append((middle + 1, high, start, rightmost))
+        best = divided
+        cuts.append(cut)
+    groups, stop = [], n
+    for cut in reversed(cuts):
+        start = int(cut[stop])
+        groups.append([int(i) for i in order[starts[start] : starts[stop - 1] + counts[stop - 1]]])
+        stop = start
+    return groups

@@ -1,0 +1,173 @@
+"""What makes a score of a pattern: a closed form, a short training run, or MAD's tasks."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from hybridtron.composer.search.closed_form import Chain
+from hybridtron.composer.search.config import (
+    EvaluatorConfig,
+    FunctionConfig,
+    MADConfig,
+    SearchConfig,
+    ShortRunConfig,
+)
+from hybridtron.config.compose import compose
+from hybridtron.config.load import build
+from hybridtron.config.nearest import one_of
+from hybridtron.distributed.environment import take_device
+from hybridtron.errors import UserError
+from hybridtron.pattern import Pattern
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """`score`: larger is better; None where there is no finite one. `detail` goes into the row beside it."""
+
+    score: float | None
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """`identity` tells two evaluators apart whose scores cannot be compared; `optimum` is the best score, if known."""
+
+    evaluate: Callable[[Sequence[str], int], Measurement]
+    identity: dict[str, Any]
+    quantity: str
+    optimum: float | None = None
+
+
+def make_evaluator(config: SearchConfig) -> Evaluator:
+    """Raises UserError where the evaluator does not know a block of the space, or its files are missing."""
+    maker: dict[type[EvaluatorConfig], Callable[[Any, SearchConfig], Evaluator]] = {
+        FunctionConfig: _function,
+        ShortRunConfig: _short_run,
+        MADConfig: _mad,
+    }
+    return maker[type(config.evaluator)](config.evaluator, config)
+
+
+def _function(settings: FunctionConfig, config: SearchConfig) -> Evaluator:
+    blocks = config.space.blocks
+
+    def evaluate(layers: Sequence[str], seed: int) -> Measurement:
+        chain = Chain(len(layers), len(blocks), settings.instance, settings.coupling, settings.noise)
+        return Measurement(chain(tuple(blocks.index(name) for name in layers), seed))
+
+    chain = Chain(config.space.layers, len(blocks), settings.instance, settings.coupling)
+    one_shot, exact = config.methodology.type == "one_shot", not settings.noise
+    known = one_shot and exact and config.space.space().allows(chain.optimum)
+    return Evaluator(evaluate, settings.model_dump(), "score", 1.0 if known else None)
+
+
+def _short_run(settings: ShortRunConfig, config: SearchConfig) -> Evaluator:
+    from hybridtron.train.config import RunConfig
+    from hybridtron.train.corpus import open_corpus
+    from hybridtron.train.validation.resolve import resolve
+
+    place = f"evaluator.run = {settings.run}"
+    for override in settings.overrides:
+        key = override.partition("=")[0]
+        if key in ("model.pattern", "seed"):
+            raise UserError(f"evaluator.overrides: {override}: the search itself sets {key}; expected other keys")
+    with _at(place):
+        composed = compose(settings.run, settings.overrides)
+    model = composed.mapping.get("model")
+    known = model.get("blocks") if isinstance(model, dict) else None
+    _require_blocks(place, config.space.blocks, known if isinstance(known, dict) else {})
+
+    def run_of(layers: Sequence[str], seed: int) -> RunConfig:
+        mapping = {
+            **composed.mapping,
+            "seed": seed,
+            "model": {**composed.mapping["model"], "pattern": " ".join(layers)},
+        }
+        return resolve(build(mapping, RunConfig, composed.provenance))
+
+    with _at(place):
+        first = run_of([config.space.blocks[0]] * config.space.layers, config.seeds[0])
+        if first.data.valid is None:
+            raise UserError("has no data.valid; expected held-out tokens to score on")
+        corpus = open_corpus(first)  # tells what is missing before anything is trained
+
+    def evaluate(layers: Sequence[str], seed: int) -> Measurement:
+        from hybridtron.train.proxy_run import train_proxy
+
+        loss = train_proxy(run_of(layers, seed))
+        return Measurement(
+            -loss if math.isfinite(loss) else None, {"valid_loss": loss if math.isfinite(loss) else None}
+        )
+
+    identity = first.model_dump(mode="json", serialize_as_any=True)
+    for key in ("name", "folder", "seed", "checkpoint"):
+        identity.pop(key)
+    identity["model"].pop("pattern")
+    for key in ("train", "valid", "tokenizer"):  # what is in the files, wherever they are
+        identity["data"][key] = corpus.fingerprints[f"data.{key}"]
+    return Evaluator(evaluate, {"type": "train", "run": identity}, "negative held-out loss")
+
+
+def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
+    from hybridtron.mad.models.architecture import Architecture
+    from hybridtron.mad.tasks.protocol import TASKS, complete
+    from hybridtron.mad.training.presets import PROCEDURE, preset
+
+    _require_blocks("evaluator.blocks", config.space.blocks, settings.blocks)
+    changes = {key: getattr(settings, key) for key in ("max_steps", "evaluations", "batch_size", "eval_examples")}
+    wanted = settings.tasks or {name: {} for name in TASKS}
+    with _at("evaluator.preset"):
+        protocol = preset(settings.preset, **changes)
+    with _at("evaluator.tasks"):
+        chosen = {name: complete(name, setting) for name, setting in wanted.items()}
+
+    def architecture(layers: Sequence[str]) -> Architecture:
+        used = {name: settings.blocks[name] for name in dict.fromkeys(layers)}
+        pattern = str(Pattern(tuple(layers)))
+        return Architecture(pattern, used, pattern, settings.hidden_size)
+
+    with _at("evaluator"):
+        for name in config.space.blocks:
+            architecture([name]).account()  # tells what is wrong with a block before anything is trained
+
+    def evaluate(layers: Sequence[str], seed: int) -> Measurement:
+        from hybridtron.mad.scoring.aggregate import scores
+        from hybridtron.mad.training.loop import train_setting
+
+        subject, device = architecture(layers), take_device()
+        rows = [
+            row
+            for name, setting in chosen.items()
+            for row in train_setting(subject, name, setting, protocol, [seed], device=device)
+        ]
+        (score,) = scores(rows)
+        kind = score.headline
+        return Measurement(
+            score.overall[kind].mean, {"tasks": {name: task.accuracy[kind].mean for name, task in score.tasks.items()}}
+        )
+
+    blocks = {name: settings.blocks[name] for name in config.space.blocks}
+    identity = {
+        "type": "mad", "blocks": blocks, "hidden_size": settings.hidden_size, "tasks": chosen,
+        "protocol": {**asdict(protocol), "procedure": PROCEDURE},
+    }  # fmt: skip
+    return Evaluator(evaluate, identity, "mean accuracy")
+
+
+@contextlib.contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Names the place in the search's config in what is wrong there."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
+
+
+def _require_blocks(place: str, blocks: Sequence[str], known: dict[str, Any]) -> None:
+    for name in blocks:
+        if name not in known:
+            raise UserError(f"{place}: has no block {name!r} of space.blocks; expected {one_of(name, known)}")

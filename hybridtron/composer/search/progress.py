@@ -1,0 +1,149 @@
+"""Where a search is: read from its rows alone, so that every worker sees the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+from typing import Any
+
+from hybridtron.composer.engines.discrete import Observation
+from hybridtron.composer.search.aggregate import Aggregate, aggregate
+from hybridtron.composer.search.config import SearchConfig
+from hybridtron.composer.search.methodology import num_steps, step_space
+from hybridtron.composer.search.space import Pattern, Space
+from hybridtron.composer.search.store import EVALUATIONS, Row, Transaction
+from hybridtron.config.nearest import one_of
+from hybridtron.errors import UserError
+
+Unit = tuple[Pattern, int]  # a pattern and a seed
+_PATTERN, _SEED = (str, "names of blocks"), (int, "a whole number")
+KEYS: dict[str, dict[str, tuple[Any, str]]] = {  # kind of row -> its keys, their types in code and in words
+    "propose": {"step": (int, "a whole number"), "patterns": (list, "a list of patterns")},
+    "claim": {"pattern": _PATTERN, "seed": _SEED, "worker": (str, "the name of a worker")},
+    "result": {"pattern": _PATTERN, "seed": _SEED, "score": ((int, float, type(None)), "a number, or null")},
+}
+
+
+@dataclass
+class Step:
+    """One step of the methodology, with what was proposed for it. Once it is complete, `found` is what it hands on."""
+
+    number: int
+    space: Space
+    budget: int
+    proposals: list[Pattern] = field(default_factory=list)
+    finished: list[Observation] = field(default_factory=list)  # in the order of the proposals
+    failed: list[Pattern] = field(default_factory=list)  # had no finite score
+    aggregate: Aggregate | None = None
+    found: Pattern | None = None
+
+    @property
+    def pending(self) -> list[Pattern]:
+        done = {*(o.pattern for o in self.finished), *self.failed}
+        return [pattern for pattern in self.proposals if pattern not in done]
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.proposals) >= self.budget and not self.pending
+
+
+@dataclass
+class Progress:
+    """All steps that have begun; the last may be unfinished."""
+
+    steps: list[Step]
+    total_steps: int
+    results: dict[Unit, Row]
+    claims: dict[Unit, str]  # the last worker to take it
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.steps) == self.total_steps and self.steps[-1].is_complete
+
+    def open_unit(self, seeds: Sequence[int], transaction: Transaction) -> Unit | None:
+        """The first proposed unit without a result that no living worker has claimed."""
+        for pattern in self.steps[-1].pending:
+            for seed in seeds:
+                unit = (pattern, seed)
+                if unit not in self.results and not (unit in self.claims and transaction.is_alive(self.claims[unit])):
+                    return unit
+        return None
+
+
+def read_progress(config: SearchConfig, rows: Sequence[Row]) -> Progress:
+    """`rows` are all lines of the record, from its first.
+
+    What was proposed for a step whose space has changed since, as what the step before hands on has, counts no more;
+    its results stay, for patterns that are proposed again. Raises UserError for a row that is damaged, and where a step
+    finds no pattern around what the step before handed on.
+    """
+    whole = config.space.space()
+    results: dict[Unit, Row] = {}
+    claims: dict[Unit, str] = {}
+    proposals: dict[int, list[Pattern]] = {}
+    for number, row in enumerate(rows, start=1):
+        if damage := _damage(row, whole.blocks):
+            raise UserError(f"{config.search_folder / EVALUATIONS}:{number}: damaged line: {damage}")
+        if row["row"] == "propose":
+            patterns = [whole.indices(text.split()) for text in row["patterns"]]
+            proposals.setdefault(row["step"], []).extend(patterns)
+        elif row["row"] in ("claim", "result"):
+            unit = (whole.indices(row["pattern"].split()), row["seed"])
+            if row["row"] == "claim":
+                claims[unit] = row["worker"]
+            else:
+                results.setdefault(unit, row)
+    total = num_steps(config.methodology, whole.layers)
+    steps: list[Step] = []
+    while len(steps) < total and (not steps or steps[-1].found is not None):
+        found = steps[-1].found if steps else None
+        space = step_space(config.methodology, whole, len(steps), found or ())
+        budget = min(config.evaluations, space.size)
+        proposed = dict.fromkeys(proposals.get(len(steps), []))
+        step = Step(len(steps), space, budget, [pattern for pattern in proposed if space.allows(pattern)])
+        _finish(config, step, results)
+        steps.append(step)
+    return Progress(steps, total, results, claims)
+
+
+def _damage(row: Row, blocks: Sequence[str]) -> str | None:
+    """What is wrong with a row, and what was expected; None for nothing."""
+    kind = str(row["row"])
+    for key, (types, expected) in KEYS.get(kind, {}).items():
+        if key not in row:
+            return f"a {kind} has no {key}; expected {expected}"
+        if not isinstance(row[key], types):
+            return f"{key} = {row[key]!r}; expected {expected}"
+    if kind not in KEYS:
+        return None
+    for text in row["patterns"] if kind == "propose" else [row["pattern"]]:
+        for word in text.split() if isinstance(text, str) else [text]:
+            if word not in blocks:
+                return f"block {word!r}; expected {one_of(word, blocks)}"
+    return None
+
+
+def vote(config: SearchConfig, step: Step) -> Aggregate:
+    """What the config's aggregator makes of the evaluations that the step has, at least one."""
+    rule = config.aggregator
+    return aggregate(step.space, step.finished, rule.clusters, rule.top, rule.context)
+
+
+def _finish(config: SearchConfig, step: Step, results: dict[Unit, Row]) -> None:
+    """Fill in what is known about the step."""
+    for pattern in step.proposals:
+        rows = [results.get((pattern, seed)) for seed in config.seeds]
+        if any(row is None for row in rows):
+            continue
+        scores = [row["score"] for row in rows if row is not None and row["score"] is not None]
+        if len(scores) < len(rows):
+            step.failed.append(pattern)
+            continue
+        error = stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0
+        step.finished.append(Observation(pattern, fmean(scores), error))
+    if step.finished and step.is_complete:
+        step.aggregate = vote(config, step)
+        best = max(step.finished, key=lambda o: o.score).pattern
+        step.found = best if config.methodology.keep == "best" else step.aggregate.pattern

@@ -1,0 +1,140 @@
+"""`hybridtron search`: workers that propose, claim, evaluate and record until the search is complete."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from hybridtron.composer.engines.discrete import Engine, Observation, make_engine, new_patterns
+from hybridtron.composer.search.config import BayesianConfig, SearchConfig
+from hybridtron.composer.search.cost import Cost, read_cost, scalarised
+from hybridtron.composer.search.evaluators import Evaluator, Measurement, make_evaluator
+from hybridtron.composer.search.progress import Progress, Step, Unit, read_progress
+from hybridtron.composer.search.space import Pattern
+from hybridtron.composer.search.store import Store, Transaction
+from hybridtron.errors import UserError
+
+WAIT_SECONDS = 0.5  # between looks at the store while other workers have all that is left
+
+
+class SearchFailed(Exception):
+    """Nothing that was tried has a score."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """A config with what it needs to run; making one writes nothing."""
+
+    config: SearchConfig
+    engine: Engine
+    evaluator: Evaluator
+    cost: Cost | None
+
+    def identity(self) -> dict:
+        """What must be the same for two searches to share a folder."""
+        sections = self.config.model_dump(mode="json", include={"space", "seeds", "methodology"})
+        cost = {"label": self.cost.label, "layers": list(self.cost.layers)} if self.cost else None
+        return {**sections, "cost": cost, "evaluator": self.evaluator.identity}
+
+
+def prepare(config: SearchConfig) -> Search:
+    """Raises UserError where a block, a file or a package is missing."""
+    if isinstance(config.engine, BayesianConfig):
+        from hybridtron.composer.engines.bayesian import require_botorch
+
+        require_botorch()
+    cost = read_cost(config.cost, config.space.blocks) if config.cost else None
+    read_progress(config, [])  # refuses what the methodology cannot build
+    return Search(config, make_engine(config.engine, config.seed), make_evaluator(config), cost)
+
+
+def work(search: Search, store: Store, watch: Callable[[Progress], None]) -> Progress:
+    """Evaluate until nothing is left, beside any number of other workers; `watch` sees every change.
+
+    Raises SearchFailed where every pattern of a step failed, since nothing is handed on then.
+    """
+    while True:
+        with store.transaction() as transaction:
+            progress = read_progress(search.config, transaction.rows)
+            watch(progress)
+            if progress.is_complete or _is_stuck(progress):
+                break
+            unit = _next_unit(search, progress, transaction)
+            if unit is not None:
+                transaction.append({"row": "claim", **_named(search, unit), "worker": store.worker})
+        if unit is None:
+            time.sleep(WAIT_SECONDS)
+        else:
+            _evaluate(search, unit, store)
+    if _is_stuck(progress):
+        errors = [row["error"] for row in progress.results.values() if "error" in row]
+        raise SearchFailed(
+            f"search folder {store.folder}: none of the {len(progress.steps[-1].failed)} patterns had a finite score"
+            + (f"; the first error was {errors[0]}" if errors else "")
+        )
+    return progress
+
+
+def _is_stuck(progress: Progress) -> bool:
+    last = progress.steps[-1]
+    return last.is_complete and not last.finished
+
+
+def _next_unit(search: Search, progress: Progress, transaction: Transaction) -> Unit | None:
+    """Something proposed and not being worked on, else a new proposal; None where the rest is others' work."""
+    step = progress.steps[-1]
+    unit = progress.open_unit(search.config.seeds, transaction)
+    if unit is not None or len(step.proposals) >= step.budget:
+        return unit
+    number = sum(len(earlier.proposals) for earlier in progress.steps)
+    generator = np.random.default_rng([search.config.seed, number])
+    count = min(search.config.engine.batch, step.budget - len(step.proposals))
+    patterns = _propose(search, step, count, generator) or new_patterns(step.space, {*step.proposals}, 1, generator)
+    texts = [" ".join(step.space.names(pattern)) for pattern in patterns]
+    transaction.append({"row": "propose", "step": step.number, "patterns": texts, "engine": search.config.engine.type})
+    return patterns[0], search.config.seeds[0]
+
+
+def _propose(search: Search, step: Step, count: int, generator: np.random.Generator) -> list[Pattern]:
+    """At most `count` new patterns; what failed counts as the worst that was seen."""
+    worst = min((o.score for o in step.finished), default=0.0)
+    seen = [*step.finished, *(Observation(pattern, worst) for pattern in step.failed)]
+    if search.cost is None:
+        return search.engine.propose(step.space, seen, step.pending, count, generator)
+    found: list[Pattern] = []
+    for _ in range(count):  # a weight of its own for each
+        weighed = scalarised(seen, search.cost, generator)
+        found += search.engine.propose(step.space, weighed, [*step.pending, *found], 1, generator)
+    return found
+
+
+def _evaluate(search: Search, unit: Unit, store: Store) -> None:
+    pattern, seed = unit
+    begun = time.perf_counter()
+    try:
+        measured = search.evaluator.evaluate(tuple(search.config.space.blocks[block] for block in pattern), seed)
+    except UserError:
+        raise
+    except Exception as error:  # such as no memory left: of this pattern, the search goes on without it
+        text = str(error).splitlines() or [""]
+        measured = Measurement(None, {"error": f"{type(error).__name__}: {text[0]}"})
+    seconds = round(time.perf_counter() - begun, 3)
+    with store.transaction() as transaction:
+        transaction.append(
+            {
+                "row": "result",
+                **_named(search, unit),
+                "score": measured.score,
+                "seconds": seconds,
+                "worker": store.worker,
+                **measured.detail,
+            }
+        )
+
+
+def _named(search: Search, unit: Unit) -> dict:
+    pattern, seed = unit
+    return {"pattern": " ".join(search.config.space.blocks[block] for block in pattern), "seed": seed}

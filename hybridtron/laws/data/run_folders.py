@@ -1,0 +1,109 @@
+"""Run folders of this project as a table: one row per run, at its end."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from hybridtron.errors import UserError
+
+if TYPE_CHECKING:
+    from hybridtron.laws.data.read import Cells
+
+
+def read_run_folders(folder: Path, context: int | None) -> Cells:
+    """A run folder, or a folder whose subfolders are run folders.
+
+    Parameters, FLOPs per token and state size come from the account of the run's config, the loss from the run's
+    held-out loss. `context` is the sequence length at which the state is counted (attention's state grows with it); by
+    default the length that the run was trained at. Raises UserError.
+    """
+    from hybridtron.laws.data.read import Cells
+
+    runs = [folder] if (folder / "config.yaml").is_file() else sorted(p.parent for p in folder.glob("*/config.yaml"))
+    if not runs:
+        raise UserError(f"{folder}: expected a run folder (config.yaml), a folder of run folders, a .csv or a .parquet")
+    warnings: list[str] = []
+    rows = [_row(run, context, warnings) for run in runs]
+    where = "at each run's seq_len" if context is None else f"at a context of {context} tokens"
+    return Cells(
+        {name: [str(row[name]) for row in rows] for name in rows[0]},
+        list(range(1, len(rows) + 1)),
+        str(folder),
+        place="run",
+        notes=(f"state of run folders is counted {where}", "flops of run folders are 3 forward passes per token"),
+        warnings=tuple(warnings),
+    )
+
+
+def _row(folder: Path, context: int | None, warnings: list[str]) -> dict[str, Any]:
+    from hybridtron.accounting.describe import describe
+    from hybridtron.config.load import build
+    from hybridtron.train.config import RunConfig
+
+    try:
+        config = build(yaml.safe_load((folder / "config.yaml").read_text()), RunConfig)
+    except UserError as error:
+        raise UserError(f"{folder / 'config.yaml'}: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{folder / 'config.yaml'}: not valid YAML ({str(error).splitlines()[0]})") from None
+    if not config.model.vocab_size:
+        raise UserError(f"{folder / 'config.yaml'}: model.vocab_size = 0; expected the resolved config of a run")
+    end = _end(folder, warnings)
+    state = describe(config.model, context or config.data.seq_len)
+    account = describe(config.model, config.data.seq_len).as_json()
+    parameters, blocks = account["parameters"], [config.model.blocks[name].type for name in config.model.layer_names]
+    return {
+        "run": folder.name,
+        "arch": "+".join(dict.fromkeys(blocks)),
+        "pattern": account["pattern"],
+        "n_params": parameters["total"],
+        "n_params_non_embedding": parameters["non_embedding"],
+        "n_params_active": parameters["active"],
+        "tokens": end["tokens"],
+        "flops": account["flops_per_token"]["training"] * end["tokens"],
+        "loss": end["loss"],
+        "total_state": state.state_size,
+        "state_context": context or config.data.seq_len,
+        "width": config.model.hidden_size,
+        "depth": len(blocks),
+        "learning_rate": config.optimizer.lr,
+        "batch_tokens": config.train.global_batch_size * config.data.seq_len,
+    }
+
+
+def _end(folder: Path, warnings: list[str]) -> dict[str, Any]:
+    """Tokens and loss at the end of the run, or where it stands now."""
+    summary = folder / "summary.json"
+    if summary.is_file():
+        try:
+            end = json.loads(summary.read_text())
+        except json.JSONDecodeError as error:
+            raise UserError(f"{summary}: not valid JSON ({error})") from None
+    else:
+        end = _last_row(folder / "metrics.jsonl")
+        warnings.append(f"unfinished: {folder} has no summary.json; its last row, at step {end.get('step')}, is used")
+    held_out = end.get("valid_loss") is not None
+    loss = end.get("valid_loss") if held_out else end.get("loss")
+    if not held_out:
+        warnings.append(f"training loss: {folder} has no held-out loss; is its training loss what you want to compare?")
+    if not isinstance(loss, int | float) or not math.isfinite(loss) or not end.get("tokens"):
+        raise UserError(f"{folder}: loss {loss} after {end.get('tokens')} tokens; expected a number and some tokens")
+    return {"tokens": end["tokens"], "loss": loss}
+
+
+def _last_row(metrics: Path) -> dict[str, Any]:
+    """The last whole row; a last line cut off by a kill is left out."""
+    rows = []
+    for line in metrics.read_text().splitlines() if metrics.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    if not rows:
+        raise UserError(f"{metrics}: no rows; expected a run that has logged at least one step")
+    return rows[-1]

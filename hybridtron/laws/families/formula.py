@@ -1,0 +1,130 @@
+"""A law from one formula: its bounds and its name are enough.
+
+Derivatives come from the formula itself by the complex step (Squire and Trapp 1998), exact to rounding, so a formula
+must be written with numpy operations that take complex numbers (no abs, no comparisons).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hybridtron.errors import UserError
+from hybridtron.laws.data.points import extrapolation_warnings
+from hybridtron.laws.data.runs import Runs
+from hybridtron.laws.families.law import Fit, Law, Settings
+from hybridtron.laws.fitting.curve import Build, Curve, CurveFit, complete_fit, measured_against_predicted
+from hybridtron.laws.fitting.optimize import Array, Problem
+from hybridtron.laws.report.wording import held_out_sentence, interval_sentence
+
+_STEP = 1e-30
+_AT_ONCE = 20_000  # complex values that stay in cache
+_STARTS = 6000
+Formula = Callable[..., Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormulaLaw(Law):
+    """A law that also gives its curve, for fits of a user's own."""
+
+    build: Build
+
+
+def formula_law(
+    name: str,
+    summary: str,
+    formula: Formula,
+    columns: Sequence[str],
+    bounds: Mapping[str, tuple[float, float]],
+    *,
+    log_scale: Sequence[str] = (),
+    size: Callable[[Runs], Array] | None = None,
+    delta: float = 1e-3,
+) -> FormulaLaw:
+    """A law that predicts `loss` by a formula, fitted by Huber of log loss.
+
+    Args:
+        formula: called with one array for each column and one for each parameter, all by name; returns the loss.
+        columns: canonical columns that the formula reads.
+        bounds: of each parameter, in its own units; also the box that random starts are drawn from.
+        log_scale: parameters searched by their logarithm (bounds above zero).
+        size: what "largest" means for the held-out runs, [n]; None takes the lowest losses.
+        delta: Huber threshold when the user gives none.
+    """
+    names = list(bounds)
+    is_log = np.array([parameter in log_scale for parameter in names])
+    box = np.array([bounds[parameter] for parameter in names], dtype=float)  # [p, 2]
+    box[is_log] = np.log(box[is_log])
+
+    def values(theta: Any) -> dict[str, Any]:
+        return {parameter: np.exp(theta[:, i]) if is_log[i] else theta[:, i] for i, parameter in enumerate(names)}
+
+    def evaluate(theta: Any, data: Mapping[str, Array]) -> Any:
+        arguments = {parameter: value[:, None] for parameter, value in values(theta).items()}
+        return formula(**{column: data[column] for column in columns}, **arguments)
+
+    def build(runs: Runs, delta: float) -> Curve:
+        data = {column: runs[column] for column in columns}
+
+        def predict(theta: Array, rows: Any) -> Array:
+            return np.log(evaluate(theta, {column: array[rows] for column, array in data.items()}))
+
+        def jacobian(theta: Array) -> tuple[Array, Array]:
+            (k, p), n = theta.shape, len(runs)
+            value, derivative = np.empty((k, n)), np.empty((k, p, n))
+            steps = 1j * _STEP * np.eye(p)
+            for part in np.array_split(np.arange(k), max(1, k * p * n // _AT_ONCE)):  # all derivatives in one call
+                stepped = (theta[part, None] + steps).reshape(-1, p)
+                values = np.log(evaluate(stepped, data)).reshape(len(part), p, n)
+                value[part], derivative[part] = values[:, 0].real, values.imag / _STEP
+            return value, derivative
+
+        starts = np.random.default_rng(0).uniform(box[:, 0], box[:, 1], (_STARTS, len(names)))
+        problem = Problem(predict, jacobian, np.log(runs["loss"]), delta, box[:, 0], box[:, 1])
+        return Curve(problem, starts, values, evaluate, runs["loss"], "Huber of log loss, summed over points", True)
+
+    def predict_point(
+        fitted: CurveFit, point: Mapping[str, float], runs: Runs
+    ) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
+        if set(point) != set(columns):
+            raise UserError(f"--predict {dict(point)}: {name} predicts from {', '.join(columns)}; expected just these")
+        at = {column: np.array([float(value)]) for column, value in point.items()}
+
+        def loss(theta: Array) -> Array:
+            return evaluate(theta, at)[:, 0]
+
+        best = float(loss(fitted.optimum.theta[None])[0])
+        entry = {**point, "loss": best, "loss_interval": fitted.spread(loss)}
+        return entry, extrapolation_warnings(point, {column: runs[column] for column in columns})
+
+    def bound_warnings(fitted: CurveFit) -> list[str]:
+        theta, margin = fitted.optimum.theta, 1e-6 * (box[:, 1] - box[:, 0])
+        at_bound = (theta <= box[:, 0] + margin) | (theta >= box[:, 1] - margin)
+        return [
+            f"not identified: {parameter} ends at its bound {fitted.parameters[parameter]:g}"
+            for parameter, stuck in zip(names, at_bound, strict=True)
+            if stuck
+        ]
+
+    def verdict(fitted: CurveFit, held: dict[str, Any] | None) -> list[str]:
+        spans = fitted.intervals or {}
+        sentences = [interval_sentence(n, value, spans.get(n)) for n, value in fitted.parameters.items()]
+        return sentences + held_out_sentence(held, "loss")
+
+    def fit(runs: Runs, settings: Settings) -> Fit:
+        chosen = delta if settings.delta is None else settings.delta
+        largest = size(runs) if size is not None else 1 / runs["loss"]
+        return complete_fit(
+            name, build, runs, settings, delta=chosen, size=largest, size_name="size",
+            predict_point=lambda fitted, point: predict_point(fitted, point, runs), verdict=verdict,
+            curves=lambda fitted: measured_against_predicted(fitted, "loss"), check=bound_warnings,
+        )  # fmt: skip
+
+    assert all(math.isfinite(edge) for pair in box for edge in pair), f"{name}: bounds must be finite"
+    return FormulaLaw(
+        name=name, summary=summary, columns=(*columns, "loss"), parameters=tuple(names), fit=fit, build=build
+    )

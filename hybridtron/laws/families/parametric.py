@@ -1,0 +1,275 @@
+"""L = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, 2203.15556, approach 3, eq. 10).
+
+Fitted to log L as a log-sum-exp of three straight lines, which keeps every parameter on the scale of a logarithm.
+The lines are anchored at the geometric mean of N and of D, so that a term's size and its exponent are nearly
+independent of each other. With `architectures=offset` each architecture has its own E, A and B
+and all share the exponents.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from hybridtron.errors import UserError
+from hybridtron.laws.data import points
+from hybridtron.laws.data.runs import Runs
+from hybridtron.laws.families.law import Fit, Law, Series, Settings
+from hybridtron.laws.fitting import bootstrap
+from hybridtron.laws.fitting.curve import (
+    Curve,
+    CurveFit,
+    complete_fit,
+    fit_curve,
+    measured_against_predicted,
+    residual_scale,
+)
+from hybridtron.laws.fitting.logsum import LARGEST, SMALLEST, LogSum, anchored
+from hybridtron.laws.fitting.optimize import Array, Problem
+from hybridtron.laws.report.wording import held_out_sentence, interval_sentence, number
+
+DELTA = 1e-3
+NAMES = ("E", "A", "B", "alpha", "beta")
+_STEEPEST = 3.0  # bound of the exponents
+_TOGETHER = 0.999  # correlation of log parameters and log tokens beyond which they are one quantity
+
+
+def build(runs: Runs, delta: float, architectures: list[str] | None = None) -> Curve:
+    """The curve over these runs; `architectures` names the groups with their own E, A, B (None: one for all)."""
+    loss = runs["loss"]
+    x, y = np.log(runs["n_params"]), np.log(runs["tokens"])
+    x0, y0 = float(x.mean()), float(y.mean())
+    x, y = x - x0, y - y0
+    groups = architectures or ["all"]
+    count, n = len(groups), len(x)
+    slopes = np.zeros((3, 3 * count + 2, n))
+    for g in range(count):
+        member = (runs["arch"] == groups[g]).astype(float) if architectures else np.ones(n)
+        for term in range(3):
+            slopes[term, term * count + g] = member
+    slopes[1, -2], slopes[2, -1] = -x, -y
+    curve = LogSum(slopes)
+
+    def public(theta: Array) -> dict[str, Array]:
+        alpha, beta = theta[:, -2], theta[:, -1]
+        shifts = {"E": 0 * alpha, "A": alpha * x0, "B": beta * y0}
+        values: dict[str, Array] = {}
+        with np.errstate(over="ignore"):
+            for g, group in enumerate(groups):
+                for i, (name, shift) in enumerate(shifts.items()):
+                    values[f"{name}[{group}]" if architectures else name] = np.exp(theta[:, i * count + g] + shift)
+        return values | {"alpha": alpha, "beta": beta}
+
+    def predict(theta: Array, columns: Mapping[str, Array]) -> Array:
+        at_x, at_y = np.log(columns["n_params"]) - x0, np.log(columns["tokens"]) - y0
+        e, a, b, alpha, beta = (theta[:, i, None] for i in (0, count, 2 * count, 3 * count, 3 * count + 1))
+        return np.exp(e) + np.exp(a - alpha * at_x) + np.exp(b - beta * at_y)
+
+    level = float(np.log(loss.mean()))
+    lower = np.array([level + SMALLEST] * (3 * count) + [0.0, 0.0])
+    upper = np.array([level + LARGEST] * (3 * count) + [_STEEPEST] * 2)
+    problem = Problem(curve.predict, curve.jacobian, np.log(loss), delta, lower, upper)
+    return Curve(
+        problem, starts(loss, count), public, predict, loss, "Huber of log loss, summed over points", True,
+        _undetermined(x, y),
+    )  # fmt: skip
+
+
+def _undetermined(x: Array, y: Array) -> str | None:
+    """Whether log parameters and log tokens span a plane; both centred, [n]."""
+    for values, name in ((x, "n_params"), (y, "tokens")):
+        if np.abs(values).max() < 1e-6:
+            return f"all rows have the same {name}, so its term cannot be told from E"
+    if abs(float(x @ y)) > _TOGETHER * math.sqrt(float(x @ x) * float(y @ y)):
+        return "parameters and tokens rise together in these rows, so their terms cannot be told apart"
+    return None
+
+
+def starts(loss: Array, architectures: int = 1) -> Array:
+    """4,500 starts: sizes of the three terms at the anchor and two exponents, [4500, 3 * architectures + 2]."""
+    floor, term, slope = anchored(loss)
+    grid = np.array(list(product(floor, term, term, slope, slope)))
+    return np.concatenate([np.repeat(grid[:, :3], architectures, axis=1), grid[:, 3:]], axis=1)
+
+
+def compute_optimal(parameters: Mapping[str, Any], flops: Any) -> tuple[Any, Any, Any]:
+    """N, D and loss of the least loss at C = 6 N D (Hoffmann et al. 2022, eq. 4); nan without both exponents."""
+    alpha, beta = parameters["alpha"], parameters["beta"]
+    total = np.asarray(alpha + beta)
+    budget = np.log(flops / points.FLOPS_PER_PARAMETER_TOKEN)
+    with np.errstate(all="ignore"):  # an exponent of zero has no optimum: nan
+        log_g = (np.log(alpha) + np.log(parameters["A"]) - np.log(beta) - np.log(parameters["B"])) / total
+        n, d = np.exp(log_g + budget * beta / total), np.exp(-log_g + budget * alpha / total)
+        return n, d, parameters["E"] + parameters["A"] / n**alpha + parameters["B"] / d**beta
+
+
+def fit(runs: Runs, settings: Settings) -> Fit:
+    """Fit the law; see `LAW` for columns and options."""
+    delta = DELTA if settings.delta is None else settings.delta
+    choice = settings.options.get("architectures", "pool")
+    if choice not in ("pool", "offset"):
+        raise UserError(f"option architectures={choice!r}; expected pool or offset")
+    flops = points.FLOPS_PER_PARAMETER_TOKEN * runs["n_params"] * runs["tokens"]
+    data = {"N": runs["n_params"], "D": runs["tokens"], "C": flops}
+
+    def predict(fitted: CurveFit, point: Mapping[str, float]) -> tuple[dict[str, Any], list[str]]:
+        entry = predict_point(fitted, points.complete(point, "parametric"))
+        return entry, points.extrapolation_warnings({name: entry[name] for name in data}, data)
+
+    result = complete_fit(
+        "parametric", build, runs, settings, delta=delta, size=flops, size_name="6 N D", predict_point=predict,
+        verdict=_verdict, curves=lambda fitted: _curves(runs, fitted, flops),
+        check=lambda fitted: _bound_warnings(fitted, runs),
+    )  # fmt: skip
+    if choice == "pool":
+        return result
+    comparison, sentences = compare_architectures(runs, settings, delta)
+    return replace(
+        result,
+        sensitivity=result.sensitivity | {"architectures": comparison},
+        verdict=result.verdict + sentences,
+    )
+
+
+def predict_point(fitted: CurveFit, point: Mapping[str, float]) -> dict[str, Any]:
+    """Loss at N and D, or the compute-optimal N, D and loss at C, each with its interval."""
+    public = fitted.curve.public
+    if set(point) == {"C"}:
+        best = compute_optimal(fitted.parameters, point["C"])
+        entry: dict[str, Any] = {"C": point["C"], "compute_optimal": True}
+        for i, name in enumerate(("N", "D", "loss")):
+            entry[name] = float(best[i])
+            entry[f"{name}_interval"] = fitted.spread(partial(_optimal, public, point["C"], i))
+        return entry | {"M": entry["D"] / entry["N"]}
+    at = {"n_params": np.array([point["N"]]), "tokens": np.array([point["D"]])}
+    value = float(fitted.curve.predict(fitted.optimum.theta[None], at)[0, 0])
+    return {**point, "loss": value, "loss_interval": fitted.spread(lambda t: fitted.curve.predict(t, at)[:, 0])}
+
+
+def _optimal(public: Callable[[Array], dict[str, Array]], flops: float, which: int, theta: Array) -> Array:
+    optimum: tuple[Array, Array, Array] = compute_optimal(public(theta), flops)
+    return optimum[which]
+
+
+def compare_architectures(runs: Runs, settings: Settings, delta: float) -> tuple[dict[str, Any], list[str]]:
+    """Is one architecture's gain over another an offset (shared exponents) or a slope (its own)?
+
+    Fits shared exponents with offsets for each architecture, then every architecture alone, and reads the difference
+    of the separately bootstrapped exponents against the first architecture.
+    """
+    tables = runs.split("arch")
+    if len(tables) < 2:
+        raise UserError(f"{runs.source}: architectures=offset needs at least two architectures in column arch")
+    names = list(tables)
+
+    def shared(part: Runs, delta: float) -> Curve:
+        return build(part, delta, names)
+
+    together = fit_curve(shared, runs, settings, delta)
+    alone = {name: fit_curve(build, table, settings, delta) for name, table in tables.items()}
+    reference, sentences, differences = names[0], [], {}
+    for name in names[1:]:
+        entry: dict[str, Any] = {}
+        for i, exponent in ((3, "alpha"), (4, "beta")):
+            mine, theirs = alone[name], alone[reference]
+            gap = mine.parameters[exponent] - theirs.parameters[exponent]
+            span = None
+            if mine.samples is not None and theirs.samples is not None:
+                count = min(len(mine.samples), len(theirs.samples))
+                rng = np.random.default_rng([settings.seed, 3])
+                spread = mine.samples[:count, i] - rng.permutation(theirs.samples[:count, i])
+                span = bootstrap.interval(spread, min(mine.n_groups, theirs.n_groups), 5)
+            entry[exponent] = {"difference": gap, "interval": span}
+        spans = [entry[exponent]["interval"] for exponent in ("alpha", "beta")]
+        if any(span is None for span in spans):
+            kind = "undecided"
+            text = "too few runs to tell a slope from an offset"
+        elif any(not span[0] <= 0 <= span[1] for span in spans):
+            kind = "slope"
+            text = "the exponents differ beyond their 95 % interval: the gain is (also) a slope"
+        else:
+            kind = "offset"
+            text = "the data show no difference of exponents: an offset describes the gain, a slope is not supported"
+        differences[name] = entry | {"kind": kind}
+        sentences.append(f"{name} against {reference}: {text}.")
+    return {
+        "reference": reference,
+        "shared_exponents": {"parameters": together.parameters, "intervals": together.intervals,
+                             "objective": together.optimum.objective},
+        "alone": {name: {"parameters": f.parameters, "intervals": f.intervals, "objective": f.optimum.objective}
+                  for name, f in alone.items()},
+        "exponent_differences": differences,
+    }, sentences  # fmt: skip
+
+
+def _bound_warnings(fitted: CurveFit, runs: Runs) -> list[str]:
+    problem, theta = fitted.curve.problem, fitted.optimum.theta
+    warnings = []
+    for i, words in enumerate(("irreducible loss E", "model-size term A/N^alpha", "data term B/D^beta")):
+        if theta[i] < problem.lower[i] + 5:
+            warnings.append(f"not identified: the fit drives the {words} to zero; these data cannot measure it")
+    noise = residual_scale(problem, theta)
+    for part, column, words in ((1, "n_params", "model-size term A/N^alpha"), (2, "tokens", "data term B/D^beta")):
+        x = np.log(runs[column])
+        term = np.exp(theta[part] - theta[part + 2] * (x - x.mean()))
+        if np.ptp(term) < 3 * noise * np.median(runs["loss"]) and theta[part] >= problem.lower[part] + 5:
+            warnings.append(f"not identified: the {words} changes less over these data than three times their noise")
+    for i, name in ((3, "alpha"), (4, "beta")):
+        if theta[i] <= problem.lower[i] + 1e-6 or theta[i] >= problem.upper[i] - 1e-6:
+            warnings.append(f"not identified: {name} ends at its bound {theta[i]:g}")
+    return warnings
+
+
+def _verdict(fitted: CurveFit, held: dict[str, Any] | None) -> list[str]:
+    alpha, beta = fitted.parameters["alpha"], fitted.parameters["beta"]
+    sentences = [
+        f"Loss falls as N^-{number(alpha)} in parameters and D^-{number(beta)} in tokens, towards "
+        f"{number(fitted.parameters['E'])} nats per token."
+    ]
+    if fitted.samples is None:
+        sentences.append("There are no intervals, so these exponents must not be compared with others.")
+        return sentences + held_out_sentence(held, "loss")
+    share = fitted.spread(lambda t: t[:, 4] / np.maximum(t[:, 3] + t[:, 4], 1e-300))
+    assert share is not None
+    sentences.append(
+        interval_sentence("The compute-optimal model size grows as C^a with a", beta / (alpha + beta), share)
+        + (" Parameters and tokens in equal proportion (a = 0.5) are compatible with these data."
+           if share[0] <= 0.5 <= share[1] else " Equal proportion (a = 0.5) lies outside the interval.")
+    )  # fmt: skip
+    return sentences + held_out_sentence(held, "loss")
+
+
+def _curves(runs: Runs, fitted: CurveFit, flops: Array) -> list[Series]:
+    axes: dict[str, Any] = {"x_label": "training FLOPs (6 N D)", "y_label": "loss (nats per token)"}
+    budget = np.geomspace(flops.min(), flops.max(), 60)
+    best = compute_optimal(fitted.parameters, budget)[2]
+    low = high = None
+    if fitted.samples is not None:
+        public = {name: value[:, None] for name, value in fitted.curve.public(fitted.samples).items()}
+        with np.errstate(all="ignore"):
+            low, high = np.nanquantile(compute_optimal(public, budget)[2], [0.025, 0.975], axis=0)
+    return [
+        Series("loss against compute", "runs", "points", flops, runs["loss"], **axes),
+        Series("loss against compute", "compute-optimal", "line", budget, best, low=low, high=high, **axes),
+        *measured_against_predicted(fitted, "loss"),
+    ]
+
+
+LAW = Law(
+    name="parametric",
+    summary="L = E + A/N^alpha + B/D^beta: loss of a model of N parameters trained on D tokens",
+    columns=("n_params", "tokens", "loss"),
+    optional_columns=("arch",),
+    parameters=NAMES,
+    fit=fit,
+    options={
+        "architectures": ("pool", "pool fits all runs together; offset also fits one E, A, B for each architecture"),
+        "outliers": (None, "column that flags outliers, to report how far the answer moves without them"),
+    },
+)

@@ -1,0 +1,283 @@
+"""Does a cheap score (such as MAD accuracy) order architectures as their loss does?
+
+Spearman's and Pearson's correlation, the permutation p of Spearman's (exact up to 12 points), intervals (Fisher's z;
+for ranks an inverted test, or beyond 30 points the variance of Bonett and Wright 2000, Psychometrika 65), and a verdict
+that never says more than they do.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+import hybridtron
+from hybridtron.errors import UserError
+from hybridtron.laws.data.runs import Runs
+from hybridtron.laws.families.law import Fit, Law, Series, Settings, record
+from hybridtron.laws.fitting.optimize import Array
+
+FEWEST = 5
+_EXACT = 9  # points up to which every order is tried (9! = 362,880)
+_EXACT_RANKS = 12  # points up to which every order of ranks is counted
+_DRAWS = 100_000
+_SIMULATED = 30
+
+
+def ranks(values: Array) -> Array:
+    """Ranks from 1, ties share their mean rank; [n] -> [n]."""
+    order = np.sort(values)
+    return (np.searchsorted(order, values, "left") + np.searchsorted(order, values, "right") + 1) / 2
+
+
+def pearson(x: Array, y: Array) -> float:
+    """Product-moment correlation."""
+    x, y = x - x.mean(), y - y.mean()
+    return float(x @ y / math.sqrt((x @ x) * (y @ y)))
+
+
+def permutation_p(x: Array, y: Array, seed: int) -> tuple[float, str]:
+    """Two-sided p that a correlation this far from zero arises by chance, and how it was counted.
+
+    All orders are counted up to nine points; beyond, 100,000 random ones (with the observed order among them).
+    """
+    x, y = x - x.mean(), y - y.mean()
+    n = len(x)
+    observed = abs(float(x @ y)) * (1 - 1e-12) - 1e-12
+    if n <= _EXACT:
+        orders = np.array(list(permutations(range(n))), dtype=np.intp)
+        return float((np.abs(y[orders] @ x) >= observed).mean()), f"all {len(orders)} orders"
+    rng = np.random.default_rng([seed, 5])
+    hits = 1 + sum(
+        int((np.abs(rng.permuted(np.tile(y, (1000, 1)), axis=1) @ x) >= observed).sum()) for _ in range(_DRAWS // 1000)
+    )
+    return hits / (_DRAWS + 1), f"{_DRAWS} random orders"
+
+
+def rank_p(x: Array, y: Array, seed: int) -> tuple[float, float, str]:
+    """`permutation_p` of two rows of ranks: p, the smallest p that any order reaches, and how it was counted.
+
+    Up to 12 points all n! orders are counted, by the sum of products that each set of partners of the first points
+    leaves possible: ranks and their halves are whole numbers when doubled, so the sums are few.
+    """
+    n = len(x)
+    if n > _EXACT_RANKS:
+        p, counted = permutation_p(x, y, seed)
+        return p, 1 / (_DRAWS + 1), counted
+    first, second = ((2 * values).round().astype(int) for values in (x, y))
+    top = int(np.sort(first) @ np.sort(second))
+    ways: dict[int, NDArray[np.int64]] = {0: np.eye(1, top + 1, dtype=np.int64)[0]}  # partners used -> ways to each sum
+    for product in first:
+        grown: dict[int, NDArray[np.int64]] = {}
+        for used, sums in ways.items():
+            for j in range(n):
+                if not used >> j & 1:
+                    step = int(product * second[j])
+                    moved = grown.setdefault(used | 1 << j, np.zeros_like(sums))
+                    moved[step:] += sums[: len(sums) - step]
+        ways = grown
+    (counts,) = ways.values()
+    far = np.abs(np.arange(top + 1) - first.sum() * second.sum() / n)
+    orders = math.factorial(n)
+    smallest = counts[far >= far[counts > 0].max() - 1e-6].sum()
+    hits = counts[far >= far[int(first @ second)] - 1e-6].sum()
+    return float(hits / orders), float(smallest / orders), f"all {orders} orders"
+
+
+def pearson_interval(correlation: float, n: int) -> list[float]:
+    """95 % interval from Fisher's z; needs n > 3."""
+    return _fisher(correlation, 1 / math.sqrt(n - 3))
+
+
+def spearman_interval(correlation: float, n: int) -> list[float]:
+    """95 % interval of the population's rank correlation; needs n > 3.
+
+    Up to 30 points it holds every normal correlation under which ranks agree at least (and at most) this well with a
+    probability of 2.5 % or more, so that it exists for complete agreement too; beyond, Fisher's z.
+    """
+    if n > _SIMULATED:
+        return _fisher(correlation, math.sqrt((1 + correlation**2 / 2) / (n - 3)))
+    grid, drawn = _rank_correlations(n)
+    at_least = (drawn >= correlation - 1e-9).mean(axis=1)  # rises along the grid
+    at_most = (drawn <= correlation + 1e-9).mean(axis=1)  # falls along it
+    low = float(np.interp(0.025, at_least, grid)) if at_least[0] < 0.025 else -1.0
+    high = float(np.interp(0.025, at_most[::-1], grid[::-1])) if at_most[-1] < 0.025 else 1.0
+    return [6 / math.pi * math.asin(low / 2), 6 / math.pi * math.asin(high / 2)]
+
+
+def _fisher(correlation: float, spread: float) -> list[float]:
+    z = math.atanh(max(min(correlation, 1 - 1e-12), -1 + 1e-12))
+    return [math.tanh(z - float(ndtri(0.975)) * spread), math.tanh(z + float(ndtri(0.975)) * spread)]
+
+
+@lru_cache(maxsize=8)
+def _rank_correlations(n: int) -> tuple[Array, Array]:
+    """Correlations of a grid, [g], and rank correlations of n normal pairs drawn under each, [g, draws]."""
+    rng = np.random.default_rng(n)
+    x, noise = rng.standard_normal((2, 6000, n))
+    grid = np.tanh(np.linspace(-4, 4, 61))
+    x_rank = x.argsort(axis=1).argsort(axis=1) - (n - 1) / 2
+    drawn = []
+    for rho in grid:
+        y = rho * x + math.sqrt(1 - rho**2) * noise
+        y_rank = y.argsort(axis=1).argsort(axis=1) - (n - 1) / 2
+        drawn.append((x_rank * y_rank).sum(axis=1) * 12 / (n * (n**2 - 1)))
+    return grid, np.array(drawn)
+
+
+def fit(runs: Runs, settings: Settings) -> Fit:
+    """Correlate `score` with `loss`; see `LAW`.
+
+    Raises:
+        UserError: for predictions (a correlation predicts nothing) and for a column that never changes.
+    """
+    if settings.predict:
+        raise UserError("--predict: proxy is a correlation and predicts nothing; expected none")
+    score, loss, names = _points(runs, settings.group)
+    _require_two(runs.source, score, loss)
+    n = len(score)
+    warnings = []
+    spearman = pearson(ranks(score), ranks(loss))
+    linear = pearson(score, loss)
+    p, smallest, counted = rank_p(ranks(score), ranks(loss), settings.seed)
+    linear_p, _ = permutation_p(score, loss, settings.seed)
+    intervals = None
+    if n < FEWEST:
+        warnings.append(f"few points: {n} points for a correlation, at least {FEWEST} are needed: not evidence")
+    else:
+        intervals = {"spearman": spearman_interval(spearman, n), "pearson": pearson_interval(linear, n)}
+        if n < 10:
+            warnings.append(
+                f"few points: {n} points for a correlation; the smallest p that they can reach is {smallest:.2g}"
+            )
+    verdict, status = judge(n, spearman, linear, p, counted, intervals)
+    slope, offset = np.polyfit(score, loss, 1)
+    perplexity = np.exp(np.minimum(loss, 700.0))
+    leave_one_out = [pearson(ranks(np.delete(score, i)), ranks(np.delete(loss, i))) for i in range(n)] if n > 3 else []
+    return Fit(
+        law="proxy",
+        parameters={"spearman": spearman, "pearson": linear, "p": p},
+        objective=float(((loss - offset - slope * score) ** 2).sum()),
+        n_points=len(runs),
+        n_groups=n,
+        intervals=intervals,
+        settings=record(settings, objective="squared residual of loss about the straight line in the score, summed"),
+        sensitivity={
+            "pearson_with_perplexity": pearson(score, perplexity),
+            "pearson_p": linear_p,
+            "spearman_without_one_point": {"lowest": min(leave_one_out), "highest": max(leave_one_out)}
+            if leave_one_out
+            else None,
+        },
+        predictions=[],
+        warnings=warnings,
+        version=hybridtron.__version__,
+        search={"p_counted_over": counted, "status": status},
+        extrapolation=None,
+        verdict=verdict,
+        curves=_curves(score, loss, names, slope, offset),
+    )
+
+
+def _points(runs: Runs, group: str | None) -> tuple[Array, Array, tuple[str, ...]]:
+    """Score and loss of each point, [n], and its name where there is one: of its group, else of its architecture."""
+    if group is not None:
+        tables = runs.split(group)
+        score, loss = (np.array([table[column].mean() for table in tables.values()]) for column in ("score", "loss"))
+        return score, loss, tuple(tables)
+    named = "arch" in runs and runs["arch"].dtype == object
+    return runs["score"], runs["loss"], tuple(runs["arch"]) if named else ()
+
+
+def _require_two(source: str, score: Array, loss: Array) -> None:
+    if len(score) < 2:
+        raise UserError(f"{source}: 1 point; a correlation needs at least two")
+    for word, plural, values in (("score", "scores", score), ("loss", "losses", loss)):
+        if np.ptp(values) == 0:
+            raise UserError(f"{source}: all {len(values)} points have the {word} {values[0]:g}; a correlation needs at "
+                            f"least two {plural}")  # fmt: skip
+
+
+def _curves(score: Array, loss: Array, names: tuple[str, ...], slope: float, offset: float) -> list[Series]:
+    """The points, and from `FEWEST` on the straight line through them."""
+    panel = "loss against proxy score"
+    axes: dict[str, Any] = {"x_label": "proxy score", "y_label": "loss (nats per token)", "x_log": False}
+    n = len(score)
+    if n < FEWEST:
+        note = f"not evidence: {n} points, at least {FEWEST} are needed"
+        return [Series(panel, "", "points", score, loss, names=names, note=note, **axes)]
+    ends = np.array([score.min(), score.max()])
+    return [
+        Series(panel, "architectures", "points", score, loss, names=names, **axes),
+        Series(panel, "least squares", "line", ends, offset + slope * ends, **axes),
+    ]
+
+
+def judge(
+    n: int, spearman: float, linear: float, p: float, counted: str, intervals: dict[str, list[float]] | None
+) -> tuple[list[str], str]:  # fmt: skip
+    """The verdict in words, and its status: "not evidence", "not shown", "wrong way", "weak" or "validated".
+
+    More of the score is better, so a loss that rises with it never validates it.
+    """
+    method = "exact permutation p" if counted.startswith("all") else f"permutation p ({counted})"
+    facts = f"Spearman {spearman:.3f}, Pearson {linear:.3f}, {method} {p:.3g} over {n} points."
+    if intervals is None:
+        return [
+            f"{facts} {_direction(n, spearman)}",
+            f"Not evidence: {n} points are too few to judge a proxy; at least {FEWEST} are needed.",
+        ], "not evidence"
+    low, high = intervals["spearman"]
+    facts += f" The 95 % interval of Spearman's correlation is {low:.3f} to {high:.3f}."
+    crosses = [name for name, (a, b) in intervals.items() if a <= 0 <= b]
+    if crosses or p > 0.05:
+        why = (
+            f"the interval of the {' and the '.join(crosses)} correlation includes zero"
+            if crosses
+            else f"p is {p:.2g}, above 0.05"
+        )
+        return [
+            f"{facts} {_direction(n, spearman)}",
+            f"No conclusion: {why}; these data do not show that the score predicts loss.",
+        ], "not shown"
+    if spearman > 0:
+        return [
+            facts,
+            "A higher score goes with higher loss, beyond chance: the score orders them the wrong way, "
+            "and is no proxy for these architectures.",
+        ], "wrong way"
+    words = "A higher score goes with lower loss, beyond chance"
+    if min(abs(low), abs(high)) < 0.5:
+        return [facts, f"{words}, but the correlation may be as weak as {min(abs(low), abs(high)):.2f}: "
+                       "use the score to discard, not to rank."], "weak"  # fmt: skip
+    return [
+        facts,
+        f"{words}: the proxy is validated on these architectures, at these scales, and nowhere else.",
+    ], "validated"
+
+
+def _direction(n: int, spearman: float) -> str:
+    """Which way the points go, whether or not that means anything."""
+    if abs(spearman) < 1e-9:
+        return "The order of the scores has nothing of the order of the losses."
+    loss, way = ("higher", "the wrong way") if spearman > 0 else ("lower", "the way that a proxy should")
+    if n == 2:
+        return f"The higher score has the {loss} loss: {way}."
+    return f"By rank, higher scores go with {loss} losses: {way}."
+
+
+LAW = Law(
+    name="proxy",
+    summary="does a proxy score order models as their loss does: correlations, exact p, and a verdict in words",
+    columns=("score", "loss"),
+    optional_columns=("arch",),
+    parameters=("spearman", "pearson", "p"),
+    fit=fit,
+    positive=("loss",),
+    ignores=("delta", "holdout", "bootstrap"),
+)

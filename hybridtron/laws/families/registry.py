@@ -1,0 +1,23 @@
+"""Every law by its name.
+
+To add a law that is one formula, give the formula, its bounds and its name to `formula.formula_law`, and list the law
+here; `depth_width.py` is a whole example. A law of another kind is a file with a `fit(runs, settings) -> Fit` and a
+`Law` that declares its columns, parameters and options.
+"""
+
+from __future__ import annotations
+
+from hybridtron.laws.families import (
+    depth_width,
+    downstream,
+    isoflop,
+    learning_rate,
+    overtraining,
+    parametric,
+    proxy,
+    state_optimal,
+)
+from hybridtron.laws.families.law import Law
+
+_MODULES = (parametric, isoflop, overtraining, state_optimal, downstream, proxy, depth_width, learning_rate)
+LAWS: dict[str, Law] = {module.LAW.name: module.LAW for module in _MODULES}

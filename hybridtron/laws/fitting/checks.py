@@ -1,0 +1,63 @@
+"""Whether the runs make sense before anything is fitted to them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hybridtron.config.nearest import one_of
+from hybridtron.errors import UserError
+from hybridtron.laws.data.runs import Runs
+from hybridtron.laws.families.law import Law, Settings
+
+FEWEST_REPLICATES = 100  # below, an end of an interval is read off the outermost two replicates
+
+
+def check(law: Law, runs: Runs, settings: Settings) -> None:
+    """Raise UserError for unknown options, no rows, a missing column, or a value that the law cannot take."""
+    for option in settings.options:
+        if option not in law.options:
+            raise UserError(f"law {law.name}: no option {option!r}; expected {one_of(option, law.options)}")
+    if len(runs) == 0:
+        raise UserError(f"{runs.source}: no rows to fit; expected at least one (does a filter match nothing?)")
+    if settings.group is not None:
+        runs[settings.group]  # raises with the nearest names
+    present = tuple(name for name in law.optional_columns if name in runs and runs[name].dtype != object)
+    for name in (*law.columns, *present):
+        if name == "arch":
+            runs[name]
+        else:
+            runs.require((name,), *(() if name in law.positive else (np.isfinite, "a finite number")))
+    if settings.bootstrap < 0 or settings.jobs < 1:
+        raise UserError(f"bootstrap is {settings.bootstrap}, jobs is {settings.jobs}; expected >= 0 and >= 1")
+    if settings.delta is not None and not settings.delta > 0:
+        raise UserError(f"delta is {settings.delta:g}; expected a threshold above zero")
+
+
+def setting_warnings(law: Law, settings: Settings) -> list[str]:
+    """Warnings about settings that the law does not use, and about replicates too few for an interval."""
+    given = {name: getattr(settings, name) for name in law.ignores if getattr(Settings(), name) is None}
+    warnings = [f"ignored: {name} {value:g} means nothing to {law.name}" for name, value in given.items() if value]
+    if "bootstrap" not in law.ignores and 0 < settings.bootstrap < FEWEST_REPLICATES:
+        warnings.append(
+            f"replicates: {settings.bootstrap} bootstrap replicates give rough intervals; take at least "
+            f"{FEWEST_REPLICATES}"
+        )
+    return warnings
+
+
+def unit_warnings(runs: Runs) -> list[str]:
+    """Warnings that ask whether columns are in the expected units."""
+    warnings = []
+    if "loss" in runs and runs["loss"].dtype != object and (high := runs["loss"] > 20).any():
+        warnings.append(
+            f"units: {int(high.sum())} rows have a loss above 20 (first: {runs.place} {runs.lines[np.argmax(high)]}); "
+            "is it a perplexity or a sum over tokens? Nats per token are expected"
+        )
+    if "n_params" in runs and "tokens" in runs:
+        fewer = runs["tokens"] < runs["n_params"]
+        if fewer.any():
+            warnings.append(
+                f"units: {int(fewer.sum())} rows have fewer tokens than parameters (first: {runs.place} "
+                f"{runs.lines[np.argmax(fewer)]}); are the tokens counted in millions or billions?"
+            )
+    return warnings

@@ -1,0 +1,305 @@
+"""Fitting one curve to runs: search, intervals, held-out runs and the sensitivity that every curve law reports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+import hybridtron
+from hybridtron.errors import UserError
+from hybridtron.laws.data.runs import Runs
+from hybridtron.laws.families.law import Fit, Series, Settings, record
+from hybridtron.laws.fitting import bootstrap
+from hybridtron.laws.fitting.identify import free_parameters
+from hybridtron.laws.fitting.optimize import Array, Optimum, Problem, quick_search, refine, search
+from hybridtron.laws.report.wording import not_held_out
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A law's curve over the rows of some runs.
+
+    Attributes:
+        problem: curve, data and bounds for the search.
+        starts: parameter vectors to screen, [k, p].
+        public: fitted coordinates [k, p] -> public parameters, each [k].
+        predict: fitted coordinates [k, p] and columns [m] -> the predicted quantity in its own units, [k, m].
+        observed: the same quantity as measured, [n].
+        objective: what the objective sums, in words.
+        log_target: whether the curve is fitted to the logarithm of the quantity.
+        undetermined: why rows such as these cannot tell the parameters apart, or None.
+    """
+
+    problem: Problem
+    starts: Array
+    public: Callable[[Array], dict[str, Array]]
+    predict: Callable[[Array, Mapping[str, Array]], Array]
+    observed: Array
+    objective: str
+    log_target: bool
+    undetermined: str | None = None
+
+
+@dataclass(frozen=True)
+class CurveFit:
+    """A fitted curve with its resampled fits; `samples` is None when intervals were refused or not asked for."""
+
+    curve: Curve
+    optimum: Optimum
+    parameters: dict[str, float]
+    samples: Array | None  # [count, p]
+    intervals: dict[str, list[float]] | None
+    n_groups: int
+    warnings: list[str]
+
+    def spread(self, values: Callable[[Array], Array]) -> list[float] | None:
+        """Interval of a quantity computed from coordinates [k, p] -> [k]."""
+        if self.samples is None:
+            return None
+        return bootstrap.interval(values(self.samples), self.n_groups, self.samples.shape[1])
+
+
+Build = Callable[[Runs, float], Curve]
+_ROUNDING = 1e-20  # squared relative residual that is nothing but rounding
+
+
+def fit_curve(build: Build, runs: Runs, settings: Settings, delta: float) -> CurveFit:
+    """Search and intervals; `build(runs, delta)` makes the curve."""
+    curve = build(runs, delta)
+    optimum = search(curve.problem, curve.starts, settings.seed)
+    labels = bootstrap.group_labels(runs, settings.group)
+    n_groups = int(labels.max()) + 1
+    p = len(optimum.theta)
+    warnings = []
+    exact = len(runs) * _ROUNDING * max(float(np.abs(curve.problem.target).max()), 1.0) ** 2
+    if abs(optimum.second_route - optimum.objective) > 1e-3 * optimum.objective + exact:
+        warnings.append(
+            f"search: the second route ended at objective {optimum.second_route:.6g} against {optimum.objective:.6g}; "
+            "the surface has several valleys"
+        )
+    samples = None
+    reason = bootstrap.refusal(n_groups, p) or _undetermined(curve, optimum.theta)
+    if reason:
+        warnings.append(reason)
+    scale = residual_scale(curve.problem, optimum.theta)
+    if settings.bootstrap and not reason:
+        samples = _resample(curve.problem, optimum.theta, scale, labels, settings)
+    intervals = None if samples is None else bootstrap.intervals(curve.public(samples), n_groups, p)
+    parameters = {name: float(value[0]) for name, value in curve.public(optimum.theta[None]).items()}
+    return CurveFit(curve, optimum, parameters, samples, intervals, n_groups, warnings)
+
+
+def _undetermined(curve: Curve, theta: Array) -> str | None:
+    """Why there are no intervals although there are runs enough."""
+    why = curve.undetermined
+    if why is None and (free := free_parameters(curve.problem.jacobian(theta[None])[1][0], theta, curve.public)):
+        why = f"these rows leave {', '.join(free)} free to trade against each other"
+    return None if why is None else f"not identified: no intervals, {why}"
+
+
+def residual_scale(problem: Problem, theta: Array) -> float:
+    """Robust standard deviation of the residuals at theta [p]."""
+    residual = problem.predict(theta[None], slice(None))[0] - problem.target
+    return float(1.4826 * np.median(np.abs(residual - np.median(residual))))
+
+
+def _resample(problem: Problem, theta: Array, scale: float, labels: Any, settings: Settings) -> Array:
+    """Resampled coordinates [count, p].
+
+    A threshold far below the noise makes the fit a median, whose bootstrap overstates the spread of small samples
+    (Hall and Martin 1988, "Exact convergence rate of bootstrap quantile variance estimator"). The refits therefore use
+    at least half of the noise as threshold, and their deviations from the fit under that threshold are added to
+    the estimate.
+    """
+    smooth = replace(problem, delta=max(problem.delta, scale / 2))
+    centre = refine(smooth, theta[None], iterations=60)[0]
+
+    def refit(weights: Array) -> Array:
+        starts = np.repeat(centre, len(weights), axis=0)
+        return refine(smooth, starts, weights, iterations=40, tolerance=1e-8, smooth=False)[0]
+
+    drawn = bootstrap.resample(labels, settings.bootstrap, settings.seed, refit, settings.jobs)
+    return np.clip(drawn + theta - centre, problem.lower, problem.upper)
+
+
+def refit_parameters(build: Build, runs: Runs, delta: float) -> dict[str, float]:
+    """Parameters alone, for sensitivity."""
+    curve = build(runs, delta)
+    theta = quick_search(curve.problem, curve.starts)[None]
+    return {name: float(value[0]) for name, value in curve.public(theta).items()}
+
+
+def hold_out(
+    build: Build, runs: Runs, settings: Settings, delta: float, size: Array, size_name: str
+) -> dict[str, Any] | None:
+    """Refit without the runs of the largest `size` [n] and compare prediction with measurement on them.
+
+    Returns None when it was not asked for, or when too few runs would be left (two for each parameter).
+    """
+    labels = bootstrap.group_labels(runs, settings.group)
+    n_groups = int(labels.max()) + 1
+    largest = np.array([size[labels == label].max() for label in range(n_groups)])
+    count = settings.holdout if settings.holdout is not None else max(1, round(n_groups / 10))
+    p = len(build(runs, delta).problem.lower)
+    if count <= 0 or n_groups - count < 2 * p:
+        return None
+    out = np.isin(labels, np.argsort(largest, kind="stable")[-count:])
+    rest, held = runs.take(~out), runs.take(out)
+    curve = build(rest, delta)
+    theta = quick_search(curve.problem, curve.starts)[None]
+    observed = build(held, delta).observed
+    predicted = curve.predict(theta, numbers(held))[0]
+    error = predicted / observed - 1
+    return {
+        "held_out": count,
+        "held_out_rows": int(out.sum()),
+        "by": size_name,
+        "largest_fitted": float(size[~out].max()),
+        "largest_held_out": float(size[out].max()),
+        "mean_relative_error": float(error.mean()),
+        "mean_absolute_relative_error": float(np.abs(error).mean()),
+        "worst_relative_error": float(error[np.argmax(np.abs(error))]),
+        "parameters_without": {n: float(v[0]) for n, v in curve.public(theta).items()},
+        "observed": observed,
+        "predicted": predicted,
+    }
+
+
+def sensitivity(build: Build, runs: Runs, settings: Settings, delta: float, fitted: CurveFit) -> dict[str, Any]:
+    """The parameters under other thresholds, without far points, and without rows that a column flags as outliers."""
+    others = [math.inf, 0.1] if math.isinf(delta) else [delta * 10, delta / 10, math.inf]
+    table: dict[str, Any] = {
+        "delta": {f"{other:g}": refit_parameters(build, runs, other) for other in others if other != delta}
+    }
+    problem = fitted.curve.problem
+    residual = problem.predict(fitted.optimum.theta[None], slice(None))[0] - problem.target
+    scale = residual_scale(problem, fitted.optimum.theta)
+    far = np.abs(residual) > 4 * max(scale, 1e-12)
+    p = len(fitted.optimum.theta)
+    if far.any() and (~far).sum() > 2 * p:
+        table["without_far_points"] = {
+            "rule": "residual beyond 4 robust standard deviations",
+            "rows": int(far.sum()),
+            "lines": [int(line) for line in runs.lines[far]],
+            "parameters": refit_parameters(build, runs.take(~far), delta),
+        }
+    flag = outlier_flags(runs, settings)
+    if flag is not None and (~flag[1]).sum() > 2 * p and flag[1].any():
+        table["without_flagged"] = {
+            "column": flag[0],
+            "rows": int(flag[1].sum()),
+            "parameters": refit_parameters(build, runs.take(~flag[1]), delta),
+        }
+    return table
+
+
+def filter_warnings(fitted: CurveFit, table: Mapping[str, Any]) -> list[str]:
+    """A warning for each filter under which a parameter leaves its interval (or moves by 10 % when there is none)."""
+    warnings = []
+    for key, words in (("without_far_points", "far points"), ("without_flagged", "flagged rows")):
+        entry = table.get(key)
+        if entry is None:
+            continue
+        moved = []
+        for name, value in entry["parameters"].items():
+            old = fitted.parameters[name]
+            span = (fitted.intervals or {}).get(name)
+            out = not span[0] <= value <= span[1] if span else abs(value - old) > 0.1 * abs(old)
+            if out:
+                moved.append(f"{name} {old:.4g} -> {value:.4g}")
+        if moved:
+            warnings.append(f"filter sensitivity: without the {entry['rows']} {words}: " + ", ".join(moved))
+    return warnings
+
+
+def outlier_flags(runs: Runs, settings: Settings) -> tuple[str, np.ndarray] | None:
+    """Name and values [n] of the column that marks rows as outliers: option `outliers`, or one named *outlier*."""
+    name = settings.options.get("outliers")
+    if name is None:
+        name = next((column for column in runs.columns if "outlier" in column.lower()), None)
+    if name is None:
+        return None
+    values = runs[name]
+    if values.dtype == object:
+        return name, np.array([str(value).strip().lower() in ("true", "1", "yes") for value in values])
+    return name, values != 0
+
+
+def numbers(runs: Runs) -> dict[str, Array]:
+    """The numeric columns."""
+    return {name: values for name, values in runs.columns.items() if values.dtype != object}
+
+
+def complete_fit(
+    law: str,
+    build: Build,
+    runs: Runs,
+    settings: Settings,
+    *,
+    delta: float,
+    size: Array,
+    size_name: str,
+    predict_point: Callable[[CurveFit, Mapping[str, float]], tuple[dict[str, Any], list[str]]],
+    verdict: Callable[[CurveFit, dict[str, Any] | None], list[str]],
+    curves: Callable[[CurveFit], list[Series]],
+    check: Callable[[CurveFit], list[str]] = lambda fitted: [],
+) -> Fit:
+    """Everything that a curve law reports.
+
+    Args:
+        delta: Huber threshold.
+        size: what "largest" means for the held-out runs, [n]; `size_name` is its name.
+        predict_point: one `--predict` entry -> its answer and its warnings.
+        verdict: the fit and the extrapolation check -> sentences.
+        curves: what to plot.
+        check: warnings of the law's own.
+
+    Raises UserError where there are no more rows than parameters: then any number of curves goes through all of them.
+    """
+    if len(runs) <= (parameters := len(build(runs, delta).problem.lower)):
+        raise UserError(f"{runs.source}: {len(runs)} rows; expected more than the {parameters} parameters of {law}")
+    fitted = fit_curve(build, runs, settings, delta)
+    table = sensitivity(build, runs, settings, delta, fitted)
+    warnings = fitted.warnings + filter_warnings(fitted, table) + check(fitted)
+    held = hold_out(build, runs, settings, delta, size, size_name)
+    warnings += not_held_out(settings, held, f"{fitted.n_groups} runs")
+    predictions = []
+    for point in settings.predict:
+        entry, more = predict_point(fitted, point)
+        predictions.append(entry)
+        warnings += more
+    return Fit(
+        law=law,
+        parameters=fitted.parameters,
+        objective=fitted.optimum.objective,
+        n_points=len(runs),
+        n_groups=fitted.n_groups,
+        intervals=fitted.intervals,
+        settings=record(settings, delta=delta, objective=fitted.curve.objective),
+        sensitivity=table,
+        predictions=predictions,
+        warnings=warnings,
+        version=hybridtron.__version__,
+        search=fitted.optimum.describe(),
+        extrapolation=held,
+        verdict=verdict(fitted, held),
+        curves=curves(fitted),
+    )
+
+
+def measured_against_predicted(fitted: CurveFit, quantity: str) -> list[Series]:
+    """The panel every curve law has: measured values against the fitted ones, and the line of equality."""
+    problem = fitted.curve.problem
+    value = problem.predict(fitted.optimum.theta[None], slice(None))[0]
+    predicted = np.exp(value) if fitted.curve.log_target else value
+    observed = fitted.curve.observed
+    ends = np.array([min(predicted.min(), observed.min()), max(predicted.max(), observed.max())])
+    axes: dict[str, Any] = {"x_label": f"predicted {quantity}", "y_label": f"measured {quantity}", "x_log": False}
+    return [
+        Series("measured against predicted", "runs", "points", predicted, observed, **axes),
+        Series("measured against predicted", "equal", "line", ends, ends, **axes),
+    ]

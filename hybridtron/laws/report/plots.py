@@ -1,0 +1,180 @@
+"""The curves of a fit as PNG images: one image per panel."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hybridtron.laws.families.law import Series
+from hybridtron.reporting.numbers import scientific, short_number
+from hybridtron.reporting.pictures import FAINT, GRID, HUES, INK, new_figure, png, quiet
+
+STRAY_MARGIN = 0.6  # of the lines' range: points farther out become triangles at the edge,
+STRAY_SHARE = 0.1  # unless they are more than this share of all points
+LABELS_INSIDE = 6  # more labels than this stand beside the axes
+NAMED_POINTS = 12  # more points than this go without their names
+LONGEST_NAME = 34
+
+
+def draw(curves: Sequence[Series]) -> dict[str, bytes]:
+    """PNG images by file name, in the order in which the panels first appear."""
+    panels: dict[str, list[Series]] = {}
+    for series in curves:
+        panels.setdefault(series.panel, []).append(series)
+    images = {}
+    for number, (title, group) in enumerate(panels.items(), start=1):
+        stem = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:40].strip("-")
+        images[f"{number}-{stem or 'plot'}.png"] = _panel(title, group)
+    return images
+
+
+def _panel(title: str, group: list[Series]) -> bytes:
+    labels = list(dict.fromkeys(series.label for series in group))
+    colours = _colours(labels)
+    wide = len(labels) > LABELS_INSIDE
+    figure = new_figure(8.4 if wide else 7.2, 4.5)
+    axes = figure.subplots()
+    shown: set[str] = set()
+    bounds = bounds_of_lines(group)
+    for series in group:
+        label = _mathematical(series.label) if series.label and series.label not in shown else None
+        shown.add(series.label)
+        _draw_series(axes, series, colours[series.label], label, bounds)
+    notes = [series.note for series in group if series.note]
+    if bounds:
+        axes.set_ylim(bounds)
+        beyond = sum(int(np.sum((s.y < bounds[0]) | (s.y > bounds[1]))) for s in group if s.kind == "points")
+        notes.append(f"triangles: {beyond} point{'s' if beyond > 1 else ''} beyond the axis")
+    if notes:
+        axes.set_title("; ".join(notes), loc="right", fontsize=8.5, color=FAINT, pad=10)
+    _dress(axes, title, group)
+    if len([label for label in labels if label]) > 1 or (labels and labels[0]):
+        place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if wide else {"loc": "best"}
+        axes.legend(**place, frameon=not wide, framealpha=0.9, edgecolor=GRID, fontsize=8.5, labelcolor=INK)
+    return png(figure)
+
+
+def _colours(labels: list[str]) -> dict[str, Any]:
+    """Hues for a few labels; an ordered scale for many, or where labels are steps of one quantity such as C = 6e18."""
+    steps = len(labels) > 3 and len({re.sub(r"=.*", "=", label) for label in labels}) == 1
+    if len(labels) <= len(HUES) and not steps:
+        return dict(zip(labels, HUES, strict=False))
+    from matplotlib import colormaps
+
+    return dict(zip(labels, colormaps["viridis"](np.linspace(0, 0.9, len(labels))), strict=True))
+
+
+def bounds_of_lines(group: Sequence[Series]) -> tuple[float, float] | None:
+    """Vertical bounds that keep the lines readable where stray points would flatten them; None where none is needed."""
+    lines = [np.asarray(series.y, float) for series in group if series.kind == "line"]
+    points = [np.asarray(series.y, float) for series in group if series.kind == "points"]
+    if not lines or not points:
+        return None
+    log = group[0].y_log
+    line, point = (np.concatenate(part) for part in (lines, points))
+    line, point = (np.log(part[part > 0]) if log else part[np.isfinite(part)] for part in (line, point))
+    margin = STRAY_MARGIN * np.ptp(line)
+    low, high = line.min() - margin, line.max() + margin
+    stray = np.mean((point < low) | (point > high))
+    if not margin or not 0 < stray <= STRAY_SHARE:
+        return None
+    low, high = (
+        max(low, min(point.min(), line.min()) - 0.1 * margin),
+        min(high, max(point.max(), line.max()) + 0.1 * margin),
+    )
+    return (float(np.exp(low)), float(np.exp(high))) if log else (float(low), float(high))
+
+
+def _draw_series(axes: Any, series: Series, colour: Any, label: str | None, bounds: tuple[float, float] | None) -> None:
+    x, y = np.asarray(series.x, float), np.asarray(series.y, float)
+    band = None if series.low is None or series.high is None else (np.asarray(series.low), np.asarray(series.high))
+    if series.kind == "line":
+        order = np.argsort(x)
+        axes.plot(x[order], y[order], color=colour, linewidth=1.7, label=label, zorder=3)
+        if band is not None:
+            axes.fill_between(x[order], band[0][order], band[1][order], color=colour, alpha=0.15, linewidth=0, zorder=1)
+        return
+    crowded = len(x) > 150
+    if band is not None:
+        below, above = np.maximum(y - band[0], 0), np.maximum(band[1] - y, 0)
+        axes.errorbar(x, y, yerr=np.stack([below, above]), fmt="none", ecolor=colour, elinewidth=1, alpha=0.7, zorder=2)
+    axes.scatter(
+        x, y, s=10 if crowded else 24, color=[colour], alpha=0.55 if crowded else 0.85, linewidths=0, label=label,
+        zorder=2,
+    )  # fmt: skip
+    if 0 < len(series.names) <= NAMED_POINTS:
+        _name_points(axes, series)
+    for beyond, edge, marker in ((y > bounds[1], bounds[1], "^"), (y < bounds[0], bounds[0], "v")) if bounds else ():
+        axes.scatter(
+            x[beyond], np.full(beyond.sum(), edge), s=30, marker=marker, color=[colour], clip_on=False, zorder=4
+        )
+
+
+def _name_points(axes: Any, series: Series) -> None:
+    """Each point's name on the side where the trend of the points leaves room; near an edge towards the middle."""
+    from matplotlib.patheffects import withStroke
+
+    axes.margins(0.1)
+    x, y = np.asarray(series.x, float), np.asarray(series.y, float)
+    along = (x - x.min()) / (np.ptp(x) or 1)
+    slope, offset = np.polyfit(along, y, 1) if np.ptp(x) else (0.0, y.mean())
+    for i, name in enumerate(series.names):
+        text = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+        above = y[i] >= offset + slope * along[i]
+        right = along[i] < 0.3 or (along[i] < 0.7 and above == (slope < 0))
+        axes.annotate(
+            text, (x[i], y[i]), (6 if right else -6, 4 if above else -4), textcoords="offset points", fontsize=8,
+            color=FAINT, ha="left" if right else "right", va="bottom" if above else "top", zorder=5,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")], parse_math=False,
+        )  # fmt: skip
+
+
+def _dress(axes: Any, title: str, group: list[Series]) -> None:
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    first = group[0]
+    axes.set_title(title[:1].upper() + title[1:], loc="left", fontsize=11.5, fontweight="bold", color=INK, pad=10)
+    axes.set_xlabel(_mathematical(first.x_label), color=INK, fontsize=10)
+    axes.set_ylabel(_mathematical(first.y_label), color=INK, fontsize=10)
+    sides = ((axes.xaxis, first.x_log, "x", first.x_label), (axes.yaxis, first.y_log, "y", first.y_label))
+    for axis, log, name, label in sides:
+        if log:
+            words = scientific if "FLOP" in label else short_number
+            axes.set_xscale("log") if name == "x" else axes.set_yscale("log")
+            ticks = log_ticks(*(axes.get_xlim() if name == "x" else axes.get_ylim()))
+            if ticks:
+                axis.set_ticks(ticks)
+                axis.set_ticks([], minor=True)
+            axis.set_major_formatter(FuncFormatter(lambda value, _, words=words: words(value)))
+            axis.set_minor_formatter(NullFormatter())
+    quiet(axes, 9)
+
+
+def _mathematical(text: str) -> str:
+    """Exponents raised: C^0.518."""
+    return re.sub(r"(\w+)\^(-?\w+(?:\.\d+)?)", r"$\\mathdefault{\1^{\2}}$", text)
+
+
+def log_ticks(low: float, high: float, most: int = 8) -> list[float]:
+    """Round numbers between low and high for a logarithmic axis: the densest choice of at most `most`, or none."""
+    if not 0 < low < high or not math.isfinite(high):
+        return []
+    if high / low < 4:
+        from matplotlib.ticker import MaxNLocator
+
+        return [float(tick) for tick in MaxNLocator(6).tick_values(low, high) if low <= tick <= high]
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    best: list[float] = []
+    for steps in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10))):
+        ticks = [step * 10.0**d for d in decades for step in steps if low <= step * 10.0**d <= high]
+        if len(ticks) > most:
+            break
+        best = ticks
+    if best:
+        return best
+    every = math.ceil(len(decades) / most)  # so wide that every decade is too many
+    return [10.0**d for d in decades if d % every == 0 and low <= 10.0**d <= high]

@@ -1,0 +1,118 @@
+"""What is put to the test: blocks and their order, from layers, a pattern or a run's config."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from hybridtron.accounting.describe import describe
+from hybridtron.config.load import build
+from hybridtron.errors import UserError
+from hybridtron.mad.models.iso_state import with_state
+from hybridtron.mad.models.layers import WIDTH, blocks_by_pattern_name, mad_lab_names, pattern_of_layers
+from hybridtron.mad.models.proxy_model import initial_values
+from hybridtron.mad.models.shrink import DEPTH, shrink
+from hybridtron.mad.models.soft_experts import SOFT_EXPERTS
+from hybridtron.mixers.contract import MixerConfig
+from hybridtron.mixers.implicit_filter.config import ImplicitFilterConfig
+from hybridtron.model.config import ModelConfig
+from hybridtron.pattern import Pattern, parse
+
+_SEQ_LEN = 128  # at which parameters and state are told
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """`blocks` are as a config writes them, `notes` say how they came from something larger."""
+
+    name: str
+    blocks: dict[str, dict[str, Any]]
+    pattern: str
+    hidden_size: int = WIDTH
+    norm_eps: float = 1e-5
+    notes: tuple[str, ...] = ()
+
+    def model(self, vocab_size: int, seq_len: int) -> ModelConfig:
+        """The model for one task. Implicit filters run over the task's length, as mad-lab's do; free taps stay."""
+        blocks = {name: self._block(block, seq_len) for name, block in self.blocks.items()}
+        mapping = {
+            "hidden_size": self.hidden_size,
+            "vocab_size": vocab_size,
+            "blocks": blocks,
+            "pattern": self.pattern,
+            "norm_eps": self.norm_eps,
+            "backend": "torch",
+        }
+        return build(mapping, ModelConfig)
+
+    def start(
+        self, vocab_size: int, seq_len: int, autoencoder: bool, seed: int
+    ) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Tensor]]:
+        """The model of one task, its trained parameters at the start, and those that stay as they are: none."""
+        model = self.model(vocab_size, seq_len)
+        return model, initial_values(model, autoencoder, seed), {}
+
+    def fingerprint(self) -> str:
+        """Twelve digits that change with anything that changes the model."""
+        text = json.dumps([self.blocks, self.pattern, self.hidden_size, self.norm_eps], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def account(self) -> dict[str, int]:
+        """Parameters without embedding and output projection, and elements of state after 128 tokens."""
+        found = describe(self.model(vocab_size=16, seq_len=_SEQ_LEN), _SEQ_LEN)
+        return {"parameters": found.total - found.embedding, "state_size": found.state_size}
+
+    def _block(self, block: dict[str, Any], seq_len: int) -> dict[str, Any] | MixerConfig:
+        block = _with_filter_length(block, seq_len)
+        if block.get("type") in SOFT_EXPERTS:
+            return SOFT_EXPERTS[block["type"]].model_validate({**block, "hidden_size": self.hidden_size})
+        return block
+
+
+def from_layers(layers: Sequence[str], match_mad_lab: bool = False) -> Architecture:
+    """Layers by mad-lab's names; with `match_mad_lab` as its code has them."""
+    return from_pattern(pattern_of_layers(layers), match_mad_lab)
+
+
+def from_pattern(pattern: str, match_mad_lab: bool = False) -> Architecture:
+    """A pattern of mad-lab's layers, such as `2*(mh_hyena swiglu)`. Patterns have no dash: it is read as _."""
+    known = blocks_by_pattern_name(match_mad_lab)
+    kept_as = mad_lab_names()
+    parsed = parse(pattern.replace("-", "_"), known_names=[*known, *kept_as])
+    named = Pattern(tuple(kept_as.get(name, name) for name in parsed.layers), parsed.cuts)
+    return Architecture(str(named), {name: known[name] for name in named.counts()}, str(named))
+
+
+def from_model(name: str, model: ModelConfig, depth: int = DEPTH) -> Architecture:
+    """A model of any size at proxy width; see `shrink`. At most `depth` of its layers are kept."""
+    if depth < 1:
+        raise UserError(f"--depth = {depth}: expected at least 1")
+    blocks, pattern, notes = shrink(model, depth)
+    return Architecture(name, blocks, pattern, norm_eps=model.norm_eps, notes=tuple(notes))
+
+
+def iso_state(architecture: Architecture) -> Architecture:
+    """The architecture with a total state of 4,096, or as near as its layers allow; see `iso_state.with_state`."""
+    blocks, note = with_state(architecture.model(vocab_size=16, seq_len=_SEQ_LEN), architecture.blocks, _SEQ_LEN)
+    name = f"{architecture.name}, iso-state"
+    return Architecture(
+        name, blocks, architecture.pattern, architecture.hidden_size, architecture.norm_eps, (*architecture.notes, note)
+    )
+
+
+def _with_filter_length(block: dict[str, Any], seq_len: int) -> dict[str, Any]:
+    from hybridtron.mixers.registry import MIXERS
+
+    kind = {**MIXERS, **SOFT_EXPERTS}.get(block.get("type", ""))
+    if kind is None:
+        return block  # refused where the model is built
+    if issubclass(kind, ImplicitFilterConfig):
+        return {**block, "filter_length": max(seq_len, 2)}
+    if "branches" in block:
+        return {**block, "branches": [_with_filter_length(branch, seq_len) for branch in block["branches"]]}
+    return block

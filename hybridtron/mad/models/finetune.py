@@ -1,0 +1,89 @@
+"""Trained layers under a fresh embedding and head: what can a checkpoint's weights do on the tasks?
+
+`finetune` trains everything from there; `probe` keeps the layers as they are and trains embedding, final norm and head.
+Layers keep their width and order. Experts are no longer balanced; the bias that a checkpoint's router has learned
+stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from hybridtron.accounting.describe import describe
+from hybridtron.config.load import build
+from hybridtron.mad.models.proxy_model import initial_values
+from hybridtron.mad.models.shrink import UNBALANCED
+from hybridtron.model.config import ModelConfig
+
+Mode = Literal["finetune", "probe"]
+
+_LAYERS = "layers."
+
+
+@dataclass(frozen=True)
+class TrainedLayers:
+    """`weights` are the trained parameters of the layers by name, in float32; `name` tells the mode too."""
+
+    name: str
+    config: ModelConfig
+    weights: dict[str, Tensor]
+    mode: Mode
+    identity: str
+
+    @property
+    def pattern(self) -> str:
+        return str(self.config.parsed_pattern)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        how = "all trainable" if self.mode == "finetune" else "frozen"
+        return (f"{self.mode}: trained layers, {how}, under a fresh embedding and head",)
+
+    def fingerprint(self) -> str:
+        return self.identity
+
+    def account(self) -> dict[str, int]:
+        found = describe(self._model(vocab_size=16), 128)
+        return {"parameters": found.total - found.embedding, "state_size": found.state_size}
+
+    def start(
+        self, vocab_size: int, seq_len: int, autoencoder: bool, seed: int
+    ) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Tensor]]:
+        model = self._model(vocab_size)
+        values = initial_values(model, autoencoder, seed) | self.weights
+        if self.mode == "finetune":
+            return model, values, {}
+        fresh = {name: value for name, value in values.items() if not name.startswith(_LAYERS)}
+        return model, fresh, dict(self.weights)
+
+    def _model(self, vocab_size: int) -> ModelConfig:
+        blocks = {name: _without_balance(block.model_dump()) for name, block in self.config.blocks.items()}
+        mapping = self.config.model_dump() | {
+            "blocks": blocks, "vocab_size": vocab_size, "tie_embeddings": False, "backend": "torch",
+        }  # fmt: skip
+        return build(mapping, ModelConfig)
+
+
+def from_trained(name: str, config: ModelConfig, parameters: Mapping[str, Tensor], mode: Mode) -> TrainedLayers:
+    """The layers among all parameters of a trained model, by the names of `LanguageModel`."""
+    weights = {key: value.detach().float().cpu() for key, value in parameters.items() if key.startswith(_LAYERS)}
+    digest = hashlib.sha256(json.dumps([mode, config.model_dump(mode="json")], sort_keys=True).encode())
+    for key in sorted(weights):
+        digest.update(key.encode())
+        digest.update(weights[key].contiguous().numpy().tobytes())
+    return TrainedLayers(f"{name}, {mode}", config, weights, mode, digest.hexdigest()[:12])
+
+
+def _without_balance(block: dict[str, Any]) -> dict[str, Any]:
+    if block["type"] == "parallel":
+        return {**block, "branches": [_without_balance(branch) for branch in block["branches"]]}
+    if block["type"] != "moe":
+        return block
+    keeps_bias = block["balance"] == "bias"
+    return {**block, **UNBALANCED, "balance": "bias" if keeps_bias else "none"}

@@ -1,0 +1,30 @@
+"""What scores and tasks are called in tables and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hybridtron.mad.scoring.score import Score
+
+LABELS = {
+    "in-context-recall": "in-context recall",
+    "noisy-in-context-recall": "noisy recall",
+    "fuzzy-in-context-recall": "fuzzy recall",
+    "selective-copying": "selective copying",
+    "compression": "compression",
+    "memorization": "memorization",
+}
+
+
+def labels(scores: Sequence[Score], with_preset: bool = True) -> list[str]:
+    """A name for each score; the preset is said where it was changed, unless something else tells it."""
+    names = [
+        f"{score.architecture} ({preset_words(score)})" if with_preset and score.changes else score.architecture
+        for score in scores
+    ]
+    return [f"{name} #{names[: i + 1].count(name)}" if names.count(name) > 1 else name for i, name in enumerate(names)]
+
+
+def preset_words(score: Score) -> str:
+    """The preset's name, and whether it is still the preset of that name."""
+    return f"{score.preset}, changed" if score.changes else score.preset

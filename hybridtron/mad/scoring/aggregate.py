@@ -1,0 +1,202 @@
+"""From rows to MAD scores.
+
+For every setting and seed the cell with the best accuracy on the selecting split counts, with its accuracy on the test
+split. A task's score is the mean over its settings, the score of an architecture the mean over the six tasks. Intervals
+are Student's t at 95 % over seeds. What is not used is told: see `selection`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from hybridtron.mad.scoring.estimate import KINDS, Estimate, estimate, means
+from hybridtron.mad.scoring.results import Key, Row, key
+from hybridtron.mad.scoring.score import Score, TaskScore
+from hybridtron.mad.scoring.selection import BySetting, chosen_cells, of_whole_seeds
+from hybridtron.mad.tasks.protocol import TASKS
+from hybridtron.mad.training.preset_changes import changes
+from hybridtron.mad.training.presets import PRESETS
+from hybridtron.mad.training.suite import chosen_settings
+
+
+def scores(rows: Sequence[Row]) -> list[Score]:
+    """One score per architecture and preset, the best first, over all settings that the rows have.
+
+    For callers that chose the settings; `protocol_scores` is for rows of any origin.
+    """
+    return _scores(rows, protocol_only=False)
+
+
+def protocol_scores(rows: Sequence[Row]) -> list[Score]:
+    """As `scores`, but settings that the preset's protocol does not have are told apart and do not count.
+
+    An architecture that was trained on such settings alone is scored over them; it is not `complete`.
+    """
+    return _scores(rows, protocol_only=True)
+
+
+def in_common(made: Sequence[Score]) -> list[Score]:
+    """The same architectures over the settings that all of them have, the best first; none where there are none."""
+    shared = {
+        name: set.intersection(*(set(score.tasks[name].best) for score in made))
+        for name in TASKS
+        if made and all(name in score.tasks for score in made)
+    }
+    if not any(shared.values()):
+        return []
+    again = []
+    for score in made:
+        best = {
+            name: {setting: by_seed for setting, by_seed in score.tasks[name].best.items() if setting in settings}
+            for name, settings in shared.items()
+            if settings
+        }
+        tasks = {name: _task_score(score.preset, name, some) for name, some in best.items()}
+        again.append(replace(score, tasks=tasks, overall=_overall(tasks)))
+    return _ranked(again)
+
+
+def differ(group: Sequence[Score]) -> bool:
+    """Whether these are over different settings."""
+    return any(score.settings() != group[0].settings() for score in group)
+
+
+def alike(group: Sequence[Score]) -> Sequence[Score]:
+    """The scores over the same settings; none where they have none in common."""
+    return in_common(group) if differ(group) else group
+
+
+def to_compare(group: Sequence[Score]) -> Sequence[Score]:
+    """What is pictured and called the best: over the same settings, the complete ones alone where there are any."""
+    whole = [score for score in group if score.complete] or group
+    return alike(whole) or whole
+
+
+def called(score: Score, name: str, notes: Sequence[str]) -> tuple[Score, str | None]:
+    """The score under the name that was asked for; a sentence where the rows were trained under another one."""
+    if score.architecture == name:
+        return score, None
+    others = " = ".join(other for other in score.architecture.split(" = ") if other != name)
+    said = f"{name} is the same model to the tasks as {others}"
+    return replace(score, architecture=name, notes=(*notes, said)), said
+
+
+def unscored(rows: Sequence[Row]) -> list[str]:
+    """What is left out of architectures and presets of which nothing can be scored yet, in words."""
+    return [
+        f"{name} ({some[0]['preset']}): {line}"
+        for name, some in _by_training(rows)
+        if _score(some, name, protocol_only=False) is None
+        for line in chosen_cells(some)[1]
+    ]
+
+
+def by_procedure(made: Sequence[Score]) -> list[list[Score]]:
+    """Scores that were trained in the same way, which alone compare, in the order of the first of each."""
+    groups: dict[tuple[str, str, str], list[Score]] = {}
+    for score in made:
+        groups.setdefault((score.preset, score.protocol, score.changes), []).append(score)
+    return list(groups.values())
+
+
+def _scores(rows: Sequence[Row], protocol_only: bool) -> list[Score]:
+    found = [_score(some, name, protocol_only) for name, some in _by_training(rows)]
+    return _ranked([score for score in found if score is not None])
+
+
+def _by_training(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """The rows, each once, of the same model trained in the same way, with its names."""
+    groups: dict[tuple[str, str], dict[Key, Row]] = {}
+    names: dict[tuple[str, str], dict[str, None]] = {}
+    for row in rows:
+        identity = row["fingerprint"], row["protocol"]
+        groups.setdefault(identity, {}).setdefault(key(row), row)
+        names.setdefault(identity, {})[row["architecture"]] = None
+    return [(" = ".join(names[identity]), list(some.values())) for identity, some in groups.items()]
+
+
+def _ranked(made: Sequence[Score]) -> list[Score]:
+    """The most complete first, and among those the best."""
+    return sorted(
+        made,
+        key=lambda score: (
+            -len(score.tasks),
+            -sum(task.of_protocol for task in score.tasks.values()),
+            -score.overall[score.headline].mean,
+            score.architecture,
+        ),
+    )
+
+
+def _score(rows: list[Row], architecture: str, protocol_only: bool) -> Score | None:
+    first = rows[0]
+    chosen, left_out = chosen_cells(rows)
+    counted = chosen
+    if protocol_only:
+        within = {name: {s: chosen[name][s] for s in chosen[name] if s in _protocol(first["preset"], name)}
+                  for name in chosen}  # fmt: skip
+        if any(within.values()):
+            counted = within
+    tasks = {}
+    for name, some in counted.items():
+        if some:
+            best, lines = of_whole_seeds(name, some)
+            left_out += lines
+            tasks[name] = _task_score(first["preset"], name, best)
+    if not tasks:
+        return None
+    others = {name: {s: chosen[name][s] for s in chosen[name] if s not in counted[name]} for name in chosen}
+    return Score(
+        identity=first["fingerprint"],
+        protocol=first["protocol"],
+        architecture=architecture,
+        pattern=first["pattern"],
+        preset=first["preset"],
+        headline=first["accuracy"],
+        selected_on=first["selected_on"],
+        parameters=first["parameters"],
+        state_size=first["state_size"],
+        seeds=tuple(sorted({seed for task in tasks.values() for by_seed in task.best.values() for seed in by_seed})),
+        tasks=tasks,
+        overall=_overall(tasks),
+        left_out=tuple(f"{architecture} ({first['preset']}): {line}" for line in left_out),
+        notes=tuple(first["notes"]),
+        changes=changes(rows),
+        others={name: some for name, some in others.items() if some},
+    )
+
+
+def _task_score(preset: str, name: str, best: BySetting) -> TaskScore:
+    protocol = _protocol(preset, name)
+    return TaskScore(means(best), best, len(protocol & best.keys()), len(protocol))
+
+
+def _overall(tasks: Mapping[str, TaskScore]) -> dict[str, Estimate]:
+    """The mean over tasks; its interval only where all tasks have the same seeds."""
+    seeds = [set(next(iter(task.best.values()))) for task in tasks.values()]
+    common = sorted(set.intersection(*seeds))
+    found = {}
+    for kind in KINDS:
+        if all(some == seeds[0] for some in seeds):
+            found[kind] = estimate([_mean_of_tasks(tasks, kind, seed) for seed in common])
+        else:
+            means = [task.accuracy[kind].mean for task in tasks.values()]
+            found[kind] = Estimate(math.fsum(means) / len(means), None, None, len(common))
+    return found
+
+
+def _mean_of_tasks(tasks: Mapping[str, TaskScore], kind: str, seed: int) -> float:
+    means = [
+        math.fsum(by_seed[seed][f"test_{kind}"] for by_seed in task.best.values()) / len(task.best)
+        for task in tasks.values()
+    ]
+    return math.fsum(means) / len(means)
+
+
+def _protocol(preset: str, name: str) -> set[str]:
+    """The task's settings under the preset, as JSON; those of MAD for a preset that is not known."""
+    pairs = chosen_settings(PRESETS.get(preset, PRESETS["paper"]), [name], {})
+    return {json.dumps(dict(setting), sort_keys=True) for _, setting in pairs}

@@ -1,0 +1,133 @@
+"""Do MAD scores order checkpoints as their losses on held-out text do?
+
+Losses are brought into one unit, checkpoints that are the same model to the tasks become one point, and the law `proxy`
+judges the points.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from hybridtron.errors import UserError
+from hybridtron.laws import Fit, Runs, fit
+from hybridtron.laws.report.plots import draw
+from hybridtron.mad.scoring.score import Score
+
+
+@dataclass(frozen=True)
+class HeldOutLoss:
+    """A checkpoint's loss in nats per token and bits per byte, and on what: `text` is of the bytes, where known."""
+
+    checkpoint: Path
+    loss: float
+    bits_per_byte: float | None
+    tokenizer: str
+    tokens: str
+    text: tuple[int, int] | None
+    seq_len: int
+    data: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is trained once, with every checkpoint that it stands for."""
+
+    name: str
+    checkpoints: list[str]
+    score: float
+    loss: float
+
+
+def in_one_unit(losses: Sequence[HeldOutLoss]) -> tuple[list[float], str]:
+    """Values that compare, and their unit: bits per byte where tokenizers differ.
+
+    Raises:
+        UserError: where they were not measured on the same text, as far as that is known.
+    """
+    first = losses[0]
+    one_tokenizer = all(loss.tokenizer == first.tokenizer for loss in losses)
+    for loss in losses:
+        same = loss.tokens == first.tokens if one_tokenizer else loss.text == first.text
+        if not one_tokenizer and loss.text is None:
+            raise UserError(f"tokenizers differ, and nothing tells how many bytes {loss.data} has; "
+                            "expected data of tools/prepare_data.py")  # fmt: skip
+        if not same:
+            raise UserError(f"{_name(loss.checkpoint)} and {_name(first.checkpoint)} have different held-out data "
+                            f"({loss.data}, {first.data}); expected the same, such as by --data")  # fmt: skip
+    if one_tokenizer:
+        return [loss.loss for loss in losses], "nats per token"
+    return [loss.bits_per_byte or 0.0 for loss in losses], "bits per byte"
+
+
+def as_points(
+    found: Sequence[Score], checkpoints: Sequence[Path], losses: Sequence[float]
+) -> tuple[list[Point], list[str]]:
+    """One point per trained model, with the mean loss of the last checkpoint of each run; what was done, in words."""
+    groups: dict[str, list[int]] = {}
+    for i, score in enumerate(found):
+        groups.setdefault(score.identity, []).append(i)
+    points = []
+    for group in groups.values():
+        last = {checkpoints[i].parent: losses[i] for i in sorted(group, key=lambda i: checkpoints[i].name)}
+        score = found[group[0]]
+        names = " = ".join(dict.fromkeys(found[i].architecture for i in group))
+        paths = [_name(checkpoints[i]) for i in group]
+        points.append(Point(names, paths, score.overall[score.headline].mean, fmean(last.values())))
+    said = []
+    if len(points) < len(found):
+        models = "one model" if len(points) == 1 else f"{len(points)} different models"
+        each = "one point" if len(points) == 1 else "one point each"
+        said.append(f"{len(found)} checkpoints are {models} to the tasks: {each}, with the mean loss of the last "
+                    "checkpoint of each run.")  # fmt: skip
+    if len({path.parent for path in checkpoints}) < len(points):
+        said.append("Checkpoints of one run are not independent of each other; p takes points to be.")
+    return points, said
+
+
+def correlate(
+    points: Sequence[Point], out: Path, unit: str, said: Sequence[str] = (), refused: str = ""
+) -> dict[str, Any]:
+    """Rank correlation of MAD scores with losses, what it is worth, and its plot; or why there is none.
+
+    Writes correlation.json, and correlation.png where there is a correlation, into `out`. `said` follows the verdict;
+    `refused` says why the points do not compare.
+    """
+    told: dict[str, Any] = {"parameters": None, "intervals": None, "unit": unit or None}
+    image = out / "correlation.png"
+    image.unlink(missing_ok=True)
+    if len(points) == 1 and not refused:
+        refused = "only one model is left; a correlation needs at least two"
+    if not refused:
+        try:
+            found = _fitted(points)
+        except UserError as error:
+            refused = str(error)
+    if refused:
+        told["verdict"] = [f"No correlation: {refused}", *said]
+    else:
+        told |= {key: found.to_json()[key] for key in ("verdict", "parameters", "intervals", "warnings")}
+        told["verdict"] = [*told["verdict"], *said]
+        image.write_bytes(_picture(found, unit))
+    told["points"] = [asdict(point) for point in points]
+    (out / "correlation.json").write_text(json.dumps(told, indent=2, allow_nan=False) + "\n")
+    return told
+
+
+def _fitted(points: Sequence[Point]) -> Fit:
+    columns = {name: [getattr(point, name) for point in points] for name in ("score", "loss")}
+    return fit("proxy", Runs.of("checkpoints", **columns, arch=[point.name for point in points]))
+
+
+def _picture(found: Fit, unit: str) -> bytes:
+    words: dict[str, Any] = {"panel": "loss against MAD score", "x_label": "MAD score", "y_label": f"loss ({unit})"}
+    (drawn,) = draw([replace(curve, **words) for curve in found.curves]).values()
+    return drawn
+
+
+def _name(checkpoint: Path) -> str:
+    return f"{checkpoint.parent.name}/{checkpoint.name}"

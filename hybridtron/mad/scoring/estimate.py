@@ -1,0 +1,50 @@
+"""Means over settings and seeds, with Student's t interval at 95 % over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy.special import stdtrit
+
+from hybridtron.mad.scoring.selection import BySetting
+
+KINDS = ("micro", "macro")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds; no interval with one seed. The interval ends where accuracies do, at 0 and 1."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{100 * self.mean:.1f}"
+        if self.low == 0 or self.high == 1:
+            return f"{100 * self.mean:.1f} ({100 * self.low:.1f}–{100 * self.high:.1f})"
+        return f"{100 * self.mean:.1f} ± {50 * (self.high - self.low):.1f}"
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """The mean of one value per seed, with its 95 % interval."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n < 2:
+        return Estimate(mean, None, None, n)
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    half = float(stdtrit(n - 1, 0.975)) * spread / math.sqrt(n)
+    return Estimate(mean, max(mean - half, 0.0), min(mean + half, 1.0), n)
+
+
+def means(best: BySetting) -> dict[str, Estimate]:
+    """Test accuracy, micro and macro, over settings, for every seed that they have, which are the same."""
+    seeds = sorted(next(iter(best.values())))
+    return {
+        kind: estimate([math.fsum(best[s][seed][f"test_{kind}"] for s in best) / len(best) for seed in seeds])
+        for kind in KINDS
+    }

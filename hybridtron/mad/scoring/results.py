@@ -1,0 +1,206 @@
+"""Rows of results in a folder: one line of JSON each, only ever added, so that a kill costs what was not yet written.
+
+A line that is no row is left out and named. A last line that a kill cut short is cut off before the next row is
+written; one that lacks nothing but its line end counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hybridtron.errors import UserError
+from hybridtron.mad.tasks.protocol import Setting, complete
+
+RESULTS = "results.jsonl"
+_LOCK = ".lock"
+_NO_JSON = "no JSON"
+
+Row = dict[str, Any]
+Key = tuple[str, ...]
+
+_FIELDS: dict[str, type] = {
+    "architecture": str, "pattern": str, "fingerprint": str, "preset": str, "protocol": str, "accuracy": str,
+    "selected_on": str, "notes": list, "parameters": int, "state_size": int, "num_cells": int, "task": str,
+    "setting": dict, "seed": int, "steps": int, "stopped": str, "curve": list,
+}  # fmt: skip
+_COUNTS = ("parameters", "num_cells", "steps", "planned_steps", "batch_size")
+_NAMES = {str: "text", list: "list", int: "whole number", dict: "mapping"}
+_KEY = ("fingerprint", "protocol", "task", "setting", "lr", "weight_decay", "seed")
+_ACCURACIES = ("test_micro", "test_macro", "select_micro", "select_macro")
+
+
+def key(row: Row) -> Key:
+    """What a row is the result of; two rows of the same key say the same."""
+    return make_key(*(row[name] for name in _KEY))
+
+
+def make_key(
+    fingerprint: str, protocol: str, task: str, setting: Setting, lr: float, weight_decay: float, seed: int
+) -> Key:
+    """The key of the row that training this gives; `setting` is complete."""
+    text = json.dumps(dict(setting), sort_keys=True)
+    return fingerprint, protocol, task, text, f"{lr:g}", f"{weight_decay:g}", str(seed)
+
+
+def read_rows(folder: Path) -> tuple[list[Row], list[str]]:
+    """The rows of a results folder, the first of each key, and a warning for every damaged line.
+
+    Raises:
+        UserError: where the folder has no results.
+    """
+    file = folder / RESULTS
+    try:
+        text = file.read_bytes()
+    except NotADirectoryError:
+        raise UserError(f"{folder}: is a file; expected the folder that has it") from None
+    except OSError:
+        raise UserError(f"{folder}: has no {RESULTS}: expected a folder that `hybridtron mad run` wrote") from None
+    rows: dict[Key, Row] = {}
+    warnings = []
+    lines = text.split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        last = number == len(lines)
+        if last and not line:
+            break
+        row = _parsed(line)
+        if isinstance(row, str):
+            why = "cut short" if last and row == _NO_JSON else f"damaged ({row})"
+            warnings.append(f"{file}, line {number}: {why}, left out")
+        else:
+            rows.setdefault(key(row), row)
+    return list(rows.values()), warnings
+
+
+def _parsed(line: bytes) -> Row | str:
+    """The row that a line holds, or why it holds none that training gives."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return _NO_JSON
+    if not isinstance(row, dict):
+        return "no row"
+    for name, kind in _FIELDS.items():
+        if name not in row:
+            return f"no {name}"
+        if not _is(kind, row[name]):
+            return f"{name} is no {_NAMES[kind]}"
+    try:
+        setting = complete(row["task"], row["setting"])
+    except UserError as error:
+        return str(error)
+    sound = {
+        "setting": setting == row["setting"],
+        "accuracy": row["accuracy"] in ("micro", "macro"),
+        "notes": all(_is(str, note) for note in row["notes"]),
+        **{name: name not in row or (_is(int, row[name]) and row[name] >= 1) for name in _COUNTS},
+        **{name: _is_number(row.get(name)) for name in ("lr", "weight_decay")},
+        **{name: _is_number(row.get(name), most=1) for name in _ACCURACIES},
+        "curve": row["curve"] and all(map(_is_point, row["curve"])),
+    }
+    wrong = next((name for name, is_so in sound.items() if not is_so), None)
+    return row if wrong is None else f"{wrong} is not what training gives"
+
+
+def _is(kind: type, value: object) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _is_number(value: object, most: float = sys.float_info.max) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
+
+
+def _is_point(point: object) -> bool:
+    """Step, training loss if it is finite, both accuracies."""
+    if not isinstance(point, list) or len(point) != 4:
+        return False
+    step, loss, *accuracies = point
+    return (
+        _is(int, step)
+        and (loss is None or _is_number(loss))
+        and all(_is_number(accuracy, most=1) for accuracy in accuracies)
+    )
+
+
+@contextlib.contextmanager
+def opened_for_adding(folder: Path) -> Iterator[ResultsWriter]:
+    """The folder's results, made where there are none, claimed until the end of the block.
+
+    Raises:
+        UserError: where another process has the folder, or it cannot be written to, then or later.
+    """
+    with contextlib.ExitStack() as opened:
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = opened.enter_context((folder / _LOCK).open("w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"--out {folder}: another process writes to it") from None
+        with _writing(folder):
+            stream = opened.enter_context((folder / RESULTS).open("a+b", buffering=0))
+            rows, warnings = read_rows(folder)
+            _end_last_line(stream)
+        yield ResultsWriter(folder, stream, rows, warnings)
+
+
+def _end_last_line(stream: io.FileIO) -> None:
+    stream.seek(0)
+    text = stream.readall()
+    end = text.rfind(b"\n") + 1
+    if end == len(text):
+        return
+    if _parsed(text[end:]) == _NO_JSON:
+        stream.truncate(end)
+    else:
+        stream.write(b"\n")
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be written ({error.strerror})") from None
+
+
+class ResultsWriter:
+    """`rows` as read at the start, to which `add` adds, and the `warnings` of that reading."""
+
+    def __init__(self, folder: Path, stream: io.FileIO, rows: Sequence[Row], warnings: list[str]) -> None:
+        self.folder = folder
+        self.stream = stream
+        self.warnings = warnings
+        self._by_key = {key(row): row for row in rows}
+
+    @property
+    def rows(self) -> list[Row]:
+        return list(self._by_key.values())
+
+    def has(self, wanted: Key) -> bool:
+        return wanted in self._by_key
+
+    def rows_of(self, wanted: Iterable[Key]) -> list[Row]:
+        """The rows of keys that are there."""
+        return [self._by_key[one] for one in wanted]
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Write the rows whose key is new; they are on disk when this returns.
+
+        Raises:
+            UserError: where they cannot be written.
+        """
+        new = {key(row): row for row in rows if not self.has(key(row))}
+        left = memoryview(b"".join(json.dumps(row, allow_nan=False).encode() + b"\n" for row in new.values()))
+        with _writing(self.folder):
+            while left:
+                left = left[self.stream.write(left) :]
+            os.fsync(self.stream.fileno())
+        self._by_key |= new

@@ -1,0 +1,283 @@
+"""Train all cells of one setting, for one seed or several, and score them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import hybridtron
+from hybridtron.mad.models.subject import Subject
+from hybridtron.mad.scoring.accuracy import accuracy
+from hybridtron.mad.scoring.results import Row
+from hybridtron.mad.tasks.generate import generate
+from hybridtron.mad.tasks.protocol import Setting, complete, task
+from hybridtron.mad.training.adamw import StackedAdamW
+from hybridtron.mad.training.presets import Cell, Preset
+from hybridtron.mad.training.stack import Stack, can_stack
+
+LOWEST_LR = 1e-6  # to which the cosine falls
+
+
+@dataclass
+class _Run:
+    """One cell with one seed."""
+
+    seed: int
+    cell: Cell
+    curve: list[list[Any]] = field(default_factory=list)
+    best: float = -1.0
+    least_loss: float = math.inf
+    waited: int = 0  # evaluations since either gained
+    row: Row = field(default_factory=dict)
+
+
+def train_setting(
+    subject: Subject,
+    task_name: str,
+    setting: Setting,
+    preset: Preset,
+    seeds: Sequence[int],
+    *,
+    done: Collection[tuple[int, Cell]] = (),
+    device: str = "cpu",
+    together: bool | None = None,
+    on_row: Callable[[Row], None] | None = None,
+    on_step: Callable[[int, int, float | None], None] | None = None,
+) -> list[Row]:
+    """One row per seed and cell, without the pairs that are `done`; see docs/mad.md for their fields.
+
+    `together`: gradients of all cells in one pass; by default on a GPU, where all layers can. Else one cell is trained
+    after the other: on a CPU core that is faster, by the fused operations that torch.func cannot follow. A cell's row
+    does not depend on which others are trained, nor in which order. `on_row(row)` is called when a cell has ended,
+    `on_step(steps, planned, accuracy)` after every step of the setting, with the best selecting accuracy at the last
+    evaluation of the cells in work.
+    """
+    chosen, whole = task(task_name), complete(task_name, setting)
+    runs = [_Run(seed, cell) for seed in seeds for cell in preset.cells if (seed, cell) not in done]
+    seeds = list(dict.fromkeys(run.seed for run in runs))
+    seq_len, vocab_size = chosen.sequence_length(whole), int(whole["vocab_size"])
+    starts = {seed: subject.start(vocab_size, seq_len, chosen.autoencoder, seed) for seed in seeds}
+    if together is None:
+        together = device != "cpu"
+    together = together and all(can_stack(config) for config, _, _ in starts.values())
+    groups = [runs] if together and runs else [[run] for run in runs]
+    about = {**_about(subject, preset), "task": task_name, "setting": whole}
+    steps = preset.steps(int(whole["num_train_examples"]))
+    of_group: list[int] = []
+    for index, group in enumerate(groups):
+        began = time.perf_counter()
+        if of_group != (of_group := list(dict.fromkeys(run.seed for run in group))):
+            splits = _splits(task_name, whole, preset, of_group, device)
+        stack = Stack(
+            starts[of_group[0]][0],
+            chosen.autoencoder,
+            [starts[run.seed][1] for run in group],
+            starts[of_group[0]][2],
+            device=device,
+            together=together,
+        )
+        before = index * steps
+        for event in _train(stack, group, of_group, splits, preset, vocab_size):
+            if isinstance(event, int):
+                if on_step:
+                    on_step(before + event, steps * len(groups), _best_so_far(group, preset.accuracy))
+                continue
+            seconds = round(time.perf_counter() - began, 2)
+            made = {"seconds": seconds, "device": _device_name(device), "version": hybridtron.__version__}
+            event.row = {**about, **event.row, **made}
+            if on_row:
+                on_row(event.row)
+    return [run.row for run in runs]
+
+
+def _train(
+    stack: Stack,
+    live: list[_Run],
+    seeds: Sequence[int],
+    splits: dict[str, tuple[Tensor, Tensor]],
+    preset: Preset,
+    vocab_size: int,
+) -> Iterator[int | _Run]:
+    """Train one cell per row of the stack, on the examples [seeds, n, s] of the seeds they have among them.
+
+    Yields the number of every step, and after it the cells that end with it, with what was reached in their rows.
+    """
+    device = stack.flat.device
+    num_examples = splits["train"][0].shape[1]
+    steps, per_epoch = preset.steps(num_examples), preset.steps_per_epoch(num_examples)
+    every = preset.steps_between_evaluations(num_examples)
+    optimizer = StackedAdamW(stack.flat, preset.betas)
+    decays = torch.ones_like(stack.decay) if preset.match_mad_lab else stack.decay
+    which = torch.tensor([seeds.index(run.seed) for run in live], device=device)  # seed of each live cell
+    peak = torch.tensor([[run.cell.lr] for run in live], device=device)
+    decay = torch.tensor([[run.cell.weight_decay] for run in live], device=device) * decays
+    total, since = torch.zeros(len(live), device=device), 0
+    for step in range(steps):
+        if step % per_epoch == 0:
+            order = _orders(seeds, step // per_epoch, num_examples, device)
+        start = step % per_epoch * preset.batch_size
+        tokens, targets = _batch(splits["train"], order[:, start : start + preset.batch_size], which)
+        losses, gradients = stack.gradients(tokens, targets)
+        lr = _lr(peak, step, steps, preset)
+        optimizer.step(stack.flat, gradients, lr, decay)
+        total, since = total + losses, since + 1
+        yield step + 1
+        if (step + 1) % every and step + 1 < steps:
+            continue
+        everything = torch.arange(len(live), device=device)
+        found = _evaluate(stack, splits[preset.select_split], which, everything, vocab_size)
+        mean_loss = (total / since).tolist()
+        total, since = torch.zeros_like(total), 0
+        ended: dict[int, str] = {}
+        for i, run in enumerate(live):
+            run.curve.append([step + 1, _finite(mean_loss[i]), round(found[i].micro, 6), round(found[i].macro, 6)])
+            reached = found[i].micro if preset.accuracy == "micro" else found[i].macro
+            why = _ending(run, mean_loss[i], reached, found[i].loss, preset)
+            if step + 1 == steps:
+                why = why or "end"
+            if why:
+                ended[i] = why
+        if not ended:
+            continue
+        test = [found[i] for i in ended]
+        if preset.select_split != "test":
+            test = _evaluate(stack, splits["test"], which, torch.tensor(list(ended), device=device), vocab_size)
+        for (i, why), tested in zip(ended.items(), test, strict=True):
+            live[i].row = _row(live[i], why, step + 1, steps, found[i], tested)
+            yield live[i]
+        staying = torch.tensor([i for i in range(len(live)) if i not in ended], dtype=torch.long, device=device)
+        live = [run for i, run in enumerate(live) if i not in ended]
+        if not live:
+            return
+        stack.keep(staying)
+        optimizer.keep(staying)
+        which, peak, decay, total = which[staying], peak[staying], decay[staying], total[staying]
+
+
+def _best_so_far(group: Sequence[_Run], kind: str) -> float | None:
+    """At the last evaluation, the best of the runs that go on; None before the first."""
+    last = [run.curve[-1] for run in group if run.curve and not run.row]
+    return max((point[2 if kind == "micro" else 3] for point in last), default=None)
+
+
+def _about(subject: Subject, preset: Preset) -> dict[str, Any]:
+    """What all rows of one subject and preset have alike."""
+    return {
+        "architecture": subject.name,
+        "pattern": subject.pattern,
+        "notes": list(subject.notes),
+        **subject.account(),
+        "fingerprint": subject.fingerprint(),
+        "preset": preset.name,
+        "protocol": preset.fingerprint(),
+        "accuracy": preset.accuracy,
+        "selected_on": preset.select_split,
+        "num_cells": len(preset.cells),
+        "batch_size": preset.batch_size,
+    }
+
+
+_Examples = tuple[Tensor, Tensor]  # inputs and targets, each int32 [seeds, examples, length]
+
+
+def _splits(
+    task_name: str, setting: Setting, preset: Preset, seeds: Sequence[int], device: str
+) -> dict[str, _Examples]:
+    """Training, selecting and test examples of these seeds."""
+    made = {}
+    for split in dict.fromkeys(("train", preset.select_split, "test")):
+        count = None if split == "train" else preset.eval_examples
+        pairs = [generate(task_name, setting, split, seed, num_examples=count) for seed in seeds]
+        inputs, targets = (torch.from_numpy(np.stack(part, dtype=np.int32)) for part in zip(*pairs, strict=True))
+        made[split] = inputs.to(device), targets.to(device)
+    return made
+
+
+def _orders(seeds: Sequence[int], epoch: int, num_examples: int, device: torch.device) -> Tensor:
+    """The order of the examples in an epoch, for each seed: [seeds, examples]."""
+    orders = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+        orders.append(torch.randperm(num_examples, generator=generator))
+    return torch.stack(orders).to(device)
+
+
+def _batch(examples: _Examples, chosen: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows `chosen` [seeds, b] of the examples; with several seeds once for every cell, [cells, b, s]."""
+    inputs, targets = (torch.stack([part[i] for part, i in zip(tensor, chosen, strict=True)]) for tensor in examples)
+    return _shared(inputs, which), _shared(targets, which)
+
+
+def _shared(tensor: Tensor, which: Tensor) -> Tensor:
+    return (tensor[0] if len(tensor) == 1 else tensor[which]).long()
+
+
+def _lr(peak: Tensor, step: int, steps: int, preset: Preset) -> Tensor:
+    """[cells, 1], of the update after `step` others."""
+    if preset.schedule == "constant":
+        return peak
+    return LOWEST_LR + (peak - LOWEST_LR) * (0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+class _Evaluation(NamedTuple):
+    """Of one cell on one split."""
+
+    micro: float
+    macro: float
+    loss: float
+
+
+def _evaluate(stack: Stack, examples: _Examples, which: Tensor, cells: Tensor, vocab_size: int) -> list[_Evaluation]:
+    """One for each of these cells; `which` says the seed of every cell of the stack."""
+    tokens, targets = (_shared(tensor, which[cells]) for tensor in examples)
+    predictions, losses = stack.predict(tokens, targets, cells)
+    found = accuracy(predictions, targets, vocab_size)
+    return list(map(_Evaluation, found.micro.tolist(), found.macro.tolist(), losses.tolist()))
+
+
+def _ending(run: _Run, training_loss: float, reached: float, loss: float, preset: Preset) -> str | None:
+    """Why a cell stops after an evaluation, if it does. Before attention recalls, only its loss falls, for long."""
+    if not math.isfinite(training_loss):
+        return "diverged"
+    if reached >= preset.stop_at:
+        return "reached"
+    run.waited += 1
+    if reached > run.best + preset.least_gain:
+        run.best, run.waited = reached, 0
+    if loss < run.least_loss - preset.least_gain:
+        run.least_loss, run.waited = loss, 0
+    return "patience" if preset.patience is not None and run.waited >= preset.patience else None
+
+
+def _row(run: _Run, why: str, steps_done: int, steps: int, chosen_by: _Evaluation, test: _Evaluation) -> Row:
+    return {
+        "lr": run.cell.lr,
+        "weight_decay": run.cell.weight_decay,
+        "seed": run.seed,
+        "steps": steps_done,
+        "planned_steps": steps,
+        "stopped": why,
+        "test_micro": test.micro,
+        "test_macro": test.macro,
+        "test_loss": _finite(test.loss),
+        "select_micro": chosen_by.micro,
+        "select_macro": chosen_by.macro,
+        "select_loss": _finite(chosen_by.loss),
+        "curve": run.curve,
+    }
+
+
+def _finite(value: float) -> float | None:
+    """None for what JSON cannot say."""
+    return round(value, 6) if math.isfinite(value) else None
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"

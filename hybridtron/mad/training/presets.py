@@ -1,0 +1,116 @@
+"""How a setting is trained and scored. What the paper leaves open is as mad-lab's configs have it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from typing import Literal
+
+from hybridtron.config.nearest import one_of
+from hybridtron.errors import UserError
+from hybridtron.mad.tasks.protocol import NUM_TEST_EXAMPLES
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the optimiser's grid."""
+
+    lr: float
+    weight_decay: float
+
+    def __str__(self) -> str:
+        return f"lr {self.lr:g} decay {self.weight_decay:g}"
+
+
+# Part of every preset's fingerprint: raise it with any change to how the same preset trains, draws or scores, so that
+# rows of before are not taken for rows of now.
+PROCEDURE = 3
+
+GRID = tuple(Cell(lr, decay) for lr, decay in product((1e-4, 5e-4, 1e-3), (0.0, 0.1)))
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Training of one setting, and which accuracy of which split chooses the best cell.
+
+    A cell stops where the selecting accuracy reaches `stop_at`, or where over `patience` evaluations neither it has
+    grown by `least_gain` nor the loss of its split fallen by so many nats. `match_mad_lab`: layers as
+    mad-lab's code has them, and weight decay on every parameter.
+    """
+
+    name: str
+    cells: tuple[Cell, ...] = GRID
+    epochs: int = 200
+    max_steps: int | None = None
+    batch_size: int = 128
+    betas: tuple[float, float] = (0.9, 0.98)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    select_split: Literal["valid", "test"] = "valid"
+    accuracy: Literal["micro", "macro"] = "micro"
+    stop_at: float = 0.999
+    patience: int | None = None
+    least_gain: float = 0.005
+    evaluations: int = 100
+    settings: Literal["all", "baseline"] = "all"
+    eval_examples: int | None = None
+    match_mad_lab: bool = False
+
+    def steps(self, num_train_examples: int) -> int:
+        """Optimiser steps: those of all epochs, whose last batches may be smaller, or fewer."""
+        return min(self.epochs * self.steps_per_epoch(num_train_examples), self.max_steps or 1 << 62)
+
+    def steps_per_epoch(self, num_train_examples: int) -> int:
+        return -(-num_train_examples // self.batch_size)
+
+    def steps_between_evaluations(self, num_train_examples: int) -> int:
+        """Some steps of `evaluations`' share, and, but for `match_mad_lab`, not fewer than train as many examples as
+        one evaluation takes."""
+        steps = self.steps(num_train_examples)
+        batch = min(self.batch_size, num_train_examples)
+        least = 1 if self.match_mad_lab else -(-(self.eval_examples or NUM_TEST_EXAMPLES) // batch)
+        return min(steps, max(-(-steps // self.evaluations), least))
+
+    def fingerprint(self) -> str:
+        """Twelve digits that change with anything that changes what is trained."""
+        text = json.dumps(asdict(self) | {"cells": None, "settings": None, "procedure": PROCEDURE}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset("paper"),
+        Preset(
+            "madlab",
+            betas=(0.9, 0.999),
+            schedule="constant",
+            select_split="test",
+            accuracy="macro",
+            evaluations=200,
+            match_mad_lab=True,
+        ),
+        Preset("search", cells=(Cell(1e-3, 0.0),), max_steps=2000, patience=8, evaluations=25, settings="baseline"),
+        Preset(
+            "smoke",
+            cells=(Cell(1e-3, 0.0),),
+            max_steps=8,
+            batch_size=8,
+            evaluations=2,
+            settings="baseline",
+            eval_examples=32,
+        ),
+    )
+}
+
+
+def preset(name: str, **changes: object) -> Preset:
+    """The preset of this name with some of its fields changed; changes of None are none.
+
+    Raises:
+        UserError: for an unknown preset, with the nearest name.
+    """
+    if name not in PRESETS:
+        raise UserError(f"--preset {name!r}: expected {one_of(name, PRESETS)}")
+    return replace(PRESETS[name], **{key: value for key, value in changes.items() if value is not None})  # type: ignore[arg-type]

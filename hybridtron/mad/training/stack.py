@@ -1,0 +1,155 @@
+"""Several models of one shape trained as one: the cells of a grid, and seeds.
+
+The trained parameters of a model are one row of a matrix [cells, parameters]. Where every layer can, the gradients of
+all rows come from one pass (torch.func.vmap); else, or where that pays, from one pass for each. Either way a cell's
+weights are those that training it alone would give, to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad_and_value, vmap
+
+from hybridtron.mad.models.proxy_model import ProxyModel, proxy_tensors
+from hybridtron.mad.tasks.protocol import IGNORE
+from hybridtron.model.config import ModelConfig
+from hybridtron.ops.elementwise.cross_entropy import cross_entropy
+
+# Over all cells; what layers and what logits take in a pass is bounded by these.
+TOKENS_PER_PASS = {"cpu": 1 << 14, "cuda": 1 << 18}
+LOGITS_PER_PASS = {"cpu": 1 << 24, "cuda": 1 << 28}
+
+
+class Stack:
+    """Cells of one model on one device; `frozen` values are shared by all and not trained."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        autoencoder: bool,
+        values: Sequence[Mapping[str, Tensor]],
+        frozen: Mapping[str, Tensor] | None = None,
+        *,
+        device: str = "cpu",
+        together: bool = True,
+        tokens_per_pass: int | None = None,
+    ) -> None:
+        """`values`: the trained parameters of each cell, by name. `together`: one pass for all cells."""
+        specs = proxy_tensors(config, autoencoder)
+        self.model = ProxyModel(config, autoencoder, device)
+        self.together = together
+        kind = torch.device(device).type
+        self.tokens_per_pass = tokens_per_pass or min(TOKENS_PER_PASS[kind], LOGITS_PER_PASS[kind] // config.vocab_size)
+        fixed = {name: value for name, value in values[0].items() if not specs[name].trained}
+        self.frozen = {name: value.to(device) for name, value in {**fixed, **(frozen or {})}.items()}
+        self.names = [name for name in values[0] if specs[name].trained]
+        self.shapes = [values[0][name].shape for name in self.names]
+        self.sizes = [shape.numel() for shape in self.shapes]
+        self.flat = torch.stack([torch.cat([cell[name].reshape(-1) for name in self.names]) for cell in values])
+        self.flat = self.flat.to(device)  # [cells, parameters]
+        decays = [torch.full((specs[name].numel,), float(specs[name].decay)) for name in self.names]
+        self.decay = torch.cat(decays).to(device)  # 1 where a parameter decays
+        self._all_gradients: Callable[..., Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.flat)
+
+    def keep(self, cells: Tensor) -> None:
+        """Drop all cells but these, [kept] indices."""
+        self.flat = self.flat[cells]
+
+    def parameters(self, cell: int) -> dict[str, Tensor]:
+        """All of one cell's parameters by name."""
+        return {**self._by_name(self.flat[cell]), **self.frozen}
+
+    def gradients(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean loss over the scored positions [cells] and its gradient [cells, parameters].
+
+        tokens and targets are [b, s] for all cells alike or [cells, b, s]. They pass in runs of at most
+        `tokens_per_pass` tokens, whose sums are added up.
+        """
+        count = (targets != IGNORE).sum((-2, -1)).to(self.flat.dtype)
+        losses = torch.zeros(len(self), device=self.flat.device)
+        gradients: Tensor | None = None
+        for some, wanted in self._runs(tokens, targets):
+            gradient, loss = self._pass(some, wanted)
+            losses += loss
+            gradients = gradient if gradients is None else gradients.add_(gradient)
+        assert gradients is not None
+        return losses / count, gradients.div_(count.unsqueeze(-1) if count.dim() else count)
+
+    @torch.no_grad()
+    def predict(self, tokens: Tensor, targets: Tensor, cells: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The likeliest tokens [c, b, s] and the mean loss over the scored positions [c], of these or all cells."""
+        rows = self.flat if cells is None else self.flat[cells]
+        count = (targets != IGNORE).sum((-2, -1)).to(self.flat.dtype)
+        losses = torch.zeros(len(rows), device=self.flat.device)
+        predictions = []
+        for some, wanted in self._runs(tokens, targets):
+            loss, prediction = self._per_cell(self._loss_and_prediction, rows, some, wanted)
+            losses += loss
+            predictions.append(prediction)
+        return torch.cat(predictions, 1), losses / count
+
+    def _runs(self, tokens: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+        cells_in_a_pass = len(self) if self.together else 1
+        rows = max(1, self.tokens_per_pass // (cells_in_a_pass * tokens.shape[-1]))
+        return list(zip(tokens.split(rows, -2), targets.split(rows, -2), strict=True))
+
+    def _pass(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        if self.together:
+            if self._all_gradients is None:
+                self._all_gradients = grad_and_value(self._loss)
+            return self._per_cell(self._all_gradients, self.flat, tokens, targets)
+        gradients, losses = [], []
+        for cell in range(len(self)):
+            row = self.flat[cell].detach().requires_grad_()
+            loss = self._loss(row, *_of_cell(cell, tokens, targets))
+            gradients.append(torch.autograd.grad(loss, row)[0])
+            losses.append(loss.detach())
+        return torch.stack(gradients), torch.stack(losses)
+
+    def _per_cell(
+        self, function: Callable[..., Any], rows: Tensor, tokens: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Two results of function(row, tokens, targets), each with a leading axis of rows."""
+        if self.together:
+            axis = 0 if tokens.dim() == 3 else None
+            return vmap(function, in_dims=(0, axis, axis))(rows, tokens, targets)
+        results = [function(row, *_of_cell(cell, tokens, targets)) for cell, row in enumerate(rows)]
+        first, second = zip(*results, strict=True)
+        return torch.stack(first), torch.stack(second)
+
+    def _loss(self, row: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Sum over the scored positions."""
+        return _summed_loss(self._logits(row, tokens), targets)
+
+    def _loss_and_prediction(self, row: Tensor, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self._logits(row, tokens)
+        return _summed_loss(logits, targets), logits.argmax(-1)
+
+    def _logits(self, row: Tensor, tokens: Tensor) -> Tensor:
+        return functional_call(self.model, {**self._by_name(row), **self.frozen}, (tokens,))
+
+    def _by_name(self, row: Tensor) -> dict[str, Tensor]:
+        """One cell's parameters as views of its row [parameters]."""
+        parts = row.split(self.sizes)
+        return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
+
+
+def can_stack(config: ModelConfig) -> bool:
+    """Whether every layer works under vmap."""
+    return all(config.blocks[name].capabilities.vmap for name in set(config.layer_names))
+
+
+def _summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    nll, _ = cross_entropy(logits, targets.clamp(min=0))
+    return (nll * (targets != IGNORE)).sum()
+
+
+def _of_cell(cell: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(tensor[cell] if tensor.dim() == 3 else tensor for tensor in tensors)

@@ -1,0 +1,62 @@
+"""What a call has to train, before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from hybridtron.errors import UserError
+from hybridtron.mad.models.subject import Subject
+from hybridtron.mad.scoring.results import RESULTS, key, read_rows
+from hybridtron.mad.tasks.protocol import Setting, task
+from hybridtron.mad.training.presets import Preset
+from hybridtron.mad.training.suite import row_keys
+from hybridtron.reporting.numbers import plural, short_number
+
+
+class Outlook(NamedTuple):
+    """`steps` and `tokens` are those of the cells that are missing, if none stops early."""
+
+    preset: str
+    settings: int
+    cells: int
+    missing: int
+    steps: int
+    batch_size: int
+    tokens: int
+
+    def __str__(self) -> str:
+        text = f"preset {self.preset}, {plural(self.settings, 'setting')}, {plural(self.cells, 'cell')}: "
+        if not self.missing:
+            return text + "all there already"
+        there = f"{self.cells - self.missing:,} there, " if self.missing < self.cells else ""
+        return (
+            text + f"{there}{self.missing:,} to train, at most {self.steps:,} steps of {self.batch_size} in all, "
+            f"{short_number(self.tokens)} tokens"
+        )
+
+
+def outlook(
+    subject: Subject, preset: Preset, chosen: Sequence[tuple[str, Setting]], seeds: Sequence[int], folder: Path
+) -> Outlook:
+    """What the settings, cells and seeds are beside the rows that the folder has.
+
+    Raises:
+        UserError: where the folder cannot be looked into.
+    """
+    try:
+        there = {key(row) for row in read_rows(folder)[0]} if (folder / RESULTS).is_file() else set()
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be read ({error.strerror})") from None
+    cells = missing = steps = tokens = 0
+    for name, setting in chosen:
+        wanted = row_keys(subject, preset, name, setting, seeds).values()
+        lacking = sum(one not in there for one in wanted)
+        each = preset.steps(int(setting["num_train_examples"]))
+        cells += len(wanted)
+        missing += lacking
+        steps += lacking * each
+        batch = min(preset.batch_size, int(setting["num_train_examples"]))
+        tokens += lacking * each * batch * task(name).sequence_length(setting)
+    return Outlook(preset.name, len(chosen), cells, missing, steps, preset.batch_size, tokens)

@@ -1,0 +1,76 @@
+"""Rotary position embedding (Su et al. 2021, arXiv 2104.09864) in the half-split convention of GPT-NeoX and Llama."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
+from hybridtron.ops.native.library import kernels_for
+
+
+def rotary_tables(
+    seq_len: int,
+    rotary_dim: int,
+    base: float = 10000.0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    offset: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """cos and sin [seq_len, rotary_dim / 2] of position * base^(-2i / rotary_dim), positions from `offset` on."""
+    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float64, device=device) / rotary_dim
+    positions = torch.arange(offset, offset + seq_len, dtype=torch.float64, device=device)
+    angles = torch.outer(positions, base**-exponents)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns channel pairs (i, i + r) of x [b, s, h, d] by the angles of their positions, with cos and sin [s, r].
+
+    Channels from 2r on pass unchanged. The result lies head by head in memory ([b, h, s, d]), as attention reads it.
+    """
+    if under_transforms():
+        return rotary_reference(x, cos, sin)
+    return _Rotary.apply(x, cos, sin)
+
+
+def rotary_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`apply_rotary` by its formula."""
+    dtype, half = accumulation_dtype(x), cos.shape[-1]
+    cos, sin = cos.unsqueeze(1).to(dtype), sin.unsqueeze(1).to(dtype)  # [s, 1, r]
+    first, second, rest = x.to(dtype).split([half, half, x.shape[-1] - 2 * half], -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], -1).to(x.dtype)
+
+
+class _Rotary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        b, s, h, d = x.shape
+        return _rotate(
+            x, cos, sin, torch.empty(b, h, s, d, dtype=accumulation_dtype(x), device=x.device).transpose(1, 2)
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotate(grad, cos, -sin, torch.empty_like(grad, dtype=accumulation_dtype(grad))), None, None
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
+    half = cos.shape[-1]
+    kernels = kernels_for(x, cos, sin, out)
+    if kernels and x.stride(-1) == out.stride(-1) == 1:
+        cos, sin = cos.contiguous(), sin.contiguous()
+        kernels.rotate(*x.shape, half, x, *x.stride()[:3], cos, sin, out, *out.stride()[:3])
+        return out
+    cos, sin = cos.unsqueeze(1).to(out.dtype), sin.unsqueeze(1).to(out.dtype)  # [s, 1, r]
+    first, second = x[..., :half], x[..., half : 2 * half]
+    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=out[..., half : 2 * half]).addcmul_(first, sin)
+    out[..., 2 * half :] = x[..., 2 * half :]
+    return out.to(x.dtype)

@@ -1,0 +1,129 @@
+"""Multi-head Hyena's convolution of outer products (Massaroli et al. 2023, arXiv 2310.18780, section 4).
+
+Every head has a filter h, and its state is a matrix: y_t = q_t^T sum_{j <= t} h_{t - j} k_j v_j^T. Two forms give the
+same result, both in memory that is linear in the length: by pairs of tokens, at a cost per token that grows with the
+length, and by Fourier transforms of all d * d entries of k v^T, at one that grows with its logarithm. The faster one is
+taken, so the logarithm bounds the cost of any length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hybridtron.ops.conv import outer_conv_fft, outer_conv_pairs
+from hybridtron.ops.elementwise.precision import accumulation_dtype
+
+# d^2 tokens. Measured on one CPU core, pairs are as fast as transforms at 6 (d = 8), 8 (16), 9 (32) and 4.5 d^2 (64).
+_PAIRS = 6
+
+
+def outer_conv(q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:
+    """q, k and v [b, s, m, d] of m heads, h [m, at least s] -> y [b, s, m, d] in the dtype of v.
+
+    Computed in float32, or in float64 for float64 inputs. Up to 6 d^2 tokens no output depends on a later one.
+    Beyond, rounding in the transforms carries a token into earlier outputs too: any y_tp is then off by at most
+    eps log2(4 s) |h| sum_n |q_tn| |k_n v_p|, with eps of that dtype and 2-norms over the s tokens.
+    """
+    seq_len, dtype = q.shape[1], accumulation_dtype(v)
+    form = by_pairs if _few_tokens(seq_len, q.shape[-1]) else by_fft
+    return form(q.to(dtype), k.to(dtype), v.to(dtype), h[:, :seq_len].to(dtype)).to(v.dtype)
+
+
+def by_pairs(q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:
+    """`outer_conv` of float32 or float64 with h [m, s], at a cost of s^2 d."""
+    return _OuterConv.apply(q, k, v, h, outer_conv_pairs, torch.is_grad_enabled())[0]
+
+
+def by_fft(q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:
+    """The same at a cost of s log(s) d^2."""
+    return _OuterConv.apply(q, k, v, h, outer_conv_fft, torch.is_grad_enabled())[0]
+
+
+def outer_conv_reference(q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:
+    """The sum itself, token by token over the states [m, d, d] of float64."""
+    q, k, v, h = (t.double() for t in (q, k, v, h))
+    added = k.unsqueeze(-1) * v.unsqueeze(-2)  # [b, s, m, d, d]
+    outputs = []
+    for t in range(q.shape[1]):
+        weights = h[:, : t + 1].flip(-1).t()[..., None, None]  # [t + 1, m, 1, 1]
+        outputs.append((q[:, t].unsqueeze(-1) * (weights * added[:, : t + 1]).sum(1)).sum(-2))
+    return torch.stack(outputs, 1)
+
+
+def outer_conv_flops(seq_len: int, heads: int, head_dim: int) -> tuple[int, int]:
+    """FLOPs of the forward pass of one sequence: of matmuls, and of Fourier transforms."""
+    if _few_tokens(seq_len, head_dim):
+        return outer_conv_pairs.pairs_flops(seq_len, heads, head_dim), 0
+    return 0, outer_conv_fft.fft_flops(seq_len, heads, head_dim)
+
+
+def _few_tokens(seq_len: int, head_dim: int) -> bool:
+    return seq_len <= _PAIRS * head_dim * head_dim
+
+
+class _OuterConv(torch.autograd.Function):
+    """Either form, with its own gradients. Under vmap the mapped axis becomes more heads."""
+
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, v: Tensor, h: Tensor, form: ModuleType, keep: bool) -> tuple[Tensor, Tensor]:
+        return form.forward(q, k, v, h, keep)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        q, k, v, h, ctx.form, _ = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(q, k, v, h, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 6
+        return *_Gradients.apply(*ctx.saved_tensors, grad, ctx.form), None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        return _over_heads(_OuterConv.apply, info.batch_size, in_dims, inputs, (2, 2, 2, 0), (2, 0))
+
+
+class _Gradients(torch.autograd.Function):
+    """A function of its own, so that it too can be mapped."""
+
+    @staticmethod
+    def forward(
+        q: Tensor, k: Tensor, v: Tensor, h: Tensor, kept: Tensor, grad: Tensor, form: ModuleType
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return form.gradients(q, k, v, h, kept, grad)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Has no gradients of its own."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        return _over_heads(_Gradients.apply, info.batch_size, in_dims, inputs, (2, 2, 2, 0, 0, 2), (2, 2, 2, 0))
+
+
+def _over_heads(
+    function: Callable[..., tuple[Tensor, ...]],
+    size: int,
+    in_dims: Sequence[int | None],
+    inputs: Sequence[Any],
+    axes: Sequence[int],
+    out_axes: tuple[int, ...],
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """The function with a mapped axis, at `in_dims` of its first inputs, made one with that of the heads, at `axes`."""
+    folded = []
+    for tensor, dim, axis in zip(inputs, in_dims, axes, strict=False):
+        if dim is None:
+            wide = tensor.unsqueeze(axis).expand(*tensor.shape[:axis], size, *tensor.shape[axis:])
+        else:
+            wide = tensor.movedim(dim, axis)
+        folded.append(wide.flatten(axis, axis + 1))
+    outputs = function(*folded, *inputs[len(axes) :])
+    return tuple(out.unflatten(axis, (size, -1)) for out, axis in zip(outputs, out_axes, strict=True)), out_axes

@@ -1,0 +1,146 @@
+"""Root-mean-square norm (Zhang & Sennrich 2019, arXiv 1910.07467) and Mamba-2's gated form of it (arXiv 2405.21060)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
+from hybridtron.ops.elementwise.row_blocks import as_rows, from_rows, row_order, split_rows
+from hybridtron.ops.native.library import kernels_for, pieces
+
+aten = torch.ops.aten
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, accumulated in float32; x [..., c], weight [c]."""
+    if under_transforms():
+        return rms_norm_reference(x, weight, eps)
+    if x.is_cuda:
+        return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
+    return _RMSNorm.apply(x, weight, eps)
+
+
+def norm_then_gate(x: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Each head's outputs x [..., heads, c] normed by `rms_norm` and times silu(z): [..., heads * c]."""
+    return (rms_norm(x, weight, eps) * F.silu(z)).flatten(-2)
+
+
+def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`rms_norm` by its formula."""
+    dtype = accumulation_dtype(x)
+    wide = x.to(dtype)
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.to(dtype)).to(x.dtype)
+
+
+def gated_rms_norm(x: Tensor, z: Tensor, weight: Tensor, eps: float, num_groups: int) -> Tensor:
+    """rms_norm of x * silu(z) over each of `num_groups` equal groups of channels, times weight: gate first, then norm.
+
+    x and z are [..., c], weight [c]; num_groups divides c. Accumulated in float32; returned in the dtype of x,
+    laid out in memory as z is.
+    """
+    if under_transforms():
+        return gated_rms_norm_reference(x, z, weight, eps, num_groups)
+    return _GatedRMSNorm.apply(x, z, weight, eps, num_groups)
+
+
+def gated_rms_norm_reference(x: Tensor, z: Tensor, weight: Tensor, eps: float, num_groups: int) -> Tensor:
+    """`gated_rms_norm` by its formula."""
+    dtype = accumulation_dtype(x)
+    gated = (x.to(dtype) * F.silu(z.to(dtype))).unflatten(-1, (num_groups, -1))
+    normed = gated * torch.rsqrt(gated.square().mean(-1, keepdim=True) + eps)
+    return (normed.flatten(-2) * weight.to(dtype)).to(x.dtype)
+
+
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(mean(x^2) + eps) over the last axis, which is kept."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        dtype, order = accumulation_dtype(x), row_order(x)
+        rows, scale = as_rows(x, order), weight.to(dtype)
+        out = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
+        if kernels := kernels_for(rows, weight):
+            inverse_rms = rows.new_empty(len(rows), 1)
+            kernels.rms_norm_forward(*rows.shape, rows, rows.stride(0), weight.contiguous(), eps, out, inverse_rms)
+        else:
+            inverse_rms = _inverse_rms(rows.to(dtype), eps)
+            for source, factor, target in split_rows(rows, inverse_rms, out):
+                if x.dtype == dtype:
+                    torch.mul(source, factor, out=target).mul_(scale)
+                else:
+                    torch.mul(source * factor, scale, out=target)
+        ctx.save_for_backward(rows, weight, inverse_rms)
+        ctx.shape, ctx.order = x.shape, order
+        return from_rows(out, x.shape, order)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        """By the fused kernel of layer normalisation, given a mean of zero.
+
+        That kernel returns r (g w - mean(g w) - n mean(g w n)) for n = r x, which lacks only the term r mean(g w).
+        """
+        rows, weight, inverse_rms = ctx.saved_tensors
+        dtype, channels = inverse_rms.dtype, rows.shape[-1]
+        g, scale = as_rows(grad, ctx.order).to(dtype), weight.to(dtype)
+        if kernels := kernels_for(rows, weight, g):
+            dx, sums = rows.new_empty(rows.shape), rows.new_empty(pieces(len(rows)), channels)
+            kernels.rms_norm_backward(
+                *rows.shape, rows, rows.stride(0), weight.contiguous(), inverse_rms, g, g.stride(0), dx, sums
+            )
+            return from_rows(dx, ctx.shape, ctx.order), sums.sum(0), None
+        dx, dweight, _ = aten.native_layer_norm_backward(
+            g, rows.to(dtype), [channels], torch.zeros_like(inverse_rms), inverse_rms, scale, None, [True, True, False]
+        )
+        dx.add_((g @ scale).div_(channels).unsqueeze_(-1).mul_(inverse_rms))
+        return from_rows(dx.to(rows.dtype), ctx.shape, ctx.order), dweight.to(weight.dtype), None
+
+
+class _GatedRMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, z: Tensor, weight: Tensor, eps: float, num_groups: int) -> Tensor:
+        dtype, order = accumulation_dtype(x), row_order(z)
+        rows, gates, scale = as_rows(x, order), as_rows(z, order), weight.to(dtype)
+        out = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
+        inverse_rms = torch.empty(len(rows), num_groups, 1, dtype=dtype, device=x.device)
+        for source, gate, factor, target in split_rows(rows, gates, inverse_rms, out):
+            gated = F.silu(gate.to(dtype)).mul_(source)
+            groups = gated.unflatten(-1, (num_groups, -1))
+            groups.mul_(factor.copy_(_inverse_rms(groups, eps)))
+            torch.mul(gated, scale, out=target)
+        ctx.save_for_backward(rows, gates, weight, inverse_rms)
+        ctx.shape, ctx.order = x.shape, order
+        return from_rows(out, x.shape, order)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        rows, gates, weight, inverse_rms = ctx.saved_tensors
+        dtype, num_groups = inverse_rms.dtype, inverse_rms.shape[1]
+        scale, channels = weight.to(dtype), rows.shape[1] // num_groups
+        dx, dz, dweight = torch.empty_like(rows), torch.empty_like(gates), torch.zeros_like(scale)
+        tensors = (rows, gates, as_rows(grad, ctx.order), inverse_rms, dx, dz)
+        for source, gate, g, factor, dsource, dgate in split_rows(*tensors):
+            x, z, g = source.to(dtype), gate.to(dtype), g.to(dtype)
+            activated = F.silu(z)
+            normed = (activated * x).view(-1, num_groups, channels).mul_(factor)
+            product = g * normed.view(x.shape)
+            dweight.add_(product.sum(0))
+            along = product.mul_(scale).view(normed.shape).mean(-1, keepdim=True)
+            dgated = torch.mul(g, scale, out=product).view(normed.shape)
+            dgated = dgated.addcmul_(normed, along, value=-1).mul_(factor).view(x.shape)
+            torch.mul(dgated, activated, out=dsource)
+            if dgate.dtype == dtype:
+                aten.silu_backward.grad_input(dgated.mul_(x), z, grad_input=dgate)
+            else:
+                dgate.copy_(aten.silu_backward(dgated.mul_(x), z))
+        shape, order = ctx.shape, ctx.order
+        return from_rows(dx, shape, order), from_rows(dz, shape, order), dweight.to(weight.dtype), None, None

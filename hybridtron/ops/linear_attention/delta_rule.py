@@ -1,0 +1,122 @@
+"""The gated delta rule (Yang et al. 2024, arXiv 2412.06464): a fading memory that corrects what a key stands for.
+
+For every head, with state S [n, p], queries and keys [n], values [p], strengths beta_t and decays a_t = exp(g_t):
+    S_t = a_t S_{t-1} + beta_t k_t (v_t - a_t S_{t-1}^T k_t)^T,    y_t = S_t^T q_t.
+
+In a chunk, with c_i the sum of g up to i and S the state before it, the state after token i is
+exp(c_i) S + sum_{j <= i} exp(c_i - c_j) k_j u_j^T, where the corrections u solve a triangular system (the paper's UT
+transform, section 3.3):
+    (I + T) U = beta V - beta exp(c) K S,    T_ij = beta_i exp(c_i - c_j) k_i . k_j for j < i.
+Its inverse is made by matmuls from the inverses of its halves, which is forward substitution by blocks.
+"""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.linear_attention.gla import STRONGEST, binary_chunks
+
+
+def gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, chunk_size: int) -> Tensor:
+    """The gated delta rule over whole sequences from a zero state, by matmuls over chunks.
+
+    q and k [b, s, m, n] with keys of length one at most, v [b, s, h, p] with m dividing h: heads share queries and
+    keys. g (not positive) and beta [b, s, h]. Returns [b, s, h, p]. `chunk_size`, a power of two, is the most tokens a
+    chunk may have and changes speed, not results.
+    """
+    dtype, out_dtype, seq_len, groups = accumulation_dtype(q), v.dtype, q.shape[1], q.shape[2]
+    count, length = _chunks(seq_len, chunk_size)
+    padding = (0, 0, 0, 0, 0, count * length - seq_len)
+    q, k, v, g, beta = (
+        F.pad(t.to(dtype), padding).unflatten(1, (-1, length)).transpose(2, 3)
+        for t in (q, k, v, g.unsqueeze(-1), beta.unsqueeze(-1))
+    )  # [b, chunks, m or h, l, .]
+    q, k = q.unsqueeze(3), k.unsqueeze(3)  # [b, chunks, m, 1, l, n], for the r = h / m heads of a group
+    v, g, beta = (t.unflatten(2, (groups, -1)) for t in (v, g, beta))  # [b, chunks, m, r, l, .]
+    total = g.clamp_min(STRONGEST).cumsum(-2)
+    later = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+    decays = (total - total.transpose(-1, -2)).masked_fill(later, -torch.inf).exp()  # [b, chunks, m, r, l, l]
+    keys = k.transpose(-1, -2)
+    inverse = _inverse((beta * decays * (k @ keys)).tril(-1))
+    corrections = inverse @ (beta * v)  # of a zero state
+    if count > 1:
+        known = inverse[:, 1:] @ (beta * total.exp() * k)[:, 1:]  # times the state: what it already says  [.., l, n]
+        carry = total[:, :-1, ..., -1:, :]
+        faded = (k[:, :-1] * (carry - total[:, :-1]).exp()).transpose(-1, -2)
+        first, *rest = corrections.unbind(1)
+        solved, states = [first], [faded[:, 0] @ first]
+        per_chunk = (known.unbind(1), rest, faded[:, 1:].unbind(1), carry[:, 1:].exp().unbind(1))
+        for known_keys, correction, fading, decay in zip_longest(*per_chunk):
+            solved.append(correction - known_keys @ states[-1])
+            if fading is not None:
+                states.append(decay * states[-1] + fading @ solved[-1])
+        corrections = torch.stack(solved, 1)
+    y = (decays * (q @ keys)) @ corrections
+    if count > 1:
+        carried = (q[:, 1:] * total[:, 1:].exp()) @ torch.stack(states, 1)
+        y = torch.cat([y[:, :1], y[:, 1:] + carried], 1)
+    return y.flatten(2, 3).transpose(2, 3).flatten(1, 2)[:, :seq_len].to(out_dtype)
+
+
+def _inverse(strict: Tensor) -> Tensor:
+    """(I + strict)^-1 of strictly lower triangular matrices [..., l, l], l a power of two.
+
+    The inverse of [[A, 0], [C, B]] is [[A^-1, 0], [-B^-1 C A^-1, B^-1]].
+    """
+    length, size = strict.shape[-1], 1
+    inverses = strict.new_ones(*strict.shape[:-1], 1, 1)  # of the diagonal blocks [..., blocks, size, size]
+    while size < length:
+        blocks = strict.unflatten(-1, (-1, 2, size)).unflatten(-4, (-1, 2, size))  # [..., i, 2, size, j, 2, size]
+        corners = blocks[..., 1, :, :, 0, :].diagonal(dim1=-4, dim2=-2).movedim(-1, -3)  # [..., pairs, size, size]
+        upper, lower = inverses.unflatten(-3, (-1, 2)).unbind(-3)
+        corner = -corners if size == 1 else -(lower @ (corners @ upper))
+        inverses = torch.cat([F.pad(upper, (0, size)), torch.cat([corner, lower], -1)], -2)
+        size *= 2
+    return inverses.squeeze(-3)
+
+
+def gated_delta_rule_reference(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
+    """The recurrence itself, token by token in float64."""
+    q, k, v, g, beta = (t.double() for t in (q, k, v, g, beta))
+    state = q.new_zeros(q.shape[0], v.shape[2], q.shape[3], v.shape[3])
+    outputs = []
+    for t in range(q.shape[1]):
+        y, state = gated_delta_rule_step(state, q[:, t], k[:, t], v[:, t], g[:, t], beta[:, t])
+        outputs.append(y)
+    return torch.stack(outputs, 1)
+
+
+def gated_delta_rule_step(
+    state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One token: state [b, h, n, p], q and k [b, m, n], v [b, h, p], g and beta [b, h]; returns y [b, h, p] and the
+    state."""
+    repeats, value = v.shape[1] // q.shape[1], v.to(state.dtype)
+    query, key = (t.to(state.dtype).repeat_interleave(repeats, 1) for t in (q, k))  # [b, h, n]
+    state = g.to(state.dtype).exp()[..., None, None] * state
+    recalled = (key.unsqueeze(-2) @ state).squeeze(-2)
+    state = state + key.unsqueeze(-1) * (beta.to(state.dtype).unsqueeze(-1) * (value - recalled)).unsqueeze(-2)
+    return (query.unsqueeze(-2) @ state).squeeze(-2).to(v.dtype), state
+
+
+def gated_delta_rule_flops(
+    seq_len: int, num_groups: int, num_heads: int, key_dim: int, head_dim: int, chunk_size: int
+) -> int:
+    """Matmul FLOPs of the forward pass of one sequence; the backward pass takes twice as many."""
+    count, length = _chunks(seq_len, chunk_size)
+    square = 2 * length * length
+    inversion = sum(2 * length * (1 << level) ** 2 for level in range(1, length.bit_length() - 1))
+    within = num_groups * 2 * square * key_dim + num_heads * (inversion + 2 * square * head_dim)
+    between = num_heads * (square * key_dim + 3 * 2 * length * key_dim * head_dim)
+    return count * within + (count - 1) * between
+
+
+def _chunks(seq_len: int, chunk_size: int) -> tuple[int, int]:
+    """As `binary_chunks`, with at least two tokens, between which there is something to solve."""
+    count, length = binary_chunks(seq_len, chunk_size)
+    return count, max(2, length)

@@ -1,0 +1,125 @@
+"""Gated linear attention (Yang et al. 2023, arXiv 2312.06635): linear attention whose state fades channel by channel.
+
+For every head, with state S [n, p], queries and keys [n], values [p] and decays a_t = exp(g_t) in (0, 1]^n:
+    S_t = diag(a_t) S_{t-1} + k_t v_t^T,    y_t = S_t^T q_t.
+
+In a chunk, with c_i the sum of g up to i, token i sees token j <= i by sum_n q_in k_jn exp(c_in - c_jn). Written as a
+product of q exp(c) and k exp(-c) that overflows. Instead a block of 2m tokens is halved: its second half sees its first
+through q exp(c_i - c_mid) and k exp(c_mid - c_j), where c_mid is the sum at the end of the first half, so no exponent
+is positive. Halves are halved again, down to single tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hybridtron.ops.elementwise.precision import accumulation_dtype
+
+# Log decay. Of a state, e^-40 is nothing; a sum of decays with far larger ones in it loses the digits of the others.
+STRONGEST = -40.0
+
+_SMALLEST = 4  # tokens of a block that is no longer halved
+
+
+def gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor, chunk_size: int) -> Tensor:
+    """Gated linear attention over whole sequences from a zero state, by matmuls over halved chunks.
+
+    q, k and g [b, s, h, n], g being the logarithms of the decays (not positive); v [b, s, h, p]. Returns [b, s, h, p].
+    `chunk_size`, a power of two, is the most tokens a chunk may have and changes speed, not results.
+    """
+    dtype, out_dtype, seq_len = accumulation_dtype(q), v.dtype, q.shape[1]
+    count, length = binary_chunks(seq_len, chunk_size)
+    padding = (0, 0, 0, 0, 0, count * length - seq_len)
+    q, k, v, g = (F.pad(t.to(dtype), padding).unflatten(1, (-1, length)).transpose(2, 3) for t in (q, k, v, g))
+    total = g.clamp_min(STRONGEST).cumsum(-2)  # [b, chunks, h, l, n]
+    y = _within_chunks(q, k, v, total)
+    if count * length == 1:
+        y = y + 0 * total.sum()  # a token alone sees no decay: its gradient is zero, not missing
+    if count > 1:
+        carry = total[..., -1, :]  # [b, chunks, h, n]
+        faded = k[:, :-1] * (carry[:, :-1].unsqueeze(-2) - total[:, :-1]).exp()
+        added = faded.transpose(-1, -2) @ v[:, :-1]  # [b, chunks - 1, h, n, p]
+        first, *rest = added.unbind(1)
+        states = [first]
+        for new, decay in zip(rest, carry[:, 1:-1].exp().unsqueeze(-1).unbind(1), strict=True):
+            states.append(torch.addcmul(new, decay, states[-1]))
+        carried = (q[:, 1:] * total[:, 1:].exp()) @ torch.stack(states, 1)
+        y = torch.cat([y[:, :1], y[:, 1:] + carried], 1)
+    return y.transpose(2, 3).flatten(1, 2)[:, :seq_len].to(out_dtype)
+
+
+def _within_chunks(q: Tensor, k: Tensor, v: Tensor, total: Tensor) -> Tensor:
+    """What the tokens of each chunk see of each other: q, k and total [..., l, n], v [..., l, p] -> [..., l, p]."""
+    length = q.shape[-2]
+    size = min(_SMALLEST, length)
+    qs, ks, vs, sums = (t.unflatten(-2, (-1, size)) for t in (q, k, v, total))  # [..., blocks, size, .]
+    y = (_small_scores(qs, ks, sums) @ vs).flatten(-3, -2)
+    while size < length:
+        qs, ks, vs, sums = (t.unflatten(-2, (-1, 2, size)) for t in (q, k, v, total))  # [..., pairs, 2, size, .]
+        middle = sums[..., 0, -1:, :]
+        queries = qs[..., 1, :, :] * (sums[..., 1, :, :] - middle).exp()
+        keys = ks[..., 0, :, :] * (middle - sums[..., 0, :, :]).exp()
+        seen = (queries @ keys.transpose(-1, -2)) @ vs[..., 0, :, :]  # [..., pairs, size, p]
+        first, second = y.unflatten(-2, (-1, 2, size)).unbind(-3)
+        y = torch.stack([first, second + seen], -3).flatten(-4, -2)
+        size *= 2
+    return y
+
+
+def _small_scores(q: Tensor, k: Tensor, total: Tensor) -> Tensor:
+    """How much each token of a small block sees of those up to itself: three of [..., l, n] -> [..., l, l].
+
+    Elementwise, since matrix products of two rows cost more than they save.
+    """
+    if q.shape[-2] == 1:
+        return (q * k).sum(-1, keepdim=True)
+    halves = [t.unflatten(-2, (2, -1)) for t in (q, k, total)]  # [..., 2, l / 2, n]
+    qs, ks, sums = halves
+    middle = sums[..., 0, -1:, :]
+    queries = qs[..., 1, :, :] * (sums[..., 1, :, :] - middle).exp()
+    keys = ks[..., 0, :, :] * (middle - sums[..., 0, :, :]).exp()
+    across = (queries.unsqueeze(-2) * keys.unsqueeze(-3)).sum(-1)  # [..., l / 2, l / 2]
+    first, second = _small_scores(*halves).unbind(-3)
+    return torch.cat([F.pad(first, (0, across.shape[-1])), torch.cat([across, second], -1)], -2)
+
+
+def gla_reference(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
+    """The recurrence itself, token by token in float64."""
+    q, k, v, g = q.double(), k.double(), v.double(), g.double()
+    state = q.new_zeros(q.shape[0], *q.shape[2:], v.shape[-1])
+    outputs = []
+    for t in range(q.shape[1]):
+        y, state = gla_step(state, q[:, t], k[:, t], v[:, t], g[:, t])
+        outputs.append(y)
+    return torch.stack(outputs, 1)
+
+
+def gla_step(state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """One token: state [b, h, n, p], q, k and g [b, h, n], v [b, h, p]; returns y [b, h, p] and the state."""
+    query, key, value, log_decay = (t.to(state.dtype) for t in (q, k, v, g))
+    state = log_decay.exp().unsqueeze(-1) * state + key.unsqueeze(-1) * value.unsqueeze(-2)
+    return (query.unsqueeze(-2) @ state).squeeze(-2).to(v.dtype), state
+
+
+def gla_flops(seq_len: int, num_heads: int, key_dim: int, head_dim: int, chunk_size: int) -> int:
+    """Matmul FLOPs of the forward pass of one sequence; the backward pass takes twice as many.
+
+    Not among them: queries times keys in the smallest blocks, 2 key_dim * 4 per token and head, by elementwise steps.
+    """
+    count, length = binary_chunks(seq_len, chunk_size)
+    size = min(_SMALLEST, length)
+    per_token = 2 * size * head_dim
+    while size < length:
+        per_token += size * (key_dim + head_dim)  # half of the tokens see `size` others
+        size *= 2
+    within = count * length * num_heads * per_token
+    between = (count - 1) * 2 * 2 * length * num_heads * key_dim * head_dim
+    return within + between
+
+
+def binary_chunks(seq_len: int, chunk_size: int) -> tuple[int, int]:
+    """The fewest chunks of at most `chunk_size` tokens, a power of two, and their equal length, another."""
+    count = -(-seq_len // chunk_size)
+    return count, 1 << (-(-seq_len // count) - 1).bit_length()

@@ -1,0 +1,91 @@
+"""Causal linear attention (Katharopoulos et al. 2020, arXiv 2006.16236): attention whose weights are inner products.
+
+With features of queries and keys, q and k [n], and values v [p], a head keeps S = sum_j k_j v_j^T and z = sum_j k_j:
+    y_t = S_t^T q_t,    or normalised    y_t = S_t^T q_t / (z_t . q_t + eps).
+In chunks, the tokens of a chunk see each other by a masked product and earlier chunks through their S and z.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.ssm.ssd import chunks_of
+
+EPS = 1e-6  # added to the sum of the weights
+
+
+def linear_attention(q: Tensor, k: Tensor, v: Tensor, chunk_size: int, normalize: bool) -> Tensor:
+    """Linear attention over whole sequences from a zero state, by matmuls over chunks.
+
+    q and k [b, s, h, n] are features, v [b, s, h, p]; returns [b, s, h, p]. `chunk_size` is the most tokens a chunk may
+    have and changes speed, not results.
+    """
+    dtype, out_dtype, seq_len, width = accumulation_dtype(q), v.dtype, q.shape[1], v.shape[-1]
+    count, length = chunks_of(seq_len, chunk_size)
+    padding = (0, 0, 0, 0, 0, count * length - seq_len)
+    q, k, v = (F.pad(t.to(dtype), padding).unflatten(1, (-1, length)).transpose(2, 3) for t in (q, k, v))
+    if normalize:
+        v = F.pad(v, (0, 1), value=1.0)  # the sum of the weights is one more channel: [b, chunks, h, l, p + 1]
+    y = (q @ k.transpose(-1, -2)).tril() @ v
+    if count > 1:
+        states = (k[:, :-1].transpose(-1, -2) @ v[:, :-1]).cumsum(1)  # before every chunk but the first
+        y = torch.cat([y[:, :1], y[:, 1:] + q[:, 1:] @ states], 1)
+    if normalize:
+        y = y[..., :width] / (y[..., width:] + EPS)
+    return y.transpose(2, 3).flatten(1, 2)[:, :seq_len].to(out_dtype)
+
+
+def linear_attention_reference(q: Tensor, k: Tensor, v: Tensor, normalize: bool) -> Tensor:
+    """The recurrence itself, token by token in float64."""
+    q, k, v = q.double(), k.double(), v.double()
+    state = k.new_zeros(k.shape[0], *k.shape[2:], v.shape[-1] + normalize)
+    outputs = []
+    for t in range(q.shape[1]):
+        y, state = linear_attention_step(state, q[:, t], k[:, t], v[:, t], normalize)
+        outputs.append(y)
+    return torch.stack(outputs, 1)
+
+
+def linear_attention_step(state: Tensor, q: Tensor, k: Tensor, v: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
+    """One token: q and k [b, h, n], v [b, h, p]; returns y [b, h, p] and the state.
+
+    The state [b, h, n, p] is S; normalised, [b, h, n, p + 1] with z as its last column.
+    """
+    wide, query = v.to(state.dtype), q.to(state.dtype).unsqueeze(-2)
+    if normalize:
+        wide = F.pad(wide, (0, 1), value=1.0)
+    state = state + k.to(state.dtype).unsqueeze(-1) * wide.unsqueeze(-2)
+    y = (query @ state).squeeze(-2)
+    if normalize:
+        y = y[..., :-1] / (y[..., -1:] + EPS)
+    return y.to(v.dtype), state
+
+
+def linear_attention_flops(
+    seq_len: int, num_heads: int, features: int, head_dim: int, chunk_size: int, normalize: bool
+) -> int:
+    """Matmul FLOPs of the forward pass of one sequence; the backward pass takes twice as many."""
+    (count, length), width = chunks_of(seq_len, chunk_size), head_dim + normalize
+    within = count * 2 * length * length * num_heads * (features + width)
+    between = (count - 1) * 2 * 2 * length * num_heads * features * width
+    return within + between
+
+
+def taylor_features(x: Tensor) -> Tensor:
+    """[..., d] -> [..., 1 + d + d^2], whose inner products are 1 + s + s^2 / 2 for s = x . y / sqrt(d).
+
+    The second-order expansion of softmax's exponential (Arora et al. 2024, Based, arXiv 2402.18668).
+    """
+    x = x.to(accumulation_dtype(x)) * x.shape[-1] ** -0.25
+    square = (x.unsqueeze(-1) * x.unsqueeze(-2)).flatten(-2) / math.sqrt(2)
+    return torch.cat([torch.ones_like(x[..., :1]), x, square], -1)
+
+
+def elu_features(x: Tensor) -> Tensor:
+    """elu(x) + 1, positive (Katharopoulos et al. 2020)."""
+    return F.elu(x.to(accumulation_dtype(x))) + 1

@@ -1,0 +1,53 @@
+"""RWKV-6's weighted key-value state (Peng et al. 2024, arXiv 2404.05892, section 4.2): a decay for every key channel.
+
+For every head, with state S [n, p], decays w_t in (0, 1]^n and the bonus u of the current token:
+    y_t = r_t (S_{t-1} + diag(u) k_t v_t^T),    S_t = diag(w_t) S_{t-1} + k_t v_t^T.
+
+S_{t-1} is what gated linear attention has at t of keys, values and decays that come one token later, so the sequence
+form is that of `gla`, and the current token is added.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.linear_attention.gla import gla
+
+
+def rwkv6(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, chunk_size: int) -> Tensor:
+    """The recurrence over whole sequences from a zero state, by matmuls over chunks.
+
+    r, k and log_w (not positive) [b, s, h, n]; v [b, s, h, p]; u [h, n]. Returns y [b, s, h, p] in the dtype of v,
+    computed in float32 (float64 for float64 inputs). `chunk_size`, a power of two, is the most tokens a chunk may have
+    and changes speed, not results. Its matmul FLOPs are `gla_flops`.
+    """
+    dtype = accumulation_dtype(v)
+    r, k, v_wide = (t.to(dtype) for t in (r, k, v))
+    decays = log_w.to(dtype)
+    k_before, v_before, decays_before = (F.pad(t[:, :-1], (0, 0, 0, 0, 1, 0)) for t in (k, v_wide, decays))
+    bonus = (r * u.to(dtype) * k).sum(-1, keepdim=True) * v_wide
+    return (gla(r, k_before, v_before, decays_before, chunk_size) + bonus).to(v.dtype)
+
+
+def rwkv6_reference(
+    r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, initial_state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The recurrence itself, token by token in float64: y [b, s, h, p] and the final state [b, h, n, p]."""
+    r, k, v, log_w, u = (tensor.double() for tensor in (r, k, v, log_w, u))
+    state = r.new_zeros(r.shape[0], *u.shape, v.shape[-1]) if initial_state is None else initial_state.double()
+    outputs = []
+    for t in range(r.shape[1]):
+        y, state = rwkv6_step(state, r[:, t], k[:, t], v[:, t], log_w[:, t], u)
+        outputs.append(y)
+    return torch.stack(outputs, 1), state
+
+
+def rwkv6_step(state: Tensor, r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """One token: state [b, h, n, p], r, k and log_w [b, h, n], v [b, h, p]; returns y [b, h, p] and the state."""
+    receptance, key, value, decay, bonus = (t.to(state.dtype) for t in (r, k, v, log_w, u))
+    added = key.unsqueeze(-1) * value.unsqueeze(-2)
+    y = (receptance.unsqueeze(-2) @ (state + bonus.unsqueeze(-1) * added)).squeeze(-2)
+    return y.to(v.dtype), decay.exp().unsqueeze(-1) * state + added

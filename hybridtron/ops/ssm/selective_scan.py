@@ -1,0 +1,127 @@
+"""Mamba's selective scan (Gu & Dao 2023, arXiv 2312.00752): a state space whose step and in- and output depend on the
+token, with a decay for every channel and state element.
+
+For channel d and state element n:
+    h_t[d, n] = exp(dt_t[d] A[d, n]) h_{t-1}[d, n] + dt_t[d] x_t[d] B_t[n],
+    y_t[d] = sum_n C_t[n] h_t[d, n] + D[d] x_t[d].
+
+No chunk of it is a matrix product. Where the compiled kernels serve it takes one of them, else `selective_scan_tiles`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
+from hybridtron.ops.native.library import Kernels, kernels_for
+from hybridtron.ops.ssm.selective_scan_tiles import TiledScan
+
+_SEGMENT, _BLOCK, _MOST_STATES = 32, 32, 64  # SEGMENT, BLOCK and MOST_STATES of native/selective_scan.c
+
+
+def selective_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
+    """The selective scan over whole sequences from a zero state.
+
+    x and dt [b, s, d], dt not negative; A [d, n], negative; B and C [b, s, n]; D [d]. Returns y [b, s, d]. States are
+    kept in float32 (float64 for float64 inputs).
+    """
+    if under_transforms():
+        return _plain_scan(x, dt, A, B, C, D)
+    if A.shape[1] <= _MOST_STATES and kernels_for(x, dt, A, B, C, D):
+        return _NativeScan.apply(x, dt, A, B, C, D)
+    return TiledScan.apply(x, dt, A, B, C, D)
+
+
+def selective_scan_reference(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
+    """The recurrence itself, token by token in float64."""
+    x, dt, A, B, C, D = (t.double() for t in (x, dt, A, B, C, D))
+    state, outputs = x.new_zeros(x.shape[0], *A.shape), []
+    for t in range(x.shape[1]):
+        y, state = selective_scan_step(state, x[:, t], dt[:, t], A, B[:, t], C[:, t], D)
+        outputs.append(y)
+    return torch.stack(outputs, 1)
+
+
+def selective_scan_step(
+    state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One token: state [b, d, n], x and dt [b, d], B and C [b, n]; returns y [b, d] and the state."""
+    inputs, steps, b, c = (t.to(state.dtype) for t in (x, dt, B, C))
+    decay = (steps.unsqueeze(-1) * A.to(state.dtype)).exp()
+    state = decay * state + (steps * inputs).unsqueeze(-1) * b.unsqueeze(1)
+    y = (state * c.unsqueeze(1)).sum(-1) + D.to(state.dtype) * inputs
+    return y.to(x.dtype), state
+
+
+def _plain_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
+    """The same in differentiable, batchable operations, which keep all states."""
+    dtype = accumulation_dtype(x)
+    inputs, steps, b, c = (t.to(dtype) for t in (x, dt, B, C))
+    decays = (steps.unsqueeze(-1) * A.to(dtype)).exp()  # [b, s, d, n]
+    added = (steps * inputs).unsqueeze(-1) * b.unsqueeze(2)
+    state, states = torch.zeros_like(added[:, 0]), []
+    for new, decay in zip(added.unbind(1), decays.unbind(1), strict=True):
+        state = torch.addcmul(new, decay, state)
+        states.append(state)
+    y = (torch.stack(states, 1) * c.unsqueeze(2)).sum(-1) + D.to(dtype) * inputs
+    return y.to(x.dtype)
+
+
+class _NativeScan(torch.autograd.Function):
+    """Sequence by sequence; of the states only those before every segment of tokens are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
+        x, dt, B, C = (_with_rows(t) for t in (x, dt, B, C))
+        columns, skip, (batch, seq_len, width) = A.t().contiguous(), D.contiguous(), x.shape  # A as [n, d]
+        y, starts = torch.empty_like(x), x.new_empty(batch, -(-seq_len // _SEGMENT), *columns.shape)
+        kernels = _kernels(x)
+        for index in range(batch):
+            kernels.scan_forward(
+                seq_len, width, len(columns), *_rows(x[index], dt[index]), columns, *_rows(B[index], C[index]), skip,
+                starts[index], *_rows(y[index]),
+            )  # fmt: skip
+        ctx.save_for_backward(x, dt, columns, B, C, skip, starts)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        x, dt, columns, B, C, skip, starts = ctx.saved_tensors
+        grad, (batch, seq_len, width), states = _with_rows(grad), x.shape, len(columns)
+        blocks = -(-width // _BLOCK)
+        dx, ddt, dA, dD = torch.empty_like(x), torch.empty_like(dt), torch.zeros_like(columns), torch.zeros_like(skip)
+        dB, dC = torch.empty_like(B), torch.empty_like(C)
+        sums, work = x.new_empty(2, blocks, seq_len, states), x.new_empty(blocks, 2, _SEGMENT, states, _BLOCK)
+        kernels = _kernels(x)
+        for index in range(batch):
+            kernels.scan_backward(
+                seq_len, width, states, *_rows(x[index], dt[index]), columns, *_rows(B[index], C[index]), skip,
+                starts[index], *_rows(grad[index]), work, *_rows(dx[index], ddt[index]), dA, sums[0], sums[1], dD,
+            )  # fmt: skip
+            torch.sum(sums[0], 0, out=dB[index])
+            torch.sum(sums[1], 0, out=dC[index])
+        return dx, ddt, dA.t(), dB, dC, dD
+
+
+def _with_rows(x: Tensor) -> Tensor:
+    """x with a last axis that is contiguous in memory."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _rows(*tensors: Tensor) -> Iterator[Tensor | int]:
+    """How a kernel is told of rows [s, .]: each tensor and how far apart its rows are."""
+    for tensor in tensors:
+        yield tensor
+        yield tensor.stride(0)
+
+
+def _kernels(x: Tensor) -> Kernels:
+    kernels = kernels_for(x)
+    assert kernels is not None, "chosen in selective_scan"
+    return kernels

@@ -1,0 +1,105 @@
+"""Mamba-2's state-space duality (Dao & Gu 2024, arXiv 2405.21060): a selective state space with one decay per head.
+
+For every head, with state S [p, n] and the B, C of the head's group:
+    S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T,    y_t = S_t C_t + D x_t.
+
+The chunked form (section 6 of the paper) cuts the sequence into chunks of length l. With c_i the sum of dt A in the
+chunk up to i,
+    y_i = sum_{j <= i} M_ij x_j + exp(c_i) S C_i,    M_ij = (C_i . B_j) exp(c_i - c_j) dt_j,
+where S is the state before the chunk, and exp(c_l) S + sum_j exp(c_l - c_j) dt_j x_j B_j^T the state after it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
+from hybridtron.ops.ssm.ssd_tiles import TiledSSD
+
+
+def ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, chunk_size: int) -> Tensor:
+    """The selective state space over whole sequences from a zero state, by matmuls over chunks.
+
+    x [b, s, h, p]; dt [b, s, h], not negative; A [h], negative; B and C [b, s, g, n] with g dividing h; D [h] or None.
+    Returns y [b, s, h, p] laid out in memory as x is. `chunk_size` is the most tokens a chunk may have and changes
+    speed, not results. Decays are kept in float32 (float64 for float64 inputs); matmuls take the dtype of x.
+    """
+    seq_len, (count, length) = x.shape[1], chunks_of(x.shape[1], chunk_size)
+    if count * length > seq_len:
+        padding = count * length - seq_len
+        x, B, C = (F.pad(tensor, (0, 0, 0, 0, 0, padding)) for tensor in (x, B, C))
+        dt = F.pad(dt, (0, 0, 0, padding))
+    form = _plain_ssd if under_transforms() else TiledSSD.apply
+    return form(x, dt, A, B, C, D, length)[:, :seq_len]
+
+
+def ssd_reference(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, initial_state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The recurrence itself, token by token in float64: y [b, s, h, p] and the final state [b, h, p, n]."""
+    x, dt, A, B, C = (tensor.double() for tensor in (x, dt, A, B, C))
+    skip = None if D is None else D.double()
+    batch, _, heads, head_dim = x.shape
+    state = x.new_zeros(batch, heads, head_dim, B.shape[-1]) if initial_state is None else initial_state.double()
+    outputs = []
+    for t in range(x.shape[1]):
+        y, state = ssd_step(state, x[:, t], dt[:, t], A, B[:, t], C[:, t], skip)
+        outputs.append(y)
+    return torch.stack(outputs, 1), state
+
+
+def ssd_step(
+    state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """One token: state [b, h, p, n], x [b, h, p], dt [b, h], B and C [b, g, n]; returns y [b, h, p] and the state."""
+    wide, repeats = state.to(accumulation_dtype(state)), x.shape[1] // B.shape[1]
+    inputs, steps = x.to(wide.dtype), dt.to(wide.dtype)
+    B, C = (tensor.to(wide.dtype).repeat_interleave(repeats, 1) for tensor in (B, C))  # [b, h, n]
+    decay = torch.exp(steps * A.to(wide.dtype))
+    wide = decay[..., None, None] * wide + (steps.unsqueeze(-1) * inputs).unsqueeze(-1) * B.unsqueeze(-2)
+    y = (wide @ C.unsqueeze(-1)).squeeze(-1)
+    if D is not None:
+        y = y + D.to(wide.dtype).unsqueeze(-1) * inputs
+    return y.to(x.dtype), wide.to(state.dtype)
+
+
+def ssd_flops(seq_len: int, num_heads: int, head_dim: int, num_groups: int, state_size: int, chunk_size: int) -> int:
+    """Matmul FLOPs of the forward pass of one sequence; the backward pass takes twice as many."""
+    count, length = chunks_of(seq_len, chunk_size)
+    within = count * 2 * length * length * (num_groups * state_size + num_heads * head_dim)
+    between = (count - 1) * 2 * 2 * length * num_heads * head_dim * state_size
+    return within + between
+
+
+def chunks_of(seq_len: int, chunk_size: int) -> tuple[int, int]:
+    """The fewest chunks of at most `chunk_size` tokens and their equal length: 300 tokens by 256 are 2 of 150."""
+    count = -(-seq_len // chunk_size)
+    return count, -(-seq_len // count)
+
+
+def _plain_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, length: int) -> Tensor:
+    """The same matmuls in differentiable, batchable operations; the sequence is a multiple of `length`."""
+    dtype, repeats = accumulation_dtype(x), x.shape[2] // B.shape[2]
+    xs, steps, b, c = (t.to(dtype).unflatten(1, (-1, length)).transpose(2, 3) for t in (x, dt.unsqueeze(-1), B, C))
+    inputs = (xs * steps).unflatten(2, (-1, repeats))  # [b, chunks, g, r, l, p]
+    total = (
+        (steps.squeeze(-1) * A.to(dtype).unsqueeze(-1)).cumsum(-1).unflatten(2, (-1, repeats))
+    )  # [b, chunks, g, r, l]
+    later = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
+    decays = (total.unsqueeze(-1) - total.unsqueeze(-2)).masked_fill(later, -torch.inf).exp()  # [b, chunks, g, r, l, l]
+    y = (decays * (c @ b.transpose(-1, -2)).unsqueeze(3)) @ inputs
+    if xs.shape[1] > 1:
+        weighted = inputs[:, :-1] * (total[:, :-1, ..., -1:] - total[:, :-1]).exp().unsqueeze(-1)
+        states = b[:, :-1].transpose(-1, -2) @ weighted.transpose(3, 4).flatten(-2)  # [b, chunks - 1, g, n, r p]
+        carry = total[..., -1].exp().repeat_interleave(xs.shape[-1], -1).unsqueeze(-2)  # [b, chunks, g, 1, r p]
+        running = [states[:, 0]]
+        for chunk in range(1, states.shape[1]):
+            running.append(states[:, chunk] + carry[:, chunk] * running[-1])
+        carried = (c[:, 1:] @ torch.stack(running, 1)).unflatten(-1, (repeats, -1)).transpose(3, 4)
+        y = torch.cat([y[:, :1], y[:, 1:] + carried * total[:, 1:].exp().unsqueeze(-1)], 1)
+    y = y.flatten(2, 3)
+    if D is not None:
+        y = y + D.to(dtype)[:, None, None] * xs
+    return y.transpose(2, 3).flatten(1, 2).to(x.dtype)

@@ -1,0 +1,223 @@
+"""The command line: help at once, and bad input ends with one clear line, exit code 2 and nothing written."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hybridtron import __version__
+from hybridtron.cli.main import _require_devices, main
+from hybridtron.errors import UserError
+from tests.conftest import command, environment
+
+
+@pytest.fixture
+def refused(tiny, capsys, monkeypatch):
+    """Train with bad input; returns the message after checking how it was refused."""
+    monkeypatch.chdir(tiny.parent)
+
+    def refuse(*arguments: object) -> str:
+        before = snapshot(tiny.parent)
+        assert main(["train", *map(str, arguments or [tiny])]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.startswith("hybridtron: error: ")
+        assert printed.err.endswith("\n")
+        assert snapshot(tiny.parent) == before
+        return printed.err.removeprefix("hybridtron: error: ").removesuffix("\n")
+
+    return refuse
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# What is given on the command line, and what the one line must name: the key, the value, what was expected.
+ONE_LINE = {
+    "unknown key": (["model.hiden_size=64"], ["model.hiden_size", "unknown key", "nearest: hidden_size"]),
+    "unknown key of a block": (["model.blocks.attn.num_hed=2"], ["num_hed", "unknown key", "nearest: num_heads"]),
+    "wrong type": (["train.steps=many"], ["train.steps", "many", "whole number"]),
+    "number for text": (["name=3"], ["name", "3", "text"]),
+    "value out of bounds": (["train.steps=0"], ["train.steps", "0", "at least 1"]),
+    "unknown choice": (["schedule.type=cosin"], ["schedule.type", "cosin", "cosine, wsd, constant", "nearest: cosine"]),
+    "unknown primitive": (["model.blocks.attn.type=atention"], ["atention", "mamba2", "nearest: attention"]),
+    "heads that do not divide": (["model.blocks.attn.num_heads=5"], ["num_heads", "5", "hidden_size 32", "4, 8"]),
+    "kv heads that do not divide": (["model.blocks.attn.num_kv_heads=3"], ["num_kv_heads", "3", "num_heads 4", "2, 4"]),
+    "state heads that do not divide": (["model.blocks.mamba.head_dim=24"], ["head_dim", "24", "64", "16, 32"]),
+    "groups that do not divide": (["model.blocks.mamba.num_groups=3"], ["num_groups", "3", "2, 4"]),
+    "portions that do not divide": (
+        ["train.micro_batch_size=3"],
+        ["train.micro_batch_size", "3", "global_batch_size 4"],
+    ),
+    "sequence longer than the data": (["data.seq_len=1000000"], ["seq_len", "1000000"]),
+    "missing tokens": (["data.train=nowhere/train"], ["nowhere/train"]),
+    "missing tokenizer": (["data.tokenizer=nowhere.json"], ["nowhere.json"]),
+    "vocabulary below the tokenizer's": (["model.vocab_size=200"], ["model.vocab_size", "200", "257"]),
+    "no such layout": (["parallel.tensor=3"], ["parallel.tensor", "3"]),
+    "one process for two": (["parallel.tensor=2"], ["--nproc", "1", "parallel.tensor 2", "nearest: 2"]),
+    "three processes for two": (["parallel.tensor=2", "--nproc", "3"], ["--nproc", "3", "nearest: 2 or 4"]),
+    "batch that does not divide": (["--nproc", "3"], ["train.global_batch_size", "4", "3"]),
+    "no processes": (["--nproc", "0"], ["--nproc", "0", "at least 1"]),
+    "decay longer than the run": (["schedule.type=wsd"], ["schedule.decay_steps", "0", "wsd"]),
+    "a model that no memory holds": (
+        ["model.hidden_size=1000000000000"],
+        ["model.hidden_size = 1000000000000", "parameters", "GB of this machine"],
+    ),
+    "a batch that no memory holds": (
+        ["train.global_batch_size=1000000000000"],
+        ["train.global_batch_size = 1000000000000", "GB of this machine"],
+    ),
+    "the same with processes": (["model.hidden_size=1000000000000", "--nproc", "2"], ["model.hidden_size"]),
+    "run shorter than its schedule": (
+        ["schedule.type=wsd", "schedule.warmup_steps=20", "schedule.decay_steps=40", "train.steps=30"],
+        ["schedule.decay_steps = 40", "train.steps 30", "schedule.warmup_steps=5 schedule.decay_steps=10"],
+    ),
+    "no place for a run": (["folder=/proc/run"], ["run folder /proc/run", "No such file"]),
+    "relative path": (["data.train=nowhere/train"], ["there is no nowhere/train.idx in /"]),
+    "malformed override": (["train.steps"], ["train.steps"]),
+}
+
+
+@pytest.mark.parametrize("case", ONE_LINE)
+def test_bad_input(case, tiny, refused):
+    arguments, named = ONE_LINE[case]
+    message = refused(tiny, *arguments)
+    assert "\n" not in message
+    for words in named:
+        assert words in message, message
+
+
+PATTERNS = {
+    "empty": ("", None),
+    "unclosed group": ("2*(mamba mlp", "("),
+    "unknown block": ("mamba atn mlp", "a"),
+    "repetition of nothing": ("mamba 3*", None),
+    "empty stage": ("mamba | | mlp", "|"),
+}
+
+
+@pytest.mark.parametrize("case", PATTERNS)
+def test_bad_pattern_with_a_caret_under_the_place(case, tiny, refused):
+    pattern, _ = PATTERNS[case]
+    lines = refused(tiny, f"model.pattern='{pattern}'").splitlines()
+    assert lines[0].startswith("model.pattern")
+    if pattern:
+        assert lines[1].strip() == pattern
+        assert lines[2].strip() == "^"
+        column = lines[2].index("^") - (len(lines[1]) - len(lines[1].lstrip()))
+        assert 0 <= column <= len(pattern)
+    if case == "unknown block":
+        assert column == pattern.index("atn")
+        assert "nearest: attn" in lines[0]
+
+
+def test_missing_config_names_the_nearest(tiny, refused):
+    assert "tiny.yaml" in refused(tiny.parent / "tinny.yaml")
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx"])
+def test_missing_and_truncated_token_files(suffix, tiny, corpus, refused):
+    for name in ("train.bin", "train.idx"):
+        (tiny.parent / name).write_bytes((corpus / name).read_bytes())
+    damaged = tiny.parent / f"train{suffix}"
+    whole = damaged.read_bytes()
+    prefix = tiny.parent / "train"
+    damaged.write_bytes(whole[: len(whole) // 2])
+    assert f"train{suffix}" in refused(tiny, f"data.train={prefix}")
+    damaged.unlink()
+    assert f"train{suffix}" in refused(tiny, f"data.train={prefix}")
+
+
+def test_a_run_folder_that_exists_is_refused(tiny, refused):
+    (tiny.parent / "run").mkdir()
+    (tiny.parent / "run" / "notes.txt").write_text("mine")
+    message = refused(tiny)
+    assert "run" in message
+    assert "--resume" in message
+
+
+def test_blocks_that_are_not_defined(tiny, refused):
+    assert "model.blocks defines none" in refused(tiny, "model.blocks={}").splitlines()[0]
+
+
+def test_missing_keys_share_a_line(tiny, refused):
+    (tiny.parent / "empty.yaml").touch()
+    message = refused(tiny.parent / "empty.yaml")
+    assert message.startswith("required keys are missing: name, model, data, train, optimizer (in ")
+    assert "\n" not in message
+
+
+def test_processes_share_no_gpu():
+    _require_devices(3, gpus=None)
+    _require_devices(2, gpus=2)
+    with pytest.raises(UserError, match="--nproc = 3: expected at most 2"):
+        _require_devices(3, gpus=2)
+
+
+ARGUMENTS = {
+    "no verb": ([], "required: VERB (see hybridtron --help)"),
+    "unknown verb": (["trian"], "invalid choice: 'trian'"),
+    "no config": (["train"], "required: CONFIG (see hybridtron train --help)"),
+    "unknown option": (["train", "a.yaml", "--reusme"], "unrecognized arguments: --reusme"),
+    "no number": (["train", "a.yaml", "--nproc", "two"], "argument --nproc: invalid int value: 'two'"),
+}
+
+
+@pytest.mark.parametrize("case", ARGUMENTS)
+def test_bad_arguments_are_one_line_too(case, capsys):
+    arguments, named = ARGUMENTS[case]
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("hybridtron: error: ")
+    assert named in printed
+    assert printed.count("\n") == 1
+
+
+def test_version_and_defaults(capsys):
+    for arguments, expected in ((["--version"], f"hybridtron {__version__}\n"), (["generate", "--help"], "(0.8)")):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 0
+        assert expected in capsys.readouterr().out
+
+
+def test_lines_do_not_end_in_blanks(tiny, capsys):
+    assert main(["describe", str(tiny)]) == 0
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 20
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_eval_and_generate_name_what_is_missing(tmp_path, capsys):
+    for arguments in (["eval", str(tmp_path / "none")], ["generate", str(tmp_path), "--prompt", "a"]):
+        assert main(arguments) == 2
+        assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_print_shows_the_resolved_config_and_writes_nothing(tiny, capsys):
+    before = snapshot(tiny.parent)
+    assert main(["train", str(tiny), "train.steps=7", "--print"]) == 0
+    shown = capsys.readouterr().out
+    assert "steps: 7" in shown
+    assert "vocab_size: 320" in shown
+    assert snapshot(tiny.parent) == before
+
+
+def test_help_needs_no_heavy_import():
+    script = "import sys; from hybridtron.cli.main import _parser; _parser().format_help(); print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"torch", "pydantic", "numpy", "rich", "megatron"} & set(loaded)
+
+
+def test_help_lists_the_verbs():
+    printed = subprocess.run(command("--help"), env=environment(), capture_output=True, text=True, check=True).stdout
+    assert all(verb in printed for verb in ("train", "eval", "generate", "describe", "doctor"))

@@ -1,0 +1,172 @@
+"""`hybridtron scale`: patterns in any dialect, at the size of a target, ready to train."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hybridtron.cli.main import main
+from hybridtron.config.load import load
+from hybridtron.train.config import RunConfig
+
+LLAMA = str(Path(__file__).parents[2] / "configs/models/llama3_2.yaml")
+# Size, and what 2A+4M stacked and 2A+5M+2A+3M+1A+3M stretched become: the 1b row is reported, the others follow.
+TABLE = {
+    "350m": ("4*(2*attn 4*mlp)", "3*attn 8*mlp 3*attn 5*mlp 2*attn 5*mlp"),
+    "1b": ("4*(2*attn 4*mlp) attn 2*mlp", "4*attn 9*mlp 4*attn 5*mlp 2*attn 5*mlp"),
+    "3b": ("8*(2*attn 4*mlp)", "6*attn 15*mlp 6*attn 9*mlp 3*attn 9*mlp"),
+    "7b": ("9*(2*attn 4*mlp)", "7*attn 17*mlp 7*attn 10*mlp 4*attn 10*mlp"),
+}
+
+
+@pytest.fixture
+def scaled(capsys):
+    def run(pattern: str, *options: str, size: str = "1b") -> dict:
+        assert main(["scale", pattern, "--target", LLAMA, f"size={size}", "--json", *options]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys):
+    def run(*arguments: str) -> str:
+        assert main(["scale", *arguments]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.count("\n") == 1
+        return printed.err
+
+    return run
+
+
+def test_the_papers_one_billion_models(scaled):
+    stacked = scaled("AAMMMM", "--method", "stack")
+    assert stacked == {
+        "pattern": "4*(2*attn 4*mlp) attn 2*mlp",
+        "layers": 27,
+        "attention_layers": 9,
+        "parameters": {"total": 1_263_067_136, "non_embedding": 1_000_398_848},
+        "target_non_embedding": 973_146_112,
+        "difference": 27_252_736,
+    }
+    stretched = scaled("AAMMMMMAAMMMAMMM", "--method", "stretch")
+    assert (stretched["layers"], stretched["attention_layers"]) == (29, 10)
+    assert (16 / stacked["attention_layers"] + 16 / stretched["attention_layers"]) / 2 == pytest.approx(1.69, abs=0.005)
+
+
+@pytest.mark.parametrize("size", TABLE)
+def test_every_size_of_the_table(scaled, size):
+    stacked, stretched = TABLE[size]
+    assert scaled("2A+4M", "--method", "stack", size=size)["pattern"] == stacked
+    assert scaled("2A+5M+2A+3M+1A+3M", "--method", "stretch", size=size)["pattern"] == stretched
+
+
+@pytest.mark.parametrize("text", ["AAMMMM", "2A+4M", "2*attn 4*mlp", "attn attn 2*(mlp mlp)", "**----"])
+def test_every_dialect_says_the_same(scaled, text):
+    assert scaled(text, "--method", "stack")["layers"] == 27
+
+
+def test_rounding_takes_the_overshoot_away(scaled):
+    for method, pattern in (("stack", "AAMMMM"), ("stretch", "AAMMMMMAAMMMAMMM")):
+        up = scaled(pattern, "--method", method)["difference"]
+        nearest = scaled(pattern, "--method", method, "--round", "parameters")["difference"]
+        assert abs(nearest) < 0.02 * 973_146_112 < up
+
+
+def test_matching_flops_tells_them(scaled):
+    answer = scaled("AAMMMM", "--method", "stretch", "--round", "flops")
+    flops = answer["flops"]
+    assert flops["difference"] == flops["total"] - flops["target"]
+    assert abs(flops["difference"]) < 0.02 * flops["target"]
+    assert "flops" not in scaled("AAMMMM", "--method", "stretch")
+
+
+def test_attention_inside_a_parallel_block_counts(capsys, tmp_path):
+    base = {"base": LLAMA, "model": {"blocks": {"both": {"type": "parallel", "branches": [
+        {"type": "attention", "num_heads": 32, "num_kv_heads": 8}, {"type": "hyena_se"}]}}}}  # fmt: skip
+    file = tmp_path / "both.yaml"
+    file.write_text(yaml.safe_dump(base))
+    assert main(["scale", "both mlp", "--method", "stack", "--target", str(file), "size=1b", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["attention_layers"] == -(-answer["layers"] // 2)
+
+
+def test_flops_can_be_matched_in_place_of_parameters(scaled, tmp_path, capsys):
+    def flops(*arguments: str) -> int:
+        assert main(["describe", *arguments, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)["flops_per_token"]["forward"]
+
+    target = flops(LLAMA, "size=1b")
+    apart = {}
+    for rounding in ("parameters", "flops"):
+        out = str(tmp_path / f"{rounding}.yaml")
+        scaled("AAMMMMMAAMMMAMMM", "--method", "stretch", "--round", rounding, "--out", out)
+        apart[rounding] = abs(flops(out) / target - 1)
+    assert apart["flops"] < 0.01 < apart["parameters"]
+
+
+def test_what_is_written_trains_as_it_is(scaled, tmp_path, capsys):
+    out = tmp_path / "composite.yaml"
+    answer = scaled("AAMMMM", "--method", "stack", "--out", str(out))
+    config = load(out, [], RunConfig)
+    assert config.name == "llama3_2_1b-stack-2attn-4mlp"
+    assert config.model.pattern == answer["pattern"]
+    assert config.optimizer == load(LLAMA, ["size=1b"], RunConfig).optimizer
+    assert main(["train", str(out), "--print"]) == 0
+    assert answer["pattern"] in capsys.readouterr().out
+    assert main(["describe", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"]["non_embedding"] == answer["parameters"]["non_embedding"]
+
+
+def test_people_read_the_same_numbers(capsys):
+    assert main(["scale", "AAMMMM", "--method", "stack", "--target", LLAMA, "size=1b"]) == 0
+    text = capsys.readouterr().out
+    for part in ("27, 9 with attention", "1,000,398,848", "973,146,112", "+2.80%", "2A+4M+2A+4M", "1.78 times"):
+        assert part in text
+
+
+def test_other_blocks_than_attention_and_mlp(capsys, tmp_path):
+    target = str(Path(LLAMA).parent / "nemotron_h.yaml")
+    assert main(["scale", "M-M*-", "--method", "stack", "--target", target, "size=7b", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["pattern"].startswith("12*(mamba mlp mamba attn mlp)")
+    assert 0 <= answer["difference"] < 0.05 * answer["target_non_embedding"]
+
+
+REFUSALS = {
+    "target smaller than the pattern": (
+        ["40*attn 40*mlp", "--method", "stack", "--target", LLAMA, "size=1b"],
+        ["llama3_2_1b", "is smaller than the pattern", "parameters"],
+    ),
+    "unknown block": (["2*attn 4*mpl", "--method", "stack", "--target", LLAMA, "size=1b"], ["mpl", "nearest: mlp"]),
+    "unknown letter": (["AAMMXX", "--method", "stack", "--target", LLAMA, "size=1b"], ["PATTERN", "X"]),
+    "no size": (["AAMMMM", "--method", "stack", "--target", LLAMA], ["size", "70m, 160m, 350m, 1b, 3b, 7b"]),
+    "unknown size": (
+        ["AAMMMM", "--method", "stack", "--target", LLAMA, "size=1B"],
+        ["size = '1B'", "nearest: 1b", "command line"],
+    ),
+    "no such target": (
+        ["AAMMMM", "--method", "stack", "--target", LLAMA.replace("3_2", "32"), "size=1b"],
+        ["no such file", "llama3_2"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refusals_name_what_is_wrong(refused, case):
+    arguments, parts = REFUSALS[case]
+    message = refused(*arguments)
+    for part in parts:
+        assert part in message
+
+
+def test_a_file_that_exists_is_kept(refused, tmp_path):
+    out = tmp_path / "mine.yaml"
+    out.write_text("mine")
+    message = refused("AAMMMM", "--method", "stack", "--target", LLAMA, "size=1b", "--out", str(out))
+    assert "exists already" in message
+    assert out.read_text() == "mine"

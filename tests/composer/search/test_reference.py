@@ -1,0 +1,9 @@
+"""docs/search.md is the page that the schema gives."""
+
+from pathlib import Path
+
+from hybridtron.composer.search.reference import page
+
+
+def test_the_page_is_up_to_date():
+    assert Path(__file__).parents[2].joinpath("docs/search.md").read_text() == page()

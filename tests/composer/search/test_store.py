@@ -1,0 +1,95 @@
+"""The record of a search: one search per folder, whoever starts when and whatever is killed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hybridtron.composer.search.store import Store
+from hybridtron.errors import UserError
+from tests.conftest import environment
+
+START_TOGETHER = """
+import multiprocessing, sys
+from pathlib import Path
+from hybridtron.composer.search.store import Store
+
+def worker(folder, barrier, answers):
+    for i in range(ROUNDS):
+        barrier.wait()
+        try:
+            Store(Path(folder) / str(i), {"x": 1}).close()
+        except Exception as error:
+            answers.put(str(error))
+    answers.put(None)
+
+ROUNDS, WORKERS = 25, 4
+context = multiprocessing.get_context("fork")
+barrier, answers = context.Barrier(WORKERS), context.Queue()
+processes = [context.Process(target=worker, args=(sys.argv[1], barrier, answers)) for _ in range(WORKERS)]
+for process in processes:
+    process.start()
+left = WORKERS
+while left:
+    answer = answers.get()
+    if answer is None:
+        left -= 1
+    else:
+        print(answer)
+for process in processes:
+    process.join()
+"""
+
+
+def header(folder: Path) -> dict:
+    return json.loads((folder / "evaluations.jsonl").read_text().splitlines()[0])
+
+
+def test_workers_that_start_at_once_share_a_new_folder(tmp_path):
+    found = subprocess.run(
+        [sys.executable, "-c", START_TOGETHER, str(tmp_path)], env=environment(), capture_output=True, text=True
+    )
+    assert (found.returncode, found.stdout) == (0, ""), found.stderr
+    for i in range(25):
+        assert len((tmp_path / str(i) / "evaluations.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_folder_that_a_killed_worker_had_only_begun_is_gone_on_with(tmp_path):
+    (tmp_path / "workers").mkdir()
+    (tmp_path / "store.lock").touch()
+    Store(tmp_path, {"x": 1}).close()
+    assert header(tmp_path)["x"] == 1
+
+
+@pytest.mark.parametrize("begun", ["", '{"row": "sea'])
+def test_a_first_line_that_was_not_whole_is_written_again(tmp_path, begun):
+    (tmp_path / "evaluations.jsonl").write_text(begun)
+    Store(tmp_path, {"x": 1}).close()
+    assert header(tmp_path)["x"] == 1
+
+
+def test_a_refused_search_changes_nothing(tmp_path):
+    """Not even the torn last line of the search that lives there."""
+    Store(tmp_path, {"x": 1}).close()
+    file = tmp_path / "evaluations.jsonl"
+    file.write_bytes(file.read_bytes() + b'{"row": "res')
+    for path in (tmp_path / "workers", tmp_path / "store.lock"):
+        path.rmdir() if path.is_dir() else path.unlink()
+    before = file.read_bytes()
+    with pytest.raises(UserError, match="x is 1 there, 2 here"):
+        Store(tmp_path, {"x": 2})
+    assert file.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["evaluations.jsonl"]
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    (tmp_path / "evaluations.jsonl").write_text('{"row": "result"}\n')
+    with pytest.raises(UserError, match=r"evaluations\.jsonl:1: expected the beginning of a search"):
+        Store(tmp_path, {"x": 1})
+    (tmp_path / "evaluations.jsonl").write_text("pattern,score\n")
+    with pytest.raises(UserError, match=r"evaluations\.jsonl:1: damaged line"):
+        Store(tmp_path, {"x": 1})

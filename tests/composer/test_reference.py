@@ -1,9 +1,0 @@
-"""docs/search.md is the page that the schema gives."""
-
-from pathlib import Path
-
-from hybridtron.composer.reference import page
-
-
-def test_the_page_is_up_to_date():
-    assert Path(__file__).parents[2].joinpath("docs/search.md").read_text() == page()

@@ -1,0 +1,93 @@
+"""Run folders of this project as rows for a law."""
+
+import json
+
+import pytest
+
+from hybridtron.accounting.describe import describe
+from hybridtron.errors import UserError
+from hybridtron.laws.data.read import read_runs
+from hybridtron.train.run_folder.folder import RunFolder
+from tests.train.runs import resolved_tiny
+
+NEEDED = ("n_params", "tokens", "flops", "loss", "total_state")
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """Writes a run folder as training does, without training."""
+
+    def write(name, summary=None, rows=(), **model):
+        config = resolved_tiny(**model)
+        folder = RunFolder(tmp_path / "runs" / name)
+        assert folder.lock()
+        folder.create(config, {})
+        folder.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if summary is not None:
+            (folder.path / "summary.json").write_text(json.dumps(summary))
+        return folder.path, config
+
+    return write
+
+
+def test_a_finished_run_gives_its_account_and_its_held_out_loss(run_folder):
+    path, config = run_folder("a", {"step": 20, "tokens": 2560, "loss": 4.1, "valid_loss": 4.2})
+    runs, account = read_runs([path], NEEDED).runs, describe(config.model, 32).as_json()
+    assert runs["n_params"][0] == account["parameters"]["total"]
+    assert runs["flops"][0] == account["flops_per_token"]["training"] * 2560
+    assert runs["total_state"][0] == account["state_size"]
+    assert (runs["tokens"][0], runs["loss"][0]) == (2560, 4.2)
+    assert runs["arch"][0] == "mamba2+swiglu+attention+mlp"
+
+
+def test_a_folder_of_runs_gives_one_row_each(run_folder):
+    path, _ = run_folder("a", {"tokens": 100, "valid_loss": 4.2})
+    run_folder("b", {"tokens": 200, "valid_loss": 4.0}, hidden_size=64)
+    runs = read_runs([path.parent], NEEDED).runs
+    assert list(runs["run"]) == ["a", "b"]
+    assert runs["n_params"][1] > runs["n_params"][0]
+
+
+def test_the_context_of_attentions_state_is_declared(run_folder):
+    path, config = run_folder("a", {"tokens": 100, "valid_loss": 4.2})
+    own, longer = read_runs([path], NEEDED), read_runs([path], NEEDED, context=4096)
+    assert longer.runs["total_state"][0] == describe(config.model, 4096).state_size > own.runs["total_state"][0]
+    assert longer.runs["flops"][0] == own.runs["flops"][0]
+    assert "state of run folders is counted at each run's seq_len" in own.notes
+    assert "state of run folders is counted at a context of 4096 tokens" in longer.notes
+
+
+def test_an_unfinished_run_stands_where_its_last_row_is(run_folder):
+    path, _ = run_folder("a", rows=[{"step": 1, "tokens": 64, "loss": 5.0}, {"step": 2, "tokens": 128, "loss": 4.5}])
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "tok')
+    reading = read_runs([path], NEEDED)
+    assert (reading.runs["tokens"][0], reading.runs["loss"][0]) == (128, 4.5)
+    assert [warning.split(":")[0] for warning in reading.warnings] == ["unfinished", "training loss"]
+
+
+@pytest.mark.parametrize(
+    ("summary", "said"),
+    [
+        ({"tokens": 100, "valid_loss": None, "loss": None}, "loss None after 100 tokens"),
+        ({"tokens": 0, "valid_loss": 4.0}, "loss 4.0 after 0 tokens"),
+        (None, "no rows"),
+    ],
+)
+def test_a_run_without_loss_or_tokens_is_named(run_folder, summary, said):
+    path, _ = run_folder("a", summary)
+    with pytest.raises(UserError, match=rf"runs/a.*: {said}"):
+        read_runs([path], NEEDED)
+
+
+def test_a_config_that_no_longer_fits_is_named(run_folder):
+    path, _ = run_folder("a", {"tokens": 100, "valid_loss": 4.2})
+    file = path / "config.yaml"
+    file.write_text(file.read_text().replace("hidden_size", "hidden_sice", 1))
+    with pytest.raises(UserError, match=r"runs/a/config\.yaml: model\.hidden_si"):
+        read_runs([path], NEEDED)
+
+
+def test_a_folder_without_runs_is_refused(tmp_path):
+    with pytest.raises(UserError, match="expected a run folder"):
+        read_runs([tmp_path], NEEDED)

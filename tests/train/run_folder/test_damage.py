@@ -1,0 +1,228 @@
+"""What a user finds when something of a run folder is gone or damaged: one clear line, or a run that goes on."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import yaml
+
+from hybridtron.cli.main import main
+from tests.conftest import TINY, command, environment
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, corpus):
+    """A folder with tiny.yaml and its finished run of eight steps, saved at four and eight."""
+    folder = tmp_path_factory.mktemp("damage")
+    config = {
+        **TINY,
+        "folder": "run",
+        "data": {**TINY["data"], "train": str(corpus / "train"), "valid": str(corpus / "valid")},
+        "train": {**TINY["train"], "steps": 8},
+        "checkpoint": {"save_every": 4, "keep_last": 0},
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    subprocess.run(command("train", "tiny.yaml"), env=environment(), cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture
+def folder(finished, tmp_path, monkeypatch):
+    """A copy of it, to damage."""
+    shutil.copytree(finished, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def refused(capsys, *arguments: str) -> str:
+    assert main(list(arguments)) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("hybridtron: error: ")
+    assert message.count("\n") == 1
+    return message
+
+
+def steps(folder):
+    return [json.loads(line)["step"] for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+
+
+DAMAGES = {
+    "tensors cut": ("step_00000008/__0_0.distcp", lambda data: data[: len(data) // 2]),
+    "tensors empty": ("step_00000008/__0_0.distcp", lambda data: b""),
+    "common state cut": ("step_00000008/common.pt", lambda data: data[:100]),
+    "index cut": ("step_00000008/.metadata", lambda data: data[:100]),
+    "format damaged": ("step_00000008/metadata.json", lambda data: b"{"),
+    "config binary": ("config.yaml", lambda data: b"\xff\xfe\x00"),
+    "config malformed": ("config.yaml", lambda data: b"name: [1"),
+    "latest empty": ("latest", lambda data: b""),
+    "latest outside": ("latest", lambda data: b"../../elsewhere/step_00000008\n"),
+    "latest names nothing": ("latest", lambda data: b"step_00000099\n"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_named(damage, folder, capsys):
+    name, change = DAMAGES[damage]
+    file = folder / "run" / name
+    file.write_bytes(change(file.read_bytes()))
+    parallel_context = "step_00000008" if name.startswith("step") else name
+    assert parallel_context in refused(capsys, "eval", "run")
+
+
+def test_a_damaged_checkpoint_names_the_one_before_it(folder, capsys):
+    (folder / "run" / "step_00000008" / "__0_0.distcp").write_bytes(b"")
+    message = refused(capsys, "eval", "run")
+    assert "CheckpointException" not in message
+    assert "the checkpoint before it is run/step_00000004: give that path instead" in message
+    assert main(["eval", "run/step_00000004"]) == 0
+    message = refused(capsys, "train", "tiny.yaml", "train.steps=9", "--resume")
+    assert "to continue from it, write step_00000004 into run/latest" in message
+    (folder / "run" / "latest").write_text("step_00000004\n")
+    assert main(["train", "tiny.yaml", "train.steps=9", "--resume"]) == 0
+    assert steps(folder) == list(range(1, 10))
+
+
+def test_a_damaged_state_is_named_on_resume(folder, capsys):
+    (folder / "run" / "step_00000008" / "train_state.json").write_text('{"step"')
+    assert "train_state.json" in refused(capsys, "train", "tiny.yaml", "--resume")
+
+
+def test_a_config_that_is_not_the_checkpoint_s_is_refused(folder, capsys):
+    file = folder / "run" / "config.yaml"
+    file.write_text(file.read_text().replace("pattern: mamba mlp attn ffn", "pattern: mamba mlp attn"))
+    assert "layers.3" in refused(capsys, "eval", "run")
+    file.write_text(file.read_text().replace("ffn_hidden_size: 64", "ffn_hidden_size: 32"))
+    assert "64" in refused(capsys, "eval", "run")
+
+
+def test_without_latest_the_last_whole_checkpoint_counts(folder):
+    (folder / "run" / "latest").unlink()
+    assert main(["train", "tiny.yaml", "train.steps=9", "--resume"]) == 0
+    assert steps(folder) == list(range(1, 10))
+    assert (folder / "run" / "step_00000004").is_dir()
+
+
+def test_damaged_rows_of_metrics_cost_only_themselves(folder):
+    file = folder / "run" / "metrics.jsonl"
+    rows = file.read_text().splitlines()
+    rows[3], rows[5] = rows[3][:20], "5"
+    file.write_text("\n".join(rows) + "\n")
+    assert main(["train", "tiny.yaml", "train.steps=9", "--resume"]) == 0
+    assert steps(folder) == [1, 2, 3, 5, 7, 8, 9]
+
+
+def test_a_finished_run_without_metrics_and_summary_still_ends_with_its_report(folder):
+    (folder / "run" / "metrics.jsonl").unlink()
+    summary = folder / "run" / "summary.json"
+    before = json.loads(summary.read_text())
+    summary.unlink()
+    rest = contents(folder / "run")
+    assert main(["train", "tiny.yaml", "optimizer.lr=1", "--resume"]) == 0
+    assert json.loads(summary.read_text())["valid_loss"] == pytest.approx(before["valid_loss"], abs=1e-7)
+    assert contents(folder / "run") == rest | {"run/summary.json": summary.read_bytes()}
+
+
+def test_a_run_folder_in_use_is_refused(folder, capsys):
+    with (folder / "run" / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "another process" in refused(capsys, "train", "tiny.yaml", "train.steps=9", "--resume")
+    assert steps(folder) == list(range(1, 9))
+
+
+def test_a_finished_run_is_told_again_and_left_as_it_is(folder, capsys, hybridtron):
+    (folder / "run" / "summary.json").write_text(json.dumps({"step": 8, "sample_prompt": "a", "sample": "told"}))
+    before = contents(folder / "run")
+    assert main(["train", "tiny.yaml", "optimizer.lr=1", "data.train=elsewhere/train", "--resume"]) == 0
+    told = capsys.readouterr().err
+    assert "no step is left to train" in told
+    assert "optimizer.lr 0.003 -> 1.0: not used" in told
+    assert "sample after 'a':\ntold" in told
+    assert main(["train", "tiny.yaml", "--nproc", "2", "--resume"]) == 0
+    assert "told" in capsys.readouterr().err
+    assert contents(folder / "run") == before
+
+
+def contents(run):
+    return {str(path.relative_to(run.parent)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_changed_keys_are_told_and_kept(folder, capsys):
+    assert main(["train", "tiny.yaml", "optimizer.lr=0.001", "train.steps=9", "--resume"]) == 0
+    assert "optimizer.lr 0.003 -> 0.001 from step 9\n" in capsys.readouterr().err
+    assert main(["train", "tiny.yaml", "optimizer.lr=0.001", "train.steps=10", "--resume"]) == 0
+    assert "optimizer.lr" not in capsys.readouterr().err
+    changes = [json.loads(line) for line in (folder / "run" / "changes.jsonl").read_text().splitlines()]
+    assert [(change["key"], change["was"], change["now"], change["step"]) for change in changes] == [
+        ("train.steps", 8, 9, 9),
+        ("optimizer.lr", 0.003, 0.001, 9),
+        ("train.steps", 9, 10, 10),
+    ]
+
+
+def test_the_tokens_may_lie_elsewhere_but_must_be_the_same(folder, capsys, corpus, monkeypatch):
+    for name in ("train.bin", "train.idx"):
+        shutil.copy(corpus / name, folder / name)
+    resume = ["train", "tiny.yaml", "data.train=train", "--resume"]
+    assert main([*resume, "train.steps=9"]) == 0
+    assert f"data.train {corpus / 'train'} -> {folder / 'train'} from step 9" in capsys.readouterr().err
+    tokens = np.memmap(folder / "train.bin", np.uint16, "r+")
+    tokens[0] = (tokens[0] + 1) % 256
+    tokens.flush()
+    before = contents(folder / "run")
+    message = refused(capsys, *resume, "train.steps=10")
+    assert "data.train = train: holds other tokens than the run in run began with" in message
+    assert contents(folder / "run") == before
+    assert "data.train" in refused(capsys, *resume, "train.steps=10", "--nproc", "2")
+
+
+CHANGES = {
+    "seed": "seed=8",
+    "data.seq_len": "data.seq_len=16",
+    "train.global_batch_size": "train.global_batch_size=8",
+    "precision.format": "precision.format=bf16",
+    "model.blocks.mlp.ffn_hidden_size": "model.blocks.mlp.ffn_hidden_size=128",
+    "train.steps": "train.steps=6",
+}
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_what_may_not_change_on_resume(key, folder, capsys):
+    assert f"{key} = " in refused(capsys, "train", "tiny.yaml", "schedule.warmup_steps=2", CHANGES[key], "--resume")
+
+
+def test_the_optimizer_s_settings_may_change_and_do(folder):
+    losses = {}
+    for name, more in {"same": [], "other": ["optimizer.betas=[0.0, 0.1]", "optimizer.eps=1.0"]}.items():
+        shutil.copytree(folder / "run", folder / name)
+        changed = ["train.steps=11", f"folder={name}", *more, "--resume"]
+        assert main(["train", "tiny.yaml", *changed]) == 0
+        rows = (folder / name / "metrics.jsonl").read_text().splitlines()
+        losses[name] = [json.loads(row)["loss"] for row in rows]
+    assert losses["same"][:9] == losses["other"][:9]
+    assert losses["same"][9:] != losses["other"][9:]
+
+
+def test_tokens_of_another_tokenizer_are_refused(folder, capsys, corpus, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False)
+    tokenizer.train_from_iterator(["the attention layer of a model"] * 5, trainer)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    change = [f"data.tokenizer={tmp_path / 'tokenizer.json'}", "folder=new"]
+    assert "tokenizer" in refused(capsys, "train", "tiny.yaml", *change)
+
+
+def test_evaluating_needs_no_training_data(folder, capsys):
+    file = folder / "run" / "config.yaml"
+    text = file.read_text()
+    train = next(line for line in text.splitlines() if line.strip().startswith("train: ") and "/" in line)
+    file.write_text(text.replace(train, "  train: gone/train"))
+    assert main(["eval", "run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] > 0
