@@ -16,7 +16,7 @@ lint: .venv/dev
 	$(BIN)/mypy
 
 docs: .venv/base
-	$(BIN)/python -m hybridtron.train.reference > docs/config.md
+	$(BIN)/python -m hybridtron.training.reference > docs/config.md
 	$(BIN)/python -m hybridtron.composer.search.reference > docs/search.md
 
 # torch first and pinned: 2.13.0 from PyPI runs without CUDA's gigabytes.

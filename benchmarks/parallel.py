@@ -27,9 +27,9 @@ from hybridtron.config.load import build
 from hybridtron.distributed.environment import Environment, read_environment
 from hybridtron.distributed.groups import process_groups
 from hybridtron.distributed.launch import launch
-from hybridtron.train.build import build_engine
-from hybridtron.train.config import RunConfig
-from hybridtron.train.validation.resolve import data_parallel_size, resolve
+from hybridtron.training.build import build_engine
+from hybridtron.training.config import RunConfig
+from hybridtron.training.validation.resolve import data_parallel_size, resolve
 
 SEQ_LEN, GLOBAL_BATCH, WARM_UP = 128, 8, 2
 MODEL: dict[str, Any] = {
@@ -107,7 +107,7 @@ def main() -> None:
     if options.worker:
         worker(options.worker, options.steps, options.folder)
         return
-    from hybridtron.plan.plan import plan
+    from hybridtron.planner.plan import plan
 
     warnings.filterwarnings("ignore")
     print(f"torch {torch.__version__}, {GLOBAL_BATCH} x {SEQ_LEN} tokens a step, micro-batches of 1, float32")

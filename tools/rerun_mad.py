@@ -47,9 +47,9 @@ from hybridtron.mad.scoring.correlation import HeldOutLoss, as_points, correlate
 from hybridtron.mad.scoring.selection import of_call
 from hybridtron.mad.training.suite import Progress
 from hybridtron.reporting.publish import require_usable
-from hybridtron.train.corpus import open_held_out
-from hybridtron.train.evaluate import evaluate_run, trained_model
-from hybridtron.train.run_folder.folder import read_run
+from hybridtron.training.corpus import open_held_out
+from hybridtron.training.evaluate import evaluate_run, trained_model
+from hybridtron.training.run_folder.folder import read_run
 
 MODES = ("proxy", "finetune", "probe")
 

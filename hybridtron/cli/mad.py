@@ -166,7 +166,7 @@ def _architecture(options: argparse.Namespace, chosen: Preset) -> Architecture:
         made = from_pattern(options.pattern, chosen.match_mad_lab)
     else:
         from hybridtron.config.load import load
-        from hybridtron.train.config import RunConfig
+        from hybridtron.training.config import RunConfig
 
         of_run = options.config / "config.yaml"
         config = load(of_run if of_run.is_file() else options.config, [], RunConfig)

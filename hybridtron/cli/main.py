@@ -16,7 +16,7 @@ from hybridtron.cli.arguments import ArgumentParser
 from hybridtron.errors import UserError
 
 if TYPE_CHECKING:
-    from hybridtron.train.config import RunConfig
+    from hybridtron.training.config import RunConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -169,8 +169,8 @@ def _load(options: argparse.Namespace) -> RunConfig:
 
 def _load_config(path: Path, overrides: Sequence[str]) -> RunConfig:
     from hybridtron.config.load import load
-    from hybridtron.train.config import RunConfig
-    from hybridtron.train.validation.resolve import resolve
+    from hybridtron.training.config import RunConfig
+    from hybridtron.training.validation.resolve import resolve
 
     return resolve(load(path, overrides, RunConfig))
 
@@ -179,7 +179,7 @@ def _train(options: argparse.Namespace) -> int:
     config = _load(options)
     if options.show:
         from hybridtron.config.load import dump
-        from hybridtron.train.validation.resolve import data_parallel_size
+        from hybridtron.training.validation.resolve import data_parallel_size
 
         if options.nproc:
             data_parallel_size(config, options.nproc)
@@ -193,7 +193,7 @@ def _train(options: argparse.Namespace) -> int:
     given_by = "--nproc" if environment.world_size == 1 else f"processes of {environment.launcher}"
     if _finished(options, config, environment.world_size, given_by, speaks=environment.rank == 0):
         return 0
-    from hybridtron.train.loop import TrainingStopped, train
+    from hybridtron.training.loop import TrainingStopped, train
 
     try:
         train(config, environment, options.resume)
@@ -208,10 +208,10 @@ def _finished(
     options: argparse.Namespace, config: RunConfig, world_size: int, given_by: str, speaks: bool
 ) -> bool:  # fmt: skip
     """Whether nothing is left to do but to say again how the run ended; asked before torch is imported."""
-    from hybridtron.train.report import repeat_summary
-    from hybridtron.train.run_folder.folder import RunFolder
-    from hybridtron.train.run_folder.resume import find_start
-    from hybridtron.train.validation.resolve import data_parallel_size
+    from hybridtron.training.report import repeat_summary
+    from hybridtron.training.run_folder.folder import RunFolder
+    from hybridtron.training.run_folder.resume import find_start
+    from hybridtron.training.validation.resolve import data_parallel_size
 
     data_parallel_size(config, world_size, given_by)
     folder = RunFolder(config.run_folder)
@@ -225,10 +225,10 @@ def _train_in_processes(options: argparse.Namespace, config: RunConfig) -> int:
 
     from hybridtron.distributed.environment import read_environment
     from hybridtron.distributed.launch import launch
-    from hybridtron.train.corpus import open_corpus
-    from hybridtron.train.run_folder.folder import RunFolder
-    from hybridtron.train.run_folder.resume import require_same_tokens
-    from hybridtron.train.validation.memory import require_memory
+    from hybridtron.training.corpus import open_corpus
+    from hybridtron.training.run_folder.folder import RunFolder
+    from hybridtron.training.run_folder.resume import require_same_tokens
+    from hybridtron.training.validation.memory import require_memory
 
     if options.nproc < 1:
         raise UserError(f"--nproc = {options.nproc}: expected at least 1")
@@ -251,7 +251,7 @@ def _require_devices(processes: int, gpus: int | None) -> None:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from hybridtron.train.evaluate import evaluate_run
+    from hybridtron.training.evaluate import evaluate_run
 
     result = evaluate_run(options.run_path, options.data, options.sequences)
     if options.json:
@@ -269,7 +269,7 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from hybridtron.train.evaluate import generate_from_run
+    from hybridtron.training.evaluate import generate_from_run
 
     text = generate_from_run(
         options.run_path, options.prompt, options.tokens, options.temperature, options.top_k, options.seed
@@ -292,8 +292,8 @@ def _describe(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from hybridtron.plan.plan import plan
-    from hybridtron.plan.show import show
+    from hybridtron.planner.plan import plan
+    from hybridtron.planner.show import show
 
     if options.gpus < 1:
         raise UserError(f"--gpus = {options.gpus}: expected at least 1")

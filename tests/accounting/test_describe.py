@@ -10,7 +10,7 @@ from hybridtron.accounting.describe import describe
 from hybridtron.backends.torch import TorchBackend
 from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel
-from tests.train.runs import resolved_tiny
+from tests.training.runs import resolved_tiny
 
 PATTERNS = [
     "mamba mlp attn ffn", "3*mamba", "2*(attn ffn)", "2*(swa mlp)", "biased wide", "sinks linear taylor learned",

@@ -17,9 +17,9 @@ import torch.distributed as dist
 from hybridtron.config.load import build
 from hybridtron.distributed.environment import Environment, read_environment
 from hybridtron.distributed.groups import ParallelContext, process_groups
-from hybridtron.train.build import build_engine
-from hybridtron.train.config import RunConfig
-from hybridtron.train.validation.resolve import data_parallel_size, resolve
+from hybridtron.training.build import build_engine
+from hybridtron.training.config import RunConfig
+from hybridtron.training.validation.resolve import data_parallel_size, resolve
 from tests.distributed.layouts import (
     BLOCKS,
     COMPARED,

@@ -17,11 +17,11 @@ from hybridtron.mixers.registry import MIXERS
 from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel
 from hybridtron.ops.moe.attached_loss import attached_losses_scale
-from hybridtron.train.config import RunConfig
-from hybridtron.train.validation.resolve import data_parallel_size, resolve
+from hybridtron.training.config import RunConfig
+from hybridtron.training.validation.resolve import data_parallel_size, resolve
 from tests.conftest import TINY
 from tests.ops.compare import assert_causal
-from tests.train.runs import resolved_tiny
+from tests.training.runs import resolved_tiny
 
 WIDTH, INNER, S, B = 16, 12, 10, 3
 

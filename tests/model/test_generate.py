@@ -7,7 +7,7 @@ from hybridtron.data.tokenizer import ByteTokenizer
 from hybridtron.model.generate import generate
 from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel
-from tests.train.runs import resolved_tiny
+from tests.training.runs import resolved_tiny
 
 
 def model():

@@ -6,7 +6,7 @@ from hybridtron.backends.torch import TorchBackend
 from hybridtron.model.initialize import initial_value, initialize
 from hybridtron.model.language_model import LanguageModel
 from hybridtron.model.tensors import model_tensors
-from tests.train.runs import resolved_tiny
+from tests.training.runs import resolved_tiny
 
 
 def values(seed=0, **model):

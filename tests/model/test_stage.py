@@ -6,7 +6,7 @@ import pytest
 
 from hybridtron.model.stage import balanced_cuts, cut, imbalance, stage_costs, stage_tensors
 from hybridtron.model.tensors import model_tensors
-from tests.train.runs import resolved_tiny
+from tests.training.runs import resolved_tiny
 
 
 def dearest(costs, cuts, first=0, last=0):

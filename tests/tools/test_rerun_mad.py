@@ -14,7 +14,7 @@ import yaml
 
 from hybridtron.mad import from_trained
 from hybridtron.mad.scoring.results import read_rows
-from hybridtron.train.evaluate import trained_model
+from hybridtron.training.evaluate import trained_model
 from tests.conftest import TINY, command, environment, hear_ctrl_c
 
 TOOL = Path(__file__).parents[2] / "tools" / "rerun_mad.py"

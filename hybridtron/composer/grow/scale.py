@@ -17,7 +17,7 @@ from hybridtron.mixers.contract import MixerConfig
 from hybridtron.mixers.parallel.config import ParallelMixersConfig
 from hybridtron.model.config import ModelConfig
 from hybridtron.pattern import COMPOSER_NAMES, Dialect, Pattern, PatternError, read, to_composer
-from hybridtron.train.config import RunConfig
+from hybridtron.training.config import RunConfig
 
 Method = Literal["stretch", "stack"]
 Round = Literal["up", "parameters", "flops"]

@@ -13,7 +13,7 @@ from hybridtron.composer.search.space import Pattern
 from hybridtron.config.load import load
 from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
-from hybridtron.train.config import RunConfig
+from hybridtron.training.config import RunConfig
 
 AUGMENTATION = 0.05  # weight of the sum beside the smaller term, which keeps dominated patterns behind
 

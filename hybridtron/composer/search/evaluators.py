@@ -66,9 +66,9 @@ def _function(settings: FunctionConfig, config: SearchConfig) -> Evaluator:
 
 
 def _short_run(settings: ShortRunConfig, config: SearchConfig) -> Evaluator:
-    from hybridtron.train.config import RunConfig
-    from hybridtron.train.corpus import open_corpus
-    from hybridtron.train.validation.resolve import resolve
+    from hybridtron.training.config import RunConfig
+    from hybridtron.training.corpus import open_corpus
+    from hybridtron.training.validation.resolve import resolve
 
     place = f"evaluator.run = {settings.run}"
     for override in settings.overrides:
@@ -96,7 +96,7 @@ def _short_run(settings: ShortRunConfig, config: SearchConfig) -> Evaluator:
         corpus = open_corpus(first)  # tells what is missing before anything is trained
 
     def evaluate(layers: Sequence[str], seed: int) -> Measurement:
-        from hybridtron.train.proxy_run import train_proxy
+        from hybridtron.training.proxy_run import train_proxy
 
         loss = train_proxy(run_of(layers, seed))
         return Measurement(

@@ -43,7 +43,7 @@ def read_run_folders(folder: Path, context: int | None) -> Cells:
 def _row(folder: Path, context: int | None, warnings: list[str]) -> dict[str, Any]:
     from hybridtron.accounting.describe import describe
     from hybridtron.config.load import build
-    from hybridtron.train.config import RunConfig
+    from hybridtron.training.config import RunConfig
 
     try:
         config = build(yaml.safe_load((folder / "config.yaml").read_text()), RunConfig)

@@ -16,9 +16,9 @@ from hybridtron.backends.torch import TorchBackend
 from hybridtron.cli.main import main
 from hybridtron.config.load import load
 from hybridtron.model.language_model import LanguageModel
-from hybridtron.plan.plan import plan
-from hybridtron.train.config import RunConfig
-from hybridtron.train.validation.resolve import resolve
+from hybridtron.planner.plan import plan
+from hybridtron.training.config import RunConfig
+from hybridtron.training.validation.resolve import resolve
 
 MODELS = Path(__file__).parents[2] / "configs/models"
 NOMINAL = {"70m": 70e6, "160m": 160e6, "350m": 350e6, "1b": 1e9, "3b": 3e9, "7b": 7e9}

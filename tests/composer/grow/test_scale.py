@@ -10,7 +10,7 @@ import yaml
 
 from hybridtron.cli.main import main
 from hybridtron.config.load import load
-from hybridtron.train.config import RunConfig
+from hybridtron.training.config import RunConfig
 
 LLAMA = str(Path(__file__).parents[2] / "configs/models/llama3_2.yaml")
 # Size, and what 2A+4M stacked and 2A+5M+2A+3M+1A+3M stretched become: the 1b row is reported, the others follow.

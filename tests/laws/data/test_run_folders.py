@@ -7,8 +7,8 @@ import pytest
 from hybridtron.accounting.describe import describe
 from hybridtron.errors import UserError
 from hybridtron.laws.data.read import read_runs
-from hybridtron.train.run_folder.folder import RunFolder
-from tests.train.runs import resolved_tiny
+from hybridtron.training.run_folder.folder import RunFolder
+from tests.training.runs import resolved_tiny
 
 NEEDED = ("n_params", "tokens", "flops", "loss", "total_state")
 

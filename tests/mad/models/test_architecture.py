@@ -10,7 +10,7 @@ from hybridtron.mad.models.shrink import shrink
 from hybridtron.mad.models.soft_experts import soft_weights
 from hybridtron.mixers.registry import MIXERS
 from hybridtron.model.config import ModelConfig
-from hybridtron.train.config import RunConfig
+from hybridtron.training.config import RunConfig
 
 FIXED_STATE = ["mh-gated-linear-attention", "hyena", "mh-hyena", "hyena-experts", "rwkv6-time-mixer", "mamba2",
                "gated-deltanet"]  # fmt: skip

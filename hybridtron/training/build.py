@@ -1,0 +1,79 @@
+"""From a resolved config to a model on its backend, and to an engine that trains it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hybridtron.backends.base import Backend
+from hybridtron.distributed.groups import ParallelContext
+from hybridtron.model.initialize import initialize
+from hybridtron.model.language_model import LanguageModel
+from hybridtron.model.stage import cut, imbalance, stage_costs
+from hybridtron.model.tensors import model_tensors
+from hybridtron.training.config import RunConfig
+
+if TYPE_CHECKING:
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    from hybridtron.distributed.engine import Engine
+
+
+def build_chunks(config: RunConfig, parallel_context: ParallelContext) -> tuple[list[LanguageModel], TransformerConfig]:
+    """The runs of layers of this process's pipeline stage, on its device with their initial weights; on the meta device
+    they have none."""
+    from hybridtron.distributed.engine import megatron_config
+
+    model, parallel = config.model, config.parallel
+    megatron = megatron_config(model.hidden_size, parallel, config.precision)
+    backend: Backend
+    if model.backend == "torch":
+        from hybridtron.backends.torch import TorchBackend
+
+        backend = TorchBackend(megatron.params_dtype, parallel_context.device, model.norm_eps)
+    else:
+        from hybridtron.backends.megatron import MegatronBackend
+
+        backend = MegatronBackend(
+            megatron,
+            parallel_context.shards,
+            parallel_context.tensor_group,
+            parallel_context.context_group,
+            parallel_context.sequence_group,
+            parallel_context.expert_groups,
+            parallel_context.device,
+            model.norm_eps,
+        )
+    stages = cut(model, parallel.num_stages, config.data.seq_len)
+    chunks = []
+    for stage in stages[parallel_context.pipeline.rank :: parallel.pipeline]:
+        chunk = LanguageModel(model, backend, stage, parallel.recompute_of)
+        if parallel_context.device.type != "meta":
+            initialize(chunk, model, config.seed, parallel_context.shards)
+        chunks.append(chunk)
+    return chunks, megatron
+
+
+def build_engine(config: RunConfig, parallel_context: ParallelContext) -> tuple[Engine, list[LanguageModel]]:
+    from hybridtron.distributed.engine import AdamW, Engine
+
+    chunks, megatron = build_chunks(config, parallel_context)
+    optimizer = config.optimizer
+    adamw = AdamW(optimizer.weight_decay, optimizer.betas, optimizer.eps, optimizer.clip_grad)
+    engine = Engine(
+        chunks,
+        model_tensors(config.model),
+        megatron,
+        parallel_context,
+        adamw,
+        config.train.z_loss,
+        config.parallel.distributed_optimizer,
+    )
+    return engine, chunks
+
+
+def stages_in_words(config: RunConfig) -> str:
+    """How the layers are cut, and how uneven that is, for people."""
+    stages = cut(config.model, config.parallel.num_stages, config.data.seq_len)
+    runs = " | ".join(f"{stage.start}-{stage.stop - 1}" for stage in stages)
+    longest = imbalance(stage_costs(config.model, stages, config.data.seq_len), config.parallel.pipeline)
+    return f"pipeline stages of layers {runs}; the busiest process is {longest:.1%} above the mean in FLOPs"

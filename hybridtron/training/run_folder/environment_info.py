@@ -1,0 +1,50 @@
+"""What a run ran on: versions, code, layout."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hybridtron import __version__
+from hybridtron.accounting.doctor import installed_version
+from hybridtron.distributed.groups import ParallelContext
+from hybridtron.training.config import RunConfig
+from hybridtron.training.corpus import Corpus
+
+PACKAGES = ("torch", "megatron-core", "numpy", "transformer-engine", "mamba-ssm", "flash-attn", "causal-conv1d")
+
+
+def environment_info(config: RunConfig, parallel_context: ParallelContext, corpus: Corpus) -> dict[str, Any]:
+    """For environment.json; `tokens` are fingerprints of the data."""
+    cuda = parallel_context.device.type == "cuda"
+    return {
+        "hybridtron": __version__,
+        "git_hash": _git_hash(),
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := installed_version(name))},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(parallel_context.device)
+        if cuda
+        else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "layout": {
+            "world_size": parallel_context.world_size,
+            **config.parallel.model_dump(),
+            "data": parallel_context.data_size,
+        },
+        "tokens": corpus.fingerprints,
+    }
+
+
+def _git_hash() -> str | None:
+    """Of the checkout this code runs from, with `-dirty` for uncommitted changes; None outside one."""
+    folder = Path(__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

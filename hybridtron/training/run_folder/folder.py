@@ -1,0 +1,219 @@
+"""A run on disk: config, metrics and checkpoints, and how each survives a kill at any moment.
+
+    config.yaml   environment.json  metrics.jsonl   changes.jsonl  tensorboard/  loss.png
+    summary.json  step_00000100/    latest
+
+A checkpoint is written into `step_N.partial-*`, renamed when whole, and only then named by `latest`, which is replaced
+atomically: whatever `latest` names is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hybridtron.config import yaml_text
+from hybridtron.config.load import build, dump
+from hybridtron.errors import UserError
+from hybridtron.training.config import RunConfig
+
+PARTIAL = ".partial"
+LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where a run is. Everything else about the data and the schedule follows from it and the config."""
+
+    step: int = 0
+    tokens: int = 0
+    skipped: int = 0  # steps in all
+    skipped_in_a_row: int = 0
+
+
+@dataclass
+class RunFolder:
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def environment_file(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def plot_file(self) -> Path:
+        return self.path / "loss.png"
+
+    @property
+    def summary_file(self) -> Path:
+        return self.path / "summary.json"
+
+    def require_unused(self) -> None:
+        if self.path.exists() and (not self.path.is_dir() or any(p.name != LOCK for p in self.path.iterdir())):
+            raise UserError(
+                f"run folder {self.path} exists: expected a new one; continue it with --resume, or give another name"
+            )
+
+    def require_makeable(self) -> None:
+        """UserError where the folder cannot be made or written to."""
+        try:
+            there = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        except (OSError, ValueError) as error:
+            raise UserError(f"run folder {str(self.path)!r}: cannot be made: {error}") from None
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise UserError(f"run folder {self.path}: cannot be made: {there} is no folder that can be written to")
+
+    def lock(self) -> bool:
+        """Make the folder and claim it until this process ends; false where another process has it.
+
+        Raises UserError where the folder cannot be made or written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock_file = (self.path / LOCK).open("w")
+        except OSError as error:
+            raise UserError(f"run folder {self.path}: cannot be made: {error.strerror}") from None
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise UserError(f"run folder {self.path}: cannot be locked: {error.strerror}") from None
+        return True
+
+    def create(self, config: RunConfig, environment: dict[str, Any]) -> None:
+        """Write what the run is and where it runs, and delete what a killed run left half written."""
+        for leftover in self.path.glob(f"step_*{PARTIAL}*"):
+            shutil.rmtree(leftover)
+        replace_text(self.config_file, dump(config.with_absolute_paths()))
+        replace_text(self.environment_file, json.dumps(environment, indent=2) + "\n")
+
+    def read_environment(self) -> dict[str, Any]:
+        """environment.json; empty where it is missing or damaged."""
+        return _read_mapping(self.environment_file)
+
+    def read_summary(self, step: int) -> dict[str, Any]:
+        """summary.json of a run that ended at this step; empty where there is none."""
+        summary = _read_mapping(self.summary_file)
+        return summary if summary.get("step") == step else {}
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint, or None: the one that `latest` names, or without that file the last one."""
+        pointer = self.path / "latest"
+        if not pointer.exists():
+            return self.checkpoints()[-1] if self.checkpoints() else None
+        try:
+            name = pointer.read_text().strip()
+        except (OSError, UnicodeDecodeError):
+            name = ""
+        if not re.fullmatch(r"step_\d{8}", name) or not (self.path / name / "train_state.json").is_file():
+            present = ", ".join(path.name for path in self.checkpoints()) or "none"
+            raise UserError(
+                f"{pointer}: names {name!r}; expected a complete checkpoint beside it (there are: {present})"
+            )
+        return self.path / name
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return sorted(p for p in self.path.glob("step_" + "[0-9]" * 8) if (p / "train_state.json").is_file())
+
+    def partial_checkpoint(self, step: int, attempt: int) -> Path:
+        """Where to write. An attempt of its own for every process: a writer of a killed run may still be at work."""
+        return self.path / f"step_{step:08d}{PARTIAL}-{attempt}"
+
+    def finish_checkpoint(self, partial: Path, state: TrainState, keep_last: int) -> Path:
+        """Give a written checkpoint its name, point `latest` at it, and delete what is too old."""
+        replace_text(partial / "train_state.json", json.dumps(asdict(state)) + "\n")
+        final = self.path / f"step_{state.step:08d}"
+        if final.exists():  # the same step, saved again after a resume
+            shutil.rmtree(final)
+        os.replace(partial, final)
+        replace_text(self.path / "latest", final.name + "\n")
+        if keep_last:
+            for old in self.checkpoints()[:-keep_last]:
+                if old != final:
+                    shutil.rmtree(old)
+        return final
+
+
+@contextlib.contextmanager
+def naming_an_older_one(checkpoint: Path, advice: str) -> Iterator[None]:
+    """A UserError of the block that says `damaged` also names the checkpoint before this one, if there is one.
+
+    `advice` follows, with {name} and {path} of the older one filled in.
+    """
+    try:
+        yield
+    except UserError as error:
+        older = [path for path in RunFolder(checkpoint.parent).checkpoints() if path.name < checkpoint.name]
+        if "damaged" not in str(error) or not older:
+            raise
+        raise UserError(
+            f"{error}; the checkpoint before it is {older[-1]}" + advice.format(name=older[-1].name, path=older[-1])
+        ) from None
+
+
+def _read_mapping(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_state(checkpoint: Path) -> TrainState:
+    """Where the checkpoint stands; UserError where its file is damaged."""
+    file = checkpoint / "train_state.json"
+    try:
+        return TrainState(**json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file}: damaged: {error}") from None
+
+
+def read_config(folder: Path) -> RunConfig:
+    """The config that a run wrote into its folder."""
+    file = folder / "config.yaml"
+    try:
+        return build(yaml_text.read(str(file)), RunConfig)
+    except UserError as error:
+        raise error if str(file) in str(error) else UserError(f"{file}: {error}") from None
+
+
+def read_run(path: Path) -> tuple[RunConfig, Path]:
+    """The config and the checkpoint of a run folder (its latest) or of one checkpoint in it; raises UserError."""
+    if not path.is_dir():
+        near = sorted(p.parent.name for p in path.parent.glob("*/config.yaml")) if path.parent.is_dir() else []
+        runs = f" (there are: {', '.join(near)})" if near else ""
+        raise UserError(f"{path}: no such run folder or checkpoint{runs}")
+    folder = path if (path / "config.yaml").is_file() else path.parent
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{path}: neither a run folder (config.yaml) nor a checkpoint inside one")
+    checkpoint = RunFolder(folder).latest_checkpoint() if folder == path else path
+    if checkpoint is None or not (checkpoint / "train_state.json").is_file():
+        raise UserError(f"{path}: holds no complete checkpoint yet")
+    return read_config(folder), checkpoint
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write the whole file or nothing, also when the machine stops in the middle."""
+    draft = path.with_name(path.name + ".new")
+    with draft.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)

@@ -1,0 +1,163 @@
+"""Where a run begins: in a new folder, or at a checkpoint of the run that is there; and what may change then."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hybridtron.config.type_words import value_text
+from hybridtron.errors import UserError
+from hybridtron.pattern import Pattern
+from hybridtron.training.config import RunConfig
+from hybridtron.training.learning_rate import learning_rate
+from hybridtron.training.run_folder.folder import RunFolder, TrainState, naming_an_older_one, read_config, read_state
+
+if TYPE_CHECKING:
+    from hybridtron.training.corpus import Corpus
+
+# The architecture, the seed and the order of the data stay; of these keys (and all below them) a run may change.
+FREE = ("train", "optimizer", "schedule", "checkpoint", "parallel", "name", "folder", "model.backend")
+FIXED_IN_TRAIN = "train.global_batch_size"
+TOKENS = ("data.train", "data.valid", "data.tokenizer")  # paths that may change where what they hold stays the same
+LARGEST_RISE = 2  # of the learning rate from one step to the next that is not told: that of a warm-up's second step
+SPEED_KEYS = {"chunk_size", "dispatcher"}  # of blocks: change how a block is computed, not what
+
+
+@dataclass(frozen=True)
+class Change:
+    """A key whose value differs from the run's so far."""
+
+    key: str
+    was: Any
+    now: Any
+
+    def __str__(self) -> str:
+        was, now = (value if isinstance(value, str) else value_text(value) for value in (self.was, self.now))
+        return f"{self.key} {was} -> {now}"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Step 0, or a checkpoint to continue from, and the keys that change there."""
+
+    checkpoint: Path | None = None
+    state: TrainState = field(default_factory=TrainState)
+    changes: tuple[Change, ...] = ()
+
+
+def find_start(folder: RunFolder, config: RunConfig, resume: bool) -> Start:
+    """Look at the run folder.
+
+    Raises UserError when the folder exists and `resume` is false, cannot be written to, or holds a run that differs in
+    what may not change, or that is past the config's last step.
+    """
+    folder.require_makeable()
+    if not resume or not folder.config_file.is_file():
+        folder.require_unused()
+        return Start()
+    before = read_config(folder.path)
+    was, now = _fixed(before), _fixed(config)
+    for key in sorted(was.keys() | now.keys()):
+        if was.get(key) != now.get(key):
+            raise UserError(
+                f"{key} = {now.get(key)}: expected {was.get(key)} as in {folder.path}, since a resumed run keeps its "
+                "architecture and its order of data"
+            )
+    checkpoint = folder.latest_checkpoint()
+    state = TrainState()
+    if checkpoint:
+        with naming_an_older_one(checkpoint, f": to continue from it, write {{name}} into {folder.path / 'latest'}"):
+            state = read_state(checkpoint)
+    if state.step > config.train.steps:
+        raise UserError(f"train.steps = {config.train.steps}: expected at least {state.step}, as {checkpoint} has")
+    was, now = _free(before), _free(config)
+    keys = [*now, *(key for key in was if key not in now)]
+    changes = [Change(key, was.get(key), now.get(key)) for key in keys if was.get(key) != now.get(key)]
+    if 0 < state.step < config.train.steps:
+        changes += _jump(learning_rate(before, state.step), learning_rate(config, state.step + 1))
+    return Start(checkpoint, state, tuple(changes))
+
+
+def _jump(was: float, now: float) -> list[Change]:
+    """A longer run begins its decay later, so that what had decayed rises again."""
+    return [Change("learning rate", float(f"{was:.3g}"), float(f"{now:.3g}"))] if now > LARGEST_RISE * was else []
+
+
+def require_same_tokens(folder: RunFolder, corpus: Corpus) -> list[Change]:
+    """UserError where the training tokens or the tokenizer are not those of the run in the folder, wherever they lie.
+
+    Returns the change where the held-out tokens are others. Nothing is compared where environment.json is gone.
+    """
+    was: dict[str, str] = folder.read_environment().get("tokens", {})
+    now = corpus.fingerprints
+    for key in ("data.train", "data.tokenizer"):
+        if key in was and now[key] != was[key]:
+            what = "tokens" if key == "data.train" else "tokenizer"
+            raise UserError(
+                f"{key} = {corpus.sources[key]}: holds other {what} than the run in {folder.path} began with; expected "
+                "the same, wherever they lie"
+            )
+    held_out = "data.valid"
+    changed = held_out in was and held_out in now and was[held_out] != now[held_out]
+    return [Change(f"tokens of {held_out}", was[held_out], now[held_out])] if changed else []
+
+
+def as_recorded(folder: RunFolder, config: RunConfig) -> RunConfig:
+    """The run as its folder has it, in the layout of `config` and up to its last step: for what trains no step."""
+    before = read_config(folder.path)
+    train = before.train.model_copy(update={"steps": config.train.steps})
+    sections = {name: getattr(before, name) for name in ("data", "optimizer", "schedule", "checkpoint")}
+    return config.model_copy(update={**sections, "train": train})
+
+
+def record_changes(folder: RunFolder, changes: Iterable[Change], step: int) -> None:
+    """Append to changes.jsonl what is different from this step on."""
+    lines = [{"step": step, "key": c.key, "was": c.was, "now": c.now, "time": time.time()} for c in changes]
+    if lines:
+        with (folder.path / "changes.jsonl").open("a") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _fixed(config: RunConfig) -> dict[str, Any]:
+    """What may not change when a run goes on: key -> value."""
+    model = config.model
+    names = model.layer_names
+    flat = {key: value for key, value in _flat(config).items() if not _is_free(key)}
+    kept = {key: value for key, value in flat.items() if not key.startswith(("model.blocks.", "model.pattern"))}
+    # Cuts into pipeline stages belong to the layout; blocks that no layer uses, and keys of speed, to nothing.
+    kept["model.pattern"] = str(Pattern(names))
+    for name in sorted(set(names)):
+        for key, value in model.blocks[name].model_dump(exclude=SPEED_KEYS).items():
+            kept[f"model.blocks.{name}.{key}"] = value
+    return kept
+
+
+def _free(config: RunConfig) -> dict[str, Any]:
+    flat = {key: value for key, value in _flat(config).items() if _is_free(key) and key not in ("name", "folder")}
+    for name in sorted(set(config.model.layer_names)):
+        block = config.model.blocks[name].model_dump()
+        flat |= {f"model.blocks.{name}.{key}": block[key] for key in sorted(SPEED_KEYS & block.keys())}
+    return flat | {"model.pattern": str(config.model.parsed_pattern)}  # its layers are the same: its cuts
+
+
+def _is_free(key: str) -> bool:
+    return key in TOKENS or (key != FIXED_IN_TRAIN and any(f"{key}.".startswith(f"{free}.") for free in FREE))
+
+
+def _flat(config: RunConfig) -> dict[str, Any]:
+    """Dotted key -> value, with the paths of data absolute."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, inner)
+        else:
+            flat[prefix] = list(value) if isinstance(value, tuple) else value
+
+    walk("", config.with_absolute_paths().model_dump(mode="json", serialize_as_any=True))
+    return flat

@@ -1,0 +1,54 @@
+"""Refuse what no memory can hold, before anything is allocated."""
+
+from __future__ import annotations
+
+import torch
+
+from hybridtron.accounting.describe import describe
+from hybridtron.errors import UserError
+from hybridtron.training.config import RunConfig
+
+BYTES = {"fp32": 4, "bf16": 2}
+BYTES_PER_TOKEN_ID = 8
+
+
+def require_memory(config: RunConfig, world_size: int, available: int | None = None) -> None:
+    """UserError where even the least that a process needs exceeds `available` bytes, by default this machine's.
+
+    The least: its share of the weights, were everything cut over all processes, or its share of the token ids and of
+    one layer's output. Gradients, optimizer state and activations come on top; whatever could work passes.
+    """
+    available = machine_memory() if available is None else available
+    number, train, model = BYTES[config.precision.format], config.train, config.model
+    parameters = describe(model, config.data.seq_len).total
+    weights = parameters * number // world_size
+    if weights > available:
+        raise UserError(
+            f"model.hidden_size = {model.hidden_size}: the model has {parameters:.3g} parameters, whose weights alone "
+            f"take {_size(weights)} per process; expected at most the {_size(available)} of this machine"
+        )
+    tokens = train.global_batch_size * config.data.seq_len * BYTES_PER_TOKEN_ID // world_size
+    activations = train.micro_batch_size * config.data.seq_len * model.hidden_size * number // world_size
+    for key, needed in (("global_batch_size", tokens), ("micro_batch_size", activations)):
+        if needed > available:
+            raise UserError(
+                f"train.{key} = {getattr(train, key)}: one batch takes at least {_size(needed)} per process; expected "
+                f"at most the {_size(available)} of this machine"
+            )
+
+
+def machine_memory() -> int:
+    """Bytes of the GPU that CUDA uses, else of the machine with its swap space."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory
+    import psutil
+
+    return psutil.virtual_memory().total + psutil.swap_memory().total
+
+
+def _size(count: int) -> str:
+    """Bytes in a unit that leaves few digits."""
+    for unit, name in ((10**18, "EB"), (10**15, "PB"), (10**12, "TB"), (10**9, "GB"), (10**6, "MB")):
+        if count >= unit:
+            return f"{count / unit:,.0f} {name}" if count >= 10 * unit else f"{count / unit:.1f} {name}"
+    return f"{count} bytes"

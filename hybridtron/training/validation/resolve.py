@@ -1,0 +1,140 @@
+"""What the config leaves to be derived: the vocabulary, and the checks that need it or the number of processes."""
+
+from __future__ import annotations
+
+import math
+
+from hybridtron.data.tokenizer import Tokenizer
+from hybridtron.data.tokenizer import load as load_tokenizer
+from hybridtron.errors import UserError
+from hybridtron.model.tensors import model_tensors
+from hybridtron.tensors import TensorSpec, indivisible
+from hybridtron.training.config import RunConfig, multiples
+
+LARGEST_DIVISOR = 10_000  # that a message looks for; more processes than this share nothing
+VOCABULARY_MULTIPLE = 64  # rows of the embedding: divides over any usual number of processes and suits matrix units
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """The config with its vocabulary size filled in and its layout checked; raises UserError.
+
+    The tokenizer's files must exist; tokens need not yet.
+    """
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    size = config.model.vocab_size or -(-tokenizer.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    _check_vocabulary(size, tokenizer)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": size})})
+    _check_layout(config)
+    return config
+
+
+def data_parallel_size(config: RunConfig, world_size: int, given_by: str = "--nproc") -> int:
+    """Copies of the model among world_size processes; UserError where that does not come out even."""
+    parallel, train = config.parallel, config.train
+    size = parallel.model_size
+    if world_size % size:
+        keys = [key for key in ("tensor", "context", "pipeline") if getattr(parallel, key) > 1]
+        product = " x ".join(f"{'' if i else 'parallel.'}{key} {getattr(parallel, key)}" for i, key in enumerate(keys))
+        product += f" = {size}" if len(keys) > 1 else ""
+        raise UserError(f"{given_by} = {world_size}: expected a multiple of {product} ({multiples(world_size, size)})")
+    copies = world_size // size
+    if parallel.data not in (None, copies):
+        raise UserError(
+            f"parallel.data = {parallel.data}: expected {copies}, as {world_size} processes make with {size} for each "
+            "copy of the model"
+        )
+    experts = parallel.expert * parallel.expert_tensor
+    stage = world_size // parallel.pipeline
+    if stage % experts:
+        raise UserError(
+            f"parallel.expert = {parallel.expert}: expected expert x expert_tensor = {experts} to divide the {stage} "
+            f"processes of a pipeline stage (tensor x context x data; possible: {_divisors(stage)})"
+        )
+    portion = train.micro_batch_size * copies
+    if train.global_batch_size % portion:
+        raise UserError(
+            f"train.global_batch_size = {train.global_batch_size}: expected a multiple of micro_batch_size "
+            f"{train.micro_batch_size} x {copies} data-parallel processes = {portion} "
+            f"({multiples(train.global_batch_size, portion)})"
+        )
+    micro_batches = train.global_batch_size // portion
+    if parallel.virtual_pipeline > 1 and micro_batches % parallel.pipeline:
+        raise UserError(
+            f"parallel.virtual_pipeline = {parallel.virtual_pipeline}: each process has {micro_batches} micro-batches "
+            f"per step; expected a multiple of parallel.pipeline {parallel.pipeline} for the interleaved schedule"
+        )
+    return copies
+
+
+def _check_vocabulary(size: int, tokenizer: Tokenizer) -> None:
+    if size < tokenizer.vocab_size:
+        raise UserError(
+            f"model.vocab_size = {size}: expected at least {tokenizer.vocab_size}, as tokenizer {tokenizer.name} has"
+        )
+
+
+def _check_layout(config: RunConfig) -> None:
+    """UserError where a block cannot be laid out as `parallel` says."""
+    parallel, model = config.parallel, config.model
+    specs = model_tensors(model)
+    blocks = {name: model.blocks[name] for name in dict.fromkeys(model.layer_names)}
+    everything = {name: block.tensors() for name, block in blocks.items()}
+    everything["embedding"] = {"embedding.weight": specs["embedding.weight"]}
+    for name, block in blocks.items():
+        wanted = {
+            "tensor": parallel.tensor > 1,
+            "sequence": parallel.sequence,
+            "context": parallel.context > 1,
+        }
+        for key, used in wanted.items():
+            if used and not getattr(block.capabilities, key):
+                unused = "false" if key == "sequence" else "1"
+                raise UserError(
+                    f"parallel.{key} = {getattr(parallel, key)}: block {name} of type {block.type} cannot be laid out "
+                    f"so; expected {unused}"
+                )
+        if parallel.recompute_of(name) == "selective" and not block.capabilities.selective:
+            raise UserError(
+                f"parallel.recompute = selective: block {name} of type {block.type} has no core operation to compute "
+                "again; expected none or full for it"
+            )
+        has_experts = any(spec.experts for spec in block.tensors().values())
+        if has_experts and parallel.tensor > 1 and not parallel.sequence:
+            raise UserError(
+                f"parallel.tensor = {parallel.tensor}: block {name} of type {block.type} has experts, to which every "
+                "token must go once; expected parallel.sequence true beside it, or tensor 1"
+            )
+    _require_even(everything, "tensor", parallel.tensor)
+    sequence = {name: everything[name] for name, block in blocks.items() if block.kind == "sequence"}
+    _require_even(sequence, "tensor x context", parallel.tensor * parallel.context)
+    _require_even(everything, "expert_tensor", parallel.expert_tensor)
+    experts = {spec.shape[0] for tensors in everything.values() for spec in tensors.values() if spec.experts}
+    if parallel.expert * parallel.expert_tensor > 1 and not experts:
+        key = "expert" if parallel.expert > 1 else "expert_tensor"
+        raise UserError(f"parallel.{key} = {getattr(parallel, key)}: no layer has experts; expected 1")
+    if parallel.expert * parallel.expert_tensor > 1 and model.backend == "torch":
+        raise UserError("model.backend = torch: expected megatron, for expert parallelism")
+    for count in sorted(experts):
+        if count % parallel.expert:
+            raise UserError(
+                f"parallel.expert = {parallel.expert}: a layer has {count} experts "
+                f"(possible: {_divisors(math.gcd(*experts))})"
+            )
+
+
+def _require_even(layers: dict[str, dict[str, TensorSpec]], key: str, ways: int) -> None:
+    """What is possible divides every part of every layer."""
+    experts = key == "expert_tensor"
+    for name, specs in layers.items():
+        for part in indivisible(specs, ways, experts):
+            units = (p.units for all_specs in layers.values() for spec in all_specs.values() if spec.experts == experts
+                     for p in spec.parts)  # fmt: skip
+            raise UserError(
+                f"parallel.{key} = {ways}: {part.key} of {name} gives {part.units} {part.name}, which does not "
+                f"divide into {ways} (possible: {_divisors(math.gcd(*units))})"
+            )
+
+
+def _divisors(number: int) -> str:
+    small = [n for n in range(1, min(math.isqrt(number), LARGEST_DIVISOR) + 1) if number % n == 0]
+    return ", ".join(map(str, sorted({*small, *(number // n for n in small)})))

@@ -1,0 +1,148 @@
+"""Plans of layouts that no machine here could run."""
+
+import json
+import math
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hybridtron.config.load import build
+from hybridtron.planner.plan import plan
+from hybridtron.training.config import RunConfig
+from hybridtron.training.validation.resolve import resolve
+
+RUNS = Path(__file__).parents[2] / "configs/runs"
+HIDDEN, FFN, HEADS, SEQ_LEN, VOCAB, BATCH, WIDTH = 64, 128, 8, 32, 320, 2, 4
+BLOCKS = {
+    "attn": {"type": "attention", "num_heads": HEADS},
+    "mlp": {"type": "swiglu", "ffn_hidden_size": FFN},
+    "moe": {"type": "moe", "num_experts": 4, "top_k": 2, "ffn_hidden_size": 32},
+}
+BLOCKS["gathered"] = {**BLOCKS["moe"], "dispatcher": "allgather"}
+BLOCKS["tight"] = {**BLOCKS["moe"], "capacity_factor": 0.5}
+
+
+def planned(pattern, gpus, model=(), **parallel):
+    config = {"name": "x", "model": {"hidden_size": HIDDEN, "vocab_size": VOCAB, "blocks": BLOCKS, "pattern": pattern}}
+    config["model"] |= dict(model)
+    config |= {"train": {"steps": 1, "global_batch_size": 16, "micro_batch_size": BATCH}, "optimizer": {"lr": 1e-3}}
+    config |= {"data": {"train": "none", "seq_len": SEQ_LEN, "tokenizer": "byte"}, "parallel": parallel}
+    return plan(resolve(build(config, RunConfig)), gpus, dry_run=True)
+
+
+RESIDUAL = SEQ_LEN * BATCH * HIDDEN * WIDTH  # bytes of a layer's input
+
+
+def test_tensor_parallel_layers_reduce_once_each_way():
+    (stage,) = planned("3*mlp", 2, tensor=2).stages
+    scalars = 3 * SEQ_LEN * BATCH * WIDTH  # of the loss: a maximum, a sum, a target
+    per_micro_batch = (3 * 2 + 2) * RESIDUAL + scalars  # each layer twice; embedding forward, head backward
+    assert stage.sent_bytes_per_step == {"tensor all_reduce": 8 * per_micro_batch}
+
+
+def test_context_parallel_attention_exchanges_what_it_projects():
+    (stage,) = planned("attn mlp", 2, context=2).stages
+    per_micro_batch = 2 * (3 + 1) * RESIDUAL // 2 // 2  # queries, keys, values and outputs, forward and back
+    assert stage.sent_bytes_per_step["context all_to_all"] == 8 * per_micro_batch
+    # Each process holds all parameters: their gradients are reduced over the processes of a sequence, too.
+    assert stage.sent_bytes_per_step["data all_reduce"] == 4 * stage.parameters
+
+
+def test_a_pipeline_sends_residuals_both_ways():
+    first, second = planned("2*mlp", 2, pipeline=2).stages
+    assert first.sent_bytes_per_step == second.sent_bytes_per_step == {"pipeline send": 8 * RESIDUAL}
+    assert first.activation_bytes > second.activation_bytes > 0
+
+
+# A token's copies go to the experts, results return; weights go alone. Half of it stays with its process.
+MESSAGES = {
+    "to other experts": ("moe", {"expert": 2}, {"expert all_to_all": 4 * 2 * RESIDUAL // 2 + 2 * 2 * 256 // 2}),
+    "as many as experts take": ("tight", {"expert": 2}, {"expert all_to_all": 4 * RESIDUAL // 2 + 2 * 256 // 2}),
+    "to other channels": (
+        "moe",
+        {"expert_tensor": 2},
+        {
+            "expert tensor all_gather": (2 * 2 * RESIDUAL + 2 * 2 * RESIDUAL + 2 * 2 * 256) // 2,
+            "expert tensor reduce_scatter": (2 * 2 * RESIDUAL + 2 * 2 * RESIDUAL + 2 * 2 * 256) // 2,
+        },
+    ),
+    "all to all": (
+        "gathered",
+        {"expert": 2},
+        {
+            "experts all_gather": (2 * RESIDUAL + 2 * RESIDUAL + 2 * 4 * 256 + 2 * 4 * 64) // 2,
+            "experts reduce_scatter": (2 * RESIDUAL + 2 * RESIDUAL + 2 * 4 * 256) // 2,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MESSAGES)
+def test_tokens_travel_to_experts_and_back(what):
+    """64 tokens of 256 bytes; a weight has 4."""
+    pattern, parallel, expected = MESSAGES[what]
+    (stage,) = planned(pattern, 2, **parallel).stages
+    sent = {kind: size for kind, size in stage.sent_bytes_per_step.items() if "data" not in kind}
+    assert sent == {kind: 4 * size for kind, size in expected.items()}
+
+
+def test_the_plain_backend_plans_experts_too():
+    (stage,) = planned("attn moe", 1, {"backend": "torch"}).stages
+    assert stage.sent_bytes_per_step == {}
+
+
+def test_copies_reduce_gradients_or_share_the_optimizer():
+    (copied,), (shared,) = (planned("mlp", 4, **p).stages for p in ({}, {"distributed_optimizer": True}))
+    assert copied.sent_bytes_per_step == {"data all_reduce": 2 * 3 * copied.gradient_bytes // 4}
+    quarter = {
+        "data reduce_scatter": 3 * copied.gradient_bytes // 4,
+        "data all_gather": 3 * copied.parameter_bytes // 4,
+    }
+    assert shared.sent_bytes_per_step == pytest.approx(quarter, abs=64)
+    assert shared.optimizer_bytes == pytest.approx(copied.optimizer_bytes / 4, abs=256)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "gpus", "parallel"),
+    [
+        ("2*(attn mlp)", 16, {"tensor": 2, "sequence": True, "context": 2, "pipeline": 2, "virtual_pipeline": 2}),
+        ("2*(attn moe)", 8, {"expert": 4, "pipeline": 2}),
+        ("2*(attn moe)", 8, {"tensor": 2, "sequence": True, "expert": 2, "expert_tensor": 2}),
+    ],
+)
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_pieces_of_all_processes_add_up(pattern, gpus, parallel, tied):
+    made = planned(pattern, gpus, {"tie_embeddings": tied}, **parallel)
+    assert made.parameters_over_processes == made.parameters
+    assert sum(stage.flops_share for stage in made.stages) == pytest.approx(1)
+    assert made.sent_bytes_per_step["pipeline send" if "pipeline" in parallel else "tensor all_gather"] > 0
+    assert ("expert all_to_all" in made.sent_bytes_per_step) == ("expert" in parallel)
+
+
+def test_recomputation_keeps_less():
+    kept = {
+        how: planned("4*(attn mlp)", 1, recompute=how).stages[0].activation_bytes
+        for how in ("none", "selective", "full")
+    }
+    assert kept["full"] < kept["selective"] < kept["none"]
+
+
+@pytest.mark.parametrize("size", ["1b", "7b"])
+@pytest.mark.parametrize("gpus", [8, 64, 1024])
+def test_many_processes_are_planned_in_a_small_one_within_a_minute(size, gpus):
+    """A minute of processor time and 8 GiB."""
+    command = [sys.executable, "-m", "hybridtron", "plan", str(RUNS / f"hybrid_{size}.yaml")]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [*command, "--gpus", str(gpus), "--dry-run", "--json"], capture_output=True, text=True, check=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 60
+    assert after.ru_maxrss * 1024 < 8 * 2**30
+    made = json.loads(done.stdout)
+    assert made["gpus"] == math.prod(made["layout"][key] for key in ("tensor", "context", "pipeline", "data")) == gpus
+    assert made["parameters_over_processes"] == made["parameters"] > {"1b": 1.5e9, "7b": 6.5e9}[size]
+    assert all(stage["sent_bytes_per_step"] for stage in made["stages"])

@@ -1,9 +1,0 @@
-"""docs/config.md is the page that the schema gives."""
-
-from pathlib import Path
-
-from hybridtron.train.reference import page
-
-
-def test_the_page_is_up_to_date():
-    assert Path(__file__).parents[2].joinpath("docs/config.md").read_text() == page()

@@ -1,0 +1,43 @@
+"""bf16 parameters with fp32 copies in the optimizer; the z-loss."""
+
+import json
+
+import pytest
+import torch
+
+from hybridtron.training.evaluate import trained_model
+
+
+def rows(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_bf16_trains_close_to_fp32_and_resumes_bitwise(tiny, hybridtron):
+    runs = {}
+    for name, overrides in {"fp32": [], "bf16": ["precision.format=bf16"]}.items():
+        runs[name] = tiny.parent / name
+        result = hybridtron("train", tiny, f"folder={runs[name]}", *overrides)
+        assert result.returncode == 0, result.stderr
+    assert rows(runs["bf16"])[-1]["loss"] == pytest.approx(rows(runs["fp32"])[-1]["loss"], rel=0.02)
+    with trained_model(runs["bf16"]) as (_, _, model, _):
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    halves = tiny.parent / "halves"
+    for steps, more in ((10, []), (20, ["--resume"])):
+        overrides = ["precision.format=bf16", "schedule.type=constant", f"train.steps={steps}", f"folder={halves}"]
+        assert hybridtron("train", tiny, *overrides, *more).returncode == 0
+    whole = tiny.parent / "whole"
+    assert hybridtron("train", tiny, *overrides[:2], f"folder={whole}").returncode == 0
+    assert [row["loss"] for row in rows(halves)] == [row["loss"] for row in rows(whole)]
+
+
+def test_z_loss_pulls_the_partition_function_to_one(tiny, hybridtron):
+    sizes = {}
+    for weight in (0.0, 1.0):
+        folder = tiny.parent / f"z{weight}"
+        result = hybridtron("train", tiny, f"folder={folder}", f"train.z_loss={weight}", "optimizer.lr=1e-2")
+        assert result.returncode == 0, result.stderr
+        with trained_model(folder) as (_config, _, model, _), torch.no_grad():
+            tokens = torch.frombuffer(b"the attention model in a state o", dtype=torch.uint8).long()[None]
+            _, log_z = model(tokens, tokens)
+            sizes[weight] = float(log_z.abs().mean())
+    assert sizes[1.0] < 0.7 * sizes[0.0]

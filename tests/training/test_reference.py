@@ -1,0 +1,9 @@
+"""docs/config.md is the page that the schema gives."""
+
+from pathlib import Path
+
+from hybridtron.training.reference import page
+
+
+def test_the_page_is_up_to_date():
+    assert Path(__file__).parents[2].joinpath("docs/config.md").read_text() == page()
