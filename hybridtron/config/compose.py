@@ -26,6 +26,7 @@ from hybridtron.errors import UserError
 BASE_KEY = "base"
 SIZE_KEY, SIZES_KEY = "size", "sizes"
 COMMAND_LINE = "command line"
+MAPPING = "the config"  # the source of what a mapping sets, whose bases are relative to the current folder
 _MAX_LEVELS = 100
 
 
@@ -63,16 +64,20 @@ class Composed:
     provenance: Provenance
 
 
-def compose(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Composed:
-    """Reads a config file with its bases and applies overrides of the form `dotted.key=YAML value`.
+def compose(config: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()) -> Composed:
+    """Read a config file, or a mapping like one, with its bases; apply overrides of the form `dotted.key=YAML value`.
 
     Raises UserError for a missing or malformed file, a cycle of bases, an override that is malformed or leads through
     something that is not a mapping, and a size that is missing or that the files do not have.
     """
-    main = os.fspath(path)
-    if not main:
-        raise UserError("expected the path of a config file, found ''")
-    tree = _read_tree(main, ())
+    if isinstance(config, Mapping):
+        main: str = MAPPING
+        tree = _over_bases(dict(config), main, ())
+    else:
+        main = os.fspath(config)
+        if not main:
+            raise UserError("expected the path of a config file, found ''")
+        tree = _read_tree(main, ())
     if SIZES_KEY in tree:
         for override in filter(_sets_size, overrides):
             _override(tree, override)
@@ -103,6 +108,11 @@ def _read_tree(path: str, users: tuple[str, ...], named_in: str = "") -> _Tree:
         content = {}
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping of keys at the top level, found {value_text(content)}")
+    return _over_bases(content, path, users)
+
+
+def _over_bases(content: dict[str, Any], path: str, users: tuple[str, ...]) -> _Tree:
+    """Merge the content of one file, or of a mapping, over its bases."""
     bases = content.pop(BASE_KEY, [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) and base for base in bases):

@@ -20,12 +20,12 @@ _MAX_LINES = 5
 S = TypeVar("S", bound=Strict)
 
 
-def load(path: str | os.PathLike[str], overrides: Sequence[str], schema: type[S]) -> S:
-    """The config in a YAML file, with its bases and the overrides (`dotted.key=value`) applied.
+def load(config: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str], schema: type[S]) -> S:
+    """Read the config in a YAML file or a mapping like one, with its bases and `dotted.key=value` overrides.
 
     Raises UserError, one line per problem: `key = value: expected what (nearest: name) (in FILE)`.
     """
-    composed = compose(path, overrides)
+    composed = compose(config, overrides)
     return build(composed.mapping, schema, composed.provenance)
 
 

@@ -1,20 +1,28 @@
-"""Text from a model, token by token."""
+"""Generate text, token by token."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from hybridtron.data.tokenizer import Tokenizer
+from hybridtron.errors import UserError
 from hybridtron.model.language_model import LanguageModel
+
+SMALLEST_TEMPERATURE = 1e-3
+
+NextLogits = Callable[[list[list[int]]], Tensor]
+"""Token ids of b sequences of one length -> logits [b, vocabulary] of what follows each."""
 
 
 @torch.no_grad()
 def generate(
     model: LanguageModel,
     tokenizer: Tokenizer,
-    prompt: str,
+    prompts: Sequence[str],
     max_tokens: int,
     *,
     context: int,
@@ -23,65 +31,96 @@ def generate(
     top_k: int = 0,
     seed: int = 0,
     device: torch.device | str = "cpu",
-) -> str:
-    """Continue the prompt by up to max_tokens tokens, or to the end of the document; returns the continuation.
+) -> list[str]:
+    """Continue each prompt by up to max_tokens tokens, or to the end of the document; return the continuations.
 
     Each token is drawn from the softmax of the logits over temperature, among the top_k likeliest (0: all); temperature
-    0 takes the likeliest. A model in one process goes on from its state, so that recurrent layers take equally long for
+    0 takes the likeliest. Every prompt has a generator of its own, started by `seed`, so that its text does not depend
+    on the others. A model in one process goes on from its state, so that recurrent layers take equally long for
     every token; it sees at most the last `context` tokens, and at least half as many. One that lies over
     `tensor_parallel_size` processes, which all call this with the same arguments and get the same text, goes over the
     last `context` tokens for every token.
+
+    Raises:
+        UserError: for a number out of range or a prompt that is not UTF-8 text.
     """
-    generator = torch.Generator().manual_seed(seed)
-    tokens = [int(i) for i in tokenizer.encode(prompt)] or [tokenizer.eod]
-    start = len(tokens)
+    _check(prompts, max_tokens, temperature, top_k, seed)
+    if not prompts:
+        return []
+    generators = [torch.Generator().manual_seed(seed) for _ in prompts]
+    texts = [[int(i) for i in tokenizer.encode(prompt)] or [tokenizer.eod] for prompt in prompts]
+    starts = [len(tokens) for tokens in texts]
     if tensor_parallel_size == 1:
-        after = _by_steps(model, context, device)
+        next_logits = _by_steps(model, len(texts), context, device)
     else:
-        after = _by_windows(model, context, tensor_parallel_size, tokenizer.eod, device)
-    for _ in range(max_tokens):
-        logits = after(tokens)[: tokenizer.vocab_size].float().cpu()
-        token = _draw(logits, temperature, top_k, generator)
-        if token == tokenizer.eod:
-            break
-        tokens.append(token)
-    return tokenizer.decode(tokens[start:])
+        next_logits = _by_windows(model, context, tensor_parallel_size, tokenizer.eod, device)
+    ended = [max_tokens == 0] * len(texts)
+    length = min(starts)
+    while not all(ended):
+        # Sequences advance together. One that has ended goes on with any token, which is not read.
+        logits = next_logits([(tokens + [tokenizer.eod] * length)[:length] for tokens in texts])
+        for i, tokens in enumerate(texts):
+            if ended[i] or len(tokens) > length:
+                continue
+            token = _draw(logits[i, : tokenizer.vocab_size].float().cpu(), temperature, top_k, generators[i])
+            if token != tokenizer.eod:
+                tokens.append(token)
+            ended[i] = token == tokenizer.eod or len(tokens) - starts[i] == max_tokens
+        length += 1
+    return [tokenizer.decode(tokens[start:]) for tokens, start in zip(texts, starts, strict=True)]
 
 
-def _by_steps(model: LanguageModel, context: int, device: torch.device | str) -> Callable[[list[int]], torch.Tensor]:
-    """The logits after tokens that grow from call to call, from the state after those of the last call."""
-    state, first, seen = model.initial_state(1), 0, 0  # what is in the state: tokens[first:seen]
+def _check(prompts: Sequence[str], max_tokens: int, temperature: float, top_k: int, seed: int) -> None:
+    for name, value in (("max_tokens", max_tokens), ("top_k", top_k)):
+        if value < 0:
+            raise UserError(f"{name} = {value}: expected at least 0")
+    if not (temperature == 0 or SMALLEST_TEMPERATURE <= temperature < math.inf):
+        raise UserError(f"temperature = {temperature}: expected 0, or a number from {SMALLEST_TEMPERATURE}")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed = {seed}: expected a whole number from 0 to 2^63 - 1")
+    for prompt in prompts:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"prompt = {prompt!r}: expected UTF-8 text") from None
 
-    def after(tokens: list[int]) -> torch.Tensor:
+
+def _by_steps(model: LanguageModel, batch: int, context: int, device: torch.device | str) -> NextLogits:
+    """Go on from the state after the tokens of the last call."""
+    state, first, seen = model.initial_state(batch), 0, 0  # what is in the state: tokens[first:seen]
+
+    def next_logits(texts: list[list[int]]) -> Tensor:
         nonlocal state, first, seen
-        if len(tokens) - first > context:  # begin anew, with room for as many again
-            first = seen = len(tokens) - (context + 1) // 2 if seen else len(tokens) - context
-            state = model.initial_state(1)
-        for token in tokens[seen:]:
-            logits, state = model.step(torch.tensor([token], device=device), state)
-        seen = len(tokens)
-        return logits[0]
+        length = len(texts[0])
+        if length - first > context:  # begin anew, with room for as many again
+            first = seen = length - (context + 1) // 2 if seen else length - context
+            state = model.initial_state(batch)
+        for i in range(seen, length):
+            logits, state = model.step(torch.tensor([tokens[i] for tokens in texts], device=device), state)
+        seen = length
+        return logits
 
-    return after
+    return next_logits
 
 
 def _by_windows(
     model: LanguageModel, context: int, multiple_of: int, filler: int, device: torch.device | str
-) -> Callable[[list[int]], torch.Tensor]:
-    """The logits after tokens, from the last of them, filled up behind to a multiple.
+) -> NextLogits:
+    """Go over the last `context` tokens, filled up at their end to a multiple.
 
     Sequence parallelism needs that, and a causal model does not notice.
     """
 
-    def after(tokens: list[int]) -> torch.Tensor:
-        seen = tokens[-context:]
-        window = torch.tensor([seen + [filler] * (-len(seen) % multiple_of)], device=device)  # [1, s]
-        return model.logits(window)[0, len(seen) - 1]
+    def next_logits(texts: list[list[int]]) -> Tensor:
+        seen = [tokens[-context:] for tokens in texts]
+        padding = [filler] * (-len(seen[0]) % multiple_of)
+        window = torch.tensor([tokens + padding for tokens in seen], device=device)  # [b, s]
+        return model.logits(window)[:, len(seen[0]) - 1]
 
-    return after
+    return next_logits
 
 
-def _draw(logits: torch.Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:
+def _draw(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:
     if temperature == 0:
         return int(logits.argmax())
     if top_k:

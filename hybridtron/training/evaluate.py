@@ -25,7 +25,6 @@ from hybridtron.training.corpus import open_held_out
 from hybridtron.training.run_folder.folder import naming_an_older_one, read_run
 
 LARGEST_EXPONENT = 700  # of e, in a float
-SMALLEST_TEMPERATURE = 1e-3
 
 
 @contextlib.contextmanager
@@ -69,28 +68,17 @@ def evaluate_run(path: Path, data: str | None, sequences: int | None) -> dict[st
     }
 
 
-def generate_from_run(path: Path, prompt: str, tokens: int, temperature: float, top_k: int, seed: int) -> str:
+def generate_from_run(path: Path, prompt: str, max_tokens: int, temperature: float, top_k: int, seed: int) -> str:
     """Continue the prompt with the run's model."""
-    for name, value in (("--tokens", tokens), ("--top-k", top_k)):
-        if value < 0:
-            raise UserError(f"{name} = {value}: expected at least 0")
-    if not (temperature == 0 or SMALLEST_TEMPERATURE <= temperature < math.inf):
-        raise UserError(f"--temperature = {temperature}: expected 0, or a number from {SMALLEST_TEMPERATURE}")
-    if not 0 <= seed < 2**63:
-        raise UserError(f"--seed = {seed}: expected a whole number from 0 to 2^63 - 1")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"--prompt = {prompt!r}: expected UTF-8 text") from None
     with trained_model(path) as (config, _, model, parallel_context):
         return generate(
             model,
             load_tokenizer(config.data.tokenizer),
-            prompt,
-            tokens,
+            [prompt],
+            max_tokens,
             context=config.data.seq_len,
             temperature=temperature,
             top_k=top_k,
             seed=seed,
             device=parallel_context.device,
-        )
+        )[0]

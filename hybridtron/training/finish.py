@@ -50,13 +50,13 @@ def closing_report(
         summary["sample"] = generate(
             chunks[0],
             tokenizer,
-            summary["sample_prompt"],
+            [summary["sample_prompt"]],
             config.train.sample_tokens,
             context=config.data.seq_len,
             tensor_parallel_size=parallel_context.shards.tensor.size,
             seed=config.seed,
             device=parallel_context.device,
-        )
+        )[0]
     if parallel_context.is_main:
         say_summary(summary, folder, say)
     return summary

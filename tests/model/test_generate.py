@@ -18,7 +18,7 @@ def model():
 
 
 def text(tokens=12, prompt="ab", **options):
-    return generate(model(), ByteTokenizer(), prompt, tokens, **{"context": 32, **options})
+    return generate(model(), ByteTokenizer(), [prompt], tokens, **{"context": 32, **options})[0]
 
 
 def test_the_seed_decides_the_text():
@@ -35,7 +35,7 @@ def test_each_token_is_the_likeliest_after_those_before():
     ids = list(b"ab")
     for _ in range(5):
         ids.append(int(built.logits(torch.tensor([ids]))[0, -1, : tokenizer.vocab_size].argmax()))
-    assert generate(built, tokenizer, "ab", 5, context=32, temperature=0) == tokenizer.decode(ids[2:])
+    assert generate(built, tokenizer, ["ab"], 5, context=32, temperature=0) == [tokenizer.decode(ids[2:])]
 
 
 def test_a_window_of_tokens_says_the_same_as_the_state_after_them():
@@ -63,3 +63,9 @@ def test_an_empty_prompt_and_one_longer_than_the_context_work():
 
 def test_no_tokens_is_no_text():
     assert text(tokens=0) == ""
+
+
+def test_prompts_of_a_batch_give_what_each_gives_alone():
+    prompts = ["ab", "a longer prompt", "", "xyz"]
+    together = generate(model(), ByteTokenizer(), prompts, 12, context=32, seed=3)
+    assert together == [text(12, prompt, seed=3) for prompt in prompts]

@@ -1,0 +1,86 @@
+"""Read what a user gives as a config: a file, a dict, a pattern, or a config."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hybridtron.config.load import load
+from hybridtron.mad.models.layers import blocks_by_pattern_name, mad_lab_names
+from hybridtron.pattern import parse
+from hybridtron.training.config import RunConfig
+from hybridtron.training.validation.resolve import resolve
+
+Config = str | os.PathLike[str] | Mapping[str, Any] | RunConfig
+"""A YAML file, a dict with the keys of one, a pattern such as `2*(mamba mlp) attn mlp`, or a config."""
+
+_WIDTH = 128
+_SHORT_NAMES: dict[str, dict[str, Any]] = {
+    "attn": {"type": "attention", "num_heads": 4},
+    "mamba": {"type": "mamba2", "head_dim": 32, "state_dim": 32},
+    "mlp": {"type": "swiglu", "ffn_hidden_size": 352},
+}
+_DEFAULTS: dict[str, Any] = {
+    "name": "model",
+    "data": {"train": "stdlib", "seq_len": 256},
+    "train": {"steps": 1, "global_batch_size": 1},
+    "optimizer": {"lr": 1e-3},
+}
+_MODEL_KEYS = {"hidden_size", "pattern", "blocks"}
+
+
+def read_training_config(config: Config, *overrides: str) -> RunConfig:
+    """Read a complete config with `key=value` overrides.
+
+    Raises:
+        UserError: one line for each key that is unknown, missing or impossible.
+    """
+    if isinstance(config, RunConfig):
+        return resolve(load(config.model_dump(mode="json", serialize_as_any=True), overrides, RunConfig))
+    return resolve(load(config, overrides, RunConfig))
+
+
+def read_model_config(config: Config, *overrides: str) -> RunConfig:
+    """Read a config of which only the model matters; sections that are missing take defaults.
+
+    A dict may hold the `model` section alone, or its keys. A pattern names blocks of width 128: `attn` (4 heads),
+    `mamba` (Mamba-2), `mlp` (SwiGLU), every primitive by its type, and the layers of MAD.
+
+    Raises:
+        UserError: as `read_training_config` does.
+    """
+    if isinstance(config, str) and not _is_file(config):
+        config = {"model": _model_of_pattern(config)}
+    if isinstance(config, Mapping):
+        sections = dict(config)
+        if config.keys() >= {"pattern"} and "model" not in config:
+            sections = {"model": sections}
+        config = _merged(_DEFAULTS, sections)
+    return read_training_config(config, *overrides)
+
+
+def _is_file(text: str) -> bool:
+    return text.endswith((".yaml", ".yml")) or Path(text).is_file()
+
+
+def _model_of_pattern(pattern: str) -> dict[str, Any]:
+    blocks = blocks_by_pattern_name(match_mad_lab=False)
+    blocks |= {ours: blocks[theirs] for ours, theirs in mad_lab_names().items()} | _SHORT_NAMES
+    parsed = parse(pattern.replace("-", "_"), known_names=list(blocks))
+    return {
+        "hidden_size": _WIDTH,
+        "tie_embeddings": True,
+        "pattern": str(parsed),
+        "blocks": {name: dict(blocks[name]) for name in parsed.counts()},
+    }
+
+
+def _merged(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `lower` with the sections and keys of `upper` over it."""
+    merged = dict(lower)
+    for key, value in upper.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = {**merged[key], **value} if both else value
+    return merged

@@ -1,0 +1,44 @@
+"""What a model is and what a layout costs, without building either."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hybridtron.api.configs import Config, read_model_config, read_training_config
+
+if TYPE_CHECKING:
+    from hybridtron.accounting.describe import Account
+    from hybridtron.planner.plan import Plan
+
+
+def describe(config: Config, *overrides: str) -> Account:
+    """Count parameters, FLOPs per token and state of a model, layer by layer.
+
+    Args:
+        config: a YAML file, a dict, or a pattern of layers such as `2*(mamba mlp) attn mlp`.
+        overrides: `key=value`, such as `data.seq_len=4096`.
+    """
+    from hybridtron.accounting.describe import describe
+
+    resolved = read_model_config(config, *overrides)
+    return describe(resolved.model, resolved.data.seq_len)
+
+
+def plan(config: Config, *overrides: str, gpus: int, dry_run: bool = False) -> Plan:
+    """Work out stages, memory and traffic of a config's layout on `gpus` processes.
+
+    Args:
+        config: a YAML file or a dict with all sections of a run.
+        overrides: `key=value`, such as `parallel.tensor=4`.
+        gpus: processes in all.
+        dry_run: build every distinct stage without values, run it, and count activations and what is sent.
+
+    Raises:
+        UserError: where the layout does not fit the model or the number of processes.
+    """
+    from hybridtron.errors import UserError
+    from hybridtron.planner.plan import plan
+
+    if gpus < 1:
+        raise UserError(f"gpus = {gpus}: expected at least 1")
+    return plan(read_training_config(config, *overrides), gpus, dry_run)
