@@ -17,7 +17,7 @@ lint: .venv/dev
 
 docs: .venv/base
 	$(BIN)/python -m hybridtron.training.reference > docs/config.md
-	$(BIN)/python -m hybridtron.composer.search.reference > docs/search.md
+	$(BIN)/python -m hybridtron.composer.nas.reference > docs/search.md
 
 # torch first and pinned: 2.13.0 from PyPI runs without CUDA's gigabytes.
 .venv/base: pyproject.toml

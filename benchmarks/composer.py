@@ -25,9 +25,9 @@ import torch
 from hybridtron.composer.engines import bayesian
 from hybridtron.composer.engines.bayesian import Bayesian
 from hybridtron.composer.engines.discrete import Engine, Evolution, Observation, RandomSearch
-from hybridtron.composer.search.aggregate import aggregate
-from hybridtron.composer.search.closed_form import Chain
-from hybridtron.composer.search.space import Pattern, Space
+from hybridtron.composer.nas.aggregate import aggregate
+from hybridtron.composer.nas.closed_form import Chain
+from hybridtron.composer.nas.space import Pattern, Space
 from hybridtron.pattern import Pattern as Layers
 from hybridtron.pattern import to_composer
 from hybridtron.reporting.pictures import HUES, INK, legend_below, new_figure, png, quiet

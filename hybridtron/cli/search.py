@@ -9,10 +9,10 @@ import signal
 import sys
 from collections.abc import Iterator
 
+from hybridtron.composer.nas.config import SearchConfig
+from hybridtron.composer.nas.run import report_search, run_search
+from hybridtron.composer.nas.worker import SearchFailed, prepare
 from hybridtron.composer.report.progress_view import summary
-from hybridtron.composer.search.config import SearchConfig
-from hybridtron.composer.search.run import report_search, run_search
-from hybridtron.composer.search.worker import SearchFailed, prepare
 from hybridtron.config.load import dump, load
 from hybridtron.errors import UserError
 

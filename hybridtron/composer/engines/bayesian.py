@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hybridtron.composer.engines.discrete import Observation, known_patterns, new_patterns
-from hybridtron.composer.search.space import Pattern, Space, one_hot
+from hybridtron.composer.nas.space import Pattern, Space, one_hot
 from hybridtron.errors import UserError
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from hybridtron.composer.search.space import Pattern, Space
+from hybridtron.composer.nas.space import Pattern, Space
 
 if TYPE_CHECKING:
-    from hybridtron.composer.search.config import EngineConfig
+    from hybridtron.composer.nas.config import EngineConfig
 
 DRAWS_PER_PATTERN = 200  # random draws before the remaining patterns of a nearly exhausted space are enumerated
 
@@ -148,7 +148,7 @@ def new_patterns(space: Space, known: set[Pattern], count: int, generator: np.ra
 
 def make_engine(config: EngineConfig, seed: int) -> Engine:
     """The engine that a config's `engine` section describes, in the search of that seed."""
-    from hybridtron.composer.search import config as schema
+    from hybridtron.composer.nas import config as schema
 
     if isinstance(config, schema.EvolutionConfig):
         return Evolution(config.population, config.sample)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hybridtron.composer.engines.discrete import Observation
+from hybridtron.composer.nas.progress import Step
 from hybridtron.composer.report.outcome import BEST_SHOWN, Outcome, returned
 from hybridtron.composer.report.statistics import Effort
 from hybridtron.composer.report.tables import Column, fixed, whole, words
 from hybridtron.composer.report.wording import cost_head, notation, pattern_text, short
-from hybridtron.composer.search.progress import Step
 
 FRONT_SHOWN = 10  # patterns of the Pareto front in the terminal and in the page's first card
 

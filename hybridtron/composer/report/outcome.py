@@ -11,11 +11,11 @@ from typing import Any, Literal
 import numpy as np
 
 from hybridtron.composer.engines.discrete import Observation
-from hybridtron.composer.search.aggregate import Aggregate, elect
-from hybridtron.composer.search.cost import pareto_front
-from hybridtron.composer.search.progress import Progress, Step
-from hybridtron.composer.search.space import Pattern as Indices
-from hybridtron.composer.search.worker import Search
+from hybridtron.composer.nas.aggregate import Aggregate, elect
+from hybridtron.composer.nas.cost import pareto_front
+from hybridtron.composer.nas.progress import Progress, Step
+from hybridtron.composer.nas.space import Pattern as Indices
+from hybridtron.composer.nas.worker import Search
 from hybridtron.pattern import Pattern
 
 BEST_SHOWN = 10

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 
 from hybridtron import __version__
+from hybridtron.composer.nas.progress import Step
 from hybridtron.composer.report import columns
 from hybridtron.composer.report.outcome import Outcome
 from hybridtron.composer.report.plots import draw, votes_name
@@ -26,7 +27,6 @@ from hybridtron.composer.report.wording import (
     voters,
     warnings,
 )
-from hybridtron.composer.search.progress import Step
 from hybridtron.config.load import dump
 from hybridtron.reporting.numbers import duration, plural
 from hybridtron.reporting.page import figure, page, section

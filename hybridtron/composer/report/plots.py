@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from hybridtron.composer.nas.progress import Step
+from hybridtron.composer.nas.space import Pattern
 from hybridtron.composer.report.outcome import Outcome
 from hybridtron.composer.report.wording import short
-from hybridtron.composer.search.progress import Step
-from hybridtron.composer.search.space import Pattern
 from hybridtron.reporting.numbers import short_number
 from hybridtron.reporting.pictures import FAINT, GRID, HUES, INK, legend_below, new_figure, png, quiet
 

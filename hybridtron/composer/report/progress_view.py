@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from hybridtron.composer.nas.progress import Progress
 from hybridtron.composer.report.columns import FRONT_SHOWN, front
 from hybridtron.composer.report.outcome import Outcome
 from hybridtron.composer.report.tables import decimal, decimals, text_table, words
 from hybridtron.composer.report.wording import course, pattern_text, verdict
-from hybridtron.composer.search.progress import Progress
 from hybridtron.pattern import Pattern
 from hybridtron.reporting.numbers import plural
 

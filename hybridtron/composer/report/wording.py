@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
+from hybridtron.composer.nas.config import FREE, SpaceConfig
+from hybridtron.composer.nas.progress import Step
+from hybridtron.composer.nas.space import Pattern as Indices
+from hybridtron.composer.nas.space import Space
 from hybridtron.composer.report.outcome import Outcome
 from hybridtron.composer.report.tables import decimal, decimals
-from hybridtron.composer.search.config import FREE, SpaceConfig
-from hybridtron.composer.search.progress import Step
-from hybridtron.composer.search.space import Pattern as Indices
-from hybridtron.composer.search.space import Space
 from hybridtron.pattern import COMPOSER_NAMES, Pattern, to_composer
 from hybridtron.reporting.numbers import plural
 

@@ -11,8 +11,8 @@ import torch
 
 from hybridtron.composer.engines.bayesian import Bayesian, leave_one_out
 from hybridtron.composer.engines.discrete import Evolution, Exhaustive, Observation, RandomSearch
-from hybridtron.composer.search.closed_form import Chain
-from hybridtron.composer.search.space import Space
+from hybridtron.composer.nas.closed_form import Chain
+from hybridtron.composer.nas.space import Space
 
 torch.set_num_threads(1)
 

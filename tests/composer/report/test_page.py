@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import torch
 
+from hybridtron.composer.nas.config import SearchConfig, SpaceConfig
+from hybridtron.composer.nas.run import report_search, run_search
 from hybridtron.composer.report.columns import front
 from hybridtron.composer.report.outcome import Outcome
 from hybridtron.composer.report.plots import without_strays
 from hybridtron.composer.report.progress_view import summary
 from hybridtron.composer.report.tables import decimals, fixed, whole
 from hybridtron.composer.report.wording import constraints, surrogate_sentence
-from hybridtron.composer.search.config import SearchConfig, SpaceConfig
-from hybridtron.composer.search.run import report_search, run_search
 from hybridtron.config.load import build
 from hybridtron.reporting.numbers import plural
 from tests.composer.small import MAD

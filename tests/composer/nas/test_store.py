@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from hybridtron.composer.search.store import Store
+from hybridtron.composer.nas.store import Store
 from hybridtron.errors import UserError
 from tests.conftest import environment
 
 START_TOGETHER = """
 import multiprocessing, sys
 from pathlib import Path
-from hybridtron.composer.search.store import Store
+from hybridtron.composer.nas.store import Store
 
 def worker(folder, barrier, answers):
     for i in range(ROUNDS):

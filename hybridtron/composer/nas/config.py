@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
-from hybridtron.composer.search.space import Space
+from hybridtron.composer.nas.space import Space
 from hybridtron.config.nearest import one_of
 from hybridtron.config.schema import Strict, dispatch, problem
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from hybridtron.composer.engines.discrete import Engine, Observation, make_engine, new_patterns
-from hybridtron.composer.search.config import BayesianConfig, SearchConfig
-from hybridtron.composer.search.cost import Cost, read_cost, scalarised
-from hybridtron.composer.search.evaluators import Evaluator, Measurement, make_evaluator
-from hybridtron.composer.search.progress import Progress, Step, Unit, read_progress
-from hybridtron.composer.search.space import Pattern
-from hybridtron.composer.search.store import Store, Transaction
+from hybridtron.composer.nas.config import BayesianConfig, SearchConfig
+from hybridtron.composer.nas.cost import Cost, read_cost, scalarised
+from hybridtron.composer.nas.evaluators import Evaluator, Measurement, make_evaluator
+from hybridtron.composer.nas.progress import Progress, Step, Unit, read_progress
+from hybridtron.composer.nas.space import Pattern
+from hybridtron.composer.nas.store import Store, Transaction
 from hybridtron.errors import UserError
 
 WAIT_SECONDS = 0.5  # between looks at the store while other workers have all that is left

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from hybridtron.composer.search.config import SearchConfig
-from hybridtron.composer.search.progress import Progress, read_progress
-from hybridtron.composer.search.store import Store
-from hybridtron.composer.search.worker import prepare, work
+from hybridtron.composer.nas.config import SearchConfig
+from hybridtron.composer.nas.progress import Progress, read_progress
+from hybridtron.composer.nas.store import Store
+from hybridtron.composer.nas.worker import prepare, work
 from hybridtron.config.load import build
 from hybridtron.errors import UserError
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hybridtron.composer.search.reference import page
+from hybridtron.composer.nas.reference import page
 
 
 def test_the_page_is_up_to_date():

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hybridtron.composer.search.closed_form import Chain
-from hybridtron.composer.search.config import (
+from hybridtron.composer.nas.closed_form import Chain
+from hybridtron.composer.nas.config import (
     EvaluatorConfig,
     FunctionConfig,
     MADConfig,

@@ -9,11 +9,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 from hybridtron.composer.engines.discrete import Observation
-from hybridtron.composer.search.aggregate import Aggregate, aggregate
-from hybridtron.composer.search.config import SearchConfig
-from hybridtron.composer.search.methodology import num_steps, step_space
-from hybridtron.composer.search.space import Pattern, Space
-from hybridtron.composer.search.store import EVALUATIONS, Row, Transaction
+from hybridtron.composer.nas.aggregate import Aggregate, aggregate
+from hybridtron.composer.nas.config import SearchConfig
+from hybridtron.composer.nas.methodology import num_steps, step_space
+from hybridtron.composer.nas.space import Pattern, Space
+from hybridtron.composer.nas.store import EVALUATIONS, Row, Transaction
 from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hybridtron.composer.search.config import MethodologyConfig
-from hybridtron.composer.search.space import Pattern, Space, State, Uses
+from hybridtron.composer.nas.config import MethodologyConfig
+from hybridtron.composer.nas.space import Pattern, Space, State, Uses
 from hybridtron.errors import UserError
 
 Half = tuple[int, int]  # its innermost block (-1: none) and the length of that block's run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hybridtron.composer.search.config import SearchConfig
+from hybridtron.composer.nas.config import SearchConfig
 from hybridtron.config.load import build
 from hybridtron.errors import UserError
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hybridtron.composer.nas.config import SearchConfig
+from hybridtron.composer.nas.progress import Progress, read_progress, vote
+from hybridtron.composer.nas.store import EVALUATIONS, Store
+from hybridtron.composer.nas.worker import Search, prepare, work
 from hybridtron.composer.report.outcome import Outcome, read_outcome
 from hybridtron.composer.report.page import write_page
 from hybridtron.composer.report.progress_view import View
-from hybridtron.composer.search.config import SearchConfig
-from hybridtron.composer.search.progress import Progress, read_progress, vote
-from hybridtron.composer.search.store import EVALUATIONS, Store
-from hybridtron.composer.search.worker import Search, prepare, work
 from hybridtron.distributed.environment import read_environment
 from hybridtron.errors import UserError
 

@@ -11,11 +11,11 @@ import yaml
 
 from hybridtron.cli.main import main
 from hybridtron.composer.engines.discrete import Observation, make_engine
-from hybridtron.composer.search.config import SearchConfig
-from hybridtron.composer.search.cost import Cost
-from hybridtron.composer.search.evaluators import Evaluator, Measurement
-from hybridtron.composer.search.store import Store
-from hybridtron.composer.search.worker import Search, SearchFailed, _propose, work
+from hybridtron.composer.nas.config import SearchConfig
+from hybridtron.composer.nas.cost import Cost
+from hybridtron.composer.nas.evaluators import Evaluator, Measurement
+from hybridtron.composer.nas.store import Store
+from hybridtron.composer.nas.worker import Search, SearchFailed, _propose, work
 from hybridtron.config.load import build
 
 SEARCH = {

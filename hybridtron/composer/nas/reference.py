@@ -1,8 +1,8 @@
-"""The reference page of a search's keys: `python -m hybridtron.composer.search.reference > docs/search.md`."""
+"""The reference page of a search's keys: `python -m hybridtron.composer.nas.reference > docs/search.md`."""
 
 from __future__ import annotations
 
-from hybridtron.composer.search.config import ENGINES, EVALUATORS, SearchConfig
+from hybridtron.composer.nas.config import ENGINES, EVALUATORS, SearchConfig
 from hybridtron.config.reference import render
 
 INTRO = """Every key of a search's config, generated from the schema (`make docs`); [composer.md](composer.md) tells

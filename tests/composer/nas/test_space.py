@@ -9,7 +9,7 @@ from itertools import groupby, pairwise, product
 import numpy as np
 import pytest
 
-from hybridtron.composer.search.space import Space, one_hot
+from hybridtron.composer.nas.space import Space, one_hot
 from hybridtron.errors import UserError
 
 BLOCKS = ("attn", "mlp", "mamba")

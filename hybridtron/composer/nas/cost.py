@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from hybridtron.composer.engines.discrete import Observation
-from hybridtron.composer.search.config import CostConfig
-from hybridtron.composer.search.space import Pattern
+from hybridtron.composer.nas.config import CostConfig
+from hybridtron.composer.nas.space import Pattern
 from hybridtron.config.load import load
 from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError

@@ -16,11 +16,11 @@ import yaml
 
 from hybridtron.cli.main import main
 from hybridtron.composer.engines.discrete import Observation
-from hybridtron.composer.search.config import SearchConfig
-from hybridtron.composer.search.cost import Cost, pareto_front, scalarised
-from hybridtron.composer.search.run import run_search
-from hybridtron.composer.search.store import Store
-from hybridtron.composer.search.worker import prepare
+from hybridtron.composer.nas.config import SearchConfig
+from hybridtron.composer.nas.cost import Cost, pareto_front, scalarised
+from hybridtron.composer.nas.run import run_search
+from hybridtron.composer.nas.store import Store
+from hybridtron.composer.nas.worker import prepare
 from hybridtron.config.load import build, load
 from hybridtron.errors import UserError
 from tests.composer.small import MAD

@@ -9,9 +9,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from hybridtron.composer.search.config import MethodologyConfig
-from hybridtron.composer.search.methodology import num_steps, step_space
-from hybridtron.composer.search.space import Space
+from hybridtron.composer.nas.config import MethodologyConfig
+from hybridtron.composer.nas.methodology import num_steps, step_space
+from hybridtron.composer.nas.space import Space
 from hybridtron.errors import UserError
 
 WHOLE = Space(("A", "M"), 6)
