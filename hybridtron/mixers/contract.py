@@ -1,11 +1,12 @@
-"""What every primitive supplies.
+"""Base class of every primitive's config.
 
 A primitive is a folder: `config.py` (a `MixerConfig`, free of torch) answers every question about the primitive before
-a tensor exists; `module.py` builds it on a backend. Its maths is in `hybridtron.ops`.
+a tensor exists; `module.py` holds its `Mixer`, built on a backend. Its maths is in `hybridtron.ops`.
 """
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from math import isclose
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -16,9 +17,8 @@ from hybridtron.config.schema import Strict, problem
 from hybridtron.tensors import TensorSpec
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from hybridtron.backends.base import Backend
+    from hybridtron.mixers.mixer import Mixer
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,11 @@ class Capabilities:
     tensor: bool = False
     sequence: bool = False
     context: bool = False
-    selective: bool = False  # its module has a `core` that the backward pass can compute again by itself
+    selective: bool = False  # its module has a `core`, which the backward pass can recompute by itself
     vmap: bool = False
+
+
+EVERYTHING = Capabilities(tensor=True, sequence=True, context=True, selective=True, vmap=True)
 
 
 class MixerConfig(Strict):
@@ -38,58 +41,62 @@ class MixerConfig(Strict):
     type: str
     hidden_size: int = Field(0, exclude=True, description="Width of the residual stream; taken from the model.")
 
-    kind: ClassVar[Literal["sequence", "channel"]]
-    capabilities: ClassVar[Capabilities]
+    kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
+    capabilities: ClassVar[Capabilities] = EVERYTHING
 
     def tensors(self) -> dict[str, TensorSpec]:
-        """Every parameter of the primitive by its name inside the module."""
+        """Declare every parameter of the primitive, by its name inside the module."""
         raise NotImplementedError
 
     def flops(self, seq_len: int) -> int:
-        """FLOPs of the matrix products and Fourier transforms of one forward pass over one sequence, a multiply-add
-        counted as two.
+        """Count the FLOPs of one forward pass over one sequence: matrix products and Fourier transforms, a multiply-add
+        as two.
 
         Counted as executed on a CPU: attention leaves out the blocks of keys that lie wholly after a block of queries.
         """
         raise NotImplementedError
 
     def unseen_flops(self, seq_len: int) -> int:
-        """Of `flops`, those that PyTorch's flop counter does not see: Fourier transforms."""
+        """Count those of `flops` that PyTorch's flop counter does not see: Fourier transforms."""
         return 0
 
     def state_size(self, seq_len: int) -> int:
-        """Elements kept per sequence to generate the next token after seq_len tokens.
+        """Count the elements kept per sequence to generate the next token after seq_len tokens.
 
         The few last inputs of a short convolution in front of a larger state are left out; where a convolution is the
-        primitive itself, its inputs are the state.
+        primitive itself, its inputs are the state. A channel mixer keeps nothing by default.
         """
+        if self.kind == "channel":
+            return 0
         raise NotImplementedError
 
-    def build(self, backend: Backend) -> nn.Module:
-        """The module: forward maps [s, b, h] to [s, b, h]."""
-        raise NotImplementedError
+    def build(self, backend: Backend) -> Mixer:
+        """Build the module: the class in `module.py` beside the config that is named like it, without `Config`."""
+        module = importlib.import_module(f"{type(self).__module__.rpartition('.')[0]}.module")
+        return getattr(module, type(self).__name__.removesuffix("Config"))(self, backend)
 
     def parameters(self) -> int:
+        """Count all parameters."""
         return sum(spec.numel for spec in self.tensors().values())
 
     def active_parameters(self) -> int:
-        """Parameters that one token's forward pass uses."""
+        """Count the parameters that one token's forward pass uses."""
         return self.parameters()
 
 
 def linear_flops(seq_len: int, *specs: TensorSpec) -> int:
-    """FLOPs of multiplying seq_len tokens with each matrix."""
+    """Count FLOPs of multiplying seq_len tokens with each matrix."""
     return sum(2 * seq_len * spec.numel for spec in specs)
 
 
 def check_divides(key: str, value: int, total: int, of: str) -> None:
-    """For validators: `value` of `key` must divide `total`, which messages call `of`."""
+    """Raise a validator's problem unless `value` of `key` divides `total`, which the message calls `of`."""
     if total % value:
         raise problem(key, value, f"a divisor of {of} {total} (nearest: {nearest_divisors(total, value)})")
 
 
 def check_whole(key: str, share: float, width: int, least: int = 1) -> None:
-    """For validators: `share` of `key` times hidden_size, or another `width`, must be a whole number of channels."""
+    """Raise a validator's problem unless `share` of `key` times `width` is whole and at least `least`, in channels."""
     channels = round(share * width)
     if channels < least or not isclose(channels, share * width, abs_tol=1e-3):
         nearest = max(least, channels) / width
@@ -97,14 +104,14 @@ def check_whole(key: str, share: float, width: int, least: int = 1) -> None:
 
 
 def check_power_of_two(key: str, value: int) -> None:
-    """For validators: `value` of `key`, at least 1, must be a power of two."""
+    """Raise a validator's problem unless `value` of `key`, at least 1, is a power of two."""
     below = 1 << (value.bit_length() - 1)
     if value != below:
         raise problem(key, value, f"a power of two (nearest: {below}, {2 * below})")
 
 
 def nearest_divisors(total: int, value: int) -> str:
-    """The divisors of `total` just below and above `value`, as text for a message."""
+    """Return the divisors of `total` just below and above `value`, as text for a message."""
     divisors = [d for d in range(1, total + 1) if total % d == 0]
     below = [d for d in divisors if d < value][-1:]
     above = [d for d in divisors if d > value][:1]

@@ -10,7 +10,7 @@ from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 
 def before_each(x: Tensor, backend: Backend) -> Tensor:
-    """[s, b, h] -> [s, b, h]: x_{t-1} in place t, zeros in the first.
+    """Shift [s, b, h] by one token: x_{t-1} at t, zeros at the first.
 
     Under context parallelism, which cuts sequences, the shift is made on whole sequences of a share of the channels.
     """

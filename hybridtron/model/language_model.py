@@ -3,50 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from hybridtron.backends.base import Backend
 from hybridtron.mixers.contract import MixerConfig
-from hybridtron.mixers.decoding import State
+from hybridtron.mixers.mixer import Mixer, State
+from hybridtron.mixers.mixer import recompute as recomputed
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.stage import Stage, whole
 from hybridtron.model.tensors import model_tensors
 
 
 class Layer(nn.Module):
-    """x + mixer(norm(x)), [s, b, h] -> [s, b, h]; `recompute` says what its backward pass computes again."""
+    """x + mixer(norm(x)), [s, b, h] -> [s, b, h].
+
+    `recompute` is what the backward pass recomputes: none, selective (inside the mixer's cores) or full.
+    """
 
     def __init__(self, block: MixerConfig, norm: nn.Module, backend: Backend, recompute: str = "none") -> None:
         super().__init__()
         self.norm = norm
-        mixer: Any = block.build(backend)
         self.recompute = recompute
-        if recompute == "selective":
-            cores = [module for module in mixer.modules() if hasattr(module, "core")]
-            assert cores, f"{type(mixer).__name__} has no method `core`, which capabilities.selective promises"
-            for module in cores:
-                module.core = partial(again, module.core)
-        self.mixer = mixer
+        self.mixer = block.build(backend)
+        for module in self.mixer.modules():
+            if isinstance(module, Mixer):
+                module.recompute_core = recompute == "selective"
 
     def forward(self, x: Tensor) -> Tensor:
-        return again(self._forward, x) if self.recompute == "full" else self._forward(x)
+        return recomputed(self._forward, x) if self.recompute == "full" else self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
         return x + self.mixer(self.norm(x))
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """The next token of every sequence, [b, h] -> [b, h]; see `hybridtron.mixers.decoding`."""
+        """Map the next token of every sequence, [b, h] -> [b, h]; see `hybridtron.mixers.mixer`."""
         y, state = self.mixer.step(self.norm(x.unsqueeze(0)).squeeze(0), state)
         return x + y, state
-
-
-def again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """function(x), keeping x alone: the backward pass computes the rest again (Chen et al. 2016, arXiv 1604.06174)."""
-    return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
 
 
 class LanguageModel(nn.Module):
@@ -109,8 +102,7 @@ class LanguageModel(nn.Module):
 
     def initial_state(self, batch: int) -> list[State]:
         """Of every layer, before the first token."""
-        mixers: list[Any] = [layer.mixer for layer in self.layers.values()]
-        return [mixer.initial_state(batch) for mixer in mixers]
+        return [layer.mixer.initial_state(batch) for layer in self._layers()]
 
     def step(self, tokens: Tensor, state: list[State]) -> tuple[Tensor, list[State]]:
         """The next token of every sequence, ids [b] -> logits [b, vocabulary] of the one after it, and the state then.
@@ -118,12 +110,14 @@ class LanguageModel(nn.Module):
         For a model that lies in one process; the state handed in is used up.
         """
         x, after = self.embedding(tokens.unsqueeze(1)).squeeze(0), []  # [b, h]
-        for layer, before in zip(self.layers.values(), state, strict=True):
-            assert isinstance(layer, Layer)
+        for layer, before in zip(self._layers(), state, strict=True):
             x, own = layer.step(x, before)
             after.append(own)
         logits = self.head(self.final_norm(x.unsqueeze(0)), self.embedding.weight if self.tied else None)  # [1, b, v]
         return self.gather_logits(logits).squeeze(0), after
+
+    def _layers(self) -> list[Layer]:
+        return [layer for layer in self.layers.values() if isinstance(layer, Layer)]
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Token ids [b, s] -> logits [b, s, vocabulary]."""

@@ -6,6 +6,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from hybridtron.backends.torch import TorchBackend
 from hybridtron.config.schema import dispatch
+from hybridtron.mixers.mixer import Mixer
 from hybridtron.mixers.registry import MIXERS
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.initialize import initialize
@@ -96,10 +97,30 @@ class TestPrimitive:
         declared = {name: spec.shape for name, spec in config.tensors().items()}
         assert {name: tuple(parameter.shape) for name, parameter in module.named_parameters()} == declared
 
-    def test_has_the_core_that_can_be_computed_again(self, primitive):
+    def test_has_the_core_that_can_be_recomputed(self, primitive):
         config = model_config(primitive).blocks["x"]
-        cores = [module for module in built(primitive).modules() if hasattr(module, "core")]
+        mixers = [module for module in built(primitive).modules() if isinstance(module, Mixer)]
+        cores = [mixer for mixer in mixers if type(mixer).core is not Mixer.core]
         assert bool(cores) == config.capabilities.selective
+
+    def test_recomputing_the_core_keeps_no_more_and_changes_no_gradient(self, primitive):
+        results, kept = [], []
+        for recompute in (False, True):
+            model = noisy(built(primitive))
+            for module in model.modules():
+                if isinstance(module, Mixer):
+                    module.recompute_core = recompute
+            x = torch.randn(40, 2, WIDTH, generator=torch.Generator().manual_seed(0), requires_grad=True)
+            packed = []
+            with torch.autograd.graph.saved_tensors_hooks(lambda t, packed=packed: packed.append(t) or t, lambda t: t):
+                y = model.layers["0"].mixer(x)
+            y.square().sum().backward()
+            results.append({name: parameter.grad for name, parameter in model.named_parameters()} | {"x": x.grad})
+            kept.append(len(packed))
+        sequence = model_config(primitive).blocks["x"].kind == "sequence"
+        assert kept[1] < kept[0] if sequence else kept[1] <= kept[0]  # a core of one operation keeps its input anyway
+        for name, gradient in results[0].items():
+            assert gradient is None or torch.equal(gradient, results[1][name]), name
 
     def test_maps_s_b_h_to_s_b_h(self, primitive):
         mixer = built(primitive).layers["0"].mixer

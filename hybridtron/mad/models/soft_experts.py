@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops
 from hybridtron.mixers.hyena_experts.config import HyenaExpertsConfig
 from hybridtron.mixers.hyena_experts.module import HyenaExperts
+from hybridtron.mixers.mixer import Mixer
 from hybridtron.tensors import Init, TensorSpec
 
 if TYPE_CHECKING:
@@ -58,19 +59,8 @@ class SoftMoEConfig(MixerConfig):
         return SoftMoE(self, backend)
 
 
-class SoftMoE(nn.Module):
-    """[s, b, h] -> [s, b, h]."""
-
-    up: nn.Parameter
-    down: nn.Parameter
-    router_weight: nn.Parameter
-    router_bias: nn.Parameter
-
-    def __init__(self, config: SoftMoEConfig, backend: Backend) -> None:
-        super().__init__()
-        self.config = config
-        for name, spec in config.tensors().items():
-            self.register_parameter(name, backend.parameter(spec))
+class SoftMoE(Mixer):
+    """Gated experts whose outputs are all mixed."""
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = F.linear(x, self.up).chunk(2, -1)
@@ -91,9 +81,10 @@ class SoftHyenaExpertsConfig(HyenaExpertsConfig):
 
 
 class SoftHyenaExperts(HyenaExperts):
-    def _combined(self, y: Tensor, x: Tensor) -> Tensor:
-        """Outputs [..., experts, w] for tokens x [..., h], all of them weighted: [..., w]."""
-        weights = soft_weights(F.linear(x, self.router_weight, self.router_bias), self.config.top_k)
+    def combine(self, y: Tensor, x: Tensor) -> Tensor:
+        """Weigh the outputs [..., experts, w] of all experts of tokens x [..., h]: -> [..., w]."""
+        bias = self.router_bias if self.config.bias else None
+        weights = soft_weights(F.linear(x, self.router_weight, bias), self.config.top_k)
         return (y * weights.unsqueeze(-1)).sum(-2)
 
 

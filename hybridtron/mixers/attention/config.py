@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from hybridtron.config.schema import problem
-from hybridtron.mixers.contract import Capabilities, MixerConfig, check_divides, check_whole, linear_flops
+from hybridtron.mixers.contract import MixerConfig, check_divides, check_whole, linear_flops
 from hybridtron.tensors import Init, PackedPart, TensorSpec
-
-if TYPE_CHECKING:
-    from hybridtron.backends.base import Backend
-    from hybridtron.mixers.attention.module import Attention
 
 
 class AttentionConfig(MixerConfig):
@@ -30,11 +26,6 @@ class AttentionConfig(MixerConfig):
     )
     qkv_bias: bool = Field(False, description="Bias on the query, key and value projections.")
     proj_bias: bool = Field(False, description="Bias on the output projection.")
-
-    kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        tensor=True, sequence=True, context=True, selective=True, vmap=True
-    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> AttentionConfig:
@@ -86,8 +77,3 @@ class AttentionConfig(MixerConfig):
 
     def state_size(self, seq_len: int) -> int:
         return 2 * self.kv_heads * self.head_size * min(seq_len, self.window or seq_len)
-
-    def build(self, backend: Backend) -> Attention:
-        from hybridtron.mixers.attention.module import Attention
-
-        return Attention(self, backend)

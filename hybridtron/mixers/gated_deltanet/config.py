@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from hybridtron.config.schema import problem
-from hybridtron.mixers.contract import Capabilities, MixerConfig, check_divides, check_power_of_two, linear_flops
+from hybridtron.mixers.contract import MixerConfig, check_divides, check_power_of_two, linear_flops
 from hybridtron.tensors import Init, PackedPart, TensorSpec
-
-if TYPE_CHECKING:
-    from hybridtron.backends.base import Backend
-    from hybridtron.mixers.gated_deltanet.module import GatedDeltaNet
 
 
 class GatedDeltaNetConfig(MixerConfig):
@@ -34,11 +30,6 @@ class GatedDeltaNetConfig(MixerConfig):
         False, description="Strengths up to 2 in place of 1, which lets a state change its sign (arXiv 2411.12537)."
     )
     chunk_size: int = Field(64, ge=1, description="Tokens per chunk, a power of two; changes speed, not results.")
-
-    kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        tensor=True, sequence=True, context=True, selective=True, vmap=True
-    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> GatedDeltaNetConfig:
@@ -90,8 +81,3 @@ class GatedDeltaNetConfig(MixerConfig):
 
     def state_size(self, seq_len: int) -> int:
         return self.value_heads * self.key_size * self.value_size
-
-    def build(self, backend: Backend) -> GatedDeltaNet:
-        from hybridtron.mixers.gated_deltanet.module import GatedDeltaNet
-
-        return GatedDeltaNet(self, backend)

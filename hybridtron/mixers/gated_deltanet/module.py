@@ -6,10 +6,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from hybridtron.backends.base import Backend
-from hybridtron.mixers.gated_deltanet.config import GatedDeltaNetConfig
+from hybridtron.mixers.mixer import Mixer
 from hybridtron.ops.conv.short_conv import short_conv, short_conv_step
 from hybridtron.ops.elementwise.norm import norm_then_gate
 from hybridtron.ops.elementwise.precision import accumulation_dtype
@@ -23,34 +22,14 @@ class GatedDeltaNetState(NamedTuple):
     memory: Tensor  # [b, value heads, n, p]
 
 
-class GatedDeltaNet(nn.Module):
-    """[s, b, h] -> [s, b, h]; a tensor- or context-parallel rank computes its own heads."""
-
-    conv_weight: nn.Parameter
-    dt_bias: nn.Parameter
-    A_log: nn.Parameter
-    norm_weight: nn.Parameter
-
-    def __init__(self, config: GatedDeltaNetConfig, backend: Backend) -> None:
-        super().__init__()
-        specs = config.tensors()
-        self.config, self.backend, self.specs = config, backend, specs
-        self.core_sizes = backend.core_sizes(specs["in_proj.weight"])
-        self.in_proj = backend.column_linear(specs["in_proj.weight"])
-        for name in ("conv_weight", "dt_bias", "A_log", "norm_weight"):
-            self.register_parameter(name, backend.parameter(specs[name]))
-        self.out_proj = backend.row_linear(specs["out_proj.weight"])
-        self.norm_eps = backend.norm_eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out_proj(self.backend.with_full_sequence(self.core, self.in_proj(x), self.specs["in_proj.weight"]))
+class GatedDeltaNet(Mixer):
+    """Gated delta rule; parts of the projection are q, k, v, z, beta and dt."""
 
     def core(self, packed: Tensor) -> Tensor:
-        """The projected channels of some heads [s, b, q + k + v + z + beta + dt] -> [s, b, value heads * p]."""
-        conv_input, *rest = packed.transpose(0, 1).split([sum(self.core_sizes[:3]), *self.core_sizes[3:]], -1)
-        convolved = short_conv(conv_input, self._own("conv_weight"), activation="silu")
+        conv_input, *rest = self._split(packed.transpose(0, 1))
+        convolved = short_conv(conv_input, self.local_heads("conv_weight"), activation="silu")
         q, k, v, z, g, beta = self._heads(convolved, *rest)  # [b, s, heads, .]
-        return self._finish(gated_delta_rule(q, k, v, g, beta, self.config.chunk_size), z).transpose(0, 1)
+        return self._norm_and_gate(gated_delta_rule(q, k, v, g, beta, self.config.chunk_size), z).transpose(0, 1)
 
     def initial_state(self, batch: int) -> GatedDeltaNetState:
         config, (channels, taps) = self.config, self.conv_weight.shape
@@ -60,16 +39,16 @@ class GatedDeltaNet(nn.Module):
             self.conv_weight.new_zeros(size, dtype=accumulation_dtype(self.conv_weight)),
         )
 
-    def step(self, x: Tensor, state: GatedDeltaNetState) -> tuple[Tensor, GatedDeltaNetState]:
-        packed = self.in_proj(x.unsqueeze(0)).squeeze(0)
-        conv_input, *rest = packed.split([sum(self.core_sizes[:3]), *self.core_sizes[3:]], -1)
-        convolved, cache = short_conv_step(state.conv, conv_input, self.conv_weight, activation="silu")
+    def step_core(self, packed: Tensor, state: GatedDeltaNetState) -> tuple[Tensor, GatedDeltaNetState]:
+        conv_input, *rest = self._split(packed)
+        convolved, conv = short_conv_step(state.conv, conv_input, self.conv_weight, activation="silu")
         q, k, v, z, g, beta = self._heads(convolved, *rest)  # [b, heads, .]
         y, memory = gated_delta_rule_step(state.memory, q, k, v, g, beta)
-        return self.out_proj(self._finish(y, z).unsqueeze(0)).squeeze(0), GatedDeltaNetState(cache, memory)
+        return self._norm_and_gate(y, z), GatedDeltaNetState(conv, memory)
 
-    def _own(self, name: str) -> Tensor:
-        return self.backend.local_heads(getattr(self, name), self.specs[name])
+    def _split(self, packed: Tensor) -> tuple[Tensor, ...]:
+        """Split into the channels of the convolutions together, then z, beta and dt."""
+        return packed.split([sum(self.core_sizes[:3]), *self.core_sizes[3:]], -1)
 
     def _heads(
         self, convolved: Tensor, z: Tensor, beta: Tensor, dt: Tensor
@@ -79,15 +58,16 @@ class GatedDeltaNet(nn.Module):
         q, k, v = convolved.split(self.core_sizes[:3], -1)
         q, k = (part.unflatten(-1, (-1, config.key_size)) for part in (q, k))
         v, z = (part.unflatten(-1, (-1, config.value_size)) for part in (v, z))
-        steps = F.softplus(dt.to(dtype) + self._own("dt_bias"))
+        steps = F.softplus(dt.to(dtype) + self.local_heads("dt_bias"))
+        decays = -self.local_heads("A_log").to(dtype).exp() * steps
         strengths = torch.sigmoid(beta.to(dtype)) * (2 if config.allow_negative else 1)
-        return _unit(q) * config.key_size**-0.5, _unit(k), v, z, -self._own("A_log").to(dtype).exp() * steps, strengths
+        return _unit(q) * config.key_size**-0.5, _unit(k), v, z, decays, strengths
 
-    def _finish(self, y: Tensor, z: Tensor) -> Tensor:
-        return norm_then_gate(y, z, self.backend.of_all_heads(self.norm_weight), self.norm_eps)
+    def _norm_and_gate(self, y: Tensor, z: Tensor) -> Tensor:
+        return norm_then_gate(y, z, self.of_all_heads("norm_weight"), self.backend.norm_eps)
 
 
 def _unit(x: Tensor) -> Tensor:
-    """x divided by its length over the last axis, in the dtype of states."""
+    """Divide x by its length over the last axis, in the dtype of states."""
     wide = x.to(accumulation_dtype(x))
     return wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + _L2_EPS)

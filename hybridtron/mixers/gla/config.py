@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from hybridtron.mixers.contract import (
-    Capabilities,
     MixerConfig,
     check_divides,
     check_power_of_two,
@@ -15,10 +14,6 @@ from hybridtron.mixers.contract import (
     linear_flops,
 )
 from hybridtron.tensors import Init, PackedPart, TensorSpec
-
-if TYPE_CHECKING:
-    from hybridtron.backends.base import Backend
-    from hybridtron.mixers.gla.module import GLA
 
 
 class GLAConfig(MixerConfig):
@@ -33,11 +28,6 @@ class GLAConfig(MixerConfig):
         16.0, gt=0, description="The decay is the sigmoid to the power of one over this; larger forgets more slowly."
     )
     chunk_size: int = Field(64, ge=1, description="Tokens per chunk, a power of two; changes speed, not results.")
-
-    kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        tensor=True, sequence=True, context=True, selective=True, vmap=True
-    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> GLAConfig:
@@ -85,8 +75,3 @@ class GLAConfig(MixerConfig):
 
     def state_size(self, seq_len: int) -> int:
         return self.num_heads * self.key_size * self.value_size
-
-    def build(self, backend: Backend) -> GLA:
-        from hybridtron.mixers.gla.module import GLA
-
-        return GLA(self, backend)

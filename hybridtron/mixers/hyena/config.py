@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from hybridtron.config.schema import problem
-from hybridtron.mixers.contract import Capabilities, linear_flops, nearest_divisors
+from hybridtron.mixers.contract import linear_flops, nearest_divisors
 from hybridtron.mixers.implicit_filter.config import ImplicitFilterConfig
 from hybridtron.tensors import Init, PackedPart, TensorSpec
-
-if TYPE_CHECKING:
-    from hybridtron.backends.base import Backend
-    from hybridtron.mixers.hyena.module import Hyena
 
 ROLES = 3  # in which projections meet in a channel
 
@@ -31,11 +27,6 @@ class ProjectedHyenaConfig(ImplicitFilterConfig):
     )
     conv_kernel: int = Field(3, ge=1, description="Length of the short convolutions.")
     bias: bool = Field(False, description="Biases on the projections.")
-
-    kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        tensor=True, sequence=True, context=True, selective=True, vmap=True
-    )
 
     @model_validator(mode="after")
     def _groups_divide(self) -> ProjectedHyenaConfig:
@@ -106,8 +97,3 @@ class HyenaConfig(ProjectedHyenaConfig):
         from hybridtron.ops.conv.long_conv import long_conv_fft_flops
 
         return long_conv_fft_flops(seq_len, self.filters, self.inner_size, seq_len)
-
-    def build(self, backend: Backend) -> Hyena:
-        from hybridtron.mixers.hyena.module import Hyena
-
-        return Hyena(self, backend)

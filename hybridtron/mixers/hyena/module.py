@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybridtron.backends.base import Backend
 from hybridtron.mixers.hyena.config import ROLES, ProjectedHyenaConfig
 from hybridtron.mixers.implicit_filter.cache import InputCache
 from hybridtron.mixers.implicit_filter.module import ImplicitFilter, with_skip
+from hybridtron.mixers.mixer import Mixer
 from hybridtron.ops.conv.long_conv import long_conv
 from hybridtron.ops.conv.short_conv import short_conv, short_conv_step
 
@@ -20,52 +21,37 @@ class HyenaState(NamedTuple):
     cache: InputCache
 
 
-class ProjectedHyena(nn.Module):
-    """[s, b, h] -> [s, b, h]; a tensor- or context-parallel rank computes its own channels or heads.
+class ProjectedHyena(Mixer):
+    """Gates around a long convolution, on three projections.
 
-    Subclasses say what is kept of q, k and v for the long convolution, and how the filters apply to it.
+    Subclasses define what is kept of q, k and v for the long convolution, and how the filters apply to it.
     """
 
-    conv_weight: nn.Parameter
-    conv_bias: nn.Parameter
-    skip: nn.Parameter
-
     def __init__(self, config: ProjectedHyenaConfig, backend: Backend) -> None:
-        super().__init__()
-        specs = config.tensors()
-        self.config, self.backend, self.specs = config, backend, specs
-        self.in_proj = backend.column_linear(specs["in_proj.weight"], specs.get("in_proj.bias"))
-        for name in ("conv_weight", "conv_bias", "skip"):
-            self.register_parameter(name, backend.parameter(specs[name]))
+        super().__init__(config, backend)
         self.filter = ImplicitFilter(config, backend)
-        self.out_proj = backend.row_linear(specs["out_proj.weight"], specs.get("out_proj.bias"))
 
-    def forward(self, x: Tensor) -> Tensor:
-        packed = self.in_proj(x)  # [s, b, projections]
-        y = self.backend.with_full_sequence(self.core, packed, self.specs["in_proj.weight"])
-        return self.out_proj(joined(y, self.backend.context_parallel_size, self.config.projection_groups))
+    def project_out(self, y: Tensor) -> Tensor:
+        return self.out_proj(join_runs(y, self.backend.context_parallel_size, self.config.projection_groups))
 
     def core(self, packed: Tensor) -> Tensor:
-        """The projections of some channels [s, b, c] -> [s, b, channels]."""
-        weight, bias, skip = (
-            self.backend.local_heads(getattr(self, name), self.specs[name])
-            for name in ("conv_weight", "conv_bias", "skip")
-        )
+        weight, bias, skip = map(self.local_heads, ("conv_weight", "conv_bias", "skip"))
         streams = short_conv(self._in_roles(packed).transpose(0, 1), weight, bias)  # [b, s, 3 channels]
         h = with_skip(self.filter(len(packed)), skip)
         q, v, k = streams.chunk(ROLES, -1)
         return self.mix(q, k, v, h).transpose(0, 1)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:
-        """q, k, v [b, s, channels] and filters [filters, s] -> [b, s, channels]."""
+        """Combine q, k, v [b, s, channels] and filters [filters, s] -> [b, s, channels]."""
         raise NotImplementedError
 
     def kept(self, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-        """What the next tokens need of k and v [b, channels]."""
+        """Return what later tokens need of k and v [b, channels]."""
         raise NotImplementedError
 
     def mix_last(self, q: Tensor, inputs: tuple[Tensor, ...], h: Tensor) -> Tensor:
-        """`mix` for the last token: q [b, channels], all that was kept [b, s, channels], h [filters, s] backwards."""
+        """Apply `mix` to the last token: q [b, channels], all that was kept [b, s, channels], reversed filters h
+        [filters, s]."""
         raise NotImplementedError
 
     def initial_state(self, batch: int) -> HyenaState:
@@ -74,16 +60,14 @@ class ProjectedHyena(nn.Module):
         inputs = self.kept(empty, empty)
         return HyenaState(self.conv_weight.new_zeros(batch, taps - 1, size), InputCache.empty(inputs, self.skip))
 
-    def step(self, x: Tensor, state: HyenaState) -> tuple[Tensor, HyenaState]:
-        packed = self._in_roles(self.in_proj(x.unsqueeze(0)).squeeze(0))
-        streams, conv = short_conv_step(state.conv, packed, self.conv_weight, self.conv_bias)
+    def step_core(self, packed: Tensor, state: HyenaState) -> tuple[Tensor, HyenaState]:
+        streams, conv = short_conv_step(state.conv, self._in_roles(packed), self.conv_weight, self.conv_bias)
         q, v, k = streams.chunk(ROLES, -1)
         cache = state.cache.add(self.kept(k, v), lambda tokens: with_skip(self.filter(tokens), self.skip))
-        y = self.mix_last(q, *cache.held())
-        return self.out_proj(y.to(x.dtype).unsqueeze(0)).squeeze(0), HyenaState(conv, cache)
+        return self.mix_last(q, *cache.held()).to(packed.dtype), HyenaState(conv, cache)
 
     def _in_roles(self, packed: Tensor) -> Tensor:
-        """Projections [..., c] -> q, v and k side by side, runs of channels one after another in each."""
+        """Put projections [..., c] as q, v and k side by side, runs of channels one after another in each."""
         groups, projections = self.config.projection_groups, packed.chunk(ROLES, -1)
         if groups == 1:
             return packed
@@ -103,8 +87,8 @@ class Hyena(ProjectedHyena):
         return q * (inputs[0] * h.t()).sum(1)
 
 
-def joined(y: Tensor, processes: int, runs: int) -> Tensor:
-    """Join what `with_full_sequence` gives where each process computed its share of several runs of channels:
+def join_runs(y: Tensor, processes: int, runs: int) -> Tensor:
+    """Join the output of `with_full_sequence` where each process computed its share of several runs of channels:
     [..., processes * runs * c], one process after another -> the whole runs, one after another."""
     if processes == 1 or runs == 1:
         return y

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from hybridtron.config.schema import problem
-from hybridtron.mixers.contract import Capabilities, linear_flops
+from hybridtron.mixers.contract import linear_flops
 from hybridtron.mixers.implicit_filter.config import ImplicitFilterConfig
 from hybridtron.tensors import Init, PackedPart, TensorSpec
-
-if TYPE_CHECKING:
-    from hybridtron.backends.base import Backend
-    from hybridtron.mixers.hyena_experts.module import HyenaExperts
 
 
 class HyenaExpertsConfig(ImplicitFilterConfig):
@@ -30,11 +26,6 @@ class HyenaExpertsConfig(ImplicitFilterConfig):
     expert_size: int = Field(16, ge=1, description="Channels of an expert.")
     conv_kernel: int = Field(3, ge=1, description="Length of the short convolutions.")
     bias: bool = Field(False, description="Biases on the projections and the router.")
-
-    kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        tensor=True, sequence=True, context=True, selective=True, vmap=True
-    )
 
     @model_validator(mode="after")
     def _enough_experts(self) -> HyenaExpertsConfig:
@@ -83,8 +74,3 @@ class HyenaExpertsConfig(ImplicitFilterConfig):
         """As the MAD paper counts: `filter_order` elements for each channel of every expert. Steps are exact and keep
         all inputs instead."""
         return self.channels * self.filter_order
-
-    def build(self, backend: Backend) -> HyenaExperts:
-        from hybridtron.mixers.hyena_experts.module import HyenaExperts
-
-        return HyenaExperts(self, backend)

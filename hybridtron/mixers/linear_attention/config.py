@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from hybridtron.mixers.contract import Capabilities, MixerConfig, check_divides, linear_flops
+from hybridtron.mixers.contract import MixerConfig, check_divides, linear_flops
 from hybridtron.tensors import Init, PackedPart, TensorSpec
-
-if TYPE_CHECKING:
-    from hybridtron.backends.base import Backend
-    from hybridtron.mixers.linear_attention.module import LinearAttention
 
 
 class LinearAttentionConfig(MixerConfig):
@@ -32,11 +28,6 @@ class LinearAttentionConfig(MixerConfig):
         "hadamard, as in MAD, the sum may be near 0 and outputs of any size.",
     )
     chunk_size: int = Field(64, ge=1, description="Tokens per chunk; changes speed, not results.")
-
-    kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        tensor=True, sequence=True, context=True, selective=True, vmap=True
-    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> LinearAttentionConfig:
@@ -88,8 +79,3 @@ class LinearAttentionConfig(MixerConfig):
 
     def state_size(self, seq_len: int) -> int:
         return self.num_heads * self.features * (self.value_size + self.normalizes)
-
-    def build(self, backend: Backend) -> LinearAttention:
-        from hybridtron.mixers.linear_attention.module import LinearAttention
-
-        return LinearAttention(self, backend)

@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from hybridtron.backends.base import Backend
-from hybridtron.mixers.linear_attention.config import LinearAttentionConfig
+from hybridtron.mixers.mixer import Mixer
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.linear_attention.kernelized import (
     elu_features,
@@ -26,40 +25,25 @@ _FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class LinearAttention(nn.Module):
-    """[s, b, h] -> [s, b, h]; a tensor- or context-parallel rank computes its own heads."""
+class LinearAttention(Mixer):
+    """Linear attention; parts of the projection are queries, keys and values."""
 
-    feature_weight: nn.Parameter | None
-
-    def __init__(self, config: LinearAttentionConfig, backend: Backend) -> None:
-        super().__init__()
-        specs = config.tensors()
-        self.config, self.backend, self.specs = config, backend, specs
-        self.core_sizes = backend.core_sizes(specs["qkv.weight"])
-        self.qkv = backend.column_linear(specs["qkv.weight"])
-        learned = specs.get("feature_weight")
-        self.register_parameter("feature_weight", backend.parameter(learned) if learned else None)
-        self.proj = backend.row_linear(specs["proj.weight"])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(self.backend.with_full_sequence(self.core, self.qkv(x), self.specs["qkv.weight"]))
+    in_name, out_name = "qkv", "proj"
 
     def core(self, packed: Tensor) -> Tensor:
-        """Queries, keys and values of some heads [s, b, q + k + v] -> [s, b, heads * p]."""
         q, k, v = (part.transpose(0, 1) for part in self._heads(packed))  # [b, s, heads, .]
         q, k = self._features(q, k)
-        y = linear_attention(q, k, v, self.config.chunk_size, self.config.normalizes)
-        return y.flatten(2).transpose(0, 1)
+        return linear_attention(q, k, v, self.config.chunk_size, self.config.normalizes).flatten(2).transpose(0, 1)
 
     def initial_state(self, batch: int) -> Tensor:
         config, like = self.config, next(self.qkv.parameters())
         size = (batch, config.num_heads, config.features, config.value_size + config.normalizes)
         return like.new_zeros(size, dtype=accumulation_dtype(like))
 
-    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        q, k, v = self._heads(self.qkv(x.unsqueeze(0)).squeeze(0))  # [b, heads, .]
+    def step_core(self, packed: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v = self._heads(packed)  # [b, heads, .]
         y, state = linear_attention_step(state, *self._features(q, k), v, self.config.normalizes)
-        return self.proj(y.flatten(1).unsqueeze(0)).squeeze(0), state
+        return y.flatten(1), state
 
     def _heads(self, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[..., q + k + v] -> three of [..., heads, .]."""
@@ -68,14 +52,14 @@ class LinearAttention(nn.Module):
         return q.unflatten(-1, (heads, -1)), k.unflatten(-1, (heads, -1)), v.unflatten(-1, (heads, -1))
 
     def _features(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        if self.feature_weight is None:
+        if self.config.feature_map != "hadamard":
             features = _FEATURES[self.config.feature_map]
             return features(q), features(k)
-        weight = self.backend.local_heads(self.feature_weight, self.specs["feature_weight"])
+        weight = self.local_heads("feature_weight")
         q1, q2, k1, k2 = weight.unflatten(0, (4, -1, self.config.key_size)).unbind()  # [heads, outputs, inputs]
         return _mapped(q, q1) * _mapped(q, q2), _mapped(k, k1) * _mapped(k, k2)
 
 
 def _mapped(x: Tensor, weight: Tensor) -> Tensor:
-    """Each head's channels by its own matrix: x [..., heads, i], weight [heads, o, i] -> [..., heads, o]."""
+    """Map each head's channels by its own matrix: x [..., heads, i], weight [heads, o, i] -> [..., heads, o]."""
     return torch.einsum("...hi,hoi->...ho", x, weight)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from hybridtron.mixers.contract import Capabilities, MixerConfig, check_whole, linear_flops
+from hybridtron.mixers.contract import MixerConfig, check_whole, linear_flops
 from hybridtron.tensors import Init, PackedPart, TensorSpec
-
-if TYPE_CHECKING:
-    from hybridtron.backends.base import Backend
-    from hybridtron.mixers.mamba1.module import Mamba1
 
 
 class Mamba1Config(MixerConfig):
@@ -24,11 +20,6 @@ class Mamba1Config(MixerConfig):
         None, ge=1, description="Rank of the projection to the steps; by default hidden_size / 16, rounded up."
     )
     conv_kernel: int = Field(4, ge=1, description="Length of the short convolution.")
-
-    kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        tensor=True, sequence=True, context=True, selective=True, vmap=True
-    )
 
     @model_validator(mode="after")
     def _inner_width_is_whole(self) -> Mamba1Config:
@@ -68,8 +59,3 @@ class Mamba1Config(MixerConfig):
 
     def state_size(self, seq_len: int) -> int:
         return self.inner_size * self.state_dim
-
-    def build(self, backend: Backend) -> Mamba1:
-        from hybridtron.mixers.mamba1.module import Mamba1
-
-        return Mamba1(self, backend)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from hybridtron.backends.base import Backend
-from hybridtron.mixers.mamba1.config import Mamba1Config
+from hybridtron.mixers.mixer import Mixer
 from hybridtron.ops.conv.short_conv import short_conv, short_conv_step
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.ssm.selective_scan import selective_scan, selective_scan_step
@@ -21,52 +21,36 @@ class Mamba1State(NamedTuple):
     ssm: Tensor  # [b, inner, n]
 
 
-class Mamba1(nn.Module):
-    """[s, b, h] -> [s, b, h]; a tensor- or context-parallel rank computes its own channels.
+class Mamba1(Mixer):
+    """Selective state space with a decay per channel; parts of the core's input are x, z and what channels share.
 
-    What all channels share, the step before its projection, B and C, is made from all of them: the convolution and the
-    scan each have the whole sequence, the projection between them a run of it.
+    The step before its projection, B and C, which all channels share, are made from all of them: the convolution and
+    the scan each have the whole sequence, the projection between them a run of it.
     """
 
-    conv_weight: nn.Parameter
-    conv_bias: nn.Parameter
-    dt_weight: nn.Parameter
-    dt_bias: nn.Parameter
-    A_log: nn.Parameter
-    D: nn.Parameter
-
-    def __init__(self, config: Mamba1Config, backend: Backend) -> None:
-        super().__init__()
-        specs = config.tensors()
-        self.config, self.backend, self.specs = config, backend, specs
-        self.in_proj = backend.column_linear(specs["in_proj.weight"])
-        self.x_proj = backend.row_linear(specs["x_proj.weight"])
-        for name in ("conv_weight", "conv_bias", "dt_weight", "dt_bias", "A_log", "D"):
-            self.register_parameter(name, backend.parameter(specs[name]))
-        self.out_proj = backend.row_linear(specs["out_proj.weight"])
-        # Every process gets its share of x and z, and a copy of what its channels share.
-        x, z = specs["in_proj.weight"].parts
-        self.copies = backend.context_parallel_size
-        shared = PackedPart("shared", backend.shards.tensor.size * self.copies, config.step_rank + 2 * config.state_dim)
+    @cached_property
+    def packing(self) -> TensorSpec:
+        """Declaration of the core's input: a process has its share of x and z, and a copy of what channels share."""
+        config, (x, z) = self.config, self.specs["in_proj.weight"].parts
+        copies = self.backend.shards.tensor.size * self.backend.context_parallel_size
+        shared = PackedPart("shared", copies, config.step_rank + 2 * config.state_dim)
         rows = 2 * config.inner_size + shared.size
-        self.packing = TensorSpec((rows, config.hidden_size), Init("input"), (x, z, shared))
+        return TensorSpec((rows, config.hidden_size), Init("input"), (x, z, shared))
 
-    def forward(self, u: Tensor) -> Tensor:
-        x, z = self.in_proj(u).chunk(2, -1)  # [s, b, inner]
+    def project_in(self, x: Tensor) -> Tensor:
+        x, z = self.in_proj(x).chunk(2, -1)  # [s, b, inner]
         x = self.backend.with_full_sequence(self.convolve, x, self.specs["conv_weight"])
         shared = self.backend.to_local_heads(self.x_proj(x))  # [s, b, dt + B + C]
-        packed = torch.cat([x, z] + [shared] * self.copies, -1)
-        return self.out_proj(self.backend.with_full_sequence(self.core, packed, self.packing))
+        return torch.cat([x, z] + [shared] * self.backend.context_parallel_size, -1)
 
     def convolve(self, x: Tensor) -> Tensor:
-        """Some channels of [s, b, inner]."""
-        weight, bias = self._own("conv_weight"), self._own("conv_bias")
+        """Convolve some channels of [s, b, inner]."""
+        weight, bias = self.local_heads("conv_weight"), self.local_heads("conv_bias")
         return short_conv(x.transpose(0, 1), weight, bias, activation="silu").transpose(0, 1)
 
     def core(self, packed: Tensor) -> Tensor:
-        """Some channels and what they share [s, b, x + z + dt + B + C] -> [s, b, x]."""
         x, z, dt, B, C = (part.transpose(0, 1) for part in self._split(packed))  # [b, s, .]
-        y = selective_scan(x, self._steps(dt), -_wide(self._own("A_log")).exp(), B, C, self._own("D"))
+        y = selective_scan(x, self._steps(dt), self._rates(), B, C, self.local_heads("D"))
         return (y * F.silu(z)).transpose(0, 1)
 
     def initial_state(self, batch: int) -> Mamba1State:
@@ -76,26 +60,23 @@ class Mamba1(nn.Module):
             like.new_zeros(batch, *self.A_log.shape, dtype=accumulation_dtype(like)),
         )
 
-    def step(self, u: Tensor, state: Mamba1State) -> tuple[Tensor, Mamba1State]:
-        x, z = self.in_proj(u.unsqueeze(0)).squeeze(0).chunk(2, -1)
-        x, cache = short_conv_step(state.conv, x, self.conv_weight, self.conv_bias, "silu")
+    def step(self, x: Tensor, state: Mamba1State) -> tuple[Tensor, Mamba1State]:
+        x, z = self.in_proj(x.unsqueeze(0)).squeeze(0).chunk(2, -1)
+        x, conv = short_conv_step(state.conv, x, self.conv_weight, self.conv_bias, "silu")
         x, z, dt, B, C = self._split(torch.cat([x, z, self.x_proj(x.unsqueeze(0)).squeeze(0)], -1))  # [b, .]
-        y, ssm = selective_scan_step(state.ssm, x, self._steps(dt), -_wide(self.A_log).exp(), B, C, self.D)
-        return self.out_proj((y * F.silu(z)).unsqueeze(0)).squeeze(0), Mamba1State(cache, ssm)
-
-    def _own(self, name: str) -> Tensor:
-        return self.backend.local_heads(getattr(self, name), self.specs[name])
+        y, ssm = selective_scan_step(state.ssm, x, self._steps(dt), self._rates(), B, C, self.D)
+        return self.project_out((y * F.silu(z)).unsqueeze(0)).squeeze(0), Mamba1State(conv, ssm)
 
     def _split(self, packed: Tensor) -> tuple[Tensor, ...]:
         config = self.config
-        inner = self.backend.core_sizes(self.packing)[:2]
-        return packed.split([*inner, config.step_rank, config.state_dim, config.state_dim], -1)
+        return packed.split([*self.core_sizes[:2], config.step_rank, config.state_dim, config.state_dim], -1)
 
     def _steps(self, dt: Tensor) -> Tensor:
-        """Steps of some channels from what all of them share."""
-        projected = F.linear(dt, self._own("dt_weight"))
-        return F.softplus(projected.to(accumulation_dtype(projected)) + self._own("dt_bias"))
+        """Return the steps of some channels from what all of them share."""
+        projected = F.linear(dt, self.local_heads("dt_weight"))
+        return F.softplus(projected.to(accumulation_dtype(projected)) + self.local_heads("dt_bias"))
 
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(accumulation_dtype(x))
+    def _rates(self) -> Tensor:
+        """Return the decay rates of some channels [inner, n], all negative."""
+        log = self.local_heads("A_log")
+        return -log.to(accumulation_dtype(log)).exp()

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from hybridtron.config.schema import problem
-from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops, nearest_divisors
+from hybridtron.mixers.contract import MixerConfig, linear_flops, nearest_divisors
 from hybridtron.tensors import Init, PackedPart, TensorSpec
-
-if TYPE_CHECKING:
-    from hybridtron.backends.base import Backend
-    from hybridtron.mixers.mamba2.module import Mamba2
 
 
 class Mamba2Config(MixerConfig):
@@ -30,11 +26,6 @@ class Mamba2Config(MixerConfig):
     )
     conv_kernel: int = Field(4, ge=1, description="Length of the short convolution.")
     chunk_size: int = Field(64, ge=1, description="Tokens per chunk of the scan; changes speed, not results.")
-
-    kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        tensor=True, sequence=True, context=True, selective=True, vmap=True
-    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Mamba2Config:
@@ -93,8 +84,3 @@ class Mamba2Config(MixerConfig):
 
     def state_size(self, seq_len: int) -> int:
         return self.num_heads * self.head_dim * self.state_dim
-
-    def build(self, backend: Backend) -> Mamba2:
-        from hybridtron.mixers.mamba2.module import Mamba2
-
-        return Mamba2(self, backend)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from hybridtron.config.schema import problem
 from hybridtron.mixers.contract import nearest_divisors
 from hybridtron.mixers.hyena.config import ProjectedHyenaConfig
-
-if TYPE_CHECKING:
-    from hybridtron.backends.base import Backend
-    from hybridtron.mixers.mh_hyena.module import MultiHeadHyena
 
 
 class MultiHeadHyenaConfig(ProjectedHyenaConfig):
@@ -46,11 +42,6 @@ class MultiHeadHyenaConfig(ProjectedHyenaConfig):
         from hybridtron.ops.conv.outer_conv import outer_conv_flops
 
         return outer_conv_flops(seq_len, self.num_heads, self.head_dim)[1]
-
-    def build(self, backend: Backend) -> MultiHeadHyena:
-        from hybridtron.mixers.mh_hyena.module import MultiHeadHyena
-
-        return MultiHeadHyena(self, backend)
 
     @property
     def _filters_key(self) -> str:

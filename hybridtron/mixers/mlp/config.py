@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops
+from hybridtron.mixers.contract import MixerConfig, linear_flops
 from hybridtron.tensors import Init, PackedPart, TensorSpec
-
-if TYPE_CHECKING:
-    from hybridtron.backends.base import Backend
-    from hybridtron.mixers.mlp.module import MLP
 
 
 class MLPConfig(MixerConfig):
@@ -25,9 +21,6 @@ class MLPConfig(MixerConfig):
     bias: bool = Field(False, description="Bias on both projections.")
 
     kind: ClassVar[Literal["sequence", "channel"]] = "channel"
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        tensor=True, sequence=True, context=True, selective=True, vmap=True
-    )
 
     @property
     def inner_size(self) -> int:
@@ -47,11 +40,3 @@ class MLPConfig(MixerConfig):
     def flops(self, seq_len: int) -> int:
         specs = self.tensors()
         return linear_flops(seq_len, specs["up.weight"], specs["down.weight"])
-
-    def state_size(self, seq_len: int) -> int:
-        return 0
-
-    def build(self, backend: Backend) -> MLP:
-        from hybridtron.mixers.mlp.module import MLP
-
-        return MLP(self, backend)

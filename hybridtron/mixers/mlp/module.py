@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hybridtron.backends.base import Backend
-from hybridtron.mixers.decoding import Stateless
-from hybridtron.mixers.mlp.config import MLPConfig
+from hybridtron.mixers.mixer import Mixer
 from hybridtron.ops.elementwise.activations import ACTIVATIONS
 
 
-class MLP(Stateless):
-    """[s, b, h] -> [s, b, h]."""
+class MLP(Mixer):
+    """down(activation(up(x)))."""
 
-    def __init__(self, config: MLPConfig, backend: Backend) -> None:
-        super().__init__()
-        specs = config.tensors()
-        self.up = backend.column_linear(specs["up.weight"], specs.get("up.bias"))
-        self.down = backend.row_linear(specs["down.weight"], specs.get("down.bias"))
-        self.core = ACTIVATIONS[config.activation]  # [s, b, f] -> [s, b, f]
+    in_name, out_name = "up", "down"
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.core(self.up(x)))
+    def core(self, packed: Tensor) -> Tensor:
+        return ACTIVATIONS[self.config.activation](packed)  # [s, b, f] -> [s, b, f]

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from hybridtron.config.schema import problem
-from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops
+from hybridtron.mixers.contract import MixerConfig, linear_flops
 from hybridtron.mixers.swiglu.config import SwiGLUConfig
 from hybridtron.tensors import Init, PackedPart, TensorSpec
-
-if TYPE_CHECKING:
-    from hybridtron.backends.base import Backend
-    from hybridtron.mixers.moe.module import MoE
 
 AUX_LOSS = 0.01  # weight of the auxiliary loss where it alone keeps the load even (Fedus et al. 2021)
 
@@ -58,9 +54,6 @@ class MoEConfig(MixerConfig):
     )
 
     kind: ClassVar[Literal["sequence", "channel"]] = "channel"
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        tensor=True, sequence=True, context=True, selective=True, vmap=True
-    )
 
     @model_validator(mode="after")
     def _keys_agree(self) -> MoEConfig:
@@ -109,14 +102,6 @@ class MoEConfig(MixerConfig):
         shared = self.shared.flops(seq_len) if self.shared else 0
         return linear_flops(seq_len, specs["router_weight"]) + experts + shared
 
-    def state_size(self, seq_len: int) -> int:
-        return 0
-
     def active_parameters(self) -> int:
         experts = sum(spec.numel for spec in self.tensors().values() if spec.experts)
         return self.parameters() - experts * (self.num_experts - self.top_k) // self.num_experts
-
-    def build(self, backend: Backend) -> MoE:
-        from hybridtron.mixers.moe.module import MoE
-
-        return MoE(self, backend)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybridtron.backends.base import Backend
-from hybridtron.mixers.decoding import Stateless
+from hybridtron.mixers.mixer import Mixer
 from hybridtron.mixers.moe.config import MoEConfig
 from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
 from hybridtron.ops.elementwise.swiglu import swiglu
@@ -25,27 +25,18 @@ from hybridtron.ops.moe.routing import (
 )
 
 
-class MoE(Stateless):
-    """[s, b, h] -> [s, b, h]; an expert-parallel rank holds some of the experts and is sent the tokens of others.
+class MoE(Mixer):
+    """Mixture of experts; an expert-parallel rank holds some of the experts and is sent the tokens of others.
 
     Counts the choices of experts that it has gone backward through in `expert_load`, which whoever trains it reads,
     sets to 0 and, added up over all processes, gives to `rebalance`.
     """
 
-    router_weight: nn.Parameter
-    gate_up: nn.Parameter
-    down: nn.Parameter
-    expert_load: Tensor
-
     def __init__(self, config: MoEConfig, backend: Backend) -> None:
-        super().__init__()
-        specs = config.tensors()
-        self.config, self.backend = config, backend
-        self.router_bias: nn.Parameter | None
-        for name in ("router_weight", "router_bias", "gate_up", "down"):
-            self.register_parameter(name, backend.parameter(specs[name]) if name in specs else None)
+        super().__init__(config, backend)
+        if "router_bias" not in self.specs:
+            self.router_bias = None
         self.shared = config.shared.build(backend) if config.shared else None
-        self.core = swiglu  # [n, 2f] -> [n, f]
         self.dispatch = backend.dispatcher(config.dispatcher, config.num_experts, config.top_k, config.capacity_factor)
         load = torch.zeros(config.num_experts, dtype=torch.int64, device=self.router_weight.device)
         self.register_buffer("expert_load", load, persistent=False)
@@ -75,6 +66,9 @@ class MoE(Stateless):
             self._count_in_backward(y, chosen)
         return self._with_losses(y, logits, scores, counts)
 
+    def core(self, packed: Tensor) -> Tensor:
+        return swiglu(packed)  # [..., 2f] -> [..., f]
+
     def rebalance(self, load: Tensor) -> None:
         """Move the bias of the choice after a batch whose choices of each expert, over all processes, were `load`."""
         if self.router_bias is not None:
@@ -86,20 +80,20 @@ class MoE(Stateless):
 
     def _experts(self, x: Tensor, weights: Tensor, kept: Tensor) -> Tensor:
         if under_transforms():  # which cannot follow sizes that depend on values: all experts, most of them times 0
-            inner = self.core(torch.einsum("sbh,eoh->sbeo", x, self.gate_up))
+            inner = self.run_core(torch.einsum("sbh,eoh->sbeo", x, self.gate_up))
             inner = (inner * (weights * kept).unsqueeze(-1)).to(x.dtype)  # [s, b, experts, f]
             return torch.einsum("sbef,ehf->sbh", inner, self.down)
         tokens, weights, kept = x.flatten(0, 1), weights.flatten(0, 1), kept.flatten(0, 1)
         return self.dispatch(tokens, weights, kept, self._own_experts).view_as(x)
 
     def _own_experts(self, rows: Tensor, counts: list[int], weights: Tensor) -> Tensor:
-        """rows [n, h] in the order of this process's experts -> [n, h], times their weights [n]."""
-        inner = self.core(grouped_linear(rows, self.gate_up, counts))  # [n, f]
+        """Map rows [n, h] in the order of this process's experts to [n, h], times their weights [n]."""
+        inner = self.run_core(grouped_linear(rows, self.gate_up, counts))  # [n, f]
         inner = (inner * weights.unsqueeze(-1)).to(rows.dtype)
         return grouped_linear(inner, self.down, counts)
 
     def _count_in_backward(self, y: Tensor, chosen: Tensor) -> None:
-        """Going backward happens once, also where activations are computed twice."""
+        """Count choices in the backward pass, which runs once also where activations are computed twice."""
         counts = chosen.sum((0, 1))
 
         def count(_: Tensor) -> None:

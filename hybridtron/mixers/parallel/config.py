@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from hybridtron.config.schema import dispatch, problem
 from hybridtron.mixers.contract import Capabilities, MixerConfig
 from hybridtron.tensors import Init, TensorSpec
-
-if TYPE_CHECKING:
-    from hybridtron.backends.base import Backend
-    from hybridtron.mixers.parallel.module import Parallel
 
 
 def _branch(value: Any) -> MixerConfig:
@@ -35,8 +31,6 @@ class ParallelMixersConfig(MixerConfig):
     merge: Literal["sum", "mean", "gate"] = Field(
         "sum", description="Add the outputs, average them, or weigh them by a softmax that each token's input sets."
     )
-
-    kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
 
     @model_validator(mode="before")
     @classmethod
@@ -82,8 +76,3 @@ class ParallelMixersConfig(MixerConfig):
     def active_parameters(self) -> int:
         idle = sum(branch.parameters() - branch.active_parameters() for branch in self.branches)
         return self.parameters() - idle
-
-    def build(self, backend: Backend) -> Parallel:
-        from hybridtron.mixers.parallel.module import Parallel
-
-        return Parallel(self, backend)

@@ -4,16 +4,12 @@ that every token sets anew, and projections of a mixture of each token and the o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from hybridtron.mixers.contract import Capabilities, MixerConfig, check_divides, check_power_of_two, linear_flops
+from hybridtron.mixers.contract import MixerConfig, check_divides, check_power_of_two, linear_flops
 from hybridtron.tensors import Init, PackedPart, TensorSpec
-
-if TYPE_CHECKING:
-    from hybridtron.backends.base import Backend
-    from hybridtron.mixers.rwkv6.module import RWKV6
 
 MIXED = ("decay", "key", "value", "receptance", "gate")  # projections, each of a mixture of its own
 _SMALL = Init("uniform", -1e-4, 1e-4)
@@ -28,11 +24,6 @@ class RWKV6Config(MixerConfig):
     mix_rank: int = Field(32, ge=1, description="Rank of what makes the five mixtures depend on the token.")
     decay_rank: int = Field(64, ge=1, description="Rank of what makes the decays depend on the token.")
     chunk_size: int = Field(32, ge=1, description="Tokens per chunk of the scan, a power of two; changes speed alone.")
-
-    kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        tensor=True, sequence=True, context=True, selective=True, vmap=True
-    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> RWKV6Config:
@@ -80,11 +71,6 @@ class RWKV6Config(MixerConfig):
     def state_size(self, seq_len: int) -> int:
         """The matrices of the heads; the token before is a cache of one, as that of a convolution of two taps."""
         return self.num_heads * self.head_dim * self.head_dim
-
-    def build(self, backend: Backend) -> RWKV6:
-        from hybridtron.mixers.rwkv6.module import RWKV6
-
-        return RWKV6(self, backend)
 
     def _heads(self, name: str) -> PackedPart:
         return PackedPart(name, self.num_heads, self.head_dim, "head_dim")

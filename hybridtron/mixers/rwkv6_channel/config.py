@@ -4,16 +4,12 @@ before it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops
+from hybridtron.mixers.contract import MixerConfig, linear_flops
 from hybridtron.tensors import Init, PackedPart, TensorSpec
-
-if TYPE_CHECKING:
-    from hybridtron.backends.base import Backend
-    from hybridtron.mixers.rwkv6_channel.module import RWKV6Channel
 
 
 class RWKV6ChannelConfig(MixerConfig):
@@ -26,9 +22,6 @@ class RWKV6ChannelConfig(MixerConfig):
     )
 
     kind: ClassVar[Literal["sequence", "channel"]] = "channel"
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        tensor=True, sequence=True, context=True, selective=True, vmap=True
-    )
 
     @property
     def inner_size(self) -> int:
@@ -51,8 +44,3 @@ class RWKV6ChannelConfig(MixerConfig):
     def state_size(self, seq_len: int) -> int:
         """None: the token before is a cache of one, as that of a convolution of two taps."""
         return 0
-
-    def build(self, backend: Backend) -> RWKV6Channel:
-        from hybridtron.mixers.rwkv6_channel.module import RWKV6Channel
-
-        return RWKV6Channel(self, backend)

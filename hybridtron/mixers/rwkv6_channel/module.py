@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from hybridtron.backends.base import Backend
-from hybridtron.mixers.rwkv6_channel.config import RWKV6ChannelConfig
+from hybridtron.mixers.mixer import Mixer
 from hybridtron.mixers.token_shift import before_each
 from hybridtron.ops.elementwise.activations import ACTIVATIONS
 
 
-class RWKV6Channel(nn.Module):
-    """[s, b, h] -> [s, b, h]; a tensor-parallel rank computes its own inner channels, and all receptances."""
+class RWKV6Channel(Mixer):
+    """RWKV-6 channel mixing; a tensor-parallel rank computes its own inner channels, and all receptances."""
 
-    def __init__(self, config: RWKV6ChannelConfig, backend: Backend) -> None:
-        super().__init__()
-        specs = config.tensors()
-        self.backend = backend
-        self.mix_key = backend.parameter(specs["mix_key"])
-        self.mix_receptance = backend.parameter(specs["mix_receptance"])
-        self.key_weight = backend.parameter(specs["key_weight"])
-        self.receptance_weight = backend.parameter(specs["receptance_weight"])
-        self.value = backend.row_linear(specs["value.weight"])
-        self.core = ACTIVATIONS["relu2"]  # [s, b, f] -> [s, b, f]
+    def core(self, packed: Tensor) -> Tensor:
+        return ACTIVATIONS["relu2"](packed)  # [s, b, f] -> [s, b, f]
 
     def forward(self, x: Tensor) -> Tensor:
         whole = self.backend.to_local_heads(x)
         before = before_each(whole, self.backend)
-        value = self.value(self.core(self._key(whole, before, self.backend.of_all_heads(self.mix_key))))
+        value = self.value(self.run_core(self._key(whole, before, self.of_all_heads("mix_key"))))
         if len(whole) > len(x):  # sequence parallelism: receptances of the own run of tokens
             run = len(x) * self.backend.shards.tensor.rank
             before = before[run : run + len(x)]
@@ -38,7 +29,7 @@ class RWKV6Channel(nn.Module):
         return self._receptance(x, before) * value
 
     def initial_state(self, batch: int) -> Tensor:
-        """The token before the next one [b, h]."""
+        """Return the token before the first, zeros [b, h]."""
         return self.mix_key.new_zeros(batch, len(self.mix_key))
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

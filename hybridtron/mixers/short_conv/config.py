@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops
+from hybridtron.mixers.contract import MixerConfig, linear_flops
 from hybridtron.tensors import Init, PackedPart, TensorSpec
-
-if TYPE_CHECKING:
-    from hybridtron.backends.base import Backend
-    from hybridtron.mixers.short_conv.module import ShortConv
 
 
 class ShortConvConfig(MixerConfig):
@@ -20,11 +16,6 @@ class ShortConvConfig(MixerConfig):
     type: Literal["short_conv"]
     conv_kernel: int = Field(3, ge=1, description="Tokens that an output sees, itself included.")
     bias: bool = Field(False, description="Biases on the projections and the convolution.")
-
-    kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        tensor=True, sequence=True, context=True, selective=True, vmap=True
-    )
 
     def tensors(self) -> dict[str, TensorSpec]:
         width, bound = self.hidden_size, self.conv_kernel**-0.5
@@ -48,8 +39,3 @@ class ShortConvConfig(MixerConfig):
     def state_size(self, seq_len: int) -> int:
         """The inputs that the convolution still reaches: here they are all that is remembered."""
         return (self.conv_kernel - 1) * self.hidden_size
-
-    def build(self, backend: Backend) -> ShortConv:
-        from hybridtron.mixers.short_conv.module import ShortConv
-
-        return ShortConv(self, backend)

@@ -7,16 +7,12 @@ other ways.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from hybridtron.mixers.contract import Capabilities, MixerConfig, check_divides, linear_flops
+from hybridtron.mixers.contract import MixerConfig, check_divides, linear_flops
 from hybridtron.tensors import Init, PackedPart, TensorSpec
-
-if TYPE_CHECKING:
-    from hybridtron.backends.base import Backend
-    from hybridtron.mixers.striped_hyena.module import HyenaLI, HyenaMR, HyenaSE
 
 _GROUP_SIZE = 16  # channels that share an explicit filter by default
 
@@ -31,11 +27,6 @@ class StripedHyenaConfig(MixerConfig):
         "multiple of 16, else, and with hyena_li, one for every channel.",
     )
     conv_kernel: int = Field(3, ge=1, description="Length of the short convolutions of q, k and v.")
-
-    kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        tensor=True, sequence=True, context=True, selective=True, vmap=True
-    )
 
     @model_validator(mode="after")
     def _groups_divide(self) -> StripedHyenaConfig:
@@ -95,11 +86,6 @@ class HyenaSEConfig(ExplicitFilterConfig):
     type: Literal["hyena_se"]
     filter_length: int = Field(7, ge=1, description="Taps of a filter.")
 
-    def build(self, backend: Backend) -> HyenaSE:
-        from hybridtron.mixers.striped_hyena.module import HyenaSE
-
-        return HyenaSE(self, backend)
-
 
 class HyenaMRConfig(ExplicitFilterConfig):
     """StripedHyena 2's medium regularised convolution: some hundred free taps under a window that decays at another
@@ -111,11 +97,6 @@ class HyenaMRConfig(ExplicitFilterConfig):
     def filter_tensors(self, groups: tuple[PackedPart, ...], channels: tuple[PackedPart, ...]) -> dict[str, TensorSpec]:
         skip = TensorSpec((self.hidden_size,), Init("normal", 0.0, 1.0), channels, decay=False)
         return {**super().filter_tensors(groups, channels), "skip": skip}
-
-    def build(self, backend: Backend) -> HyenaMR:
-        from hybridtron.mixers.striped_hyena.module import HyenaMR
-
-        return HyenaMR(self, backend)
 
 
 class HyenaLIConfig(StripedHyenaConfig):
@@ -149,8 +130,3 @@ class HyenaLIConfig(StripedHyenaConfig):
 
     def state_size(self, seq_len: int) -> int:
         return self.filter_order * self.hidden_size
-
-    def build(self, backend: Backend) -> HyenaLI:
-        from hybridtron.mixers.striped_hyena.module import HyenaLI
-
-        return HyenaLI(self, backend)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hybridtron.backends.base import Backend
-from hybridtron.mixers.striped_hyena.config import StripedHyenaConfig
+from hybridtron.mixers.mixer import Mixer
 from hybridtron.ops.conv.long_conv import long_conv
 from hybridtron.ops.conv.modal_filter import modal_filter, modal_step
 from hybridtron.ops.conv.short_conv import short_conv, short_conv_step
@@ -24,37 +23,17 @@ class StripedHyenaState(NamedTuple):
     inputs: Tensor  # what the filters remember of k * v: the last inputs [b, taps - 1, h], or modes [b, h, n]
 
 
-class StripedHyena(nn.Module):
-    """[s, b, h] -> [s, b, h]; a tensor- or context-parallel rank computes its own groups of channels.
-
-    Subclasses make the filters.
-    """
-
-    conv_weight: nn.Parameter
-    names: tuple[str, ...]  # parameters besides the projections and their convolution
-
-    def __init__(self, config: StripedHyenaConfig, backend: Backend) -> None:
-        super().__init__()
-        specs = config.tensors()
-        self.config, self.backend, self.specs = config, backend, specs
-        self.in_proj = backend.column_linear(specs["in_proj.weight"])
-        for name in ("conv_weight", *self.names):
-            self.register_parameter(name, backend.parameter(specs[name]))
-        self.out_proj = backend.row_linear(specs["out_proj.weight"])
-
-    def forward(self, x: Tensor) -> Tensor:
-        packed = self.in_proj(x)  # [s, b, q + k + v]
-        return self.out_proj(self.backend.with_full_sequence(self.core, packed, self.specs["in_proj.weight"]))
+class StripedHyena(Mixer):
+    """q * conv(k * v) with grouped filters; parts of the projection are q, k and v. Subclasses make the filters."""
 
     def core(self, packed: Tensor) -> Tensor:
-        """The projections of some groups of channels [s, b, q + k + v] -> [s, b, channels]."""
-        q, k, v = short_conv(packed.transpose(0, 1), self._own("conv_weight")).chunk(3, -1)  # [b, s, channels]
+        q, k, v = short_conv(packed.transpose(0, 1), self.local_heads("conv_weight")).chunk(3, -1)  # [b, s, channels]
         inputs = k * v
         y = long_conv(inputs, self.filters(inputs.shape[1]))
-        return (q * self._skipped(y, inputs)).transpose(0, 1)
+        return (q * self._add_skip(y, inputs)).transpose(0, 1)
 
     def filters(self, tokens: int) -> Tensor:
-        """Filters [own groups, at most `tokens` or their own length]."""
+        """Return filters [own groups, at most `tokens` or their own length]."""
         raise NotImplementedError
 
     def initial_state(self, batch: int) -> StripedHyenaState:
@@ -63,31 +42,25 @@ class StripedHyena(nn.Module):
         return StripedHyenaState(conv, self.initial_inputs(batch))
 
     def initial_inputs(self, batch: int) -> Tensor:
+        """Return what the filters remember of k * v before the first token."""
         raise NotImplementedError
 
-    def step(self, x: Tensor, state: StripedHyenaState) -> tuple[Tensor, StripedHyenaState]:
-        packed = self.in_proj(x.unsqueeze(0)).squeeze(0)
+    def step_core(self, packed: Tensor, state: StripedHyenaState) -> tuple[Tensor, StripedHyenaState]:
         streams, conv = short_conv_step(state.conv, packed, self.conv_weight)
         q, k, v = streams.chunk(3, -1)
         y, inputs = self.convolve_next(state.inputs, k * v)
-        y = q * self._skipped(y, k * v)
-        return self.out_proj(y.unsqueeze(0)).squeeze(0), StripedHyenaState(conv, inputs)
+        return q * self._add_skip(y, k * v), StripedHyenaState(conv, inputs)
 
     def convolve_next(self, inputs: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """What is remembered and the next input [b, h] -> its output, and what is remembered then."""
+        """Convolve the next input u [b, h]: return its output, and what the filters remember after it."""
         raise NotImplementedError
 
-    def _own(self, name: str) -> Tensor:
-        return self.backend.local_heads(getattr(self, name), self.specs[name])
-
-    def _skipped(self, y: Tensor, u: Tensor) -> Tensor:
-        return y + self._own("skip").to(y.dtype) * u if "skip" in self.names else y
+    def _add_skip(self, y: Tensor, u: Tensor) -> Tensor:
+        return y + self.local_heads("skip").to(y.dtype) * u if "skip" in self.specs else y
 
 
 class _Explicit(StripedHyena):
     """Filters of free taps, which see so many inputs."""
-
-    filter_weight: nn.Parameter
 
     def initial_inputs(self, batch: int) -> Tensor:
         return self.filter_weight.new_zeros(batch, self.filter_weight.shape[1] - 1, self.config.hidden_size)
@@ -100,19 +73,15 @@ class _Explicit(StripedHyena):
 class HyenaSE(_Explicit):
     """Short explicit: free taps."""
 
-    names = ("filter_weight",)
-
     def filters(self, tokens: int) -> Tensor:
-        return self._own("filter_weight")
+        return self.local_heads("filter_weight")
 
 
 class HyenaMR(_Explicit):
     """Medium regularised: free taps under an exponential window."""
 
-    names = ("filter_weight", "skip")
-
     def filters(self, tokens: int) -> Tensor:
-        spec, taps = self.specs["filter_weight"], self._own("filter_weight")
+        spec, taps = self.specs["filter_weight"], self.local_heads("filter_weight")
         taps = taps.to(accumulation_dtype(taps))
         one_each = TensorSpec(spec.shape[:1], Init("ones"), spec.parts)  # a number for every filter
         like: dict[str, Any] = {"dtype": taps.dtype, "device": taps.device}
@@ -123,8 +92,6 @@ class HyenaMR(_Explicit):
 
 class HyenaLI(StripedHyena):
     """Long implicit: a sum of decaying exponentials."""
-
-    names = ("log_rate", "residues", "skip")
 
     def filters(self, tokens: int) -> Tensor:
         return modal_filter(*self._modes(), tokens)
@@ -137,7 +104,7 @@ class HyenaLI(StripedHyena):
         return modal_step(inputs, u, *self._modes())
 
     def _modes(self) -> tuple[Tensor, Tensor]:
-        """Logarithms of the poles and residues, [own groups, n]."""
-        log_rate, residues = self._own("log_rate"), self._own("residues")
+        """Return the logarithms of the poles, and the residues, [own groups, n]."""
+        log_rate, residues = self.local_heads("log_rate"), self.local_heads("residues")
         dtype = accumulation_dtype(residues)
         return -log_rate.to(dtype).exp(), residues.to(dtype)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops
+from hybridtron.mixers.contract import MixerConfig, linear_flops
 from hybridtron.tensors import Init, PackedPart, TensorSpec
-
-if TYPE_CHECKING:
-    from hybridtron.backends.base import Backend
-    from hybridtron.mixers.swiglu.module import SwiGLU
 
 
 class SwiGLUConfig(MixerConfig):
@@ -23,9 +19,6 @@ class SwiGLUConfig(MixerConfig):
     )
 
     kind: ClassVar[Literal["sequence", "channel"]] = "channel"
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        tensor=True, sequence=True, context=True, selective=True, vmap=True
-    )
 
     @property
     def inner_size(self) -> int:
@@ -40,11 +33,3 @@ class SwiGLUConfig(MixerConfig):
 
     def flops(self, seq_len: int) -> int:
         return linear_flops(seq_len, *self.tensors().values())
-
-    def state_size(self, seq_len: int) -> int:
-        return 0
-
-    def build(self, backend: Backend) -> SwiGLU:
-        from hybridtron.mixers.swiglu.module import SwiGLU
-
-        return SwiGLU(self, backend)

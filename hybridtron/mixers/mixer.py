@@ -1,0 +1,129 @@
+"""Base class of every primitive's module.
+
+Most primitives are a projection, a core operation on whole sequences and a projection back:
+
+    y = out_proj(core(in_proj(x)))           # x and y [s, b, h]
+
+They define `core` and, to generate, `initial_state` and `step_core`; a channel mixer, which looks at each token by
+itself, needs neither of these:
+
+    state = mixer.initial_state(batch)
+    y, state = mixer.step(x, state)          # x and y [b, h]: the next token of every sequence
+
+Steps give what `forward` gives for the whole sequence, except that no capacity of experts, which is a share of a whole
+sequence, limits them. They run in one process that holds all heads (tensor and context parallel size 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hybridtron.backends.base import Backend
+from hybridtron.mixers.contract import MixerConfig
+from hybridtron.tensors import TensorSpec
+
+State = Any  # tensors whose first axis is the sequences, in tuples; attention adds the number of tokens seen
+
+
+def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return function(x), keeping x alone for the backward pass, which recomputes the rest (Chen et al. 2016)."""
+    return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
+
+
+class Mixer(nn.Module):
+    """[s, b, h] -> [s, b, h]; a tensor- or context-parallel rank computes its own heads or channels.
+
+    Builds what `config.tensors()` declares: of `NAME.weight` (with `NAME.bias`) a linear, row-parallel where the weight
+    is cut along axis 1 and column-parallel otherwise; of a name without a dot a parameter. Other names belong to
+    submodules, which subclasses build.
+    """
+
+    in_name: ClassVar[str] = "in_proj"  # the linears before and after the core
+    out_name: ClassVar[str] = "out_proj"
+
+    def __init__(self, config: MixerConfig, backend: Backend) -> None:
+        super().__init__()
+        self.config: Any = config
+        self.backend = backend
+        self.specs = config.tensors()
+        self.recompute_core = False  # whether the backward pass recomputes what is inside `core`
+        for name, spec in self.specs.items():
+            owner, _, kind = name.rpartition(".")
+            if not owner:
+                self.register_parameter(name, backend.parameter(spec))
+            elif kind == "weight" and "." not in owner:
+                build = backend.row_linear if spec.axis == 1 else backend.column_linear
+                self.add_module(owner, build(spec, self.specs.get(f"{owner}.bias")))
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...  # parameters and submodules are declared by `config.tensors()`
+
+    @cached_property
+    def packing(self) -> TensorSpec:
+        """Declaration of the projection that makes the input of `core`."""
+        return self.specs[f"{self.in_name}.weight"]
+
+    @cached_property
+    def core_sizes(self) -> list[int]:
+        """Length of each part of the input of `core`."""
+        return self.backend.core_sizes(self.packing)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project_out(self.over_sequence(self.project_in(x)))
+
+    def project_in(self, x: Tensor) -> Tensor:
+        """Map [s, b, h] to the input of `core` [s, b, c]."""
+        return getattr(self, self.in_name)(x)
+
+    def project_out(self, y: Tensor) -> Tensor:
+        """Map the output of `core` [s, b, c'] to [s, b, h]."""
+        return getattr(self, self.out_name)(y)
+
+    def core(self, packed: Tensor) -> Tensor:
+        """Map [s, b, c] to [s, b, c'], for whole sequences of this process's heads. Holds the activations that
+        selective recomputation does not keep."""
+        raise NotImplementedError
+
+    def run_core(self, packed: Tensor) -> Tensor:
+        """Return core(packed), recomputed by the backward pass where `recompute_core` is set."""
+        return recompute(self.core, packed) if self.recompute_core else self.core(packed)
+
+    def over_sequence(self, packed: Tensor) -> Tensor:
+        """Apply `core` to whole sequences; a channel mixer needs only its own tokens."""
+        if self.config.kind == "channel":
+            return self.run_core(packed)
+        return self.backend.with_full_sequence(self.run_core, packed, self.packing)
+
+    def initial_state(self, batch: int) -> State:
+        """Return the state before the first token. A recurrent state is float32 where parameters are narrower."""
+        if self.config.kind == "channel":
+            return ()
+        raise NotImplementedError
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Map the next token of every sequence, [b, h] -> [b, h], and return the state after it.
+
+        The state handed in is used up: its memory may hold the new one.
+        """
+        if self.config.kind == "channel":
+            return self(x.unsqueeze(0)).squeeze(0), state
+        y, state = self.step_core(self.project_in(x.unsqueeze(0)).squeeze(0), state)
+        return self.project_out(y.unsqueeze(0)).squeeze(0), state
+
+    def step_core(self, packed: Tensor, state: State) -> tuple[Tensor, State]:
+        """Apply `core` to the next token of every sequence: [b, c] -> [b, c'], and return the state after it."""
+        raise NotImplementedError
+
+    def local_heads(self, name: str) -> Tensor:
+        """Return this process's share of a parameter over heads or channels, as `core` needs it."""
+        return self.backend.local_heads(getattr(self, name), self.specs[name])
+
+    def of_all_heads(self, name: str) -> Tensor:
+        """Return a parameter without parts for use in this process's heads, its gradient summed over processes."""
+        return self.backend.of_all_heads(getattr(self, name))
