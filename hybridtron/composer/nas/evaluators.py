@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from hybridtron.composer.nas.closed_form import Chain
@@ -115,7 +115,7 @@ def _short_run(settings: ShortRunConfig, config: SearchConfig) -> Evaluator:
 def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
     from hybridtron.mad.models.architecture import Architecture
     from hybridtron.mad.tasks.protocol import TASKS, complete
-    from hybridtron.mad.training.presets import PROCEDURE, preset
+    from hybridtron.mad.training.presets import preset
 
     _require_blocks("evaluator.blocks", config.space.blocks, settings.blocks)
     changes = {key: getattr(settings, key) for key in ("max_steps", "evaluations", "batch_size", "eval_examples")}
@@ -153,7 +153,7 @@ def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
     blocks = {name: settings.blocks[name] for name in config.space.blocks}
     identity = {
         "type": "mad", "blocks": blocks, "hidden_size": settings.hidden_size, "tasks": chosen,
-        "protocol": {**asdict(protocol), "procedure": PROCEDURE},
+        "protocol": protocol.as_json(),
     }  # fmt: skip
     return Evaluator(evaluate, identity, "mean accuracy")
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
@@ -72,9 +72,15 @@ class Preset:
         least = 1 if self.match_mad_lab else -(-(self.eval_examples or NUM_TEST_EXAMPLES) // batch)
         return min(steps, max(-(-steps // self.evaluations), least))
 
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields and the procedure under the keys that recorded rows and searches have."""
+        fields = asdict(self)
+        quirks = fields.pop("match_mad_lab")
+        return {**fields, "quirks": quirks, "procedure": PROCEDURE}
+
     def fingerprint(self) -> str:
-        """Twelve digits that change with anything that changes what is trained."""
-        text = json.dumps(asdict(self) | {"cells": None, "settings": None, "procedure": PROCEDURE}, sort_keys=True)
+        """Return twelve digits that change with anything that changes what is trained."""
+        text = json.dumps(self.as_json() | {"cells": None, "settings": None}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
