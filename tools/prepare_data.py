@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from hybridtron.cli.arguments import ArgumentParser
+from hybridtron.cli.arguments import ArgumentParser, naming_options
 from hybridtron.data.corpus import Progress, prepare
 from hybridtron.data.report import CorpusReport
 from hybridtron.data.sources import find_sources
@@ -39,7 +39,8 @@ def parser() -> ArgumentParser:
     parser.add_argument("--valid-fraction", type=float, default=0.05, help="documents held out without --valid (0.05)")
     parser.add_argument("--json-key", default="text", help="where a JSON line has its text (text)")
     parser.add_argument("--text-suffixes", nargs="+", default=[".txt"], metavar="SUFFIX", help="text files (.txt)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (all cores)")
+    cores = os.cpu_count() or 1
+    parser.add_argument("--workers", dest="num_workers", type=int, default=cores, help="processes (all cores)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser
 
@@ -121,10 +122,11 @@ def print_summary(report: CorpusReport, out: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    args = parser().parse_args(arguments)
+    command = parser()
+    args = command.parse_args(arguments)
     try:
-        sources = find_sources(args.inputs, args.text_suffixes, args.valid)
-        with progress_view() as progress:
+        with naming_options(command), progress_view() as progress:
+            sources = find_sources(args.inputs, args.text_suffixes, args.valid)
             report = prepare(
                 sources,
                 args.out,
@@ -132,7 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
                 eod_token=args.eod_token,
                 valid_fraction=args.valid_fraction,
                 json_key=args.json_key,
-                num_workers=args.workers,
+                num_workers=args.num_workers,
                 progress=progress,
             )
     except UserError as error:

@@ -1,15 +1,67 @@
-"""Command-line arguments whose errors look like all others."""
+"""Command-line arguments shared by the verbs, and errors in one form."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from typing import NoReturn
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hybridtron.config.nearest import one_of
+from hybridtron.errors import UserError
+
+_PARAMETER = re.compile(
+    r"^(?P<first>\w+)(?=[ :])"
+    r"|(?<![\w.-])(?P<flag>\w+)=True\b"
+    r"|(?<![\w./-])(?P<name>\w+_\w+)(?![\w./])"  # with an underscore, as no word of a sentence has
+)
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Bad arguments end with one line and exit code 2; the usage is for --help."""
+    """Parser that reports bad arguments in one line and exits with code 2; --help shows the usage."""
 
     def error(self, message: str) -> NoReturn:
+        """Print the error and exit with code 2."""
         print(f"hybridtron: error: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Raise ArgumentError for a value that is not among the choices, with the nearest of them."""
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}: expected {one_of(value, action.choices)}")
+
+
+def add_config_arguments(verb: argparse.ArgumentParser) -> None:
+    """Add the positional arguments `config` and `overrides`."""
+    verb.add_argument("config", metavar="CONFIG", type=Path, help="a YAML file")
+    verb.add_argument(
+        "overrides", metavar="key=value", nargs="*", default=[], help="dotted keys, such as optimizer.lr=1e-3"
+    )
+
+
+def add_json_argument(verb: argparse.ArgumentParser) -> None:
+    """Add --json."""
+    verb.add_argument("--json", action="store_true", help="for programs")
+
+
+def add_print_argument(verb: argparse.ArgumentParser) -> None:
+    """Add --print, as `show`."""
+    verb.add_argument("--print", action="store_true", dest="show", help="show the config with its defaults and stop")
+
+
+@contextmanager
+def naming_options(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """Write the Python parameters in a UserError's text as the options of `parser` that set them.
+
+    `seeds = 0: ...` becomes `--seeds = 0: ...` where `seeds` is the dest of an option. Other names are left alone.
+    """
+    options = {action.dest: max(action.option_strings, key=len) for action in parser._actions if action.option_strings}
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        named = _PARAMETER.sub(lambda match: options.get(match[match.lastgroup or 0], match[0]), text)
+        raise UserError(named) from error

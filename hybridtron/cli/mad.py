@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hybridtron.cli.arguments import ArgumentParser
+from hybridtron.cli.arguments import ArgumentParser, naming_options
 from hybridtron.errors import UserError
 from hybridtron.mad.models.architecture import Architecture, from_layers, from_model, from_pattern, iso_state
 from hybridtron.mad.models.layers import LAYERS
@@ -35,7 +35,8 @@ def main(arguments: Sequence[str]) -> int:
         rest = [word for word in rest if word.startswith("-")]
     if rest:
         options.parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    return options.run(options)
+    with naming_options(options.parser):
+        return options.run(options)
 
 
 def _parser() -> ArgumentParser:

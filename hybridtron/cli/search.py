@@ -1,4 +1,4 @@
-"""`hybridtron search`: what its options do."""
+"""`hybridtron search`: search architectures."""
 
 from __future__ import annotations
 
@@ -8,27 +8,44 @@ import json
 import signal
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from hybridtron.composer.nas.config import SearchConfig
-from hybridtron.composer.nas.run import report_search, run_search
-from hybridtron.composer.nas.worker import SearchFailed, prepare
-from hybridtron.composer.report.progress_view import summary
-from hybridtron.config.load import dump, load
+from hybridtron.cli.arguments import ArgumentParser, add_config_arguments, add_json_argument, add_print_argument
 from hybridtron.errors import UserError
 
+if TYPE_CHECKING:
+    from hybridtron.composer.nas.config import SearchConfig
 
-def main(options: argparse.Namespace) -> int:
-    """Returns the exit code: 0 done, 1 nothing has a score."""
+
+def add_parser(verbs: argparse._SubParsersAction[ArgumentParser]) -> ArgumentParser:
+    """Add the verb and return its parser."""
+    verb = verbs.add_parser("search", help="search architectures, or go on with a search; several may share one folder")
+    add_config_arguments(verb)
+    verb.add_argument("--workers", type=int, default=1, metavar="N", help="processes to start here (%(default)s)")
+    verb.add_argument("--report", action="store_true", help="evaluate nothing: the page of what is recorded so far")
+    add_print_argument(verb)
+    add_json_argument(verb)
+    return verb
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run or report a search. Returns 1 where nothing has a score."""
+    from hybridtron.composer.nas.config import SearchConfig
+    from hybridtron.composer.nas.run import report_search, run_search
+    from hybridtron.composer.nas.worker import SearchFailed
+    from hybridtron.composer.report.progress_view import summary
+    from hybridtron.config.load import dump, load
+
     if options.workers < 1:
-        raise UserError(f"--workers {options.workers}: expected at least 1")
+        raise UserError(f"workers = {options.workers}: expected at least 1")
     config = load(options.config, options.overrides, SearchConfig)
     if options.show:
         print(dump(config), end="")
         return 0
     if options.workers > 1 and not options.report:
-        return _together(options, config)
+        return _launch_workers(options, config)
     try:
-        with _termination_as_interrupt():
+        with _sigterm_as_interrupt():
             outcome, page = report_search(config) if options.report else run_search(config)
     except SearchFailed as error:
         print(f"hybridtron: stopped: {error}", file=sys.stderr)
@@ -37,8 +54,9 @@ def main(options: argparse.Namespace) -> int:
     return 0
 
 
-def _together(options: argparse.Namespace, config: SearchConfig) -> int:
-    """Several workers on this machine, of which the first tells of the search."""
+def _launch_workers(options: argparse.Namespace, config: SearchConfig) -> int:
+    """Start several workers on this machine, of which the first reports. Returns the exit code."""
+    from hybridtron.composer.nas.worker import prepare
     from hybridtron.distributed.launch import launch
 
     prepare(config)  # so that bad input starts no process
@@ -48,8 +66,8 @@ def _together(options: argparse.Namespace, config: SearchConfig) -> int:
 
 
 @contextlib.contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """The end of a cluster's job is met as Ctrl-C is."""
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Raise KeyboardInterrupt on SIGTERM, with which a cluster ends its jobs."""
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

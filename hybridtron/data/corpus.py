@@ -21,15 +21,7 @@ from hybridtron.data.workers import run_tasks
 from hybridtron.errors import UserError
 
 SHARD_BYTES = 32 << 20
-# What the settings of a preparation that goes on are called where the user gave them.
-OPTIONS = {
-    "format": "format of the work folder",
-    "tokenizer": "--tokenizer",
-    "valid_fraction": "--valid-fraction",
-    "json_key": "--json-key",
-    "shard_bytes": "shard size",
-    "files": "input files",
-}
+SETTING_NAMES = {"format": "format of the work folder", "shard_bytes": "shard size", "files": "input files"}
 Progress = Callable[[str, int, int], None]
 
 
@@ -62,10 +54,10 @@ def prepare(
     workers.WorkerDied where a worker process is gone.
     """
     if not 0.0 <= valid_fraction < 1.0:
-        raise UserError(f"--valid-fraction = {valid_fraction}: expected at least 0 and below 1")
+        raise UserError(f"valid_fraction = {valid_fraction}: expected at least 0 and below 1")
     if num_workers < 1:
-        raise UserError(f"--workers = {num_workers}: expected at least 1")
-    loaded = tokenizers.load(tokenizer, eod_token, key="--tokenizer")
+        raise UserError(f"num_workers = {num_workers}: expected at least 1")
+    loaded = tokenizers.load(tokenizer, eod_token, key="tokenizer")
     settings = {
         "format": 1,
         "tokenizer": loaded.fingerprint,
@@ -133,34 +125,34 @@ def _claimed(out: Path, settings: dict[str, Any]) -> Iterator[None]:
     """Makes OUT/.partial, or finds it with the same `settings`, and keeps other processes out of it."""
     partial, settings_path = out / PARTIAL_NAME, out / PARTIAL_NAME / "settings.json"
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out = {out}: is a file; expected a folder that is new or empty")
+        raise UserError(f"out = {out}: is a file; expected a folder that is new or empty")
     content = {path.name for path in out.iterdir()} if out.exists() else set()
     if content and PARTIAL_NAME not in content:
         what = "holds a prepared corpus" if REPORT_NAME in content else "is not empty"
         left = "left by the same command when it was stopped"
-        raise UserError(f"--out = {out}: {what}; expected a folder that is new, empty, or {left}")
+        raise UserError(f"out = {out}: {what}; expected a folder that is new, empty, or {left}")
     try:
         partial.mkdir(parents=True, exist_ok=True)
         lock = (partial / "lock").open("w")
     except OSError as error:
-        raise UserError(f"--out = {out}: cannot be written to: {error.strerror}") from None
+        raise UserError(f"out = {out}: cannot be written to: {error.strerror}") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"--out = {out}: another process is preparing it") from None
+            raise UserError(f"out = {out}: another process is preparing it") from None
         if (out / REPORT_NAME).exists():  # complete: only the work folder was left to remove
             shutil.rmtree(partial)
-            raise UserError(f"--out = {out}: holds a prepared corpus; expected a folder that is new or empty")
+            raise UserError(f"out = {out}: holds a prepared corpus; expected a folder that is new or empty")
         try:
             begun = json.loads(settings_path.read_text())
         except FileNotFoundError:
             begun = settings
         differing = [key for key in settings if begun.get(key) != settings[key]]
         if differing:
+            names = " and ".join(SETTING_NAMES.get(key, key) for key in differing)
             raise UserError(
-                f"--out = {out}: {partial} was begun with other {' and '.join(OPTIONS[key] for key in differing)}; "
-                "run the command that began it, or delete the folder"
+                f"out = {out}: {partial} was begun with other {names}; run the command that began it, or delete it"
             )
         for path in partial.iterdir():  # what a killed process had not finished
             if path.name == "final" or ".writing" in path.name:
@@ -202,4 +194,4 @@ def _nothing_found(sources: SourceList, merged: Merged, json_key: str) -> str:
     if not merged.first_damaged:
         return text
     first = merged.first_damaged[0]
-    return f"{text}, the first in {first['file']} line {first['line']}: {first['reason']} (--json-key is {json_key!r})"
+    return f"{text}, the first in {first['file']} line {first['line']}: {first['reason']} (json_key is {json_key!r})"

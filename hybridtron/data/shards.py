@@ -124,7 +124,7 @@ def _tokenizer(spec: str, eod_token: str | None, fingerprint: str) -> tokenizers
     """Loaded once per process. The fingerprint keeps a file that changes meanwhile from mixing two encodings."""
     loaded = tokenizers.load(spec, eod_token)
     if loaded.fingerprint != fingerprint:
-        raise UserError(f"--tokenizer = {spec}: changed while the corpus was being prepared")
+        raise UserError(f"tokenizer = {spec}: changed while the corpus was being prepared")
     return loaded
 
 

@@ -53,7 +53,7 @@ def find_sources(
     """
     for suffix in text_suffixes:
         if not suffix.startswith(".") or suffix in JSONL_SUFFIXES:
-            raise UserError(f"--text-suffixes = {suffix}: expected the suffix of a text file, such as .txt")
+            raise UserError(f"text_suffixes = {suffix}: expected the suffix of a text file, such as .txt")
     chosen, others = _collect(valid, text_suffixes), _collect(inputs, text_suffixes)
     held_out = {source.path.resolve() for source in chosen.files}
     split = "train" if valid else None
@@ -89,9 +89,7 @@ def _collect(inputs: Iterable[Path], text_suffixes: Sequence[str]) -> SourceList
         elif not given.exists():
             raise UserError(f"no such file or folder: {given}")
         elif not given.name.endswith(known):
-            raise UserError(
-                f"{given}: unknown suffix; expected one of {' '.join(known)} (--text-suffixes names others)"
-            )
+            raise UserError(f"{given}: unknown suffix; expected one of {' '.join(known)} (text_suffixes names others)")
         else:
             found.files.append(source_of(given, given.name))
     seen: set[Path] = set()

@@ -109,7 +109,7 @@ def load(spec: str, eod_token: str | None = None, key: str = "data.tokenizer") -
     """
     if spec == "byte":
         if eod_token is not None:
-            raise UserError(f"--eod-token = {eod_token}: expected none, since the byte tokenizer has its own (id 256)")
+            raise UserError(f"eod_token = {eod_token}: expected none, since the byte tokenizer has its own (id 256)")
         return ByteTokenizer()
     path = Path(spec)
     if path.is_dir():
@@ -125,14 +125,14 @@ def load(spec: str, eod_token: str | None = None, key: str = "data.tokenizer") -
 def _end_of_document(path: Path, vocabulary: dict[str, int], eod_token: str | None, key: str) -> int:
     if eod_token is not None:
         if eod_token not in vocabulary:
-            raise UserError(f"--eod-token = {eod_token}: is not in the vocabulary of {path}")
+            raise UserError(f"eod_token = {eod_token}: is not in the vocabulary of {path}")
         return vocabulary[eod_token]
     for name in (_configured_eos(path.with_name("tokenizer_config.json")), *END_OF_DOCUMENT_NAMES):
         if name in vocabulary:
             return vocabulary[name]
     raise UserError(
         f"{key} = {path}: has no end-of-document token (looked for {' '.join(END_OF_DOCUMENT_NAMES)}); name it with "
-        "prepare_data.py --eod-token, and as eos_token in a tokenizer_config.json beside it"
+        "eod_token of the prepared corpus, and as eos_token in a tokenizer_config.json beside it"
     )
 
 

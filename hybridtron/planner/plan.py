@@ -57,7 +57,7 @@ class Plan:
 def plan(config: RunConfig, gpus: int, dry_run: bool) -> Plan:
     """The plan of a resolved config on so many processes; with `dry_run` every distinct stage is built and run without
     values. Raises UserError for a layout that cannot be, or where the parts do not add up to the model."""
-    copies = data_parallel_size(config, gpus, given_by="--gpus")
+    copies = data_parallel_size(config, gpus, size_name="gpus")
     model, parallel, train = config.model, config.parallel, config.train
     micro_batches = train.global_batch_size // (train.micro_batch_size * copies)
     stages = cut(model, parallel.num_stages, config.data.seq_len)

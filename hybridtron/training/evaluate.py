@@ -44,11 +44,11 @@ def trained_model(path: Path) -> Iterator[tuple[RunConfig, Path, LanguageModel, 
 def evaluate_run(path: Path, data: str | None, sequences: int | None) -> dict[str, Any]:
     """Loss (nats per token), perplexity and bits per byte over evenly spaced held-out sequences."""
     if sequences is not None and sequences < 1:
-        raise UserError(f"--sequences = {sequences}: expected at least 1")
+        raise UserError(f"sequences = {sequences}: expected at least 1")
     config, _ = read_run(path)
     section = config.data.model_copy(update={"valid": data or config.data.valid})
     if section.valid is None:
-        raise UserError(f"{path}: its config has no data.valid; expected --data PREFIX")
+        raise UserError(f"{path}: its config has no data.valid; expected data = PREFIX of token files")
     config = config.model_copy(update={"data": section})
     held_out = open_held_out(config, sequences)
     num_tokens = held_out.sequences * config.data.seq_len

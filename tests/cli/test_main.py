@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from hybridtron import __version__
-from hybridtron.cli.main import _require_devices, main
+from hybridtron.cli.arguments import ArgumentParser, naming_options
+from hybridtron.cli.main import main
+from hybridtron.cli.train import require_devices
 from hybridtron.errors import UserError
 from tests.conftest import command, environment
 
@@ -152,15 +154,16 @@ def test_missing_keys_share_a_line(tiny, refused):
 
 
 def test_processes_share_no_gpu():
-    _require_devices(3, gpus=None)
-    _require_devices(2, gpus=2)
-    with pytest.raises(UserError, match="--nproc = 3: expected at most 2"):
-        _require_devices(3, gpus=2)
+    require_devices(3, gpus=None)
+    require_devices(2, gpus=2)
+    with pytest.raises(UserError, match="nproc = 3: expected at most 2"):
+        require_devices(3, gpus=2)
 
 
 ARGUMENTS = {
     "no verb": ([], "required: VERB (see hybridtron --help)"),
-    "unknown verb": (["trian"], "invalid choice: 'trian'"),
+    "unknown verb": (["trian"], "invalid choice: 'trian': expected one of train, eval"),
+    "nearest verb": (["trian"], "(nearest: train)"),
     "no config": (["train"], "required: CONFIG (see hybridtron train --help)"),
     "unknown option": (["train", "a.yaml", "--reusme"], "unrecognized arguments: --reusme"),
     "no number": (["train", "a.yaml", "--nproc", "two"], "argument --nproc: invalid int value: 'two'"),
@@ -177,6 +180,30 @@ def test_bad_arguments_are_one_line_too(case, capsys):
     assert printed.startswith("hybridtron: error: ")
     assert named in printed
     assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seeds = 0: expected at least 1", "--seeds = 0: expected at least 1"),
+        ("max_tokens = -1: expected at least 0", "--tokens = -1: expected at least 0"),
+        ("run: exists; use seeds or resume=True", "run: exists; use seeds or --resume"),
+        ("a.md: unknown suffix (text_suffixes names others)", "a.md: unknown suffix (--text-suffixes names others)"),
+        ("train.seeds = 0 and text_suffixes/a", "train.seeds = 0 and text_suffixes/a"),
+        ("seeds.txt: no such file", "seeds.txt: no such file"),
+        ("config = 3: is positional", "config = 3: is positional"),
+    ],
+)
+def test_errors_name_the_options_of_their_verb(text, expected):
+    parser = ArgumentParser()
+    parser.add_argument("config")
+    parser.add_argument("-s", "--seeds")
+    parser.add_argument("--tokens", dest="max_tokens")
+    parser.add_argument("--text-suffixes")
+    parser.add_argument("--resume", action="store_true")
+    with pytest.raises(UserError) as raised, naming_options(parser):
+        raise UserError(text)
+    assert str(raised.value) == expected
 
 
 def test_version_and_defaults(capsys):
@@ -211,7 +238,9 @@ def test_print_shows_the_resolved_config_and_writes_nothing(tiny, capsys):
 
 
 def test_help_needs_no_heavy_import():
-    script = "import sys; from hybridtron.cli.main import _parser; _parser().format_help(); print(*sys.modules)"
+    script = (
+        "import sys; from hybridtron.cli.main import build_parser; build_parser().format_help(); print(*sys.modules)"
+    )
     loaded = subprocess.run(
         [sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=True
     ).stdout.split()

@@ -238,9 +238,9 @@ def test_nothing_is_written_for_bad_input(mixed, tmp_path):
     out = tmp_path / "out"
     sources = find_sources([mixed])
     for options, message in (
-        ({"tokenizer": "nope.json"}, "--tokenizer = nope.json: no such file in /"),
-        ({"valid_fraction": 1.0}, "--valid-fraction = 1.0"),
-        ({"num_workers": 0}, "--workers = 0"),
+        ({"tokenizer": "nope.json"}, "tokenizer = nope.json: no such file in /"),
+        ({"valid_fraction": 1.0}, "valid_fraction = 1.0"),
+        ({"num_workers": 0}, "num_workers = 0"),
     ):
         with pytest.raises(UserError, match=message):
             prepare(sources, out, **options)
@@ -313,7 +313,7 @@ def test_after_a_kill_the_same_call_goes_on_and_ends_alike(interrupted, tmp_path
         done_at_start.append(done)
         seen.update(path for path, inode in finished.items() if path.exists() and path.stat().st_ino == inode)
 
-    with pytest.raises(UserError, match="begun with other --json-key and shard size"):
+    with pytest.raises(UserError, match="begun with other json_key and shard size"):
         prepare(find_sources([source]), out, json_key="body")
     prepare(find_sources([source]), out, shard_bytes=20_000, progress=progress)
     assert done_at_start[0] >= 3 * 20_000

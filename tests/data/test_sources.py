@@ -63,7 +63,7 @@ def test_files_for_validation_are_taken_out_of_the_inputs(folder):
         (["b.txt"], {"valid": ["b.txt"]}, "no file left for train"),
         (["."], {"valid": ["empty"]}, "no file left for valid"),
         (["empty"], {}, "no file left for train"),
-        (["."], {"text_suffixes": ["md"]}, "--text-suffixes = md: expected the suffix"),
+        (["."], {"text_suffixes": ["md"]}, "text_suffixes = md: expected the suffix"),
     ],
 )
 def test_what_cannot_be_a_corpus(folder, inputs, options, message):

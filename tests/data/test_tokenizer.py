@@ -57,7 +57,7 @@ def test_no_end_of_document_is_an_error_that_says_what_helps(tmp_path):
 
     path = tmp_path / "tokenizer.json"
     Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")).save(str(path))
-    with pytest.raises(UserError, match=r"no end-of-document token .*--eod-token"):
+    with pytest.raises(UserError, match=r"no end-of-document token .*eod_token"):
         load(str(path))
     assert HuggingFaceTokenizer(path, eod_token="[UNK]").eod == 1
 
@@ -68,7 +68,7 @@ def test_no_end_of_document_is_an_error_that_says_what_helps(tmp_path):
         ("bytes", None, r"^data.tokenizer = bytes: no such file in /.*; expected 'byte'"),
         ("byte", "</s>", r"byte tokenizer has its own"),
         ("broken.json", None, r"broken.json: is not a tokenizer.json"),
-        ("good.json", "<nope>", r"--eod-token = <nope>: is not in the vocabulary"),
+        ("good.json", "<nope>", r"eod_token = <nope>: is not in the vocabulary"),
     ],
 )
 def test_what_is_no_tokenizer(spec, eod_token, message, tokenizer_json, tmp_path, monkeypatch):

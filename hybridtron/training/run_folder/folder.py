@@ -66,7 +66,7 @@ class RunFolder:
     def require_unused(self) -> None:
         if self.path.exists() and (not self.path.is_dir() or any(p.name != LOCK for p in self.path.iterdir())):
             raise UserError(
-                f"run folder {self.path} exists: expected a new one; continue it with --resume, or give another name"
+                f"run folder {self.path} exists: expected a new one; continue it with resume=True, or give another name"
             )
 
     def require_makeable(self) -> None:

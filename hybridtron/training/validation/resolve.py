@@ -28,7 +28,7 @@ def resolve(config: RunConfig) -> RunConfig:
     return config
 
 
-def data_parallel_size(config: RunConfig, world_size: int, given_by: str = "--nproc") -> int:
+def data_parallel_size(config: RunConfig, world_size: int, size_name: str = "world_size") -> int:
     """Copies of the model among world_size processes; UserError where that does not come out even."""
     parallel, train = config.parallel, config.train
     size = parallel.model_size
@@ -36,7 +36,7 @@ def data_parallel_size(config: RunConfig, world_size: int, given_by: str = "--np
         keys = [key for key in ("tensor", "context", "pipeline") if getattr(parallel, key) > 1]
         product = " x ".join(f"{'' if i else 'parallel.'}{key} {getattr(parallel, key)}" for i, key in enumerate(keys))
         product += f" = {size}" if len(keys) > 1 else ""
-        raise UserError(f"{given_by} = {world_size}: expected a multiple of {product} ({multiples(world_size, size)})")
+        raise UserError(f"{size_name} = {world_size}: expected a multiple of {product} ({multiples(world_size, size)})")
     copies = world_size // size
     if parallel.data not in (None, copies):
         raise UserError(

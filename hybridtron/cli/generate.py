@@ -1,0 +1,36 @@
+"""`hybridtron generate`: continue a prompt."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from hybridtron.cli.arguments import ArgumentParser, add_json_argument
+
+
+def add_parser(verbs: argparse._SubParsersAction[ArgumentParser]) -> ArgumentParser:
+    """Add the verb and return its parser."""
+    verb = verbs.add_parser("generate", help="continue a prompt")
+    verb.add_argument("run_path", metavar="RUN_OR_CHECKPOINT", type=Path)
+    verb.add_argument("--prompt", required=True, metavar="TEXT", help="what the text begins with")
+    tokens = "tokens to add at most (%(default)s)"
+    verb.add_argument("--tokens", dest="max_tokens", type=int, default=200, metavar="N", help=tokens)
+    temperature = "0: always the likeliest token (%(default)s)"
+    verb.add_argument("--temperature", type=float, default=0.8, metavar="T", help=temperature)
+    top_k = "draw among the K likeliest, 0: all (%(default)s)"
+    verb.add_argument("--top-k", type=int, default=0, metavar="K", help=top_k)
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (%(default)s)")
+    add_json_argument(verb)
+    return verb
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the prompt and its continuation."""
+    from hybridtron.training.evaluate import generate_from_run
+
+    text = generate_from_run(
+        options.run_path, options.prompt, options.max_tokens, options.temperature, options.top_k, options.seed
+    )
+    print(json.dumps({"prompt": options.prompt, "text": text}) if options.json else options.prompt + text)
+    return 0

@@ -1,0 +1,43 @@
+"""`hybridtron scale`: grow a pattern to the size of a target model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from hybridtron.cli.arguments import ArgumentParser, add_json_argument
+from hybridtron.cli.run_config import load_run_config
+
+
+def add_parser(verbs: argparse._SubParsersAction[ArgumentParser]) -> ArgumentParser:
+    """Add the verb and return its parser."""
+    verb = verbs.add_parser("scale", help="grow a small pattern to the size of a target model")
+    verb.add_argument("pattern", metavar="PATTERN", help="2*attn 4*mlp, or in another dialect: AAMMMM, 2A+4M, **----")
+    verb.add_argument("--method", choices=["stretch", "stack"], required=True, help="longer runs, or more copies")
+    target = "a YAML file whose size and widths count"
+    verb.add_argument("--target", type=Path, required=True, metavar="CONFIG", help=target)
+    overrides = "dotted keys of the target, such as size=1b"
+    verb.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=overrides)
+    rounding = "up: every run, as the paper does; else to the nearest size in parameters or FLOPs (%(default)s)"
+    verb.add_argument("--round", choices=["up", "parameters", "flops"], default="up", help=rounding)
+    dialects = ["auto", "native", "megatron", "composer"]
+    verb.add_argument("--dialect", choices=dialects, default="auto", help="of PATTERN (%(default)s)")
+    verb.add_argument("--out", type=Path, metavar="FILE", help="write a training config")
+    add_json_argument(verb)
+    return verb
+
+
+def run(options: argparse.Namespace) -> int:
+    """Grow the pattern, print the result and write it as a config to --out."""
+    from hybridtron.composer.grow.scale import read_small_pattern, scale, show, write_config
+
+    target = load_run_config(options.target, options.overrides)
+    small = read_small_pattern(options.pattern, target.model, options.dialect)
+    scaled = scale(small, target, options.method, options.round)
+    if options.out:
+        write_config(scaled, options.out)
+    print(json.dumps(scaled.as_json(), indent=2) if options.json else show(scaled, target))
+    if options.out and not options.json:
+        print(f"written     {options.out}")
+    return 0

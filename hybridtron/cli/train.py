@@ -1,0 +1,106 @@
+"""`hybridtron train`: train a model, or continue a run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from hybridtron.cli.arguments import ArgumentParser, add_config_arguments, add_print_argument
+from hybridtron.cli.processes import is_reporting_process
+from hybridtron.cli.run_config import load_run_config
+from hybridtron.errors import UserError
+
+if TYPE_CHECKING:
+    from hybridtron.training.config import RunConfig
+
+
+def add_parser(verbs: argparse._SubParsersAction[ArgumentParser]) -> ArgumentParser:
+    """Add the verb and return its parser."""
+    verb = verbs.add_parser("train", help="train a model, or continue a run")
+    add_config_arguments(verb)
+    verb.add_argument("--nproc", type=int, default=None, metavar="N", help="processes to start on this machine")
+    verb.add_argument("--resume", action="store_true", help="continue from the latest checkpoint, if there is one")
+    add_print_argument(verb)
+    return verb
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train, or show the config. Returns 1 where training stopped early."""
+    config = load_run_config(options.config, options.overrides)
+    if options.show:
+        return _show(config, options.nproc)
+    from hybridtron.distributed.environment import read_environment
+
+    if options.nproc is not None and options.nproc != 1:
+        return _train_in_processes(options, config)
+    environment = read_environment()
+    size_name = "nproc" if environment.world_size == 1 else f"processes of {environment.launcher}"
+    if _is_finished(options, config, environment.world_size, size_name, report=environment.rank == 0):
+        return 0
+    from hybridtron.training.loop import TrainingStopped, train
+
+    try:
+        train(config, environment, options.resume)
+    except TrainingStopped as error:
+        if is_reporting_process():
+            print(f"hybridtron: stopped: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _show(config: RunConfig, num_processes: int | None) -> int:
+    """Print the config as YAML. Raises UserError where its layout does not fit the processes."""
+    from hybridtron.config.load import dump
+    from hybridtron.training.validation.resolve import data_parallel_size
+
+    if num_processes:
+        data_parallel_size(config, num_processes, "nproc")
+    print(dump(config), end="")
+    return 0
+
+
+def _is_finished(
+    options: argparse.Namespace, config: RunConfig, world_size: int, size_name: str, report: bool
+) -> bool:  # fmt: skip
+    """Return whether the run has nothing left to do, and print its summary if so. Needs no torch."""
+    from hybridtron.training.report import repeat_summary
+    from hybridtron.training.run_folder.folder import RunFolder
+    from hybridtron.training.run_folder.resume import find_start
+    from hybridtron.training.validation.resolve import data_parallel_size
+
+    data_parallel_size(config, world_size, size_name)
+    folder = RunFolder(config.run_folder)
+    start = find_start(folder, config, options.resume)
+    return repeat_summary(folder, start, config, lambda text: print(text, file=sys.stderr) if report else None)
+
+
+def _train_in_processes(options: argparse.Namespace, config: RunConfig) -> int:
+    """Start --nproc processes. Checks first whatever needs no tensor, so that bad input starts no process."""
+    import torch
+
+    from hybridtron.distributed.environment import read_environment
+    from hybridtron.distributed.launch import launch
+    from hybridtron.training.corpus import open_corpus
+    from hybridtron.training.run_folder.folder import RunFolder
+    from hybridtron.training.run_folder.resume import require_same_tokens
+    from hybridtron.training.validation.memory import require_memory
+
+    if options.nproc < 1:
+        raise UserError(f"nproc = {options.nproc}: expected at least 1")
+    found = read_environment()
+    if found.world_size > 1:
+        raise UserError(f"nproc = {options.nproc}: {found.launcher} already started {found.world_size} processes")
+    if _is_finished(options, config, options.nproc, "nproc", report=True):
+        return 0
+    require_devices(options.nproc, torch.cuda.device_count() if torch.cuda.is_available() else None)
+    require_memory(config, options.nproc)
+    require_same_tokens(RunFolder(config.run_folder), open_corpus(config))
+    command = [sys.executable, "-m", "hybridtron", "train", str(options.config), *options.overrides]
+    return launch(command + ["--resume"] * options.resume, options.nproc)
+
+
+def require_devices(nproc: int, gpus: int | None) -> None:
+    """Raise UserError where processes would share a GPU; `gpus` is None on a machine without one."""
+    if gpus is not None and nproc > gpus:
+        raise UserError(f"nproc = {nproc}: expected at most {gpus}, one process for each GPU of this machine")
