@@ -19,7 +19,10 @@ from hybridtron.errors import UserError
 
 VERBS = (train, evaluate, generate, describe, plan, search, scale, doctor)
 # Verbs with verbs of their own: hybridtron.cli.NAME has their parser and `main(arguments)`, imported when they run.
-NESTED_VERBS = {"mad": ("data|run|report", "six synthetic tasks that rank architectures in minutes")}
+NESTED_VERBS = {
+    "mad": ("data|run|report", "six synthetic tasks that rank architectures in minutes"),
+    "laws": ("fit|list", "fit a scaling law to finished runs"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

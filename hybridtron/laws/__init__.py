@@ -1,49 +1,105 @@
 """Scaling laws: runs in, a law with honest intervals out.
 
-`read_runs` turns a table or run folders into `Runs`; `fit(law, runs, settings)` fits the law called `law` (`LAWS`
-lists them) and returns a `Fit`. `plots.draw` draws its curves, `report.html_report` writes its page, and
-`publish.publish` puts everything into a folder.
+`fit(law, data, **settings)` fits the law called `law` (`LAWS` lists them) to a data frame, a dict of arrays, CSV or
+parquet files or run folders, and returns a `Fit`: parameters, intervals, verdict, warnings and predictions, and
+`Fit.report(folder)` writes them with plots.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
 
-from hybridtron.config.nearest import one_of
+from hybridtron.config.nearest import nearest, one_of
 from hybridtron.errors import UserError
+from hybridtron.laws.data.columns import SYNONYMS
 from hybridtron.laws.data.read import read_runs
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Series, Settings
 from hybridtron.laws.families.registry import LAWS
 from hybridtron.laws.fitting.checks import check, setting_warnings, unit_warnings
 
-__all__ = ["LAWS", "Fit", "Law", "Runs", "Series", "Settings", "fit", "read_runs"]
+__all__ = ["LAWS", "Fit", "Law", "Runs", "Series", "Settings", "find_law", "fit", "read_runs"]
 
 
-FREE = "not identified: "  # begins a warning about what the data leave open
+NOT_IDENTIFIED = "not identified: "  # begins a warning about what the data leave open
+_COLUMN = "_column"  # ends the name of a setting that chooses the column of a canonical name
+_READING = ("where", "columns", "context")  # settings that only matter to how the data are read
 
 
-def fit(law: str, runs: Runs, settings: Settings | None = None) -> Fit:
+def fit(law: str, data: Any, settings: Settings | None = None, **keywords: Any) -> Fit:
     """Fit one law to runs.
 
     Args:
         law: a name in `LAWS`.
-        runs: rows with the columns that the law declares, in canonical names and units.
-        settings: None takes the defaults.
+        data: a data frame (pandas, polars, pyarrow), a dict of arrays, the path of a CSV or parquet file or of run
+            folders, several of these in a list, or `Runs`. Columns are known by their canonical names or by the usual
+            synonyms (`hybridtron.laws.data.columns`).
+        settings: the fields of `Settings` in one object; None takes the defaults. Keywords go before it.
+        keywords: fields of `Settings`; options of the law by their names; `where` (column to value, or pairs) keeps
+            the rows of these values; `columns` (canonical name to column) or `loss_column="..."` and so on choose
+            columns; `context` is the context length of run folders' state. `predict` is one point or a list.
 
     Raises:
-        UserError: an unknown law or option, a missing column, a value that the law cannot take (named by its line),
-            or data from which the law cannot be fitted at all.
+        UserError: an unknown law, setting or option, a missing column, a value that the law cannot take (named by its
+            line), or data from which the law cannot be fitted at all.
     """
-    if law not in LAWS:
-        raise UserError(f"no law {law!r}; expected {one_of(law, LAWS)}")
-    settings = settings or Settings()
-    check(LAWS[law], runs, settings)
-    result = LAWS[law].fit(runs, settings)
-    free = [warning.removeprefix(FREE) for warning in result.warnings if warning.startswith(FREE)]
+    declared = find_law(law)
+    settings, reading_settings = _settings(declared, settings or Settings(), keywords)
+    if isinstance(data, Runs) and not reading_settings:
+        return _fit_runs(declared, data, settings)
+    sources = data if isinstance(data, list | tuple) else [data]
+    reading = read_runs(
+        sources, declared.columns, declared.optional_columns, group=settings.group, **reading_settings
+    )  # fmt: skip
+    return reading.annotate(_fit_runs(declared, reading.runs, settings))
+
+
+def find_law(name: str) -> Law:
+    """Return the law of this name; raises UserError with the nearest name."""
+    if name not in LAWS:
+        raise UserError(f"law {name!r}: expected {one_of(name, LAWS)}")
+    return LAWS[name]
+
+
+def _settings(law: Law, settings: Settings, keywords: Mapping[str, Any]) -> tuple[Settings, dict[str, Any]]:
+    """Divide keywords into the settings of the fit and those of `read_runs`; raises UserError for an unknown one."""
+    own = [field.name for field in fields(Settings)]
+    chosen: dict[str, Any] = {}
+    reading: dict[str, Any] = {}
+    columns: dict[str, str] = dict(keywords.get("columns") or {})
+    options = dict(settings.options) | dict(keywords.get("options") or {})
+    for name, value in keywords.items():
+        if name.removesuffix(_COLUMN) in SYNONYMS and name.endswith(_COLUMN):
+            columns |= {name.removesuffix(_COLUMN): value} if value is not None else {}
+        elif name in own:
+            chosen[name] = [value] if name == "predict" and isinstance(value, Mapping) else value
+        elif name in law.options or name in _READING:
+            options |= {name: value} if name in law.options else {}
+            reading |= {name: value} if name in _READING else {}
+        else:
+            known = [*own, *_READING, *law.options]
+            close = nearest(name, [*known, *(canonical + _COLUMN for canonical in SYNONYMS)])
+            raise UserError(
+                f"{name}: no setting of law {law.name}; expected one of {', '.join(known)}, or NAME_column"
+                + (f" (nearest: {close})" if close else "")
+            )
+    if columns:
+        reading["columns"] = columns
+    if isinstance(reading.get("where"), Mapping):
+        reading["where"] = list(reading["where"].items())
+    return replace(settings, **chosen | {"options": options}), {k: v for k, v in reading.items() if v}
+
+
+def _fit_runs(law: Law, runs: Runs, settings: Settings) -> Fit:
+    """Check the runs, fit the law, and add the warnings that hold for every law."""
+    check(law, runs, settings)
+    result = law.fit(runs, settings)
+    free = [text.removeprefix(NOT_IDENTIFIED) for text in result.warnings if text.startswith(NOT_IDENTIFIED)]
     first = [f"These data do not determine all of the law: {'; '.join(free)}."] if free else []
     return replace(
         result,
-        warnings=unit_warnings(runs) + setting_warnings(LAWS[law], settings) + result.warnings,
+        warnings=unit_warnings(runs) + setting_warnings(law, settings) + result.warnings,
         verdict=first + result.verdict,
     )

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from hybridtron.cli.main import main as hybridtron
+from hybridtron.laws import LAWS
+
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "fit_laws.py"
 DATA = ROOT / "tests" / "laws" / "data"
@@ -241,3 +244,37 @@ def test_odd_units_are_asked_about(main, capsys, tmp_path, table, text):
 
 def test_usual_units_are_not_asked_about(main, capsys, tmp_path, table):
     assert not [w for w in warnings_of(main, capsys, tmp_path, table()) if w.startswith("units:")]
+
+
+# -- the verb
+
+
+def test_the_verb_writes_what_the_tool_writes(main, tmp_path, capsys):
+    assert main(*CHINCHILLA, "--out", tmp_path / "tool", "--json") == 0
+    by_tool = json.loads(capsys.readouterr().out)
+    assert hybridtron(["laws", "fit", *map(str, CHINCHILLA), "--out", str(tmp_path / "verb"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == by_tool
+    assert json.loads((tmp_path / "verb" / "fit.json").read_text()) == by_tool
+
+
+def test_laws_are_listed_with_their_columns_one_a_line(capsys):
+    assert hybridtron(["laws", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(LAWS)
+    for line, law in zip(lines, LAWS.values(), strict=True):
+        assert ", ".join(law.columns) in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["gadre_overtraining.csv"], "no column 'loss', or ppl; name one with --loss-column"),
+        (["gemstones.csv", "--jobs", "0"], "--jobs = 0: expected a whole number of at least 1"),
+        (["gemstones.csv", "--predict", "N=1e9"], "--predict = N=1e+09: expected two of N, D, C, M"),
+    ],
+)
+def test_errors_name_flags(main, capsys, tmp_path, arguments, said):
+    file, *options = arguments
+    assert said in refused(
+        main, capsys, tmp_path, "parametric", DATA / file, "--bootstrap", 0, "--holdout", 0, *options
+    )

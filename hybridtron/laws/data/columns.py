@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from hybridtron.config.nearest import nearest
+from hybridtron.config.nearest import nearest, one_of
 from hybridtron.errors import UserError
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
@@ -43,11 +43,14 @@ DERIVED: dict[str, tuple[tuple[tuple[str, ...], Callable[..., np.ndarray], str],
 
 
 def canonical_names(found: Iterable[str], chosen: Mapping[str, str], source: str) -> dict[str, str]:
-    """Which column of the source each canonical name means: the chosen one, its own name, or its only synonym.
+    """Find the column of the source that each canonical name means: the chosen one, its own name, or its only synonym.
 
     Raises UserError for a chosen column that is not there and where two synonyms leave a choice.
     """
     found = list(found)
+    for name in chosen:
+        if name not in SYNONYMS:
+            raise UserError(f"columns: no canonical column {name!r}; expected {one_of(name, SYNONYMS)}")
     by_plain = {_plain(name): name for name in reversed(found)}
     names = {}
     for canonical, synonyms in SYNONYMS.items():
@@ -63,7 +66,8 @@ def canonical_names(found: Iterable[str], chosen: Mapping[str, str], source: str
             hits = list(dict.fromkeys(by_plain[s] for s in map(_plain, synonyms) if s in by_plain))
             if len(hits) > 1:
                 raise UserError(
-                    f"{source}: {' and '.join(hits)} may both be {canonical}; choose with {option(canonical)} {hits[0]}"
+                    f"{source}: {' and '.join(hits)} may both be {canonical}; "
+                    f"choose with {canonical}_column = {hits[0]}"
                 )
             if hits and hits[0] not in chosen.values():
                 names[canonical] = hits[0]
@@ -71,31 +75,26 @@ def canonical_names(found: Iterable[str], chosen: Mapping[str, str], source: str
 
 
 def no_column(name: str, found: Iterable[str], source: str) -> UserError:
-    """The error for a column that was asked for by name."""
+    """Build the error for a column that was asked for by name."""
     found = list(found)
     near = difflib.get_close_matches(name, found, n=4, cutoff=0.5)
-    there = ", ".join(found[:12]) + (", ..." if len(found) > 12 else "")
-    hint = f"nearest: {', '.join(near)}" if near else f"there are: {there}"
+    listed = ", ".join(found[:12]) + (", ..." if len(found) > 12 else "")
+    hint = f"nearest: {', '.join(near)}" if near else f"there are: {listed}"
     return UserError(f"{source}: no column {name!r}; {hint}")
 
 
 def missing_column(canonical: str, found: Iterable[str], source: str) -> UserError:
-    """The error for a column that the law needs and the source lacks, with the likeliest candidates."""
+    """Build the error for a column that the law needs and the source lacks, with the likeliest candidates."""
     found = list(found)
-    alike = [name for name in found if canonical.split("_")[-1] in name.lower()]
+    similar = [name for name in found if canonical.split("_")[-1] in name.lower()]
     close = nearest(canonical, found)
-    candidates = list(dict.fromkeys(([close] if close else []) + alike)) or found
+    candidates = list(dict.fromkeys(([close] if close else []) + similar)) or found
     shown = ", ".join(candidates[:8]) + (", ..." if len(candidates) > 8 else "")
     also = f", or {' and '.join(DERIVED[canonical][0][0])}" if canonical in DERIVED else ""
     return UserError(
-        f"{source}: no column {canonical!r}{also}; name one with {option(canonical)} "
-        f"({'nearest' if close or alike else 'there are'}: {shown})"
+        f"{source}: no column {canonical!r}{also}; name one with {canonical}_column "
+        f"({'nearest' if close or similar else 'there are'}: {shown})"
     )
-
-
-def option(canonical: str) -> str:
-    """The command-line option that chooses the column of a canonical name."""
-    return f"--{canonical.lower().replace('_', '-')}-column"
 
 
 def _plain(name: str) -> str:

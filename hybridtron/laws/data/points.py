@@ -21,14 +21,14 @@ def complete(point: Mapping[str, float], law: str) -> dict[str, float]:
     text = ",".join(f"{name}={value:g}" for name, value in point.items())
     for name, value in point.items():
         if name not in _MEANING:
-            raise UserError(f"--predict {text}: {law} does not know {name!r}; expected two of N, D, C, M, or C alone")
+            raise UserError(f"predict = {text}: {law} does not know {name!r}; expected two of N, D, C, M, or C alone")
         if not (np.isfinite(value) and value > 0):
-            raise UserError(f"--predict {text}: {name} is {value:g}; expected a number above zero")
+            raise UserError(f"predict = {text}: {name} is {value:g}; expected a number above zero")
     known = dict(point)
     if set(known) == {"C"}:
         return known
     if len(known) != 2:
-        raise UserError(f"--predict {text}: expected two of N, D, C, M, or C alone")
+        raise UserError(f"predict = {text}: expected two of N, D, C, M, or C alone")
     six = FLOPS_PER_PARAMETER_TOKEN
     if "N" in known and "D" in known:
         n, d = known["N"], known["D"]

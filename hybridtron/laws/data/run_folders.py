@@ -5,25 +5,21 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from hybridtron.errors import UserError
-
-if TYPE_CHECKING:
-    from hybridtron.laws.data.read import Cells
+from hybridtron.laws.data.sources import Cells
 
 
 def read_run_folders(folder: Path, context: int | None) -> Cells:
-    """A run folder, or a folder whose subfolders are run folders.
+    """Read a run folder, or a folder whose subfolders are run folders.
 
     Parameters, FLOPs per token and state size come from the account of the run's config, the loss from the run's
     held-out loss. `context` is the sequence length at which the state is counted (attention's state grows with it); by
     default the length that the run was trained at. Raises UserError.
     """
-    from hybridtron.laws.data.read import Cells
-
     runs = [folder] if (folder / "config.yaml").is_file() else sorted(p.parent for p in folder.glob("*/config.yaml"))
     if not runs:
         raise UserError(f"{folder}: expected a run folder (config.yaml), a folder of run folders, a .csv or a .parquet")

@@ -121,7 +121,7 @@ def _predict(
 ) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
     if "L" in point:
         if set(point) != {"L"} or not point["L"] > 0:
-            raise UserError(f"--predict {dict(point)}: expected L alone, above zero, or two of N, D, C, M")
+            raise UserError(f"predict = {dict(point)}: expected L alone, above zero, or two of N, D, C, M")
         entry: dict[str, Any] = {"loss": point["L"]}
         theta_loss = sample_loss = np.array([point["L"]])
         known = True
@@ -130,7 +130,7 @@ def _predict(
         assert chain is not None
         full = points.complete(point, "downstream")
         if set(full) == {"C"}:
-            raise UserError(f"--predict C={full['C']:g}: expected L alone, or two of N, D, C, M")
+            raise UserError(f"predict = C={full['C']:g}: expected L alone, or two of N, D, C, M")
         at = {"n_params": np.array([full["N"]]), "tokens": np.array([full["D"]])}
         theta_loss = chain.curve.predict(chain.optimum.theta[None], at)[:, 0]
         entry = {**full, "loss": float(theta_loss[0]),

@@ -91,7 +91,7 @@ def formula_law(
         fitted: CurveFit, point: Mapping[str, float], runs: Runs
     ) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
         if set(point) != set(columns):
-            raise UserError(f"--predict {dict(point)}: {name} predicts from {', '.join(columns)}; expected just these")
+            raise UserError(f"predict = {dict(point)}: {name} predicts from {', '.join(columns)}; expected just these")
         at = {column: np.array([float(value)]) for column, value in point.items()}
 
         def loss(theta: Array) -> Array:

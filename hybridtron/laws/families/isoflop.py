@@ -53,7 +53,7 @@ def fit(runs: Runs, settings: Settings) -> Fit:
     held = hold_out(powers["N"], settings, "a", "k_N")
     warnings += not_held_out(settings, held, f"{len(powers['N'].kept)} budgets")
     if "arch" in runs and runs["arch"].dtype == object and len(set(runs["arch"])) > 1:
-        warnings.append("pooled: rows of several architectures share one parabola; select one with --where arch=NAME")
+        warnings.append("pooled: rows of several architectures share one parabola; select one with where = arch=NAME")
     power = powers["N"]
     return Fit(
         law="isoflop",
@@ -103,7 +103,7 @@ def _predict(
 ) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
     if set(point) != {"C"} or not point["C"] > 0:
         text = ",".join(f"{name}={value:g}" for name, value in point.items())
-        raise UserError(f"--predict {text}: isoflop predicts from a budget; expected C=FLOPS")
+        raise UserError(f"predict = {text}: isoflop predicts from a budget; expected C=FLOPS")
     entry: dict[str, Any] = {"C": point["C"]}
     for axis, power in powers.items():
         entry[axis] = power.at(point["C"])

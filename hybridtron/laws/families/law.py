@@ -1,10 +1,12 @@
-"""What every scaling law is made of: its declaration, the settings of a fit, and the fitted result."""
+"""The parts of every scaling law: its declaration, the settings of a fit, and the fitted result."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +18,7 @@ Interval = list[float]
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user may choose about a fit.
+    """Choices of the user about a fit.
 
     Attributes:
         delta: Huber threshold on the residual; None takes the law's own (`math.inf` means least squares).
@@ -101,11 +103,24 @@ class Fit:
     curves: list[Series]
 
     def to_json(self) -> dict[str, Any]:
-        """The result as plain values (`fit.json`); what is not a finite number becomes None."""
-        content = {name: value for name, value in self.__dict__.items() if name != "curves"}
-        plain = _plain(content)
-        assert isinstance(plain, dict)
-        return plain
+        """Return the result as plain values (`fit.json`); what is not a finite number becomes None."""
+        return {name: _plain(value) for name, value in vars(self).items() if name != "curves"}
+
+    def report(self, folder: str | Path) -> Path:
+        """Write `report.html`, `fit.json` and the plots (PNG) into a folder, and return the path of the page.
+
+        The folder must be new, empty or an earlier report, which is replaced as a whole. Raises UserError.
+        """
+        from hybridtron.laws.families.registry import LAWS  # here, for a report is a layer above its fit
+        from hybridtron.laws.report.page import html_report
+        from hybridtron.laws.report.plots import draw
+        from hybridtron.reporting.publish import publish
+
+        images = draw(self.curves)
+        page = html_report(self, LAWS[self.law], images).encode()
+        text = json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
+        publish(Path(folder), {"fit.json": text.encode(), "report.html": page, **images})
+        return Path(folder) / "report.html"
 
 
 @dataclass(frozen=True)
@@ -137,7 +152,7 @@ class Law:
 
 
 def record(settings: Settings, **more: Any) -> dict[str, Any]:
-    """`settings` as plain values, with what the law itself decided added."""
+    """Return `settings` as plain values, with what the law itself decided added."""
     content = asdict(settings) | {"options": dict(settings.options)}
     return content | more
 

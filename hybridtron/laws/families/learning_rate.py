@@ -36,7 +36,7 @@ def fit(runs: Runs, settings: Settings) -> Fit:
     budgets = np.array([valley.budget for valley in power.kept])
     for point in settings.predict:
         if set(point) != {"C"} or not point["C"] > 0:
-            raise UserError(f"--predict {dict(point)}: learning-rate predicts from a budget; expected C=FLOPS")
+            raise UserError(f"predict = {dict(point)}: learning-rate predicts from a budget; expected C=FLOPS")
         flops = point["C"]
         predictions.append({
             "C": flops, "learning_rate": power.at(flops), "learning_rate_interval": power.interval_at(flops)

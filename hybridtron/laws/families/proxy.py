@@ -137,7 +137,7 @@ def fit(runs: Runs, settings: Settings) -> Fit:
         UserError: for predictions (a correlation predicts nothing) and for a column that never changes.
     """
     if settings.predict:
-        raise UserError("--predict: proxy is a correlation and predicts nothing; expected none")
+        raise UserError("predict: proxy is a correlation and predicts nothing; expected none")
     score, loss, names = _points(runs, settings.group)
     _require_two(runs.source, score, loss)
     n = len(score)

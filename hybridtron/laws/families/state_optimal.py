@@ -90,7 +90,7 @@ def fit(runs: Runs, settings: Settings) -> Fit:
     predictions = []
     for point in settings.predict:
         if set(point) != {"M"} or not point["M"] > 0:
-            raise UserError(f"--predict {dict(point)}: state-optimal predicts from total state; expected M=ELEMENTS")
+            raise UserError(f"predict = {dict(point)}: state-optimal predicts from total state; expected M=ELEMENTS")
         log_m = math.log(point["M"])
         span = None if samples is None else bootstrap.residual_interval(samples[:, 1] + samples[:, 0] * log_m, freedom)
         predictions.append({"M": point["M"], "perplexity": math.exp(log_g + c * log_m),

@@ -1,4 +1,4 @@
-"""Whether the runs make sense before anything is fitted to them."""
+"""Checks of runs and settings before anything is fitted."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ def check(law: Law, runs: Runs, settings: Settings) -> None:
     for option in settings.options:
         if option not in law.options:
             raise UserError(f"law {law.name}: no option {option!r}; expected {one_of(option, law.options)}")
+    for name, least in (("bootstrap", 0), ("seed", 0), ("jobs", 1), ("holdout", 0)):
+        value = getattr(settings, name)
+        if not (isinstance(value, int | np.integer) and value >= least) and (name, value) != ("holdout", None):
+            raise UserError(f"{name} = {value!r}: expected a whole number of at least {least}")
     if len(runs) == 0:
         raise UserError(f"{runs.source}: no rows to fit; expected at least one (does a filter match nothing?)")
     if settings.group is not None:
@@ -27,14 +31,12 @@ def check(law: Law, runs: Runs, settings: Settings) -> None:
             runs[name]
         else:
             runs.require((name,), *(() if name in law.positive else (np.isfinite, "a finite number")))
-    if settings.bootstrap < 0 or settings.jobs < 1:
-        raise UserError(f"bootstrap is {settings.bootstrap}, jobs is {settings.jobs}; expected >= 0 and >= 1")
     if settings.delta is not None and not settings.delta > 0:
         raise UserError(f"delta is {settings.delta:g}; expected a threshold above zero")
 
 
 def setting_warnings(law: Law, settings: Settings) -> list[str]:
-    """Warnings about settings that the law does not use, and about replicates too few for an interval."""
+    """Warn of settings that the law does not use, and of replicates too few for an interval."""
     given = {name: getattr(settings, name) for name in law.ignores if getattr(Settings(), name) is None}
     warnings = [f"ignored: {name} {value:g} means nothing to {law.name}" for name, value in given.items() if value]
     if "bootstrap" not in law.ignores and 0 < settings.bootstrap < FEWEST_REPLICATES:
@@ -46,7 +48,7 @@ def setting_warnings(law: Law, settings: Settings) -> list[str]:
 
 
 def unit_warnings(runs: Runs) -> list[str]:
-    """Warnings that ask whether columns are in the expected units."""
+    """Warn of values that do not look like the expected units, as questions."""
     warnings = []
     if "loss" in runs and runs["loss"].dtype != object and (high := runs["loss"] > 20).any():
         warnings.append(

@@ -11,7 +11,7 @@ from pyarrow import csv, parquet
 from hybridtron.errors import UserError
 from hybridtron.laws.data.read import read_runs
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent
 NEEDED = ("n_params", "tokens", "loss")
 
 
@@ -164,10 +164,10 @@ def test_columns_that_the_law_does_not_use_may_be_broken(table):
     assert len(read_runs([file], NEEDED).runs) == 2
 
 
-def test_a_missing_column_comes_with_the_nearest_names_and_the_option():
+def test_a_missing_column_comes_with_the_nearest_names_and_the_setting():
     said = refusal([DATA / "gadre_overtraining.csv"], NEEDED)
     assert "no column 'loss'" in said
-    assert "--loss-column" in said
+    assert "loss_column" in said
     assert "loss_c4_val" in said
 
 
@@ -178,7 +178,7 @@ def test_a_chosen_column_that_is_not_there_comes_with_the_nearest_names():
 
 def test_two_columns_that_may_both_be_meant_are_not_guessed(table):
     said = refusal([table("1e6,1e7,4.0,4.1", header="n_params,tokens,val_loss,test_loss")], NEEDED)
-    assert "val_loss and test_loss may both be loss; choose with --loss-column val_loss" in said
+    assert "val_loss and test_loss may both be loss; choose with loss_column = val_loss" in said
 
 
 def test_an_empty_filter_names_the_values_that_there_are():
@@ -236,6 +236,6 @@ def test_a_damaged_parquet_file_is_refused(tmp_path):
 
 def test_repeated_run_names_without_a_group_are_asked_about():
     asked = read_runs([DATA / "gemstones.csv"], NEEDED)
-    assert any("--group run" in warning for warning in asked.warnings)
+    assert any("group = run" in warning for warning in asked.warnings)
     assert read_runs([DATA / "gemstones.csv"], NEEDED, group="run").warnings == ()
     assert read_runs([DATA / "gadre_overtraining.csv"], ("n_params",)).warnings == ()

@@ -17,7 +17,7 @@ from hybridtron.laws.families import depth_width, downstream, overtraining, para
 from hybridtron.laws.fitting.optimize import search
 from hybridtron.laws.fitting.power import fit_power
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 
 
 def load(name: str, **rename: str) -> Runs:
