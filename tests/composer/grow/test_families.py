@@ -20,7 +20,7 @@ from hybridtron.planner.plan import plan
 from hybridtron.training.config import RunConfig
 from hybridtron.training.validation.resolve import resolve
 
-MODELS = Path(__file__).parents[2] / "configs/models"
+MODELS = Path(__file__).parents[3] / "configs/models"
 NOMINAL = {"70m": 70e6, "160m": 160e6, "350m": 350e6, "1b": 1e9, "3b": 3e9, "7b": 7e9}
 FAMILIES = (
     "transformer_pp", "llama3_2", "sandwich", "striped_1_2", "hyena", "mh_hyena", "mamba", "mamba2",

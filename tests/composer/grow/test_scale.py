@@ -12,7 +12,7 @@ from hybridtron.cli.main import main
 from hybridtron.config.load import load
 from hybridtron.training.config import RunConfig
 
-LLAMA = str(Path(__file__).parents[2] / "configs/models/llama3_2.yaml")
+LLAMA = str(Path(__file__).parents[3] / "configs/models/llama3_2.yaml")
 # Size, and what 2A+4M stacked and 2A+5M+2A+3M+1A+3M stretched become: the 1b row is reported, the others follow.
 TABLE = {
     "350m": ("4*(2*attn 4*mlp)", "3*attn 8*mlp 3*attn 5*mlp 2*attn 5*mlp"),

@@ -6,4 +6,4 @@ from hybridtron.composer.nas.reference import page
 
 
 def test_the_page_is_up_to_date():
-    assert Path(__file__).parents[2].joinpath("docs/search.md").read_text() == page()
+    assert Path(__file__).parents[3].joinpath("docs/search.md").read_text() == page()

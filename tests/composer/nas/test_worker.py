@@ -26,7 +26,7 @@ from hybridtron.errors import UserError
 from tests.composer.small import MAD
 from tests.conftest import command, environment
 
-MODELS = Path(__file__).parents[2] / "configs/models"
+MODELS = Path(__file__).parents[3] / "configs/models"
 SEARCH = {
     "name": "small",
     "evaluations": 10,

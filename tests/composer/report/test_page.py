@@ -26,7 +26,7 @@ from hybridtron.config.load import build
 from hybridtron.reporting.numbers import plural
 from tests.composer.small import MAD
 
-MODELS = Path(__file__).parents[2] / "configs/models"
+MODELS = Path(__file__).parents[3] / "configs/models"
 SEARCH = {
     "name": "small",
     "evaluations": 10,
