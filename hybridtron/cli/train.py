@@ -38,7 +38,8 @@ def run(options: argparse.Namespace) -> int:
     size_name = "nproc" if environment.world_size == 1 else f"processes of {environment.launcher}"
     if _is_finished(options, config, environment.world_size, size_name, report=environment.rank == 0):
         return 0
-    from hybridtron.training.loop import TrainingStopped, train
+    from hybridtron.training.loop import TrainingStopped
+    from hybridtron.training.run import train
 
     try:
         train(config, environment, options.resume)

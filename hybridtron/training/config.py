@@ -34,6 +34,9 @@ class TrainConfig(Strict):
         description="Steps in a row that may be skipped for a non-finite loss or gradient; then the run stops.",
     )
     sample_tokens: int = Field(0, ge=0, description="Tokens of sample text printed at the end.")
+    wandb: str | None = Field(
+        None, min_length=1, description="Weights & Biases project that the metrics are sent to (extra wandb)."
+    )
 
 
 class OptimizerConfig(Strict):

@@ -1,151 +1,125 @@
-"""The training loop: a batch, an update, what is reported, what is saved, when to stop."""
+"""The training loop: update, evaluate, call the callbacks, save, stop."""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
-import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybridtron.accounting.describe import describe
-from hybridtron.accounting.peak import peak_flops_per_s
 from hybridtron.data.batches import eval_batches, global_batch
-from hybridtron.distributed.environment import Environment
-from hybridtron.distributed.groups import ParallelContext, process_groups
-from hybridtron.errors import UserError
-from hybridtron.training.build import build_engine, stages_in_words
+from hybridtron.distributed.groups import ParallelContext
+from hybridtron.training.build import build_engine
+from hybridtron.training.callbacks.base import Callback, Row, StopTraining, TrainContext
 from hybridtron.training.config import RunConfig
-from hybridtron.training.corpus import Corpus, open_corpus
+from hybridtron.training.corpus import Corpus
 from hybridtron.training.learning_rate import learning_rate
-from hybridtron.training.metrics import MetricsWriter, plot_loss, read_metrics
-from hybridtron.training.progress import ProgressView
-from hybridtron.training.report import repeat_summary
-from hybridtron.training.run_folder.environment_info import environment_info
-from hybridtron.training.run_folder.folder import RunFolder, TrainState, naming_an_older_one, replace_text
-from hybridtron.training.run_folder.resume import Start, as_recorded, find_start, record_changes, require_same_tokens
-from hybridtron.training.signals import StopRequest, stop_requests
-from hybridtron.training.validation.memory import require_memory
-from hybridtron.training.validation.resolve import data_parallel_size
+from hybridtron.training.run_folder.folder import RunFolder, TrainState
+from hybridtron.training.throughput import Throughput
 
 if TYPE_CHECKING:
     from hybridtron.distributed.engine import StepResult
 
+STOPPED_BY_CALLBACK = 1000  # above every signal number
+
 
 class TrainingStopped(Exception):
-    """Too many steps in a row had a non-finite loss or gradient; the last checkpoint is as it was."""
+    """Too many steps in a row had a non-finite loss or gradient."""
 
 
-def train(config: RunConfig, environment: Environment, resume: bool) -> None:
-    """Run or continue a resolved config as one of the environment's processes.
-
-    Where no step is left, the run's folder stays as it is. Raises UserError before anything is written when the data,
-    the layout or the run folder does not fit; TrainingStopped when too many steps in a row were skipped.
-    """
-    data_parallel_size(config, environment.world_size)  # refuses what does not come out even
-    folder = RunFolder(config.run_folder)
-    start = find_start(folder, config, resume)
-    speaks = environment.rank == 0
-    if repeat_summary(folder, start, config, lambda text: print(text, file=sys.stderr) if speaks else None):
-        return
-    if start.state.step == config.train.steps:  # only the closing report is missing
-        config = as_recorded(folder, config)
-    require_memory(config, environment.world_size)
-    corpus = open_corpus(config)
-    start = replace(start, changes=(*start.changes, *require_same_tokens(folder, corpus)))
-    with stop_requests(speaks) as stop, process_groups(config.parallel, environment) as parallel_context:
-        run = _Run(config, parallel_context, folder, corpus, stop)
-        try:
-            run.start(start)
-            run.advance_to_the_end()
-        finally:
-            run.close()
-
-
-class _Run:
-    """One process's part in a run. Only the first process writes; checkpoints are written by all."""
+class Trainer:
+    """One process's part in training. Checkpoints are written into `folder` by all processes; None: by none."""
 
     def __init__(
-        self, config: RunConfig, parallel_context: ParallelContext, folder: RunFolder, corpus: Corpus, stop: StopRequest
+        self,
+        config: RunConfig,
+        corpus: Corpus,
+        parallel_context: ParallelContext,
+        folder: RunFolder | None = None,
+        callbacks: Sequence[Callback] = (),
+        print_line: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.config, self.parallel_context, self.folder, self.corpus, self.stop = (
-            config,
-            parallel_context,
-            folder,
-            corpus,
-            stop,
-        )
-        self.state = TrainState()
+        self.config, self.corpus, self.parallel_context = config, corpus, parallel_context
+        self.folder, self.callbacks, self.print_line = folder, callbacks, print_line
         self.engine, self.chunks = build_engine(config, parallel_context)
-        self.flops_per_token = 3 * describe(config.model, config.data.seq_len).flops_forward / config.data.seq_len
-        self.peak = peak_flops_per_s(parallel_context.device, config.precision.format)
-        self.last_evaluation = (-1, float("nan"))  # step and loss
-        self.writer: MetricsWriter | None = None
-        self.view: ProgressView | None = None
+        self.state = TrainState()
+        self.valid_loss: float | None = None
+        self.evaluated_at = -1  # step
+        self.stop_raised = False
 
-    def start(self, start: Start) -> None:
-        from hybridtron.distributed import checkpoint as checkpoints
+    def run(self, signal_number: Callable[[], int] = lambda: 0) -> bool:
+        """Train to the last step; return False where a signal ended the run before it.
 
-        self.state = start.state
-        if start.checkpoint:
-            latest = self.folder.path / "latest"
-            with naming_an_older_one(start.checkpoint, f": to continue from it, write {{name}} into {latest}"):
-                checkpoints.load(start.checkpoint, self.engine)
-        self._claim_folder()
-        left = self.state.step < self.config.train.steps
-        if self.parallel_context.is_main and left:
-            record_changes(self.folder, start.changes, self.state.step + 1)
-            self.folder.create(self.config, environment_info(self.config, self.parallel_context, self.corpus))
-            self.writer = MetricsWriter(self.folder.path, self.state.step)
-        self.view = ProgressView(
-            self.config.name, self.state.step, self.config.train.steps, self.parallel_context.is_main
-        )
-        if self.config.parallel.num_stages > 1:
-            self.view.say(stages_in_words(self.config))
-        if start.checkpoint:
-            self.view.say(f"resumed from {start.checkpoint} at step {self.state.step}")
-        for change in start.changes:
-            self.view.say(f"{change} from step {self.state.step + 1}" if left else f"{change}: not used")
-
-    def _claim_folder(self) -> None:
-        """All have looked at the folder before the first process changes it, and all end where that may not."""
-        refusal = f"run folder {self.folder.path}: another process is writing to it; expected one run at a time"
-        free = True
-        if self.parallel_context.is_main:
-            try:
-                free = self.folder.lock()
-            except UserError as error:
-                free, refusal = False, str(error)
-        if not self.engine.agree(free):
-            raise UserError(refusal)
-
-    def advance_to_the_end(self) -> None:
+        `signal_number` returns the number of the signal that asks this process to stop, or 0. Raises TrainingStopped
+        after train.max_skipped_steps skipped steps in a row.
+        """
         steps, save_every = self.config.train.steps, self.config.checkpoint.save_every
-        clock = _Clock()
-        saved = self.state.step if self.state.step else -1
-        stopping = False
-        while self.state.step < steps and not stopping:
-            result, lr = self._update()
-            step = self.state.step
-            stopping = bool(self.engine.largest(self.stop.number)) and step < steps
-            clock.trained(self.config.tokens_per_step)
-            valid = self._evaluate() if self._evaluation_due() else None
-            self._report(result, lr, valid, clock)
-            if self.state.skipped_in_a_row >= self.config.train.max_skipped_steps:
-                self._give_up()
-            if stopping or step == steps or (save_every and step % save_every == 0):
-                self._save()
-                saved = step
-            clock.resume()
-        if saved != self.state.step:
-            self._save()
-        if stopping:
-            self._say(f"stopped by a signal after step {self.state.step}; saved, continue with --resume")
-        else:
-            self._finish()
+        stop = 0
+        with contextlib.ExitStack() as at_the_end:
+            for callback in self.callbacks:
+                at_the_end.callback(callback.close)
+            self._call(lambda callback, context: callback.on_train_start(context))
+            throughput = Throughput(self.config, self.parallel_context)
+            while self.state.step < steps and not stop:
+                self._step(throughput)
+                stop = self.engine.largest(STOPPED_BY_CALLBACK if self.stop_raised else signal_number())
+                if self.state.skipped_in_a_row >= self.config.train.max_skipped_steps:
+                    raise TrainingStopped(self._skipped())
+                step = self.state.step
+                if stop or step == steps or (save_every and step % save_every == 0):
+                    self._save()
+                throughput.start()
+            if 0 < stop < STOPPED_BY_CALLBACK and self.state.step < steps:
+                step = self.state.step
+                self.print_line(f"stopped by a signal after step {step}; saved, continue with --resume")
+                return False
+            if self.corpus.held_out and self.evaluated_at != self.state.step:
+                self._evaluate()
+            self._call(lambda callback, context: callback.on_train_end(context))
+        return True
+
+    def _call(self, method: Callable[[Callback, TrainContext], None]) -> None:
+        """Call a method of all callbacks, also where one of them stops the training."""
+        if not self.callbacks:
+            return
+        context = TrainContext(
+            self.config,
+            self.state,
+            self.chunks,
+            self.parallel_context,
+            self.corpus,
+            self.folder,
+            self.valid_loss,
+            self.print_line,
+        )
+        for callback in self.callbacks:
+            try:
+                method(callback, context)
+            except StopTraining as reason:
+                self.stop_raised = True
+                self.print_line(f"stopped by {type(callback).__name__} at step {self.state.step}: {reason}")
+
+    def _step(self, throughput: Throughput) -> None:
+        """Update, evaluate where that is due, and pass the metrics to the callbacks."""
+        self._call(lambda callback, context: callback.before_step(context))
+        result, lr = self._update()
+        throughput.stop(self.config.tokens_per_step)
+        step, train = self.state.step, self.config.train
+        due = step == train.steps or (train.eval_every and step % train.eval_every == 0)
+        evaluated = bool(due) and self.corpus.held_out is not None
+        if evaluated:
+            self._evaluate()
+        row = self._row(result, lr, throughput, evaluated)
+        logged = step % train.log_every == 0 or step in (1, train.steps) or evaluated or not result.applied
+        self._call(lambda callback, context: callback.after_step(context, row, logged))
+        if logged:
+            throughput.reset()
 
     def _update(self) -> tuple[StepResult, float]:
+        """Train on the next batch; return the result and the learning rate."""
         config, parallel_context = self.config, self.parallel_context
         batches = global_batch(
             self.corpus.train,
@@ -166,127 +140,63 @@ class _Run:
         )
         return result, lr
 
-    def _evaluation_due(self) -> bool:
-        step, train = self.state.step, self.config.train
-        return self.corpus.held_out is not None and (
-            step == train.steps or bool(train.eval_every and step % train.eval_every == 0)
-        )
-
-    def _evaluate(self) -> float:
-        held_out = self.corpus.held_out
+    def _evaluate(self) -> None:
+        """Compute the held-out loss."""
+        held_out, parallel = self.corpus.held_out, self.config.parallel
         assert held_out is not None
-        parallel = self.config.parallel
         batches, counted = eval_batches(
             held_out.tokens,
             held_out.sequences,
             self.config.train.micro_batch_size,
             self.parallel_context.data_rank,
             self.parallel_context.data_size,
-            multiple=parallel.pipeline if parallel.virtual_pipeline > 1 else 1,  # as the interleaved schedule wants
+            multiple=parallel.pipeline if parallel.virtual_pipeline > 1 else 1,  # as the interleaved schedule requires
         )
-        self.last_evaluation = (self.state.step, self.engine.evaluate(list(batches), counted))
-        return self.last_evaluation[1]
+        self.valid_loss, self.evaluated_at = self.engine.evaluate(list(batches), counted), self.state.step
+        self._call(lambda callback, context: callback.on_evaluation(context))
 
-    def _report(self, result: StepResult, lr: float, valid: float | None, clock: _Clock) -> None:
-        step, train = self.state.step, self.config.train
-        rate = clock.tokens_per_s()
-        flops = rate * self.flops_per_token
+    def _row(self, result: StepResult, lr: float, throughput: Throughput, evaluated: bool) -> Row:
+        """Return the metrics of the step that was just trained."""
         row: dict[str, Any] = {
-            "step": step,
+            "step": self.state.step,
             "tokens": self.state.tokens,
             "loss": result.loss,
             "lr": lr,
             "grad_norm": result.grad_norm,
-            "tokens_per_s": rate,
-            "flops_per_s": flops,
-            "mfu": flops / (self.peak * self.parallel_context.world_size) if self.peak else None,
+            **throughput.row(),
             "time": time.time(),
             "skipped": self.state.skipped,
         }
         if result.expert_load:
             row["expert_load"] = result.expert_load
-        if valid is not None:
-            row["valid_loss"] = valid
-            row["valid_bits_per_byte"] = self._bits(valid)
-        logged = step % train.log_every == 0 or step in (1, train.steps) or valid is not None or not result.applied
-        if self.writer and logged:
-            self.writer.write(row)
-        if self.view:
-            self.view.step(row, (train.steps - step) * self.config.tokens_per_step / rate, logged)
-        if not result.applied:
-            self._say(f"step {step}: loss {result.loss} or a gradient is not finite; the step is skipped")
-        if valid is not None:
-            self._say(f"step {step}: held-out loss {valid:.4f}{self._as_bits(valid)}")
-        if logged:
-            clock.logged()
+        if evaluated and self.corpus.held_out and self.valid_loss is not None:
+            row["valid_loss"] = self.valid_loss
+            row["valid_bits_per_byte"] = self.corpus.held_out.bits_per_byte(self.valid_loss)
+        return row
 
     def _save(self) -> None:
+        """Write a checkpoint and point `latest` at it."""
+        if self.folder is None:
+            return
         from hybridtron.distributed import checkpoint as checkpoints
 
-        attempt = self.engine.largest(os.getpid() if self.parallel_context.is_main else 0)
+        is_main = self.parallel_context.is_main
+        attempt = self.engine.largest(os.getpid() if is_main else 0)
         partial = self.folder.partial_checkpoint(self.state.step, attempt)
-        if self.parallel_context.is_main:
+        if is_main:
             partial.mkdir()
         self.engine.agree(True)  # the folder is there
         checkpoints.save(partial, self.engine)
-        if self.parallel_context.is_main:
+        checkpoint: Path = self.folder.checkpoint(self.state.step)
+        if is_main:
             self.folder.finish_checkpoint(partial, self.state, self.config.checkpoint.keep_last)
-            plot_loss(read_metrics(self.folder.metrics_file), self.folder.plot_file, self.config.name)
-        self.engine.agree(True)  # nobody goes on, or ends, before it has its name
+        self.engine.agree(True)  # no process goes on, or ends, before the checkpoint is complete
+        self._call(lambda callback, context: callback.on_save(context, checkpoint))
 
-    def _finish(self) -> None:
-        from hybridtron.training.finish import closing_report
-
-        if self.corpus.held_out and self.last_evaluation[0] != self.state.step:  # resumed where it had ended
-            self._evaluate()
-        valid = self.last_evaluation[1] if self.corpus.held_out else None
-        summary = closing_report(
-            self.config, self.corpus, self.chunks, self.parallel_context, self.state, valid, self._say
+    def _skipped(self) -> str:
+        """Return the message about too many skipped steps."""
+        state = self.state
+        return (
+            f"step {state.step}: {state.skipped_in_a_row} steps in a row had a non-finite loss or gradient "
+            "(train.max_skipped_steps)"
         )
-        if self.parallel_context.is_main:
-            replace_text(self.folder.summary_file, json.dumps(summary, indent=2) + "\n")
-
-    def _give_up(self) -> None:
-        latest = self.folder.latest_checkpoint() if self.parallel_context.is_main else None
-        kept = f"{latest} is intact" if latest else "there is no checkpoint yet"
-        raise TrainingStopped(
-            f"step {self.state.step}: {self.state.skipped_in_a_row} steps in a row had a non-finite loss or gradient "
-            f"(train.max_skipped_steps); {kept}"
-        )
-
-    def _bits(self, loss: float) -> float | None:
-        return self.corpus.held_out.bits_per_byte(loss) if self.corpus.held_out else None
-
-    def _as_bits(self, loss: float) -> str:
-        bits = self._bits(loss)
-        return "" if bits is None else f" = {bits:.3f} bits per byte"
-
-    def _say(self, text: str) -> None:
-        if self.view:
-            self.view.say(text)
-
-    def close(self) -> None:
-        if self.view:
-            self.view.close()
-        if self.writer:
-            self.writer.close()
-
-
-class _Clock:
-    """Training speed since the last logged row, without the time of evaluations and saves."""
-
-    def __init__(self) -> None:
-        self.seconds, self.tokens, self.since = 0.0, 0, time.perf_counter()
-
-    def trained(self, tokens: int) -> None:
-        self.seconds += time.perf_counter() - self.since
-        self.tokens += tokens
-
-    def tokens_per_s(self) -> float:
-        return self.tokens / max(self.seconds, 1e-9)
-
-    def logged(self) -> None:
-        self.seconds, self.tokens = 0.0, 0
-
-    def resume(self) -> None:
-        self.since = time.perf_counter()

@@ -107,6 +107,7 @@ def _short_run(settings: ShortRunConfig, config: SearchConfig) -> Evaluator:
     for key in ("name", "folder", "seed", "checkpoint"):
         identity.pop(key)
     identity["model"].pop("pattern")
+    identity["train"].pop("wandb")  # changes nothing that is measured
     for key in ("train", "valid", "tokenizer"):  # what is in the files, wherever they are
         identity["data"][key] = corpus.fingerprints[f"data.{key}"]
     return Evaluator(evaluate, {"type": "train", "run": identity}, "negative held-out loss")

@@ -136,10 +136,14 @@ class RunFolder:
         """Where to write. An attempt of its own for every process: a writer of a killed run may still be at work."""
         return self.path / f"step_{step:08d}{PARTIAL}-{attempt}"
 
+    def checkpoint(self, step: int) -> Path:
+        """Return the folder of the checkpoint of a step."""
+        return self.path / f"step_{step:08d}"
+
     def finish_checkpoint(self, partial: Path, state: TrainState, keep_last: int) -> Path:
         """Give a written checkpoint its name, point `latest` at it, and delete what is too old."""
         replace_text(partial / "train_state.json", json.dumps(asdict(state)) + "\n")
-        final = self.path / f"step_{state.step:08d}"
+        final = self.checkpoint(state.step)
         if final.exists():  # the same step, saved again after a resume
             shutil.rmtree(final)
         os.replace(partial, final)

@@ -1,0 +1,14 @@
+"""Extend training: subclass `Callback` and pass an instance to `train(..., callbacks=[...])`.
+
+base.py              Callback, TrainContext, StopTraining
+metrics.py           metrics.jsonl
+tensorboard.py       tensorboard/
+plot.py              loss.png
+progress.py          a progress bar, or a line per logged step
+wandb.py             Weights & Biases
+closing_report.py    summary.json and the last lines of the output
+"""
+
+from hybridtron.training.callbacks.base import Callback, Row, StopTraining, TrainContext
+
+__all__ = ["Callback", "Row", "StopTraining", "TrainContext"]

@@ -1,0 +1,67 @@
+"""The protocol by which everything but the update itself takes part in training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hybridtron.distributed.groups import ParallelContext
+    from hybridtron.model.language_model import LanguageModel
+    from hybridtron.training.config import RunConfig
+    from hybridtron.training.corpus import Corpus
+    from hybridtron.training.run_folder.folder import RunFolder, TrainState
+
+Row = dict[str, Any]  # metrics of one step: step, tokens, loss, lr, grad_norm, tokens_per_s, ...
+
+
+class StopTraining(Exception):
+    """Raise in a callback to end training cleanly: the current step is completed, saved, evaluated and reported.
+
+    In several processes it is enough that one of them raises it. Raised in `on_save`, it ends training one step later.
+    """
+
+
+@dataclass(frozen=True)
+class TrainContext:
+    """State of a training run at the moment of a call. A callback reads it and changes nothing in it."""
+
+    config: RunConfig
+    state: TrainState  # steps and tokens trained so far
+    chunks: Sequence[LanguageModel]  # runs of layers that this process holds, one without virtual pipeline stages
+    parallel_context: ParallelContext  # `is_main` is true on the process that writes files
+    corpus: Corpus
+    folder: RunFolder | None  # None where nothing is written
+    valid_loss: float | None  # of the latest evaluation
+    print_line: Callable[[str], None]  # print a line of output beside the progress bar; only the main process does
+
+
+class Callback:
+    """Base class whose methods do nothing. All processes call all methods, in the order of the list of callbacks."""
+
+    def on_train_start(self, context: TrainContext) -> None:
+        """Prepare, before the first step. A resumed run starts at `context.state.step`."""
+
+    def before_step(self, context: TrainContext) -> None:
+        """Act before an update; `context.state.step` steps are done."""
+
+    def after_step(self, context: TrainContext, row: Row, logged: bool) -> None:
+        """Receive the metrics of every step, after its evaluation if one was due.
+
+        `logged` is true for the steps that metrics.jsonl records: every train.log_every steps, the first and the last,
+        evaluations and skipped updates. `tokens_per_s` is measured since the last such step.
+        """
+
+    def on_evaluation(self, context: TrainContext) -> None:
+        """Receive `context.valid_loss`, the held-out loss (nats per token) after `context.state.step` steps."""
+
+    def on_save(self, context: TrainContext, checkpoint: Path) -> None:
+        """Act after a checkpoint is complete."""
+
+    def on_train_end(self, context: TrainContext) -> None:
+        """Act after the last step, saved and evaluated. Not called where a signal or an error ends the run."""
+
+    def close(self) -> None:
+        """Release files and terminals. Called last in any case, also after an error."""

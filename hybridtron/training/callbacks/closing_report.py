@@ -1,0 +1,93 @@
+"""The end of a run: held-out loss beside a bigram model's, and a sample of text; summary.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from hybridtron.data.bigram import bigram_bits_per_byte, fit_bigram
+from hybridtron.data.tokenizer import Tokenizer
+from hybridtron.data.tokenizer import load as load_tokenizer
+from hybridtron.model.generate import generate
+from hybridtron.training.callbacks.base import Callback, TrainContext
+from hybridtron.training.callbacks.metrics import read_metrics
+from hybridtron.training.config import RunConfig
+from hybridtron.training.corpus import Corpus
+from hybridtron.training.report import say_summary
+from hybridtron.training.run_folder.folder import RunFolder, replace_text
+
+PROMPT_TOKENS = 32
+LARGEST_BIGRAM_VOCABULARY = 1024  # beyond this a table of pairs is too sparse to compare with
+
+
+class ClosingReport(Callback):
+    """Print how the run ended and write summary.json; `summary` holds its content."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.summary: dict[str, Any] = {}
+
+    def on_train_end(self, context: TrainContext) -> None:
+        """Report on the last step. Sampling needs all tensor-parallel processes; the main one prints and writes."""
+        self.summary = asdict(context.state)
+        is_main = context.parallel_context.is_main
+        if is_main:
+            self.summary |= self._losses(context)
+        self.summary |= _sample(context)
+        if is_main:
+            say_summary(self.summary, self.folder, context.print_line)
+            replace_text(self.folder.summary_file, json.dumps(self.summary, indent=2) + "\n")
+
+    def _losses(self, context: TrainContext) -> dict[str, Any]:
+        """Return the last training loss, the held-out loss and bits per byte, and a bigram model's bits per byte."""
+        rows = read_metrics(self.folder.metrics_file)
+        held_out, loss = context.corpus.held_out, context.valid_loss
+        return {
+            "loss": rows[-1].get("loss") if rows else None,
+            "valid_loss": loss,
+            "valid_bits_per_byte": held_out.bits_per_byte(loss) if held_out and loss is not None else None,
+            "bigram_bits_per_byte": _bigram(context.config, context.corpus),
+        }
+
+
+def _sample(context: TrainContext) -> dict[str, str]:
+    """Return train.sample_tokens tokens of text and the prompt they continue; empty where none are asked for."""
+    config, corpus = context.config, context.corpus
+    if not config.train.sample_tokens:
+        return {}
+    if config.parallel.pipeline * config.parallel.context > 1:
+        context.print_line("no sample: layers or sequences lie over several processes; use hybridtron generate")
+        return {}
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    prompt = _prompt(corpus, tokenizer)
+    (text,) = generate(
+        context.chunks[0],
+        tokenizer,
+        [prompt],
+        config.train.sample_tokens,
+        context=config.data.seq_len,
+        tensor_parallel_size=context.parallel_context.shards.tensor.size,
+        seed=config.seed,
+        device=context.parallel_context.device,
+    )
+    return {"sample_prompt": prompt, "sample": text}
+
+
+def _prompt(corpus: Corpus, tokenizer: Tokenizer) -> str:
+    """Return the first words of the first held-out document, or without held-out tokens of the first document."""
+    window = (corpus.held_out.tokens if corpus.held_out else corpus.train).eval_window(0, 1)[:PROMPT_TOKENS]
+    ends = np.flatnonzero(window == tokenizer.eod)
+    text = tokenizer.decode(window[: ends[0]] if len(ends) else window)
+    return text.rstrip("\ufffd") or text  # the window may end within a character
+
+
+def _bigram(config: RunConfig, corpus: Corpus) -> float | None:
+    """Return the bits per byte of a bigram model of the training tokens on the held-out tokens, if they are known."""
+    held_out = corpus.held_out
+    if held_out is None or held_out.bytes_per_token is None or config.model.vocab_size > LARGEST_BIGRAM_VOCABULARY:
+        return None
+    table = fit_bigram(corpus.train_prefix, config.model.vocab_size)
+    return bigram_bits_per_byte(table, held_out.tokens, held_out.sequences, held_out.bytes_per_token)

@@ -1,0 +1,48 @@
+"""The metrics of logged steps as TensorBoard events."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hybridtron.training.callbacks.base import Callback, Row, TrainContext
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class TensorBoard(Callback):
+    """Write events into `folder`. A resumed run hides the events after the step it resumes from."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.writer: SummaryWriter | None = None
+
+    def on_train_start(self, context: TrainContext) -> None:
+        """Open the event file."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        step = context.state.step
+        self.writer = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
+
+    def after_step(self, context: TrainContext, row: Row, logged: bool) -> None:
+        """Write the scalars of a logged step."""
+        if logged and self.writer:
+            for key, value in scalars(row):
+                self.writer.add_scalar(key, value, row["step"])
+
+    def close(self) -> None:
+        """Close the event file."""
+        if self.writer:
+            self.writer.close()
+
+
+def scalars(row: Row) -> Iterator[tuple[str, float]]:
+    """Yield the name and value of each finite number of a row; of expert loads, the busiest expert's over the mean."""
+    for key, value in row.items():
+        if key not in ("step", "time") and isinstance(value, int | float) and math.isfinite(value):
+            yield key, value
+    for layer, shares in row.get("expert_load", {}).items():
+        yield f"busiest_expert/{layer}", max(shares) * len(shares)

@@ -1,0 +1,127 @@
+"""Train or continue a run in its folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hybridtron.distributed.environment import Environment
+from hybridtron.distributed.groups import process_groups
+from hybridtron.errors import UserError
+from hybridtron.training.build import stages_in_words
+from hybridtron.training.callbacks.base import Callback, Row
+from hybridtron.training.callbacks.closing_report import ClosingReport
+from hybridtron.training.callbacks.metrics import MetricsFile, read_metrics
+from hybridtron.training.callbacks.plot import LossPlot
+from hybridtron.training.callbacks.progress import ProgressBar
+from hybridtron.training.callbacks.tensorboard import TensorBoard
+from hybridtron.training.callbacks.wandb import WeightsAndBiases, require_wandb
+from hybridtron.training.config import RunConfig
+from hybridtron.training.corpus import open_corpus
+from hybridtron.training.loop import Trainer, TrainingStopped
+from hybridtron.training.report import repeat_summary
+from hybridtron.training.run_folder.environment_info import environment_info
+from hybridtron.training.run_folder.folder import RunFolder, naming_an_older_one
+from hybridtron.training.run_folder.resume import Start, as_recorded, find_start, record_changes, require_same_tokens
+from hybridtron.training.signals import stop_requests
+from hybridtron.training.validation.memory import require_memory
+from hybridtron.training.validation.resolve import data_parallel_size
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run after training. `summary` is that of summary.json; empty where a signal stopped the run."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+    @property
+    def metrics(self) -> list[Row]:
+        """Read the rows of metrics.jsonl."""
+        return read_metrics(RunFolder(self.folder).metrics_file)
+
+
+def train(config: RunConfig, environment: Environment, resume: bool = False, callbacks: Sequence[Callback] = ()) -> Run:
+    """Train or continue a resolved config as one of the environment's processes.
+
+    Each process calls its own `callbacks`, after those that write the run's files. Where no step is left to train, the
+    run's folder is not changed. Raises UserError before anything is written where the data, the layout or the run
+    folder does not fit; TrainingStopped where too many steps in a row were skipped.
+    """
+    data_parallel_size(config, environment.world_size)  # raises where the layout does not fit
+    require_wandb(config)
+    folder = RunFolder(config.run_folder)
+    start = find_start(folder, config, resume)
+    is_main = environment.rank == 0
+    if repeat_summary(folder, start, config, lambda text: print(text, file=sys.stderr) if is_main else None):
+        return Run(folder.path, folder.read_summary(start.state.step))
+    trains = start.state.step < config.train.steps
+    if not trains:  # only the closing report is missing
+        config = as_recorded(folder, config)
+    require_memory(config, environment.world_size)
+    corpus = open_corpus(config)
+    start = replace(start, changes=(*start.changes, *require_same_tokens(folder, corpus)))
+    progress, report = ProgressBar(visible=is_main), ClosingReport(folder)
+    writers = _writers(config, folder) if is_main and trains else []
+    with stop_requests(is_main) as stop, process_groups(config.parallel, environment) as parallel_context:
+        own = [*writers, progress, report]
+        trainer = Trainer(config, corpus, parallel_context, folder, [*own, *callbacks], progress.print_line)
+        _begin(trainer, folder, start)
+        try:
+            trainer.run(lambda: stop.number)
+        except TrainingStopped as error:
+            latest = folder.latest_checkpoint() if is_main else None
+            kept = f"{latest} is intact" if latest else "there is no checkpoint yet"
+            raise TrainingStopped(f"{error}; {kept}") from None
+    return Run(folder.path, report.summary)
+
+
+def _writers(config: RunConfig, folder: RunFolder) -> list[Callback]:
+    """Return the callbacks of the main process that write files."""
+    writers: list[Callback] = [
+        MetricsFile(folder.metrics_file),
+        TensorBoard(folder.path / "tensorboard"),
+        LossPlot(folder.metrics_file, folder.plot_file),
+    ]
+    if config.train.wandb is not None:
+        writers.append(WeightsAndBiases(config.train.wandb, folder))
+    return writers
+
+
+def _begin(trainer: Trainer, folder: RunFolder, start: Start) -> None:
+    """Load the checkpoint to continue from, claim the folder and write what the run is into it."""
+    from hybridtron.distributed import checkpoint as checkpoints
+
+    config = trainer.config
+    trainer.state = start.state
+    if start.checkpoint:
+        latest = folder.path / "latest"
+        with naming_an_older_one(start.checkpoint, f": to continue from it, write {{name}} into {latest}"):
+            checkpoints.load(start.checkpoint, trainer.engine)
+    _claim(trainer, folder)
+    trains = start.state.step < config.train.steps
+    if trainer.parallel_context.is_main and trains:
+        record_changes(folder, start.changes, start.state.step + 1)
+        folder.create(config, environment_info(config, trainer.parallel_context, trainer.corpus))
+    if config.parallel.num_stages > 1:
+        trainer.print_line(stages_in_words(config))
+    if start.checkpoint:
+        trainer.print_line(f"resumed from {start.checkpoint} at step {start.state.step}")
+    for change in start.changes:
+        trainer.print_line(f"{change} from step {start.state.step + 1}" if trains else f"{change}: not used")
+
+
+def _claim(trainer: Trainer, folder: RunFolder) -> None:
+    """Lock the folder, after all processes have read it; raise UserError in all of them where that fails."""
+    refusal = f"run folder {folder.path}: another process is writing to it; expected one run at a time"
+    free = True
+    if trainer.parallel_context.is_main:
+        try:
+            free = folder.lock()
+        except UserError as error:
+            free, refusal = False, str(error)
+    if not trainer.engine.agree(free):
+        raise UserError(refusal)
