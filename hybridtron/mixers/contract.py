@@ -7,18 +7,22 @@ a tensor exists; `module.py` holds its `Mixer`, built on a backend. Its maths is
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isclose
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from hybridtron.config.schema import Strict, problem
+from hybridtron.mixers.facts import Facts
 from hybridtron.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from hybridtron.backends.base import Backend
     from hybridtron.mixers.mixer import Mixer
+
+Layers = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,21 @@ class MixerConfig(Strict):
 
     kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
     capabilities: ClassVar[Capabilities] = EVERYTHING
+    attends: ClassVar[bool] = False  # it keeps all tokens, or those of a window, and compares each with them
+    shares_state: ClassVar[bool] = True  # its fixed state counts where architectures are compared at equal state
+    mad_layers: ClassVar[Layers] = {}  # keys at width 128 by the name of the layer in the MAD protocol
+    without_balance: ClassVar[dict[str, Any]] = {}  # keys that switch off what keeps the load of experts even
+
+    @classmethod
+    def facts(cls) -> dict[str, Facts]:
+        """Return what the fields state about their keys, for keys that state anything."""
+        stated = [(key, entry) for key, field in cls.model_fields.items() for entry in field.metadata]
+        return {key: entry for key, entry in stated if isinstance(entry, Facts)}
+
+    @property
+    def mixers(self) -> tuple[MixerConfig, ...]:
+        """The mixers that the block consists of: itself, unless it has branches."""
+        return (self,)
 
     def tensors(self) -> dict[str, TensorSpec]:
         """Declare every parameter of the primitive, by its name inside the module."""

@@ -13,8 +13,6 @@ from hybridtron.accounting.describe import describe
 from hybridtron.composer.grow.extrapolate import METHODS, TargetTooSmall
 from hybridtron.config.load import dump
 from hybridtron.errors import UserError
-from hybridtron.mixers.contract import MixerConfig
-from hybridtron.mixers.parallel.config import ParallelMixersConfig
 from hybridtron.model.config import ModelConfig
 from hybridtron.pattern import COMPOSER_NAMES, Dialect, Pattern, PatternError, read, to_composer
 from hybridtron.training.config import RunConfig
@@ -44,7 +42,7 @@ class Scaled:
     @property
     def attention_layers(self) -> int:
         blocks = self.config.model.blocks
-        return sum(_attends(blocks[name]) for name in self.layers)
+        return sum(any(mixer.attends for mixer in blocks[name].mixers) for name in self.layers)
 
     def as_json(self) -> dict[str, Any]:
         found = {
@@ -57,11 +55,6 @@ class Scaled:
         }
         flops = {"total": self.flops, "target": self.target_flops, "difference": self.flops - self.target_flops}
         return {**found, "flops": flops} if self.rounding == "flops" else found
-
-
-def _attends(block: MixerConfig) -> bool:
-    branches = block.branches if isinstance(block, ParallelMixersConfig) else ()
-    return block.type == "attention" or any(_attends(branch) for branch in branches)
 
 
 def read_small_pattern(text: str, target: ModelConfig, dialect: Dialect = "auto") -> Pattern:

@@ -13,13 +13,14 @@ from torch import Tensor
 from hybridtron.accounting.describe import describe
 from hybridtron.config.load import build
 from hybridtron.errors import UserError
+from hybridtron.mad.models.blocks import map_mixers
 from hybridtron.mad.models.iso_state import with_state
 from hybridtron.mad.models.layers import WIDTH, blocks_by_pattern_name, mad_lab_names, pattern_of_layers
 from hybridtron.mad.models.proxy_model import initial_values
 from hybridtron.mad.models.shrink import DEPTH, shrink
 from hybridtron.mad.models.soft_experts import SOFT_EXPERTS
 from hybridtron.mixers.contract import MixerConfig
-from hybridtron.mixers.implicit_filter.config import ImplicitFilterConfig
+from hybridtron.mixers.registry import MIXERS
 from hybridtron.model.config import ModelConfig
 from hybridtron.pattern import Pattern, parse
 
@@ -68,7 +69,7 @@ class Architecture:
         return {"parameters": found.total - found.embedding, "state_size": found.state_size}
 
     def _block(self, block: dict[str, Any], seq_len: int) -> dict[str, Any] | MixerConfig:
-        block = _with_filter_length(block, seq_len)
+        block = map_mixers(block, lambda mixer: _spanning(mixer, seq_len))
         if block.get("type") in SOFT_EXPERTS:
             return SOFT_EXPERTS[block["type"]].model_validate({**block, "hidden_size": self.hidden_size})
         return block
@@ -105,14 +106,8 @@ def iso_state(architecture: Architecture) -> Architecture:
     )
 
 
-def _with_filter_length(block: dict[str, Any], seq_len: int) -> dict[str, Any]:
-    from hybridtron.mixers.registry import MIXERS
-
-    kind = {**MIXERS, **SOFT_EXPERTS}.get(block.get("type", ""))
-    if kind is None:
-        return block  # refused where the model is built
-    if issubclass(kind, ImplicitFilterConfig):
-        return {**block, "filter_length": max(seq_len, 2)}
-    if "branches" in block:
-        return {**block, "branches": [_with_filter_length(branch, seq_len) for branch in block["branches"]]}
-    return block
+def _spanning(mixer: dict[str, Any], seq_len: int) -> dict[str, Any]:
+    """Return the mixer with the keys that span a sequence set to its length; an unknown type is refused later."""
+    config = {**MIXERS, **SOFT_EXPERTS}.get(mixer.get("type", ""))
+    keys = [key for key, facts in config.facts().items() if facts.spans_sequence] if config else []
+    return mixer | dict.fromkeys(keys, max(seq_len, 2))

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from hybridtron.accounting.describe import describe
 from hybridtron.config.load import build
+from hybridtron.mad.models.blocks import map_mixers
 from hybridtron.mad.models.proxy_model import initial_values
-from hybridtron.mad.models.shrink import UNBALANCED
+from hybridtron.mixers.registry import MIXERS
 from hybridtron.model.config import ModelConfig
 
 Mode = Literal["finetune", "probe"]
@@ -63,7 +64,7 @@ class TrainedLayers:
         return model, fresh, dict(self.weights)
 
     def _model(self, vocab_size: int) -> ModelConfig:
-        blocks = {name: _without_balance(block.model_dump()) for name, block in self.config.blocks.items()}
+        blocks = {name: map_mixers(block.model_dump(), _without_balance) for name, block in self.config.blocks.items()}
         mapping = self.config.model_dump() | {
             "blocks": blocks, "vocab_size": vocab_size, "tie_embeddings": False, "backend": "torch",
         }  # fmt: skip
@@ -81,9 +82,6 @@ def from_trained(name: str, config: ModelConfig, parameters: Mapping[str, Tensor
 
 
 def _without_balance(block: dict[str, Any]) -> dict[str, Any]:
-    if block["type"] == "parallel":
-        return {**block, "branches": [_without_balance(branch) for branch in block["branches"]]}
-    if block["type"] != "moe":
-        return block
-    keeps_bias = block["balance"] == "bias"
-    return {**block, **UNBALANCED, "balance": "bias" if keeps_bias else "none"}
+    """Return one mixer whose experts are no longer balanced; a bias that its router has learned stays."""
+    changed = block | MIXERS[block["type"]].without_balance
+    return changed | {"balance": "bias"} if block.get("balance") == "bias" else changed

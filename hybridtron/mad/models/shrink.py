@@ -15,7 +15,10 @@ from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
+from hybridtron.mad.models.blocks import map_mixers
 from hybridtron.mad.models.layers import WIDTH
+from hybridtron.mixers.facts import SmallWidth
+from hybridtron.mixers.registry import MIXERS
 from hybridtron.model.config import ModelConfig
 from hybridtron.pattern import Pattern
 
@@ -24,14 +27,16 @@ _MOST_HEADS = 16
 _HEAD_CHANNELS = 16
 _STEP = 16
 
-UNBALANCED = {"balance": "none", "aux_loss": None, "z_loss": 0.0}  # of a mixture of experts
-
 
 def shrink(model: ModelConfig, depth: int = DEPTH) -> tuple[dict[str, dict[str, Any]], str, list[str]]:
-    """Blocks at width 128, a pattern of at most `depth` layers (one group at least), and notes on what changed."""
+    """Return blocks at width 128, a pattern of at most `depth` layers (one group at least), and notes on changes."""
     layers = _sampled(model, depth)
     factor = WIDTH / model.hidden_size
-    blocks = {name: _smaller(model.blocks[name].model_dump(), factor) for name in dict.fromkeys(layers)}
+
+    def smaller(mixer: dict[str, Any]) -> dict[str, Any]:
+        return _smaller(mixer, factor)
+
+    blocks = {name: map_mixers(model.blocks[name].model_dump(), smaller) for name in dict.fromkeys(layers)}
     notes = [f"width {model.hidden_size} -> {WIDTH}"]
     if len(layers) < len(model.layer_names):
         notes.append(f"{len(layers)} of {len(model.layer_names)} layers")
@@ -39,55 +44,37 @@ def shrink(model: ModelConfig, depth: int = DEPTH) -> tuple[dict[str, dict[str, 
 
 
 def _smaller(block: dict[str, Any], factor: float) -> dict[str, Any]:
-    """`block` holds every key of its type, defaults too."""
-    smaller = dict(block)
-    for key, value in block.items():
-        if value and key in _RULES:
-            smaller[key] = _RULES[key](block, factor)
-    if block["type"] in ("mamba2", "rwkv6"):
-        smaller["head_dim"] = min(block["head_dim"], _HEAD_CHANNELS)
-    if block["type"] == "moe":
-        smaller |= UNBALANCED
-    if block["type"] == "parallel":
-        smaller["branches"] = [_smaller(branch, factor) for branch in block["branches"]]
+    """Return one mixer at proxy width; `block` holds every key of its type, defaults too."""
+    config = MIXERS[block["type"]]
+    smaller = block | config.without_balance
+    for key, facts in config.facts().items():
+        if block[key] and facts.at_small_width:
+            smaller[key] = _RULES[facts.at_small_width](block[key], block, factor)
     return smaller
 
 
-def _width(key: str) -> Callable[[dict[str, Any], float], int]:
-    return lambda block, factor: max(_STEP, round(block[key] * factor / _STEP) * _STEP)
+def _proportional(size: int, block: dict[str, Any], factor: float) -> int:
+    return max(_STEP, round(size * factor / _STEP) * _STEP)
 
 
-def _heads(block: dict[str, Any], factor: float) -> int:
-    """The largest power of two up to the number of heads: powers of two divide the width."""
-    return 1 << (min(block["num_heads"], _MOST_HEADS).bit_length() - 1)
+def _heads(count: int, block: dict[str, Any], factor: float) -> int:
+    """Return the largest power of two up to the number of heads: powers of two divide the width."""
+    return 1 << (min(count, _MOST_HEADS).bit_length() - 1)
 
 
-def _grouped(key: str) -> Callable[[dict[str, Any], float], int]:
-    """Heads that go with the query heads, in the same proportion where it comes out even."""
-
-    def rule(block: dict[str, Any], factor: float) -> int:
-        heads = _heads(block, factor)
-        wanted = heads * block[key] / block["num_heads"]
-        return heads * max(1, round(wanted / heads)) if wanted > heads else 1 << (max(1, int(wanted)).bit_length() - 1)
-
-    return rule
+def _grouped_heads(count: int, block: dict[str, Any], factor: float) -> int:
+    """Return heads that go with the query heads, in the same proportion where it comes out even."""
+    heads = _heads(block["num_heads"], block, factor)
+    wanted = heads * count / block["num_heads"]
+    return heads * max(1, round(wanted / heads)) if wanted > heads else 1 << (max(1, int(wanted)).bit_length() - 1)
 
 
-def _derived(block: dict[str, Any], factor: float) -> None:
-    return None
-
-
-_RULES: dict[str, Callable[[dict[str, Any], float], int | None]] = {
-    "ffn_hidden_size": _width("ffn_hidden_size"),
-    "shared_ffn_hidden_size": _width("shared_ffn_hidden_size"),
-    "expert_size": _width("expert_size"),
-    "num_heads": _heads,
-    "num_kv_heads": _grouped("num_kv_heads"),
-    "num_value_heads": _grouped("num_value_heads"),
-    "num_groups": _derived,
-    "head_dim": _derived,
-    "key_dim": _derived,
-    "dt_rank": _derived,
+_RULES: dict[SmallWidth, Callable[[int, dict[str, Any], float], int | None]] = {
+    "proportional": _proportional,
+    "heads": _heads,
+    "grouped_heads": _grouped_heads,
+    "head_channels": lambda size, block, factor: min(size, _HEAD_CHANNELS),
+    "derived": lambda size, block, factor: None,
 }
 
 
@@ -116,7 +103,7 @@ def _places(groups: list[tuple[str, ...]]) -> dict[tuple[str, ...], list[int]]:
 
 
 def _shares(groups: list[tuple[str, ...]], total: int) -> dict[tuple[str, ...], int]:
-    """How many groups of each kind to keep: largest remainders, one at least for the most frequent `total` kinds."""
+    """Count the groups of each kind to keep: largest remainders, one at least for the most frequent `total` kinds."""
     places = _places(groups)
     counts = {kind: len(where) for kind, where in places.items()}
     frequent = sorted(counts, key=lambda kind: (-counts[kind], places[kind][0]))[:total]

@@ -37,7 +37,7 @@ class SoftMoEConfig(MixerConfig):
     top_k: int = Field(2, ge=1, description="Experts whose scores are kept.")
     ffn_hidden_size: int = Field(ge=1, description="Inner width of an expert.")
 
-    kind: ClassVar[Literal["sequence", "channel"]] = "channel"
+    kind = "channel"
     capabilities: ClassVar[Capabilities] = Capabilities(vmap=True)
 
     def tensors(self) -> dict[str, TensorSpec]:

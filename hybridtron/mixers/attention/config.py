@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from hybridtron.config.schema import problem
 from hybridtron.mixers.contract import MixerConfig, check_divides, check_whole, linear_flops
+from hybridtron.mixers.facts import Facts
 from hybridtron.tensors import Init, PackedPart, TensorSpec
+
+_BIASES = {"qkv_bias": True, "proj_bias": True}
+_MAD_WINDOW = 33  # a token and the 32 before it
 
 
 class AttentionConfig(MixerConfig):
     """Causal softmax attention (MHA or GQA), rotary positions, optional sliding window and sinks."""
 
     type: Literal["attention"]
-    num_heads: int = Field(ge=1, description="Query heads.")
-    num_kv_heads: int | None = Field(None, ge=1, description="Key and value heads; by default as many as query heads.")
-    head_dim: int | None = Field(None, ge=1, description="Channels per head; by default hidden_size / num_heads.")
+    num_heads: Annotated[int, Facts(at_small_width="heads")] = Field(ge=1, description="Query heads.")
+    num_kv_heads: Annotated[int | None, Facts(at_small_width="grouped_heads")] = Field(
+        None, ge=1, description="Key and value heads; by default as many as query heads."
+    )
+    head_dim: Annotated[int | None, Facts(at_small_width="derived")] = Field(
+        None, ge=1, description="Channels per head; by default hidden_size / num_heads."
+    )
     window: int | None = Field(None, ge=1, description="Keys that a query sees, itself included; all by default.")
     rotary_base: float = Field(10000.0, gt=0, description="Base of the rotary frequencies (theta).")
     rotary_fraction: float = Field(1.0, ge=0, le=1, description="Share of a head's channels that rotate; 0: none.")
@@ -26,6 +34,15 @@ class AttentionConfig(MixerConfig):
     )
     qkv_bias: bool = Field(False, description="Bias on the query, key and value projections.")
     proj_bias: bool = Field(False, description="Bias on the output projection.")
+
+    attends = True
+    shares_state = False
+    mad_layers: ClassVar = {
+        "attention": {**_BIASES, "num_heads": 1},
+        "mh-attention": {**_BIASES, "num_heads": 16},
+        "sliding-attention": {**_BIASES, "num_heads": 1, "window": _MAD_WINDOW},
+        "mh-sliding-attention": {**_BIASES, "num_heads": 16, "window": _MAD_WINDOW},
+    }
 
     @model_validator(mode="after")
     def _heads_divide(self) -> AttentionConfig:

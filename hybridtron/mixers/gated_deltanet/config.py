@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from hybridtron.config.schema import problem
 from hybridtron.mixers.contract import MixerConfig, check_divides, check_power_of_two, linear_flops
+from hybridtron.mixers.facts import Facts
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 
@@ -15,21 +16,29 @@ class GatedDeltaNetConfig(MixerConfig):
     """Gated DeltaNet (Yang et al. 2024, arXiv 2412.06464): short convolutions, gated delta rule, norm, output gate."""
 
     type: Literal["gated_deltanet"]
-    num_heads: int = Field(ge=1, description="Query and key heads.")
-    num_value_heads: int | None = Field(
+    num_heads: Annotated[int, Facts(sets_state="divisor", at_small_width="heads")] = Field(
+        ge=1, description="Query and key heads."
+    )
+    num_value_heads: Annotated[int | None, Facts(at_small_width="grouped_heads")] = Field(
         None,
         ge=1,
         description="Value heads, a multiple of num_heads, which share queries and keys; by default as many.",
     )
-    key_dim: int | None = Field(
+    key_dim: Annotated[int | None, Facts(at_small_width="derived")] = Field(
         None, ge=1, description="Channels per query and key head; by default hidden_size / num_heads."
     )
-    head_dim: int | None = Field(None, ge=1, description="Channels per value head; by default key_dim.")
+    head_dim: Annotated[int | None, Facts(at_small_width="derived")] = Field(
+        None, ge=1, description="Channels per value head; by default key_dim."
+    )
     conv_kernel: int = Field(4, ge=1, description="Length of the short convolutions of queries, keys and values.")
     allow_negative: bool = Field(
         False, description="Strengths up to 2 in place of 1, which lets a state change its sign (arXiv 2411.12537)."
     )
-    chunk_size: int = Field(64, ge=1, description="Tokens per chunk, a power of two; changes speed, not results.")
+    chunk_size: Annotated[int, Facts(speed_only=True)] = Field(
+        64, ge=1, description="Tokens per chunk, a power of two; changes speed, not results."
+    )
+
+    mad_layers: ClassVar = {"gated-deltanet": {"num_heads": 8}}
 
     @model_validator(mode="after")
     def _heads_divide(self) -> GatedDeltaNetConfig:

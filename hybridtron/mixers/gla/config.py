@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,7 @@ from hybridtron.mixers.contract import (
     check_whole,
     linear_flops,
 )
+from hybridtron.mixers.facts import Facts
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 
@@ -20,14 +21,21 @@ class GLAConfig(MixerConfig):
     """Gated linear attention (Yang et al. 2023, arXiv 2312.06635): low-rank decay gate, head-wise norm, output gate."""
 
     type: Literal["gla"]
-    num_heads: int = Field(ge=1, description="Heads.")
+    num_heads: Annotated[int, Facts(sets_state="divisor", at_small_width="heads")] = Field(ge=1, description="Heads.")
     expand_k: float = Field(0.5, gt=0, description="Query and key channels of all heads as a multiple of hidden_size.")
     expand_v: float = Field(1.0, gt=0, description="Value channels of all heads as a multiple of hidden_size.")
     gate_rank: int = Field(16, ge=1, description="Rank of the projection to the decay gate.")
     gate_divisor: float = Field(
         16.0, gt=0, description="The decay is the sigmoid to the power of one over this; larger forgets more slowly."
     )
-    chunk_size: int = Field(64, ge=1, description="Tokens per chunk, a power of two; changes speed, not results.")
+    chunk_size: Annotated[int, Facts(speed_only=True)] = Field(
+        64, ge=1, description="Tokens per chunk, a power of two; changes speed, not results."
+    )
+
+    mad_layers: ClassVar = {
+        "gated-linear-attention": {"num_heads": 1, "expand_k": 1.0},
+        "mh-gated-linear-attention": {"num_heads": 8, "expand_k": 1.0},
+    }
 
     @model_validator(mode="after")
     def _heads_divide(self) -> GLAConfig:

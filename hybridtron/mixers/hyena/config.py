@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -88,6 +88,8 @@ class HyenaConfig(ProjectedHyenaConfig):
     every channel."""
 
     type: Literal["hyena"]
+
+    mad_layers: ClassVar = {"hyena": {"expand": 4, "filter_order": 4, "projection_groups": 4, "bias": True}}
 
     @property
     def filters(self) -> int:

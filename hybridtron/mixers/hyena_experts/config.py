@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from hybridtron.config.schema import problem
 from hybridtron.mixers.contract import linear_flops
+from hybridtron.mixers.facts import Facts
 from hybridtron.mixers.implicit_filter.config import ImplicitFilterConfig
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
@@ -23,9 +24,13 @@ class HyenaExpertsConfig(ImplicitFilterConfig):
     type: Literal["hyena_experts"]
     num_experts: int = Field(8, ge=1, description="Experts.")
     top_k: int = Field(2, ge=1, description="Experts whose outputs a token gets.")
-    expert_size: int = Field(16, ge=1, description="Channels of an expert.")
+    expert_size: Annotated[int, Facts(at_small_width="proportional")] = Field(
+        16, ge=1, description="Channels of an expert."
+    )
     conv_kernel: int = Field(3, ge=1, description="Length of the short convolutions.")
     bias: bool = Field(False, description="Biases on the projections and the router.")
+
+    mad_layers: ClassVar = {"hyena-experts": {"num_experts": 8, "expert_size": 16, "filter_order": 16, "bias": True}}
 
     @model_validator(mode="after")
     def _enough_experts(self) -> HyenaExpertsConfig:

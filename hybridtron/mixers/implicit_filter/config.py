@@ -4,22 +4,25 @@ position, under a window that decays at another rate in every filter. Their para
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, field_validator
 
 from hybridtron.config.schema import problem
 from hybridtron.mixers.contract import MixerConfig
+from hybridtron.mixers.facts import Facts
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 
 class ImplicitFilterConfig(MixerConfig):
     """Base of the primitives that convolve with implicit filters."""
 
-    filter_order: int = Field(
+    filter_order: Annotated[int, Facts(sets_state="free")] = Field(
         16, ge=1, description="Width of the network that makes the filters; their state is counted as so many elements."
     )
     filter_embedding: int = Field(3, ge=3, description="Features of a position: itself, and cosines and sines; odd.")
     filter_layers: int = Field(2, ge=0, description="Inner layers of the network that makes the filters.")
-    filter_length: int = Field(
+    filter_length: Annotated[int, Facts(spans_sequence=True)] = Field(
         2048, ge=2, description="Tokens over which a position's features and the windows run; filters go on beyond."
     )
 

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from hybridtron.mixers.contract import MixerConfig, check_divides, linear_flops
+from hybridtron.mixers.facts import Facts
 from hybridtron.tensors import Init, PackedPart, TensorSpec
+
+_MAD = {"feature_map": "hadamard", "normalize": True}
 
 
 class LinearAttentionConfig(MixerConfig):
     """Causal linear attention (Katharopoulos et al. 2020, arXiv 2006.16236) with a choice of feature maps."""
 
     type: Literal["linear_attention"]
-    num_heads: int = Field(ge=1, description="Heads, each with its own queries, keys and values.")
-    head_dim: int | None = Field(None, ge=1, description="Value channels per head; by default hidden_size / num_heads.")
-    key_dim: int | None = Field(None, ge=1, description="Query and key channels per head; by default head_dim.")
+    num_heads: Annotated[int, Facts(sets_state="divisor", at_small_width="heads")] = Field(
+        ge=1, description="Heads, each with its own queries, keys and values."
+    )
+    head_dim: Annotated[int | None, Facts(at_small_width="derived")] = Field(
+        None, ge=1, description="Value channels per head; by default hidden_size / num_heads."
+    )
+    key_dim: Annotated[int | None, Facts(at_small_width="derived")] = Field(
+        None, ge=1, description="Query and key channels per head; by default head_dim."
+    )
     feature_map: Literal["elu", "relu", "identity", "taylor", "hadamard"] = Field(
         "elu",
         description="Of queries and keys: elu(x) + 1; relu(x); x; the second-order expansion of exp (Based); or the "
@@ -27,7 +36,14 @@ class LinearAttentionConfig(MixerConfig):
         description="Divide by the sum of the weights; by default with elu, relu and taylor. With identity and "
         "hadamard, as in MAD, the sum may be near 0 and outputs of any size.",
     )
-    chunk_size: int = Field(64, ge=1, description="Tokens per chunk; changes speed, not results.")
+    chunk_size: Annotated[int, Facts(speed_only=True)] = Field(
+        64, ge=1, description="Tokens per chunk; changes speed, not results."
+    )
+
+    mad_layers: ClassVar = {
+        "linear-attention": {**_MAD, "num_heads": 1},
+        "mh-linear-attention": {**_MAD, "num_heads": 16},
+    }
 
     @model_validator(mode="after")
     def _heads_divide(self) -> LinearAttentionConfig:

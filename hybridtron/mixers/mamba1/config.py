@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from hybridtron.mixers.contract import MixerConfig, check_whole, linear_flops
+from hybridtron.mixers.facts import Facts
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 
@@ -15,11 +16,13 @@ class Mamba1Config(MixerConfig):
 
     type: Literal["mamba1"]
     expand: float = Field(2.0, gt=0, description="Inner width as a multiple of hidden_size.")
-    state_dim: int = Field(16, ge=1, description="State elements per channel (N).")
-    dt_rank: int | None = Field(
+    state_dim: Annotated[int, Facts(sets_state="free")] = Field(16, ge=1, description="State elements per channel (N).")
+    dt_rank: Annotated[int | None, Facts(at_small_width="derived")] = Field(
         None, ge=1, description="Rank of the projection to the steps; by default hidden_size / 16, rounded up."
     )
     conv_kernel: int = Field(4, ge=1, description="Length of the short convolution.")
+
+    mad_layers: ClassVar = {"mamba": {"state_dim": 4}}
 
     @model_validator(mode="after")
     def _inner_width_is_whole(self) -> Mamba1Config:

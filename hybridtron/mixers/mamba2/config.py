@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from hybridtron.config.schema import problem
 from hybridtron.mixers.contract import MixerConfig, linear_flops, nearest_divisors
+from hybridtron.mixers.facts import Facts
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 
@@ -17,15 +18,21 @@ class Mamba2Config(MixerConfig):
 
     type: Literal["mamba2"]
     expand: float = Field(2.0, gt=0, description="Inner width as a multiple of hidden_size.")
-    head_dim: int = Field(64, ge=1, description="Channels per head.")
-    state_dim: int = Field(128, ge=1, description="State elements per channel (N).")
-    num_groups: int | None = Field(
+    head_dim: Annotated[int, Facts(at_small_width="head_channels")] = Field(64, ge=1, description="Channels per head.")
+    state_dim: Annotated[int, Facts(sets_state="free")] = Field(
+        128, ge=1, description="State elements per channel (N)."
+    )
+    num_groups: Annotated[int | None, Facts(at_small_width="derived")] = Field(
         None,
         ge=1,
         description="Groups of heads that share B and C; by default 2, or 1 where the heads are odd in number.",
     )
     conv_kernel: int = Field(4, ge=1, description="Length of the short convolution.")
-    chunk_size: int = Field(64, ge=1, description="Tokens per chunk of the scan; changes speed, not results.")
+    chunk_size: Annotated[int, Facts(speed_only=True)] = Field(
+        64, ge=1, description="Tokens per chunk of the scan; changes speed, not results."
+    )
+
+    mad_layers: ClassVar = {"mamba2": {"head_dim": 16, "state_dim": 8}}
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Mamba2Config:

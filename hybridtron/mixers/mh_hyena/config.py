@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from hybridtron.config.schema import problem
 from hybridtron.mixers.contract import nearest_divisors
+from hybridtron.mixers.facts import Facts
 from hybridtron.mixers.hyena.config import ProjectedHyenaConfig
 
 
@@ -15,7 +16,11 @@ class MultiHeadHyenaConfig(ProjectedHyenaConfig):
     """Multi-head Hyena: the outer products of k and v of a head, convolved with its filter and read out by q."""
 
     type: Literal["mh_hyena"]
-    num_heads: int = Field(ge=1, description="Heads, each with a filter and a matrix of its channels as state.")
+    num_heads: Annotated[int, Facts(at_small_width="heads")] = Field(
+        ge=1, description="Heads, each with a filter and a matrix of its channels as state."
+    )
+
+    mad_layers: ClassVar = {"mh-hyena": {"num_heads": 16, "filter_order": 2, "projection_groups": 4, "bias": True}}
 
     @model_validator(mode="after")
     def _heads_divide(self) -> MultiHeadHyenaConfig:

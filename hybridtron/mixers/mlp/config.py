@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from hybridtron.mixers.contract import MixerConfig, linear_flops
+from hybridtron.mixers.facts import Facts
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 
@@ -14,13 +15,16 @@ class MLPConfig(MixerConfig):
     """Feed-forward layer: down(activation(up(x)))."""
 
     type: Literal["mlp"]
-    ffn_hidden_size: int | None = Field(None, ge=1, description="Inner width; by default 4 hidden_size.")
+    ffn_hidden_size: Annotated[int | None, Facts(at_small_width="proportional")] = Field(
+        None, ge=1, description="Inner width; by default 4 hidden_size."
+    )
     activation: Literal["gelu", "relu2", "silu", "relu"] = Field(
         "gelu", description="gelu is the tanh form; relu2 is relu squared."
     )
     bias: bool = Field(False, description="Bias on both projections.")
 
-    kind: ClassVar[Literal["sequence", "channel"]] = "channel"
+    kind = "channel"
+    mad_layers: ClassVar = {"mlp": {}}
 
     @property
     def inner_size(self) -> int:

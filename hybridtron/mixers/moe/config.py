@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from hybridtron.config.schema import problem
 from hybridtron.mixers.contract import MixerConfig, linear_flops
+from hybridtron.mixers.facts import Facts
 from hybridtron.mixers.swiglu.config import SwiGLUConfig
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
@@ -21,8 +22,10 @@ class MoEConfig(MixerConfig):
     type: Literal["moe"]
     num_experts: int = Field(ge=1, description="Experts of the layer.")
     top_k: int = Field(2, ge=1, description="Experts that each token passes through.")
-    ffn_hidden_size: int = Field(ge=1, description="Inner width of each expert.")
-    shared_ffn_hidden_size: int = Field(
+    ffn_hidden_size: Annotated[int, Facts(at_small_width="proportional")] = Field(
+        ge=1, description="Inner width of each expert."
+    )
+    shared_ffn_hidden_size: Annotated[int, Facts(at_small_width="proportional")] = Field(
         0, ge=0, description="Inner width of a further expert that every token passes through; 0: none."
     )
     score: Literal["softmax", "sigmoid"] = Field(
@@ -48,12 +51,14 @@ class MoEConfig(MixerConfig):
         description="An expert takes this many times an even share of a sequence's tokens, the first ones; later ones "
         "pass it by. By default, and when it generates token by token, it takes all.",
     )
-    dispatcher: Literal["alltoall", "allgather"] = Field(
+    dispatcher: Annotated[Literal["alltoall", "allgather"], Facts(speed_only=True)] = Field(
         "alltoall",
         description="How tokens reach experts on other processes: each sent where it must go, or all sent to all.",
     )
 
-    kind: ClassVar[Literal["sequence", "channel"]] = "channel"
+    kind = "channel"
+    mad_layers: ClassVar = {"moe-mlp": {"num_experts": 8, "top_k": 2, "ffn_hidden_size": 16, "balance": "none"}}
+    without_balance: ClassVar = {"balance": "none", "aux_loss": None, "z_loss": 0.0}
 
     @model_validator(mode="after")
     def _keys_agree(self) -> MoEConfig:

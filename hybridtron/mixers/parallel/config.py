@@ -48,6 +48,10 @@ class ParallelMixersConfig(MixerConfig):
         return {**data, "branches": branches}
 
     @property
+    def mixers(self) -> tuple[MixerConfig, ...]:
+        return tuple(mixer for branch in self.branches for mixer in branch.mixers)
+
+    @property
     def capabilities(self) -> Capabilities:  # type: ignore[override]
         """What all branches can do."""
         each = [branch.capabilities for branch in self.branches]

@@ -4,11 +4,12 @@ that every token sets anew, and projections of a mixture of each token and the o
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from hybridtron.mixers.contract import MixerConfig, check_divides, check_power_of_two, linear_flops
+from hybridtron.mixers.facts import Facts
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 MIXED = ("decay", "key", "value", "receptance", "gate")  # projections, each of a mixture of its own
@@ -20,10 +21,16 @@ class RWKV6Config(MixerConfig):
     current token. Starts alike at every depth; the authors' code also shifts mixtures and decays with the layer."""
 
     type: Literal["rwkv6"]
-    head_dim: int = Field(64, ge=1, description="Channels per head.")
+    head_dim: Annotated[int, Facts(sets_state="divisor", at_small_width="head_channels")] = Field(
+        64, ge=1, description="Channels per head."
+    )
     mix_rank: int = Field(32, ge=1, description="Rank of what makes the five mixtures depend on the token.")
     decay_rank: int = Field(64, ge=1, description="Rank of what makes the decays depend on the token.")
-    chunk_size: int = Field(32, ge=1, description="Tokens per chunk of the scan, a power of two; changes speed alone.")
+    chunk_size: Annotated[int, Facts(speed_only=True)] = Field(
+        32, ge=1, description="Tokens per chunk of the scan, a power of two; changes speed alone."
+    )
+
+    mad_layers: ClassVar = {"rwkv6-time-mixer": {"head_dim": 16}}
 
     @model_validator(mode="after")
     def _heads_divide(self) -> RWKV6Config:

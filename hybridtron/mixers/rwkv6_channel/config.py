@@ -4,11 +4,12 @@ before it.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from hybridtron.mixers.contract import MixerConfig, linear_flops
+from hybridtron.mixers.facts import Facts
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 
@@ -17,11 +18,12 @@ class RWKV6ChannelConfig(MixerConfig):
     Mixtures start alike at every depth; the authors' code shifts them with the layer."""
 
     type: Literal["rwkv6_channel"]
-    ffn_hidden_size: int | None = Field(
+    ffn_hidden_size: Annotated[int | None, Facts(at_small_width="proportional")] = Field(
         None, ge=1, description="Inner width; by default 3.5 hidden_size, rounded up to a multiple of 32."
     )
 
-    kind: ClassVar[Literal["sequence", "channel"]] = "channel"
+    kind = "channel"
+    mad_layers: ClassVar = {"rwkv6-channel-mixer": {"ffn_hidden_size": 512}}
 
     @property
     def inner_size(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,9 @@ class ShortConvConfig(MixerConfig):
     type: Literal["short_conv"]
     conv_kernel: int = Field(3, ge=1, description="Tokens that an output sees, itself included.")
     bias: bool = Field(False, description="Biases on the projections and the convolution.")
+
+    shares_state = False
+    mad_layers: ClassVar = {"short-conv": {}}
 
     def tensors(self) -> dict[str, TensorSpec]:
         width, bound = self.hidden_size, self.conv_kernel**-0.5

@@ -7,11 +7,12 @@ other ways.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from hybridtron.mixers.contract import MixerConfig, check_divides, linear_flops
+from hybridtron.mixers.facts import Facts
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 _GROUP_SIZE = 16  # channels that share an explicit filter by default
@@ -20,7 +21,7 @@ _GROUP_SIZE = 16  # channels that share an explicit filter by default
 class StripedHyenaConfig(MixerConfig):
     """What the three share."""
 
-    num_groups: int | None = Field(
+    num_groups: Annotated[int | None, Facts(at_small_width="derived")] = Field(
         None,
         ge=1,
         description="Runs of channels that share a filter; by default one for every 16 channels where hidden_size is a "
@@ -86,6 +87,8 @@ class HyenaSEConfig(ExplicitFilterConfig):
     type: Literal["hyena_se"]
     filter_length: int = Field(7, ge=1, description="Taps of a filter.")
 
+    mad_layers: ClassVar = {"hyena-se": {}}
+
 
 class HyenaMRConfig(ExplicitFilterConfig):
     """StripedHyena 2's medium regularised convolution: some hundred free taps under a window that decays at another
@@ -93,6 +96,8 @@ class HyenaMRConfig(ExplicitFilterConfig):
 
     type: Literal["hyena_mr"]
     filter_length: int = Field(128, ge=1, description="Taps of a filter.")
+
+    mad_layers: ClassVar = {"hyena-mr": {}}
 
     def filter_tensors(self, groups: tuple[PackedPart, ...], channels: tuple[PackedPart, ...]) -> dict[str, TensorSpec]:
         skip = TensorSpec((self.hidden_size,), Init("normal", 0.0, 1.0), channels, decay=False)
@@ -103,7 +108,11 @@ class HyenaLIConfig(StripedHyenaConfig):
     """StripedHyena 2's long implicit convolution: a filter that is a sum of decaying exponentials, and a skip."""
 
     type: Literal["hyena_li"]
-    filter_order: int = Field(16, ge=1, description="Exponentials in a filter, and elements of a channel's state.")
+    filter_order: Annotated[int, Facts(sets_state="free")] = Field(
+        16, ge=1, description="Exponentials in a filter, and elements of a channel's state."
+    )
+
+    mad_layers: ClassVar = {"hyena-li": {"filter_order": 16}}
 
     @property
     def groups(self) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from hybridtron.mixers.contract import MixerConfig, linear_flops
+from hybridtron.mixers.facts import Facts
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 
@@ -14,11 +15,12 @@ class SwiGLUConfig(MixerConfig):
     """Gated feed-forward layer: down(silu(gate(x)) * up(x))."""
 
     type: Literal["swiglu"]
-    ffn_hidden_size: int | None = Field(
+    ffn_hidden_size: Annotated[int | None, Facts(at_small_width="proportional")] = Field(
         None, ge=1, description="Inner width; by default 8/3 hidden_size, rounded up to a multiple of 64."
     )
 
-    kind: ClassVar[Literal["sequence", "channel"]] = "channel"
+    kind = "channel"
+    mad_layers: ClassVar = {"swiglu": {"ffn_hidden_size": 352}}
 
     @property
     def inner_size(self) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hybridtron.config.type_words import value_text
 from hybridtron.errors import UserError
+from hybridtron.mixers.contract import MixerConfig
 from hybridtron.pattern import Pattern
 from hybridtron.training.config import RunConfig
 from hybridtron.training.learning_rate import learning_rate
@@ -24,7 +25,6 @@ FREE = ("train", "optimizer", "schedule", "checkpoint", "parallel", "name", "fol
 FIXED_IN_TRAIN = "train.global_batch_size"
 TOKENS = ("data.train", "data.valid", "data.tokenizer")  # paths that may change where what they hold stays the same
 LARGEST_RISE = 2  # of the learning rate from one step to the next that is not told: that of a warm-up's second step
-SPEED_KEYS = {"chunk_size", "dispatcher"}  # of blocks: change how a block is computed, not what
 
 
 @dataclass(frozen=True)
@@ -131,16 +131,21 @@ def _fixed(config: RunConfig) -> dict[str, Any]:
     # Cuts into pipeline stages belong to the layout; blocks that no layer uses, and keys of speed, to nothing.
     kept["model.pattern"] = str(Pattern(names))
     for name in sorted(set(names)):
-        for key, value in model.blocks[name].model_dump(exclude=SPEED_KEYS).items():
+        for key, value in model.blocks[name].model_dump(exclude=set(_speed_keys(model.blocks[name]))).items():
             kept[f"model.blocks.{name}.{key}"] = value
     return kept
+
+
+def _speed_keys(block: MixerConfig) -> list[str]:
+    """Return the keys that change how a block is computed, not what."""
+    return sorted(key for key, facts in block.facts().items() if facts.speed_only)
 
 
 def _free(config: RunConfig) -> dict[str, Any]:
     flat = {key: value for key, value in _flat(config).items() if _is_free(key) and key not in ("name", "folder")}
     for name in sorted(set(config.model.layer_names)):
-        block = config.model.blocks[name].model_dump()
-        flat |= {f"model.blocks.{name}.{key}": block[key] for key in sorted(SPEED_KEYS & block.keys())}
+        block = config.model.blocks[name]
+        flat |= {f"model.blocks.{name}.{key}": getattr(block, key) for key in _speed_keys(block)}
     return flat | {"model.pattern": str(config.model.parsed_pattern)}  # its layers are the same: its cuts
 
 
