@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ SCAN_BLOCK = 1 << 20
 
 
 class TokenDataset:
-    """The tokens at PREFIX.bin/.idx (Megatron's format, read through megatron-core) as one stream.
+    """The tokens at PREFIX.bin/.idx (Megatron's format) as one stream.
 
     Training sample i is a pure function of (seed, i): any sample is found without those before it, and the order does
     not depend on how many are taken. An epoch is `num_windows` samples, which cut the stream into windows of `seq_len`
@@ -35,11 +34,7 @@ class TokenDataset:
                 f"data.seq_len = {seq_len}: is longer than the data: {prefix} has {files.num_tokens} tokens and a "
                 f"sample takes seq_len + 1; expected at most {files.num_tokens - 1}"
             )
-        # Imported here, because it takes seconds and the checks above should not.
-        from megatron.core.datasets.indexed_dataset import IndexedDataset
-
-        self._indexed: Any = IndexedDataset(str(prefix), mmap=True)
-        self._itemsize = files.dtype.itemsize
+        self._tokens = files.tokens()
         self._vocab_size: int | None = None
         self.prefix = Path(prefix)
         self.seq_len = seq_len
@@ -100,7 +95,7 @@ class TokenDataset:
         return tokens
 
     def _stream(self, start: int, count: int) -> np.ndarray:
-        return self._indexed.bin_reader.read(self._indexed.index.dtype, count, start * self._itemsize)
+        return self._tokens[start : start + count]
 
     def _check_ids(self, tokens: np.ndarray) -> None:
         if self._vocab_size is None or tokens.size == 0:

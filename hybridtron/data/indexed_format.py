@@ -1,4 +1,4 @@
-"""Megatron's indexed dataset files, written and checked without importing megatron-core.
+"""Megatron's indexed dataset files, written, checked and read without importing megatron-core.
 
 PREFIX.bin holds the token ids of all sequences end to end. PREFIX.idx, little-endian, holds
     9 bytes   magic            8 bytes  version (1)       1 byte   dtype code
@@ -63,8 +63,8 @@ class IndexedFiles:
     num_tokens: int
 
     def tokens(self) -> np.ndarray:
-        """All token ids as one memory-mapped stream, [num_tokens]."""
-        return np.memmap(bin_path(self.prefix), dtype=self.dtype, mode="r")
+        """Return all token ids as one memory-mapped stream, [num_tokens], that cannot be written to."""
+        return np.memmap(bin_path(self.prefix), dtype=self.dtype.newbyteorder("<"), mode="r").view(np.ndarray)
 
 
 def check(prefix: Path) -> IndexedFiles:

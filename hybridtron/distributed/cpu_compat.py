@@ -1,17 +1,20 @@
-"""Lets megatron-core 0.16.1 train on CPU with gloo. Does nothing where CUDA is usable.
+"""Let megatron-core 0.16.1 train on CPU with gloo. Where CUDA is usable, nothing here has an effect.
 
-megatron-core names the CUDA device in many places, some as literals ("cuda", "torch.cuda.FloatTensor"). `install`
-sends those to the CPU: it replaces a few functions of torch.cuda, enters a torch-function mode that rewrites device
-arguments, and works around defects of this version that only show without CUDA or Transformer Engine.
+megatron-core names the CUDA device in many places, some as literals ("cuda", "torch.cuda.FloatTensor"). Inside
+`cuda_calls_on_cpu` those mean the CPU: a few functions of torch.cuda are replaced and a torch-function mode rewrites
+device arguments. Both are undone on leaving. What stays are corrections of megatron-core's own modules, for defects
+that only show without CUDA or Transformer Engine: nobody but megatron-core calls the functions that they replace.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -19,10 +22,10 @@ from torch.overrides import TorchFunctionMode
 from hybridtron.errors import UserError
 
 MEGATRON_VERSION = "0.16.1"
-_installed = False
 
 
 def _names_cuda(device: object) -> bool:
+    """Return True for a device, or the name of one, that is on CUDA."""
     return str(device).startswith("cuda") if isinstance(device, str | torch.device) else False
 
 
@@ -58,23 +61,34 @@ class _IdleStream:
     wait = wait_event = wait_stream = synchronize = record = _nothing
 
 
-def install() -> None:
-    """Make megatron-core usable on this machine; call before importing it. Repeated calls do nothing.
+@contextlib.contextmanager
+def cuda_calls_on_cpu() -> Iterator[None]:
+    """Send calls that name CUDA to the CPU inside the block; import megatron-core there, not before.
 
     Raises UserError when the installed megatron-core is not the version that this was written for.
     """
-    global _installed
-    if _installed or torch.cuda.is_available():
+    if torch.cuda.is_available():
+        yield
         return
     found = version("megatron-core")
     if found != MEGATRON_VERSION:
         raise UserError(f"megatron-core {found} is installed; on a CPU, hybridtron needs {MEGATRON_VERSION}")
-    _replace_cuda_functions()
+    replacements = _cuda_replacements()
+    with (
+        patch.multiple(torch.cuda, **replacements),
+        patch.object(torch.cuda.random, "get_rng_state", replacements["get_rng_state"]),
+    ):
+        _correct_megatron()
+        with _CudaToCpu():
+            yield
+
+
+@functools.cache
+def _correct_megatron() -> None:
+    """Import megatron-core's modules and correct them, once in a process."""
     with _quiet_import():
-        _mend_moe()
-        _mend_uneven_collectives()
-    _CudaToCpu().__enter__()
-    _installed = True
+        _correct_moe_dispatch()
+        _correct_uneven_collectives()
 
 
 @contextlib.contextmanager
@@ -94,9 +108,10 @@ def _quiet_import() -> Iterator[None]:
         torch.compile = compile_function
 
 
-def _replace_cuda_functions() -> None:
+def _cuda_replacements() -> dict[str, Any]:
+    """Return what stands for functions of torch.cuda, by their names."""
     stream = _IdleStream()
-    replacements: dict[str, Any] = {
+    return {
         "current_device": lambda: "cpu",  # megatron-core uses it as a device, not as an index
         "synchronize": lambda *_: None,
         "empty_cache": lambda: None,
@@ -109,13 +124,10 @@ def _replace_cuda_functions() -> None:
         "get_rng_state": lambda *_, **__: torch.get_rng_state(),
         "set_rng_state": lambda state, *_, **__: torch.set_rng_state(state),
     }
-    for name, replacement in replacements.items():
-        setattr(torch.cuda, name, replacement)
-    torch.cuda.random.get_rng_state = torch.cuda.get_rng_state
 
 
-def _mend_moe() -> None:
-    """Split sizes become numpy only on CUDA."""
+def _correct_moe_dispatch() -> None:
+    """Make split sizes numpy arrays, which megatron-core does on CUDA alone."""
     import megatron.core.transformer.moe.token_dispatcher as dispatcher
 
     def to_cpu(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
@@ -124,29 +136,28 @@ def _mend_moe() -> None:
     dispatcher.maybe_move_tensor_to_cpu = to_cpu
 
 
-def _mend_uneven_collectives() -> None:
-    """Gloo gathers and scatters equal pieces only: those of tokens, of which processes have more or fewer, are filled
-    up to the longest."""
+def _correct_uneven_collectives() -> None:
+    """Pad shards of tokens to the longest before gloo gathers or scatters them: it knows equal lengths only."""
     import megatron.core.tensor_parallel.mappings as mappings
 
     gather, reduce_scatter = mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim
 
-    def filled(piece: torch.Tensor, length: int) -> torch.Tensor:
-        return torch.cat([piece, piece.new_zeros(length - len(piece), *piece.shape[1:])])
+    def padded(shard: torch.Tensor, length: int) -> torch.Tensor:
+        return torch.cat([shard, shard.new_zeros(length - len(shard), *shard.shape[1:])])
 
-    def gather_uneven(piece: torch.Tensor, group: Any, sizes: Any = None, use_global_buffer: bool = False) -> Any:
+    def gather_uneven(shard: torch.Tensor, group: Any, sizes: Any = None, use_global_buffer: bool = False) -> Any:
         if sizes is None or len(set(sizes)) == 1:
-            return gather(piece, group, sizes, use_global_buffer)
-        pieces = gather(filled(piece, max(sizes)), group).split(max(sizes))
-        return torch.cat([whole[:size] for whole, size in zip(pieces, sizes, strict=True)])
+            return gather(shard, group, sizes, use_global_buffer)
+        shards = gather(padded(shard, max(sizes)), group).split(max(sizes))
+        return torch.cat([whole[:size] for whole, size in zip(shards, sizes, strict=True)])
 
     def reduce_scatter_uneven(
         whole: torch.Tensor, group: Any, sizes: Any = None, use_global_buffer: bool = False
     ) -> Any:
         if sizes is None or len(set(sizes)) == 1:
             return reduce_scatter(whole, group, sizes, use_global_buffer)
-        pieces = torch.cat([filled(piece, max(sizes)) for piece in whole.split(list(sizes))])
-        return reduce_scatter(pieces, group)[: sizes[group.rank()]]
+        shards = torch.cat([padded(shard, max(sizes)) for shard in whole.split(list(sizes))])
+        return reduce_scatter(shards, group)[: sizes[group.rank()]]
 
     mappings._gather_along_first_dim = gather_uneven
     mappings._reduce_scatter_along_first_dim = reduce_scatter_uneven

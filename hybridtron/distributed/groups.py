@@ -16,10 +16,11 @@ import torch
 import torch.distributed as dist
 
 from hybridtron.backends.base import ExpertGroups
-from hybridtron.distributed import cpu_compat
 from hybridtron.distributed.config import ParallelConfig
+from hybridtron.distributed.cpu_compat import cuda_calls_on_cpu
 from hybridtron.distributed.environment import Environment
 from hybridtron.distributed.memory import keep_freed_memory
+from hybridtron.errors import UserError
 from hybridtron.tensors import Shard, Shards
 
 
@@ -53,17 +54,43 @@ class ParallelContext:
 
 @contextlib.contextmanager
 def process_groups(parallel: ParallelConfig, environment: Environment) -> Iterator[ParallelContext]:
-    """Initialise torch.distributed and megatron-core's groups for the layout, and take them down at the end."""
-    cpu_compat.install()
-    from megatron.core import parallel_state
+    """Initialise torch.distributed and megatron-core's groups for the layout, and take them down at the end.
 
-    _die_with_launcher()
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(environment.local_rank % torch.cuda.device_count())
-    else:
+    Raises UserError inside other process groups: a process has one set of them at a time.
+    """
+    require_no_process_groups()
+    with cuda_calls_on_cpu():
+        _die_with_launcher()
+        device = _choose_device(environment)
+        _initialize_torch_distributed(environment, "nccl" if device.type == "cuda" else "gloo")
+        try:
+            make_groups(parallel)
+            yield place_of(parallel, environment.rank, environment.world_size, device)
+        finally:
+            destroy_groups()
+            gc.collect()  # an engine refers to itself; gloo's threads run, and spin, until it and its groups are gone
+
+
+def require_no_process_groups() -> None:
+    """Raise UserError where torch.distributed is initialised in this process."""
+    if dist.is_initialized():
+        raise UserError(
+            "torch.distributed: is already initialised in this process; expected one set of process groups at a time: "
+            "leave the others first"
+        )
+
+
+def _choose_device(environment: Environment) -> torch.device:
+    """Return this process's GPU and make it current, or the CPU, with memory that is kept for reuse."""
+    if not torch.cuda.is_available():
         keep_freed_memory()
-    backend = "nccl" if cuda else "gloo"
+        return torch.device("cpu")
+    torch.cuda.set_device(environment.local_rank % torch.cuda.device_count())
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _initialize_torch_distributed(environment: Environment, backend: str) -> None:
+    """Meet the job's other processes; a process without a rendezvous is alone."""
     timeout = timedelta(minutes=10)
     if environment.init_method is None:
         store = dist.HashStore()
@@ -76,18 +103,10 @@ def process_groups(parallel: ParallelConfig, environment: Environment) -> Iterat
             world_size=environment.world_size,
             timeout=timeout,
         )
-    try:
-        make_groups(parallel)
-        device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-        yield place_of(parallel, environment.rank, environment.world_size, device)
-    finally:
-        parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
-        gc.collect()  # an engine refers to itself; gloo's threads run, and spin, until it and its groups are gone
 
 
 def make_groups(parallel: ParallelConfig) -> None:
-    """megatron-core's groups of the layout, over the processes of the default group."""
+    """Make megatron-core's groups of the layout, over the processes of the default group."""
     from megatron.core import parallel_state
 
     parallel_state.initialize_model_parallel(
@@ -101,8 +120,16 @@ def make_groups(parallel: ParallelConfig) -> None:
     )
 
 
+def destroy_groups() -> None:
+    """Take down megatron-core's groups and the default group."""
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+
+
 def place_of(parallel: ParallelConfig, rank: int, world_size: int, device: torch.device) -> ParallelContext:
-    """This process's place in the groups that `make_groups` made."""
+    """Return this process's place in the groups that `make_groups` made."""
     from megatron.core import parallel_state as state
 
     tensor = state.get_tensor_model_parallel_group()
@@ -113,16 +140,16 @@ def place_of(parallel: ParallelConfig, rank: int, world_size: int, device: torch
         world_size=world_size,
         device=device,
         shards=Shards(
-            tensor=_piece(tensor),
-            expert=_piece(expert),
-            expert_tensor=_piece(expert_tensor),
+            tensor=_shard_of(tensor),
+            expert=_shard_of(expert),
+            expert_tensor=_shard_of(expert_tensor),
         ),
         tensor_group=tensor,
-        context=_piece(context),
+        context=_shard_of(context),
         context_group=context,
         sequence_group=state.get_tensor_and_context_parallel_group() if parallel.sequence else context,
         expert_groups=ExpertGroups(expert, expert_tensor, state.get_expert_tensor_and_model_parallel_group()),
-        pipeline=_piece(state.get_pipeline_model_parallel_group()),
+        pipeline=_shard_of(state.get_pipeline_model_parallel_group()),
         data_rank=state.get_data_parallel_rank(),
         data_size=state.get_data_parallel_world_size(),
         replica_rank=state.get_data_parallel_rank(with_context_parallel=True),
@@ -130,12 +157,13 @@ def place_of(parallel: ParallelConfig, rank: int, world_size: int, device: torch
     )
 
 
-def _piece(group: dist.ProcessGroup) -> Shard:
+def _shard_of(group: dist.ProcessGroup) -> Shard:
+    """Return this process's rank in a group and the group's size, as a shard."""
     return Shard(group.rank(), group.size())
 
 
 def _die_with_launcher() -> None:
-    """On Linux, a rank that `--nproc` started ends when its launcher is killed, so that no rank is left behind."""
+    """End, on Linux, a rank that `--nproc` started when its launcher is killed, so that no rank is left behind."""
     launcher = os.environ.get("HYBRIDTRON_PARENT")
     if launcher is None or not sys.platform.startswith("linux"):
         return

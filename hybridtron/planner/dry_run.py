@@ -1,4 +1,4 @@
-"""Build and run one process of a pipeline stage on the meta device: shapes without values, a world without others."""
+"""Build and run one process of a pipeline stage on the meta device: shapes without values, groups without peers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from hybridtron.distributed import cpu_compat
+from hybridtron.distributed.cpu_compat import cuda_calls_on_cpu
 from hybridtron.distributed.groups import ParallelContext, make_groups, place_of
 from hybridtron.errors import UserError
 from hybridtron.model.language_model import LanguageModel
 from hybridtron.model.tensors import model_tensors
-from hybridtron.planner.fake_process_group import Traffic, fake_world
+from hybridtron.planner.fake_process_group import Traffic, fake_process_group
 from hybridtron.tensors import TensorSpec
 from hybridtron.training.build import build_chunks
 from hybridtron.training.config import RunConfig
@@ -34,36 +34,32 @@ class StageRun:
 
 
 def run_stage(config: RunConfig, world_size: int, pipeline_rank: int) -> StageRun:
-    """Forward and backward of one micro-batch through the layers of the first process of a pipeline stage.
+    """Run forward and backward of one micro-batch through the layers of the first process of a pipeline stage.
 
-    Raises UserError where a parameter or an activation has not the shape that its declaration says.
+    Raises UserError where a parameter or an activation has not the shape that its declaration says, and inside process
+    groups.
     """
-    cpu_compat.install()
-    from megatron.core import parallel_state
-
     rank = pipeline_rank * (world_size // config.parallel.pipeline)
-    with fake_world(rank, world_size) as traffic, _meta():
-        try:
-            make_groups(config.parallel)
-            parallel_context = place_of(config.parallel, rank, world_size, META)
-            _name_groups(traffic)
-            chunks, _ = build_chunks(config, parallel_context)
-            parameters = _check_parameters(config, chunks, parallel_context)
-            traffic.sent.clear()
-            kept = sum(_pass(config, chunk, parallel_context) for chunk in chunks)
-        finally:
-            parallel_state.destroy_model_parallel()
+    with cuda_calls_on_cpu(), fake_process_group(rank, world_size) as traffic, _meta():
+        make_groups(config.parallel)
+        parallel_context = place_of(config.parallel, rank, world_size, META)
+        _name_groups(traffic)
+        chunks, _ = build_chunks(config, parallel_context)
+        parameters = _check_parameters(config, chunks, parallel_context)
+        traffic.sent.clear()
+        kept = sum(_pass(config, chunk, parallel_context) for chunk in chunks)
         return StageRun(parameters, kept, dict(traffic.sent))
 
 
 @contextlib.contextmanager
 def _meta() -> Iterator[None]:
-    """Tensors are made without storage, also where megatron-core asks for the current device."""
+    """Make tensors without storage, also where megatron-core asks for the current device."""
     with patch("torch.cuda.current_device", lambda: META), META:
         yield
 
 
 def _name_groups(traffic: Traffic) -> None:
+    """Name megatron-core's groups in the traffic's account."""
     from megatron.core import parallel_state as state
 
     traffic.name(state.get_tensor_model_parallel_group(), "tensor")
@@ -77,6 +73,7 @@ def _name_groups(traffic: Traffic) -> None:
 def _check_parameters(
     config: RunConfig, chunks: list[LanguageModel], parallel_context: ParallelContext
 ) -> dict[str, int]:
+    """Return this process's elements of each parameter; UserError for a shape that is not the declared one."""
     specs: dict[str, TensorSpec] = model_tensors(config.model)
     held: Counter[str] = Counter()
     for chunk in chunks:
@@ -89,11 +86,11 @@ def _check_parameters(
 
 
 def _pass(config: RunConfig, chunk: LanguageModel, parallel_context: ParallelContext) -> int:
-    """Bytes that the forward pass keeps for the backward pass."""
+    """Run a chunk forward and backward; return the bytes that the forward pass keeps for the backward pass."""
     batch, run = config.train.micro_batch_size, config.data.seq_len // parallel_context.context.size
     tokens = torch.empty(batch, run, dtype=torch.long)
-    pieces = parallel_context.shards.tensor.size if config.parallel.sequence else 1
-    shape = (run // pieces, batch, config.model.hidden_size)
+    shards = parallel_context.shards.tensor.size if config.parallel.sequence else 1
+    shape = (run // shards, batch, config.model.hidden_size)
     if not chunk.stage.is_first:
         dtype = next(chunk.parameters()).dtype
         chunk.set_input_tensor([torch.empty(shape, dtype=dtype, requires_grad=True)])

@@ -1,4 +1,4 @@
-"""A world of any size in one process: its collectives send nothing and count what they would have sent."""
+"""Process groups of any size in one process: collectives send nothing and count what they would have sent."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import _create_work_from_future  # type: ignore[attr-defined]
 
+from hybridtron.distributed.groups import destroy_groups, require_no_process_groups
+
 BACKEND = "fake_counting"  # torch has a backend of the name "fake"
 
 
@@ -24,10 +26,11 @@ class Traffic:
         self.names: dict[str, str] = {}
 
     def name(self, group: dist.ProcessGroup, name: str) -> None:
-        """Groups of the same processes, but for different uses, have names of their own."""
+        """Give a group a name: groups of the same processes for different uses are counted apart."""
         self.names[_own_name(group)] = name
 
-    def count(self, group: SilentGroup, kind: str, size_bytes: int, rounds: float = 1.0) -> None:
+    def count(self, group: CountingGroup, kind: str, size_bytes: int, rounds: float = 1.0) -> None:
+        """Add what one process sends in a collective over `size_bytes`, `rounds` times around the ring."""
         name = self.names.get(_own_name(group), "other")
         self.sent[name, kind] += round(rounds * size_bytes * (group.size() - 1) / group.size())
 
@@ -49,8 +52,8 @@ def _done(result: Any) -> Any:
     return _create_work_from_future(future)
 
 
-class SilentGroup(dist.ProcessGroup):
-    """Knows how many processes there are; every collective is done at once and leaves its output as it was."""
+class CountingGroup(dist.ProcessGroup):
+    """A process group that sends nothing: every collective is done at once and leaves its output as it was."""
 
     def __init__(self, rank: int, size: int) -> None:
         super().__init__(rank, size)  # type: ignore[call-arg]
@@ -72,7 +75,7 @@ class SilentGroup(dist.ProcessGroup):
     def barrier(self, *_: Any) -> Any:
         return _done(None)
 
-    def all_gather_single(self, output: Tensor, piece: Tensor, *_: Any) -> Any:
+    def all_gather_single(self, output: Tensor, shard: Tensor, *_: Any) -> Any:
         _traffic.count(self, "all_gather", _bytes(output))
         return _done(output)
 
@@ -80,8 +83,8 @@ class SilentGroup(dist.ProcessGroup):
         _traffic.count(self, "reduce_scatter", _bytes(whole))
         return _done(output)
 
-    def all_to_all_single(self, output: Tensor, pieces: Tensor, *_: Any) -> Any:
-        _traffic.count(self, "all_to_all", _bytes(pieces))
+    def all_to_all_single(self, output: Tensor, shards: Tensor, *_: Any) -> Any:
+        _traffic.count(self, "all_to_all", _bytes(shards))
         return _done(output)
 
     # Names that torch gave these before 2.13.
@@ -91,17 +94,21 @@ class SilentGroup(dist.ProcessGroup):
 
 
 @contextlib.contextmanager
-def fake_world(rank: int, world_size: int) -> Iterator[Traffic]:
-    """Be process `rank` of a world in which nobody else is."""
+def fake_process_group(rank: int, world_size: int) -> Iterator[Traffic]:
+    """Initialise torch.distributed as process `rank` of a world without other processes, and yield its traffic.
+
+    Raises UserError inside other process groups.
+    """
     global _traffic
+    require_no_process_groups()
     if BACKEND not in dist.Backend.backend_list:
         devices = ["cpu", "cuda", "meta"]
         dist.Backend.register_backend(
-            BACKEND, lambda store, rank, size, timeout: SilentGroup(rank, size), devices=devices
+            BACKEND, lambda store, rank, size, timeout: CountingGroup(rank, size), devices=devices
         )
     _traffic = Traffic()
     dist.init_process_group(BACKEND, store=dist.HashStore(), rank=rank, world_size=world_size)
     try:
         yield _traffic
     finally:
-        dist.destroy_process_group()
+        destroy_groups()

@@ -12,7 +12,6 @@ from hybridtron.data.dataset import TokenDataset
 from hybridtron.data.indexed_format import fingerprint
 from hybridtron.data.report import read_corpus_report, read_report
 from hybridtron.data.tokenizer import load as load_tokenizer
-from hybridtron.distributed import cpu_compat
 from hybridtron.errors import UserError
 from hybridtron.training.config import RunConfig
 
@@ -70,7 +69,6 @@ def open_held_out(config: RunConfig, sequences: int | None = None) -> HeldOut:
 
 
 def _open(config: RunConfig, split: str, source: str) -> tuple[TokenDataset, Path]:
-    cpu_compat.install()  # the indexed datasets are megatron-core's
     prefix = _prefix_of(source, split)
     dataset = TokenDataset(prefix, config.data.seq_len, config.seed)
     dataset.check_vocab(config.model.vocab_size)

@@ -125,10 +125,27 @@ def test_uint16_files_are_served_as_int64(tmp_path):
     assert dataset.sample(0).tolist() == [65000] * 9
 
 
-def test_missing_and_damaged_files_are_told_before_megatron_is_asked(prefix, tmp_path):
+def test_missing_and_damaged_files_are_refused(prefix, tmp_path):
     with pytest.raises(UserError, match="the nearest there is"):
         TokenDataset(prefix.with_name("tarin"), 16)
     copy = write_tokens(tmp_path / "copy", np.arange(100))
     bin_path(copy).write_bytes(bin_path(copy).read_bytes()[:200])
     with pytest.raises(UserError, match="truncated"):
         TokenDataset(copy, 16)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_samples_are_those_read_through_megatron_core(dtype, tmp_path):
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    tokens = np.random.default_rng(0).integers(0, 60000, 500)
+    dataset = TokenDataset(write_tokens(tmp_path / "train", tokens, dtype), 16, seed=3)
+    theirs = IndexedDataset(str(tmp_path / "train"), mmap=True)
+    stream = np.concatenate([theirs[i] for i in range(len(theirs))])
+    assert np.array_equal(stream, tokens)
+    windows = np.lib.stride_tricks.sliding_window_view(stream, 17)
+    for sample in dataset.samples(range(2 * dataset.num_windows)):
+        assert (windows == sample).all(1).sum() == 1
+    for index in range(dataset.num_eval_windows):
+        expected = theirs.bin_reader.read(theirs.index.dtype, 17, 16 * index * np.dtype(dtype).itemsize)
+        assert np.array_equal(dataset.eval_window(index, dataset.num_eval_windows), expected)

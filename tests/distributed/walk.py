@@ -123,10 +123,10 @@ def try_layout(name: str, layout: Layout, parallel_context: ParallelContext, fol
 
 
 def main() -> None:
-    from hybridtron.distributed import cpu_compat
+    from hybridtron.distributed.cpu_compat import cuda_calls_on_cpu
 
-    cpu_compat.install()  # before megatron-core is imported
-    from hybridtron.distributed import engine as engine_module
+    with cuda_calls_on_cpu():  # before megatron-core is imported
+        from hybridtron.distributed import engine as engine_module
 
     torch.set_num_threads(1)
     engine_module.BUCKET_ELEMENTS = (
