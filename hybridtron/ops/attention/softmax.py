@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
 from hybridtron.ops.elementwise.row_blocks import runs
-from hybridtron.ops.native.library import Kernels, kernels_for
+from hybridtron.ops.native.library import kernels_for, require_kernels
 
 aten = torch.ops.aten
 
@@ -172,7 +172,7 @@ def _probabilities(
     if mask is None:
         torch.bmm(queries, keys.transpose(1, 2), out=out)
         heads, scores, shares = (0, None, None) if sinks is None else (len(sinks.scores), *sinks)
-        _kernels(out).softmax_forward(*_softmax_sizes(out, block), scale, out, heads, scores, shares)
+        require_kernels(out).softmax_forward(*_softmax_sizes(out, block), scale, out, heads, scores, shares)
         return out
     torch.baddbmm(out, queries, keys.transpose(1, 2), beta=0, alpha=scale, out=out)
     num_queries, num_masked = mask.shape
@@ -257,7 +257,7 @@ class _Attention(torch.autograd.Function):
                 ds = torch.bmm(dy, v.transpose(1, 2), out=scores[: len(some)])
                 own_sums = None if sums is None else sums[index * step : index * step + len(some)]
                 if mask is None:
-                    _kernels(ds).softmax_backward(*_softmax_sizes(ds, block), p, ds, own_sums)
+                    require_kernels(ds).softmax_backward(*_softmax_sizes(ds, block), p, ds, own_sums)
                 else:
                     if own_sums is not None:
                         torch.sum(p * ds, -1, out=own_sums)
@@ -281,12 +281,6 @@ def _softmax_sizes(scores: Tensor, block: QueryBlock) -> tuple[int, ...]:
     """How the kernels of softmax are told of scores [.., keys] of a block."""
     window = block.last if block.window is None else block.window
     return scores.numel() // block.num_keys, block.num_queries, block.num_keys, block.position - block.first, window
-
-
-def _kernels(scores: Tensor) -> Kernels:
-    kernels = kernels_for(scores)
-    assert kernels is not None, "chosen in the forward pass"
-    return kernels
 
 
 def _matrices_at_a_time(batch: int, heads: int, kv: int, block: QueryBlock) -> int:

@@ -2,6 +2,10 @@
  *
  * Work is cut into pieces that do not depend on the number of threads, and sums over rows are kept piece by piece for
  * the caller to add in order: results are the same to the bit on any number of threads.
+ *
+ * library.py reads the declaration of every kernel and checks each call against it. An array has a SHAPE; it is
+ * contiguous, or its last axis is and STRIDES are those of the others. OPTIONAL arrays may be null. REQUIRE follows the
+ * parameters and holds of them. Their expressions are Python and may use pieces, ceil_div and the constants of enums.
  */
 #ifndef HYBRIDTRON_COMMON_H
 #define HYBRIDTRON_COMMON_H
@@ -11,6 +15,10 @@
 #include <string.h>
 
 #define KERNEL __attribute__((visibility("default"))) void
+#define SHAPE(...)
+#define STRIDES(...)
+#define OPTIONAL
+#define REQUIRE(...)
 #define INLINE static inline __attribute__((always_inline))
 
 /* For the iterations of the loop that follows, when it has work for more than one thread. */
@@ -20,7 +28,8 @@
 enum { ROWS = 64 }; /* rows in a piece */
 
 INLINE long least(long a, long b) { return a < b ? a : b; }
-INLINE long pieces(long rows) { return (rows + ROWS - 1) / ROWS; }
+INLINE long ceil_div(long a, long b) { return (a + b - 1) / b; }
+INLINE long pieces(long rows) { return ceil_div(rows, ROWS); }
 
 /* e^x with a relative error of about 1e-7 (1 + |x|); 0 below 2^-126, never above 2^127, NaN for NaN and -inf.
  * The exponent is limited once as a float and once as an integer: each is one instruction. */

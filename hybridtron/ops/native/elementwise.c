@@ -2,7 +2,7 @@
 #include "common.h"
 
 /* y = silu(gate) up, with gate and up side by side in x [rows, 2 width]. */
-KERNEL swiglu_forward(long rows, long width, const float *x, long x_step, float *y, int threads) {
+KERNEL swiglu_forward(long rows, long width, const float *x SHAPE(rows, 2 * width) STRIDES(x_step), long x_step, float *y SHAPE(rows, width), int threads) {
     PARALLEL(rows * width)
     for (long row = 0; row < rows; row++) {
         const float *gate = x + row * x_step, *up = gate + width;
@@ -11,7 +11,7 @@ KERNEL swiglu_forward(long rows, long width, const float *x, long x_step, float 
     }
 }
 
-KERNEL swiglu_backward(long rows, long width, const float *x, long x_step, const float *dy, long dy_step, float *dx, int threads) {
+KERNEL swiglu_backward(long rows, long width, const float *x SHAPE(rows, 2 * width) STRIDES(x_step), long x_step, const float *dy SHAPE(rows, width) STRIDES(dy_step), long dy_step, float *dx SHAPE(rows, 2 * width), int threads) {
     PARALLEL(rows * width)
     for (long row = 0; row < rows; row++) {
         const float *gate = x + row * x_step, *up = gate + width, *g = dy + row * dy_step;
@@ -26,7 +26,7 @@ KERNEL swiglu_backward(long rows, long width, const float *x, long x_step, const
 }
 
 /* y = max(x, 0)^2 */
-KERNEL squared_relu_forward(long rows, long width, const float *x, long x_step, float *y, int threads) {
+KERNEL squared_relu_forward(long rows, long width, const float *x SHAPE(rows, width) STRIDES(x_step), long x_step, float *y SHAPE(rows, width), int threads) {
     PARALLEL(rows * width)
     for (long row = 0; row < rows; row++) {
         const float *in = x + row * x_step;
@@ -38,7 +38,7 @@ KERNEL squared_relu_forward(long rows, long width, const float *x, long x_step, 
     }
 }
 
-KERNEL squared_relu_backward(long rows, long width, const float *x, long x_step, const float *dy, long dy_step, float *dx, int threads) {
+KERNEL squared_relu_backward(long rows, long width, const float *x SHAPE(rows, width) STRIDES(x_step), long x_step, const float *dy SHAPE(rows, width) STRIDES(dy_step), long dy_step, float *dx SHAPE(rows, width), int threads) {
     PARALLEL(rows * width)
     for (long row = 0; row < rows; row++) {
         const float *in = x + row * x_step, *g = dy + row * dy_step;
@@ -48,7 +48,10 @@ KERNEL squared_relu_backward(long rows, long width, const float *x, long x_step,
 }
 
 /* Turns channel pairs (i, i + half) of x [b, s, h, d] by the angles of their positions; cosines and sines [s, half]. */
-KERNEL rotate(long batch, long seq_len, long heads, long width, long half, const float *x, long x_batch, long x_token, long x_head, const float *cosines, const float *sines, float *y, long y_batch, long y_token, long y_head, int threads) {
+KERNEL rotate(long batch, long seq_len, long heads, long width, long half,
+    const float *x SHAPE(batch, seq_len, heads, width) STRIDES(x_batch, x_token, x_head), long x_batch, long x_token, long x_head,
+    const float *cosines SHAPE(seq_len, half), const float *sines SHAPE(seq_len, half),
+    float *y SHAPE(batch, seq_len, heads, width) STRIDES(y_batch, y_token, y_head), long y_batch, long y_token, long y_head, int threads) REQUIRE(2 * half <= width) {
     PARALLEL(batch * seq_len * heads * width)
     for (long row = 0; row < batch * seq_len; row++) {
         long t = row / batch, b = row % batch; /* in the order in which a projection leaves x */

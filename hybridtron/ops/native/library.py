@@ -10,7 +10,6 @@ import functools
 import hashlib
 import os
 import platform
-import re
 import shutil
 import subprocess
 import tempfile
@@ -18,10 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybridtron.ops.elementwise.precision import under_transforms
+from hybridtron.ops.native.declarations import checked_kernels, is_plain
 
 # To make vectors of loops and sums a compiler must be free to reorder additions and to ignore errno, floating-point
 # exceptions and the sign of zero. NaN and infinities keep their meaning, and the processor its handling of denormals.
@@ -34,35 +33,44 @@ if platform.machine() == "x86_64":
 # OpenMP's symbols are left to be found in the one library that PyTorch has loaded: two would fight over the cores.
 _LINK = ["-shared", "-fPIC"]
 _SECONDS = 300  # that a compiler may take
-_PIECE = 64  # ROWS of common.h
-_PROTOTYPE = re.compile(r"^KERNEL (\w+)\(([^)]*), int threads\)", re.MULTILINE)
+_ROWS = 64  # ROWS of common.h
 
 
 class Kernels:
-    """Every kernel as a method that takes tensors, numbers and, for no tensor, None; threads are those of PyTorch."""
+    """Every kernel as a method that takes tensors, numbers and, for no tensor, None; threads are those of PyTorch.
+
+    A method raises TypeError or ValueError, and runs nothing, where an argument is not as the C source declares it.
+    """
 
     def __init__(self, library: ctypes.CDLL, source: str) -> None:
-        for name, parameters in _PROTOTYPE.findall(source):
-            setattr(self, name, _method(library[name], parameters))
+        for name, method in checked_kernels(library, source):
+            setattr(self, name, method)
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         raise AttributeError(f"no kernel {name!r}")
 
 
 def kernels_for(*tensors: Tensor) -> Kernels | None:
-    """The kernels, if they can take these tensors: plain float32 on a CPU, under no torch.func transform."""
-    for tensor in tensors:
-        if tensor.dtype is not torch.float32 or tensor.device.type != "cpu" or type(tensor) not in _PLAIN:
-            return None
+    """Return the kernels if they can take these tensors: plain float32 on a CPU, under no torch.func transform."""
+    if not all(map(is_plain, tensors)):
+        return None
     return None if under_transforms() else load()[0]
 
 
-_PLAIN = (Tensor, nn.Parameter)
+def require_kernels(*tensors: Tensor) -> Kernels:
+    """Return the kernels for a step whose forward pass has taken them.
+
+    Raises RuntimeError where they cannot take these tensors, as under a transform of the backward pass alone.
+    """
+    kernels = kernels_for(*tensors)
+    if kernels is None:
+        raise RuntimeError("the forward pass ran compiled kernels, which cannot take the tensors of this step")
+    return kernels
 
 
 def pieces(rows: int) -> int:
-    """How many sums a kernel leaves that adds over rows: as many on any number of threads."""
-    return -(-rows // _PIECE)
+    """Return how many partial sums a kernel leaves that adds over rows: as many on any number of threads."""
+    return -(-rows // _ROWS)
 
 
 def status() -> str | None:
@@ -130,25 +138,3 @@ def _output(*command: str, cwd: str | None = None) -> str:
 def _first_error(text: str) -> str:
     lines = text.strip().splitlines() or ["no message"]
     return next((line for line in lines if "error" in line), lines[0])
-
-
-def _method(function: Any, parameters: str) -> Callable[..., None]:
-    function.argtypes, function.restype = [*map(_kind, parameters.split(",")), ctypes.c_int], None
-
-    def call(*arguments: Tensor | float | None) -> None:
-        function(*map(_address, arguments), torch.get_num_threads())
-
-    return call
-
-
-def _kind(parameter: str) -> Any:
-    if "*" in parameter:
-        return ctypes.c_void_p
-    return ctypes.c_float if "float" in parameter else ctypes.c_long
-
-
-def _address(argument: Tensor | float | None) -> int | float | None:
-    if not isinstance(argument, Tensor):
-        return argument
-    assert argument.dtype is torch.float32, argument.dtype
-    return argument.data_ptr()

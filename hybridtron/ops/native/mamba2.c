@@ -2,7 +2,7 @@
  *
  * Outside, a row holds what the projection gave to one token, and rows of a sequence are `step` apart. Inside, a
  * sequence is cut into chunks of `length` tokens and tensors are [chunks, heads or groups, length, dim], ready for
- * batched matrix multiplications. The last chunk may have fewer tokens; its other rows are zero. See ops/ssd.py for
+ * batched matrix multiplications. The last chunk may have fewer tokens; its other rows are zero. See ops/ssm/ssd.py for
  * the names: total is c_i, step dt, inject exp(c_l - c_j) dt_j and carry exp(c_i), each [chunks, heads, length].
  */
 #include "common.h"
@@ -48,8 +48,12 @@ INLINE void conv_chunk(long taps, long chunk, long seq_len, long length, long he
 }
 
 /* silu of the causal convolution of x [seq_len, heads dim] by weight [taps, channels], out [chunks, heads, length, dim]. */
-KERNEL conv_forward(long seq_len, long length, long heads, long dim, long taps, long channels, const float *x, long step, const float *weight, const float *bias, const float *zeros, float *out, int threads) {
-    long chunks = (seq_len + length - 1) / length;
+KERNEL conv_forward(long seq_len, long length, long heads, long dim, long taps, long channels,
+    const float *x SHAPE(seq_len, heads * dim) STRIDES(step), long step, const float *weight SHAPE(taps, heads * dim) STRIDES(channels),
+    const float *bias SHAPE(heads * dim), const float *zeros SHAPE(heads * dim),
+    float *out SHAPE(ceil_div(seq_len, length), heads, length, dim), int threads)
+    REQUIRE(length >= 1, 1 <= taps <= MOST_TAPS) {
+    long chunks = ceil_div(seq_len, length);
     PARALLEL(seq_len * heads * dim)
     for (long chunk = 0; chunk < chunks; chunk++) {
         if (taps == 4) conv_chunk(4, chunk, seq_len, length, heads, dim, x, step, weight, bias, channels, zeros, out);
@@ -94,12 +98,19 @@ INLINE void conv_chunk_backward(long taps, long chunk, long seq_len, long length
     }
 }
 
-/* From dy [chunks, heads, length, dim]; sums [chunks, taps + 1, channels], the last row that of the bias, by chunk. */
-KERNEL conv_backward(long seq_len, long length, long heads, long dim, long taps, long channels, const float *x, long step, const float *weight, const float *bias, const float *zeros, const float *dy, float *dx, long dx_step, float *sums, int threads) {
-    long chunks = (seq_len + length - 1) / length, width = heads * dim;
+/* From dy [chunks, heads, length, dim]; sums [chunks, taps + 1, channels], the last row that of the bias, by chunk. The
+ * chunks need rings to work in. */
+KERNEL conv_backward(long seq_len, long length, long heads, long dim, long taps, long channels,
+    const float *x SHAPE(seq_len, heads * dim) STRIDES(step), long step, const float *weight SHAPE(taps, heads * dim) STRIDES(channels),
+    const float *bias SHAPE(heads * dim), const float *zeros SHAPE(heads * dim),
+    const float *dy SHAPE(ceil_div(seq_len, length), heads, length, dim), float *dx SHAPE(seq_len, heads * dim) STRIDES(dx_step), long dx_step,
+    float *sums SHAPE(ceil_div(seq_len, length), taps + 1, heads * dim) STRIDES((taps + 1) * channels, channels),
+    float *rings SHAPE(ceil_div(seq_len, length), taps, heads * dim), int threads)
+    REQUIRE(length >= 1, 1 <= taps <= MOST_TAPS) {
+    long chunks = ceil_div(seq_len, length), width = heads * dim;
     PARALLEL(seq_len * width)
     for (long chunk = 0; chunk < chunks; chunk++) {
-        float ring[taps * width]; /* at most 512 KiB, says the caller */
+        float *ring = rings + chunk * taps * width;
         float *dweight = sums + chunk * (taps + 1) * channels, *dbias = dweight + taps * channels;
         for (long j = 0; j <= taps; j++) memset(dweight + j * channels, 0, width * sizeof(float));
         if (taps == 4) conv_chunk_backward(4, chunk, seq_len, length, heads, dim, x, step, weight, bias, channels, zeros, dy, dx, dx_step, dweight, dbias, ring);
@@ -108,8 +119,12 @@ KERNEL conv_backward(long seq_len, long length, long heads, long dim, long taps,
 }
 
 /* dt = softplus(raw + bias) of raw [seq_len, heads], and what it makes of the tokens of each chunk. */
-KERNEL decays_forward(long seq_len, long length, long heads, const float *raw, long step, const float *bias, const float *A, float *dt, float *total, float *inject, float *carry, int threads) {
-    long chunks = (seq_len + length - 1) / length;
+KERNEL decays_forward(long seq_len, long length, long heads, const float *raw SHAPE(seq_len, heads) STRIDES(step), long step,
+    const float *bias SHAPE(heads), const float *A SHAPE(heads), float *dt SHAPE(ceil_div(seq_len, length), heads, length),
+    float *total SHAPE(ceil_div(seq_len, length), heads, length), float *inject SHAPE(ceil_div(seq_len, length), heads, length),
+    float *carry SHAPE(ceil_div(seq_len, length), heads, length), int threads)
+    REQUIRE(length >= 1) {
+    long chunks = ceil_div(seq_len, length);
     PARALLEL(8 * chunks * heads * length)
     for (long index = 0; index < chunks * heads; index++) {
         long head = index % heads, start = index / heads * length;
@@ -133,8 +148,14 @@ KERNEL decays_forward(long seq_len, long length, long heads, const float *raw, l
 
 /* log_total, log_step, log_carry and log_inject are gradients by the logarithms [chunks, heads, length].
  * carry without the first chunk, inject without the last; last [chunks - 1, heads] is by log exp(c_l) of each chunk. */
-KERNEL decays_backward(long seq_len, long length, long heads, const float *raw, long step, const float *bias, const float *A, const float *dt, const float *log_total, const float *log_step, const float *log_carry, const float *log_inject, const float *last, float *draw, long draw_step, float *dA, float *dbias, int threads) {
-    long chunks = (seq_len + length - 1) / length;
+KERNEL decays_backward(long seq_len, long length, long heads, const float *raw SHAPE(seq_len, heads) STRIDES(step), long step,
+    const float *bias SHAPE(heads), const float *A SHAPE(heads), const float *dt SHAPE(ceil_div(seq_len, length), heads, length),
+    const float *log_total SHAPE(ceil_div(seq_len, length), heads, length), const float *log_step SHAPE(ceil_div(seq_len, length), heads, length),
+    const float *log_carry SHAPE(ceil_div(seq_len, length) - 1, heads, length), const float *log_inject SHAPE(ceil_div(seq_len, length) - 1, heads, length),
+    const float *last SHAPE(ceil_div(seq_len, length) - 1, heads), float *draw SHAPE(seq_len, heads) STRIDES(draw_step), long draw_step,
+    float *dA SHAPE(heads), float *dbias SHAPE(heads), int threads)
+    REQUIRE(seq_len >= 1, length >= 1) {
+    long chunks = ceil_div(seq_len, length);
     PARALLEL(8 * chunks * heads * length)
     for (long head = 0; head < heads; head++) {
         double by_rate = 0.0, by_bias = 0.0;
@@ -173,7 +194,10 @@ INLINE float within(float c, const float *total, const float *dt, int i, int j) 
 }
 
 /* M = scores exp(c_i - c_j) dt_j with D on its diagonal: [chunks, heads, length, length] from [chunks, groups, length, length]. */
-KERNEL ssd_matrices(long chunks, long heads, long groups, long length, const float *scores, const float *total, const float *dt, const float *D, float *matrices, int threads) {
+KERNEL ssd_matrices(long chunks, long heads, long groups, long length, const float *scores SHAPE(chunks, groups, length, length),
+    const float *total SHAPE(chunks, heads, length), const float *dt SHAPE(chunks, heads, length), const float *D SHAPE(heads),
+    float *matrices SHAPE(chunks, heads, length, length), int threads)
+    REQUIRE(groups >= 1, heads % groups == 0) {
     PARALLEL(chunks * heads * length * length)
     for (long index = 0; index < chunks * heads; index++) {
         long head = index % heads, group = head / (heads / groups);
@@ -190,8 +214,14 @@ KERNEL ssd_matrices(long chunks, long heads, long groups, long length, const flo
     }
 }
 
-/* The gradient by M becomes M itself. Writes dscores, the gradients by c and by log dt, and adds that by D [chunks, heads]. */
-KERNEL ssd_matrices_backward(long chunks, long heads, long groups, long length, const float *scores, const float *total, const float *dt, const float *D, float *matrices, float *dscores, float *log_total, float *log_step, float *dD, int threads) {
+/* The gradient by M becomes M itself. Writes dscores, the gradients by c and by log dt, and that by
+ * D [chunks, heads]; diagonals are to work in. */
+KERNEL ssd_matrices_backward(long chunks, long heads, long groups, long length, const float *scores SHAPE(chunks, groups, length, length),
+    const float *total SHAPE(chunks, heads, length), const float *dt SHAPE(chunks, heads, length), const float *D SHAPE(heads),
+    float *matrices SHAPE(chunks, heads, length, length), float *dscores SHAPE(chunks, groups, length, length),
+    float *log_total SHAPE(chunks, heads, length), float *log_step SHAPE(chunks, heads, length), float *dD SHAPE(chunks, heads),
+    float *diagonals SHAPE(chunks, heads, length), int threads)
+    REQUIRE(groups >= 1, heads % groups == 0) {
     long repeats = heads / groups;
     PARALLEL(chunks * heads * length * length)
     for (long index = 0; index < chunks * groups; index++) {
@@ -200,7 +230,7 @@ KERNEL ssd_matrices_backward(long chunks, long heads, long groups, long length, 
             long head = index % groups * repeats + repeat, at = index / groups * heads + head;
             const float *c = total + at * length, *d = dt + at * length, *s = scores + index * length * length;
             float *by_total = log_total + at * length, *by_source = log_step + at * length, skip = 0.0f;
-            float *m = matrices + at * length * length, *ds = dscores + index * length * length, itself[length];
+            float *m = matrices + at * length * length, *ds = dscores + index * length * length, *itself = diagonals + at * length;
             memset(by_source, 0, length * sizeof(float));
             for (int i = 0; i < length; i++, s += length, m += length, ds += length) {
                 int to = least(length, (i + LANES) / LANES * LANES);
@@ -230,11 +260,13 @@ KERNEL ssd_matrices_backward(long chunks, long heads, long groups, long length, 
     }
 }
 
-/* out [chunks, heads, length, dim] = in [chunks, groups, length, dim] times factor [chunks, heads, length]. */
-KERNEL scale_tokens(long chunks, long heads, long groups, long length, long dim, const float *in, const float *factor, float *out, int threads) {
+/* out [chunks, heads, length, dim] = source [chunks, groups, length, dim] times factor [chunks, heads, length]. */
+KERNEL scale_tokens(long chunks, long heads, long groups, long length, long dim, const float *source SHAPE(chunks, groups, length, dim),
+    const float *factor SHAPE(chunks, heads, length), float *out SHAPE(chunks, heads, length, dim), int threads)
+    REQUIRE(groups >= 1, heads % groups == 0) {
     PARALLEL(chunks * heads * length * dim)
     for (long index = 0; index < chunks * heads; index++) {
-        const float *x = in + (index / heads * groups + index % heads / (heads / groups)) * length * dim;
+        const float *x = source + (index / heads * groups + index % heads / (heads / groups)) * length * dim;
         float *y = out + index * length * dim;
         for (long t = 0; t < length; t++, x += dim, y += dim) {
             float by = factor[index * length + t];
@@ -243,15 +275,18 @@ KERNEL scale_tokens(long chunks, long heads, long groups, long length, long dim,
     }
 }
 
-/* Adds to din; log_factor, the gradient by the logarithm of the factor, is written. */
-KERNEL scale_tokens_backward(long chunks, long heads, long groups, long length, long dim, const float *in, const float *factor, const float *dout, float *din, float *log_factor, int threads) {
+/* Adds to dsource; log_factor, the gradient by the logarithm of the factor, is written. */
+KERNEL scale_tokens_backward(long chunks, long heads, long groups, long length, long dim, const float *source SHAPE(chunks, groups, length, dim),
+    const float *factor SHAPE(chunks, heads, length), const float *dout SHAPE(chunks, heads, length, dim),
+    float *dsource SHAPE(chunks, groups, length, dim), float *log_factor SHAPE(chunks, heads, length), int threads)
+    REQUIRE(groups >= 1, heads % groups == 0) {
     long repeats = heads / groups;
     PARALLEL(chunks * heads * length * dim)
     for (long index = 0; index < chunks * groups; index++) {
         for (long repeat = 0; repeat < repeats; repeat++) {
             long at = index / groups * heads + index % groups * repeats + repeat;
-            const float *x = in + index * length * dim, *g = dout + at * length * dim;
-            float *dx = din + index * length * dim;
+            const float *x = source + index * length * dim, *g = dout + at * length * dim;
+            float *dx = dsource + index * length * dim;
             for (long t = 0; t < length; t++, x += dim, g += dim, dx += dim) {
                 float by = factor[at * length + t], sum = 0.0f;
 #pragma GCC ivdep
@@ -266,7 +301,9 @@ KERNEL scale_tokens_backward(long chunks, long heads, long groups, long length, 
 }
 
 /* states [count, heads, size], what each chunk adds, become the states after it; carry is of all chunks. */
-KERNEL scan_states(long count, long heads, long length, long size, const float *carry, float *states, int threads) {
+KERNEL scan_states(long count, long heads, long length, long size, const float *carry SHAPE(count, heads, length),
+    float *states SHAPE(count, heads, size), int threads)
+    REQUIRE(length >= 1) {
     PARALLEL(count * heads * size)
     for (long head = 0; head < heads; head++)
         for (long chunk = 1; chunk < count; chunk++) {
@@ -277,7 +314,9 @@ KERNEL scan_states(long count, long heads, long length, long size, const float *
 }
 
 /* Gradients by the states as chunks read them become whole; last [count, heads] is by log exp(c_l) of each chunk. */
-KERNEL scan_states_backward(long count, long heads, long length, long size, const float *carry, const float *states, float *dstates, float *last, int threads) {
+KERNEL scan_states_backward(long count, long heads, long length, long size, const float *carry SHAPE(count, heads, length),
+    const float *states SHAPE(count, heads, size), float *dstates SHAPE(count, heads, size), float *last SHAPE(count, heads), int threads)
+    REQUIRE(length >= 1) {
     PARALLEL(count * heads * size)
     for (long head = 0; head < heads; head++)
         for (long chunk = count - 1; chunk > 0; chunk--) {
@@ -293,7 +332,10 @@ KERNEL scan_states_backward(long count, long heads, long length, long size, cons
 }
 
 /* rms_norm(y silu(z)) weight over groups of `width` channels: y [chunks, heads, length, dim], z and out by rows. */
-KERNEL gated_norm_forward(long seq_len, long length, long heads, long dim, long groups, const float *y, const float *z, long z_step, const float *weight, float eps, float *out, long out_step, float *inverse, int threads) {
+KERNEL gated_norm_forward(long seq_len, long length, long heads, long dim, long groups, const float *y SHAPE(ceil_div(seq_len, length), heads, length, dim),
+    const float *z SHAPE(seq_len, heads * dim) STRIDES(z_step), long z_step, const float *weight SHAPE(heads * dim), float eps,
+    float *out SHAPE(seq_len, heads * dim) STRIDES(out_step), long out_step, float *inverse SHAPE(seq_len, groups), int threads)
+    REQUIRE(seq_len >= 1, length >= 1, groups >= 1, heads % groups == 0) {
     long repeats = heads / groups, width = repeats * dim;
     PARALLEL(seq_len * heads * dim)
     for (long token = 0; token < seq_len; token++) {
@@ -317,15 +359,19 @@ KERNEL gated_norm_forward(long seq_len, long length, long heads, long dim, long 
 }
 
 /* dy in the layout of y, with zeros after the sequence; dweight [pieces, heads dim] by piece of tokens. */
-KERNEL gated_norm_backward(long seq_len, long length, long heads, long dim, long groups, const float *y, const float *z, long z_step, const float *weight, const float *inverse, const float *g, long g_step, float *dy, float *dz, long dz_step, float *dweight, int threads) {
-    long repeats = heads / groups, width = repeats * dim, chunks = (seq_len + length - 1) / length;
+KERNEL gated_norm_backward(long seq_len, long length, long heads, long dim, long groups, const float *y SHAPE(ceil_div(seq_len, length), heads, length, dim),
+    const float *z SHAPE(seq_len, heads * dim) STRIDES(z_step), long z_step, const float *weight SHAPE(heads * dim),
+    const float *inverse SHAPE(seq_len, groups), const float *g SHAPE(seq_len, heads * dim) STRIDES(g_step), long g_step,
+    float *dy SHAPE(ceil_div(seq_len, length), heads, length, dim), float *dz SHAPE(seq_len, heads * dim) STRIDES(dz_step), long dz_step,
+    float *dweight SHAPE(pieces(seq_len), heads * dim), int threads)
+    REQUIRE(seq_len >= 1, length >= 1, groups >= 1, heads % groups == 0) {
+    long repeats = heads / groups, width = repeats * dim, chunks = ceil_div(seq_len, length);
     for (long index = 0; index < heads; index++) {
         long used = seq_len - (chunks - 1) * length;
         memset(dy + (((chunks - 1) * heads + index) * length + used) * dim, 0, (length - used) * dim * sizeof(float));
     }
     PARALLEL(seq_len * heads * dim)
     for (long piece = 0; piece < pieces(seq_len); piece++) {
-        float gates[width], normed[width];
         float *sums = dweight + piece * heads * dim;
         memset(sums, 0, heads * dim * sizeof(float));
         for (long token = piece * ROWS; token < least(seq_len, (piece + 1) * ROWS); token++) {
@@ -335,26 +381,28 @@ KERNEL gated_norm_backward(long seq_len, long length, long heads, long dim, long
                 long offset = ((token / length * heads + group * repeats) * length + token % length) * dim;
                 float *sum = sums + group * width, factor = inverse[token * groups + group], along = 0.0f;
                 const float *source = y + offset;
-                for (long repeat = 0; repeat < repeats; repeat++, source += length * dim) {
+                /* until the gradients are written, their places hold the sigmoids of the gates and the normed values */
+                float *dsource = dy + offset, *dgate = dz + token * dz_step + group * width;
+                for (long repeat = 0; repeat < repeats; repeat++, source += length * dim, dsource += length * dim) {
                     long at = repeat * dim;
 #pragma GCC ivdep
                     for (long i = 0; i < dim; i++) {
                         float s = sigmoid(gate[at + i]), n = source[i] * gate[at + i] * s * factor;
-                        gates[at + i] = s;
-                        normed[at + i] = n;
+                        dgate[at + i] = s;
+                        dsource[i] = n;
                         sum[at + i] += in[at + i] * n;
                         along += in[at + i] * w[at + i] * n;
                     }
                 }
                 along /= width;
                 source = y + offset;
-                float *dsource = dy + offset, *dgate = dz + token * dz_step + group * width;
+                dsource = dy + offset;
                 for (long repeat = 0; repeat < repeats; repeat++, source += length * dim, dsource += length * dim) {
                     long at = repeat * dim;
 #pragma omp simd
                     for (long i = 0; i < dim; i++) {
-                        float value = gate[at + i], s = gates[at + i];
-                        float dgated = (in[at + i] * w[at + i] - normed[at + i] * along) * factor;
+                        float value = gate[at + i], s = dgate[at + i];
+                        float dgated = (in[at + i] * w[at + i] - dsource[i] * along) * factor;
                         dsource[i] = dgated * value * s;
                         dgate[at + i] = dgated * source[i] * silu_slope(value, s);
                     }

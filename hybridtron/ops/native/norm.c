@@ -2,7 +2,7 @@
 #include "common.h"
 
 /* y = x inverse weight with inverse = 1 / sqrt(mean(x^2) + eps) of each row of x [rows, width]. */
-KERNEL rms_norm_forward(long rows, long width, const float *x, long x_step, const float *weight, float eps, float *y, float *inverse, int threads) {
+KERNEL rms_norm_forward(long rows, long width, const float *x SHAPE(rows, width) STRIDES(x_step), long x_step, const float *weight SHAPE(width), float eps, float *y SHAPE(rows, width), float *inverse SHAPE(rows), int threads) {
     PARALLEL(rows * width)
     for (long row = 0; row < rows; row++) {
         const float *in = x + row * x_step;
@@ -15,7 +15,8 @@ KERNEL rms_norm_forward(long rows, long width, const float *x, long x_step, cons
 }
 
 /* dweight [pieces, width] is by piece of rows. */
-KERNEL rms_norm_backward(long rows, long width, const float *x, long x_step, const float *weight, const float *inverse, const float *dy, long dy_step, float *dx, float *dweight, int threads) {
+KERNEL rms_norm_backward(long rows, long width, const float *x SHAPE(rows, width) STRIDES(x_step), long x_step, const float *weight SHAPE(width), const float *inverse SHAPE(rows),
+    const float *dy SHAPE(rows, width) STRIDES(dy_step), long dy_step, float *dx SHAPE(rows, width), float *dweight SHAPE(pieces(rows), width), int threads) {
     PARALLEL(rows * width)
     for (long piece = 0; piece < pieces(rows); piece++) {
         float *sums = dweight + piece * width;

@@ -1,11 +1,11 @@
-/* Mamba's selective scan of one sequence; see ops/selective_scan.py for the formulas.
+/* Mamba's selective scan of one sequence; see ops/ssm/selective_scan.py for the formulas.
  *
  * x, dt, y and their gradients are [seq_len, width], B and C [seq_len, states], their rows so many floats apart as each
  * `step` says; A is [states, width]. Channels are taken in blocks whose states stay in registers and the nearest cache.
  */
 #include "common.h"
 
-enum { BLOCK = 32, SEGMENT = 32, MOST_STATES = 64 }; /* SEGMENT and MOST_STATES as in ops/selective_scan.py */
+enum { BLOCK = 32, SEGMENT = 32, MOST_STATES = 64 }; /* SEGMENT and MOST_STATES as in ops/ssm/selective_scan.py */
 
 INLINE void scan_block(long count, long first, long seq_len, long width, long states, const float *x, long x_step, const float *dt, long dt_step, const float *A, const float *B, long b_step, const float *C, long c_step, const float *D, float *starts, float *y, long y_step) {
     float h[MOST_STATES * BLOCK];
@@ -35,8 +35,13 @@ INLINE void scan_block(long count, long first, long seq_len, long width, long st
 }
 
 /* y, and the states before every segment, starts [segments, states, width]. */
-KERNEL scan_forward(long seq_len, long width, long states, const float *x, long x_step, const float *dt, long dt_step, const float *A, const float *B, long b_step, const float *C, long c_step, const float *D, float *starts, float *y, long y_step, int threads) {
-    long blocks = (width + BLOCK - 1) / BLOCK;
+KERNEL scan_forward(long seq_len, long width, long states,
+    const float *x SHAPE(seq_len, width) STRIDES(x_step), long x_step, const float *dt SHAPE(seq_len, width) STRIDES(dt_step), long dt_step,
+    const float *A SHAPE(states, width), const float *B SHAPE(seq_len, states) STRIDES(b_step), long b_step,
+    const float *C SHAPE(seq_len, states) STRIDES(c_step), long c_step, const float *D SHAPE(width),
+    float *starts SHAPE(ceil_div(seq_len, SEGMENT), states, width), float *y SHAPE(seq_len, width) STRIDES(y_step), long y_step, int threads)
+    REQUIRE(states <= MOST_STATES) {
+    long blocks = ceil_div(width, BLOCK);
     PARALLEL(seq_len * width * states)
     for (long block = 0; block < blocks; block++) {
         long first = block * BLOCK, count = least(BLOCK, width - first);
@@ -104,8 +109,16 @@ INLINE void scan_block_backward(long count, long first, long seq_len, long width
 
 /* dx and ddt; dA [states, width] and dD [width] are added to; dB and dC [blocks, seq_len, states] are sums over the
  * channels of each block. work [blocks, 2, SEGMENT, states, BLOCK]. */
-KERNEL scan_backward(long seq_len, long width, long states, const float *x, long x_step, const float *dt, long dt_step, const float *A, const float *B, long b_step, const float *C, long c_step, const float *D, const float *starts, const float *dy, long dy_step, float *work, float *dx, long dx_step, float *ddt, long ddt_step, float *dA, float *dB, float *dC, float *dD, int threads) {
-    long blocks = (width + BLOCK - 1) / BLOCK, size = SEGMENT * states * BLOCK, sums = seq_len * states;
+KERNEL scan_backward(long seq_len, long width, long states,
+    const float *x SHAPE(seq_len, width) STRIDES(x_step), long x_step, const float *dt SHAPE(seq_len, width) STRIDES(dt_step), long dt_step,
+    const float *A SHAPE(states, width), const float *B SHAPE(seq_len, states) STRIDES(b_step), long b_step,
+    const float *C SHAPE(seq_len, states) STRIDES(c_step), long c_step, const float *D SHAPE(width),
+    const float *starts SHAPE(ceil_div(seq_len, SEGMENT), states, width), const float *dy SHAPE(seq_len, width) STRIDES(dy_step), long dy_step,
+    float *work SHAPE(ceil_div(width, BLOCK), 2, SEGMENT, states, BLOCK), float *dx SHAPE(seq_len, width) STRIDES(dx_step), long dx_step,
+    float *ddt SHAPE(seq_len, width) STRIDES(ddt_step), long ddt_step, float *dA SHAPE(states, width),
+    float *dB SHAPE(ceil_div(width, BLOCK), seq_len, states), float *dC SHAPE(ceil_div(width, BLOCK), seq_len, states), float *dD SHAPE(width), int threads)
+    REQUIRE(states <= MOST_STATES) {
+    long blocks = ceil_div(width, BLOCK), size = SEGMENT * states * BLOCK, sums = seq_len * states;
     PARALLEL(seq_len * width * states)
     for (long block = 0; block < blocks; block++) {
         long first = block * BLOCK, count = least(BLOCK, width - first);

@@ -17,7 +17,9 @@ INLINE Seen seen(long query, long keys, long ahead, long window) {
 /* Scores [rows, keys], where row r is of query r % queries and that query stands at key `query + ahead` and sees the
  * last `window` keys up to it, become softmax(scale scores). With sinks, row r is of head r / queries % heads, whose
  * sink joins the softmax as one more score; its probability goes to `sunk` [rows]. */
-KERNEL softmax_forward(long rows, long queries, long keys, long ahead, long window, float scale, float *scores, long heads, const float *sinks, float *sunk, int threads) {
+KERNEL softmax_forward(long rows, long queries, long keys, long ahead, long window, float scale, float *scores SHAPE(rows, keys),
+    long heads, const float *sinks SHAPE(heads) OPTIONAL, float *sunk SHAPE(rows) OPTIONAL, int threads)
+    REQUIRE(queries >= 1, window >= 1, queries + ahead <= keys, heads >= 1 or sinks is None) {
     PARALLEL(rows * keys)
     for (long row = 0; row < rows; row++) {
         Seen s = seen(row % queries, keys, ahead, window);
@@ -44,7 +46,9 @@ KERNEL softmax_forward(long rows, long queries, long keys, long ahead, long wind
 
 /* The gradient by the probabilities [rows, keys] becomes that by what the softmax is of. The sums of their products,
  * which minus `sunk` times are the gradients by sinks, go to `sums` [rows] if wanted. */
-KERNEL softmax_backward(long rows, long queries, long keys, long ahead, long window, const float *probabilities, float *gradient, float *sums, int threads) {
+KERNEL softmax_backward(long rows, long queries, long keys, long ahead, long window,
+    const float *probabilities SHAPE(rows, keys), float *gradient SHAPE(rows, keys), float *sums SHAPE(rows) OPTIONAL, int threads)
+    REQUIRE(queries >= 1, window >= 1, queries + ahead <= keys) {
     PARALLEL(rows * keys)
     for (long row = 0; row < rows; row++) {
         Seen s = seen(row % queries, keys, ahead, window);

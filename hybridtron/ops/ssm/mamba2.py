@@ -12,11 +12,10 @@ from torch.autograd.function import once_differentiable
 from hybridtron.ops.conv.short_conv import short_conv
 from hybridtron.ops.elementwise.norm import gated_rms_norm
 from hybridtron.ops.elementwise.row_blocks import CPU_BLOCK_ELEMENTS, runs
-from hybridtron.ops.native.library import Kernels, kernels_for, pieces
+from hybridtron.ops.native.library import Kernels, kernels_for, pieces, require_kernels
 from hybridtron.ops.ssm.ssd import chunks_of, ssd
 
 _MOST_TAPS = 16  # MOST_TAPS of native/mamba2.c
-_MOST_TAPS_CHANNELS = 1 << 17  # a kernel keeps that many floats on its stack
 
 
 def mamba2_core(
@@ -41,8 +40,7 @@ def mamba2_core(
     """
     sizes = _Sizes.of(packed, conv_weight, D, head_dim, state_dim, chunk_size)
     arguments = (packed, conv_weight, conv_bias, dt_bias, A, D, norm_weight, sizes, eps)
-    fits = sizes.taps <= _MOST_TAPS and sizes.taps * sizes.inner <= _MOST_TAPS_CHANNELS
-    if fits and packed.stride(-1) == 1 and kernels_for(*arguments[:7]):
+    if sizes.taps <= _MOST_TAPS and packed.stride(-1) == 1 and kernels_for(*arguments[:7]):
         return _FusedMamba2.apply(*arguments)
     return composed_mamba2(*arguments)
 
@@ -252,7 +250,7 @@ def _forward(
     packed: Tensor, weights: _Weights, sizes: _Sizes, eps: float, buffers: _Buffers, kept: _Kept, out: Tensor
 ) -> None:
     """Writes `kept` and out [s, heads * p] of one sequence from packed [s, .]."""
-    kernels = _kernels(packed)
+    kernels = require_kernels(packed)
     s, _, h, p, g, n, _, chunks, length, _ = sizes
     y, inverse, scores, states, (dt, total, inject, carry) = kept
     x, b, c = _convolve(kernels, packed, weights, sizes, buffers)
@@ -288,7 +286,7 @@ def _backward(
     sums: _Sums,
 ) -> None:
     """Writes dpacked [s, .] and `sums` of one sequence from grad [s, heads * p]."""
-    kernels = _kernels(packed)
+    kernels = require_kernels(packed)
     s, _, h, p, g, n, _, chunks, length, taps = sizes
     y, inverse, scores, states, (dt, total, inject, carry) = kept
     step, dstep = packed.stride(0), dpacked.stride(0)
@@ -298,13 +296,14 @@ def _backward(
         s, length, h, p, g, y, packed, step, weights.norm, inverse, grad, grad.stride(0), dy, dpacked, dstep, sums.norm
     )
     dscores, log_total, log_step = torch.empty_like(scores), torch.empty_like(total), torch.empty_like(total)
+    diagonals = total.new_empty(len(buffers.matrices), h, length)
     for run in runs(chunks, len(buffers.matrices)):
         count = run.stop - run.start
         matrices, of_scores = buffers.matrices[:count], _batch(dscores[run])
         torch.bmm(_batch(dy[run]), _batch(x[run]).transpose(1, 2), out=_batch(matrices))
         kernels.ssd_matrices_backward(
             count, h, g, length, scores[run], total[run], dt[run], weights.D, matrices, dscores[run], log_total[run],
-            log_step[run], sums.D[run],
+            log_step[run], sums.D[run], diagonals,
         )  # fmt: skip
         torch.bmm(_batch(matrices).transpose(1, 2), _batch(dy[run]), out=_batch(dx[run]))
         torch.bmm(of_scores, _batch(b[run]), out=_batch(dc[run]))
@@ -329,17 +328,11 @@ def _backward(
         s, length, h, packed[:, first:], step, weights.dt_bias, weights.A, dt, log_total, log_step, log_carry,
         log_inject, log_chunk, dpacked[:, first:], dstep, sums.A, sums.dt_bias,
     )  # fmt: skip
-    start = 0
+    start, rings = 0, packed.new_empty(chunks, taps, max(h * p, g * n))
     for (count, width), gradient in zip(sizes.convolved, (dx, db, dc), strict=True):
         kernels.conv_backward(
             s, length, count, width, taps, sizes.channels, packed[:, sizes.inner + start :], step,
             weights.taps[:, start:], weights.conv_bias[start:], buffers.zeros, gradient,
-            dpacked[:, sizes.inner + start :], dstep, sums.conv[..., start:],
+            dpacked[:, sizes.inner + start :], dstep, sums.conv[..., start:], rings,
         )  # fmt: skip
         start += count * width
-
-
-def _kernels(packed: Tensor) -> Kernels:
-    kernels = kernels_for(packed)
-    assert kernels is not None, "chosen in mamba2_core"
-    return kernels

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
-from hybridtron.ops.native.library import Kernels, kernels_for
+from hybridtron.ops.native.library import kernels_for, require_kernels
 from hybridtron.ops.ssm.selective_scan_tiles import TiledScan
 
 _SEGMENT, _BLOCK, _MOST_STATES = 32, 32, 64  # SEGMENT, BLOCK and MOST_STATES of native/selective_scan.c
@@ -80,7 +80,7 @@ class _NativeScan(torch.autograd.Function):
         x, dt, B, C = (_with_rows(t) for t in (x, dt, B, C))
         columns, skip, (batch, seq_len, width) = A.t().contiguous(), D.contiguous(), x.shape  # A as [n, d]
         y, starts = torch.empty_like(x), x.new_empty(batch, -(-seq_len // _SEGMENT), *columns.shape)
-        kernels = _kernels(x)
+        kernels = require_kernels(x)
         for index in range(batch):
             kernels.scan_forward(
                 seq_len, width, len(columns), *_rows(x[index], dt[index]), columns, *_rows(B[index], C[index]), skip,
@@ -98,7 +98,7 @@ class _NativeScan(torch.autograd.Function):
         dx, ddt, dA, dD = torch.empty_like(x), torch.empty_like(dt), torch.zeros_like(columns), torch.zeros_like(skip)
         dB, dC = torch.empty_like(B), torch.empty_like(C)
         sums, work = x.new_empty(2, blocks, seq_len, states), x.new_empty(blocks, 2, _SEGMENT, states, _BLOCK)
-        kernels = _kernels(x)
+        kernels = require_kernels(x)
         for index in range(batch):
             kernels.scan_backward(
                 seq_len, width, states, *_rows(x[index], dt[index]), columns, *_rows(B[index], C[index]), skip,
@@ -119,9 +119,3 @@ def _rows(*tensors: Tensor) -> Iterator[Tensor | int]:
     for tensor in tensors:
         yield tensor
         yield tensor.stride(0)
-
-
-def _kernels(x: Tensor) -> Kernels:
-    kernels = kernels_for(x)
-    assert kernels is not None, "chosen in selective_scan"
-    return kernels

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 
@@ -58,6 +60,13 @@ def test_matches_its_formulas(form, seq_len, heads, groups):
 @pytest.mark.parametrize("taps", [1, 2, 5, 17])
 def test_any_number_of_taps(form, taps):
     assert_matches(core, reference, arguments(70, 4, 2, taps), 3e-5)
+
+
+def test_input_and_output_wider_than_a_thread_has_stack_for(form, monkeypatch):
+    """16 taps of 2 groups of 65536 states are 8 MiB."""
+    monkeypatch.setattr(sys.modules[__name__], "STATE_DIM", 1 << 16)
+    inputs = arguments(3, 2, 2, taps=16)
+    assert_matches(lambda *t: core(*t, state_dim=1 << 16, chunk_size=2), reference, inputs, 3e-5)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 16, 256])
