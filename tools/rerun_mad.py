@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from hybridtron.cli.arguments import ArgumentParser
-from hybridtron.cli.mad import changed_settings, chosen_device, default_processes, require_counts
+from hybridtron.cli.mad import changed_settings
 from hybridtron.data.indexed_format import fingerprint
 from hybridtron.data.report import read_report
 from hybridtron.data.tokenizer import load as load_tokenizer
@@ -42,10 +42,12 @@ from hybridtron.mad import (
 )
 from hybridtron.mad.models.subject import Subject
 from hybridtron.mad.report.write import print_scores, write_report
-from hybridtron.mad.scoring.aggregate import called
+from hybridtron.mad.scoring.aggregate import renamed
 from hybridtron.mad.scoring.correlation import HeldOutLoss, as_points, correlate, in_one_unit
-from hybridtron.mad.scoring.selection import of_call
-from hybridtron.mad.training.suite import Progress
+from hybridtron.mad.scoring.selection import rows_of_call
+from hybridtron.mad.training.device import best_device, default_processes, require_device
+from hybridtron.mad.training.presets import require_at_least_one
+from hybridtron.mad.training.suite import Progress, require_seeds
 from hybridtron.reporting.publish import require_usable
 from hybridtron.training.corpus import open_held_out
 from hybridtron.training.evaluate import evaluate_run, trained_model
@@ -67,13 +69,13 @@ def parser() -> ArgumentParser:
     add("--tasks", **several, default=[], metavar="TASK", help="by default all six")
     add("--set", **several, default=[], metavar="setting=value", dest="changes", help="one setting of each task alone")
     add("--seeds", **several, type=int, metavar="N", help="of data and fresh weights (0)")
-    add("--steps", type=int, metavar="N", help="at most so many, in place of the preset's")
+    add("--steps", type=int, metavar="N", dest="max_steps", help="at most so many, in place of the preset's")
     add("--batch-size", type=int, metavar="N", help="in place of the preset's")
     add("--depth", type=int, metavar="N", help=f"layers kept by proxy ({DEPTH})")
     add("--iso-state", action="store_true", help="proxy: change layers so that the state is 4,096 in all")
     add("--data", metavar="PREFIX", help="held-out tokens for the loss; by default each run's data.valid")
     add("--sequences", type=int, metavar="N", help="held-out sequences; by default each run's own number")
-    add("--nproc", type=int, metavar="N", help="processes; by default one per core, or one on a GPU")
+    add("--nproc", type=int, metavar="N", dest="processes", help="processes; by default one per core, or one on a GPU")
     add("--device", metavar="D", help="cpu or cuda; by default cuda where there is one")
     add("--json", action="store_true", help="for programs")
     return parser
@@ -86,11 +88,12 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         UserError: for unknown names, numbers that cannot be, and options that the mode has no use for.
     """
     options = parser().parse_args(arguments)
-    options.seeds = list(dict.fromkeys(options.seeds or [0]))
-    require_counts(options)
-    options.preset = preset(options.preset, max_steps=options.steps, batch_size=options.batch_size)
+    options.seeds = require_seeds(options.seeds or [0])
+    require_at_least_one(processes=options.processes)
+    options.preset = preset(options.preset, max_steps=options.max_steps, batch_size=options.batch_size)
     options.settings = chosen_settings(options.preset, options.tasks, changed_settings(options.changes))
-    options.device = chosen_device(options.device)
+    options.device = options.device or best_device()
+    require_device(options.device)
     for option, given in (("--depth", options.depth is not None), ("--iso-state", options.iso_state)):
         if given and options.mode != "proxy":
             raise UserError(f"{option}: is for --mode proxy; expected none with --mode {options.mode}")
@@ -163,16 +166,16 @@ def scored(
     for path, one in subjects.items():
         rows += run_suite(
             one, options.preset, options.settings, options.seeds, options.out,
-            processes=options.nproc or default_processes(options.device), device=options.device,
+            processes=options.processes or default_processes(options.device), device=options.device,
             on_unit=partial(_say, console, path),
             on_warning=lambda text: console.print(f"warning: {text}"),
         )  # fmt: skip
-    made = scores(of_call(rows, options.preset, options.settings, options.seeds))
+    made = scores(rows_of_call(rows, options.preset, options.settings, options.seeds))
     write_report(made, [line for score in made for line in score.left_out], options.out / "report")
     by_identity = {score.identity: score for score in made}
     found = []
     for one in subjects.values():
-        score, said = called(by_identity[one.fingerprint()], one.name, one.notes)
+        score, said = renamed(by_identity[one.fingerprint()], one.name, one.notes)
         found.append(score)
         if said and options.mode == "proxy":
             console.print(said)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,13 +15,14 @@ from hybridtron.mad.models.architecture import Architecture, from_layers, from_m
 from hybridtron.mad.models.layers import LAYERS
 from hybridtron.mad.models.shrink import DEPTH
 from hybridtron.mad.report.write import print_scores, read_scores, write_report
-from hybridtron.mad.scoring.aggregate import called, protocol_scores, scores
-from hybridtron.mad.scoring.selection import of_call
+from hybridtron.mad.scoring.aggregate import protocol_scores, renamed, scores
+from hybridtron.mad.scoring.selection import rows_of_call
 from hybridtron.mad.tasks.generate import generate, write_examples
 from hybridtron.mad.tasks.protocol import SPLITS, TASKS
-from hybridtron.mad.training.presets import PRESETS, Preset, preset
+from hybridtron.mad.training.device import best_device, default_processes, require_device
+from hybridtron.mad.training.presets import PRESETS, Preset, preset, require_at_least_one
 from hybridtron.mad.training.progress import View
-from hybridtron.mad.training.suite import SuiteFailed, chosen_settings, run_suite
+from hybridtron.mad.training.suite import SuiteFailed, chosen_settings, require_seeds, run_suite
 from hybridtron.mad.training.training_plan import outlook
 
 
@@ -67,12 +67,16 @@ def _parser() -> ArgumentParser:
         help="one setting of each task alone: the baseline with these changes",
     )  # fmt: skip
     verb.add_argument("--seeds", nargs="+", action="extend", type=int, metavar="N", help="of data and weights (0)")
-    verb.add_argument("--steps", type=int, metavar="N", help="at most so many, in place of the preset's")
+    verb.add_argument(
+        "--steps", type=int, metavar="N", dest="max_steps", help="at most so many, in place of the preset's"
+    )
     verb.add_argument("--batch-size", type=int, metavar="N", help="in place of the preset's")
     verb.add_argument(
         "--out", type=Path, default=Path("checkpoints/mad"), metavar="DIR", help="gets the results (%(default)s)"
     )
-    verb.add_argument("--nproc", type=int, metavar="N", help="processes; by default one per core, or one on a GPU")
+    verb.add_argument(
+        "--nproc", type=int, metavar="N", dest="processes", help="processes; by default one per core, or one on a GPU"
+    )
     verb.add_argument("--device", default=None, metavar="D", help="cpu or cuda; by default cuda where there is one")
     verb.add_argument("--dry-run", action="store_true", help="say what there is to train, and stop")
     verb.add_argument("--json", action="store_true", help="for programs")
@@ -94,13 +98,14 @@ def _data(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    options.seeds = list(dict.fromkeys(options.seeds or [0]))
-    require_counts(options)
-    chosen = preset(options.preset, max_steps=options.steps, batch_size=options.batch_size)
+    options.seeds = require_seeds(options.seeds or [0])
+    require_at_least_one(processes=options.processes)
+    chosen = preset(options.preset, max_steps=options.max_steps, batch_size=options.batch_size)
     architecture = _architecture(options, chosen)
     settings = chosen_settings(chosen, options.tasks, changed_settings(options.changes))
-    device = chosen_device(options.device)
-    processes = options.nproc or default_processes(device)
+    device = options.device or best_device()
+    require_device(device)
+    processes = options.processes or default_processes(device)
     planned = outlook(architecture, chosen, settings, options.seeds, options.out)
     if options.dry_run:
         print(json.dumps(planned._asdict(), indent=2) if options.json else f"{architecture.name}: {planned}")
@@ -132,8 +137,8 @@ def _run(options: argparse.Namespace) -> int:
         return 130
     finally:
         view.close()
-    found = scores(of_call(rows, chosen, settings, options.seeds)) if options.changes else protocol_scores(rows)
-    named = [called(score, architecture.name, architecture.notes) for score in found]
+    found = scores(rows_of_call(rows, chosen, settings, options.seeds)) if options.changes else protocol_scores(rows)
+    named = [renamed(score, architecture.name, architecture.notes) for score in found]
     made = [score for score, _ in named]
     for line in (*(told for _, told in named if told), *(line for score in made for line in score.left_out)):
         view.say(line)
@@ -177,15 +182,6 @@ def _architecture(options: argparse.Namespace, chosen: Preset) -> Architecture:
     return iso_state(made) if options.iso_state else made
 
 
-def require_counts(options: argparse.Namespace) -> None:
-    """UserError for numbers of a training command that cannot be."""
-    for name, value in (("--steps", options.steps), ("--batch-size", options.batch_size), ("--nproc", options.nproc)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} = {value}: expected at least 1")
-    if min(options.seeds) < 0 or max(options.seeds) >= 2**32:
-        raise UserError(f"--seeds {' '.join(map(str, options.seeds))}: expected numbers from 0 to 2^32 - 1")
-
-
 def changed_settings(words: Sequence[str]) -> dict[str, int | float]:
     """`key=value` words as a setting; what the keys may be is for the task to say."""
     setting: dict[str, int | float] = {}
@@ -203,21 +199,3 @@ def changed_settings(words: Sequence[str]) -> dict[str, int | float]:
             except ValueError:
                 raise UserError(f"{key} = {value}: expected a number") from None
     return setting
-
-
-def chosen_device(wanted: str | None) -> str:
-    """The device of --device, or the best there is."""
-    import torch
-
-    if wanted is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted not in ("cpu", "cuda"):
-        raise UserError(f"--device {wanted!r}: expected one of cpu, cuda")
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device 'cuda': this machine has no usable GPU; expected cpu")
-    return wanted
-
-
-def default_processes(device: str) -> int:
-    """One per core of this process, or one on a GPU."""
-    return len(os.sched_getaffinity(0)) if device == "cpu" else 1

@@ -1,43 +1,52 @@
-"""The MAD laboratory: six synthetic tasks that tell in minutes how an architecture may scale (arXiv 2403.17844)."""
+"""The MAD laboratory: six synthetic tasks that predict in minutes how an architecture scales (arXiv 2403.17844).
 
-from hybridtron.mad.models.architecture import Architecture, from_layers, from_model, from_pattern, iso_state
-from hybridtron.mad.models.finetune import TrainedLayers, from_trained
-from hybridtron.mad.models.layers import LAYERS
-from hybridtron.mad.models.shrink import DEPTH
-from hybridtron.mad.report.write import read_scores, write_report
-from hybridtron.mad.scoring.aggregate import scores
-from hybridtron.mad.scoring.results import read_rows
-from hybridtron.mad.scoring.score import Score
-from hybridtron.mad.tasks.generate import generate
-from hybridtron.mad.tasks.protocol import TASKS, settings
-from hybridtron.mad.training.loop import train_setting
-from hybridtron.mad.training.presets import PRESETS, Cell, Preset, preset
-from hybridtron.mad.training.suite import SuiteFailed, chosen_settings, run_suite
+api.py       score an architecture
+tasks/       the six tasks: settings and examples
+models/      architectures from layers, patterns, configs and checkpoints, at proxy width
+training/    presets, the stack of models that trains as one, suites of settings
+scoring/     results on disk, accuracy, scores, their correlation with losses
+report/      tables, pictures and the page
+"""
 
-__all__ = [
-    "DEPTH",
-    "LAYERS",
-    "PRESETS",
-    "TASKS",
-    "Architecture",
-    "Cell",
-    "Preset",
-    "Score",
-    "SuiteFailed",
-    "TrainedLayers",
-    "chosen_settings",
-    "from_layers",
-    "from_model",
-    "from_pattern",
-    "from_trained",
-    "generate",
-    "iso_state",
-    "preset",
-    "read_rows",
-    "read_scores",
-    "run_suite",
-    "scores",
-    "settings",
-    "train_setting",
-    "write_report",
-]
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "DEPTH": "models.shrink",
+    "LAYERS": "models.layers",
+    "PRESETS": "training.presets",
+    "TASKS": "tasks.protocol",
+    "Architecture": "models.architecture",
+    "Cell": "training.presets",
+    "Preset": "training.presets",
+    "Score": "scoring.score",
+    "SuiteFailed": "training.suite",
+    "TrainedLayers": "models.finetune",
+    "chosen_settings": "training.suite",
+    "from_layers": "models.architecture",
+    "from_model": "models.architecture",
+    "from_pattern": "models.architecture",
+    "from_trained": "models.finetune",
+    "generate": "tasks.generate",
+    "iso_state": "models.architecture",
+    "preset": "training.presets",
+    "read_rows": "scoring.results",
+    "read_scores": "report.write",
+    "run_suite": "training.suite",
+    "score": "api",
+    "scores": "scoring.aggregate",
+    "settings": "tasks.protocol",
+    "train_setting": "training.loop",
+    "write_report": "report.write",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -171,7 +171,7 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(hybridtron, tmp_p
         (["run", "--config", "none.yaml", "--out", "o"], "none.yaml"),
         (["run", "--layers", "mlp", "--depth", "2", "--out", "o"], "--depth 2: is for --config"),
         (["run", "--layers", "mlp", "--lr", "3"], "unrecognized arguments: --lr 3 (see hybridtron mad run --help)"),
-        (["run", "--layers", "mlp", "--set", "frac_noise=0.5", "--out", "o"], "--tasks chooses tasks that can"),
+        (["run", "--layers", "mlp", "--set", "frac_noise=0.5", "--out", "o"], "choose tasks that have it"),
         ([], "required: data|run|report"),
         (["run", "--layers", "mlp", "--preset", "papr", "--out", "o"], "(nearest: paper)"),
         (["run", "--layers", "mlp", "--tasks", "memory", "--out", "o"], "task 'memory'"),

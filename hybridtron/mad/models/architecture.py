@@ -92,7 +92,7 @@ def from_pattern(pattern: str, match_mad_lab: bool = False) -> Architecture:
 def from_model(name: str, model: ModelConfig, depth: int = DEPTH) -> Architecture:
     """A model of any size at proxy width; see `shrink`. At most `depth` of its layers are kept."""
     if depth < 1:
-        raise UserError(f"--depth = {depth}: expected at least 1")
+        raise UserError(f"depth = {depth}: expected at least 1")
     blocks, pattern, notes = shrink(model, depth)
     return Architecture(name, blocks, pattern, norm_eps=model.norm_eps, notes=tuple(notes))
 

@@ -75,7 +75,7 @@ def to_compare(group: Sequence[Score]) -> Sequence[Score]:
     return alike(whole) or whole
 
 
-def called(score: Score, name: str, notes: Sequence[str]) -> tuple[Score, str | None]:
+def renamed(score: Score, name: str, notes: Sequence[str]) -> tuple[Score, str | None]:
     """The score under the name that was asked for; a sentence where the rows were trained under another one."""
     if score.architecture == name:
         return score, None

@@ -58,7 +58,7 @@ def in_one_unit(losses: Sequence[HeldOutLoss]) -> tuple[list[float], str]:
                             "expected data of tools/prepare_data.py")  # fmt: skip
         if not same:
             raise UserError(f"{_name(loss.checkpoint)} and {_name(first.checkpoint)} have different held-out data "
-                            f"({loss.data}, {first.data}); expected the same, such as by --data")  # fmt: skip
+                            f"({loss.data}, {first.data}); expected the same, given as `data`")  # fmt: skip
     if one_tokenizer:
         return [loss.loss for loss in losses], "nats per token"
     return [loss.bits_per_byte or 0.0 for loss in losses], "bits per byte"

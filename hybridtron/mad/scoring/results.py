@@ -143,7 +143,7 @@ def opened_for_adding(folder: Path) -> Iterator[ResultsWriter]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"--out {folder}: another process writes to it") from None
+            raise UserError(f"out {folder}: another process writes to it") from None
         with _writing(folder):
             stream = opened.enter_context((folder / RESULTS).open("a+b", buffering=0))
             rows, warnings = read_rows(folder)
@@ -168,7 +168,7 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"--out {folder}: cannot be written ({error.strerror})") from None
+        raise UserError(f"out {folder}: cannot be written ({error.strerror})") from None
 
 
 class ResultsWriter:

@@ -13,10 +13,10 @@ from hybridtron.mad.training.presets import Preset
 BySetting = dict[str, dict[int, Row]]  # setting as JSON -> seed -> the chosen row
 
 
-def of_call(
+def rows_of_call(
     rows: Sequence[Row], preset: Preset, settings: Sequence[tuple[str, Setting]], seeds: Sequence[int]
 ) -> list[Row]:
-    """The rows that training these settings, cells and seeds gives or gave; a folder may hold more."""
+    """Return the rows of these settings, cells and seeds; a folder may hold more."""
     asked = {
         make_key("", "", name, complete(name, setting), cell.lr, cell.weight_decay, seed)[2:]
         for name, setting in settings

@@ -57,14 +57,14 @@ def generate(
     return _GENERATORS[task](whole, num_examples, split == "train", np.random.default_rng(stream))
 
 
-def write_examples(file: Path, inputs: Array, targets: Array) -> None:
-    """An .npz with the arrays `inputs` and `targets`, whole or not at all."""
-    draft = file.with_name(f".{file.name}.new-{os.getpid()}")
+def write_examples(out: Path, inputs: Array, targets: Array) -> None:
+    """Write an .npz with the arrays `inputs` and `targets`, whole or not at all."""
+    draft = out.with_name(f".{out.name}.new-{os.getpid()}")
     try:
         with draft.open("wb") as stream:
             np.savez_compressed(stream, inputs=inputs, targets=targets)
-        os.replace(draft, file)
+        os.replace(draft, out)
     except OSError as error:
-        raise UserError(f"--out {file}: cannot be written ({error.strerror})") from None
+        raise UserError(f"out {out}: cannot be written ({error.strerror})") from None
     finally:
         draft.unlink(missing_ok=True)

@@ -111,12 +111,20 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def preset(name: str, **changes: object) -> Preset:
-    """The preset of this name with some of its fields changed; changes of None are none.
+def require_at_least_one(**values: int | None) -> None:
+    """Raise UserError, with the name, for a number below 1; None is no number."""
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise UserError(f"{name} = {value}: expected at least 1")
+
+
+def preset(name: str, **changes: Any) -> Preset:
+    """Return the preset of this name with some of its fields changed; a change to None keeps the preset's own.
 
     Raises:
-        UserError: for an unknown preset, with the nearest name.
+        UserError: for an unknown preset, with the nearest name, and for a number that is impossible.
     """
     if name not in PRESETS:
-        raise UserError(f"--preset {name!r}: expected {one_of(name, PRESETS)}")
-    return replace(PRESETS[name], **{key: value for key, value in changes.items() if value is not None})  # type: ignore[arg-type]
+        raise UserError(f"preset {name!r}: expected {one_of(name, PRESETS)}")
+    require_at_least_one(**{key: changes.get(key) for key in ("max_steps", "batch_size")})
+    return replace(PRESETS[name], **{key: value for key, value in changes.items() if value is not None})

@@ -22,8 +22,9 @@ from hybridtron.errors import UserError
 from hybridtron.mad.models.subject import Subject
 from hybridtron.mad.scoring.results import Key, ResultsWriter, Row, make_key, opened_for_adding
 from hybridtron.mad.tasks.protocol import TASKS, Setting, complete, settings
+from hybridtron.mad.training.device import require_device
 from hybridtron.mad.training.loop import train_setting
-from hybridtron.mad.training.presets import Cell, Preset
+from hybridtron.mad.training.presets import Cell, Preset, require_at_least_one
 
 _SECONDS_BETWEEN_STEPS = 0.2
 
@@ -64,6 +65,13 @@ class SuiteFailed(Exception):
     """A process that trained ended without a result."""
 
 
+def require_seeds(seeds: Sequence[int]) -> list[int]:
+    """Return the seeds, each once; raises UserError where one cannot be used or there is none."""
+    if not seeds or min(seeds) < 0 or max(seeds) >= 2**32:
+        raise UserError(f"seeds {' '.join(map(str, seeds))}: expected numbers from 0 to 2^32 - 1")
+    return list(dict.fromkeys(seeds))
+
+
 def chosen_settings(preset: Preset, tasks: Sequence[str], changes: Setting) -> list[tuple[str, Setting]]:
     """The settings to train: the preset's for each task, or with changes from the baseline that one setting each.
 
@@ -76,7 +84,7 @@ def chosen_settings(preset: Preset, tasks: Sequence[str], changes: Setting) -> l
             try:
                 pairs.append((name, complete(name, changes)))
             except UserError as error:
-                hint = "" if tasks else "; --tasks chooses tasks that can have it"
+                hint = "" if tasks else "; choose tasks that have it"
                 raise UserError(f"{error}{hint}") from None
         else:
             pairs += [(name, setting) for setting in settings(name)[: 1 if preset.settings == "baseline" else None]]
@@ -106,6 +114,8 @@ def run_suite(
         UserError: where the folder cannot be used.
         SuiteFailed: where a process died; what was written stays, and another call goes on from there.
     """
+    require_at_least_one(processes=processes)
+    require_device(device)
     with opened_for_adding(out) as results:
         for warning in results.warnings:
             if on_warning:

@@ -48,7 +48,7 @@ def outlook(
     try:
         there = {key(row) for row in read_rows(folder)[0]} if (folder / RESULTS).is_file() else set()
     except OSError as error:
-        raise UserError(f"--out {folder}: cannot be read ({error.strerror})") from None
+        raise UserError(f"out {folder}: cannot be read ({error.strerror})") from None
     cells = missing = steps = tokens = 0
     for name, setting in chosen:
         wanted = row_keys(subject, preset, name, setting, seeds).values()

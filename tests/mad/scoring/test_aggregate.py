@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from hybridtron.mad.scoring.aggregate import called, in_common, protocol_scores, scores
+from hybridtron.mad.scoring.aggregate import in_common, protocol_scores, renamed, scores
 from hybridtron.mad.scoring.estimate import estimate
 from hybridtron.mad.tasks.protocol import TASKS, settings
 from hybridtron.mad.training.presets import preset
@@ -163,9 +163,9 @@ def test_what_differs_from_the_preset_is_told():
 
 def test_one_model_under_two_names_is_called_as_asked():
     (score,) = scores([row(architecture="hybrid_1b")])
-    same, nothing = called(score, "hybrid_1b", [])
+    same, nothing = renamed(score, "hybrid_1b", [])
     assert (same, nothing) == (score, None)
-    asked, said = called(score, "hybrid_7b", ["width 4096 -> 128"])
+    asked, said = renamed(score, "hybrid_7b", ["width 4096 -> 128"])
     assert said == "hybrid_7b is the same model to the tasks as hybrid_1b"
     assert (asked.architecture, asked.notes) == ("hybrid_7b", ("width 4096 -> 128", said))
     (both,) = scores([row(architecture="hybrid_1b"), row(architecture="hybrid_7b", seed=1)])

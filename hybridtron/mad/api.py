@@ -1,0 +1,75 @@
+"""Score one architecture from Python: `hybridtron.mad.score`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from hybridtron.errors import UserError
+from hybridtron.mad.models.architecture import Architecture, from_layers, from_pattern
+from hybridtron.mad.models.architecture import iso_state as with_iso_state
+from hybridtron.mad.scoring.aggregate import renamed, scores
+from hybridtron.mad.scoring.score import Score
+from hybridtron.mad.scoring.selection import rows_of_call
+from hybridtron.mad.training.presets import Preset
+from hybridtron.mad.training.presets import preset as find_preset
+from hybridtron.mad.training.suite import Progress, chosen_settings, require_seeds, run_suite
+
+
+def score(
+    pattern: str | Sequence[str] | Architecture,
+    preset: str | Preset = "smoke",
+    tasks: str | Sequence[str] | None = None,
+    seeds: int | Sequence[int] = 1,
+    out: str | Path | None = None,
+    processes: int = 1,
+    device: str = "cpu",
+    iso_state: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+    setting: Mapping[str, int | float] | None = None,
+) -> Score:
+    """Train an architecture on MAD's tasks and return its score.
+
+    Args:
+        pattern: layers of MAD as a pattern, such as `2*(mh-hyena swiglu)`, or as a list, or an Architecture.
+        preset: `paper`, `madlab`, `search`, `smoke`, or a Preset.
+        tasks: names of tasks; by default all six.
+        seeds: how many, from 0 on, or which.
+        out: folder that keeps the results, from which the same call continues; by default nothing is kept.
+        processes: processes to train in. More than one start this program again, so a script needs
+            `if __name__ == "__main__":`.
+        device: `cpu` or `cuda`.
+        iso_state: change layers so that their states add up to 4,096 elements.
+        on_progress: called after each setting.
+        setting: changes from each task's baseline; trains that one setting of each task.
+
+    Raises:
+        UserError: for an unknown name, an impossible number or setting, and an `out` that cannot be used.
+        SuiteFailed: where a process died.
+    """
+    chosen = find_preset(preset) if isinstance(preset, str) else preset
+    architecture = _architecture(pattern, chosen.match_mad_lab)
+    if iso_state:
+        architecture = with_iso_state(architecture)
+    names = [tasks] if isinstance(tasks, str) else list(tasks or ())
+    settings = chosen_settings(chosen, names, setting or {})
+    if isinstance(seeds, int):
+        if seeds < 1:
+            raise UserError(f"seeds = {seeds}: expected at least 1")
+        seeds = range(seeds)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory()) if out is None else out)
+        rows = run_suite(
+            architecture, chosen, settings, require_seeds(seeds), folder,
+            processes=processes, device=device, on_unit=on_progress,
+        )  # fmt: skip
+    (found,) = scores(rows_of_call(rows, chosen, settings, seeds))
+    return renamed(found, architecture.name, architecture.notes)[0]
+
+
+def _architecture(pattern: str | Sequence[str] | Architecture, match_mad_lab: bool) -> Architecture:
+    if isinstance(pattern, Architecture):
+        return pattern
+    return from_pattern(pattern, match_mad_lab) if isinstance(pattern, str) else from_layers(pattern, match_mad_lab)
