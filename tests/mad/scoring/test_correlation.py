@@ -69,7 +69,7 @@ def test_losses_are_compared_in_one_unit_and_on_one_text():
     assert in_one_unit([loss(), loss(loss=3.0)]) == ([2.0, 3.0], "nats per token")
     other = {"tokenizer": "b", "tokens": "y", "loss": 5.0, "bits_per_byte": 0.9}
     assert in_one_unit([loss(), loss(**other)]) == ([1.1, 0.9], "bits per byte")
-    with pytest.raises(UserError, match=r"different held-out data .*expected the same, such as by --data"):
+    with pytest.raises(UserError, match=r"different held-out data .*expected the same, given as `data`"):
         in_one_unit([loss(), loss(tokens="y")])
     with pytest.raises(UserError, match="different held-out data"):
         in_one_unit([loss(), loss(**other, text=(3, 901))])
