@@ -1,7 +1,7 @@
-"""A parameter, declared once.
+"""Declarations of parameters.
 
-A primitive declares each of its parameters as a `TensorSpec`: full shape, initialisation, named parts and how tensor
-parallelism cuts them. Counting, building, initialising, slicing, checkpointing, weight decay and conversion all read
+A primitive declares each of its parameters as a `TensorSpec`: full shape, initial values, named parts and how tensor
+parallelism cuts them. Counting, building, initialising, sharding, checkpointing, weight decay and conversion all read
 this one declaration. Nothing here needs torch until a tensor is handed in.
 """
 
@@ -10,31 +10,34 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     import torch
 
-InitKind = Literal[
-    "input", "output", "embedding", "ones", "zeros", "uniform", "log_uniform", "dt_bias", "normal", "ramp", "log_count"
-]  # fmt: skip
+InitKind = Literal["input", "output", "embedding", "ones", "zeros", "uniform", "log_uniform", "normal"]
 
 
 @dataclass(frozen=True)
 class Init:
-    """How a parameter starts.
+    """Initial values of a common kind.
 
     `input`, `output`, `embedding`: normal, with the standard deviation that the model's config gives to that role.
-    `uniform`, `log_uniform`: uniform in [low, high], or the logarithm of such a draw. `dt_bias`: the inverse softplus
-    of a log-uniform step size in [low, high] (Mamba-2). `normal`: with mean `low` and standard deviation `high`.
-    `ramp`: from `low` to `high` along the first axis, the share of the way raised to `power`.
-    `log_count`: the logarithms of 1, 2, ... along the last axis (Mamba).
+    `uniform`, `log_uniform`: uniform in [low, high], or the logarithm of such a draw. `normal`: with mean `low` and
+    standard deviation `high`.
     """
 
     kind: InitKind
     low: float = 0.0
     high: float = 0.0
-    power: float = 1.0
+
+
+class InitialValue(Protocol):
+    """Initial values particular to some primitive, which keeps them beside its config and imports torch inside."""
+
+    def __call__(self, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+        """Draw the whole parameter in float32."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class PackedPart:
 
 @dataclass(frozen=True)
 class Shard:
-    """Which piece of how many: `rank` of `size`."""
+    """One of `size` equal shares."""
 
     rank: int = 0
     size: int = 1
@@ -65,7 +68,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Shards:
-    """Which pieces of the parameters one process holds, by kind of parallelism; the default is everything."""
+    """Shards of the parameters that one process holds, by kind of parallelism; the default is everything."""
 
     tensor: Shard = Shard()
     expert: Shard = Shard()
@@ -80,7 +83,7 @@ class TensorSpec:
     """One parameter: `shape` is the whole, unsharded shape.
 
     `parts` lie one after another along `axis` and add up to its length; each is cut evenly over the tensor-parallel
-    ranks, and a rank holds its pieces of all parts, in order. Without parts every rank holds the whole.
+    ranks, and a rank holds its shards of all parts, in order. Without parts every rank holds the whole.
 
     With `experts`, the first axis counts experts and is cut over the expert-parallel ranks; the parts are then cut over
     the expert-tensor-parallel ranks. What is not `trained` is saved and loaded like the rest, in float32, and changed
@@ -88,7 +91,7 @@ class TensorSpec:
     """
 
     shape: tuple[int, ...]
-    init: Init
+    init: Init | InitialValue
     parts: tuple[PackedPart, ...] = ()
     axis: int = 0
     decay: bool = True
@@ -108,25 +111,26 @@ class TensorSpec:
         return math.prod(self.shape)
 
     def cuts(self, shards: Shards) -> list[tuple[int, Shard]]:
-        """The axes that are cut, each with the piece of it that is held."""
+        """Return the axes that are cut, each with the shard of it that is held."""
         experts = [(0, shards.expert)] if self.experts else []
         within = shards.expert_tensor if self.experts else shards.tensor
         return experts + ([(self.axis, within)] if self.parts else [])
 
     def local_sizes(self, shards: Shards) -> list[int]:
-        """Length of each part on one rank."""
+        """Return the length of each part on one rank."""
         within = shards.expert_tensor if self.experts else shards.tensor
         return [part.size // within.size for part in self.parts]
 
     def local_shape(self, shards: Shards) -> tuple[int, ...]:
+        """Return the shape on one rank."""
         shape = list(self.shape)
-        for axis, piece in self.cuts(shards):
-            shape[axis] //= piece.size
+        for axis, shard in self.cuts(shards):
+            shape[axis] //= shard.size
         return tuple(shape)
 
     def shard(self, full: torch.Tensor, shards: Shards) -> torch.Tensor:
-        """The piece of the whole tensor that one process holds."""
-        if all(piece.size == 1 for _, piece in self.cuts(shards)):
+        """Return the part of the whole tensor that one process holds."""
+        if all(shard.size == 1 for _, shard in self.cuts(shards)):
             return full
         local = full.new_empty(self.local_shape(shards))
         for whole, held in self._runs(shards):
@@ -134,12 +138,12 @@ class TensorSpec:
         return local
 
     def put(self, full: torch.Tensor, local: torch.Tensor, shards: Shards) -> None:
-        """Write one process's piece into the whole tensor: the inverse of `shard`."""
+        """Write one process's shard into the whole tensor: the inverse of `shard`."""
         for whole, held in self._runs(shards):
             full[whole] = local[held]
 
     def _runs(self, shards: Shards) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
-        """Where one process's piece lies: pairs of an index into the whole and the index into the piece."""
+        """Locate one process's shard: yield pairs of an index into the whole and the index into the shard."""
         whole = [slice(0, length) for length in self.shape]
         held = [slice(0, length) for length in self.local_shape(shards)]
         if self.experts:
@@ -156,14 +160,14 @@ class TensorSpec:
             start, local_start = start + part.size, held[self.axis].stop
 
 
-def _run(start: int, length: int, piece: Shard) -> slice:
-    """The piece of a run of `length` that begins at `start`."""
-    size = length // piece.size
-    return slice(start + piece.rank * size, start + (piece.rank + 1) * size)
+def _run(start: int, length: int, shard: Shard) -> slice:
+    """Return the shard of a run of `length` that begins at `start`."""
+    size = length // shard.size
+    return slice(start + shard.rank * size, start + (shard.rank + 1) * size)
 
 
 def indivisible(specs: dict[str, TensorSpec], ways: int, experts: bool = False) -> Iterator[PackedPart]:
-    """The parts that cannot be cut evenly over so many ranks of tensor times context parallelism, each config key
+    """Find the parts that cannot be cut evenly over so many ranks of tensor times context parallelism, each config key
     once; with `experts` those of experts alone, which expert tensor parallelism cuts."""
     seen = set()
     for spec in specs.values():

@@ -41,7 +41,7 @@ def proxy_tensors(config: ModelConfig, autoencoder: bool) -> dict[str, TensorSpe
 
 
 def _started(spec: TensorSpec, autoencoder: bool) -> TensorSpec:
-    if spec.init.kind not in ("input", "output"):
+    if not isinstance(spec.init, Init) or spec.init.kind not in ("input", "output"):
         return spec
     if autoencoder:
         return replace(spec, init=Init("normal", 0.0, _AUTOENCODER_STD))

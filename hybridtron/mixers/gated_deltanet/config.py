@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from hybridtron.config.schema import problem
 from hybridtron.mixers.contract import MixerConfig, check_divides, check_power_of_two, linear_flops
 from hybridtron.mixers.facts import Facts
+from hybridtron.mixers.step_size import StepSizeBias
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 
@@ -74,7 +75,7 @@ class GatedDeltaNetConfig(MixerConfig):
         return {
             "in_proj.weight": TensorSpec((rows, self.hidden_size), Init("input"), packed),
             "conv_weight": TensorSpec((channels, self.conv_kernel), Init("uniform", -bound, bound), convolved),
-            "dt_bias": TensorSpec((dt.size,), Init("dt_bias", 0.001, 0.1), (dt,), decay=False),
+            "dt_bias": TensorSpec((dt.size,), StepSizeBias(), (dt,), decay=False),
             "A_log": TensorSpec((dt.size,), Init("log_uniform", 1.0, 16.0), (dt,), decay=False),
             "norm_weight": TensorSpec((self.value_size,), Init("ones"), decay=False),
             "out_proj.weight": TensorSpec((self.hidden_size, values.size), Init("output"), (values,), axis=1),

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from hybridtron.mixers.contract import MixerConfig, check_whole, linear_flops
 from hybridtron.mixers.facts import Facts
+from hybridtron.mixers.step_size import StepSizeBias
 from hybridtron.tensors import Init, PackedPart, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+
+def log_count(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Return the logarithms of 1, 2, ... along the last axis: decay rates of the state elements."""
+    import torch
+
+    return torch.arange(1.0, shape[-1] + 1).log_().expand(shape)
 
 
 class Mamba1Config(MixerConfig):
@@ -47,8 +58,8 @@ class Mamba1Config(MixerConfig):
             "conv_bias": TensorSpec((size,), Init("uniform", -conv_bound, conv_bound), inner, decay=False),
             "x_proj.weight": TensorSpec((self.step_rank + 2 * self.state_dim, size), Init("input"), inner, axis=1),
             "dt_weight": TensorSpec((size, self.step_rank), Init("uniform", -dt_bound, dt_bound), inner),
-            "dt_bias": TensorSpec((size,), Init("dt_bias", 0.001, 0.1), inner, decay=False),
-            "A_log": TensorSpec((size, self.state_dim), Init("log_count"), inner, decay=False),
+            "dt_bias": TensorSpec((size,), StepSizeBias(), inner, decay=False),
+            "A_log": TensorSpec((size, self.state_dim), log_count, inner, decay=False),
             "D": TensorSpec((size,), Init("ones"), inner, decay=False),
             "out_proj.weight": TensorSpec((self.hidden_size, size), Init("output"), inner, axis=1),
         }

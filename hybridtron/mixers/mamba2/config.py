@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from hybridtron.config.schema import problem
 from hybridtron.mixers.contract import MixerConfig, linear_flops, nearest_divisors
 from hybridtron.mixers.facts import Facts
+from hybridtron.mixers.step_size import StepSizeBias
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 
@@ -75,7 +76,7 @@ class Mamba2Config(MixerConfig):
             "in_proj.weight": TensorSpec((rows, self.hidden_size), Init("input"), packed),
             "conv_weight": TensorSpec((channels, self.conv_kernel), Init("uniform", -bound, bound), conv),
             "conv_bias": TensorSpec((channels,), Init("uniform", -bound, bound), conv, decay=False),
-            "dt_bias": TensorSpec((dt.size,), Init("dt_bias", 0.001, 0.1), heads, decay=False),
+            "dt_bias": TensorSpec((dt.size,), StepSizeBias(), heads, decay=False),
             "A_log": TensorSpec((dt.size,), Init("log_uniform", 1.0, 16.0), heads, decay=False),
             "D": TensorSpec((dt.size,), Init("ones"), heads, decay=False),
             "norm_weight": TensorSpec((x.size,), Init("ones"), inner, decay=False),

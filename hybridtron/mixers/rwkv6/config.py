@@ -4,7 +4,8 @@ that every token sets anew, and projections of a mixture of each token and the o
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,8 +13,26 @@ from hybridtron.mixers.contract import MixerConfig, check_divides, check_power_o
 from hybridtron.mixers.facts import Facts
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
+if TYPE_CHECKING:
+    import torch
+
 MIXED = ("decay", "key", "value", "receptance", "gate")  # projections, each of a mixture of its own
 _SMALL = Init("uniform", -1e-4, 1e-4)
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """Initial values from `low` to `high` along the first axis, the share of the way raised to `power`."""
+
+    low: float
+    high: float
+    power: float = 1.0
+
+    def __call__(self, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+        import torch
+
+        way = torch.linspace(0, 1, shape[0]).pow_(self.power).mul_(self.high - self.low)
+        return way.add_(self.low).view(-1, *[1] * (len(shape) - 1)).expand(shape)
 
 
 class RWKV6Config(MixerConfig):
@@ -52,13 +71,13 @@ class RWKV6Config(MixerConfig):
         width = self.hidden_size
         heads = (self._heads("head"),)
         # Channels differ in how much of the token before they see, and how fast they forget (appendix D of the paper).
-        mixtures = {name: Init("ramp", 1.0, 0.0, 0.5 if name in ("receptance", "gate") else 1.0) for name in MIXED}
+        mixtures = {name: Ramp(1.0, 0.0, 0.5 if name in ("receptance", "gate") else 1.0) for name in MIXED}
         return {
-            "mix_base": TensorSpec((width,), Init("ramp", 1.0, 0.0), decay=False),
+            "mix_base": TensorSpec((width,), Ramp(1.0, 0.0), decay=False),
             **{f"mix_{name}": TensorSpec((width,), init, decay=False) for name, init in mixtures.items()},
             "mix_down": TensorSpec((len(MIXED) * self.mix_rank, width), _SMALL),
             "mix_up": TensorSpec((len(MIXED), self.mix_rank, width), _SMALL),
-            "decay_base": TensorSpec((width,), Init("ramp", -6.0, -1.0, 0.7), heads, decay=False),
+            "decay_base": TensorSpec((width,), Ramp(-6.0, -1.0, 0.7), heads, decay=False),
             "decay_down": TensorSpec((self.decay_rank, width), _SMALL),
             "decay_weight": TensorSpec((width, self.decay_rank), _SMALL, heads),
             **{f"{name}_weight": TensorSpec((width, width), Init("input"), heads) for name in MIXED[1:]},

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from hybridtron.mixers.contract import MixerConfig, linear_flops
 from hybridtron.mixers.facts import Facts
+from hybridtron.mixers.rwkv6.config import Ramp
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 
@@ -31,7 +32,7 @@ class RWKV6ChannelConfig(MixerConfig):
 
     def tensors(self) -> dict[str, TensorSpec]:
         width, inner = self.hidden_size, (PackedPart("key", self.inner_size, key="ffn_hidden_size"),)
-        ramp = Init("ramp", 1.0, 0.0)
+        ramp = Ramp(1.0, 0.0)
         return {
             "mix_key": TensorSpec((width,), ramp, decay=False),
             "mix_receptance": TensorSpec((width,), ramp, decay=False),
