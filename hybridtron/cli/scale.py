@@ -30,11 +30,10 @@ def add_parser(verbs: argparse._SubParsersAction[ArgumentParser]) -> ArgumentPar
 
 def run(options: argparse.Namespace) -> int:
     """Grow the pattern, print the result and write it as a config to --out."""
-    from hybridtron.composer.grow.scale import read_small_pattern, scale, show, write_config
+    from hybridtron.composer.grow.scale import scale, show, write_config
 
     target = load_run_config(options.target, options.overrides)
-    small = read_small_pattern(options.pattern, target.model, options.dialect)
-    scaled = scale(small, target, options.method, options.round)
+    scaled = scale(options.pattern, target, options.method, options.round, options.dialect)
     if options.out:
         write_config(scaled, options.out)
     print(json.dumps(scaled.as_json(), indent=2) if options.json else show(scaled, target))

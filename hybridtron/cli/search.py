@@ -8,6 +8,7 @@ import json
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybridtron.cli.arguments import ArgumentParser, add_config_arguments, add_json_argument, add_print_argument
@@ -15,6 +16,7 @@ from hybridtron.errors import UserError
 
 if TYPE_CHECKING:
     from hybridtron.composer.nas.config import SearchConfig
+    from hybridtron.composer.report.outcome import Outcome
 
 
 def add_parser(verbs: argparse._SubParsersAction[ArgumentParser]) -> ArgumentParser:
@@ -31,7 +33,7 @@ def add_parser(verbs: argparse._SubParsersAction[ArgumentParser]) -> ArgumentPar
 def run(options: argparse.Namespace) -> int:
     """Run or report a search. Returns 1 where nothing has a score."""
     from hybridtron.composer.nas.config import SearchConfig
-    from hybridtron.composer.nas.run import report_search, run_search
+    from hybridtron.composer.nas.run import report_search
     from hybridtron.composer.nas.worker import SearchFailed
     from hybridtron.composer.report.progress_view import summary
     from hybridtron.config.load import dump, load
@@ -46,12 +48,28 @@ def run(options: argparse.Namespace) -> int:
         return _launch_workers(options, config)
     try:
         with _sigterm_as_interrupt():
-            outcome, page = report_search(config) if options.report else run_search(config)
+            outcome, page = report_search(config) if options.report else _run_search(config)
     except SearchFailed as error:
         print(f"hybridtron: stopped: {error}", file=sys.stderr)
         return 1
     print(json.dumps(outcome.as_json(), indent=2) if options.json else summary(outcome, page))
     return 0
+
+
+def _run_search(config: SearchConfig) -> tuple[Outcome, Path]:
+    """Run the search with its progress in the terminal, which the first process of a job alone shows."""
+    from hybridtron.composer.nas.run import run_search
+    from hybridtron.composer.report.progress_view import View
+    from hybridtron.distributed.environment import read_environment
+
+    view = View(config.name, quiet=read_environment().rank > 0)
+    try:
+        return run_search(config, view.watch)
+    except KeyboardInterrupt:
+        view.say("stopped; the same command goes on with what is recorded")
+        raise
+    finally:
+        view.close()
 
 
 def _launch_workers(options: argparse.Namespace, config: SearchConfig) -> int:

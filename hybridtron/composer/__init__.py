@@ -1,25 +1,30 @@
 """Composer (arXiv 2510.00379): search small architectures, aggregate them, grow the result; see docs/composer.md.
 
-Searching
-    config.py        the schema of a search
-    space.py         which patterns there are: blocks, fixed positions, constraints
-    engines.py       what to try next: random, exhaustive, regularised evolution
-    bayesian.py      what to try next: BoTorch
-    methodology.py   one-shot, end-layer and middle-layer incremental
-    evaluators.py    what makes a score: closed form, short training, MAD
-    functions.py     the closed form
-    cost.py          a second objective and the Pareto front
-    aggregate.py     clusters and the vote N_c
-
-Keeping and showing
-    store.py         the record on disk, shared by workers
-    progress.py      where a search is, from its record
-    search.py        one worker's loop
-    run.py           `hybridtron search`
-    outcome.py       what was found
-    plots.py  page.py  view.py
-
-Growing
-    extrapolate.py   stretching and stacking
-    scale.py         `hybridtron scale`
+nas/        the search: its config, space, evaluators, record on disk, workers and the vote of an aggregator
+engines/    which patterns to try next: random, exhaustive, regularised evolution, Bayesian
+grow/       stretch or stack a small pattern to the size of a target
+report/     progress in the terminal, tables, pictures and the page
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "Outcome": "report.outcome",
+    "Scaled": "grow.scale",
+    "SearchConfig": "nas.config",
+    "SearchFailed": "nas.worker",
+    "scale": "grow.scale",
+    "search": "nas.run",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,21 +1,25 @@
-"""`hybridtron scale`: a small pattern at a target model's widths, grown to the target's size."""
+"""Grow a small pattern, at a target model's widths, to the target's size."""
 
 from __future__ import annotations
 
 import math
+import os
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from hybridtron.accounting.describe import describe
 from hybridtron.composer.grow.extrapolate import METHODS, TargetTooSmall
-from hybridtron.config.load import dump
+from hybridtron.config.load import dump, load
+from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
 from hybridtron.model.config import ModelConfig
 from hybridtron.pattern import COMPOSER_NAMES, Dialect, Pattern, PatternError, read, to_composer
 from hybridtron.training.config import RunConfig
+from hybridtron.training.validation.resolve import resolve
 
 Method = Literal["stretch", "stack"]
 Round = Literal["up", "parameters", "flops"]
@@ -57,21 +61,49 @@ class Scaled:
         return {**found, "flops": flops} if self.rounding == "flops" else found
 
 
-def read_small_pattern(text: str, target: ModelConfig, dialect: Dialect = "auto") -> Pattern:
-    """A pattern of any dialect over the target's blocks; raises UserError."""
-    try:
-        return read(text, target.blocks, dialect)
-    except PatternError as error:
-        raise UserError(f"PATTERN {text!r}: {str(error).splitlines()[0]}") from None
+def scale(
+    pattern: str | Pattern,
+    target: str | os.PathLike[str] | Mapping[str, Any] | RunConfig,
+    method: Method = "stretch",
+    round: Round = "up",
+    dialect: Dialect = "auto",
+    overrides: Sequence[str] = (),
+) -> Scaled:
+    """Grow a small pattern, at a target model's widths, to the target's size. Cuts into stages are dropped.
 
+    Args:
+        pattern: layers with the names of the target's blocks, such as `2*attn 4*mlp`, or in another dialect.
+        target: a run's config: a YAML file, a dict with its keys, or a resolved config.
+        method: `stretch` lengthens runs of equal layers, `stack` adds copies (Composer, arXiv 2510.00379).
+        round: `up` in every run, as the paper does, which overshoots; or up or down to come nearest to the target in
+            `parameters`, or in `flops` at its sequence length, in which the ratio of sizes is then taken too.
+        dialect: of `pattern`: `auto`, `native`, `megatron` or `composer`.
+        overrides: `key=value` for the target, such as `size=1b`.
 
-def scale(small: Pattern, target: RunConfig, method: Method, rounding: Round = "up") -> Scaled:
-    """Grow `small`, at the target's widths, to the size of the resolved target. Cuts into stages are dropped.
-
-    `rounding`: "up" in every run, as the paper does, which overshoots; or up or down to come nearest to the target in
-    parameters or in FLOPs at its sequence length, in which the ratio of sizes is then taken too. Raises UserError where
-    the target is smaller than the pattern.
+    Raises:
+        UserError: for an unknown name or layer, a target with errors, and one smaller than the pattern.
     """
+    for name, value, known in (
+        ("method", method, METHODS),
+        ("round", round, get_args(Round)),
+        ("dialect", dialect, get_args(Dialect)),
+    ):
+        if value not in known:
+            raise UserError(f"{name} {value!r}: expected {one_of(value, known)}")
+    run = target if isinstance(target, RunConfig) else resolve(load(target, overrides, RunConfig))
+    return _grow(_small_pattern(pattern, run.model, dialect), run, method, round)
+
+
+def _small_pattern(pattern: str | Pattern, target: ModelConfig, dialect: Dialect) -> Pattern:
+    if isinstance(pattern, Pattern):
+        return pattern
+    try:
+        return read(pattern, target.blocks, dialect)
+    except PatternError as error:
+        raise UserError(f"pattern {pattern!r}: {str(error).splitlines()[0]}") from None
+
+
+def _grow(small: Pattern, target: RunConfig, method: Method, rounding: Round) -> Scaled:
     model, seq_len = target.model, target.data.seq_len
     measure = "FLOPs" if rounding == "flops" else "parameters"
     costs = {
@@ -106,25 +138,24 @@ def scale(small: Pattern, target: RunConfig, method: Method, rounding: Round = "
 
 
 def _short(small: Pattern) -> str:
-    """The pattern for the name of a run and its folder: 2attn-4mlp."""
+    """Return the pattern as part of a run's name: 2attn-4mlp."""
     runs = "-".join(f"{len(list(run))}{block}" for block, run in groupby(small.layers))
     return runs if len(runs) <= LONGEST_NAME else f"{runs[:LONGEST_NAME]}-{zlib.crc32(runs.encode()):08x}"
 
 
-def write_config(scaled: Scaled, file: Path) -> None:
-    """A training config of its own; raises UserError where the file exists or cannot be written."""
-    text = dump(scaled.config)
+def write_config(scaled: Scaled, out: Path) -> None:
+    """Write the grown model's training config; raises UserError where the file exists or cannot be written."""
     try:
-        with file.open("x") as stream:
-            stream.write(text)
+        with out.open("x") as stream:
+            stream.write(dump(scaled.config))
     except FileExistsError:
-        raise UserError(f"--out {file}: exists already; expected the name of a new file") from None
+        raise UserError(f"out {out}: exists already; expected the name of a new file") from None
     except OSError as error:
-        raise UserError(f"--out {file}: cannot be written: {error.strerror}") from None
+        raise UserError(f"out {out}: cannot be written: {error.strerror}") from None
 
 
 def show(scaled: Scaled, target: RunConfig) -> str:
-    """Some lines for people."""
+    """Return the summary that the command line prints."""
     model = scaled.config.model
     difference = scaled.non_embedding - scaled.target_non_embedding
     letters = {letter: name for letter, name in COMPOSER_NAMES.items() if name in model.blocks}

@@ -1,8 +1,11 @@
-"""A search from its config to its page, as one of any number of workers; the first of a job's tells of it."""
+"""Run a search from its config to its page, as one of any number of workers."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from hybridtron.composer.nas.config import SearchConfig
 from hybridtron.composer.nas.progress import Progress, read_progress, vote
@@ -10,28 +13,37 @@ from hybridtron.composer.nas.store import EVALUATIONS, Store
 from hybridtron.composer.nas.worker import Search, prepare, work
 from hybridtron.composer.report.outcome import Outcome, read_outcome
 from hybridtron.composer.report.page import write_page
-from hybridtron.composer.report.progress_view import View
-from hybridtron.distributed.environment import read_environment
+from hybridtron.config.load import load
 from hybridtron.errors import UserError
 
+Watch = Callable[[Progress], None]
 
-def run_search(config: SearchConfig) -> tuple[Outcome, Path]:
-    """Evaluate what is left of the search in its folder, then write its page; returns both.
 
-    Raises UserError, before anything is written, where the config does not fit its files or the folder's search, and
-    SearchFailed where no pattern of a step has a score.
+def search(
+    config: str | os.PathLike[str] | Mapping[str, Any], *overrides: str, on_progress: Watch | None = None
+) -> Outcome:
+    """Search architectures as a config describes, or continue that search, and return what was found.
+
+    Args:
+        config: a YAML file, or a dict with its keys (docs/search.md).
+        overrides: `key=value`, such as `evaluations=20`.
+        on_progress: called with the state of the search whenever it may have changed.
+
+    Raises:
+        UserError: where the config does not fit its files or the search in its folder; nothing is written then.
+        SearchFailed: where no pattern of a step has a finite score.
     """
-    search = prepare(config)
-    store = Store(config.search_folder, search.identity())
-    view = View(config.name, quiet=read_environment().rank > 0)
+    return run_search(load(config, overrides, SearchConfig), on_progress)[0]
+
+
+def run_search(config: SearchConfig, on_progress: Watch | None = None) -> tuple[Outcome, Path]:
+    """Evaluate what is left of the search in its folder, write its page, and return both; raises as `search` does."""
+    prepared = prepare(config)
+    store = Store(config.search_folder, prepared.identity())
     try:
-        progress = work(search, store, view.watch)
-        return _written(search, store, progress)
-    except KeyboardInterrupt:
-        view.say("stopped; the same command goes on with what is recorded")
-        raise
+        progress = work(prepared, store, on_progress or (lambda progress: None))
+        return _write_page(prepared, store, progress)
     finally:
-        view.close()
         store.close()
 
 
@@ -43,8 +55,8 @@ def report_search(config: SearchConfig) -> tuple[Outcome, Path]:
     folder = config.search_folder
     if not (folder / EVALUATIONS).is_file():
         raise UserError(f"search folder {folder}: holds no search; expected one that was started")
-    search = prepare(config)
-    store = Store(folder, search.identity())
+    prepared = prepare(config)
+    store = Store(folder, prepared.identity())
     try:
         with store.transaction() as transaction:
             progress = read_progress(config, transaction.rows)
@@ -53,12 +65,12 @@ def report_search(config: SearchConfig) -> tuple[Outcome, Path]:
         if not progress.steps:
             raise UserError(f"search folder {folder}: no pattern has a score yet; expected at least one")
         progress.steps[-1].aggregate = vote(config, progress.steps[-1])
-        return _written(search, store, progress)
+        return _write_page(prepared, store, progress)
     finally:
         store.close()
 
 
-def _written(search: Search, store: Store, progress: Progress) -> tuple[Outcome, Path]:
+def _write_page(search: Search, store: Store, progress: Progress) -> tuple[Outcome, Path]:
     outcome = read_outcome(search, progress)
     with store.transaction():  # one worker at a time writes the page
         return outcome, write_page(outcome, store.folder)

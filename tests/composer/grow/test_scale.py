@@ -143,7 +143,7 @@ REFUSALS = {
         ["llama3_2_1b", "is smaller than the pattern", "parameters"],
     ),
     "unknown block": (["2*attn 4*mpl", "--method", "stack", "--target", LLAMA, "size=1b"], ["mpl", "nearest: mlp"]),
-    "unknown letter": (["AAMMXX", "--method", "stack", "--target", LLAMA, "size=1b"], ["PATTERN", "X"]),
+    "unknown letter": (["AAMMXX", "--method", "stack", "--target", LLAMA, "size=1b"], ["pattern", "X"]),
     "no size": (["AAMMMM", "--method", "stack", "--target", LLAMA], ["size", "70m, 160m, 350m, 1b, 3b, 7b"]),
     "unknown size": (
         ["AAMMMM", "--method", "stack", "--target", LLAMA, "size=1B"],
