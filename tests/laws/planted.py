@@ -97,5 +97,5 @@ def learning_rate_runs(seed, noise: float, s: float = -0.12, k: float = 0.3) -> 
     rng = np.random.default_rng(seed)
     budgets = np.repeat([1e17, 1e18, 1e19, 1e20], 7)
     rate = k * budgets**s * np.tile(np.geomspace(1 / 6, 6, 7), 4)
-    valley = 3 - 0.1 * np.log10(budgets / 1e17) + 0.05 * np.log(rate / (k * budgets**s)) ** 2
-    return Runs.of(learning_rate=rate, flops=budgets, loss=valley * np.exp(noise * rng.standard_normal(28)))
+    parabolas = 3 - 0.1 * np.log10(budgets / 1e17) + 0.05 * np.log(rate / (k * budgets**s)) ** 2
+    return Runs.of(learning_rate=rate, flops=budgets, loss=parabolas * np.exp(noise * rng.standard_normal(28)))

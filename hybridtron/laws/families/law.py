@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+import hybridtron
 from hybridtron.laws.data.runs import Runs
 
 Interval = list[float]
@@ -96,7 +97,7 @@ class Fit:
     sensitivity: dict[str, Any]
     predictions: list[dict[str, Any]]
     warnings: list[str]
-    version: str
+    version: str = field(default=hybridtron.__version__, kw_only=True)
     search: dict[str, Any]
     extrapolation: dict[str, Any] | None
     verdict: list[str]

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-import hybridtron
 from hybridtron.errors import UserError
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Series, Settings, record
@@ -176,7 +175,6 @@ def fit(runs: Runs, settings: Settings) -> Fit:
         },
         predictions=[],
         warnings=warnings,
-        version=hybridtron.__version__,
         search={"p_counted_over": counted, "status": status},
         extrapolation=None,
         verdict=verdict,

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-import hybridtron
 from hybridtron.errors import UserError
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Series, Settings, record
 from hybridtron.laws.fitting import bootstrap
 from hybridtron.laws.fitting.identify import free_parameters
 from hybridtron.laws.fitting.optimize import Array, Optimum, Problem, quick_search, refine, search
+from hybridtron.laws.fitting.power import held_out
 from hybridtron.laws.report.wording import not_held_out
 
 
@@ -79,7 +79,7 @@ def fit_curve(build: Build, runs: Runs, settings: Settings, delta: float) -> Cur
     if abs(optimum.second_route - optimum.objective) > 1e-3 * optimum.objective + exact:
         warnings.append(
             f"search: the second route ended at objective {optimum.second_route:.6g} against {optimum.objective:.6g}; "
-            "the surface has several valleys"
+            "the surface has several minima"
         )
     samples = None
     reason = bootstrap.refusal(n_groups, p) or _undetermined(curve, optimum.theta)
@@ -153,20 +153,11 @@ def hold_out(
     theta = quick_search(curve.problem, curve.starts)[None]
     observed = build(held, delta).observed
     predicted = curve.predict(theta, numbers(held))[0]
-    error = predicted / observed - 1
-    return {
-        "held_out": count,
-        "held_out_rows": int(out.sum()),
-        "by": size_name,
-        "largest_fitted": float(size[~out].max()),
-        "largest_held_out": float(size[out].max()),
-        "mean_relative_error": float(error.mean()),
-        "mean_absolute_relative_error": float(np.abs(error).mean()),
-        "worst_relative_error": float(error[np.argmax(np.abs(error))]),
-        "parameters_without": {n: float(v[0]) for n, v in curve.public(theta).items()},
-        "observed": observed,
-        "predicted": predicted,
-    }
+    ends = {"largest_fitted": float(size[~out].max()), "largest_held_out": float(size[out].max())}
+    without = {name: float(value[0]) for name, value in curve.public(theta).items()}
+    return held_out(
+        count, size_name, predicted, observed, held_out_rows=int(out.sum()), **ends, parameters_without=without
+    )
 
 
 def sensitivity(build: Build, runs: Runs, settings: Settings, delta: float, fitted: CurveFit) -> dict[str, Any]:
@@ -283,7 +274,6 @@ def complete_fit(
         sensitivity=table,
         predictions=predictions,
         warnings=warnings,
-        version=hybridtron.__version__,
         search=fitted.optimum.describe(),
         extrapolation=held,
         verdict=verdict(fitted, held),

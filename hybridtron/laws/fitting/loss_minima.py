@@ -1,4 +1,4 @@
-"""Minima of local parabolas: where along x each compute budget has its lowest loss, and the power law through them.
+"""Minima of local parabolas: where along x each compute budget has its lowest loss.
 
 For each budget the loss is fitted by a parabola in log x over the rows within a factor `window` of its minimum
 (Hoffmann et al. 2022, 2203.15556, approach 2, made local). Minima at the edge of the data are no minima and are
@@ -10,21 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hybridtron.laws.data.runs import Runs
+from hybridtron.laws.families.law import Series
 from hybridtron.laws.fitting.optimize import Array
 
 FEWEST = 4  # rows of a parabola: three coefficients and one degree of freedom
 SAME_BUDGET = 0.02  # values closer than this, relative, are one budget
 WIDEST_BUDGET = 0.4  # logarithm of the widest span of values that are still taken as one budget
-APART = 2.0  # budgets wider than SAME_BUDGET lie at least so many of their widths apart
+SEPARATION = 2.0  # budgets wider than SAME_BUDGET lie at least so many of their widths apart
 
 
 @dataclass(frozen=True)
-class Valley:
+class LossMinimum:
     """One budget's parabola; `reason` says why it is left out, or is None."""
 
     budget: float
@@ -39,11 +41,17 @@ class Valley:
 
     @property
     def kept(self) -> bool:
+        """Whether the minimum can be used."""
         return self.reason is None
+
+    @property
+    def noise(self) -> Array:
+        """Residuals brought to the spread of the noise by their leverage."""
+        return self.residual / np.sqrt(np.maximum(1 - self.leverage, 0.05))
 
 
 def split_budgets(flops: Array) -> list[tuple[float, NDArray[np.intp]]]:
-    """Budgets in rising order with their rows, each named by the median of its values.
+    """Split FLOPs into budgets in rising order with their rows, each named by the median of its values.
 
     Values within 2 % are one budget. Counted FLOPs scatter more about their nominal budgets: where 2 % leaves most rows
     without company, the smallest gap is taken that parts the values into narrow clusters far from each other, if there
@@ -54,25 +62,25 @@ def split_budgets(flops: Array) -> list[tuple[float, NDArray[np.intp]]]:
     gaps = np.diff(logs)
     nominal = np.flatnonzero(gaps > SAME_BUDGET) + 1
     breaks = nominal
-    if not _crowded(np.split(order, nominal)):
+    if not _enough_rows(np.split(order, nominal)):
         for gap in np.unique(gaps[(gaps > SAME_BUDGET) & (gaps < WIDEST_BUDGET)]):
             wider = np.flatnonzero(gaps > gap) + 1
             width = max(float(np.ptp(part)) for part in np.split(logs, wider))
-            apart = len(wider) > 0 and gaps[wider - 1].min() >= APART * width
-            if apart and width <= WIDEST_BUDGET and _crowded(np.split(order, wider)):
+            apart = len(wider) > 0 and gaps[wider - 1].min() >= SEPARATION * width
+            if apart and width <= WIDEST_BUDGET and _enough_rows(np.split(order, wider)):
                 breaks = wider
                 break
     return [(float(np.median(flops[rows])), rows) for rows in np.split(order, breaks)]
 
 
-def _crowded(parts: Sequence[NDArray[np.intp]]) -> bool:
-    """Whether nine rows in ten share their budget with enough others for a parabola."""
+def _enough_rows(parts: Sequence[NDArray[np.intp]]) -> bool:
+    """Return whether nine rows in ten share their budget with enough others for a parabola."""
     sizes = np.array([len(part) for part in parts])
     return bool(sizes[sizes >= FEWEST].sum() >= 0.9 * sizes.sum())
 
 
 def budget_warnings(flops: Array) -> list[str]:
-    """Warnings that ask whether the FLOPs are those of compute budgets."""
+    """Warn of FLOPs that do not look like those of compute budgets, as questions."""
     budgets = split_budgets(flops)
     alone = sum(len(rows) for _, rows in budgets if len(rows) < FEWEST)
     if alone > 0.25 * len(flops):
@@ -90,8 +98,8 @@ def budget_warnings(flops: Array) -> list[str]:
     ]
 
 
-def find_valley(budget: float, x: Array, loss: Array, rows: NDArray[np.intp], window: float) -> Valley:
-    """The minimum of one budget; x and loss are whole columns, `rows` the budget's."""
+def find_loss_minimum(budget: float, x: Array, loss: Array, rows: NDArray[np.intp], window: float) -> LossMinimum:
+    """Find the minimum of one budget; x and loss are whole columns, `rows` the budget's."""
     log_x = np.log(x[rows])
     centre = float(log_x[np.argmin(loss[rows])])
     inside = rows
@@ -120,7 +128,7 @@ def find_valley(budget: float, x: Array, loss: Array, rows: NDArray[np.intp], wi
     leverage = np.einsum("ij,ji->i", design, np.linalg.pinv(design))
     least = float(coefficients[0] - coefficients[1] ** 2 / (4 * coefficients[2])) if coefficients[2] > 0 else np.nan
     reason = _why_dropped(log_x, loss[rows], vertex, coefficients, len(inside))
-    return Valley(
+    return LossMinimum(
         budget, float(np.exp(vertex)), least, inside, coefficients, middle, residual, leverage, reason
     )  # fmt: skip
 
@@ -147,53 +155,52 @@ def _design(x: Array, centre: float) -> Array:
     return np.stack([np.ones_like(u), u, u**2], axis=1)
 
 
-def find_valleys(runs: Runs, column: str, window: float) -> list[Valley]:
-    """One valley for each budget of the column `flops`, in rising order."""
+def find_loss_minima(runs: Runs, column: str, window: float) -> list[LossMinimum]:
+    """Find the minimum of each budget of the column `flops`, in rising order."""
     return [
-        find_valley(budget, runs[column], runs["loss"], rows, window)
+        find_loss_minimum(budget, runs[column], runs["loss"], rows, window)
         for budget, rows in split_budgets(runs["flops"])
     ]  # fmt: skip
 
 
-def line(log_c: Array, log_x: Array) -> tuple[Array, Array]:
-    """Least-squares exponent and log factor of x = k C^a; log_c [K], log_x [..., K] -> each [...]."""
-    centred = log_c - log_c.mean()
-    exponent = log_x @ centred / (centred @ centred)
-    return exponent, log_x.mean(axis=-1) - exponent * log_c.mean()
-
-
-def resample_valleys(runs: Runs, column: str, valleys: Sequence[Valley], multipliers: Array) -> tuple[Array, Array]:
-    """log x and loss at the minima of resampled noise; multipliers [count, n] of the rows -> each [count, K].
+def resample_loss_minima(runs: Runs, column: str, minima: Sequence[LossMinimum], multipliers: Array) -> Array:
+    """Return log x at the minima of resampled noise; multipliers [count, n] of the rows -> [count, K].
 
     A replicate whose parabola of a budget has no minimum inside the data has nan there.
     """
-    positions, losses = [], []
-    for valley in valleys:
-        x = runs[column]
-        design = _design(x[valley.rows], valley.centre)
-        noise = valley.residual / np.sqrt(np.maximum(1 - valley.leverage, 0.05))
-        drawn = (design @ valley.coefficients) + multipliers[:, valley.rows] * noise
+    positions = []
+    for minimum in minima:
+        x = runs[column][minimum.rows]
+        design = _design(x, minimum.centre)
+        drawn = design @ minimum.coefficients + multipliers[:, minimum.rows] * minimum.noise
         c = drawn @ np.linalg.pinv(design).T  # [count, 3]
         with np.errstate(all="ignore"):
-            vertex = valley.centre - c[:, 1] / (2 * c[:, 2])
-            least = c[:, 0] - c[:, 1] ** 2 / (4 * c[:, 2])
-        bounds = np.log(x[valley.rows])
-        slack = 0.5 * (bounds.max() - bounds.min())
-        good = (c[:, 2] > 0) & (vertex > bounds.min() - slack) & (vertex < bounds.max() + slack)
+            vertex = minimum.centre - c[:, 1] / (2 * c[:, 2])
+        low, high = np.log(x.min()), np.log(x.max())
+        slack = 0.5 * (high - low)
+        good = (c[:, 2] > 0) & (vertex > low - slack) & (vertex < high + slack)
         positions.append(np.where(good, vertex, np.nan))
-        losses.append(np.where(good, least, np.nan))
-    return np.stack(positions, axis=1), np.stack(losses, axis=1)
+    return np.stack(positions, axis=1)
 
 
-def line_with_gaps(log_c: Array, log_x: Array) -> tuple[Array, Array]:
-    """`line` for replicates [count, K] where some minima are missing (nan); nan where fewer than two are left."""
-    there = np.isfinite(log_x)
-    filled = np.where(there, log_x, 0.0)
-    count = there.sum(axis=1)
-    with np.errstate(all="ignore"):
-        mean_c = (there * log_c).sum(axis=1) / count
-        mean_x = filled.sum(axis=1) / count
-        centred = np.where(there, log_c - mean_c[:, None], 0.0)
-        exponent = (centred * filled).sum(axis=1) / (centred**2).sum(axis=1)
-        factor = mean_x - exponent * mean_c
-    return np.where(count >= 2, exponent, np.nan), np.where(count >= 2, factor, np.nan)
+def parabola_curves(runs: Runs, column: str, minima: list[LossMinimum], panel: str, x_label: str) -> list[Series]:
+    """Return the rows of every budget and its parabola over the rows that were fitted."""
+    axes: dict[str, Any] = {"x_label": x_label, "y_label": "loss (nats per token)"}
+    budgets = [rows for _, rows in split_budgets(runs["flops"])]
+    curves = []
+    if small := [rows for rows in budgets if len(rows) < FEWEST]:
+        rest = np.concatenate(small)
+        curves.append(
+            Series(panel, "budgets of too few runs", "points", runs[column][rest], runs["loss"][rest], **axes)
+        )
+    for minimum, rows in zip(minima, budgets, strict=True):
+        if len(rows) < FEWEST:
+            continue
+        label = f"C = {minimum.budget:.4g}" + ("" if minimum.kept else " (dropped)")
+        curves.append(Series(panel, label, "points", runs[column][rows], runs["loss"][rows], **axes))
+        if np.isfinite(minimum.x):
+            fitted = runs[column][minimum.rows]
+            x = np.geomspace(fitted.min(), fitted.max(), 60)
+            y = _design(x, minimum.centre) @ minimum.coefficients
+            curves.append(Series(panel, label, "line", x, y, **axes))
+    return curves

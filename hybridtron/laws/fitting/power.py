@@ -1,218 +1,122 @@
-"""The power law through the minima of compute budgets, x_opt = k C^a, with its interval."""
+"""Power laws through points, y = factor * x^exponent: straight lines of log y in log x, with their intervals."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from hybridtron.errors import UserError
-from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.families.law import Series, Settings
+from hybridtron.laws.families.law import Series
 from hybridtron.laws.fitting import bootstrap
-from hybridtron.laws.fitting import loss_minima as valleys
-from hybridtron.laws.fitting.loss_minima import Valley
 from hybridtron.laws.fitting.optimize import Array
-
-FEWEST_BUDGETS = 3
-FEWEST_FREEDOM = 5
 
 
 @dataclass(frozen=True)
-class Power:
-    """x_opt = factor * C^exponent over the kept valleys; `samples` are exponent and log factor, [count, 2]."""
+class PowerLaw:
+    """A fitted power law.
 
+    Attributes:
+        x, y: the points it was fitted to, [K].
+        exponent, factor: least squares of log y.
+        freedom: degrees of freedom of the resampled noise.
+        samples: exponent and log factor of resampled lines, [count, 2]; None when there are no intervals.
+        widening: factor on the width of the intervals.
+    """
+
+    x: Array
+    y: Array
     exponent: float
     factor: float
-    valleys: list[Valley]
-    objective: float
-    n_points: int
-    n_groups: int
     freedom: int
     samples: Array | None
-    minima: Array | None  # resampled log x of the kept valleys, [count, K]
-    widening: float
-    scatter: dict[str, float] | None
-    warnings: list[str]
-
-    @cached_property
-    def kept(self) -> list[Valley]:
-        return [valley for valley in self.valleys if valley.kept]
+    widening: float = 1.0
 
     @property
     def intervals(self) -> dict[str, list[float]] | None:
-        """Of `exponent` and `factor`; None when refused."""
+        """Intervals of `exponent` and `factor`; None when refused."""
         if self.samples is None:
             return None
         low, high = self._interval(self.samples[:, 1], math.log(self.factor))
-        return {
-            "exponent": self._interval(self.samples[:, 0], self.exponent),
-            "factor": [_exp(low), _exp(high)],
-        }
+        return {"exponent": self._interval(self.samples[:, 0], self.exponent), "factor": [_exp(low), _exp(high)]}
 
-    def at(self, flops: float) -> float:
-        """x_opt at a budget."""
-        return math.exp(math.log(self.factor) + self.exponent * math.log(flops))
+    def at(self, x: float) -> float:
+        """Return y at x."""
+        return math.exp(math.log(self.factor) + self.exponent * math.log(x))
 
-    def interval_at(self, flops: float) -> list[float] | None:
-        """Interval of `at`."""
+    def interval_at(self, x: float) -> list[float] | None:
+        """Return the interval of `at`; None when refused."""
         if self.samples is None:
             return None
-        log_c = math.log(flops)
-        low, high = self._interval(self.samples[:, 1] + self.samples[:, 0] * log_c, math.log(self.at(flops)))
+        low, high = self._interval(self.samples[:, 1] + self.samples[:, 0] * math.log(x), math.log(self.at(x)))
         return [_exp(low), _exp(high)]
 
     def _interval(self, samples: Array, value: float) -> list[float]:
         low, high = bootstrap.residual_interval(samples, self.freedom)
         return [value + self.widening * (low - value), value + self.widening * (high - value)]
 
-    def curves(self, panel: str, x_label: str, y_label: str) -> list[Series]:
-        """Minima with error bars, and the line with its band."""
-        budgets = np.array([valley.budget for valley in self.kept])
-        minima = np.array([valley.x for valley in self.kept])
-        axes: dict[str, Any] = {"x_label": x_label, "y_label": y_label, "y_log": True}
-        low = high = None
-        if self.minima is not None:
-            low, high = np.exp(np.nanquantile(self.minima, [0.025, 0.975], axis=0))
-        x = np.geomspace(budgets.min(), budgets.max() * 10, 60)
-        band = [self.interval_at(float(c)) for c in x]
-        line = np.array([self.at(float(c)) for c in x])
-        edges = np.array(band).T if self.samples is not None else (None, None)
-        return [
-            Series(panel, "minima", "points", budgets, minima, low=low, high=high, **axes),
-            Series(panel, f"C^{self.exponent:.3g}", "line", x, line, low=edges[0], high=edges[1], **axes),
-        ]
+    def line(self, panel: str, symbol: str, beyond: float, axes: Mapping[str, Any]) -> Series:
+        """Return the line with its band, drawn to `beyond` times the largest x."""
+        x = np.geomspace(self.x.min(), self.x.max() * beyond, 60)
+        y = np.array([self.at(float(value)) for value in x])
+        band = None if self.samples is None else np.array([self.interval_at(float(value)) for value in x]).T
+        low, high = (None, None) if band is None else band
+        return Series(panel, f"{symbol}^{self.exponent:.3g}", "line", x, y, low=low, high=high, **axes)
 
+    def hold_out(self, count: int, fewest: int, by: str, names: tuple[str, str]) -> dict[str, Any] | None:
+        """Compare the line through all but the `count` points of largest x with these points.
 
-def valley_curves(runs: Runs, column: str, found: list[Valley], panel: str, x_label: str) -> list[Series]:
-    """The rows of every budget and its parabola over the rows that were fitted."""
-    axes: dict[str, Any] = {"x_label": x_label, "y_label": "loss (nats per token)"}
-    curves = []
-    small = [rows for _, rows in valleys.split_budgets(runs["flops"]) if len(rows) < valleys.FEWEST]
-    if small:
-        rest = np.concatenate(small)
-        curves.append(
-            Series(panel, "budgets of too few runs", "points", runs[column][rest], runs["loss"][rest], **axes)
+        `names` are the public names of exponent and factor. Returns None when nothing is to be held out or fewer than
+        `fewest` points would be left.
+        """
+        if count <= 0 or len(self.x) - count < fewest:
+            return None
+        order = np.argsort(self.x, kind="stable")
+        x, y = np.log(self.x[order]), np.log(self.y[order])
+        exponent, log_factor = (float(value) for value in fit_line(x[:-count], y[:-count]))
+        predicted, observed = np.exp(log_factor + exponent * x[-count:]), self.y[order][-count:]
+        fitted, largest = (float(self.x[order][row]) for row in (-count - 1, -1))
+        without = dict(zip(names, (exponent, math.exp(log_factor)), strict=True))
+        return held_out(
+            count, by, predicted, observed, largest_fitted=fitted, largest_held_out=largest, parameters_without=without
         )
-    for valley, (_, rows) in zip(found, valleys.split_budgets(runs["flops"]), strict=True):
-        if len(rows) < valleys.FEWEST:
-            continue
-        label = f"C = {valley.budget:.4g}" + ("" if valley.kept else " (dropped)")
-        curves.append(Series(panel, label, "points", runs[column][rows], runs["loss"][rows], **axes))
-        if np.isfinite(valley.x):
-            fitted = runs[column][valley.rows]
-            x = np.geomspace(fitted.min(), fitted.max(), 60)
-            u = np.log(x) - valley.centre
-            c = valley.coefficients
-            curves.append(Series(panel, label, "line", x, c[0] + c[1] * u + c[2] * u**2, **axes))
-    return curves
 
 
-def fit_power(runs: Runs, settings: Settings, column: str, window: float) -> Power:
-    """Valleys along `column` for each budget, the line through the kept ones, and resampled lines.
-
-    Raises:
-        UserError: when fewer than two budgets have a usable minimum.
-    """
-    found = valleys.find_valleys(runs, column, window)
-    kept = [valley for valley in found if valley.kept]
-    if len(kept) < 2:
-        budgets = "one budget only" if len(found) == 1 else f"{len(found)} budgets, {len(kept)} with a usable minimum"
-        dropped = [f"C = {v.budget:.3g}: {v.reason}" for v in found if v.reason]
-        reasons = "; ".join(dropped[:3]) + (f"; and {len(dropped) - 3} more" if len(dropped) > 3 else "")
-        raise UserError(
-            f"{runs.source}: {budgets}; expected at least two budgets with a minimum inside their data"
-            + (f" ({reasons})" if reasons else "")
-        )
-    log_c = np.log([valley.budget for valley in kept])
-    log_x = np.log([valley.x for valley in kept])
-    exponent, log_factor = (float(v) for v in valleys.line(log_c, log_x))
-    axis = {"n_params": "minimum in N", "tokens": "minimum in D"}.get(column, column)
-    warnings = valleys.budget_warnings(runs["flops"]) + _dropped(found, axis)
-    rows = np.unique(np.concatenate([valley.rows for valley in kept]))
-    labels = bootstrap.group_labels(runs, settings.group)
-    freedom = sum(len(valley.rows) - 3 for valley in kept)
-    if settings.group is not None:
-        freedom = min(freedom, len(np.unique(labels[rows])) - 3)
-    samples = minima = scatter = None
-    widening = 1.0
-    if len(kept) < FEWEST_BUDGETS:
-        warnings.append(
-            f"few points: no intervals, {len(kept)} budgets determine a line exactly; at least 3 are needed"
-        )
-    elif freedom < FEWEST_FREEDOM:
-        warnings.append(
-            f"few points: no intervals, {len(rows)} rows leave {max(freedom, 0)} degrees of freedom about the "
-            f"parabolas; at least {FEWEST_FREEDOM} are needed"
-        )
-    elif settings.bootstrap:
-        rng = np.random.default_rng([settings.seed, 4])
-        multipliers = bootstrap.signs(rng, settings.bootstrap, int(labels.max()) + 1)[:, labels]
-        minima = valleys.resample_valleys(runs, column, kept, multipliers)[0]
-        samples = np.stack(valleys.line_with_gaps(log_c, minima), axis=1)
-        widening, scatter = _scatter(log_c, log_x, minima)
-        if widening > 1:
-            warnings.append(
-                f"scatter: the minima ({axis}) lie {widening:.2g}x farther from the line than the noise within budgets "
-                "explains; intervals are widened by that factor"
-            )
-    return Power(
-        exponent, math.exp(log_factor), found, float(sum((v.residual**2).sum() for v in kept)), len(rows),
-        len(np.unique(labels[rows])), freedom, samples, minima, widening, scatter, warnings,
-    )  # fmt: skip
-
-
-def _dropped(found: list[Valley], axis: str) -> list[str]:
-    """Budgets that are left out and why; many that have too few runs share one warning."""
-    small = [valley for valley in found if valley.reason and valley.reason.startswith("few points")]
-    warnings = [f"{v.reason} (budget C = {v.budget:.4g}, dropped)" for v in small]
-    if len(small) > 3:
-        named = ", ".join(f"{valley.budget:.4g}" for valley in small[:6]) + (", ..." if len(small) > 6 else "")
-        warnings = [f"few points: {len(small)} budgets of too few runs or sizes are dropped: C = {named}"]
-    others = [valley for valley in found if valley.reason and valley not in small]
-    return warnings + [f"{v.reason} (budget C = {v.budget:.4g}, {axis}, dropped)" for v in others]
-
-
-def hold_out(power: Power, settings: Settings, exponent_name: str, factor_name: str) -> dict[str, Any] | None:
-    """The line through all but the largest budgets against the minima of these; None when too few would be left."""
-    kept = power.kept
-    count = settings.holdout if settings.holdout is not None else 1
-    if count <= 0 or len(kept) - count < 2:
-        return None
-    rest, held = kept[:-count], kept[-count:]
-    exponent, factor = (
-        float(v) for v in valleys.line(*(np.log([getattr(v, n) for v in rest]) for n in ("budget", "x")))
-    )
-    predicted = np.array([math.exp(factor + exponent * math.log(v.budget)) for v in held])
-    observed = np.array([v.x for v in held])
+def held_out(count: int, by: str, predicted: Array, observed: Array, **more: Any) -> dict[str, Any]:
+    """Return the extrapolation check of a fit: relative errors on the runs held out, and `more` about them."""
     error = predicted / observed - 1
     return {
-        "held_out": count, "by": "budget", "largest_fitted": rest[-1].budget, "largest_held_out": held[-1].budget,
-        "mean_relative_error": float(error.mean()), "mean_absolute_relative_error": float(np.abs(error).mean()),
+        "held_out": count,
+        "by": by,
+        **more,
+        "mean_relative_error": float(error.mean()),
+        "mean_absolute_relative_error": float(np.abs(error).mean()),
         "worst_relative_error": float(error[np.argmax(np.abs(error))]),
-        "parameters_without": {exponent_name: exponent, factor_name: math.exp(factor)},
-        "observed": observed, "predicted": predicted,
-    }  # fmt: skip
+        "observed": observed,
+        "predicted": predicted,
+    }
 
 
-def _scatter(log_c: Array, log_x: Array, minima: Array) -> tuple[float, dict[str, float]]:
-    """How much farther minima lie from their line than resampling predicts; 1 unless significant at 1 %."""
+def fit_line(x: Array, y: Array) -> tuple[Array, Array]:
+    """Fit straight lines by least squares; x [K], y [..., K] -> slope and offset, each [...]."""
+    centred = x - x.mean()
+    slope = y @ centred / (centred @ centred)
+    return slope, y.mean(axis=-1) - slope * x.mean()
 
-    def about_line(values: Array) -> Array:
-        exponent, factor = valleys.line(log_c, values)
-        return ((values - exponent[..., None] * log_c - factor[..., None]) ** 2).sum(axis=-1)
 
-    noise = minima - np.nanmedian(minima, axis=0)
-    expected = about_line(noise[np.isfinite(noise).all(axis=1)])
-    observed = float(about_line(log_x[None])[0])
-    if len(expected) < 100:
-        return 1.0, {}
-    ratio = math.sqrt(observed / max(float(expected.mean()), 1e-300))
-    p = float((1 + (expected >= observed).sum()) / (1 + len(expected)))
-    return (ratio if p < 0.01 and ratio > 1 else 1.0), {"ratio": ratio, "p": p}
+def fit_lines_with_gaps(x: Array, y: Array) -> tuple[Array, Array]:
+    """Fit lines to replicates y [count, K] where some points are nan; nan where fewer than two are left."""
+    present = np.isfinite(y)
+    filled = np.where(present, y, 0.0)
+    count = present.sum(axis=1)
+    with np.errstate(all="ignore"):
+        mean_x, mean_y = (present * x).sum(axis=1) / count, filled.sum(axis=1) / count
+        centred = np.where(present, x - mean_x[:, None], 0.0)
+        slope = (centred * filled).sum(axis=1) / (centred**2).sum(axis=1)
+        offset = mean_y - slope * mean_x
+    return np.where(count >= 2, slope, np.nan), np.where(count >= 2, offset, np.nan)
 
 
 def _exp(value: float) -> float:

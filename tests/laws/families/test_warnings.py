@@ -268,13 +268,13 @@ def test_few_replicates_are_said():
     assert "replicates" not in kinds(fit("parametric", runs, Settings(bootstrap=100, holdout=0)))
 
 
-def test_single_runs_among_valleys_are_asked_about():
+def test_single_runs_among_minima_are_asked_about():
     runs = planted.state_runs(1, 0.003)
-    valley = planted.isoflop_runs(1, 0.001, budgets=(1e19, 1e20)).with_column("arch", ["transformer"] * 16)
-    valley = valley.with_column("total_state", 100 * valley["n_params"] ** 0.6)
+    parabolas = planted.isoflop_runs(1, 0.001, budgets=(1e19, 1e20)).with_column("arch", ["transformer"] * 16)
+    parabolas = parabolas.with_column("total_state", 100 * parabolas["n_params"] ** 0.6)
     names = ("flops", "total_state", "loss", "arch", "n_params")
     single = runs.with_column("n_params", np.full(len(runs), 1e8))
-    mixed = Runs.of(**{name: np.concatenate([single[name], valley[name]]) for name in names})
+    mixed = Runs.of(**{name: np.concatenate([single[name], parabolas[name]]) for name in names})
     assert "single runs" not in kinds(fit("state-optimal", runs, QUICK))
     assert "single runs" in kinds(fit("state-optimal", mixed, QUICK))
 

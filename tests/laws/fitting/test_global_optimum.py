@@ -15,7 +15,7 @@ from hybridtron.laws import Settings, fit
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families import depth_width, downstream, overtraining, parametric
 from hybridtron.laws.fitting.optimize import search
-from hybridtron.laws.fitting.power import fit_power
+from hybridtron.laws.fitting.parabola import fit_minima
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -136,19 +136,19 @@ def test_depth_width():
 
 @pytest.mark.parametrize(("name", "column", "value"), [s for s in SELECTIONS if "isoflop" in s[0]])
 def test_isoflop_parabolas_and_line(name, column, value):
-    """Every kept valley is the parabola of numpy's own fit, and the line its fit through the minima."""
+    """Every kept minimum is the parabola of numpy's own fit, and the line its fit through the minima."""
     runs = load(name) if column is None else load(name).where(column, value)
     for axis in ("n_params", "tokens"):
-        power = fit_power(runs, Settings(bootstrap=0), axis, 4.0)
+        found = fit_minima(runs, Settings(bootstrap=0), axis, 4.0)
         total = 0.0
-        for valley in power.kept:
-            x, y = np.log(runs[axis][valley.rows]), runs["loss"][valley.rows]
+        for minimum in found.kept:
+            x, y = np.log(runs[axis][minimum.rows]), runs["loss"][minimum.rows]
             fitted = np.polynomial.Polynomial.fit(x, y, 2)
             total += float(((fitted(x) - y) ** 2).sum())
-            assert float(fitted.deriv().roots()[0]) == pytest.approx(math.log(valley.x), rel=1e-6)
-        assert power.objective <= total * (1 + 1e-6)
-        slope = np.polyfit(np.log([v.budget for v in power.kept]), np.log([v.x for v in power.kept]), 1)[0]
-        assert power.exponent == pytest.approx(slope, rel=1e-6)
+            assert float(fitted.deriv().roots()[0]) == pytest.approx(math.log(minimum.x), rel=1e-6)
+        assert found.objective <= total * (1 + 1e-6)
+        slope = np.polyfit(np.log(found.power.x), np.log([minimum.x for minimum in found.kept]), 1)[0]
+        assert found.power.exponent == pytest.approx(slope, rel=1e-6)
 
 
 def test_state_optimal_line():

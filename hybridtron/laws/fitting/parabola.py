@@ -1,0 +1,316 @@
+"""Laws of the loss minima of compute budgets: a power law through the minima of local parabolas, and its report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridtron.errors import UserError
+from hybridtron.laws.data.points import extrapolation_warnings
+from hybridtron.laws.data.runs import Runs
+from hybridtron.laws.families.law import Fit, Law, Series, Settings, record
+from hybridtron.laws.fitting import bootstrap
+from hybridtron.laws.fitting.curve import outlier_flags
+from hybridtron.laws.fitting.loss_minima import (
+    LossMinimum,
+    budget_warnings,
+    find_loss_minima,
+    parabola_curves,
+    resample_loss_minima,
+)
+from hybridtron.laws.fitting.optimize import Array
+from hybridtron.laws.fitting.power import PowerLaw, fit_line, fit_lines_with_gaps
+from hybridtron.laws.report.wording import not_held_out
+
+FEWEST_BUDGETS = 3
+FEWEST_FREEDOM = 5
+TOO_FEW = "fewer than two budgets left"
+OPTIONS: dict[str, tuple[Any, str]] = {
+    "window": (4.0, "rows within this factor of the minimum are fitted; inf takes all"),
+    "outliers": (None, "column that flags outliers, to report how far the answer moves without them"),
+}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One power law of a parabola law: x_opt = factor * C^exponent, x_opt where along `column` the loss is least."""
+
+    column: str
+    exponent: str  # public name
+    factor: str  # public name
+    quantity: str  # x_opt in words
+
+
+@dataclass(frozen=True)
+class MinimaFit:
+    """The power law through the minima of the budgets along one column."""
+
+    power: PowerLaw
+    minima: list[LossMinimum]
+    positions: Array | None  # resampled log x of the kept minima, [count, K]
+    scatter: dict[str, float] | None
+    n_points: int
+    n_groups: int
+    warnings: list[str]
+
+    @cached_property
+    def kept(self) -> list[LossMinimum]:
+        """Minima that the power law goes through."""
+        return [minimum for minimum in self.minima if minimum.kept]
+
+    @property
+    def objective(self) -> float:
+        """Squared residuals about the parabolas, summed over the rows of the kept minima."""
+        return float(sum((minimum.residual**2).sum() for minimum in self.kept))
+
+    def curves(self, panel: str) -> list[Series]:
+        """Return the minima with error bars, and the line with its band."""
+        axes: dict[str, Any] = {"x_label": "training FLOPs", "y_label": panel, "y_log": True}
+        low = high = None
+        if self.positions is not None:
+            low, high = np.exp(np.nanquantile(self.positions, [0.025, 0.975], axis=0))
+        points = Series(panel, "minima", "points", self.power.x, self.power.y, low=low, high=high, **axes)
+        return [points, self.power.line(panel, "C", 10, axes)]
+
+
+def complete_parabola_fit(
+    law: Law,
+    runs: Runs,
+    settings: Settings,
+    axes: Mapping[str, Axis],
+    *,
+    windows: Callable[[float], Iterable[float]],
+    objective: str,
+    search: Callable[[dict[str, MinimaFit]], dict[str, Any]],
+    verdict: Callable[[dict[str, MinimaFit], dict[str, Any] | None], list[str]],
+    panel: str,
+    x_label: str,
+    derive: Callable[[dict[str, Any]], dict[str, Any]] = lambda entry: {},
+) -> Fit:
+    """Fit everything that a parabola law reports.
+
+    Args:
+        axes: by the name of x_opt in predictions; the first is the one that plots and the extrapolation check show.
+        windows: the window -> other windows that the sensitivity tries.
+        objective: what the objective sums, in words.
+        search: the fits of the axes -> what was found on the way.
+        verdict: the fits and the extrapolation check -> sentences.
+        panel, x_label: name of the plot of parabolas, and of its horizontal axis.
+        derive: an entry of the predictions -> what follows from it.
+
+    Raises UserError where fewer than two budgets have a minimum inside their data.
+    """
+    window = chosen_window(law, settings)
+    fits = {name: fit_minima(runs, settings, axis.column, window) for name, axis in axes.items()}
+    first, main = next(iter(axes.values())), next(iter(fits.values()))
+    table, moved = _sensitivity(law, runs, settings, axes, fits, windows(window))
+    count = 1 if settings.holdout is None else settings.holdout
+    held = main.power.hold_out(count, 2, "budget", (first.exponent, first.factor))
+    predictions = [_predict(law.name, point, fits, derive) for point in settings.predict]
+    warnings = list(dict.fromkeys(warning for fitted in fits.values() for warning in fitted.warnings)) + moved
+    for point in settings.predict:
+        warnings += extrapolation_warnings(point, {"C": main.power.x})
+    curves = parabola_curves(runs, first.column, main.minima, panel, x_label)
+    return Fit(
+        law=law.name,
+        parameters=_parameters(law, axes, fits),
+        objective=main.objective,
+        n_points=main.n_points,
+        n_groups=main.n_groups,
+        intervals=_intervals(law, axes, fits) or None,
+        settings=record(settings, window=window, objective=objective),
+        sensitivity=table,
+        predictions=predictions,
+        warnings=warnings + not_held_out(settings, held, f"{len(main.kept)} budgets"),
+        search=search(fits),
+        extrapolation=held,
+        verdict=verdict(fits, held),
+        curves=curves + [series for name, axis in axes.items() for series in fits[name].curves(axis.quantity)],
+    )
+
+
+def chosen_window(law: Law, settings: Settings) -> float:
+    """Return the window that was asked for, or the law's own; raises UserError for one that holds nothing."""
+    window = float(settings.options.get("window", law.options["window"][0]))
+    if not window > 1:
+        raise UserError(f"window = {window:g}: expected a factor above 1")
+    return window
+
+
+def fit_minima(runs: Runs, settings: Settings, column: str, window: float) -> MinimaFit:
+    """Find the minimum of each budget along `column`, fit the line through the kept ones, and resample it.
+
+    Raises UserError when fewer than two budgets have a usable minimum.
+    """
+    found = find_loss_minima(runs, column, window)
+    kept = [minimum for minimum in found if minimum.kept]
+    if len(kept) < 2:
+        raise UserError(_refusal(runs.source, found, len(kept)))
+    x, y = (np.array([getattr(minimum, name) for minimum in kept]) for name in ("budget", "x"))
+    exponent, log_factor = (float(value) for value in fit_line(np.log(x), np.log(y)))
+    axis = {"n_params": "minimum in N", "tokens": "minimum in D"}.get(column, column)
+    warnings = budget_warnings(runs["flops"]) + _dropped(found, axis)
+    rows = np.unique(np.concatenate([minimum.rows for minimum in kept]))
+    labels = bootstrap.group_labels(runs, settings.group)
+    freedom = sum(len(minimum.rows) - 3 for minimum in kept)
+    if settings.group is not None:
+        freedom = min(freedom, len(np.unique(labels[rows])) - 3)
+    samples = positions = scatter = None
+    widening = 1.0
+    if reason := _too_few(len(kept), len(rows), freedom):
+        warnings.append(reason)
+    elif settings.bootstrap:
+        rng = np.random.default_rng([settings.seed, 4])
+        multipliers = bootstrap.signs(rng, settings.bootstrap, int(labels.max()) + 1)[:, labels]
+        positions = resample_loss_minima(runs, column, kept, multipliers)
+        samples = np.stack(fit_lines_with_gaps(np.log(x), positions), axis=1)
+        widening, scatter = _scatter(np.log(x), np.log(y), positions)
+        if widening > 1:
+            warnings.append(
+                f"scatter: the minima ({axis}) lie {widening:.2g}x farther from the line than the noise within budgets "
+                "explains; intervals are widened by that factor"
+            )
+    power = PowerLaw(x, y, exponent, math.exp(log_factor), freedom, samples, widening)
+    return MinimaFit(power, found, positions, scatter, len(rows), len(np.unique(labels[rows])), warnings)
+
+
+def _refusal(source: str, found: list[LossMinimum], kept: int) -> str:
+    budgets = "one budget only" if len(found) == 1 else f"{len(found)} budgets, {kept} with a usable minimum"
+    dropped = [f"C = {one.budget:.3g}: {one.reason}" for one in found if one.reason]
+    reasons = "; ".join(dropped[:3]) + (f"; and {len(dropped) - 3} more" if len(dropped) > 3 else "")
+    text = f"{source}: {budgets}; expected at least two budgets with a minimum inside their data"
+    return text + (f" ({reasons})" if reasons else "")
+
+
+def _too_few(budgets: int, rows: int, freedom: int) -> str | None:
+    """Return why there are no intervals, or None."""
+    if budgets < FEWEST_BUDGETS:
+        needed = f"at least {FEWEST_BUDGETS} are needed"
+        return f"few points: no intervals, {budgets} budgets determine a line exactly; {needed}"
+    if freedom < FEWEST_FREEDOM:
+        return (
+            f"few points: no intervals, {rows} rows leave {max(freedom, 0)} degrees of freedom about the parabolas; "
+            f"at least {FEWEST_FREEDOM} are needed"
+        )
+    return None
+
+
+def _dropped(found: list[LossMinimum], axis: str) -> list[str]:
+    """Warn of budgets that are left out and why; many that have too few runs share one warning."""
+    small = [minimum for minimum in found if minimum.reason and minimum.reason.startswith("few points")]
+    warnings = [f"{one.reason} (budget C = {one.budget:.4g}, dropped)" for one in small]
+    if len(small) > 3:
+        named = ", ".join(f"{minimum.budget:.4g}" for minimum in small[:6]) + (", ..." if len(small) > 6 else "")
+        warnings = [f"few points: {len(small)} budgets of too few runs or sizes are dropped: C = {named}"]
+    others = [minimum for minimum in found if minimum.reason and minimum not in small]
+    return warnings + [f"{one.reason} (budget C = {one.budget:.4g}, {axis}, dropped)" for one in others]
+
+
+def _scatter(log_c: Array, log_x: Array, positions: Array) -> tuple[float, dict[str, float]]:
+    """Return how much farther minima lie from their line than resampling predicts; 1 unless significant at 1 %."""
+
+    def about_line(values: Array) -> Array:
+        exponent, log_factor = fit_line(log_c, values)
+        return ((values - exponent[..., None] * log_c - log_factor[..., None]) ** 2).sum(axis=-1)
+
+    noise = positions - np.nanmedian(positions, axis=0)
+    expected = about_line(noise[np.isfinite(noise).all(axis=1)])
+    observed = float(about_line(log_x[None])[0])
+    if len(expected) < 100:
+        return 1.0, {}
+    ratio = math.sqrt(observed / max(float(expected.mean()), 1e-300))
+    p = float((1 + (expected >= observed).sum()) / (1 + len(expected)))
+    return (ratio if p < 0.01 and ratio > 1 else 1.0), {"ratio": ratio, "p": p}
+
+
+def _parameters(law: Law, axes: Mapping[str, Axis], fits: Mapping[str, MinimaFit]) -> dict[str, float]:
+    values = {axis.exponent: fits[name].power.exponent for name, axis in axes.items()}
+    values |= {axis.factor: fits[name].power.factor for name, axis in axes.items()}
+    return {name: values[name] for name in law.parameters}
+
+
+def _intervals(law: Law, axes: Mapping[str, Axis], fits: Mapping[str, MinimaFit]) -> dict[str, list[float]]:
+    spans: dict[str, list[float]] = {}
+    for name, axis in axes.items():
+        if (found := fits[name].power.intervals) is not None:
+            spans |= {axis.exponent: found["exponent"], axis.factor: found["factor"]}
+    return {name: spans[name] for name in law.parameters} if spans else {}
+
+
+def _predict(
+    law: str, point: Mapping[str, float], fits: Mapping[str, MinimaFit], derive: Callable[[dict[str, Any]], Any]
+) -> dict[str, Any]:
+    if set(point) != {"C"} or not point["C"] > 0:
+        raise UserError(f"predict = {dict(point)}: {law} predicts from a budget; expected C=FLOPS")
+    entry: dict[str, Any] = {"C": point["C"]}
+    for name, fitted in fits.items():
+        entry |= {name: fitted.power.at(point["C"]), f"{name}_interval": fitted.power.interval_at(point["C"])}
+    return entry | derive(entry)
+
+
+def _sensitivity(
+    law: Law,
+    runs: Runs,
+    settings: Settings,
+    axes: Mapping[str, Axis],
+    fits: Mapping[str, MinimaFit],
+    windows: Iterable[float],
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the parameters under other windows and without odd rows, and a warning where an exponent moves."""
+    window = chosen_window(law, settings)
+    values, intervals = _parameters(law, axes, fits), _intervals(law, axes, fits)
+
+    def moves(others: Mapping[str, float]) -> list[str]:
+        names = [axis.exponent for axis in axes.values() if others]
+        return [
+            f"{name} {values[name]:.4g} -> {others[name]:.4g}"
+            for name in names
+            if _moved(values[name], others[name], intervals.get(name))
+        ]
+
+    tried = {other: _refit(law, axes, runs, other) for other in windows}
+    table: dict[str, Any] = {"window": {f"{other:g}": found or TOO_FEW for other, found in tried.items()}}
+    near = {other: found for other, found in tried.items() if window / 3 <= other <= window * 3}
+    moved = [f"{move} at window {other:g}" for other, found in near.items() for move in moves(found)]
+    warnings = ["window sensitivity: " + ", ".join(moved)] if moved else []
+    far = _far_rows(next(iter(fits.values())).kept, len(runs))
+    filters = {"without_far_points": ("rows beyond 4 robust standard deviations of the parabolas", far)}
+    if (flags := outlier_flags(runs, settings)) is not None:
+        filters["without_flagged"] = (f"rows flagged by column {flags[0]}", flags[1])
+    for key, (rule, rows) in filters.items():
+        if not rows.any():
+            continue
+        count, lines = int(rows.sum()), [int(line) for line in runs.lines[rows]]
+        found = _refit(law, axes, runs.take(~rows), window)
+        table[key] = {"rule": rule, "rows": count, "lines": lines, "parameters": found or TOO_FEW}
+        if moved := moves(found):
+            warnings.append(f"filter sensitivity: without {count} {rule}: " + ", ".join(moved))
+    return table, warnings
+
+
+def _moved(old: float, new: float, interval: list[float] | None) -> bool:
+    return not interval[0] <= new <= interval[1] if interval else abs(new - old) > 0.05
+
+
+def _refit(law: Law, axes: Mapping[str, Axis], runs: Runs, window: float) -> dict[str, float]:
+    """Return the parameters alone; empty when fewer than two budgets are left."""
+    try:
+        fits = {name: fit_minima(runs, Settings(bootstrap=0), axis.column, window) for name, axis in axes.items()}
+    except UserError:
+        return {}
+    return _parameters(law, axes, fits)
+
+
+def _far_rows(kept: list[LossMinimum], count: int) -> NDArray[np.bool_]:
+    """Mark the rows that lie beyond 4 robust standard deviations of their parabolas, [count]."""
+    far = np.zeros(count, dtype=bool)
+    scale = 1.4826 * float(np.median(np.abs(np.concatenate([minimum.noise for minimum in kept]))))
+    for minimum in kept:
+        far[minimum.rows[np.abs(minimum.noise) > 4 * max(scale, 1e-12)]] = True
+    return far
