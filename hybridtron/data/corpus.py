@@ -1,6 +1,5 @@
 """Preparing a corpus: files and folders of text into Megatron's indexed format."""
 
-import fcntl
 import functools
 import hashlib
 import json
@@ -19,6 +18,7 @@ from hybridtron.data.shards import ShardTask, is_finished, plan_shards, write_sh
 from hybridtron.data.sources import PARTIAL_NAME, SourceList
 from hybridtron.data.workers import run_tasks
 from hybridtron.errors import UserError
+from hybridtron.files import lock, replace_text
 
 SHARD_BYTES = 32 << 20
 SETTING_NAMES = {"format": "format of the work folder", "shard_bytes": "shard size", "files": "input files"}
@@ -133,14 +133,12 @@ def _claimed(out: Path, settings: dict[str, Any]) -> Iterator[None]:
         raise UserError(f"out = {out}: {what}; expected a folder that is new, empty, or {left}")
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        lock = (partial / "lock").open("w")
+        lock_file = (partial / "lock").open("w")
     except OSError as error:
         raise UserError(f"out = {out}: cannot be written to: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"out = {out}: another process is preparing it") from None
+    with lock_file:
+        if not lock(lock_file):
+            raise UserError(f"out = {out}: another process is preparing it")
         if (out / REPORT_NAME).exists():  # complete: only the work folder was left to remove
             shutil.rmtree(partial)
             raise UserError(f"out = {out}: holds a prepared corpus; expected a folder that is new or empty")
@@ -157,9 +155,7 @@ def _claimed(out: Path, settings: dict[str, Any]) -> Iterator[None]:
         for path in partial.iterdir():  # what a killed process had not finished
             if path.name == "final" or ".writing" in path.name:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        temporary = partial / "settings.writing"
-        temporary.write_text(json.dumps(settings))
-        os.replace(temporary, settings_path)
+        replace_text(settings_path, json.dumps(settings))
         yield
 
 

@@ -12,7 +12,7 @@ where they work between the machines that share it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import io
 import json
 import os
 import socket
@@ -20,9 +20,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from hybridtron.errors import UserError
+from hybridtron.files import Line, append_rows, lock, open_rows, read_lines
 
 FORMAT = 1
 SHOWN = 3  # differences that a refusal names
@@ -45,7 +46,7 @@ class Store:
         except OSError as error:
             raise UserError(f"search folder {folder}: cannot be made: {error.strerror}") from None
         self._alive = self._worker_file(self.worker).open("w")
-        fcntl.flock(self._alive, fcntl.LOCK_EX)
+        lock(self._alive, wait=True)
         try:
             with self.transaction() as transaction:
                 if not transaction.rows:
@@ -74,7 +75,7 @@ class Store:
             raise UserError(f"search folder {self.folder}: cannot be read: {error.strerror}") from None
         if not line.endswith(b"\n"):  # a worker was killed, or is busy, writing the first line
             return
-        first = _read(self.file, 1, line)
+        first = _row(self.file, read_lines(line)[0])
         if first["row"] != "search" or first.get("format") != FORMAT:
             raise UserError(f"{self.file}:1: expected the beginning of a search of format {FORMAT}")
         differences = [
@@ -90,10 +91,12 @@ class Store:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Transaction]:
         """All rows so far, and the only right to append until the block ends."""
-        with (self.folder / LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            with self.file.open("a+b") as stream:
-                yield Transaction(stream, self.file, self._is_alive)
+        with (self.folder / LOCK).open("w") as file:
+            lock(file, wait=True)
+            stream, lines = open_rows(self.file)
+            with stream:
+                rows = [_row(self.file, line) for line in lines if not line.is_cut]
+                yield Transaction(stream, rows, self._is_alive)
 
     def close(self) -> None:
         self._worker_file(self.worker).unlink(missing_ok=True)
@@ -108,34 +111,26 @@ class Store:
             return True
         try:
             with self._worker_file(worker).open("r+") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not lock(file):
+                    return True
                 self._worker_file(worker).unlink(missing_ok=True)
         except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
+            pass
         return False
 
 
 class Transaction:
     """What a worker reads and appends while it holds the lock."""
 
-    def __init__(self, stream: BinaryIO, path: Path, is_alive: Callable[[str], bool]) -> None:
+    def __init__(self, stream: io.FileIO, rows: list[Row], is_alive: Callable[[str], bool]) -> None:
+        self.rows = rows
         self._stream, self._is_alive = stream, is_alive
         self._known: dict[str, bool] = {}
-        stream.seek(0)
-        content = stream.read()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):  # a line that a kill cut short
-            stream.truncate(whole)
-        self.rows = [_read(path, number, line) for number, line in enumerate(content[:whole].splitlines(), start=1)]
 
     def append(self, row: Row) -> None:
         """On disk before this returns."""
         row = {**row, "time": round(time.time(), 3)}
-        self._stream.write(json.dumps(row).encode() + b"\n")
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
+        append_rows(self._stream, [row])
         self.rows.append(row)
 
     def is_alive(self, worker: str) -> bool:
@@ -144,14 +139,11 @@ class Transaction:
         return self._known[worker]
 
 
-def _read(path: Path, number: int, line: bytes) -> Row:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        row = None
-    if not isinstance(row, dict) or "row" not in row:
-        raise UserError(f"{path}:{number}: damaged line; expected a JSON object with a key row, or no such line")
-    return row
+def _row(path: Path, line: Line) -> Row:
+    """Return the row of a line; raise UserError where it holds none."""
+    if not isinstance(line.value, dict) or "row" not in line.value:
+        raise UserError(f"{path}:{line.number}: damaged line; expected a JSON object with a key row, or no such line")
+    return line.value
 
 
 def _differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

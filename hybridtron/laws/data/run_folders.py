@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from hybridtron.errors import UserError
+from hybridtron.files import read_lines
 from hybridtron.laws.data.sources import Cells
 
 
@@ -93,13 +94,9 @@ def _end(folder: Path, warnings: list[str]) -> dict[str, Any]:
 
 
 def _last_row(metrics: Path) -> dict[str, Any]:
-    """The last whole row; a last line cut off by a kill is left out."""
-    rows = []
-    for line in metrics.read_text().splitlines() if metrics.is_file() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    """Return the last whole row; a last line cut off by a kill is left out."""
+    lines = read_lines(metrics.read_bytes()) if metrics.is_file() else []
+    rows = [line.value for line in lines if isinstance(line.value, dict)]
     if not rows:
         raise UserError(f"{metrics}: no rows; expected a run that has logged at least one step")
     return rows[-1]

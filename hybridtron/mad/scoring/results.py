@@ -7,21 +7,19 @@ written; one that lacks nothing but its line end counts.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hybridtron.errors import UserError
+from hybridtron.files import DAMAGED, Line, append_rows, lock, open_rows, read_lines
 from hybridtron.mad.tasks.protocol import Setting, complete
 
 RESULTS = "results.jsonl"
 _LOCK = ".lock"
-_NO_JSON = "no JSON"
 
 Row = dict[str, Any]
 Key = tuple[str, ...]
@@ -58,33 +56,32 @@ def read_rows(folder: Path) -> tuple[list[Row], list[str]]:
     """
     file = folder / RESULTS
     try:
-        text = file.read_bytes()
+        content = file.read_bytes()
     except NotADirectoryError:
         raise UserError(f"{folder}: is a file; expected the folder that has it") from None
     except OSError:
         raise UserError(f"{folder}: has no {RESULTS}: expected a folder that `hybridtron mad run` wrote") from None
+    return _distinct_rows(file, read_lines(content))
+
+
+def _distinct_rows(file: Path, lines: Iterable[Line]) -> tuple[list[Row], list[str]]:
+    """Return the first row of each key, and a warning for every damaged line."""
     rows: dict[Key, Row] = {}
     warnings = []
-    lines = text.split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        last = number == len(lines)
-        if last and not line:
-            break
-        row = _parsed(line)
+    for line in lines:
+        row = _checked(line.value)
         if isinstance(row, str):
-            why = "cut short" if last and row == _NO_JSON else f"damaged ({row})"
-            warnings.append(f"{file}, line {number}: {why}, left out")
+            why = "cut short" if line.is_cut else f"damaged ({row})"
+            warnings.append(f"{file}, line {line.number}: {why}, left out")
         else:
             rows.setdefault(key(row), row)
     return list(rows.values()), warnings
 
 
-def _parsed(line: bytes) -> Row | str:
+def _checked(row: Any) -> Row | str:
     """The row that a line holds, or why it holds none that training gives."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return _NO_JSON
+    if row is DAMAGED:
+        return "no JSON"
     if not isinstance(row, dict):
         return "no row"
     for name, kind in _FIELDS.items():
@@ -139,28 +136,12 @@ def opened_for_adding(folder: Path) -> Iterator[ResultsWriter]:
     with contextlib.ExitStack() as opened:
         with _writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            lock = opened.enter_context((folder / _LOCK).open("w"))
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"out {folder}: another process writes to it") from None
-        with _writing(folder):
-            stream = opened.enter_context((folder / RESULTS).open("a+b", buffering=0))
-            rows, warnings = read_rows(folder)
-            _end_last_line(stream)
+            if not lock(opened.enter_context((folder / _LOCK).open("w"))):
+                raise UserError(f"out {folder}: another process writes to it")
+            stream, lines = open_rows(folder / RESULTS)
+            opened.enter_context(stream)
+        rows, warnings = _distinct_rows(folder / RESULTS, lines)
         yield ResultsWriter(folder, stream, rows, warnings)
-
-
-def _end_last_line(stream: io.FileIO) -> None:
-    stream.seek(0)
-    text = stream.readall()
-    end = text.rfind(b"\n") + 1
-    if end == len(text):
-        return
-    if _parsed(text[end:]) == _NO_JSON:
-        stream.truncate(end)
-    else:
-        stream.write(b"\n")
 
 
 @contextlib.contextmanager
@@ -198,9 +179,6 @@ class ResultsWriter:
             UserError: where they cannot be written.
         """
         new = {key(row): row for row in rows if not self.has(key(row))}
-        left = memoryview(b"".join(json.dumps(row, allow_nan=False).encode() + b"\n" for row in new.values()))
         with _writing(self.folder):
-            while left:
-                left = left[self.stream.write(left) :]
-            os.fsync(self.stream.fileno())
+            append_rows(self.stream, new.values(), allow_nan=False)
         self._by_key |= new

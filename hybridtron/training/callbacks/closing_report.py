@@ -11,13 +11,14 @@ import numpy as np
 from hybridtron.data.bigram import bigram_bits_per_byte, fit_bigram
 from hybridtron.data.tokenizer import Tokenizer
 from hybridtron.data.tokenizer import load as load_tokenizer
+from hybridtron.files import replace_text
 from hybridtron.model.generate import generate
 from hybridtron.training.callbacks.base import Callback, TrainContext
 from hybridtron.training.callbacks.metrics import read_metrics
 from hybridtron.training.config import RunConfig
 from hybridtron.training.corpus import Corpus
 from hybridtron.training.report import say_summary
-from hybridtron.training.run_folder.folder import RunFolder, replace_text
+from hybridtron.training.run_folder.folder import RunFolder
 
 PROMPT_TOKENS = 32
 LARGEST_BIGRAM_VOCABULARY = 1024  # beyond this a table of pairs is too sparse to compare with

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
 
+from hybridtron.files import append_rows, open_rows, read_lines, replace_text
 from hybridtron.training.callbacks.base import Callback, Row, TrainContext
-from hybridtron.training.run_folder.folder import replace_text
 
 
 class MetricsFile(Callback):
@@ -15,34 +16,27 @@ class MetricsFile(Callback):
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self.stream: io.FileIO | None = None
 
     def on_train_start(self, context: TrainContext) -> None:
         """Create the file, or drop the rows of steps that will be trained again."""
         kept = [row for row in read_metrics(self.file) if row["step"] <= context.state.step]
-        replace_text(self.file, "".join(_line(row) for row in kept))
+        replace_text(self.file, "".join(json.dumps(row) + "\n" for row in kept))
+        self.stream, _ = open_rows(self.file)
 
     def after_step(self, context: TrainContext, row: Row, logged: bool) -> None:
-        """Append the row of a logged step."""
-        if logged:
-            with self.file.open("a") as file:
-                file.write(_line(row))
+        """Append the row of a logged step. JSON has no NaN: a number that is not finite becomes null."""
+        if logged and self.stream:
+            finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+            append_rows(self.stream, [finite])
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.stream:
+            self.stream.close()
 
 
 def read_metrics(file: Path) -> list[Row]:
     """Return the rows of a metrics file, without damaged lines (a killed run may leave its last line cut)."""
-    if not file.exists():
-        return []
-    rows = []
-    for line in file.read_text(errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows
-
-
-def _line(row: Row) -> str:
-    """Return the row as JSON, which has no NaN: a number that is not finite becomes null."""
-    return json.dumps({k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in row.items()}) + "\n"
+    values = [line.value for line in read_lines(file.read_bytes())] if file.exists() else []
+    return [row for row in values if isinstance(row, dict) and isinstance(row.get("step"), int)]

@@ -7,10 +7,11 @@ from typing import Any
 from uuid import uuid4
 
 from hybridtron.errors import UserError
+from hybridtron.files import replace_text
 from hybridtron.training.callbacks.base import Callback, Row, TrainContext
 from hybridtron.training.callbacks.tensorboard import scalars
 from hybridtron.training.config import RunConfig
-from hybridtron.training.run_folder.folder import RunFolder, replace_text
+from hybridtron.training.run_folder.folder import RunFolder
 
 
 def require_wandb(config: RunConfig) -> None:

@@ -10,7 +10,6 @@ atomically: whatever `latest` names is complete.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -23,6 +22,7 @@ from typing import Any
 from hybridtron.config import yaml_text
 from hybridtron.config.load import build, dump
 from hybridtron.errors import UserError
+from hybridtron.files import lock, replace_text
 from hybridtron.training.config import RunConfig
 
 PARTIAL = ".partial"
@@ -89,12 +89,9 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"run folder {self.path}: cannot be made: {error.strerror}") from None
         try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+            return lock(self._lock_file)
         except OSError as error:
             raise UserError(f"run folder {self.path}: cannot be locked: {error.strerror}") from None
-        return True
 
     def create(self, config: RunConfig, environment: dict[str, Any]) -> None:
         """Write what the run is and where it runs, and delete what a killed run left half written."""
@@ -211,13 +208,3 @@ def read_run(path: Path) -> tuple[RunConfig, Path]:
     if checkpoint is None or not (checkpoint / "train_state.json").is_file():
         raise UserError(f"{path}: holds no complete checkpoint yet")
     return read_config(folder), checkpoint
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write the whole file or nothing, also when the machine stops in the middle."""
-    draft = path.with_name(path.name + ".new")
-    with draft.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)

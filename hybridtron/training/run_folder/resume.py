@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hybridtron.config.type_words import value_text
 from hybridtron.errors import UserError
+from hybridtron.files import append_rows, open_rows
 from hybridtron.mixers.contract import MixerConfig
 from hybridtron.pattern import Pattern
 from hybridtron.training.config import RunConfig
@@ -118,8 +118,9 @@ def record_changes(folder: RunFolder, changes: Iterable[Change], step: int) -> N
     """Append to changes.jsonl what is different from this step on."""
     lines = [{"step": step, "key": c.key, "was": c.was, "now": c.now, "time": time.time()} for c in changes]
     if lines:
-        with (folder.path / "changes.jsonl").open("a") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
+        stream, _ = open_rows(folder.path / "changes.jsonl")
+        with stream:
+            append_rows(stream, lines)
 
 
 def _fixed(config: RunConfig) -> dict[str, Any]:
