@@ -51,16 +51,6 @@ def read_environment(env: Mapping[str, str] = os.environ) -> Environment:
     return Environment(0, 1, 0, None, "single")
 
 
-def take_device() -> str:
-    """cuda, with this process's GPU among those of its node, by the launcher's count, as the current one; or cpu."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return "cpu"
-    torch.cuda.set_device(read_environment().local_rank % torch.cuda.device_count())
-    return "cuda"
-
-
 def _first_node(env: Mapping[str, str]) -> str | None:
     """The node of rank 0, where its name resolves: srun may have been started on another one."""
     found = re.match(r"([^,\[]+)(?:\[(\d+))?", env.get("SLURM_STEP_NODELIST", ""))

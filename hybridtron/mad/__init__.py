@@ -1,11 +1,12 @@
 """The MAD laboratory: six synthetic tasks that predict in minutes how an architecture scales (arXiv 2403.17844).
 
-api.py       score an architecture
-tasks/       the six tasks: settings and examples
-models/      architectures from layers, patterns, configs and checkpoints, at proxy width
-training/    presets, the stack of models that trains as one, suites of settings
-scoring/     results on disk, accuracy, scores, their correlation with losses
-report/      tables, pictures and the page
+api.py           score an architecture
+checkpoints.py   score checkpoints, and correlate the scores with their losses
+tasks/           the six tasks: settings and examples
+models/          architectures from layers, patterns, configs and checkpoints, at proxy width
+training/        presets, the stack of models that trains as one, suites of settings
+scoring/         results on disk, accuracy, scores, their correlation with losses
+report/          tables, pictures and the page
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ _HOMES = {
     "read_scores": "report.write",
     "run_suite": "training.suite",
     "score": "api",
+    "score_checkpoints": "checkpoints",
     "scores": "scoring.aggregate",
     "settings": "tasks.protocol",
     "train_setting": "training.loop",

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hybridtron.errors import UserError
 from hybridtron.mad.models.architecture import Architecture, from_layers, from_pattern
 from hybridtron.mad.models.architecture import iso_state as with_iso_state
 from hybridtron.mad.scoring.aggregate import renamed, scores
@@ -55,14 +54,11 @@ def score(
         architecture = with_iso_state(architecture)
     names = [tasks] if isinstance(tasks, str) else list(tasks or ())
     settings = chosen_settings(chosen, names, setting or {})
-    if isinstance(seeds, int):
-        if seeds < 1:
-            raise UserError(f"seeds = {seeds}: expected at least 1")
-        seeds = range(seeds)
+    seeds = require_seeds(seeds)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()) if out is None else out)
         rows = run_suite(
-            architecture, chosen, settings, require_seeds(seeds), folder,
+            architecture, chosen, settings, seeds, folder,
             processes=processes, device=device, on_unit=on_progress,
         )  # fmt: skip
     (found,) = scores(rows_of_call(rows, chosen, settings, seeds))

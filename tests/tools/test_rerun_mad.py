@@ -99,8 +99,8 @@ def test_options_given_twice_add_up(tool, run):
         "run --out x --tasks compression --tasks memorization --seeds 3 --seeds 4 3 --set seq_len=8 --set vocab_size=8"
     )
     options = tool.parsed(often.split())
-    assert [task for task, _ in options.settings] == ["compression", "memorization"]
-    assert all((setting["seq_len"], setting["vocab_size"]) == (8, 8) for _, setting in options.settings)
+    assert options.tasks == ["compression", "memorization"]
+    assert options.setting == {"seq_len": 8, "vocab_size": 8}
     assert options.seeds == [3, 4]
     assert tool.parsed(["run", "--out", "x"]).seeds == [0]
 
@@ -195,8 +195,8 @@ def test_trained_layers_compute_what_they_did_and_a_probe_leaves_them(run):
         (["RUN", "--preset", "papper"], "(nearest: paper)"),
         (["RUN", "--steps", "0"], "--steps = 0"),
         (["RUN", "--mode", "probing"], "invalid choice: 'probing'"),
-        (["RUN", "--mode", "probe", "--depth", "4"], "--depth: is for --mode proxy; expected none with --mode probe"),
-        (["RUN", "--mode", "finetune", "--iso-state"], "--iso-state: is for --mode proxy"),
+        (["RUN", "--mode", "probe", "--depth", "4"], "--depth: is for mode proxy; expected none with mode probe"),
+        (["RUN", "--mode", "finetune", "--iso-state"], "--iso-state: is for mode proxy"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(tool, run, tmp_path, capsys, monkeypatch, arguments, message):

@@ -19,7 +19,6 @@ from hybridtron.composer.nas.config import (
 from hybridtron.config.compose import compose
 from hybridtron.config.load import build
 from hybridtron.config.nearest import one_of
-from hybridtron.distributed.environment import take_device
 from hybridtron.errors import UserError
 from hybridtron.pattern import Pattern
 
@@ -138,6 +137,7 @@ def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
     def evaluate(layers: Sequence[str], seed: int) -> Measurement:
         from hybridtron.mad.scoring.aggregate import scores
         from hybridtron.mad.training.loop import train_setting
+        from hybridtron.training.device import take_device
 
         subject, device = architecture(layers), take_device()
         rows = [

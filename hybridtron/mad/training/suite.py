@@ -65,8 +65,12 @@ class SuiteFailed(Exception):
     """A process that trained ended without a result."""
 
 
-def require_seeds(seeds: Sequence[int]) -> list[int]:
-    """Return the seeds, each once; raises UserError where one cannot be used or there is none."""
+def require_seeds(seeds: int | Sequence[int]) -> list[int]:
+    """Return the seeds, each once: a number of them, from 0 on, or which; raises UserError where none can be used."""
+    if isinstance(seeds, int):
+        if seeds < 1:
+            raise UserError(f"seeds = {seeds}: expected at least 1")
+        return list(range(seeds))
     if not seeds or min(seeds) < 0 or max(seeds) >= 2**32:
         raise UserError(f"seeds {' '.join(map(str, seeds))}: expected numbers from 0 to 2^32 - 1")
     return list(dict.fromkeys(seeds))

@@ -1,0 +1,204 @@
+"""Score checkpoints of this project on the MAD tasks, and correlate the scores with their losses on held-out text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from hybridtron.config.nearest import one_of
+from hybridtron.data.indexed_format import fingerprint
+from hybridtron.data.report import read_report
+from hybridtron.data.tokenizer import load as load_tokenizer
+from hybridtron.errors import UserError
+from hybridtron.mad.models.architecture import from_model
+from hybridtron.mad.models.architecture import iso_state as with_iso_state
+from hybridtron.mad.models.finetune import from_trained
+from hybridtron.mad.models.shrink import DEPTH
+from hybridtron.mad.models.subject import Subject
+from hybridtron.mad.report.write import write_report
+from hybridtron.mad.scoring.aggregate import renamed, scores
+from hybridtron.mad.scoring.correlation import HeldOutLoss, as_points, correlate, in_one_unit
+from hybridtron.mad.scoring.score import Score
+from hybridtron.mad.scoring.selection import rows_of_call
+from hybridtron.mad.training.presets import Preset
+from hybridtron.mad.training.presets import preset as find_preset
+from hybridtron.mad.training.suite import Progress, chosen_settings, require_seeds, run_suite
+from hybridtron.reporting.publish import require_usable
+from hybridtron.training.corpus import open_held_out
+from hybridtron.training.evaluate import evaluate_run, trained_model
+from hybridtron.training.run_folder.folder import read_run
+
+Mode = Literal["proxy", "finetune", "probe"]
+MODES: tuple[Mode, ...] = ("proxy", "finetune", "probe")
+
+
+@dataclass(frozen=True)
+class CheckpointScores:
+    """Scores of checkpoints, each given once; `losses` and `correlation` are there with two or more."""
+
+    mode: Mode
+    paths: list[Path]
+    scores: list[Score]  # of each path
+    trained: list[Score]  # of each model that was trained, the best first
+    losses: list[HeldOutLoss]
+    correlation: dict[str, Any] | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `tools/rerun_mad.py --json` prints."""
+        losses = [
+            {"loss": loss.loss, "bits_per_byte": loss.bits_per_byte, "data": loss.data, "seq_len": loss.seq_len}
+            for loss in self.losses
+        ] or [{"loss": None, "bits_per_byte": None} for _ in self.paths]
+        checkpoints = [
+            {"path": str(path), **loss, **score.as_json()}
+            for path, loss, score in zip(self.paths, losses, self.scores, strict=True)
+        ]
+        found = {"mode": self.mode, "checkpoints": checkpoints}
+        return found if self.correlation is None else {**found, "correlation": self.correlation}
+
+
+def score_checkpoints(
+    checkpoints: Sequence[Path],
+    out: Path,
+    mode: Mode = "proxy",
+    preset: str | Preset = "search",
+    tasks: Sequence[str] = (),
+    setting: Mapping[str, int | float] | None = None,
+    seeds: int | Sequence[int] = 1,
+    depth: int | None = None,
+    iso_state: bool = False,
+    data: str | None = None,
+    sequences: int | None = None,
+    processes: int = 1,
+    device: str = "cpu",
+    on_progress: Callable[[Path, Progress], None] | None = None,
+    on_message: Callable[[str], None] = lambda text: None,
+) -> CheckpointScores:
+    """Train what each checkpoint becomes on the tasks, write a report into `out`, and correlate scores with losses.
+
+    Args:
+        checkpoints: run folders, or single checkpoints in them.
+        mode: `proxy` rebuilds the architecture at width 128 and trains it from scratch; `finetune` and `probe` keep
+            the trained layers under a fresh embedding and head, all trainable or frozen.
+        depth: layers that `proxy` keeps; 8 by default.
+        iso_state: with `proxy`, change layers so that their states add up to 4,096 elements.
+        data: held-out tokens for the losses; by default each run's data.valid.
+        sequences: held-out sequences; by default each run's own number.
+        on_progress: called with a checkpoint's path after each of its settings.
+        on_message: called with each warning and notice.
+
+    The other arguments are those of `hybridtron.mad.score`.
+
+    Raises:
+        UserError: for bad arguments, and an `out` that cannot be used.
+        SuiteFailed: where a process died.
+    """
+    chosen = find_preset(preset) if isinstance(preset, str) else preset
+    settings = chosen_settings(chosen, tasks, setting or {})
+    seeds = require_seeds(seeds)
+    _require_mode(mode, depth, iso_state)
+    require_usable(out / "report")
+    unique, notices = _without_repeats(checkpoints, on_message)
+    paths = list(unique.values())
+    subjects = [_model_of(path, mode, DEPTH if depth is None else depth, iso_state) for path in paths]
+    losses = [_held_out_loss(path, data, sequences) for path in paths] if len(checkpoints) > 1 else []
+    values, unit, refusal = _comparable(losses, on_message) if losses else ([], "", "")
+    rows = []
+    for path, subject in zip(paths, subjects, strict=True):
+        rows += run_suite(
+            subject, chosen, settings, seeds, out, processes=processes, device=device,
+            on_unit=partial(on_progress, path) if on_progress else None,
+            on_warning=lambda text: on_message(f"warning: {text}"),
+        )  # fmt: skip
+    trained = scores(rows_of_call(rows, chosen, settings, seeds))
+    write_report(trained, [line for score in trained for line in score.left_out], out / "report")
+    found = _score_of_each(subjects, trained, on_message if mode == "proxy" else None)
+    correlation = None
+    if losses:
+        if any(score.settings() != found[0].settings() or score.seeds != found[0].seeds for score in found):
+            refusal = refusal or "the scores are over different settings or seeds"
+        points, remarks = ([], []) if refusal else as_points(found, list(unique), values)
+        correlation = correlate(points, out, unit, [*remarks, *notices], refusal)
+    return CheckpointScores(mode, paths, found, trained, losses, correlation)
+
+
+def _require_mode(mode: str, depth: int | None, iso_state: bool) -> None:
+    if mode not in MODES:
+        raise UserError(f"mode {mode!r}: expected {one_of(mode, MODES)}")
+    for name, given in (("depth", depth is not None), ("iso_state", iso_state)):
+        if given and mode != "proxy":
+            raise UserError(f"{name}: is for mode proxy; expected none with mode {mode}")
+
+
+def _without_repeats(paths: Sequence[Path], on_message: Callable[[str], None]) -> tuple[dict[Path, Path], list[str]]:
+    """Return the first path of each checkpoint, by the checkpoint, and a notice for every path that repeats one."""
+    unique: dict[Path, Path] = {}
+    notices = []
+    for path in paths:
+        checkpoint = read_run(path)[1].resolve()
+        if checkpoint not in unique:
+            unique[checkpoint] = path
+            continue
+        first = unique[checkpoint]
+        repeated = f"again: the same checkpoint as {first}" if path != first else "twice: the same checkpoint"
+        notices.append(f"{path} was given {repeated}, counted once.")
+        on_message(notices[-1])
+    return unique, notices
+
+
+def _model_of(path: Path, mode: Mode, depth: int, iso_state: bool) -> Subject:
+    """Return what is trained for a checkpoint under the mode."""
+    config, checkpoint = read_run(path)
+    if mode == "proxy":
+        proxy = from_model(config.name, config.model, depth)
+        return with_iso_state(proxy) if iso_state else proxy
+    name = f"{checkpoint.parent.name}/{checkpoint.name}"
+    with trained_model(path) as (config, _, model, _):
+        return from_trained(name, config.model, dict(model.named_parameters()), mode)
+
+
+def _held_out_loss(path: Path, data: str | None, sequences: int | None) -> HeldOutLoss:
+    found = evaluate_run(path, data, sequences)
+    config, checkpoint = read_run(path)
+    section = config.data.model_copy(update={"valid": found["data"]})
+    prefix = open_held_out(config.model_copy(update={"data": section}), sequences).tokens.prefix
+    report = read_report(prefix)
+    return HeldOutLoss(
+        checkpoint=checkpoint.resolve(),
+        loss=found["loss"],
+        bits_per_byte=found["bits_per_byte"],
+        tokenizer=load_tokenizer(config.data.tokenizer).fingerprint,
+        tokens=fingerprint(prefix),
+        text=(report.documents, report.bytes) if report else None,
+        seq_len=found["seq_len"],
+        data=found["data"],
+    )
+
+
+def _comparable(losses: Sequence[HeldOutLoss], on_message: Callable[[str], None]) -> tuple[list[float], str, str]:
+    """Return the losses in one unit, the unit, and why there is none; before hours of training."""
+    lengths = sorted({loss.seq_len for loss in losses})
+    if len(lengths) > 1:
+        on_message(f"warning: losses at contexts of {' and '.join(map(str, lengths))} tokens")
+    try:
+        return *in_one_unit(losses), ""
+    except UserError as error:
+        on_message(f"warning: no correlation: {error}")
+        return [], "", str(error)
+
+
+def _score_of_each(
+    subjects: Sequence[Subject], trained: Sequence[Score], on_message: Callable[[str], None] | None
+) -> list[Score]:
+    """Return one score for each subject under its own name; `on_message` hears where several are one model."""
+    by_identity = {score.identity: score for score in trained}
+    found = []
+    for subject in subjects:
+        score, notice = renamed(by_identity[subject.fingerprint()], subject.name, subject.notes)
+        found.append(score)
+        if notice and on_message:
+            on_message(notice)
+    return found
