@@ -1,4 +1,4 @@
-"""What is installed, what is missing, and which path each operation takes on this machine."""
+"""Installed and missing packages, and the implementation that each operation takes on this machine."""
 
 from __future__ import annotations
 
@@ -15,22 +15,25 @@ REQUIRED = (
     "tokenizers", "zstandard", "scipy",
 )  # fmt: skip
 OPTIONAL = {
-    "transformer-engine": "FP8 and fused layers on NVIDIA GPUs",
-    "mamba-ssm": "Triton kernels for Mamba",
-    "causal-conv1d": "CUDA kernel for short convolutions",
-    "flash-attn": "attention kernels",
-    "nvidia-dali": "data loading",
+    "transformer-engine": "the fused Adam that megatron-core prefers on NVIDIA GPUs",
     "botorch": "the Bayesian engine of hybridtron search",
     "pyarrow": "parquet files of runs",
+    "wandb": "metrics to Weights & Biases",
     "transformers": "the outside implementations that tests and benchmarks compare with",
 }
 
 
 def examine() -> dict[str, Any]:
-    """JSON-ready: {python, platform, required, optional, apex, device, processes, operations, problems}."""
+    """Return a JSON-ready report: {python, platform, required, optional, apex, device, processes, native_kernels,
+    operations, implementations, optimizer, problems}.
+
+    `operations` maps each operation to the implementation that a float32 call takes on this machine;
+    `implementations` is the whole table of `hybridtron.ops.dispatch` with the conditions.
+    """
     import torch
 
     from hybridtron.distributed.cpu_compat import MEGATRON_VERSION
+    from hybridtron.ops.dispatch import implementation_table
     from hybridtron.ops.native import library
 
     cuda = torch.cuda.is_available()
@@ -41,6 +44,7 @@ def examine() -> dict[str, Any]:
     apex = _apex()
     if apex == "not NVIDIA's":
         problems.append("the installed apex is PyPI's web toolkit, not NVIDIA's: pip uninstall apex")
+    table = implementation_table(torch.device("cuda" if cuda else "cpu"))
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -49,27 +53,16 @@ def examine() -> dict[str, Any]:
         "apex": apex,
         "device": torch.cuda.get_device_name() if cuda else f"CPU, torch threads: {torch.get_num_threads()}",
         "processes": "nccl" if cuda else "gloo, megatron-core under the CPU shim",
-        "operations": {
-            "attention": "scaled_dot_product_attention" if cuda else "matrix multiplications and softmax",
-            "mamba1 scan": "PyTorch, in tiles" if cuda or library.status() else "C kernels compiled for this machine",
-            "mamba2 scan": "PyTorch, in chunks",
-            "linear attention, gla, rwkv6, delta rule": "PyTorch, in chunks",
-            "long convolutions": "Fourier transforms of PyTorch",
-            "experts": "PyTorch, a matrix product per expert",
-            "short convolution": "PyTorch, shifted multiply-adds",
-            "between multiplications": "PyTorch" if cuda else _native(library.status()),
-            "optimizer": "AdamW of PyTorch" if installed_version("transformer-engine") is None else "FusedAdam",
-        },
+        "native_kernels": library.status() or "compiled for this machine",
+        "operations": {row["label"]: row["taken"] for row in table},
+        "implementations": table,
+        "optimizer": "AdamW of PyTorch" if installed_version("transformer-engine") is None else "FusedAdam",
         "problems": problems,
     }
 
 
-def _native(reason: str | None) -> str:
-    """What does the elementwise work of float32 ops, given why it is not the compiled kernels."""
-    return "C kernels compiled for this machine" if reason is None else f"PyTorch ({reason})"
-
-
 def show(report: dict[str, Any]) -> None:
+    """Print a report of `examine` as tables."""
     console = terminal()
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_row("python", report["python"])
@@ -81,17 +74,30 @@ def show(report: dict[str, Any]) -> None:
     for name, found in report["optional"].items():
         table.add_row(name, found or f"[dim]not installed: {OPTIONAL[name]}[/]")
     table.add_row("apex", report["apex"] or "[dim]not installed: fused weight gradients without Transformer Engine[/]")
-    for operation, path in report["operations"].items():
-        table.add_row(operation, path)
+    table.add_row("optimizer", report["optimizer"])
+    table.add_row("C kernels", report["native_kernels"])
     print_table(console, table)
+    console.print()
+    print_table(console, _implementations(report["implementations"]))
     for problem in report["problems"]:
         console.print(f"[red]problem[/] {problem}")
     if not report["problems"]:
         console.print("nothing is missing for this machine")
 
 
+def _implementations(rows: list[dict[str, Any]]) -> Table:
+    """Build the table of operations: what a float32 call takes on this machine, and what else there is and when."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("operation", "taken for float32", "and otherwise"):
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        others = [f"{one['name']}: {one['condition']}" for one in row["implementations"] if one["name"] != row["taken"]]
+        table.add_row(row["label"], row["taken"], "\n".join(others))
+    return table
+
+
 def installed_version(package: str) -> str | None:
-    """Version of an installed package, or None."""
+    """Return the version of an installed package, or None."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -99,7 +105,7 @@ def installed_version(package: str) -> str | None:
 
 
 def _apex() -> str | None:
-    """NVIDIA's apex and PyPI's share a name; PyPI's describes itself as a web toolkit."""
+    """Return the version of NVIDIA's apex. PyPI has another package of that name, a web toolkit."""
     try:
         about = metadata("apex")
     except PackageNotFoundError:

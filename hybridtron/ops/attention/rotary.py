@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
-from hybridtron.ops.native.library import kernels_for
+from hybridtron.ops.dispatch import register, select
+from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.native.library import require_kernels
 
 
 def rotary_tables(
@@ -32,9 +33,7 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Channels from 2r on pass unchanged. The result lies head by head in memory ([b, h, s, d]), as attention reads it.
     """
-    if under_transforms():
-        return rotary_reference(x, cos, sin)
-    return _Rotary.apply(x, cos, sin)
+    return select("apply_rotary", x, cos, sin)(x, cos, sin)
 
 
 def rotary_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -47,26 +46,29 @@ def rotary_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 class _Rotary(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, native: bool) -> Tensor:
         ctx.save_for_backward(cos, sin)
+        ctx.native = native
         b, s, h, d = x.shape
-        return _rotate(
-            x, cos, sin, torch.empty(b, h, s, d, dtype=accumulation_dtype(x), device=x.device).transpose(1, 2)
-        )
+        out = torch.empty(b, h, s, d, dtype=accumulation_dtype(x), device=x.device).transpose(1, 2)
+        return _rotate(x, cos, sin, out, native)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         cos, sin = ctx.saved_tensors
-        return _rotate(grad, cos, -sin, torch.empty_like(grad, dtype=accumulation_dtype(grad))), None, None
+        if grad.stride(-1) != 1:
+            grad = grad.contiguous()
+        out = torch.empty_like(grad, dtype=accumulation_dtype(grad))
+        return _rotate(grad, cos, -sin, out, ctx.native), None, None, None
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, native: bool) -> Tensor:
+    """Write into `out`, in the dtype of accumulation, and return it in the dtype of x."""
     half = cos.shape[-1]
-    kernels = kernels_for(x, cos, sin, out)
-    if kernels and x.stride(-1) == out.stride(-1) == 1:
+    if native:
         cos, sin = cos.contiguous(), sin.contiguous()
-        kernels.rotate(*x.shape, half, x, *x.stride()[:3], cos, sin, out, *out.stride()[:3])
+        require_kernels(x, cos, sin, out).rotate(*x.shape, half, x, *x.stride()[:3], cos, sin, out, *out.stride()[:3])
         return out
     cos, sin = cos.unsqueeze(1).to(out.dtype), sin.unsqueeze(1).to(out.dtype)  # [s, 1, r]
     first, second = x[..., :half], x[..., half : 2 * half]
@@ -74,3 +76,13 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
     torch.mul(second, cos, out=out[..., half : 2 * half]).addcmul_(first, sin)
     out[..., 2 * half :] = x[..., 2 * half :]
     return out.to(x.dtype)
+
+
+register(
+    "apply_rotary",
+    {
+        "plain PyTorch": rotary_reference,
+        "C kernels": lambda x, cos, sin: _Rotary.apply(x, cos, sin, True),
+        "PyTorch, into the result": lambda x, cos, sin: _Rotary.apply(x, cos, sin, False),
+    },
+)

@@ -7,6 +7,8 @@ exp(sink) / (exp(sink) + Z) of a softmax whose sum is Z, so its outputs shrink b
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,7 +22,8 @@ from hybridtron.ops.attention.softmax import (
     _query_blocks,
     _ungroup,
 )
-from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
+from hybridtron.ops.dispatch import register, select
+from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.elementwise.row_blocks import runs
 
 _WIDTHS = 8  # what divides the channels that fused kernels take
@@ -34,11 +37,7 @@ def attention_with_sinks(
     Costs the time and memory of `attention`.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if under_transforms():
-        return _plain_form(q, k, v, sinks, window, scale)
-    if q.is_cuda:
-        return _fused_form(q, k, v, sinks, window, scale)
-    return _Attention.apply(q, k, v, window, scale, sinks.to(accumulation_dtype(q)).contiguous())
+    return select("attention_with_sinks", scale, q, k, v, sinks)(q, k, v, sinks, window, scale)
 
 
 def attention_with_sinks_reference(
@@ -98,3 +97,21 @@ def _fused_form(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, window: int | No
             F.scaled_dot_product_attention(q[:, :, run], keys, values, attn_mask=mask, scale=scale, enable_gqa=grouped)
         )
     return torch.cat(outputs, 2).transpose(1, 2)[..., :kept]
+
+
+def _block_form(
+    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, window: int | None, scale: float, *, native: bool
+) -> Tensor:
+    """Compute the blocks of `attention` with its own gradient."""
+    return _Attention.apply(q, k, v, window, scale, sinks.to(accumulation_dtype(q)).contiguous(), native)
+
+
+register(
+    "attention_with_sinks",
+    {
+        "plain PyTorch": _plain_form,
+        "scaled_dot_product_attention": _fused_form,
+        "C kernels for the softmax": partial(_block_form, native=True),
+        "PyTorch, in blocks of queries": partial(_block_form, native=False),
+    },
+)

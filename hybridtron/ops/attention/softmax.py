@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
+from hybridtron.ops.dispatch import register, select
+from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.elementwise.row_blocks import runs
-from hybridtron.ops.native.library import kernels_for, require_kernels
+from hybridtron.ops.native.library import require_kernels
 
 aten = torch.ops.aten
 
@@ -31,11 +32,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None, scale:
     1 / sqrt(d) by default. Returns [b, s, h, d of v].
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if under_transforms():
-        return _plain_attention(q, k, v, window, scale)
-    if q.is_cuda:
-        return _fused_attention(q, k, v, window, scale)
-    return _Attention.apply(q, k, v, window, scale, None)
+    return select("attention", scale, q, k, v)(q, k, v, window, scale)
 
 
 def attention_flops(seq_len: int, num_heads: int, head_dim: int, window: int | None = None) -> int:
@@ -196,7 +193,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, sinks: Tensor | None
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, sinks: Tensor | None, native: bool
     ) -> Tensor:
         batch, num_queries, heads, _ = q.shape
         num_keys, kv, dtype = k.shape[1], k.shape[2], accumulation_dtype(q)
@@ -209,7 +206,7 @@ class _Attention(torch.autograd.Function):
             out = torch.empty(shape, dtype=q.dtype, device=q.device)
         else:
             out = torch.empty(shape[1], shape[0], *shape[2:], dtype=q.dtype, device=q.device).transpose(0, 1)
-        native = scale > 0 and kernels_for(keys) is not None  # which hide keys by themselves
+        # The kernels hide keys by themselves.
         saved, masks = [], [None if native else _mask(block, keys) for block in blocks]
         for block, mask in zip(blocks, masks, strict=True):
             queries = _group(q[:, block.start : block.stop].to(dtype), kv)
@@ -269,7 +266,7 @@ class _Attention(torch.autograd.Function):
             if dsinks is not None and shares is not None and sums is not None:
                 dsinks -= shares.mul(sums).view(batch, heads, -1).sum((0, 2))
         outcome = (dq, _ungroup(dkeys, batch, kv), _ungroup(dvalues, batch, kv))
-        return *(tensor.to(dtype) for tensor, dtype in zip(outcome, ctx.dtypes, strict=True)), None, None, dsinks
+        return *(tensor.to(dtype) for tensor, dtype in zip(outcome, ctx.dtypes, strict=True)), None, None, dsinks, None
 
 
 def _own_sinks(sinks: Tensor | None, shares: Tensor | None, start: int, matrices: int) -> _Sinks | None:
@@ -286,3 +283,14 @@ def _softmax_sizes(scores: Tensor, block: QueryBlock) -> tuple[int, ...]:
 def _matrices_at_a_time(batch: int, heads: int, kv: int, block: QueryBlock) -> int:
     """How many of the b * kv score matrices of a block to work on at a time: those of whole sequences, at least one."""
     return kv * min(batch, max(1, _SCORES // (heads * block.num_queries * block.num_keys)))
+
+
+register(
+    "attention",
+    {
+        "plain PyTorch": _plain_attention,
+        "scaled_dot_product_attention": _fused_attention,
+        "C kernels for the softmax": lambda *inputs: _Attention.apply(*inputs, None, True),
+        "PyTorch, in blocks of queries": lambda *inputs: _Attention.apply(*inputs, None, False),
+    },
+)

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hybridtron.ops.conv.short_conv import short_conv
-from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
+from hybridtron.ops.dispatch import DIRECT_TAPS, register, select
+from hybridtron.ops.elementwise.precision import accumulation_dtype
 
-_MOST_TAPS = 20  # that are added up one by one
 _SEGMENT = 3  # filter lengths in a segment
 
 
@@ -33,11 +33,17 @@ def long_conv(u: Tensor, h: Tensor) -> Tensor:
     token into earlier outputs too: any y is then off by at most eps log2(4 s) |h| |u|, with eps of that dtype and the
     2-norms of its filter and of its channel over the s tokens.
     """
-    seq_len, dtype = u.shape[1], accumulation_dtype(u)
-    h = h[:, :seq_len].to(dtype)
-    if h.shape[1] <= _MOST_TAPS:
-        return short_conv(u, h.flip(-1).repeat_interleave(u.shape[2] // len(h), 0))
-    grouped = u.to(dtype).unflatten(-1, (len(h), -1)).permute(0, 2, 3, 1)  # [b, g, d, s]
+    h = h[:, : u.shape[1]].to(accumulation_dtype(u))
+    return select("long_conv", h.shape[1])(u, h)
+
+
+def _add_taps(u: Tensor, h: Tensor) -> Tensor:
+    return short_conv(u, h.flip(-1).repeat_interleave(u.shape[2] // len(h), 0))
+
+
+def _convolve_segments(u: Tensor, h: Tensor) -> Tensor:
+    seq_len = u.shape[1]
+    grouped = u.to(h.dtype).unflatten(-1, (len(h), -1)).permute(0, 2, 3, 1)  # [b, g, d, s]
     length = _segment_length(seq_len, h.shape[1])
     if length == seq_len:
         y = convolve(grouped, h, seq_len)
@@ -62,8 +68,10 @@ def long_conv_reference(u: Tensor, h: Tensor) -> Tensor:
 def convolve(u: Tensor, h: Tensor, out: int) -> Tensor:
     """The first `out` tokens of the convolution of u [b, g, m, s] with h [g, k], by Fourier transforms."""
     size = fft_size(u.shape[-1] + h.shape[-1] - 1)
-    if not under_transforms():
-        return _Convolve.apply(u, h, size, out)
+    return select("convolve")(u, h, size, out)
+
+
+def _plain_convolve(u: Tensor, h: Tensor, size: int, out: int) -> Tensor:
     return torch.fft.irfft(torch.fft.rfft(u, size) * torch.fft.rfft(h, size).unsqueeze(-2), size)[..., :out]
 
 
@@ -90,7 +98,7 @@ class _Convolve(torch.autograd.Function):
 def long_conv_fft_flops(seq_len: int, filters: int, channels: int, taps: int) -> int:
     """FLOPs of the Fourier transforms of one sequence and of the filters, and of multiplying them."""
     taps = min(taps, seq_len)
-    if taps <= _MOST_TAPS:
+    if taps <= DIRECT_TAPS:
         return 0
     length = _segment_length(seq_len, taps)
     segments = -(-seq_len // length)
@@ -115,3 +123,7 @@ def fft_size(least: int) -> int:
 def _segment_length(seq_len: int, taps: int) -> int:
     length = _SEGMENT * taps
     return length if 2 * length < seq_len else seq_len
+
+
+register("long_conv", {"short_conv": _add_taps, "convolve, in segments": _convolve_segments})
+register("convolve", {"plain PyTorch": _plain_convolve, "PyTorch, with its own gradient": _Convolve.apply})

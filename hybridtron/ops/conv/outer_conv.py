@@ -16,10 +16,8 @@ import torch
 from torch import Tensor
 
 from hybridtron.ops.conv import outer_conv_fft, outer_conv_pairs
+from hybridtron.ops.dispatch import register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
-
-# d^2 tokens. Measured on one CPU core, pairs are as fast as transforms at 6 (d = 8), 8 (16), 9 (32) and 4.5 d^2 (64).
-_PAIRS = 6
 
 
 def outer_conv(q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:
@@ -30,7 +28,7 @@ def outer_conv(q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:
     eps log2(4 s) |h| sum_n |q_tn| |k_n v_p|, with eps of that dtype and 2-norms over the s tokens.
     """
     seq_len, dtype = q.shape[1], accumulation_dtype(v)
-    form = by_pairs if _few_tokens(seq_len, q.shape[-1]) else by_fft
+    form = select("outer_conv", seq_len, q.shape[-1])
     return form(q.to(dtype), k.to(dtype), v.to(dtype), h[:, :seq_len].to(dtype)).to(v.dtype)
 
 
@@ -57,13 +55,9 @@ def outer_conv_reference(q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:
 
 def outer_conv_flops(seq_len: int, heads: int, head_dim: int) -> tuple[int, int]:
     """FLOPs of the forward pass of one sequence: of matmuls, and of Fourier transforms."""
-    if _few_tokens(seq_len, head_dim):
+    if select("outer_conv", seq_len, head_dim) is by_pairs:
         return outer_conv_pairs.pairs_flops(seq_len, heads, head_dim), 0
     return 0, outer_conv_fft.fft_flops(seq_len, heads, head_dim)
-
-
-def _few_tokens(seq_len: int, head_dim: int) -> bool:
-    return seq_len <= _PAIRS * head_dim * head_dim
 
 
 class _OuterConv(torch.autograd.Function):
@@ -127,3 +121,6 @@ def _over_heads(
         folded.append(wide.flatten(axis, axis + 1))
     outputs = function(*folded, *inputs[len(axes) :])
     return tuple(out.unflatten(axis, (size, -1)) for out, axis in zip(outputs, out_axes, strict=True)), out_axes
+
+
+register("outer_conv", {"PyTorch, by pairs of tokens": by_pairs, "PyTorch, by Fourier transforms": by_fft})

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
+from hybridtron.ops.dispatch import register, select
+from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.elementwise.row_blocks import block_length, runs
 
 aten = torch.ops.aten
@@ -25,9 +26,7 @@ def short_conv(
 
     x [b, s, c], weight [c, k], bias [c]; returns [b, s, c] laid out in memory as x is.
     """
-    if under_transforms() or x.is_cuda:
-        return short_conv_reference(x, weight, bias, activation)
-    return _ShortConv.apply(x, weight, bias, activation)
+    return select("short_conv", x)(x, weight, bias, activation)
 
 
 def short_conv_reference(
@@ -134,3 +133,9 @@ def _correlate(rows: Tensor, taps: list[Tensor], start: Tensor | None) -> Tensor
     for offset, tap in enumerate(taps[1:], 1):
         y.addcmul_(rows[offset : offset + length], tap)
     return y
+
+
+register(
+    "short_conv",
+    {"PyTorch, shifted multiply-adds": short_conv_reference, "PyTorch, in tiles": _ShortConv.apply},
+)

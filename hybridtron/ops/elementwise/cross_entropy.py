@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
+from hybridtron.ops.dispatch import register, select
+from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.elementwise.row_blocks import as_rows, from_rows, row_order, split_rows
 
 
@@ -18,9 +19,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     logits [..., V] of any float dtype, targets [...] of integers in [0, V). Returns (nll [...], log_z [...]) in float32
     (float64 for float64 logits), where log_z = log sum_v exp(logits_v) and nll = log_z - logits[target].
     """
-    if under_transforms():
-        return cross_entropy_reference(logits, targets)
-    return _CrossEntropy.apply(logits, targets)
+    return select("cross_entropy")(logits, targets)
 
 
 def cross_entropy_reference(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,3 +61,9 @@ class _CrossEntropy(torch.autograd.Function):
             torch.mul(probabilities, factor, out=out)
         dlogits.scatter_add_(-1, index, on_target.neg().to(dlogits.dtype))
         return from_rows(dlogits, ctx.shape, ctx.order), None
+
+
+register(
+    "cross_entropy",
+    {"plain PyTorch": cross_entropy_reference, "PyTorch, in blocks of rows": _CrossEntropy.apply},
+)

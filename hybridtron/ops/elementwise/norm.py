@@ -9,20 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
+from hybridtron.ops.dispatch import register, select
+from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.elementwise.row_blocks import as_rows, from_rows, row_order, split_rows
-from hybridtron.ops.native.library import kernels_for, pieces
+from hybridtron.ops.native.library import pieces, require_kernels
 
 aten = torch.ops.aten
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis, accumulated in float32; x [..., c], weight [c]."""
-    if under_transforms():
-        return rms_norm_reference(x, weight, eps)
-    if x.is_cuda:
-        return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
-    return _RMSNorm.apply(x, weight, eps)
+    return select("rms_norm", x, weight)(x, weight, eps)
 
 
 def norm_then_gate(x: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -43,9 +40,7 @@ def gated_rms_norm(x: Tensor, z: Tensor, weight: Tensor, eps: float, num_groups:
     x and z are [..., c], weight [c]; num_groups divides c. Accumulated in float32; returned in the dtype of x,
     laid out in memory as z is.
     """
-    if under_transforms():
-        return gated_rms_norm_reference(x, z, weight, eps, num_groups)
-    return _GatedRMSNorm.apply(x, z, weight, eps, num_groups)
+    return select("gated_rms_norm")(x, z, weight, eps, num_groups)
 
 
 def gated_rms_norm_reference(x: Tensor, z: Tensor, weight: Tensor, eps: float, num_groups: int) -> Tensor:
@@ -63,13 +58,15 @@ def _inverse_rms(x: Tensor, eps: float) -> Tensor:
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, native: bool) -> Tensor:
         dtype, order = accumulation_dtype(x), row_order(x)
         rows, scale = as_rows(x, order), weight.to(dtype)
         out = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
-        if kernels := kernels_for(rows, weight):
+        if native:
             inverse_rms = rows.new_empty(len(rows), 1)
-            kernels.rms_norm_forward(*rows.shape, rows, rows.stride(0), weight.contiguous(), eps, out, inverse_rms)
+            require_kernels(rows, weight).rms_norm_forward(
+                *rows.shape, rows, rows.stride(0), weight.contiguous(), eps, out, inverse_rms
+            )
         else:
             inverse_rms = _inverse_rms(rows.to(dtype), eps)
             for source, factor, target in split_rows(rows, inverse_rms, out):
@@ -78,12 +75,12 @@ class _RMSNorm(torch.autograd.Function):
                 else:
                     torch.mul(source * factor, scale, out=target)
         ctx.save_for_backward(rows, weight, inverse_rms)
-        ctx.shape, ctx.order = x.shape, order
+        ctx.shape, ctx.order, ctx.native = x.shape, order, native
         return from_rows(out, x.shape, order)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """By the fused kernel of layer normalisation, given a mean of zero.
 
         That kernel returns r (g w - mean(g w) - n mean(g w n)) for n = r x, which lacks only the term r mean(g w).
@@ -91,17 +88,17 @@ class _RMSNorm(torch.autograd.Function):
         rows, weight, inverse_rms = ctx.saved_tensors
         dtype, channels = inverse_rms.dtype, rows.shape[-1]
         g, scale = as_rows(grad, ctx.order).to(dtype), weight.to(dtype)
-        if kernels := kernels_for(rows, weight, g):
+        if ctx.native:
             dx, sums = rows.new_empty(rows.shape), rows.new_empty(pieces(len(rows)), channels)
-            kernels.rms_norm_backward(
+            require_kernels(rows, weight, g).rms_norm_backward(
                 *rows.shape, rows, rows.stride(0), weight.contiguous(), inverse_rms, g, g.stride(0), dx, sums
             )
-            return from_rows(dx, ctx.shape, ctx.order), sums.sum(0), None
+            return from_rows(dx, ctx.shape, ctx.order), sums.sum(0), None, None
         dx, dweight, _ = aten.native_layer_norm_backward(
             g, rows.to(dtype), [channels], torch.zeros_like(inverse_rms), inverse_rms, scale, None, [True, True, False]
         )
         dx.add_((g @ scale).div_(channels).unsqueeze_(-1).mul_(inverse_rms))
-        return from_rows(dx.to(rows.dtype), ctx.shape, ctx.order), dweight.to(weight.dtype), None
+        return from_rows(dx.to(rows.dtype), ctx.shape, ctx.order), dweight.to(weight.dtype), None, None
 
 
 class _GatedRMSNorm(torch.autograd.Function):
@@ -144,3 +141,18 @@ class _GatedRMSNorm(torch.autograd.Function):
                 dgate.copy_(aten.silu_backward(dgated.mul_(x), z))
         shape, order = ctx.shape, ctx.order
         return from_rows(dx, shape, order), from_rows(dz, shape, order), dweight.to(weight.dtype), None, None
+
+
+register(
+    "rms_norm",
+    {
+        "plain PyTorch": rms_norm_reference,
+        "torch.nn.functional.rms_norm": lambda x, weight, eps: F.rms_norm(x, weight.shape, weight.to(x.dtype), eps),
+        "C kernels": lambda x, weight, eps: _RMSNorm.apply(x, weight, eps, True),
+        "PyTorch, in blocks of rows": lambda x, weight, eps: _RMSNorm.apply(x, weight, eps, False),
+    },
+)
+register(
+    "gated_rms_norm",
+    {"plain PyTorch": gated_rms_norm_reference, "PyTorch, in blocks of rows": _GatedRMSNorm.apply},
+)

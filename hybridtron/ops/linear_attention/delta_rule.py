@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridtron.ops.dispatch import register
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.linear_attention.gla import STRONGEST, binary_chunks
 
@@ -120,3 +121,6 @@ def _chunks(seq_len: int, chunk_size: int) -> tuple[int, int]:
     """As `binary_chunks`, with at least two tokens, between which there is something to solve."""
     count, length = binary_chunks(seq_len, chunk_size)
     return count, max(2, length)
+
+
+register("gated_delta_rule", {"PyTorch, in chunks": gated_delta_rule})

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridtron.ops.dispatch import register
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.ssm.ssd import chunks_of
 
@@ -89,3 +90,6 @@ def taylor_features(x: Tensor) -> Tensor:
 def elu_features(x: Tensor) -> Tensor:
     """elu(x) + 1, positive (Katharopoulos et al. 2020)."""
     return F.elu(x.to(accumulation_dtype(x))) + 1
+
+
+register("linear_attention", {"PyTorch, in chunks": linear_attention})

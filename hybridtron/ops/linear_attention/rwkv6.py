@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridtron.ops.dispatch import register
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.linear_attention.gla import gla
 
@@ -51,3 +52,6 @@ def rwkv6_step(state: Tensor, r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u:
     added = key.unsqueeze(-1) * value.unsqueeze(-2)
     y = (receptance.unsqueeze(-2) @ (state + bonus.unsqueeze(-1) * added)).squeeze(-2)
     return y.to(v.dtype), decay.exp().unsqueeze(-1) * state + added
+
+
+register("rwkv6", {"PyTorch, in chunks": rwkv6})

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hybridtron.ops.dispatch import register
+
 
 def grouped_linear(rows: Tensor, weight: Tensor, counts: Sequence[int]) -> Tensor:
     """rows [n, in], of which the first counts[0] belong to weight[0] [out, in], the next to weight[1], ... -> [n, out].
@@ -46,3 +48,6 @@ class _GroupedLinear(torch.autograd.Function):
             torch.mm(dy, w, out=dgroup)
             torch.mm(dy.T, group, out=dw)
         return drows, dweight, None
+
+
+register("grouped_linear", {"PyTorch, a matrix product per expert": grouped_linear})

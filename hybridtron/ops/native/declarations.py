@@ -23,7 +23,7 @@ _COMMA = re.compile(r", (?![^(]*\))")  # outside of parentheses
 _CONSTANT = re.compile(r"(\w+) = (\d+)")
 _LARGEST = 1 << 60  # integer: kernels add two without overflow; the tensors that they index bound their products
 _TYPES = {"array": ctypes.c_void_p, "long": ctypes.c_long, "float": ctypes.c_float}
-_PLAIN = (Tensor, nn.Parameter)
+PLAIN = (Tensor, nn.Parameter)
 
 
 class _Condition(NamedTuple):
@@ -74,7 +74,7 @@ class _Parameter(NamedTuple):
 
 def is_plain(tensor: Any) -> bool:
     """Return whether a kernel may read the tensor's memory as float32: no subclass, no lazily negated view."""
-    return type(tensor) in _PLAIN and tensor.dtype is torch.float32 and tensor.is_cpu and not tensor.is_neg()
+    return type(tensor) in PLAIN and tensor.dtype is torch.float32 and tensor.is_cpu and not tensor.is_neg()
 
 
 def checked_kernels(library: ctypes.CDLL, source: str) -> Iterator[tuple[str, Callable[..., None]]]:

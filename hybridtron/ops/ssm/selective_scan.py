@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
-from hybridtron.ops.native.library import kernels_for, require_kernels
+from hybridtron.ops.dispatch import register, select
+from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.native.library import require_kernels
 from hybridtron.ops.ssm.selective_scan_tiles import TiledScan
 
-_SEGMENT, _BLOCK, _MOST_STATES = 32, 32, 64  # SEGMENT, BLOCK and MOST_STATES of native/selective_scan.c
+_SEGMENT, _BLOCK = 32, 32  # SEGMENT and BLOCK of native/selective_scan.c
 
 
 def selective_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
@@ -30,11 +31,7 @@ def selective_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
     x and dt [b, s, d], dt not negative; A [d, n], negative; B and C [b, s, n]; D [d]. Returns y [b, s, d]. States are
     kept in float32 (float64 for float64 inputs).
     """
-    if under_transforms():
-        return _plain_scan(x, dt, A, B, C, D)
-    if A.shape[1] <= _MOST_STATES and kernels_for(x, dt, A, B, C, D):
-        return _NativeScan.apply(x, dt, A, B, C, D)
-    return TiledScan.apply(x, dt, A, B, C, D)
+    return select("selective_scan", A, x, dt, B, C, D)(x, dt, A, B, C, D)
 
 
 def selective_scan_reference(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
@@ -119,3 +116,9 @@ def _rows(*tensors: Tensor) -> Iterator[Tensor | int]:
     for tensor in tensors:
         yield tensor
         yield tensor.stride(0)
+
+
+register(
+    "selective_scan",
+    {"plain PyTorch": _plain_scan, "C kernels": _NativeScan.apply, "PyTorch, in tiles": TiledScan.apply},
+)

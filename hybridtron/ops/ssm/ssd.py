@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
+from hybridtron.ops.dispatch import register, select
+from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.ssm.ssd_tiles import TiledSSD
 
 
@@ -31,8 +32,7 @@ def ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None
         padding = count * length - seq_len
         x, B, C = (F.pad(tensor, (0, 0, 0, 0, 0, padding)) for tensor in (x, B, C))
         dt = F.pad(dt, (0, 0, 0, padding))
-    form = _plain_ssd if under_transforms() else TiledSSD.apply
-    return form(x, dt, A, B, C, D, length)[:, :seq_len]
+    return select("ssd")(x, dt, A, B, C, D, length)[:, :seq_len]
 
 
 def ssd_reference(
@@ -103,3 +103,6 @@ def _plain_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
     if D is not None:
         y = y + D.to(dtype)[:, None, None] * xs
     return y.transpose(2, 3).flatten(1, 2).to(x.dtype)
+
+
+register("ssd", {"plain PyTorch": _plain_ssd, "PyTorch, in chunks and tiles": TiledSSD.apply})

@@ -75,7 +75,7 @@ def test_the_chunk_size_changes_no_result(form, chunk_size):
 
 
 def test_few_chunks_at_a_time_join_without_a_seam(form, monkeypatch):
-    monkeypatch.setattr("hybridtron.ops.ssm.mamba2.CPU_BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr("hybridtron.ops.ssm.mamba2_buffers.CPU_BLOCK_ELEMENTS", 1)
     assert_matches(lambda *t: core(*t, chunk_size=16), reference, arguments(70, 4, 2), 3e-5)
 
 

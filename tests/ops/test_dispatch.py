@@ -1,0 +1,164 @@
+"""Each op runs the implementation that the table of `dispatch` names, and `hybridtron doctor` prints that table."""
+
+import json
+
+import pytest
+import torch
+
+from hybridtron.cli.main import main
+from hybridtron.ops import dispatch
+from hybridtron.ops.attention.rotary import apply_rotary, rotary_tables
+from hybridtron.ops.attention.sinks import attention_with_sinks
+from hybridtron.ops.attention.softmax import attention
+from hybridtron.ops.conv.long_conv import long_conv
+from hybridtron.ops.conv.outer_conv import outer_conv
+from hybridtron.ops.conv.short_conv import short_conv
+from hybridtron.ops.elementwise.activations import relu2
+from hybridtron.ops.elementwise.cross_entropy import cross_entropy
+from hybridtron.ops.elementwise.norm import gated_rms_norm, rms_norm
+from hybridtron.ops.elementwise.swiglu import swiglu
+from hybridtron.ops.linear_attention.delta_rule import gated_delta_rule
+from hybridtron.ops.linear_attention.gla import gla
+from hybridtron.ops.linear_attention.kernelized import linear_attention
+from hybridtron.ops.linear_attention.rwkv6 import rwkv6
+from hybridtron.ops.moe.grouped_linear import grouped_linear
+from hybridtron.ops.native import library
+from hybridtron.ops.ssm.mamba2 import mamba2_core
+from hybridtron.ops.ssm.selective_scan import selective_scan
+from hybridtron.ops.ssm.ssd import ssd
+
+CPU = torch.device("cpu")
+X, HEADS = torch.ones(2, 4, 6), torch.ones(2, 4, 2, 8)
+LONG = torch.ones(2, 30, 6)
+PACKED = torch.ones(4, 2, 2 * 8 + 2 * 3 + 2)
+HEAD_GATES = -torch.ones(2, 4, 2)
+# a call of each operation on its first float32 argument
+CALLS = {
+    "attention": (attention, (HEADS, HEADS, HEADS)),
+    "attention_with_sinks": (attention_with_sinks, (HEADS, HEADS, HEADS, torch.ones(2))),
+    "apply_rotary": (apply_rotary, (HEADS, *rotary_tables(4, 8))),
+    "selective_scan": (selective_scan, (X, X, -torch.ones(6, 3), X[..., :3], X[..., :3], torch.ones(6))),
+    "mamba2_core": (
+        lambda *t: mamba2_core(*t, head_dim=4, state_dim=3, chunk_size=2, eps=1e-5),
+        (PACKED, torch.ones(14, 4), torch.ones(14), torch.ones(2), -torch.ones(2), torch.ones(2), torch.ones(8)),
+    ),
+    "ssd": (lambda *t: ssd(*t, 2), (HEADS, -HEAD_GATES, -torch.ones(2), HEADS, HEADS, torch.ones(2))),
+    "linear_attention": (lambda *t: linear_attention(*t, 2, True), (HEADS, HEADS, HEADS)),
+    "gla": (lambda *t: gla(*t, 2), (HEADS, HEADS, HEADS, -HEADS)),
+    "rwkv6": (lambda *t: rwkv6(*t, 2), (HEADS, HEADS, HEADS, -HEADS, torch.ones(2, 8))),
+    "gated_delta_rule": (lambda *t: gated_delta_rule(*t, 2), (HEADS, HEADS, HEADS, HEAD_GATES, -HEAD_GATES)),
+    "short_conv": (short_conv, (X, torch.ones(6, 4))),
+    "long_conv": (long_conv, (LONG, torch.ones(6, 30))),
+    "convolve": (long_conv, (LONG, torch.ones(6, 30))),
+    "outer_conv": (outer_conv, (HEADS, HEADS, HEADS, torch.ones(2, 4))),
+    "grouped_linear": (lambda *t: grouped_linear(*t, (1, 3)), (torch.ones(4, 6), torch.ones(2, 5, 6))),
+    "rms_norm": (lambda *t: rms_norm(*t, 1e-5), (X, torch.ones(6))),
+    "gated_rms_norm": (lambda *t: gated_rms_norm(*t, 1e-5, 2), (X, X, torch.ones(6))),
+    "swiglu": (swiglu, (X,)),
+    "relu2": (relu2, (X,)),
+    "cross_entropy": (lambda x: cross_entropy(x, torch.zeros(2, 4, dtype=torch.long)), (X,)),
+}
+# other arguments and the implementation that they take
+OTHER_CALLS = [
+    ("selective_scan", (X, X, -torch.ones(6, 65), *2 * (torch.ones(2, 4, 65),), torch.ones(6)), "PyTorch, in tiles"),
+    ("mamba2_core", (PACKED, torch.ones(14, 17), *CALLS["mamba2_core"][1][2:]), "short_conv, ssd and gated_rms_norm"),
+    ("long_conv", (LONG, torch.ones(6, 20)), "short_conv"),
+    ("outer_conv", (*3 * (torch.ones(1, 7, 1, 1),), torch.ones(1, 7)), "PyTorch, by Fourier transforms"),
+    ("apply_rotary", (HEADS.mT.contiguous().mT, *rotary_tables(4, 8)), "PyTorch, into the result"),
+    ("swiglu", (X.bfloat16(),), "PyTorch, in blocks of rows"),
+    ("rms_norm", (X.double(), torch.ones(6).double()), "PyTorch, in blocks of rows"),
+    ("relu2", (X.to("meta"),), "PyTorch, in blocks of rows"),
+    ("attention", (HEADS.bfloat16(), HEADS.bfloat16(), HEADS.bfloat16()), "C kernels for the softmax"),
+    ("attention", (HEADS.double(), HEADS.double(), HEADS.double()), "PyTorch, in blocks of queries"),
+    ("attention", (HEADS.to("meta"), HEADS.to("meta"), HEADS.to("meta")), "PyTorch, in blocks of queries"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The implementations and kernels that run, by operation and, for kernels, under None."""
+    found = {}
+
+    def recording(operation, name, function):
+        def call(*arguments, **options):
+            found.setdefault(operation, []).append(name)
+            return function(*arguments, **options)
+
+        return call
+
+    for (operation, name), function in dispatch._functions.items():
+        monkeypatch.setitem(dispatch._functions, (operation, name), recording(operation, name, function))
+    kernels = library.load()[0]
+    for name, method in vars(kernels).items() if kernels else ():
+        monkeypatch.setattr(kernels, name, recording(None, name, method))
+    return found
+
+
+def run(operation):
+    op, inputs = CALLS[operation]
+    return op(*inputs)
+
+
+def table():
+    return {row["operation"]: row for row in dispatch.implementation_table(CPU)}
+
+
+def test_every_operation_is_called_here():
+    assert CALLS.keys() == dispatch.OPERATIONS.keys()
+    for name, operation in dispatch.OPERATIONS.items():
+        for implementation in operation.implementations:
+            assert callable(dispatch._functions[name, implementation.name])
+
+
+@pytest.mark.parametrize("operation", CALLS)
+@pytest.mark.usefixtures("form")
+def test_float32_runs_what_the_table_says(ran, operation):
+    taken = table()[operation]["taken"]
+    run(operation)
+    if len(dispatch.OPERATIONS[operation].implementations) > 1:
+        assert ran[operation] == [taken]
+    else:
+        assert taken == dispatch.OPERATIONS[operation].implementations[0].name
+    assert (None in ran) == taken.startswith("C kernels")
+
+
+@pytest.mark.parametrize(("operation", "inputs", "expected"), OTHER_CALLS)
+def test_other_arguments_run_what_their_condition_says(ran, operation, inputs, expected):
+    CALLS[operation][0](*inputs)
+    assert ran[operation] == [expected]
+    assert (None in ran) == expected.startswith("C kernels")
+
+
+@pytest.mark.parametrize(
+    "operation", ["attention", "apply_rotary", "selective_scan", "ssd", "rms_norm", "swiglu", "relu2"]
+)
+def test_transforms_run_plain_operations(ran, operation):
+    op, inputs = CALLS[operation]
+    torch.func.vmap(op)(*(tensor.expand(2, *tensor.shape) for tensor in inputs))
+    assert ran == {operation: ["plain PyTorch"]}
+
+
+def test_functions_are_those_of_the_table():
+    with pytest.raises(ValueError, match=r"swiglu: implementations .*'other'.*, expected .*'C kernels'"):
+        dispatch.register("swiglu", {"other": swiglu})
+
+
+@pytest.mark.usefixtures("form")
+def test_doctor_prints_the_table(capsys):
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["implementations"] == dispatch.implementation_table(CPU)
+    assert report["operations"] == {row["label"]: row["taken"] for row in report["implementations"]}
+    native = library.status() is None
+    assert report["operations"]["mamba2 scan"] == ("C kernels" if native else "short_conv, ssd and gated_rms_norm")
+    assert report["native_kernels"] == ("compiled for this machine" if native else library.status())
+    assert main(["doctor"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for row in report["implementations"]:
+        assert f"{row['label']} {row['taken']}" in printed
+
+
+def test_doctor_names_no_package_that_no_code_uses(capsys):
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert not any(name in printed for name in ("flash-attn", "mamba-ssm", "causal-conv1d", "nvidia-dali"))
