@@ -30,7 +30,7 @@ from hybridtron.composer.nas.closed_form import Chain
 from hybridtron.composer.nas.space import Pattern, Space
 from hybridtron.pattern import Pattern as Layers
 from hybridtron.pattern import to_composer
-from hybridtron.reporting.pictures import HUES, INK, legend_below, new_figure, png, quiet
+from hybridtron.reporting.pictures import HUES, INK, legend_below, new_figure, png, style_axes
 
 SPACES = {"2^6": (2, 6, 30, 1), "2^16": (2, 16, 48, 4), "3^12": (3, 12, 64, 4)}  # blocks, layers, evaluations, batch
 ENGINES: dict[str, Callable[[int], Engine]] = {  # by seed
@@ -169,7 +169,7 @@ def picture(rows: list[dict], file: Path) -> None:
         axes.set_title(space.replace("^", "$^{") + "}$ patterns", loc="left", fontsize=11, fontweight="bold", color=INK)
         axes.set_xlabel("evaluations", color=INK, fontsize=9.5)
         axes.set_ylim(-0.03 * highest, 1.03 * highest)  # a line at zero stays in sight
-        quiet(axes, 9)
+        style_axes(axes, 9)
     figure.axes[0].set_ylabel("regret: median, quartiles", color=INK, fontsize=9.5)
     legend_below(figure, figure.axes[:1], len(ENGINES), 10)
     file.write_bytes(png(figure))

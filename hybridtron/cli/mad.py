@@ -21,7 +21,7 @@ from hybridtron.mad.tasks.generate import generate, write_examples
 from hybridtron.mad.tasks.protocol import SPLITS, TASKS
 from hybridtron.mad.training.device import best_device, default_processes, require_device
 from hybridtron.mad.training.presets import PRESETS, Preset, preset, require_at_least_one
-from hybridtron.mad.training.progress import View
+from hybridtron.mad.training.progress import SuiteProgress
 from hybridtron.mad.training.suite import SuiteFailed, chosen_settings, require_seeds, run_suite
 from hybridtron.mad.training.training_plan import outlook
 
@@ -110,12 +110,12 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(json.dumps(planned._asdict(), indent=2) if options.json else f"{architecture.name}: {planned}")
         return 0
-    view = View(chosen.accuracy)
-    view.say(f"{architecture.name}: {planned}")
+    view = SuiteProgress(chosen.accuracy)
+    view.print(f"{architecture.name}: {planned}")
     for note in architecture.notes:
-        view.say(f"{architecture.name}: {note}")
+        view.print(f"{architecture.name}: {note}")
     if chosen.select_split == "test":
-        view.say(f"preset {chosen.name}: the best cell is chosen on the test split, as mad-lab does")
+        view.print(f"preset {chosen.name}: the best cell is chosen on the test split, as mad-lab does")
     try:
         rows = run_suite(
             architecture,
@@ -127,13 +127,13 @@ def _run(options: argparse.Namespace) -> int:
             device=device,
             on_unit=view.unit,
             on_step=view.steps,
-            on_warning=lambda text: view.say(f"warning: {text}"),
+            on_warning=lambda text: view.print(f"warning: {text}"),
         )
     except SuiteFailed as error:
         print(f"hybridtron: stopped: {error}; what is done is in {options.out}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        view.say(f"hybridtron: interrupted; the cells that ended are in {options.out}, the same command goes on")
+        view.print(f"hybridtron: interrupted; the cells that ended are in {options.out}, the same command goes on")
         return 130
     finally:
         view.close()
@@ -141,7 +141,7 @@ def _run(options: argparse.Namespace) -> int:
     named = [renamed(score, architecture.name, architecture.notes) for score in found]
     made = [score for score, _ in named]
     for line in (*(told for _, told in named if told), *(line for score in made for line in score.left_out)):
-        view.say(line)
+        view.print(line)
     if options.json:
         print(json.dumps([score.as_json() for score in made], indent=2))
     else:

@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     from hybridtron.composer.nas.config import SearchConfig
     from hybridtron.composer.nas.run import report_search
     from hybridtron.composer.nas.worker import SearchFailed
-    from hybridtron.composer.report.progress_view import summary
+    from hybridtron.composer.report.summary import summary
     from hybridtron.config.load import dump, load
 
     if options.workers < 1:
@@ -59,14 +59,14 @@ def run(options: argparse.Namespace) -> int:
 def _run_search(config: SearchConfig) -> tuple[Outcome, Path]:
     """Run the search with its progress in the terminal, which the first process of a job alone shows."""
     from hybridtron.composer.nas.run import run_search
-    from hybridtron.composer.report.progress_view import View
+    from hybridtron.composer.report.summary import SearchProgress
     from hybridtron.distributed.environment import read_environment
 
-    view = View(config.name, quiet=read_environment().rank > 0)
+    view = SearchProgress(config.name, quiet=read_environment().rank > 0)
     try:
         return run_search(config, view.watch)
     except KeyboardInterrupt:
-        view.say("stopped; the same command goes on with what is recorded")
+        view.print("stopped; the same command goes on with what is recorded")
         raise
     finally:
         view.close()

@@ -1,9 +1,13 @@
 import base64
 from html.parser import HTMLParser
 
+from markupsafe import Markup
+
 import hybridtron
-from hybridtron.reporting.page import figure, page, section
+from hybridtron.reporting.page import blocks, figure, page, section
 from hybridtron.reporting.pictures import new_figure, png
+
+HEADER = Markup("<header></header>")
 
 
 class Reader(HTMLParser):
@@ -29,19 +33,19 @@ def a_picture():
 
 
 def test_a_page_holds_its_pictures_and_fetches_nothing():
-    text = page("t", "<header></header>", [section("Plots", figure(a_picture(), "a line"))], "numbers beside")
+    text = page("t", HEADER, [section("Plots", figure(a_picture(), "a line"))], "numbers beside")
     assert Reader(text).fetched == ["data:image/png;base64," + base64.b64encode(a_picture()).decode()]
 
 
 def test_titles_and_words_are_text_whatever_they_hold():
-    text = page("<b>", "<header></header>", [section("1 < 2", "<p>x</p>", "a & b")], "c > d")
+    text = page("<b>", HEADER, [section("1 < 2", blocks.paragraph("x"), note="a & b")], "c > d")
     said = Reader(text).said
     assert all(words in said for words in ("<b>", "1 < 2", "a & b", "c > d", hybridtron.__version__))
 
 
 def test_a_section_is_found_by_its_heading_and_is_left_out_when_empty():
-    assert Reader(section("Step 2: 8 layers", "<p>x</p>")).anchors == ["step-2-8-layers"]
-    assert section("Empty", "", "a note") == ""
+    assert Reader(section("Step 2: 8 layers", blocks.paragraph("x"))).anchors == ["step-2-8-layers"]
+    assert section("Empty", Markup(), note="a note") == ""
 
 
 def test_the_same_figure_is_the_same_bytes():

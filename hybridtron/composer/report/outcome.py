@@ -1,4 +1,4 @@
-"""What a search has found, as plain numbers: result.json, and what the page shows."""
+"""The result of a search in plain numbers, for result.json and the page."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Outcome:
 
     @property
     def optimum(self) -> float | None:
-        """The best score of the whole space, where that is known: by its form, or since everything has been tried."""
+        """Return the best score of the whole space where it is known: analytically, or when all patterns were tried."""
         if self.search.evaluator.optimum is not None:
             return self.search.evaluator.optimum
         if self.progress.total_steps > 1:
@@ -58,20 +58,22 @@ class Outcome:
         return max(o.score for o in self.observations) if len(self.observations) == self.step.space.size else None
 
     def text(self, pattern: Indices) -> str:
+        """Return a pattern of the last step in this project's notation."""
         return str(Pattern(self.step.space.names(pattern)))
 
     def score_of(self, pattern: Indices) -> float | None:
+        """Return the score of a pattern, None where it was not evaluated in the last step."""
         return next((o.score for o in self.observations if o.pattern == pattern), None)
 
     @property
     def note(self) -> str | None:
-        """Why the rules say nothing of their own, where that is so."""
+        """Return why all rules return the same pattern, where a cluster of one makes them."""
         if len(self.aggregate.voters) > 1:
             return None
         return "The best cluster holds one pattern only, so that every vote returns the best single pattern."
 
     def alternatives(self) -> list[dict[str, Any]]:
-        """What each rule would return: N_0, N_1, N_all and the best single pattern."""
+        """Return the pattern and score of each rule: N_0, N_1, N_all and the best single pattern."""
         return [{"rule": name, "pattern": self.text(p), "score": self.score_of(p)} for name, p in self._returned]
 
     @cached_property
@@ -79,10 +81,12 @@ class Outcome:
         return returned(self.step, self.aggregate)
 
     def best(self) -> list[dict[str, Any]]:
+        """Return the patterns with the highest scores."""
         ranked = sorted(self.observations, key=lambda o: -o.score)[:BEST_SHOWN]
         return [self._row(o) for o in ranked]
 
     def pareto(self) -> list[dict[str, Any]]:
+        """Return the Pareto front, cheapest first."""
         return [self._row(self.observations[i]) for i in self.front or ()]
 
     def _row(self, observation: Observation) -> dict[str, Any]:
@@ -94,6 +98,7 @@ class Outcome:
         return row
 
     def as_json(self) -> dict[str, Any]:
+        """Return the content of result.json."""
         blocks = self.step.space.blocks
         return {
             "name": self.search.config.name,
@@ -126,7 +131,7 @@ class Outcome:
 
 
 def returned(step: Step, voted: Aggregate) -> list[tuple[str, Indices]]:
-    """What each rule makes of the step's evaluations."""
+    """Return the pattern that each rule makes of the step's evaluations."""
     observed = {o.pattern: o for o in step.finished}
     members = [observed[pattern] for pattern in voted.voters]
     votes = [(f"N_{context}", elect(step.space, members, context)[0]) for context in CONTEXTS]
@@ -147,7 +152,7 @@ def _step_row(step: Step) -> dict[str, Any]:
 
 
 def read_outcome(search: Search, progress: Progress) -> Outcome:
-    """What a complete search found."""
+    """Return the result of a search that has aggregated at least one step."""
     step = progress.steps[-1]
     assert step.aggregate is not None
     front = pareto_front(step.finished, search.cost) if search.cost else None
@@ -155,7 +160,7 @@ def read_outcome(search: Search, progress: Progress) -> Outcome:
 
 
 def fit_surrogate(step: Step, most: int = FITTED) -> SurrogateFit | None:
-    """The fit to the last `most` observations of the step; None without BoTorch, or with too few different scores."""
+    """Fit the last `most` observations of the step; None without BoTorch, or with too few different scores."""
     last = step.finished[-most:]
     if find_spec("botorch") is None or len({o.score for o in last}) < 4:
         return None

@@ -1,4 +1,4 @@
-"""The pictures of a search as PNG images, all of one width."""
+"""The pictures of a search, all of one width."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import numpy as np
 from hybridtron.composer.nas.progress import Step
 from hybridtron.composer.nas.space import Pattern
 from hybridtron.composer.report.outcome import Outcome
-from hybridtron.composer.report.wording import short
-from hybridtron.reporting.numbers import short_number
-from hybridtron.reporting.pictures import FAINT, GRID, HUES, INK, legend_below, new_figure, png, quiet
+from hybridtron.composer.report.sentences import short
+from hybridtron.reporting.numbers import plural, short_number
+from hybridtron.reporting.pictures import FAINT, GRID, HUES, INK, label_axes, legend_below, new_figure, png
 
 WIDTH = 8.0  # inches of every picture
-TITLE, LABEL, SMALL = 11.5, 10, 9  # text sizes of every picture
+SMALL = 9  # text size of legends and remarks
 OUTSIDE = 3.0  # times the middle half's range beyond its ends: points farther out do not set the axes
 LABEL_LETTERS = 26  # longer patterns are numbers in the Pareto plot
 
 
 def draw(outcome: Outcome, engines: Mapping[Pattern, str]) -> dict[str, bytes]:
-    """PNG images by file name: votes of each step, the course, and where there are any the surrogate's fit and the
-    Pareto front. `engines` says which engine proposed a pattern."""
+    """Return PNG images by file name: votes of each step, regret, and where there are any the surrogate's fit and the
+    Pareto front. `engines` maps patterns to the engines that proposed them."""
     images = {}
     for step in outcome.progress.steps:
         if step.aggregate is not None:
             images[votes_name(outcome, step)] = _votes(outcome, step)
-    images["regret.png"] = _course(outcome, engines)
+    images["regret.png"] = _regret(outcome, engines)
     if outcome.surrogate:
         images["surrogate.png"] = _surrogate(outcome)
     if outcome.front is not None:
@@ -36,17 +36,20 @@ def draw(outcome: Outcome, engines: Mapping[Pattern, str]) -> dict[str, bytes]:
 
 
 def votes_name(outcome: Outcome, step: Step) -> str:
+    """Return the file name of a step's picture of votes."""
     return "votes.png" if outcome.progress.total_steps == 1 else f"votes-{step.number + 1}.png"
 
 
 def quantity(outcome: Outcome) -> str:
-    """What a score is, with the seeds that it is a mean over."""
+    """Return the name of the score, with the seeds that it is a mean over."""
     seeds = len(outcome.search.config.seeds)
     return outcome.search.evaluator.quantity + (f", mean over {seeds} seeds" if seeds > 1 else "")
 
 
 def _votes(outcome: Outcome, step: Step) -> bytes:
-    """For each position, the voters' blocks as shares; a dot marks the chosen one, = a tie, pale what was given."""
+    """Draw for each layer the voters' blocks as shares: a dot marks the chosen one, = a tie, pale what was given."""
+    from matplotlib.ticker import MaxNLocator
+
     assert step.aggregate is not None
     votes, blocks = step.aggregate.votes, step.space.blocks
     figure, axes = _figure(3.6)
@@ -71,17 +74,19 @@ def _votes(outcome: Outcome, step: Step) -> bytes:
     signs = ["dot: the choice"]
     signs += ["=: a tie"] if any(vote.tied for vote in votes) else []
     signs += ["pale: given"] if any(given) else []
-    count = len(step.aggregate.voters)
-    _dress(axes, f"Votes of {count} pattern{'' if count == 1 else 's'} ({', '.join(signs)})", "layer", "share of votes")
-    _whole_ticks(axes, len(votes))
+    title = f"Votes of {plural(len(step.aggregate.voters), 'pattern')} ({', '.join(signs)})"
+    label_axes(axes, title, "layer", "share of votes")
+    axes.xaxis.set_major_locator(MaxNLocator(20, integer=True))
     axes.set_ylim(0, 1.08)
     axes.set_yticks(np.linspace(0, 1, 6))
     legend_below(figure, [axes], 4, SMALL)
     return png(figure)
 
 
-def _course(outcome: Outcome, engines: Mapping[Pattern, str]) -> bytes:
-    """The best score so far in each step, as its distance from the optimum where that is known."""
+def _regret(outcome: Outcome, engines: Mapping[Pattern, str]) -> bytes:
+    """Draw the best score so far in each step, as its distance from the optimum where that is known."""
+    from matplotlib.ticker import MaxNLocator
+
     optimum, seeds = outcome.optimum, len(outcome.search.config.seeds)
     figure, axes = _figure(4.2)
     begun, named = 0, set[str]()
@@ -107,25 +112,25 @@ def _course(outcome: Outcome, engines: Mapping[Pattern, str]) -> bytes:
         curve.set(**_once("best so far", named))
         begun += len(step.proposals)
     axes.set_xlim(0.5, begun + 0.5)
-    _whole_ticks(axes, begun)
-    _open(axes.yaxis)
+    axes.xaxis.set_major_locator(MaxNLocator(20, integer=True))
+    _plain_numbers(axes.yaxis)
     what = quantity(outcome)
     steps = ", step by step (dotted lines)" if len(outcome.progress.steps) > 1 else ""
     title = "Regret over evaluations" if optimum is not None else f"Best score over evaluations{steps}"
-    _dress(axes, title, "patterns evaluated", what if optimum is None else f"distance from the best {what}")
+    label_axes(axes, title, "patterns evaluated", what if optimum is None else f"distance from the best {what}")
     legend_below(figure, [axes], 4, SMALL)
     return png(figure)
 
 
 def _sobol_start(outcome: Outcome, step: Step, engines: Mapping[Pattern, str]) -> int:
-    """How many of the step's first patterns are of the Bayesian engine's Sobol sequence."""
+    """Return how many of the step's first patterns are of the Bayesian engine's Sobol sequence."""
     size = getattr(outcome.search.config.engine, "start", 0)
     early = step.proposals[:size]
     return len(early) if all(engines.get(pattern) == "bayesian" for pattern in early) else 0
 
 
 def _once(label: str, named: set[str]) -> dict[str, str]:
-    """A label for the legend, the first time."""
+    """Return a label for the legend, the first time."""
     known = label in named
     named.add(label)
     return {} if known else {"label": label}
@@ -142,7 +147,7 @@ def _surrogate(outcome: Outcome) -> bytes:
         bars["ecolor"] = FAINT
         axes.errorbar(fit.mean, fit.scores, yerr=errors, label="± 1 standard error over seeds", **bars)
     axes.scatter(fit.mean, fit.scores, s=26, color=HUES[0], linewidths=0, zorder=3)
-    low, high = without_strays([*fit.mean, *fit.scores])
+    low, high = without_outliers([*fit.mean, *fit.scores])
     pairs = np.stack([fit.mean, fit.scores])
     inside = np.all((pairs >= low) & (pairs <= high), axis=0)
     beyond = int(np.sum(~inside))
@@ -154,17 +159,17 @@ def _surrogate(outcome: Outcome) -> bytes:
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)
     axes.set_aspect("equal")
-    rank = f"rank correlation {fit.correlation:.2f}" if np.isfinite(fit.correlation) else "all predicted alike"
-    _dress(axes, f"Each score, predicted from the others ({rank})", "predicted", f"measured {quantity(outcome)}")
+    rank = f"rank correlation {fit.correlation:.2f}" if np.isfinite(fit.correlation) else "all predictions equal"
+    label_axes(axes, f"Each score, predicted from the others ({rank})", "predicted", f"measured {quantity(outcome)}")
     if beyond:
-        said = f"{beyond} of {len(fit.scores)} points outside these axes"
-        axes.text(0.02, 0.98, said, transform=axes.transAxes, va="top", fontsize=SMALL, color=FAINT)
+        remark = f"{beyond} of {len(fit.scores)} points outside these axes"
+        axes.text(0.02, 0.98, remark, transform=axes.transAxes, va="top", fontsize=SMALL, color=FAINT)
     legend_below(figure, [axes], 4, SMALL)
     return png(figure)
 
 
-def without_strays(values: Sequence[float]) -> tuple[float, float]:
-    """The range of those that lie within OUTSIDE times the middle half's range of its ends."""
+def without_outliers(values: Sequence[float]) -> tuple[float, float]:
+    """Return the range of the values that lie within OUTSIDE times the interquartile range of the quartiles."""
     array = np.asarray(values, float)
     low, high = np.quantile(array, [0.25, 0.75])
     reach = OUTSIDE * (high - low)
@@ -183,16 +188,8 @@ def _pareto(outcome: Outcome) -> bytes:
     if len(outcome.search.config.seeds) > 1:
         errors = np.array([o.error for o in outcome.observations])
         for some, colour in ((rest, FAINT), (np.array(front), HUES[1])):
-            axes.errorbar(
-                costs[some],
-                scores[some],
-                yerr=errors[some],
-                fmt="none",
-                ecolor=colour,
-                elinewidth=1,
-                alpha=0.6,
-                zorder=1,
-            )
+            look: dict[str, Any] = {"fmt": "none", "ecolor": colour, "elinewidth": 1, "alpha": 0.6, "zorder": 1}
+            axes.errorbar(costs[some], scores[some], yerr=errors[some], **look)
     if len(rest):
         axes.scatter(costs[rest], scores[rest], s=30, facecolors="white", edgecolors=FAINT, label="dominated", zorder=2)
     axes.step(costs[front], scores[front], where="post", color=HUES[1], linewidth=1.5, zorder=3)
@@ -200,17 +197,17 @@ def _pareto(outcome: Outcome) -> bytes:
     from matplotlib.ticker import FuncFormatter
 
     axes.margins(x=0.12, y=0.12)
-    _open(axes.xaxis)
-    _open(axes.yaxis)
+    _plain_numbers(axes.xaxis)
+    _plain_numbers(axes.yaxis)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
-    _dress(axes, "Score against cost", cost.label, quantity(outcome))
+    label_axes(axes, "Score against cost", cost.label, quantity(outcome))
     legend_below(figure, [axes], 4, SMALL)
     _label_front(figure, axes, outcome, costs[front], scores[front])
     return png(figure)
 
 
 def _label_front(figure: Any, axes: Any, outcome: Outcome, costs: np.ndarray, scores: np.ndarray) -> None:
-    """Patterns, or their numbers in the page's table, to the upper left of their points, where no other point can be.
+    """Write patterns, or their numbers in the page's table, to the upper left of their points, where no other can be.
 
     From the best down; a label that would cover another one is left out.
     """
@@ -236,25 +233,11 @@ def _figure(height: float) -> tuple[Any, Any]:
     return figure, figure.subplots()
 
 
-def _whole_ticks(axes: Any, count: int) -> None:
-    """Ticks at 1 and at some twenty whole numbers at most."""
-    scale = 10 ** max(0, len(str(count)) - 2)
-    apart = next(scale * step for step in (1, 2, 5, 10) if count <= 20 * scale * step)
-    axes.set_xticks(sorted({1, *range(apart, count + 1, apart)}))
-
-
-def _open(axis: Any) -> None:
-    """Plain numbers, and some room where all values are one."""
+def _plain_numbers(axis: Any) -> None:
+    """Show ticks without an offset, and some room where all values are equal."""
     low, high = axis.get_data_interval()
     axis.get_major_formatter().set_useOffset(False)
     if np.isfinite(low) and high - low < 1e-9 * max(1.0, abs(high)):
         room = 0.1 * abs(high) or 0.1
         setter = axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim
         setter(low - room, high + room)
-
-
-def _dress(axes: Any, title: str, x_label: str, y_label: str) -> None:
-    axes.set_title(title, loc="left", fontsize=TITLE, fontweight="bold", color=INK, pad=10)
-    axes.set_xlabel(x_label, color=INK, fontsize=LABEL)
-    axes.set_ylabel(y_label, color=INK, fontsize=LABEL)
-    quiet(axes, SMALL)

@@ -1,78 +1,129 @@
-"""Columns of a table in which every number has the same form: for the page and for the terminal."""
+"""The tables of a search: patterns, rules, clusters, steps and failures."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from html import escape
-from typing import Any
 
-NONE = "–"
-DIGITS, MOST_DIGITS = 4, 8  # behind the point
-CLOSE = 5e-3  # scores that differ by less than this all together get more digits
+from hybridtron.composer.engines.discrete import Observation
+from hybridtron.composer.nas.progress import Step
+from hybridtron.composer.report.evaluations import Evaluations
+from hybridtron.composer.report.outcome import BEST_SHOWN, Outcome, returned
+from hybridtron.composer.report.sentences import cost_head, notation, pattern_text, short
+from hybridtron.reporting.table import Column, Table, decimal_column, integer_column
 
-
-@dataclass(frozen=True)
-class Column:
-    head: str
-    cells: tuple[str, ...]
-    numeric: bool = False
+FRONT_SHOWN = 10  # patterns of the Pareto front in the terminal and in the page's first card
 
 
-def words(head: str, values: Sequence[Any]) -> Column:
-    return Column(head, tuple(NONE if value is None else str(value) for value in values))
+def pattern_columns(step: Step, patterns: Sequence[tuple[int, ...]]) -> list[Column]:
+    """Return the patterns, and Composer's form of them where there is one."""
+    columns = [Column("pattern", [pattern_text(step.space, pattern) for pattern in patterns])]
+    letters = [notation(step.space, pattern) for pattern in patterns]
+    return columns + ([Column("Composer", letters)] if any(letters) else [])
 
 
-def whole(head: str, values: Sequence[float | None]) -> Column:
-    """Numbers without a fraction, in groups of three digits."""
-    return Column(head, tuple(NONE if value is None else grouped(value) for value in values), numeric=True)
+def score_columns(outcome: Outcome, observations: Sequence[Observation]) -> list[Column]:
+    """Return scores, with their error over several seeds and their cost where the search has one."""
+    columns = [decimal_column("score", [o.score for o in observations])]
+    if len(outcome.search.config.seeds) > 1:
+        columns.append(decimal_column("standard error", [o.error for o in observations]))
+    if outcome.search.cost:
+        columns.append(integer_column(cost_head(outcome), [outcome.search.cost(o.pattern) for o in observations]))
+    return columns
 
 
-def fixed(head: str, values: Sequence[float | None], digits: int | None = None) -> Column:
-    """Numbers with equally many digits behind the point; by default as many as tell these apart."""
-    behind = decimals(values) if digits is None else digits
-    return Column(head, tuple(decimal(value, behind) for value in values), numeric=True)
+def task_columns(evaluations: Evaluations, patterns: Sequence[tuple[int, ...]]) -> list[Column]:
+    """Return accuracy by task, where the evaluator has tasks."""
+    tasks = [evaluations.tasks[pattern] for pattern in patterns]
+    return [decimal_column(name, [means.get(name) for means in tasks]) for name in evaluations.task_names]
 
 
-def grouped(value: float) -> str:
-    return f"{round(value):,}".replace("-", "−")
+def best(outcome: Outcome, step: Step, evaluations: Evaluations) -> Table:
+    """Return the evaluated patterns with the highest scores."""
+    ranked = sorted(step.finished, key=lambda o: -o.score)[:BEST_SHOWN]
+    patterns = [o.pattern for o in ranked]
+    return Table([
+        integer_column("rank", range(1, len(ranked) + 1)),
+        *pattern_columns(step, patterns),
+        *score_columns(outcome, ranked),
+        *task_columns(evaluations, patterns),
+    ])  # fmt: skip
 
 
-def decimal(value: float | None, digits: int) -> str:
-    return NONE if value is None else f"{value:,.{digits}f}".replace("-", "−")
+def front(outcome: Outcome, most: int | None = None) -> Table:
+    """Return the Pareto front, cheapest first; of more than `most`, evenly spread ones with both ends."""
+    numbers = list(range(len(outcome.front or ())))
+    if most is not None and len(numbers) > most:
+        numbers = [round(i * (len(numbers) - 1) / (most - 1)) for i in range(most)]
+    shown = [outcome.observations[(outcome.front or [])[i]] for i in numbers]
+    return Table([
+        integer_column("#", [i + 1 for i in numbers]),
+        *pattern_columns(outcome.step, [o.pattern for o in shown]),
+        *score_columns(outcome, shown),
+    ])  # fmt: skip
 
 
-def decimals(values: Sequence[float | None]) -> int:
-    """Digits behind the point that suit all of these."""
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    span = max(known, default=0.0) - min(known, default=0.0)
-    if 0 < span < CLOSE:
-        return min(MOST_DIGITS, 2 - math.floor(math.log10(span)))
-    return DIGITS if max(map(abs, known), default=0.0) < 1000 else 1
+def rules(outcome: Outcome, step: Step) -> Table:
+    """Return the pattern that each rule makes of a step's evaluations."""
+    if step.aggregate is None:
+        return Table([])
+    found = returned(step, step.aggregate)
+    scores = {o.pattern: o.score for o in step.finished}
+    known = [scores.get(pattern) for _, pattern in found]
+    return Table([
+        Column("rule", [name for name, _ in found]),
+        *pattern_columns(step, [pattern for _, pattern in found]),
+        decimal_column("score", known),
+        Column("evaluated", ["no" if score is None else "yes" for score in known]),
+    ])  # fmt: skip
 
 
-def html_table(columns: Sequence[Column]) -> str:
-    if not columns or not columns[0].cells:
-        return ""
-    sides = [' class="num"' if column.numeric else "" for column in columns]
-    head = "".join(f"<th{side}>{escape(c.head)}</th>" for side, c in zip(sides, columns, strict=True))
-    lines = zip(*(column.cells for column in columns), strict=True)
-    body = "".join(
-        "<tr>" + "".join(f"<td{side}>{escape(cell)}</td>" for side, cell in zip(sides, line, strict=True)) + "</tr>"
-        for line in lines
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+def clusters(step: Step) -> Table:
+    """Return the clusters of scores of a step."""
+    groups = step.aggregate.clusters if step.aggregate else ()
+    return Table([
+        integer_column("cluster", range(1, len(groups) + 1)),
+        integer_column("patterns", [len(group) for group in groups]),
+        decimal_column("lowest score", [min(group) for group in groups]),
+        decimal_column("highest score", [max(group) for group in groups]),
+    ])  # fmt: skip
 
 
-def text_table(columns: Sequence[Column], indent: str = "") -> list[str]:
-    """Lines for a terminal, without a head."""
-    widths = [max(map(len, column.cells), default=0) for column in columns]
-    return [
-        indent
-        + "  ".join(
-            cell.rjust(width) if column.numeric else cell.ljust(width)
-            for cell, width, column in zip(line, widths, columns, strict=True)
-        ).rstrip()
-        for line in zip(*(column.cells for column in columns), strict=True)
+def steps(outcome: Outcome) -> Table:
+    """Return a row for each step of an incremental search."""
+    done = outcome.progress.steps
+    winners = [max(step.finished, key=lambda o: o.score) for step in done]
+    return Table([
+        integer_column("step", [step.number + 1 for step in done]),
+        integer_column("layers", [step.space.layers for step in done]),
+        integer_column("patterns possible", [step.space.size for step in done]),
+        integer_column("evaluated", [len(step.finished) for step in done]),
+        integer_column("failed", [len(step.failed) for step in done]),
+        decimal_column("best score", [o.score for o in winners]),
+        Column("best pattern", [short(s.space, o.pattern) for s, o in zip(done, winners, strict=True)]),
+        Column("handed on", [short(s.space, s.found) if s.found else None for s in done]),
+    ])  # fmt: skip
+
+
+def failures(outcome: Outcome, evaluations: Evaluations) -> Table:
+    """Return the patterns whose evaluation failed."""
+    failed = [(step, pattern) for step in outcome.progress.steps for pattern in step.failed]
+    return Table([
+        Column("pattern", [pattern_text(step.space, pattern) for step, pattern in failed]),
+        Column("error", [evaluations.errors[pattern] or "the score was not finite" for _, pattern in failed]),
+    ])  # fmt: skip
+
+
+def everything(outcome: Outcome, step: Step, evaluations: Evaluations) -> Table:
+    """Return all evaluated patterns of a step, in the order of the proposals."""
+    patterns = [o.pattern for o in step.finished]
+    order = {pattern: number for number, pattern in enumerate(step.proposals, start=1)}
+    columns = [
+        integer_column("#", [order[pattern] for pattern in patterns]),
+        *pattern_columns(step, patterns),
+        *score_columns(outcome, step.finished),
+        *task_columns(evaluations, patterns),
+        decimal_column("seconds", [evaluations.seconds[pattern] for pattern in patterns], 2),
     ]
+    if len(evaluations.engine_counts) > 1:
+        columns.append(Column("engine", [evaluations.engines[pattern] for pattern in patterns]))
+    return Table(columns)

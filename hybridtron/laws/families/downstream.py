@@ -22,7 +22,8 @@ from hybridtron.laws.families import overtraining, parametric
 from hybridtron.laws.families.law import Fit, Law, Series, Settings
 from hybridtron.laws.fitting.curve import Curve, CurveFit, complete_fit, fit_curve, measured_against_predicted
 from hybridtron.laws.fitting.optimize import Array, Problem
-from hybridtron.laws.report.wording import held_out_sentence, interval_sentence, number
+from hybridtron.laws.report.sentences import held_out_sentence, interval_sentence
+from hybridtron.reporting.numbers import significant
 
 # Bounds of the error at the mean loss (in largest errors), of its log slope there (from that of the largest error over
 # the range of the loss), and of gamma (in ranges of the loss).
@@ -195,7 +196,7 @@ def _verdict(fitted: CurveFit, held: dict[str, Any] | None) -> list[str]:
             "Downstream error approaches epsilon at high loss, epsilon", p["epsilon"], spans.get("epsilon")
         ),
         interval_sentence("It falls exponentially as loss falls, with gamma", p["gamma"], spans.get("gamma")),
-        f"The curve misses the measured errors by {number(typical)} (root mean square).",
+        f"The curve misses the measured errors by {significant(typical)} (root mean square).",
     ]
     if held is not None:
         sentences.append(

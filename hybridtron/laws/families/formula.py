@@ -19,7 +19,7 @@ from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Settings
 from hybridtron.laws.fitting.curve import Build, Curve, CurveFit, complete_fit, measured_against_predicted
 from hybridtron.laws.fitting.optimize import Array, Problem
-from hybridtron.laws.report.wording import held_out_sentence, interval_sentence
+from hybridtron.laws.report.sentences import held_out_sentence, interval_sentence
 
 _STEP = 1e-30
 _AT_ONCE = 20_000  # complex values that stay in cache

@@ -13,7 +13,8 @@ from typing import Any
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Settings
 from hybridtron.laws.fitting.parabola import OPTIONS, Axis, MinimaFit, complete_parabola_fit
-from hybridtron.laws.report.wording import held_out_sentence, interval_sentence, number
+from hybridtron.laws.report.sentences import held_out_sentence, interval_sentence
+from hybridtron.reporting.numbers import significant
 
 AXES = {
     "N": Axis("n_params", "a", "k_N", "compute-optimal parameters"),
@@ -65,7 +66,7 @@ def _verdict(fits: Mapping[str, MinimaFit], held: dict[str, Any] | None) -> list
     dropped = [minimum for minimum in n.minima if not minimum.kept]
     sentences.append(
         f"{len(n.kept)} of {len(n.minima)} budgets have a minimum that can be used"
-        + (f"; dropped: {', '.join(number(one.budget) for one in dropped[:8])}" if dropped else "")
+        + (f"; dropped: {', '.join(significant(one.budget) for one in dropped[:8])}" if dropped else "")
         + (f" and {len(dropped) - 8} more." if len(dropped) > 8 else ".")
     )
     if (span := spans["N"]) is not None:

@@ -20,7 +20,8 @@ from hybridtron.laws.families.law import Fit, Law, Series, Settings
 from hybridtron.laws.fitting.curve import Curve, CurveFit, complete_fit, fit_curve, measured_against_predicted
 from hybridtron.laws.fitting.logsum import LARGEST, SMALLEST, LogSum, anchored
 from hybridtron.laws.fitting.optimize import Array, Problem
-from hybridtron.laws.report.wording import held_out_sentence, interval_sentence, number
+from hybridtron.laws.report.sentences import held_out_sentence, interval_sentence
+from hybridtron.reporting.numbers import interval, significant
 
 _STEEPEST = 2.0  # bound of eta
 
@@ -144,10 +145,10 @@ def _compare(fits: Mapping[str, CurveFit], flops: float) -> str:
             return excess(public, flops, 10 * best_ratio(public))
 
         span = fitted.spread(at)
-        parts.append(f"{name} {number(value)}" + (f" ({number(span[0])} to {number(span[1])})" if span else ""))
+        parts.append(f"{name} {significant(value)}" + (f" ({interval(span)})" if span else ""))
     return (
-        f"Trained at ten times its best ratio of tokens to parameters with {number(flops)} FLOPs, each architecture "
-        f"loses, in nats per token: {'; '.join(parts)}."
+        f"Trained at ten times its best ratio of tokens to parameters with {significant(flops)} FLOPs, each "
+        f"architecture loses, in nats per token: {'; '.join(parts)}."
     )
 
 
@@ -203,7 +204,7 @@ def _curves(runs: Runs, fitted: CurveFit, by_architecture: Mapping[str, CurveFit
             band = (low, high)
         curves.append(
             Series(
-                f"excess over compute-optimal at {number(budget)} FLOPs", name, "line", x,
+                f"excess over compute-optimal at {significant(budget)} FLOPs", name, "line", x,
                 excess(one.parameters, budget, x), "tokens per parameter M", "excess loss (nats per token)",
                 low=band[0], high=band[1],
             )

@@ -32,7 +32,8 @@ from hybridtron.laws.fitting.curve import (
 )
 from hybridtron.laws.fitting.logsum import LARGEST, SMALLEST, LogSum, anchored
 from hybridtron.laws.fitting.optimize import Array, Problem
-from hybridtron.laws.report.wording import held_out_sentence, interval_sentence, number
+from hybridtron.laws.report.sentences import held_out_sentence, interval_sentence
+from hybridtron.reporting.numbers import significant
 
 DELTA = 1e-3
 NAMES = ("E", "A", "B", "alpha", "beta")
@@ -229,8 +230,8 @@ def _bound_warnings(fitted: CurveFit, runs: Runs) -> list[str]:
 def _verdict(fitted: CurveFit, held: dict[str, Any] | None) -> list[str]:
     alpha, beta = fitted.parameters["alpha"], fitted.parameters["beta"]
     sentences = [
-        f"Loss falls as N^-{number(alpha)} in parameters and D^-{number(beta)} in tokens, towards "
-        f"{number(fitted.parameters['E'])} nats per token."
+        f"Loss falls as N^-{significant(alpha)} in parameters and D^-{significant(beta)} in tokens, towards "
+        f"{significant(fitted.parameters['E'])} nats per token."
     ]
     if fitted.samples is None:
         sentences.append("There are no intervals, so these exponents must not be compared with others.")

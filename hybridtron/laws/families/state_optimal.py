@@ -21,7 +21,8 @@ from hybridtron.laws.fitting import bootstrap
 from hybridtron.laws.fitting.loss_minima import FEWEST, find_loss_minimum, split_budgets
 from hybridtron.laws.fitting.parabola import OPTIONS, chosen_window
 from hybridtron.laws.fitting.power import PowerLaw, fit_line
-from hybridtron.laws.report.wording import held_out_sentence, interval_sentence, not_held_out, number
+from hybridtron.laws.report.sentences import held_out_sentence, interval_sentence, not_held_out
+from hybridtron.reporting.numbers import significant
 
 FEWEST_POINTS = 5
 
@@ -262,7 +263,7 @@ def _verdict(
     if span is not None and span[0] <= 0 <= span[1]:
         sentences.append("The interval includes zero: these data do not show that more state helps.")
     if shared is not None:
-        sentences.append(f"Within architectures, each with its own G, the exponent is {number(shared['c'])}.")
+        sentences.append(f"Within architectures, each with its own G, the exponent is {significant(shared['c'])}.")
     elif len({point.arch for point in optimal}) == 1:
         sentences.append("There is one architecture: nothing is said about state across architectures.")
     return sentences

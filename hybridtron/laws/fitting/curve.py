@@ -16,7 +16,7 @@ from hybridtron.laws.fitting import bootstrap
 from hybridtron.laws.fitting.identify import free_parameters
 from hybridtron.laws.fitting.optimize import Array, Optimum, Problem, quick_search, refine, search
 from hybridtron.laws.fitting.power import held_out
-from hybridtron.laws.report.wording import not_held_out
+from hybridtron.laws.report.sentences import not_held_out
 
 
 @dataclass(frozen=True)

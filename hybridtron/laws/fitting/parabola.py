@@ -26,7 +26,7 @@ from hybridtron.laws.fitting.loss_minima import (
 )
 from hybridtron.laws.fitting.optimize import Array
 from hybridtron.laws.fitting.power import PowerLaw, fit_line, fit_lines_with_gaps
-from hybridtron.laws.report.wording import not_held_out
+from hybridtron.laws.report.sentences import not_held_out
 
 FEWEST_BUDGETS = 3
 FEWEST_FREEDOM = 5

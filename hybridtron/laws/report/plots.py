@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -11,17 +10,17 @@ import numpy as np
 
 from hybridtron.laws.families.law import Series
 from hybridtron.reporting.numbers import scientific, short_number
-from hybridtron.reporting.pictures import FAINT, GRID, HUES, INK, new_figure, png, quiet
+from hybridtron.reporting.pictures import FAINT, GRID, HUES, INK, label_axes, log_ticks, new_figure, png
 
-STRAY_MARGIN = 0.6  # of the lines' range: points farther out become triangles at the edge,
-STRAY_SHARE = 0.1  # unless they are more than this share of all points
+OUTLIER_MARGIN = 0.6  # of the lines' range: points farther out become triangles at the edge,
+OUTLIER_SHARE = 0.1  # unless they are more than this share of all points
 LABELS_INSIDE = 6  # more labels than this stand beside the axes
 NAMED_POINTS = 12  # more points than this go without their names
 LONGEST_NAME = 34
 
 
 def draw(curves: Sequence[Series]) -> dict[str, bytes]:
-    """PNG images by file name, in the order in which the panels first appear."""
+    """Return PNG images by file name, in the order in which the panels first appear."""
     panels: dict[str, list[Series]] = {}
     for series in curves:
         panels.setdefault(series.panel, []).append(series)
@@ -51,7 +50,7 @@ def _panel(title: str, group: list[Series]) -> bytes:
         notes.append(f"triangles: {beyond} point{'s' if beyond > 1 else ''} beyond the axis")
     if notes:
         axes.set_title("; ".join(notes), loc="right", fontsize=8.5, color=FAINT, pad=10)
-    _dress(axes, title, group)
+    _label_axes(axes, title, group)
     if len([label for label in labels if label]) > 1 or (labels and labels[0]):
         place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if wide else {"loc": "best"}
         axes.legend(**place, frameon=not wide, framealpha=0.9, edgecolor=GRID, fontsize=8.5, labelcolor=INK)
@@ -59,7 +58,7 @@ def _panel(title: str, group: list[Series]) -> bytes:
 
 
 def _colours(labels: list[str]) -> dict[str, Any]:
-    """Hues for a few labels; an ordered scale for many, or where labels are steps of one quantity such as C = 6e18."""
+    """Return hues for a few labels; an ordered scale for many, or for steps of one quantity such as C = 6e18."""
     steps = len(labels) > 3 and len({re.sub(r"=.*", "=", label) for label in labels}) == 1
     if len(labels) <= len(HUES) and not steps:
         return dict(zip(labels, HUES, strict=False))
@@ -69,7 +68,7 @@ def _colours(labels: list[str]) -> dict[str, Any]:
 
 
 def bounds_of_lines(group: Sequence[Series]) -> tuple[float, float] | None:
-    """Vertical bounds that keep the lines readable where stray points would flatten them; None where none is needed."""
+    """Return vertical bounds that keep the lines readable where outliers would flatten them; None where not needed."""
     lines = [np.asarray(series.y, float) for series in group if series.kind == "line"]
     points = [np.asarray(series.y, float) for series in group if series.kind == "points"]
     if not lines or not points:
@@ -77,10 +76,10 @@ def bounds_of_lines(group: Sequence[Series]) -> tuple[float, float] | None:
     log = group[0].y_log
     line, point = (np.concatenate(part) for part in (lines, points))
     line, point = (np.log(part[part > 0]) if log else part[np.isfinite(part)] for part in (line, point))
-    margin = STRAY_MARGIN * np.ptp(line)
+    margin = OUTLIER_MARGIN * np.ptp(line)
     low, high = line.min() - margin, line.max() + margin
-    stray = np.mean((point < low) | (point > high))
-    if not margin or not 0 < stray <= STRAY_SHARE:
+    outliers = np.mean((point < low) | (point > high))
+    if not margin or not 0 < outliers <= OUTLIER_SHARE:
         return None
     low, high = (
         max(low, min(point.min(), line.min()) - 0.1 * margin),
@@ -115,7 +114,7 @@ def _draw_series(axes: Any, series: Series, colour: Any, label: str | None, boun
 
 
 def _name_points(axes: Any, series: Series) -> None:
-    """Each point's name on the side where the trend of the points leaves room; near an edge towards the middle."""
+    """Write each point's name on the side where the trend leaves room; near an edge towards the middle."""
     from matplotlib.patheffects import withStroke
 
     axes.margins(0.1)
@@ -133,48 +132,24 @@ def _name_points(axes: Any, series: Series) -> None:
         )  # fmt: skip
 
 
-def _dress(axes: Any, title: str, group: list[Series]) -> None:
+def _label_axes(axes: Any, title: str, group: list[Series]) -> None:
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     first = group[0]
-    axes.set_title(title[:1].upper() + title[1:], loc="left", fontsize=11.5, fontweight="bold", color=INK, pad=10)
-    axes.set_xlabel(_mathematical(first.x_label), color=INK, fontsize=10)
-    axes.set_ylabel(_mathematical(first.y_label), color=INK, fontsize=10)
     sides = ((axes.xaxis, first.x_log, "x", first.x_label), (axes.yaxis, first.y_log, "y", first.y_label))
     for axis, log, name, label in sides:
         if log:
             words = scientific if "FLOP" in label else short_number
-            axes.set_xscale("log") if name == "x" else axes.set_yscale("log")
-            ticks = log_ticks(*(axes.get_xlim() if name == "x" else axes.get_ylim()))
+            axes.set(**{f"{name}scale": "log"})
+            ticks = log_ticks(*axis.get_view_interval())
             if ticks:
                 axis.set_ticks(ticks)
                 axis.set_ticks([], minor=True)
             axis.set_major_formatter(FuncFormatter(lambda value, _, words=words: words(value)))
             axis.set_minor_formatter(NullFormatter())
-    quiet(axes, 9)
+    label_axes(axes, title[:1].upper() + title[1:], _mathematical(first.x_label), _mathematical(first.y_label))
 
 
 def _mathematical(text: str) -> str:
-    """Exponents raised: C^0.518."""
+    """Return text with its exponents raised: C^0.518."""
     return re.sub(r"(\w+)\^(-?\w+(?:\.\d+)?)", r"$\\mathdefault{\1^{\2}}$", text)
-
-
-def log_ticks(low: float, high: float, most: int = 8) -> list[float]:
-    """Round numbers between low and high for a logarithmic axis: the densest choice of at most `most`, or none."""
-    if not 0 < low < high or not math.isfinite(high):
-        return []
-    if high / low < 4:
-        from matplotlib.ticker import MaxNLocator
-
-        return [float(tick) for tick in MaxNLocator(6).tick_values(low, high) if low <= tick <= high]
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    best: list[float] = []
-    for steps in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10))):
-        ticks = [step * 10.0**d for d in decades for step in steps if low <= step * 10.0**d <= high]
-        if len(ticks) > most:
-            break
-        best = ticks
-    if best:
-        return best
-    every = math.ceil(len(decades) / most)  # so wide that every decade is too many
-    return [10.0**d for d in decades if d % every == 0 and low <= 10.0**d <= high]

@@ -8,23 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from hybridtron.mad.report.naming import LABELS, labels, preset_words
+from hybridtron.mad.report.labels import LABELS, labels, preset_words
 from hybridtron.mad.scoring.results import Row
 from hybridtron.mad.scoring.score import Score
 from hybridtron.mad.tasks.protocol import TASKS, setting_text
 from hybridtron.reporting.numbers import short_number
-from hybridtron.reporting.pictures import FAINT, GRID, HUES, INK, legend_below, new_figure, png, quiet
+from hybridtron.reporting.pictures import FAINT, GRID, HUES, INK, legend_below, new_figure, png, style_axes
 
 MOST_SHOWN = len(HUES)  # architectures in one picture
 
 
 def picture_file(name: str, number: int) -> str:
-    """The file of the picture of the n-th group of scores that were trained alike."""
+    """Return the file name of the picture of the n-th way of training."""
     return f"{name}.png" if number == 1 else f"{name}-{number}.png"
 
 
 def radar(scores: Sequence[Score]) -> bytes:
-    """A ring of axes, one per task, and a polygon for each of the best architectures."""
+    """Draw a ring of axes, one per task, and a polygon for each of the best architectures."""
     figure = new_figure(7.4, 6.2)
     axes = figure.add_subplot(projection="polar")
     axes.set_theta_offset(math.pi / 2)
@@ -35,16 +35,8 @@ def radar(scores: Sequence[Score]) -> bytes:
         around = [angle for angle, _ in there]
         estimates = [task.accuracy[score.headline] for _, task in there]
         means = [estimate.mean for estimate in estimates]
-        axes.plot(
-            [*around, around[0]],
-            [*means, means[0]],
-            color=hue,
-            linewidth=1.8,
-            marker="o",
-            markersize=3.5,
-            label=name,
-            zorder=3,
-        )
+        line = {"color": hue, "linewidth": 1.8, "marker": "o", "markersize": 3.5, "label": name, "zorder": 3}
+        axes.plot([*around, around[0]], [*means, means[0]], **line)
         axes.fill(around, means, color=hue, alpha=0.08, zorder=2)
         for angle, estimate in zip(around, estimates, strict=True):
             if estimate.low is not None and estimate.high is not None:
@@ -66,7 +58,7 @@ def radar(scores: Sequence[Score]) -> bytes:
 
 
 def curves(scores: Sequence[Score]) -> bytes:
-    """One panel per task: selecting accuracy against steps on its first setting, the chosen cell of every seed."""
+    """Draw accuracy on the selecting split against steps: a panel per task, on its first setting."""
     from matplotlib.ticker import MaxNLocator
 
     tasks = [task for task in TASKS if any(task in score.tasks for score in scores)]
@@ -92,7 +84,7 @@ def curves(scores: Sequence[Score]) -> bytes:
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.xaxis.set_major_formatter(lambda value, _: short_number(value))
-        quiet(axes, 8)
+        style_axes(axes, 8)
     for axes in grid[-1]:
         axes.set_xlabel("steps", fontsize=9, color=INK)
     for axes in grid[:, 0]:

@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hybridtron.errors import UserError
-from hybridtron.mad.report.naming import LABELS, labels, preset_words
+from hybridtron.mad.report.labels import LABELS, labels, preset_words
 from hybridtron.mad.report.page import html_page
 from hybridtron.mad.report.plots import curves, picture_file, radar
-from hybridtron.mad.report.wording import cell, common_words, conditions, group_number, mean
+from hybridtron.mad.report.sentences import cell, common_words, conditions, group_number, mean
 from hybridtron.mad.scoring.aggregate import alike, by_procedure, differ, protocol_scores, to_compare, unscored
 from hybridtron.mad.scoring.results import Row, read_rows
 from hybridtron.mad.scoring.score import Score
 from hybridtron.mad.tasks.protocol import TASKS
 from hybridtron.reporting.publish import publish, require_usable
+from hybridtron.reporting.table import Table, terminal
 
 
 def read_scores(folders: Sequence[Path]) -> tuple[list[Score], list[str]]:
-    """The scores of all rows of these folders, which may hold the same ones, and what was left out on the way.
+    """Return the scores of all rows of these folders, which may hold the same ones, and what was left out.
 
     Raises:
         UserError: where a folder has no results, or no setting is complete.
@@ -39,9 +39,9 @@ def read_scores(folders: Sequence[Path]) -> tuple[list[Score], list[str]]:
 
 
 def write_report(made: Sequence[Score], warnings: Sequence[str], out: Path) -> None:
-    """scores.json, report.html and pictures in a folder that is new, empty or an earlier report.
+    """Write scores.json, report.html and pictures to a folder that is new, empty or an earlier report.
 
-    The pictures are radar.png and curves.png of what was trained as the first score was, then radar-2.png and so on.
+    The pictures are radar.png and curves.png for the first way of training, then radar-2.png and so on.
     """
     require_usable(out)
     groups = by_procedure(made)
@@ -59,40 +59,30 @@ def write_report(made: Sequence[Score], warnings: Sequence[str], out: Path) -> N
 
 
 def print_scores(made: Sequence[Score]) -> None:
-    """For each way of training a table for the terminal, a line per architecture, a column per task; where settings
-    differ one more over common settings; then what the numbers are."""
-    from rich.console import Console
+    """Print a table for each way of training, a line per architecture and a column per task, then the conditions.
 
-    console = Console(highlight=False, width=None if Console().is_terminal else 160)
+    Where settings differ, a second table is over the settings that all have.
+    """
+    console = terminal()
     groups = by_procedure(made)
     for number, group in enumerate(groups, start=1):
         if len(groups) > 1:
             console.print(f"{group_number(number, groups)}{preset_words(group[0])}", markup=False)
-        _print_table(console, group)
+        console.file.write(_table(group).to_terminal(console))
         common = alike(group)
         if differ(group) and common:
             console.print(f"\n{common_words(common)}:", soft_wrap=True)
-            _print_table(console, common)
+            console.file.write(_table(common).to_terminal(console))
         console.print()
     for line in conditions(made):
         console.print(line, soft_wrap=True, markup=False)
 
 
-def _print_table(console: Any, made: Sequence[Score]) -> None:
-    from rich.table import Table
-
-    from hybridtron.accounting.tables import print_table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("architecture")
-    for name in ("mean", *(LABELS[task] for task in TASKS), "parameters", "state"):
-        table.add_column(name, justify="right")
-    for name, score in zip(labels(made), made, strict=True):
-        table.add_row(
-            name,
-            mean(score, score.headline),
-            *(cell(score, task) for task in TASKS),
-            f"{score.parameters:,}",
-            f"{score.state_size:,}",
-        )
-    print_table(console, table)
+def _table(made: Sequence[Score]) -> Table:
+    columns = ["mean", *(LABELS[task] for task in TASKS), "parameters", "state"]
+    rows = [
+        [name, mean(score, score.headline), *(cell(score, task) for task in TASKS),
+         f"{score.parameters:,}", f"{score.state_size:,}"]
+        for name, score in zip(labels(made), made, strict=True)
+    ]  # fmt: skip
+    return Table.from_rows(["architecture", *columns], rows, right=columns)

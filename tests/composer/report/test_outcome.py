@@ -13,7 +13,7 @@ from hybridtron.composer.nas.config import SearchConfig
 from hybridtron.composer.nas.run import run_search
 from hybridtron.composer.report.outcome import Outcome, fit_surrogate
 from hybridtron.composer.report.page import write_page
-from hybridtron.composer.report.progress_view import summary
+from hybridtron.composer.report.summary import summary
 from hybridtron.config.load import build
 
 

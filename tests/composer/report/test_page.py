@@ -16,14 +16,14 @@ import torch
 
 from hybridtron.composer.nas.config import SearchConfig, SpaceConfig
 from hybridtron.composer.nas.run import report_search, run_search
-from hybridtron.composer.report.columns import front
 from hybridtron.composer.report.outcome import Outcome
-from hybridtron.composer.report.plots import without_strays
-from hybridtron.composer.report.progress_view import summary
-from hybridtron.composer.report.tables import decimals, fixed, whole
-from hybridtron.composer.report.wording import constraints, surrogate_sentence
+from hybridtron.composer.report.plots import without_outliers
+from hybridtron.composer.report.sentences import constraints, surrogate_sentence
+from hybridtron.composer.report.summary import summary
+from hybridtron.composer.report.tables import front
 from hybridtron.config.load import build
-from hybridtron.reporting.numbers import plural
+from hybridtron.reporting.numbers import decimals, plural
+from hybridtron.reporting.table import decimal_column, integer_column
 from tests.composer.small import MAD
 
 MODELS = Path(__file__).parents[3] / "configs/models"
@@ -104,7 +104,7 @@ def test_the_front_is_the_result_where_there_is_a_cost(tmp_path):
 
 def test_a_shortened_front_keeps_both_ends(tmp_path):
     outcome, _ = searched(tmp_path / "s", cost=CACHE, evaluations=16, evaluator=LONG_FRONT)
-    every, few = front(outcome), front(outcome, 2)
+    every, few = front(outcome).columns, front(outcome, 2).columns
     assert len(every[0].cells) == 5
     assert few[1].cells == (every[1].cells[0], every[1].cells[-1])
     assert few[0].cells == ("1", str(len(every[0].cells)))
@@ -159,9 +159,9 @@ def test_proposals_of_unknown_engines_are_not_credited_to_the_config_s(tmp_path)
 
 
 def test_numbers_of_a_column_have_one_form():
-    assert fixed("score", [0.5, 12.25, None]).cells == ("0.5000", "12.2500", "–")
-    assert fixed("score", [0.50001, 0.50003]).cells == ("0.5000100", "0.5000300")
-    assert whole("cost", [8_388_608.0, 0.0]).cells == ("8,388,608", "0")
+    assert decimal_column("score", [0.5, 12.25, None]).cells == ("0.5000", "12.2500", "–")
+    assert decimal_column("score", [0.50001, 0.50003]).cells == ("0.5000100", "0.5000300")
+    assert integer_column("cost", [8_388_608.0, 0.0]).cells == ("8,388,608", "0")
     assert decimals([]) == 4
 
 
@@ -190,9 +190,9 @@ def test_a_search_of_one_or_two_patterns_has_a_page(tmp_path, evaluations):
 def test_one_far_outlier_does_not_set_the_axes():
     draw = np.random.default_rng(0)
     values = [*draw.normal(0.5, 0.05, 40), -9.0]
-    low, high = without_strays(values)
+    low, high = without_outliers(values)
     assert 0.3 < low < high < 0.7
-    assert without_strays([1.0, 1.0, 1.0, 2.0]) == (1.0, 2.0)  # no spread to judge by
+    assert without_outliers([1.0, 1.0, 1.0, 2.0]) == (1.0, 2.0)  # no spread to judge by
 
 
 def test_trust_is_said_only_of_a_bayesian_search_whose_surrogate_fits():

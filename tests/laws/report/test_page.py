@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from hybridtron.laws.families.law import Fit, Law, Series
-from hybridtron.laws.report.page import html_report, number
+from hybridtron.laws.report.page import html_report
 from hybridtron.laws.report.plots import draw
+from hybridtron.reporting.numbers import html_number
 
 X = np.geomspace(1e18, 1e21, 9)
 LAW = Law("parametric", "L = E + A/N^alpha", ("n_params", "loss"), ("E", "alpha"), fit=lambda runs, settings: FIT)
@@ -122,4 +123,4 @@ def test_exponents_are_raised(page):
     ],
 )
 def test_numbers_read_well(value, text):
-    assert number(value) == text
+    assert html_number(value) == text

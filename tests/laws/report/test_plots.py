@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from hybridtron.laws.families.law import Series
-from hybridtron.laws.report.plots import bounds_of_lines, draw, log_ticks
+from hybridtron.laws.report.plots import bounds_of_lines, draw
+from hybridtron.reporting.pictures import log_ticks
 
 
 def series(panel, label="runs", kind="points", **more):

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from hybridtron.errors import UserError
-from hybridtron.mad.report.wording import conditions
+from hybridtron.mad.report.sentences import conditions
 from hybridtron.mad.report.write import print_scores, read_scores, write_report
 from hybridtron.mad.scoring.results import opened_for_adding
 from hybridtron.mad.tasks.protocol import TASKS, settings

@@ -3,7 +3,7 @@ import pty
 import re
 import subprocess
 
-from hybridtron.mad.training.progress import View
+from hybridtron.mad.training.progress import SuiteProgress
 from hybridtron.mad.training.suite import Progress, Steps, Unit
 from tests.conftest import command, environment
 from tests.mad.small import row
@@ -12,7 +12,7 @@ UNIT = Unit("compression", {"vocab_size": 32, "seq_len": 32, "num_train_examples
 
 
 def test_without_a_terminal_steps_are_lines_now_and_then(capsys):
-    often, seldom = View("micro", seconds_between_lines=0), View("micro", seconds_between_lines=3600)
+    often, seldom = SuiteProgress("micro", seconds_between_lines=0), SuiteProgress("micro", seconds_between_lines=3600)
     for view in (often, seldom):
         view.steps(UNIT, Steps(100, 2000))
         view.began = {name: (at - 60, steps) for name, (at, steps) in view.began.items()}  # 100 steps a minute
@@ -26,7 +26,7 @@ def test_without_a_terminal_steps_are_lines_now_and_then(capsys):
 
 def test_a_setting_that_is_done_is_a_line_with_its_best_cell(capsys):
     rows = [row(select_micro=0.4), row(lr=5e-4, select_micro=0.6, test_micro=0.625)]
-    View("micro").unit(Progress(2, 6, UNIT, rows, 12.3))
+    SuiteProgress("micro").unit(Progress(2, 6, UNIT, rows, 12.3))
     assert capsys.readouterr().err == "2/6  compression  vocab_size=32  62.5 % with lr 0.0005 decay 0  12 s\n"
 
 

@@ -1,4 +1,4 @@
-"""Sentences that several verdicts share."""
+"""Sentences that the verdicts of several laws share."""
 
 from __future__ import annotations
 
@@ -6,32 +6,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from hybridtron.laws.families.law import Settings
+from hybridtron.reporting.numbers import interval, significant
 
 
-def number(value: float) -> str:
-    """Four significant digits."""
-    return f"{value:.4g}"
-
-
-def interval_sentence(what: str, value: float, interval: list[float] | None) -> str:
-    """'what = value (95 % interval low to high).', or without the interval when there is none."""
-    if interval is None:
-        return f"{what} = {number(value)} (no interval)."
-    return f"{what} = {number(value)} (95 % interval {number(interval[0])} to {number(interval[1])})."
+def interval_sentence(what: str, value: float, ends: list[float] | None) -> str:
+    """Return 'what = value (95 % interval low to high).', or say that there is no interval."""
+    span = f"95 % interval {interval(ends)}" if ends else "no interval"
+    return f"{what} = {significant(value)} ({span})."
 
 
 def predicted(point: Mapping[str, Any]) -> str:
-    """'N 7e+10, loss 1.97 (1.95 to 2)': the numbers of a prediction, each with its interval where it has one."""
+    """Return the numbers of a prediction, each with its interval where it has one: N 7e+10, loss 1.97 (1.95 to 2)."""
     words = []
     for name, value in point.items():
         if isinstance(value, float):
             span = point.get(f"{name}_interval")
-            words.append(f"{name} {number(value)}" + (f" ({number(span[0])} to {number(span[1])})" if span else ""))
+            words.append(f"{name} {significant(value)}" + (f" ({interval(span)})" if span else ""))
     return ", ".join(words)
 
 
 def not_held_out(settings: Settings, held: Mapping[str, Any] | None, there: str) -> list[str]:
-    """A warning when held-out runs were asked for and could not be held out."""
+    """Return a warning when runs were to be held out and are too few for that."""
     if held is not None or not settings.holdout:
         return []
     return [
@@ -40,7 +35,7 @@ def not_held_out(settings: Settings, held: Mapping[str, Any] | None, there: str)
 
 
 def held_out_sentence(held: Mapping[str, Any] | None, quantity: str) -> list[str]:
-    """What the extrapolation check says, as a list of at most one sentence."""
+    """Return one sentence on the result of the extrapolation check, in a list."""
     if held is None:
         return ["Extrapolation was not checked: no runs were held out."]
     factor = held["largest_held_out"] / held["largest_fitted"]

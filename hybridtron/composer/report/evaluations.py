@@ -1,4 +1,4 @@
-"""What an outcome took: which engine proposed a pattern, how long it was evaluated and by how many workers."""
+"""How the patterns of a search were evaluated: proposing engine, seconds, accuracy by task, errors, workers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ UNKNOWN = "not recorded"  # the engine of proposals whose rows do not name it
 
 
 @dataclass(frozen=True)
-class Effort:
-    """By pattern, over all seeds: engine, seconds, mean accuracy by task where there are tasks, and errors by seed."""
+class Evaluations:
+    """By pattern, over all seeds: engine, seconds, mean accuracy by task where there are tasks, and errors."""
 
     engines: Mapping[Pattern, str]
     seconds: Mapping[Pattern, float]
@@ -30,16 +30,17 @@ class Effort:
 
     @property
     def engine_counts(self) -> dict[str, int]:
-        """How many evaluated patterns each engine has proposed, most first."""
+        """Return how many evaluated patterns each engine has proposed, most first."""
         return dict(Counter(self.engines[pattern] for pattern in self.seconds).most_common())
 
     @property
     def task_names(self) -> list[str]:
+        """Return the names of the evaluator's tasks."""
         return list(dict.fromkeys(name for means in self.tasks.values() for name in means))
 
 
-def read_effort(outcome: Outcome, folder: Path) -> Effort:
-    """From the outcome's result rows, and the proposals in the folder's evaluations.jsonl."""
+def read_evaluations(outcome: Outcome, folder: Path) -> Evaluations:
+    """Read them from the outcome's result rows, and engines from the folder's evaluations.jsonl."""
     rows: dict[Pattern, list[Mapping[str, Any]]] = {}
     evaluated = {p for step in outcome.progress.steps for p in (*(o.pattern for o in step.finished), *step.failed)}
     for (pattern, seed), row in outcome.progress.results.items():
@@ -47,7 +48,7 @@ def read_effort(outcome: Outcome, folder: Path) -> Effort:
             rows.setdefault(pattern, []).append(row)
     everything = [row for some in rows.values() for row in some]
     times = [row["time"] for row in everything if "time" in row]
-    return Effort(
+    return Evaluations(
         engines=_engines(outcome, folder),
         seconds={pattern: sum(row.get("seconds", 0.0) for row in some) for pattern, some in rows.items()},
         tasks={pattern: _mean_tasks(some) for pattern, some in rows.items()},
@@ -66,7 +67,7 @@ def _mean_tasks(rows: list[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _engines(outcome: Outcome, folder: Path) -> dict[Pattern, str]:
-    """The first to propose it; the config's where no row names any, since then there was no other."""
+    """Return the first engine that proposed each pattern; the config's where no row names an engine."""
     whole = outcome.search.config.space.space()
     lines = (folder / "evaluations.jsonl").read_text().splitlines()
     proposals = [row for row in map(json.loads, lines) if row["row"] == "propose"]

@@ -1,4 +1,4 @@
-"""Sentences about a search: its constraints, its rules, its result, and what to do with that."""
+"""Sentences about a search: its constraints, its rules, its result and the next command."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from hybridtron.composer.nas.progress import Step
 from hybridtron.composer.nas.space import Pattern as Indices
 from hybridtron.composer.nas.space import Space
 from hybridtron.composer.report.outcome import Outcome
-from hybridtron.composer.report.tables import decimal, decimals
 from hybridtron.pattern import COMPOSER_NAMES, Pattern, to_composer
-from hybridtron.reporting.numbers import plural
+from hybridtron.reporting.numbers import decimal, decimals, plural
 
 COSTS = {"flops": "FLOPs per token", "parameters": "parameters", "cache": "elements of cache"}
 TARGETS = {  # models to grow a pattern to, by the blocks that they have
@@ -25,23 +24,24 @@ TRUSTED = 0.5  # rank correlation from which a surrogate's predictions say somet
 
 
 def pattern_text(space: Space, pattern: Indices) -> str:
+    """Return a pattern in this project's notation."""
     return str(Pattern(space.names(pattern)))
 
 
 def notation(space: Space, pattern: Indices) -> str | None:
-    """Composer's form, 1A+3M, where all blocks of the space have letters."""
+    """Return Composer's notation, 1A+3M, where all blocks of the space have letters."""
     if not set(space.blocks) <= set(COMPOSER_NAMES.values()):
         return None
     return to_composer(Pattern(space.names(pattern)))
 
 
 def short(space: Space, pattern: Indices) -> str:
-    """Composer's form where there is one, else this project's."""
+    """Return Composer's notation where there is one, else this project's."""
     return notation(space, pattern) or pattern_text(space, pattern)
 
 
 def constraints(space: SpaceConfig) -> list[str]:
-    """One phrase each."""
+    """Return a phrase for each constraint."""
     return list(_constraints(space))
 
 
@@ -64,12 +64,13 @@ def _constraints(space: SpaceConfig) -> Iterator[str]:
 
 
 def voters(outcome: Outcome) -> str:
+    """Return which patterns vote."""
     top = outcome.search.config.aggregator.top
     return "the best cluster of scores" if top == 1 else f"the best {top} clusters of scores"
 
 
 def rule_sentences(outcome: Outcome) -> list[str]:
-    """What each rule is, the config's own included."""
+    """Return a definition of each rule, the config's own included."""
     own = outcome.search.config.aggregator.context
     lines = [f"N_0 takes at each layer, by itself, the block that most patterns of {voters(outcome)} have there."]
     for context in [1, *([] if own in (0, 1, "all") else [own]), "all"]:
@@ -83,7 +84,7 @@ def _before(context: int | str) -> str:
 
 
 def verdict(outcome: Outcome) -> str:
-    """How the vote stands to the best pattern that was evaluated, in the last step, with both numbers."""
+    """Compare the vote with the best pattern that was evaluated in the last step, with both scores."""
     space, quantity = outcome.step.space, outcome.search.evaluator.quantity
     evaluated = "evaluated in the last step" if outcome.progress.total_steps > 1 else "evaluated"
     chosen, best = outcome.aggregate.pattern, max(outcome.observations, key=lambda o: o.score)
@@ -104,6 +105,7 @@ def verdict(outcome: Outcome) -> str:
 
 
 def ties(step: Step) -> str | None:
+    """Return which layers were ties, and how these were resolved."""
     votes = step.aggregate.votes if step.aggregate else ()
     tied = [str(position) for position, vote in enumerate(votes, start=1) if vote.tied]
     if not tied:
@@ -113,7 +115,7 @@ def ties(step: Step) -> str | None:
 
 
 def warnings(outcome: Outcome) -> list[str]:
-    """What a reader should know before taking the result for more than it is."""
+    """Return the limits of the result."""
     found = []
     if outcome.note:
         found.append(outcome.note)
@@ -126,21 +128,21 @@ def warnings(outcome: Outcome) -> list[str]:
 
 
 def surrogate_sentence(correlation: float, engines: set[str]) -> str:
-    """What the fit says about this search."""
-    said = "A Gaussian process predicts every score from all others."
+    """Return what the fit means for this search."""
+    fit = "A Gaussian process predicts every score from all others."
     if "bayesian" not in engines:
         names = " and ".join(sorted(engines))
-        return f"{said} The engine here ({names}) did not use it; it tells how well the other scores foretell one."
+        return f"{fit} The engine here ({names}) did not use it; it shows how well the other scores predict one."
     if correlation >= TRUSTED:
-        return f"{said} Points near the diagonal mean that the search can be trusted to have known where to look."
+        return f"{fit} Points near the diagonal mean that the search can be trusted to have known where to look."
     return (
-        f"{said} Here predictions and scores hardly agree (rank correlation {decimal(correlation, 2)}): the search had "
+        f"{fit} Here predictions and scores hardly agree (rank correlation {decimal(correlation, 2)}): the search had "
         "little to go by, and more evaluations or seeds are needed before its choices mean something."
     )
 
 
 def next_command(outcome: Outcome) -> tuple[str, str]:
-    """The command that makes a training config of the result, and what to know about it."""
+    """Return the command that makes a training config of the result, and a note on its target."""
     config, used = outcome.search.config, set(outcome.step.space.names(outcome.aggregate.pattern))
     if config.cost:
         target = shlex.join([config.cost.model, *config.cost.overrides])
@@ -154,12 +156,13 @@ def next_command(outcome: Outcome) -> tuple[str, str]:
 
 
 def cost_head(outcome: Outcome) -> str:
+    """Return the label of the column of costs."""
     assert outcome.search.config.cost
     return COSTS[outcome.search.config.cost.measure]
 
 
-def course(outcome: Outcome) -> str:
-    """How many patterns were evaluated, over the whole search."""
+def count_evaluated(outcome: Outcome) -> str:
+    """Return how many patterns were evaluated over the whole search."""
     steps = outcome.progress.steps
     count = sum(len(step.finished) for step in steps)
     if outcome.progress.total_steps == 1:

@@ -1,4 +1,4 @@
-"""What scores and tasks are called in tables and pictures."""
+"""The names of scores and tasks in tables and pictures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LABELS = {
 
 
 def labels(scores: Sequence[Score], with_preset: bool = True) -> list[str]:
-    """A name for each score; the preset is said where it was changed, unless something else tells it."""
+    """Return a name for each score, by default with its preset where that was changed."""
     names = [
         f"{score.architecture} ({preset_words(score)})" if with_preset and score.changes else score.architecture
         for score in scores
@@ -26,5 +26,5 @@ def labels(scores: Sequence[Score], with_preset: bool = True) -> list[str]:
 
 
 def preset_words(score: Score) -> str:
-    """The preset's name, and whether it is still the preset of that name."""
+    """Return the preset's name, with a remark where it was changed."""
     return f"{score.preset}, changed" if score.changes else score.preset
