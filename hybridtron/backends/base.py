@@ -1,4 +1,4 @@
-"""What a mixer asks of its backend."""
+"""The interface between mixers and backends."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Dispatcher(Protocol):
     """Sends tokens through the experts that were chosen for them, wherever those are."""
 
     def __call__(self, tokens: Tensor, weights: Tensor, chosen: Tensor, experts: Experts) -> Tensor:
-        """tokens [n, h] and, for each of all experts, weights and choice [n, experts] -> [n, h], the sums of what the
-        chosen experts give. Every process calls this with its own tokens."""
+        """Return the sums of the chosen experts' outputs [n, h], from tokens [n, h] and each expert's weights and
+        choice [n, experts]. Every process calls this with its own tokens."""
         ...
 
 
@@ -44,32 +44,32 @@ class Backend(Protocol):
     """
 
     name: str
-    shards: Shards  # which pieces of the parameters this process holds
+    shards: Shards  # the shards of the parameters that this process holds
     sequence: Shard  # which run of every sequence is this process's, between mixers
     context_parallel_size: int
     norm_eps: float
 
     def column_linear(self, weight: TensorSpec, bias: TensorSpec | None = None, *, shared: bool = False) -> nn.Module:
-        """[s, b, in] -> [s, b, local out]: each rank computes its pieces of the output parts.
+        """Build a linear [s, b, in] -> [s, b, local out]: each rank computes its shards of the output parts.
 
         With `shared` the module owns no weight and takes it as a second argument (tied embeddings).
         """
         ...
 
     def row_linear(self, weight: TensorSpec, bias: TensorSpec | None = None) -> nn.Module:
-        """[s, b, local in] -> [s, b, out]: the sum over the ranks' partial products."""
+        """Build a linear [s, b, local in] -> [s, b, out]: the sum over the ranks' partial products."""
         ...
 
     def norm(self, weight: TensorSpec) -> nn.Module:
-        """RMS norm over the last axis."""
+        """Build an RMS norm over the last axis."""
         ...
 
     def embedding(self, weight: TensorSpec) -> nn.Module:
-        """Token ids [b, s] -> [s, b, h]."""
+        """Build an embedding: token ids [b, s] -> [s, b, h]."""
         ...
 
     def parameter(self, spec: TensorSpec) -> nn.Parameter:
-        """A parameter of this rank's shape."""
+        """Allocate an uninitialised parameter of this rank's shape."""
         ...
 
     def with_full_sequence(self, core: Callable[[Tensor], Tensor], packed: Tensor, spec: TensorSpec) -> Tensor:
@@ -82,7 +82,7 @@ class Backend(Protocol):
         ...
 
     def core_sizes(self, spec: TensorSpec) -> list[int]:
-        """Length of each part of a projection inside `with_full_sequence`."""
+        """Return the length of each part of a projection inside `with_full_sequence`."""
         ...
 
     def local_heads(self, parameter: Tensor, spec: TensorSpec) -> Tensor:
@@ -91,35 +91,38 @@ class Backend(Protocol):
         ...
 
     def gather_runs(self, value: Tensor) -> Tensor:
-        """[...] -> [runs, ...]: the values of the processes that share sequences, in the order of their runs. Without
-        gradient."""
+        """Gather the values [...] of the processes that share sequences, in the order of their runs: [runs, ...].
+        Without gradient."""
         ...
 
     def dispatcher(
         self, kind: DispatcherKind, num_experts: int, top_k: int, capacity_factor: float | None
     ) -> Dispatcher:
-        """Of a layer with so many experts; with a capacity factor a token may have fewer than `top_k` of them."""
+        """Build the dispatcher of a layer with so many experts.
+
+        With a capacity factor a token may have fewer than `top_k` of them.
+        """
         ...
 
     def to_local_heads(self, x: Tensor) -> Tensor:
-        """What a `row_linear` gives, [s, b, c] or under sequence parallelism a run of its tokens -> [s, b, c], for
-        each tensor-parallel rank to use with its own heads: their gradients are added up.
+        """Return the output of a `row_linear`, or under sequence parallelism a run of its tokens, as [s, b, c], for use
+        in the heads of each tensor-parallel rank: their gradients are summed.
         """
         ...
 
     def of_all_heads(self, parameter: Tensor) -> Tensor:
-        """A parameter without parts, for use in the heads of each tensor-parallel rank: their gradients are added
-        up."""
+        """Return a parameter without parts for use in the heads of each tensor-parallel rank: their gradients are
+        summed."""
         ...
 
     def core_attention(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        """Causal attention of q [b, s, heads, d] over k and v [b, s, kv_heads, d] -> [b, s, heads, d]."""
+        """Compute causal attention of q [b, s, heads, d] over k and v [b, s, kv_heads, d] -> [b, s, heads, d]."""
         ...
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Local logits [..., local vocabulary] and targets [...] -> loss and log partition function, each [...]."""
+        """Compute loss and log partition function, each [...], of local logits [..., local vocabulary] and targets."""
         ...
 
     def gather_logits(self, logits: Tensor) -> Tensor:
-        """Local logits -> logits over the whole vocabulary, on every rank."""
+        """Gather local logits to logits over the whole vocabulary, on every rank."""
         ...

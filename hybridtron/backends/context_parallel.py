@@ -26,7 +26,7 @@ class _Exchange(torch.autograd.Function):
 
 
 def exchange(blocks: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """[n, ...] -> [n, ...]: block r goes to process r of n; those received lie in the order of their senders."""
+    """Exchange blocks [n, ...]: block r goes to process r of n; those received lie in the order of their senders."""
     return _Exchange.apply(blocks, group)
 
 
@@ -38,19 +38,20 @@ def _exchange(blocks: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def to_heads(x: Tensor, sizes: Sequence[int], group: dist.ProcessGroup) -> Tensor:
-    """[s / n, b, c] -> [s, b, c / n], where x packs parts of `sizes` channels and every part is shared out evenly."""
+    """Trade runs for heads: [s / n, b, c] -> [s, b, c / n], where x packs parts of `sizes` channels
+    and every part is shared out evenly."""
     n = group.size()
     shares = torch.cat([part.unflatten(-1, (n, -1)) for part in x.split(list(sizes), -1)], -1)  # [s / n, b, n, c / n]
     return exchange(shares.movedim(2, 0), group).flatten(0, 1)
 
 
 def to_sequence(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """[s, b, c / n] -> [s / n, b, c], the inverse of `to_heads` for one part."""
+    """Trade heads for runs: [s, b, c / n] -> [s / n, b, c], the inverse of `to_heads` for one part."""
     runs = x.unflatten(0, (group.size(), -1))  # [n, s / n, b, c / n]
     return exchange(runs, group).movedim(0, 2).flatten(2)
 
 
 def own_share(parameter: Tensor, sizes: Sequence[int], axis: int, group: dist.ProcessGroup) -> Tensor:
-    """This process's share of every part along `axis`."""
+    """Return this process's share of every part along `axis`."""
     n, rank = group.size(), group.rank()
     return torch.cat([part.chunk(n, axis)[rank] for part in parameter.split(list(sizes), axis)], axis)

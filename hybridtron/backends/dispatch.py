@@ -8,7 +8,7 @@ from hybridtron.backends.base import Experts
 
 
 def dispatch_locally(tokens: Tensor, weights: Tensor, chosen: Tensor, experts: Experts) -> Tensor:
-    """A `Dispatcher` where every expert is at hand."""
+    """Run the experts of a process that holds them all; a `Dispatcher`."""
     by_expert = chosen.T  # [experts, n]
     index = by_expert.nonzero()[:, 1]  # the tokens of the first expert, then those of the second, ...
     counts = chosen.sum(0).tolist()

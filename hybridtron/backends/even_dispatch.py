@@ -55,7 +55,7 @@ class EvenDispatcher:
 
 
 def _fitted(x: Tensor, rows: int) -> Tensor:
-    """[n, ...] -> [rows, ...], in shape alone."""
+    """Give [n, ...] the shape [rows, ...], without values."""
     return x.repeat(-(-rows // len(x)), *[1] * (x.dim() - 1))[:rows]
 
 

@@ -33,7 +33,7 @@ from hybridtron.tensors import Shard, Shards, TensorSpec
 
 
 def _unused(weight: Tensor) -> None:
-    """Initialisation of megatron-core, which is switched off: values must not depend on the layout."""
+    """Initialize nothing, in place of megatron-core: values must not depend on the layout."""
 
 
 class _ColumnLinear(ColumnParallelLinear):

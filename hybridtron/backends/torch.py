@@ -52,7 +52,7 @@ class Embedding(nn.Module):
 
 
 def new_parameter(spec: TensorSpec, shards: Shards, dtype: torch.dtype, device: torch.device | str) -> nn.Parameter:
-    """An uninitialised parameter of one process's shape; what is not trained stays in float32."""
+    """Allocate an uninitialised parameter of one process's shape; what is not trained stays in float32."""
     values = torch.empty(spec.local_shape(shards), dtype=dtype if spec.trained else torch.float32, device=device)
     return nn.Parameter(values, requires_grad=spec.trained)
 

@@ -39,7 +39,7 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
 
 
 def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
-    """Negative log likelihood and log partition function of each position, both differentiable.
+    """Compute negative log likelihood and log partition function of each position, both differentiable.
 
     logits: [..., vocabulary / group size], rank r holding the r-th run of the vocabulary; targets: [...] whole ids.
     Results [...] are float32 and equal on every rank.

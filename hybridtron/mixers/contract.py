@@ -60,7 +60,7 @@ class MixerConfig(Strict):
 
     @property
     def mixers(self) -> tuple[MixerConfig, ...]:
-        """The mixers that the block consists of: itself, unless it has branches."""
+        """Return the mixers that the block consists of: itself, unless it has branches."""
         return (self,)
 
     def tensors(self) -> dict[str, TensorSpec]:

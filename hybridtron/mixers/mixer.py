@@ -66,12 +66,12 @@ class Mixer(nn.Module):
 
     @cached_property
     def packing(self) -> TensorSpec:
-        """Declaration of the projection that makes the input of `core`."""
+        """Return the declaration of the projection that makes the input of `core`."""
         return self.specs[f"{self.in_name}.weight"]
 
     @cached_property
     def core_sizes(self) -> list[int]:
-        """Length of each part of the input of `core`."""
+        """Return the length of each part of the input of `core`."""
         return self.backend.core_sizes(self.packing)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class ModelConfig(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _tell_blocks_their_width(cls, data: Any) -> Any:
+    def _give_blocks_their_width(cls, data: Any) -> Any:
         if not isinstance(data, dict) or not isinstance(data.get("blocks"), dict):
             return data
         width = data.get("hidden_size")
@@ -62,5 +62,5 @@ class ModelConfig(Strict):
 
     @property
     def layer_names(self) -> tuple[str, ...]:
-        """Block name of each layer, in order."""
+        """Return the block name of each layer, in order."""
         return self.parsed_pattern.layers

@@ -86,7 +86,7 @@ def _check(prompts: Sequence[str], max_tokens: int, temperature: float, top_k: i
 
 
 def _by_steps(model: LanguageModel, batch: int, context: int, device: torch.device | str) -> NextLogits:
-    """Go on from the state after the tokens of the last call."""
+    """Continue from the state after the tokens of the last call."""
     state, first, seen = model.initial_state(batch), 0, 0  # what is in the state: tokens[first:seen]
 
     def next_logits(texts: list[list[int]]) -> Tensor:
@@ -106,7 +106,7 @@ def _by_steps(model: LanguageModel, batch: int, context: int, device: torch.devi
 def _by_windows(
     model: LanguageModel, context: int, multiple_of: int, filler: int, device: torch.device | str
 ) -> NextLogits:
-    """Go over the last `context` tokens, filled up at their end to a multiple.
+    """Run over the last `context` tokens, filled up at their end to a multiple.
 
     Sequence parallelism needs that, and a causal model does not notice.
     """

@@ -45,7 +45,7 @@ class Layer(nn.Module):
 class LanguageModel(nn.Module):
     """The layers of one stage, by default all. Parameters come uninitialised: see `hybridtron.model.initialize`.
 
-    Their names do not depend on the stage. `recompute` gives, for a block, what its backward pass computes again: none,
+    Their names do not depend on the stage. `recompute` gives, for a block, what its backward pass recomputes: none,
     selective (the mixer's core operation) or full. A stage that is not the first takes its input by `set_input_tensor`.
     """
 
@@ -82,12 +82,12 @@ class LanguageModel(nn.Module):
         self.received: Tensor | None = None
 
     def set_input_tensor(self, received: Sequence[Tensor | None]) -> None:
-        """The output [s, b, h] of the stage before, as the only entry."""
+        """Set the output [s, b, h] of the stage before, as the only entry."""
         (self.received,) = received
 
     def forward(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """Token ids [b, s] -> logits [s, b, vocabulary of this rank], or the output [s, b, h] of a stage before the
-        last.
+        """Map token ids [b, s] to logits [s, b, vocabulary of this rank], or to the output [s, b, h] of a stage before
+        the last.
 
         With labels, the ids that follow them [b, s]: loss and log partition function, each [s, b] in float32.
         """
@@ -101,11 +101,11 @@ class LanguageModel(nn.Module):
         return logits if labels is None else self.cross_entropy(logits, labels.transpose(0, 1))
 
     def initial_state(self, batch: int) -> list[State]:
-        """Of every layer, before the first token."""
+        """Return the state of every layer before the first token."""
         return [layer.mixer.initial_state(batch) for layer in self._layers()]
 
     def step(self, tokens: Tensor, state: list[State]) -> tuple[Tensor, list[State]]:
-        """The next token of every sequence, ids [b] -> logits [b, vocabulary] of the one after it, and the state then.
+        """Map the next token of every sequence, ids [b], to the logits [b, vocabulary] after it and the new state.
 
         For a model that lies in one process; the state handed in is used up.
         """
@@ -120,5 +120,5 @@ class LanguageModel(nn.Module):
         return [layer for layer in self.layers.values() if isinstance(layer, Layer)]
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """Token ids [b, s] -> logits [b, s, vocabulary]."""
+        """Map token ids [b, s] to logits [b, s, vocabulary]."""
         return self.gather_logits(self(tokens)).transpose(0, 1)

@@ -1,4 +1,4 @@
-"""Which run of a model's layers one part of a pipeline holds."""
+"""Pipeline stages: which run of a model's layers each holds."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def whole(config: ModelConfig) -> Stage:
 
 
 def cut(config: ModelConfig, count: int, seq_len: int) -> list[Stage]:
-    """The model in `count` stages: as the pattern's `|` say, where there are any, else balanced by FLOPs.
+    """Cut the model into `count` stages: as the pattern's `|` say, where there are any, else balanced by FLOPs.
 
     A single stage ignores the cuts that a pattern writes. Expects cuts for `count` stages, and at least as many layers.
     """
@@ -50,7 +50,7 @@ def cut(config: ModelConfig, count: int, seq_len: int) -> list[Stage]:
 
 
 def stage_costs(config: ModelConfig, stages: Sequence[Stage], seq_len: int, edges: bool = True) -> list[int]:
-    """Forward FLOPs of each stage for one sequence; with `edges` the embedding and the output projection count."""
+    """Count the forward FLOPs of each stage for one sequence, with `edges` also of embedding and output projection."""
     flops = {name: block.flops(seq_len) for name, block in config.blocks.items() if name in set(config.layer_names)}
     first, last = _edges(config, seq_len) if edges else (0, 0)
     return [
@@ -62,14 +62,14 @@ def stage_costs(config: ModelConfig, stages: Sequence[Stage], seq_len: int, edge
 
 
 def imbalance(costs: Sequence[int], processes: int) -> float:
-    """How much longer the process with the most work takes than the mean, as a share of the mean; stage k is on process
+    """Compute how far the most loaded process is above the mean, as a share of the mean; stage k is on process
     k mod `processes`."""
     each = [sum(costs[rank::processes]) for rank in range(processes)]
     return max(each) * processes / sum(each) - 1
 
 
 def balanced_cuts(costs: Sequence[int], count: int, first: int = 0, last: int = 0) -> list[int]:
-    """Where to cut layers of these costs into `count` non-empty runs so that the dearest run is cheapest.
+    """Find cuts of layers of these costs into `count` non-empty runs that make the largest cost of a run smallest.
 
     `first` and `last` are added to the first and last run. Among equally good cuts the later runs are kept short:
     they wait for the earlier ones.
@@ -79,7 +79,7 @@ def balanced_cuts(costs: Sequence[int], count: int, first: int = 0, last: int = 
     before = [0]
     for cost in costs:
         before.append(before[-1] + cost)
-    # best[i]: the dearest run when layers 0 .. i - 1 make the stages so far; came[k][i]: where the k-th of them begins
+    # best[i]: the largest cost when layers 0 .. i - 1 make the stages so far; came[k][i]: where the k-th of them begins
     best: list[float] = [float("inf")] + [before[i] + first for i in range(1, len(costs) + 1)]
     came: list[list[int]] = [[0] * (len(costs) + 1)]
     for stage in range(1, count):
@@ -102,12 +102,12 @@ def balanced_cuts(costs: Sequence[int], count: int, first: int = 0, last: int = 
 
 
 def _edges(config: ModelConfig, seq_len: int) -> tuple[int, int]:
-    """Forward FLOPs of the embedding (a row added per token, as its gradient is) and of the output projection."""
+    """Count the forward FLOPs of the embedding (a row added per token, as in its gradient) and the output projection."""
     return seq_len * config.hidden_size, 2 * seq_len * config.hidden_size * config.vocab_size
 
 
 def stage_tensors(config: ModelConfig, specs: dict[str, TensorSpec], stage: Stage) -> dict[str, TensorSpec]:
-    """Of the whole model's parameters, those of a stage; a tied embedding belongs to the first and the last."""
+    """Return the parameters that a stage holds; a tied embedding belongs to the first and the last stage."""
     held = {f"layers.{i}" for i in range(stage.start, stage.stop)}
     if stage.is_first or (stage.is_last and config.tie_embeddings):
         held.add("embedding")

@@ -1,4 +1,4 @@
-"""Every parameter of a model, by its name in the built module, before any tensor exists."""
+"""Declarations of every parameter of a model, by its name in the built module."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 
 def model_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
-    """Name -> declaration, for the whole model; with tied embeddings the output projection has no parameter."""
+    """Declare the parameters of the whole model by name; with tied embeddings the output projection has none."""
     vocabulary = (PackedPart("vocabulary", config.vocab_size, key="vocab_size"),)
     norm = TensorSpec((config.hidden_size,), Init("ones"), decay=False)
     specs = {"embedding.weight": TensorSpec((config.vocab_size, config.hidden_size), Init("embedding"), vocabulary)}

@@ -24,7 +24,7 @@ from hybridtron.mixers.registry import MIXERS
 from hybridtron.model.config import ModelConfig
 from hybridtron.pattern import Pattern, parse
 
-_SEQ_LEN = 128  # at which parameters and state are told
+_SEQ_LEN = 128  # at which parameters and state are counted
 
 
 @dataclass(frozen=True)

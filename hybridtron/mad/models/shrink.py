@@ -2,11 +2,11 @@
 
 The rule: width 128; feed-forward and expert widths in the same proportion, in steps of 16; as many heads as before, at
 most 16; grouped keys in the same proportion; heads that are counted by their channels have 16 of them at most; what a
-default derives from the width is derived again; states, windows, experts and convolution lengths stay. Experts are not
+default derives from the width is derived anew; states, windows, experts and convolution lengths stay. Experts are not
 balanced: MAD's are not.
 
 Layers keep their order. Where there are more than asked for, whole groups are left out: a sequence mixer with the
-channel mixers that follow it. Each kind of group keeps its share, and one at least where there is room, evenly spaced.
+channel mixers that follow it. Each kind of group keeps its share, and one at least where `depth` allows, evenly spaced.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class GatedDeltaNet(Mixer):
     def _heads(
         self, convolved: Tensor, z: Tensor, beta: Tensor, dt: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """[..., channels] -> queries, keys, values and gates [..., heads, .], log decays and strengths [..., heads]."""
+        """Return queries, keys, values and gates [..., heads, .], log decays and strengths [..., heads]."""
         config, dtype = self.config, accumulation_dtype(convolved)
         q, k, v = convolved.split(self.core_sizes[:3], -1)
         q, k = (part.unflatten(-1, (-1, config.key_size)) for part in (q, k))

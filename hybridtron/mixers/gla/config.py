@@ -56,7 +56,7 @@ class GLAConfig(MixerConfig):
 
     @property
     def core_parts(self) -> tuple[PackedPart, ...]:
-        """What the heads need of the projections: queries, keys, values, output gate, decay gate."""
+        """Declare the parts of the core's input: queries, keys, values, output gate, decay gate."""
         sizes = {"q": self.key_size, "k": self.key_size, "v": self.value_size, "z": self.value_size, "g": self.key_size}
         return tuple(PackedPart(name, self.num_heads, size, "num_heads") for name, size in sizes.items())
 
@@ -74,7 +74,7 @@ class GLAConfig(MixerConfig):
         }
 
     def flops(self, seq_len: int) -> int:
-        """Queries times keys of neighbouring tokens, an elementwise step of `ops.gla`, are not counted."""
+        """Count all but queries times keys of neighbouring tokens, an elementwise step of `ops.gla`."""
         from hybridtron.ops.linear_attention.gla import gla_flops
 
         matrices = [spec for spec in self.tensors().values() if len(spec.shape) == 2]

@@ -41,7 +41,7 @@ class GLA(Mixer):
         return self._norm_and_gate(y, z), state
 
     def _heads(self, packed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """[..., q + k + v + z + g] -> five of [..., heads, .]: scaled queries, keys, values, gates and log decays."""
+        """Split [..., channels] into scaled queries, keys, values, gates and log decays, each [..., heads, .]."""
         config = self.config
         heads = self.core_sizes[0] // config.key_size
         q, k, v, z, g = (part.unflatten(-1, (heads, -1)) for part in packed.split(self.core_sizes, -1))

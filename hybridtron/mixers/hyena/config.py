@@ -42,7 +42,7 @@ class ProjectedHyenaConfig(ImplicitFilterConfig):
 
     @property
     def filters(self) -> int:
-        """Units that share a filter: channels or heads."""
+        """Count the units that have a filter each: channels or heads."""
         raise NotImplementedError
 
     def tensors(self) -> dict[str, TensorSpec]:
@@ -74,8 +74,8 @@ class ProjectedHyenaConfig(ImplicitFilterConfig):
         return linear + self.filter_flops(seq_len, self.filters) + self.unseen_flops(seq_len)
 
     def state_size(self, seq_len: int) -> int:
-        """As the MAD paper counts (Poli et al. 2024, arXiv 2403.17844): `filter_order` elements for each entry that is
-        convolved. Steps are exact and keep all inputs instead."""
+        """Count as the MAD paper does (Poli et al. 2024, arXiv 2403.17844): `filter_order` elements for each entry that
+        is convolved. Steps are exact and keep all inputs instead."""
         return self.inner_size * (self.inner_size // self.filters) * self.filter_order
 
     @property

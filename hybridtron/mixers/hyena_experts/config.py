@@ -76,6 +76,6 @@ class HyenaExpertsConfig(ImplicitFilterConfig):
         return long_conv_fft_flops(seq_len, self.channels, self.channels, seq_len)
 
     def state_size(self, seq_len: int) -> int:
-        """As the MAD paper counts: `filter_order` elements for each channel of every expert. Steps are exact and keep
-        all inputs instead."""
+        """Count as the MAD paper does: `filter_order` elements for each channel of every expert. Steps are exact and
+        keep all inputs instead."""
         return self.channels * self.filter_order

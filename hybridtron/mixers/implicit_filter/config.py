@@ -34,7 +34,7 @@ class ImplicitFilterConfig(MixerConfig):
         return value
 
     def filter_tensors(self, filters: tuple[PackedPart, ...]) -> dict[str, TensorSpec]:
-        """The network's parameters; only its last layer is cut, by `filters`."""
+        """Declare the network's parameters; only its last layer is cut, by `filters`."""
         order, features, layers = self.filter_order, self.filter_embedding, self.filter_layers
         outer, inner = (Init("uniform", -(width**-0.5), width**-0.5) for width in (features, order))
         return {
@@ -47,7 +47,7 @@ class ImplicitFilterConfig(MixerConfig):
         }
 
     def filter_flops(self, seq_len: int, filters: int) -> int:
-        """FLOPs of making the filters, which all sequences of a pass share."""
+        """Count the FLOPs of making the filters, which all sequences of a pass share."""
         order = self.filter_order
         return 2 * seq_len * order * (self.filter_embedding + self.filter_layers * order + filters)
 

@@ -65,7 +65,7 @@ class LinearAttentionConfig(MixerConfig):
 
     @property
     def features(self) -> int:
-        """Features per head."""
+        """Count the features per head."""
         return 1 + self.key_size + self.key_size**2 if self.feature_map == "taylor" else self.key_size
 
     def tensors(self) -> dict[str, TensorSpec]:

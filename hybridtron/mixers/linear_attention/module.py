@@ -46,7 +46,7 @@ class LinearAttention(Mixer):
         return y.flatten(1), state
 
     def _heads(self, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[..., q + k + v] -> three of [..., heads, .]."""
+        """Split [..., q + k + v] into three of [..., heads, .]."""
         q, k, v = packed.split(self.core_sizes, -1)
         heads = v.shape[-1] // self.config.value_size
         return q.unflatten(-1, (heads, -1)), k.unflatten(-1, (heads, -1)), v.unflatten(-1, (heads, -1))

@@ -65,8 +65,7 @@ class Mamba1Config(MixerConfig):
         }
 
     def flops(self, seq_len: int) -> int:
-        """The scan has no matrix multiplication and is not counted: 9 inner_size * state_dim a token by elementwise
-        steps."""
+        """Count the projections; the scan, elementwise, would add 9 inner_size * state_dim a token."""
         specs = self.tensors()
         names = ("in_proj.weight", "x_proj.weight", "dt_weight", "out_proj.weight")
         return linear_flops(seq_len, *(specs[name] for name in names))

@@ -30,7 +30,7 @@ class Mamba1(Mixer):
 
     @cached_property
     def packing(self) -> TensorSpec:
-        """Declaration of the core's input: a process has its share of x and z, and a copy of what channels share."""
+        """Declare the core's input: a process has its share of x and z, and a copy of what channels share."""
         config, (x, z) = self.config, self.specs["in_proj.weight"].parts
         copies = self.backend.shards.tensor.size * self.backend.context_parallel_size
         shared = PackedPart("shared", copies, config.step_rank + 2 * config.state_dim)

@@ -82,7 +82,7 @@ class MoEConfig(MixerConfig):
 
     @property
     def shared(self) -> SwiGLUConfig | None:
-        """The shared expert by itself."""
+        """Build the shared expert's own config."""
         if not self.shared_ffn_hidden_size:
             return None
         return SwiGLUConfig(type="swiglu", hidden_size=self.hidden_size, ffn_hidden_size=self.shared_ffn_hidden_size)
@@ -101,7 +101,7 @@ class MoEConfig(MixerConfig):
         return specs
 
     def flops(self, seq_len: int) -> int:
-        """Those of top_k experts for every token, none passed by."""
+        """Count top_k experts for every token, as without a capacity."""
         specs = self.tensors()
         experts = linear_flops(seq_len, specs["gate_up"], specs["down"]) * self.top_k // self.num_experts
         shared = self.shared.flops(seq_len) if self.shared else 0

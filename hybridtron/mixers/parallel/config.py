@@ -34,7 +34,7 @@ class ParallelMixersConfig(MixerConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _tell_branches_their_width(cls, data: Any) -> Any:
+    def _give_branches_their_width(cls, data: Any) -> Any:
         if not isinstance(data, dict) or not isinstance(data.get("branches"), list | tuple):
             return data
         branches = []
@@ -53,7 +53,7 @@ class ParallelMixersConfig(MixerConfig):
 
     @property
     def capabilities(self) -> Capabilities:  # type: ignore[override]
-        """What all branches can do."""
+        """Return the capabilities that all branches have."""
         each = [branch.capabilities for branch in self.branches]
         return Capabilities(**{name: all(getattr(one, name) for one in each) for name in vars(each[0])})
 

@@ -63,7 +63,7 @@ class RWKV6Config(MixerConfig):
 
     @property
     def packing(self) -> TensorSpec:
-        """What meets in the core operation, as if one projection had made it."""
+        """Declare the core's input as if one projection had made it."""
         parts = tuple(self._heads(name) for name in MIXED)
         return TensorSpec((len(MIXED) * self.hidden_size, self.hidden_size), Init("input"), parts)
 
@@ -95,7 +95,7 @@ class RWKV6Config(MixerConfig):
         return linear_flops(seq_len, *matrices) + scan
 
     def state_size(self, seq_len: int) -> int:
-        """The matrices of the heads; the token before is a cache of one, as that of a convolution of two taps."""
+        """Count the matrices of the heads; the token before is left out, as the inputs of a short convolution are."""
         return self.num_heads * self.head_dim * self.head_dim
 
     def _heads(self, name: str) -> PackedPart:

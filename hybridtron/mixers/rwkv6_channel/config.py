@@ -43,7 +43,3 @@ class RWKV6ChannelConfig(MixerConfig):
 
     def flops(self, seq_len: int) -> int:
         return linear_flops(seq_len, *(spec for spec in self.tensors().values() if len(spec.shape) == 2))
-
-    def state_size(self, seq_len: int) -> int:
-        """None: the token before is a cache of one, as that of a convolution of two taps."""
-        return 0

@@ -40,5 +40,5 @@ class ShortConvConfig(MixerConfig):
         return linear_flops(seq_len, specs["in_proj.weight"], specs["out_proj.weight"])
 
     def state_size(self, seq_len: int) -> int:
-        """The inputs that the convolution still reaches: here they are all that is remembered."""
+        """Count the inputs that the convolution still reaches, which are all of the state."""
         return (self.conv_kernel - 1) * self.hidden_size

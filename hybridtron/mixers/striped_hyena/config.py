@@ -36,7 +36,7 @@ class StripedHyenaConfig(MixerConfig):
 
     @property
     def groups(self) -> int:
-        """By default one for every 16 channels where that comes out even, else one for every channel."""
+        """Count the groups: by default one for 16 channels where that comes out even, else one for every channel."""
         even = self.hidden_size % _GROUP_SIZE == 0
         return self.num_groups or (self.hidden_size // _GROUP_SIZE if even else self.hidden_size)
 
@@ -52,7 +52,7 @@ class StripedHyenaConfig(MixerConfig):
         }
 
     def filter_tensors(self, groups: tuple[PackedPart, ...], channels: tuple[PackedPart, ...]) -> dict[str, TensorSpec]:
-        """The parameters that make the filters."""
+        """Declare the parameters that make the filters."""
         raise NotImplementedError
 
     def flops(self, seq_len: int) -> int:
@@ -77,7 +77,7 @@ class ExplicitFilterConfig(StripedHyenaConfig):
         return long_conv_fft_flops(seq_len, self.groups, self.hidden_size, self.filter_length)
 
     def state_size(self, seq_len: int) -> int:
-        """The inputs that the filters still reach; those of the convolutions of q, k and v apart."""
+        """Count the inputs that the filters still reach, without those of the convolutions of q, k and v."""
         return (self.filter_length - 1) * self.hidden_size
 
 
@@ -116,7 +116,7 @@ class HyenaLIConfig(StripedHyenaConfig):
 
     @property
     def groups(self) -> int:
-        """By default one for every channel."""
+        """Count the groups: by default one for every channel."""
         return self.num_groups or self.hidden_size
 
     def filter_tensors(self, groups: tuple[PackedPart, ...], channels: tuple[PackedPart, ...]) -> dict[str, TensorSpec]:
