@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from itertools import permutations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
+from scipy.stats import pearsonr, permutation_test, rankdata, spearmanr
 
 from hybridtron.errors import UserError
 from hybridtron.laws.data.runs import Runs
@@ -28,41 +28,25 @@ _DRAWS = 100_000
 _SIMULATED = 30
 
 
-def ranks(values: Array) -> Array:
-    """Ranks from 1, ties share their mean rank; [n] -> [n]."""
-    order = np.sort(values)
-    return (np.searchsorted(order, values, "left") + np.searchsorted(order, values, "right") + 1) / 2
-
-
-def pearson(x: Array, y: Array) -> float:
-    """Product-moment correlation."""
-    x, y = x - x.mean(), y - y.mean()
-    return float(x @ y / math.sqrt((x @ x) * (y @ y)))
-
-
 def permutation_p(x: Array, y: Array, seed: int) -> tuple[float, str]:
-    """Two-sided p that a correlation this far from zero arises by chance, and how it was counted.
+    """Return the two-sided p of a correlation this far from zero by chance, and how it was counted.
 
     All orders are counted up to nine points; beyond, 100,000 random ones (with the observed order among them).
     """
     x, y = x - x.mean(), y - y.mean()
-    n = len(x)
-    observed = abs(float(x @ y)) * (1 - 1e-12) - 1e-12
-    if n <= _EXACT:
-        orders = np.array(list(permutations(range(n))), dtype=np.intp)
-        return float((np.abs(y[orders] @ x) >= observed).mean()), f"all {len(orders)} orders"
-    rng = np.random.default_rng([seed, 5])
-    hits = 1 + sum(
-        int((np.abs(rng.permuted(np.tile(y, (1000, 1)), axis=1) @ x) >= observed).sum()) for _ in range(_DRAWS // 1000)
-    )
-    return hits / (_DRAWS + 1), f"{_DRAWS} random orders"
+    orders = math.factorial(len(x)) if len(x) <= _EXACT else _DRAWS
+    found = permutation_test(
+        (y,), lambda order, axis=-1: np.abs((order * x).sum(axis)), permutation_type="pairings", vectorized=True,
+        n_resamples=orders, alternative="greater", batch=5000, rng=np.random.default_rng([seed, 5]),
+    )  # fmt: skip
+    return float(found.pvalue), f"all {orders} orders" if len(x) <= _EXACT else f"{_DRAWS} random orders"
 
 
 def rank_p(x: Array, y: Array, seed: int) -> tuple[float, float, str]:
-    """`permutation_p` of two rows of ranks: p, the smallest p that any order reaches, and how it was counted.
+    """Compute `permutation_p` of two rows of ranks: p, the smallest p that any order reaches, and how it was counted.
 
-    Up to 12 points all n! orders are counted, by the sum of products that each set of partners of the first points
-    leaves possible: ranks and their halves are whole numbers when doubled, so the sums are few.
+    Up to 12 points all n! orders are counted (scipy does not), by the sum of products that each set of partners of the
+    first points leaves possible: ranks and their halves are whole numbers when doubled, so the sums are few.
     """
     n = len(x)
     if n > _EXACT_RANKS:
@@ -88,19 +72,16 @@ def rank_p(x: Array, y: Array, seed: int) -> tuple[float, float, str]:
     return float(hits / orders), float(smallest / orders), f"all {orders} orders"
 
 
-def pearson_interval(correlation: float, n: int) -> list[float]:
-    """95 % interval from Fisher's z; needs n > 3."""
-    return _fisher(correlation, 1 / math.sqrt(n - 3))
-
-
 def spearman_interval(correlation: float, n: int) -> list[float]:
-    """95 % interval of the population's rank correlation; needs n > 3.
+    """Return the 95 % interval of the population's rank correlation; needs n > 3.
 
     Up to 30 points it holds every normal correlation under which ranks agree at least (and at most) this well with a
     probability of 2.5 % or more, so that it exists for complete agreement too; beyond, Fisher's z.
     """
     if n > _SIMULATED:
-        return _fisher(correlation, math.sqrt((1 + correlation**2 / 2) / (n - 3)))
+        z = math.atanh(max(min(correlation, 1 - 1e-12), -1 + 1e-12))
+        reach = float(ndtri(0.975)) * math.sqrt((1 + correlation**2 / 2) / (n - 3))
+        return [math.tanh(z - reach), math.tanh(z + reach)]
     grid, drawn = _rank_correlations(n)
     at_least = (drawn >= correlation - 1e-9).mean(axis=1)  # rises along the grid
     at_most = (drawn <= correlation + 1e-9).mean(axis=1)  # falls along it
@@ -109,14 +90,9 @@ def spearman_interval(correlation: float, n: int) -> list[float]:
     return [6 / math.pi * math.asin(low / 2), 6 / math.pi * math.asin(high / 2)]
 
 
-def _fisher(correlation: float, spread: float) -> list[float]:
-    z = math.atanh(max(min(correlation, 1 - 1e-12), -1 + 1e-12))
-    return [math.tanh(z - float(ndtri(0.975)) * spread), math.tanh(z + float(ndtri(0.975)) * spread)]
-
-
 @lru_cache(maxsize=8)
 def _rank_correlations(n: int) -> tuple[Array, Array]:
-    """Correlations of a grid, [g], and rank correlations of n normal pairs drawn under each, [g, draws]."""
+    """Return correlations of a grid, [g], and rank correlations of n normal pairs drawn under each, [g, draws]."""
     rng = np.random.default_rng(n)
     x, noise = rng.standard_normal((2, 6000, n))
     grid = np.tanh(np.linspace(-4, 4, 61))
@@ -141,15 +117,19 @@ def fit(runs: Runs, settings: Settings) -> Fit:
     _require_two(runs.source, score, loss)
     n = len(score)
     warnings = []
-    spearman = pearson(ranks(score), ranks(loss))
-    linear = pearson(score, loss)
-    p, smallest, counted = rank_p(ranks(score), ranks(loss), settings.seed)
+    spearman = float(spearmanr(score, loss).statistic)
+    pearson = pearsonr(score, loss)
+    linear = float(pearson.statistic)
+    p, smallest, counted = rank_p(rankdata(score), rankdata(loss), settings.seed)
     linear_p, _ = permutation_p(score, loss, settings.seed)
     intervals = None
     if n < FEWEST:
         warnings.append(f"few points: {n} points for a correlation, at least {FEWEST} are needed: not evidence")
     else:
-        intervals = {"spearman": spearman_interval(spearman, n), "pearson": pearson_interval(linear, n)}
+        intervals = {
+            "spearman": spearman_interval(spearman, n),
+            "pearson": list(map(float, pearson.confidence_interval())),
+        }
         if n < 10:
             warnings.append(
                 f"few points: {n} points for a correlation; the smallest p that they can reach is {smallest:.2g}"
@@ -157,7 +137,7 @@ def fit(runs: Runs, settings: Settings) -> Fit:
     verdict, status = judge(n, spearman, linear, p, counted, intervals)
     slope, offset = np.polyfit(score, loss, 1)
     perplexity = np.exp(np.minimum(loss, 700.0))
-    leave_one_out = [pearson(ranks(np.delete(score, i)), ranks(np.delete(loss, i))) for i in range(n)] if n > 3 else []
+    others = [spearmanr(np.delete(score, i), np.delete(loss, i)).statistic for i in range(n)] if n > 3 else []
     return Fit(
         law="proxy",
         parameters={"spearman": spearman, "pearson": linear, "p": p},
@@ -167,11 +147,9 @@ def fit(runs: Runs, settings: Settings) -> Fit:
         intervals=intervals,
         settings=record(settings, objective="squared residual of loss about the straight line in the score, summed"),
         sensitivity={
-            "pearson_with_perplexity": pearson(score, perplexity),
+            "pearson_with_perplexity": float(pearsonr(score, perplexity).statistic),
             "pearson_p": linear_p,
-            "spearman_without_one_point": {"lowest": min(leave_one_out), "highest": max(leave_one_out)}
-            if leave_one_out
-            else None,
+            "spearman_without_one_point": {"lowest": min(others), "highest": max(others)} if others else None,
         },
         predictions=[],
         warnings=warnings,
@@ -183,7 +161,7 @@ def fit(runs: Runs, settings: Settings) -> Fit:
 
 
 def _points(runs: Runs, group: str | None) -> tuple[Array, Array, tuple[str, ...]]:
-    """Score and loss of each point, [n], and its name where there is one: of its group, else of its architecture."""
+    """Return score and loss of each point, [n], and its name: of its group, else of its architecture, or none."""
     if group is not None:
         tables = runs.split(group)
         score, loss = (np.array([table[column].mean() for table in tables.values()]) for column in ("score", "loss"))
@@ -202,7 +180,7 @@ def _require_two(source: str, score: Array, loss: Array) -> None:
 
 
 def _curves(score: Array, loss: Array, names: tuple[str, ...], slope: float, offset: float) -> list[Series]:
-    """The points, and from `FEWEST` on the straight line through them."""
+    """Return the points, and from `FEWEST` on the straight line through them."""
     panel = "loss against proxy score"
     axes: dict[str, Any] = {"x_label": "proxy score", "y_label": "loss (nats per token)", "x_log": False}
     n = len(score)
@@ -219,7 +197,7 @@ def _curves(score: Array, loss: Array, names: tuple[str, ...], slope: float, off
 def judge(
     n: int, spearman: float, linear: float, p: float, counted: str, intervals: dict[str, list[float]] | None
 ) -> tuple[list[str], str]:  # fmt: skip
-    """The verdict in words, and its status: "not evidence", "not shown", "wrong way", "weak" or "validated".
+    """Return the verdict in words, and its status: "not evidence", "not shown", "wrong way", "weak" or "validated".
 
     More of the score is better, so a loss that rises with it never validates it.
     """
@@ -260,7 +238,7 @@ def judge(
 
 
 def _direction(n: int, spearman: float) -> str:
-    """Which way the points go, whether or not that means anything."""
+    """Say which way the points go, whether or not that means anything."""
     if abs(spearman) < 1e-9:
         return "The order of the scores has nothing of the order of the losses."
     loss, way = ("higher", "the wrong way") if spearman > 0 else ("lower", "the way that a proxy should")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from scipy.special import huber
 
 Array = NDArray[np.float64]
 
@@ -67,30 +68,22 @@ class Optimum:
         }
 
 
-def huber(residual: Array, delta: float) -> Array:
-    """Huber's function, elementwise."""
-    if math.isinf(delta):
-        return 0.5 * residual**2
-    inner = np.minimum(np.abs(residual), delta)
-    return inner * (np.abs(residual) - 0.5 * inner)
-
-
 def objective(problem: Problem, theta: Array, weights: Array | None = None) -> Array:
-    """Sum of Huber's function over points for each parameter vector; theta [k, p], weights [k, n] -> [k]."""
-    loss = huber(problem.predict(theta, slice(None)) - problem.target, problem.delta)
+    """Sum Huber's function over points for each parameter vector; theta [k, p], weights [k, n] -> [k]."""
+    loss = huber(problem.delta, problem.predict(theta, slice(None)) - problem.target)
     return (loss if weights is None else loss * weights).sum(axis=1)
 
 
 def gradient(problem: Problem, theta: Array) -> tuple[Array, Array]:
-    """Objective [k] and its gradient [k, p]."""
+    """Compute the objective [k] and its gradient [k, p]."""
     value, jacobian = problem.jacobian(theta)
     residual = value - problem.target
     slope = np.clip(residual, -problem.delta, problem.delta)
-    return huber(residual, problem.delta).sum(axis=1), np.einsum("kpn,kn->kp", jacobian, slope)
+    return huber(problem.delta, residual).sum(axis=1), np.einsum("kpn,kn->kp", jacobian, slope)
 
 
 def screen(problem: Problem, starts: Array, keep: int) -> Array:
-    """The `keep` starts of lowest objective on at most 96 evenly spread points; starts [k, p] -> [keep, p]."""
+    """Return the `keep` starts of lowest objective on at most 96 evenly spread points; starts [k, p] -> [keep, p]."""
     n = len(problem.target)
     points = np.unique(np.linspace(0, n - 1, min(n, _SCREEN_POINTS)).round().astype(np.intp))
     target = problem.target[points]
@@ -103,14 +96,14 @@ def screen(problem: Problem, starts: Array, keep: int) -> Array:
 
 
 def quick_search(problem: Problem, starts: Array) -> Array:
-    """The best parameters [p] from fewer starts and by one route, for the many side fits."""
+    """Search the best parameters [p] from fewer starts and by one route, for the many side fits."""
     starts = np.clip(starts[:: 1 + len(starts) // 1000], problem.lower, problem.upper)
     theta, value = refine(problem, screen(problem, starts, 8), iterations=60)
     return theta[int(np.argmin(value))]
 
 
 def search(problem: Problem, starts: Array, seed: int = 0) -> Optimum:
-    """Global search: screen `starts` [k, p], refine the best, check the result by a second route."""
+    """Search globally: screen `starts` [k, p], refine the best, check the result by a second route."""
     starts = np.clip(starts, problem.lower, problem.upper)
     best = screen(problem, starts, _REFINED)
     theta, value = refine(problem, best, iterations=80)
@@ -130,7 +123,7 @@ def search(problem: Problem, starts: Array, seed: int = 0) -> Optimum:
 
 
 def second_route(problem: Problem, seed: int) -> tuple[Array, float]:
-    """L-BFGS-B from random starts of its own; shares nothing with `refine` but the objective."""
+    """Run L-BFGS-B from random starts of its own; it shares nothing with `refine` but the objective."""
     rng = np.random.default_rng([seed, 2])
     draws = rng.uniform(problem.lower, problem.upper, (2000, len(problem.lower)))
     best, lowest = draws[0], math.inf
@@ -160,7 +153,7 @@ def refine(
     problem: Problem, starts: Array, weights: Array | None = None, iterations: int = 60, tolerance: float = 1e-13,
     smooth: bool = True,
 ) -> tuple[Array, Array]:  # fmt: skip
-    """Damped semismooth Newton from each start at once; returns parameters [k, p] and objectives [k].
+    """Run damped semismooth Newton from each start at once; return parameters [k, p] and objectives [k].
 
     Huber's function with a small delta is nearly the absolute value, on which Newton steps stall. So delta is
     lowered in stages (`smooth`), each started where the last one ended, after Madsen and Nielsen (1993, "A finite
@@ -186,7 +179,7 @@ def _newton(
     k = len(theta)
     damping = np.full(k, 1e-2)
     active = np.arange(k)
-    quiet = np.zeros(k, dtype=int)
+    settled_steps = np.zeros(k, dtype=int)
     value, jacobian = problem.jacobian(theta)
     residual = value - problem.target
     cost = _cost(residual, weights, delta)
@@ -201,24 +194,24 @@ def _newton(
             trial_cost = _cost(trial_residual, point_weights, delta)
         better = trial_cost < cost
         settled = cost - trial_cost < tolerance * cost
-        quiet = np.where(settled, quiet + 1, 0)
+        settled_steps = np.where(settled, settled_steps + 1, 0)
         theta = np.where(better[:, None], trial, theta)
         residual = np.where(better[:, None], trial_residual, residual)
         jacobian = np.where(better[:, None, None], trial_jacobian, jacobian)
         cost = np.where(better, trial_cost, cost)
         damping = np.clip(np.where(better, damping / 6, damping * 8), 1e-9, 1e12)
         result[active], final[active] = theta, cost
-        going = ~((better & (quiet >= 2)) | (quiet >= 6))
+        going = ~((better & (settled_steps >= 2)) | (settled_steps >= 6))
         if not going.any():
             break
         if not going.all():
             theta, residual, jacobian, cost = theta[going], residual[going], jacobian[going], cost[going]
-            damping, quiet, active = damping[going], quiet[going], active[going]
+            damping, settled_steps, active = damping[going], settled_steps[going], active[going]
     return result, final
 
 
 def _cost(residual: Array, weights: Array | None, delta: float) -> Array:
-    loss = huber(residual, delta)
+    loss = huber(delta, residual)
     total = (loss if weights is None else loss * weights).sum(axis=1)
     return np.where(np.isfinite(total), total, np.inf)
 
