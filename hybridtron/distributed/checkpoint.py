@@ -16,13 +16,13 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
 
+from hybridtron.checkpoint_reader import naming_damage
 from hybridtron.distributed import optimizer_state
 from hybridtron.distributed.engine import Engine
 from hybridtron.distributed.groups import ParallelContext
-from hybridtron.distributed.safe_index import require_safe_index
 from hybridtron.errors import UserError
+from hybridtron.safe_index import read_safe_index
 from hybridtron.tensors import TensorSpec
 
 
@@ -38,10 +38,11 @@ def save(folder: Path, engine: Engine) -> None:
 
 def load(folder: Path, engine: Engine) -> None:
     """Read parameters and optimizer state, in place."""
-    require_safe_index(folder)
+    read_safe_index(folder)
     chunks = _sharded_chunks(engine.chunks, engine.specs, engine.parallel_context)
     optimizer = optimizer_state.sharded_state(engine.optimizer, _flat(chunks), loading=True)
-    state = _read(chunks | {"optimizer": optimizer}, folder)
+    with naming_damage(folder):
+        state = dist_checkpointing.load(chunks | {"optimizer": optimizer}, str(folder))
     if "optimizer_updates" not in state:
         raise UserError(f"{folder}: damaged: it does not say how often the optimizer has updated")
     for index, chunk in enumerate(engine.chunks):
@@ -50,60 +51,12 @@ def load(folder: Path, engine: Engine) -> None:
     optimizer_state.restore(engine.optimizer, state["optimizer"], names, state["optimizer_updates"])
 
 
-def load_model(
-    folder: Path, chunks: Sequence[nn.Module], specs: dict[str, TensorSpec], parallel_context: ParallelContext
-) -> None:
-    """Read the parameters alone, in place."""
-    require_safe_index(folder)
-    _compare(folder, specs)
-    state = _read(_sharded_chunks(chunks, specs, parallel_context), folder)
-    for index, chunk in enumerate(chunks):
-        chunk.load_state_dict(state[f"model{index}"])
-
-
-def _read(state: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Fill the sharded state; UserError where the files are damaged."""
-    try:
-        return dist_checkpointing.load(state, str(folder))
-    except (Exception, CheckpointException) as error:  # whatever layer found the damage
-        raise UserError(f"{folder}: damaged: {_first_line(error)}") from None
-
-
-def _compare(folder: Path, specs: dict[str, TensorSpec]) -> None:
-    """UserError where the checkpoint's parameters are not those declared, by name and whole shape."""
-    try:
-        stored = dist_checkpointing.load_tensors_metadata(str(folder))
-    except Exception as error:
-        raise UserError(f"{folder}: damaged: {_first_line(error)}") from None
-    held = {key: tuple(t.global_shape) for key, t in stored.items() if not key.startswith("optimizer.")}
-    wanted: dict[str, tuple[int, ...]] = {}
-    for name, spec in specs.items():
-        if len(spec.parts) > 1:
-            before, after = spec.shape[: spec.axis], spec.shape[spec.axis + 1 :]
-            wanted |= {f"{name}.{part.name}": (*before, part.size, *after) for part in spec.parts}
-        else:
-            wanted[name] = spec.shape
-    for name in sorted(held.keys() | wanted.keys()):
-        if held.get(name) != wanted.get(name):
-            raise UserError(
-                f"{folder}: parameter {name} is {_shape(held.get(name))} there; expected "
-                f"{_shape(wanted.get(name))}, as its config says"
-            )
-
-
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "absent" if shape is None else " x ".join(map(str, shape))
-
-
-def _first_line(error: BaseException) -> str:
-    if isinstance(error, CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]  # what one process met
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def _write_in_this_process() -> None:
-    """megatron-core forks writers that it waits for without looking whether they live, and spawns a manager process for
-    their answers. A synchronous save needs neither: where a writer dies, so does the run, instead of hanging."""
+    """Make megatron-core write checkpoints in the calling process.
+
+    It forks writers that it waits for without looking whether they live, and spawns a manager process for their
+    answers. A synchronous save needs neither: where a writer dies, so does the run, instead of hanging.
+    """
     filesystem_async._results_queue = queue.Queue()
     filesystem_async.FileSystemWriterAsync.write_preloaded_data_multiproc = staticmethod(_write_buckets)
 
@@ -131,6 +84,7 @@ def _write_buckets(
 def _sharded_chunks(
     chunks: Sequence[nn.Module], specs: dict[str, TensorSpec], parallel_context: ParallelContext
 ) -> dict[str, Any]:
+    """Declare the parameters of each chunk for dist_checkpointing."""
     return {
         f"model{index}": {
             name: _sharded(name, parameter, specs[name], parallel_context)
@@ -141,15 +95,16 @@ def _sharded_chunks(
 
 
 def _flat(chunks: dict[str, Any]) -> dict[str, Any]:
-    """The declarations of all chunks' parameters, by name."""
+    """Collect the declarations of all chunks' parameters, by name."""
     return {name: tensor for chunk in chunks.values() for name, tensor in chunk.items()}
 
 
 def _sharded(
     name: str, data: Tensor, spec: TensorSpec, parallel_context: ParallelContext
 ) -> ShardedTensor | ShardedTensorFactory:
-    cuts = [(axis, piece.rank, piece.size) for axis, piece in spec.cuts(parallel_context.shards)]
-    # Of equal copies the one with zeros is written: the first stage's, the first of those that hold the same pieces.
+    """Declare a parameter, of which this process holds one shard, for dist_checkpointing; packed parts one by one."""
+    cuts = [(axis, shard.rank, shard.size) for axis, shard in spec.cuts(parallel_context.shards)]
+    # Of equal copies the one with zeros is written: the first stage's, the first of those that hold the same shards.
     copy_of_stage = 1 if getattr(data, "shared", False) else 0
     uncut_rank = 0 if spec.parts or spec.experts else parallel_context.shards.tensor.rank
     replica_id = (
@@ -161,13 +116,13 @@ def _sharded(
         return ShardedTensor.from_rank_offsets(name, data, *cuts, replica_id=replica_id)
 
     def build(key: str, packed: Tensor, replica_id: Any, flattened_range: Any) -> dict[str, ShardedTensor]:
-        pieces = packed.split(spec.local_sizes(parallel_context.shards), spec.axis)
+        parts = packed.split(spec.local_sizes(parallel_context.shards), spec.axis)
         return {
-            part.name: ShardedTensor.from_rank_offsets(f"{key}.{part.name}", piece, *cuts, replica_id=replica_id)
-            for part, piece in zip(spec.parts, pieces, strict=True)
+            part.name: ShardedTensor.from_rank_offsets(f"{key}.{part.name}", local, *cuts, replica_id=replica_id)
+            for part, local in zip(spec.parts, parts, strict=True)
         }
 
-    def merge(pieces: dict[str, Tensor]) -> Tensor:
-        return torch.cat([pieces[part.name] for part in spec.parts], spec.axis)
+    def merge(parts: dict[str, Tensor]) -> Tensor:
+        return torch.cat([parts[part.name] for part in spec.parts], spec.axis)
 
     return ShardedTensorFactory(name, data, build, merge, replica_id)

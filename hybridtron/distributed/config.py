@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from hybridtron.config.schema import Strict, problem
+
+if TYPE_CHECKING:
+    import torch
 
 Recompute = Literal["none", "selective", "full"]
 
@@ -58,7 +61,7 @@ class ParallelConfig(Strict):
         return self.pipeline * self.virtual_pipeline
 
     def recompute_of(self, block: str) -> Recompute:
-        """What the backward pass computes again in layers of this block."""
+        """Return what the backward pass computes again in layers of this block."""
         return self.recompute if isinstance(self.recompute, str) else self.recompute.get(block, "none")
 
 
@@ -68,3 +71,10 @@ class PrecisionConfig(Strict):
     format: Literal["fp32", "bf16"] = Field(
         "fp32", description="Parameters and activations; with bf16 the optimizer keeps fp32 copies of the parameters."
     )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the type of parameters and activations."""
+        import torch
+
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[self.format]

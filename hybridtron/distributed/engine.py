@@ -31,8 +31,6 @@ from hybridtron.distributed.groups import ParallelContext
 from hybridtron.ops.moe.attached_loss import attached_losses_scale
 from hybridtron.tensors import TensorSpec
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
 BUCKET_ELEMENTS = 40_000_000  # gradients reduced in one message
 
 MicroBatch = tuple[Tensor, Tensor]  # tokens and labels, each [micro_batch_size, seq_len]
@@ -61,7 +59,7 @@ class StepResult:
 
 def megatron_config(hidden_size: int, parallel: ParallelConfig, precision: PrecisionConfig) -> TransformerConfig:
     """What megatron-core wants to know about a model, most of which only concerns its own layers."""
-    dtype = DTYPES[precision.format]
+    dtype = precision.dtype
     interleaved = parallel.virtual_pipeline > 1
     return TransformerConfig(
         num_layers=parallel.num_stages,

@@ -156,8 +156,8 @@ def _model_of(path: Path, mode: Mode, depth: int, iso_state: bool) -> Subject:
         proxy = from_model(config.name, config.model, depth)
         return with_iso_state(proxy) if iso_state else proxy
     name = f"{checkpoint.parent.name}/{checkpoint.name}"
-    with trained_model(path) as (config, _, model, _):
-        return from_trained(name, config.model, dict(model.named_parameters()), mode)
+    config, _, model, _ = trained_model(path)
+    return from_trained(name, config.model, dict(model.named_parameters()), mode)
 
 
 def _held_out_loss(path: Path, data: str | None, sequences: int | None) -> HeldOutLoss:

@@ -171,7 +171,8 @@ def test_trained_layers_compute_what_they_did_and_a_probe_leaves_them(run):
     from hybridtron.mad.models.proxy_model import ProxyModel
 
     tokens = torch.randint(256, (2, 16), generator=torch.Generator().manual_seed(0))
-    with trained_model(run) as (config, _, model, _), torch.no_grad():
+    config, _, model, _ = trained_model(run)
+    with torch.no_grad():
         expected = model.logits(tokens)
         parameters = {name: value.detach().clone() for name, value in model.named_parameters()}
     for mode, trained_layers in (("finetune", True), ("probe", False)):

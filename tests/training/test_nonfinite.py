@@ -30,8 +30,8 @@ def test_too_many_in_a_row_stop_the_run_with_the_checkpoint_intact(tiny, hybridt
     skipped = [row for row in rows(run) if row["skipped"]]
     assert skipped[-1]["skipped"] >= 2
     assert skipped[-1]["loss"] is None or skipped[-1]["grad_norm"] is None
-    with trained_model(run) as (_, _, model, _):
-        assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    _, _, model, _ = trained_model(run)
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ def test_bf16_trains_close_to_fp32_and_resumes_bitwise(tiny, hybridtron):
         result = hybridtron("train", tiny, f"folder={runs[name]}", *overrides)
         assert result.returncode == 0, result.stderr
     assert rows(runs["bf16"])[-1]["loss"] == pytest.approx(rows(runs["fp32"])[-1]["loss"], rel=0.02)
-    with trained_model(runs["bf16"]) as (_, _, model, _):
-        assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    _, _, model, _ = trained_model(runs["bf16"])
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     halves = tiny.parent / "halves"
     for steps, more in ((10, []), (20, ["--resume"])):
         overrides = ["precision.format=bf16", "schedule.type=constant", f"train.steps={steps}", f"folder={halves}"]
@@ -36,7 +36,8 @@ def test_z_loss_pulls_the_partition_function_to_one(tiny, hybridtron):
         folder = tiny.parent / f"z{weight}"
         result = hybridtron("train", tiny, f"folder={folder}", f"train.z_loss={weight}", "optimizer.lr=1e-2")
         assert result.returncode == 0, result.stderr
-        with trained_model(folder) as (_config, _, model, _), torch.no_grad():
+        _config, _, model, _ = trained_model(folder)
+        with torch.no_grad():
             tokens = torch.frombuffer(b"the attention model in a state o", dtype=torch.uint8).long()[None]
             _, log_z = model(tokens, tokens)
             sizes[weight] = float(log_z.abs().mean())

@@ -27,8 +27,8 @@ def losses(run: Path) -> list[tuple[int, float, float]]:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    with trained_model(run) as (_, _, model, _):
-        return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    _, _, model, _ = trained_model(run)
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A checkpoint from a stranger must not run code.
+"""Read the index of a checkpoint that may come from anyone, without running code from it.
 
 The tensors of a distributed checkpoint are read weights-only, but torch reads its index, `.metadata`, with pickle. Here
 it is read first, by an unpickler that knows nothing except what such an index is made of.
@@ -41,7 +41,7 @@ class _Foreign(Exception):
 
 
 def _member(kind: Any, name: Any) -> Any:
-    """What some versions of Python pickle an enum's member as: getattr(Enum, "NAME"), for enums alone."""
+    """Return an enum's member, for the getattr(Enum, "NAME") that some versions of Python pickle it as."""
     if not (isinstance(kind, type) and issubclass(kind, Enum)):
         raise _Foreign("builtins.getattr")
     return kind[name]
@@ -56,13 +56,16 @@ class _IndexReader(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def require_safe_index(folder: Path) -> None:
-    """Raise UserError for a checkpoint folder that is not one, is damaged, or whose index names foreign code."""
+def read_safe_index(folder: Path) -> Any:
+    """Read the index of a checkpoint folder: torch's `Metadata`, where the checkpoint is one of ours.
+
+    Raises UserError for a folder that is no checkpoint, or whose index is damaged or names foreign code.
+    """
     index = folder / ".metadata"
     if not index.is_file() or not (folder / "metadata.json").is_file():
         raise UserError(f"{folder}: not a checkpoint; expected a folder with metadata.json and .metadata")
     try:
-        _IndexReader(io.BytesIO(index.read_bytes())).load()
+        return _IndexReader(io.BytesIO(index.read_bytes())).load()
     except _Foreign as error:
         raise UserError(f"{index}: names {error}; expected the shapes and places of tensors only") from None
     except Exception as error:  # pickle raises almost anything for damaged bytes

@@ -4,8 +4,8 @@ import pickle
 
 import pytest
 
-from hybridtron.distributed.safe_index import require_safe_index
 from hybridtron.errors import UserError
+from hybridtron.safe_index import read_safe_index
 
 
 class Attack:
@@ -26,14 +26,14 @@ def test_foreign_code_is_refused_and_not_run(checkpoint):
     marker = checkpoint / "owned"
     (checkpoint / ".metadata").write_bytes(pickle.dumps({"state": Attack(marker)}))
     with pytest.raises(UserError, match="open"):
-        require_safe_index(checkpoint)
+        read_safe_index(checkpoint)
     assert not marker.exists()
 
 
 def test_a_function_of_torch_is_as_foreign(checkpoint):
     (checkpoint / ".metadata").write_bytes(b"ctorch\nload\n(S'x'\ntR.")
     with pytest.raises(UserError, match=r"torch\.load"):
-        require_safe_index(checkpoint)
+        read_safe_index(checkpoint)
 
 
 class Borrowed:
@@ -46,21 +46,21 @@ class Borrowed:
 def test_an_attribute_of_anything_but_an_enum_is_foreign(checkpoint):
     (checkpoint / ".metadata").write_bytes(pickle.dumps(Borrowed()))
     with pytest.raises(UserError, match="dict"):
-        require_safe_index(checkpoint)
+        read_safe_index(checkpoint)
 
 
 def test_enum_members_are_read_however_python_pickled_them(checkpoint):
     kind = b"ctorch.distributed.checkpoint.planner\nWriteItemType\n"
     (checkpoint / ".metadata").write_bytes(b"cbuiltins\ngetattr\n(" + kind + b"S'TENSOR'\ntR.")
-    require_safe_index(checkpoint)
+    read_safe_index(checkpoint)
 
 
 def test_a_damaged_index_is_named(checkpoint):
     (checkpoint / ".metadata").write_bytes(b"\x80\x04garbage")
     with pytest.raises(UserError, match="damaged"):
-        require_safe_index(checkpoint)
+        read_safe_index(checkpoint)
 
 
 def test_a_folder_without_an_index_is_no_checkpoint(checkpoint):
     with pytest.raises(UserError, match="not a checkpoint"):
-        require_safe_index(checkpoint)
+        read_safe_index(checkpoint)
