@@ -12,13 +12,13 @@ from hybridtron.backends.torch import TorchBackend
 from hybridtron.checkpoint_reader import load_parameters
 from hybridtron.data.batches import eval_batches
 from hybridtron.data.tokenizer import load as load_tokenizer
-from hybridtron.distributed.environment import take_device
 from hybridtron.errors import UserError
 from hybridtron.model.generate import generate
 from hybridtron.model.language_model import LanguageModel
 from hybridtron.model.tensors import model_tensors
 from hybridtron.training.config import RunConfig
 from hybridtron.training.corpus import open_held_out
+from hybridtron.training.device import take_device
 from hybridtron.training.run_folder.folder import naming_an_older_one, read_run
 
 LARGEST_EXPONENT = 700  # of e, in a float
