@@ -1,8 +1,16 @@
-# Two commands: `make train` and `make test`. Both make .venv when it is missing.
+# `make train` and `make test` do everything; both make .venv when it is missing. `make quick` while you work.
 PYTHON ?= python3
+# What pip is asked for. Where the package index serves CUDA's builds of torch, a machine without a GPU saves gigabytes
+# by naming a CPU build: make train TORCH='torch==2.13.0+cpu', with pip set up for an index that has it.
+TORCH ?= torch==2.13.0
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: train test lint docs clean
+# Fast tests that touch every room of the package.
+QUICK = tests/config tests/test_pattern.py tests/test_tensors.py tests/cli/test_main.py tests/api/test_door.py \
+	tests/data/test_tokenizer.py tests/data/test_indexed_format.py tests/ops/conv tests/mixers/test_parallel.py
+
+.PHONY: train test quick lint docs reference clean
 
 train: .venv/base
 	$(BIN)/hybridtron train configs/runs/quickstart.yaml --resume
@@ -10,28 +18,37 @@ train: .venv/base
 test: .venv/dev lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
+quick: .venv/dev lint
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(QUICK)
+
 lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: .venv/base
+docs: .venv/docs reference
+	$(BIN)/mkdocs build --strict
+
+reference: .venv/base
 	$(BIN)/python -m hybridtron.training.reference > docs/config.md
 	$(BIN)/python -m hybridtron.composer.nas.reference > docs/search.md
 
-# torch first and pinned: 2.13.0 from PyPI runs without CUDA's gigabytes.
 .venv/base: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hybridtron needs Python 3.11 or newer")'
 	@echo "setting up .venv: about 1.5 GB of packages, some minutes, once"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(PIP) '$(TORCH)'
+	$(PIP) --editable .
 	touch $@
 
 .venv/dev: .venv/base
 	@echo "adding what tests and benchmarks need to .venv: about 0.4 GB, once"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+.venv/docs: .venv/base
+	$(PIP) --editable '.[docs]'
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build site *.egg-info

@@ -62,7 +62,7 @@ def fingerprint(engine: Engine, space_name: str) -> str:
     return hashlib.sha256(settings.encode()).hexdigest()[:12]
 
 
-def runs(file: Path, seeds: int) -> Iterator[dict]:
+def runs(file: Path, seeds: int) -> Iterator[dict[str, Any]]:
     """A row for every space, seed and engine, from the file or made now."""
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     for seed in range(seeds):
@@ -131,7 +131,7 @@ def replay(folder: Path, seeds: int, budget: int = 30) -> str:
     return "\n".join(lines)
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: median regret at the end, how often the optimum was found, and after how many evaluations.
 
     An instance that missed it counts as one evaluation more than there were.
@@ -155,7 +155,7 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def picture(rows: list[dict], file: Path) -> None:
+def picture(rows: list[dict[str, Any]], file: Path) -> None:
     figure = new_figure(11, 4)
     for axes, space in zip(figure.subplots(1, len(SPACES)), SPACES, strict=True):
         highest = 0.0

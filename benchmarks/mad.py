@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +96,7 @@ def one_model_after_another(layers: list[str], tokens: torch.Tensor, targets: to
     return step
 
 
-def _forever(loader: DataLoader) -> Iterator[list[torch.Tensor]]:
+def _forever(loader: DataLoader[Any]) -> Iterator[list[torch.Tensor]]:
     while True:
         yield from loader
 

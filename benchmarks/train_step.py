@@ -24,6 +24,7 @@ import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 try:
     import transformers
@@ -88,7 +89,7 @@ def nemotron_h() -> tuple[ModelConfig, nn.Module]:
     return ours(blocks, "2*(mamba mlp) attn mlp mamba mlp"), transformers.NemotronHForCausalLM(config)
 
 
-def ours(blocks: dict, pattern: str) -> ModelConfig:
+def ours(blocks: dict[str, Any], pattern: str) -> ModelConfig:
     return build({"hidden_size": HIDDEN, "vocab_size": VOCAB, "blocks": blocks, "pattern": pattern}, ModelConfig)
 
 

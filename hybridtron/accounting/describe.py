@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.tensors import model_tensors
@@ -39,7 +40,7 @@ class Account:
     flops_forward: int  # per sequence
     state_size: int
 
-    def as_json(self) -> dict:
+    def as_json(self) -> dict[str, Any]:
         per_token = self.flops_forward / self.seq_len
         return {
             "pattern": self.pattern,

@@ -67,7 +67,7 @@ class Model(LanguageModel):
             A scalar to call `backward()` on.
         """
         batch = self._batch(tokens, 2)
-        losses = self(batch[:, :-1].contiguous(), batch[:, 1:].contiguous())[0]
+        losses: Tensor = self(batch[:, :-1].contiguous(), batch[:, 1:].contiguous())[0]
         return losses.float().mean()
 
     def hidden(self, tokens: Tokens) -> list[Tensor]:

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     if rest:
         options.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     with naming_options(options.parser):
-        return options.run(options)
+        return int(options.run(options))
 
 
 def _parser() -> ArgumentParser:

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
     try:
         with naming_options(options.parser):
-            code = options.run(options)
+            code = int(options.run(options))
         sys.stdout.flush()
         return code
     except UserError as error:
@@ -69,7 +69,7 @@ def build_parser() -> ArgumentParser:
 
 def _run_nested(module: str, options: argparse.Namespace) -> int:
     """Run a verb of a verb, such as `mad run`."""
-    return importlib.import_module(module).main([*filter(None, [options.verb]), *options.arguments])
+    return int(importlib.import_module(module).main([*filter(None, [options.verb]), *options.arguments]))
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -88,7 +88,7 @@ class Shard:
         path = self.folder / "tokens.bin"
         return np.memmap(path, self.dtype, "r") if path.stat().st_size else np.empty(0, self.dtype)
 
-    def damaged(self) -> Iterator[dict]:
+    def damaged(self) -> Iterator[dict[str, Any]]:
         with (self.folder / "damaged.jsonl").open(encoding="ascii") as file:
             for line in file:
                 yield json.loads(line)
@@ -165,10 +165,10 @@ class _ShardWriter:
     tokens: IO[bytes]
     damaged: IO[str]
     counts: list[PieceCounts] = field(default_factory=list)
-    lengths: array = field(default_factory=lambda: array("i"))
-    text_bytes: array = field(default_factory=lambda: array("q"))
-    pieces: array = field(default_factory=lambda: array("i"))
-    lines: array = field(default_factory=lambda: array("q"))
+    lengths: "array[int]" = field(default_factory=lambda: array("i"))
+    text_bytes: "array[int]" = field(default_factory=lambda: array("q"))
+    pieces: "array[int]" = field(default_factory=lambda: array("i"))
+    lines: "array[int]" = field(default_factory=lambda: array("q"))
 
     def add(self, piece: Piece, on_bytes: Callable[[int], None]) -> None:
         self.counts.append(PieceCounts(piece.source_index))

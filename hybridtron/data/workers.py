@@ -20,7 +20,7 @@ class WorkerDied(Exception):
     """A worker process ended in the middle of its work. Its text is one clear line."""
 
 
-def run_tasks(work: Work, tasks: Sequence[Task], num_workers: int, on_bytes: Callable[[int], None]) -> None:
+def run_tasks(work: Work[Task], tasks: Sequence[Task], num_workers: int, on_bytes: Callable[[int], None]) -> None:
     """Calls work(task, on_bytes) for every task, in `num_workers` processes (one: in this process).
 
     Started afresh, not forked: workers share no locks and no libraries' threads with this process. Raises the UserError
@@ -86,7 +86,7 @@ def _died(process: Any) -> WorkerDied:
     return WorkerDied(f"a worker process (pid {process.pid}) died: {how}")
 
 
-def _serve(connection: Connection, work: Work) -> None:
+def _serve(connection: Connection, work: Work[Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     try:
         while True:

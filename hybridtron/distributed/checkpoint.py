@@ -62,13 +62,13 @@ def _write_in_this_process() -> None:
 
 
 def _write_buckets(
-    transforms: list[Any], use_msc: bool, rank: int, buckets: Sequence[Any], results: queue.Queue
+    transforms: list[Any], use_msc: bool, rank: int, buckets: Sequence[Any], results: queue.Queue[Any]
 ) -> None:
     """Write every bucket and put {index: results}, or the exception of the first that failed."""
     written: dict[int, Any] = {}
     for index, bucket in enumerate(buckets):
-        answers: queue.Queue = queue.Queue()
-        pending: queue.Queue = queue.Queue()
+        answers: queue.Queue[Any] = queue.Queue()
+        pending: queue.Queue[Any] = queue.Queue()
         pending.put(index)
         filesystem_async.FileSystemWriterAsync.write_preloaded_data(
             transforms, index, bucket, answers, pending, use_fsync=True, use_msc=use_msc

@@ -95,7 +95,7 @@ def _correct_megatron() -> None:
 def _quiet_import() -> Iterator[None]:
     """Import megatron-core without torch.compile: its fusions would need a C++ compiler and seconds at start-up."""
 
-    def uncompiled(function: Callable | None = None, **_: Any) -> Any:
+    def uncompiled(function: Callable[..., Any] | None = None, **_: Any) -> Any:
         return function if function is not None else lambda f: f
 
     compile_function = torch.compile

@@ -36,7 +36,7 @@ def launch(command: Sequence[str], num_processes: int) -> int:
                 signal.signal(number, handler)
 
 
-def _start(command: Sequence[str], rank: int, num_processes: int, folder: Path) -> subprocess.Popen:
+def _start(command: Sequence[str], rank: int, num_processes: int, folder: Path) -> subprocess.Popen[bytes]:
     env = {
         **os.environ,
         "RANK": str(rank),
@@ -55,7 +55,7 @@ def _usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _forward(processes: Sequence[subprocess.Popen]) -> Callable[[int, FrameType | None], None]:
+def _forward(processes: Sequence[subprocess.Popen[bytes]]) -> Callable[[int, FrameType | None], None]:
     def handler(number: int, frame: FrameType | None) -> None:
         for process in processes:
             if process.poll() is None:
@@ -64,7 +64,7 @@ def _forward(processes: Sequence[subprocess.Popen]) -> Callable[[int, FrameType 
     return handler
 
 
-def _wait(processes: list[subprocess.Popen]) -> int:
+def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
     """Wait for all; after a failure the others, who may hang on a collective, get a grace period and are ended."""
     running, code, deadline = list(processes), 0, float("inf")
     while running:

@@ -1,7 +1,7 @@
 """Patterns in the notations of Megatron and Composer."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import groupby
 from typing import Literal
 
@@ -28,7 +28,7 @@ def read(
     first. Raises PatternError if there is none, or if Megatron's and Composer's reading both fit (`MMMM`).
     """
     known = list(known_names)
-    readers = {
+    readers: dict[str, Callable[[], Pattern]] = {
         "native": lambda: parse(text, known),
         "megatron": lambda: from_megatron(text, megatron_names, known),
         "composer": lambda: from_composer(text, composer_names, known),

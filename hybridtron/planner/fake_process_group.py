@@ -47,7 +47,7 @@ def _bytes(*tensors: Tensor) -> int:
 
 
 def _done(result: Any) -> Any:
-    future: torch.futures.Future = torch.futures.Future()
+    future: torch.futures.Future[Any] = torch.futures.Future()
     future.set_result(result)
     return _create_work_from_future(future)
 

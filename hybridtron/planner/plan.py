@@ -64,7 +64,7 @@ def plan(config: RunConfig, gpus: int, dry_run: bool) -> Plan:
     costs = stage_costs(model, stages, config.data.seq_len)
     specs = model_tensors(model)
     plans, held = [], Counter[str]()
-    runs: dict[tuple, StageRun] = {}
+    runs: dict[tuple[Any, ...], StageRun] = {}
     for rank in range(parallel.pipeline):
         own = stages[rank :: parallel.pipeline]
         tensors = {name: spec for stage in own for name, spec in stage_tensors(model, specs, stage).items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ class Search:
     evaluator: Evaluator
     cost: Cost | None
 
-    def identity(self) -> dict:
+    def identity(self) -> dict[str, Any]:
         """What must be the same for two searches to share a folder."""
         sections = self.config.model_dump(mode="json", include={"space", "seeds", "methodology"})
         cost = {"label": self.cost.label, "layers": list(self.cost.layers)} if self.cost else None
@@ -135,6 +136,6 @@ def _evaluate(search: Search, unit: Unit, store: Store) -> None:
         )
 
 
-def _named(search: Search, unit: Unit) -> dict:
+def _named(search: Search, unit: Unit) -> dict[str, Any]:
     pattern, seed = unit
     return {"pattern": " ".join(search.config.space.blocks[block] for block in pattern), "seed": seed}
