@@ -6,12 +6,12 @@ import platform
 from importlib.metadata import PackageNotFoundError, metadata, version
 from typing import Any
 
-from rich.table import Table
+from rich.text import Text
 
-from hybridtron.accounting.tables import print_table, terminal
+from hybridtron.reporting.table import Table, terminal
 
 REQUIRED = (
-    "torch", "megatron-core", "numpy", "pydantic", "pyyaml", "psutil", "tensorboard", "matplotlib", "rich",
+    "torch", "megatron-core", "numpy", "pydantic", "pyyaml", "psutil", "tensorboard", "matplotlib", "jinja2", "rich",
     "tokenizers", "zstandard", "scipy",
 )  # fmt: skip
 OPTIONAL = {
@@ -64,36 +64,34 @@ def examine() -> dict[str, Any]:
 def show(report: dict[str, Any]) -> None:
     """Print a report of `examine` as tables."""
     console = terminal()
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_row("python", report["python"])
-    table.add_row("platform", report["platform"])
-    table.add_row("device", report["device"])
-    table.add_row("processes", report["processes"])
-    for name, found in report["required"].items():
-        table.add_row(name, found or "[red]missing[/]")
-    for name, found in report["optional"].items():
-        table.add_row(name, found or f"[dim]not installed: {OPTIONAL[name]}[/]")
-    table.add_row("apex", report["apex"] or "[dim]not installed: fused weight gradients without Transformer Engine[/]")
-    table.add_row("optimizer", report["optimizer"])
-    table.add_row("C kernels", report["native_kernels"])
-    print_table(console, table)
-    console.print()
-    print_table(console, _implementations(report["implementations"]))
+    rows = [(name, report[name]) for name in ("python", "platform", "device", "processes")]
+    rows += [(name, found or Text("missing", "red")) for name, found in report["required"].items()]
+    rows += [(name, found or _not_installed(OPTIONAL[name])) for name, found in report["optional"].items()]
+    rows += [
+        ("apex", report["apex"] or _not_installed("fused weight gradients without Transformer Engine")),
+        ("optimizer", report["optimizer"]),
+        ("C kernels", report["native_kernels"]),
+    ]
+    console.file.write(Table.from_rows(("", ""), rows).to_terminal(console, header=False) + "\n")
+    console.file.write(_implementations(report["implementations"]).to_terminal(console))
     for problem in report["problems"]:
         console.print(f"[red]problem[/] {problem}")
     if not report["problems"]:
         console.print("nothing is missing for this machine")
 
 
+def _not_installed(purpose: str) -> Text:
+    return Text(f"not installed: {purpose}", "dim")
+
+
 def _implementations(rows: list[dict[str, Any]]) -> Table:
     """Build the table of operations: what a float32 call takes on this machine, and what else there is and when."""
-    table = Table(box=None, pad_edge=False)
-    for title in ("operation", "taken for float32", "and otherwise"):
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        others = [f"{one['name']}: {one['condition']}" for one in row["implementations"] if one["name"] != row["taken"]]
-        table.add_row(row["label"], row["taken"], "\n".join(others))
-    return table
+    others = [
+        "\n".join(f"{one['name']}: {one['condition']}" for one in row["implementations"] if one["name"] != row["taken"])
+        for row in rows
+    ]
+    shown = [(row["label"], row["taken"], other) for row, other in zip(rows, others, strict=True)]
+    return Table.from_rows(("operation", "taken for float32", "and otherwise"), shown)
 
 
 def installed_version(package: str) -> str | None:

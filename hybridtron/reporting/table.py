@@ -13,7 +13,6 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from hybridtron.reporting.numbers import NONE, decimal, decimals, grouped
-from hybridtron.reporting.page import blocks
 
 PIPE_WIDTH = 10_000  # columns where the output is no terminal, so that nothing is wrapped or cut
 LONG_TEXT = 30  # letters from which a cell of the page may wrap
@@ -66,6 +65,8 @@ class Table:
 
     def to_html(self) -> Markup:
         """Render a table that scrolls sideways where the page is too narrow; nothing when there are no rows."""
+        from hybridtron.reporting.page import blocks
+
         rows = [
             [_html_cell(column, cell) for column, cell in zip(self.columns, row, strict=True)] for row in self.rows()
         ]
