@@ -10,6 +10,7 @@ from hybridtron.mixers.linear_attention.config import LinearAttentionConfig
 from hybridtron.mixers.mamba1.config import Mamba1Config
 from hybridtron.mixers.mamba2.config import Mamba2Config
 from hybridtron.mixers.mh_hyena.config import MultiHeadHyenaConfig
+from hybridtron.mixers.mla.config import MLAConfig
 from hybridtron.mixers.mlp.config import MLPConfig
 from hybridtron.mixers.moe.config import MoEConfig
 from hybridtron.mixers.parallel.config import ParallelMixersConfig
@@ -21,6 +22,7 @@ from hybridtron.mixers.swiglu.config import SwiGLUConfig
 
 MIXERS: dict[str, type[MixerConfig]] = {
     "attention": AttentionConfig,
+    "mla": MLAConfig,
     "linear_attention": LinearAttentionConfig,
     "gla": GLAConfig,
     "gated_deltanet": GatedDeltaNetConfig,

@@ -102,7 +102,7 @@ def balanced_cuts(costs: Sequence[int], count: int, first: int = 0, last: int = 
 
 
 def _edges(config: ModelConfig, seq_len: int) -> tuple[int, int]:
-    """Count the forward FLOPs of the embedding (a row added per token, as in its gradient) and the output projection."""
+    """Count the forward FLOPs of the embedding (a row added per token, as its gradient) and the output projection."""
     return seq_len * config.hidden_size, 2 * seq_len * config.hidden_size * config.vocab_size
 
 

@@ -14,6 +14,7 @@ from hybridtron.model.language_model import LanguageModel
 
 PRIMITIVES = {
     "attention": {"num_heads": 4, "num_kv_heads": 2},
+    "mla": {"num_heads": 4, "value_dim": 6, "kv_rank": 12, "q_rank": 20, "rotary_dim": 4},
     "linear_attention": {"num_heads": 4, "chunk_size": 8},
     "gla": {"num_heads": 2, "chunk_size": 16},
     "gated_deltanet": {"num_heads": 2, "num_value_heads": 4, "key_dim": 8, "head_dim": 12, "chunk_size": 8},
@@ -45,6 +46,8 @@ VARIANTS = {
     "sliding attention": {"type": "attention", "num_heads": 4, "window": 7, "rotary_fraction": 0.5},
     "sliding attention with sinks": {"type": "attention", "num_heads": 4, "window": 7, "sinks": True},
     "wide sliding attention": {"type": "attention", "num_heads": 4, "window": 80},
+    "latent attention without positions": {"type": "mla", "num_heads": 4, "kv_rank": 12, "rotary": False},
+    "latent attention without a shared key": {"type": "mla", "num_heads": 4, "kv_rank": 12, "rotary_dim": 0},
     "linear attention by Taylor": {"type": "linear_attention", "num_heads": 4, "key_dim": 4, "feature_map": "taylor"},
     "linear attention, learned": {
         "type": "linear_attention", "num_heads": 4, "feature_map": "hadamard", "normalize": False,

@@ -1,0 +1,95 @@
+"""Multi-head latent attention on a backend."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hybridtron.mixers.mixer import Mixer
+from hybridtron.ops.attention.rotary import apply_rotary, rotary_tables
+from hybridtron.ops.elementwise.norm import rms_norm
+from hybridtron.tensors import Init, PackedPart, TensorSpec
+
+_FIRST_CAPACITY = 64  # tokens; a cache doubles when it is full
+
+
+class LatentCache(NamedTuple):
+    latents: Tensor  # [b, capacity, rotary_dim + kv_rank]: the shared key, rotated, and the normed latent
+    seen: int  # tokens so far
+
+
+class MLA(Mixer):
+    """Latent attention; parts of the core's input are queries, keys, values and the key that heads share.
+
+    The channels that meet the shared key come first in each head.
+    """
+
+    @cached_property
+    def packing(self) -> TensorSpec:
+        """Declare the core's input: a process has its share of the heads, and a copy of the shared key."""
+        config = self.config
+        parts = (*self.specs["q.weight"].parts, *self.specs["kv_up.weight"].parts)
+        if config.rotary_dim:
+            copies = self.backend.shards.tensor.size * self.backend.context_parallel_size
+            parts = (*parts, PackedPart("shared", copies, config.rotary_dim))
+        return TensorSpec((sum(part.size for part in parts), config.hidden_size), Init("input"), parts)
+
+    def project_in(self, x: Tensor) -> Tensor:
+        shared, latent = self._latent(x)
+        copies = [self.backend.to_local_heads(shared)] * self.backend.context_parallel_size
+        return torch.cat([self._queries(x), self.kv_up(latent)] + (copies if self.config.rotary_dim else []), -1)
+
+    def core(self, packed: Tensor) -> Tensor:
+        config = self.config
+        q, k, v, *shared = (part.transpose(0, 1) for part in packed.split(self.core_sizes, -1))  # [b, s, .]
+        sizes = (config.query_size, config.key_size, config.value_size)
+        q, k, v = (part.unflatten(-1, (-1, size)) for part, size in zip((q, k, v), sizes, strict=True))
+        if shared:
+            key = self._rotate(0, shared[0].unsqueeze(2)).expand(-1, -1, k.shape[2], -1)
+            q, k = self._rotate(0, q), torch.cat([key, k], -1)
+        return self.backend.core_attention(q, k, v, None).flatten(2).transpose(0, 1)
+
+    def initial_state(self, batch: int) -> LatentCache:
+        return LatentCache(self.kv_down.new_empty(batch, _FIRST_CAPACITY, len(self.kv_down)), 0)
+
+    def step(self, x: Tensor, state: LatentCache) -> tuple[Tensor, LatentCache]:
+        """Attend to the latents as keys and values of one head, each head's key projection moved into its query."""
+        config, (cache, seen) = self.config, state
+        shared, latent = self._latent(x)
+        q = self._rotate(seen, self._queries(x.unsqueeze(0)).unflatten(-1, (-1, config.query_size)).transpose(0, 1))
+        shared = self._rotate(seen, shared.unsqueeze(1).unsqueeze(1)).flatten(1)
+        if seen == cache.shape[1]:
+            cache = torch.cat([cache, torch.empty_like(cache)], 1)
+        cache[:, seen] = torch.cat([shared, latent], -1)
+        sizes = [part.size for part in self.specs["kv_up.weight"].parts]
+        keys, values = (w.unflatten(0, (config.num_heads, -1)) for w in self.kv_up.weight.split(sizes))
+        meeting, own = q.split([config.rotary_dim, config.key_size], -1)  # [b, 1, heads, .]
+        q = torch.cat([meeting, torch.einsum("bshn,hnr->bshr", own, keys)], -1)
+        q = q * (q.shape[-1] / config.query_size) ** 0.5  # attention divides by the root of the longer width
+        held = cache[:, : seen + 1].unsqueeze(2)
+        y = self.backend.core_attention(q, held, held[..., config.rotary_dim :], None)[:, 0]  # [b, heads, rank]
+        y = torch.einsum("bhr,hvr->bhv", y, values).flatten(1)
+        return self.project_out(y.unsqueeze(0)).squeeze(0), LatentCache(cache, seen + 1)
+
+    def _latent(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map [..., h] to the shared key [..., rotary_dim] and the normed latent [..., kv_rank]."""
+        shared, latent = F.linear(x, self.kv_down).split([self.config.rotary_dim, self.config.kv_rank], -1)
+        return shared, rms_norm(latent, self.kv_norm, self.backend.norm_eps)
+
+    def _queries(self, x: Tensor) -> Tensor:
+        if self.config.q_rank:
+            x = rms_norm(F.linear(x, self.q_down), self.q_norm, self.backend.norm_eps)
+        return self.q(x)
+
+    def _rotate(self, position: int, x: Tensor) -> Tensor:
+        """Rotate the first channels of x [b, s, heads, .], tokens from `position` on."""
+        config = self.config
+        if not config.rotary or not config.rotary_dim:
+            return x
+        return apply_rotary(
+            x, *rotary_tables(x.shape[1], config.rotary_dim, config.rotary_base, device=x.device, offset=position)
+        )
