@@ -1,4 +1,4 @@
-"""A parameter's declaration: cut over ranks and put together again."""
+"""A parameter's declaration: sharded over ranks and assembled."""
 
 import pytest
 import torch
@@ -12,26 +12,26 @@ PACKED = (
 )
 
 
-def put_together(spec, full, places):
-    again = torch.full_like(full, -1)
-    for place in places:
-        local = spec.shard(full, place)
-        assert tuple(local.shape) == spec.local_shape(place)
-        spec.put(again, local, place)
-    return again
+def assembled(spec, full, all_shards):
+    whole = torch.full_like(full, -1)
+    for shards in all_shards:
+        local = spec.shard(full, shards)
+        assert tuple(local.shape) == spec.local_shape(shards)
+        spec.put(whole, local, shards)
+    return whole
 
 
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_pieces_of_all_ranks_make_the_whole(axis, ranks):
+def test_shards_of_all_ranks_make_the_whole(axis, ranks):
     shape = (24, 5) if axis == 0 else (5, 24)
     spec = TensorSpec(shape, Init("input"), PACKED, axis=axis)
     full = torch.arange(120.0).reshape(shape)
-    places = [Shards(tensor=Shard(rank, ranks)) for rank in range(ranks)]
-    assert torch.equal(put_together(spec, full, places), full)
+    all_shards = [Shards(tensor=Shard(rank, ranks)) for rank in range(ranks)]
+    assert torch.equal(assembled(spec, full, all_shards), full)
 
 
-def test_a_rank_holds_its_piece_of_every_part():
+def test_a_rank_holds_its_shard_of_every_part():
     spec = TensorSpec((24,), Init("input"), PACKED)
     held = spec.shard(torch.arange(24), Shards(tensor=Shard(1, 2)))
     assert held.tolist() == [6, 7, 8, 9, 10, 11, 15, 16, 17, 21, 22, 23]
@@ -48,8 +48,8 @@ def test_experts_are_cut_by_their_number_and_within():
     full = torch.arange(48.0).reshape(4, 6, 2)
     held = spec.shard(full, Shards(tensor=Shard(1, 2), expert=Shard(1, 2), expert_tensor=Shard(0, 2)))
     assert torch.equal(held, full[2:, [0, 1, 4]])
-    places = [Shards(expert=Shard(e, 2), expert_tensor=Shard(t, 2)) for e in range(2) for t in range(2)]
-    assert torch.equal(put_together(spec, full, places), full)
+    all_shards = [Shards(expert=Shard(e, 2), expert_tensor=Shard(t, 2)) for e in range(2) for t in range(2)]
+    assert torch.equal(assembled(spec, full, all_shards), full)
 
 
 def test_parts_must_add_up():

@@ -101,7 +101,7 @@ def test_filters_of_free_taps_keep_their_number(kind, taps):
         (lambda: from_pattern("2*(mamba swigl)"), "unknown block 'swigl'.*nearest: swiglu"),
         (lambda: Architecture("x", {"a": {"type": "atention"}}, "a").account(), "atention.*nearest: attention"),
         (lambda: Architecture("x", {"a": {"heads": 3}}, "a").account(), "type"),
-        (lambda: from_model("x", model({"a": {"type": "mlp"}}, "a"), depth=0), "--depth = 0"),
+        (lambda: from_model("x", model({"a": {"type": "mlp"}}, "a"), depth=0), "^depth = 0: expected at least 1"),
     ],
 )
 def test_wrong_names_are_refused_with_the_nearest(make, message):
