@@ -20,8 +20,8 @@ from hybridtron.cli.arguments import ArgumentParser, naming_options
 from hybridtron.data.corpus import Progress, prepare
 from hybridtron.data.report import CorpusReport
 from hybridtron.data.sources import find_sources
-from hybridtron.data.workers import WorkerDied
 from hybridtron.errors import UserError
+from hybridtron.processes import WorkerDied
 
 SEQ_LEN = 256  # of the printed section, where the data is as long
 LINE_EVERY = 5.0  # seconds, where progress is not shown on a terminal

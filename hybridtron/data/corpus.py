@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +17,11 @@ from hybridtron.data.merge import Merged, merge_shards
 from hybridtron.data.report import NUM_LISTED, REPORT_NAME, CorpusReport
 from hybridtron.data.shards import ShardTask, is_finished, plan_shards, write_shard
 from hybridtron.data.sources import PARTIAL_NAME, SourceList
-from hybridtron.data.workers import run_tasks
 from hybridtron.errors import UserError
 from hybridtron.files import lock, replace_text
+from hybridtron.processes import run_tasks
 
+REPORT_INTERVAL = 0.1  # seconds between two reports of progress
 SHARD_BYTES = 32 << 20
 SETTING_NAMES = {"format": "format of the work folder", "shard_bytes": "shard size", "files": "input files"}
 Progress = Callable[[str, int, int], None]
@@ -51,7 +53,7 @@ def prepare(
     "encode" (bytes of input) and "merge" (bytes of output).
 
     Raises UserError for bad input, for an OUT that holds anything else, and for one begun with other settings;
-    workers.WorkerDied where a worker process is gone.
+    processes.WorkerDied where a worker process is gone.
     """
     if not 0.0 <= valid_fraction < 1.0:
         raise UserError(f"valid_fraction = {valid_fraction}: expected at least 0 and below 1")
@@ -71,7 +73,7 @@ def prepare(
         tasks = plan_shards(sources.files, shard_bytes)
         dtype = token_dtype(loaded.vocab_size)
         work = functools.partial(
-            write_shard,
+            _write_shard,
             work_folder=partial,
             tokenizer_spec=tokenizer,
             eod_token=eod_token,
@@ -79,7 +81,8 @@ def prepare(
             json_key=json_key,
         )
         missing = [task for task in tasks if not is_finished(partial / task.name, dtype)]
-        run_tasks(work, missing, num_workers, _byte_progress(tasks, missing, progress))
+        on_bytes = _byte_progress(tasks, missing, progress)
+        run_tasks(work, missing, num_workers, lambda task, num_bytes: on_bytes(num_bytes))
         final = partial / "final"
         final.mkdir()
         merged = merge_shards(
@@ -157,6 +160,21 @@ def _claimed(out: Path, settings: dict[str, Any]) -> Iterator[None]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         replace_text(settings_path, json.dumps(settings))
         yield
+
+
+def _write_shard(task: ShardTask, report: Callable[[int], None], **settings: Any) -> None:
+    """Write a shard and report the bytes that were read every REPORT_INTERVAL, not for every line."""
+    gathered, reported_at = 0, time.monotonic()
+
+    def on_bytes(num_bytes: int) -> None:
+        nonlocal gathered, reported_at
+        gathered += num_bytes
+        if time.monotonic() - reported_at >= REPORT_INTERVAL:
+            report(gathered)
+            gathered, reported_at = 0, time.monotonic()
+
+    write_shard(task, on_bytes, **settings)
+    report(gathered)
 
 
 def _byte_progress(

@@ -20,8 +20,8 @@ from hybridtron.data.indexed_format import check
 from hybridtron.data.report import read_corpus_report, read_report
 from hybridtron.data.sources import find_sources
 from hybridtron.data.tokenizer import load
-from hybridtron.data.workers import WorkerDied
 from hybridtron.errors import UserError
+from hybridtron.processes import WorkerDied
 
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",

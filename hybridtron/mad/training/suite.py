@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import os
-import sys
-import threading
+import logging
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -25,6 +19,9 @@ from hybridtron.mad.tasks.protocol import TASKS, Setting, complete, settings
 from hybridtron.mad.training.device import require_device
 from hybridtron.mad.training.loop import train_setting
 from hybridtron.mad.training.presets import Cell, Preset, require_at_least_one
+from hybridtron.processes import TaskFailed, WorkerDied, run_tasks
+
+logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_STEPS = 0.2
 
@@ -58,7 +55,7 @@ class Steps(NamedTuple):
     accuracy: float | None = None
 
 
-_Said = Row | Steps | float  # of a unit: a row that has ended, how far it is, at its end the seconds it took
+_Report = Row | Steps | float  # of a unit: a row that has ended, how far it is, at its end the seconds it took
 
 
 class SuiteFailed(Exception):
@@ -128,23 +125,29 @@ def run_suite(
         job = _Job(subject, preset, device, together)
         finished = 0
 
-        def hear(unit: Unit, said: _Said) -> None:
+        def on_report(unit: Unit, report: _Report) -> None:
             nonlocal finished
-            if isinstance(said, dict):
-                results.add([said])
-            elif isinstance(said, Steps):
+            if isinstance(report, dict):
+                results.add([report])
+            elif isinstance(report, Steps):
                 if on_step:
-                    on_step(unit, said)
+                    on_step(unit, report)
             else:
                 finished += 1
                 if on_unit:
                     wanted = row_keys(subject, preset, unit.task, unit.setting, unit.seeds).values()
-                    on_unit(Progress(finished, len(units), unit, results.rows_of(wanted), said))
+                    on_unit(Progress(finished, len(units), unit, results.rows_of(wanted), report))
 
-        if processes == 1:
-            _here(job, units, hear)
-        else:
-            _in_processes(job, units, min(processes, len(units)), hear)
+        if processes > 1:  # the longest first, so that all processes end together
+            units = sorted(units, key=partial(_cost, preset), reverse=True)
+        try:
+            run_tasks(job.train, units, processes, on_report, single_threaded=device == "cpu")
+        except WorkerDied as error:
+            raise SuiteFailed(f"a process that trained {error.task.task} ended with code {error.exitcode}") from None
+        except TaskFailed as error:
+            logger.error("%s", error)
+            last = str(error).strip().splitlines()[-1]
+            raise SuiteFailed(f"{error.task.task} {dict(error.task.setting)}: {last}") from None
         ours = (subject.fingerprint(), preset.fingerprint())
         return [row for row in results.rows if (row["fingerprint"], row["protocol"]) == ours]
 
@@ -182,119 +185,36 @@ class _Job:
     device: str
     together: bool | None
 
-    def train(self, unit: Unit, say: Callable[[_Said], None]) -> None:
-        """Says every row, now and then how far it is, and in the end the seconds that it took."""
-        began = told = time.perf_counter()
+    def train(self, unit: Unit, report: Callable[[_Report], None]) -> None:
+        """Train a unit; report its rows, every few steps how far it is, and at its end the seconds that it took."""
+        began = reported = time.perf_counter()
         steps = Steps(0, 0)
 
         def on_row(row: Row) -> None:
-            say(row)
-            say(steps)
+            report(row)
+            report(steps)
 
         def on_step(done: int, planned: int, accuracy: float | None) -> None:
-            nonlocal steps, told
+            nonlocal steps, reported
             steps = Steps(done, planned, accuracy)
-            if time.perf_counter() - told > _SECONDS_BETWEEN_STEPS:
-                told = time.perf_counter()
-                say(steps)
+            if time.perf_counter() - reported > _SECONDS_BETWEEN_STEPS:
+                reported = time.perf_counter()
+                report(steps)
 
-        train_setting(
-            self.subject, unit.task, unit.setting, self.preset, unit.seeds,
-            done=unit.done, device=self.device, together=self.together, on_row=on_row, on_step=on_step,
-        )  # fmt: skip
-        say(time.perf_counter() - began)
-
-
-def _here(job: _Job, units: Sequence[Unit], hear: Callable[[Unit, _Said], None]) -> None:
-    before = torch.get_num_threads()
-    if job.device == "cpu":
-        torch.set_num_threads(1)
-    try:
-        for unit in units:
-            job.train(unit, partial(hear, unit))
-    finally:
-        torch.set_num_threads(before)
-
-
-def _in_processes(job: _Job, units: Sequence[Unit], count: int, hear: Callable[[Unit, _Said], None]) -> None:
-    """The longest units are handed out first, so that all processes end together."""
-    spawn = multiprocessing.get_context("spawn")
-    waiting = sorted(units, key=partial(_cost, job.preset))
-    workers: dict[Connection, Any] = {}
-    busy: dict[Connection, Unit] = {}
-    # Read by the libraries when a process starts.
-    threads = {} if job.device != "cpu" else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    before = {name: os.environ.get(name) for name in threads}
-    os.environ.update(threads)
-    try:
-        for _ in range(count):
-            ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=_serve, args=(theirs, job), daemon=True)
-            process.start()
-            theirs.close()
-            workers[ours] = process
-            busy[ours] = waiting.pop()
-            with contextlib.suppress(ConnectionError):
-                ours.send(busy[ours])
-        while busy:
-            for ready in wait(list(busy)):
-                assert isinstance(ready, Connection)
-                unit = busy[ready]
-                try:
-                    said = ready.recv()
-                except (EOFError, ConnectionError):
-                    workers[ready].join()
-                    code = workers[ready].exitcode
-                    raise SuiteFailed(f"a process that trained {unit.task} ended with code {code}") from None
-                if isinstance(said, str):
-                    raise SuiteFailed(f"{unit.task} {dict(unit.setting)}: {said}")
-                if isinstance(said, float):
-                    del busy[ready]
-                    if waiting:
-                        busy[ready] = waiting.pop()
-                        with contextlib.suppress(ConnectionError):  # of a process that died, which recv tells
-                            ready.send(busy[ready])
-                hear(unit, said)
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value
-        for process in workers.values():
-            process.terminate()
-        for process in workers.values():
-            process.join()
+        num_threads = torch.get_num_threads()
+        if self.device == "cpu":
+            torch.set_num_threads(1)
+        try:
+            train_setting(
+                self.subject, unit.task, unit.setting, self.preset, unit.seeds,
+                done=unit.done, device=self.device, together=self.together, on_row=on_row, on_step=on_step,
+            )  # fmt: skip
+        finally:
+            torch.set_num_threads(num_threads)
+        report(time.perf_counter() - began)
 
 
 def _cost(preset: Preset, unit: Unit) -> float:
+    """Return a number proportional to the training time of a unit."""
     cells = len(unit.seeds) * len(preset.cells) - len(unit.done)
     return float(unit.setting["seq_len"]) * float(unit.setting["num_train_examples"]) * cells
-
-
-def _serve(connection: Connection, job: _Job) -> None:
-    """Train units until there are no more, or whoever asked for them is gone."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    if job.device == "cpu":
-        torch.set_num_threads(1)
-    while True:
-        try:
-            unit = connection.recv()
-        except (EOFError, KeyboardInterrupt):
-            return
-        try:
-            job.train(unit, connection.send)
-        except (BrokenPipeError, KeyboardInterrupt):
-            return
-        except UserError as error:
-            connection.send(str(error))
-        except Exception:
-            print(traceback.format_exc(), file=sys.stderr)
-            connection.send(traceback.format_exc().strip().splitlines()[-1])
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

@@ -153,7 +153,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_rows_that_fitted(tmp_path):
     with (
         opened_for_adding(tmp_path) as results,
         files_of_at_most(file.stat().st_size + 100),
-        pytest.raises(UserError, match=rf"--out {tmp_path}: cannot be written \(File too large\)"),
+        pytest.raises(UserError, match=rf"out {tmp_path}: cannot be written \(File too large\)"),
     ):
         results.add([row(seed=1)])
     assert read_rows(tmp_path) == ([row()], [f"{file}, line 2: cut short, left out"])

@@ -9,16 +9,16 @@ import pytest
 
 PROGRAM = """
 import os, signal, sys
-from hybridtron.data.workers import WorkerDied, run_tasks
 from hybridtron.errors import UserError
+from hybridtron.processes import TaskFailed, WorkerDied, run_tasks
 
-def work(task, on_bytes):
+def work(task, report):
     kind, value = task
     if kind == "write":
         with open(value, "w") as file:
             file.write(str(os.getpid()))
-        on_bytes(5)
-        on_bytes(2)
+        report(5)
+        report(2)
     elif kind == "user":
         raise UserError(value)
     elif kind == "raise":
@@ -32,8 +32,8 @@ if __name__ == "__main__":
     num_workers, tasks = int(sys.argv[1]), eval(sys.argv[2])
     total = []
     try:
-        run_tasks(work, tasks, num_workers, total.append)
-    except (WorkerDied, RuntimeError, UserError) as error:
+        run_tasks(work, tasks, num_workers, lambda task, value: total.append(value))
+    except (WorkerDied, TaskFailed, UserError) as error:
         print(type(error).__name__, str(error).splitlines()[0], str(error).splitlines()[-1], sep="|")
     else:
         print("done", sum(total), os.getpid())
@@ -44,7 +44,7 @@ def run(tmp_path, num_workers, tasks):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     arguments = [sys.executable, str(program), str(num_workers), repr(tasks)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     options = {"capture_output": True, "text": True, "timeout": 60, "check": True}
     return subprocess.run(arguments, cwd=tmp_path, env=environment, **options).stdout
 
@@ -62,7 +62,7 @@ def test_what_a_task_raises_arrives(tmp_path):
     work = ("write", "a")
     assert run(tmp_path, 2, [work, ("user", "bad line")]).split("|")[:2] == ["UserError", "bad line"]
     kind, first, last = run(tmp_path, 2, [work, ("raise", "oops")]).strip().split("|")
-    assert (kind, first, last) == ("RuntimeError", "a worker process failed:", "ValueError: oops")
+    assert (kind, first, last) == ("TaskFailed", "a worker process failed:", "ValueError: oops")
 
 
 def test_a_worker_that_is_gone_is_an_error_and_no_hang(tmp_path):
