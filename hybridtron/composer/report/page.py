@@ -10,27 +10,13 @@ from markupsafe import Markup
 
 from hybridtron import __version__
 from hybridtron.composer.nas.progress import Step
-from hybridtron.composer.report import tables
+from hybridtron.composer.report import sentences, tables
 from hybridtron.composer.report.evaluations import Evaluations, read_evaluations
 from hybridtron.composer.report.outcome import Outcome
 from hybridtron.composer.report.plots import draw, votes_name
-from hybridtron.composer.report.sentences import (
-    constraints,
-    count_evaluated,
-    next_command,
-    notation,
-    pattern_text,
-    rule_sentences,
-    surrogate_sentence,
-    ties,
-    verdict,
-    voters,
-    warnings,
-)
 from hybridtron.config.load import dump
-from hybridtron.reporting import page as kit
 from hybridtron.reporting.numbers import duration, plural
-from hybridtron.reporting.page import blocks, join, section
+from hybridtron.reporting.page import blocks, figure, join, page, section, verdict
 
 NO_SURROGATE = "Not drawn: it needs BoTorch (pip install 'hybridtron[search]') and four different scores."
 FRONT = "No evaluated pattern beats those of the front in score without costing more."
@@ -52,7 +38,7 @@ def html_page(outcome: Outcome, evaluations: Evaluations, images: Mapping[str, b
     """Return the page. `images` are PNG by file name, as `plots.draw` returns them."""
     config, steps = outcome.search.config, outcome.progress.steps
     several = outcome.progress.total_steps > 1
-    pictures = {name: kit.figure(png, name) for name, png in images.items()}
+    pictures = {name: figure(png, name) for name, png in images.items()}
     front = [pictures["pareto.png"], tables.front(outcome).to_html()] if outcome.front else []
     settings = blocks.folded("The config of this search", blocks.code(dump(config)))
     sections = [
@@ -67,7 +53,7 @@ def html_page(outcome: Outcome, evaluations: Evaluations, images: Mapping[str, b
         section("Settings", settings),
     ]
     beside = "the same numbers are in result.json, every evaluation in evaluations.jsonl, beside this page"
-    return kit.page(config.name, _header(outcome, evaluations), sections, beside)
+    return page(config.name, _header(outcome, evaluations), sections, beside)
 
 
 def _header(outcome: Outcome, evaluations: Evaluations) -> Markup:
@@ -79,7 +65,7 @@ def _header(outcome: Outcome, evaluations: Evaluations) -> Markup:
     total = sum(evaluations.seconds.values())
     each = f"{duration(total / max(1, len(evaluations.seconds)))} a pattern, {duration(total)} in all"
     facts = [
-        count_evaluated(outcome),
+        sentences.count_evaluated(outcome),
         f"{plural(len(config.seeds), 'seed')} each",
         f"engine{'s' * (len(counts) > 1)} {engines}",
         config.methodology.type.replace("_", " "),
@@ -88,28 +74,28 @@ def _header(outcome: Outcome, evaluations: Evaluations) -> Markup:
         f"hybridtron {__version__}",
     ]
     size = f"{plural(space.layers, 'layer')} of {', '.join(space.blocks)}: {plural(space.size, 'pattern')}"
-    size += "; " * bool(constraints(config.space)) + ", ".join(constraints(config.space))
+    size += "; " * bool(sentences.constraints(config.space)) + ", ".join(sentences.constraints(config.space))
     return blocks.header("Architecture search", config.name, size, " · ".join(facts), map(blocks.chip, chips))
 
 
 def _verdict(outcome: Outcome) -> Markup:
     context, chosen = outcome.search.config.aggregator.context, outcome.aggregate.pattern
-    letters = notation(outcome.step.space, chosen)
+    letters = sentences.notation(outcome.step.space, chosen)
     lead = Markup("<b>{}</b>{}").format(outcome.text(chosen), f" ({letters})" if letters else "")
-    found = [f"The vote N_{context} of {voters(outcome)}. {verdict(outcome)}"]
+    found = [f"The vote N_{context} of {sentences.voters(outcome)}. {sentences.verdict(outcome)}"]
     if not outcome.progress.is_complete:
         found.append("The search is not finished: this is what it has found so far.")
-    command, about = next_command(outcome)
+    command, about = sentences.next_command(outcome)
     vote = join([
-        *map(blocks.paragraph, [*found, ties(outcome.step)]),
-        *(blocks.paragraph(blocks.chip("note") + " " + line) for line in warnings(outcome)),
+        *map(blocks.paragraph, [*found, sentences.ties(outcome.step)]),
+        *(blocks.paragraph(blocks.chip("note") + " " + line) for line in sentences.warnings(outcome)),
         blocks.heading("Next"), blocks.code(command), blocks.paragraph(about, "note"),
     ])  # fmt: skip
     if not outcome.front:
-        return kit.verdict([lead], (), "Result", vote)
+        return verdict([lead], (), "Result", vote)
     count, most = len(outcome.front), tables.FRONT_SHOWN
     shown = f", {most} of them here, all below" if count > most else ""
-    return kit.verdict(
+    return verdict(
         [Markup("A Pareto front of <b>{}</b>{}").format(plural(count, "pattern"), shown)],
         (),
         "Result",
@@ -126,21 +112,25 @@ def _step(outcome: Outcome, step: Step, evaluations: Evaluations, pictures: Mapp
     votes = pictures.get(votes_name(outcome, step))
     parts = {
         "What each rule would return": [
-            blocks.listing(rule_sentences(outcome), "note") if step.number == 0 else "",
+            blocks.listing(sentences.rule_sentences(outcome), "note") if step.number == 0 else "",
             tables.rules(outcome, step).to_html(),
             blocks.heading("Clusters of scores"),
             tables.clusters(step).to_html(),
         ],
         "Best patterns": [tables.best(outcome, step, evaluations).to_html()],
-        "Vote per position": [blocks.paragraph(ties(step), "note"), votes] if votes else [],
+        "Vote per position": [blocks.paragraph(sentences.ties(step), "note"), votes] if votes else [],
     }
     if outcome.progress.total_steps == 1:
         return join(section(title, *body) for title, body in parts.items())
-    end = f"It handed on {pattern_text(step.space, step.found)}." if step.found else "It has not handed anything on."
+    end = (
+        f"It handed on {sentences.pattern_text(step.space, step.found)}."
+        if step.found
+        else "It has not handed anything on."
+    )
     start = f"{plural(len(step.finished), 'pattern')} evaluated of {step.space.size:,} possible"
     if step.number:
         before = outcome.progress.steps[step.number - 1]
-        start += f" around {pattern_text(before.space, before.found or ())}"
+        start += f" around {sentences.pattern_text(before.space, before.found or ())}"
     body = join(join([blocks.heading(title), *part]) for title, part in parts.items() if part)
     return section(f"Step {step.number + 1}: {plural(step.space.layers, 'layer')}", body, note=f"{start}. {end}")
 
@@ -152,7 +142,7 @@ def _surrogate(outcome: Outcome, evaluations: Evaluations, pictures: Mapping[str
     scope = f"Of step {outcome.step.number + 1}. " if outcome.progress.total_steps > 1 else ""
     if len(fit.scores) < len(outcome.observations):
         scope += f"Of {len(outcome.observations):,} evaluations, the last {len(fit.scores):,}. "
-    sentence = surrogate_sentence(fit.correlation, set(evaluations.engine_counts))
+    sentence = sentences.surrogate_sentence(fit.correlation, set(evaluations.engine_counts))
     return [blocks.paragraph(scope + sentence, "note"), pictures["surrogate.png"]]
 
 

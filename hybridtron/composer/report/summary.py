@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from textwrap import indent
+
 from hybridtron.composer.nas.progress import Progress
 from hybridtron.composer.report.outcome import Outcome
 from hybridtron.composer.report.sentences import count_evaluated, pattern_text, verdict
-from hybridtron.composer.report.tables import FRONT_SHOWN, front
+from hybridtron.composer.report.tables import FRONT_SHOWN, front, rules
 from hybridtron.pattern import Pattern
-from hybridtron.reporting.numbers import decimal, decimals, plural
+from hybridtron.reporting.numbers import plural
 from hybridtron.reporting.progress import ProgressView
 from hybridtron.reporting.table import Table
 
@@ -43,21 +45,13 @@ def summary(outcome: Outcome, page: object) -> str:
     if outcome.front:
         count = len(outcome.front)
         shown = f", {FRONT_SHOWN} of them" if count > FRONT_SHOWN else ""
-        table = Table([column for column in front(outcome, FRONT_SHOWN).columns if column.label != "#"])
-        labels = ", ".join(column.label for column in table.columns)
-        lines.append(f"Pareto front of {plural(count, 'pattern')}{shown}: {labels}")
-        lines += [f"  {line}" for line in table.to_terminal(header=False).splitlines()]
+        lines += [f"Pareto front of {plural(count, 'pattern')}{shown}:", _indented(front(outcome, FRONT_SHOWN))]
     before = outcome.progress.steps[:-1]
     lines += [f"step {s.number + 1} handed on {pattern_text(s.space, s.found)}" for s in before if s.found]
-    if outcome.front or several:
-        which = f"step {outcome.step.number + 1}" if several else "by score alone"
-        lines.append(f"{which}, what each rule returns:")
-    found = outcome.alternatives()
-    digits = decimals([row["score"] for row in found])
-    rules = [
-        [row["rule"], row["pattern"], "not evaluated" if row["score"] is None else decimal(row["score"], digits)]
-        for row in found
-    ]
-    lines += Table.from_rows(("", "", ""), rows=rules).to_terminal(header=False).splitlines()
-    lines += [verdict(outcome), *([outcome.note] if outcome.note else [])]
-    return "\n".join([*lines, f"page {page}"])
+    which = f"step {outcome.step.number + 1}, " if several else "by score alone, " if outcome.front else ""
+    lines += [f"{which}what each rule returns:", _indented(rules(outcome, outcome.step)), verdict(outcome)]
+    return "\n".join([*lines, *([outcome.note] if outcome.note else []), f"page {page}"])
+
+
+def _indented(table: Table) -> str:
+    return indent(table.to_terminal().rstrip("\n"), "  ")

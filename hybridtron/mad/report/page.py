@@ -7,17 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
+from hybridtron.mad.report import sentences
 from hybridtron.mad.report.labels import LABELS, labels
 from hybridtron.mad.report.plots import picture_file
-from hybridtron.mad.report.sentences import (
-    cell,
-    common_words,
-    conditions,
-    group_number,
-    mean,
-    settings_words,
-    tasks_words,
-)
 from hybridtron.mad.scoring.aggregate import alike, by_procedure, differ, to_compare
 from hybridtron.mad.scoring.estimate import KINDS, estimate
 from hybridtron.mad.scoring.results import Row
@@ -33,8 +25,15 @@ def html_page(made: Sequence[Score], warnings: Sequence[str], images: Mapping[st
     """Return the page; `images` are PNG by file name."""
     groups = by_procedure(made)
     sections = [
-        verdict([group_number(n, groups) + _lead(group) for n, group in enumerate(groups, 1)], conditions(made)),
-        *(part for n, group in enumerate(groups, 1) for part in _group(group, n, group_number(n, groups), images)),
+        verdict(
+            [sentences.group_number(n, groups) + _lead(group) for n, group in enumerate(groups, 1)],
+            sentences.conditions(made),
+        ),
+        *(
+            part
+            for n, group in enumerate(groups, 1)
+            for part in _group(group, n, sentences.group_number(n, groups), images)
+        ),
         section("Left out", *map(blocks.paragraph, warnings)),
     ]
     header = blocks.header("Mechanistic architecture design", "MAD")
@@ -46,19 +45,18 @@ def _lead(group: Sequence[Score]) -> Markup:
     pictured = to_compare(group)
     best = pictured[0]
     lead = Markup("<b>{}</b> reaches {} % over {}{}.")
-    settings = "" if best.complete else f", {settings_words(best)}"
-    return lead.format(labels(pictured)[0], best.overall[best.headline], tasks_words(best), settings)
+    settings = "" if best.complete else f", {sentences.settings_words(best)}"
+    return lead.format(labels(pictured)[0], best.overall[best.headline], sentences.tasks_words(best), settings)
 
 
 def _group(group: Sequence[Score], number: int, prefix: str, images: Mapping[str, bytes]) -> list[Markup]:
     """Render the tables and pictures of one way of training."""
     common = alike(group) if differ(group) else []
+    compared = sentences.common_words(common) if common else ""
     missing = len(group) - len(to_compare(group))
     note = f"Without {missing} that {'is' if missing == 1 else 'are'} not complete." if missing else ""
     return [
-        section(f"{prefix}Compared", _overall(common), note=f"{common_words(common).capitalize()}.")
-        if common
-        else Markup(),
+        section(f"{prefix}Compared", _overall(common), note=f"{compared.capitalize()}."),
         section(f"{prefix}Scores", _overall(group)),
         section(f"{prefix}Tasks", figure(images[picture_file("radar", number)], "radar of the tasks"), note=note),
         section(f"{prefix}Learning", figure(images[picture_file("curves", number)], "learning curves"), note=CURVES),
@@ -70,7 +68,7 @@ def _group(group: Sequence[Score], number: int, prefix: str, images: Mapping[str
 def _overall(made: Sequence[Score]) -> Markup:
     tasks = [LABELS[task] for task in TASKS]
     rows = [
-        [name, kind, mean(score, kind), *(cell(score, task, kind) for task in TASKS)]
+        [name, kind, sentences.mean(score, kind), *(sentences.cell(score, task, kind) for task in TASKS)]
         for name, score in zip(labels(made), made, strict=True)
         for kind in sorted(KINDS, key=lambda kind: kind != score.headline)
     ]
