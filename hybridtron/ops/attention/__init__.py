@@ -1,0 +1,1 @@
+"""Softmax attention, its sinks and rotary position embedding."""

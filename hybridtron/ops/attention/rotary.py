@@ -68,7 +68,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, native: bool) -> T
     half = cos.shape[-1]
     if native:
         cos, sin = cos.contiguous(), sin.contiguous()
-        require_kernels(x, cos, sin, out).rotate(*x.shape, half, x, *x.stride()[:3], cos, sin, out, *out.stride()[:3])
+        require_kernels().rotate(*x.shape, half, x, *x.stride()[:3], cos, sin, out, *out.stride()[:3])
         return out
     cos, sin = cos.unsqueeze(1).to(out.dtype), sin.unsqueeze(1).to(out.dtype)  # [s, 1, r]
     first, second = x[..., :half], x[..., half : 2 * half]

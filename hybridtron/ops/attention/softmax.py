@@ -169,7 +169,7 @@ def _probabilities(
     if mask is None:
         torch.bmm(queries, keys.transpose(1, 2), out=out)
         heads, scores, shares = (0, None, None) if sinks is None else (len(sinks.scores), *sinks)
-        require_kernels(out).softmax_forward(*_softmax_sizes(out, block), scale, out, heads, scores, shares)
+        require_kernels().softmax_forward(*_softmax_sizes(out, block), scale, out, heads, scores, shares)
         return out
     torch.baddbmm(out, queries, keys.transpose(1, 2), beta=0, alpha=scale, out=out)
     num_queries, num_masked = mask.shape
@@ -254,7 +254,7 @@ class _Attention(torch.autograd.Function):
                 ds = torch.bmm(dy, v.transpose(1, 2), out=scores[: len(some)])
                 own_sums = None if sums is None else sums[index * step : index * step + len(some)]
                 if mask is None:
-                    require_kernels(ds).softmax_backward(*_softmax_sizes(ds, block), p, ds, own_sums)
+                    require_kernels().softmax_backward(*_softmax_sizes(ds, block), p, ds, own_sums)
                 else:
                     if own_sums is not None:
                         torch.sum(p * ds, -1, out=own_sums)

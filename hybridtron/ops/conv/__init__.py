@@ -1,0 +1,1 @@
+"""Causal convolutions along the sequence, short, long and of outer products."""

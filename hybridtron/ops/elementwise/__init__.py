@@ -1,0 +1,1 @@
+"""Norms, activations and losses that work row by row, and the helpers that cut rows into blocks."""

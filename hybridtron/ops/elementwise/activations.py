@@ -34,7 +34,7 @@ class _SquaredReLU(torch.autograd.Function):
         rows = as_rows(x, order)
         out = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
         if native:
-            require_kernels(rows).squared_relu_forward(*rows.shape, rows, rows.stride(0), out)
+            require_kernels().squared_relu_forward(*rows.shape, rows, rows.stride(0), out)
         else:
             for block, y in split_rows(rows, out):
                 torch.clamp_min(block, 0, out=y).mul_(y)
@@ -48,7 +48,7 @@ class _SquaredReLU(torch.autograd.Function):
         (rows,) = ctx.saved_tensors
         dx, grads = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device), as_rows(grad, ctx.order)
         if ctx.native:
-            require_kernels(rows, grads).squared_relu_backward(
+            require_kernels().squared_relu_backward(
                 *rows.shape, rows, rows.stride(0), grads, grads.stride(0), dx
             )
         else:

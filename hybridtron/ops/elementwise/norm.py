@@ -64,7 +64,7 @@ class _RMSNorm(torch.autograd.Function):
         out = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
         if native:
             inverse_rms = rows.new_empty(len(rows), 1)
-            require_kernels(rows, weight).rms_norm_forward(
+            require_kernels().rms_norm_forward(
                 *rows.shape, rows, rows.stride(0), weight.contiguous(), eps, out, inverse_rms
             )
         else:
@@ -90,7 +90,7 @@ class _RMSNorm(torch.autograd.Function):
         g, scale = as_rows(grad, ctx.order).to(dtype), weight.to(dtype)
         if ctx.native:
             dx, sums = rows.new_empty(rows.shape), rows.new_empty(pieces(len(rows)), channels)
-            require_kernels(rows, weight, g).rms_norm_backward(
+            require_kernels().rms_norm_backward(
                 *rows.shape, rows, rows.stride(0), weight.contiguous(), inverse_rms, g, g.stride(0), dx, sums
             )
             return from_rows(dx, ctx.shape, ctx.order), sums.sum(0), None, None

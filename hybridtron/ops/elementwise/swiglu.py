@@ -36,7 +36,7 @@ class _SwiGLU(torch.autograd.Function):
         rows = as_rows(x, order)
         out = torch.empty(len(rows), x.shape[-1] // 2, dtype=x.dtype, device=x.device)
         if native:
-            require_kernels(rows).swiglu_forward(*out.shape, rows, rows.stride(0), out)
+            require_kernels().swiglu_forward(*out.shape, rows, rows.stride(0), out)
         else:
             for gate, up, y in split_rows(*rows.chunk(2, -1), out):
                 aten.silu.out(gate, out=y).mul_(up)
@@ -50,7 +50,7 @@ class _SwiGLU(torch.autograd.Function):
         (rows,) = ctx.saved_tensors
         dx, grads = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device), as_rows(grad, ctx.order)
         if ctx.native:
-            require_kernels(rows, grads).swiglu_backward(*grads.shape, rows, rows.stride(0), grads, grads.stride(0), dx)
+            require_kernels().swiglu_backward(*grads.shape, rows, rows.stride(0), grads, grads.stride(0), dx)
         else:
             for gate, up, dy, dgate, dup in split_rows(*rows.chunk(2, -1), grads, *dx.chunk(2, -1)):
                 aten.silu_backward.grad_input(torch.mul(dy, up, out=dgate), gate, grad_input=dgate)

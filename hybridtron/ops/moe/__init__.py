@@ -1,0 +1,1 @@
+"""Routing to experts, their grouped linear layers and losses attached to activations."""

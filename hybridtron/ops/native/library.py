@@ -57,14 +57,14 @@ def kernels_for(*tensors: Tensor) -> Kernels | None:
     return None if under_transforms() else load()[0]
 
 
-def require_kernels(*tensors: Tensor) -> Kernels:
-    """Return the kernels for a step whose forward pass has taken them.
+def require_kernels() -> Kernels:
+    """Return the kernels for an implementation that was selected because they are there; each call checks its tensors.
 
-    Raises RuntimeError where they cannot take these tensors, as under a transform of the backward pass alone.
+    Raises RuntimeError where they have been switched off since, as between a forward and its backward pass.
     """
-    kernels = kernels_for(*tensors)
+    kernels, reason = load()
     if kernels is None:
-        raise RuntimeError("the forward pass ran compiled kernels, which cannot take the tensors of this step")
+        raise RuntimeError(f"compiled kernels were selected and are gone: {reason}")
     return kernels
 
 

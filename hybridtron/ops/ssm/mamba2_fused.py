@@ -82,7 +82,7 @@ def _forward(
     packed: Tensor, weights: Weights, sizes: Sizes, eps: float, buffers: Buffers, kept: Kept, out: Tensor
 ) -> None:
     """Write `kept` and out [s, heads * p] of one sequence from packed [s, .]."""
-    kernels = require_kernels(packed, out)
+    kernels = require_kernels()
     s, _, h, p, g, n, _, chunks, length, _ = sizes
     y, inverse, scores, states, (dt, total, inject, carry) = kept
     x, b, c = _convolve(kernels, packed, weights, sizes, buffers)
@@ -118,7 +118,7 @@ def _backward(
     sums: Sums,
 ) -> None:
     """Write dpacked [s, .] and `sums` of one sequence from grad [s, heads * p]."""
-    kernels = require_kernels(packed, grad, dpacked)
+    kernels = require_kernels()
     s, _, h, p, g, n, _, chunks, length, taps = sizes
     total, step, dstep = kept.decays[1], packed.stride(0), dpacked.stride(0)
     x, b, c = _convolve(kernels, packed, weights, sizes, buffers)

@@ -77,7 +77,7 @@ class _NativeScan(torch.autograd.Function):
         x, dt, B, C = (_with_rows(t) for t in (x, dt, B, C))
         columns, skip, (batch, seq_len, width) = A.t().contiguous(), D.contiguous(), x.shape  # A as [n, d]
         y, starts = torch.empty_like(x), x.new_empty(batch, -(-seq_len // _SEGMENT), *columns.shape)
-        kernels = require_kernels(x)
+        kernels = require_kernels()
         for index in range(batch):
             kernels.scan_forward(
                 seq_len, width, len(columns), *_rows(x[index], dt[index]), columns, *_rows(B[index], C[index]), skip,
@@ -95,7 +95,7 @@ class _NativeScan(torch.autograd.Function):
         dx, ddt, dA, dD = torch.empty_like(x), torch.empty_like(dt), torch.zeros_like(columns), torch.zeros_like(skip)
         dB, dC = torch.empty_like(B), torch.empty_like(C)
         sums, work = x.new_empty(2, blocks, seq_len, states), x.new_empty(blocks, 2, _SEGMENT, states, _BLOCK)
-        kernels = require_kernels(x)
+        kernels = require_kernels()
         for index in range(batch):
             kernels.scan_backward(
                 seq_len, width, states, *_rows(x[index], dt[index]), columns, *_rows(B[index], C[index]), skip,
