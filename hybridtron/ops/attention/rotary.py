@@ -21,7 +21,7 @@ def rotary_tables(
     device: torch.device | str | None = None,
     offset: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin [seq_len, rotary_dim / 2] of position * base^(-2i / rotary_dim), positions from `offset` on."""
+    """Return cos and sin [seq_len, rotary_dim / 2] of position * base^(-2i / rotary_dim), from position `offset` on."""
     exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float64, device=device) / rotary_dim
     positions = torch.arange(offset, offset + seq_len, dtype=torch.float64, device=device)
     angles = torch.outer(positions, base**-exponents)
@@ -29,7 +29,7 @@ def rotary_tables(
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns channel pairs (i, i + r) of x [b, s, h, d] by the angles of their positions, with cos and sin [s, r].
+    """Rotate channel pairs (i, i + r) of x [b, s, h, d] by the angles of their positions, with cos and sin [s, r].
 
     Channels from 2r on pass unchanged. The result lies head by head in memory ([b, h, s, d]), as attention reads it.
     """
@@ -37,7 +37,7 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def rotary_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`apply_rotary` by its formula."""
+    """Compute `apply_rotary` by its formula."""
     dtype, half = accumulation_dtype(x), cos.shape[-1]
     cos, sin = cos.unsqueeze(1).to(dtype), sin.unsqueeze(1).to(dtype)  # [s, 1, r]
     first, second, rest = x.to(dtype).split([half, half, x.shape[-1] - 2 * half], -1)

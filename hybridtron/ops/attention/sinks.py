@@ -32,7 +32,7 @@ _WIDTHS = 8  # what divides the channels that fused kernels take
 def attention_with_sinks(
     q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, window: int | None = None, scale: float | None = None
 ) -> Tensor:
-    """`attention` of q [b, s, h, d] over k and v [b, t, kv, d], with the scores sinks [h] in the softmaxes.
+    """Compute `attention` of q [b, s, h, d] over k and v [b, t, kv, d], with the scores sinks [h] in the softmaxes.
 
     Costs the time and memory of `attention`.
     """
@@ -43,7 +43,7 @@ def attention_with_sinks(
 def attention_with_sinks_reference(
     q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, window: int | None = None, scale: float | None = None
 ) -> Tensor:
-    """`attention_with_sinks` in float64 as attention whose scores have one more column, dropped after the softmax."""
+    """Compute `attention_with_sinks` in float64, the sinks being a column of scores dropped after the softmax."""
     num_queries, num_keys, repeats = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
     q, k, v = q.double(), k.double().repeat_interleave(repeats, 2), v.double().repeat_interleave(repeats, 2)
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
@@ -56,7 +56,7 @@ def attention_with_sinks_reference(
 
 
 def _plain_form(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, window: int | None, scale: float) -> Tensor:
-    """The blocks of `attention` in differentiable, batchable operations."""
+    """Compute the blocks of `attention` in differentiable, batchable operations."""
     batch, heads, kv, dtype = q.shape[0], q.shape[2], k.shape[2], accumulation_dtype(q)
     keys, values, sinks = _group(k.to(dtype), kv), _group(v.to(dtype), kv), sinks.to(dtype)
     outputs = []
@@ -72,8 +72,9 @@ def _plain_form(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, window: int | No
 
 
 def _fused_form(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, window: int | None, scale: float) -> Tensor:
-    """PyTorch's fused kernels over one more key in front, which has no value, and one more channel, in which that key
-    is one, the others are zero and the queries are their heads' sinks.
+    """Call PyTorch's fused kernels with one more key in front and one more channel.
+
+    The key has the value zero. In the channel it is one, other keys are zero and queries are their heads' sinks.
     """
     num_queries, num_keys, width, kept = q.shape[1], k.shape[1], q.shape[3], v.shape[3]
     wider = width + _WIDTHS - width % _WIDTHS

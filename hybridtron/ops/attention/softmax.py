@@ -26,7 +26,7 @@ _KEPT_PROBABILITIES = 1 << 24  # above this many (64 MiB of float32 a layer) bac
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None, scale: float | None = None) -> Tensor:
-    """softmax(scale q k^T) v, where a query sees no key after it and, with a window, only the last `window` keys.
+    """Compute softmax(scale q k^T) v; a query sees no key after it and, with a window, only the last `window` keys.
 
     q [b, s, h, d], k and v [b, t, kv, d] with kv dividing h and t >= s: the last query is at the last key. `scale` is
     1 / sqrt(d) by default. Returns [b, s, h, d of v].
@@ -36,7 +36,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None, scale:
 
 
 def attention_flops(seq_len: int, num_heads: int, head_dim: int, window: int | None = None) -> int:
-    """Matmul FLOPs of the forward pass of one sequence, with the keys and values as wide as the queries."""
+    """Count the matmul FLOPs of the forward pass of one sequence, with the keys and values as wide as the queries."""
     blocks = _query_blocks(seq_len, seq_len, window)
     return sum(4 * num_heads * head_dim * block.num_queries * block.num_keys for block in blocks)
 
@@ -44,7 +44,7 @@ def attention_flops(seq_len: int, num_heads: int, head_dim: int, window: int | N
 def attention_reference(
     q: Tensor, k: Tensor, v: Tensor, window: int | None = None, scale: float | None = None
 ) -> Tensor:
-    """`attention` by its formula in float64, over the full square of scores."""
+    """Compute `attention` by its formula in float64, over the full square of scores."""
     num_queries, num_keys, repeats = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
     q, k, v = q.double(), k.double().repeat_interleave(repeats, 2), v.double().repeat_interleave(repeats, 2)
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
@@ -72,7 +72,7 @@ class QueryBlock(NamedTuple):
 
     @property
     def position(self) -> int:
-        """The key at which the first query stands."""
+        """Return the key at which the first query stands."""
         return self.last - self.num_queries
 
     @property
@@ -91,7 +91,7 @@ def _query_blocks(num_queries: int, num_keys: int, window: int | None) -> list[Q
 
 
 def _mask(block: QueryBlock, like: Tensor) -> Tensor:
-    """What to add to the scores of a block for its keys [masked, last): 0 or, where the query must not look, -inf."""
+    """Return the addend to a block's scores for its keys [masked, last): 0, or -inf where the query must not look."""
     queries = torch.arange(block.position, block.last, device=like.device).unsqueeze(1)
     keys = torch.arange(block.masked, block.last, device=like.device)
     hidden = keys > queries
@@ -101,17 +101,17 @@ def _mask(block: QueryBlock, like: Tensor) -> Tensor:
 
 
 def _group(x: Tensor, kv: int) -> Tensor:
-    """[b, s, h, d] -> [b * kv, h / kv * s, d]: queries that share a key head become rows of one matrix."""
+    """Group [b, s, h, d] to [b * kv, h / kv * s, d]: queries that share a key head become rows of one matrix."""
     return x.unflatten(2, (kv, -1)).permute(0, 2, 3, 1, 4).reshape(x.shape[0] * kv, -1, x.shape[3])
 
 
 def _ungroup(x: Tensor, batch: int, heads: int) -> Tensor:
-    """The inverse of `_group`, as a view."""
+    """Invert `_group`, as a view."""
     return x.view(batch, heads, -1, x.shape[-1]).transpose(1, 2)
 
 
 def _plain_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float) -> Tensor:
-    """The same blocks in differentiable, batchable operations."""
+    """Compute the same blocks in differentiable, batchable operations."""
     batch, heads, kv, dtype = q.shape[0], q.shape[2], k.shape[2], accumulation_dtype(q)
     keys, values = _group(k.to(dtype), kv), _group(v.to(dtype), kv)
     outputs = []
@@ -125,7 +125,7 @@ def _plain_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale:
 
 
 def _fused_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float) -> Tensor:
-    """PyTorch's fused kernels, which hold no scores in memory; with a window one call for every `window` queries."""
+    """Call PyTorch's fused kernels, which hold no scores in memory; with a window, once for every `window` queries."""
     num_queries, num_keys = q.shape[1], k.shape[1]
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [b, h, s, d]
     grouped = q.shape[1] != k.shape[1]
@@ -147,7 +147,7 @@ def _fused_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale:
 
 
 class _Sinks(NamedTuple):
-    """Of each head one more score [h] in its softmaxes, and of each query what share of them it takes."""
+    """One more score for each head [h] in its softmaxes, and the share of the softmax it takes for each query."""
 
     scores: Tensor
     shares: Tensor  # [b * kv, h / kv * queries]
@@ -162,7 +162,7 @@ def _probabilities(
     scale: float,
     sinks: _Sinks | None,
 ) -> Tensor:
-    """softmax(scale queries keys^T + mask), written into and returned as `out` [b * kv, h / kv * queries, keys].
+    """Write softmax(scale queries keys^T + mask) into `out` [b * kv, h / kv * queries, keys] and return it.
 
     Without a mask the kernels hide the keys that the block must not see. Writes the shares of the sinks as well.
     """
@@ -270,18 +270,18 @@ class _Attention(torch.autograd.Function):
 
 
 def _own_sinks(sinks: Tensor | None, shares: Tensor | None, start: int, matrices: int) -> _Sinks | None:
-    """The sinks for the score matrices from `start` on."""
+    """Return the sinks for the score matrices from `start` on."""
     return None if sinks is None or shares is None else _Sinks(sinks, shares[start : start + matrices])
 
 
 def _softmax_sizes(scores: Tensor, block: QueryBlock) -> tuple[int, ...]:
-    """How the kernels of softmax are told of scores [.., keys] of a block."""
+    """Return the sizes that the softmax kernels take for scores [.., keys] of a block."""
     window = block.last if block.window is None else block.window
     return scores.numel() // block.num_keys, block.num_queries, block.num_keys, block.position - block.first, window
 
 
 def _matrices_at_a_time(batch: int, heads: int, kv: int, block: QueryBlock) -> int:
-    """How many of the b * kv score matrices of a block to work on at a time: those of whole sequences, at least one."""
+    """Return how many of the b * kv score matrices of a block to work on at a time: those of whole sequences."""
     return kv * min(batch, max(1, _SCORES // (heads * block.num_queries * block.num_keys)))
 
 

@@ -24,7 +24,7 @@ _SEGMENT = 3  # filter lengths in a segment
 
 
 def long_conv(u: Tensor, h: Tensor) -> Tensor:
-    """y_t = sum_{j <= t} h[j] u_{t - j}, channel by channel, with zeros before t = 0 and beyond the filter's end.
+    """Compute y_t = sum_{j <= t} h[j] u_{t - j} for each channel, with zeros before t = 0 and beyond the filter's end.
 
     u [b, s, c]; h [g, k] with g dividing c: c / g consecutive channels share a filter. Returns [b, s, c] in the dtype
     of u; computed in float32, or in float64 for float64 inputs.
@@ -57,7 +57,7 @@ def _convolve_segments(u: Tensor, h: Tensor) -> Tensor:
 
 
 def long_conv_reference(u: Tensor, h: Tensor) -> Tensor:
-    """`long_conv` by its formula, one shifted multiply-add per tap, in float64."""
+    """Compute `long_conv` by its formula, one shifted multiply-add per tap, in float64."""
     u, taps = u.double(), h.double().repeat_interleave(u.shape[2] // len(h), 0)  # [c, k]
     seq_len, y = u.shape[1], torch.zeros_like(u)
     for lag in range(min(seq_len, h.shape[1])):
@@ -66,7 +66,7 @@ def long_conv_reference(u: Tensor, h: Tensor) -> Tensor:
 
 
 def convolve(u: Tensor, h: Tensor, out: int) -> Tensor:
-    """The first `out` tokens of the convolution of u [b, g, m, s] with h [g, k], by Fourier transforms."""
+    """Compute the first `out` tokens of the convolution of u [b, g, m, s] with h [g, k], by Fourier transforms."""
     size = fft_size(u.shape[-1] + h.shape[-1] - 1)
     return select("convolve")(u, h, size, out)
 
@@ -96,7 +96,7 @@ class _Convolve(torch.autograd.Function):
 
 
 def long_conv_fft_flops(seq_len: int, filters: int, channels: int, taps: int) -> int:
-    """FLOPs of the Fourier transforms of one sequence and of the filters, and of multiplying them."""
+    """Count the FLOPs of the Fourier transforms of one sequence and of the filters, and of multiplying them."""
     taps = min(taps, seq_len)
     if taps <= DIRECT_TAPS:
         return 0
@@ -106,7 +106,7 @@ def long_conv_fft_flops(seq_len: int, filters: int, channels: int, taps: int) ->
 
 
 def convolve_fft_flops(least: int, filters: int, signals: int) -> int:
-    """FLOPs of `convolve` on so many signals and filters whose lengths add up to `least` + 1.
+    """Count the FLOPs of `convolve` on so many signals and filters whose lengths add up to `least` + 1.
 
     A real transform of size n is counted as 2.5 n log2(n), half of the usual 5 n log2(n) of a complex one.
     """
@@ -116,7 +116,7 @@ def convolve_fft_flops(least: int, filters: int, signals: int) -> int:
 
 
 def fft_size(least: int) -> int:
-    """The smallest of 1, 3, 5, 9 and 15 times a power of two, even and not below `least`."""
+    """Return the smallest of 1, 3, 5, 9 and 15 times a power of two, even and not below `least`."""
     return min(odd << max(1, (-(-least // odd) - 1).bit_length()) for odd in (1, 3, 5, 9, 15))
 
 

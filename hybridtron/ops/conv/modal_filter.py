@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def modal_filter(log_poles: Tensor, residues: Tensor, length: int) -> Tensor:
-    """h [g, length] of log_poles (a) and residues (r), [g, n] each.
+    """Return the filters h [g, length] of log_poles (a) and residues (r), [g, n] each.
 
     A lag is cut into a multiple of about the root of the length and the rest, and exp(a t) into the product of both
     parts, so that few exponentials are taken and a matrix product makes the filter of them.
@@ -28,18 +28,18 @@ def modal_filter(log_poles: Tensor, residues: Tensor, length: int) -> Tensor:
 
 
 def modal_filter_flops(groups: int, modes: int, length: int) -> int:
-    """Matmul FLOPs of making the filters; the backward pass takes twice as many."""
+    """Count the matmul FLOPs of making the filters; the backward pass takes twice as many."""
     return 2 * groups * modes * math.prod(modal_filter_shape(length))
 
 
 def modal_filter_shape(length: int) -> tuple[int, int]:
-    """Into how many lags and how many multiples of them a length is cut."""
+    """Return into how many lags, and how many multiples of them, a length is cut."""
     rest = math.isqrt(length - 1) + 1
     return rest, -(-length // rest)
 
 
 def modal_step(state: Tensor, u: Tensor, log_poles: Tensor, residues: Tensor) -> tuple[Tensor, Tensor]:
-    """One token of the convolution: state [b, c, n], u [b, c]; returns y [b, c] and the state.
+    """Compute one token of the convolution: state [b, c, n], u [b, c]; returns y [b, c] and the state.
 
     The g filters of log_poles and residues [g, n] are each shared by c / g consecutive channels.
     """

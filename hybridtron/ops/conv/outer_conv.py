@@ -21,7 +21,7 @@ from hybridtron.ops.elementwise.precision import accumulation_dtype
 
 
 def outer_conv(q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:
-    """q, k and v [b, s, m, d] of m heads, h [m, at least s] -> y [b, s, m, d] in the dtype of v.
+    """Convolve q, k and v [b, s, m, d] of m heads with h [m, at least s]; return y [b, s, m, d] in the dtype of v.
 
     Computed in float32, or in float64 for float64 inputs. Up to 6 d^2 tokens no output depends on a later one.
     Beyond, rounding in the transforms carries a token into earlier outputs too: any y_tp is then off by at most
@@ -33,17 +33,17 @@ def outer_conv(q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:
 
 
 def by_pairs(q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:
-    """`outer_conv` of float32 or float64 with h [m, s], at a cost of s^2 d."""
+    """Compute `outer_conv` of float32 or float64 with h [m, s], at a cost of s^2 d."""
     return _OuterConv.apply(q, k, v, h, outer_conv_pairs, torch.is_grad_enabled())[0]
 
 
 def by_fft(q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:
-    """The same at a cost of s log(s) d^2."""
+    """Compute the same as `by_pairs`, at a cost of s log(s) d^2."""
     return _OuterConv.apply(q, k, v, h, outer_conv_fft, torch.is_grad_enabled())[0]
 
 
 def outer_conv_reference(q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:
-    """The sum itself, token by token over the states [m, d, d] of float64."""
+    """Compute the sum itself, token by token over the states [m, d, d] of float64."""
     q, k, v, h = (t.double() for t in (q, k, v, h))
     added = k.unsqueeze(-1) * v.unsqueeze(-2)  # [b, s, m, d, d]
     outputs = []
@@ -54,7 +54,7 @@ def outer_conv_reference(q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:
 
 
 def outer_conv_flops(seq_len: int, heads: int, head_dim: int) -> tuple[int, int]:
-    """FLOPs of the forward pass of one sequence: of matmuls, and of Fourier transforms."""
+    """Count the FLOPs of the forward pass of one sequence: of matmuls, and of Fourier transforms."""
     if select("outer_conv", seq_len, head_dim) is by_pairs:
         return outer_conv_pairs.pairs_flops(seq_len, heads, head_dim), 0
     return 0, outer_conv_fft.fft_flops(seq_len, heads, head_dim)
@@ -96,7 +96,7 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Has no gradients of its own."""
+        """Save nothing: there are no second derivatives."""
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
@@ -111,7 +111,7 @@ def _over_heads(
     axes: Sequence[int],
     out_axes: tuple[int, ...],
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """The function with a mapped axis, at `in_dims` of its first inputs, made one with that of the heads, at `axes`."""
+    """Call the function with a mapped axis, at `in_dims` of its inputs, folded into that of the heads, at `axes`."""
     folded = []
     for tensor, dim, axis in zip(inputs, in_dims, axes, strict=False):
         if dim is None:

@@ -18,11 +18,11 @@ _SIGNALS = 32  # transformed at a time at least: a call makes its tables anew
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, h: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-    """y [b, s, m, d], and [m, b, 0] because nothing is kept."""
+    """Return y [b, s, m, d], and [m, b, 0] because nothing is kept."""
     batch, seq_len, heads, _ = q.shape
     q, k, v = (_by_channel(t) for t in (q, k, v))
     y = torch.zeros_like(v)
-    size, products = _room(q)
+    size, products = _product_buffer(q)
     filters_f = torch.fft.rfft(h, size, norm="forward")[:, None, None, None]
     for at, rows in _parts(q, products):
         spectra = _transform_products(products, k[at][:, :, rows], v[at]).mul_(filters_f[at[0]])
@@ -38,7 +38,7 @@ def gradients(
     seq_len = q.shape[1]
     q, k, v, dy = (_by_channel(t) for t in (q, k, v, dy))
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.zeros_like(v)
-    size, products = _room(q)
+    size, products = _product_buffer(q)
     filters_f = torch.fft.rfft(h, size, norm="forward")[:, None, None, None]
     conjugates, dfilters_f = filters_f.conj().resolve_conj(), torch.zeros_like(filters_f)
     for at, rows in _parts(q, products):
@@ -56,17 +56,17 @@ def gradients(
 
 
 def fft_flops(seq_len: int, heads: int, head_dim: int) -> int:
-    """FLOPs of `forward` on one sequence, of transforms and the products of their results."""
+    """Count the FLOPs of `forward` on one sequence, of transforms and the products of their results."""
     return convolve_fft_flops(2 * seq_len - 1, heads, heads * head_dim * head_dim)
 
 
 def _by_channel(t: Tensor) -> Tensor:
-    """[b, s, m, d] -> [m, b, d, s]"""
+    """Return [b, s, m, d] as [m, b, d, s]."""
     return t.permute(2, 0, 3, 1).contiguous()
 
 
-def _room(q: Tensor) -> tuple[int, Tensor]:
-    """The size of the transforms of q [m, b, d, s], and zeros [n, d, size] for the products of n rows at a time."""
+def _product_buffer(q: Tensor) -> tuple[int, Tensor]:
+    """Return the size of the transforms of q [m, b, d, s] and zeros [n, d, size] for the products of n rows."""
     width, seq_len = q.shape[2:]
     size = fft_size(2 * seq_len - 1)
     signals = max(_SIGNALS, block_length(size, q.device))
@@ -74,16 +74,16 @@ def _room(q: Tensor) -> tuple[int, Tensor]:
     return size, q.new_zeros(rows, width, size)
 
 
-def _parts(q: Tensor, room: Tensor) -> Iterator[tuple[tuple[slice, slice], slice]]:
-    """Heads, sequences and rows of q [m, b, d, s] that the room has place for: all rows of some, or some of one."""
+def _parts(q: Tensor, buffer: Tensor) -> Iterator[tuple[tuple[slice, slice], slice]]:
+    """Yield heads, sequences and rows of q [m, b, d, s] that fit the buffer."""
     heads, batch, width, _ = q.shape
-    for at in heads_and_sequences(heads, batch, max(1, len(room) // width)):
-        for rows in runs(width, min(width, len(room))):
+    for at in heads_and_sequences(heads, batch, max(1, len(buffer) // width)):
+        for rows in runs(width, min(width, len(buffer))):
             yield at, rows
 
 
-def _transform_products(room: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """The transforms [m, b, n, d, size / 2 + 1] of all products of rows [m, b, n, s] and columns [m, b, d, s]."""
-    places = room[: rows[..., 0].numel()].unflatten(0, rows.shape[:3])  # zero beyond s
+def _transform_products(buffer: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return the transforms [m, b, n, d, size / 2 + 1] of products of rows [m, b, n, s] and columns [m, b, d, s]."""
+    places = buffer[: rows[..., 0].numel()].unflatten(0, rows.shape[:3])  # zero beyond s
     torch.mul(rows.unsqueeze(3), columns.unsqueeze(2), out=places[..., : rows.shape[3]])
     return torch.fft.rfft(places)

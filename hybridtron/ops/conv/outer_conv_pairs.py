@@ -20,7 +20,7 @@ _KEPT_SCORES = 1 << 24  # above this many (64 MiB of float32 a layer) backward c
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, h: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-    """y [b, s, m, d] and the scores of all tiles [m, b, n], which `gradients` asks for; n is 0 if they are not kept."""
+    """Return y [b, s, m, d] and the scores of all tiles [m, b, n] for `gradients`; n is 0 if they are not kept."""
     batch, seq_len, heads, _ = q.shape
     q, k, v, ramp = *_arranged(q, k, v), _ramp(h)
     num_scores = _num_scores(seq_len)
@@ -29,9 +29,9 @@ def forward(q: Tensor, k: Tensor, v: Tensor, h: Tensor, keep: bool) -> tuple[Ten
     y = torch.zeros_like(q)
     for at in _matrices_at_a_time(q):
         queries, keys, values, outputs = (t[at].flatten(0, 1) for t in (q, k, v, y))
-        weights, room = ramp[at[0]], _Room(queries)
+        weights, buffers = ramp[at[0]], _TileBuffers(queries)
         for rows, columns, places in _tiles(q):
-            scores = room(0, rows.stop - rows.start, columns.stop - columns.start)
+            scores = buffers(0, rows.stop - rows.start, columns.stop - columns.start)
             torch.bmm(queries[:, rows], keys[:, columns].transpose(1, 2), out=scores)
             if keep:
                 kept[(*at, places)].copy_(scores.view(*kept[at].shape[:2], -1))
@@ -51,9 +51,9 @@ def gradients(
             t[at].flatten(0, 1) for t in (q, k, v, dy, dq, dk, dv)
         )
         weights, dweights = ramp[at[0]], dramp[at[0]]
-        room = _Room(queries)
+        buffers = _TileBuffers(queries)
         for rows, columns, places in _tiles(q):
-            scores, work = (room(index, rows.stop - rows.start, columns.stop - columns.start) for index in (0, 1))
+            scores, work = (buffers(index, rows.stop - rows.start, columns.stop - columns.start) for index in (0, 1))
             if kept.numel():
                 scores = kept[(*at, places)].reshape(scores.shape)
             else:
@@ -62,7 +62,7 @@ def gradients(
             dvalues[:, columns].add_(torch.bmm(work.transpose(1, 2), grads[:, rows]))
             torch.bmm(grads[:, rows], values[:, columns].transpose(1, 2), out=work)
             first = rows.start + columns.start
-            by_weight = _sums_of_diagonals(room, work, scores)  # [m * b, rows + columns - 1]
+            by_weight = _sums_of_diagonals(buffers, work, scores)  # [m * b, rows + columns - 1]
             dweights[:, first : first + by_weight.shape[1]] += by_weight.unflatten(0, (len(dweights), -1)).sum(1)
             _weigh(work, weights, rows, columns)
             dqueries[:, rows].add_(torch.bmm(work, keys[:, columns]))
@@ -72,7 +72,7 @@ def gradients(
 
 
 def pairs_flops(seq_len: int, heads: int, head_dim: int) -> int:
-    """FLOPs of the matmuls of `forward` on one sequence."""
+    """Count the FLOPs of the matmuls of `forward` on one sequence."""
     return heads * 2 * 2 * _num_scores(seq_len) * head_dim
 
 
@@ -81,17 +81,17 @@ def _num_scores(seq_len: int) -> int:
 
 
 def _arranged(q: Tensor, k: Tensor, v: Tensor) -> Iterator[Tensor]:
-    """[m, b, s, d] of each, keys and values last token first."""
+    """Return each as [m, b, s, d], keys and values last token first."""
     return (t.permute(2, 0, 1, 3).contiguous() for t in (q, k.flip(1), v.flip(1)))
 
 
 def _ramp(h: Tensor) -> Tensor:
-    """[m, 2 s - 1]: at t + (s - 1 - j) the weight h_{t - j} of key j for query t, zero where the key is later."""
+    """Return [m, 2 s - 1]: at t + (s - 1 - j) the weight h_{t - j} of key j for query t, zero for later keys."""
     return F.pad(h, (h.shape[1] - 1, 0))
 
 
 def _tiles(q: Tensor) -> Iterator[tuple[slice, slice, slice]]:
-    """Queries, keys (last first) and the places among the kept scores of every tile of q [.., s, d]."""
+    """Yield queries, keys (last first) and the places among the kept scores of every tile of q [.., s, d]."""
     seq_len, place = q.shape[-2], 0
     for rows in runs(seq_len, _ROWS):
         first = seq_len - rows.stop
@@ -102,27 +102,27 @@ def _tiles(q: Tensor) -> Iterator[tuple[slice, slice, slice]]:
 
 
 def _matrices_at_a_time(q: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Heads and sequences of q [m, b, s, d] whose tiles stay in cache together."""
+    """Yield heads and sequences of q [m, b, s, d] whose tiles stay in cache together."""
     heads, batch, seq_len, _ = q.shape
     columns = min(seq_len, _COLUMNS) if q.device.type == "cpu" else seq_len
     return heads_and_sequences(heads, batch, block_length(min(seq_len, _ROWS) * columns, q.device))
 
 
 def heads_and_sequences(heads: int, batch: int, step: int) -> Iterator[tuple[slice, slice]]:
-    """All pairs of heads and sequences, about `step` at a time: all sequences of some heads, or some of one head."""
+    """Yield pairs of heads and sequences, about `step` at a time: all sequences of some heads, or some of one head."""
     for some in runs(heads, max(1, step // batch)):
         for sequences in runs(batch, min(batch, step)):
             yield some, sequences
 
 
 def _weigh(scores: Tensor, ramp: Tensor, rows: slice, columns: slice) -> None:
-    """Multiplies scores [m * b, rows, columns] by the weights of their tile."""
+    """Multiply scores [m * b, rows, columns] by the weights of their tile."""
     part = ramp[:, rows.start + columns.start : rows.stop + columns.stop - 1]
     weights = part.unfold(-1, scores.shape[2], 1).unsqueeze(1)  # [m, 1, rows, columns]
     scores.unflatten(0, (len(ramp), -1)).mul_(weights)
 
 
-class _Room:
+class _TileBuffers:
     """Memory for the tiles of so many matrices, used again for every tile; zeros at first."""
 
     def __init__(self, like: Tensor) -> None:
@@ -135,10 +135,10 @@ class _Room:
         return self.held[place]
 
 
-def _sums_of_diagonals(room: _Room, a: Tensor, b: Tensor) -> Tensor:
-    """Sums of (a b)[.., r, c] over equal r + c: [matrices, rows + columns - 1]."""
+def _sums_of_diagonals(buffers: _TileBuffers, a: Tensor, b: Tensor) -> Tensor:
+    """Return sums of (a b)[.., r, c] over equal r + c: [matrices, rows + columns - 1]."""
     rows, columns = a.shape[1:]
     width = rows + columns
-    skewed = room(2, rows, width)  # row r begins r places later; what lies beside the tile stays zero
+    skewed = buffers(2, rows, width)  # row r begins r places later; what lies beside the tile stays zero
     torch.mul(a, b, out=skewed.as_strided(a.shape, (rows * width, width + 1, 1)))
     return skewed.sum(1)[:, :-1]

@@ -22,7 +22,7 @@ _TILE_CHANNELS = 768  # at most; long rows copy fast, and a tile still holds eno
 def short_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: Literal["silu"] | None = None
 ) -> Tensor:
-    """y_t = activation(bias + sum_j weight[:, j] * x_{t - k + 1 + j}), channel by channel, with zeros before t = 0.
+    """Compute y_t = activation(bias + sum_j weight[:, j] * x_{t - k + 1 + j}) by channel, with zeros before t = 0.
 
     x [b, s, c], weight [c, k], bias [c]; returns [b, s, c] laid out in memory as x is.
     """
@@ -32,7 +32,7 @@ def short_conv(
 def short_conv_reference(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: Literal["silu"] | None = None
 ) -> Tensor:
-    """`short_conv` by its formula: one shifted multiply-add per tap."""
+    """Compute `short_conv` by its formula: one shifted multiply-add per tap."""
     dtype, (seq_len, taps) = accumulation_dtype(x), (x.shape[1], weight.shape[1])
     padded, weight = F.pad(x.to(dtype), (0, 0, taps - 1, 0)), weight.to(dtype)
     y = padded[:, :seq_len] * weight[:, 0]
@@ -46,7 +46,7 @@ def short_conv_reference(
 def short_conv_step(
     cache: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: Literal["silu"] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """One token of `short_conv`: x [b, c], cache [b, k - 1, c] of the inputs before it (zeros at the start).
+    """Compute one token of `short_conv`: x [b, c], cache [b, k - 1, c] of the inputs before it (zeros at the start).
 
     Returns y [b, c] and the cache for the next token.
     """
@@ -99,7 +99,7 @@ class _ShortConv(torch.autograd.Function):
 def _channel_runs(
     weight: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Iterator[tuple[slice, list[Tensor], Tensor | None]]:
-    """Runs of channels, each with its k contiguous taps and its bias."""
+    """Yield runs of channels, each with its k contiguous taps and its bias."""
     width = len(weight)
     for channels in runs(width, -(-width // -(-width // _TILE_CHANNELS))):
         taps = weight[channels].to(dtype).t().contiguous().unbind()
@@ -107,14 +107,14 @@ def _channel_runs(
 
 
 def _token_runs(x: Tensor, channels: slice) -> Iterator[tuple[int, slice]]:
-    """Each sequence of x [b, s, c] in runs of tokens that, with these channels, make a tile."""
+    """Yield each sequence of x [b, s, c] in runs of tokens that, with these channels, make a tile."""
     for sequence in range(x.shape[0]):
         for tokens in runs(x.shape[1], block_length(channels.stop - channels.start, x.device)):
             yield sequence, tokens
 
 
 def _load(x: Tensor, first: int, last: int) -> Tensor:
-    """Tokens first..last-1 of x [s, c] as contiguous rows, zeros where the sequence has no token."""
+    """Return tokens first..last-1 of x [s, c] as contiguous rows, zeros where the sequence has no token."""
     seq_len, width = x.shape
     rows = torch.empty(last - first, width, dtype=accumulation_dtype(x), device=x.device)
     before, after = max(0, -first), min(last, seq_len) - first
@@ -127,7 +127,7 @@ def _load(x: Tensor, first: int, last: int) -> Tensor:
 
 
 def _correlate(rows: Tensor, taps: list[Tensor], start: Tensor | None) -> Tensor:
-    """y_t = start + sum_j taps[j] * rows_{t + j} for rows [length + k - 1, c]; returns [length, c]."""
+    """Compute y_t = start + sum_j taps[j] * rows_{t + j} for rows [length + k - 1, c]; returns [length, c]."""
     length = len(rows) - len(taps) + 1
     y = rows[:length] * taps[0] if start is None else torch.addcmul(start, rows[:length], taps[0])
     for offset, tap in enumerate(taps[1:], 1):

@@ -16,12 +16,12 @@ from hybridtron.ops.native.library import require_kernels
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GELU in its tanh form (Hendrycks & Gimpel 2016, arXiv 1606.08415)."""
+    """Compute GELU in its tanh form (Hendrycks & Gimpel 2016, arXiv 1606.08415)."""
     return F.gelu(x, approximate="tanh")
 
 
 def relu2(x: Tensor) -> Tensor:
-    """relu(x)^2 (So et al. 2021, arXiv 2109.08668)."""
+    """Compute relu(x)^2 (So et al. 2021, arXiv 2109.08668)."""
     return select("relu2", x)(x)
 
 
@@ -48,9 +48,7 @@ class _SquaredReLU(torch.autograd.Function):
         (rows,) = ctx.saved_tensors
         dx, grads = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device), as_rows(grad, ctx.order)
         if ctx.native:
-            require_kernels().squared_relu_backward(
-                *rows.shape, rows, rows.stride(0), grads, grads.stride(0), dx
-            )
+            require_kernels().squared_relu_backward(*rows.shape, rows, rows.stride(0), grads, grads.stride(0), dx)
         else:
             for block, dy, out in split_rows(rows, grads, dx):
                 torch.clamp_min(block, 0, out=out).mul_(dy).mul_(2)

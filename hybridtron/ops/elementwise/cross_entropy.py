@@ -14,7 +14,7 @@ from hybridtron.ops.elementwise.row_blocks import as_rows, from_rows, row_order,
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood and log-partition of each position, both differentiable.
+    """Compute the negative log-likelihood and log-partition of each position, both differentiable.
 
     logits [..., V] of any float dtype, targets [...] of integers in [0, V). Returns (nll [...], log_z [...]) in float32
     (float64 for float64 logits), where log_z = log sum_v exp(logits_v) and nll = log_z - logits[target].
@@ -23,7 +23,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def cross_entropy_reference(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """`cross_entropy` by its formula."""
+    """Compute `cross_entropy` by its formula."""
     wide = logits.to(accumulation_dtype(logits))
     log_z = torch.logsumexp(wide, -1)
     return log_z - wide.gather(-1, targets.unsqueeze(-1)).squeeze(-1), log_z

@@ -18,24 +18,24 @@ aten = torch.ops.aten
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis, accumulated in float32; x [..., c], weight [c]."""
+    """Compute x / sqrt(mean(x^2) + eps) * weight over the last axis in float32; x [..., c], weight [c]."""
     return select("rms_norm", x, weight)(x, weight, eps)
 
 
 def norm_then_gate(x: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Each head's outputs x [..., heads, c] normed by `rms_norm` and times silu(z): [..., heads * c]."""
+    """Multiply `rms_norm` of each head's outputs x [..., heads, c] by silu(z); return [..., heads * c]."""
     return (rms_norm(x, weight, eps) * F.silu(z)).flatten(-2)
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`rms_norm` by its formula."""
+    """Compute `rms_norm` by its formula."""
     dtype = accumulation_dtype(x)
     wide = x.to(dtype)
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.to(dtype)).to(x.dtype)
 
 
 def gated_rms_norm(x: Tensor, z: Tensor, weight: Tensor, eps: float, num_groups: int) -> Tensor:
-    """rms_norm of x * silu(z) over each of `num_groups` equal groups of channels, times weight: gate first, then norm.
+    """Compute rms_norm of x * silu(z) over each of `num_groups` equal groups of channels: gate first, then norm.
 
     x and z are [..., c], weight [c]; num_groups divides c. Accumulated in float32; returned in the dtype of x,
     laid out in memory as z is.
@@ -44,7 +44,7 @@ def gated_rms_norm(x: Tensor, z: Tensor, weight: Tensor, eps: float, num_groups:
 
 
 def gated_rms_norm_reference(x: Tensor, z: Tensor, weight: Tensor, eps: float, num_groups: int) -> Tensor:
-    """`gated_rms_norm` by its formula."""
+    """Compute `gated_rms_norm` by its formula."""
     dtype = accumulation_dtype(x)
     gated = (x.to(dtype) * F.silu(z.to(dtype))).unflatten(-1, (num_groups, -1))
     normed = gated * torch.rsqrt(gated.square().mean(-1, keepdim=True) + eps)
@@ -52,7 +52,7 @@ def gated_rms_norm_reference(x: Tensor, z: Tensor, weight: Tensor, eps: float, n
 
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
-    """1 / sqrt(mean(x^2) + eps) over the last axis, which is kept."""
+    """Compute 1 / sqrt(mean(x^2) + eps) over the last axis, which is kept."""
     return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
@@ -81,7 +81,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        """By the fused kernel of layer normalisation, given a mean of zero.
+        """Call the fused kernel of layer normalisation with a mean of zero.
 
         That kernel returns r (g w - mean(g w) - n mean(g w n)) for n = r x, which lacks only the term r mean(g w).
         """

@@ -1,4 +1,4 @@
-"""In which dtype the ops of this folder accumulate, and when they must be transformable by torch.func."""
+"""The dtype in which ops accumulate, and whether torch.func transforms them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:
-    """float64 for float64 inputs (reference computations), float32 for every narrower type."""
+    """Return float64 for float64 inputs (reference computations), float32 for every narrower type."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def under_transforms() -> bool:
-    """Whether a torch.func transform (vmap, grad, ...) is active.
+    """Return whether a torch.func transform (vmap, grad, ...) is active.
 
     The fused forms write into buffers of their own, which transforms cannot follow, so under a transform every op takes
     its plain differentiable form. torch.autograd.Function.apply asks the same question by the same call.

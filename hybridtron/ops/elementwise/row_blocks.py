@@ -17,25 +17,25 @@ DEVICE_BLOCK_ELEMENTS = 1 << 26
 
 
 def runs(length: int, step: int) -> Iterator[slice]:
-    """Slices of `step`, the last one shorter, that cover `range(length)`."""
+    """Yield slices of `step`, the last one shorter, that cover `range(length)`."""
     for start in range(0, length, step):
         yield slice(start, min(start + step, length))
 
 
 def block_length(row_elements: int, device: torch.device) -> int:
-    """How many rows of `row_elements` elements make a block, at least one."""
+    """Return how many rows of `row_elements` elements make a block, at least one."""
     elements = CPU_BLOCK_ELEMENTS if device.type == "cpu" else DEVICE_BLOCK_ELEMENTS
     return max(1, elements // max(1, row_elements))
 
 
 def split_rows(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same block of rows of several [n, ...] tensors at a time, as long as the width of the first allows."""
+    """Yield the same block of rows of several [n, ...] tensors, as long as the width of the first allows."""
     length = block_length(rows[0].shape[-1], rows[0].device)
     return zip(*(tensor.split(length) for tensor in rows), strict=True)
 
 
 def row_order(x: Tensor) -> list[int]:
-    """The axes of x with the leading ones sorted as they lie in memory, the channel axis last.
+    """Return the axes of x with the leading ones sorted as they lie in memory, the channel axis last.
 
     A view [b, s, c] of memory laid out [s, b, c] gives [1, 0, 2]: taken in that order its rows flatten without a copy.
     """
@@ -43,14 +43,15 @@ def row_order(x: Tensor) -> list[int]:
 
 
 def as_rows(x: Tensor, order: list[int]) -> Tensor:
-    """x [..., c] as rows [n, c], leading axes taken in `order`: a view where x has contiguous channels and evenly
-    spaced rows.
+    """Return x [..., c] as rows [n, c], leading axes taken in `order`.
+
+    The result is a view where x has contiguous channels and evenly spaced rows.
     """
     rows = x.permute(order).reshape(-1, x.shape[-1])
     return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
 def from_rows(rows: Tensor, shape: torch.Size, order: list[int]) -> Tensor:
-    """The inverse of `as_rows`: rows [n, c] as a view of shape [*shape[:-1], c]."""
+    """Invert `as_rows`: view rows [n, c] in the shape [*shape[:-1], c]."""
     ordered = rows.view(*(shape[axis] for axis in order[:-1]), rows.shape[-1])
     return ordered.permute([order.index(axis) for axis in range(len(order))])

@@ -17,12 +17,12 @@ aten = torch.ops.aten
 
 
 def swiglu(x: Tensor) -> Tensor:
-    """silu(gate) * up for x [..., 2f] whose first half is the gate and second half is up; returns [..., f]."""
+    """Compute silu(gate) * up for x [..., 2f] whose first half is the gate and second half is up; returns [..., f]."""
     return select("swiglu", x)(x)
 
 
 def swiglu_reference(x: Tensor) -> Tensor:
-    """`swiglu` by its formula."""
+    """Compute `swiglu` by its formula."""
     gate, up = x.chunk(2, -1)
     return F.silu(gate) * up
 

@@ -24,7 +24,7 @@ from hybridtron.ops.linear_attention.gla import STRONGEST, binary_chunks
 
 
 def gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, chunk_size: int) -> Tensor:
-    """The gated delta rule over whole sequences from a zero state, by matmuls over chunks.
+    """Compute the gated delta rule over whole sequences from a zero state, by matmuls over chunks.
 
     q and k [b, s, m, n] with keys of length one at most, v [b, s, h, p] with m dividing h: heads share queries and
     keys. g (not positive) and beta [b, s, h]. Returns [b, s, h, p]. `chunk_size`, a power of two, is the most tokens a
@@ -65,7 +65,7 @@ def gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, c
 
 
 def _inverse(strict: Tensor) -> Tensor:
-    """(I + strict)^-1 of strictly lower triangular matrices [..., l, l], l a power of two.
+    """Compute (I + strict)^-1 of strictly lower triangular matrices [..., l, l], l a power of two.
 
     The inverse of [[A, 0], [C, B]] is [[A^-1, 0], [-B^-1 C A^-1, B^-1]].
     """
@@ -82,7 +82,7 @@ def _inverse(strict: Tensor) -> Tensor:
 
 
 def gated_delta_rule_reference(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
-    """The recurrence itself, token by token in float64."""
+    """Compute the recurrence itself, token by token in float64."""
     q, k, v, g, beta = (t.double() for t in (q, k, v, g, beta))
     state = q.new_zeros(q.shape[0], v.shape[2], q.shape[3], v.shape[3])
     outputs = []
@@ -95,8 +95,10 @@ def gated_delta_rule_reference(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta:
 def gated_delta_rule_step(
     state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One token: state [b, h, n, p], q and k [b, m, n], v [b, h, p], g and beta [b, h]; returns y [b, h, p] and the
-    state."""
+    """Compute one token: state [b, h, n, p], q and k [b, m, n], v [b, h, p], g and beta [b, h].
+
+    Returns y [b, h, p] and the state.
+    """
     repeats, value = v.shape[1] // q.shape[1], v.to(state.dtype)
     query, key = (t.to(state.dtype).repeat_interleave(repeats, 1) for t in (q, k))  # [b, h, n]
     state = g.to(state.dtype).exp()[..., None, None] * state
@@ -108,7 +110,7 @@ def gated_delta_rule_step(
 def gated_delta_rule_flops(
     seq_len: int, num_groups: int, num_heads: int, key_dim: int, head_dim: int, chunk_size: int
 ) -> int:
-    """Matmul FLOPs of the forward pass of one sequence; the backward pass takes twice as many."""
+    """Count the matmul FLOPs of the forward pass of one sequence; the backward pass takes twice as many."""
     count, length = _chunks(seq_len, chunk_size)
     square = 2 * length * length
     inversion = sum(2 * length * (1 << level) ** 2 for level in range(1, length.bit_length() - 1))
@@ -118,7 +120,7 @@ def gated_delta_rule_flops(
 
 
 def _chunks(seq_len: int, chunk_size: int) -> tuple[int, int]:
-    """As `binary_chunks`, with at least two tokens, between which there is something to solve."""
+    """Return `binary_chunks` with at least two tokens, between which there is something to solve."""
     count, length = binary_chunks(seq_len, chunk_size)
     return count, max(2, length)
 

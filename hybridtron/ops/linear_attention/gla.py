@@ -25,7 +25,7 @@ _SMALLEST = 4  # tokens of a block that is no longer halved
 
 
 def gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor, chunk_size: int) -> Tensor:
-    """Gated linear attention over whole sequences from a zero state, by matmuls over halved chunks.
+    """Compute gated linear attention over whole sequences from a zero state, by matmuls over halved chunks.
 
     q, k and g [b, s, h, n], g being the logarithms of the decays (not positive); v [b, s, h, p]. Returns [b, s, h, p].
     `chunk_size`, a power of two, is the most tokens a chunk may have and changes speed, not results.
@@ -52,7 +52,7 @@ def gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor, chunk_size: int) -> Tensor:
 
 
 def _within_chunks(q: Tensor, k: Tensor, v: Tensor, total: Tensor) -> Tensor:
-    """What the tokens of each chunk see of each other: q, k and total [..., l, n], v [..., l, p] -> [..., l, p]."""
+    """Compute attention within each chunk: q, k and total [..., l, n], v [..., l, p] -> [..., l, p]."""
     length = q.shape[-2]
     size = min(_SMALLEST, length)
     qs, ks, vs, sums = (t.unflatten(-2, (-1, size)) for t in (q, k, v, total))  # [..., blocks, size, .]
@@ -70,7 +70,7 @@ def _within_chunks(q: Tensor, k: Tensor, v: Tensor, total: Tensor) -> Tensor:
 
 
 def _small_scores(q: Tensor, k: Tensor, total: Tensor) -> Tensor:
-    """How much each token of a small block sees of those up to itself: three of [..., l, n] -> [..., l, l].
+    """Compute the scores of each token of a small block for those up to itself: three of [..., l, n] -> [..., l, l].
 
     Elementwise, since matrix products of two rows cost more than they save.
     """
@@ -87,7 +87,7 @@ def _small_scores(q: Tensor, k: Tensor, total: Tensor) -> Tensor:
 
 
 def gla_reference(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
-    """The recurrence itself, token by token in float64."""
+    """Compute the recurrence itself, token by token in float64."""
     q, k, v, g = q.double(), k.double(), v.double(), g.double()
     state = q.new_zeros(q.shape[0], *q.shape[2:], v.shape[-1])
     outputs = []
@@ -98,14 +98,14 @@ def gla_reference(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
 
 
 def gla_step(state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """One token: state [b, h, n, p], q, k and g [b, h, n], v [b, h, p]; returns y [b, h, p] and the state."""
+    """Compute one token: state [b, h, n, p], q, k and g [b, h, n], v [b, h, p]; returns y [b, h, p] and the state."""
     query, key, value, log_decay = (t.to(state.dtype) for t in (q, k, v, g))
     state = log_decay.exp().unsqueeze(-1) * state + key.unsqueeze(-1) * value.unsqueeze(-2)
     return (query.unsqueeze(-2) @ state).squeeze(-2).to(v.dtype), state
 
 
 def gla_flops(seq_len: int, num_heads: int, key_dim: int, head_dim: int, chunk_size: int) -> int:
-    """Matmul FLOPs of the forward pass of one sequence; the backward pass takes twice as many.
+    """Count the matmul FLOPs of the forward pass of one sequence; the backward pass takes twice as many.
 
     Not among them: queries times keys in the smallest blocks, 2 key_dim * 4 per token and head, by elementwise steps.
     """
@@ -121,7 +121,7 @@ def gla_flops(seq_len: int, num_heads: int, key_dim: int, head_dim: int, chunk_s
 
 
 def binary_chunks(seq_len: int, chunk_size: int) -> tuple[int, int]:
-    """The fewest chunks of at most `chunk_size` tokens, a power of two, and their equal length, another."""
+    """Return the fewest chunks of at most `chunk_size` tokens, a power of two, and their equal length, another."""
     count = -(-seq_len // chunk_size)
     return count, 1 << (-(-seq_len // count) - 1).bit_length()
 

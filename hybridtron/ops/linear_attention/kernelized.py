@@ -21,7 +21,7 @@ EPS = 1e-6  # added to the sum of the weights
 
 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor, chunk_size: int, normalize: bool) -> Tensor:
-    """Linear attention over whole sequences from a zero state, by matmuls over chunks.
+    """Compute linear attention over whole sequences from a zero state, by matmuls over chunks.
 
     q and k [b, s, h, n] are features, v [b, s, h, p]; returns [b, s, h, p]. `chunk_size` is the most tokens a chunk may
     have and changes speed, not results.
@@ -42,7 +42,7 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, chunk_size: int, normalize
 
 
 def linear_attention_reference(q: Tensor, k: Tensor, v: Tensor, normalize: bool) -> Tensor:
-    """The recurrence itself, token by token in float64."""
+    """Compute the recurrence itself, token by token in float64."""
     q, k, v = q.double(), k.double(), v.double()
     state = k.new_zeros(k.shape[0], *k.shape[2:], v.shape[-1] + normalize)
     outputs = []
@@ -53,7 +53,7 @@ def linear_attention_reference(q: Tensor, k: Tensor, v: Tensor, normalize: bool)
 
 
 def linear_attention_step(state: Tensor, q: Tensor, k: Tensor, v: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
-    """One token: q and k [b, h, n], v [b, h, p]; returns y [b, h, p] and the state.
+    """Compute one token: q and k [b, h, n], v [b, h, p]; returns y [b, h, p] and the state.
 
     The state [b, h, n, p] is S; normalised, [b, h, n, p + 1] with z as its last column.
     """
@@ -70,7 +70,7 @@ def linear_attention_step(state: Tensor, q: Tensor, k: Tensor, v: Tensor, normal
 def linear_attention_flops(
     seq_len: int, num_heads: int, features: int, head_dim: int, chunk_size: int, normalize: bool
 ) -> int:
-    """Matmul FLOPs of the forward pass of one sequence; the backward pass takes twice as many."""
+    """Count the matmul FLOPs of the forward pass of one sequence; the backward pass takes twice as many."""
     (count, length), width = chunks_of(seq_len, chunk_size), head_dim + normalize
     within = count * 2 * length * length * num_heads * (features + width)
     between = (count - 1) * 2 * 2 * length * num_heads * features * width
@@ -78,7 +78,7 @@ def linear_attention_flops(
 
 
 def taylor_features(x: Tensor) -> Tensor:
-    """[..., d] -> [..., 1 + d + d^2], whose inner products are 1 + s + s^2 / 2 for s = x . y / sqrt(d).
+    """Map [..., d] to [..., 1 + d + d^2], whose inner products are 1 + s + s^2 / 2 for s = x . y / sqrt(d).
 
     The second-order expansion of softmax's exponential (Arora et al. 2024, Based, arXiv 2402.18668).
     """
@@ -88,7 +88,7 @@ def taylor_features(x: Tensor) -> Tensor:
 
 
 def elu_features(x: Tensor) -> Tensor:
-    """elu(x) + 1, positive (Katharopoulos et al. 2020)."""
+    """Compute elu(x) + 1, positive (Katharopoulos et al. 2020)."""
     return F.elu(x.to(accumulation_dtype(x))) + 1
 
 

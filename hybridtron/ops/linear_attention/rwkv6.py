@@ -19,7 +19,7 @@ from hybridtron.ops.linear_attention.gla import gla
 
 
 def rwkv6(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, chunk_size: int) -> Tensor:
-    """The recurrence over whole sequences from a zero state, by matmuls over chunks.
+    """Compute the recurrence over whole sequences from a zero state, by matmuls over chunks.
 
     r, k and log_w (not positive) [b, s, h, n]; v [b, s, h, p]; u [h, n]. Returns y [b, s, h, p] in the dtype of v,
     computed in float32 (float64 for float64 inputs). `chunk_size`, a power of two, is the most tokens a chunk may have
@@ -36,7 +36,7 @@ def rwkv6(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, chunk_size:
 def rwkv6_reference(
     r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, initial_state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence itself, token by token in float64: y [b, s, h, p] and the final state [b, h, n, p]."""
+    """Compute the recurrence, token by token in float64; return y [b, s, h, p] and the final state [b, h, n, p]."""
     r, k, v, log_w, u = (tensor.double() for tensor in (r, k, v, log_w, u))
     state = r.new_zeros(r.shape[0], *u.shape, v.shape[-1]) if initial_state is None else initial_state.double()
     outputs = []
@@ -47,7 +47,7 @@ def rwkv6_reference(
 
 
 def rwkv6_step(state: Tensor, r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """One token: state [b, h, n, p], r, k and log_w [b, h, n], v [b, h, p]; returns y [b, h, p] and the state."""
+    """Compute one token: state [b, h, n, p], r, k and log_w [b, h, n], v [b, h, p]; return y [b, h, p] and state."""
     receptance, key, value, decay, bonus = (t.to(state.dtype) for t in (r, k, v, log_w, u))
     added = key.unsqueeze(-1) * value.unsqueeze(-2)
     y = (receptance.unsqueeze(-2) @ (state + bonus.unsqueeze(-1) * added)).squeeze(-2)

@@ -18,7 +18,7 @@ _scale = 1.0
 
 @contextlib.contextmanager
 def attached_losses_scale(scale: float) -> Iterator[None]:
-    """Attached losses count `scale` times in the backward passes of what is computed inside; 1 by default.
+    """Multiply the attached losses of what is computed inside by `scale`, 1 by default, in their backward passes.
 
     For who divides the model's loss, as by the number of micro-batches, before going backward.
     """
@@ -31,7 +31,7 @@ def attached_losses_scale(scale: float) -> Iterator[None]:
 
 
 def attach_loss(x: Tensor, loss: Tensor) -> Tensor:
-    """x, whose gradient brings that of the scalar `loss` along. Works under torch.func transforms."""
+    """Return x with a gradient that adds that of the scalar `loss`. Works under torch.func transforms."""
     return _Attached.apply(x, loss * _scale)
 
 

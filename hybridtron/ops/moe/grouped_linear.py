@@ -13,15 +13,16 @@ from hybridtron.ops.dispatch import register
 
 
 def grouped_linear(rows: Tensor, weight: Tensor, counts: Sequence[int]) -> Tensor:
-    """rows [n, in], of which the first counts[0] belong to weight[0] [out, in], the next to weight[1], ... -> [n, out].
+    """Multiply each group of rows [n, in] by a weight [out, in] of its own; return [n, out].
 
-    A group may be empty; the counts add up to n.
+    The first counts[0] rows belong to weight[0], the next counts[1] to weight[1], and so on. A group may be empty; the
+    counts add up to n.
     """
     return _GroupedLinear.apply(rows, weight, tuple(counts))
 
 
 def grouped_linear_reference(rows: Tensor, weight: Tensor, counts: Sequence[int]) -> Tensor:
-    """`grouped_linear` by its definition."""
+    """Compute `grouped_linear` by its definition."""
     return torch.cat([group @ w.T for group, w in zip(rows.split(list(counts)), weight, strict=True)])
 
 

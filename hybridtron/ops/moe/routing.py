@@ -1,4 +1,4 @@
-"""Which experts a token is sent to, and what keeps their load even: functions of router scores [s, b, experts]."""
+"""Choice of a token's experts, and losses that keep their load even: functions of router scores [s, b, experts]."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ SMALLEST_SUM = 1e-20  # of the chosen scores, which sigmoids may all underflow
 
 
 def router_scores(logits: Tensor, kind: Score) -> Tensor:
-    """Affinity of each token to each expert: a softmax over the experts, or a sigmoid of its own for each."""
+    """Return each token's affinity to each expert: a softmax over the experts, or a sigmoid for each."""
     return logits.softmax(-1) if kind == "softmax" else logits.sigmoid()
 
 
 def choose(scores: Tensor, top_k: int, bias: Tensor | None = None) -> Tensor:
-    """The `top_k` experts of highest score of each token, as a mask of the shape of `scores`.
+    """Choose the `top_k` experts of highest score for each token, as a mask of the shape of `scores`.
 
     `bias` [experts] is added for this choice alone (Wang et al. 2024, arXiv 2408.15664, equation 3).
     """
@@ -29,8 +29,10 @@ def choose(scores: Tensor, top_k: int, bias: Tensor | None = None) -> Tensor:
 
 
 def combining_weights(scores: Tensor, chosen: Tensor, normalize: bool, factor: float) -> Tensor:
-    """What the output of each expert is multiplied with: the chosen scores, 0 elsewhere; with `normalize` those of a
-    token add up to `factor`, else each is multiplied with it."""
+    """Return the factor of each expert's output: `factor` times the chosen scores, 0 elsewhere.
+
+    With `normalize` the factors of a token add up to `factor`.
+    """
     weights = scores.masked_fill(~chosen, 0.0)
     if normalize:
         weights = weights / (weights.sum(-1, keepdim=True) + SMALLEST_SUM)
@@ -38,13 +40,14 @@ def combining_weights(scores: Tensor, chosen: Tensor, normalize: bool, factor: f
 
 
 def capacity(seq_len: int, num_experts: int, top_k: int, factor: float) -> int:
-    """Tokens of one sequence that an expert takes: `factor` times an even share, rounded up."""
+    """Return how many tokens of one sequence an expert takes: `factor` times an even share, rounded up."""
     return math.ceil(factor * seq_len * top_k / num_experts)
 
 
 def within_capacity(chosen: Tensor, earlier: Tensor, limit: int) -> Tensor:
-    """Of the choices [s, b, experts] the first `limit` of each expert in each sequence, so that no token matters to the
-    ones before it.
+    """Return the first `limit` choices [s, b, experts] of each expert in each sequence.
+
+    No token affects the ones before it.
 
     `earlier` [b, experts] counts the choices of the tokens that come before these in the same sequences.
     """
@@ -52,8 +55,7 @@ def within_capacity(chosen: Tensor, earlier: Tensor, limit: int) -> Tensor:
 
 
 def balance_loss(scores: Tensor, counts: Tensor, seq_len: int, top_k: int) -> Tensor:
-    """Load-balancing loss of each sequence, averaged over sequences: 1 where the load is even, `experts / top_k` at
-    worst.
+    """Compute the load-balancing loss, averaged over sequences: 1 where the load is even, `experts / top_k` at worst.
 
     experts * sum_i f_i P_i with f_i the share of a sequence's choices that fell on expert i and P_i the mean share of
     its scores (Fedus et al. 2021, arXiv 2101.03961, equations 4-6; DeepSeek-AI 2024, arXiv 2412.19437, equations
@@ -67,12 +69,17 @@ def balance_loss(scores: Tensor, counts: Tensor, seq_len: int, top_k: int) -> Te
 
 
 def router_z_loss(logits: Tensor, seq_len: int) -> Tensor:
-    """Mean square of the log partition function (Zoph et al. 2022, ST-MoE, arXiv 2202.08906, equation 5) of logits
-    [s, b, experts]; for a run of a sequence of `seq_len` tokens its part of that mean."""
+    """Compute the mean square of the log partition function of logits [s, b, experts].
+
+    Of a run of a sequence of `seq_len` tokens, compute its part of that mean (Zoph et al. 2022, ST-MoE, arXiv
+    2202.08906, equation 5).
+    """
     return logits.logsumexp(-1).square().sum(0).mean() / seq_len
 
 
 def balancing_step(load: Tensor, rate: float) -> Tensor:
-    """How far the bias [experts] of `choose` moves after a batch of `load` [experts] choices: up by `rate` for experts
-    of less than average load, down for those of more (arXiv 2408.15664, algorithm 1)."""
+    """Return the change of the bias [experts] of `choose` after a batch of `load` [experts] choices.
+
+    It is `rate` for experts of less than average load, -`rate` for those of more (arXiv 2408.15664, algorithm 1).
+    """
     return rate * (load.sum() - len(load) * load).sign()

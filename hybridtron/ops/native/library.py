@@ -1,4 +1,4 @@
-"""The compiled kernels: built from this folder's C files by the system's compiler when first wanted, then kept.
+"""The compiled kernels, built from this folder's C files by the system's compiler at first use and kept in a cache.
 
 They serve float32 on a CPU. Where they cannot be had every op takes its PyTorch form; `status` tells why.
 """
@@ -74,13 +74,13 @@ def pieces(rows: int) -> int:
 
 
 def status() -> str | None:
-    """None where the kernels are in use, else the reason why not, in one line."""
+    """Return None where the kernels are in use, else the reason why not, in one line."""
     return load()[1]
 
 
 @functools.cache
 def load() -> tuple[Kernels | None, str | None]:
-    """The kernels, or why there are none."""
+    """Return the kernels and None, or None and the reason why there are none."""
     if os.environ.get("HYBRIDTRON_NATIVE") == "0":
         return None, "switched off by HYBRIDTRON_NATIVE=0"
     compiler = shutil.which("cc")
@@ -95,7 +95,7 @@ def load() -> tuple[Kernels | None, str | None]:
 
 
 def _build(compiler: str) -> Kernels:
-    """Loads the library of this source, compiler and processor, compiling it unless it is there already."""
+    """Load the library of this source, compiler and processor, compiling it unless it is there already."""
     folder = Path(__file__).parent
     files = sorted(folder.glob("*.c"))
     source = "".join(file.read_text(encoding="utf-8") for file in [*sorted(folder.glob("*.h")), *files])
@@ -112,7 +112,7 @@ def _build(compiler: str) -> Kernels:
 
 
 def _cache_folder() -> Path:
-    """The user's own: what lies in it is run."""
+    """Return the cache folder, created if missing. Raises OSError if others may write to it: its files are run."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hybridtron"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     about = folder.stat()
@@ -122,7 +122,7 @@ def _cache_folder() -> Path:
 
 
 def _processor() -> str:
-    """What `-march=native` depends on."""
+    """Return a text that identifies the processor features that `-march=native` depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What Mamba-2 (Dao & Gu 2024, arXiv 2405.21060) does between its projections: short convolution, scan, gated norm."""
+"""Mamba-2 (Dao & Gu 2024, arXiv 2405.21060) between its projections: short convolution, scan, gated norm."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def mamba2_core(
     chunk_size: int,
     eps: float,
 ) -> Tensor:
-    """z, x, B, C, dt in the channels of packed [s, b, z + x + B + C + dt] -> [s, b, heads * p].
+    """Compute [s, b, heads * p] from z, x, B, C and dt in the channels of packed [s, b, z + x + B + C + dt].
 
     x, B and C pass the causal convolution, conv_weight [x + B + C, k], and SiLU; `ssd` runs over them with steps
     softplus(dt + dt_bias) and A, negative; its result is gated by z and normed over the heads that share B and C.
@@ -49,7 +49,7 @@ def composed_mamba2(
     sizes: Sizes,
     eps: float,
 ) -> Tensor:
-    """`mamba2_core` from ops that work by themselves."""
+    """Compute `mamba2_core` from ops that work by themselves."""
     # Split before transposing: the gradients are then joined in the order that the projection wants.
     parts = packed.split([sizes.inner, sizes.channels, sizes.heads], -1)
     z, conv_input, dt = (part.transpose(0, 1) for part in parts)  # [b, s, .]

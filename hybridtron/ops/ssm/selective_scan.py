@@ -26,7 +26,7 @@ _SEGMENT, _BLOCK = 32, 32  # SEGMENT and BLOCK of native/selective_scan.c
 
 
 def selective_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
-    """The selective scan over whole sequences from a zero state.
+    """Compute the selective scan over whole sequences from a zero state.
 
     x and dt [b, s, d], dt not negative; A [d, n], negative; B and C [b, s, n]; D [d]. Returns y [b, s, d]. States are
     kept in float32 (float64 for float64 inputs).
@@ -35,7 +35,7 @@ def selective_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
 
 
 def selective_scan_reference(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
-    """The recurrence itself, token by token in float64."""
+    """Compute the recurrence itself, token by token in float64."""
     x, dt, A, B, C, D = (t.double() for t in (x, dt, A, B, C, D))
     state, outputs = x.new_zeros(x.shape[0], *A.shape), []
     for t in range(x.shape[1]):
@@ -47,7 +47,7 @@ def selective_scan_reference(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Ten
 def selective_scan_step(
     state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One token: state [b, d, n], x and dt [b, d], B and C [b, n]; returns y [b, d] and the state."""
+    """Compute one token: state [b, d, n], x and dt [b, d], B and C [b, n]; returns y [b, d] and the state."""
     inputs, steps, b, c = (t.to(state.dtype) for t in (x, dt, B, C))
     decay = (steps.unsqueeze(-1) * A.to(state.dtype)).exp()
     state = decay * state + (steps * inputs).unsqueeze(-1) * b.unsqueeze(1)
@@ -56,7 +56,7 @@ def selective_scan_step(
 
 
 def _plain_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
-    """The same in differentiable, batchable operations, which keep all states."""
+    """Compute the same in differentiable, batchable operations, which keep all states."""
     dtype = accumulation_dtype(x)
     inputs, steps, b, c = (t.to(dtype) for t in (x, dt, B, C))
     decays = (steps.unsqueeze(-1) * A.to(dtype)).exp()  # [b, s, d, n]
@@ -107,12 +107,12 @@ class _NativeScan(torch.autograd.Function):
 
 
 def _with_rows(x: Tensor) -> Tensor:
-    """x with a last axis that is contiguous in memory."""
+    """Return x with a last axis that is contiguous in memory."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _rows(*tensors: Tensor) -> Iterator[Tensor | int]:
-    """How a kernel is told of rows [s, .]: each tensor and how far apart its rows are."""
+    """Yield the arguments of a kernel for rows [s, .]: each tensor and the stride of its rows."""
     for tensor in tensors:
         yield tensor
         yield tensor.stride(0)

@@ -46,7 +46,7 @@ class _Buffers:
         )
 
     def run(self, segment: _Segment, A: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """The decays and the states after each token of a segment that begins with `state` [i, n, j]."""
+        """Return the decays and the states after each token of a segment that begins with `state` [i, n, j]."""
         count = len(segment.x)
         decays, states = self.decays[:count], self.states[:count]
         torch.mul(segment.dt, A, out=decays).exp_()
@@ -56,8 +56,11 @@ class _Buffers:
         return decays, states
 
     def run_back(self, segment: _Segment, dy: Tensor, later: Tensor) -> Tensor:
-        """The gradients of the states of the segment that `run` ran last; `later` [i, n, j], the gradient that the
-        tokens after it send to its last state, becomes what it sends to the state before it."""
+        """Return the gradients of the states of the segment that `run` ran last.
+
+        `later` [i, n, j] holds the gradient of its last state by the tokens after it, and is overwritten by that of
+        the state before it.
+        """
         count = len(segment.x)
         adjoints = torch.mul(dy, segment.C, out=self.adjoints[:count])
         adjoint = self.each_adjoint[count - 1].add_(later)
@@ -125,7 +128,7 @@ class TiledScan(torch.autograd.Function):
 
 
 def _tiles(x: Tensor, columns: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Sequences and channels of x [b, s, d] whose states, [n, d] a sequence, fit in cache for a segment of tokens."""
+    """Yield sequences and channels of x [b, s, d] whose states, [n, d] each, fit in cache for a segment of tokens."""
     if x.is_meta:
         return  # shapes alone have nothing to compute
     (states, width), elements = columns.shape, block_length(_SEGMENT, x.device)

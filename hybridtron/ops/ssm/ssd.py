@@ -21,7 +21,7 @@ from hybridtron.ops.ssm.ssd_tiles import TiledSSD
 
 
 def ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, chunk_size: int) -> Tensor:
-    """The selective state space over whole sequences from a zero state, by matmuls over chunks.
+    """Compute the selective state space over whole sequences from a zero state, by matmuls over chunks.
 
     x [b, s, h, p]; dt [b, s, h], not negative; A [h], negative; B and C [b, s, g, n] with g dividing h; D [h] or None.
     Returns y [b, s, h, p] laid out in memory as x is. `chunk_size` is the most tokens a chunk may have and changes
@@ -38,7 +38,7 @@ def ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None
 def ssd_reference(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, initial_state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence itself, token by token in float64: y [b, s, h, p] and the final state [b, h, p, n]."""
+    """Compute the recurrence, token by token in float64; return y [b, s, h, p] and the final state [b, h, p, n]."""
     x, dt, A, B, C = (tensor.double() for tensor in (x, dt, A, B, C))
     skip = None if D is None else D.double()
     batch, _, heads, head_dim = x.shape
@@ -53,7 +53,7 @@ def ssd_reference(
 def ssd_step(
     state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """One token: state [b, h, p, n], x [b, h, p], dt [b, h], B and C [b, g, n]; returns y [b, h, p] and the state."""
+    """Compute one token: state [b, h, p, n], x [b, h, p], dt [b, h], B and C [b, g, n]; return y [b, h, p], state."""
     wide, repeats = state.to(accumulation_dtype(state)), x.shape[1] // B.shape[1]
     inputs, steps = x.to(wide.dtype), dt.to(wide.dtype)
     B, C = (tensor.to(wide.dtype).repeat_interleave(repeats, 1) for tensor in (B, C))  # [b, h, n]
@@ -66,7 +66,7 @@ def ssd_step(
 
 
 def ssd_flops(seq_len: int, num_heads: int, head_dim: int, num_groups: int, state_size: int, chunk_size: int) -> int:
-    """Matmul FLOPs of the forward pass of one sequence; the backward pass takes twice as many."""
+    """Count the matmul FLOPs of the forward pass of one sequence; the backward pass takes twice as many."""
     count, length = chunks_of(seq_len, chunk_size)
     within = count * 2 * length * length * (num_groups * state_size + num_heads * head_dim)
     between = (count - 1) * 2 * 2 * length * num_heads * head_dim * state_size
@@ -74,13 +74,13 @@ def ssd_flops(seq_len: int, num_heads: int, head_dim: int, num_groups: int, stat
 
 
 def chunks_of(seq_len: int, chunk_size: int) -> tuple[int, int]:
-    """The fewest chunks of at most `chunk_size` tokens and their equal length: 300 tokens by 256 are 2 of 150."""
+    """Return the fewest chunks of at most `chunk_size` tokens, and their length: 300 tokens by 256 are 2 of 150."""
     count = -(-seq_len // chunk_size)
     return count, -(-seq_len // count)
 
 
 def _plain_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, length: int) -> Tensor:
-    """The same matmuls in differentiable, batchable operations; the sequence is a multiple of `length`."""
+    """Compute the same matmuls in differentiable, batchable operations; the sequence is a multiple of `length`."""
     dtype, repeats = accumulation_dtype(x), x.shape[2] // B.shape[2]
     xs, steps, b, c = (t.to(dtype).unflatten(1, (-1, length)).transpose(2, 3) for t in (x, dt.unsqueeze(-1), B, C))
     inputs = (xs * steps).unflatten(2, (-1, repeats))  # [b, chunks, g, r, l, p]

@@ -72,28 +72,28 @@ class _Tile(NamedTuple):
 
 
 def _tiles(x: Tensor, B: Tensor, length: int) -> Iterator[_Tile]:
-    """Runs of sequences and groups with few enough elements to stay in cache."""
+    """Yield runs of sequences and groups with few enough elements to stay in cache."""
     (batch, seq_len, heads, head_dim), (groups, state_size) = x.shape, B.shape[2:]
     repeats = heads // groups
     group_elements = seq_len * max(repeats * max(head_dim, length), state_size)
-    room = (4 * CPU_BLOCK_ELEMENTS if x.device.type == "cpu" else DEVICE_BLOCK_ELEMENTS) // group_elements
-    for sequences in runs(batch, max(1, room // groups)):
-        for some in runs(groups, max(1, room)):
+    max_groups = (4 * CPU_BLOCK_ELEMENTS if x.device.type == "cpu" else DEVICE_BLOCK_ELEMENTS) // group_elements
+    for sequences in runs(batch, max(1, max_groups // groups)):
+        for some in runs(groups, max(1, max_groups)):
             yield _Tile(sequences, some, slice(some.start * repeats, some.stop * repeats))
 
 
 def _by_chunk(x: Tensor, length: int) -> Tensor:
-    """[b, s, h, d] as a view [chunks, b, h, l, d]."""
+    """View [b, s, h, d] as [chunks, b, h, l, d]."""
     return x.unflatten(1, (-1, length)).permute(1, 0, 3, 2, 4)
 
 
 def _by_group(x: Tensor, groups: int) -> Tensor:
-    """[chunks, b, h, l, d] as a view [chunks, b, g, l, r, d]."""
+    """View [chunks, b, h, l, d] as [chunks, b, g, l, r, d]."""
     return x.unflatten(2, (groups, -1)).transpose(3, 4)
 
 
 class _Decays(NamedTuple):
-    """What the steps make of a chunk's tokens, each [chunks, b, h, l]."""
+    """Steps and decays of the tokens of a chunk, each [chunks, b, h, l]."""
 
     step: Tensor  # dt, at least _SMALLEST_STEP
     total: Tensor  # c_i, the sum of dt A up to i
@@ -107,12 +107,12 @@ class _Decays(NamedTuple):
         return cls(step, total, (total[..., -1:] - total).exp_().mul_(step), total.exp())
 
     def within(self) -> Tensor:
-        """exp(c_i - c_j) dt_j for j <= i, else 0: [chunks, b, h, l, l]."""
+        """Return exp(c_i - c_j) dt_j for j <= i, else 0: [chunks, b, h, l, l]."""
         decays = torch.sub(self.total.unsqueeze(-1), self.total.unsqueeze(-2)).exp_()
         return decays.tril_().mul_(self.step.unsqueeze(-2))  # above the diagonal the exponential may be infinite
 
     def of_state(self, chunk: int, groups: int) -> Tensor:
-        """exp(c_l), what a chunk leaves of the state before it: [b, g, 1, r, 1]."""
+        """Return exp(c_l), the part of the state before a chunk that is left after it: [b, g, 1, r, 1]."""
         return self.carry[chunk, ..., -1].unflatten(1, (groups, -1))[:, :, None, :, None]
 
 
@@ -129,7 +129,7 @@ class _Inputs(NamedTuple):
         return cls(_by_chunk(x, length), _by_chunk(B, length), _by_chunk(C, length), skip, decays)
 
     def tile(self, tile: _Tile) -> _Inputs:
-        """The inputs of a tile, next to each other in memory."""
+        """Return the inputs of a tile, next to each other in memory."""
         sequences, groups, heads = tile
         x, b, c = self.x[:, sequences, heads], self.b[:, sequences, groups], self.c[:, sequences, groups]
         decays = _Decays(*(tensor[:, sequences, heads] for tensor in self.decays))
@@ -137,7 +137,7 @@ class _Inputs(NamedTuple):
         return _Inputs(x.contiguous(), b.contiguous(), c.contiguous(), skip, decays)
 
     def matrices(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """M with D on its diagonal, [chunks, b, g, r, l, l], and its factor of decays, of the same shape."""
+        """Return M with D on its diagonal, [chunks, b, g, r, l, l], and its factor of decays, of the same shape."""
         within = self.decays.within().unflatten(2, (scores.shape[2], -1))
         matrices = within * scores.unsqueeze(3)
         if self.skip is not None:
@@ -146,7 +146,7 @@ class _Inputs(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """What the forward pass of a tile leaves to its backward pass; without a second chunk there are no states."""
+    """Results of the forward pass of a tile that backward reads; without a second chunk there are no states."""
 
     scores: Tensor  # C B^T [chunks, b, g, l, l]
     states: Tensor | None  # after every chunk but the last [chunks - 1, b, g, n, r, p]
@@ -154,7 +154,7 @@ class _Kept(NamedTuple):
 
 
 class _Gradients(NamedTuple):
-    """Where the gradients of a tile go, laid out as the inputs; `skip` is added to, the others are written."""
+    """Memory for the gradients of a tile, laid out as the inputs; `skip` is added to, the others are written."""
 
     x: Tensor
     b: Tensor
@@ -172,7 +172,7 @@ class _Gradients(NamedTuple):
 
 
 def _columns(x: Tensor, factors: Tensor, groups: int) -> Tensor:
-    """x [chunks, b, h, l, d] times factors [chunks, b, h, l], a group's heads side by side: [chunks b g, l, r d]."""
+    """Return x [chunks, b, h, l, d] times factors [chunks, b, h, l], heads as columns: [chunks b g, l, r d]."""
     source = _by_group(x, groups)
     out = torch.empty(source.shape, dtype=x.dtype, device=x.device)
     torch.mul(source, _by_group(factors.unsqueeze(-1), groups), out=out)
@@ -180,12 +180,12 @@ def _columns(x: Tensor, factors: Tensor, groups: int) -> Tensor:
 
 
 def _matrices(x: Tensor) -> Tensor:
-    """[chunks, b, g, i, r, j] or [chunks, b, g, i, j] as matrices [chunks b g, i, r j]."""
+    """View [chunks, b, g, i, r, j] or [chunks, b, g, i, j] as matrices [chunks b g, i, r j]."""
     return x.view(-1, x.shape[3], x.shape[4:].numel())
 
 
 def _forward(inputs: _Inputs, y: Tensor) -> _Kept:
-    """Writes y [chunks, b, h, l, p]."""
+    """Write y [chunks, b, h, l, p]."""
     x, b, c, _, decays = inputs
     (chunks, _, heads, length, head_dim), groups = x.shape, b.shape[2]
     scores = torch.bmm(_matrices(c), _matrices(b).transpose(1, 2)).view(*b.shape[:4], length)
@@ -208,7 +208,7 @@ def _forward(inputs: _Inputs, y: Tensor) -> _Kept:
 
 
 def _backward(dy: Tensor, inputs: _Inputs, kept: _Kept, gradients: _Gradients) -> None:
-    """Writes the gradients of a tile from dy [chunks, b, h, l, p]."""
+    """Write the gradients of a tile from dy [chunks, b, h, l, p]."""
     dy, (x, b, c, skip, decays), scores = dy.contiguous(), inputs, kept.scores
     length, groups, dtype = x.shape[3], b.shape[2], decays.total.dtype
     matrices, within = inputs.matrices(scores)
@@ -245,7 +245,7 @@ def _backward_states(
     db: Tensor,
     dc: Tensor,
 ) -> None:
-    """Adds what passes from chunk to chunk to dx [chunks, b, h, l, p] and to db and dc [chunks b g, l, n]."""
+    """Add what passes from chunk to chunk to dx [chunks, b, h, l, p] and to db and dc [chunks b g, l, n]."""
     x, b, c, _, decays = inputs
     groups, dtype = b.shape[2], decays.total.dtype
     inner = b.shape[1] * groups  # matrices of one chunk
