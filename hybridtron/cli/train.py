@@ -65,7 +65,7 @@ def _is_finished(
     options: argparse.Namespace, config: RunConfig, world_size: int, size_name: str, report: bool
 ) -> bool:  # fmt: skip
     """Return whether the run has nothing left to do, and print its summary if so. Needs no torch."""
-    from hybridtron.training.report import repeat_summary
+    from hybridtron.training.report import print_finished_run
     from hybridtron.training.run_folder.folder import RunFolder
     from hybridtron.training.run_folder.resume import find_start
     from hybridtron.training.validation.resolve import data_parallel_size
@@ -73,7 +73,7 @@ def _is_finished(
     data_parallel_size(config, world_size, size_name)
     folder = RunFolder(config.run_folder)
     start = find_start(folder, config, options.resume)
-    return repeat_summary(folder, start, config, lambda text: print(text, file=sys.stderr) if report else None)
+    return print_finished_run(folder, start, config, lambda text: print(text, file=sys.stderr) if report else None)
 
 
 def _train_in_processes(options: argparse.Namespace, config: RunConfig) -> int:

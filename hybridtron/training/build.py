@@ -1,4 +1,4 @@
-"""From a resolved config to a model on its backend, and to an engine that trains it."""
+"""Build the model of a resolved config on its backend, and the engine that trains it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 
 def build_chunks(config: RunConfig, parallel_context: ParallelContext) -> tuple[list[LanguageModel], TransformerConfig]:
-    """The runs of layers of this process's pipeline stage, on its device with their initial weights; on the meta device
-    they have none."""
+    """Build the model chunks (runs of layers) of this process's pipeline stage on its device.
+
+    They have their initial weights, but on the meta device.
+    """
     from hybridtron.distributed.engine import megatron_config
 
     model, parallel = config.model, config.parallel
@@ -54,6 +56,7 @@ def build_chunks(config: RunConfig, parallel_context: ParallelContext) -> tuple[
 
 
 def build_engine(config: RunConfig, parallel_context: ParallelContext) -> tuple[Engine, list[LanguageModel]]:
+    """Build the engine that trains this process's model chunks, and return both."""
     from hybridtron.distributed.engine import AdamW, Engine
 
     chunks, megatron = build_chunks(config, parallel_context)
@@ -71,8 +74,8 @@ def build_engine(config: RunConfig, parallel_context: ParallelContext) -> tuple[
     return engine, chunks
 
 
-def stages_in_words(config: RunConfig) -> str:
-    """How the layers are cut, and how uneven that is, for people."""
+def describe_stages(config: RunConfig) -> str:
+    """Return a line about the layers of each pipeline stage and their load imbalance."""
     stages = cut(config.model, config.parallel.num_stages, config.data.seq_len)
     runs = " | ".join(f"{stage.start}-{stage.stop - 1}" for stage in stages)
     longest = imbalance(stage_costs(config.model, stages, config.data.seq_len), config.parallel.pipeline)

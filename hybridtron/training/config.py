@@ -150,7 +150,7 @@ class RunConfig(Strict):
         return Path(self.folder) if self.folder else Path("checkpoints") / self.name
 
     def with_absolute_paths(self) -> RunConfig:
-        """The same run, with the paths of its data independent of the current folder."""
+        """Return the same run with absolute paths of its data."""
         return self.model_copy(update={"data": self.data.with_absolute_paths()})
 
     @property
@@ -159,13 +159,13 @@ class RunConfig(Strict):
 
 
 def multiples(value: int, of: int) -> str:
-    """The nearest multiples, in the words of a refusal."""
+    """Return the nearest multiples as text for an error message."""
     below = value // of * of
     return f"nearest: {below} or {below + of}" if below else f"nearest: {of}"
 
 
 def _shorter(steps: int, schedule: ScheduleConfig) -> str:
-    """Overrides that fit warm-up and decay into half of the steps, in their own proportion."""
+    """Return overrides that fit warm-up and decay into half of the steps, in proportion."""
     whole = max(1, schedule.warmup_steps + schedule.decay_steps)
     warmup, decay = schedule.warmup_steps * steps // (2 * whole), schedule.decay_steps * steps // (2 * whole)
     return f"schedule.warmup_steps={warmup} schedule.decay_steps={max(1, decay)}"

@@ -25,7 +25,7 @@ class HeldOut:
     bytes_per_token: float | None  # over the whole file; None where nobody counted the bytes
 
     def bits_per_byte(self, loss: float) -> float | None:
-        """From nats per token; the tokens that were evaluated are taken to have as many bytes as those of the file."""
+        """Convert nats per token, with the mean number of bytes per token of the whole file."""
         return None if self.bytes_per_token is None else loss / self.bytes_per_token / math.log(2)
 
 
@@ -41,7 +41,7 @@ class Corpus:
 
 
 def open_corpus(config: RunConfig) -> Corpus:
-    """Open the token files; raises UserError when they are missing, damaged, too short or of another tokenizer."""
+    """Open the token files. Raises UserError where they are missing, damaged, too short or of another tokenizer."""
     data = config.data
     train, prefix = _open(config, "train", data.train)
     held_out = open_held_out(config) if data.valid is not None else None
@@ -57,7 +57,7 @@ def open_corpus(config: RunConfig) -> Corpus:
 
 
 def open_held_out(config: RunConfig, sequences: int | None = None) -> HeldOut:
-    """Open data.valid, which must be given; raises UserError like open_corpus.
+    """Open data.valid, which must be given. Raises UserError like open_corpus.
 
     An evaluation reads `sequences`, or else train.eval_sequences, and at most what the file holds.
     """
@@ -82,7 +82,7 @@ def _open(config: RunConfig, split: str, source: str) -> tuple[TokenDataset, Pat
 
 
 def _prefix_of(source: str, split: str) -> Path:
-    """Path without suffix of the token files; the standard library is prepared when it is first asked for."""
+    """Return the path without suffix of the token files; the standard library is prepared at its first use."""
     if source != STANDARD_LIBRARY:
         return Path(source)
     from hybridtron.data.standard_library import prepare_standard_library

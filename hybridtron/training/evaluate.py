@@ -1,4 +1,4 @@
-"""Use what a run has trained: evaluate it, let it write."""
+"""Evaluate a trained model, and generate text with it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hybridtron.model.tensors import model_tensors
 from hybridtron.training.config import RunConfig
 from hybridtron.training.corpus import open_held_out
 from hybridtron.training.device import take_device
-from hybridtron.training.run_folder.folder import naming_an_older_one, read_run
+from hybridtron.training.run_folder.folder import read_run, suggest_older_checkpoint
 
 LARGEST_EXPONENT = 700  # of e, in a float
 
@@ -41,13 +41,13 @@ def trained_model(path: Path) -> TrainedModel:
     config, checkpoint = read_run(path)
     device = torch.device(take_device())
     model = LanguageModel(config.model, TorchBackend(config.precision.dtype, device, config.model.norm_eps))
-    with naming_an_older_one(checkpoint, ": give that path instead"):
+    with suggest_older_checkpoint(checkpoint, ": give that path instead"):
         model.load_state_dict(load_parameters(checkpoint, model_tensors(config.model)))
     return TrainedModel(config, checkpoint, model.eval(), device)
 
 
 def evaluate_run(path: Path, data: str | None, sequences: int | None) -> dict[str, Any]:
-    """Loss (nats per token), perplexity and bits per byte over evenly spaced held-out sequences."""
+    """Compute loss (nats per token), perplexity and bits per byte over evenly spaced held-out sequences."""
     if sequences is not None and sequences < 1:
         raise UserError(f"sequences = {sequences}: expected at least 1")
     config, _ = read_run(path)

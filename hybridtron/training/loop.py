@@ -16,7 +16,7 @@ from hybridtron.training.build import build_engine
 from hybridtron.training.callbacks.base import Callback, Row, StopTraining, TrainContext
 from hybridtron.training.config import RunConfig
 from hybridtron.training.corpus import Corpus
-from hybridtron.training.learning_rate import learning_rate
+from hybridtron.training.lr_schedule import learning_rate
 from hybridtron.training.run_folder.folder import RunFolder, TrainState
 from hybridtron.training.throughput import Throughput
 

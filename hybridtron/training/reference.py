@@ -16,6 +16,7 @@ group, and `|` marks where a pipeline stage may end. Each layer is norm, block, 
 
 
 def page() -> str:
+    """Return the reference page of all config keys, as Markdown."""
     sections = [("Layer patterns", PATTERN)]
     return render(RunConfig, "Configuration", INTRO, {"model.blocks": MIXERS}, sections)
 

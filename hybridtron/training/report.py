@@ -1,4 +1,4 @@
-"""The last lines of a run, from its summary: at its end, and again when a finished run is asked to go on."""
+"""The last lines of a run's output, from its summary: at its end, and when a finished run is resumed."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from hybridtron.training.run_folder.folder import RunFolder
 from hybridtron.training.run_folder.resume import Start
 
 
-def say_summary(summary: Mapping[str, Any], folder: RunFolder, say: Callable[[str], None]) -> None:
-    """Held-out bits per byte beside a bigram model's, the sample, and where the run and its plot lie."""
+def print_summary(summary: Mapping[str, Any], folder: RunFolder, print_line: Callable[[str], None]) -> None:
+    """Print held-out bits per byte beside a bigram model's, the sample, and the paths of the run and its plot."""
     bits, bigram = summary.get("valid_bits_per_byte"), summary.get("bigram_bits_per_byte")
     if bits is not None and bigram is not None:
-        say(f"held-out text: {bits:.3f} bits per byte; a bigram model of the same training text: {bigram:.3f}")
+        print_line(f"held-out text: {bits:.3f} bits per byte; a bigram model of the same training text: {bigram:.3f}")
     if summary.get("sample") is not None:
-        say(f"sample after {summary.get('sample_prompt')!r}:\n{summary['sample']}")
-    say(f"run folder {folder.path}, plot {folder.plot_file}")
+        print_line(f"sample after {summary.get('sample_prompt')!r}:\n{summary['sample']}")
+    print_line(f"run folder {folder.path}, plot {folder.plot_file}")
 
 
-def repeat_summary(folder: RunFolder, start: Start, config: RunConfig, say: Callable[[str], None]) -> bool:
-    """Where no step of a finished run is left: say how it ended, change nothing, and return True."""
+def print_finished_run(folder: RunFolder, start: Start, config: RunConfig, print_line: Callable[[str], None]) -> bool:
+    """Print how a finished run ended and return True; return False where steps are left to train."""
     if start.checkpoint is None or start.state.step < config.train.steps:
         return False
     summary = folder.read_summary(start.state.step)
     if not summary:
         return False
-    say(f"finished at step {start.state.step}; no step is left to train")
+    print_line(f"finished at step {start.state.step}; no step is left to train")
     for change in start.changes:
-        say(f"{change}: not used")
-    say_summary(summary, folder, say)
+        print_line(f"{change}: not used")
+    print_summary(summary, folder, print_line)
     return True

@@ -11,7 +11,7 @@ from typing import Any
 from hybridtron.distributed.environment import Environment
 from hybridtron.distributed.groups import process_groups
 from hybridtron.errors import UserError
-from hybridtron.training.build import stages_in_words
+from hybridtron.training.build import describe_stages
 from hybridtron.training.callbacks.base import Callback, Row
 from hybridtron.training.callbacks.closing_report import ClosingReport
 from hybridtron.training.callbacks.metrics import MetricsFile, read_metrics
@@ -22,9 +22,9 @@ from hybridtron.training.callbacks.wandb import WeightsAndBiases, require_wandb
 from hybridtron.training.config import RunConfig
 from hybridtron.training.corpus import open_corpus
 from hybridtron.training.loop import Trainer, TrainingStopped
-from hybridtron.training.report import repeat_summary
+from hybridtron.training.report import print_finished_run
 from hybridtron.training.run_folder.environment_info import environment_info
-from hybridtron.training.run_folder.folder import RunFolder, naming_an_older_one
+from hybridtron.training.run_folder.folder import RunFolder, suggest_older_checkpoint
 from hybridtron.training.run_folder.resume import Start, as_recorded, find_start, record_changes, require_same_tokens
 from hybridtron.training.signals import stop_requests
 from hybridtron.training.validation.memory import require_memory
@@ -56,7 +56,7 @@ def train(config: RunConfig, environment: Environment, resume: bool = False, cal
     folder = RunFolder(config.run_folder)
     start = find_start(folder, config, resume)
     is_main = environment.rank == 0
-    if repeat_summary(folder, start, config, lambda text: print(text, file=sys.stderr) if is_main else None):
+    if print_finished_run(folder, start, config, lambda text: print(text, file=sys.stderr) if is_main else None):
         return Run(folder.path, folder.read_summary(start.state.step))
     trains = start.state.step < config.train.steps
     if not trains:  # only the closing report is missing
@@ -99,7 +99,7 @@ def _begin(trainer: Trainer, folder: RunFolder, start: Start) -> None:
     trainer.state = start.state
     if start.checkpoint:
         latest = folder.path / "latest"
-        with naming_an_older_one(start.checkpoint, f": to continue from it, write {{name}} into {latest}"):
+        with suggest_older_checkpoint(start.checkpoint, f": to continue from it, write {{name}} into {latest}"):
             checkpoints.load(start.checkpoint, trainer.engine)
     _claim(trainer, folder)
     trains = start.state.step < config.train.steps
@@ -107,7 +107,7 @@ def _begin(trainer: Trainer, folder: RunFolder, start: Start) -> None:
         record_changes(folder, start.changes, start.state.step + 1)
         folder.create(config, environment_info(config, trainer.parallel_context, trainer.corpus))
     if config.parallel.num_stages > 1:
-        trainer.print_line(stages_in_words(config))
+        trainer.print_line(describe_stages(config))
     if start.checkpoint:
         trainer.print_line(f"resumed from {start.checkpoint} at step {start.state.step}")
     for change in start.changes:

@@ -1,4 +1,4 @@
-"""Being told to stop: the first signal asks, a second one is obeyed at once."""
+"""Stop at a signal: after the current step at the first one, at once at the second."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from hybridtron.distributed.launch import SIGNALS
 
 # A scheduler that signals every process of a job reaches a rank directly and through its launcher.
 ECHO_SECONDS = 0.25
-CLEAR_LINE, SHOW_CURSOR = "\r\x1b[2K", "\x1b[?25h"  # what a terminal understands; a bar hides the cursor
+CLEAR_LINE, SHOW_CURSOR = "\r\x1b[2K", "\x1b[?25h"  # terminal codes; a progress bar hides the cursor
 
 
 class StopRequest:
     """`number` is the signal that asked to stop, or 0."""
 
-    def __init__(self, speaks: bool) -> None:
+    def __init__(self, prints: bool) -> None:
         self.number = 0
         self.since = 0.0
-        self.speaks = speaks
+        self.prints = prints
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         again = "press Ctrl-C again" if number == signal.SIGINT else "signal again"
         if not self.number:
             self.number, self.since = number, time.monotonic()
-            self._say(f"stopping after this step; {again} to end at once without saving")
+            self._print(f"stopping after this step; {again} to end at once without saving")
         elif number != self.number or time.monotonic() - self.since > ECHO_SECONDS:
-            self._say("ended at once, without saving; --resume continues from the last checkpoint")
+            self._print("ended at once, without saving; --resume continues from the last checkpoint")
             os._exit(128 + number)
 
-    def _say(self, text: str) -> None:
-        """Past Python's buffers: a handler may have interrupted a write to them, or a bar being drawn."""
-        if self.speaks:
+    def _print(self, text: str) -> None:
+        """Write a line to standard error without Python's buffers, which the signal may have interrupted."""
+        if self.prints:
             take_from_bar = CLEAR_LINE + SHOW_CURSOR if os.isatty(2) else ""
             with contextlib.suppress(OSError):
                 os.write(2, f"{take_from_bar}{text}\n".encode())
 
 
 @contextlib.contextmanager
-def stop_requests(speaks: bool = True) -> Iterator[StopRequest]:
-    """Catch SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 while the block runs; of several processes one `speaks`."""
-    request = StopRequest(speaks)
+def stop_requests(prints: bool = True) -> Iterator[StopRequest]:
+    """Catch SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 while the block runs; one of several processes `prints`."""
+    request = StopRequest(prints)
     previous = {number: signal.signal(number, request.receive) for number in SIGNALS}
     try:
         yield request

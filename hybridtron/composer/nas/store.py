@@ -90,7 +90,7 @@ class Store:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Transaction]:
-        """All rows so far, and the only right to append until the block ends."""
+        """Lock the record until the block ends; give all rows so far, and append."""
         with (self.folder / LOCK).open("w") as file:
             lock(file, wait=True)
             stream, lines = open_rows(self.file)
@@ -106,7 +106,7 @@ class Store:
         return self.folder / WORKERS / worker
 
     def _is_alive(self, worker: str) -> bool:
-        """Whether that worker still holds its file."""
+        """Return whether that worker still holds its lock."""
         if worker == self.worker:
             return True
         try:
@@ -128,7 +128,7 @@ class Transaction:
         self._known: dict[str, bool] = {}
 
     def append(self, row: Row) -> None:
-        """On disk before this returns."""
+        """Append a row; it is on disk when this returns."""
         row = {**row, "time": round(time.time(), 3)}
         append_rows(self._stream, [row])
         self.rows.append(row)
@@ -147,7 +147,7 @@ def _row(path: Path, line: Line) -> Row:
 
 
 def _differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Dotted keys whose values differ, with both."""
+    """Yield the dotted keys whose values differ, with both values."""
     for key in dict.fromkeys((*was, *now)):
         if not prefix and key == "time":
             continue

@@ -36,20 +36,20 @@ _ACCURACIES = ("test_micro", "test_macro", "select_micro", "select_macro")
 
 
 def key(row: Row) -> Key:
-    """What a row is the result of; two rows of the same key say the same."""
+    """Return the identity of a row's measurement; rows of the same key are equal."""
     return make_key(*(row[name] for name in _KEY))
 
 
 def make_key(
     fingerprint: str, protocol: str, task: str, setting: Setting, lr: float, weight_decay: float, seed: int
 ) -> Key:
-    """The key of the row that training this gives; `setting` is complete."""
+    """Return the key of the row that this training gives; `setting` is complete."""
     text = json.dumps(dict(setting), sort_keys=True)
     return fingerprint, protocol, task, text, f"{lr:g}", f"{weight_decay:g}", str(seed)
 
 
 def read_rows(folder: Path) -> tuple[list[Row], list[str]]:
-    """The rows of a results folder, the first of each key, and a warning for every damaged line.
+    """Read the rows of a results folder: the first of each key, and a warning for every damaged line.
 
     Raises:
         UserError: where the folder has no results.
@@ -79,7 +79,7 @@ def _distinct_rows(file: Path, lines: Iterable[Line]) -> tuple[list[Row], list[s
 
 
 def _checked(row: Any) -> Row | str:
-    """The row that a line holds, or why it holds none that training gives."""
+    """Return the row of a line, or the reason why training cannot have given it."""
     if row is DAMAGED:
         return "no JSON"
     if not isinstance(row, dict):
@@ -115,7 +115,7 @@ def _is_number(value: object, most: float = sys.float_info.max) -> bool:
 
 
 def _is_point(point: object) -> bool:
-    """Step, training loss if it is finite, both accuracies."""
+    """Return whether a point of a curve is valid: step, training loss if it is finite, both accuracies."""
     if not isinstance(point, list) or len(point) != 4:
         return False
     step, loss, *accuracies = point
@@ -128,7 +128,7 @@ def _is_point(point: object) -> bool:
 
 @contextlib.contextmanager
 def opened_for_adding(folder: Path) -> Iterator[ResultsWriter]:
-    """The folder's results, made where there are none, claimed until the end of the block.
+    """Open or create the results of a folder for appending, locked until the end of the block.
 
     Raises:
         UserError: where another process has the folder, or it cannot be written to, then or later.
@@ -169,7 +169,7 @@ class ResultsWriter:
         return wanted in self._by_key
 
     def rows_of(self, wanted: Iterable[Key]) -> list[Row]:
-        """The rows of keys that are there."""
+        """Return the rows of keys, all of which must exist."""
         return [self._by_key[one] for one in wanted]
 
     def add(self, rows: Iterable[Row]) -> None:

@@ -74,7 +74,7 @@ def require_seeds(seeds: int | Sequence[int]) -> list[int]:
 
 
 def chosen_settings(preset: Preset, tasks: Sequence[str], changes: Setting) -> list[tuple[str, Setting]]:
-    """The settings to train: the preset's for each task, or with changes from the baseline that one setting each.
+    """Return the settings to train: the preset's for each task, or with changes the baseline so changed.
 
     Raises:
         UserError: for an unknown task or key, or an impossible setting.
@@ -106,7 +106,7 @@ def run_suite(
     on_step: Callable[[Unit, Steps], None] | None = None,
     on_warning: Callable[[str], None] | None = None,
 ) -> list[Row]:
-    """Train what the folder does not have yet; returns its rows of this subject and preset.
+    """Train the cells whose rows the folder lacks; return its rows of this subject and preset.
 
     A row is written when its cell has ended. On a CPU every process has one thread, so that results do not depend on
     how many there are. `on_step` is called a few times a second, and when a row has been written.
@@ -159,7 +159,7 @@ def missing_units(
     seeds: Sequence[int],
     results: ResultsWriter,
 ) -> list[Unit]:
-    """A unit for every setting that lacks rows, with the seeds that do and the cells that they do have."""
+    """Return a unit for every setting that lacks rows, with the seeds that lack them and the cells these have."""
     units = []
     for name, setting in chosen:
         keys = row_keys(subject, preset, name, setting, seeds)
@@ -173,7 +173,7 @@ def missing_units(
 def row_keys(
     subject: Subject, preset: Preset, task: str, setting: Setting, seeds: Sequence[int]
 ) -> dict[tuple[int, Cell], Key]:
-    """The keys of a setting's rows by seed and cell."""
+    """Return the keys of a setting's rows by seed and cell."""
     made = partial(make_key, subject.fingerprint(), preset.fingerprint(), task, complete(task, setting))
     return {(seed, cell): made(cell.lr, cell.weight_decay, seed) for seed in seeds for cell in preset.cells}
 

@@ -17,7 +17,7 @@ from hybridtron.training.callbacks.base import Callback, TrainContext
 from hybridtron.training.callbacks.metrics import read_metrics
 from hybridtron.training.config import RunConfig
 from hybridtron.training.corpus import Corpus
-from hybridtron.training.report import say_summary
+from hybridtron.training.report import print_summary
 from hybridtron.training.run_folder.folder import RunFolder
 
 PROMPT_TOKENS = 32
@@ -39,7 +39,7 @@ class ClosingReport(Callback):
             self.summary |= self._losses(context)
         self.summary |= _sample(context)
         if is_main:
-            say_summary(self.summary, self.folder, context.print_line)
+            print_summary(self.summary, self.folder, context.print_line)
             replace_text(self.folder.summary_file, json.dumps(self.summary, indent=2) + "\n")
 
     def _losses(self, context: TrainContext) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, code, layout."""
+"""Record the environment of a run: versions, commit, device, layout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKAGES = ("torch", "megatron-core", "numpy", "transformer-engine", "mamba-ssm"
 
 
 def environment_info(config: RunConfig, parallel_context: ParallelContext, corpus: Corpus) -> dict[str, Any]:
-    """For environment.json; `tokens` are fingerprints of the data."""
+    """Return the content of environment.json; `tokens` are fingerprints of the data."""
     cuda = parallel_context.device.type == "cuda"
     return {
         "hybridtron": __version__,
@@ -41,7 +41,7 @@ def environment_info(config: RunConfig, parallel_context: ParallelContext, corpu
 
 
 def _git_hash() -> str | None:
-    """Of the checkout this code runs from, with `-dirty` for uncommitted changes; None outside one."""
+    """Return the commit of the checkout this code runs from, with `-dirty` for changes; None outside one."""
     folder = Path(__file__).parent
     command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:

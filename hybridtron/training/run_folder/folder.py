@@ -64,13 +64,14 @@ class RunFolder:
         return self.path / "summary.json"
 
     def require_unused(self) -> None:
+        """Raise UserError where the folder holds anything but a lock."""
         if self.path.exists() and (not self.path.is_dir() or any(p.name != LOCK for p in self.path.iterdir())):
             raise UserError(
                 f"run folder {self.path} exists: expected a new one; continue it with resume=True, or give another name"
             )
 
     def require_makeable(self) -> None:
-        """UserError where the folder cannot be made or written to."""
+        """Raise UserError where the folder cannot be made or written to."""
         try:
             there = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
         except (OSError, ValueError) as error:
@@ -79,7 +80,7 @@ class RunFolder:
             raise UserError(f"run folder {self.path}: cannot be made: {there} is no folder that can be written to")
 
     def lock(self) -> bool:
-        """Make the folder and claim it until this process ends; false where another process has it.
+        """Make the folder and lock it for as long as this object lives; return False where another process has it.
 
         Raises UserError where the folder cannot be made or written to.
         """
@@ -94,23 +95,26 @@ class RunFolder:
             raise UserError(f"run folder {self.path}: cannot be locked: {error.strerror}") from None
 
     def create(self, config: RunConfig, environment: dict[str, Any]) -> None:
-        """Write what the run is and where it runs, and delete what a killed run left half written."""
+        """Write config.yaml and environment.json, and delete partial checkpoints of a killed run."""
         for leftover in self.path.glob(f"step_*{PARTIAL}*"):
             shutil.rmtree(leftover)
         replace_text(self.config_file, dump(config.with_absolute_paths()))
         replace_text(self.environment_file, json.dumps(environment, indent=2) + "\n")
 
     def read_environment(self) -> dict[str, Any]:
-        """environment.json; empty where it is missing or damaged."""
+        """Read environment.json; empty where it is missing or damaged."""
         return _read_mapping(self.environment_file)
 
     def read_summary(self, step: int) -> dict[str, Any]:
-        """summary.json of a run that ended at this step; empty where there is none."""
+        """Read summary.json of a run that ended at this step; empty where there is none."""
         summary = _read_mapping(self.summary_file)
         return summary if summary.get("step") == step else {}
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint, or None: the one that `latest` names, or without that file the last one."""
+        """Return the checkpoint that `latest` names, or without that file the last complete one; None if there is none.
+
+        Raises UserError where `latest` names no complete checkpoint.
+        """
         pointer = self.path / "latest"
         if not pointer.exists():
             return self.checkpoints()[-1] if self.checkpoints() else None
@@ -126,11 +130,11 @@ class RunFolder:
         return self.path / name
 
     def checkpoints(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
+        """Return the complete checkpoints, oldest first."""
         return sorted(p for p in self.path.glob("step_" + "[0-9]" * 8) if (p / "train_state.json").is_file())
 
     def partial_checkpoint(self, step: int, attempt: int) -> Path:
-        """Where to write. An attempt of its own for every process: a writer of a killed run may still be at work."""
+        """Return the folder to write into, of each process its own: a writer of a killed run may still be at work."""
         return self.path / f"step_{step:08d}{PARTIAL}-{attempt}"
 
     def checkpoint(self, step: int) -> Path:
@@ -153,8 +157,8 @@ class RunFolder:
 
 
 @contextlib.contextmanager
-def naming_an_older_one(checkpoint: Path, advice: str) -> Iterator[None]:
-    """A UserError of the block that says `damaged` also names the checkpoint before this one, if there is one.
+def suggest_older_checkpoint(checkpoint: Path, advice: str) -> Iterator[None]:
+    """Add the checkpoint before this one, if there is one, to a UserError of the block about damage.
 
     `advice` follows, with {name} and {path} of the older one filled in.
     """
@@ -170,6 +174,7 @@ def naming_an_older_one(checkpoint: Path, advice: str) -> Iterator[None]:
 
 
 def _read_mapping(file: Path) -> dict[str, Any]:
+    """Read a JSON object; empty where it is missing or damaged."""
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError):
@@ -178,7 +183,7 @@ def _read_mapping(file: Path) -> dict[str, Any]:
 
 
 def read_state(checkpoint: Path) -> TrainState:
-    """Where the checkpoint stands; UserError where its file is damaged."""
+    """Read the state of a checkpoint. Raises UserError where its file is damaged."""
     file = checkpoint / "train_state.json"
     try:
         return TrainState(**json.loads(file.read_text()))
@@ -187,7 +192,7 @@ def read_state(checkpoint: Path) -> TrainState:
 
 
 def read_config(folder: Path) -> RunConfig:
-    """The config that a run wrote into its folder."""
+    """Read the config of a run folder."""
     file = folder / "config.yaml"
     try:
         return build(yaml_text.read(str(file)), RunConfig)
@@ -196,7 +201,10 @@ def read_config(folder: Path) -> RunConfig:
 
 
 def read_run(path: Path) -> tuple[RunConfig, Path]:
-    """The config and the checkpoint of a run folder (its latest) or of one checkpoint in it; raises UserError."""
+    """Read the config of a run folder or of a checkpoint in it, and return it with the (latest) checkpoint.
+
+    Raises UserError where there is none.
+    """
     if not path.is_dir():
         near = sorted(p.parent.name for p in path.parent.glob("*/config.yaml")) if path.parent.is_dir() else []
         runs = f" (there are: {', '.join(near)})" if near else ""

@@ -1,4 +1,4 @@
-"""Where a run begins: in a new folder, or at a checkpoint of the run that is there; and what may change then."""
+"""Find where a run starts: at step 0 in a new folder, or at a checkpoint; and check what changes then."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ from hybridtron.files import append_rows, open_rows
 from hybridtron.mixers.contract import MixerConfig
 from hybridtron.pattern import Pattern
 from hybridtron.training.config import RunConfig
-from hybridtron.training.learning_rate import learning_rate
-from hybridtron.training.run_folder.folder import RunFolder, TrainState, naming_an_older_one, read_config, read_state
+from hybridtron.training.lr_schedule import learning_rate
+from hybridtron.training.run_folder.folder import (
+    RunFolder,
+    TrainState,
+    read_config,
+    read_state,
+    suggest_older_checkpoint,
+)
 
 if TYPE_CHECKING:
     from hybridtron.training.corpus import Corpus
@@ -50,7 +56,7 @@ class Start:
 
 
 def find_start(folder: RunFolder, config: RunConfig, resume: bool) -> Start:
-    """Look at the run folder.
+    """Return where the run in the folder starts, and which keys change there.
 
     Raises UserError when the folder exists and `resume` is false, cannot be written to, or holds a run that differs in
     what may not change, or that is past the config's last step.
@@ -70,7 +76,9 @@ def find_start(folder: RunFolder, config: RunConfig, resume: bool) -> Start:
     checkpoint = folder.latest_checkpoint()
     state = TrainState()
     if checkpoint:
-        with naming_an_older_one(checkpoint, f": to continue from it, write {{name}} into {folder.path / 'latest'}"):
+        with suggest_older_checkpoint(
+            checkpoint, f": to continue from it, write {{name}} into {folder.path / 'latest'}"
+        ):
             state = read_state(checkpoint)
     if state.step > config.train.steps:
         raise UserError(f"train.steps = {config.train.steps}: expected at least {state.step}, as {checkpoint} has")
@@ -83,14 +91,14 @@ def find_start(folder: RunFolder, config: RunConfig, resume: bool) -> Start:
 
 
 def _jump(was: float, now: float) -> list[Change]:
-    """A longer run begins its decay later, so that what had decayed rises again."""
+    """Return the change of a learning rate that rises on resume, as where a longer run decays later."""
     return [Change("learning rate", float(f"{was:.3g}"), float(f"{now:.3g}"))] if now > LARGEST_RISE * was else []
 
 
 def require_same_tokens(folder: RunFolder, corpus: Corpus) -> list[Change]:
-    """UserError where the training tokens or the tokenizer are not those of the run in the folder, wherever they lie.
+    """Raise UserError where the training tokens or the tokenizer are not those of the run in the folder.
 
-    Returns the change where the held-out tokens are others. Nothing is compared where environment.json is gone.
+    Return the change where the held-out tokens differ. Nothing is compared where environment.json is gone.
     """
     was: dict[str, str] = folder.read_environment().get("tokens", {})
     now = corpus.fingerprints
@@ -107,7 +115,7 @@ def require_same_tokens(folder: RunFolder, corpus: Corpus) -> list[Change]:
 
 
 def as_recorded(folder: RunFolder, config: RunConfig) -> RunConfig:
-    """The run as its folder has it, in the layout of `config` and up to its last step: for what trains no step."""
+    """Return the config recorded in the folder, with layout and train.steps of `config`, to report without training."""
     before = read_config(folder.path)
     train = before.train.model_copy(update={"steps": config.train.steps})
     sections = {name: getattr(before, name) for name in ("data", "optimizer", "schedule", "checkpoint")}
@@ -115,7 +123,7 @@ def as_recorded(folder: RunFolder, config: RunConfig) -> RunConfig:
 
 
 def record_changes(folder: RunFolder, changes: Iterable[Change], step: int) -> None:
-    """Append to changes.jsonl what is different from this step on."""
+    """Append the keys that change from this step on to changes.jsonl."""
     lines = [{"step": step, "key": c.key, "was": c.was, "now": c.now, "time": time.time()} for c in changes]
     if lines:
         stream, _ = open_rows(folder.path / "changes.jsonl")
@@ -124,7 +132,7 @@ def record_changes(folder: RunFolder, changes: Iterable[Change], step: int) -> N
 
 
 def _fixed(config: RunConfig) -> dict[str, Any]:
-    """What may not change when a run goes on: key -> value."""
+    """Return the keys that may not change on resume, with their values."""
     model = config.model
     names = model.layer_names
     flat = {key: value for key, value in _flat(config).items() if not _is_free(key)}
@@ -143,6 +151,7 @@ def _speed_keys(block: MixerConfig) -> list[str]:
 
 
 def _free(config: RunConfig) -> dict[str, Any]:
+    """Return the keys that may change on resume, with their values."""
     flat = {key: value for key, value in _flat(config).items() if _is_free(key) and key not in ("name", "folder")}
     for name in sorted(set(config.model.layer_names)):
         block = config.model.blocks[name]
@@ -151,11 +160,12 @@ def _free(config: RunConfig) -> dict[str, Any]:
 
 
 def _is_free(key: str) -> bool:
+    """Return whether a key outside the blocks may change on resume."""
     return key in TOKENS or (key != FIXED_IN_TRAIN and any(f"{key}.".startswith(f"{free}.") for free in FREE))
 
 
 def _flat(config: RunConfig) -> dict[str, Any]:
-    """Dotted key -> value, with the paths of data absolute."""
+    """Return the config as dotted key -> value, with absolute paths of data."""
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, value: Any) -> None:

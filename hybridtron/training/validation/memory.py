@@ -1,4 +1,4 @@
-"""Refuse what no memory can hold, before anything is allocated."""
+"""Reject configs that cannot fit into memory, before anything is allocated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BYTES_PER_TOKEN_ID = 8
 
 
 def require_memory(config: RunConfig, world_size: int, available: int | None = None) -> None:
-    """UserError where even the least that a process needs exceeds `available` bytes, by default this machine's.
+    """Raise UserError where even the least that a process needs exceeds `available` bytes, by default this machine's.
 
     The least: its share of the weights, were everything cut over all processes, or its share of the token ids and of
     one layer's output. Gradients, optimizer state and activations come on top; whatever could work passes.
@@ -38,7 +38,7 @@ def require_memory(config: RunConfig, world_size: int, available: int | None = N
 
 
 def machine_memory() -> int:
-    """Bytes of the GPU that CUDA uses, else of the machine with its swap space."""
+    """Return the bytes of the GPU that CUDA uses, else of the machine with its swap space."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory
     import psutil
@@ -47,7 +47,7 @@ def machine_memory() -> int:
 
 
 def _size(count: int) -> str:
-    """Bytes in a unit that leaves few digits."""
+    """Return bytes as text in a unit that leaves few digits."""
     for unit, name in ((10**18, "EB"), (10**15, "PB"), (10**12, "TB"), (10**9, "GB"), (10**6, "MB")):
         if count >= unit:
             return f"{count / unit:,.0f} {name}" if count >= 10 * unit else f"{count / unit:.1f} {name}"

@@ -1,4 +1,4 @@
-"""What the config leaves to be derived: the vocabulary, and the checks that need it or the number of processes."""
+"""Derive the vocabulary size of a config, and check what depends on it or on the number of processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VOCABULARY_MULTIPLE = 64  # rows of the embedding: divides over any usual number
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """The config with its vocabulary size filled in and its layout checked; raises UserError.
+    """Fill in the vocabulary size and check the layout of a config. Raises UserError where that fails.
 
     The tokenizer's files must exist; tokens need not yet.
     """
@@ -29,7 +29,7 @@ def resolve(config: RunConfig) -> RunConfig:
 
 
 def data_parallel_size(config: RunConfig, world_size: int, size_name: str = "world_size") -> int:
-    """Copies of the model among world_size processes; UserError where that does not come out even."""
+    """Return the number of copies of the model in world_size processes. Raises UserError where that is uneven."""
     parallel, train = config.parallel, config.train
     size = parallel.model_size
     if world_size % size:
@@ -67,6 +67,7 @@ def data_parallel_size(config: RunConfig, world_size: int, size_name: str = "wor
 
 
 def _check_vocabulary(size: int, tokenizer: Tokenizer) -> None:
+    """Raise UserError where the tokenizer has more tokens than the model."""
     if size < tokenizer.vocab_size:
         raise UserError(
             f"model.vocab_size = {size}: expected at least {tokenizer.vocab_size}, as tokenizer {tokenizer.name} has"
@@ -74,7 +75,7 @@ def _check_vocabulary(size: int, tokenizer: Tokenizer) -> None:
 
 
 def _check_layout(config: RunConfig) -> None:
-    """UserError where a block cannot be laid out as `parallel` says."""
+    """Raise UserError where a block does not support the layout of `parallel`."""
     parallel, model = config.parallel, config.model
     specs = model_tensors(model)
     blocks = {name: model.blocks[name] for name in dict.fromkeys(model.layer_names)}
@@ -123,7 +124,7 @@ def _check_layout(config: RunConfig) -> None:
 
 
 def _require_even(layers: dict[str, dict[str, TensorSpec]], key: str, ways: int) -> None:
-    """What is possible divides every part of every layer."""
+    """Raise UserError where a part of a layer does not divide into `ways`; the ways it names divide all layers."""
     experts = key == "expert_tensor"
     for name, specs in layers.items():
         for part in indivisible(specs, ways, experts):
@@ -136,5 +137,6 @@ def _require_even(layers: dict[str, dict[str, TensorSpec]], key: str, ways: int)
 
 
 def _divisors(number: int) -> str:
+    """Return the divisors of a number as text, without those that pair with one above LARGEST_DIVISOR."""
     small = [n for n in range(1, min(math.isqrt(number), LARGEST_DIVISOR) + 1) if number % n == 0]
     return ", ".join(map(str, sorted({*small, *(number // n for n in small)})))

@@ -4,7 +4,7 @@ import pytest
 
 from hybridtron.config.load import build
 from hybridtron.training.config import RunConfig
-from hybridtron.training.learning_rate import learning_rate
+from hybridtron.training.lr_schedule import learning_rate
 from tests.conftest import TINY
 
 

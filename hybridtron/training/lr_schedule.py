@@ -1,4 +1,4 @@
-"""Learning rate of a step: a pure function, so that nothing about it needs saving."""
+"""Learning rate schedule: a pure function of the step, so that checkpoints need not hold it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hybridtron.training.config import RunConfig
 
 
 def learning_rate(config: RunConfig, step: int) -> float:
-    """Learning rate of the step-th update, counted from 1.
+    """Return the learning rate of the step-th update, counted from 1.
 
     The warm-up reaches the peak at warmup_steps. cosine ends at min_lr_ratio of the peak with the last step (Loshchilov
     & Hutter 2017, arXiv 1608.03983); wsd stays at the peak and decays linearly over the last decay_steps (Hu et al.
