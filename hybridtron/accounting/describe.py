@@ -58,7 +58,7 @@ class Account:
 
 
 def describe(config: ModelConfig, seq_len: int) -> Account:
-    """Account for every layer. The vocabulary size must be resolved."""
+    """Count parameters, FLOPs and state of every layer. The vocabulary size must be resolved."""
     specs = model_tensors(config)
     blocks = [config.blocks[name] for name in config.layer_names]
     layers = tuple(
@@ -87,5 +87,5 @@ def describe(config: ModelConfig, seq_len: int) -> Account:
 
 
 def _whole(value: float) -> float:
-    """Integers where they are whole, so that JSON shows them so."""
+    """Convert whole numbers to integers, so that JSON shows them so."""
     return int(value) if value == int(value) else value

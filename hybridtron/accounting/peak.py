@@ -14,7 +14,7 @@ DENSE_PEAKS = {
 
 
 def peak_flops_per_s(device: torch.device, number_format: str) -> float | None:
-    """Dense peak of one device, or None where it is not known (CPUs)."""
+    """Return the dense peak of one device, or None where it is not known (CPUs)."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class MicroBatch(NamedTuple):
-    """`labels` are `tokens` one place further on."""
+    """`labels` are `tokens` one position further on."""
 
     tokens: "torch.Tensor"  # [b, s] int64
     labels: "torch.Tensor"  # [b, s] int64
@@ -22,7 +22,7 @@ class MicroBatch(NamedTuple):
 def global_batch(
     dataset: TokenDataset, step: int, global_batch_size: int, micro_batch_size: int, dp_rank: int, dp_size: int
 ) -> Iterator[MicroBatch]:
-    """The part of training step `step` (from 0) that data-parallel rank `dp_rank` computes.
+    """Yield the micro-batches of training step `step` (from 0) for data-parallel rank `dp_rank`.
 
     Step t takes samples t * G to (t + 1) * G - 1 of the dataset's order, G = global_batch_size; each rank takes one
     contiguous block of them. Which samples a step takes therefore does not depend on the layout. Raises UserError at
@@ -35,8 +35,7 @@ def global_batch(
 def eval_batches(
     dataset: TokenDataset, num_samples: int, micro_batch_size: int, dp_rank: int, dp_size: int, multiple: int = 1
 ) -> tuple[Iterator[MicroBatch], int]:
-    """The part of the `num_samples` fixed evaluation windows that `dp_rank` computes, and how many of its sequences
-    count.
+    """Return `dp_rank`'s micro-batches of the `num_samples` fixed evaluation windows, and how many sequences count.
 
     Every rank has equally many micro-batches, a multiple of `multiple`, all of one size: those after the sequences that
     count repeat the last window. So the windows that count are the same in every layout.
@@ -46,7 +45,7 @@ def eval_batches(
     indices = np.arange(dp_rank * share, (dp_rank + 1) * share, dtype=np.int64)
     counted = int((indices < num_samples).sum())
     indices = indices.clip(max=num_samples - 1)
-    dataset.eval_windows(indices[:1], num_samples)  # bad input is told at the call
+    dataset.eval_windows(indices[:1], num_samples)  # raise at the call, not at the first batch
     return _micro_batches(lambda block: dataset.eval_windows(block, num_samples), indices, micro_batch_size), counted
 
 

@@ -26,15 +26,15 @@ class Bigram:
     unigram_log_probs: np.ndarray  # [vocab_size]
 
     def log_probs(self, previous: np.ndarray, following: np.ndarray) -> np.ndarray:
-        """log p(following | previous) in nats, elementwise; ids below vocab_size."""
+        """Compute log p(following | previous) in nats, elementwise; ids below vocab_size."""
         pairs = previous.astype(np.int64) * self.vocab_size + following
-        places = np.minimum(np.searchsorted(self.seen_pairs, pairs), len(self.seen_pairs) - 1)
+        positions = np.minimum(np.searchsorted(self.seen_pairs, pairs), len(self.seen_pairs) - 1)
         unseen = self.unseen_log_weights[previous] + self.unigram_log_probs[following]
-        return np.where(self.seen_pairs[places] == pairs, self.seen_log_probs[places], unseen)
+        return np.where(self.seen_pairs[positions] == pairs, self.seen_log_probs[positions], unseen)
 
 
 def fit_bigram(prefix: Path | str, vocab_size: int, smoothing: float = 1.0) -> Bigram:
-    """Counts the pairs of neighbouring tokens at `prefix`.
+    """Count the pairs of neighbouring tokens at `prefix`.
 
     p(b | a) = (n(a, b) + k p(b)) / (n(a) + k) with k = `smoothing` > 0 and p(b) = (n(b) + 1) / (n + vocab_size): a
     Dirichlet prior around the unigram frequencies (MacKay, Peto, A hierarchical Dirichlet language model, 1995). Raises
@@ -64,7 +64,7 @@ def fit_bigram(prefix: Path | str, vocab_size: int, smoothing: float = 1.0) -> B
 
 
 def bigram_bits_per_byte(bigram: Bigram, dataset: TokenDataset, num_samples: int, bytes_per_token: float) -> float:
-    """Bits per byte of `bigram` on the same windows and targets that a model is evaluated on.
+    """Compute the bits per byte of `bigram` on the same windows and targets that a model is evaluated on.
 
     `bytes_per_token` is the split's (SplitReport.bytes_per_token).
     """
@@ -77,7 +77,7 @@ def bigram_bits_per_byte(bigram: Bigram, dataset: TokenDataset, num_samples: int
 
 
 def _count_pairs(tokens: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct pairs in ascending order and how often each occurs."""
+    """Return the distinct pairs in ascending order and how often each occurs."""
     dense = vocab_size**2 <= DENSE_PAIRS
     table = np.zeros(vocab_size**2 if dense else 0, np.int64)
     pairs, counts = np.empty(0, np.int64), np.empty(0, np.int64)

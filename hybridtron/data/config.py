@@ -26,7 +26,7 @@ class DataConfig(Strict):
     seq_len: int = Field(ge=1, description="Tokens per sequence.")
 
     def with_absolute_paths(self) -> DataConfig:
-        """The same files, named so that the current folder does not matter."""
+        """Return the same files by absolute paths."""
 
         def absolute(source: str | None, *words: str) -> str | None:
             return source if source is None or source in words else os.path.abspath(source)

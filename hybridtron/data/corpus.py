@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -26,6 +27,8 @@ SHARD_BYTES = 32 << 20
 SETTING_NAMES = {"format": "format of the work folder", "shard_bytes": "shard size", "files": "input files"}
 Progress = Callable[[str, int, int], None]
 
+logger = logging.getLogger(__name__)
+
 
 def prepare(
     sources: SourceList,
@@ -39,7 +42,7 @@ def prepare(
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
 ) -> CorpusReport:
-    """Encodes `sources` (of find_sources) into OUT/train.bin/.idx and OUT/valid.bin/.idx, with a report beside them.
+    """Encode `sources` (of find_sources) into OUT/train.bin/.idx and OUT/valid.bin/.idx, with a report beside them.
 
     A text file is one document, a line of .jsonl, .jsonl.gz or .jsonl.zst is one (its `json_key`); every document ends
     with the tokenizer's end-of-document id. Where no file was chosen for validation, about `valid_fraction` of the
@@ -49,7 +52,7 @@ def prepare(
 
     OUT/report.json is the returned report; OUT/sources.jsonl has a line for every file, used or ignored, and
     OUT/damaged.jsonl one for every damaged line, with its raw bytes. The work lies in OUT/.partial until it is done:
-    the same call again goes on where a killed one stopped. `progress(stage, done, total)` is told of the stages
+    the same call continues where a killed one stopped. `progress(stage, done, total)` is called in the stages
     "encode" (bytes of input) and "merge" (bytes of output).
 
     Raises UserError for bad input, for an OUT that holds anything else, and for one begun with other settings;
@@ -68,64 +71,64 @@ def prepare(
         "shard_bytes": shard_bytes,
         "files": _digest(sources),
     }
-    partial = out / PARTIAL_NAME
+    partial, dtype = out / PARTIAL_NAME, token_dtype(loaded.vocab_size)
+    encoding: dict[str, Any] = {"tokenizer_spec": tokenizer, "eod_token": eod_token, "fingerprint": loaded.fingerprint}
+    work = functools.partial(_write_shard, work_folder=partial, json_key=json_key, **encoding)
     with _claimed(out, settings):
         tasks = plan_shards(sources.files, shard_bytes)
-        dtype = token_dtype(loaded.vocab_size)
-        work = functools.partial(
-            _write_shard,
-            work_folder=partial,
-            tokenizer_spec=tokenizer,
-            eod_token=eod_token,
-            fingerprint=loaded.fingerprint,
-            json_key=json_key,
-        )
         missing = [task for task in tasks if not is_finished(partial / task.name, dtype)]
+        logger.info("%d of %d shards to encode in %s", len(missing), len(tasks), partial)
         on_bytes = _byte_progress(tasks, missing, progress)
         run_tasks(work, missing, num_workers, lambda task, num_bytes: on_bytes(num_bytes))
-        final = partial / "final"
-        final.mkdir()
-        merged = merge_shards(
-            [partial / task.name for task in tasks],
-            sources,
-            dtype,
-            valid_fraction,
-            final,
-            lambda done, total: progress("merge", done, total) if progress else None,
-        )
+        (partial / "final").mkdir()
+        merging = functools.partial(progress, "merge") if progress else lambda done, total: None
+        shards = [partial / task.name for task in tasks]
+        merged = merge_shards(shards, sources, dtype, valid_fraction, partial / "final", merging)
         if merged.documents == 0:
             shutil.rmtree(partial)
             out.rmdir()
             raise UserError(_nothing_found(sources, merged, json_key))
-        report = CorpusReport(
-            tokenizer={
-                "spec": tokenizer,
-                "name": loaded.name,
-                "fingerprint": loaded.fingerprint,
-                "vocab_size": loaded.vocab_size,
-                "eod": loaded.eod,
-            },
-            dtype=dtype.name,
-            splits=merged.splits,
-            files=len(sources.files),
-            ignored_files=len(sources.ignored),
-            first_ignored=[str(path) for path in sources.ignored[:NUM_LISTED]],
-            empty_documents=merged.empty,
-            repaired_documents=merged.repaired,
-            damaged_lines=merged.damaged,
-            first_damaged=merged.first_damaged,
-        )
-        (final / REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
-        # The report goes last: where it lies, everything does.
-        for path in sorted(final.iterdir(), key=lambda path: path.name == REPORT_NAME):
-            os.replace(path, out / path.name)
-        shutil.rmtree(partial)
+        report = _report(sources, merged, tokenizer, loaded, dtype.name)
+        _publish(report, partial, out)
     return report
+
+
+def _publish(report: CorpusReport, partial: Path, out: Path) -> None:
+    """Write the report, move all finished files into OUT and delete the work folder."""
+    (partial / "final" / REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
+    # The report goes last: where it lies, everything does.
+    for path in sorted((partial / "final").iterdir(), key=lambda path: path.name == REPORT_NAME):
+        os.replace(path, out / path.name)
+    shutil.rmtree(partial)
+
+
+def _report(
+    sources: SourceList, merged: Merged, spec: str, tokenizer: tokenizers.Tokenizer, dtype: str
+) -> CorpusReport:
+    """Build the report of a corpus whose shards are merged."""
+    return CorpusReport(
+        tokenizer={
+            "spec": spec,
+            "name": tokenizer.name,
+            "fingerprint": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "eod": tokenizer.eod,
+        },
+        dtype=dtype,
+        splits=merged.splits,
+        files=len(sources.files),
+        ignored_files=len(sources.ignored),
+        first_ignored=[str(path) for path in sources.ignored[:NUM_LISTED]],
+        empty_documents=merged.empty,
+        repaired_documents=merged.repaired,
+        damaged_lines=merged.damaged,
+        first_damaged=merged.first_damaged,
+    )
 
 
 @contextmanager
 def _claimed(out: Path, settings: dict[str, Any]) -> Iterator[None]:
-    """Makes OUT/.partial, or finds it with the same `settings`, and keeps other processes out of it."""
+    """Make OUT/.partial, or find it with the same `settings`, and keep other processes out of it."""
     partial, settings_path = out / PARTIAL_NAME, out / PARTIAL_NAME / "settings.json"
     if out.exists() and not out.is_dir():
         raise UserError(f"out = {out}: is a file; expected a folder that is new or empty")
@@ -195,7 +198,7 @@ def _byte_progress(
 
 
 def _digest(sources: SourceList) -> str:
-    """Changes with any file's place, size, time of change or split."""
+    """Hash every file's path, size, time of change and split."""
     digest = hashlib.sha256()
     for source in sources.files:
         digest.update(repr((str(source.path.resolve()), source.name, source.size, source.modified_ns)).encode())

@@ -46,20 +46,20 @@ class TokenDataset:
         self._seed_key = mix(np.array([seed % 2**64], np.uint64))
 
     def samples(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Training samples, [len(indices), seq_len + 1] int64."""
-        epochs, places = np.divmod(np.asarray(indices, dtype=np.uint64), np.uint64(self.num_windows))
+        """Read training samples, [len(indices), seq_len + 1] int64."""
+        epochs, positions = np.divmod(np.asarray(indices, dtype=np.uint64), np.uint64(self.num_windows))
         keys = mix(self._seed_key ^ mix(epochs))
-        windows = permute(places, self.num_windows, keys)
+        windows = permute(positions, self.num_windows, keys)
         num_offsets = min(self.seq_len, self.num_tokens - self.num_windows * self.seq_len)
         starts = windows * np.uint64(self.seq_len) + mix(~keys) % np.uint64(num_offsets)
         return self._read(starts)
 
     def sample(self, index: int) -> np.ndarray:
-        """Training sample `index`, [seq_len + 1] int64."""
+        """Read training sample `index`, [seq_len + 1] int64."""
         return self.samples([index])[0]
 
     def eval_windows(self, indices: Sequence[int] | np.ndarray, num_samples: int) -> np.ndarray:
-        """Windows of the `num_samples` evenly spaced, non-overlapping ones, [len(indices), seq_len + 1] int64.
+        """Read windows of the `num_samples` evenly spaced, non-overlapping ones, [len(indices), seq_len + 1] int64.
 
         They depend on the data, `seq_len` and `num_samples` alone. Raises UserError where so many do not fit.
         """
@@ -72,14 +72,13 @@ class TokenDataset:
         return self._read(windows * self.seq_len)
 
     def eval_window(self, index: int, num_samples: int) -> np.ndarray:
-        """Evaluation window `index` of `num_samples`, [seq_len + 1] int64."""
+        """Read evaluation window `index` of `num_samples`, [seq_len + 1] int64."""
         return self.eval_windows([index], num_samples)[0]
 
     def check_vocab(self, vocab_size: int) -> None:
-        """Raises UserError for a token id outside range(vocab_size).
+        """Raise UserError for a token id outside range(vocab_size), here and for every window that is read later.
 
-        Now for all tokens of a corpus up to VOCAB_SCAN_TOKENS (a sample of a larger one), and from now on for every
-        window that is read.
+        Here all tokens of a corpus up to VOCAB_SCAN_TOKENS are read, of a larger one a sample.
         """
         self._vocab_size = vocab_size
         num_blocks = -(-self.num_tokens // SCAN_BLOCK)

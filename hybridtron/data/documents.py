@@ -22,9 +22,9 @@ class DamagedArchive(Exception):
 
 
 def read_lines(path: Path, start: int, end: int, on_bytes: Callable[[int], None]) -> Iterator[bytes]:
-    """The lines that begin in bytes [start, end) of `path`, without their line feed; a compressed file as a whole.
+    """Yield the lines that begin in bytes [start, end) of `path`, without their line feed; of a compressed file, all.
 
-    `on_bytes` is told how many bytes of the file were read since its last call. Raises DamagedArchive after the last
+    `on_bytes` is called with the bytes of the file read since its last call. Raises DamagedArchive after the last
     whole line of a compressed file that is cut short or corrupt.
     """
     if path.name.endswith((".gz", ".zst")):
@@ -42,7 +42,7 @@ def read_lines(path: Path, start: int, end: int, on_bytes: Callable[[int], None]
 
 
 def parse_document(line: bytes, json_key: str) -> str:
-    """The text under `json_key` of one JSON line. Raises DamagedLine where there is none."""
+    """Return the text under `json_key` of one JSON line. Raises DamagedLine where there is none."""
     try:
         value: Any = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -81,7 +81,7 @@ class _Corrupt(Exception):
 
 
 def _decompress(path: Path, on_bytes: Callable[[int], None]) -> Iterator[bytes]:
-    """Blocks of the decompressed text, as many as can be had: all members or frames, one after the other."""
+    """Yield blocks of the decompressed text, as many as can be had: all members or frames, one after the other."""
     is_gzip = path.name.endswith(".gz")
     # An error loses what the same call had already decompressed: gzip steps back for it, zstd takes small steps.
     step = 1 << 16 if is_gzip else 1 << 13

@@ -28,20 +28,22 @@ MAX_DOCUMENT_TOKENS = 2**31 - 1  # lengths are int32
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """uint16 where megatron-core would choose it for this vocabulary, else int32."""
+    """Return uint16 where megatron-core would choose it for this vocabulary, else int32."""
     return np.dtype(np.uint16 if vocab_size < 65500 else np.int32)
 
 
 def bin_path(prefix: Path) -> Path:
+    """Return the file of token ids."""
     return prefix.with_name(prefix.name + ".bin")
 
 
 def idx_path(prefix: Path) -> Path:
+    """Return the index file."""
     return prefix.with_name(prefix.name + ".idx")
 
 
 def write_index(path: Path, lengths: np.ndarray, dtype: np.dtype) -> None:
-    """Writes an .idx file for documents of `lengths` tokens, [num_documents], that lie end to end in the .bin file."""
+    """Write an .idx file for documents of `lengths` tokens, [num_documents], that lie end to end in the .bin file."""
     code = next(code for code, name in DTYPE_CODES.items() if name == dtype.name)
     ends = np.cumsum(lengths, dtype=np.int64) * dtype.itemsize
     with path.open("wb") as file:
@@ -68,7 +70,7 @@ class IndexedFiles:
 
 
 def check(prefix: Path) -> IndexedFiles:
-    """Reads the index at `prefix` and holds it against the sizes of both files.
+    """Read the index at `prefix` and compare it with the sizes of both files.
 
     Raises UserError for a missing, foreign, truncated or empty file, and for sequences that do not lie end to end.
     """
@@ -106,9 +108,9 @@ def check(prefix: Path) -> IndexedFiles:
 
 
 def fingerprint(prefix: Path) -> str:
-    """Changes with the number, the lengths or the ids of the documents at `prefix`; files that check() accepts.
+    """Hash the number, the lengths and the ids of the documents at `prefix`, which check() accepts.
 
-    The index is hashed whole, the ids in HASHED_BLOCKS evenly spread blocks: files of any size take no time.
+    The index is hashed whole, the ids in HASHED_BLOCKS evenly spread blocks: large files take no longer.
     """
     digest = hashlib.blake2b(digest_size=16)
     with idx_path(prefix).open("rb") as file:
@@ -123,12 +125,12 @@ def fingerprint(prefix: Path) -> str:
 
 
 def looked_in(path: Path) -> str:
-    """` in FOLDER` for a path that is relative to the current folder, to follow a message that it is missing."""
+    """Return ` in FOLDER` for a relative path, to follow a message that it is missing."""
     return "" if path.is_absolute() else f" in {Path.cwd()}"
 
 
 def _advice(prefix: Path) -> str:
-    """What to do about a missing prefix: the likeliest reason, or the nearest existing name."""
+    """Return advice about a missing prefix: the likeliest reason, or the nearest existing name."""
     if prefix.suffix in (".bin", ".idx") and prefix.is_file():
         return f"; give the prefix without its suffix: {str(prefix.with_suffix(''))!r}"
     if (prefix.parent / PARTIAL_NAME).is_dir():

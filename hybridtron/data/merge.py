@@ -48,7 +48,7 @@ def merge_shards(
     out: Path,
     on_bytes: Callable[[int, int], None],
 ) -> Merged:
-    """Writes train and valid .bin/.idx, sources.jsonl and damaged.jsonl of `sources` to the folder `out`.
+    """Write train and valid .bin/.idx, sources.jsonl and damaged.jsonl of `sources` to the folder `out`.
 
     Whether a document is held out follows from its file's name and its line alone, unless its source says so. With two
     documents or more neither split is empty. An empty split has no files. `on_bytes(done, total)` counts bytes written.
@@ -84,7 +84,7 @@ def merge_shards(
 
 
 def _with_line_bases(folders: list[Path], dtype: np.dtype) -> Iterator[tuple[Shard, np.ndarray]]:
-    """Every shard with the number of lines that its pieces' sources have before them, [num_pieces] int64."""
+    """Yield every shard with the number of lines before each of its pieces in their sources, [num_pieces] int64."""
     source, lines = -1, 0
     for folder in folders:
         shard = load_shard(folder, dtype)
@@ -139,7 +139,7 @@ class _Chooser:
         self.num_documents += len(shard.lengths)
 
     def settle(self) -> None:
-        """Moves one document where a split would stay empty."""
+        """Move one document where a split would stay empty."""
         if self._draws and self._num_drawn > 0 and self.num_documents >= 2:
             if self._num_valid == 0:
                 self._changed = (self._lowest[1], True)
@@ -147,7 +147,7 @@ class _Chooser:
                 self._changed = (self._highest[1], False)
 
     def choose(self, shard: Shard, line_bases: np.ndarray) -> np.ndarray:
-        """Which documents of the next shard are held out, [n] bool."""
+        """Choose the documents of the next shard that are held out, [n] bool."""
         held_out = self._held_out(shard, line_bases)
         if self._changed is not None and 0 <= self._changed[0] - self._position < len(held_out):
             held_out[self._changed[0] - self._position] = self._changed[1]
@@ -155,7 +155,7 @@ class _Chooser:
         return held_out
 
     def _keys(self, shard: Shard, line_bases: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Per document: its pseudo-random key [n] uint64, and whether it is drawn at all [n] bool."""
+        """Return for each document its pseudo-random key [n] uint64, and whether it can be drawn [n] bool."""
         source = np.array([piece.source_index for piece in shard.counts], np.int64)[shard.pieces]
         lines = shard.lines + line_bases[shard.pieces]
         return mix(self._names[source] ^ mix(lines.astype(np.uint64))), self._chosen[source] < 0

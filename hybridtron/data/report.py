@@ -21,7 +21,7 @@ class SplitReport:
 
     @property
     def bytes_per_token(self) -> float:
-        """Divides a loss in bits per token to give bits per byte."""
+        """Return the bytes per token, by which bits per token are divided to give bits per byte."""
         return self.bytes / self.tokens
 
 
@@ -49,7 +49,7 @@ class CorpusReport:
 
 
 def read_corpus_report(folder: Path) -> CorpusReport | None:
-    """The report in `folder`, None where there is none. Raises UserError for one that cannot be understood."""
+    """Read the report in `folder`, None where there is none. Raises UserError for one that cannot be understood."""
     path = folder / REPORT_NAME
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -62,6 +62,6 @@ def read_corpus_report(folder: Path) -> CorpusReport | None:
 
 
 def read_report(prefix: Path) -> SplitReport | None:
-    """The report of the split at `prefix` (OUT/train or OUT/valid); None for data that was prepared elsewhere."""
+    """Read the report of the split at `prefix` (OUT/train or OUT/valid); None for data that was prepared elsewhere."""
     report = read_corpus_report(prefix.parent)
     return None if report is None else report.splits.get(prefix.name)

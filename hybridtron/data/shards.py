@@ -25,7 +25,7 @@ MAX_PIECES = 4096  # bounds a shard of many tiny files
 
 @dataclass(frozen=True)
 class Piece:
-    """Bytes [start, end) of one source; `source_index` is its place in the corpus."""
+    """Bytes [start, end) of one source; `source_index` is its position in the corpus."""
 
     source_index: int
     source: Source
@@ -55,7 +55,7 @@ class PieceCounts:
 
 
 def plan_shards(files: list[Source], shard_bytes: int) -> list[ShardTask]:
-    """Cuts the corpus into shards of about `shard_bytes`; depends on the files alone."""
+    """Cut the corpus into shards of about `shard_bytes`; depends on the files alone."""
     groups: list[list[Piece]] = [[]]
     room = shard_bytes
     for index, source in enumerate(files):
@@ -102,7 +102,7 @@ def load_shard(folder: Path, dtype: np.dtype) -> Shard:
 
 
 def is_finished(folder: Path, dtype: np.dtype) -> bool:
-    """Whether a whole shard lies in `folder`; one that lost data, as by a power failure, is removed."""
+    """Return True where `folder` holds a whole shard; remove one that lost data, as by a power failure."""
     if not folder.is_dir():
         return False
     try:
@@ -121,7 +121,7 @@ def is_finished(folder: Path, dtype: np.dtype) -> bool:
 
 @functools.lru_cache(maxsize=1)
 def _tokenizer(spec: str, eod_token: str | None, fingerprint: str) -> tokenizers.Tokenizer:
-    """Loaded once per process. The fingerprint keeps a file that changes meanwhile from mixing two encodings."""
+    """Load the tokenizer, once per process; with the fingerprint, a file that changes meanwhile is an error."""
     loaded = tokenizers.load(spec, eod_token)
     if loaded.fingerprint != fingerprint:
         raise UserError(f"tokenizer = {spec}: changed while the corpus was being prepared")
@@ -138,7 +138,7 @@ def write_shard(
     fingerprint: str,
     json_key: str,
 ) -> None:
-    """Encodes the documents of `task` into `work_folder / task.name`, which is complete once it exists."""
+    """Encode the documents of `task` into `work_folder / task.name`, which is complete once it exists."""
     tokenizer = _tokenizer(tokenizer_spec, eod_token, fingerprint)
     temporary = work_folder / f"{task.name}.writing-{os.getpid()}"
     temporary.mkdir()
@@ -242,7 +242,7 @@ class _ShardWriter:
 
 
 def _encode(tokenizer: tokenizers.Tokenizer, content: str | bytes) -> tuple[int, np.ndarray, bool]:
-    """Bytes of text, token ids, and whether characters that cannot be encoded were replaced by U+FFFD."""
+    """Return bytes of text, token ids, and whether characters that cannot be encoded were replaced by U+FFFD."""
     if isinstance(content, bytes):
         if isinstance(tokenizer, tokenizers.ByteTokenizer):
             return len(content), tokenizer.encode_bytes(content), False

@@ -31,7 +31,7 @@ class Source:
 
     @property
     def can_be_cut(self) -> bool:
-        """Whether reading may start in the middle: lines without compression."""
+        """Return True where reading may start in the middle: lines without compression."""
         return self.path.name.endswith(".jsonl")
 
 
@@ -46,7 +46,7 @@ class SourceList:
 def find_sources(
     inputs: Sequence[Path], text_suffixes: Sequence[str] = (".txt",), valid: Sequence[Path] = ()
 ) -> SourceList:
-    """All files of `inputs`, folders walked in the order of their relative paths.
+    """Find all files of `inputs`, folders walked in the order of their relative paths.
 
     `valid`: files or folders to hold out, also where `inputs` name them too; all others are then for training. Raises
     UserError for a missing path, a file of unknown suffix, a file given twice, and where nothing is left.
@@ -68,7 +68,7 @@ def find_sources(
 
 
 def source_of(path: Path, name: str) -> Source:
-    """The source at `path`. Raises UserError where it cannot be looked at."""
+    """Return the source at `path`. Raises UserError where it cannot be looked at."""
     try:
         status = path.stat()
     except OSError as error:
@@ -101,7 +101,7 @@ def _collect(inputs: Iterable[Path], text_suffixes: Sequence[str]) -> SourceList
 
 
 def _walk(folder: Path) -> list[Path]:
-    """Every file below `folder`, and every link to a folder: links are not followed, but not passed over in silence.
+    """Yield every file below `folder`, and every link to a folder: links are not followed, but reported.
 
     What a preparation writes is no text, though some of it is .jsonl: its folders are left out.
     """

@@ -18,7 +18,7 @@ EXCLUDED_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__", "
 
 
 def standard_library_sources() -> SourceList:
-    """The library's .py files in the order of their relative paths, without EXCLUDED_FOLDERS.
+    """Find the library's .py files in the order of their relative paths, without EXCLUDED_FOLDERS.
 
     Left out as well: _sysconfigdata*.py, which the build writes with this machine's paths. Raises UserError where the
     interpreter came without sources.
@@ -35,11 +35,11 @@ def standard_library_sources() -> SourceList:
 
 
 def prepare_standard_library(folder: Path = Path("data"), announce: Callable[[str], None] = lambda text: None) -> Path:
-    """Prepares the library byte by byte in `folder`/stdlib-VERSION-byte, once, and returns that folder.
+    """Prepare the library byte by byte in `folder`/stdlib-VERSION-byte, once, and returns that folder.
 
     One file is one document; about a twentieth of the files is held out. The folder appears at once, complete: of
-    several processes doing this at a time, one wins and all return the same. `announce` is told what begins, where
-    there is something to do.
+    several processes doing this at a time, one wins and all return the same. `announce` is called with a
+    message before the work, where there is some.
     """
     final = folder / f"stdlib-{platform.python_version()}-byte"
     if (final / REPORT_NAME).is_file():

@@ -36,11 +36,11 @@ class Tokenizer(Protocol):
     eod: int
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids of `text`, [num_tokens], without an end-of-document id."""
+        """Encode `text` to token ids, [num_tokens], without an end-of-document id."""
         ...
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Text of `ids`; end-of-document ids are left out."""
+        """Decode `ids` to text; end-of-document ids are left out."""
         ...
 
 
@@ -56,7 +56,7 @@ class ByteTokenizer:
         return self.encode_bytes(text.encode("utf-8"))
 
     def encode_bytes(self, data: bytes) -> np.ndarray:
-        """Token ids of `data` as it is, UTF-8 or not."""
+        """Encode bytes as they are, UTF-8 or not."""
         return np.frombuffer(data, dtype=np.uint8).astype(np.uint16)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -103,7 +103,7 @@ class HuggingFaceTokenizer:
 
 
 def load(spec: str, eod_token: str | None = None, key: str = "data.tokenizer") -> Tokenizer:
-    """The tokenizer that `spec` names: `byte`, a tokenizer.json, or a folder that holds one.
+    """Load the tokenizer that `spec` names: `byte`, a tokenizer.json, or a folder that holds one.
 
     Raises UserError where it is none of these, or has no end-of-document token; `key` says where the user named it.
     """
@@ -137,7 +137,7 @@ def _end_of_document(path: Path, vocabulary: dict[str, int], eod_token: str | No
 
 
 def _configured_eos(path: Path) -> str | None:
-    """The `eos_token` of a Hugging Face tokenizer_config.json, in either of its two spellings."""
+    """Read the `eos_token` of a Hugging Face tokenizer_config.json, in either of its two spellings."""
     try:
         token: Any = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
     except (OSError, ValueError, AttributeError):

@@ -5,6 +5,7 @@ A parameter that packs several parts is stored part by part under `name.part`, w
 
 from __future__ import annotations
 
+import logging
 import queue
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from hybridtron.errors import UserError
 from hybridtron.safe_index import read_safe_index
 from hybridtron.tensors import TensorSpec
 
+logger = logging.getLogger(__name__)
+
 
 def save(folder: Path, engine: Engine) -> None:
     """Write parameters and optimizer state into the existing, empty folder; every process calls this."""
@@ -34,17 +37,18 @@ def save(folder: Path, engine: Engine) -> None:
     updates = optimizer_state.updates(engine.optimizer)
     dist_checkpointing.save(chunks | {"optimizer": optimizer, "optimizer_updates": updates}, str(folder))
     dist.barrier()
+    logger.debug("saved %s", folder)
 
 
 def load(folder: Path, engine: Engine) -> None:
-    """Read parameters and optimizer state, in place."""
+    """Read parameters and optimizer state into the engine; UserError for a damaged checkpoint."""
     read_safe_index(folder)
     chunks = _sharded_chunks(engine.chunks, engine.specs, engine.parallel_context)
     optimizer = optimizer_state.sharded_state(engine.optimizer, _flat(chunks), loading=True)
     with naming_damage(folder):
         state = dist_checkpointing.load(chunks | {"optimizer": optimizer}, str(folder))
     if "optimizer_updates" not in state:
-        raise UserError(f"{folder}: damaged: it does not say how often the optimizer has updated")
+        raise UserError(f"{folder}: damaged: optimizer_updates is missing")
     for index, chunk in enumerate(engine.chunks):
         chunk.load_state_dict(state[f"model{index}"])
     names = {id(parameter): name for chunk in engine.chunks for name, parameter in chunk.named_parameters()}
@@ -73,11 +77,11 @@ def _write_buckets(
         filesystem_async.FileSystemWriterAsync.write_preloaded_data(
             transforms, index, bucket, answers, pending, use_fsync=True, use_msc=use_msc
         )
-        _, outcome = answers.get()
-        if isinstance(outcome, Exception):
-            results.put(outcome)
+        _, written_files = answers.get()
+        if isinstance(written_files, Exception):
+            results.put(written_files)
             return
-        written[index] = outcome
+        written[index] = written_files
     results.put(written)
 
 

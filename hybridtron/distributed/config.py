@@ -52,12 +52,12 @@ class ParallelConfig(Strict):
 
     @property
     def model_size(self) -> int:
-        """Processes that hold one copy of the model."""
+        """Count the processes that hold one copy of the model."""
         return self.tensor * self.context * self.pipeline
 
     @property
     def num_stages(self) -> int:
-        """Runs of layers that the model is cut into."""
+        """Count the runs of layers that the model is cut into."""
         return self.pipeline * self.virtual_pipeline
 
     def recompute_of(self, block: str) -> Recompute:

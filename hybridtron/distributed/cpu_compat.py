@@ -86,13 +86,13 @@ def cuda_calls_on_cpu() -> Iterator[None]:
 @functools.cache
 def _correct_megatron() -> None:
     """Import megatron-core's modules and correct them, once in a process."""
-    with _quiet_import():
+    with _import_uncompiled():
         _correct_moe_dispatch()
         _correct_uneven_collectives()
 
 
 @contextlib.contextmanager
-def _quiet_import() -> Iterator[None]:
+def _import_uncompiled() -> Iterator[None]:
     """Import megatron-core without torch.compile: its fusions would need a C++ compiler and seconds at start-up."""
 
     def uncompiled(function: Callable[..., Any] | None = None, **_: Any) -> Any:

@@ -58,7 +58,7 @@ class StepResult:
 
 
 def megatron_config(hidden_size: int, parallel: ParallelConfig, precision: PrecisionConfig) -> TransformerConfig:
-    """What megatron-core wants to know about a model, most of which only concerns its own layers."""
+    """Build the config that megatron-core asks for, most of which only concerns its own layers."""
     dtype = precision.dtype
     interleaved = parallel.virtual_pipeline > 1
     return TransformerConfig(
@@ -86,7 +86,7 @@ def megatron_config(hidden_size: int, parallel: ParallelConfig, precision: Preci
 
 class Engine:
     """Trains the runs of layers `chunks` of a model whose parameters are declared in `specs`, in the layout of
-    `place`."""
+    `parallel_context`."""
 
     def __init__(
         self,
@@ -142,8 +142,7 @@ class Engine:
         config.grad_scale_func = self.optimizer.scale_loss
 
     def train_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
-        """One update from this process's micro-batches; nothing is updated when the loss or a gradient is not
-        finite."""
+        """Update the parameters from this process's micro-batches, unless the loss or a gradient is not finite."""
         for replica in self.replicas:
             replica.train()
             replica.zero_grad_buffer()
@@ -171,26 +170,26 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[MicroBatch], counted: int) -> float:
-        """Mean loss over the sequences that count, of this process the first `counted`, of all data-parallel processes.
+        """Compute the mean loss over the first `counted` sequences of each data-parallel process.
 
-        They must hold equally many micro-batches.
+        All processes must be given equally many micro-batches.
         """
         for replica in self.replicas:
             replica.eval()
         return self._mean(self._run(micro_batches, forward_only=True), counted)
 
     def agree(self, mine: bool) -> bool:
-        """True where every process says true."""
+        """Return True where every process passes true."""
         return bool(self.largest(0 if mine else 1) == 0)
 
     def largest(self, mine: int) -> int:
-        """The largest of all processes' values."""
+        """Return the largest of all processes' values."""
         value = torch.tensor(mine, device=self.parallel_context.device)
         dist.all_reduce(value, dist.ReduceOp.MAX)
         return int(value)
 
     def _run(self, micro_batches: Sequence[MicroBatch], forward_only: bool) -> list[Tensor]:
-        """The losses [b] of this process's runs of the sequences of each micro-batch; of the last stage alone."""
+        """Run the schedule; return the losses [b] of each micro-batch in the last stage, no losses in others."""
         one = len(self.replicas) == 1
         losses: list[Tensor] = get_forward_backward_func()(
             forward_step_func=self._forward,
@@ -204,8 +203,7 @@ class Engine:
         return losses
 
     def _mean(self, losses: list[Tensor], counted: int | None = None) -> float:
-        """Mean over the sequences of all processes: once each, by the last stage and one of its tensor-parallel
-        processes."""
+        """Average over the sequences of all processes, each counted by one process of the last stage."""
         total = torch.zeros(2, dtype=torch.float64, device=self.parallel_context.device)  # sum, number
         if losses and self.parallel_context.shards.tensor.rank == 0:
             own = torch.cat(losses).double()[:counted]
@@ -214,6 +212,7 @@ class Engine:
         return float(total[0] / total[1])
 
     def _forward(self, micro_batches: Iterator[MicroBatch], replica: nn.Module) -> tuple[Any, Any]:
+        """Run one micro-batch through a chunk; return its output and the function that makes a loss of it."""
         context, device = self.parallel_context.context, self.parallel_context.device
         tokens, labels = (
             t.chunk(context.size, 1)[context.rank].to(device, non_blocking=True) for t in next(micro_batches)
@@ -222,8 +221,10 @@ class Engine:
 
 
 def _mean_loss(output: tuple[Tensor, Tensor], z_loss: float, shares: int) -> tuple[Tensor, Tensor]:
-    """What is minimised, and what is reported: a loss per sequence. The z-loss keeps log Z near 0 (Chowdhery et al.
-    2022, PaLM, section 5)."""
+    """Return the loss to minimise, and the loss of each sequence to report.
+
+    The z-loss keeps log Z near 0 (Chowdhery et al. 2022, PaLM, section 5).
+    """
     nll, log_z = output
     loss = nll.mean()
     reported = nll.detach().mean(0)  # [s, b] -> [b]
@@ -233,8 +234,7 @@ def _mean_loss(output: tuple[Tensor, Tensor], z_loss: float, shares: int) -> tup
 
 
 def _annotate(model: Any, specs: dict[str, TensorSpec], sequence_parallel: bool, chunk: int | None) -> None:
-    """Tell megatron-core, by attributes, which parameters are pieces, and which copies see only part of the
-    sequence."""
+    """Set the attributes by which megatron-core knows shards, and copies that see only part of the sequence."""
     stage = getattr(model, "stage", None)
     model.model_type = ModelType.encoder_or_decoder
     model.vp_stage = chunk

@@ -13,7 +13,7 @@ from hybridtron.errors import UserError
 
 @dataclass(frozen=True)
 class Environment:
-    """One process of a job. `init_method` is torch.distributed's; None: a single process that meets nobody."""
+    """One process of a job. `init_method` is torch.distributed's; None: a single process without peers."""
 
     rank: int
     world_size: int
@@ -52,7 +52,7 @@ def read_environment(env: Mapping[str, str] = os.environ) -> Environment:
 
 
 def _first_node(env: Mapping[str, str]) -> str | None:
-    """The node of rank 0, where its name resolves: srun may have been started on another one."""
+    """Return the node of rank 0, where its name resolves: srun may have been started on another one."""
     found = re.match(r"([^,\[]+)(?:\[(\d+))?", env.get("SLURM_STEP_NODELIST", ""))
     if not found:
         return None

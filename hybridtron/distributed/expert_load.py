@@ -1,6 +1,6 @@
-"""How many of a step's tokens each expert was chosen for, over all processes.
+"""Counts of a step's tokens that chose each expert, over all processes.
 
-A module that owns experts counts them in `expert_load` and is told the sums by `rebalance`.
+A module that owns experts counts them in `expert_load` and is given the sums by `rebalance`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ class ExpertLoads:
         }
 
     def begin(self) -> None:
+        """Set the counts to zero."""
         for module in self.held.values():
             module.expert_load.zero_()
 
     def total(self) -> dict[str, Tensor]:
-        """The counts of every layer with experts, by its module's name; every process calls this."""
+        """Add up the counts of every layer with experts, by its module's name; every process calls this."""
         if not self.num_experts:
             return {}
         counts = {
@@ -50,12 +51,13 @@ class ExpertLoads:
         return dict(zip(counts, joined.split(list(self.num_experts.values())), strict=True))
 
     def rebalance(self, total: dict[str, Tensor]) -> None:
+        """Give the layers of this process the counts of all."""
         for name, module in self.held.items():
             module.rebalance(total[name])
 
 
 def fractions(total: dict[str, Tensor]) -> dict[str, list[float]]:
-    """Share of each expert in its layer's choices, by layer: `3`, or `3.branches.0` of a layer of several mixers."""
+    """Compute each expert's share of its layer's choices, by layer: `3`, or `3.branches.0` of several mixers."""
     return {
         name.removeprefix("layers.").replace(".mixer", "", 1): (load / load.sum().clamp_min(1)).tolist()
         for name, load in total.items()

@@ -1,10 +1,11 @@
-"""Process groups of a layout, and this process's place in it."""
+"""Process groups of a layout, and this process among them."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import gc
+import logging
 import os
 import signal
 import sys
@@ -23,6 +24,8 @@ from hybridtron.distributed.memory import keep_freed_memory
 from hybridtron.errors import UserError
 from hybridtron.tensors import Shard, Shards
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class ParallelContext:
@@ -35,7 +38,7 @@ class ParallelContext:
     rank: int
     world_size: int
     device: torch.device
-    shards: Shards  # which pieces of the parameters this process holds
+    shards: Shards  # the part of the parameters that this process holds
     tensor_group: dist.ProcessGroup
     context: Shard
     context_group: dist.ProcessGroup
@@ -44,11 +47,12 @@ class ParallelContext:
     pipeline: Shard
     data_rank: int
     data_size: int
-    replica_rank: int  # among the processes that hold the same pieces: data and context together
+    replica_rank: int  # among the processes that hold the same shards: data and context together
     expert_replica_rank: int  # among those that hold the same experts
 
     @property
     def is_main(self) -> bool:
+        """Return True for the process that writes files and output."""
         return self.rank == 0
 
 
@@ -62,10 +66,12 @@ def process_groups(parallel: ParallelConfig, environment: Environment) -> Iterat
     with cuda_calls_on_cpu():
         _die_with_launcher()
         device = _choose_device(environment)
-        _initialize_torch_distributed(environment, "nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        logger.debug("rank %d of %d joins by %s, on %s", environment.rank, environment.world_size, backend, device)
+        _initialize_torch_distributed(environment, backend)
         try:
             make_groups(parallel)
-            yield place_of(parallel, environment.rank, environment.world_size, device)
+            yield parallel_context_of(parallel, environment.rank, environment.world_size, device)
         finally:
             destroy_groups()
             gc.collect()  # an engine refers to itself; gloo's threads run, and spin, until it and its groups are gone
@@ -128,8 +134,8 @@ def destroy_groups() -> None:
     dist.destroy_process_group()
 
 
-def place_of(parallel: ParallelConfig, rank: int, world_size: int, device: torch.device) -> ParallelContext:
-    """Return this process's place in the groups that `make_groups` made."""
+def parallel_context_of(parallel: ParallelConfig, rank: int, world_size: int, device: torch.device) -> ParallelContext:
+    """Describe this process among the groups that `make_groups` made."""
     from megatron.core import parallel_state as state
 
     tensor = state.get_tensor_model_parallel_group()

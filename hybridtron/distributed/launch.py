@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -15,9 +16,11 @@ from types import FrameType
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 GRACE_SECONDS = 30.0
 
+logger = logging.getLogger(__name__)
+
 
 def launch(command: Sequence[str], num_processes: int) -> int:
-    """Run the command num_processes times as ranks of one job; returns the first non-zero exit code, else 0.
+    """Run the command num_processes times as ranks of one job; return the first non-zero exit code, else 0.
 
     Ranks meet through a file, so that no port is taken; each is in a session of its own, so that a Ctrl-C at the
     terminal reaches it once, through this process. Rank 0 shares the terminal; the others' output is errors only.
@@ -52,10 +55,13 @@ def _start(command: Sequence[str], rank: int, num_processes: int, folder: Path) 
 
 
 def _usable_cores() -> int:
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _forward(processes: Sequence[subprocess.Popen[bytes]]) -> Callable[[int, FrameType | None], None]:
+    """Make a handler that passes a signal on to the running processes."""
+
     def handler(number: int, frame: FrameType | None) -> None:
         for process in processes:
             if process.poll() is None:
@@ -65,7 +71,7 @@ def _forward(processes: Sequence[subprocess.Popen[bytes]]) -> Callable[[int, Fra
 
 
 def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
-    """Wait for all; after a failure the others, who may hang on a collective, get a grace period and are ended."""
+    """Wait for all; after a failure end the others, which may hang on a collective, when a grace period is over."""
     running, code, deadline = list(processes), 0, float("inf")
     while running:
         for process in list(running):
@@ -76,6 +82,8 @@ def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
                     process.kill()
                 continue
             running.remove(process)
+            if result:
+                logger.info("rank %d ended with %d", processes.index(process), result)
             if result and not code:
                 code, deadline = (result if result > 0 else 128 - result), time.monotonic() + GRACE_SECONDS
     return code

@@ -32,9 +32,9 @@ class _Held(NamedTuple):
 
 
 def sharded_state(optimizer: ChainedOptimizer, parameters: dict[str, Any], loading: bool) -> dict[str, Any]:
-    """The tensors to save or to read into, by their key, given the sharded parameters by name.
+    """Return the tensors to save or to read into, by their key, given the sharded parameters by name.
 
-    Every process calls this: the pieces of the distributed optimizer are gathered.
+    Every process calls this: the shards of the distributed optimizer are gathered.
     """
     by_parameter = {id(sharded.data): (name, sharded) for name, sharded in parameters.items()}
     state: dict[str, Any] = {}
@@ -60,16 +60,18 @@ def restore(optimizer: ChainedOptimizer, state: dict[str, Tensor], names: dict[i
 
 
 def updates(optimizer: ChainedOptimizer) -> int:
-    """How many times Adam has updated its parameters."""
+    """Return the number of updates that Adam has made."""
     steps = [state["step"] for each in optimizer.chained_optimizers for state in each.optimizer.state.values()]
     return max((int(step) for step in steps), default=0)
 
 
 def _kinds(optimizer: MegatronOptimizer) -> tuple[str, ...]:
+    """Return the kinds of tensors that the optimizer keeps of a parameter."""
     return MOMENTS if optimizer.config.params_dtype == torch.float32 else (*MOMENTS, "param")
 
 
 def _held(optimizer: MegatronOptimizer) -> Iterator[_Held]:
+    """Yield what an optimizer updates in this process."""
     if isinstance(optimizer, DistributedOptimizer):
         for parameter, (group, order) in optimizer.model_param_group_index_map.items():
             run = optimizer._get_model_param_range_map(parameter)["param"]
@@ -90,7 +92,7 @@ def _tensor(optimizer: MegatronOptimizer, held: _Held, kind: str) -> Tensor:
 
 
 def _whole(optimizer: MegatronOptimizer, kind: str, loading: bool) -> Iterator[tuple[nn.Parameter, Tensor]]:
-    """Every parameter with its whole tensor of this kind; when loading, an empty one where it is not held whole."""
+    """Yield every parameter with its whole tensor of this kind; when loading, an empty one where it is sharded."""
     if not isinstance(optimizer, DistributedOptimizer):
         for held in _held(optimizer):
             yield held.parameter, _tensor(optimizer, held, kind)
@@ -119,7 +121,7 @@ def _whole(optimizer: MegatronOptimizer, kind: str, loading: bool) -> Iterator[t
 
 
 def _like(sharded: Any, key: str, value: Tensor) -> ShardedTensor | ShardedTensorFactory:
-    """The declaration of a parameter, for another tensor of its shape."""
+    """Return the declaration of a parameter, for another tensor of its shape."""
     if isinstance(sharded, ShardedTensorFactory):
         return replace(sharded, key=key, data=value)
     return replace(sharded, key=key, data=value, dtype=value.dtype)

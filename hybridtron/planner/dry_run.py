@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hybridtron.distributed.cpu_compat import cuda_calls_on_cpu
-from hybridtron.distributed.groups import ParallelContext, make_groups, place_of
+from hybridtron.distributed.groups import ParallelContext, make_groups, parallel_context_of
 from hybridtron.errors import UserError
 from hybridtron.model.language_model import LanguageModel
 from hybridtron.model.tensors import model_tensors
@@ -42,7 +42,7 @@ def run_stage(config: RunConfig, world_size: int, pipeline_rank: int) -> StageRu
     rank = pipeline_rank * (world_size // config.parallel.pipeline)
     with cuda_calls_on_cpu(), fake_process_group(rank, world_size) as traffic, _meta():
         make_groups(config.parallel)
-        parallel_context = place_of(config.parallel, rank, world_size, META)
+        parallel_context = parallel_context_of(config.parallel, rank, world_size, META)
         _name_groups(traffic)
         chunks, _ = build_chunks(config, parallel_context)
         parameters = _check_parameters(config, chunks, parallel_context)

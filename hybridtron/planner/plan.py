@@ -37,7 +37,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """`parameters` counts the model's once; `parameters_over_processes` adds up the distinct pieces that the processes
+    """`parameters` counts the model's once; `parameters_over_processes` adds up the distinct shards that the processes
     hold. `bubble` is the share of a step in which a process waits for the pipeline."""
 
     gpus: int
@@ -51,12 +51,15 @@ class Plan:
     sent_bytes_per_step: dict[str, int] | None  # of all processes together
 
     def as_json(self) -> dict[str, Any]:
+        """Convert to the object that `--json` prints."""
         return asdict(self)
 
 
 def plan(config: RunConfig, gpus: int, dry_run: bool) -> Plan:
-    """The plan of a resolved config on so many processes; with `dry_run` every distinct stage is built and run without
-    values. Raises UserError for a layout that cannot be, or where the parts do not add up to the model."""
+    """Plan a resolved config on so many processes; with `dry_run` build and run every distinct stage without values.
+
+    Raises UserError for an impossible layout, or where the parts do not add up to the model.
+    """
     copies = data_parallel_size(config, gpus, size_name="gpus")
     model, parallel, train = config.model, config.parallel, config.train
     micro_batches = train.global_batch_size // (train.micro_batch_size * copies)
@@ -70,11 +73,11 @@ def plan(config: RunConfig, gpus: int, dry_run: bool) -> Plan:
         tensors = {name: spec for stage in own for name, spec in stage_tensors(model, specs, stage).items()}
         run = None
         if dry_run:
-            alike = tuple((model.layer_names[s.start : s.stop], s.is_first, s.is_last) for s in own)
-            if alike not in runs:
-                runs[alike] = run_stage(config, gpus, rank)
-            run = runs[alike]
-        counts = {name: math.prod(spec.local_shape(_pieces(config))) for name, spec in tensors.items()}
+            kind = tuple((model.layer_names[s.start : s.stop], s.is_first, s.is_last) for s in own)
+            if kind not in runs:
+                runs[kind] = run_stage(config, gpus, rank)
+            run = runs[kind]
+        counts = {name: math.prod(spec.local_shape(_one_shard(config))) for name, spec in tensors.items()}
         if run and sum(run.parameters.values()) != sum(counts.values()):
             raise UserError(
                 f"dry run: a process of stage {rank} holds {sum(run.parameters.values())} parameters; expected "
@@ -82,7 +85,7 @@ def plan(config: RunConfig, gpus: int, dry_run: bool) -> Plan:
             )
         copied = {"embedding.weight"} if model.tie_embeddings and rank > 0 else set()
         for name, count in counts.items():
-            held[name] += count * _ways(specs[name], config) if name not in copied else 0
+            held[name] += count * _num_shards(specs[name], config) if name not in copied else 0
         share = sum(costs[stage.index] for stage in own) / max(1, sum(costs))
         plans.append(_stage(config, own, share, tensors, counts, run, copies, micro_batches))
     total = sum(spec.numel for spec in specs.values())
@@ -108,14 +111,15 @@ def plan(config: RunConfig, gpus: int, dry_run: bool) -> Plan:
     )
 
 
-def _pieces(config: RunConfig) -> Shards:
+def _one_shard(config: RunConfig) -> Shards:
+    """Return the shards that the first process holds."""
     parallel = config.parallel
     return Shards(Shard(0, parallel.tensor), Shard(0, parallel.expert), Shard(0, parallel.expert_tensor))
 
 
-def _ways(spec: TensorSpec, config: RunConfig) -> int:
-    """How many distinct pieces of a parameter there are."""
-    return math.prod(piece.size for _, piece in spec.cuts(_pieces(config)))
+def _num_shards(spec: TensorSpec, config: RunConfig) -> int:
+    """Count the distinct shards of a parameter."""
+    return math.prod(shard.size for _, shard in spec.cuts(_one_shard(config)))
 
 
 def _stage(
@@ -154,7 +158,7 @@ def _stage(
 
 
 def _in_flight(config: RunConfig, rank: int, micro_batches: int) -> float:
-    """Micro-batches whose activations the first process of a stage keeps at once, at most."""
+    """Count the micro-batches whose activations the first process of a stage keeps at once, at most."""
     parallel = config.parallel
     if parallel.virtual_pipeline == 1:
         return min(micro_batches, parallel.pipeline - rank)
@@ -171,7 +175,7 @@ def _sent(
     replicas: tuple[int, int],
     micro_batches: int,
 ) -> dict[str, int]:
-    """Bytes that one process sends in a step, by group and kind; scalars are left out."""
+    """Count the bytes that one process sends in a step, by group and kind; scalars are left out."""
     parallel, model = config.parallel, config.model
     width = BYTES[config.precision.format]
     sent = Counter(
