@@ -23,14 +23,14 @@ DATA = Path(__file__).parents[1] / "tests" / "laws" / "data"
 
 
 def load(path: Path) -> Runs:
-    """The rows with `in_fit` = 1, or all rows of a table without that column."""
+    """Read the rows with `in_fit` = 1, or all rows of a table without that column."""
     with path.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row.get("in_fit", "1") == "1"]
     return Runs.of(path.name, **{name: [float(row[name]) for row in rows] for name in ("n_params", "tokens", "loss")})
 
 
 def timed(task: Callable[[], object], repeats: int = 3) -> tuple[float, float]:
-    """Least wall and least processor seconds of `repeats` runs."""
+    """Return the least wall and least processor seconds of `repeats` runs."""
     wall, processor = [], []
     for _ in range(repeats):
         start, used = time.perf_counter(), time.process_time()
@@ -41,7 +41,7 @@ def timed(task: Callable[[], object], repeats: int = 3) -> tuple[float, float]:
 
 
 def plain_lbfgs(problem: Problem, starts: np.ndarray) -> float:
-    """scipy's L-BFGS from every start in turn, with the same analytic gradient; the least objective."""
+    """Run scipy's L-BFGS from every start in turn, with the same analytic gradient; return the least objective."""
 
     def value(theta: np.ndarray) -> tuple[float, np.ndarray]:
         total, slope = gradient(problem, theta[None])

@@ -14,7 +14,7 @@ _MEANING = {"N": "parameters", "D": "tokens", "C": "training FLOPs", "M": "token
 
 
 def complete(point: Mapping[str, float], law: str) -> dict[str, float]:
-    """N, D, C and M of a point given by any two of them (C = 6 N D, M = D / N), or by C alone.
+    """Complete a point to N, D, C and M from any two of them (C = 6 N D, M = D / N), or by C alone.
 
     Raises UserError for an unknown name, a value that is not positive, or a point that is not determined.
     """
@@ -45,7 +45,7 @@ def complete(point: Mapping[str, float], law: str) -> dict[str, float]:
 
 
 def extrapolation_warnings(values: Mapping[str, float], data: Mapping[str, np.ndarray]) -> list[str]:
-    """A warning for each quantity of a point that lies more than ten times outside the range of the data."""
+    """Warn of each quantity of a point that lies more than ten times outside the range of the data."""
     warnings = []
     for name, value in values.items():
         if name not in data:

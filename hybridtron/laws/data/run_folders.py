@@ -74,7 +74,7 @@ def _row(folder: Path, context: int | None, warnings: list[str]) -> dict[str, An
 
 
 def _end(folder: Path, warnings: list[str]) -> dict[str, Any]:
-    """Tokens and loss at the end of the run, or where it stands now."""
+    """Read tokens and loss at the end of the run, or of its last row."""
     summary = folder / "summary.json"
     if summary.is_file():
         try:

@@ -1,4 +1,4 @@
-"""Training runs as columns of equal length: what every law is fitted to.
+"""Training runs as columns of equal length, which laws are fitted to.
 
 Canonical columns, where a source has them: n_params, tokens, flops, loss (nats per token), M (tokens per parameter),
 total_state (elements), score, error (in 0..1), group, arch. Other columns keep the name that the source gives them.
@@ -27,7 +27,7 @@ class Runs:
 
     @classmethod
     def of(cls, source: str = "data", **columns: Any) -> Runs:
-        """From arrays or lists of equal length, lines counted from 1."""
+        """Build runs from arrays or lists of equal length, lines counted from 1."""
         arrays = {name: _column(values) for name, values in columns.items()}
         sizes = {len(array) for array in arrays.values()}
         if len(sizes) != 1:
@@ -41,19 +41,19 @@ class Runs:
         return name in self.columns
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """One column, [n]; raises UserError with the nearest names when there is none of this name."""
+        """Return one column, [n]; raises UserError with the nearest names when there is none of this name."""
         if name not in self.columns:
             raise UserError(f"{self.source}: no column {name!r}; expected {one_of(name, self.columns)}")
         return self.columns[name]
 
     def take(self, rows: np.ndarray) -> Runs:
-        """The rows of a boolean mask or of an index array, in its order."""
+        """Return the rows of a boolean mask or of an index array, in its order."""
         rows = np.asarray(rows)
         columns = {name: values[rows] for name, values in self.columns.items()}
         return replace(self, columns=columns, lines=self.lines[rows])
 
     def where(self, column: str, value: object) -> Runs:
-        """The rows whose column equals the value: as a number where the column is numeric, else as text."""
+        """Return the rows whose column equals the value: as a number where the column is numeric, else as text."""
         values = self[column]
         if values.dtype == object:
             return self.take(values == str(value))
@@ -63,11 +63,11 @@ class Runs:
             raise UserError(f"{self.source}: column {column!r} is numeric; {value!r} is not a number") from None
 
     def with_column(self, name: str, values: Any) -> Runs:
-        """The same rows with one column added or replaced."""
+        """Return the same rows with one column added or replaced."""
         return replace(self, columns={**self.columns, name: _column(values)})
 
     def split(self, column: str) -> dict[str, Runs]:
-        """One table per value of the column, in order of first appearance; a number's key is its short text."""
+        """Return one table per value of the column, in order of first appearance; a number's key is its short text."""
         values = self[column]
         text = values if values.dtype == object else np.array([f"{v:g}" for v in values], dtype=object)
         return {str(value): self.take(text == value) for value in dict.fromkeys(text)}
@@ -78,7 +78,7 @@ class Runs:
         valid: Callable[[np.ndarray], np.ndarray] = lambda values: values > 0,
         expected: str = "a finite number above zero",
     ) -> None:
-        """The columns are there and every value is a finite number that `valid` accepts (`expected` in words).
+        """Check that the columns are there and hold finite numbers that `valid` accepts (`expected` in words).
 
         Raises UserError that names the first broken row by its line.
         """

@@ -18,7 +18,7 @@ WIDTH, DEPTH, TOKENS = 1024.0, 24.0, 1e10
 def loss(
     *, width: Any, depth: Any, tokens: Any, E: Any, A: Any, alpha: Any, B: Any, beta: Any, G: Any, gamma: Any
 ) -> Any:
-    """Nats per token of a model of this width (hidden size) and depth (layers) trained on these tokens."""
+    """Compute nats per token of a model of this width (hidden size) and depth (layers) trained on these tokens."""
     terms = ((A, alpha, width / WIDTH), (B, beta, depth / DEPTH), (G, gamma, tokens / TOKENS))
     return E + sum(size * np.exp(-power * np.log(ratio)) for size, power, ratio in terms)
 

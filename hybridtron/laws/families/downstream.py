@@ -20,7 +20,7 @@ from hybridtron.laws.data import points
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families import overtraining, parametric
 from hybridtron.laws.families.law import Fit, Law, Series, Settings
-from hybridtron.laws.fitting.curve import Curve, CurveFit, complete_fit, fit_curve, measured_against_predicted
+from hybridtron.laws.fitting.curve import OUTLIERS, Curve, CurveFit, complete_fit, fit_curve, measured_against_predicted
 from hybridtron.laws.fitting.optimize import Array, Problem
 from hybridtron.laws.report.sentences import held_out_sentence, interval_sentence
 from hybridtron.reporting.numbers import significant
@@ -32,7 +32,7 @@ _UPPER = np.array([3.0, 8.0, 150.0])
 
 
 def build(runs: Runs, delta: float) -> Curve:
-    """The curve over these runs.
+    """Build the curve over these runs.
 
     Fitted as v + s (1 - exp(-gamma u)) / gamma, u the loss from its mean: v and s are the error and its slope at the
     mean loss, so that a curve that hardly bends leaves only gamma loose, not epsilon and k against each other.
@@ -134,8 +134,7 @@ def _predict(
             raise UserError(f"predict = C={full['C']:g}: expected L alone, or two of N, D, C, M")
         at = {"n_params": np.array([full["N"]]), "tokens": np.array([full["D"]])}
         theta_loss = chain.curve.predict(chain.optimum.theta[None], at)[:, 0]
-        entry = {**full, "loss": float(theta_loss[0]),
-                 "loss_interval": chain.spread(lambda theta: chain.curve.predict(theta, at)[:, 0])}  # fmt: skip
+        entry = {**full, **chain.estimate("loss", lambda theta: chain.curve.predict(theta, at)[:, 0])}
         sample_loss = chain.curve.predict(chain.samples, at)[:, 0] if chain.samples is not None else theta_loss
         known = chain.samples is not None  # else the uncertainty of the loss would be left out
         n, d = runs["n_params"], runs["tokens"]
@@ -174,15 +173,12 @@ def _bound_warnings(fitted: CurveFit, loss: Array) -> list[str]:
 
 
 def _bends(loss: Array, error: Array) -> bool:
-    """Whether a parabola in the loss fits better than a line (F test at 5 %); yes where rows are too few to ask."""
+    """Return whether a parabola in the loss fits better than a line (F test at 5 %); True for too few rows."""
     freedom = len(loss) - 3
     if freedom < 1 or np.ptp(loss) == 0:
         return bool(np.ptp(loss) > 0)
     u = (loss - loss.mean()) / np.ptp(loss)
-    line, curve = (
-        float(((error - design @ np.linalg.lstsq(design, error, rcond=None)[0]) ** 2).sum())
-        for design in (np.vander(u, 2), np.vander(u, 3))
-    )
+    line, curve = (float(((error - np.polyval(np.polyfit(u, error, degree), u)) ** 2).sum()) for degree in (1, 2))
     return bool(fdtrc(1, freedom, max(line - curve, 0.0) / max(curve, 1e-300) * freedom) < 0.05)
 
 
@@ -211,13 +207,11 @@ def _curves(runs: Runs, fitted: CurveFit) -> list[Series]:
     loss = runs["loss"]
     x = np.linspace(loss.min() - 0.1 * np.ptp(loss), loss.max() + 0.05 * np.ptp(loss), 80)
     y = fitted.curve.predict(fitted.optimum.theta[None], {"loss": x})[0]
-    low = high = None
-    if fitted.samples is not None:
-        low, high = np.quantile(fitted.curve.predict(fitted.samples, {"loss": x}), [0.025, 0.975], axis=0)
+    band = fitted.band(lambda theta: fitted.curve.predict(theta, {"loss": x}))
     axes: dict[str, Any] = {"x_label": "loss (nats per token)", "y_label": "downstream error", "x_log": False}
     return [
         Series("error against loss", "runs", "points", loss, runs["error"], **axes),
-        Series("error against loss", "epsilon - k exp(-gamma L)", "line", x, y, low=low, high=high, **axes),
+        Series("error against loss", "epsilon - k exp(-gamma L)", "line", x, y, **band, **axes),
         *measured_against_predicted(fitted, "error"),
     ]
 
@@ -231,6 +225,6 @@ LAW = Law(
     fit=fit,
     options={
         "loss_law": ("parametric", "law that turns N and D into loss for predictions: parametric or overtraining"),
-        "outliers": (None, "column that flags outliers, to report how far the answer moves without them"),
+        "outliers": OUTLIERS,
     },
 )

@@ -45,7 +45,7 @@ def formula_law(
     size: Callable[[Runs], Array] | None = None,
     delta: float = 1e-3,
 ) -> FormulaLaw:
-    """A law that predicts `loss` by a formula, fitted by Huber of log loss.
+    """Build a law that predicts `loss` by a formula, fitted by Huber of log loss.
 
     Args:
         formula: called with one array for each column and one for each parameter, all by name; returns the loss.
@@ -97,8 +97,7 @@ def formula_law(
         def loss(theta: Array) -> Array:
             return evaluate(theta, at)[:, 0]
 
-        best = float(loss(fitted.optimum.theta[None])[0])
-        entry = {**point, "loss": best, "loss_interval": fitted.spread(loss)}
+        entry = {**point, **fitted.estimate("loss", loss)}
         return entry, extrapolation_warnings(point, {column: runs[column] for column in columns})
 
     def bound_warnings(fitted: CurveFit) -> list[str]:

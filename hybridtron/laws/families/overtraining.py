@@ -17,7 +17,7 @@ from hybridtron.errors import UserError
 from hybridtron.laws.data import points
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Series, Settings
-from hybridtron.laws.fitting.curve import Curve, CurveFit, complete_fit, fit_curve, measured_against_predicted
+from hybridtron.laws.fitting.curve import OUTLIERS, Curve, CurveFit, complete_fit, fit_curve, measured_against_predicted
 from hybridtron.laws.fitting.logsum import LARGEST, SMALLEST, LogSum, anchored
 from hybridtron.laws.fitting.optimize import Array, Problem
 from hybridtron.laws.report.sentences import held_out_sentence, interval_sentence
@@ -27,7 +27,7 @@ _STEEPEST = 2.0  # bound of eta
 
 
 def compute_and_ratio(runs: Runs | Mapping[str, Array]) -> tuple[Array, Array]:
-    """Columns flops and M, or 6 N D and D / N from n_params and tokens; each [n]."""
+    """Return columns flops and M, or 6 N D and D / N from n_params and tokens; each [n]."""
     if "n_params" in runs and "tokens" in runs:
         n, d = runs["n_params"], runs["tokens"]
         return points.FLOPS_PER_PARAMETER_TOKEN * n * d, d / n
@@ -37,7 +37,7 @@ def compute_and_ratio(runs: Runs | Mapping[str, Array]) -> tuple[Array, Array]:
 
 
 def build(runs: Runs, delta: float, log_residual: bool = False) -> Curve:
-    """The curve over these runs, for the error of the loss or (`log_residual`) of its logarithm."""
+    """Build the curve over these runs, for the error of the loss or (`log_residual`) of its logarithm."""
     loss = runs["loss"]
     flops, ratio = compute_and_ratio(runs)
     log_c, log_m = np.log(flops), np.log(ratio)
@@ -96,8 +96,8 @@ def fit(runs: Runs, settings: Settings) -> Fit:
         def loss(theta: Array) -> Array:
             return fitted.curve.predict(theta, at)[:, 0]
 
-        entry = {**full, "loss": float(loss(fitted.optimum.theta[None])[0]), "loss_interval": fitted.spread(loss),
-                 "excess_over_compute_optimal": float(excess(fitted.parameters, full["C"], full["M"]))}  # fmt: skip
+        beyond = float(excess(fitted.parameters, full["C"], full["M"]))
+        entry = {**full, **fitted.estimate("loss", loss), "excess_over_compute_optimal": beyond}
         return entry, points.extrapolation_warnings(full, data)
 
     by_architecture = _architectures(runs, settings, make, delta)
@@ -116,13 +116,13 @@ def fit(runs: Runs, settings: Settings) -> Fit:
 
 
 def best_ratio(parameters: Mapping[str, Any]) -> Any:
-    """Tokens per parameter of the least loss at any compute: (b / a)^(1 / (2 eta))."""
+    """Return the tokens per parameter of the least loss at any compute: (b / a)^(1 / (2 eta))."""
     with np.errstate(all="ignore"):
         return np.exp(np.log(parameters["b"] / parameters["a"]) / (2 * parameters["eta"]))
 
 
 def excess(parameters: Mapping[str, Any], flops: Any, ratio: Any) -> Any:
-    """Loss at (C, M) above the compute-optimal loss at C, in nats per token."""
+    """Compute the loss at (C, M) above the compute-optimal loss at C, in nats per token."""
     a, b, eta = parameters["a"], parameters["b"], parameters["eta"]
     return (a * ratio**eta + b * ratio**-eta - 2 * np.sqrt(a * b)) * flops**-eta
 
@@ -153,16 +153,14 @@ def _compare(fits: Mapping[str, CurveFit], flops: float) -> str:
 
 
 def _bound_warnings(fitted: CurveFit) -> list[str]:
-    theta, lower, upper = fitted.optimum.theta, fitted.curve.problem.lower, fitted.curve.problem.upper
+    theta, lower = fitted.optimum.theta, fitted.curve.problem.lower
     words = ("irreducible loss E", "over-training term a", "under-training term b")
     warnings = [
         f"not identified: the fit drives the {words[i]} to zero; these data cannot measure it"
         for i in range(3)
         if theta[i] < lower[i] + 5
     ]
-    if theta[3] <= lower[3] + 1e-6 or theta[3] >= upper[3] - 1e-6:
-        warnings.append(f"not identified: eta ends at its bound {theta[3]:g}")
-    return warnings
+    return warnings + fitted.at_bounds({3: "eta"})
 
 
 def _verdict(fitted: CurveFit, held: dict[str, Any] | None) -> list[str]:
@@ -197,18 +195,15 @@ def _curves(runs: Runs, fitted: CurveFit, by_architecture: Mapping[str, CurveFit
     budget = float(np.exp(np.log(flops).mean()))
     x = np.geomspace(ratio.min(), ratio.max(), 80)
     for name, one in (by_architecture or {"all runs": fitted}).items():
-        band: tuple[Any, Any] = (None, None)
-        if one.samples is not None:
-            public = {key: value[:, None] for key, value in one.curve.public(one.samples).items()}
-            low, high = np.nanquantile(excess(public, budget, x), [0.025, 0.975], axis=0)
-            band = (low, high)
-        curves.append(
-            Series(
-                f"excess over compute-optimal at {significant(budget)} FLOPs", name, "line", x,
-                excess(one.parameters, budget, x), "tokens per parameter M", "excess loss (nats per token)",
-                low=band[0], high=band[1],
-            )
-        )  # fmt: skip
+
+        def excess_at(theta: Array, one: CurveFit = one) -> Array:
+            public = {key: value[:, None] for key, value in one.curve.public(theta).items()}
+            return np.asarray(excess(public, budget, x))
+
+        panel = f"excess over compute-optimal at {significant(budget)} FLOPs"
+        words: dict[str, Any] = {"x_label": "tokens per parameter M", "y_label": "excess loss (nats per token)"}
+        y = excess(one.parameters, budget, x)
+        curves.append(Series(panel, name, "line", x, y, **words, **one.band(excess_at)))
     return curves + measured_against_predicted(fitted, "loss")
 
 
@@ -221,6 +216,6 @@ LAW = Law(
     fit=fit,
     options={
         "residual": ("loss", "whether the error of the loss or of its log is minimised: loss or log"),
-        "outliers": (None, "column that flags outliers, to report how far the answer moves without them"),
+        "outliers": OUTLIERS,
     },
 )

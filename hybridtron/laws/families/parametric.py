@@ -23,6 +23,7 @@ from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Series, Settings
 from hybridtron.laws.fitting import bootstrap
 from hybridtron.laws.fitting.curve import (
+    OUTLIERS,
     Curve,
     CurveFit,
     complete_fit,
@@ -42,7 +43,7 @@ _TOGETHER = 0.999  # correlation of log parameters and log tokens beyond which t
 
 
 def build(runs: Runs, delta: float, architectures: list[str] | None = None) -> Curve:
-    """The curve over these runs; `architectures` names the groups with their own E, A, B (None: one for all)."""
+    """Build the curve; `architectures` names the groups with their own E, A, B (None: one for all)."""
     loss = runs["loss"]
     x, y = np.log(runs["n_params"]), np.log(runs["tokens"])
     x0, y0 = float(x.mean()), float(y.mean())
@@ -83,7 +84,7 @@ def build(runs: Runs, delta: float, architectures: list[str] | None = None) -> C
 
 
 def _undetermined(x: Array, y: Array) -> str | None:
-    """Whether log parameters and log tokens span a plane; both centred, [n]."""
+    """Return why log parameters and log tokens, centred, [n], do not span a plane, or None."""
     for values, name in ((x, "n_params"), (y, "tokens")):
         if np.abs(values).max() < 1e-6:
             return f"all rows have the same {name}, so its term cannot be told from E"
@@ -93,14 +94,14 @@ def _undetermined(x: Array, y: Array) -> str | None:
 
 
 def starts(loss: Array, architectures: int = 1) -> Array:
-    """4,500 starts: sizes of the three terms at the anchor and two exponents, [4500, 3 * architectures + 2]."""
+    """Return 4,500 starts: sizes of the three terms at the anchor and two exponents, [4500, 3 * architectures + 2]."""
     floor, term, slope = anchored(loss)
     grid = np.array(list(product(floor, term, term, slope, slope)))
     return np.concatenate([np.repeat(grid[:, :3], architectures, axis=1), grid[:, 3:]], axis=1)
 
 
 def compute_optimal(parameters: Mapping[str, Any], flops: Any) -> tuple[Any, Any, Any]:
-    """N, D and loss of the least loss at C = 6 N D (Hoffmann et al. 2022, eq. 4); nan without both exponents."""
+    """Compute N, D and loss of the least loss at C = 6 N D (Hoffmann et al. 2022, eq. 4); nan without exponents."""
     alpha, beta = parameters["alpha"], parameters["beta"]
     total = np.asarray(alpha + beta)
     budget = np.log(flops / points.FLOPS_PER_PARAMETER_TOKEN)
@@ -139,18 +140,15 @@ def fit(runs: Runs, settings: Settings) -> Fit:
 
 
 def predict_point(fitted: CurveFit, point: Mapping[str, float]) -> dict[str, Any]:
-    """Loss at N and D, or the compute-optimal N, D and loss at C, each with its interval."""
+    """Predict the loss at N and D, or the compute-optimal N, D and loss at C, each with its interval."""
     public = fitted.curve.public
     if set(point) == {"C"}:
-        best = compute_optimal(fitted.parameters, point["C"])
         entry: dict[str, Any] = {"C": point["C"], "compute_optimal": True}
         for i, name in enumerate(("N", "D", "loss")):
-            entry[name] = float(best[i])
-            entry[f"{name}_interval"] = fitted.spread(partial(_optimal, public, point["C"], i))
+            entry |= fitted.estimate(name, partial(_optimal, public, point["C"], i))
         return entry | {"M": entry["D"] / entry["N"]}
     at = {"n_params": np.array([point["N"]]), "tokens": np.array([point["D"]])}
-    value = float(fitted.curve.predict(fitted.optimum.theta[None], at)[0, 0])
-    return {**point, "loss": value, "loss_interval": fitted.spread(lambda t: fitted.curve.predict(t, at)[:, 0])}
+    return {**point, **fitted.estimate("loss", lambda theta: fitted.curve.predict(theta, at)[:, 0])}
 
 
 def _optimal(public: Callable[[Array], dict[str, Array]], flops: float, which: int, theta: Array) -> Array:
@@ -159,7 +157,7 @@ def _optimal(public: Callable[[Array], dict[str, Array]], flops: float, which: i
 
 
 def compare_architectures(runs: Runs, settings: Settings, delta: float) -> tuple[dict[str, Any], list[str]]:
-    """Is one architecture's gain over another an offset (shared exponents) or a slope (its own)?
+    """Decide whether one architecture's gain over another is an offset (shared exponents) or a slope (its own).
 
     Fits shared exponents with offsets for each architecture, then every architecture alone, and reads the difference
     of the separately bootstrapped exponents against the first architecture.
@@ -221,10 +219,7 @@ def _bound_warnings(fitted: CurveFit, runs: Runs) -> list[str]:
         term = np.exp(theta[part] - theta[part + 2] * (x - x.mean()))
         if np.ptp(term) < 3 * noise * np.median(runs["loss"]) and theta[part] >= problem.lower[part] + 5:
             warnings.append(f"not identified: the {words} changes less over these data than three times their noise")
-    for i, name in ((3, "alpha"), (4, "beta")):
-        if theta[i] <= problem.lower[i] + 1e-6 or theta[i] >= problem.upper[i] - 1e-6:
-            warnings.append(f"not identified: {name} ends at its bound {theta[i]:g}")
-    return warnings
+    return warnings + fitted.at_bounds({3: "alpha", 4: "beta"})
 
 
 def _verdict(fitted: CurveFit, held: dict[str, Any] | None) -> list[str]:
@@ -250,14 +245,14 @@ def _curves(runs: Runs, fitted: CurveFit, flops: Array) -> list[Series]:
     axes: dict[str, Any] = {"x_label": "training FLOPs (6 N D)", "y_label": "loss (nats per token)"}
     budget = np.geomspace(flops.min(), flops.max(), 60)
     best = compute_optimal(fitted.parameters, budget)[2]
-    low = high = None
-    if fitted.samples is not None:
-        public = {name: value[:, None] for name, value in fitted.curve.public(fitted.samples).items()}
-        with np.errstate(all="ignore"):
-            low, high = np.nanquantile(compute_optimal(public, budget)[2], [0.025, 0.975], axis=0)
+
+    def least(theta: Array) -> Array:
+        public = {name: value[:, None] for name, value in fitted.curve.public(theta).items()}
+        return np.asarray(compute_optimal(public, budget)[2])
+
     return [
         Series("loss against compute", "runs", "points", flops, runs["loss"], **axes),
-        Series("loss against compute", "compute-optimal", "line", budget, best, low=low, high=high, **axes),
+        Series("loss against compute", "compute-optimal", "line", budget, best, **fitted.band(least), **axes),
         *measured_against_predicted(fitted, "loss"),
     ]
 
@@ -271,6 +266,6 @@ LAW = Law(
     fit=fit,
     options={
         "architectures": ("pool", "pool fits all runs together; offset also fits one E, A, B for each architecture"),
-        "outliers": (None, "column that flags outliers, to report how far the answer moves without them"),
+        "outliers": OUTLIERS,
     },
 )

@@ -10,7 +10,7 @@ percentile, it does not depend on whether a parameter or its logarithm was fitte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -33,7 +33,7 @@ def group_labels(runs: Runs, group: str | None) -> NDArray[np.intp]:
 
 
 def refusal(n_groups: int, n_parameters: int, what: str = "runs") -> str | None:
-    """Why no interval is given, or None: fewer than 3 independent runs for each parameter, or fewer than 8."""
+    """Return why no interval is given, or None: fewer than 3 independent runs for each parameter, or fewer than 8."""
     needed = max(3 * n_parameters, 8)
     if n_groups >= needed:
         return None
@@ -46,7 +46,7 @@ def refusal(n_groups: int, n_parameters: int, what: str = "runs") -> str | None:
 def resample(
     labels: NDArray[np.intp], count: int, seed: int, refit: Callable[[Array], Array], jobs: int = 1
 ) -> Array:  # fmt: skip
-    """Parameters of `count` resampled fits, [count, p].
+    """Return parameters of `count` resampled fits, [count, p].
 
     Args:
         labels: run of each row, [n].
@@ -61,45 +61,31 @@ def resample(
         weights = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), sizes[index])[:, labels]
         return refit(weights.astype(np.float64))
 
-    return np.concatenate(in_threads(chunk, range(len(sizes)), jobs))
-
-
-def in_threads(task: Callable[[int], Array], items: range, jobs: int) -> list[Array]:
-    """Results of `task` in order, from up to `jobs` threads."""
-    if jobs <= 1 or len(items) <= 1:
-        return [task(item) for item in items]
     with ThreadPoolExecutor(jobs) as pool:
-        return list(pool.map(task, items))
+        return np.concatenate(list(pool.map(chunk, range(len(sizes)))))
 
 
 def interval(samples: Array, n_groups: int, n_parameters: int) -> list[float]:
-    """Expanded percentile interval of one quantity from its replicates [count]."""
-    finite = samples[np.isfinite(samples)]
-    if len(finite) < 0.9 * len(samples) or len(finite) == 0:
-        return [float("nan"), float("nan")]
+    """Return the expanded percentile interval of one quantity from its replicates [count]."""
     freedom = max(n_groups - n_parameters, 1)
-    level = ndtr(np.sqrt(n_groups / freedom) * stdtrit(freedom, 0.5 - LEVEL / 2))
-    low, high = np.quantile(finite, [level, 1 - level])
-    return [float(low), float(high)]
-
-
-def intervals(
-    samples: Mapping[str, Array], n_groups: int, n_parameters: int
-) -> dict[str, list[float]]:  # fmt: skip
-    """`interval` of each named quantity."""
-    return {name: interval(values, n_groups, n_parameters) for name, values in samples.items()}
-
-
-def signs(rng: np.random.Generator, count: int, n_groups: int) -> Array:
-    """Multipliers of a wild bootstrap, one for each run: +1 or -1 (Davidson and Flachaire 2008); [count, n_groups]."""
-    return np.asarray(rng.integers(0, 2, (count, n_groups)) * 2 - 1, dtype=np.float64)
+    return _percentiles(samples, np.sqrt(n_groups / freedom), freedom)
 
 
 def residual_interval(samples: Array, freedom: int) -> list[float]:
-    """Percentile interval of replicates of leverage-corrected residuals, with levels of Student's t."""
+    """Return the percentile interval of replicates of leverage-corrected residuals, with levels of Student's t."""
+    return _percentiles(samples, 1.0, max(freedom, 1))
+
+
+def _percentiles(samples: Array, widening: float, freedom: int) -> list[float]:
+    """Return the percentiles at Student's t times `widening`; nan where a tenth of the replicates are not finite."""
     finite = samples[np.isfinite(samples)]
     if len(finite) < 0.9 * len(samples) or len(finite) == 0:
         return [float("nan"), float("nan")]
-    level = ndtr(stdtrit(max(freedom, 1), 0.5 - LEVEL / 2))
+    level = ndtr(widening * stdtrit(freedom, 0.5 - LEVEL / 2))
     low, high = np.quantile(finite, [level, 1 - level])
     return [float(low), float(high)]
+
+
+def signs(rng: np.random.Generator, count: int, n_groups: int) -> Array:
+    """Draw multipliers of a wild bootstrap for each run: +1 or -1 (Davidson and Flachaire 2008); [count, n_groups]."""
+    return np.asarray(rng.integers(0, 2, (count, n_groups)) * 2 - 1, dtype=np.float64)

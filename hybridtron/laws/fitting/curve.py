@@ -57,18 +57,41 @@ class CurveFit:
     warnings: list[str]
 
     def spread(self, values: Callable[[Array], Array]) -> list[float] | None:
-        """Interval of a quantity computed from coordinates [k, p] -> [k]."""
+        """Return the interval of a quantity computed from coordinates [k, p] -> [k]."""
         if self.samples is None:
             return None
         return bootstrap.interval(values(self.samples), self.n_groups, self.samples.shape[1])
 
+    def estimate(self, name: str, values: Callable[[Array], Array]) -> dict[str, Any]:
+        """Return a quantity computed from coordinates [k, p] -> [k] under its name, and its interval beside it."""
+        best = float(values(self.optimum.theta[None])[0])
+        return {name: best, f"{name}_interval": self.spread(values)}
 
+    def band(self, values: Callable[[Array], Array]) -> dict[str, Any]:
+        """Return the 95 % band of a curve computed from coordinates [k, p] -> [k, m]; empty without samples."""
+        if self.samples is None:
+            return {}
+        with np.errstate(all="ignore"):
+            low, high = np.nanquantile(values(self.samples), [0.025, 0.975], axis=0)
+        return {"low": low, "high": high}
+
+    def at_bounds(self, names: Mapping[int, str], margin: float = 1e-6) -> list[str]:
+        """Warn of the coordinates, by their numbers, that end at a bound."""
+        theta, lower, upper = self.optimum.theta, self.curve.problem.lower, self.curve.problem.upper
+        return [
+            f"not identified: {name} ends at its bound {theta[i]:g}"
+            for i, name in names.items()
+            if theta[i] <= lower[i] + margin or theta[i] >= upper[i] - margin
+        ]
+
+
+OUTLIERS = (None, "column that flags outliers, to report how far the answer moves without them")
 Build = Callable[[Runs, float], Curve]
 _ROUNDING = 1e-20  # squared relative residual that is nothing but rounding
 
 
 def fit_curve(build: Build, runs: Runs, settings: Settings, delta: float) -> CurveFit:
-    """Search and intervals; `build(runs, delta)` makes the curve."""
+    """Search the optimum of the curve `build(runs, delta)` and resample it."""
     curve = build(runs, delta)
     optimum = search(curve.problem, curve.starts, settings.seed)
     labels = bootstrap.group_labels(runs, settings.group)
@@ -88,13 +111,15 @@ def fit_curve(build: Build, runs: Runs, settings: Settings, delta: float) -> Cur
     scale = residual_scale(curve.problem, optimum.theta)
     if settings.bootstrap and not reason:
         samples = _resample(curve.problem, optimum.theta, scale, labels, settings)
-    intervals = None if samples is None else bootstrap.intervals(curve.public(samples), n_groups, p)
+    intervals = None
+    if samples is not None:
+        intervals = {name: bootstrap.interval(v, n_groups, p) for name, v in curve.public(samples).items()}
     parameters = {name: float(value[0]) for name, value in curve.public(optimum.theta[None]).items()}
     return CurveFit(curve, optimum, parameters, samples, intervals, n_groups, warnings)
 
 
 def _undetermined(curve: Curve, theta: Array) -> str | None:
-    """Why there are no intervals although there are runs enough."""
+    """Return why there are no intervals although there are runs enough."""
     why = curve.undetermined
     if why is None and (free := free_parameters(curve.problem.jacobian(theta[None])[1][0], theta, curve.public)):
         why = f"these rows leave {', '.join(free)} free to trade against each other"
@@ -102,13 +127,13 @@ def _undetermined(curve: Curve, theta: Array) -> str | None:
 
 
 def residual_scale(problem: Problem, theta: Array) -> float:
-    """Robust standard deviation of the residuals at theta [p]."""
+    """Estimate the robust standard deviation of the residuals at theta [p]."""
     residual = problem.predict(theta[None], slice(None))[0] - problem.target
     return float(1.4826 * np.median(np.abs(residual - np.median(residual))))
 
 
 def _resample(problem: Problem, theta: Array, scale: float, labels: Any, settings: Settings) -> Array:
-    """Resampled coordinates [count, p].
+    """Resample the fit: coordinates [count, p].
 
     A threshold far below the noise makes the fit a median, whose bootstrap overstates the spread of small samples
     (Hall and Martin 1988, "Exact convergence rate of bootstrap quantile variance estimator"). The refits therefore use
@@ -127,7 +152,7 @@ def _resample(problem: Problem, theta: Array, scale: float, labels: Any, setting
 
 
 def refit_parameters(build: Build, runs: Runs, delta: float) -> dict[str, float]:
-    """Parameters alone, for sensitivity."""
+    """Fit the parameters alone, for sensitivity."""
     curve = build(runs, delta)
     theta = quick_search(curve.problem, curve.starts)[None]
     return {name: float(value[0]) for name, value in curve.public(theta).items()}
@@ -136,7 +161,7 @@ def refit_parameters(build: Build, runs: Runs, delta: float) -> dict[str, float]
 def hold_out(
     build: Build, runs: Runs, settings: Settings, delta: float, size: Array, size_name: str
 ) -> dict[str, Any] | None:
-    """Refit without the runs of the largest `size` [n] and compare prediction with measurement on them.
+    """Refit without the runs of the largest `size` [n], and compare prediction with measurement on them.
 
     Returns None when it was not asked for, or when too few runs would be left (two for each parameter).
     """
@@ -161,7 +186,7 @@ def hold_out(
 
 
 def sensitivity(build: Build, runs: Runs, settings: Settings, delta: float, fitted: CurveFit) -> dict[str, Any]:
-    """The parameters under other thresholds, without far points, and without rows that a column flags as outliers."""
+    """Fit the parameters under other thresholds, without far points, and without rows flagged as outliers."""
     others = [math.inf, 0.1] if math.isinf(delta) else [delta * 10, delta / 10, math.inf]
     table: dict[str, Any] = {
         "delta": {f"{other:g}": refit_parameters(build, runs, other) for other in others if other != delta}
@@ -189,7 +214,7 @@ def sensitivity(build: Build, runs: Runs, settings: Settings, delta: float, fitt
 
 
 def filter_warnings(fitted: CurveFit, table: Mapping[str, Any]) -> list[str]:
-    """A warning for each filter under which a parameter leaves its interval (or moves by 10 % when there is none)."""
+    """Warn of each filter under which a parameter leaves its interval (or moves by 10 % when there is none)."""
     warnings = []
     for key, words in (("without_far_points", "far points"), ("without_flagged", "flagged rows")):
         entry = table.get(key)
@@ -208,7 +233,7 @@ def filter_warnings(fitted: CurveFit, table: Mapping[str, Any]) -> list[str]:
 
 
 def outlier_flags(runs: Runs, settings: Settings) -> tuple[str, np.ndarray] | None:
-    """Name and values [n] of the column that marks rows as outliers: option `outliers`, or one named *outlier*."""
+    """Return name and values [n] of the column that marks outliers: option `outliers`, or one named *outlier*."""
     name = settings.options.get("outliers")
     if name is None:
         name = next((column for column in runs.columns if "outlier" in column.lower()), None)
@@ -221,7 +246,7 @@ def outlier_flags(runs: Runs, settings: Settings) -> tuple[str, np.ndarray] | No
 
 
 def numbers(runs: Runs) -> dict[str, Array]:
-    """The numeric columns."""
+    """Return the numeric columns."""
     return {name: values for name, values in runs.columns.items() if values.dtype != object}
 
 
@@ -239,7 +264,7 @@ def complete_fit(
     curves: Callable[[CurveFit], list[Series]],
     check: Callable[[CurveFit], list[str]] = lambda fitted: [],
 ) -> Fit:
-    """Everything that a curve law reports.
+    """Fit everything that a curve law reports.
 
     Args:
         delta: Huber threshold.
@@ -282,7 +307,7 @@ def complete_fit(
 
 
 def measured_against_predicted(fitted: CurveFit, quantity: str) -> list[Series]:
-    """The panel every curve law has: measured values against the fitted ones, and the line of equality."""
+    """Return the panel that every curve law has: measured values against the fitted ones, and the line of equality."""
     problem = fitted.curve.problem
     value = problem.predict(fitted.optimum.theta[None], slice(None))[0]
     predicted = np.exp(value) if fitted.curve.log_target else value

@@ -12,7 +12,7 @@ _FREE = 1e-13  # of the largest eigenvalue: below, the curve does not feel a dir
 
 
 def free_parameters(jacobian: Array, theta: Array, public: Callable[[Array], dict[str, Array]]) -> list[str]:
-    """Names of the public parameters that can be traded against each other without any change of the curve.
+    """Name the public parameters that can be traded against each other without any change of the curve.
 
     Args:
         jacobian: derivatives of the curve at the rows, [p, n].

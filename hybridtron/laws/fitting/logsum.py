@@ -31,14 +31,14 @@ class LogSum:
         object.__setattr__(self, "used", [(int(t), int(j)) for t, j in np.argwhere(self.slopes.any(axis=2))])
 
     def predict(self, theta: Array, points: Any) -> Array:
-        """theta [k, p] -> values at the selected points [k, n']."""
+        """Compute values at the selected points: theta [k, p] -> [k, n']."""
         terms = np.matmul(theta, self.slopes[:, :, points])  # [t, k, n']
         top = terms.max(axis=0)
         value = top + np.log(np.exp(terms - top).sum(axis=0))
         return np.exp(value) if self.exponentiate else value
 
     def jacobian(self, theta: Array) -> tuple[Array, Array]:
-        """theta [k, p] -> values [k, n] and derivatives [k, p, n]."""
+        """Compute values and derivatives: theta [k, p] -> [k, n] and [k, p, n]."""
         terms = np.matmul(theta, self.slopes)  # [t, k, n]
         top = terms.max(axis=0)
         share = np.exp(terms - top)
@@ -58,7 +58,7 @@ SMALLEST, LARGEST = -15.0, 4.0  # bounds of a term's log size at the anchor, fro
 
 
 def anchored(loss: Array) -> tuple[list[float], list[float], list[float]]:
-    """Starting values where the other terms are measured from the middle of the data.
+    """Return starting values where the other terms are measured from the middle of the data.
 
     Returns log sizes of a constant term (parts of the smallest loss), log sizes of a falling term (parts of the range
     of the loss), and exponents.

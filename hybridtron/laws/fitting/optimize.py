@@ -57,6 +57,7 @@ class Optimum:
     second_route: float
 
     def describe(self) -> dict[str, float | int | str]:
+        """Return how the optimum was found, as plain values."""
         relative = (self.second_route - self.objective) / max(abs(self.objective), 1e-15)
         return {
             "starts": self.starts,

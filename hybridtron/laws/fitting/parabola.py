@@ -16,7 +16,7 @@ from hybridtron.laws.data.points import extrapolation_warnings
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Series, Settings, record
 from hybridtron.laws.fitting import bootstrap
-from hybridtron.laws.fitting.curve import outlier_flags
+from hybridtron.laws.fitting.curve import OUTLIERS, outlier_flags
 from hybridtron.laws.fitting.loss_minima import (
     LossMinimum,
     budget_warnings,
@@ -33,7 +33,7 @@ FEWEST_FREEDOM = 5
 TOO_FEW = "fewer than two budgets left"
 OPTIONS: dict[str, tuple[Any, str]] = {
     "window": (4.0, "rows within this factor of the minimum are fitted; inf takes all"),
-    "outliers": (None, "column that flags outliers, to report how far the answer moves without them"),
+    "outliers": OUTLIERS,
 }
 
 
