@@ -15,50 +15,54 @@ Everything is imported when it is first used.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hybridtron.lazy import lazy_exports
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from hybridtron import laws, mad
-    from hybridtron.api.model import Model, build_model
+    from hybridtron.api.model import Model, build_model, load
     from hybridtron.api.study import describe, plan
+    from hybridtron.api.training import train
+    from hybridtron.composer import scale, search
     from hybridtron.errors import UserError
+    from hybridtron.training.callbacks.base import Callback, StopTraining
+    from hybridtron.training.run import Run
 
 __all__ = [
+    "Callback",
     "Model",
+    "Run",
+    "StopTraining",
     "UserError",
     "build_model",
     "describe",
     "laws",
+    "load",
     "mad",
     "plan",
+    "scale",
+    "search",
+    "train",
 ]
 
-_HOMES = {
-    "Model": "hybridtron.api.model",
-    "UserError": "hybridtron.errors",
-    "build_model": "hybridtron.api.model",
-    "describe": "hybridtron.api.study",
-    "plan": "hybridtron.api.study",
+_MODULES = {
+    "Callback": "training.callbacks.base",
+    "Model": "api.model",
+    "Run": "training.run",
+    "StopTraining": "training.callbacks.base",
+    "UserError": "errors",
+    "build_model": "api.model",
+    "describe": "api.study",
+    "laws": "laws",
+    "load": "api.model",
+    "mad": "mad",
+    "plan": "api.study",
+    "scale": "composer",
+    "search": "composer",
+    "train": "api.training",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used."""
-    if name in ("laws", "mad"):
-        return importlib.import_module(f"hybridtron.{name}")
-    if name not in _HOMES:
-        from hybridtron.config.nearest import nearest
-
-        close = nearest(name, __all__)
-        hint = f"; did you mean {close!r}?" if close else ""
-        raise AttributeError(f"module 'hybridtron' has no attribute {name!r}{hint}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_exports(__name__, _MODULES)

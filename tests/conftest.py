@@ -19,6 +19,8 @@ from hybridtron.data.sources import find_sources
 
 torch.set_num_threads(1)
 
+ROOT = Path(__file__).parent.parent
+
 TINY = {
     "name": "tiny",
     "seed": 7,
@@ -86,5 +88,5 @@ def hear_ctrl_c() -> None:
 
 
 def environment(**more: str) -> dict[str, str]:
-    root = str(Path(__file__).parent.parent)
+    root = str(ROOT)
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root, **more}

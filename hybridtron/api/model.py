@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
 Tokens = Tensor | Sequence[int] | Sequence[Sequence[int]] | np.ndarray[Any, Any]
 """Token ids of one sequence [s] or of several [b, s]."""
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
 
 class Model(LanguageModel):
     """A language model with its config and tokenizer. Parameters are named as in checkpoints."""
@@ -37,7 +37,7 @@ class Model(LanguageModel):
             config: a resolved config; its layout is ignored.
             device: where the parameters lie.
         """
-        backend = TorchBackend(_DTYPES[config.precision.format], device, config.model.norm_eps)
+        backend = TorchBackend(config.precision.dtype, device, config.model.norm_eps)
         super().__init__(config.model, backend)
         self.config = config
 
@@ -142,3 +142,18 @@ def build_model(config: Config, *overrides: str, device: torch.device | str = "c
     model = Model(resolved, device)
     initialize(model, resolved.model, resolved.seed)
     return model
+
+
+def load(run: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Model:
+    """Load the model of a run folder, at its latest checkpoint, or of one checkpoint folder, in evaluation mode.
+
+    Raises:
+        UserError: where there is no complete checkpoint, or it is damaged.
+    """
+    from hybridtron.training.evaluate import load_checkpoint
+    from hybridtron.training.run_folder.folder import read_run
+
+    config, checkpoint = read_run(Path(run))
+    model = Model(config, device)
+    load_checkpoint(model, config, checkpoint)
+    return model.eval()

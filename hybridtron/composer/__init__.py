@@ -8,10 +8,27 @@ report/     progress in the terminal, tables, pictures and the page
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
-_HOMES = {
+from hybridtron.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from hybridtron.composer.grow.scale import Scaled, scale
+    from hybridtron.composer.nas.config import SearchConfig
+    from hybridtron.composer.nas.run import search
+    from hybridtron.composer.nas.worker import SearchFailed
+    from hybridtron.composer.report.outcome import Outcome
+
+__all__ = [
+    "Outcome",
+    "Scaled",
+    "SearchConfig",
+    "SearchFailed",
+    "scale",
+    "search",
+]
+
+_MODULES = {
     "Outcome": "report.outcome",
     "Scaled": "grow.scale",
     "SearchConfig": "nas.config",
@@ -20,11 +37,4 @@ _HOMES = {
     "search": "nas.run",
 }
 
-__all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__, __dir__ = lazy_exports(__name__, _MODULES)

@@ -11,10 +11,56 @@ report/          tables, pictures and the page
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
-_HOMES = {
+from hybridtron.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from hybridtron.mad.api import score
+    from hybridtron.mad.models.architecture import Architecture, from_layers, from_model, from_pattern, iso_state
+    from hybridtron.mad.models.finetune import TrainedLayers, from_trained
+    from hybridtron.mad.models.layers import LAYERS
+    from hybridtron.mad.models.shrink import DEPTH
+    from hybridtron.mad.report.write import read_scores, write_report
+    from hybridtron.mad.scoring.aggregate import scores
+    from hybridtron.mad.scoring.results import read_rows
+    from hybridtron.mad.scoring.score import Score
+    from hybridtron.mad.tasks.generate import generate
+    from hybridtron.mad.tasks.protocol import TASKS, settings
+    from hybridtron.mad.training.loop import train_setting
+    from hybridtron.mad.training.presets import PRESETS, Cell, Preset, preset
+    from hybridtron.mad.training.suite import SuiteFailed, chosen_settings, run_suite
+
+__all__ = [
+    "DEPTH",
+    "LAYERS",
+    "PRESETS",
+    "TASKS",
+    "Architecture",
+    "Cell",
+    "Preset",
+    "Score",
+    "SuiteFailed",
+    "TrainedLayers",
+    "chosen_settings",
+    "from_layers",
+    "from_model",
+    "from_pattern",
+    "from_trained",
+    "generate",
+    "iso_state",
+    "preset",
+    "read_rows",
+    "read_scores",
+    "run_suite",
+    "score",
+    "scores",
+    "settings",
+    "train_setting",
+    "write_report",
+]
+
+_MODULES = {
     "DEPTH": "models.shrink",
     "LAYERS": "models.layers",
     "PRESETS": "training.presets",
@@ -44,11 +90,4 @@ _HOMES = {
     "write_report": "report.write",
 }
 
-__all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__, __dir__ = lazy_exports(__name__, _MODULES)

@@ -41,9 +41,14 @@ def trained_model(path: Path) -> TrainedModel:
     config, checkpoint = read_run(path)
     device = torch.device(take_device())
     model = LanguageModel(config.model, TorchBackend(config.precision.dtype, device, config.model.norm_eps))
+    load_checkpoint(model, config, checkpoint)
+    return TrainedModel(config, checkpoint, model.eval(), device)
+
+
+def load_checkpoint(model: LanguageModel, config: RunConfig, checkpoint: Path) -> None:
+    """Fill a model with the parameters of a checkpoint; raise UserError where it is damaged."""
     with suggest_older_checkpoint(checkpoint, ": give that path instead"):
         model.load_state_dict(load_parameters(checkpoint, model_tensors(config.model)))
-    return TrainedModel(config, checkpoint, model.eval(), device)
 
 
 def evaluate_run(path: Path, data: str | None, sequences: int | None) -> dict[str, Any]:

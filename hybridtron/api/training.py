@@ -1,0 +1,31 @@
+"""Train from a Python session."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hybridtron.api.configs import Config, read_training_config
+
+if TYPE_CHECKING:
+    from hybridtron.training.callbacks.base import Callback
+    from hybridtron.training.run import Run
+
+
+def train(config: Config, *overrides: str, callbacks: Sequence[Callback] = (), resume: bool = False) -> Run:
+    """Train a config, as `hybridtron train` does; return the run, whose `metrics` are plain rows.
+
+    Args:
+        config: a YAML file, or a dict with the keys of one.
+        overrides: `key=value`, such as `optimizer.lr=1e-3`.
+        callbacks: called at every step, evaluation, save and at the end, after those that write the run's files.
+        resume: continue from the latest checkpoint of the run folder, if there is one.
+
+    Raises:
+        UserError: before anything is written, where the config, the data or the run folder does not fit.
+        TrainingStopped: where too many steps in a row had a loss or gradient that is not finite.
+    """
+    from hybridtron.distributed.environment import read_environment
+    from hybridtron.training.run import train
+
+    return train(read_training_config(config, *overrides), read_environment(), resume, callbacks)
