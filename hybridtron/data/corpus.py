@@ -78,8 +78,7 @@ def prepare(
         tasks = plan_shards(sources.files, shard_bytes)
         missing = [task for task in tasks if not is_finished(partial / task.name, dtype)]
         logger.info("%d of %d shards to encode in %s", len(missing), len(tasks), partial)
-        on_bytes = _byte_progress(tasks, missing, progress)
-        run_tasks(work, missing, num_workers, lambda task, num_bytes: on_bytes(num_bytes))
+        run_tasks(work, missing, num_workers, _byte_progress(tasks, missing, progress))
         (partial / "final").mkdir()
         merging = functools.partial(progress, "merge") if progress else lambda done, total: None
         shards = [partial / task.name for task in tasks]
@@ -182,14 +181,15 @@ def _write_shard(task: ShardTask, report: Callable[[int], None], **settings: Any
 
 def _byte_progress(
     tasks: list[ShardTask], missing: list[ShardTask], progress: Progress | None
-) -> Callable[[int], None]:
+) -> Callable[[ShardTask, int], None]:
+    """Return a function that adds up the bytes encoded of each shard and reports them of all."""
     if progress is None:
-        return lambda num_bytes: None
+        return lambda task, num_bytes: None
     total = sum(task.num_bytes for task in tasks)
     done = total - sum(task.num_bytes for task in missing)
     progress("encode", done, total)
 
-    def add(num_bytes: int) -> None:
+    def add(task: ShardTask, num_bytes: int) -> None:
         nonlocal done
         done += num_bytes
         progress("encode", min(done, total), total)
