@@ -183,7 +183,7 @@ def _architecture(options: argparse.Namespace, chosen: Preset) -> Architecture:
 
 
 def changed_settings(words: Sequence[str]) -> dict[str, int | float]:
-    """`key=value` words as a setting; what the keys may be is for the task to say."""
+    """Read `key=value` words as a setting; what the keys may be is for the task to say."""
     setting: dict[str, int | float] = {}
     for word in words:
         key, equals, value = word.partition("=")

@@ -38,7 +38,7 @@ class Provenance:
     main: str | None = None
 
     def source(self, key: str) -> str | None:
-        """Who set `key`. For a key that nobody set: who set everything beside it, else the main file."""
+        """Return who set `key`; for a key that nobody set, who set everything beside it, else the main file."""
         while key:
             if key in self.sources:
                 return self.sources[key]
@@ -49,7 +49,7 @@ class Provenance:
         return self.main
 
     def suffix(self, key: str) -> str:
-        """` (in FILE)` or ` (on the command line)`, to end an error about `key`; empty if unknown."""
+        """Return ` (in FILE)` or ` (on the command line)`, to end an error about `key`; empty if unknown."""
         source = self.source(key)
         if source is None:
             return ""
@@ -99,7 +99,7 @@ _Tree = dict[str, Any]  # of _Tree and _Leaf
 
 
 def _read_tree(path: str, users: tuple[str, ...], named_in: str = "") -> _Tree:
-    """The tree of one file over its bases; `users` are the files on the way here."""
+    """Read one file over its bases; `users` are the files whose bases led here."""
     if any(os.path.realpath(path) == os.path.realpath(user) for user in users):
         raise UserError(f"{users[-1]}: {BASE_KEY} leads in a circle: {' -> '.join((*users, path))}")
     _check_exists(path, named_in)
@@ -155,7 +155,7 @@ def _check_exists(path: str, named_in: str) -> None:
 
 
 def _nearest_entry(path: str) -> str:
-    """` (nearest: PATH)` for a path whose last part does not exist; empty if nothing beside it is close."""
+    """Return ` (nearest: PATH)` for a path whose last part does not exist; empty if nothing beside it is close."""
     folder, name = os.path.split(path)
     entries = sorted(entry.name for entry in Path(folder or ".").iterdir()) if os.path.isdir(folder or ".") else []
     close = nearest(name, entries)

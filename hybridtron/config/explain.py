@@ -84,19 +84,19 @@ class _Problem:
 def explain(
     error: pydantic.ValidationError, schema: type[pydantic.BaseModel], provenance: Provenance | None = None
 ) -> list[str]:
-    """One line for each thing wrong in what `schema` refused; a line may be followed by indented ones that show it.
+    """Return one line for each error of `schema`; indented lines that show it may follow.
 
     Keys of which there is nothing to say but that they are missing share one line.
     """
     problems = _joined(list(_problems(error.errors(include_url=False), schema, (), schema)))
     meant = {problem.renamed for problem in problems}
-    told = [problem for problem in problems if not (problem.text.startswith(_MISSING) and problem.path in meant)]
-    missing = [problem for problem in told if problem.text == _MISSING]
+    shown = [problem for problem in problems if not (problem.text.startswith(_MISSING) and problem.path in meant)]
+    missing = [problem for problem in shown if problem.text == _MISSING]
     if len(missing) > 1:
         keys = ", ".join(dotted(problem.path) for problem in missing)
-        told[told.index(missing[0])] = _Problem((), f"required keys are missing: {keys}")
-        told = [problem for problem in told if problem not in missing]
-    return [_line(problem, provenance) for problem in told]
+        shown[shown.index(missing[0])] = _Problem((), f"required keys are missing: {keys}")
+        shown = [problem for problem in shown if problem not in missing]
+    return [_line(problem, provenance) for problem in shown]
 
 
 def _line(problem: _Problem, provenance: Provenance | None) -> str:
@@ -109,7 +109,7 @@ def _line(problem: _Problem, provenance: Provenance | None) -> str:
 
 
 def dotted(path: Path) -> str:
-    """`stages[0].lr` for ("stages", 0, "lr")."""
+    """Write a path as a key: `stages[0].lr` for ("stages", 0, "lr")."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
 
 
@@ -180,7 +180,7 @@ def _type_expected(kind: str, annotation: Any, error: Any) -> str:
 
 
 def _from_exception(error: Exception, place: _Place, shown: str) -> _Problem:
-    """A ValueError from a validator. A UserError's text may begin with the key that it is about."""
+    """Convert a validator's ValueError. A UserError's text may begin with the key that it is about."""
     first, *more = str(error).split("\n")
     path = place.path
     is_section = is_model(place.annotation)
@@ -194,7 +194,7 @@ def _from_exception(error: Exception, place: _Place, shown: str) -> _Problem:
 
 
 def _joined(problems: list[_Problem]) -> list[_Problem]:
-    """One problem for all the readings of a value that may have several types."""
+    """Merge the problems of a union's members into one for its value."""
     result: list[_Problem] = []
     for problem in problems:
         if problem.union is None:
@@ -213,7 +213,7 @@ def _joined(problems: list[_Problem]) -> list[_Problem]:
 
 
 def _place(schema: type[pydantic.BaseModel], location: Sequence[str | int]) -> _Place:
-    """Follows pydantic's location, which names union members as if they were keys, through the schema's types."""
+    """Follow pydantic's location, which names union members as if they were keys, through the schema's types."""
     place = _Place((), schema, None)
     for part in location:
         members = union_members(place.annotation)
@@ -247,12 +247,12 @@ def _member(members: Sequence[Any], label: str | int) -> Any:
 
 
 def type_label(member: Any) -> str:
-    """How pydantic begins the name of a generic type inside a location: list, tuple, dict, literal."""
+    """Return how pydantic begins the name of a generic type inside a location: list, tuple, dict, literal."""
     return getattr(get_origin(member) or member, "__name__", str(get_origin(member))).rpartition(".")[2].lower()
 
 
 def _literals(member: Any) -> list[str]:
-    """The fixed values of a model's Literal fields, one of which pydantic uses to name it in a union."""
+    """Return the fixed values of a model's Literal fields, one of which pydantic uses to name it in a union."""
     if not is_model(member):
         return []
     return [choice for field in member.model_fields.values() for choice in literal_choices(field.annotation)]
@@ -268,7 +268,7 @@ def _keys(model: type[pydantic.BaseModel]) -> list[str]:
 
 
 def _paths(model: type[pydantic.BaseModel], prefix: Path = (), seen: tuple[type, ...] = ()) -> Iterator[Path]:
-    """Every key of the sections below `model` that have one fixed place."""
+    """Yield every key of the sections below `model` that have one fixed place."""
     for name in _keys(model):
         yield (*prefix, name)
         section = model.model_fields[name].annotation

@@ -30,7 +30,7 @@ def load(config: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence
 
 
 def build(mapping: Mapping[str, Any], schema: type[S], provenance: Provenance | None = None) -> S:
-    """The config in a plain mapping; raises UserError as `load` does, five problems at most."""
+    """Build the config of a plain mapping. Raises UserError as `load` does, five problems at most."""
     if not isinstance(mapping, Mapping):
         raise UserError(f"expected a mapping of keys at the top level, found {value_text(mapping)}")
     try:
@@ -43,7 +43,7 @@ def build(mapping: Mapping[str, Any], schema: type[S], provenance: Provenance | 
 
 
 def dump(config: Strict) -> str:
-    """The config as YAML in the order of its fields; `build(yaml_text.parse(dump(x)), type(x)) == x`.
+    """Write the config as YAML in the order of its fields; `build(yaml_text.parse(dump(x)), type(x)) == x`.
 
     Fields marked `exclude=True` are left out.
     """

@@ -33,7 +33,7 @@ def render(
     dynamic: Mapping[str, Registry] | None = None,
     sections: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """Markdown with one table per section: key, type and bounds, default, description.
+    """Return Markdown with one table per section: key, type and bounds, default, description.
 
     Args:
         schema: the class of the whole config.
@@ -54,7 +54,7 @@ def render(
 def _chapters(
     model: type[Strict], key: str, heading: str, dynamic: dict[str, Registry], outer: tuple[type, ...]
 ) -> Iterator[str]:
-    """The chapter of one section, then those of the sections inside it; `dynamic` loses what was used."""
+    """Yield the chapter of one section, then those of the sections inside it; removes from `dynamic` what it uses."""
     if any(issubclass(section, model) for section in outer):  # a section inside its own kind
         return
     fields = {name: field for name, field in model.model_fields.items() if not field.exclude}
@@ -102,7 +102,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _inner(annotation: Any, key: str) -> tuple[str, list[type[Strict]]]:
-    """The sections that a value of this type holds, and the key of one of them: `key`, `key.NAME` or `key[]`."""
+    """Return the sections in a value of this type, and the key of one of them: `key`, `key.NAME` or `key[]`."""
     members = union_members(annotation)
     models = [member for member in members if is_model(member) and issubclass(member, Strict)]
     if models or len(members) != 1:
@@ -116,7 +116,7 @@ def _inner(annotation: Any, key: str) -> tuple[str, list[type[Strict]]]:
 
 
 def _label(model: type[Strict]) -> str:
-    """How a heading tells one member of a union from the others: by its first Literal field."""
+    """Return the heading of a union's member: its first Literal field."""
     for name, field in model.model_fields.items():
         choices = literal_choices(field.annotation)
         if choices:

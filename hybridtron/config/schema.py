@@ -44,7 +44,7 @@ class Strict(pydantic.BaseModel):
 
 
 def problem(key: str, value: object, expected: str) -> Exception:
-    """An exception for validators to raise; it ends as `PLACE.KEY = VALUE: expected EXPECTED (in FILE)`.
+    """Build an exception for validators to raise; it is printed as `PLACE.KEY = VALUE: expected EXPECTED (in FILE)`.
 
     `key` is relative to what is being validated: "" for the field of a field validator or the whole model of a model
     validator, else a key below it, with dots between levels.
@@ -56,7 +56,7 @@ S = TypeVar("S", bound=Strict)
 
 
 def dispatch(value: Any, registry: Mapping[str, type[S]], key: str = "type") -> S:
-    """Builds the class that `value[key]` names in `registry`; for a BeforeValidator where the class varies.
+    """Build the class that `value[key]` names in `registry`; for a BeforeValidator where the class varies.
 
     ::
 

@@ -24,7 +24,7 @@ _NUMERALS = {1: "one", 2: "two", 3: "three", 4: "four"}
 
 
 def value_text(value: Any) -> str:
-    """A value as YAML on one line, text in quotes; cut short where it is long."""
+    """Write a value as YAML on one line, text in quotes; cut short where it is long."""
     if isinstance(value, str):
         text = f"'{value}'" if "'" not in value else f'"{value}"'
     else:
@@ -37,7 +37,7 @@ def value_text(value: Any) -> str:
 
 
 def type_words(annotation: Any) -> str:
-    """`a whole number`, `a list of two numbers`, `text or null`; to follow "expected" or to stand in a table."""
+    """Describe a type, to follow "expected": `a whole number`, `a list of two numbers`, `text or null`."""
     annotation = unannotated(annotation)
     if annotation in _SCALARS:
         return _SCALARS[annotation][0]
@@ -55,7 +55,7 @@ def type_words(annotation: Any) -> str:
 
 
 def bounds_words(metadata: Iterable[Any]) -> list[str]:
-    """`at least 1`, `less than 2` ... for the constraints among a pydantic field's metadata."""
+    """Describe the constraints in a pydantic field's metadata: `at least 1`, `less than 2` ..."""
     words = {
         "ge": "at least {}",
         "gt": "more than {}",
@@ -76,12 +76,12 @@ def bounds_words(metadata: Iterable[Any]) -> list[str]:
 
 
 def number_text(bound: Any) -> str:
-    """A bound without a needless fraction: 0 for 0.0."""
+    """Write a bound without a needless fraction: 0 for 0.0."""
     return str(int(bound)) if isinstance(bound, float) and bound.is_integer() else str(bound)
 
 
 def unannotated(annotation: Any) -> Any:
-    """The type inside Annotated[...]."""
+    """Return the type inside Annotated[...]."""
     while get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     return annotation
@@ -96,7 +96,7 @@ def is_union(annotation: Any) -> bool:
 
 
 def union_members(annotation: Any) -> list[Any]:
-    """The members of a union but for null, nested unions flattened; any other type is its own one member."""
+    """Return the members of a union without null, nested unions flattened; any other type is its only member."""
     annotation = unannotated(annotation)
     if not is_union(annotation):
         return [annotation]
@@ -105,14 +105,14 @@ def union_members(annotation: Any) -> list[Any]:
 
 
 def literal_choices(annotation: Any) -> list[str]:
-    """The choices of a Literal as a YAML author writes them; empty for other types."""
+    """Return the choices of a Literal as YAML; empty for other types."""
     annotation = unannotated(annotation)
     values = get_args(annotation) if get_origin(annotation) is Literal else ()
     return [yaml_text.write_inline(value) for value in values]
 
 
 def list_items(annotation: Any) -> tuple[Any, int | None] | None:
-    """Item type and fixed length (None: any) of a list or tuple type; None for other types."""
+    """Return item type and fixed length (None: any) of a list or tuple type; None for other types."""
     annotation = unannotated(annotation)
     origin = get_origin(annotation) or annotation
     if origin not in (list, tuple, set, frozenset, Sequence):

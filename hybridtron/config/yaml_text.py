@@ -33,7 +33,7 @@ _SCALARS = (  # tag, text that has it, first characters
 
 
 def read(path: str) -> Any:
-    """The value of a YAML file; None if it is empty. Raises UserError with file, line and column."""
+    """Read a YAML file; None if it is empty. Raises UserError with file, line and column."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -44,7 +44,7 @@ def read(path: str) -> Any:
 
 
 def parse(text: str, source: str | None = None) -> Any:
-    """The value of a YAML text. Raises UserError, which begins with source:line:column if a source is given."""
+    """Parse a YAML text. Raises UserError, which begins with source:line:column if a source is given."""
     try:
         node = yaml.compose(text, Loader=_Loader)
         return None if node is None else _Builder(source).build(node)
@@ -59,24 +59,24 @@ def parse(text: str, source: str | None = None) -> Any:
 
 
 def write(value: Any) -> str:
-    """Block-style YAML text, short lists on one line, that `parse` reads back as an equal value."""
+    """Write block-style YAML, short lists on one line, that `parse` reads back as an equal value."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**31)
 
 
 def write_inline(value: Any) -> str:
-    """The same on one line."""
+    """Write YAML on one line."""
     text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**31, default_flow_style=True)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
 class _Loader(yaml.SafeLoader):
-    """Used up to YAML nodes only, so that our own rules make the values."""
+    """Loader that stops at YAML nodes, so that our own rules make the values."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012  # PyYAML's own attribute
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that YAML 1.1 readers or `parse` would take for something else."""
+    """Dumper that quotes text that YAML 1.1 readers or `parse` would take for something else."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         super().increase_indent(flow, False)
