@@ -89,7 +89,7 @@ def _regret(outcome: Outcome, engines: Mapping[Pattern, str]) -> bytes:
 
     optimum, seeds = outcome.optimum, len(outcome.search.config.seeds)
     figure, axes = _figure(4.2)
-    begun, named = 0, set[str]()
+    begun = 0
     for step in outcome.progress.steps:
         place = {pattern: begun + i for i, pattern in enumerate(step.proposals, start=1)}
         x = np.array([place[o.pattern] for o in step.finished])
@@ -101,15 +101,15 @@ def _regret(outcome: Outcome, engines: Mapping[Pattern, str]) -> bytes:
         if seeds > 1:
             errors = [o.error for o in step.finished]
             axes.errorbar(x, shown, yerr=errors, fmt="none", ecolor=HUES[5], elinewidth=1, alpha=0.8, zorder=1)
-        points = axes.scatter(x, shown, s=24, color=HUES[5], edgecolors=HUES[0], linewidths=0.5, zorder=2)
+        look = {"color": HUES[5], "edgecolors": HUES[0], "linewidths": 0.5, "label": "each evaluation", "zorder": 2}
+        axes.scatter(x, shown, s=24, **look)
         end = begun + len(step.proposals) + 0.5
-        (curve,) = axes.step([*x, end], [*line, *line[-1:]], where="post", color=HUES[0], linewidth=2, zorder=3)
+        look = {"color": HUES[0], "linewidth": 2, "label": "best so far", "zorder": 3}
+        axes.step([*x, end], [*line, *line[-1:]], where="post", **look)
         start = _sobol_start(outcome, step, engines)
         if start:
-            shade = {"color": GRID, "alpha": 0.6, "linewidth": 0, "zorder": 0, **_once("Sobol start", named)}
+            shade = {"color": GRID, "alpha": 0.6, "linewidth": 0, "zorder": 0, "label": "Sobol start"}
             axes.axvspan(begun + 0.5, begun + start + 0.5, **shade)
-        points.set(**_once("each evaluation", named))
-        curve.set(**_once("best so far", named))
         begun += len(step.proposals)
     axes.set_xlim(0.5, begun + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(20, integer=True))
@@ -127,13 +127,6 @@ def _sobol_start(outcome: Outcome, step: Step, engines: Mapping[Pattern, str]) -
     size = getattr(outcome.search.config.engine, "start", 0)
     early = step.proposals[:size]
     return len(early) if all(engines.get(pattern) == "bayesian" for pattern in early) else 0
-
-
-def _once(label: str, named: set[str]) -> dict[str, str]:
-    """Return a label for the legend, the first time."""
-    known = label in named
-    named.add(label)
-    return {} if known else {"label": label}
 
 
 def _surrogate(outcome: Outcome) -> bytes:
