@@ -73,57 +73,66 @@ def formula_law(
         def predict(theta: Array, rows: Any) -> Array:
             return np.log(evaluate(theta, {column: array[rows] for column, array in data.items()}))
 
-        def jacobian(theta: Array) -> tuple[Array, Array]:
-            (k, p), n = theta.shape, len(runs)
-            value, derivative = np.empty((k, n)), np.empty((k, p, n))
-            steps = 1j * _STEP * np.eye(p)
-            for part in np.array_split(np.arange(k), max(1, k * p * n // _AT_ONCE)):  # all derivatives in one call
-                stepped = (theta[part, None] + steps).reshape(-1, p)
-                values = np.log(evaluate(stepped, data)).reshape(len(part), p, n)
-                value[part], derivative[part] = values[:, 0].real, values.imag / _STEP
-            return value, derivative
-
         starts = np.random.default_rng(0).uniform(box[:, 0], box[:, 1], (_STARTS, len(names)))
-        problem = Problem(predict, jacobian, np.log(runs["loss"]), delta, box[:, 0], box[:, 1])
+        problem = Problem(
+            predict,
+            lambda theta: _differentiate(evaluate, data, theta),
+            np.log(runs["loss"]),
+            delta,
+            box[:, 0],
+            box[:, 1],
+        )
         return Curve(problem, starts, values, evaluate, runs["loss"], "Huber of log loss, summed over points", True)
-
-    def predict_point(
-        fitted: CurveFit, point: Mapping[str, float], runs: Runs
-    ) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
-        if set(point) != set(columns):
-            raise UserError(f"predict = {dict(point)}: {name} predicts from {', '.join(columns)}; expected just these")
-        at = {column: np.array([float(value)]) for column, value in point.items()}
-
-        def loss(theta: Array) -> Array:
-            return evaluate(theta, at)[:, 0]
-
-        entry = {**point, **fitted.estimate("loss", loss)}
-        return entry, extrapolation_warnings(point, {column: runs[column] for column in columns})
-
-    def bound_warnings(fitted: CurveFit) -> list[str]:
-        theta, margin = fitted.optimum.theta, 1e-6 * (box[:, 1] - box[:, 0])
-        at_bound = (theta <= box[:, 0] + margin) | (theta >= box[:, 1] - margin)
-        return [
-            f"not identified: {parameter} ends at its bound {fitted.parameters[parameter]:g}"
-            for parameter, stuck in zip(names, at_bound, strict=True)
-            if stuck
-        ]
-
-    def verdict(fitted: CurveFit, held: dict[str, Any] | None) -> list[str]:
-        spans = fitted.intervals or {}
-        sentences = [interval_sentence(n, value, spans.get(n)) for n, value in fitted.parameters.items()]
-        return sentences + held_out_sentence(held, "loss")
 
     def fit(runs: Runs, settings: Settings) -> Fit:
         chosen = delta if settings.delta is None else settings.delta
         largest = size(runs) if size is not None else 1 / runs["loss"]
         return complete_fit(
             name, build, runs, settings, delta=chosen, size=largest, size_name="size",
-            predict_point=lambda fitted, point: predict_point(fitted, point, runs), verdict=verdict,
-            curves=lambda fitted: measured_against_predicted(fitted, "loss"), check=bound_warnings,
+            predict_point=lambda fitted, point: _predict(name, columns, fitted, point, runs), verdict=_verdict,
+            curves=lambda fitted: measured_against_predicted(fitted, "loss"), check=_bound_warnings,
         )  # fmt: skip
 
     assert all(math.isfinite(edge) for pair in box for edge in pair), f"{name}: bounds must be finite"
     return FormulaLaw(
         name=name, summary=summary, columns=(*columns, "loss"), parameters=tuple(names), fit=fit, build=build
     )
+
+
+def _differentiate(evaluate: Formula, data: Mapping[str, Array], theta: Array) -> tuple[Array, Array]:
+    """Return log loss [k, n] and its derivatives [k, p, n] by the complex step; theta [k, p]."""
+    (k, p), n = theta.shape, len(next(iter(data.values())))
+    value, derivative = np.empty((k, n)), np.empty((k, p, n))
+    steps = 1j * _STEP * np.eye(p)
+    for part in np.array_split(np.arange(k), max(1, k * p * n // _AT_ONCE)):  # all derivatives in one call
+        stepped = (theta[part, None] + steps).reshape(-1, p)
+        values = np.log(evaluate(stepped, data)).reshape(len(part), p, n)
+        value[part], derivative[part] = values[:, 0].real, values.imag / _STEP
+    return value, derivative
+
+
+def _predict(
+    name: str, columns: Sequence[str], fitted: CurveFit, point: Mapping[str, float], runs: Runs
+) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
+    if set(point) != set(columns):
+        raise UserError(f"predict = {dict(point)}: {name} predicts from {', '.join(columns)}; expected just these")
+    at = {column: np.array([float(value)]) for column, value in point.items()}
+    entry = {**point, **fitted.estimate("loss", lambda theta: fitted.curve.predict(theta, at)[:, 0])}
+    return entry, extrapolation_warnings(point, {column: runs[column] for column in columns})
+
+
+def _bound_warnings(fitted: CurveFit) -> list[str]:
+    theta, lower, upper = fitted.optimum.theta, fitted.curve.problem.lower, fitted.curve.problem.upper
+    margin = 1e-6 * (upper - lower)
+    at_bound = (theta <= lower + margin) | (theta >= upper - margin)
+    return [
+        f"not identified: {parameter} ends at its bound {value:g}"
+        for (parameter, value), stuck in zip(fitted.parameters.items(), at_bound, strict=True)
+        if stuck
+    ]
+
+
+def _verdict(fitted: CurveFit, held: dict[str, Any] | None) -> list[str]:
+    spans = fitted.intervals or {}
+    sentences = [interval_sentence(n, value, spans.get(n)) for n, value in fitted.parameters.items()]
+    return sentences + held_out_sentence(held, "loss")
