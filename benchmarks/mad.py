@@ -58,9 +58,9 @@ def _thread_seconds(task: str, setting: dict[str, int | float]) -> float:
     return time.thread_time() - start
 
 
-def stacked(layers: list[str], tokens: torch.Tensor, targets: torch.Tensor, device: str, together: bool) -> Step:
+def stacked(layers: list[str], tokens: torch.Tensor, targets: torch.Tensor, device: str, one_pass: bool) -> Step:
     config = from_layers(layers).model(16, tokens.shape[1])
-    stack = Stack(config, False, [initial_values(config, False, 0)] * len(GRID), device=device, together=together)
+    stack = Stack(config, False, [initial_values(config, False, 0)] * len(GRID), device=device, one_pass=one_pass)
     optimizer = StackedAdamW(stack.flat, BETAS)
     lr = torch.tensor([[cell.lr] for cell in GRID], device=device)
     decay = torch.tensor([[cell.weight_decay] for cell in GRID], device=device) * stack.decay
@@ -106,8 +106,8 @@ def train_seconds(layers: list[str], batch_size: int, device: str, repeats: int)
     arrays = generate("in-context-recall", {}, "train", seed=0, num_examples=batch_size)
     tokens, targets = (torch.from_numpy(array).to(device) for array in arrays)
     ways = {
-        "stacked": stacked(layers, tokens, targets, device, together=True),
-        "cell by cell": stacked(layers, tokens, targets, device, together=False),
+        "stacked": stacked(layers, tokens, targets, device, one_pass=True),
+        "cell by cell": stacked(layers, tokens, targets, device, one_pass=False),
         "plain loop": one_model_after_another(layers, tokens, targets, device),
     }
     found: dict[str, list[float]] = {name: [] for name in ways}

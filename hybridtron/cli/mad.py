@@ -23,11 +23,11 @@ from hybridtron.mad.training.device import best_device, default_processes, requi
 from hybridtron.mad.training.presets import PRESETS, Preset, preset, require_at_least_one
 from hybridtron.mad.training.progress import SuiteProgress
 from hybridtron.mad.training.suite import SuiteFailed, chosen_settings, require_seeds, run_suite
-from hybridtron.mad.training.training_plan import outlook
+from hybridtron.mad.training.training_plan import plan_training
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Returns the exit code: 0 done, 1 failed. Raises UserError for bad input."""
+    """Run the verb and return its exit code: 0 done, 1 failed. Raises UserError for bad input."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if options.run is _data:  # what differs from the baseline may stand before options and after them
@@ -106,7 +106,7 @@ def _run(options: argparse.Namespace) -> int:
     device = options.device or best_device()
     require_device(device)
     processes = options.processes or default_processes(device)
-    planned = outlook(architecture, chosen, settings, options.seeds, options.out)
+    planned = plan_training(architecture, chosen, settings, options.seeds, options.out)
     if options.dry_run:
         print(json.dumps(planned._asdict(), indent=2) if options.json else f"{architecture.name}: {planned}")
         return 0

@@ -15,9 +15,9 @@ from hybridtron.data.tokenizer import load as load_tokenizer
 from hybridtron.errors import UserError
 from hybridtron.mad.models.architecture import from_model
 from hybridtron.mad.models.architecture import iso_state as with_iso_state
+from hybridtron.mad.models.candidate import Candidate
 from hybridtron.mad.models.finetune import from_trained
 from hybridtron.mad.models.shrink import DEPTH
-from hybridtron.mad.models.subject import Subject
 from hybridtron.mad.report.write import write_report
 from hybridtron.mad.scoring.aggregate import renamed, scores
 from hybridtron.mad.scoring.correlation import HeldOutLoss, as_points, correlate, in_one_unit
@@ -85,16 +85,13 @@ def score_checkpoints(
             the trained layers under a fresh embedding and head, all trainable or frozen.
         depth: layers that `proxy` keeps; 8 by default.
         iso_state: with `proxy`, change layers so that their states add up to 4,096 elements.
-        data: held-out tokens for the losses; by default each run's data.valid.
-        sequences: held-out sequences; by default each run's own number.
+        data, sequences: held-out tokens for the losses, and how many sequences; by default as each run has them.
         on_progress: called with a checkpoint's path after each of its settings.
         on_message: called with each warning and notice.
 
     The other arguments are those of `hybridtron.mad.score`.
 
-    Raises:
-        UserError: for bad arguments, and an `out` that cannot be used.
-        SuiteFailed: where a process died.
+    Raises UserError for bad arguments and an `out` that cannot be used, SuiteFailed where a process died.
     """
     chosen = find_preset(preset) if isinstance(preset, str) else preset
     settings = chosen_settings(chosen, tasks, setting or {})
@@ -103,25 +100,25 @@ def score_checkpoints(
     require_usable(out / "report")
     unique, notices = _without_repeats(checkpoints, on_message)
     paths = list(unique.values())
-    subjects = [_model_of(path, mode, DEPTH if depth is None else depth, iso_state) for path in paths]
+    candidates = [_model_of(path, mode, DEPTH if depth is None else depth, iso_state) for path in paths]
     losses = [_held_out_loss(path, data, sequences) for path in paths] if len(checkpoints) > 1 else []
     values, unit, refusal = _comparable(losses, on_message) if losses else ([], "", "")
     rows = []
-    for path, subject in zip(paths, subjects, strict=True):
+    for path, candidate in zip(paths, candidates, strict=True):
         rows += run_suite(
-            subject, chosen, settings, seeds, out, processes=processes, device=device,
+            candidate, chosen, settings, seeds, out, processes=processes, device=device,
             on_unit=partial(on_progress, path) if on_progress else None,
             on_warning=lambda text: on_message(f"warning: {text}"),
         )  # fmt: skip
     trained = scores(rows_of_call(rows, chosen, settings, seeds))
     write_report(trained, [line for score in trained for line in score.left_out], out / "report")
-    found = _score_of_each(subjects, trained, on_message if mode == "proxy" else None)
-    correlation = None
-    if losses:
-        if any(score.settings() != found[0].settings() or score.seeds != found[0].seeds for score in found):
-            refusal = refusal or "the scores are over different settings or seeds"
-        points, remarks = ([], []) if refusal else as_points(found, list(unique), values)
-        correlation = correlate(points, out, unit, [*remarks, *notices], refusal)
+    found = _score_of_each(candidates, trained, on_message if mode == "proxy" else None)
+    if not losses:
+        return CheckpointScores(mode, paths, found, trained, losses, None)
+    if any(score.settings() != found[0].settings() or score.seeds != found[0].seeds for score in found):
+        refusal = refusal or "the scores are over different settings or seeds"
+    points, remarks = ([], []) if refusal else as_points(found, list(unique), values)
+    correlation = correlate(points, out, unit, [*remarks, *notices], refusal)
     return CheckpointScores(mode, paths, found, trained, losses, correlation)
 
 
@@ -149,7 +146,7 @@ def _without_repeats(paths: Sequence[Path], on_message: Callable[[str], None]) -
     return unique, notices
 
 
-def _model_of(path: Path, mode: Mode, depth: int, iso_state: bool) -> Subject:
+def _model_of(path: Path, mode: Mode, depth: int, iso_state: bool) -> Candidate:
     """Return what is trained for a checkpoint under the mode."""
     config, checkpoint = read_run(path)
     if mode == "proxy":
@@ -191,13 +188,13 @@ def _comparable(losses: Sequence[HeldOutLoss], on_message: Callable[[str], None]
 
 
 def _score_of_each(
-    subjects: Sequence[Subject], trained: Sequence[Score], on_message: Callable[[str], None] | None
+    candidates: Sequence[Candidate], trained: Sequence[Score], on_message: Callable[[str], None] | None
 ) -> list[Score]:
-    """Return one score for each subject under its own name; `on_message` hears where several are one model."""
+    """Return one score for each candidate under its own name; `on_message` hears where several are one model."""
     by_identity = {score.identity: score for score in trained}
     found = []
-    for subject in subjects:
-        score, notice = renamed(by_identity[subject.fingerprint()], subject.name, subject.notes)
+    for candidate in candidates:
+        score, notice = renamed(by_identity[candidate.fingerprint()], candidate.name, candidate.notes)
         found.append(score)
         if notice and on_message:
             on_message(notice)

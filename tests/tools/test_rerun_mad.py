@@ -176,8 +176,8 @@ def test_trained_layers_compute_what_they_did_and_a_probe_leaves_them(run):
         expected = model.logits(tokens)
         parameters = {name: value.detach().clone() for name, value in model.named_parameters()}
     for mode, trained_layers in (("finetune", True), ("probe", False)):
-        subject = from_trained("x", config.model, parameters, mode)
-        built, values, frozen = subject.start(config.model.vocab_size, 16, False, seed=0)
+        candidate = from_trained("x", config.model, parameters, mode)
+        built, values, frozen = candidate.start(config.model.vocab_size, 16, False, seed=0)
         assert any(name.startswith("layers.") for name in values) == trained_layers
         assert values.keys() | frozen.keys() == values.keys() | {n for n in parameters if n.startswith("layers.")}
         proxy = ProxyModel(built, autoencoder=False).eval()

@@ -127,7 +127,7 @@ class Bayesian:
 
 
 def require_botorch() -> None:
-    """UserError where BoTorch is not installed."""
+    """Raise UserError where BoTorch is not installed."""
     from importlib.util import find_spec
 
     if find_spec("botorch") is None:
@@ -138,7 +138,7 @@ def require_botorch() -> None:
 
 
 def fit(space: Space, finished: Sequence[Observation]) -> Any:
-    """SingleTaskGP with an RBF kernel of a length per input over the one-hot encoding; its noise is inferred."""
+    """Fit a SingleTaskGP, its RBF kernel with a length per input, to the one-hot encoding; its noise is inferred."""
     import torch
     from botorch.models import SingleTaskGP
     from botorch.models.transforms import Standardize
@@ -155,7 +155,7 @@ def fit(space: Space, finished: Sequence[Observation]) -> Any:
 
 
 def leave_one_out(space: Space, finished: Sequence[Observation]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation predicted for each score from all others, with hyperparameters fitted to all.
+    """Predict mean and standard deviation of each score from all others, with hyperparameters fitted to all.
 
     Rasmussen & Williams (2006), equations 5.12. Needs at least 3 observations.
     """
@@ -182,7 +182,7 @@ def _encode(space: Space, patterns: Sequence[Pattern]) -> torch.Tensor:
 
 
 def _values(space: Space, patterns: Sequence[Pattern], acquisition: Any) -> torch.Tensor:
-    """The acquisition of each pattern."""
+    """Return the acquisition of each pattern."""
     import torch
 
     with torch.no_grad():

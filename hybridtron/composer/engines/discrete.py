@@ -38,7 +38,7 @@ class Engine(Protocol):
         count: int,
         generator: np.random.Generator,
     ) -> list[Pattern]:
-        """At most `count` new patterns, none of them finished or pending; none where the space is exhausted."""
+        """Propose at most `count` new patterns, none finished or pending; none where the space is exhausted."""
         ...
 
 
@@ -109,7 +109,7 @@ class Evolution:
     def _child(
         self, space: Space, finished: Sequence[Observation], known: set[Pattern], generator: np.random.Generator
     ) -> list[Pattern]:
-        """A new neighbour of a tournament's winner; of its neighbours' neighbours where none is new."""
+        """Return a new neighbour of a tournament's winner, or of its neighbours where none is new."""
         population = finished[-self.population :]
         if not population:
             return []
@@ -124,12 +124,12 @@ class Evolution:
 
 
 def known_patterns(finished: Sequence[Observation], pending: Sequence[Pattern]) -> set[Pattern]:
-    """What an engine need not propose again."""
+    """Return the patterns that an engine must not propose."""
     return {*(o.pattern for o in finished), *pending}
 
 
 def new_patterns(space: Space, known: set[Pattern], count: int, generator: np.random.Generator) -> list[Pattern]:
-    """Uniform draws that are not known; fewer than `count` only where no more exist."""
+    """Draw unknown patterns uniformly; fewer than `count` only where no more exist."""
     found: list[Pattern] = []
     seen = set(known)
     for _ in range(DRAWS_PER_PATTERN * count):
@@ -147,7 +147,7 @@ def new_patterns(space: Space, known: set[Pattern], count: int, generator: np.ra
 
 
 def make_engine(config: EngineConfig, seed: int) -> Engine:
-    """The engine that a config's `engine` section describes, in the search of that seed."""
+    """Build the engine that a config's `engine` section describes; `seed` is the search's."""
     from hybridtron.composer.nas import config as schema
 
     if isinstance(config, schema.EvolutionConfig):

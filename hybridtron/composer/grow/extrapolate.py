@@ -28,7 +28,7 @@ def size(layers: Sequence[str], costs: Costs) -> int:
 
 
 def stretch(layers: Layers, costs: Costs, target: int, rounding: Rounding = "up") -> Layers:
-    """Every run of h equal layers becomes ceil(s h) of them, s = target / size. Raises TargetTooSmall.
+    """Lengthen every run of h equal layers to ceil(s h), s = target / size. Raises TargetTooSmall.
 
     The result is never smaller than the target. Rounding `nearest` takes s h up or down in each run, at least to 1, so
     that the size comes as near to the target as that allows.
@@ -38,7 +38,7 @@ def stretch(layers: Layers, costs: Costs, target: int, rounding: Rounding = "up"
 
 
 def stack(layers: Layers, costs: Costs, target: int, rounding: Rounding = "up") -> Layers:
-    """floor(target / size) whole copies, then one whose runs of h layers are ceil(h r / size), r being what is left.
+    """Append floor(target / size) whole copies, then one whose runs of h layers are ceil(h r / size), r what is left.
 
     Raises TargetTooSmall. Rounding `nearest` chooses up or down, to 0 too, in each run of the last copy.
     """
@@ -69,7 +69,7 @@ def _scaled(layers: Layers, costs: Costs, factor: Fraction, target: int, roundin
 
 
 def _nearest(blocks: Sequence[str], exact: Sequence[Fraction], costs: Costs, target: int, least: int) -> list[int]:
-    """Each count rounded up or down so that the size is nearest to the target; ties go to fewer layers.
+    """Round each count up or down so that the size is nearest to the target; ties go to fewer layers.
 
     Runs of one block cost alike, so only how many of them round up matters: those with the largest remainders do.
     """
@@ -91,7 +91,7 @@ def _nearest(blocks: Sequence[str], exact: Sequence[Fraction], costs: Costs, tar
 
 
 def _nearest_sum(items: Sequence[tuple[int, int]], goal: int) -> tuple[int, ...]:
-    """How many of each item (cost, at most how many) sum to the cost nearest to `goal`; ties go to fewer.
+    """Return how many of each item (cost, largest count) sum to the cost nearest to `goal`; ties go to fewer.
 
     All sums of one half of the items meet the sorted sums of the other, so that many kinds of block stay cheap.
     """
@@ -111,7 +111,7 @@ def _nearest_sum(items: Sequence[tuple[int, int]], goal: int) -> tuple[int, ...]
 
 
 def _sums(items: Sequence[tuple[int, int]]) -> dict[int, tuple[int, ...]]:
-    """Total cost -> the fewest counts that make it."""
+    """Map each total cost to the fewest counts that make it."""
     found: dict[int, tuple[int, ...]] = {}
     for counts in product(*(range(most + 1) for _, most in items)):
         total = sum(cost * count for (cost, _), count in zip(items, counts, strict=True))

@@ -37,7 +37,7 @@ class Aggregate:
 def aggregate(
     space: Space, observations: Sequence[Observation], clusters: int, top: int, context: int | Literal["all"]
 ) -> Aggregate:
-    """N_c: position by position, the most frequent block among voters that agree with the `context` choices before it.
+    """Compute N_c: at each position the most frequent block of voters that agree with `context` choices before it.
 
     Needs at least one observation of a pattern of the space.
     """
@@ -51,7 +51,7 @@ def aggregate(
 def elect(
     space: Space, members: Sequence[Observation], context: int | Literal["all"]
 ) -> tuple[Pattern, tuple[Vote, ...]]:
-    """The pattern that the members of the best clusters choose, with the vote at each position."""
+    """Return the pattern that the members of the best clusters choose, with the vote at each position."""
     chosen: Pattern = ()
     votes = []
     for position in range(space.layers):
@@ -75,7 +75,7 @@ def _vote(space: Space, voters: Sequence[Observation], position: int, allowed: S
 
 
 def kmeans(values: Sequence[float], clusters: int) -> list[list[int]]:
-    """Indices of the values in the clusters of least squared distance to their means, the highest values first.
+    """Cluster values to the least squared distance from their means; return indices, the highest cluster first.
 
     Fewer clusters where there are fewer different values. Equal values are never divided. Dynamic programming over the
     sorted values; the best start of the last cluster never moves left as values are added, so that halving finds all of
@@ -90,7 +90,7 @@ def kmeans(values: Sequence[float], clusters: int) -> list[list[int]]:
     second = np.concatenate([[0.0], np.cumsum(counts * centred**2)])
 
     def spreads(start: int, end: int, stop: int) -> np.ndarray:
-        """Of the clusters [start, stop), [start + 1, stop) ... [end - 1, stop)."""
+        """Return the squared distances of the clusters [start, stop), [start + 1, stop) ... [end - 1, stop)."""
         total = first[stop] - first[start:end]
         return second[stop] - second[start:end] - total**2 / (weight[stop] - weight[start:end])
 

@@ -75,7 +75,7 @@ class SpaceConfig(Strict):
         return {key: value for key, value in self.model_dump(exclude={"blocks", "layers"}).items() if value}
 
     def _culprit(self) -> str:
-        """Which single constraint shuts everything out, if one does."""
+        """Name the single constraints that leave no pattern, if one does so alone."""
         alone = [
             key
             for key in self._constraints()

@@ -30,7 +30,7 @@ class Cost:
 
 
 def read_cost(config: CostConfig, blocks: Sequence[str]) -> Cost:
-    """From the blocks of a run's config; raises UserError where it lacks one."""
+    """Read the cost of each block from a run's config; raises UserError where it lacks one."""
     run = load(config.model, config.overrides, RunConfig)
     seq_len = config.seq_len or run.data.seq_len
     costs = []
@@ -53,7 +53,7 @@ def read_cost(config: CostConfig, blocks: Sequence[str]) -> Cost:
 
 
 def pareto_front(observations: Sequence[Observation], cost: Cost) -> list[int]:
-    """Indices of those that no other beats in score or cost without being worse in the other, cheapest first."""
+    """Return indices of the patterns that no other beats in both score and cost, cheapest first."""
     order = sorted(range(len(observations)), key=lambda i: (cost(observations[i].pattern), -observations[i].score))
     front: list[int] = []
     for i in order:

@@ -42,7 +42,7 @@ class Evaluator:
 
 
 def make_evaluator(config: SearchConfig) -> Evaluator:
-    """Raises UserError where the evaluator does not know a block of the space, or its files are missing."""
+    """Build the config's evaluator; raises UserError where it lacks a block of the space or a file."""
     maker: dict[type[EvaluatorConfig], Callable[[Any, SearchConfig], Evaluator]] = {
         FunctionConfig: _function,
         ShortRunConfig: _short_run,
@@ -139,11 +139,11 @@ def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
         from hybridtron.mad.training.loop import train_setting
         from hybridtron.training.device import take_device
 
-        subject, device = architecture(layers), take_device()
+        candidate, device = architecture(layers), take_device()
         rows = [
             row
             for name, setting in chosen.items()
-            for row in train_setting(subject, name, setting, protocol, [seed], device=device)
+            for row in train_setting(candidate, name, setting, protocol, [seed], device=device)
         ]
         (score,) = scores(rows)
         kind = score.headline
@@ -161,7 +161,7 @@ def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
 
 @contextlib.contextmanager
 def _at(place: str) -> Iterator[None]:
-    """Names the place in the search's config in what is wrong there."""
+    """Prefix the UserErrors of the block with a place in the search's config."""
     try:
         yield
     except UserError as error:

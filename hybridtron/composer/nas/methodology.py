@@ -21,7 +21,7 @@ def num_steps(method: MethodologyConfig, layers: int) -> int:
 
 
 def step_space(method: MethodologyConfig, whole: Space, step: int, found: Pattern) -> Space:
-    """The space of a step (from 0); `found` is what the step before handed on, which stays as it is.
+    """Build the space of a step (from 0) around `found`, the pattern that the step before returned.
 
     Constraints hold at every depth, but `at_least` only as far as the layers still to come cannot make up for it, and
     `never_last` only where the last layer is final. Raises UserError where nothing can be built around `found`.
@@ -106,7 +106,7 @@ class _Shell(Space):
         return self._can_be_filled(self.layers, (own[0], own[1]), (own[2], own[3]), uses)
 
     def _can_be_filled(self, placed: int, left: Half, right: Half, uses: Uses) -> bool:
-        """Whether later steps can go on between two halves of `placed` layers.
+        """Return whether later steps can continue between two halves of `placed` layers.
 
         A step's layers go to the left half first, then to the right one, from outside inwards.
         """

@@ -63,7 +63,7 @@ class Progress:
         return len(self.steps) == self.total_steps and self.steps[-1].is_complete
 
     def open_unit(self, seeds: Sequence[int], transaction: Transaction) -> Unit | None:
-        """The first proposed unit without a result that no living worker has claimed."""
+        """Return the first proposed unit without a result that no living worker has claimed."""
         for pattern in self.steps[-1].pending:
             for seed in seeds:
                 unit = (pattern, seed)
@@ -73,7 +73,7 @@ class Progress:
 
 
 def read_progress(config: SearchConfig, rows: Sequence[Row]) -> Progress:
-    """`rows` are all lines of the record, from its first.
+    """Read the state of a search from all rows of its record.
 
     What was proposed for a step whose space has changed since, as what the step before hands on has, counts no more;
     its results stay, for patterns that are proposed again. Raises UserError for a row that is damaged, and where a step
@@ -109,7 +109,7 @@ def read_progress(config: SearchConfig, rows: Sequence[Row]) -> Progress:
 
 
 def _damage(row: Row, blocks: Sequence[str]) -> str | None:
-    """What is wrong with a row, and what was expected; None for nothing."""
+    """Return what is wrong with a row and what was expected; None for nothing."""
     kind = str(row["row"])
     for key, (types, expected) in KEYS.get(kind, {}).items():
         if key not in row:
@@ -126,13 +126,13 @@ def _damage(row: Row, blocks: Sequence[str]) -> str | None:
 
 
 def vote(config: SearchConfig, step: Step) -> Aggregate:
-    """What the config's aggregator makes of the evaluations that the step has, at least one."""
+    """Aggregate the evaluations of the step, at least one, as the config says."""
     rule = config.aggregator
     return aggregate(step.space, step.finished, rule.clusters, rule.top, rule.context)
 
 
 def _finish(config: SearchConfig, step: Step, results: dict[Unit, Row]) -> None:
-    """Fill in what is known about the step."""
+    """Fill in the step's observations and, once it is complete, its result."""
     for pattern in step.proposals:
         rows = [results.get((pattern, seed)) for seed in config.seeds]
         if any(row is None for row in rows):

@@ -46,7 +46,7 @@ class Space:
 
     @cached_property
     def size(self) -> int:
-        """How many patterns there are."""
+        """Count the patterns."""
         return self._completions(0, self._start)
 
     def names(self, pattern: Pattern) -> tuple[str, ...]:
@@ -59,12 +59,12 @@ class Space:
         return len(pattern) == self.layers and self.choices(pattern[:-1]).get(pattern[-1], 0) > 0
 
     def choices(self, prefix: Pattern) -> dict[int, int]:
-        """Blocks that may follow the prefix, each with the number of patterns that then remain; empty for none."""
+        """Count, for each block that may follow the prefix, the patterns that then remain; empty for none."""
         state = self._after(prefix)
         return {} if state is None else {b: count for b, (count, _) in self._options(len(prefix), state).items()}
 
     def enumerate(self, prefix: Pattern = ()) -> Iterator[Pattern]:
-        """All patterns, in the order of their indices."""
+        """Yield all patterns, in the order of their indices."""
         if len(prefix) == self.layers:
             yield prefix
             return
@@ -72,7 +72,7 @@ class Space:
             yield from self.enumerate((*prefix, block))
 
     def at(self, coordinates: Sequence[float]) -> Pattern:
-        """The pattern at a point of the unit cube: uniform points give uniform patterns, one coordinate for a layer."""
+        """Return the pattern at a point of the unit cube [layers]; uniform points give uniform patterns."""
         pattern: Pattern = ()
         state = self._start
         for position, coordinate in enumerate(coordinates[: self.layers]):
@@ -84,11 +84,11 @@ class Space:
         return pattern
 
     def draw(self, generator: np.random.Generator) -> Pattern:
-        """One pattern, each equally likely."""
+        """Draw one pattern uniformly."""
         return self.at(generator.random(self.layers).tolist())
 
     def neighbours(self, pattern: Pattern) -> list[Pattern]:
-        """Patterns that differ in one layer, or by two layers exchanged."""
+        """Return the patterns that differ in one layer, or by two layers exchanged."""
         changed = [
             (*pattern[:i], block, *pattern[i + 1 :])
             for i in range(self.layers)
@@ -105,7 +105,7 @@ class Space:
         return [candidate for candidate in dict.fromkeys(changed) if self._fits(candidate)]
 
     def _fits(self, pattern: Pattern) -> bool:
-        """`allows` for a pattern of the right length, without counting what else there is."""
+        """Return `allows` for a pattern of the right length, without counting the others."""
         state = self._after(pattern)
         return state is not None and self._completions(self.layers, state) > 0
 
@@ -114,14 +114,14 @@ class Space:
         return -1, 0, (0,) * len(self._counted), ()
 
     def _after(self, prefix: Pattern) -> State | None:
-        """The state after a prefix; None where it is not allowed."""
+        """Return the state after a prefix; None where it is not allowed."""
         state: State | None = self._start
         for position, block in enumerate(prefix):
             state = None if state is None else self._next(position, state, block)
         return state
 
     def _options(self, position: int, state: State) -> dict[int, tuple[int, State]]:
-        """Blocks that may follow, each with the patterns that then remain and the state after it."""
+        """Return the blocks that may follow, each with the patterns that then remain and the state after it."""
         found = {}
         for block in range(len(self.blocks)):
             following = self._next(position, state, block)
@@ -134,7 +134,7 @@ class Space:
         return tuple(sorted({*self.at_most, *self.at_least}))
 
     def _next(self, position: int, state: State, block: int) -> State | None:
-        """The state after `block` at `position`; None where that is not allowed."""
+        """Return the state after `block` at `position`; None where that is not allowed."""
         last, run, uses, own = state
         run = run + 1 if block == last else 1
         if (
@@ -149,7 +149,7 @@ class Space:
         return None if used is None else (block, run if block in self.longest_run else 1, used, own)
 
     def _use(self, uses: Uses, block: int) -> Uses | None:
-        """The uses with one more of `block`; None where that is too many."""
+        """Return the uses with one more of `block`; None where that is too many."""
         if block not in self._counted:
             return uses
         place = self._counted.index(block)
@@ -161,12 +161,12 @@ class Space:
         return (*uses[:place], count, *uses[place + 1 :])
 
     def _missing(self, uses: Uses) -> int:
-        """How many layers `at_least` still asks for."""
+        """Count the layers that `at_least` still requires."""
         pairs = zip(self._counted, uses, strict=True)
         return sum(max(0, self.at_least.get(block, 0) - count) for block, count in pairs)
 
     def _may_end(self, state: State) -> bool:
-        """Whether a pattern of all layers may leave this state."""
+        """Return whether a pattern of all layers may leave this state."""
         return not self._missing(state[2])
 
     @cached_property
@@ -187,12 +187,12 @@ class Space:
 
     @property
     def _key(self) -> tuple[Any, ...]:
-        """Equal for equal spaces."""
+        """Return a key that is equal for equal spaces."""
         values = [getattr(self, f.name) for f in fields(self)]
         return type(self), *(_plain(value) for value in values)
 
     def _states(self, layers: int) -> int:
-        """At least so many as there are states after 1 to `layers` layers."""
+        """Return an upper bound of the number of states after 1 to `layers` layers."""
         ends = sum(min(self.longest_run.get(block, 1), layers) for block in range(len(self.blocks)))
         ways = [1] + [0] * layers  # of uses that add up to the index
         for block in self._counted:
@@ -205,7 +205,7 @@ class Space:
         return ends * sum(by_depth)
 
     def _completions(self, position: int, state: State) -> int:
-        """In how many ways the positions from this one on can be filled."""
+        """Count the ways to fill the positions from this one on."""
         if position == self.layers:
             return int(self._may_end(state))
         key = (position, state)
@@ -221,7 +221,7 @@ class Space:
 
 @lru_cache(maxsize=64)
 def _counts_of(key: tuple[Any, ...]) -> dict[tuple[int, State], int]:
-    """What has been counted of a space: a search makes the same space anew for every evaluation."""
+    """Return the counts of a space, shared by all equal spaces: a search builds its space for every evaluation."""
     return {}
 
 
@@ -232,5 +232,5 @@ def _plain(value: Any) -> Any:
 
 
 def one_hot(patterns: Sequence[Pattern], blocks: int) -> np.ndarray:
-    """[n, layers x blocks], the encoding of the surrogate."""
+    """Encode patterns for the surrogate: [n, layers x blocks]."""
     return np.eye(blocks)[np.asarray(patterns, int)].reshape(len(patterns), -1)

@@ -35,14 +35,14 @@ class Search:
     cost: Cost | None
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for two searches to share a folder."""
+        """Return what must be the same for two searches to share a folder."""
         sections = self.config.model_dump(mode="json", include={"space", "seeds", "methodology"})
         cost = {"label": self.cost.label, "layers": list(self.cost.layers)} if self.cost else None
         return {**sections, "cost": cost, "evaluator": self.evaluator.identity}
 
 
 def prepare(config: SearchConfig) -> Search:
-    """Raises UserError where a block, a file or a package is missing."""
+    """Build what a search needs; raises UserError where a block, a file or a package is missing."""
     if isinstance(config.engine, BayesianConfig):
         from hybridtron.composer.engines.bayesian import require_botorch
 
@@ -85,7 +85,7 @@ def _is_stuck(progress: Progress) -> bool:
 
 
 def _next_unit(search: Search, progress: Progress, transaction: Transaction) -> Unit | None:
-    """Something proposed and not being worked on, else a new proposal; None where the rest is others' work."""
+    """Claim an open unit, or propose a new one; return None where other workers have all that is left."""
     step = progress.steps[-1]
     unit = progress.open_unit(search.config.seeds, transaction)
     if unit is not None or len(step.proposals) >= step.budget:
@@ -100,7 +100,7 @@ def _next_unit(search: Search, progress: Progress, transaction: Transaction) -> 
 
 
 def _propose(search: Search, step: Step, count: int, generator: np.random.Generator) -> list[Pattern]:
-    """At most `count` new patterns; what failed counts as the worst that was seen."""
+    """Propose at most `count` new patterns; failed ones count as the worst score seen."""
     worst = min((o.score for o in step.finished), default=0.0)
     seen = [*step.finished, *(Observation(pattern, worst) for pattern in step.failed)]
     if search.cost is None:

@@ -1,4 +1,4 @@
-"""What is put to the test: blocks and their order, from layers, a pattern or a run's config."""
+"""Architectures to score: blocks and their order, from layers, a pattern or a run's config."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Architecture:
     notes: tuple[str, ...] = ()
 
     def model(self, vocab_size: int, seq_len: int) -> ModelConfig:
-        """The model for one task. Implicit filters run over the task's length, as mad-lab's do; free taps stay."""
+        """Build the model config of one task. Implicit filters span its length, as mad-lab's do; free taps stay."""
         blocks = {name: self._block(block, seq_len) for name, block in self.blocks.items()}
         mapping = {
             "hidden_size": self.hidden_size,
@@ -54,17 +54,17 @@ class Architecture:
     def start(
         self, vocab_size: int, seq_len: int, autoencoder: bool, seed: int
     ) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Tensor]]:
-        """The model of one task, its trained parameters at the start, and those that stay as they are: none."""
+        """Return the model of one task, the initial values of its trained parameters, and its frozen parameters."""
         model = self.model(vocab_size, seq_len)
         return model, initial_values(model, autoencoder, seed), {}
 
     def fingerprint(self) -> str:
-        """Twelve digits that change with anything that changes the model."""
+        """Return twelve digits that change with anything that changes what is trained."""
         text = json.dumps([self.blocks, self.pattern, self.hidden_size, self.norm_eps], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def account(self) -> dict[str, int]:
-        """Parameters without embedding and output projection, and elements of state after 128 tokens."""
+        """Count parameters without embedding and output projection, and elements of state after 128 tokens."""
         found = describe(self.model(vocab_size=16, seq_len=_SEQ_LEN), _SEQ_LEN)
         return {"parameters": found.total - found.embedding, "state_size": found.state_size}
 
@@ -76,12 +76,12 @@ class Architecture:
 
 
 def from_layers(layers: Sequence[str], match_mad_lab: bool = False) -> Architecture:
-    """Layers by mad-lab's names; with `match_mad_lab` as its code has them."""
+    """Build an architecture from layers by mad-lab's names; with `match_mad_lab` as its code has them."""
     return from_pattern(pattern_of_layers(layers), match_mad_lab)
 
 
 def from_pattern(pattern: str, match_mad_lab: bool = False) -> Architecture:
-    """A pattern of mad-lab's layers, such as `2*(mh_hyena swiglu)`. Patterns have no dash: it is read as _."""
+    """Build an architecture from a pattern of MAD layers, such as `2*(mh_hyena swiglu)`; a dash is read as _."""
     known = blocks_by_pattern_name(match_mad_lab)
     kept_as = mad_lab_names()
     parsed = parse(pattern.replace("-", "_"), known_names=[*known, *kept_as])
@@ -90,7 +90,7 @@ def from_pattern(pattern: str, match_mad_lab: bool = False) -> Architecture:
 
 
 def from_model(name: str, model: ModelConfig, depth: int = DEPTH) -> Architecture:
-    """A model of any size at proxy width; see `shrink`. At most `depth` of its layers are kept."""
+    """Build the proxy of a model of any size; see `shrink`. At most `depth` of its layers are kept."""
     if depth < 1:
         raise UserError(f"depth = {depth}: expected at least 1")
     blocks, pattern, notes = shrink(model, depth)
@@ -98,7 +98,7 @@ def from_model(name: str, model: ModelConfig, depth: int = DEPTH) -> Architectur
 
 
 def iso_state(architecture: Architecture) -> Architecture:
-    """The architecture with a total state of 4,096, or as near as its layers allow; see `iso_state.with_state`."""
+    """Return the architecture with a total state of 4,096, or the nearest its layers allow; see `with_state`."""
     blocks, note = with_state(architecture.model(vocab_size=16, seq_len=_SEQ_LEN), architecture.blocks, _SEQ_LEN)
     name = f"{architecture.name}, iso-state"
     return Architecture(

@@ -58,7 +58,7 @@ def _with_share(
     found = _state_key(type(mixer))
     if found is None:
         known = ", ".join(name for name, config in MIXERS.items() if _state_key(config))
-        raise UserError(f"--iso-state: block {where} of type {block['type']}: expected one of {known}")
+        raise UserError(f"iso_state: block {where} of type {block['type']}: expected one of {known}")
     key, values = found
     sizes = {}
     for value in _CANDIDATES[values]:

@@ -56,9 +56,9 @@ def pattern_of_layers(layers: Sequence[str]) -> str:
     known = {block_name(name) for name in (*LAYERS, *ALIASES)}
     for layer in layers:
         if block_name(layer) not in known:
-            raise UserError(f"--layers: {layer!r}: expected {one_of(layer, (*LAYERS, *ALIASES))}")
+            raise UserError(f"layers: {layer!r}: expected {one_of(layer, (*LAYERS, *ALIASES))}")
     if not layers:
-        raise UserError("--layers: expected at least one layer")
+        raise UserError("layers: expected at least one layer")
     return " ".join(map(block_name, layers))
 
 

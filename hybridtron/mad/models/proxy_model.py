@@ -24,7 +24,7 @@ _LARGEST_PERIOD = 10000.0
 
 
 def proxy_tensors(config: ModelConfig, autoencoder: bool) -> dict[str, TensorSpec]:
-    """Every parameter by its name in the built model, with the initial values of mad-lab.
+    """List every parameter by its name in the built model, with mad-lab's initial values.
 
     Linear maps of the language model start as PyTorch's own do, uniform within 1 / sqrt(inputs); those of the
     auto-encoder normal with standard deviation 0.02. Biases start at zero.
@@ -50,7 +50,7 @@ def _started(spec: TensorSpec, autoencoder: bool) -> TensorSpec:
 
 
 def initial_values(config: ModelConfig, autoencoder: bool, seed: int) -> dict[str, Tensor]:
-    """A value for every parameter, a function of the seed and the parameter's name."""
+    """Draw a value for every parameter, a function of the seed and the parameter's name."""
     specs = proxy_tensors(config, autoencoder)
     return {name: initial_value(config, name, spec, seed) for name, spec in specs.items()}
 
@@ -94,7 +94,7 @@ class ProxyModel(nn.Module):
 
 
 def position_code(length: int, width: int, like: Tensor) -> Tensor:
-    """Sines, then cosines, of each position times frequencies from 1 down to 1 / 10,000: [length, width]."""
+    """Compute sines, then cosines, of each position times frequencies from 1 to 1 / 10,000: [length, width]."""
     half = width // 2
     frequencies = _LARGEST_PERIOD ** (-torch.arange(half, device=like.device) / max(half - 1, 1))
     angles = torch.arange(length, device=like.device).unsqueeze(1) * frequencies

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def soft_weights(scores: Tensor, top_k: int) -> Tensor:
-    """Softmax over all experts, the scores below the `top_k`-th set to 0: [..., experts] -> [..., experts]."""
+    """Compute the softmax over experts with scores below the `top_k`-th set to 0: [..., experts] -> the same."""
     least = scores.topk(top_k, -1).values.amin(-1, keepdim=True)
     return torch.where(scores < least, torch.zeros_like(scores), scores).softmax(-1)
 
@@ -82,7 +82,7 @@ class SoftHyenaExpertsConfig(HyenaExpertsConfig):
 
 class SoftHyenaExperts(HyenaExperts):
     def combine(self, y: Tensor, x: Tensor) -> Tensor:
-        """Weigh the outputs [..., experts, w] of all experts of tokens x [..., h]: -> [..., w]."""
+        """Weigh and sum the outputs [..., experts, w] of all experts for tokens x [..., h]: -> [..., w]."""
         bias = self.router_bias if self.config.bias else None
         weights = soft_weights(F.linear(x, self.router_weight, bias), self.config.top_k)
         return (y * weights.unsqueeze(-1)).sum(-2)

@@ -26,7 +26,7 @@ class Accuracy:
 
 
 def accuracy(predictions: Tensor, targets: Tensor, num_classes: int) -> Accuracy:
-    """predictions [c, n, s] of c models for targets [n, s], or [c, n, s] where each has its own."""
+    """Compute accuracies of predictions [c, n, s] of c models for targets [n, s], or [c, n, s] where they differ."""
     targets = targets.expand_as(predictions)
     scored = targets != IGNORE
     hits = (predictions == targets) & scored
@@ -35,7 +35,7 @@ def accuracy(predictions: Tensor, targets: Tensor, num_classes: int) -> Accuracy
 
 
 def _macro(predictions: Tensor, targets: Tensor, hits: Tensor, num_classes: int) -> Tensor:
-    """[c, n, s] each -> [c]; targets that are not scored are of one class more, which does not count."""
+    """Compute macro accuracy, [c, n, s] each -> [c]; unscored targets have an extra class that does not count."""
     models, examples, _ = predictions.shape
     batches = -(-examples // BATCH)
     batch = torch.arange(models, device=targets.device).view(-1, 1, 1) * batches

@@ -2,7 +2,7 @@
 
 For every setting and seed the cell with the best accuracy on the selecting split counts, with its accuracy on the test
 split. A task's score is the mean over its settings, the score of an architecture the mean over the six tasks. Intervals
-are Student's t at 95 % over seeds. What is not used is told: see `selection`.
+are Student's t at 95 % over seeds. What is left out is listed: see `selection`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from hybridtron.mad.scoring.results import Key, Row, key
 from hybridtron.mad.scoring.score import Score, TaskScore
 from hybridtron.mad.scoring.selection import BySetting, chosen_cells, of_whole_seeds
 from hybridtron.mad.tasks.protocol import TASKS
-from hybridtron.mad.training.preset_changes import changes
-from hybridtron.mad.training.presets import PRESETS
+from hybridtron.mad.training.presets import PRESETS, preset_changes
 from hybridtron.mad.training.suite import chosen_settings
 
 
 def scores(rows: Sequence[Row]) -> list[Score]:
-    """One score per architecture and preset, the best first, over all settings that the rows have.
+    """Compute a score per architecture and preset, the best first, over all settings that the rows have.
 
     For callers that chose the settings; `protocol_scores` is for rows of any origin.
     """
@@ -31,7 +30,7 @@ def scores(rows: Sequence[Row]) -> list[Score]:
 
 
 def protocol_scores(rows: Sequence[Row]) -> list[Score]:
-    """As `scores`, but settings that the preset's protocol does not have are told apart and do not count.
+    """Compute `scores` over the settings of the preset's protocol; others are listed apart and do not count.
 
     An architecture that was trained on such settings alone is scored over them; it is not `complete`.
     """
@@ -39,7 +38,7 @@ def protocol_scores(rows: Sequence[Row]) -> list[Score]:
 
 
 def in_common(made: Sequence[Score]) -> list[Score]:
-    """The same architectures over the settings that all of them have, the best first; none where there are none."""
+    """Recompute scores over the settings that all of them have, the best first; none where there are none."""
     shared = {
         name: set.intersection(*(set(score.tasks[name].best) for score in made))
         for name in TASKS
@@ -47,7 +46,7 @@ def in_common(made: Sequence[Score]) -> list[Score]:
     }
     if not any(shared.values()):
         return []
-    again = []
+    recomputed = []
     for score in made:
         best = {
             name: {setting: by_seed for setting, by_seed in score.tasks[name].best.items() if setting in settings}
@@ -55,37 +54,37 @@ def in_common(made: Sequence[Score]) -> list[Score]:
             if settings
         }
         tasks = {name: _task_score(score.preset, name, some) for name, some in best.items()}
-        again.append(replace(score, tasks=tasks, overall=_overall(tasks)))
-    return _ranked(again)
+        recomputed.append(replace(score, tasks=tasks, overall=_overall(tasks)))
+    return _ranked(recomputed)
 
 
 def differ(group: Sequence[Score]) -> bool:
-    """Whether these are over different settings."""
+    """Return whether the scores are over different settings."""
     return any(score.settings() != group[0].settings() for score in group)
 
 
 def alike(group: Sequence[Score]) -> Sequence[Score]:
-    """The scores over the same settings; none where they have none in common."""
+    """Return the scores over common settings; none where they have none."""
     return in_common(group) if differ(group) else group
 
 
 def to_compare(group: Sequence[Score]) -> Sequence[Score]:
-    """What is pictured and called the best: over the same settings, the complete ones alone where there are any."""
+    """Return the scores to plot and rank: over the same settings, only the complete ones where there are any."""
     whole = [score for score in group if score.complete] or group
     return alike(whole) or whole
 
 
 def renamed(score: Score, name: str, notes: Sequence[str]) -> tuple[Score, str | None]:
-    """The score under the name that was asked for; a sentence where the rows were trained under another one."""
+    """Return the score under another name, with a sentence where the rows were trained under a different one."""
     if score.architecture == name:
         return score, None
     others = " = ".join(other for other in score.architecture.split(" = ") if other != name)
-    said = f"{name} is the same model to the tasks as {others}"
-    return replace(score, architecture=name, notes=(*notes, said)), said
+    notice = f"{name} is the same model to the tasks as {others}"
+    return replace(score, architecture=name, notes=(*notes, notice)), notice
 
 
 def unscored(rows: Sequence[Row]) -> list[str]:
-    """What is left out of architectures and presets of which nothing can be scored yet, in words."""
+    """List what is left out of architectures and presets that cannot be scored yet."""
     return [
         f"{name} ({some[0]['preset']}): {line}"
         for name, some in _by_training(rows)
@@ -95,7 +94,7 @@ def unscored(rows: Sequence[Row]) -> list[str]:
 
 
 def by_procedure(made: Sequence[Score]) -> list[list[Score]]:
-    """Scores that were trained in the same way, which alone compare, in the order of the first of each."""
+    """Group scores that were trained in the same way, in the order of the first of each group."""
     groups: dict[tuple[str, str, str], list[Score]] = {}
     for score in made:
         groups.setdefault((score.preset, score.protocol, score.changes), []).append(score)
@@ -108,7 +107,7 @@ def _scores(rows: Sequence[Row], protocol_only: bool) -> list[Score]:
 
 
 def _by_training(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """The rows, each once, of the same model trained in the same way, with its names."""
+    """Group the rows, each once, of the same model trained in the same way, with its names."""
     groups: dict[tuple[str, str], dict[Key, Row]] = {}
     names: dict[tuple[str, str], dict[str, None]] = {}
     for row in rows:
@@ -119,7 +118,7 @@ def _by_training(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 
 
 def _ranked(made: Sequence[Score]) -> list[Score]:
-    """The most complete first, and among those the best."""
+    """Sort scores: the most complete first, then the best."""
     return sorted(
         made,
         key=lambda score: (
@@ -164,7 +163,7 @@ def _score(rows: list[Row], architecture: str, protocol_only: bool) -> Score | N
         overall=_overall(tasks),
         left_out=tuple(f"{architecture} ({first['preset']}): {line}" for line in left_out),
         notes=tuple(first["notes"]),
-        changes=changes(rows),
+        changes=preset_changes(rows),
         others={name: some for name, some in others.items() if some},
     )
 
@@ -175,7 +174,7 @@ def _task_score(preset: str, name: str, best: BySetting) -> TaskScore:
 
 
 def _overall(tasks: Mapping[str, TaskScore]) -> dict[str, Estimate]:
-    """The mean over tasks; its interval only where all tasks have the same seeds."""
+    """Average over tasks; with an interval only where all tasks have the same seeds."""
     seeds = [set(next(iter(task.best.values()))) for task in tasks.values()]
     common = sorted(set.intersection(*seeds))
     found = {}
@@ -197,6 +196,6 @@ def _mean_of_tasks(tasks: Mapping[str, TaskScore], kind: str, seed: int) -> floa
 
 
 def _protocol(preset: str, name: str) -> set[str]:
-    """The task's settings under the preset, as JSON; those of MAD for a preset that is not known."""
+    """Return the task's settings under the preset, as JSON; those of MAD for an unknown preset."""
     pairs = chosen_settings(PRESETS.get(preset, PRESETS["paper"]), [name], {})
     return {json.dumps(dict(setting), sort_keys=True) for _, setting in pairs}

@@ -44,7 +44,7 @@ class Point:
 
 
 def in_one_unit(losses: Sequence[HeldOutLoss]) -> tuple[list[float], str]:
-    """Values that compare, and their unit: bits per byte where tokenizers differ.
+    """Return losses that can be compared, and their unit: bits per byte where tokenizers differ.
 
     Raises:
         UserError: where they were not measured on the same text, as far as that is known.
@@ -67,7 +67,7 @@ def in_one_unit(losses: Sequence[HeldOutLoss]) -> tuple[list[float], str]:
 def as_points(
     found: Sequence[Score], checkpoints: Sequence[Path], losses: Sequence[float]
 ) -> tuple[list[Point], list[str]]:
-    """One point per trained model, with the mean loss of the last checkpoint of each run; what was done, in words."""
+    """Return one point per trained model, with the mean loss of each run's last checkpoint, and remarks."""
     groups: dict[str, list[int]] = {}
     for i, score in enumerate(found):
         groups.setdefault(score.identity, []).append(i)
@@ -78,44 +78,44 @@ def as_points(
         names = " = ".join(dict.fromkeys(found[i].architecture for i in group))
         paths = [_name(checkpoints[i]) for i in group]
         points.append(Point(names, paths, score.overall[score.headline].mean, fmean(last.values())))
-    said = []
+    remarks = []
     if len(points) < len(found):
         models = "one model" if len(points) == 1 else f"{len(points)} different models"
         each = "one point" if len(points) == 1 else "one point each"
-        said.append(f"{len(found)} checkpoints are {models} to the tasks: {each}, with the mean loss of the last "
+        remarks.append(f"{len(found)} checkpoints are {models} to the tasks: {each}, with the mean loss of the last "
                     "checkpoint of each run.")  # fmt: skip
     if len({path.parent for path in checkpoints}) < len(points):
-        said.append("Checkpoints of one run are not independent of each other; p takes points to be.")
-    return points, said
+        remarks.append("Checkpoints of one run are not independent of each other; p takes points to be.")
+    return points, remarks
 
 
 def correlate(
-    points: Sequence[Point], out: Path, unit: str, said: Sequence[str] = (), refused: str = ""
+    points: Sequence[Point], out: Path, unit: str, remarks: Sequence[str] = (), refusal: str = ""
 ) -> dict[str, Any]:
-    """Rank correlation of MAD scores with losses, what it is worth, and its plot; or why there is none.
+    """Correlate the ranks of MAD scores and losses, and plot them; or state why that is impossible.
 
-    Writes correlation.json, and correlation.png where there is a correlation, into `out`. `said` follows the verdict;
-    `refused` says why the points do not compare.
+    Writes correlation.json, and correlation.png where there is a correlation, into `out`. `remarks` follow the
+    verdict; `refusal` is why the points do not compare.
     """
-    told: dict[str, Any] = {"parameters": None, "intervals": None, "unit": unit or None}
+    result: dict[str, Any] = {"parameters": None, "intervals": None, "unit": unit or None}
     image = out / "correlation.png"
     image.unlink(missing_ok=True)
-    if len(points) == 1 and not refused:
-        refused = "only one model is left; a correlation needs at least two"
-    if not refused:
+    if len(points) == 1 and not refusal:
+        refusal = "only one model is left; a correlation needs at least two"
+    if not refusal:
         try:
             found = _fitted(points)
         except UserError as error:
-            refused = str(error)
-    if refused:
-        told["verdict"] = [f"No correlation: {refused}", *said]
+            refusal = str(error)
+    if refusal:
+        result["verdict"] = [f"No correlation: {refusal}", *remarks]
     else:
-        told |= {key: found.to_json()[key] for key in ("verdict", "parameters", "intervals", "warnings")}
-        told["verdict"] = [*told["verdict"], *said]
+        result |= {key: found.to_json()[key] for key in ("verdict", "parameters", "intervals", "warnings")}
+        result["verdict"] = [*result["verdict"], *remarks]
         image.write_bytes(_picture(found, unit))
-    told["points"] = [asdict(point) for point in points]
-    (out / "correlation.json").write_text(json.dumps(told, indent=2, allow_nan=False) + "\n")
-    return told
+    result["points"] = [asdict(point) for point in points]
+    (out / "correlation.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    return result
 
 
 def _fitted(points: Sequence[Point]) -> Fit:

@@ -31,7 +31,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """The mean of one value per seed, with its 95 % interval."""
+    """Average one value per seed, with a 95 % interval."""
     n = len(values)
     mean = math.fsum(values) / n
     if n < 2:
@@ -42,7 +42,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def means(best: BySetting) -> dict[str, Estimate]:
-    """Test accuracy, micro and macro, over settings, for every seed that they have, which are the same."""
+    """Average test accuracy, micro and macro, over settings for every seed; all settings have the same seeds."""
     seeds = sorted(next(iter(best.values())))
     return {
         kind: estimate([math.fsum(best[s][seed][f"test_{kind}"] for s in best) / len(best) for seed in seeds])

@@ -22,11 +22,11 @@ class TaskScore:
 
     @property
     def complete(self) -> bool:
-        """Over the protocol's settings, all of them and no others."""
+        """Return whether the score is over all settings of the protocol and no others."""
         return len(self.best) == self.of_protocol == self.wanted
 
     def coverage(self) -> str:
-        """Which settings the mean is over where that is not what the protocol has, such as `2 of 11`."""
+        """Describe which settings the mean is over where they are not the protocol's, such as `2 of 11`."""
         if self.complete:
             return ""
         others = len(self.best) - self.of_protocol
@@ -60,11 +60,11 @@ class Score:
 
     @property
     def complete(self) -> bool:
-        """All six tasks with all settings of the preset's protocol."""
+        """Return all six tasks with all settings of the preset's protocol."""
         return len(self.tasks) == len(TASKS) and all(task.complete for task in self.tasks.values())
 
     def settings(self) -> dict[str, set[str]]:
-        """The settings that count, as JSON, by task."""
+        """Return the settings that count, as JSON, by task."""
         return {name: set(task.best) for name, task in self.tasks.items()}
 
     def as_json(self) -> dict[str, Any]:

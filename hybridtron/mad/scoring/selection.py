@@ -27,7 +27,7 @@ def rows_of_call(
 
 
 def chosen_cells(rows: Sequence[Row]) -> tuple[dict[str, BySetting], list[str]]:
-    """By task the best cell of every setting and seed that has all cells, and what has not."""
+    """Choose, by task, the best cell of each setting and seed with all its cells; also list what is left out."""
     cells: dict[str, dict[str, dict[int, list[Row]]]] = {name: {} for name in TASKS}
     for row in rows:
         if row["task"] not in cells:
@@ -51,7 +51,7 @@ def chosen_cells(rows: Sequence[Row]) -> tuple[dict[str, BySetting], list[str]]:
 
 
 def of_whole_seeds(name: str, chosen: BySetting) -> tuple[BySetting, list[str]]:
-    """The settings of the seed that has most, the smallest of equals, with every seed that has them all."""
+    """Keep the settings of the seed that has most, and every seed that has them all; also list what is left out."""
     have: dict[int, set[str]] = {}
     for setting, by_seed in chosen.items():
         for seed in by_seed:
@@ -74,12 +74,12 @@ def of_whole_seeds(name: str, chosen: BySetting) -> tuple[BySetting, list[str]]:
 
 
 def _selecting(kind: str) -> Any:
-    """Ties go to the smaller learning rate and decay, whatever the order of the rows."""
+    """Return the sort key that selects a cell; ties go to the smaller learning rate and decay."""
     return lambda row: (row[f"select_{kind}"], -row["lr"], -row["weight_decay"])
 
 
 def _order(name: str, setting: dict[str, Any]) -> tuple[Any, ...]:
-    """The order of the protocol's table: the baseline, then key by key from easy to hard."""
+    """Return the sort key of the protocol's table: the baseline, then key by key from easy to hard."""
     baseline = TASKS[name].baseline
     changed = [(list(baseline).index(key), value) for key, value in setting.items() if value != baseline[key]]
     return tuple((index, -value if index == 2 else value) for index, value in changed)

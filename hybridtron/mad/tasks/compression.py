@@ -17,7 +17,7 @@ Array = NDArray[np.int64]
 def compression(
     setting: dict[str, Any], examples: int, training: bool, rng: np.random.Generator
 ) -> tuple[Array, Array]:
-    """Inputs and targets, each [examples, seq_len] and equal; training and evaluation do not differ."""
+    """Generate inputs and targets, each [examples, seq_len] and equal; training and evaluation do not differ."""
     last = setting["vocab_size"] - 1
     inputs = rng.integers(last, size=(examples, setting["seq_len"]))
     inputs[:, -1] = last

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridtron.mad.tasks.first_occurrence import first_occurrence
 from hybridtron.mad.tasks.protocol import IGNORE, LARGEST_MOTIF
+from hybridtron.mad.tasks.recall import first_occurrence
 
 Array = NDArray[np.int64]
 
@@ -27,14 +27,14 @@ _TOKEN = (1 << _BITS) - 1
 
 
 def _slots(length: int, mean_pair: int) -> int:
-    """Slots to draw first: about as many as a sequence needs, and some; more follow where they are too few."""
+    """Return how many slots to draw at first: about as many as a sequence needs, and some."""
     return length // mean_pair + length // 24 + 24
 
 
 def fuzzy_in_context_recall(
     setting: dict[str, Any], examples: int, training: bool, rng: np.random.Generator
 ) -> tuple[Array, Array]:
-    """Inputs and targets, each [examples, seq_len]."""
+    """Generate inputs and targets, each [examples, seq_len]."""
     length = setting["seq_len"]
     inputs = np.empty((examples, length), dtype=np.int64)
     targets = np.empty((examples, length), dtype=np.int64)
@@ -48,7 +48,7 @@ def fuzzy_in_context_recall(
 
 
 def _motifs(low: int, high: int, smallest: int, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """Motifs of distinct ids in [low, high), packed: the tokens from the lowest bits up, then the size."""
+    """Draw motifs of distinct ids in [low, high), packed: tokens from the lowest bits up, then the size."""
     count = high - low
     first, second, third = (rng.integers(count - taken, size=shape, dtype=np.int32) for taken in range(LARGEST_MOTIF))
     second += second >= first  # skip what is taken, lowest first
@@ -67,7 +67,7 @@ def _motifs(low: int, high: int, smallest: int, shape: tuple[int, ...], rng: np.
 def _sequences(
     setting: dict[str, Any], rows: int, training: bool, rng: np.random.Generator
 ) -> tuple[Array, NDArray[np.bool_]]:
-    """Tokens [rows, L + 1], and which of them an evaluation scores."""
+    """Generate tokens [rows, L + 1], and a mask of those that an evaluation scores."""
     length, pad = setting["seq_len"], setting["vocab_size"] - 1
     num_keys = pad // 2
 
@@ -109,20 +109,28 @@ def _sequences(
     scored = np.zeros(rows * (length + 1), dtype=bool)
     origin = row * (length + 1) + length + 1 - (total + probe_size)  # pads on the left
 
-    def put(start: Array, motif: Array, score: NDArray[np.bool_] | None = None) -> None:
-        for i in range(LARGEST_MOTIF):
-            some = slice(None) if i == 0 else np.flatnonzero(motif >> _SIZE > i)
-            index = start[some] + i
-            tokens[index] = motif[some] >> i * _BITS & _TOKEN
-            if score is not None:
-                scored[index] = score[some]
-
     start = (origin[:, None] + begin)[used]
-    put(start, key[used])
-    put(start + (key[used] >> _SIZE), value[used], seen[used])
+    _put(tokens, start, key[used])
+    _put(tokens, start + (key[used] >> _SIZE), value[used], scored, seen[used])
     everywhere = np.ones(rows, dtype=bool)
-    for begins, here, score in ((probe_begin, inserted, None), (total, everywhere, everywhere)):
-        start = (origin + begins)[here]
-        put(start, probe_key[here])
-        put(start + (probe_key[here] >> _SIZE), probe_value[here], score)
+    for begins, chosen, score in ((probe_begin, inserted, None), (total, everywhere, everywhere)):
+        start = (origin + begins)[chosen]
+        _put(tokens, start, probe_key[chosen])
+        _put(tokens, start + (probe_key[chosen] >> _SIZE), probe_value[chosen], scored, score)
     return tokens.reshape(rows, -1), scored.reshape(rows, -1)
+
+
+def _put(
+    tokens: Array,
+    start: Array,
+    motif: Array,
+    scored: NDArray[np.bool_] | None = None,
+    score: NDArray[np.bool_] | None = None,
+) -> None:
+    """Write motifs into the flat `tokens` from `start` on, and `score` of each into `scored`."""
+    for i in range(LARGEST_MOTIF):
+        some = slice(None) if i == 0 else np.flatnonzero(motif >> _SIZE > i)
+        index = start[some] + i
+        tokens[index] = motif[some] >> i * _BITS & _TOKEN
+        if scored is not None and score is not None:
+            scored[index] = score[some]

@@ -36,7 +36,7 @@ _GENERATORS: dict[str, Generator] = {
 def generate(
     task: str, setting: Setting, split: str, seed: int, *, num_examples: int | None = None
 ) -> tuple[Array, Array]:
-    """Inputs and targets, int64 arrays [examples, length]; -100 marks targets that are not scored.
+    """Generate inputs and targets, int64 arrays [examples, length]; -100 marks targets that are not scored.
 
     The keys that `setting` leaves out are the baseline's. A split has a random stream of its own; `train` has the
     setting's `num_train_examples` examples, `valid` and `test` 1,280, unless `num_examples` says otherwise.

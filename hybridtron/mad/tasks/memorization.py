@@ -20,7 +20,7 @@ FACTS_SEED = 12345
 
 
 def facts(vocab_size: int) -> Array:
-    """The value of every key, [keys]."""
+    """Return the value of every key, [keys]."""
     rng = np.random.default_rng(FACTS_SEED)
     usable = vocab_size - 1
     keys, values = list(range(usable // 2)), list(range(usable // 2, usable))
@@ -34,7 +34,7 @@ def facts(vocab_size: int) -> Array:
 def memorization(
     setting: dict[str, Any], examples: int, training: bool, rng: np.random.Generator
 ) -> tuple[Array, Array]:
-    """Inputs and targets, each [examples, seq_len]; training and evaluation do not differ."""
+    """Generate inputs and targets, each [examples, seq_len]; training and evaluation do not differ."""
     value_of = facts(setting["vocab_size"])
     keys = rng.integers(len(value_of), size=(examples, setting["seq_len"] // 2))
     inputs = np.full((examples, setting["seq_len"]), setting["vocab_size"] - 1, dtype=np.int64)

@@ -42,7 +42,7 @@ class Task:
     shifted: bool = False  # examples are one token shorter than seq_len
 
     def sequence_length(self, setting: Setting) -> int:
-        """Tokens of an example: recall without motifs gives up one to the shift between inputs and targets."""
+        """Count the tokens of an example: recall without motifs loses one to the shift from inputs to targets."""
         return int(setting["seq_len"]) - self.shifted
 
 
@@ -174,21 +174,21 @@ TASKS: dict[str, Task] = {
 
 
 def task(name: str) -> Task:
-    """The task of this name; UserError, with the nearest name, where there is none."""
+    """Return the task of this name; raises UserError, with the nearest name, where there is none."""
     if name not in TASKS:
         raise UserError(f"task {name!r}: expected {one_of(name, TASKS)}")
     return TASKS[name]
 
 
 def settings(name: str) -> list[dict[str, int | float]]:
-    """All settings of a task in the protocol, the baseline first; 66 over the six tasks."""
+    """Return all settings of a task in the protocol, the baseline first; 66 over the six tasks."""
     chosen = task(name)
     base = dict(chosen.baseline)
     return [base, *({**base, key: value} for key, values in chosen.sweeps.items() for value in values)]
 
 
 def complete(name: str, setting: Setting) -> dict[str, int | float]:
-    """The setting with the baseline's values for the keys it leaves out, in the baseline's order of keys.
+    """Return the setting with the baseline's values for the keys it leaves out, in the baseline's order of keys.
 
     Keys that a task does not have may be given with the value that says so, as mad-lab's settings give them: no noise,
     nothing to copy. They are left out.
@@ -216,7 +216,7 @@ def complete(name: str, setting: Setting) -> dict[str, int | float]:
 
 
 def _checked(name: str, key: str, value: int | float) -> int | float:
-    """The value in the type of the baseline's, if it lies within what any task allows."""
+    """Return the value in the type of the baseline's, if it lies within what any task allows."""
     kind = type(task(name).baseline[key])
     if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
         raise UserError(f"{name}: {key} = {value!r}: expected a {'whole ' if kind is int else ''}number")
@@ -229,7 +229,7 @@ def _checked(name: str, key: str, value: int | float) -> int | float:
 
 
 def setting_text(name: str, setting: Setting) -> str:
-    """What the setting changes from the baseline, such as `vocab_size=32`, or `baseline`."""
+    """Describe what the setting changes from the baseline, such as `vocab_size=32`; else `baseline`."""
     baseline = task(name).baseline
     changed = [f"{key}={value}" for key, value in setting.items() if value != baseline[key]]
     return " ".join(changed) or "baseline"

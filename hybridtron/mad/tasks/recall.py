@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridtron.mad.tasks.first_occurrence import first_occurrence
 from hybridtron.mad.tasks.protocol import IGNORE
 
 Array = NDArray[np.int64]
@@ -23,7 +22,7 @@ Array = NDArray[np.int64]
 def in_context_recall(
     setting: dict[str, Any], examples: int, training: bool, rng: np.random.Generator
 ) -> tuple[Array, Array]:
-    """Inputs and targets, each [examples, seq_len - 1]."""
+    """Generate inputs and targets, each [examples, seq_len - 1]."""
     noise_ids, fraction = setting.get("noise_vocab_size", 0), setting.get("frac_noise", 0.0)
     usable = setting["vocab_size"] - noise_ids
     num_keys, slots = usable // 2, setting["seq_len"] // 2 - 1
@@ -61,13 +60,31 @@ def in_context_recall(
 
 
 def _noise_slots(examples: int, slots: int, fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Which slots are noise; rows where all would be are drawn again, since a sequence needs a key."""
+    """Draw which slots are noise; rows of noise alone are drawn again, since a sequence needs a key."""
     noise = np.zeros((examples, slots), dtype=bool)
-    again = np.arange(examples) if fraction else np.arange(0)
-    while len(again):
-        drawn = rng.random((len(again), slots)) < fraction
-        spared = rng.integers(slots + 1, size=len(again))  # the final pair may be the one that is spared
+    rows = np.arange(examples) if fraction else np.arange(0)
+    while len(rows):
+        drawn = rng.random((len(rows), slots)) < fraction
+        spared = rng.integers(slots + 1, size=len(rows))  # the final pair may be the one that is spared
         drawn[spared[:, None] == np.arange(slots)] = False
-        noise[again] = drawn
-        again = again[drawn.all(1)]
+        noise[rows] = drawn
+        rows = rows[drawn.all(1)]
     return noise
+
+
+def first_occurrence(codes: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Return, for each entry of codes [rows, columns] (from 0), the first column of its row with the same code.
+
+    Columns are packed below the codes and sorted with them, so the product of both must stay within 63 bits.
+    """
+    columns = codes.shape[1]
+    bits = max(columns - 1, 1).bit_length()
+    packed = np.sort((codes << bits) | np.arange(columns), axis=1)
+    column = (packed & ((1 << bits) - 1)).astype(np.intp)
+    code = packed >> bits
+    begins = np.ones(codes.shape, dtype=bool)
+    begins[:, 1:] = code[:, 1:] != code[:, :-1]
+    start = np.maximum.accumulate(np.where(begins, np.arange(columns), 0), axis=1)  # of the run of equal codes
+    first = np.empty(codes.shape, dtype=np.intp)
+    np.put_along_axis(first, column, np.take_along_axis(column, start, axis=1), axis=1)
+    return first

@@ -20,7 +20,7 @@ Array = NDArray[np.int64]
 def selective_copying(
     setting: dict[str, Any], examples: int, training: bool, rng: np.random.Generator
 ) -> tuple[Array, Array]:
-    """Inputs and targets, each [examples, seq_len]; training and evaluation do not differ."""
+    """Generate inputs and targets, each [examples, seq_len]; training and evaluation do not differ."""
     length, count = setting["seq_len"], setting["num_tokens_to_copy"]
     copy, blank = setting["vocab_size"] - 1, setting["vocab_size"] - 2
     content = rng.integers(blank, size=(examples, count))

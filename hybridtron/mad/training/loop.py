@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import hybridtron
-from hybridtron.mad.models.subject import Subject
+from hybridtron.mad.models.candidate import Candidate
 from hybridtron.mad.scoring.accuracy import accuracy
 from hybridtron.mad.scoring.results import Row
 from hybridtron.mad.tasks.generate import generate
@@ -39,7 +39,7 @@ class _Run:
 
 
 def train_setting(
-    subject: Subject,
+    candidate: Candidate,
     task_name: str,
     setting: Setting,
     preset: Preset,
@@ -47,13 +47,13 @@ def train_setting(
     *,
     done: Collection[tuple[int, Cell]] = (),
     device: str = "cpu",
-    together: bool | None = None,
+    one_pass: bool | None = None,
     on_row: Callable[[Row], None] | None = None,
     on_step: Callable[[int, int, float | None], None] | None = None,
 ) -> list[Row]:
-    """One row per seed and cell, without the pairs that are `done`; see docs/mad.md for their fields.
+    """Train one cell per seed and grid point, without the pairs that are `done`; return their rows (docs/mad.md).
 
-    `together`: gradients of all cells in one pass; by default on a GPU, where all layers can. Else one cell is trained
+    `one_pass`: gradients of all cells in one pass; by default on a GPU, where all layers can. Else one cell is trained
     after the other: on a CPU core that is faster, by the fused operations that torch.func cannot follow. A cell's row
     does not depend on which others are trained, nor in which order. `on_row(row)` is called when a cell has ended,
     `on_step(steps, planned, accuracy)` after every step of the setting, with the best selecting accuracy at the last
@@ -63,12 +63,12 @@ def train_setting(
     runs = [_Run(seed, cell) for seed in seeds for cell in preset.cells if (seed, cell) not in done]
     seeds = list(dict.fromkeys(run.seed for run in runs))
     seq_len, vocab_size = chosen.sequence_length(whole), int(whole["vocab_size"])
-    starts = {seed: subject.start(vocab_size, seq_len, chosen.autoencoder, seed) for seed in seeds}
-    if together is None:
-        together = device != "cpu"
-    together = together and all(can_stack(config) for config, _, _ in starts.values())
-    groups = [runs] if together and runs else [[run] for run in runs]
-    about = {**_about(subject, preset), "task": task_name, "setting": whole}
+    starts = {seed: candidate.start(vocab_size, seq_len, chosen.autoencoder, seed) for seed in seeds}
+    if one_pass is None:
+        one_pass = device != "cpu"
+    one_pass = one_pass and all(can_stack(config) for config, _, _ in starts.values())
+    groups = [runs] if one_pass and runs else [[run] for run in runs]
+    about = {**_about(candidate, preset), "task": task_name, "setting": whole}
     steps = preset.steps(int(whole["num_train_examples"]))
     of_group: list[int] = []
     for index, group in enumerate(groups):
@@ -81,7 +81,7 @@ def train_setting(
             [starts[run.seed][1] for run in group],
             starts[of_group[0]][2],
             device=device,
-            together=together,
+            one_pass=one_pass,
         )
         before = index * steps
         for event in _train(stack, group, of_group, splits, preset, vocab_size):
@@ -135,15 +135,7 @@ def _train(
         found = _evaluate(stack, splits[preset.select_split], which, everything, vocab_size)
         mean_loss = (total / since).tolist()
         total, since = torch.zeros_like(total), 0
-        ended: dict[int, str] = {}
-        for i, run in enumerate(live):
-            run.curve.append([step + 1, _finite(mean_loss[i]), round(found[i].micro, 6), round(found[i].macro, 6)])
-            reached = found[i].micro if preset.accuracy == "micro" else found[i].macro
-            why = _ending(run, mean_loss[i], reached, found[i].loss, preset)
-            if step + 1 == steps:
-                why = why or "end"
-            if why:
-                ended[i] = why
+        ended = _record(live, step + 1, mean_loss, found, preset, is_last=step + 1 == steps)
         if not ended:
             continue
         test = [found[i] for i in ended]
@@ -161,20 +153,39 @@ def _train(
         which, peak, decay, total = which[staying], peak[staying], decay[staying], total[staying]
 
 
+def _record(
+    live: Sequence[_Run],
+    step: int,
+    losses: Sequence[float],
+    found: Sequence[_Evaluation],
+    preset: Preset,
+    is_last: bool,
+) -> dict[int, str]:
+    """Add an evaluation to the curve of every live cell; return why cells stop, by their index."""
+    ended: dict[int, str] = {}
+    for i, run in enumerate(live):
+        run.curve.append([step, _finite(losses[i]), round(found[i].micro, 6), round(found[i].macro, 6)])
+        reached = found[i].micro if preset.accuracy == "micro" else found[i].macro
+        why = _ending(run, losses[i], reached, found[i].loss, preset) or ("end" if is_last else None)
+        if why:
+            ended[i] = why
+    return ended
+
+
 def _best_so_far(group: Sequence[_Run], kind: str) -> float | None:
-    """At the last evaluation, the best of the runs that go on; None before the first."""
+    """Return the best accuracy at the last evaluation of the runs in progress; None before the first."""
     last = [run.curve[-1] for run in group if run.curve and not run.row]
     return max((point[2 if kind == "micro" else 3] for point in last), default=None)
 
 
-def _about(subject: Subject, preset: Preset) -> dict[str, Any]:
-    """What all rows of one subject and preset have alike."""
+def _about(candidate: Candidate, preset: Preset) -> dict[str, Any]:
+    """Return the fields that all rows of one architecture and preset share."""
     return {
-        "architecture": subject.name,
-        "pattern": subject.pattern,
-        "notes": list(subject.notes),
-        **subject.account(),
-        "fingerprint": subject.fingerprint(),
+        "architecture": candidate.name,
+        "pattern": candidate.pattern,
+        "notes": list(candidate.notes),
+        **candidate.account(),
+        "fingerprint": candidate.fingerprint(),
         "preset": preset.name,
         "protocol": preset.fingerprint(),
         "accuracy": preset.accuracy,
@@ -190,7 +201,7 @@ _Examples = tuple[Tensor, Tensor]  # inputs and targets, each int32 [seeds, exam
 def _splits(
     task_name: str, setting: Setting, preset: Preset, seeds: Sequence[int], device: str
 ) -> dict[str, _Examples]:
-    """Training, selecting and test examples of these seeds."""
+    """Generate training, selecting and test examples of these seeds."""
     made = {}
     for split in dict.fromkeys(("train", preset.select_split, "test")):
         count = None if split == "train" else preset.eval_examples
@@ -201,7 +212,7 @@ def _splits(
 
 
 def _orders(seeds: Sequence[int], epoch: int, num_examples: int, device: torch.device) -> Tensor:
-    """The order of the examples in an epoch, for each seed: [seeds, examples]."""
+    """Shuffle the examples of an epoch for each seed: [seeds, examples]."""
     orders = []
     for seed in seeds:
         generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
@@ -210,7 +221,7 @@ def _orders(seeds: Sequence[int], epoch: int, num_examples: int, device: torch.d
 
 
 def _batch(examples: _Examples, chosen: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows `chosen` [seeds, b] of the examples; with several seeds once for every cell, [cells, b, s]."""
+    """Take rows `chosen` [seeds, b] of the examples; with several seeds once per cell, [cells, b, s]."""
     inputs, targets = (torch.stack([part[i] for part, i in zip(tensor, chosen, strict=True)]) for tensor in examples)
     return _shared(inputs, which), _shared(targets, which)
 
@@ -220,7 +231,7 @@ def _shared(tensor: Tensor, which: Tensor) -> Tensor:
 
 
 def _lr(peak: Tensor, step: int, steps: int, preset: Preset) -> Tensor:
-    """[cells, 1], of the update after `step` others."""
+    """Compute the learning rate of update `step` + 1: [cells, 1]."""
     if preset.schedule == "constant":
         return peak
     return LOWEST_LR + (peak - LOWEST_LR) * (0.5 * (1 + math.cos(math.pi * step / steps)))
@@ -235,7 +246,7 @@ class _Evaluation(NamedTuple):
 
 
 def _evaluate(stack: Stack, examples: _Examples, which: Tensor, cells: Tensor, vocab_size: int) -> list[_Evaluation]:
-    """One for each of these cells; `which` says the seed of every cell of the stack."""
+    """Evaluate each of these cells; `which` is the seed of every cell of the stack."""
     tokens, targets = (_shared(tensor, which[cells]) for tensor in examples)
     predictions, losses = stack.predict(tokens, targets, cells)
     found = accuracy(predictions, targets, vocab_size)
@@ -243,7 +254,7 @@ def _evaluate(stack: Stack, examples: _Examples, which: Tensor, cells: Tensor, v
 
 
 def _ending(run: _Run, training_loss: float, reached: float, loss: float, preset: Preset) -> str | None:
-    """Why a cell stops after an evaluation, if it does. Before attention recalls, only its loss falls, for long."""
+    """Return why a cell stops after an evaluation, None where it continues. Loss falls long before accuracy rises."""
     if not math.isfinite(training_loss):
         return "diverged"
     if reached >= preset.stop_at:
@@ -275,7 +286,7 @@ def _row(run: _Run, why: str, steps_done: int, steps: int, chosen_by: _Evaluatio
 
 
 def _finite(value: float) -> float | None:
-    """None for what JSON cannot say."""
+    """Return the rounded value, or None for infinite and NaN, which JSON lacks."""
     return round(value, 6) if math.isfinite(value) else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any, Literal
@@ -58,15 +59,14 @@ class Preset:
     match_mad_lab: bool = False
 
     def steps(self, num_train_examples: int) -> int:
-        """Optimiser steps: those of all epochs, whose last batches may be smaller, or fewer."""
+        """Count optimiser steps: those of all epochs, whose last batches may be smaller, at most `max_steps`."""
         return min(self.epochs * self.steps_per_epoch(num_train_examples), self.max_steps or 1 << 62)
 
     def steps_per_epoch(self, num_train_examples: int) -> int:
         return -(-num_train_examples // self.batch_size)
 
     def steps_between_evaluations(self, num_train_examples: int) -> int:
-        """Some steps of `evaluations`' share, and, but for `match_mad_lab`, not fewer than train as many examples as
-        one evaluation takes."""
+        """Divide the steps by `evaluations`; but without `match_mad_lab` train at least one evaluation's examples."""
         steps = self.steps(num_train_examples)
         batch = min(self.batch_size, num_train_examples)
         least = 1 if self.match_mad_lab else -(-(self.eval_examples or NUM_TEST_EXAMPLES) // batch)
@@ -128,3 +128,25 @@ def preset(name: str, **changes: Any) -> Preset:
         raise UserError(f"preset {name!r}: expected {one_of(name, PRESETS)}")
     require_at_least_one(**{key: changes.get(key) for key in ("max_steps", "batch_size")})
     return replace(PRESETS[name], **{key: value for key, value in changes.items() if value is not None})
+
+
+def preset_changes(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Describe how rows of one protocol differ from the preset of their name as it is now; empty where they do not."""
+    first = rows[0]
+    preset = PRESETS.get(first["preset"])
+    if preset is None:
+        return "no preset of this version"
+    if first["protocol"] == preset.fingerprint() and first["num_cells"] == len(preset.cells):
+        return ""
+    planned = max(row.get("planned_steps", 0) for row in rows)
+    steps = max(preset.steps(row["setting"]["num_train_examples"]) for row in rows)
+    batches = {row.get("batch_size", preset.batch_size) for row in rows}
+    pairs = (
+        (f"batches of {max(batches)}", f"{preset.batch_size}"),
+        (f"steps {planned:,}", f"{steps:,}"),
+        (f"cells {first['num_cells']}", f"{len(preset.cells)}"),
+        (f"accuracy {first['accuracy']}", preset.accuracy),
+        (f"selected on {first['selected_on']}", preset.select_split),
+    )
+    found = [f"{was} in place of {now}" for was, now in pairs if was.split()[-1] != now]
+    return "; ".join(found) or "another batch size, schedule, evaluation or version"

@@ -35,13 +35,13 @@ class Stack:
         frozen: Mapping[str, Tensor] | None = None,
         *,
         device: str = "cpu",
-        together: bool = True,
+        one_pass: bool = True,
         tokens_per_pass: int | None = None,
     ) -> None:
-        """`values`: the trained parameters of each cell, by name. `together`: one pass for all cells."""
+        """Hold `values`, the trained parameters of each cell by name. `one_pass`: gradients of all cells at once."""
         specs = proxy_tensors(config, autoencoder)
         self.model = ProxyModel(config, autoencoder, device)
-        self.together = together
+        self.one_pass = one_pass
         kind = torch.device(device).type
         self.tokens_per_pass = tokens_per_pass or min(TOKENS_PER_PASS[kind], LOGITS_PER_PASS[kind] // config.vocab_size)
         fixed = {name: value for name, value in values[0].items() if not specs[name].trained}
@@ -63,13 +63,13 @@ class Stack:
         self.flat = self.flat[cells]
 
     def parameters(self, cell: int) -> dict[str, Tensor]:
-        """All of one cell's parameters by name."""
+        """Return all of one cell's parameters by name."""
         return {**self._by_name(self.flat[cell]), **self.frozen}
 
     def gradients(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean loss over the scored positions [cells] and its gradient [cells, parameters].
+        """Return the mean loss over scored positions [cells] and its gradient [cells, parameters].
 
-        tokens and targets are [b, s] for all cells alike or [cells, b, s]. They pass in runs of at most
+        tokens and targets are [b, s] for all cells, or [cells, b, s]. They pass in runs of at most
         `tokens_per_pass` tokens, whose sums are added up.
         """
         count = (targets != IGNORE).sum((-2, -1)).to(self.flat.dtype)
@@ -84,7 +84,7 @@ class Stack:
 
     @torch.no_grad()
     def predict(self, tokens: Tensor, targets: Tensor, cells: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The likeliest tokens [c, b, s] and the mean loss over the scored positions [c], of these or all cells."""
+        """Return the likeliest tokens [c, b, s] and the mean loss over scored positions [c] of these or all cells."""
         rows = self.flat if cells is None else self.flat[cells]
         count = (targets != IGNORE).sum((-2, -1)).to(self.flat.dtype)
         losses = torch.zeros(len(rows), device=self.flat.device)
@@ -96,12 +96,12 @@ class Stack:
         return torch.cat(predictions, 1), losses / count
 
     def _runs(self, tokens: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
-        cells_in_a_pass = len(self) if self.together else 1
+        cells_in_a_pass = len(self) if self.one_pass else 1
         rows = max(1, self.tokens_per_pass // (cells_in_a_pass * tokens.shape[-1]))
         return list(zip(tokens.split(rows, -2), targets.split(rows, -2), strict=True))
 
     def _pass(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        if self.together:
+        if self.one_pass:
             if self._all_gradients is None:
                 self._all_gradients = grad_and_value(self._loss)
             return self._per_cell(self._all_gradients, self.flat, tokens, targets)
@@ -116,8 +116,8 @@ class Stack:
     def _per_cell(
         self, function: Callable[..., Any], rows: Tensor, tokens: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Two results of function(row, tokens, targets), each with a leading axis of rows."""
-        if self.together:
+        """Return two results of function(row, tokens, targets), each with a leading axis of rows."""
+        if self.one_pass:
             axis = 0 if tokens.dim() == 3 else None
             return vmap(function, in_dims=(0, axis, axis))(rows, tokens, targets)
         results = [function(row, *_of_cell(cell, tokens, targets)) for cell, row in enumerate(rows)]
@@ -125,7 +125,7 @@ class Stack:
         return torch.stack(first), torch.stack(second)
 
     def _loss(self, row: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Sum over the scored positions."""
+        """Sum the loss over scored positions."""
         return _summed_loss(self._logits(row, tokens), targets)
 
     def _loss_and_prediction(self, row: Tensor, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,13 +136,13 @@ class Stack:
         return functional_call(self.model, {**self._by_name(row), **self.frozen}, (tokens,))
 
     def _by_name(self, row: Tensor) -> dict[str, Tensor]:
-        """One cell's parameters as views of its row [parameters]."""
+        """Return one cell's parameters as views of its row [parameters]."""
         parts = row.split(self.sizes)
         return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
 
 
 def can_stack(config: ModelConfig) -> bool:
-    """Whether every layer works under vmap."""
+    """Return whether every layer works under vmap."""
     return all(config.blocks[name].capabilities.vmap for name in set(config.layer_names))
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from hybridtron.errors import UserError
-from hybridtron.mad.models.subject import Subject
+from hybridtron.mad.models.candidate import Candidate
 from hybridtron.mad.scoring.results import Key, ResultsWriter, Row, make_key, opened_for_adding
 from hybridtron.mad.tasks.protocol import TASKS, Setting, complete, settings
 from hybridtron.mad.training.device import require_device
@@ -93,7 +93,7 @@ def chosen_settings(preset: Preset, tasks: Sequence[str], changes: Setting) -> l
 
 
 def run_suite(
-    subject: Subject,
+    candidate: Candidate,
     preset: Preset,
     chosen: Sequence[tuple[str, Setting]],
     seeds: Sequence[int],
@@ -101,12 +101,12 @@ def run_suite(
     *,
     processes: int = 1,
     device: str = "cpu",
-    together: bool | None = None,
+    one_pass: bool | None = None,
     on_unit: Callable[[Progress], None] | None = None,
     on_step: Callable[[Unit, Steps], None] | None = None,
     on_warning: Callable[[str], None] | None = None,
 ) -> list[Row]:
-    """Train the cells whose rows the folder lacks; return its rows of this subject and preset.
+    """Train the cells whose rows the folder lacks; return its rows of this candidate and preset.
 
     A row is written when its cell has ended. On a CPU every process has one thread, so that results do not depend on
     how many there are. `on_step` is called a few times a second, and when a row has been written.
@@ -121,8 +121,8 @@ def run_suite(
         for warning in results.warnings:
             if on_warning:
                 on_warning(warning)
-        units = missing_units(subject, preset, chosen, seeds, results)
-        job = _Job(subject, preset, device, together)
+        units = missing_units(candidate, preset, chosen, seeds, results)
+        job = _Job(candidate, preset, device, one_pass)
         finished = 0
 
         def on_report(unit: Unit, report: _Report) -> None:
@@ -135,7 +135,7 @@ def run_suite(
             else:
                 finished += 1
                 if on_unit:
-                    wanted = row_keys(subject, preset, unit.task, unit.setting, unit.seeds).values()
+                    wanted = row_keys(candidate, preset, unit.task, unit.setting, unit.seeds).values()
                     on_unit(Progress(finished, len(units), unit, results.rows_of(wanted), report))
 
         if processes > 1:  # the longest first, so that all processes end together
@@ -148,12 +148,12 @@ def run_suite(
             logger.error("%s", error)
             last = str(error).strip().splitlines()[-1]
             raise SuiteFailed(f"{error.task.task} {dict(error.task.setting)}: {last}") from None
-        ours = (subject.fingerprint(), preset.fingerprint())
+        ours = (candidate.fingerprint(), preset.fingerprint())
         return [row for row in results.rows if (row["fingerprint"], row["protocol"]) == ours]
 
 
 def missing_units(
-    subject: Subject,
+    candidate: Candidate,
     preset: Preset,
     chosen: Sequence[tuple[str, Setting]],
     seeds: Sequence[int],
@@ -162,7 +162,7 @@ def missing_units(
     """Return a unit for every setting that lacks rows, with the seeds that lack them and the cells these have."""
     units = []
     for name, setting in chosen:
-        keys = row_keys(subject, preset, name, setting, seeds)
+        keys = row_keys(candidate, preset, name, setting, seeds)
         lacking = tuple(dict.fromkeys(seed for (seed, _), wanted in keys.items() if not results.has(wanted)))
         if lacking:
             done = frozenset(pair for pair, wanted in keys.items() if pair[0] in lacking and results.has(wanted))
@@ -171,19 +171,19 @@ def missing_units(
 
 
 def row_keys(
-    subject: Subject, preset: Preset, task: str, setting: Setting, seeds: Sequence[int]
+    candidate: Candidate, preset: Preset, task: str, setting: Setting, seeds: Sequence[int]
 ) -> dict[tuple[int, Cell], Key]:
     """Return the keys of a setting's rows by seed and cell."""
-    made = partial(make_key, subject.fingerprint(), preset.fingerprint(), task, complete(task, setting))
+    made = partial(make_key, candidate.fingerprint(), preset.fingerprint(), task, complete(task, setting))
     return {(seed, cell): made(cell.lr, cell.weight_decay, seed) for seed in seeds for cell in preset.cells}
 
 
 @dataclass(frozen=True)
 class _Job:
-    subject: Subject
+    candidate: Candidate
     preset: Preset
     device: str
-    together: bool | None
+    one_pass: bool | None
 
     def train(self, unit: Unit, report: Callable[[_Report], None]) -> None:
         """Train a unit; report its rows, every few steps how far it is, and at its end the seconds that it took."""
@@ -206,8 +206,8 @@ class _Job:
             torch.set_num_threads(1)
         try:
             train_setting(
-                self.subject, unit.task, unit.setting, self.preset, unit.seeds,
-                done=unit.done, device=self.device, together=self.together, on_row=on_row, on_step=on_step,
+                self.candidate, unit.task, unit.setting, self.preset, unit.seeds,
+                done=unit.done, device=self.device, one_pass=self.one_pass, on_row=on_row, on_step=on_step,
             )  # fmt: skip
         finally:
             torch.set_num_threads(num_threads)

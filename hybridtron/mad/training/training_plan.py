@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hybridtron.errors import UserError
-from hybridtron.mad.models.subject import Subject
+from hybridtron.mad.models.candidate import Candidate
 from hybridtron.mad.scoring.results import RESULTS, key, read_rows
 from hybridtron.mad.tasks.protocol import Setting, task
 from hybridtron.mad.training.presets import Preset
@@ -15,7 +15,7 @@ from hybridtron.mad.training.suite import row_keys
 from hybridtron.reporting.numbers import plural, short_number
 
 
-class Outlook(NamedTuple):
+class TrainingPlan(NamedTuple):
     """`steps` and `tokens` are those of the cells that are missing, if none stops early."""
 
     preset: str
@@ -37,10 +37,10 @@ class Outlook(NamedTuple):
         )
 
 
-def outlook(
-    subject: Subject, preset: Preset, chosen: Sequence[tuple[str, Setting]], seeds: Sequence[int], folder: Path
-) -> Outlook:
-    """What the settings, cells and seeds are beside the rows that the folder has.
+def plan_training(
+    candidate: Candidate, preset: Preset, chosen: Sequence[tuple[str, Setting]], seeds: Sequence[int], folder: Path
+) -> TrainingPlan:
+    """Count settings, cells, steps and tokens beside the rows that the folder has.
 
     Raises:
         UserError: where the folder cannot be looked into.
@@ -51,7 +51,7 @@ def outlook(
         raise UserError(f"out {folder}: cannot be read ({error.strerror})") from None
     cells = missing = steps = tokens = 0
     for name, setting in chosen:
-        wanted = row_keys(subject, preset, name, setting, seeds).values()
+        wanted = row_keys(candidate, preset, name, setting, seeds).values()
         lacking = sum(one not in there for one in wanted)
         each = preset.steps(int(setting["num_train_examples"]))
         cells += len(wanted)
@@ -59,4 +59,4 @@ def outlook(
         steps += lacking * each
         batch = min(preset.batch_size, int(setting["num_train_examples"]))
         tokens += lacking * each * batch * task(name).sequence_length(setting)
-    return Outlook(preset.name, len(chosen), cells, missing, steps, preset.batch_size, tokens)
+    return TrainingPlan(preset.name, len(chosen), cells, missing, steps, preset.batch_size, tokens)

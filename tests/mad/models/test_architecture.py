@@ -96,7 +96,7 @@ def test_filters_of_free_taps_keep_their_number(kind, taps):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: from_layers(["mh-atention"]), "--layers: 'mh-atention': expected one of .*nearest: mh-attention"),
+        (lambda: from_layers(["mh-atention"]), "layers: 'mh-atention': expected one of .*nearest: mh-attention"),
         (lambda: from_layers([]), "at least one layer"),
         (lambda: from_pattern("2*(mamba swigl)"), "unknown block 'swigl'.*nearest: swiglu"),
         (lambda: Architecture("x", {"a": {"type": "atention"}}, "a").account(), "atention.*nearest: attention"),

@@ -63,6 +63,6 @@ def test_nothing_changes_where_no_state_is_fixed():
 def test_a_state_that_no_key_sets_is_refused_by_its_place():
     branches = {"type": "parallel", "branches": [ATTENTION, {"type": "hyena_mr"}]}
     with pytest.raises(
-        UserError, match=r"--iso-state: block p.branches\[1\] of type hyena_mr: expected one of linear_attention, "
+        UserError, match=r"iso_state: block p.branches\[1\] of type hyena_mr: expected one of linear_attention, "
     ):
         iso_state(Architecture("x", {"p": branches}, "p"))

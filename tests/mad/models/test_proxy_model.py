@@ -51,7 +51,7 @@ def plain_logits(tokens: Tensor, weights: dict[str, Tensor], layers: int, heads:
 def test_attention_and_swiglu_train_as_in_plain_pytorch(layer, heads):
     config = from_layers([layer, "swiglu"] * 2).model(vocab_size=16, seq_len=127)
     values = initial_values(config, autoencoder=False, seed=0)
-    stack = Stack(config, False, [values], together=False)
+    stack = Stack(config, False, [values], one_pass=False)
     plain = nn.ParameterDict({name.replace(".", "/"): nn.Parameter(value) for name, value in values.items()})
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.05)
     tokens, targets = map(torch.from_numpy, generate("in-context-recall", {}, "train", seed=0, num_examples=12))

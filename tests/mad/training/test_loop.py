@@ -47,50 +47,50 @@ def test_training_repeats_and_a_cell_does_not_depend_on_its_neighbours():
 
 
 @pytest.mark.parametrize("left", [[0, 2, 5], [4]], ids=str)
-@pytest.mark.parametrize("together", [False, True], ids=["cell by cell", "one pass"])
-def test_cells_that_are_done_are_not_trained_and_the_others_do_not_feel_it(together, left):
-    train = partial(train_setting, MLP, "compression", SETTING, short(cells=GRID[:3]), [0, 1], together=together)
+@pytest.mark.parametrize("one_pass", [False, True], ids=["cell by cell", "one pass"])
+def test_cells_that_are_done_are_not_trained_and_the_others_do_not_feel_it(one_pass, left):
+    train = partial(train_setting, MLP, "compression", SETTING, short(cells=GRID[:3]), [0, 1], one_pass=one_pass)
     pairs = [(seed, cell) for seed in (0, 1) for cell in GRID[:3]]
     planned = []
     done = {pair for i, pair in enumerate(pairs) if i not in left}
     rows = train(done=done, on_step=lambda _, of, __: planned.append(of))
     whole = train()
     for row, same in zip(rows, (whole[i] for i in left), strict=True):
-        if together:
+        if one_pass:
             assert (row["seed"], row["lr"], row["weight_decay"]) == (same["seed"], same["lr"], same["weight_decay"])
             assert row["test_loss"] == pytest.approx(same["test_loss"], abs=1e-5)
         else:
             assert numbers([row]) == numbers([same])
-    assert set(planned) == {6 if together else 6 * len(left)}
+    assert set(planned) == {6 if one_pass else 6 * len(left)}
     assert train(done=pairs) == []
 
 
-@pytest.mark.parametrize("together", [False, True])
-def test_a_row_is_told_as_soon_as_its_cell_ends(together):
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_a_row_is_told_as_soon_as_its_cell_ends(one_pass):
     setting = {"vocab_size": 16, "seq_len": 16, "num_train_examples": 128}
     cells = (Cell(3e-3, 0.0), Cell(1e-6, 0.0))
     chosen = preset("paper", cells=cells, batch_size=32, max_steps=60, evaluations=12, eval_examples=64, stop_at=0.9)
     steps, told = [], []
     rows = train_setting(
-        RECALLING, "memorization", setting, chosen, [0], together=together,
+        RECALLING, "memorization", setting, chosen, [0], one_pass=one_pass,
         on_step=lambda done, *_: steps.append(done), on_row=lambda row: told.append((row, steps[-1])),
     )  # fmt: skip
     assert [row for row, _ in told] == rows
     assert told[0][1] == rows[0]["steps"] < 60
-    assert told[1][1] == (60 if together else 120)
+    assert told[1][1] == (60 if one_pass else 120)
 
 
-@pytest.mark.parametrize("together", [False, True])
-def test_every_step_tells_the_best_accuracy_of_the_last_evaluation(together):
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_every_step_tells_the_best_accuracy_of_the_last_evaluation(one_pass):
     chosen = preset("smoke", cells=GRID[:2], max_steps=6, evaluations=3, eval_examples=16)
     heard = []
     rows = train_setting(
-        MLP, "compression", SETTING, chosen, [0], together=together,
+        MLP, "compression", SETTING, chosen, [0], one_pass=one_pass,
         on_step=lambda step, planned, accuracy: heard.append(accuracy),
     )  # fmt: skip
     first, second = ([None, None, *(point[2] for point in row["curve"][:2] for _ in "ab")] for row in rows)
     best = [one if one is None else max(one, other) for one, other in zip(first, second, strict=True)]
-    assert heard == (best if together else [*first, *second])
+    assert heard == (best if one_pass else [*first, *second])
 
 
 def test_seeds_whose_cells_end_at_different_steps_are_those_of_cell_by_cell():
@@ -98,25 +98,25 @@ def test_seeds_whose_cells_end_at_different_steps_are_those_of_cell_by_cell():
     setting = {"vocab_size": 32, "seq_len": 16, "num_train_examples": 128}
     cells = (Cell(1e-2, 0.0), Cell(3e-3, 0.0), Cell(1e-4, 0.0))
     chosen = preset("paper", cells=cells, batch_size=32, max_steps=24, evaluations=6, eval_examples=64, stop_at=0.5)
-    apart, together = (
-        train_setting(RECALLING, "memorization", setting, chosen, [0, 1, 5], together=together)
-        for together in (False, True)
+    apart, one_pass = (
+        train_setting(RECALLING, "memorization", setting, chosen, [0, 1, 5], one_pass=one_pass)
+        for one_pass in (False, True)
     )
     assert len({row["steps"] for row in apart}) > 1
-    for one, other in zip(apart, together, strict=True):
+    for one, other in zip(apart, one_pass, strict=True):
         assert (one["seed"], one["steps"], one["stopped"]) == (other["seed"], other["steps"], other["stopped"])
         assert other["test_loss"] == pytest.approx(one["test_loss"], abs=1e-3)
         assert other["test_micro"] == pytest.approx(one["test_micro"], abs=1e-2)
 
 
 def test_one_pass_for_all_cells_gives_the_same_rows():
-    apart, together = (
+    apart, one_pass = (
         train_setting(
-            from_layers(["mh-attention"]), "in-context-recall", SETTING, short(cells=GRID[:2]), [0], together=together
+            from_layers(["mh-attention"]), "in-context-recall", SETTING, short(cells=GRID[:2]), [0], one_pass=one_pass
         )
-        for together in (False, True)
+        for one_pass in (False, True)
     )
-    for one, other in zip(apart, together, strict=True):
+    for one, other in zip(apart, one_pass, strict=True):
         assert other["test_loss"] == pytest.approx(one["test_loss"], abs=1e-4)
 
 
@@ -149,8 +149,8 @@ def test_a_hybrid_learns_recall_and_its_first_layer_alone_does_not():
 )
 def test_attention_learns_to_copy_and_to_recall_by_itself(task, setting):
     chosen = preset("search", max_steps=200, batch_size=32, eval_examples=128)
-    subject = from_layers(["mh-attention", "swiglu"] * 2)
-    (row,) = train_setting(subject, task, setting, chosen, [0])
+    candidate = from_layers(["mh-attention", "swiglu"] * 2)
+    (row,) = train_setting(candidate, task, setting, chosen, [0])
     assert row["curve"][0][2] < 0.9
     assert row["test_micro"] >= 0.95
 
@@ -236,5 +236,5 @@ def test_rows_of_another_procedure_are_not_those_of_this_one(monkeypatch):
 
 
 def test_an_unknown_preset_is_refused():
-    with pytest.raises(UserError, match=r"--preset 'papers': expected one of .*nearest: paper"):
+    with pytest.raises(UserError, match=r"preset 'papers': expected one of .*nearest: paper"):
         preset("papers")

@@ -43,16 +43,16 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("together", [False, True], ids=["cell by cell", "one pass"])
+@pytest.mark.parametrize("one_pass", [False, True], ids=["cell by cell", "one pass"])
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_a_cell_is_trained_and_scored_as_a_plain_loop_does(name, together):
+def test_a_cell_is_trained_and_scored_as_a_plain_loop_does(name, one_pass):
     chosen = preset(
         name, cells=CELLS, max_steps=STEPS, batch_size=BATCH_SIZE, eval_examples=EVAL_EXAMPLES, evaluations=1
     )
-    subject = from_layers(["attention", "swiglu"], chosen.match_mad_lab)
-    rows = train_setting(subject, TASK, SETTING, chosen, [SEED], together=together)
+    candidate = from_layers(["attention", "swiglu"], chosen.match_mad_lab)
+    rows = train_setting(candidate, TASK, SETTING, chosen, [SEED], one_pass=one_pass)
     for row, cell in zip(rows, CELLS, strict=True):
-        model, training_loss = plainly_trained(subject, PROTOCOLS[name], cell)
+        model, training_loss = plainly_trained(candidate, PROTOCOLS[name], cell)
         for kind, split in (("test", "test"), ("select", PROTOCOLS[name].selects_on)):
             loss, micro = scores(model, split)
             assert row[f"{kind}_loss"] == pytest.approx(loss, **CLOSE), (kind, str(cell))
@@ -69,9 +69,9 @@ def test_the_scores_above_tell_the_splits_apart():
         assert abs(valid - test) > 1e-3
 
 
-def plainly_trained(subject, protocol, cell):
+def plainly_trained(candidate, protocol, cell):
     """The model, and its mean training loss over all steps."""
-    config, values, _ = subject.start(SETTING["vocab_size"], SETTING["seq_len"] - 1, False, SEED)
+    config, values, _ = candidate.start(SETTING["vocab_size"], SETTING["seq_len"] - 1, False, SEED)
     model, specs = ProxyModel(config, autoencoder=False), proxy_tensors(config, autoencoder=False)
     model.load_state_dict(values)
     groups = [

@@ -41,8 +41,8 @@ def trained_alone(config, cell, data, autoencoder=False):
     return dict(model.named_parameters())
 
 
-def trained_in_a_stack(config, data, together, autoencoder=False):
-    stack = Stack(config, autoencoder, [initial_values(config, autoencoder, seed=0)] * len(GRID), together=together)
+def trained_in_a_stack(config, data, one_pass, autoencoder=False):
+    stack = Stack(config, autoencoder, [initial_values(config, autoencoder, seed=0)] * len(GRID), one_pass=one_pass)
     optimizer = StackedAdamW(stack.flat, (0.9, 0.98))
     lr = torch.tensor([[cell.lr] for cell in GRID])
     decay = torch.tensor([[cell.weight_decay] for cell in GRID]) * stack.decay
@@ -53,7 +53,7 @@ def trained_in_a_stack(config, data, together, autoencoder=False):
 
 
 @pytest.mark.parametrize(
-    ("layers", "together"),
+    ("layers", "one_pass"),
     [
         (["attention"], True),
         (["mamba"], True),
@@ -66,11 +66,11 @@ def trained_in_a_stack(config, data, together, autoencoder=False):
     ],
     ids=lambda value: "+".join(value) if isinstance(value, list) else "one pass" if value else "cell by cell",
 )
-def test_every_cell_of_a_stack_gets_the_weights_of_training_it_alone(layers, together):
+def test_every_cell_of_a_stack_gets_the_weights_of_training_it_alone(layers, one_pass):
     config = from_layers(layers).model(vocab_size=16, seq_len=15)
     assert can_stack(config)
     data = examples()
-    stack = trained_in_a_stack(config, data, together)
+    stack = trained_in_a_stack(config, data, one_pass)
     for index, cell in enumerate(GRID):
         alone = trained_alone(config, cell, data)
         for name, value in stack.parameters(index).items():
@@ -80,7 +80,7 @@ def test_every_cell_of_a_stack_gets_the_weights_of_training_it_alone(layers, tog
 def test_the_autoencoder_trains_in_a_stack_as_alone():
     config = from_layers(["mh-attention", "mlp"]).model(vocab_size=16, seq_len=16)
     data = examples("compression")
-    stack = trained_in_a_stack(config, data, together=True, autoencoder=True)
+    stack = trained_in_a_stack(config, data, one_pass=True, autoencoder=True)
     alone = trained_alone(config, GRID[-1], data, autoencoder=True)
     for name, value in stack.parameters(len(GRID) - 1).items():
         assert (value - alone[name]).abs().max() < 1e-4, name
@@ -91,9 +91,9 @@ def test_cells_of_different_seeds_take_batches_of_their_own():
     values = [initial_values(config, False, seed) for seed in (0, 1)]
     tokens, targets = examples(count=8)
     tokens, targets = tokens.view(2, 4, -1), targets.view(2, 4, -1)
-    losses, gradients = Stack(config, False, values, together=True).gradients(tokens, targets)
+    losses, gradients = Stack(config, False, values, one_pass=True).gradients(tokens, targets)
     for i in range(2):
-        loss, gradient = Stack(config, False, values[i : i + 1], together=False).gradients(tokens[i], targets[i])
+        loss, gradient = Stack(config, False, values[i : i + 1], one_pass=False).gradients(tokens[i], targets[i])
         torch.testing.assert_close(losses[i], loss[0])
         torch.testing.assert_close(gradients[i], gradient[0], atol=1e-6, rtol=1e-4)
 
@@ -114,7 +114,7 @@ def test_runs_of_a_batch_add_up_to_the_whole():
 
 def test_a_pass_is_bounded_by_its_logits_too():
     config = from_layers(["mlp"]).model(vocab_size=8192, seq_len=32)
-    stack = Stack(config, False, [initial_values(config, False, 0)] * 2, together=True)
+    stack = Stack(config, False, [initial_values(config, False, 0)] * 2, one_pass=True)
     tokens = torch.zeros(128, 32, dtype=torch.long)
     runs = stack._runs(tokens, tokens)
     assert sum(len(some) for some, _ in runs) == 128

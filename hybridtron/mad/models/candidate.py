@@ -9,7 +9,7 @@ from torch import Tensor
 from hybridtron.model.config import ModelConfig
 
 
-class Subject(Protocol):
+class Candidate(Protocol):
     """Sent to other processes whole, so its parts must pickle."""
 
     @property
@@ -22,15 +22,15 @@ class Subject(Protocol):
     def notes(self) -> tuple[str, ...]: ...
 
     def fingerprint(self) -> str:
-        """Changes with anything that changes what is trained."""
+        """Return twelve digits that change with anything that changes what is trained."""
         ...
 
     def account(self) -> dict[str, int]:
-        """`parameters` and `state_size`."""
+        """Count parameters without embedding and output projection, and elements of state after 128 tokens."""
         ...
 
     def start(
         self, vocab_size: int, seq_len: int, autoencoder: bool, seed: int
     ) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Tensor]]:
-        """The model of one task, its trained parameters at the start, and those that stay as they are."""
+        """Return the model of one task, the initial values of its trained parameters, and its frozen parameters."""
         ...
