@@ -43,14 +43,14 @@ class Model(LanguageModel):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that the config names."""
+        """Return the tokenizer that the config names."""
         from hybridtron.data.tokenizer import load as load_tokenizer
 
         return load_tokenizer(self.config.data.tokenizer)
 
     @property
     def device(self) -> torch.device:
-        """The device of the parameters."""
+        """Return the device of the parameters."""
         return next(self.parameters()).device
 
     def logits(self, tokens: Tokens) -> Tensor:

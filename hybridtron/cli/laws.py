@@ -14,7 +14,7 @@ from hybridtron.cli.arguments import naming_options
 from hybridtron.errors import UserError
 from hybridtron.laws import LAWS, Fit, Law, find_law, fit
 from hybridtron.laws.data.columns import SYNONYMS
-from hybridtron.laws.report.sentences import predicted
+from hybridtron.laws.families.sentences import predicted
 from hybridtron.reporting.publish import require_usable
 
 EPILOG = """

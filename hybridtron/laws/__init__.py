@@ -102,4 +102,5 @@ def _fit_runs(law: Law, runs: Runs, settings: Settings) -> Fit:
         result,
         warnings=unit_warnings(runs) + setting_warnings(law, settings) + result.warnings,
         verdict=first + result.verdict,
+        summary=law.summary,
     )

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from hybridtron.composer.nas.space import Pattern, Space
-
-if TYPE_CHECKING:
-    from hybridtron.composer.nas.config import EngineConfig
 
 DRAWS_PER_PATTERN = 200  # random draws before the remaining patterns of a nearly exhausted space are enumerated
 
@@ -144,16 +141,3 @@ def new_patterns(space: Space, known: set[Pattern], count: int, generator: np.ra
         order = generator.permutation(len(rest))[: count - len(found)]
         found += [rest[i] for i in order]
     return found
-
-
-def make_engine(config: EngineConfig, seed: int) -> Engine:
-    """Build the engine that a config's `engine` section describes; `seed` is the search's."""
-    from hybridtron.composer.nas import config as schema
-
-    if isinstance(config, schema.EvolutionConfig):
-        return Evolution(config.population, config.sample)
-    if isinstance(config, schema.BayesianConfig):
-        from hybridtron.composer.engines.bayesian import Bayesian
-
-        return Bayesian(config.start, config.candidates, seed)
-    return Exhaustive() if isinstance(config, schema.ExhaustiveConfig) else RandomSearch()

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from hybridtron.composer.engines.discrete import Engine, Observation, make_engine, new_patterns
+from hybridtron.composer.engines.discrete import Engine, Observation, new_patterns
+from hybridtron.composer.engines.make import make_engine
 from hybridtron.composer.nas.config import BayesianConfig, SearchConfig
 from hybridtron.composer.nas.cost import Cost, read_cost, scalarised
 from hybridtron.composer.nas.evaluators import Evaluator, Measurement, make_evaluator

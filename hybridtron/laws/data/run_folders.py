@@ -11,7 +11,7 @@ import yaml
 
 from hybridtron.errors import UserError
 from hybridtron.files import read_lines
-from hybridtron.laws.data.sources import Cells
+from hybridtron.laws.data.cells import Cells
 
 
 def read_run_folders(folder: Path, context: int | None) -> Cells:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +11,9 @@ import numpy as np
 
 from hybridtron.config.nearest import nearest
 from hybridtron.errors import UserError
+from hybridtron.laws.data.cells import Cells
 
 MISSING = ("None", "nan", "NaN", "<NA>", "NaT")  # how tables in memory print a cell that is empty
-
-
-@dataclass(frozen=True)
-class Cells:
-    """A source as it stands: text, before any column is known to hold numbers."""
-
-    columns: dict[str, list[str]]
-    lines: list[int]
-    source: str
-    place: str = "line"
-    notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-
-    def take(self, rows: list[int]) -> Cells:
-        """Return the cells of these rows."""
-        columns = {name: [cells[i] for i in rows] for name, cells in self.columns.items()}
-        return replace(self, columns=columns, lines=[self.lines[i] for i in rows])
 
 
 def source_name(source: Any) -> str:

@@ -20,9 +20,9 @@ from hybridtron.laws.data import points
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families import overtraining, parametric
 from hybridtron.laws.families.law import Fit, Law, Series, Settings
+from hybridtron.laws.families.sentences import held_out_sentence, interval_sentence
 from hybridtron.laws.fitting.curve import OUTLIERS, Curve, CurveFit, complete_fit, fit_curve, measured_against_predicted
 from hybridtron.laws.fitting.optimize import Array, Problem
-from hybridtron.laws.report.sentences import held_out_sentence, interval_sentence
 from hybridtron.reporting.numbers import significant
 
 # Bounds of the error at the mean loss (in largest errors), of its log slope there (from that of the largest error over

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,9 @@ from hybridtron.errors import UserError
 from hybridtron.laws.data.points import extrapolation_warnings
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Settings
+from hybridtron.laws.families.sentences import held_out_sentence, interval_sentence
 from hybridtron.laws.fitting.curve import Build, Curve, CurveFit, complete_fit, measured_against_predicted
 from hybridtron.laws.fitting.optimize import Array, Problem
-from hybridtron.laws.report.sentences import held_out_sentence, interval_sentence
 
 _STEP = 1e-30
 _AT_ONCE = 20_000  # complex values that stay in cache
@@ -74,14 +75,8 @@ def formula_law(
             return np.log(evaluate(theta, {column: array[rows] for column, array in data.items()}))
 
         starts = np.random.default_rng(0).uniform(box[:, 0], box[:, 1], (_STARTS, len(names)))
-        problem = Problem(
-            predict,
-            lambda theta: _differentiate(evaluate, data, theta),
-            np.log(runs["loss"]),
-            delta,
-            box[:, 0],
-            box[:, 1],
-        )
+        derivatives = partial(_differentiate, evaluate, data)
+        problem = Problem(predict, derivatives, np.log(runs["loss"]), delta, box[:, 0], box[:, 1])
         return Curve(problem, starts, values, evaluate, runs["loss"], "Huber of log loss, summed over points", True)
 
     def fit(runs: Runs, settings: Settings) -> Fit:

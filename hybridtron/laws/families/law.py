@@ -85,6 +85,7 @@ class Fit:
         search: how the optimum was found, and what was found on the way.
         extrapolation: error on the largest runs when they are held out, or None.
         curves: what a plot needs.
+        summary: that of the law.
     """
 
     law: str
@@ -102,23 +103,23 @@ class Fit:
     extrapolation: dict[str, Any] | None
     verdict: list[str]
     curves: list[Series]
+    summary: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as plain values (`fit.json`); what is not a finite number becomes None."""
-        return {name: _plain(value) for name, value in vars(self).items() if name != "curves"}
+        return {name: _plain(value) for name, value in vars(self).items() if name not in ("curves", "summary")}
 
     def report(self, folder: str | Path) -> Path:
         """Write `report.html`, `fit.json` and the plots (PNG) into a folder, and return the path of the page.
 
         The folder must be new, empty or an earlier report, which is replaced as a whole. Raises UserError.
         """
-        from hybridtron.laws.families.registry import LAWS  # here, for a report is a layer above its fit
-        from hybridtron.laws.report.page import html_report
+        from hybridtron.laws.report.page import html_report  # here, for a report is a layer above its fit
         from hybridtron.laws.report.plots import draw
         from hybridtron.reporting.publish import publish
 
         images = draw(self.curves)
-        page = html_report(self, LAWS[self.law], images).encode()
+        page = html_report(self, images).encode()
         text = json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
         publish(Path(folder), {"fit.json": text.encode(), "report.html": page, **images})
         return Path(folder) / "report.html"

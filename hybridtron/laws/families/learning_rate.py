@@ -11,8 +11,8 @@ from typing import Any
 
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Settings
+from hybridtron.laws.families.sentences import held_out_sentence, interval_sentence
 from hybridtron.laws.fitting.parabola import OPTIONS, Axis, MinimaFit, complete_parabola_fit
-from hybridtron.laws.report.sentences import held_out_sentence, interval_sentence
 
 AXES = {"learning_rate": Axis("learning_rate", "s", "k", "best learning rate")}
 

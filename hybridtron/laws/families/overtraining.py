@@ -17,10 +17,10 @@ from hybridtron.errors import UserError
 from hybridtron.laws.data import points
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Series, Settings
+from hybridtron.laws.families.sentences import held_out_sentence, interval_sentence
 from hybridtron.laws.fitting.curve import OUTLIERS, Curve, CurveFit, complete_fit, fit_curve, measured_against_predicted
 from hybridtron.laws.fitting.logsum import LARGEST, SMALLEST, LogSum, anchored
 from hybridtron.laws.fitting.optimize import Array, Problem
-from hybridtron.laws.report.sentences import held_out_sentence, interval_sentence
 from hybridtron.reporting.numbers import interval, significant
 
 _STEEPEST = 2.0  # bound of eta

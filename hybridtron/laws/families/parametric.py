@@ -21,6 +21,7 @@ from hybridtron.errors import UserError
 from hybridtron.laws.data import points
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Series, Settings
+from hybridtron.laws.families.sentences import held_out_sentence, interval_sentence
 from hybridtron.laws.fitting import bootstrap
 from hybridtron.laws.fitting.curve import (
     OUTLIERS,
@@ -33,7 +34,6 @@ from hybridtron.laws.fitting.curve import (
 )
 from hybridtron.laws.fitting.logsum import LARGEST, SMALLEST, LogSum, anchored
 from hybridtron.laws.fitting.optimize import Array, Problem
-from hybridtron.laws.report.sentences import held_out_sentence, interval_sentence
 from hybridtron.reporting.numbers import significant
 
 DELTA = 1e-3

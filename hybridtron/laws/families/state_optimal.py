@@ -17,11 +17,11 @@ from hybridtron.errors import UserError
 from hybridtron.laws.data.points import extrapolation_warnings
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Series, Settings, record
+from hybridtron.laws.families.sentences import held_out_sentence, interval_sentence, not_held_out
 from hybridtron.laws.fitting import bootstrap
 from hybridtron.laws.fitting.loss_minima import FEWEST, find_loss_minimum, split_budgets
 from hybridtron.laws.fitting.parabola import OPTIONS, chosen_window
 from hybridtron.laws.fitting.power import PowerLaw, fit_line
-from hybridtron.laws.report.sentences import held_out_sentence, interval_sentence, not_held_out
 from hybridtron.reporting.numbers import significant
 
 FEWEST_POINTS = 5

@@ -12,11 +12,11 @@ import numpy as np
 from hybridtron.errors import UserError
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Series, Settings, record
+from hybridtron.laws.families.sentences import not_held_out
 from hybridtron.laws.fitting import bootstrap
 from hybridtron.laws.fitting.identify import free_parameters
 from hybridtron.laws.fitting.optimize import Array, Optimum, Problem, quick_search, refine, search
 from hybridtron.laws.fitting.power import held_out
-from hybridtron.laws.report.sentences import not_held_out
 
 
 @dataclass(frozen=True)

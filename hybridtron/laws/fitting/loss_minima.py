@@ -41,7 +41,7 @@ class LossMinimum:
 
     @property
     def kept(self) -> bool:
-        """Whether the minimum can be used."""
+        """Return whether the minimum can be used."""
         return self.reason is None
 
     @property

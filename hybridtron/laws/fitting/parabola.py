@@ -15,6 +15,7 @@ from hybridtron.errors import UserError
 from hybridtron.laws.data.points import extrapolation_warnings
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Series, Settings, record
+from hybridtron.laws.families.sentences import not_held_out
 from hybridtron.laws.fitting import bootstrap
 from hybridtron.laws.fitting.curve import OUTLIERS, outlier_flags
 from hybridtron.laws.fitting.loss_minima import (
@@ -26,7 +27,6 @@ from hybridtron.laws.fitting.loss_minima import (
 )
 from hybridtron.laws.fitting.optimize import Array
 from hybridtron.laws.fitting.power import PowerLaw, fit_line, fit_lines_with_gaps
-from hybridtron.laws.report.sentences import not_held_out
 
 FEWEST_BUDGETS = 3
 FEWEST_FREEDOM = 5

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from hybridtron.laws.families.law import Fit, Law
 from hybridtron.reporting.numbers import html_number, plural
 from hybridtron.reporting.page import blocks, figure, join, page, raise_exponents, section, verdict
 from hybridtron.reporting.table import Column, Table
 from hybridtron.reporting.values import html_values, records_table
 
+if TYPE_CHECKING:
+    from hybridtron.laws.families.law import Fit
+
 PARAMETER_DIGITS = 5
 
 
-def html_report(fit: Fit, law: Law, images: Mapping[str, bytes]) -> str:
+def html_report(fit: Fit, images: Mapping[str, bytes]) -> str:
     """Return the page. `images` are PNG by file name, as `plots.draw` returns them."""
     plain = fit.to_json()
     source = ", ".join(fit.settings.get("data", {}).get("sources", [])) or "data"
@@ -38,17 +40,17 @@ def html_report(fit: Fit, law: Law, images: Mapping[str, bytes]) -> str:
         section("How it was fitted", html_values(plain["search"])),
         section("Settings", html_values(plain["settings"]), note="Everything that is needed to repeat this fit."),
     ]
-    header = _header(fit, law, source)
-    return page(f"{law.name}: {source}", header, sections, "the same numbers are in fit.json beside this page")
+    header = _header(fit, source)
+    return page(f"{fit.law}: {source}", header, sections, "the same numbers are in fit.json beside this page")
 
 
-def _header(fit: Fit, law: Law, source: str) -> Markup:
+def _header(fit: Fit, source: str) -> Markup:
     where = fit.settings.get("data", {}).get("where", [])
     groups = f" in {fit.n_groups:,} runs" if fit.n_groups != fit.n_points else ""
     facts = [source, *(f"{column} = {value}" for column, value in where), plural(fit.n_points, "point") + groups]
     chips = [blocks.chip(plural(len(fit.warnings), "warning"), "#warnings")] if fit.warnings else []
     chips += [] if fit.intervals else [blocks.chip("no intervals")]
-    return blocks.header("Scaling law", law.name, raise_exponents(law.summary), " · ".join(facts), chips)
+    return blocks.header("Scaling law", fit.law, raise_exponents(fit.summary), " · ".join(facts), chips)
 
 
 def _verdict(fit: Fit) -> Markup:

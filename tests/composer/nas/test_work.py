@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from hybridtron.cli.main import main
-from hybridtron.composer.engines.discrete import Observation, make_engine
+from hybridtron.composer.engines.discrete import Observation
+from hybridtron.composer.engines.make import make_engine
 from hybridtron.composer.nas.config import SearchConfig
 from hybridtron.composer.nas.cost import Cost
 from hybridtron.composer.nas.evaluators import Evaluator, Measurement

@@ -27,19 +27,20 @@ FIT = Fit(
     search={"starts": 4500, "starts_at_optimum": 48},
     extrapolation={"mean_absolute_relative_error": 0.0101, "observed": list(np.linspace(2, 3, 24))},
     verdict=["Loss falls as N^-0.3473.", "Equal proportion is compatible with these data."],
+    summary=LAW.summary,
     curves=[Series("Loss against compute", "runs", "points", X, 2 + X**-0.1, "FLOPs", "loss")],
 )
 
 
 @pytest.fixture(scope="module")
 def page():
-    return html_report(FIT, LAW, draw(FIT.curves))
+    return html_report(FIT, draw(FIT.curves))
 
 
 def without(**changes) -> str:
     from dataclasses import replace
 
-    return html_report(replace(FIT, **changes), LAW, {})
+    return html_report(replace(FIT, **changes), {})
 
 
 def test_the_page_needs_nothing_from_elsewhere(page):
