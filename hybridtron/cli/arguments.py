@@ -57,6 +57,7 @@ def naming_options(parser: argparse.ArgumentParser) -> Iterator[None]:
     """Write the Python parameters in a UserError's text as the options of `parser` that set them.
 
     `seeds = 0: ...` becomes `--seeds = 0: ...` where `seeds` is the dest of an option. Other names are left alone.
+    A key that an override set was given on the command line.
     """
     options = {action.dest: max(action.option_strings, key=len) for action in parser._actions if action.option_strings}
     try:
@@ -64,4 +65,4 @@ def naming_options(parser: argparse.ArgumentParser) -> Iterator[None]:
     except UserError as error:
         text = str(error)
         named = _PARAMETER.sub(lambda match: options.get(match[match.lastgroup or 0], match[0]), text)
-        raise UserError(named) from error
+        raise UserError(named.replace("in an override", "on the command line")) from error

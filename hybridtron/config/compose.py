@@ -25,14 +25,14 @@ from hybridtron.errors import UserError
 
 BASE_KEY = "base"
 SIZE_KEY, SIZES_KEY = "size", "sizes"
-COMMAND_LINE = "command line"
+OVERRIDE = "an override"
 MAPPING = "the config"  # the source of what a mapping sets, whose bases are relative to the current folder
 _MAX_LEVELS = 100
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Which file, or COMMAND_LINE, set each value last: `sources` by dotted key of the leaf, `main` for the rest."""
+    """Which file, or OVERRIDE, set each value last: `sources` by dotted key of the leaf, `main` for the rest."""
 
     sources: Mapping[str, str]
     main: str | None = None
@@ -49,11 +49,9 @@ class Provenance:
         return self.main
 
     def suffix(self, key: str) -> str:
-        """Return ` (in FILE)` or ` (on the command line)`, to end an error about `key`; empty if unknown."""
+        """Return ` (in FILE)` or ` (in an override)`, to end an error about `key`; empty if unknown."""
         source = self.source(key)
-        if source is None:
-            return ""
-        return f" (on the {COMMAND_LINE})" if source == COMMAND_LINE else f" (in {source})"
+        return "" if source is None else f" (in {source})"
 
 
 @dataclass(frozen=True)
@@ -169,7 +167,7 @@ def _override(tree: _Tree, override: str) -> None:
     if not equals or not all(parts) or any(part != part.strip() for part in parts) or len(parts) > _MAX_LEVELS:
         raise UserError(f"override {override!r}: expected key=value with dots between the levels of the key")
     if key == BASE_KEY:
-        raise UserError(f"{BASE_KEY}: cannot be set on the {COMMAND_LINE}, only in a file")
+        raise UserError(f"{BASE_KEY}: cannot be set in {OVERRIDE}, only in a file")
     try:
         value = yaml_text.parse(text)
     except UserError as error:
@@ -180,7 +178,7 @@ def _override(tree: _Tree, override: str) -> None:
         if isinstance(node, _Leaf):
             held, found = ".".join(parts[:depth]), value_text(node.value)
             raise UserError(f"override {override!r}: {held} = {found}: expected a mapping to set {parts[depth]!r} in")
-    node[parts[-1]] = _tree(value, COMMAND_LINE)
+    node[parts[-1]] = _tree(value, OVERRIDE)
 
 
 def _tree(value: Any, source: str) -> Any:

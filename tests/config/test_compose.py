@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from hybridtron.config.compose import COMMAND_LINE, compose
+from hybridtron.config.compose import OVERRIDE, compose
 from hybridtron.errors import UserError
 
 
@@ -72,11 +72,11 @@ def test_every_value_knows_who_set_it_last(folder):
     provenance = compose("runs/top.yaml", ["a.z=3"]).provenance
     assert provenance.source("a.x") == "low.yaml"
     assert provenance.source("a.y") == os.path.join("runs", "top.yaml")
-    assert provenance.source("a.z") == COMMAND_LINE
+    assert provenance.source("a.z") == OVERRIDE
     assert provenance.source("a.missing") == os.path.join("runs", "top.yaml")
     assert provenance.source("d.missing") == "low.yaml"
     assert provenance.suffix("a.x") == " (in low.yaml)"
-    assert provenance.suffix("a.z") == " (on the command line)"
+    assert provenance.suffix("a.z") == " (in an override)"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_missing_file_names_the_nearest(folder):
             "a=*attn",
             "override 'a=*attn': not valid YAML: found undefined alias 'attn'; expected a YAML value, in quotes",
         ),
-        ("base=x.yaml", "base: cannot be set on the command line, only in a file"),
+        ("base=x.yaml", "base: cannot be set in an override, only in a file"),
     ],
 )
 def test_bad_overrides_are_refused(folder, override, message):
@@ -147,7 +147,7 @@ def test_a_chosen_size_is_merged_over_the_rest_and_below_the_overrides(folder):
     assert small.provenance.source("model.width") == "ladder.yaml"
     large = compose("family.yaml", ["model.depth=5", "size=large"])
     assert large.mapping == {"lr": 1, "model": {"kind": "x", "width": 8, "depth": 5}, "name": "big"}
-    assert large.provenance.source("model.depth") == COMMAND_LINE
+    assert large.provenance.source("model.depth") == OVERRIDE
 
 
 def test_a_file_may_choose_the_size_of_its_base(folder):
@@ -160,7 +160,7 @@ def test_a_file_may_choose_the_size_of_its_base(folder):
     ("overrides", "words"),
     [
         ([], ["size: required key is missing", "small, large", "family.yaml"]),
-        (["size=smal"], ["size = 'smal'", "small, large", "nearest: small", "command line"]),
+        (["size=smal"], ["size = 'smal'", "small, large", "nearest: small", "in an override"]),
         (["size={small: 1}"], ["size", "small, large"]),
     ],
 )

@@ -147,8 +147,8 @@ def test_lines_end_with_who_set_the_value(tmp_path, monkeypatch):
     assert str(caught.value).split("\n") == [
         "model.hidden_size = 65: expected a multiple of 8 (in sub/low.yaml)",
         "optimizer.lr = 'high': expected a number (in run.yaml)",
-        "optimizer.beta: unknown key (nearest: betas) (on the command line)",
-        "seeds = 'a': expected a whole number or a list of whole numbers (on the command line)",
+        "optimizer.beta: unknown key (nearest: betas) (in an override)",
+        "seeds = 'a': expected a whole number or a list of whole numbers (in an override)",
     ]
     with pytest.raises(UserError) as caught:
         load("run.yaml", ["optimizer.lr=1e-3", "model.hidden_size=64"], Run)
