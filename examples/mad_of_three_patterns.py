@@ -1,5 +1,7 @@
 """Score three small architectures on two of the MAD tasks: seconds, and no evidence. `preset="search"` takes hours.
 
+Names of layers are mad-lab's: `mamba` is Mamba-1.
+
 python examples/mad_of_three_patterns.py
 """
 

@@ -29,8 +29,9 @@ class LargestGradient(ht.Callback):
 
 if __name__ == "__main__":
     largest = LargestGradient()
-    run = ht.train(CONFIG, *sys.argv[1:], callbacks=[largest])
+    run = ht.train(CONFIG, *sys.argv[1:], callbacks=[largest], resume=True)
     for row in run.metrics:
         print(f"step {row['step']:3d}  loss {row['loss']:.3f}")
-    print(f"largest gradient: {largest.norm:.2f} in step {largest.step}")
+    if largest.step:  # none where the run was finished before
+        print(f"largest gradient: {largest.norm:.2f} in step {largest.step}")
     print(ht.load(run.folder).generate("def ", max_tokens=40)[0])

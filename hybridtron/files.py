@@ -80,9 +80,10 @@ def open_rows(path: Path) -> tuple[io.FileIO, list[Line]]:
     return stream, lines
 
 
-def append_rows(stream: io.FileIO, rows: Iterable[dict[str, Any]], allow_nan: bool = True) -> None:
-    """Append a line of JSON for each row; they are on disk when this returns."""
+def append_rows(stream: io.FileIO, rows: Iterable[dict[str, Any]], allow_nan: bool = True, sync: bool = True) -> None:
+    """Append a line of JSON for each row. With `sync` they are on disk when this returns."""
     left = memoryview(b"".join(json.dumps(row, allow_nan=allow_nan).encode() + b"\n" for row in rows))
     while left:
         left = left[stream.write(left) :]
-    os.fsync(stream.fileno())
+    if sync:
+        os.fsync(stream.fileno())

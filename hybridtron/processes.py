@@ -52,7 +52,7 @@ def run_tasks(
     each worker. Workers ignore SIGINT and end when this process does. Raises the UserError of a task as it is,
     TaskFailed for any other exception of a worker, WorkerDied for a worker that is gone.
     """
-    if num_processes == 1 or len(tasks) <= 1:
+    if num_processes == 1 or not tasks:
         for task in tasks:
             work(task, lambda value, task=task: on_report(task, value))  # type: ignore[misc]
         return

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hybridtron.config.load import load
+from hybridtron.errors import UserError
 from hybridtron.mad.models.layers import blocks_by_pattern_name, mad_lab_names
 from hybridtron.pattern import parse
 from hybridtron.training.config import RunConfig
 from hybridtron.training.validation.resolve import resolve
 
 Config = str | os.PathLike[str] | Mapping[str, Any] | RunConfig
-"""A YAML file, a dict with the keys of one, a pattern such as `2*(mamba mlp) attn mlp`, or a config."""
+"""A YAML file, a dict with the keys of one, or a config; where only the model matters also a pattern of layers."""
 
 _WIDTH = 128
 _SHORT_NAMES: dict[str, dict[str, Any]] = {
@@ -28,7 +29,6 @@ _DEFAULTS: dict[str, Any] = {
     "train": {"steps": 1, "global_batch_size": 1},
     "optimizer": {"lr": 1e-3},
 }
-_MODEL_KEYS = {"hidden_size", "pattern", "blocks"}
 
 
 def read_training_config(config: Config, *overrides: str) -> RunConfig:
@@ -37,20 +37,25 @@ def read_training_config(config: Config, *overrides: str) -> RunConfig:
     Raises:
         UserError: one line for each key that is unknown, missing or impossible.
     """
+    _check_types(config, overrides)
+    if isinstance(config, str) and not _is_file(config):
+        raise UserError(f"config = {config!r}: no such file; expected a YAML file or a dict with all sections of a run")
     if isinstance(config, RunConfig):
         return resolve(load(config.model_dump(mode="json", serialize_as_any=True), overrides, RunConfig))
     return resolve(load(config, overrides, RunConfig))
 
 
 def read_model_config(config: Config, *overrides: str) -> RunConfig:
-    """Read a config of which only the model matters; sections that are missing take defaults.
+    """Read a config of which only the model matters; sections that a dict or a pattern lacks take defaults.
 
     A dict may hold the `model` section alone, or its keys. A pattern names blocks of width 128: `attn` (4 heads),
-    `mamba` (Mamba-2), `mlp` (SwiGLU), every primitive by its type, and the layers of MAD.
+    `mamba` (Mamba-2), `mlp` (SwiGLU), every other primitive by its type, and the layers of MAD. (In MAD itself
+    `mamba` is Mamba-1 and `mlp` a plain MLP, as in mad-lab.)
 
     Raises:
         UserError: as `read_training_config` does.
     """
+    _check_types(config, overrides)
     if isinstance(config, str) and not _is_file(config):
         config = {"model": _model_of_pattern(config)}
     if isinstance(config, Mapping):
@@ -61,8 +66,17 @@ def read_model_config(config: Config, *overrides: str) -> RunConfig:
     return read_training_config(config, *overrides)
 
 
+def _check_types(config: Any, overrides: Sequence[Any]) -> None:
+    if not isinstance(config, str | os.PathLike | Mapping | RunConfig):
+        raise UserError(f"config = {type(config).__name__}: expected a YAML file, a dict, a pattern or a config")
+    for override in overrides:
+        if not isinstance(override, str):
+            raise UserError(f"override {override!r}: expected text, key=value")
+
+
 def _is_file(text: str) -> bool:
-    return text.endswith((".yaml", ".yml")) or Path(text).is_file()
+    """Return whether text names a file, whether it exists or not; no pattern has a slash."""
+    return "/" in text or text.endswith((".yaml", ".yml", ".json")) or (len(text) < 256 and Path(text).is_file())
 
 
 def _model_of_pattern(pattern: str) -> dict[str, Any]:

@@ -114,7 +114,12 @@ class Model(LanguageModel):
 
     def _batch(self, tokens: Tokens, least: int) -> Tensor:
         """Return ids [b, s] on the model's device; UserError for another shape, fewer than `least`, or unknown ids."""
-        batch = torch.as_tensor(tokens)
+        try:
+            batch = tokens if isinstance(tokens, Tensor) else torch.as_tensor(np.asarray(tokens))
+        except (TypeError, ValueError):
+            raise UserError(f"tokens = {str(tokens)[:60]}: expected whole numbers [b, s] or [s]") from None
+        if batch.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch has few operations for these
+            batch = batch.long()
         batch = batch.unsqueeze(0) if batch.dim() == 1 else batch
         if batch.dim() != 2 or batch.is_floating_point() or batch.is_complex() or batch.dtype == torch.bool:
             raise UserError(f"tokens of shape {list(batch.shape)}, {batch.dtype}: expected whole numbers [b, s] or [s]")
@@ -139,7 +144,7 @@ def build_model(config: Config, *overrides: str, device: torch.device | str = "c
         UserError: one line for each key that is unknown, missing or impossible.
     """
     resolved = read_model_config(config, *overrides)
-    model = Model(resolved, device)
+    model = Model(resolved, _usable(device))
     initialize(model, resolved.model, resolved.seed)
     return model
 
@@ -153,7 +158,18 @@ def load(run: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> 
     from hybridtron.training.evaluate import load_checkpoint
     from hybridtron.training.run_folder.folder import read_run
 
+    if not isinstance(run, str | os.PathLike):
+        raise UserError(f"run = {run!r}: expected the path of a run folder or checkpoint")
     config, checkpoint = read_run(Path(run))
-    model = Model(config, device)
+    model = Model(config, _usable(device))
     load_checkpoint(model, config, checkpoint)
     return model.eval()
+
+
+def _usable(device: torch.device | str) -> torch.device | str:
+    """Return the device; UserError where this machine has none such."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device = {str(device)!r}: cannot be used here: {str(error).splitlines()[0]}") from None
+    return device

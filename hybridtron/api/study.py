@@ -39,6 +39,6 @@ def plan(config: Config, *overrides: str, gpus: int, dry_run: bool = False) -> P
     from hybridtron.errors import UserError
     from hybridtron.planner.plan import plan
 
-    if gpus < 1:
-        raise UserError(f"gpus = {gpus}: expected at least 1")
+    if not isinstance(gpus, int) or gpus < 1:
+        raise UserError(f"gpus = {gpus!r}: expected a whole number of at least 1")
     return plan(read_training_config(config, *overrides), gpus, dry_run)

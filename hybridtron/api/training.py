@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,14 @@ def train(config: Config, *overrides: str, callbacks: Sequence[Callback] = (), r
         TrainingStopped: where too many steps in a row had a loss or gradient that is not finite.
     """
     from hybridtron.distributed.environment import read_environment
+    from hybridtron.errors import UserError
+    from hybridtron.training.callbacks.base import Callback
     from hybridtron.training.run import train
 
-    return train(read_training_config(config, *overrides), read_environment(), resume, callbacks)
+    if isinstance(callbacks, Callback) or not isinstance(callbacks, Sequence):
+        raise UserError(f"callbacks = {callbacks!r}: expected a list of instances of Callback")
+    resolved = read_training_config(config, *overrides)
+    with warnings.catch_warnings():
+        for module in ("megatron", "torch"):  # they warn their developers of what no user can change
+            warnings.filterwarnings("ignore", module=module)
+        return train(resolved, read_environment(), resume, callbacks)

@@ -16,7 +16,7 @@ from hybridtron.errors import UserError
 _PARAMETER = re.compile(
     r"^(?P<first>\w+)(?=[ :])"
     r"|(?<![\w.-])(?P<flag>\w+)=True\b"
-    r"|(?<![\w./-])(?P<name>\w+_\w+)(?![\w./])"  # with an underscore, as no word of a sentence has
+    r"|(?<![\w./-])(?P<name>\w+_\w+)(?![\w./]| = )"  # with an underscore, as no word of a sentence has
 )
 
 

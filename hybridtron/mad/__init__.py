@@ -17,6 +17,7 @@ from hybridtron.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from hybridtron.mad.api import score
+    from hybridtron.mad.checkpoints import score_checkpoints
     from hybridtron.mad.models.architecture import Architecture, from_layers, from_model, from_pattern, iso_state
     from hybridtron.mad.models.finetune import TrainedLayers, from_trained
     from hybridtron.mad.models.layers import LAYERS
@@ -54,6 +55,7 @@ __all__ = [
     "read_scores",
     "run_suite",
     "score",
+    "score_checkpoints",
     "scores",
     "settings",
     "train_setting",

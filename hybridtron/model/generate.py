@@ -36,10 +36,10 @@ def generate(
 
     Each token is drawn from the softmax of the logits over temperature, among the top_k likeliest (0: all); temperature
     0 takes the likeliest. Every prompt has a generator of its own, started by `seed`, so that its text does not depend
-    on the others. A model in one process goes on from its state, so that recurrent layers take equally long for
-    every token; it sees at most the last `context` tokens, and at least half as many. One that lies over
-    `tensor_parallel_size` processes, which all call this with the same arguments and get the same text, goes over the
-    last `context` tokens for every token.
+    on the others; equal prompts give different samples. A model in one process goes on from its state, so that
+    recurrent layers take equally long for every token; it sees at most the last `context` tokens, and at least half as
+    many. One that lies over `tensor_parallel_size` processes, which all call this with the same arguments and get the
+    same text, goes over the last `context` tokens for every token.
 
     Raises:
         UserError: for a number out of range or a prompt that is not UTF-8 text.
@@ -47,8 +47,10 @@ def generate(
     _check(prompts, max_tokens, temperature, top_k, seed)
     if not prompts:
         return []
-    generators = [torch.Generator().manual_seed(seed) for _ in prompts]
-    texts = [[int(i) for i in tokenizer.encode(prompt)] or [tokenizer.eod] for prompt in prompts]
+    # Equal prompts are to give different samples.
+    generators = [torch.Generator().manual_seed(seed + prompts[:i].count(prompt)) for i, prompt in enumerate(prompts)]
+    # Of a longer prompt the last `context` tokens count, so that all sequences begin their windows at the same lengths.
+    texts = [([int(i) for i in tokenizer.encode(prompt)] or [tokenizer.eod])[-context:] for prompt in prompts]
     starts = [len(tokens) for tokens in texts]
     if tensor_parallel_size == 1:
         next_logits = _by_steps(model, len(texts), context, device)
@@ -71,14 +73,18 @@ def generate(
 
 
 def _check(prompts: Sequence[str], max_tokens: int, temperature: float, top_k: int, seed: int) -> None:
-    for name, value in (("max_tokens", max_tokens), ("top_k", top_k)):
-        if value < 0:
-            raise UserError(f"{name} = {value}: expected at least 0")
-    if not (temperature == 0 or SMALLEST_TEMPERATURE <= temperature < math.inf):
-        raise UserError(f"temperature = {temperature}: expected 0, or a number from {SMALLEST_TEMPERATURE}")
-    if not 0 <= seed < 2**63:
+    for name, value in (("max_tokens", max_tokens), ("top_k", top_k), ("seed", seed)):
+        if not isinstance(value, int) or value < 0:
+            raise UserError(f"{name} = {value!r}: expected a whole number of at least 0")
+    if not isinstance(temperature, int | float) or not (
+        temperature == 0 or SMALLEST_TEMPERATURE <= temperature < math.inf
+    ):
+        raise UserError(f"temperature = {temperature!r}: expected 0, or a number from {SMALLEST_TEMPERATURE}")
+    if seed >= 2**63:
         raise UserError(f"seed = {seed}: expected a whole number from 0 to 2^63 - 1")
     for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise UserError(f"prompt = {prompt!r}: expected text")
         try:
             prompt.encode()
         except UnicodeEncodeError:
@@ -93,7 +99,7 @@ def _by_steps(model: LanguageModel, batch: int, context: int, device: torch.devi
         nonlocal state, first, seen
         length = len(texts[0])
         if length - first > context:  # begin anew, with room for as many again
-            first = seen = length - (context + 1) // 2 if seen else length - context
+            first = seen = length - (context + 1) // 2
             state = model.initial_state(batch)
         for i in range(seen, length):
             logits, state = model.step(torch.tensor([tokens[i] for tokens in texts], device=device), state)

@@ -17,18 +17,18 @@ MANIFEST = ".report.json"
 
 
 def require_usable(out: Path) -> None:
-    """UserError unless `out` is new, an empty folder, or an earlier report and nothing more."""
+    """Raise UserError unless `out` is new, an empty folder, or an earlier report and nothing more."""
     if not out.exists() and not out.is_symlink():
         return
     if not out.is_dir():
-        raise UserError(f"--out {out}: is a file; expected a new folder, an empty one or an earlier report")
+        raise UserError(f"{out}: is a file; expected a new folder, an empty one or an earlier report")
     if out.resolve() == Path.cwd():
-        raise UserError(f"--out {out}: is the current folder, which is replaced as a whole; expected another name")
+        raise UserError(f"{out}: is the current folder, which is replaced as a whole; expected another name")
     present = {path.name for path in out.iterdir()}
     foreign = sorted(present - _report_files(out))
     if foreign:
         shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
-        raise UserError(f"--out {out}: holds {shown}; expected a new folder, an empty one or an earlier report")
+        raise UserError(f"{out}: holds {shown}; expected a new folder, an empty one or an earlier report")
 
 
 def publish(out: Path, files: Mapping[str, bytes]) -> None:
@@ -43,7 +43,7 @@ def publish(out: Path, files: Mapping[str, bytes]) -> None:
         (draft / MANIFEST).write_text(json.dumps({"files": sorted(files)}) + "\n")
         _replace_folder(draft, target)
     except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
+        raise UserError(f"{out}: cannot be written ({error.strerror})") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

@@ -51,6 +51,9 @@ def train(config: RunConfig, environment: Environment, resume: bool = False, cal
     run's folder is not changed. Raises UserError before anything is written where the data, the layout or the run
     folder does not fit; TrainingStopped where too many steps in a row were skipped.
     """
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise UserError(f"callbacks: {callback!r}: expected an instance of Callback")
     data_parallel_size(config, environment.world_size)  # raises where the layout does not fit
     require_wandb(config)
     folder = RunFolder(config.run_folder)
@@ -69,13 +72,15 @@ def train(config: RunConfig, environment: Environment, resume: bool = False, cal
     with stop_requests(is_main) as stop, process_groups(config.parallel, environment) as parallel_context:
         own = [*writers, progress, report]
         trainer = Trainer(config, corpus, parallel_context, folder, [*own, *callbacks], progress.print_line)
-        _begin(trainer, folder, start)
         try:
+            _begin(trainer, folder, start)
             trainer.run(lambda: stop.number)
         except TrainingStopped as error:
             latest = folder.latest_checkpoint() if is_main else None
             kept = f"{latest} is intact" if latest else "there is no checkpoint yet"
             raise TrainingStopped(f"{error}; {kept}") from None
+        finally:
+            folder.unlock()
     return Run(folder.path, report.summary)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -45,6 +46,9 @@ class StopRequest:
 def stop_requests(prints: bool = True) -> Iterator[StopRequest]:
     """Catch SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 while the block runs; one of several processes `prints`."""
     request = StopRequest(prints)
+    if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
+        yield request
+        return
     previous = {number: signal.signal(number, request.receive) for number in SIGNALS}
     try:
         yield request

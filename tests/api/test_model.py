@@ -121,3 +121,34 @@ def test_errors_name_parameters(model, options, message):
 def test_bad_configs_are_refused_in_one_line_each(config, overrides, message):
     with pytest.raises(ht.UserError, match=message):
         ht.build_model(config, *overrides)
+
+
+def test_unsigned_tokens_work(model):
+    for dtype in (np.uint8, np.uint16, np.uint32):
+        torch.testing.assert_close(model.logits(np.array([1, 2, 3], dtype)), model.logits([1, 2, 3]))
+
+
+@pytest.mark.parametrize("ids", ["hello", [[1, 2], [3]], None])
+def test_what_is_no_array_of_tokens_is_refused(model, ids):
+    with pytest.raises(ht.UserError, match=r"^tokens"):
+        model.loss(ids)
+
+
+def test_a_long_pattern_is_no_file_name():
+    assert len(ht.build_model(" ".join(["mamba mlp"] * 40)).layers) == 80
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ht.build_model(None), "config = NoneType: expected a YAML file"),
+        (lambda: ht.build_model("attn mlp", {"model.hidden_size": 64}), "override .*key=value"),
+        (lambda: ht.build_model("configs/runs/nothing"), "no such file"),
+        (lambda: ht.build_model("attn mlp", device="gpu"), "device = 'gpu'"),
+        (lambda: ht.load(None), "run = None"),
+        (lambda: ht.describe("attn mlp", "data.seq_len=0"), "an override"),
+    ],
+)
+def test_wrong_arguments_are_named(call, message):
+    with pytest.raises(ht.UserError, match=message):
+        call()

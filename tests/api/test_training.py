@@ -78,3 +78,48 @@ def test_a_loaded_model_has_the_loss_that_its_run_recorded(tiny):
 def test_load_says_what_is_missing(tmp_path):
     with pytest.raises(ht.UserError, match="no such run folder"):
         ht.load(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("callbacks", [[1], [ht.Callback], ht.Callback(), None])
+def test_what_is_no_callback_is_refused_before_anything_is_written(tiny, tmp_path, callbacks):
+    with pytest.raises(ht.UserError, match=r"callbacks.*expected"):
+        ht.train(tiny, callbacks=callbacks)
+    assert not (tmp_path / "run").exists()
+
+
+class Failing(ht.Callback):
+    """Fail in the second step, and keep what it was given."""
+
+    def before_step(self, context):
+        self.context = context
+        if context.state.step == 1:
+            raise RuntimeError("on purpose")
+
+
+def test_a_run_that_a_callback_broke_can_go_on(tiny):
+    """Its lock does not outlive it, whoever keeps the exception or the context."""
+    failing = Failing()
+    with pytest.raises(RuntimeError, match="on purpose") as kept:
+        ht.train(tiny, "train.steps=4", callbacks=[failing])
+    assert kept.value
+    assert ht.train(tiny, "train.steps=4", resume=True).summary["step"] == 4
+
+
+def test_the_last_step_of_a_stopped_run_is_recorded(tiny):
+    recorder = Recorder(last=3)
+    run = ht.train(tiny, "train.log_every=10", callbacks=[recorder])
+    assert run.metrics[-1]["step"] == 3
+    assert run.metrics[-1]["loss"] == run.summary["loss"] == recorder.losses[-1]
+    assert run.metrics[-1]["valid_loss"] == run.summary["valid_loss"]
+
+
+def test_training_works_outside_the_main_thread(tiny):
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(ht.train, tiny, "train.steps=4").result().summary["step"] == 4
+
+
+def test_a_pattern_cannot_be_trained():
+    with pytest.raises(ht.UserError, match="expected a YAML file or a dict with all sections"):
+        ht.train("attn mlp")

@@ -1,17 +1,21 @@
 """Text from a model."""
 
+import re
+
+import pytest
 import torch
 
 from hybridtron.backends.torch import TorchBackend
 from hybridtron.data.tokenizer import ByteTokenizer
+from hybridtron.errors import UserError
 from hybridtron.model.generate import generate
 from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel
 from tests.training.runs import resolved_tiny
 
 
-def model():
-    config = resolved_tiny().model
+def model(**keys):
+    config = resolved_tiny(**keys).model
     built = LanguageModel(config, TorchBackend())
     initialize(built, config, seed=0)
     return built
@@ -69,3 +73,33 @@ def test_prompts_of_a_batch_give_what_each_gives_alone():
     prompts = ["ab", "a longer prompt", "", "xyz"]
     together = generate(model(), ByteTokenizer(), prompts, 12, context=32, seed=3)
     assert together == [text(12, prompt, seed=3) for prompt in prompts]
+
+
+def test_prompts_longer_than_the_context_do_not_depend_on_the_others():
+    built = model(init_std=0.5)  # large weights: what was seen matters
+    long = "a prompt that is much longer than the context of sixteen tokens"
+
+    def after(prompts):
+        return generate(built, ByteTokenizer(), prompts, 30, context=16, temperature=0)
+
+    assert after([long, "hello", "x" * 16]) == [*after([long]), *after(["hello"]), *after(["x" * 16])]
+
+
+def test_equal_prompts_give_different_samples():
+    first, second = generate(model(), ByteTokenizer(), ["ab", "ab"], 12, context=32, seed=1)
+    assert first == text(12, "ab", seed=1)
+    assert second != first
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_tokens": 2.5}, "max_tokens = 2.5: expected a whole number"),
+        ({"top_k": 1.5}, "top_k = 1.5: expected a whole number"),
+        ({"temperature": "hot"}, "temperature = 'hot'"),
+        ({"prompts": [5]}, "prompt = 5: expected text"),
+    ],
+)
+def test_arguments_of_a_wrong_type_are_refused(options, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        generate(model(), ByteTokenizer(), **{"prompts": ["a"], "max_tokens": 3, "context": 8, **options})

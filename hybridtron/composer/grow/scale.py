@@ -95,10 +95,8 @@ def scale(
 
 
 def _small_pattern(pattern: str | Pattern, target: ModelConfig, dialect: Dialect) -> Pattern:
-    if isinstance(pattern, Pattern):
-        return pattern
     try:
-        return read(pattern, target.blocks, dialect)
+        return read(str(pattern), target.blocks, "native" if isinstance(pattern, Pattern) else dialect)
     except PatternError as error:
         raise UserError(f"pattern {pattern!r}: {str(error).splitlines()[0]}") from None
 

@@ -17,6 +17,7 @@ class MetricsFile(Callback):
     def __init__(self, file: Path) -> None:
         self.file = file
         self.stream: io.FileIO | None = None
+        self.unwritten: Row | None = None  # of the last step, where that was not logged
 
     def on_train_start(self, context: TrainContext) -> None:
         """Create the file, or drop the rows of steps that will be trained again."""
@@ -26,9 +27,20 @@ class MetricsFile(Callback):
 
     def after_step(self, context: TrainContext, row: Row, logged: bool) -> None:
         """Append the row of a logged step. JSON has no NaN: a number that is not finite becomes null."""
-        if logged and self.stream:
+        self.unwritten = None if logged else row
+        if logged:
+            self._append(row)
+
+    def on_train_end(self, context: TrainContext) -> None:
+        """Append the row of the last step of a run that a callback stopped, with its evaluation."""
+        if self.unwritten:
+            valid = {} if context.valid_loss is None else {"valid_loss": context.valid_loss}
+            self._append(self.unwritten | valid)
+
+    def _append(self, row: Row) -> None:
+        if self.stream:
             finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-            append_rows(self.stream, [finite])
+            append_rows(self.stream, [finite], sync=False)
 
     def close(self) -> None:
         """Close the file."""

@@ -80,7 +80,7 @@ class RunFolder:
             raise UserError(f"run folder {self.path}: cannot be made: {there} is no folder that can be written to")
 
     def lock(self) -> bool:
-        """Make the folder and lock it for as long as this object lives; return False where another process has it.
+        """Make the folder and lock it until `unlock`; return False where another process has it.
 
         Raises UserError where the folder cannot be made or written to.
         """
@@ -93,6 +93,11 @@ class RunFolder:
             return lock(self._lock_file)
         except OSError as error:
             raise UserError(f"run folder {self.path}: cannot be locked: {error.strerror}") from None
+
+    def unlock(self) -> None:
+        """Release the lock, if this object has it."""
+        if file := self.__dict__.pop("_lock_file", None):
+            file.close()
 
     def create(self, config: RunConfig, environment: dict[str, Any]) -> None:
         """Write config.yaml and environment.json, and delete partial checkpoints of a killed run."""
