@@ -50,6 +50,8 @@ def fit(law: str, data: Any, settings: Settings | None = None, **keywords: Any) 
     if isinstance(data, Runs) and not reading_settings:
         return _fit_runs(declared, data, settings)
     sources = data if isinstance(data, list | tuple) else [data]
+    if not sources:
+        raise UserError("data = []: expected a table, or the path of a file or run folder")
     reading = read_runs(
         sources, declared.columns, declared.optional_columns, group=settings.group, **reading_settings
     )  # fmt: skip
@@ -87,9 +89,18 @@ def _settings(law: Law, settings: Settings, keywords: Mapping[str, Any]) -> tupl
             )
     if columns:
         reading["columns"] = columns
-    if isinstance(reading.get("where"), Mapping):
-        reading["where"] = list(reading["where"].items())
+    if "where" in reading:
+        reading["where"] = _pairs(reading["where"])
     return replace(settings, **chosen | {"options": options}), {k: v for k, v in reading.items() if v}
+
+
+def _pairs(where: Any) -> list[tuple[str, Any]]:
+    """Return (column, value) pairs from a mapping, pairs, or texts such as `in_fit=1`; raise UserError for others."""
+    given = where.items() if isinstance(where, Mapping) else [where] if isinstance(where, str) else where or []
+    pairs = [each.split("=", 1) if isinstance(each, str) else list(each) for each in given]
+    if any(len(pair) != 2 for pair in pairs):
+        raise UserError(f"where = {where!r}: expected columns and values, such as {{'in_fit': 1}}")
+    return [(column, value) for column, value in pairs]
 
 
 def _fit_runs(law: Law, runs: Runs, settings: Settings) -> Fit:

@@ -61,7 +61,7 @@ class Trainer:
         with contextlib.ExitStack() as at_the_end:
             for callback in self.callbacks:
                 at_the_end.callback(callback.close)
-            self._call(lambda callback, context: callback.on_train_start(context))
+                self._call(lambda each, context: each.on_train_start(context), [callback])
             throughput = Throughput(self.config, self.parallel_context)
             while self.state.step < steps and not stop:
                 self._step(throughput)
@@ -81,9 +81,12 @@ class Trainer:
             self._call(lambda callback, context: callback.on_train_end(context))
         return True
 
-    def _call(self, method: Callable[[Callback, TrainContext], None]) -> None:
-        """Call a method of all callbacks, also where one of them stops the training."""
-        if not self.callbacks:
+    def _call(
+        self, method: Callable[[Callback, TrainContext], None], callbacks: Sequence[Callback] | None = None
+    ) -> None:
+        """Call a method of all callbacks, or of some, also where one of them stops the training."""
+        callbacks = self.callbacks if callbacks is None else callbacks
+        if not callbacks:
             return
         context = TrainContext(
             self.config,
@@ -95,7 +98,7 @@ class Trainer:
             self.valid_loss,
             self.print_line,
         )
-        for callback in self.callbacks:
+        for callback in callbacks:
             try:
                 method(callback, context)
             except StopTraining as reason:

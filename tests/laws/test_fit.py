@@ -118,6 +118,7 @@ def test_bad_keywords_are_named_with_the_nearest(keywords, message):
         ({"n_params": [[1e8]], "tokens": [1e9], "loss": [3.0]}, "column 'n_params' has 2 dimensions"),
         ({"n_params": [1e8], "tokens": [1e9]}, "no column 'loss', or ppl; name one with loss_column"),
         ({}, "data: no rows"),
+        ([], r"data = \[\]: expected a table"),
         (7, "data is of type int; expected a data frame"),
         (Runs.of(n_params=[1e8], tokens=[1e9], los=[3.0]), "no column 'loss'"),
     ],
@@ -125,3 +126,13 @@ def test_bad_keywords_are_named_with_the_nearest(keywords, message):
 def test_data_that_cannot_be_read_are_named(data, message):
     with pytest.raises(UserError, match=message):
         fit("parametric", data)
+
+
+@pytest.mark.parametrize("where", ["in_fit=1", ["in_fit=1"], [("in_fit", 1)]])
+def test_rows_may_be_chosen_by_text_and_by_pairs(where):
+    assert fit("parametric", CHINCHILLA, where=where, **QUICK).n_points == chinchilla()["in_fit"].sum()
+
+
+def test_other_choices_of_rows_are_refused():
+    with pytest.raises(UserError, match="where = 'in_fit'"):
+        fit("parametric", CHINCHILLA, where="in_fit")

@@ -20,7 +20,8 @@ Row = dict[str, Any]  # metrics of one step: step, tokens, loss, lr, grad_norm, 
 class StopTraining(Exception):
     """Raise in a callback to end training cleanly: the current step is completed, saved, evaluated and reported.
 
-    In several processes it is enough that one of them raises it. Raised in `on_save`, it ends training one step later.
+    In several processes it is enough that one of them raises it. Raised before the first step, it ends
+    training after that one; raised in `on_save`, one step later.
     """
 
 
@@ -64,4 +65,4 @@ class Callback:
         """Act after the last step, saved and evaluated. Not called where a signal or an error ends the run."""
 
     def close(self) -> None:
-        """Release files and terminals. Called last in any case, also after an error."""
+        """Release files and terminals. Called last where `on_train_start` was, also after an error."""
