@@ -53,7 +53,7 @@ def regrets(engine: Engine, space: Space, function: Chain, budget: int, batch: i
 
 
 def fingerprint(engine: Engine, space_name: str) -> str:
-    """Of all settings that a run's regret depends on beside its seed: rows of other settings are not used again."""
+    """Return a digest of all settings but the seed that a run's regret depends on; rows of others are not reused."""
     own: dict[str, Any] = asdict(engine) if is_dataclass(engine) and not isinstance(engine, type) else {}
     own.pop("seed", None)
     if isinstance(engine, Bayesian):

@@ -73,7 +73,7 @@ def stacked(layers: list[str], tokens: torch.Tensor, targets: torch.Tensor, devi
 
 
 def one_model_after_another(layers: list[str], tokens: torch.Tensor, targets: torch.Tensor, device: str) -> Step:
-    """As mad-lab writes it, without what only bookkeeping costs there."""
+    """Train model by model, as mad-lab writes it, without the cost of its bookkeeping."""
     config = from_layers(layers).model(16, tokens.shape[1])
     runs = []
     for cell in GRID:

@@ -95,7 +95,7 @@ def square(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor
 
 
 def square_with_sinks(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Tensor:
-    """As in transformers' gpt-oss: the sinks are one more column of scores, dropped after the softmax."""
+    """Compute attention as transformers' gpt-oss does: sinks are a column of scores, dropped after the softmax."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     scores = (q @ k.transpose(-1, -2) / WIDTH**0.5).masked_fill(~seen(q.shape[2], None), -torch.inf)
     column = sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)

@@ -46,7 +46,7 @@ def parser() -> ArgumentParser:
 
 
 def progress_view() -> AbstractContextManager[Progress]:
-    """What shows the progress of each stage on stderr: a bar on a terminal, some lines elsewhere."""
+    """Show the progress of each stage on stderr: a bar on a terminal, some lines elsewhere."""
     return progress_bar() if sys.stderr.isatty() else nullcontext(progress_lines())
 
 
