@@ -14,8 +14,8 @@ from typing import Any
 
 from hybridtron.data import tokenizer as tokenizers
 from hybridtron.data.indexed_format import token_dtype
-from hybridtron.data.merge import Merged, merge_shards
-from hybridtron.data.report import NUM_LISTED, REPORT_NAME, CorpusReport
+from hybridtron.data.merge import merge_shards
+from hybridtron.data.report import REPORT_NAME, CorpusReport
 from hybridtron.data.shards import ShardTask, is_finished, plan_shards, write_shard
 from hybridtron.data.sources import PARTIAL_NAME, SourceList
 from hybridtron.errors import UserError
@@ -64,7 +64,7 @@ def prepare(
         raise UserError(f"num_workers = {num_workers}: expected at least 1")
     loaded = tokenizers.load(tokenizer, eod_token, key="tokenizer")
     settings = {
-        "format": 1,
+        "format": 2,
         "tokenizer": loaded.fingerprint,
         "valid_fraction": valid_fraction,
         "json_key": json_key,
@@ -79,50 +79,23 @@ def prepare(
         missing = [task for task in tasks if not is_finished(partial / task.name, dtype)]
         logger.info("%d of %d shards to encode in %s", len(missing), len(tasks), partial)
         run_tasks(work, missing, num_workers, _byte_progress(tasks, missing, progress))
-        (partial / "final").mkdir()
+        final = partial / "final"
+        final.mkdir()
         merging = functools.partial(progress, "merge") if progress else lambda done, total: None
         shards = [partial / task.name for task in tasks]
-        merged = merge_shards(shards, sources, dtype, valid_fraction, partial / "final", merging)
-        if merged.documents == 0:
+        names = ("name", "fingerprint", "vocab_size", "eod")
+        facts = {"spec": tokenizer, **{name: getattr(loaded, name) for name in names}}
+        report = merge_shards(shards, sources, facts, dtype, valid_fraction, final, merging)
+        if not report.splits:
             shutil.rmtree(partial)
             out.rmdir()
-            raise UserError(_nothing_found(sources, merged, json_key))
-        report = _report(sources, merged, tokenizer, loaded, dtype.name)
-        _publish(report, partial, out)
+            raise UserError(_nothing_found(report, json_key))
+        (final / REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
+        # The report goes last: where it lies, everything does.
+        for path in sorted(final.iterdir(), key=lambda path: path.name == REPORT_NAME):
+            os.replace(path, out / path.name)
+        shutil.rmtree(partial)
     return report
-
-
-def _publish(report: CorpusReport, partial: Path, out: Path) -> None:
-    """Write the report, move all finished files into OUT and delete the work folder."""
-    (partial / "final" / REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
-    # The report goes last: where it lies, everything does.
-    for path in sorted((partial / "final").iterdir(), key=lambda path: path.name == REPORT_NAME):
-        os.replace(path, out / path.name)
-    shutil.rmtree(partial)
-
-
-def _report(
-    sources: SourceList, merged: Merged, spec: str, tokenizer: tokenizers.Tokenizer, dtype: str
-) -> CorpusReport:
-    """Build the report of a corpus whose shards are merged."""
-    return CorpusReport(
-        tokenizer={
-            "spec": spec,
-            "name": tokenizer.name,
-            "fingerprint": tokenizer.fingerprint,
-            "vocab_size": tokenizer.vocab_size,
-            "eod": tokenizer.eod,
-        },
-        dtype=dtype,
-        splits=merged.splits,
-        files=len(sources.files),
-        ignored_files=len(sources.ignored),
-        first_ignored=[str(path) for path in sources.ignored[:NUM_LISTED]],
-        empty_documents=merged.empty,
-        repaired_documents=merged.repaired,
-        damaged_lines=merged.damaged,
-        first_damaged=merged.first_damaged,
-    )
 
 
 @contextmanager
@@ -206,9 +179,10 @@ def _digest(sources: SourceList) -> str:
     return digest.hexdigest()
 
 
-def _nothing_found(sources: SourceList, merged: Merged, json_key: str) -> str:
-    text = f"no document in {len(sources.files)} file(s): {merged.empty} empty, {merged.damaged} damaged line(s)"
-    if not merged.first_damaged:
+def _nothing_found(report: CorpusReport, json_key: str) -> str:
+    damaged = f"{report.damaged_lines} damaged line(s)"
+    text = f"no document in {report.files} file(s): {report.empty_documents} empty, {damaged}"
+    if not report.first_damaged:
         return text
-    first = merged.first_damaged[0]
+    first = report.first_damaged[0]
     return f"{text}, the first in {first['file']} line {first['line']}: {first['reason']} (json_key is {json_key!r})"

@@ -5,8 +5,6 @@ import functools
 import json
 import os
 import shutil
-import zipfile
-from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +19,8 @@ from hybridtron.data.sources import Source
 from hybridtron.errors import UserError
 
 MAX_PIECES = 4096  # bounds a shard of many tiny files
+# One record of documents.bin; `line` is 1-based in the piece, 0 for a whole file.
+DOCUMENT = np.dtype([("tokens", "<i4"), ("bytes", "<i8"), ("piece", "<i4"), ("line", "<i8")])
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,13 @@ class ShardTask:
 
 @dataclass
 class PieceCounts:
-    """What reading a piece met. Documents, tokens and bytes of text are kept per document, not here."""
+    """Counts of one piece. `tokens` include the end of each document, `bytes` are those of the text alone."""
 
     source_index: int
     lines: int = 0
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
     empty: int = 0
     repaired: int = 0
     damaged: int = 0
@@ -74,31 +77,28 @@ def plan_shards(files: list[Source], shard_bytes: int) -> list[ShardTask]:
 
 @dataclass
 class Shard:
-    """A finished shard. Per document: tokens, bytes of text, piece, and line (1-based in the piece; 0 = whole file)."""
+    """A finished shard."""
 
     folder: Path
-    dtype: np.dtype
-    lengths: np.ndarray  # [n] int32
-    text_bytes: np.ndarray  # [n] int64
-    pieces: np.ndarray  # [n] int32
-    lines: np.ndarray  # [n] int64
+    documents: np.ndarray  # [n] DOCUMENT
     counts: list[PieceCounts]
 
-    def tokens(self) -> np.ndarray:
+    def tokens(self, dtype: np.dtype) -> np.ndarray:
+        """Map the token ids of all documents, end to end."""
         path = self.folder / "tokens.bin"
-        return np.memmap(path, self.dtype, "r") if path.stat().st_size else np.empty(0, self.dtype)
+        return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
 
     def damaged(self) -> Iterator[dict[str, Any]]:
+        """Yield the damaged lines: `piece`, `line`, `reason`, `raw_base64`."""
         with (self.folder / "damaged.jsonl").open(encoding="ascii") as file:
             for line in file:
                 yield json.loads(line)
 
 
-def load_shard(folder: Path, dtype: np.dtype) -> Shard:
-    with np.load(folder / "documents.npz", allow_pickle=False) as arrays:
-        values = {name: arrays[name] for name in ("lengths", "text_bytes", "pieces", "lines")}
+def load_shard(folder: Path) -> Shard:
+    """Load a shard that write_shard finished."""
     counts = [PieceCounts(**entry) for entry in json.loads((folder / "counts.json").read_text())]
-    return Shard(folder, dtype, counts=counts, **values)
+    return Shard(folder, np.fromfile(folder / "documents.bin", DOCUMENT), counts)
 
 
 def is_finished(folder: Path, dtype: np.dtype) -> bool:
@@ -106,13 +106,12 @@ def is_finished(folder: Path, dtype: np.dtype) -> bool:
     if not folder.is_dir():
         return False
     try:
-        shard = load_shard(folder, dtype)
-        found = (folder / "tokens.bin").stat().st_size
-        if found == int(shard.lengths.sum(dtype=np.int64)) * dtype.itemsize:
-            whole = sum(piece.damaged for piece in shard.counts) == sum(1 for _ in shard.damaged())
-        else:
-            whole = False
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        shard = load_shard(folder)
+        tokens = int(shard.documents["tokens"].sum(dtype=np.int64))
+        whole = (folder / "tokens.bin").stat().st_size == tokens * dtype.itemsize
+        whole &= tokens == sum(piece.tokens for piece in shard.counts)
+        whole &= sum(piece.damaged for piece in shard.counts) == sum(1 for _ in shard.damaged())
+    except (OSError, ValueError, TypeError):
         whole = False
     if not whole:
         shutil.rmtree(folder)
@@ -143,11 +142,15 @@ def write_shard(
     temporary = work_folder / f"{task.name}.writing-{os.getpid()}"
     temporary.mkdir()
     try:
-        with (temporary / "tokens.bin").open("wb") as tokens, (temporary / "damaged.jsonl").open("w") as damaged:
-            writer = _ShardWriter(tokenizer, json_key, tokens, damaged)
+        with (
+            (temporary / "tokens.bin").open("wb") as tokens,
+            (temporary / "documents.bin").open("wb") as documents,
+            (temporary / "damaged.jsonl").open("w") as damaged,
+        ):
+            writer = _ShardWriter(tokenizer, json_key, tokens, documents, damaged)
             for piece in task.pieces:
                 writer.add(piece, on_bytes)
-        writer.finish(temporary)
+        (temporary / "counts.json").write_text(json.dumps([asdict(counts) for counts in writer.counts]))
         os.rename(temporary, work_folder / task.name)
     except OSError as error:
         if (work_folder / task.name).is_dir():  # another process was quicker, with the same content
@@ -163,14 +166,12 @@ class _ShardWriter:
     tokenizer: tokenizers.Tokenizer
     json_key: str
     tokens: IO[bytes]
+    documents: IO[bytes]
     damaged: IO[str]
     counts: list[PieceCounts] = field(default_factory=list)
-    lengths: "array[int]" = field(default_factory=lambda: array("i"))
-    text_bytes: "array[int]" = field(default_factory=lambda: array("q"))
-    pieces: "array[int]" = field(default_factory=lambda: array("i"))
-    lines: "array[int]" = field(default_factory=lambda: array("q"))
 
     def add(self, piece: Piece, on_bytes: Callable[[int], None]) -> None:
+        """Encode the documents of one piece."""
         self.counts.append(PieceCounts(piece.source_index))
         if piece.source.is_jsonl:
             self._add_lines(piece, on_bytes)
@@ -178,16 +179,6 @@ class _ShardWriter:
             data = piece.source.path.read_bytes()
             self._add_document(data, line=0, where=str(piece.source.path))
             on_bytes(len(data))
-
-    def finish(self, folder: Path) -> None:
-        np.savez(
-            folder / "documents.npz",
-            lengths=np.array(self.lengths, np.int32),
-            text_bytes=np.array(self.text_bytes, np.int64),
-            pieces=np.array(self.pieces, np.int32),
-            lines=np.array(self.lines, np.int64),
-        )
-        (folder / "counts.json").write_text(json.dumps([asdict(counts) for counts in self.counts]))
 
     def _add_lines(self, piece: Piece, on_bytes: Callable[[int], None]) -> None:
         path, counts = piece.source.path, self.counts[-1]
@@ -199,13 +190,14 @@ class _ShardWriter:
                 self._add_line(line, path)
         except DamagedArchive as damage:
             counts.lines += 1
+            rest = damage.rest
             try:
-                if damage.rest:
-                    self._document_of(damage.rest, path)
-                    damage.rest = b""
+                if rest:
+                    self._document_of(rest, path)
+                    rest = b""
             except DamagedLine:
                 pass
-            self._report(str(damage), damage.rest)
+            self._report(str(damage), rest)
 
     def _add_line(self, line: bytes, path: Path) -> None:
         if not line.strip():
@@ -220,19 +212,20 @@ class _ShardWriter:
         self._add_document(parse_document(line, self.json_key), line=number, where=str(path))
 
     def _add_document(self, content: str | bytes, line: int, where: str) -> None:
+        counts = self.counts[-1]
         if not content:
-            self.counts[-1].empty += 1
+            counts.empty += 1
             return
-        data, ids, repaired = _encode(self.tokenizer, content)
+        num_bytes, ids, repaired = _encode(self.tokenizer, content)
         if len(ids) >= MAX_DOCUMENT_TOKENS:
             raise UserError(f"{where}: a document of {len(ids)} tokens; the format holds at most {MAX_DOCUMENT_TOKENS}")
         dtype = token_dtype(self.tokenizer.vocab_size)
         self.tokens.write(ids.astype(dtype).tobytes() + dtype.type(self.tokenizer.eod).tobytes())
-        self.counts[-1].repaired += repaired
-        self.lengths.append(len(ids) + 1)
-        self.text_bytes.append(data)
-        self.pieces.append(len(self.counts) - 1)
-        self.lines.append(line)
+        self.documents.write(np.array((len(ids) + 1, num_bytes, len(self.counts) - 1, line), DOCUMENT).tobytes())
+        counts.documents += 1
+        counts.tokens += len(ids) + 1
+        counts.bytes += num_bytes
+        counts.repaired += repaired
 
     def _report(self, reason: str, raw: bytes) -> None:
         counts = self.counts[-1]

@@ -326,7 +326,7 @@ def test_a_shard_that_lost_data_is_made_again(interrupted, tmp_path):
     source, out = interrupted
     first, second, third = sorted((out / ".partial").glob("?????"))[:3]
     os.truncate(first / "tokens.bin", 10)
-    os.truncate(second / "documents.npz", 100)
+    os.truncate(second / "documents.bin", 100)
     (third / "counts.json").unlink()
     prepare(find_sources([source]), out, shard_bytes=20_000)
     prepare(find_sources([source]), tmp_path / "straight")
