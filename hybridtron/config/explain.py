@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args, get_origin
@@ -23,25 +24,10 @@ from hybridtron.config.type_words import (
 from hybridtron.errors import UserError
 
 _MISSING = "required key is missing"
-_WRONG_TYPE = {  # pydantic's error type -> words where the annotation is not known
-    "int_type": "a whole number",
-    "int_parsing": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "float_parsing": "a number",
-    "bool_type": "true or false",
-    "bool_parsing": "true or false",
-    "string_type": "text",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "set_type": "a list",
-    "dict_type": "a mapping",
-    "mapping_type": "a mapping",
-    "model_type": "a mapping",
-    "model_attributes_type": "a mapping",
-    "none_required": "null",
-    "literal_error": "",
-}
+_WRONG_TYPE = re.compile(  # pydantic's error types
+    r"(int|float|bool|string|list|tuple|set|dict|mapping|model)_(attributes_)?(type|parsing|from_float)"
+    r"|none_required|literal_error"
+)
 _BOUNDS = {  # pydantic's error type -> words with the names of its context
     "greater_than_equal": "at least {ge}",
     "greater_than": "more than {gt}",
@@ -55,7 +41,6 @@ _BOUNDS = {  # pydantic's error type -> words with the names of its context
     "too_short": "at least {min_length} entries",
     "too_long": "at most {max_length} entries",
 }
-_LABELS = {"int": int, "float": float, "bool": bool, "str": str}  # pydantic's names for members of a union
 
 Path = tuple[str | int, ...]
 
@@ -150,8 +135,11 @@ def _problem(error: Any, place: _Place, root: type[pydantic.BaseModel]) -> _Prob
         return _from_exception(context["error"], place, shown)
     if kind == "too_long" and (list_items(place.annotation) or (None, None))[1] is not None:
         return _Problem(path, f"expected {type_words(place.annotation)}", shown)
-    if kind in _WRONG_TYPE:
-        return _Problem(path, f"expected {_type_expected(kind, place.annotation, error)}", shown)
+    if _WRONG_TYPE.fullmatch(kind) and place.annotation is not None:
+        choices = [choice for member in union_members(place.annotation) for choice in literal_choices(member)]
+        if kind == "literal_error" and choices and isinstance(error["input"], str):
+            return _Problem(path, f"expected {one_of(error['input'], choices)}", shown)
+        return _Problem(path, f"expected {type_words(place.annotation)}", shown)
     if kind in _BOUNDS:
         bounds = {name: number_text(bound) for name, bound in context.items()}
         return _Problem(path, f"expected {_BOUNDS[kind].format(**bounds)}", shown)
@@ -168,15 +156,6 @@ def _unknown_key(place: _Place, root: type[pydantic.BaseModel]) -> _Problem:
     if close:
         return _Problem(place.path, f"unknown key (nearest: {close})", renamed=(*parents, close))
     return _Problem(place.path, f"unknown key: expected {one_of(None, valid)}")
-
-
-def _type_expected(kind: str, annotation: Any, error: Any) -> str:
-    if annotation is None:
-        return _WRONG_TYPE[kind] or error["ctx"].get("expected", "another value")
-    choices = [choice for member in union_members(annotation) for choice in literal_choices(member)]
-    if kind == "literal_error" and choices and isinstance(error["input"], str):
-        return one_of(error["input"], choices)
-    return type_words(annotation)
 
 
 def _from_exception(error: Exception, place: _Place, shown: str) -> _Problem:
@@ -236,19 +215,9 @@ def _place(schema: type[pydantic.BaseModel], location: Sequence[str | int]) -> _
 
 
 def _member(members: Sequence[Any], label: str | int) -> Any:
-    for member in members:
-        if (
-            label in _literals(member)
-            or getattr(member, "__name__", None) == label
-            or member is _LABELS.get(str(label))
-        ):
-            return member
-    return next((member for member in members if type_label(member) == str(label).partition("[")[0]), None)
-
-
-def type_label(member: Any) -> str:
-    """Return how pydantic begins the name of a generic type inside a location: list, tuple, dict, literal."""
-    return getattr(get_origin(member) or member, "__name__", str(get_origin(member))).rpartition(".")[2].lower()
+    """Return the member of a union that pydantic calls `label`: `int`, `list[int]`, a tag; None if unknown."""
+    name = str(label).partition("[")[0].lower()
+    return next((m for m in members if label in _literals(m) or getattr(m, "__name__", "").lower() == name), None)
 
 
 def _literals(member: Any) -> list[str]:

@@ -4,7 +4,6 @@ Only mappings with text keys, lists, text, numbers, true/false and null. As in Y
 `on`, `10:30` and dates are text. Duplicate keys and tags that would build objects are errors.
 """
 
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,7 +52,8 @@ def parse(text: str, source: str | None = None) -> Any:
         details = ", ".join(part for part in (error.context, error.problem) if part)
         _fail(source, mark, f"not valid YAML: {details}")
     except yaml.reader.ReaderError as error:
-        _fail(source, None, f"not valid YAML: character {_character(error.character)} at position {error.position}")
+        character = chr(error.character) if isinstance(error.character, int) else error.character
+        _fail(source, None, f"not valid YAML: character {character!r} at position {error.position}")
     except RecursionError:
         _fail(source, None, f"nested deeper than {_MAX_DEPTH} levels")
 
@@ -166,7 +166,7 @@ class _Builder:
                     digits = text.replace("_", "")
                     return int(digits, {"0x": 16, "0o": 8}.get(digits[:2], 10))
                 case "float":
-                    return _float(text)
+                    return float(re.sub(r"_|\.(?=[in])", "", text.lower()))
                 case _:
                     self.fail(node, f"tag {_short(node.tag)} is not allowed")
         except (ValueError, KeyError):
@@ -174,16 +174,6 @@ class _Builder:
 
     def fail(self, node: yaml.Node, message: str) -> NoReturn:
         _fail(self.source, node.start_mark, message)
-
-
-def _float(text: str) -> float:
-    special = {".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf, ".nan": math.nan}
-    text = text.lower()
-    return special[text] if text in special else float(text.replace("_", ""))
-
-
-def _character(found: int | str) -> str:
-    return repr(chr(found) if isinstance(found, int) else found)
 
 
 def _short(tag: str) -> str:

@@ -5,7 +5,7 @@ Preparing a corpus (no torch, several processes):
     standard_library  prepare_standard_library(): the corpus that needs no download
     sources           which files belong to a corpus
     documents         the text inside them
-    shards, workers, merge    the work: cut, spread over processes, joined
+    shards, merge    the work: cut into shards, encoded, joined
     report            what was prepared: documents, tokens, bytes, damage
     tokenizer         bytes, or a Hugging Face tokenizer.json
     indexed_format    Megatron's .bin/.idx files: written and checked

@@ -28,8 +28,16 @@ def global_batch(
     contiguous block of them. Which samples a step takes therefore does not depend on the layout. Raises UserError at
     the call where G is not a multiple of micro_batch_size * dp_size.
     """
-    indices = _rank_block("train.global_batch_size", global_batch_size, micro_batch_size, dp_rank, dp_size)
-    return _micro_batches(dataset.samples, step * global_batch_size + indices, micro_batch_size)
+    unit = micro_batch_size * dp_size
+    if global_batch_size < 1 or global_batch_size % unit:
+        raise UserError(
+            f"train.global_batch_size = {global_batch_size}: expected a multiple of micro_batch_size "
+            f"{micro_batch_size} x data-parallel size {dp_size} "
+            f"(nearest: {max(1, round(global_batch_size / unit)) * unit})"
+        )
+    share = global_batch_size // dp_size
+    indices = step * global_batch_size + np.arange(dp_rank * share, (dp_rank + 1) * share, dtype=np.int64)
+    return _micro_batches(dataset.samples, indices, micro_batch_size)
 
 
 def eval_batches(
@@ -47,17 +55,6 @@ def eval_batches(
     indices = indices.clip(max=num_samples - 1)
     dataset.eval_windows(indices[:1], num_samples)  # raise at the call, not at the first batch
     return _micro_batches(lambda block: dataset.eval_windows(block, num_samples), indices, micro_batch_size), counted
-
-
-def _rank_block(name: str, total: int, micro_batch_size: int, dp_rank: int, dp_size: int) -> np.ndarray:
-    unit = micro_batch_size * dp_size
-    if total < 1 or total % unit:
-        raise UserError(
-            f"{name} = {total}: expected a multiple of micro_batch_size {micro_batch_size} x data-parallel size "
-            f"{dp_size} (nearest: {max(1, round(total / unit)) * unit})"
-        )
-    size = total // dp_size
-    return np.arange(dp_rank * size, (dp_rank + 1) * size, dtype=np.int64)
 
 
 def _micro_batches(

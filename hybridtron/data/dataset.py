@@ -84,17 +84,14 @@ class TokenDataset:
         num_blocks = -(-self.num_tokens // SCAN_BLOCK)
         for number in np.unique(np.linspace(0, num_blocks - 1, min(num_blocks, VOCAB_SCAN_TOKENS // SCAN_BLOCK))):
             start = int(number) * SCAN_BLOCK
-            self._check_ids(self._stream(start, min(SCAN_BLOCK, self.num_tokens - start)))
+            self._check_ids(self._tokens[start : start + SCAN_BLOCK])
 
     def _read(self, starts: np.ndarray) -> np.ndarray:
         tokens = np.empty((len(starts), self.seq_len + 1), dtype=np.int64)
         for row, start in zip(tokens, starts, strict=True):
-            row[:] = self._stream(int(start), self.seq_len + 1)
+            row[:] = self._tokens[int(start) : int(start) + self.seq_len + 1]
         self._check_ids(tokens)
         return tokens
-
-    def _stream(self, start: int, count: int) -> np.ndarray:
-        return self._tokens[start : start + count]
 
     def _check_ids(self, tokens: np.ndarray) -> None:
         if self._vocab_size is None or tokens.size == 0:

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
 from hybridtron.errors import UserError
 
 REPORT_NAME = "report.json"
@@ -52,13 +54,15 @@ def read_corpus_report(folder: Path) -> CorpusReport | None:
     """Read the report in `folder`, None where there is none. Raises UserError for one that cannot be understood."""
     path = folder / REPORT_NAME
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        values["splits"] = {name: SplitReport(**split) for name, split in values["splits"].items()}
-        return CorpusReport(**values)
+        return pydantic.TypeAdapter(CorpusReport).validate_json(path.read_bytes(), strict=True)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a report of tools/prepare_data.py: {error}") from None
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+    except OSError as error:
+        reason = str(error.strerror)
+    raise UserError(f"{path} is not a report of tools/prepare_data.py: {reason}")
 
 
 def read_report(prefix: Path) -> SplitReport | None:

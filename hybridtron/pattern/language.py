@@ -8,7 +8,7 @@ from hybridtron.pattern.errors import fail, read_count, require_known, require_s
 from hybridtron.pattern.pattern import NAME, Pattern
 
 Entry = tuple[str, int]  # a block name or "|", and its position in the text
-_TOKEN = re.compile(rf"(?P<count>[0-9]+)|(?P<name>{NAME.pattern})|(?P<sign>[*()|])")
+_TOKEN = re.compile(rf"(?P<count>[0-9]+)(?P<times>\s*\*)?|(?P<name>{NAME.pattern})|(?P<sign>[*()|])")
 
 
 def parse(text: str, known_names: Iterable[str] | None = None) -> Pattern:
@@ -34,30 +34,26 @@ def _expand(text: str, known: list[str] | None) -> list[Entry]:
     tokens = _tokens(text)
     groups = [_Group(1, 0)]
     count, counted = 1, None  # the product of the counts read before the next item, and the last of them
-    skip = False
     for index, token in enumerate(tokens):
-        if skip:  # the "*" that followed a count
-            skip = False
-            continue
-        kind, word, position = token.lastgroup, token[0], token.start()
+        word, position = token["count"] or token[0], token.start()
         following = tokens[index + 1] if index + 1 < len(tokens) else None
         before = tokens[index - 1] if index else None
         if word == "*":
-            if before and before.lastgroup == "name" and following and following.lastgroup == "count":
-                fail("the count comes before the block", text, position, f"{following[0]}*{before[0]}")
+            if before and before["name"] and following and following["count"]:
+                fail("the count comes before the block", text, position, f"{following['count']}*{before[0]}")
             fail("'*' without a count before it", text, position, "a count, as in 4*attn")
         if before and word not in ("|", ")") and before.end() == position and (before[0] == ")" or before["name"]):
             fail("items run together", text, position, "a blank between them")
-        if kind == "count":
+        if token["count"]:
             repeats = read_count(word, text, position)
-            if following is None or following[0] != "*":
+            if not token["times"]:
                 example = following[0].replace("(", "(...)") if following and following[0] not in "|)" else "attn"
                 fail(f"count {word} without '*'", text, position, f"{word}*{example}")
-            count, counted, skip = count * repeats, token, True
+            count, counted = count * repeats, token
             require_size(count, text, position)
             continue
         if counted and word in ("|", ")"):
-            fail(f"count {counted[0]} has no block", text, counted.start(), "a block name or '(' after '*'")
+            fail(f"count {counted['count']} has no block", text, counted.start(), "a block name or '(' after '*'")
         group = groups[-1]
         if word == "(":
             groups.append(_Group(count, position))
@@ -70,13 +66,13 @@ def _expand(text: str, known: list[str] | None) -> list[Entry]:
             require_size(len(groups[-1].entries) + group.count * len(group.entries), text, group.position)
             groups[-1].entries += group.entries * group.count
         else:
-            if kind == "name":
+            if token["name"]:
                 require_known(word, known, text, position)
             require_size(len(group.entries) + count, text, position)
             group.entries += [(word, position)] * count
         count, counted = 1, None
     if counted:
-        fail(f"count {counted[0]} has no block", text, counted.start(), "a block name or '(' after '*'")
+        fail(f"count {counted['count']} has no block", text, counted.start(), "a block name or '(' after '*'")
     if len(groups) > 1:
         fail("'(' is never closed", text, groups[-1].position, "')'")
     return groups[0].entries
