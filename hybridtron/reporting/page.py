@@ -1,6 +1,7 @@
 """One self-contained HTML page: a header, sections and a footer, from the templates beside this file.
 
-Text is escaped. Only `Markup`, which the macros of `blocks` and `Table.to_html` return, is taken as HTML.
+A laboratory has templates of its own in the folder `templates` of its package; they extend `page.html.j2` and take
+macros from `blocks.html.j2`. Text is escaped. Only `Markup`, which macros and `Table.to_html` return, is taken as HTML.
 """
 
 from __future__ import annotations
@@ -8,42 +9,73 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import hybridtron
+from hybridtron.reporting import numbers
 from hybridtron.reporting.pictures import PIXELS_PER_INCH
-
-_TEMPLATES = Environment(
-    loader=PackageLoader("hybridtron.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-)
-blocks: Any = _TEMPLATES.get_template("blocks.html.j2").module  # macros: header, paragraph, listing, chip, code, ...
-
-
-def page(title: str, header: Markup, sections: Iterable[Markup], beside: str) -> str:
-    """Render the page. Leave out empty sections; `beside` names in the footer the files beside the page."""
-    return _TEMPLATES.get_template("page.html.j2").render(
-        title=title, header=header, sections=sections, beside=beside, version=hybridtron.__version__
-    )
-
-
-def section(title: str, *body: Markup, note: str = "") -> Markup:
-    """Render blocks under a heading, whose words are the anchor; return nothing when all blocks are empty."""
-    anchor = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
-    return blocks.section(title, anchor, note, join(body)) if any(body) else Markup()
-
-
-def verdict(leads: Sequence[str], sentences: Sequence[str] = (), title: str = "", *body: Markup) -> Markup:
-    """Render the first section: the result in one or more sentences, a list of further ones, then other blocks."""
-    return blocks.verdict(leads, sentences, title, join(body))
 
 
 def figure(png: bytes, alt: str) -> Markup:
     """Render a picture inside the page; `alt` describes it to those who do not see it."""
     inches = int.from_bytes(png[16:20]) / PIXELS_PER_INCH  # the width in a PNG's header
     return blocks.figure(base64.b64encode(png).decode(), alt, f"{inches:g}")
+
+
+def anchor(title: str) -> str:
+    """Return the words of a title as an identifier."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+
+
+def one_line(text: Markup) -> Markup:
+    """Return text without line breaks and repeated blanks."""
+    return Markup(" ").join(map(Markup, text.split()))
+
+
+@cache
+def _environment(package: str) -> Environment:
+    loaders = [PackageLoader(name) for name in dict.fromkeys((package, "hybridtron.reporting"))]
+    environment = Environment(
+        loader=ChoiceLoader(loaders), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    for of_number in (numbers.decimal, numbers.decimals, numbers.duration, numbers.grouped, numbers.plural):
+        environment.filters[of_number.__name__] = of_number
+    environment.filters |= {"anchor": anchor, "figure": figure, "one_line": one_line}
+    environment.globals["version"] = hybridtron.__version__
+    return environment
+
+
+def render(package: str, template: str, **content: Any) -> str:
+    """Render a template of the package."""
+    return _environment(package).get_template(template).render(content)
+
+
+def macros(package: str, template: str) -> Any:
+    """Return a template's macros, which return Markup; `.unescape()` makes it plain text."""
+    return _environment(package).get_template(template).module
+
+
+blocks = macros("hybridtron.reporting", "blocks.html.j2")  # header, paragraph, listing, chip, code, ...
+
+
+def page(title: str, header: Markup, sections: Iterable[Markup], beside: str) -> str:
+    """Render the page. Leave out empty sections; `beside` names in the footer the files beside the page."""
+    content = {"title": title, "header": header, "sections": sections, "beside": beside}
+    return render("hybridtron.reporting", "page.html.j2", **content)
+
+
+def section(title: str, *body: Markup, note: str = "") -> Markup:
+    """Render blocks under a heading, whose words are the anchor; return nothing when all blocks are empty."""
+    return blocks.section(title, note, caller=lambda: join(body))
+
+
+def verdict(leads: Sequence[str], sentences: Sequence[str] = (), title: str = "", *body: Markup) -> Markup:
+    """Render the first section: the result in one or more sentences, a list of further ones, then other blocks."""
+    return blocks.verdict(leads, sentences, title, caller=lambda: join(body))
 
 
 def join(parts: Iterable[str], separator: str = "") -> Markup:

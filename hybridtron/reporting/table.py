@@ -73,6 +73,8 @@ class Table:
         heads = [("num" if column.right else "", column.label, column.note) for column in self.columns]
         return blocks.table(heads if any(column.label for column in self.columns) else (), rows) if rows else Markup()
 
+    __html__ = to_html  # so that templates take a table as it is
+
     def to_terminal(self, console: Console | None = None, header: bool = True) -> str:
         """Render for a terminal of the console's width, without trailing blanks; cells may be rich `Text`."""
         console = console or terminal()

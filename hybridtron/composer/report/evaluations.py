@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,6 +34,14 @@ class Evaluations:
         return dict(Counter(self.engines[pattern] for pattern in self.seconds).most_common())
 
     @property
+    def seconds_in_all(self) -> float:
+        return sum(self.seconds.values())
+
+    @property
+    def seconds_each(self) -> float:
+        return self.seconds_in_all / max(1, len(self.seconds))
+
+    @property
     def task_names(self) -> list[str]:
         """Return the names of the evaluator's tasks."""
         return list(dict.fromkeys(name for means in self.tasks.values() for name in means))
@@ -41,21 +49,19 @@ class Evaluations:
 
 def read_evaluations(outcome: Outcome, folder: Path) -> Evaluations:
     """Read them from the outcome's result rows, and engines from the folder's evaluations.jsonl."""
-    rows: dict[Pattern, list[Mapping[str, Any]]] = {}
     evaluated = {p for step in outcome.progress.steps for p in (*(o.pattern for o in step.finished), *step.failed)}
+    rows: dict[Pattern, list[Mapping[str, Any]]] = defaultdict(list)
     for (pattern, seed), row in outcome.progress.results.items():
         if pattern in evaluated and seed in outcome.search.config.seeds:
-            rows.setdefault(pattern, []).append(row)
+            rows[pattern].append(row)
     everything = [row for some in rows.values() for row in some]
     times = [row["time"] for row in everything if "time" in row]
+    errors = {pattern: dict.fromkeys(row["error"] for row in some if "error" in row) for pattern, some in rows.items()}
     return Evaluations(
         engines=_engines(outcome, folder),
         seconds={pattern: sum(row.get("seconds", 0.0) for row in some) for pattern, some in rows.items()},
         tasks={pattern: _mean_tasks(some) for pattern, some in rows.items()},
-        errors={
-            pattern: "; ".join(dict.fromkeys(row["error"] for row in some if "error" in row))
-            for pattern, some in rows.items()
-        },
+        errors={pattern: "; ".join(some) for pattern, some in errors.items()},
         workers=len({row["worker"] for row in everything if "worker" in row}),
         last=datetime.fromtimestamp(max(times), UTC) if times else None,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ from hybridtron.composer.nas.cost import pareto_front
 from hybridtron.composer.nas.progress import Progress, Step
 from hybridtron.composer.nas.space import Pattern as Indices
 from hybridtron.composer.nas.worker import Search
-from hybridtron.pattern import Pattern
+from hybridtron.pattern import COMPOSER_NAMES, Pattern, to_composer
 
 BEST_SHOWN = 10
 FITTED = 1000  # observations that the surrogate is fitted to at most: an exact Gaussian process is cubic in them
@@ -49,21 +48,47 @@ class Outcome:
         return self.step.finished
 
     @property
+    def several_steps(self) -> bool:
+        return self.progress.total_steps > 1
+
+    @property
+    def num_evaluated(self) -> int:
+        return sum(len(step.finished) for step in self.progress.steps)
+
+    @property
+    def winner(self) -> Observation:
+        return winner(self.step)
+
+    @property
     def optimum(self) -> float | None:
         """Return the best score of the whole space where it is known: analytically, or when all patterns were tried."""
         if self.search.evaluator.optimum is not None:
             return self.search.evaluator.optimum
-        if self.progress.total_steps > 1:
+        if self.several_steps:
             return None  # the last step has seen what was built around one pattern
-        return max(o.score for o in self.observations) if len(self.observations) == self.step.space.size else None
+        return self.winner.score if len(self.observations) == self.step.space.size else None
 
     def text(self, pattern: Indices) -> str:
-        """Return a pattern of the last step in this project's notation."""
+        """Return a pattern of any step in this project's notation."""
         return str(Pattern(self.step.space.names(pattern)))
+
+    def notation(self, pattern: Indices) -> str | None:
+        """Return Composer's notation, 1A+3M, where all blocks of the space have letters."""
+        names = self.step.space.names(pattern)
+        return to_composer(Pattern(names)) if {*self.step.space.blocks} <= {*COMPOSER_NAMES.values()} else None
+
+    def short(self, pattern: Indices) -> str:
+        """Return Composer's notation where there is one, else this project's."""
+        return self.notation(pattern) or self.text(pattern)
 
     def score_of(self, pattern: Indices) -> float | None:
         """Return the score of a pattern, None where it was not evaluated in the last step."""
         return next((o.score for o in self.observations if o.pattern == pattern), None)
+
+    def tied_layers(self, step: Step) -> list[int]:
+        """Return the layers, from 1, at which the vote of a step was a tie."""
+        votes = step.aggregate.votes if step.aggregate else ()
+        return [position for position, vote in enumerate(votes, start=1) if vote.tied]
 
     @property
     def note(self) -> str | None:
@@ -74,16 +99,8 @@ class Outcome:
 
     def alternatives(self) -> list[dict[str, Any]]:
         """Return the pattern and score of each rule: N_0, N_1, N_all and the best single pattern."""
-        return [{"rule": name, "pattern": self.text(p), "score": self.score_of(p)} for name, p in self._returned]
-
-    @cached_property
-    def _returned(self) -> list[tuple[str, Indices]]:
-        return returned(self.step, self.aggregate)
-
-    def best(self) -> list[dict[str, Any]]:
-        """Return the patterns with the highest scores."""
-        ranked = sorted(self.observations, key=lambda o: -o.score)[:BEST_SHOWN]
-        return [self._row(o) for o in ranked]
+        patterns = rule_patterns(self.step)
+        return [{"rule": name, "pattern": self.text(p), "score": self.score_of(p)} for name, p in patterns.items()]
 
     def pareto(self) -> list[dict[str, Any]]:
         """Return the Pareto front, cheapest first."""
@@ -97,18 +114,30 @@ class Outcome:
             row["cost"] = self.search.cost(observation.pattern)
         return row
 
+    def _step_row(self, step: Step) -> dict[str, Any]:
+        best = winner(step)
+        return {
+            "step": step.number + 1,
+            "layers": step.space.layers,
+            "patterns_in_space": step.space.size,
+            "evaluated": len(step.finished),
+            "failed": len(step.failed),
+            "best": {"pattern": self.text(best.pattern), "score": best.score},
+            "handed_on": self.text(step.found) if step.found else None,
+        }
+
     def as_json(self) -> dict[str, Any]:
         """Return the content of result.json."""
         blocks = self.step.space.blocks
         return {
             "name": self.search.config.name,
-            "evaluated": sum(len(step.finished) for step in self.progress.steps),
+            "evaluated": self.num_evaluated,
             "failed": sum(len(step.failed) for step in self.progress.steps),
             "patterns_in_space": self.search.config.space.space().size,
             "complete": self.progress.is_complete,
             "quantity": self.search.evaluator.quantity,
             "pattern": self.text(self.aggregate.pattern),
-            "best": self.best(),
+            "best": [self._row(o) for o in ranked(self.step)],
             "rules": self.alternatives(),
             "note": self.note,
             "votes": [
@@ -126,29 +155,27 @@ class Outcome:
             "surrogate_observations": len(self.surrogate.scores) if self.surrogate else None,
             "cost": self.search.cost.label if self.search.cost else None,
             "pareto": self.pareto(),
-            "steps": [_step_row(step) for step in self.progress.steps],
+            "steps": [self._step_row(step) for step in self.progress.steps],
         }
 
 
-def returned(step: Step, voted: Aggregate) -> list[tuple[str, Indices]]:
-    """Return the pattern that each rule makes of the step's evaluations."""
+def ranked(step: Step, most: int = BEST_SHOWN) -> list[Observation]:
+    """Return the evaluations of a step with the highest scores, the best first."""
+    return sorted(step.finished, key=lambda o: -o.score)[:most]
+
+
+def winner(step: Step) -> Observation:
+    """Return the evaluation with the highest score of a step."""
+    return ranked(step, 1)[0]
+
+
+def rule_patterns(step: Step) -> dict[str, Indices]:
+    """Return the pattern that each rule makes of the evaluations of a step, which has voted."""
+    assert step.aggregate is not None
     observed = {o.pattern: o for o in step.finished}
-    members = [observed[pattern] for pattern in voted.voters]
-    votes = [(f"N_{context}", elect(step.space, members, context)[0]) for context in CONTEXTS]
-    return [*votes, ("best single", max(step.finished, key=lambda o: o.score).pattern)]
-
-
-def _step_row(step: Step) -> dict[str, Any]:
-    best = max(step.finished, key=lambda o: o.score)
-    return {
-        "step": step.number + 1,
-        "layers": step.space.layers,
-        "patterns_in_space": step.space.size,
-        "evaluated": len(step.finished),
-        "failed": len(step.failed),
-        "best": {"pattern": str(Pattern(step.space.names(best.pattern))), "score": best.score},
-        "handed_on": str(Pattern(step.space.names(step.found))) if step.found else None,
-    }
+    members = [observed[pattern] for pattern in step.aggregate.voters]
+    votes = {f"N_{context}": elect(step.space, members, context)[0] for context in CONTEXTS}
+    return {**votes, "best single": winner(step).pattern}
 
 
 def read_outcome(search: Search, progress: Progress) -> Outcome:

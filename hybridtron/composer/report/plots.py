@@ -10,7 +10,6 @@ import numpy as np
 from hybridtron.composer.nas.progress import Step
 from hybridtron.composer.nas.space import Pattern
 from hybridtron.composer.report.outcome import Outcome
-from hybridtron.composer.report.sentences import short
 from hybridtron.reporting.numbers import plural, short_number
 from hybridtron.reporting.pictures import FAINT, GRID, HUES, INK, label_axes, legend_below, new_figure, png
 
@@ -37,7 +36,7 @@ def draw(outcome: Outcome, engines: Mapping[Pattern, str]) -> dict[str, bytes]:
 
 def votes_name(outcome: Outcome, step: Step) -> str:
     """Return the file name of a step's picture of votes."""
-    return "votes.png" if outcome.progress.total_steps == 1 else f"votes-{step.number + 1}.png"
+    return "votes.png" if not outcome.several_steps else f"votes-{step.number + 1}.png"
 
 
 def quantity(outcome: Outcome) -> str:
@@ -204,8 +203,7 @@ def _label_front(figure: Any, axes: Any, outcome: Outcome, costs: np.ndarray, sc
 
     From the best down; a label that would cover another one is left out.
     """
-    space, patterns = outcome.step.space, [outcome.observations[i].pattern for i in outcome.front or ()]
-    texts = [short(space, pattern) for pattern in patterns]
+    texts = [outcome.short(outcome.observations[i].pattern) for i in outcome.front or ()]
     if max(map(len, texts)) > LABEL_LETTERS:
         texts = [str(number) for number in range(1, len(texts) + 1)]
     taken: list[Any] = []

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from hybridtron.composer.engines.discrete import Observation
 from hybridtron.composer.nas.progress import Step
 from hybridtron.composer.report.evaluations import Evaluations
-from hybridtron.composer.report.outcome import BEST_SHOWN, Outcome, returned
-from hybridtron.composer.report.sentences import cost_head, notation, pattern_text, short
+from hybridtron.composer.report.outcome import Outcome, ranked, rule_patterns, winner
 from hybridtron.reporting.table import Column, Table, decimal_column, integer_column
 
+COSTS = {"flops": "FLOPs per token", "parameters": "parameters", "cache": "elements of cache"}
 FRONT_SHOWN = 10  # patterns of the Pareto front in the terminal and in the page's first card
 
 
-def pattern_columns(step: Step, patterns: Sequence[tuple[int, ...]]) -> list[Column]:
+def pattern_columns(outcome: Outcome, patterns: Sequence[tuple[int, ...]]) -> list[Column]:
     """Return the patterns, and Composer's form of them where there is one."""
-    columns = [Column("pattern", [pattern_text(step.space, pattern) for pattern in patterns])]
-    letters = [notation(step.space, pattern) for pattern in patterns]
+    columns = [Column("pattern", [outcome.text(pattern) for pattern in patterns])]
+    letters = [outcome.notation(pattern) for pattern in patterns]
     return columns + ([Column("Composer", letters)] if any(letters) else [])
 
 
@@ -26,8 +26,9 @@ def score_columns(outcome: Outcome, observations: Sequence[Observation]) -> list
     columns = [decimal_column("score", [o.score for o in observations])]
     if len(outcome.search.config.seeds) > 1:
         columns.append(decimal_column("standard error", [o.error for o in observations]))
-    if outcome.search.cost:
-        columns.append(integer_column(cost_head(outcome), [outcome.search.cost(o.pattern) for o in observations]))
+    if outcome.search.cost and outcome.search.config.cost:
+        label = COSTS[outcome.search.config.cost.measure]
+        columns.append(integer_column(label, [outcome.search.cost(o.pattern) for o in observations]))
     return columns
 
 
@@ -39,12 +40,12 @@ def task_columns(evaluations: Evaluations, patterns: Sequence[tuple[int, ...]]) 
 
 def best(outcome: Outcome, step: Step, evaluations: Evaluations) -> Table:
     """Return the evaluated patterns with the highest scores."""
-    ranked = sorted(step.finished, key=lambda o: -o.score)[:BEST_SHOWN]
-    patterns = [o.pattern for o in ranked]
+    shown = ranked(step)
+    patterns = [o.pattern for o in shown]
     return Table([
-        integer_column("rank", range(1, len(ranked) + 1)),
-        *pattern_columns(step, patterns),
-        *score_columns(outcome, ranked),
+        integer_column("rank", range(1, len(shown) + 1)),
+        *pattern_columns(outcome, patterns),
+        *score_columns(outcome, shown),
         *task_columns(evaluations, patterns),
     ])  # fmt: skip
 
@@ -57,21 +58,19 @@ def front(outcome: Outcome, most: int | None = None) -> Table:
     shown = [outcome.observations[(outcome.front or [])[i]] for i in numbers]
     return Table([
         integer_column("#", [i + 1 for i in numbers]),
-        *pattern_columns(outcome.step, [o.pattern for o in shown]),
+        *pattern_columns(outcome, [o.pattern for o in shown]),
         *score_columns(outcome, shown),
     ])  # fmt: skip
 
 
 def rules(outcome: Outcome, step: Step) -> Table:
     """Return the pattern that each rule makes of a step's evaluations."""
-    if step.aggregate is None:
-        return Table([])
-    found = returned(step, step.aggregate)
+    found = rule_patterns(step)
     scores = {o.pattern: o.score for o in step.finished}
-    known = [scores.get(pattern) for _, pattern in found]
+    known = [scores.get(pattern) for pattern in found.values()]
     return Table([
-        Column("rule", [name for name, _ in found]),
-        *pattern_columns(step, [pattern for _, pattern in found]),
+        Column("rule", list(found)),
+        *pattern_columns(outcome, list(found.values())),
         decimal_column("score", known),
         Column("evaluated", ["no" if score is None else "yes" for score in known]),
     ])  # fmt: skip
@@ -91,7 +90,7 @@ def clusters(step: Step) -> Table:
 def steps(outcome: Outcome) -> Table:
     """Return a row for each step of an incremental search."""
     done = outcome.progress.steps
-    winners = [max(step.finished, key=lambda o: o.score) for step in done]
+    winners = [winner(step) for step in done]
     return Table([
         integer_column("step", [step.number + 1 for step in done]),
         integer_column("layers", [step.space.layers for step in done]),
@@ -99,17 +98,17 @@ def steps(outcome: Outcome) -> Table:
         integer_column("evaluated", [len(step.finished) for step in done]),
         integer_column("failed", [len(step.failed) for step in done]),
         decimal_column("best score", [o.score for o in winners]),
-        Column("best pattern", [short(s.space, o.pattern) for s, o in zip(done, winners, strict=True)]),
-        Column("handed on", [short(s.space, s.found) if s.found else None for s in done]),
+        Column("best pattern", [outcome.short(o.pattern) for o in winners]),
+        Column("handed on", [outcome.short(step.found) if step.found else None for step in done]),
     ])  # fmt: skip
 
 
 def failures(outcome: Outcome, evaluations: Evaluations) -> Table:
     """Return the patterns whose evaluation failed."""
-    failed = [(step, pattern) for step in outcome.progress.steps for pattern in step.failed]
+    failed = [pattern for step in outcome.progress.steps for pattern in step.failed]
     return Table([
-        Column("pattern", [pattern_text(step.space, pattern) for step, pattern in failed]),
-        Column("error", [evaluations.errors[pattern] or "the score was not finite" for _, pattern in failed]),
+        Column("pattern", [outcome.text(pattern) for pattern in failed]),
+        Column("error", [evaluations.errors[pattern] or "the score was not finite" for pattern in failed]),
     ])  # fmt: skip
 
 
@@ -119,7 +118,7 @@ def everything(outcome: Outcome, step: Step, evaluations: Evaluations) -> Table:
     order = {pattern: number for number, pattern in enumerate(step.proposals, start=1)}
     columns = [
         integer_column("#", [order[pattern] for pattern in patterns]),
-        *pattern_columns(step, patterns),
+        *pattern_columns(outcome, patterns),
         *score_columns(outcome, step.finished),
         *task_columns(evaluations, patterns),
         decimal_column("seconds", [evaluations.seconds[pattern] for pattern in patterns], 2),

@@ -18,14 +18,15 @@ from hybridtron.composer.nas.config import SearchConfig, SpaceConfig
 from hybridtron.composer.nas.run import report_search, run_search
 from hybridtron.composer.report.outcome import Outcome
 from hybridtron.composer.report.plots import without_outliers
-from hybridtron.composer.report.sentences import constraints, surrogate_sentence
 from hybridtron.composer.report.summary import summary
 from hybridtron.composer.report.tables import front
 from hybridtron.config.load import build
 from hybridtron.reporting.numbers import decimals, plural
+from hybridtron.reporting.page import macros
 from hybridtron.reporting.table import decimal_column, integer_column
 from tests.composer.small import MAD
 
+sentences = macros("hybridtron.composer.report", "sentences.j2")
 MODELS = Path(__file__).parents[3] / "configs/models"
 SEARCH = {
     "name": "small",
@@ -196,10 +197,10 @@ def test_one_far_outlier_does_not_set_the_axes():
 
 
 def test_trust_is_said_only_of_a_bayesian_search_whose_surrogate_fits():
-    assert "can be trusted" in surrogate_sentence(0.9, {"bayesian"})
-    assert "can be trusted" not in surrogate_sentence(0.2, {"bayesian"})
-    assert "can be trusted" not in surrogate_sentence(0.9, {"random"})
-    assert "did not use it" in surrogate_sentence(0.9, {"random"})
+    assert "can be trusted" in sentences.surrogate_sentence(0.9, {"bayesian"})
+    assert "can be trusted" not in sentences.surrogate_sentence(0.2, {"bayesian"})
+    assert "can be trusted" not in sentences.surrogate_sentence(0.9, {"random"})
+    assert "did not use it" in sentences.surrogate_sentence(0.9, {"random"})
 
 
 def test_accuracy_by_task_time_and_workers_are_on_the_page(tmp_path):
@@ -258,7 +259,7 @@ def test_constraints_are_words():
         blocks=["attn", "mlp"], layers=4, fixed="? ? ? mlp", at_most={"attn": 2}, at_least={"mlp": 1},
         longest_run={"attn": 1, "mlp": 3}, never_first=["mlp"], never_adjacent=[("mlp", "attn")],
     )  # fmt: skip
-    assert constraints(space) == [
+    assert sentences.constraints(space).splitlines() == [
         "at most 2 attn",
         "at least 1 mlp",
         "attn never twice in a row",
