@@ -20,10 +20,8 @@ from hybridtron.laws.data import points
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families import overtraining, parametric
 from hybridtron.laws.families.law import Fit, Law, Series, Settings
-from hybridtron.laws.families.sentences import held_out_sentence, interval_sentence
 from hybridtron.laws.fitting.curve import OUTLIERS, Curve, CurveFit, complete_fit, fit_curve, measured_against_predicted
 from hybridtron.laws.fitting.optimize import Array, Problem
-from hybridtron.reporting.numbers import significant
 
 # Bounds of the error at the mean loss (in largest errors), of its log slope there (from that of the largest error over
 # the range of the loss), and of gamma (in ranges of the loss).
@@ -101,9 +99,9 @@ def fit(runs: Runs, settings: Settings) -> Fit:
 
     result = complete_fit(
         "downstream", build, runs, settings, delta=delta, size=-runs["loss"], size_name="falling loss",
-        predict_point=predict, verdict=_verdict, curves=lambda fitted: _curves(runs, fitted), 
-        
+        predict_point=predict, curves=lambda fitted: _curves(runs, fitted),
         check=lambda fitted: _bound_warnings(fitted, runs["loss"]),
+        facts=lambda fitted: {"typical": math.sqrt(float(np.mean(fitted.residual**2)))},
     )  # fmt: skip
     if chain is not None:
         result.search["loss_law"] = {"law": chosen, "parameters": chain.parameters, "intervals": chain.intervals,
@@ -182,31 +180,10 @@ def _bends(loss: Array, error: Array) -> bool:
     return bool(fdtrc(1, freedom, max(line - curve, 0.0) / max(curve, 1e-300) * freedom) < 0.05)
 
 
-def _verdict(fitted: CurveFit, held: dict[str, Any] | None) -> list[str]:
-    p = fitted.parameters
-    spans = fitted.intervals or {}
-    predicted = fitted.curve.problem.predict(fitted.optimum.theta[None], slice(None))[0]
-    typical = float(np.sqrt(np.mean((predicted - fitted.curve.observed) ** 2)))
-    sentences = [
-        interval_sentence(
-            "Downstream error approaches epsilon at high loss, epsilon", p["epsilon"], spans.get("epsilon")
-        ),
-        interval_sentence("It falls exponentially as loss falls, with gamma", p["gamma"], spans.get("gamma")),
-        f"The curve misses the measured errors by {significant(typical)} (root mean square).",
-    ]
-    if held is not None:
-        sentences.append(
-            f"Fitted without the {held['held_out']} runs of lowest loss, the law predicts their error to "
-            f"{100 * held['mean_absolute_relative_error']:.2g} % on average."
-        )
-        return sentences
-    return sentences + held_out_sentence(None, "error")
-
-
 def _curves(runs: Runs, fitted: CurveFit) -> list[Series]:
     loss = runs["loss"]
     x = np.linspace(loss.min() - 0.1 * np.ptp(loss), loss.max() + 0.05 * np.ptp(loss), 80)
-    y = fitted.curve.predict(fitted.optimum.theta[None], {"loss": x})[0]
+    y = fitted.predict({"loss": x})
     band = fitted.band(lambda theta: fitted.curve.predict(theta, {"loss": x}))
     axes: dict[str, Any] = {"x_label": "loss (nats per token)", "y_label": "downstream error", "x_log": False}
     return [

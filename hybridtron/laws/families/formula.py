@@ -18,7 +18,6 @@ from hybridtron.errors import UserError
 from hybridtron.laws.data.points import extrapolation_warnings
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Settings
-from hybridtron.laws.families.sentences import held_out_sentence, interval_sentence
 from hybridtron.laws.fitting.curve import Build, Curve, CurveFit, complete_fit, measured_against_predicted
 from hybridtron.laws.fitting.optimize import Array, Problem
 
@@ -84,8 +83,9 @@ def formula_law(
         largest = size(runs) if size is not None else 1 / runs["loss"]
         return complete_fit(
             name, build, runs, settings, delta=chosen, size=largest, size_name="size",
-            predict_point=lambda fitted, point: _predict(name, columns, fitted, point, runs), verdict=_verdict,
-            curves=lambda fitted: measured_against_predicted(fitted, "loss"), check=_bound_warnings,
+            predict_point=lambda fitted, point: _predict(name, columns, fitted, point, runs),
+            curves=lambda fitted: measured_against_predicted(fitted, "loss"), template="formula",
+            check=lambda fitted: fitted.at_bounds(dict(enumerate(names))),
         )  # fmt: skip
 
     assert all(math.isfinite(edge) for pair in box for edge in pair), f"{name}: bounds must be finite"
@@ -114,20 +114,3 @@ def _predict(
     at = {column: np.array([float(value)]) for column, value in point.items()}
     entry = {**point, **fitted.estimate("loss", lambda theta: fitted.curve.predict(theta, at)[:, 0])}
     return entry, extrapolation_warnings(point, {column: runs[column] for column in columns})
-
-
-def _bound_warnings(fitted: CurveFit) -> list[str]:
-    theta, lower, upper = fitted.optimum.theta, fitted.curve.problem.lower, fitted.curve.problem.upper
-    margin = 1e-6 * (upper - lower)
-    at_bound = (theta <= lower + margin) | (theta >= upper - margin)
-    return [
-        f"not identified: {parameter} ends at its bound {value:g}"
-        for (parameter, value), stuck in zip(fitted.parameters.items(), at_bound, strict=True)
-        if stuck
-    ]
-
-
-def _verdict(fitted: CurveFit, held: dict[str, Any] | None) -> list[str]:
-    spans = fitted.intervals or {}
-    sentences = [interval_sentence(n, value, spans.get(n)) for n, value in fitted.parameters.items()]
-    return sentences + held_out_sentence(held, "loss")

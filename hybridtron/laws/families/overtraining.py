@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,16 +16,13 @@ from hybridtron.errors import UserError
 from hybridtron.laws.data import points
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Series, Settings
-from hybridtron.laws.families.sentences import held_out_sentence, interval_sentence
 from hybridtron.laws.fitting.curve import OUTLIERS, Curve, CurveFit, complete_fit, fit_curve, measured_against_predicted
-from hybridtron.laws.fitting.logsum import LARGEST, SMALLEST, LogSum, anchored
-from hybridtron.laws.fitting.optimize import Array, Problem
-from hybridtron.reporting.numbers import interval, significant
-
-_STEEPEST = 2.0  # bound of eta
+from hybridtron.laws.fitting.logsum import SLOPES, PowerSum
+from hybridtron.laws.fitting.optimize import Array
+from hybridtron.reporting.numbers import significant
 
 
-def compute_and_ratio(runs: Runs | Mapping[str, Array]) -> tuple[Array, Array]:
+def compute_and_ratio(runs: Any) -> tuple[Array, Array]:
     """Return columns flops and M, or 6 N D and D / N from n_params and tokens; each [n]."""
     if "n_params" in runs and "tokens" in runs:
         n, d = runs["n_params"], runs["tokens"]
@@ -36,40 +32,19 @@ def compute_and_ratio(runs: Runs | Mapping[str, Array]) -> tuple[Array, Array]:
     raise UserError("overtraining needs columns n_params and tokens, or flops and M")
 
 
+POWERS = PowerSum(
+    coordinates=lambda columns: np.log(compute_and_ratio(columns)),
+    sizes={"E": "irreducible loss E", "a": "over-training term a", "b": "under-training term b"},
+    exponents=("eta",),
+    directions=np.array([[[0, 0]], [[-1, 1]], [[-1, -1]]], dtype=float),
+    slopes=(*(0.2 * slope for slope in SLOPES), *SLOPES),
+    steepest=2.0,
+)
+
+
 def build(runs: Runs, delta: float, log_residual: bool = False) -> Curve:
     """Build the curve over these runs, for the error of the loss or (`log_residual`) of its logarithm."""
-    loss = runs["loss"]
-    flops, ratio = compute_and_ratio(runs)
-    log_c, log_m = np.log(flops), np.log(ratio)
-    c0, m0 = float(log_c.mean()), float(log_m.mean())
-    slopes = np.zeros((3, 4, len(loss)))
-    slopes[0, 0] = slopes[1, 1] = slopes[2, 2] = 1
-    slopes[1, 3] = (log_m - m0) - (log_c - c0)
-    slopes[2, 3] = -(log_m - m0) - (log_c - c0)
-    curve = LogSum(slopes, exponentiate=not log_residual)
-
-    def public(theta: Array) -> dict[str, Array]:
-        eta = theta[:, 3]
-        with np.errstate(over="ignore"):
-            a, b = np.exp(theta[:, 1] + eta * (c0 - m0)), np.exp(theta[:, 2] + eta * (c0 + m0))
-        return {"E": np.exp(theta[:, 0]), "a": a, "b": b, "eta": eta}
-
-    def predict(theta: Array, columns: Mapping[str, Array]) -> Array:
-        c, m = (np.log(values) for values in compute_and_ratio(columns))
-        eta = theta[:, 3, None]
-        falling = np.exp(theta[:, 1, None] + eta * (m - m0 - c + c0))
-        rising = np.exp(theta[:, 2, None] - eta * (m - m0 + c - c0))
-        return np.exp(theta[:, 0, None]) + falling + rising
-
-    floor, term, slope = anchored(loss)
-    starts = np.array(list(product(floor, term, term, [0.2 * s for s in slope] + slope)))
-    target = np.log(loss) if log_residual else loss
-    error = "log loss" if log_residual else "loss"
-    words = f"half the squared error of {error}" if math.isinf(delta) else f"Huber of {error}"
-    level = float(np.log(loss.mean()))
-    lower, upper = (np.array([level + size] * 3 + [steep]) for size, steep in ((SMALLEST, 0.0), (LARGEST, _STEEPEST)))
-    problem = Problem(curve.predict, curve.jacobian, target, delta, lower, upper)
-    return Curve(problem, starts, public, predict, loss, f"{words}, summed over points", log_residual)
+    return POWERS.build(runs, delta, log_residual)
 
 
 def fit(runs: Runs, settings: Settings) -> Fit:
@@ -100,18 +75,22 @@ def fit(runs: Runs, settings: Settings) -> Fit:
         entry = {**full, **fitted.estimate("loss", loss), "excess_over_compute_optimal": beyond}
         return entry, points.extrapolation_warnings(full, data)
 
-    by_architecture = _architectures(runs, settings, make, delta)
+    alone = _architectures(runs, settings, make, delta)
+    middle = float(np.exp(np.log(flops).mean()))
     result = complete_fit(
         "overtraining", make, runs, settings, delta=delta, size=flops, size_name="6 N D", predict_point=predict,
-        verdict=_verdict, curves=lambda fitted: _curves(runs, fitted, by_architecture), check=_bound_warnings,
+        curves=lambda fitted: _curves(runs, fitted, alone), check=POWERS.warnings,
+        facts=lambda fitted: {
+            **fitted.estimate("best_M", lambda theta: best_ratio(fitted.curve.public(theta))),
+            "flops": middle, "architectures": [_far_beyond(name, one, middle) for name, one in alone.items()],
+        },
     )  # fmt: skip
-    if by_architecture:
+    if alone:
         result.sensitivity["architectures"] = {
             name: {"parameters": fitted.parameters, "intervals": fitted.intervals,
                    "objective": fitted.optimum.objective, "best_M": best_ratio(fitted.parameters)}
-            for name, fitted in by_architecture.items()
+            for name, fitted in alone.items()
         }  # fmt: skip
-        result.verdict.append(_compare(by_architecture, float(np.exp(np.log(flops).mean()))))
     return result
 
 
@@ -134,47 +113,14 @@ def _architectures(runs: Runs, settings: Settings, make: Any, delta: float) -> d
     return {n: fit_curve(make, table, settings, delta) for n, table in tables.items()} if len(tables) > 1 else {}
 
 
-def _compare(fits: Mapping[str, CurveFit], flops: float) -> str:
-    parts = []
-    for name, fitted in fits.items():
-        far = 10 * best_ratio(fitted.parameters)
-        value = float(excess(fitted.parameters, flops, far))
+def _far_beyond(name: str, fitted: CurveFit, flops: float) -> dict[str, Any]:
+    """Estimate the excess loss of one architecture at ten times its best ratio."""
 
-        def at(theta: Array, fitted: CurveFit = fitted) -> Array:
-            public = fitted.curve.public(theta)
-            return excess(public, flops, 10 * best_ratio(public))
+    def at(theta: Array) -> Array:
+        public = fitted.curve.public(theta)
+        return np.asarray(excess(public, flops, 10 * best_ratio(public)))
 
-        span = fitted.spread(at)
-        parts.append(f"{name} {significant(value)}" + (f" ({interval(span)})" if span else ""))
-    return (
-        f"Trained at ten times its best ratio of tokens to parameters with {significant(flops)} FLOPs, each "
-        f"architecture loses, in nats per token: {'; '.join(parts)}."
-    )
-
-
-def _bound_warnings(fitted: CurveFit) -> list[str]:
-    theta, lower = fitted.optimum.theta, fitted.curve.problem.lower
-    words = ("irreducible loss E", "over-training term a", "under-training term b")
-    warnings = [
-        f"not identified: the fit drives the {words[i]} to zero; these data cannot measure it"
-        for i in range(3)
-        if theta[i] < lower[i] + 5
-    ]
-    return warnings + fitted.at_bounds({3: "eta"})
-
-
-def _verdict(fitted: CurveFit, held: dict[str, Any] | None) -> list[str]:
-    p = fitted.parameters
-    span = (fitted.intervals or {}).get("eta")
-    best = best_ratio(p)
-    return [
-        interval_sentence("At a fixed ratio of tokens to parameters the loss falls as C^-eta, eta", p["eta"], span),
-        interval_sentence(
-            "The least loss at any compute is at M tokens per parameter, M", float(best),
-            fitted.spread(lambda theta: best_ratio(fitted.curve.public(theta))),
-        ),
-        *held_out_sentence(held, "loss"),
-    ]  # fmt: skip
+    return {"name": name, **fitted.estimate("excess", at)}
 
 
 def _curves(runs: Runs, fitted: CurveFit, by_architecture: Mapping[str, CurveFit]) -> list[Series]:
@@ -190,8 +136,7 @@ def _curves(runs: Runs, fitted: CurveFit, by_architecture: Mapping[str, CurveFit
         curves.append(Series("loss against compute", label, "points", flops[rows], runs["loss"][rows], **axes))
         x = np.geomspace(flops.min(), flops.max(), 60)
         at = {"flops": x, "M": np.full_like(x, middle)}
-        y = fitted.curve.predict(fitted.optimum.theta[None], at)[0]
-        curves.append(Series("loss against compute", label, "line", x, y, **axes))
+        curves.append(Series("loss against compute", label, "line", x, fitted.predict(at), **axes))
     budget = float(np.exp(np.log(flops).mean()))
     x = np.geomspace(ratio.min(), ratio.max(), 80)
     for name, one in (by_architecture or {"all runs": fitted}).items():
@@ -212,7 +157,7 @@ LAW = Law(
     summary="L = E + (a M^eta + b M^-eta) C^-eta: loss at compute C and M tokens per parameter",
     columns=("loss",),
     optional_columns=("n_params", "tokens", "flops", "M"),
-    parameters=("E", "a", "b", "eta"),
+    parameters=(*POWERS.sizes, *POWERS.exponents),
     fit=fit,
     options={
         "residual": ("loss", "whether the error of the loss or of its log is minimised: loss or log"),

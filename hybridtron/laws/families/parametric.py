@@ -9,10 +9,9 @@ and all share the exponents.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from hybridtron.errors import UserError
 from hybridtron.laws.data import points
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Series, Settings
-from hybridtron.laws.families.sentences import held_out_sentence, interval_sentence
 from hybridtron.laws.fitting import bootstrap
 from hybridtron.laws.fitting.curve import (
     OUTLIERS,
@@ -30,74 +28,36 @@ from hybridtron.laws.fitting.curve import (
     complete_fit,
     fit_curve,
     measured_against_predicted,
-    residual_scale,
 )
-from hybridtron.laws.fitting.logsum import LARGEST, SMALLEST, LogSum, anchored
-from hybridtron.laws.fitting.optimize import Array, Problem
-from hybridtron.reporting.numbers import significant
+from hybridtron.laws.fitting.logsum import SLOPES, PowerSum
+from hybridtron.laws.fitting.optimize import Array
 
 DELTA = 1e-3
-NAMES = ("E", "A", "B", "alpha", "beta")
-_STEEPEST = 3.0  # bound of the exponents
 _TOGETHER = 0.999  # correlation of log parameters and log tokens beyond which they are one quantity
+POWERS = PowerSum(
+    coordinates=lambda columns: np.log([columns["n_params"], columns["tokens"]]),
+    sizes={"E": "irreducible loss E", "A": "model-size term A/N^alpha", "B": "data term B/D^beta"},
+    exponents=("alpha", "beta"),
+    directions=np.array([[[0, 0], [0, 0]], [[-1, 0], [0, 0]], [[0, 0], [0, -1]]], dtype=float),
+    slopes=SLOPES,
+    steepest=3.0,
+)
 
 
-def build(runs: Runs, delta: float, architectures: list[str] | None = None) -> Curve:
-    """Build the curve; `architectures` names the groups with their own E, A, B (None: one for all)."""
-    loss = runs["loss"]
-    x, y = np.log(runs["n_params"]), np.log(runs["tokens"])
-    x0, y0 = float(x.mean()), float(y.mean())
-    x, y = x - x0, y - y0
-    groups = architectures or ["all"]
-    count, n = len(groups), len(x)
-    slopes = np.zeros((3, 3 * count + 2, n))
-    for g in range(count):
-        member = (runs["arch"] == groups[g]).astype(float) if architectures else np.ones(n)
-        for term in range(3):
-            slopes[term, term * count + g] = member
-    slopes[1, -2], slopes[2, -1] = -x, -y
-    curve = LogSum(slopes)
-
-    def public(theta: Array) -> dict[str, Array]:
-        alpha, beta = theta[:, -2], theta[:, -1]
-        shifts = {"E": 0 * alpha, "A": alpha * x0, "B": beta * y0}
-        values: dict[str, Array] = {}
-        with np.errstate(over="ignore"):
-            for g, group in enumerate(groups):
-                for i, (name, shift) in enumerate(shifts.items()):
-                    values[f"{name}[{group}]" if architectures else name] = np.exp(theta[:, i * count + g] + shift)
-        return values | {"alpha": alpha, "beta": beta}
-
-    def predict(theta: Array, columns: Mapping[str, Array]) -> Array:
-        at_x, at_y = np.log(columns["n_params"]) - x0, np.log(columns["tokens"]) - y0
-        e, a, b, alpha, beta = (theta[:, i, None] for i in (0, count, 2 * count, 3 * count, 3 * count + 1))
-        return np.exp(e) + np.exp(a - alpha * at_x) + np.exp(b - beta * at_y)
-
-    level = float(np.log(loss.mean()))
-    lower = np.array([level + SMALLEST] * (3 * count) + [0.0, 0.0])
-    upper = np.array([level + LARGEST] * (3 * count) + [_STEEPEST] * 2)
-    problem = Problem(curve.predict, curve.jacobian, np.log(loss), delta, lower, upper)
-    return Curve(
-        problem, starts(loss, count), public, predict, loss, "Huber of log loss, summed over points", True,
-        _undetermined(x, y),
-    )  # fmt: skip
+def build(runs: Runs, delta: float, architectures: Sequence[str] = ()) -> Curve:
+    """Build the curve; `architectures` names the groups with their own E, A, B (none: one for all)."""
+    return POWERS.build(runs, delta, groups=architectures, undetermined=_undetermined(runs))
 
 
-def _undetermined(x: Array, y: Array) -> str | None:
-    """Return why log parameters and log tokens, centred, [n], do not span a plane, or None."""
+def _undetermined(runs: Runs) -> str | None:
+    """Return why log parameters and log tokens do not span a plane, or None."""
+    x, y = (values - values.mean() for values in POWERS.coordinates(runs))
     for values, name in ((x, "n_params"), (y, "tokens")):
         if np.abs(values).max() < 1e-6:
             return f"all rows have the same {name}, so its term cannot be told from E"
     if abs(float(x @ y)) > _TOGETHER * math.sqrt(float(x @ x) * float(y @ y)):
         return "parameters and tokens rise together in these rows, so their terms cannot be told apart"
     return None
-
-
-def starts(loss: Array, architectures: int = 1) -> Array:
-    """Return 4,500 starts: sizes of the three terms at the anchor and two exponents, [4500, 3 * architectures + 2]."""
-    floor, term, slope = anchored(loss)
-    grid = np.array(list(product(floor, term, term, slope, slope)))
-    return np.concatenate([np.repeat(grid[:, :3], architectures, axis=1), grid[:, 3:]], axis=1)
 
 
 def compute_optimal(parameters: Mapping[str, Any], flops: Any) -> tuple[Any, Any, Any]:
@@ -126,8 +86,8 @@ def fit(runs: Runs, settings: Settings) -> Fit:
 
     result = complete_fit(
         "parametric", build, runs, settings, delta=delta, size=flops, size_name="6 N D", predict_point=predict,
-        verdict=_verdict, curves=lambda fitted: _curves(runs, fitted, flops),
-        check=lambda fitted: _bound_warnings(fitted, runs),
+        curves=lambda fitted: _curves(runs, fitted, flops), check=lambda fitted: _bound_warnings(fitted, runs),
+        facts=lambda fitted: {"share": fitted.spread(lambda t: t[:, 4] / np.maximum(t[:, 3] + t[:, 4], 1e-300))},
     )  # fmt: skip
     if choice == "pool":
         return result
@@ -208,37 +168,14 @@ def compare_architectures(runs: Runs, settings: Settings, delta: float) -> tuple
 
 
 def _bound_warnings(fitted: CurveFit, runs: Runs) -> list[str]:
-    problem, theta = fitted.curve.problem, fitted.optimum.theta
-    warnings = []
-    for i, words in enumerate(("irreducible loss E", "model-size term A/N^alpha", "data term B/D^beta")):
-        if theta[i] < problem.lower[i] + 5:
-            warnings.append(f"not identified: the fit drives the {words} to zero; these data cannot measure it")
-    noise = residual_scale(problem, theta)
-    for part, column, words in ((1, "n_params", "model-size term A/N^alpha"), (2, "tokens", "data term B/D^beta")):
+    theta, warnings = fitted.optimum.theta, POWERS.warnings(fitted)
+    for term, column in ((1, "n_params"), (2, "tokens")):
         x = np.log(runs[column])
-        term = np.exp(theta[part] - theta[part + 2] * (x - x.mean()))
-        if np.ptp(term) < 3 * noise * np.median(runs["loss"]) and theta[part] >= problem.lower[part] + 5:
+        change = np.ptp(np.exp(theta[term] - theta[term + 2] * (x - x.mean())))
+        if change < 3 * fitted.noise * np.median(runs["loss"]) and not POWERS.vanishes(fitted, term):
+            words = list(POWERS.sizes.values())[term]
             warnings.append(f"not identified: the {words} changes less over these data than three times their noise")
-    return warnings + fitted.at_bounds({3: "alpha", 4: "beta"})
-
-
-def _verdict(fitted: CurveFit, held: dict[str, Any] | None) -> list[str]:
-    alpha, beta = fitted.parameters["alpha"], fitted.parameters["beta"]
-    sentences = [
-        f"Loss falls as N^-{significant(alpha)} in parameters and D^-{significant(beta)} in tokens, towards "
-        f"{significant(fitted.parameters['E'])} nats per token."
-    ]
-    if fitted.samples is None:
-        sentences.append("There are no intervals, so these exponents must not be compared with others.")
-        return sentences + held_out_sentence(held, "loss")
-    share = fitted.spread(lambda t: t[:, 4] / np.maximum(t[:, 3] + t[:, 4], 1e-300))
-    assert share is not None
-    sentences.append(
-        interval_sentence("The compute-optimal model size grows as C^a with a", beta / (alpha + beta), share)
-        + (" Parameters and tokens in equal proportion (a = 0.5) are compatible with these data."
-           if share[0] <= 0.5 <= share[1] else " Equal proportion (a = 0.5) lies outside the interval.")
-    )  # fmt: skip
-    return sentences + held_out_sentence(held, "loss")
+    return warnings
 
 
 def _curves(runs: Runs, fitted: CurveFit, flops: Array) -> list[Series]:
@@ -262,7 +199,7 @@ LAW = Law(
     summary="L = E + A/N^alpha + B/D^beta: loss of a model of N parameters trained on D tokens",
     columns=("n_params", "tokens", "loss"),
     optional_columns=("arch",),
-    parameters=NAMES,
+    parameters=(*POWERS.sizes, *POWERS.exponents),
     fit=fit,
     options={
         "architectures": ("pool", "pool fits all runs together; offset also fits one E, A, B for each architecture"),

@@ -8,6 +8,7 @@ that never says more than they do.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +20,7 @@ from scipy.stats import pearsonr, permutation_test, rankdata, spearmanr
 from hybridtron.errors import UserError
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Series, Settings, record
+from hybridtron.laws.families.sentences import verdict
 from hybridtron.laws.fitting.optimize import Array
 
 FEWEST = 5
@@ -134,13 +136,14 @@ def fit(runs: Runs, settings: Settings) -> Fit:
             warnings.append(
                 f"few points: {n} points for a correlation; the smallest p that they can reach is {smallest:.2g}"
             )
-    verdict, status = judge(n, spearman, linear, p, counted, intervals)
+    parameters = {"spearman": spearman, "pearson": linear, "p": p}
+    status, facts = judge(p, spearman, intervals)
     slope, offset = np.polyfit(score, loss, 1)
     perplexity = np.exp(np.minimum(loss, 700.0))
     others = [spearmanr(np.delete(score, i), np.delete(loss, i)).statistic for i in range(n)] if n > 3 else []
     return Fit(
         law="proxy",
-        parameters={"spearman": spearman, "pearson": linear, "p": p},
+        parameters=parameters,
         objective=float(((loss - offset - slope * score) ** 2).sum()),
         n_points=len(runs),
         n_groups=n,
@@ -155,7 +158,7 @@ def fit(runs: Runs, settings: Settings) -> Fit:
         warnings=warnings,
         search={"p_counted_over": counted, "status": status},
         extrapolation=None,
-        verdict=verdict,
+        verdict=verdict("proxy", parameters, intervals, n=n, fewest=FEWEST, counted=counted, status=status, **facts),
         curves=_curves(score, loss, names, slope, offset),
     )
 
@@ -194,57 +197,20 @@ def _curves(score: Array, loss: Array, names: tuple[str, ...], slope: float, off
     ]
 
 
-def judge(
-    n: int, spearman: float, linear: float, p: float, counted: str, intervals: dict[str, list[float]] | None
-) -> tuple[list[str], str]:  # fmt: skip
-    """Return the verdict in words, and its status: "not evidence", "not shown", "wrong way", "weak" or "validated".
+def judge(p: float, spearman: float, intervals: Mapping[str, list[float]] | None) -> tuple[str, dict[str, Any]]:
+    """Return "not evidence", "not shown", "wrong way", "weak" or "validated", and what the verdict says of it.
 
     More of the score is better, so a loss that rises with it never validates it.
     """
-    method = "exact permutation p" if counted.startswith("all") else f"permutation p ({counted})"
-    facts = f"Spearman {spearman:.3f}, Pearson {linear:.3f}, {method} {p:.3g} over {n} points."
     if intervals is None:
-        return [
-            f"{facts} {_direction(n, spearman)}",
-            f"Not evidence: {n} points are too few to judge a proxy; at least {FEWEST} are needed.",
-        ], "not evidence"
-    low, high = intervals["spearman"]
-    facts += f" The 95 % interval of Spearman's correlation is {low:.3f} to {high:.3f}."
-    crosses = [name for name, (a, b) in intervals.items() if a <= 0 <= b]
+        return "not evidence", {}
+    weakest = min(map(abs, intervals["spearman"]))
+    crosses = [name for name, (low, high) in intervals.items() if low <= 0 <= high]
     if crosses or p > 0.05:
-        why = (
-            f"the interval of the {' and the '.join(crosses)} correlation includes zero"
-            if crosses
-            else f"p is {p:.2g}, above 0.05"
-        )
-        return [
-            f"{facts} {_direction(n, spearman)}",
-            f"No conclusion: {why}; these data do not show that the score predicts loss.",
-        ], "not shown"
+        return "not shown", {"crosses": crosses}
     if spearman > 0:
-        return [
-            facts,
-            "A higher score goes with higher loss, beyond chance: the score orders them the wrong way, "
-            "and is no proxy for these architectures.",
-        ], "wrong way"
-    words = "A higher score goes with lower loss, beyond chance"
-    if min(abs(low), abs(high)) < 0.5:
-        return [facts, f"{words}, but the correlation may be as weak as {min(abs(low), abs(high)):.2f}: "
-                       "use the score to discard, not to rank."], "weak"  # fmt: skip
-    return [
-        facts,
-        f"{words}: the proxy is validated on these architectures, at these scales, and nowhere else.",
-    ], "validated"
-
-
-def _direction(n: int, spearman: float) -> str:
-    """Say which way the points go, whether or not that means anything."""
-    if abs(spearman) < 1e-9:
-        return "The order of the scores has nothing of the order of the losses."
-    loss, way = ("higher", "the wrong way") if spearman > 0 else ("lower", "the way that a proxy should")
-    if n == 2:
-        return f"The higher score has the {loss} loss: {way}."
-    return f"By rank, higher scores go with {loss} losses: {way}."
+        return "wrong way", {}
+    return ("weak" if weakest < 0.5 else "validated"), {"weakest": weakest}
 
 
 LAW = Law(

@@ -1,18 +1,33 @@
-"""Sentences that the verdicts of several laws share."""
+"""Verdicts from the templates beside this file, and sentences that several laws share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hybridtron.laws.families.law import Settings
 from hybridtron.reporting.numbers import interval, significant
 
+_TEMPLATES = Environment(
+    loader=PackageLoader("hybridtron.laws.families"), undefined=StrictUndefined, trim_blocks=True,
+    line_statement_prefix="#",
+)  # fmt: skip
+_TEMPLATES.filters |= {"significant": significant, "interval": interval}
 
-def interval_sentence(what: str, value: float, ends: list[float] | None) -> str:
-    """Return 'what = value (95 % interval low to high).', or say that there is no interval."""
-    span = f"95 % interval {interval(ends)}" if ends else "no interval"
-    return f"{what} = {significant(value)} ({span})."
+
+def verdict(
+    law: str, parameters: Mapping[str, float], intervals: Mapping[str, list[float]] | None, **facts: Any
+) -> list[str]:
+    """Render a law's template: a sentence, or a few that belong together, for each line.
+
+    The template knows the parameters as `p`, their intervals as `spans` (None where there is none) and `facts`.
+    """
+    spans: Mapping[str, Any] = defaultdict(lambda: None, intervals or {})
+    text = _TEMPLATES.get_template(f"{law}.txt.j2").render(p=parameters, spans=spans, **facts)
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def predicted(point: Mapping[str, Any]) -> str:
@@ -25,23 +40,21 @@ def predicted(point: Mapping[str, Any]) -> str:
     return ", ".join(words)
 
 
+def moves(
+    old: Mapping[str, float], new: Mapping[str, float], spans: Mapping[str, Sequence[float]]
+) -> list[str]:  # fmt: skip
+    """Describe the parameters whose new values lie outside their spans; none when there are no new values."""
+    return [
+        f"{name} {old[name]:.4g} -> {new[name]:.4g}"
+        for name, (low, high) in spans.items()
+        if new and not low <= new[name] <= high
+    ]
+
+
 def not_held_out(settings: Settings, held: Mapping[str, Any] | None, there: str) -> list[str]:
     """Return a warning when runs were to be held out and are too few for that."""
     if held is not None or not settings.holdout:
         return []
     return [
         f"holdout: {settings.holdout} of {there} cannot be held out, too few would be left; extrapolation unchecked"
-    ]
-
-
-def held_out_sentence(held: Mapping[str, Any] | None, quantity: str) -> list[str]:
-    """Return one sentence on the result of the extrapolation check, in a list."""
-    if held is None:
-        return ["Extrapolation was not checked: no runs were held out."]
-    factor = held["largest_held_out"] / held["largest_fitted"]
-    count = held["held_out"]
-    which = "the largest, the law predicts its" if count == 1 else f"the {count} largest, the law predicts their"
-    return [
-        f"Fitted without {which} {quantity} to "
-        f"{100 * held['mean_absolute_relative_error']:.2g} % on average, {factor:.3g}x beyond the data it saw."
     ]

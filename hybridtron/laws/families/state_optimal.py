@@ -17,12 +17,11 @@ from hybridtron.errors import UserError
 from hybridtron.laws.data.points import extrapolation_warnings
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Series, Settings, record
-from hybridtron.laws.families.sentences import held_out_sentence, interval_sentence, not_held_out
+from hybridtron.laws.families.sentences import not_held_out, verdict
 from hybridtron.laws.fitting import bootstrap
 from hybridtron.laws.fitting.loss_minima import FEWEST, find_loss_minimum, split_budgets
-from hybridtron.laws.fitting.parabola import OPTIONS, chosen_window
+from hybridtron.laws.fitting.parabola import WINDOW, chosen_window
 from hybridtron.laws.fitting.power import PowerLaw, fit_line
-from hybridtron.reporting.numbers import significant
 
 FEWEST_POINTS = 5
 
@@ -46,7 +45,8 @@ def fit(runs: Runs, settings: Settings) -> Fit:
     Raises:
         UserError: when fewer than two compute-optimal points are left, or all have the same state.
     """
-    optimal, warnings = compute_optimal_points(runs, chosen_window(LAW, settings), settings.group)
+    window = chosen_window(settings, 4.0)
+    optimal, warnings = compute_optimal_points(runs, window, settings.group)
     if len({point.state for point in optimal}) < 2:
         raise UserError(
             f"{runs.source}: {len(optimal)} compute-optimal points; expected two or more of different state"
@@ -54,36 +54,39 @@ def fit(runs: Runs, settings: Settings) -> Fit:
         )
     labels = _labels(optimal)
     power, reason = _power_law(optimal, labels, settings)
-    context, declared = _context(runs, settings)
+    context = _context(runs, settings)
     architectures, shared = _per_architecture(optimal, settings)
     count = max(1, round(len(optimal) / 10)) if settings.holdout is None else settings.holdout
-    held = power.hold_out(count, 4, "total state", ("c", "G"))
+    held = power.hold_out(count, 4, "total state")
     warnings += _asked(optimal, context) + ([reason] if reason else []) + _mixed(power, shared)
     warnings += not_held_out(settings, held, f"{len(optimal)} compute-optimal points")
-    predictions = [_predict(power, point) for point in settings.predict]
     for point in settings.predict:
         warnings += extrapolation_warnings(point, {"M": power.x})
     return Fit(
         law=LAW.name,
-        parameters={"c": power.exponent, "G": power.factor},
-        objective=float(((np.log(power.y) - _log_at(power, power.x)) ** 2).sum()),
+        parameters=power.parameters,
+        objective=float(((np.log(power.y) - np.log(power.at(power.x))) ** 2).sum()),
         n_points=len(runs),
         n_groups=len(np.unique(labels)),
-        intervals=_public(power),
+        intervals=power.intervals or None,
         settings=record(
             settings,
-            window=chosen_window(LAW, settings),
-            context=context,
+            window=window,
+            context=context or None,
             objective="squared residual of log perplexity* about the line in log M, summed over compute-optimal points",
         ),
         sensitivity={"architectures": architectures, "shared_exponent": shared, "window": _windows(runs)},
-        predictions=predictions,
+        predictions=[_predict(power, point) for point in settings.predict],
         warnings=warnings,
         search={"compute_optimal_points": [_as_json(point) for point in optimal]},
         extrapolation=held,
-        verdict=_verdict(power, optimal, declared, shared) + held_out_sentence(held, "compute-optimal perplexity"),
+        verdict=verdict(
+            LAW.name, power.parameters, power.intervals, held=held, context=context, shared=shared,
+            declared=settings.options.get("context") is not None, architectures=len(architectures),
+            single_runs=all(point.how == "single run" for point in optimal),
+        ),
         curves=_curves(optimal, power),
-    )
+    )  # fmt: skip
 
 
 def compute_optimal_points(
@@ -124,16 +127,12 @@ def compute_optimal_points(
     return found, warnings
 
 
-def _context(runs: Runs, settings: Settings) -> tuple[float | None, str]:
-    value = settings.options.get("context")
-    if value is not None:
-        return float(value), f"Attention's state is counted at a context of {float(value):g} tokens, as declared."
-    if "state_context" in runs:
-        lengths = np.unique(runs["state_context"])
-        if len(lengths) == 1:
-            return float(lengths[0]), f"Attention's state is counted at a context of {lengths[0]:g} tokens."
-        return None, "The runs count attention's state at different context lengths; their states are not comparable."
-    return None, "The context length that attention's state assumes is not declared, so M cannot be compared elsewhere."
+def _context(runs: Runs, settings: Settings) -> float | None:
+    """Return the context length at which attention's state is counted; 0 when runs differ, None when unknown."""
+    if settings.options.get("context") is not None:
+        return float(settings.options["context"])
+    lengths = set(runs.columns.get("state_context", ()))
+    return None if not lengths else float(*lengths) if len(lengths) == 1 else 0.0
 
 
 def _labels(optimal: list[Point]) -> Any:
@@ -170,15 +169,7 @@ def _power_law(optimal: Sequence[Point], labels: Any, settings: Settings) -> tup
         else:
             drawn = fitted + rng.choice(noise - noise.mean(), (settings.bootstrap, len(x)))
         samples = np.stack(fit_line(x, drawn), axis=1)
-    return PowerLaw(state, np.exp(log_perplexity), slope, math.exp(offset), count - 2, samples), reason
-
-
-def _log_at(power: PowerLaw, state: Any) -> Any:
-    return math.log(power.factor) + power.exponent * np.log(state)
-
-
-def _public(power: PowerLaw) -> dict[str, list[float]] | None:
-    return power.intervals and {"c": power.intervals["exponent"], "G": power.intervals["factor"]}
+    return PowerLaw(("c", "G"), state, np.exp(log_perplexity), slope, math.exp(offset), count - 2, samples), reason
 
 
 def _as_json(point: Point) -> dict[str, Any]:
@@ -195,7 +186,7 @@ def _asked(optimal: Sequence[Point], context: float | None) -> list[str]:
             f"single runs: {single} of {len(optimal)} points are budgets of one run, taken as compute-optimal as they "
             "stand; does column flops hold the nominal budget of each run?"
         )
-    if context is None:
+    if not context:
         warnings.append(
             "context: the context length that attention's state assumes is not declared; give option context, or a "
             "column state_context"
@@ -205,7 +196,7 @@ def _asked(optimal: Sequence[Point], context: float | None) -> list[str]:
 
 def _mixed(power: PowerLaw, shared: Mapping[str, float] | None) -> list[str]:
     """Warn where the exponent within architectures lies outside the interval of the exponent across them."""
-    span = (power.intervals or {}).get("exponent")
+    span = power.intervals.get("c")
     if shared is None or span is None or span[0] <= shared["c"] <= span[1]:
         return []
     return [
@@ -228,7 +219,7 @@ def _windows(runs: Runs) -> dict[str, dict[str, float]]:
         optimal, _ = compute_optimal_points(runs, window)
         if len({point.state for point in optimal}) >= 2:
             power, _ = _power_law(optimal, np.arange(len(optimal)), Settings(bootstrap=0))
-            table[f"{window:g}"] = {"c": power.exponent, "G": power.factor}
+            table[f"{window:g}"] = power.parameters
     return table
 
 
@@ -245,28 +236,11 @@ def _per_architecture(
             table[name] = {"points": len(mine), "reason": "fewer than two compute-optimal points of different state"}
             continue
         power, reason = _power_law(mine, np.arange(len(mine)), settings)
-        parameters = {"c": power.exponent, "G": power.factor}
-        table[name] = {"points": len(mine), "parameters": parameters, "intervals": _public(power), "reason": reason}
+        table[name] = {"points": len(mine), "parameters": power.parameters, "intervals": power.intervals or None,
+                       "reason": reason}  # fmt: skip
         spread = float(((np.log(power.x) - np.log(power.x).mean()) ** 2).sum())
         top, bottom = top + power.exponent * spread, bottom + spread
     return table, ({"c": top / bottom} if len(names) > 1 and bottom > 0 else None)
-
-
-def _verdict(
-    power: PowerLaw, optimal: Sequence[Point], declared: str, shared: Mapping[str, float] | None
-) -> list[str]:  # fmt: skip
-    span = (power.intervals or {}).get("exponent")
-    what = "Compute-optimal perplexity changes with total state as M^c, c"
-    sentences = [interval_sentence(what, power.exponent, span), declared]
-    if all(point.how == "single run" for point in optimal):
-        sentences.append("Each budget has one run: that it is compute-optimal is taken from the data, not shown by it.")
-    if span is not None and span[0] <= 0 <= span[1]:
-        sentences.append("The interval includes zero: these data do not show that more state helps.")
-    if shared is not None:
-        sentences.append(f"Within architectures, each with its own G, the exponent is {significant(shared['c'])}.")
-    elif len({point.arch for point in optimal}) == 1:
-        sentences.append("There is one architecture: nothing is said about state across architectures.")
-    return sentences
 
 
 def _curves(optimal: Sequence[Point], power: PowerLaw) -> list[Series]:
@@ -291,6 +265,6 @@ LAW = Law(
     ignores=("delta",),
     options={
         "context": (None, "context length in tokens at which attention's state was counted"),
-        "window": OPTIONS["window"],
+        "window": (4.0, WINDOW),
     },
 )

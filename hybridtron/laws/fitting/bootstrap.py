@@ -32,14 +32,14 @@ def group_labels(runs: Runs, group: str | None) -> NDArray[np.intp]:
     return np.unique(runs[group].astype(str), return_inverse=True)[1].astype(np.intp)
 
 
-def refusal(n_groups: int, n_parameters: int, what: str = "runs") -> str | None:
+def refusal(n_groups: int, n_parameters: int) -> str | None:
     """Return why no interval is given, or None: fewer than 3 independent runs for each parameter, or fewer than 8."""
     needed = max(3 * n_parameters, 8)
     if n_groups >= needed:
         return None
     return (
-        f"few points: no intervals, {n_groups} independent {what} for {n_parameters} parameters leave "
-        f"{max(n_groups - n_parameters, 0)} degrees of freedom; at least {needed} {what} are needed"
+        f"few points: no intervals, {n_groups} independent runs for {n_parameters} parameters leave "
+        f"{max(n_groups - n_parameters, 0)} degrees of freedom; at least {needed} runs are needed"
     )
 
 
@@ -68,15 +68,10 @@ def resample(
 def interval(samples: Array, n_groups: int, n_parameters: int) -> list[float]:
     """Return the expanded percentile interval of one quantity from its replicates [count]."""
     freedom = max(n_groups - n_parameters, 1)
-    return _percentiles(samples, np.sqrt(n_groups / freedom), freedom)
+    return percentiles(samples, freedom, np.sqrt(n_groups / freedom))
 
 
-def residual_interval(samples: Array, freedom: int) -> list[float]:
-    """Return the percentile interval of replicates of leverage-corrected residuals, with levels of Student's t."""
-    return _percentiles(samples, 1.0, max(freedom, 1))
-
-
-def _percentiles(samples: Array, widening: float, freedom: int) -> list[float]:
+def percentiles(samples: Array, freedom: int, widening: float = 1.0) -> list[float]:
     """Return the percentiles at Student's t times `widening`; nan where a tenth of the replicates are not finite."""
     finite = samples[np.isfinite(samples)]
     if len(finite) < 0.9 * len(samples) or len(finite) == 0:

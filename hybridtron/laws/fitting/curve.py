@@ -12,7 +12,7 @@ import numpy as np
 from hybridtron.errors import UserError
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Series, Settings, record
-from hybridtron.laws.families.sentences import not_held_out
+from hybridtron.laws.families.sentences import moves, not_held_out, verdict
 from hybridtron.laws.fitting import bootstrap
 from hybridtron.laws.fitting.identify import free_parameters
 from hybridtron.laws.fitting.optimize import Array, Optimum, Problem, quick_search, refine, search
@@ -75,14 +75,30 @@ class CurveFit:
             low, high = np.nanquantile(values(self.samples), [0.025, 0.975], axis=0)
         return {"low": low, "high": high}
 
-    def at_bounds(self, names: Mapping[int, str], margin: float = 1e-6) -> list[str]:
+    def predict(self, columns: Mapping[str, Any]) -> Array:
+        """Compute the curve at columns [m], in the units of what was measured; [m]."""
+        return self.curve.predict(self.optimum.theta[None], columns)[0]
+
+    def at_bounds(self, names: Mapping[int, str]) -> list[str]:
         """Warn of the coordinates, by their numbers, that end at a bound."""
         theta, lower, upper = self.optimum.theta, self.curve.problem.lower, self.curve.problem.upper
+        margin = 1e-6 * (upper - lower)
         return [
-            f"not identified: {name} ends at its bound {theta[i]:g}"
+            f"not identified: {name} ends at its bound {self.parameters[name]:g}"
             for i, name in names.items()
-            if theta[i] <= lower[i] + margin or theta[i] >= upper[i] - margin
+            if theta[i] <= lower[i] + margin[i] or theta[i] >= upper[i] - margin[i]
         ]
+
+    @property
+    def residual(self) -> Array:
+        """Fitted less measured values, as the objective sees them, [n]."""
+        problem = self.curve.problem
+        return problem.predict(self.optimum.theta[None], slice(None))[0] - problem.target
+
+    @property
+    def noise(self) -> float:
+        """Robust standard deviation of the residuals."""
+        return robust_deviation(self.residual)
 
 
 OUTLIERS = (None, "column that flags outliers, to report how far the answer moves without them")
@@ -108,9 +124,8 @@ def fit_curve(build: Build, runs: Runs, settings: Settings, delta: float) -> Cur
     reason = bootstrap.refusal(n_groups, p) or _undetermined(curve, optimum.theta)
     if reason:
         warnings.append(reason)
-    scale = residual_scale(curve.problem, optimum.theta)
     if settings.bootstrap and not reason:
-        samples = _resample(curve.problem, optimum.theta, scale, labels, settings)
+        samples = _resample(curve.problem, optimum.theta, labels, settings)
     intervals = None
     if samples is not None:
         intervals = {name: bootstrap.interval(v, n_groups, p) for name, v in curve.public(samples).items()}
@@ -126,13 +141,12 @@ def _undetermined(curve: Curve, theta: Array) -> str | None:
     return None if why is None else f"not identified: no intervals, {why}"
 
 
-def residual_scale(problem: Problem, theta: Array) -> float:
-    """Estimate the robust standard deviation of the residuals at theta [p]."""
-    residual = problem.predict(theta[None], slice(None))[0] - problem.target
+def robust_deviation(residual: Array) -> float:
+    """Estimate the standard deviation of residuals [n] by the median of their distances from their median."""
     return float(1.4826 * np.median(np.abs(residual - np.median(residual))))
 
 
-def _resample(problem: Problem, theta: Array, scale: float, labels: Any, settings: Settings) -> Array:
+def _resample(problem: Problem, theta: Array, labels: Any, settings: Settings) -> Array:
     """Resample the fit: coordinates [count, p].
 
     A threshold far below the noise makes the fit a median, whose bootstrap overstates the spread of small samples
@@ -140,7 +154,8 @@ def _resample(problem: Problem, theta: Array, scale: float, labels: Any, setting
     at least half of the noise as threshold, and their deviations from the fit under that threshold are added to
     the estimate.
     """
-    smooth = replace(problem, delta=max(problem.delta, scale / 2))
+    noise = robust_deviation(problem.predict(theta[None], slice(None))[0] - problem.target)
+    smooth = replace(problem, delta=max(problem.delta, noise / 2))
     centre = refine(smooth, theta[None], iterations=60)[0]
 
     def refit(weights: Array) -> Array:
@@ -151,11 +166,11 @@ def _resample(problem: Problem, theta: Array, scale: float, labels: Any, setting
     return np.clip(drawn + theta - centre, problem.lower, problem.upper)
 
 
-def refit_parameters(build: Build, runs: Runs, delta: float) -> dict[str, float]:
-    """Fit the parameters alone, for sensitivity."""
+def _refit(build: Build, runs: Runs, delta: float) -> tuple[Curve, Array, dict[str, float]]:
+    """Fit the curve without intervals, for the side fits: the curve, its coordinates [1, p] and its parameters."""
     curve = build(runs, delta)
     theta = quick_search(curve.problem, curve.starts)[None]
-    return {name: float(value[0]) for name, value in curve.public(theta).items()}
+    return curve, theta, {name: float(value[0]) for name, value in curve.public(theta).items()}
 
 
 def hold_out(
@@ -173,63 +188,43 @@ def hold_out(
     if count <= 0 or n_groups - count < 2 * p:
         return None
     out = np.isin(labels, np.argsort(largest, kind="stable")[-count:])
-    rest, held = runs.take(~out), runs.take(out)
-    curve = build(rest, delta)
-    theta = quick_search(curve.problem, curve.starts)[None]
-    observed = build(held, delta).observed
-    predicted = curve.predict(theta, numbers(held))[0]
+    held = runs.take(out)
+    curve, theta, without = _refit(build, runs.take(~out), delta)
     ends = {"largest_fitted": float(size[~out].max()), "largest_held_out": float(size[out].max())}
-    without = {name: float(value[0]) for name, value in curve.public(theta).items()}
     return held_out(
-        count, size_name, predicted, observed, held_out_rows=int(out.sum()), **ends, parameters_without=without
-    )
+        count, size_name, curve.predict(theta, held.columns)[0], build(held, delta).observed,
+        held_out_rows=int(out.sum()), **ends, parameters_without=without,
+    )  # fmt: skip
 
 
-def sensitivity(build: Build, runs: Runs, settings: Settings, delta: float, fitted: CurveFit) -> dict[str, Any]:
-    """Fit the parameters under other thresholds, without far points, and without rows flagged as outliers."""
+def sensitivity(
+    build: Build, runs: Runs, settings: Settings, delta: float, fitted: CurveFit
+) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
+    """Fit the parameters under other thresholds, without far points, and without rows flagged as outliers.
+
+    Returns them with a warning for each filter under which a parameter leaves its interval (or moves by 10 % when there
+    is none).
+    """
     others = [math.inf, 0.1] if math.isinf(delta) else [delta * 10, delta / 10, math.inf]
     table: dict[str, Any] = {
-        "delta": {f"{other:g}": refit_parameters(build, runs, other) for other in others if other != delta}
+        "delta": {f"{other:g}": _refit(build, runs, other)[2] for other in others if other != delta}
     }
-    problem = fitted.curve.problem
-    residual = problem.predict(fitted.optimum.theta[None], slice(None))[0] - problem.target
-    scale = residual_scale(problem, fitted.optimum.theta)
-    far = np.abs(residual) > 4 * max(scale, 1e-12)
-    p = len(fitted.optimum.theta)
-    if far.any() and (~far).sum() > 2 * p:
-        table["without_far_points"] = {
-            "rule": "residual beyond 4 robust standard deviations",
-            "rows": int(far.sum()),
-            "lines": [int(line) for line in runs.lines[far]],
-            "parameters": refit_parameters(build, runs.take(~far), delta),
-        }
-    flag = outlier_flags(runs, settings)
-    if flag is not None and (~flag[1]).sum() > 2 * p and flag[1].any():
-        table["without_flagged"] = {
-            "column": flag[0],
-            "rows": int(flag[1].sum()),
-            "parameters": refit_parameters(build, runs.take(~flag[1]), delta),
-        }
-    return table
-
-
-def filter_warnings(fitted: CurveFit, table: Mapping[str, Any]) -> list[str]:
-    """Warn of each filter under which a parameter leaves its interval (or moves by 10 % when there is none)."""
+    far = np.abs(fitted.residual) > 4 * max(fitted.noise, 1e-12)
+    column, flagged = outlier_flags(runs, settings) or ("", np.zeros(len(runs), bool))
+    rule = {"rule": "residual beyond 4 robust standard deviations", "lines": [int(line) for line in runs.lines[far]]}
+    near = {name: [value - 0.1 * abs(value), value + 0.1 * abs(value)] for name, value in fitted.parameters.items()}
     warnings = []
-    for key, words in (("without_far_points", "far points"), ("without_flagged", "flagged rows")):
-        entry = table.get(key)
-        if entry is None:
+    for key, words, out, about in (
+        ("without_far_points", "far points", far, rule),
+        ("without_flagged", "flagged rows", flagged, {"column": column}),
+    ):
+        if not out.any() or (~out).sum() <= 2 * len(fitted.optimum.theta):
             continue
-        moved = []
-        for name, value in entry["parameters"].items():
-            old = fitted.parameters[name]
-            span = (fitted.intervals or {}).get(name)
-            out = not span[0] <= value <= span[1] if span else abs(value - old) > 0.1 * abs(old)
-            if out:
-                moved.append(f"{name} {old:.4g} -> {value:.4g}")
-        if moved:
-            warnings.append(f"filter sensitivity: without the {entry['rows']} {words}: " + ", ".join(moved))
-    return warnings
+        parameters = _refit(build, runs.take(~out), delta)[2]
+        table[key] = {**about, "rows": int(out.sum()), "parameters": parameters}
+        if moved := moves(fitted.parameters, parameters, fitted.intervals or near):
+            warnings.append(f"filter sensitivity: without the {out.sum()} {words}: " + ", ".join(moved))
+    return table, warnings
 
 
 def outlier_flags(runs: Runs, settings: Settings) -> tuple[str, np.ndarray] | None:
@@ -245,11 +240,6 @@ def outlier_flags(runs: Runs, settings: Settings) -> tuple[str, np.ndarray] | No
     return name, values != 0
 
 
-def numbers(runs: Runs) -> dict[str, Array]:
-    """Return the numeric columns."""
-    return {name: values for name, values in runs.columns.items() if values.dtype != object}
-
-
 def complete_fit(
     law: str,
     build: Build,
@@ -260,9 +250,10 @@ def complete_fit(
     size: Array,
     size_name: str,
     predict_point: Callable[[CurveFit, Mapping[str, float]], tuple[dict[str, Any], list[str]]],
-    verdict: Callable[[CurveFit, dict[str, Any] | None], list[str]],
     curves: Callable[[CurveFit], list[Series]],
-    check: Callable[[CurveFit], list[str]] = lambda fitted: [],
+    check: Callable[[CurveFit], list[str]],
+    facts: Callable[[CurveFit], dict[str, Any]] = lambda fitted: {},
+    template: str | None = None,
 ) -> Fit:
     """Fit everything that a curve law reports.
 
@@ -270,17 +261,18 @@ def complete_fit(
         delta: Huber threshold.
         size: what "largest" means for the held-out runs, [n]; `size_name` is its name.
         predict_point: one `--predict` entry -> its answer and its warnings.
-        verdict: the fit and the extrapolation check -> sentences.
         curves: what to plot.
         check: warnings of the law's own.
+        facts: what the template of the verdict needs besides parameters, intervals and the extrapolation check.
+        template: name of that template; by default the law's.
 
     Raises UserError where there are no more rows than parameters: then any number of curves goes through all of them.
     """
     if len(runs) <= (parameters := len(build(runs, delta).problem.lower)):
         raise UserError(f"{runs.source}: {len(runs)} rows; expected more than the {parameters} parameters of {law}")
     fitted = fit_curve(build, runs, settings, delta)
-    table = sensitivity(build, runs, settings, delta, fitted)
-    warnings = fitted.warnings + filter_warnings(fitted, table) + check(fitted)
+    table, moved = sensitivity(build, runs, settings, delta, fitted)
+    warnings = fitted.warnings + moved + check(fitted)
     held = hold_out(build, runs, settings, delta, size, size_name)
     warnings += not_held_out(settings, held, f"{fitted.n_groups} runs")
     predictions = []
@@ -301,15 +293,14 @@ def complete_fit(
         warnings=warnings,
         search=fitted.optimum.describe(),
         extrapolation=held,
-        verdict=verdict(fitted, held),
+        verdict=verdict(template or law, fitted.parameters, fitted.intervals, held=held, **facts(fitted)),
         curves=curves(fitted),
     )
 
 
 def measured_against_predicted(fitted: CurveFit, quantity: str) -> list[Series]:
     """Return the panel that every curve law has: measured values against the fitted ones, and the line of equality."""
-    problem = fitted.curve.problem
-    value = problem.predict(fitted.optimum.theta[None], slice(None))[0]
+    value = fitted.curve.problem.target + fitted.residual
     predicted = np.exp(value) if fitted.curve.log_target else value
     observed = fitted.curve.observed
     ends = np.array([min(predicted.min(), observed.min()), max(predicted.max(), observed.max())])

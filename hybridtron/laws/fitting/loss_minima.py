@@ -155,14 +155,6 @@ def _design(x: Array, centre: float) -> Array:
     return np.stack([np.ones_like(u), u, u**2], axis=1)
 
 
-def find_loss_minima(runs: Runs, column: str, window: float) -> list[LossMinimum]:
-    """Find the minimum of each budget of the column `flops`, in rising order."""
-    return [
-        find_loss_minimum(budget, runs[column], runs["loss"], rows, window)
-        for budget, rows in split_budgets(runs["flops"])
-    ]  # fmt: skip
-
-
 def resample_loss_minima(runs: Runs, column: str, minima: Sequence[LossMinimum], multipliers: Array) -> Array:
     """Return log x at the minima of resampled noise; multipliers [count, n] of the rows -> [count, K].
 

@@ -15,15 +15,16 @@ from hybridtron.errors import UserError
 from hybridtron.laws.data.points import extrapolation_warnings
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Series, Settings, record
-from hybridtron.laws.families.sentences import not_held_out
+from hybridtron.laws.families.sentences import moves, not_held_out, verdict
 from hybridtron.laws.fitting import bootstrap
 from hybridtron.laws.fitting.curve import OUTLIERS, outlier_flags
 from hybridtron.laws.fitting.loss_minima import (
     LossMinimum,
     budget_warnings,
-    find_loss_minima,
+    find_loss_minimum,
     parabola_curves,
     resample_loss_minima,
+    split_budgets,
 )
 from hybridtron.laws.fitting.optimize import Array
 from hybridtron.laws.fitting.power import PowerLaw, fit_line, fit_lines_with_gaps
@@ -31,10 +32,7 @@ from hybridtron.laws.fitting.power import PowerLaw, fit_line, fit_lines_with_gap
 FEWEST_BUDGETS = 3
 FEWEST_FREEDOM = 5
 TOO_FEW = "fewer than two budgets left"
-OPTIONS: dict[str, tuple[Any, str]] = {
-    "window": (4.0, "rows within this factor of the minimum are fitted; inf takes all"),
-    "outliers": OUTLIERS,
-}
+WINDOW = "rows within this factor of the minimum are fitted; inf takes all"
 
 
 @dataclass(frozen=True)
@@ -79,83 +77,106 @@ class MinimaFit:
         return [points, self.power.line(panel, "C", 10, axes)]
 
 
-def complete_parabola_fit(
-    law: Law,
-    runs: Runs,
-    settings: Settings,
-    axes: Mapping[str, Axis],
-    *,
-    windows: Callable[[float], Iterable[float]],
-    objective: str,
-    search: Callable[[dict[str, MinimaFit]], dict[str, Any]],
-    verdict: Callable[[dict[str, MinimaFit], dict[str, Any] | None], list[str]],
-    panel: str,
-    x_label: str,
-    derive: Callable[[dict[str, Any]], dict[str, Any]] = lambda entry: {},
-) -> Fit:
-    """Fit everything that a parabola law reports.
+@dataclass(frozen=True, kw_only=True)
+class Parabolas:
+    """The declaration of a law of the loss minima of compute budgets.
 
-    Args:
+    Attributes:
         axes: by the name of x_opt in predictions; the first is the one that plots and the extrapolation check show.
+        window: the factor around a minimum within which rows are fitted, by default.
         windows: the window -> other windows that the sensitivity tries.
         objective: what the objective sums, in words.
-        search: the fits of the axes -> what was found on the way.
-        verdict: the fits and the extrapolation check -> sentences.
+        budget: the minima of one budget, one for each axis -> its entry in the results.
         panel, x_label: name of the plot of parabolas, and of its horizontal axis.
         derive: an entry of the predictions -> what follows from it.
-
-    Raises UserError where fewer than two budgets have a minimum inside their data.
     """
-    window = chosen_window(law, settings)
-    fits = {name: fit_minima(runs, settings, axis.column, window) for name, axis in axes.items()}
-    first, main = next(iter(axes.values())), next(iter(fits.values()))
-    table, moved = _sensitivity(law, runs, settings, axes, fits, windows(window))
-    count = 1 if settings.holdout is None else settings.holdout
-    held = main.power.hold_out(count, 2, "budget", (first.exponent, first.factor))
-    predictions = [_predict(law.name, point, fits, derive) for point in settings.predict]
-    warnings = list(dict.fromkeys(warning for fitted in fits.values() for warning in fitted.warnings)) + moved
-    for point in settings.predict:
-        warnings += extrapolation_warnings(point, {"C": main.power.x})
-    curves = parabola_curves(runs, first.column, main.minima, panel, x_label)
-    return Fit(
-        law=law.name,
-        parameters=_parameters(law, axes, fits),
-        objective=main.objective,
-        n_points=main.n_points,
-        n_groups=main.n_groups,
-        intervals=_intervals(law, axes, fits) or None,
-        settings=record(settings, window=window, objective=objective),
-        sensitivity=table,
-        predictions=predictions,
-        warnings=warnings + not_held_out(settings, held, f"{len(main.kept)} budgets"),
-        search=search(fits),
-        extrapolation=held,
-        verdict=verdict(fits, held),
-        curves=curves + [series for name, axis in axes.items() for series in fits[name].curves(axis.quantity)],
-    )
+
+    name: str
+    summary: str
+    axes: Mapping[str, Axis]
+    window: float
+    windows: Callable[[float], Iterable[float]]
+    objective: str
+    budget: Callable[..., dict[str, Any]]
+    panel: str
+    x_label: str
+    derive: Callable[[dict[str, Any]], dict[str, Any]] = lambda entry: {}
+
+    def law(self) -> Law:
+        """Return the law, with the columns and parameters of its axes."""
+        axes = self.axes.values()
+        return Law(
+            name=self.name,
+            summary=self.summary,
+            columns=(*(axis.column for axis in axes), "flops", "loss"),
+            parameters=(*(axis.exponent for axis in axes), *(axis.factor for axis in axes)),
+            fit=self.fit,
+            ignores=("delta",),
+            options={"window": (self.window, WINDOW), "outliers": OUTLIERS},
+        )
+
+    def fit(self, runs: Runs, settings: Settings) -> Fit:
+        """Fit the law; raises UserError where fewer than two budgets have a minimum inside their data."""
+        chosen = chosen_window(settings, self.window)
+        fits = {axis: fit_minima(runs, settings, declared, chosen) for axis, declared in self.axes.items()}
+        first, main = next(iter(self.axes.values())), next(iter(fits.values()))
+        parameters, intervals = _parameters(fits), _intervals(fits)
+        table, moved = _sensitivity(runs, settings, self.axes, fits, chosen, self.windows(chosen))
+        held = main.power.hold_out(1 if settings.holdout is None else settings.holdout, 2, "budget")
+        warnings = list(dict.fromkeys(warning for fitted in fits.values() for warning in fitted.warnings)) + moved
+        for point in settings.predict:
+            warnings += extrapolation_warnings(point, {"C": main.power.x})
+        warnings += not_held_out(settings, held, f"{len(main.kept)} budgets")
+        if len(set(runs.columns.get("arch", ()))) > 1:
+            warnings.append("pooled: rows of several architectures share one parabola; select one by where = arch=NAME")
+        scatter = {axis: fitted.scatter for axis, fitted in fits.items()}
+        minima = zip(*(fitted.minima for fitted in fits.values()), strict=True)
+        return Fit(
+            law=self.name,
+            parameters=parameters,
+            objective=main.objective,
+            n_points=main.n_points,
+            n_groups=main.n_groups,
+            intervals=intervals or None,
+            settings=record(settings, window=chosen, objective=self.objective),
+            sensitivity=table,
+            predictions=[_predict(self.name, point, fits, self.derive) for point in settings.predict],
+            warnings=warnings,
+            search={"budgets": [self.budget(*found) for found in minima],
+                    "scatter_about_the_line": scatter if len(fits) > 1 else main.scatter},
+            extrapolation=held,
+            verdict=verdict(self.name, parameters, intervals, held=held, kept=[one.budget for one in main.kept],
+                            dropped=[one.budget for one in main.minima if not one.kept]),
+            curves=parabola_curves(runs, first.column, main.minima, self.panel, self.x_label)
+            + [series for axis, declared in self.axes.items() for series in fits[axis].curves(declared.quantity)],
+        )  # fmt: skip
 
 
-def chosen_window(law: Law, settings: Settings) -> float:
+def chosen_window(settings: Settings, default: float) -> float:
     """Return the window that was asked for, or the law's own; raises UserError for one that holds nothing."""
-    window = float(settings.options.get("window", law.options["window"][0]))
+    window = float(settings.options.get("window", default))
     if not window > 1:
         raise UserError(f"window = {window:g}: expected a factor above 1")
     return window
 
 
-def fit_minima(runs: Runs, settings: Settings, column: str, window: float) -> MinimaFit:
-    """Find the minimum of each budget along `column`, fit the line through the kept ones, and resample it.
+def fit_minima(runs: Runs, settings: Settings, axis: Axis, window: float) -> MinimaFit:
+    """Find the minimum of each budget along the axis, fit the line through the kept ones, and resample it.
 
     Raises UserError when fewer than two budgets have a usable minimum.
     """
-    found = find_loss_minima(runs, column, window)
+    column = axis.column
+    found = [
+        find_loss_minimum(budget, runs[column], runs["loss"], rows, window)
+        for budget, rows in split_budgets(runs["flops"])
+    ]
     kept = [minimum for minimum in found if minimum.kept]
     if len(kept) < 2:
         raise UserError(_refusal(runs.source, found, len(kept)))
     x, y = (np.array([getattr(minimum, name) for minimum in kept]) for name in ("budget", "x"))
     exponent, log_factor = (float(value) for value in fit_line(np.log(x), np.log(y)))
-    axis = {"n_params": "minimum in N", "tokens": "minimum in D"}.get(column, column)
-    warnings = budget_warnings(runs["flops"]) + _dropped(found, axis)
+    along = {"n_params": "minimum in N", "tokens": "minimum in D"}.get(column, column)
+    warnings = budget_warnings(runs["flops"]) + _dropped(found, along)
     rows = np.unique(np.concatenate([minimum.rows for minimum in kept]))
     labels = bootstrap.group_labels(runs, settings.group)
     freedom = sum(len(minimum.rows) - 3 for minimum in kept)
@@ -173,10 +194,10 @@ def fit_minima(runs: Runs, settings: Settings, column: str, window: float) -> Mi
         widening, scatter = _scatter(np.log(x), np.log(y), positions)
         if widening > 1:
             warnings.append(
-                f"scatter: the minima ({axis}) lie {widening:.2g}x farther from the line than the noise within budgets "
-                "explains; intervals are widened by that factor"
+                f"scatter: the minima ({along}) lie {widening:.2g}x farther from the line than the noise within "
+                "budgets explains; intervals are widened by that factor"
             )
-    power = PowerLaw(x, y, exponent, math.exp(log_factor), freedom, samples, widening)
+    power = PowerLaw((axis.exponent, axis.factor), x, y, exponent, math.exp(log_factor), freedom, samples, widening)
     return MinimaFit(power, found, positions, scatter, len(rows), len(np.unique(labels[rows])), warnings)
 
 
@@ -229,18 +250,16 @@ def _scatter(log_c: Array, log_x: Array, positions: Array) -> tuple[float, dict[
     return (ratio if p < 0.01 and ratio > 1 else 1.0), {"ratio": ratio, "p": p}
 
 
-def _parameters(law: Law, axes: Mapping[str, Axis], fits: Mapping[str, MinimaFit]) -> dict[str, float]:
-    values = {axis.exponent: fits[name].power.exponent for name, axis in axes.items()}
-    values |= {axis.factor: fits[name].power.factor for name, axis in axes.items()}
-    return {name: values[name] for name in law.parameters}
+def _parameters(fits: Mapping[str, MinimaFit]) -> dict[str, float]:
+    """Return the parameters of all axes, exponents first."""
+    powers = [fitted.power for fitted in fits.values()]
+    return {power.names[i]: power.parameters[power.names[i]] for i in (0, 1) for power in powers}
 
 
-def _intervals(law: Law, axes: Mapping[str, Axis], fits: Mapping[str, MinimaFit]) -> dict[str, list[float]]:
-    spans: dict[str, list[float]] = {}
-    for name, axis in axes.items():
-        if (found := fits[name].power.intervals) is not None:
-            spans |= {axis.exponent: found["exponent"], axis.factor: found["factor"]}
-    return {name: spans[name] for name in law.parameters} if spans else {}
+def _intervals(fits: Mapping[str, MinimaFit]) -> dict[str, list[float]]:
+    """Return their intervals in the same order; without those of an axis that has none."""
+    spans = {name: span for fitted in fits.values() for name, span in fitted.power.intervals.items()}
+    return {name: spans[name] for name in _parameters(fits) if name in spans}
 
 
 def _predict(
@@ -255,29 +274,21 @@ def _predict(
 
 
 def _sensitivity(
-    law: Law,
     runs: Runs,
     settings: Settings,
     axes: Mapping[str, Axis],
     fits: Mapping[str, MinimaFit],
+    window: float,
     windows: Iterable[float],
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the parameters under other windows and without odd rows, and a warning where an exponent moves."""
-    window = chosen_window(law, settings)
-    values, intervals = _parameters(law, axes, fits), _intervals(law, axes, fits)
-
-    def moves(others: Mapping[str, float]) -> list[str]:
-        names = [axis.exponent for axis in axes.values() if others]
-        return [
-            f"{name} {values[name]:.4g} -> {others[name]:.4g}"
-            for name in names
-            if _moved(values[name], others[name], intervals.get(name))
-        ]
-
-    tried = {other: _refit(law, axes, runs, other) for other in windows}
+    values, intervals = _parameters(fits), _intervals(fits)
+    names = [axis.exponent for axis in axes.values()]
+    spans = {name: intervals.get(name, [values[name] - 0.05, values[name] + 0.05]) for name in names}
+    tried = {other: _refit(axes, runs, other) for other in windows}
     table: dict[str, Any] = {"window": {f"{other:g}": found or TOO_FEW for other, found in tried.items()}}
     near = {other: found for other, found in tried.items() if window / 3 <= other <= window * 3}
-    moved = [f"{move} at window {other:g}" for other, found in near.items() for move in moves(found)]
+    moved = [f"{move} at window {other:g}" for other, found in near.items() for move in moves(values, found, spans)]
     warnings = ["window sensitivity: " + ", ".join(moved)] if moved else []
     far = _far_rows(next(iter(fits.values())).kept, len(runs))
     filters = {"without_far_points": ("rows beyond 4 robust standard deviations of the parabolas", far)}
@@ -287,24 +298,19 @@ def _sensitivity(
         if not rows.any():
             continue
         count, lines = int(rows.sum()), [int(line) for line in runs.lines[rows]]
-        found = _refit(law, axes, runs.take(~rows), window)
+        found = _refit(axes, runs.take(~rows), window)
         table[key] = {"rule": rule, "rows": count, "lines": lines, "parameters": found or TOO_FEW}
-        if moved := moves(found):
+        if moved := moves(values, found, spans):
             warnings.append(f"filter sensitivity: without {count} {rule}: " + ", ".join(moved))
     return table, warnings
 
 
-def _moved(old: float, new: float, interval: list[float] | None) -> bool:
-    return not interval[0] <= new <= interval[1] if interval else abs(new - old) > 0.05
-
-
-def _refit(law: Law, axes: Mapping[str, Axis], runs: Runs, window: float) -> dict[str, float]:
+def _refit(axes: Mapping[str, Axis], runs: Runs, window: float) -> dict[str, float]:
     """Return the parameters alone; empty when fewer than two budgets are left."""
     try:
-        fits = {name: fit_minima(runs, Settings(bootstrap=0), axis.column, window) for name, axis in axes.items()}
+        return _parameters({name: fit_minima(runs, Settings(bootstrap=0), axis, window) for name, axis in axes.items()})
     except UserError:
         return {}
-    return _parameters(law, axes, fits)
 
 
 def _far_rows(kept: list[LossMinimum], count: int) -> NDArray[np.bool_]:

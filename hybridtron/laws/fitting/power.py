@@ -19,6 +19,7 @@ class PowerLaw:
     """A fitted power law.
 
     Attributes:
+        names: public names of exponent and factor.
         x, y: the points it was fitted to, [K].
         exponent, factor: least squares of log y.
         freedom: degrees of freedom of the resampled noise.
@@ -26,6 +27,7 @@ class PowerLaw:
         widening: factor on the width of the intervals.
     """
 
+    names: tuple[str, str]
     x: Array
     y: Array
     exponent: float
@@ -35,41 +37,45 @@ class PowerLaw:
     widening: float = 1.0
 
     @property
-    def intervals(self) -> dict[str, list[float]] | None:
-        """Intervals of `exponent` and `factor`; None when refused."""
+    def parameters(self) -> dict[str, float]:
+        """Exponent and factor by their public names."""
+        return dict(zip(self.names, (self.exponent, self.factor), strict=True))
+
+    @property
+    def intervals(self) -> dict[str, list[float]]:
+        """Intervals of the parameters; empty when refused."""
         if self.samples is None:
-            return None
-        low, high = self._interval(self.samples[:, 1], math.log(self.factor))
-        return {"exponent": self._interval(self.samples[:, 0], self.exponent), "factor": [_exp(low), _exp(high)]}
+            return {}
+        spans = self._interval(self.samples[:, 0], self.exponent), self.interval_at(1.0)
+        return dict(zip(self.names, spans, strict=True))
 
-    def at(self, x: float) -> float:
+    def at(self, x: Any) -> Any:
         """Return y at x."""
-        return math.exp(math.log(self.factor) + self.exponent * math.log(x))
+        return np.exp(math.log(self.factor) + self.exponent * np.log(x))
 
-    def interval_at(self, x: float) -> list[float] | None:
+    def interval_at(self, x: float) -> Any:
         """Return the interval of `at`; None when refused."""
         if self.samples is None:
             return None
-        low, high = self._interval(self.samples[:, 1] + self.samples[:, 0] * math.log(x), math.log(self.at(x)))
-        return [_exp(low), _exp(high)]
+        ends = self._interval(self.samples[:, 1] + self.samples[:, 0] * math.log(x), math.log(self.at(x)))
+        with np.errstate(over="ignore"):
+            return np.exp(ends).tolist()
 
     def _interval(self, samples: Array, value: float) -> list[float]:
-        low, high = bootstrap.residual_interval(samples, self.freedom)
-        return [value + self.widening * (low - value), value + self.widening * (high - value)]
+        ends = bootstrap.percentiles(samples, max(self.freedom, 1))
+        return [value + self.widening * (end - value) for end in ends]
 
     def line(self, panel: str, symbol: str, beyond: float, axes: Mapping[str, Any]) -> Series:
         """Return the line with its band, drawn to `beyond` times the largest x."""
         x = np.geomspace(self.x.min(), self.x.max() * beyond, 60)
-        y = np.array([self.at(float(value)) for value in x])
-        band = None if self.samples is None else np.array([self.interval_at(float(value)) for value in x]).T
-        low, high = (None, None) if band is None else band
-        return Series(panel, f"{symbol}^{self.exponent:.3g}", "line", x, y, low=low, high=high, **axes)
+        ends = [self.interval_at(float(value)) for value in x] if self.samples is not None else []
+        low, high = np.transpose(ends) if ends else (None, None)
+        return Series(panel, f"{symbol}^{self.exponent:.3g}", "line", x, self.at(x), low=low, high=high, **axes)
 
-    def hold_out(self, count: int, fewest: int, by: str, names: tuple[str, str]) -> dict[str, Any] | None:
+    def hold_out(self, count: int, fewest: int, by: str) -> dict[str, Any] | None:
         """Compare the line through all but the `count` points of largest x with these points.
 
-        `names` are the public names of exponent and factor. Returns None when nothing is to be held out or fewer than
-        `fewest` points would be left.
+        Returns None when nothing is to be held out or fewer than `fewest` points would be left.
         """
         if count <= 0 or len(self.x) - count < fewest:
             return None
@@ -78,7 +84,7 @@ class PowerLaw:
         exponent, log_factor = (float(value) for value in fit_line(x[:-count], y[:-count]))
         predicted, observed = np.exp(log_factor + exponent * x[-count:]), self.y[order][-count:]
         fitted, largest = (float(self.x[order][row]) for row in (-count - 1, -1))
-        without = dict(zip(names, (exponent, math.exp(log_factor)), strict=True))
+        without = dict(zip(self.names, (exponent, math.exp(log_factor)), strict=True))
         return held_out(
             count, by, predicted, observed, largest_fitted=fitted, largest_held_out=largest, parameters_without=without
         )
@@ -117,7 +123,3 @@ def fit_lines_with_gaps(x: Array, y: Array) -> tuple[Array, Array]:
         slope = (centred * filled).sum(axis=1) / (centred**2).sum(axis=1)
         offset = mean_y - slope * mean_x
     return np.where(count >= 2, slope, np.nan), np.where(count >= 2, offset, np.nan)
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf

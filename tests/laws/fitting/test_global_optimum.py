@@ -15,7 +15,7 @@ from hybridtron.laws import Settings, fit
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families import depth_width, downstream, overtraining, parametric
 from hybridtron.laws.fitting.optimize import search
-from hybridtron.laws.fitting.parabola import fit_minima
+from hybridtron.laws.fitting.parabola import Axis, fit_minima
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -139,7 +139,7 @@ def test_isoflop_parabolas_and_line(name, column, value):
     """Every kept minimum is the parabola of numpy's own fit, and the line its fit through the minima."""
     runs = load(name) if column is None else load(name).where(column, value)
     for axis in ("n_params", "tokens"):
-        found = fit_minima(runs, Settings(bootstrap=0), axis, 4.0)
+        found = fit_minima(runs, Settings(bootstrap=0), Axis(axis, "a", "k", axis), 4.0)
         total = 0.0
         for minimum in found.kept:
             x, y = np.log(runs[axis][minimum.rows]), runs["loss"][minimum.rows]
