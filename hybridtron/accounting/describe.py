@@ -14,6 +14,7 @@ from typing import Any
 
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.tensors import model_tensors
+from hybridtron.reporting.shown import Shown
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,12 @@ class LayerAccount:
 
 
 @dataclass(frozen=True)
-class Account:
+class Account(Shown):
     """Per-token FLOPs are averages over a sequence of seq_len tokens; state_size is elements per sequence of
     seq_len."""
 
-    pattern: str
+    name: str
+    config: ModelConfig
     seq_len: int
     layers: tuple[LayerAccount, ...]
     total: int
@@ -43,7 +45,7 @@ class Account:
     def as_json(self) -> dict[str, Any]:
         per_token = self.flops_forward / self.seq_len
         return {
-            "pattern": self.pattern,
+            "pattern": str(self.config.parsed_pattern),
             "seq_len": self.seq_len,
             "layers": [asdict(layer) for layer in self.layers],
             "parameters": {
@@ -57,28 +59,29 @@ class Account:
         }
 
 
-def describe(config: ModelConfig, seq_len: int) -> Account:
+def describe(config: ModelConfig, seq_len: int, name: str = "model") -> Account:
     """Count parameters, FLOPs and state of every layer. The vocabulary size must be resolved."""
     specs = model_tensors(config)
     blocks = [config.blocks[name] for name in config.layer_names]
     layers = tuple(
         LayerAccount(
             index=i,
-            block=name,
+            block=block_name,
             type=block.type,
             parameters=block.parameters() + config.hidden_size,
             flops_per_token=_whole(block.flops(seq_len) / seq_len),
             state_size=block.state_size(seq_len),
         )
-        for i, (name, block) in enumerate(zip(config.layer_names, blocks, strict=True))
+        for i, (block_name, block) in enumerate(zip(config.layer_names, blocks, strict=True))
     )
     total = sum(spec.numel for spec in specs.values())
     return Account(
-        pattern=str(config.parsed_pattern),
+        name=name,
+        config=config,
         seq_len=seq_len,
         layers=layers,
         total=total,
-        embedding=sum(spec.numel for name, spec in specs.items() if name.split(".")[0] in ("embedding", "head")),
+        embedding=sum(spec.numel for key, spec in specs.items() if key.split(".")[0] in ("embedding", "head")),
         active=total - sum(block.parameters() - block.active_parameters() for block in blocks),
         flops_forward=sum(block.flops(seq_len) for block in blocks)
         + 2 * seq_len * math.prod((config.hidden_size, config.vocab_size)),

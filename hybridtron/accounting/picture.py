@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from itertools import groupby
 
+from rich.console import Console
 from rich.text import Text
 
 from hybridtron.accounting.describe import Account
-from hybridtron.model.config import ModelConfig
 from hybridtron.reporting.numbers import si
-from hybridtron.reporting.table import Table, terminal
+from hybridtron.reporting.shown import show
+from hybridtron.reporting.table import Table
 
 COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "red")
 LONGEST_BAR = 16
 NUMBERS = ("parameters", "FLOPs/token", "state")
 
 
-def draw(name: str, config: ModelConfig, account: Account) -> None:
+@show.register(Account)
+def draw(account: Account, console: Console) -> None:
     """Print the layers from the embedding down, runs of equal layers in one row; a bar is one layer's FLOPs."""
-    console = terminal()
+    config = account.config
     colour = {block: COLOURS[i % len(COLOURS)] for i, block in enumerate(config.blocks)}
     most = max(layer.flops_per_token for layer in account.layers)
     size = f"{config.vocab_size} x {config.hidden_size}"
@@ -35,7 +37,7 @@ def draw(name: str, config: ModelConfig, account: Account) -> None:
             f"{first.state_size * times:,}" if first.state_size else "",
             Text("█" * max(1, round(LONGEST_BAR * first.flops_per_token / most)), colour[first.block]),
         ))  # fmt: skip
-    console.print(f"[bold]{name}[/]  {account.pattern}", soft_wrap=True)
+    console.print(f"[bold]{account.name}[/]  {config.parsed_pattern}", soft_wrap=True)
     table = Table.from_rows(("layer", "block", "type", *NUMBERS, "per layer"), rows, right=NUMBERS)
     console.file.write(table.to_terminal(console))
     per_token = account.flops_forward / account.seq_len

@@ -18,10 +18,11 @@ def describe(config: Config, *overrides: str) -> Account:
         config: a YAML file, a dict, or a pattern of layers such as `2*(mamba mlp) attn mlp`.
         overrides: `key=value`, such as `data.seq_len=4096`.
     """
+    from hybridtron.accounting import picture  # noqa: F401  # registers how an account is printed
     from hybridtron.accounting.describe import describe
 
     resolved = read_model_config(config, *overrides)
-    return describe(resolved.model, resolved.data.seq_len)
+    return describe(resolved.model, resolved.data.seq_len, resolved.name)
 
 
 def plan(config: Config, *overrides: str, gpus: int, dry_run: bool = False) -> Plan:
@@ -37,6 +38,7 @@ def plan(config: Config, *overrides: str, gpus: int, dry_run: bool = False) -> P
         UserError: where the layout does not fit the model or the number of processes.
     """
     from hybridtron.errors import UserError
+    from hybridtron.planner import show  # noqa: F401  # registers how a plan is printed
     from hybridtron.planner.plan import plan
 
     if not isinstance(gpus, int) or gpus < 1:

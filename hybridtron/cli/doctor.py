@@ -7,12 +7,12 @@ import json
 
 from hybridtron.cli.arguments import ArgumentParser, add_json_argument
 
+SUMMARY = "what is installed and which path each operation will take"
 
-def add_parser(verbs: argparse._SubParsersAction[ArgumentParser]) -> ArgumentParser:
-    """Add the verb and return its parser."""
-    verb = verbs.add_parser("doctor", help="what is installed and which path each operation will take")
+
+def add_arguments(verb: ArgumentParser) -> None:
+    """Add the arguments of the verb."""
     add_json_argument(verb)
-    return verb
 
 
 def run(options: argparse.Namespace) -> int:

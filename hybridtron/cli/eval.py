@@ -8,16 +8,16 @@ from pathlib import Path
 
 from hybridtron.cli.arguments import ArgumentParser, add_json_argument
 
+SUMMARY = "loss, perplexity and bits per byte of a run on held-out text"
 
-def add_parser(verbs: argparse._SubParsersAction[ArgumentParser]) -> ArgumentParser:
-    """Add the verb and return its parser."""
-    verb = verbs.add_parser("eval", help="loss, perplexity and bits per byte of a run on held-out text")
+
+def add_arguments(verb: ArgumentParser) -> None:
+    """Add the arguments of the verb."""
     verb.add_argument("run_path", metavar="RUN_OR_CHECKPOINT", type=Path)
     verb.add_argument("--data", metavar="PREFIX", help="token files; by default the run's data.valid")
     sequences = "sequences, at most what the file holds; by default the run's train.eval_sequences"
     verb.add_argument("--sequences", type=int, metavar="N", help=sequences)
     add_json_argument(verb)
-    return verb
 
 
 def run(options: argparse.Namespace) -> int:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from hybridtron.cli.arguments import ArgumentParser, add_json_argument
 
+SUMMARY = "continue a prompt"
 
-def add_parser(verbs: argparse._SubParsersAction[ArgumentParser]) -> ArgumentParser:
-    """Add the verb and return its parser."""
-    verb = verbs.add_parser("generate", help="continue a prompt")
+
+def add_arguments(verb: ArgumentParser) -> None:
+    """Add the arguments of the verb."""
     verb.add_argument("run_path", metavar="RUN_OR_CHECKPOINT", type=Path)
     verb.add_argument("--prompt", required=True, metavar="TEXT", help="what the text begins with")
     tokens = "tokens to add at most (%(default)s)"
@@ -22,7 +23,6 @@ def add_parser(verbs: argparse._SubParsersAction[ArgumentParser]) -> ArgumentPar
     verb.add_argument("--top-k", type=int, default=0, metavar="K", help=top_k)
     verb.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (%(default)s)")
     add_json_argument(verb)
-    return verb
 
 
 def run(options: argparse.Namespace) -> int:

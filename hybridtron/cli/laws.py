@@ -12,10 +12,11 @@ from rich.console import Console
 
 from hybridtron.cli.arguments import naming_options
 from hybridtron.errors import UserError
-from hybridtron.laws import LAWS, Fit, Law, find_law, fit
+from hybridtron.laws import LAWS, Law, find_law, fit
 from hybridtron.laws.data.columns import SYNONYMS
-from hybridtron.laws.families.sentences import predicted
 from hybridtron.reporting.publish import require_usable
+from hybridtron.reporting.shown import show
+from hybridtron.reporting.table import terminal
 
 EPILOG = """
 RUNS are CSV or parquet files, run folders of this project, or folders of them. DIR gets fit.json, plots (PNG) and
@@ -125,17 +126,9 @@ def _fit(options: argparse.Namespace) -> int:
     with Console(stderr=True).status(f"fitting {law}"):
         result = fit(law, runs, **given)
         page = result.report(out)
-    print(json.dumps(result.to_json(), indent=2, allow_nan=False)) if as_json else _show(result, page)
+    if as_json:
+        print(json.dumps(result.to_json(), indent=2, allow_nan=False))
+    else:
+        show(result, terminal())
+        print(f"\n{page}")
     return 0
-
-
-def _show(result: Fit, page: Path) -> None:
-    print("\n".join(result.verdict))
-    for name, value in result.parameters.items():
-        low, high = (result.intervals or {}).get(name, (None, None))
-        print(f"  {name:8} {value:<12.6g}" + (f" 95 %: {low:.5g} to {high:.5g}" if low is not None else ""))
-    for point in result.predictions:
-        print("  at " + predicted(point))
-    for warning in result.warnings:
-        print(f"warning: {warning}")
-    print(f"\n{page}")

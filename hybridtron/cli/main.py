@@ -14,7 +14,7 @@ from hybridtron import __version__
 from hybridtron.cli import describe, doctor, generate, plan, scale, search, train
 from hybridtron.cli import eval as evaluate
 from hybridtron.cli.arguments import ArgumentParser, naming_options
-from hybridtron.cli.processes import is_reporting_process
+from hybridtron.cli.output import is_reporting_process
 from hybridtron.errors import UserError
 
 VERBS = (train, evaluate, generate, describe, plan, search, scale, doctor)
@@ -57,7 +57,8 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hybridtron {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for module in VERBS:
-        verb = module.add_parser(verbs)
+        verb = verbs.add_parser(module.__name__.rpartition(".")[2], help=module.SUMMARY)
+        module.add_arguments(verb)
         verb.set_defaults(run=module.run, parser=verb)
     for name, (nested, summary) in NESTED_VERBS.items():
         verb = verbs.add_parser(name, help=summary)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from hybridtron.cli.arguments import ArgumentParser, add_json_argument
-from hybridtron.cli.run_config import load_run_config
+from hybridtron.cli.output import print_result
+
+SUMMARY = "grow a small pattern to the size of a target model"
 
 
-def add_parser(verbs: argparse._SubParsersAction[ArgumentParser]) -> ArgumentParser:
-    """Add the verb and return its parser."""
-    verb = verbs.add_parser("scale", help="grow a small pattern to the size of a target model")
+def add_arguments(verb: ArgumentParser) -> None:
+    """Add the arguments of the verb."""
     verb.add_argument("pattern", metavar="PATTERN", help="2*attn 4*mlp, or in another dialect: AAMMMM, 2A+4M, **----")
     verb.add_argument("--method", choices=["stretch", "stack"], required=True, help="longer runs, or more copies")
     target = "a YAML file whose size and widths count"
@@ -25,18 +25,18 @@ def add_parser(verbs: argparse._SubParsersAction[ArgumentParser]) -> ArgumentPar
     verb.add_argument("--dialect", choices=dialects, default="auto", help="of PATTERN (%(default)s)")
     verb.add_argument("--out", type=Path, metavar="FILE", help="write a training config")
     add_json_argument(verb)
-    return verb
 
 
 def run(options: argparse.Namespace) -> int:
     """Grow the pattern, print the result and write it as a config to --out."""
-    from hybridtron.composer.grow.scale import scale, show, write_config
+    from hybridtron.composer.grow.scale import scale, write_config
 
-    target = load_run_config(options.target, options.overrides)
-    scaled = scale(options.pattern, target, options.method, options.round, options.dialect)
+    scaled = scale(
+        options.pattern, options.target, options.method, options.round, options.dialect, options.overrides
+    )  # fmt: skip
     if options.out:
         write_config(scaled, options.out)
-    print(json.dumps(scaled.as_json(), indent=2) if options.json else show(scaled, target))
+    print_result(scaled, options.json)
     if options.out and not options.json:
         print(f"written     {options.out}")
     return 0

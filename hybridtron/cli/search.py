@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybridtron.cli.arguments import ArgumentParser, add_config_arguments, add_json_argument, add_print_argument
+from hybridtron.cli.output import print_result
 from hybridtron.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
     from hybridtron.composer.report.outcome import Outcome
 
 
-def add_parser(verbs: argparse._SubParsersAction[ArgumentParser]) -> ArgumentParser:
-    """Add the verb and return its parser."""
-    verb = verbs.add_parser("search", help="search architectures, or go on with a search; several may share one folder")
+SUMMARY = "search architectures, or go on with a search; several may share one folder"
+
+
+def add_arguments(verb: ArgumentParser) -> None:
+    """Add the arguments of the verb."""
     add_config_arguments(verb)
     verb.add_argument("--workers", type=int, default=1, metavar="N", help="processes to start here (%(default)s)")
     verb.add_argument("--report", action="store_true", help="evaluate nothing: the page of what is recorded so far")
     add_print_argument(verb)
     add_json_argument(verb)
-    return verb
 
 
 def run(options: argparse.Namespace) -> int:
@@ -35,7 +36,6 @@ def run(options: argparse.Namespace) -> int:
     from hybridtron.composer.nas.config import SearchConfig
     from hybridtron.composer.nas.run import report_search
     from hybridtron.composer.nas.worker import SearchFailed
-    from hybridtron.composer.report.summary import summary
     from hybridtron.config.load import dump, load
 
     if options.workers < 1:
@@ -52,7 +52,9 @@ def run(options: argparse.Namespace) -> int:
     except SearchFailed as error:
         print(f"hybridtron: stopped: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(outcome.as_json(), indent=2) if options.json else summary(outcome, page))
+    print_result(outcome, options.json)
+    if not options.json:
+        print(f"page {page}")
     return 0
 
 

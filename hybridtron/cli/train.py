@@ -7,30 +7,32 @@ import sys
 from typing import TYPE_CHECKING
 
 from hybridtron.cli.arguments import ArgumentParser, add_config_arguments, add_print_argument
-from hybridtron.cli.processes import is_reporting_process
-from hybridtron.cli.run_config import load_run_config
+from hybridtron.cli.output import is_reporting_process
 from hybridtron.errors import UserError
 
 if TYPE_CHECKING:
     from hybridtron.training.config import RunConfig
 
 
-def add_parser(verbs: argparse._SubParsersAction[ArgumentParser]) -> ArgumentParser:
-    """Add the verb and return its parser."""
-    verb = verbs.add_parser("train", help="train a model, or continue a run")
+SUMMARY = "train a model, or continue a run"
+
+
+def add_arguments(verb: ArgumentParser) -> None:
+    """Add the arguments of the verb."""
     add_config_arguments(verb)
     verb.add_argument("--nproc", type=int, default=None, metavar="N", help="processes to start on this machine")
     verb.add_argument("--resume", action="store_true", help="continue from the latest checkpoint, if there is one")
     add_print_argument(verb)
-    return verb
 
 
 def run(options: argparse.Namespace) -> int:
     """Train, or show the config. Returns 1 where training stopped early."""
-    config = load_run_config(options.config, options.overrides)
+    from hybridtron.api.configs import read_training_config
+    from hybridtron.distributed.environment import read_environment
+
+    config = read_training_config(options.config, *options.overrides)
     if options.show:
         return _show(config, options.nproc)
-    from hybridtron.distributed.environment import read_environment
 
     if options.nproc is not None and options.nproc != 1:
         return _train_in_processes(options, config)

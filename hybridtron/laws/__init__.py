@@ -19,6 +19,7 @@ from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Series, Settings
 from hybridtron.laws.families.registry import LAWS
 from hybridtron.laws.fitting.checks import check, setting_warnings, unit_warnings
+from hybridtron.laws.report import terminal  # noqa: F401  # registers how a fit is printed
 
 __all__ = ["LAWS", "Fit", "Law", "Runs", "Series", "Settings", "find_law", "fit", "read_runs"]
 

@@ -11,6 +11,7 @@ from hybridtron.errors import UserError
 from hybridtron.model.stage import Stage, cut, imbalance, stage_costs, stage_tensors
 from hybridtron.model.tensors import model_tensors
 from hybridtron.planner.dry_run import StageRun, run_stage
+from hybridtron.reporting.shown import Shown
 from hybridtron.tensors import Shard, Shards, TensorSpec
 from hybridtron.training.config import RunConfig
 from hybridtron.training.validation.memory import BYTES
@@ -36,10 +37,11 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Shown):
     """`parameters` counts the model's once; `parameters_over_processes` adds up the distinct shards that the processes
     hold. `bubble` is the share of a step in which a process waits for the pipeline."""
 
+    name: str
     gpus: int
     layout: dict[str, Any]
     micro_batches: int
@@ -99,6 +101,7 @@ def plan(config: RunConfig, gpus: int, dry_run: bool) -> Plan:
                 sent[name] += size * (gpus // parallel.pipeline)
     waiting = (parallel.pipeline - 1) / parallel.virtual_pipeline
     return Plan(
+        name=config.name,
         gpus=gpus,
         layout={**parallel.model_dump(), "data": copies},
         micro_batches=micro_batches,

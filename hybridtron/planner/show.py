@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from rich.console import Console
+
 from hybridtron.planner.plan import Plan
 from hybridtron.reporting.numbers import byte_size
-from hybridtron.reporting.table import Table, terminal
+from hybridtron.reporting.shown import show
+from hybridtron.reporting.table import Table
 
 
-def show(name: str, plan: Plan) -> None:
+@show.register(Plan)
+def show_plan(plan: Plan, console: Console) -> None:
     """Print the plan: layout, a row per stage, and what the processes send per step."""
-    console = terminal()
     used = ", ".join(
         key if value is True else f"{key} {value}"
         for key, value in plan.layout.items()
         if value is True or value not in (1, False, "none")
     )
-    console.print(f"{name} on {plan.gpus} processes: {used or 'one copy of the model'}")
+    console.print(f"{plan.name} on {plan.gpus} processes: {used or 'one copy of the model'}")
     console.print(
         f"{plan.parameters:,} parameters, {plan.micro_batches} micro-batches per step and process; busiest "
         f"process {plan.imbalance:.1%} above the mean, pipeline bubble {plan.bubble:.1%}"

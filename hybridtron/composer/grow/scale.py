@@ -11,6 +11,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from rich.console import Console
+
 from hybridtron.accounting.describe import describe
 from hybridtron.composer.grow.extrapolate import METHODS, TargetTooSmall
 from hybridtron.config.load import dump, load
@@ -18,6 +20,7 @@ from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
 from hybridtron.model.config import ModelConfig
 from hybridtron.pattern import COMPOSER_NAMES, Dialect, Pattern, PatternError, read, to_composer
+from hybridtron.reporting.shown import Shown, show
 from hybridtron.training.config import RunConfig
 from hybridtron.training.validation.resolve import resolve
 
@@ -27,10 +30,11 @@ LONGEST_NAME = 60  # of a small pattern, in characters of the run's name
 
 
 @dataclass(frozen=True)
-class Scaled:
+class Scaled(Shown):
     """The target's run with the grown pattern; FLOPs are of a forward pass over the target's sequence length."""
 
     config: RunConfig
+    target: RunConfig
     rounding: Round
     total: int  # parameters
     non_embedding: int
@@ -67,7 +71,7 @@ def scale(
     method: Method = "stretch",
     round: Round = "up",
     dialect: Dialect = "auto",
-    overrides: Sequence[str] = (),
+    overrides: str | Sequence[str] = (),
 ) -> Scaled:
     """Grow a small pattern, at a target model's widths, to the target's size. Cuts into stages are dropped.
 
@@ -78,7 +82,7 @@ def scale(
         round: `up` in every run, as the paper does, which overshoots; or up or down to come nearest to the target in
             `parameters`, or in `flops` at its sequence length, in which the ratio of sizes is then taken too.
         dialect: of `pattern`: `auto`, `native`, `megatron` or `composer`.
-        overrides: `key=value` for the target, such as `size=1b`.
+        overrides: `key=value` for the target, such as `size=1b`, one or several.
 
     Raises:
         UserError: for an unknown name or layer, a target with errors, and one smaller than the pattern.
@@ -90,7 +94,8 @@ def scale(
     ):
         if value not in known:
             raise UserError(f"{name} {value!r}: expected {one_of(value, known)}")
-    run = target if isinstance(target, RunConfig) else resolve(load(target, overrides, RunConfig))
+    listed = [overrides] if isinstance(overrides, str) else overrides
+    run = target if isinstance(target, RunConfig) else resolve(load(target, listed, RunConfig))
     return _grow(_small_pattern(pattern, run.model, dialect), run, method, round)
 
 
@@ -98,7 +103,7 @@ def _small_pattern(pattern: str | Pattern, target: ModelConfig, dialect: Dialect
     try:
         return read(str(pattern), target.blocks, "native" if isinstance(pattern, Pattern) else dialect)
     except PatternError as error:
-        raise UserError(f"pattern {pattern!r}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"pattern {pattern!r}: {str(error).splitlines()[0].removeprefix('pattern: ')}") from None
 
 
 def _grow(small: Pattern, target: RunConfig, method: Method, rounding: Round) -> Scaled:
@@ -125,6 +130,7 @@ def _grow(small: Pattern, target: RunConfig, method: Method, rounding: Round) ->
     before, after = describe(model, seq_len), describe(grown, seq_len)
     return Scaled(
         target.model_copy(update={"name": f"{target.name}-{method}-{_short(small)}", "folder": None, "model": grown}),
+        target,
         rounding,
         after.total,
         after.total - after.embedding,
@@ -152,14 +158,15 @@ def write_config(scaled: Scaled, out: Path) -> None:
         raise UserError(f"out {out}: cannot be written: {error.strerror}") from None
 
 
-def show(scaled: Scaled, target: RunConfig) -> str:
-    """Return the summary that the command line prints."""
-    model = scaled.config.model
+@show.register(Scaled)
+def show_scaled(scaled: Scaled, console: Console) -> None:
+    """Print the grown pattern and its sizes beside the target's."""
+    model, target = scaled.config.model, scaled.target
     difference = scaled.non_embedding - scaled.target_non_embedding
     letters = {letter: name for letter, name in COMPOSER_NAMES.items() if name in model.blocks}
     runs = f"  = {to_composer(model.parsed_pattern, letters)}" if set(letters.values()) >= set(scaled.layers) else ""
     state = "none" if math.isinf(scaled.state_ratio) else f"the target's is {scaled.state_ratio:.2f} times as large"
-    return (
+    console.print(
         f"pattern     {model.pattern}{runs}\n"
         f"layers      {len(scaled.layers)}, {scaled.attention_layers} with attention; {target.name} has "
         f"{len(target.model.layer_names)}\n"
@@ -168,5 +175,7 @@ def show(scaled: Scaled, target: RunConfig) -> str:
         f"({difference / scaled.target_non_embedding:+.2%})\n"
         f"FLOPs       {scaled.flops:.4g} forward, {scaled.target_flops:.4g} of the target "
         f"({scaled.flops / scaled.target_flops - 1:+.2%})\n"
-        f"state       {state}, at {target.data.seq_len} tokens"
+        f"state       {state}, at {target.data.seq_len} tokens",
+        markup=False,
+        soft_wrap=True,
     )

@@ -11,6 +11,7 @@ from hybridtron.composer.nas.config import SearchConfig
 from hybridtron.composer.nas.progress import Progress, read_progress, vote
 from hybridtron.composer.nas.store import EVALUATIONS, Store
 from hybridtron.composer.nas.worker import Search, prepare, work
+from hybridtron.composer.report import summary  # noqa: F401  # registers how an outcome is printed
 from hybridtron.composer.report.outcome import Outcome, read_outcome
 from hybridtron.composer.report.page import write_page
 from hybridtron.config.load import load

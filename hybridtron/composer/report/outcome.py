@@ -16,6 +16,7 @@ from hybridtron.composer.nas.progress import Progress, Step
 from hybridtron.composer.nas.space import Pattern as Indices
 from hybridtron.composer.nas.worker import Search
 from hybridtron.pattern import COMPOSER_NAMES, Pattern, to_composer
+from hybridtron.reporting.shown import Shown
 
 BEST_SHOWN = 10
 FITTED = 1000  # observations that the surrogate is fitted to at most: an exact Gaussian process is cubic in them
@@ -33,7 +34,7 @@ class SurrogateFit:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(Shown):
     """The last step of a search that is complete."""
 
     search: Search

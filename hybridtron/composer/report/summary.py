@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from markupsafe import Markup
+from rich.console import Console
 
 from hybridtron.composer.nas.progress import Progress
 from hybridtron.composer.report import tables
@@ -10,6 +11,7 @@ from hybridtron.composer.report.outcome import Outcome, winner
 from hybridtron.pattern import Pattern
 from hybridtron.reporting.page import render
 from hybridtron.reporting.progress import ProgressView
+from hybridtron.reporting.shown import show
 
 
 class SearchProgress(ProgressView):
@@ -36,6 +38,12 @@ class SearchProgress(ProgressView):
         self.shown = (name, done)
 
 
-def summary(outcome: Outcome, page: object) -> str:
+@show.register(Outcome)
+def show_outcome(outcome: Outcome, console: Console) -> None:
+    """Print what a search found: its counts, its Pareto front and what each rule returns."""
+    console.print(summary(outcome), markup=False, soft_wrap=True)
+
+
+def summary(outcome: Outcome) -> str:
     """Return the lines that a search prints at its end."""
-    return Markup(render(__package__, "summary.txt.j2", outcome=outcome, tables=tables, page=page)).unescape()
+    return Markup(render(__package__, "summary.txt.j2", outcome=outcome, tables=tables)).unescape().rstrip("\n")

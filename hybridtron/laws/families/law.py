@@ -13,6 +13,7 @@ import numpy as np
 
 import hybridtron
 from hybridtron.laws.data.runs import Runs
+from hybridtron.reporting.shown import Shown
 
 Interval = list[float]
 
@@ -67,7 +68,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Fit:
+class Fit(Shown):
     """A fitted law.
 
     Attributes:

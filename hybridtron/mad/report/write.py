@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from hybridtron.errors import UserError
 from hybridtron.mad.report.labels import LABELS, labels, preset_words
 from hybridtron.mad.report.page import html_page
@@ -16,6 +18,7 @@ from hybridtron.mad.scoring.results import Row, read_rows
 from hybridtron.mad.scoring.score import Score
 from hybridtron.mad.tasks.protocol import TASKS
 from hybridtron.reporting.publish import publish, require_usable
+from hybridtron.reporting.shown import show
 from hybridtron.reporting.table import Table, terminal
 
 
@@ -58,12 +61,12 @@ def write_report(made: Sequence[Score], warnings: Sequence[str], out: Path) -> N
     publish(out, {"scores.json": text.encode(), "report.html": html_page(made, warnings, images).encode(), **images})
 
 
-def print_scores(made: Sequence[Score]) -> None:
+def print_scores(made: Sequence[Score], console: Console | None = None) -> None:
     """Print a table for each way of training, a line per architecture and a column per task, then the conditions.
 
     Where settings differ, a second table is over the settings that all have.
     """
-    console = terminal()
+    console = console or terminal()
     groups = by_procedure(made)
     for number, group in enumerate(groups, start=1):
         if len(groups) > 1:
@@ -76,6 +79,11 @@ def print_scores(made: Sequence[Score]) -> None:
         console.print()
     for line in conditions(made):
         console.print(line, soft_wrap=True, markup=False)
+
+
+@show.register(Score)
+def _show_score(score: Score, console: Console) -> None:
+    print_scores([score], console)
 
 
 def _table(made: Sequence[Score]) -> Table:

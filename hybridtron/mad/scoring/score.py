@@ -9,6 +9,7 @@ from typing import Any
 from hybridtron.mad.scoring.estimate import Estimate, means
 from hybridtron.mad.scoring.selection import BySetting
 from hybridtron.mad.tasks.protocol import TASKS, setting_text
+from hybridtron.reporting.shown import Shown
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class TaskScore:
 
 
 @dataclass(frozen=True)
-class Score:
+class Score(Shown):
     """Of one architecture under one preset. `overall` is a mean over the tasks that were run.
 
     `changes` says what differs from the preset of this name, `others` has complete settings that do not count.

@@ -43,10 +43,10 @@ def test_a_best_cluster_of_one_is_told(tmp_path):
     assert len({row["pattern"] for row in alone.alternatives()}) == 1
     words = "The best cluster holds one pattern only"
     assert words in page.read_text()
-    assert words in summary(alone, page)
+    assert words in summary(alone)
     assert alone.as_json()["note"].startswith(words)
     many, page = outcome_of(tmp_path / "many", aggregator={"clusters": 1})
-    assert words not in page.read_text() + summary(many, page)
+    assert words not in page.read_text() + summary(many)
     assert many.as_json()["note"] is None
 
 

@@ -84,7 +84,7 @@ def test_counts_are_of_the_whole_search_and_no_step_s_optimum_is_the_space_s(tmp
     assert [(step["layers"], step["evaluated"]) for step in result["steps"]] == [(2, 4), (4, 4)]
     assert result["steps"][0]["handed_on"]
     assert "4 layers of attn, mlp: 16 patterns" in header(page)
-    told = summary(outcome, "page")
+    told = summary(outcome)
     assert "8 patterns evaluated in 2 steps" in told
     assert "step 1 handed on" in told
     assert "4 of 4" not in told
@@ -95,7 +95,7 @@ def test_the_front_is_the_result_where_there_is_a_cost(tmp_path):
     rows = outcome.pareto()
     card = section(page, "Result")
     assert f"A Pareto front of  {plural(len(rows), 'pattern')}" in card
-    told = summary(outcome, "page")
+    told = summary(outcome)
     for row in rows:
         for text in (row["pattern"], f"{row['score']:.4f}", f"{row['cost']:,.0f}"):
             assert text in card
@@ -124,7 +124,7 @@ def test_the_vote_is_compared_with_the_best_evaluated_with_both_numbers(tmp_path
     changes = {"evaluator": evaluator, "aggregator": {"clusters": 2}, "evaluations": evaluations}
     outcome, page = searched(tmp_path / "s", **changes)
     vote, best = outcome.score_of(outcome.aggregate.pattern), max(o.score for o in outcome.observations)
-    for text in (section(page, "Result"), summary(outcome, "page")):
+    for text in (section(page, "Result"), summary(outcome)):
         assert said in text
         assert f"{best:.4f}" in text
         assert vote is None or f"{vote:.4f}" in text
@@ -135,7 +135,7 @@ def test_a_best_cluster_of_one_pattern_is_a_warning(tmp_path):
     assert len(outcome.aggregate.voters) == 1
     assert outcome.note
     assert outcome.note in section(page, "Result")
-    assert outcome.note in summary(outcome, "page")
+    assert outcome.note in summary(outcome)
 
 
 def test_every_engine_that_proposed_is_credited(tmp_path):
@@ -185,7 +185,7 @@ def test_pictures_have_one_width_and_are_in_the_page(tmp_path):
 def test_a_search_of_one_or_two_patterns_has_a_page(tmp_path, evaluations):
     outcome, page = searched(tmp_path / "s", cost=CACHE, evaluations=evaluations)
     assert "1 patterns" not in page
-    assert f"{evaluations} of 16 patterns evaluated" in summary(outcome, "page")
+    assert f"{evaluations} of 16 patterns evaluated" in summary(outcome)
 
 
 def test_one_far_outlier_does_not_set_the_axes():
@@ -287,5 +287,5 @@ def test_a_report_of_an_unfinished_search_says_so(tmp_path):
     file.write_text("".join(lines[: results[5] + 1]))
     outcome, page = report_search(build({**SEARCH, **INCREMENTAL, "folder": str(tmp_path / "s")}, SearchConfig))
     assert "not finished" in header(page.read_text())
-    assert "6 patterns evaluated in 2 steps (4 with 2 layers, 2 with 4 layers), so far" in summary(outcome, page)
-    assert "step 1 handed on" in summary(outcome, page)
+    assert "6 patterns evaluated in 2 steps (4 with 2 layers, 2 with 4 layers), so far" in summary(outcome)
+    assert "step 1 handed on" in summary(outcome)

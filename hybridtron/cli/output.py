@@ -1,0 +1,29 @@
+"""What verbs write to the terminal, and which process of a run does."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, Protocol
+
+
+class Result(Protocol):
+    """A result with a form for programs; people see what `hybridtron.reporting.shown.show` prints."""
+
+    def as_json(self) -> dict[str, Any]: ...
+
+
+def print_result(result: Result, as_json: bool) -> None:
+    """Print a result as JSON or as people read it."""
+    if as_json:
+        print(json.dumps(result.as_json(), indent=2))
+        return
+    from hybridtron.reporting.shown import show
+    from hybridtron.reporting.table import terminal
+
+    show(result, terminal())
+
+
+def is_reporting_process() -> bool:
+    """Return whether this process prints errors: only rank 0 of the processes that --nproc started, else each."""
+    return "HYBRIDTRON_PARENT" not in os.environ or os.environ.get("RANK") == "0"
