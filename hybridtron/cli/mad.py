@@ -11,7 +11,8 @@ from pathlib import Path
 
 from hybridtron.cli.arguments import ArgumentParser, naming_options
 from hybridtron.errors import UserError
-from hybridtron.mad.models.architecture import Architecture, from_layers, from_model, from_pattern, iso_state
+from hybridtron.mad.models.architecture import Architecture, from_layers, from_model, from_pattern
+from hybridtron.mad.models.iso_state import iso_state
 from hybridtron.mad.models.layers import LAYERS
 from hybridtron.mad.models.shrink import DEPTH
 from hybridtron.mad.report.write import print_scores, read_scores, write_report

@@ -18,8 +18,9 @@ from hybridtron.lazy import lazy_exports
 if TYPE_CHECKING:
     from hybridtron.mad.api import score
     from hybridtron.mad.checkpoints import score_checkpoints
-    from hybridtron.mad.models.architecture import Architecture, from_layers, from_model, from_pattern, iso_state
+    from hybridtron.mad.models.architecture import Architecture, from_layers, from_model, from_pattern
     from hybridtron.mad.models.finetune import TrainedLayers, from_trained
+    from hybridtron.mad.models.iso_state import iso_state
     from hybridtron.mad.models.layers import LAYERS
     from hybridtron.mad.models.shrink import DEPTH
     from hybridtron.mad.report.write import read_scores, write_report
@@ -79,7 +80,7 @@ _MODULES = {
     "from_pattern": "models.architecture",
     "from_trained": "models.finetune",
     "generate": "tasks.generate",
-    "iso_state": "models.architecture",
+    "iso_state": "models.iso_state",
     "preset": "training.presets",
     "read_rows": "scoring.results",
     "read_scores": "report.write",

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from hybridtron.mad.models.architecture import Architecture, from_layers, from_pattern
-from hybridtron.mad.models.architecture import iso_state as with_iso_state
+from hybridtron.mad.models.iso_state import iso_state as with_iso_state
 from hybridtron.mad.report import write  # noqa: F401  # registers how a score is printed
 from hybridtron.mad.scoring.aggregate import renamed, scores
 from hybridtron.mad.scoring.score import Score

@@ -14,9 +14,9 @@ from hybridtron.data.report import read_report
 from hybridtron.data.tokenizer import load as load_tokenizer
 from hybridtron.errors import UserError
 from hybridtron.mad.models.architecture import from_model
-from hybridtron.mad.models.architecture import iso_state as with_iso_state
 from hybridtron.mad.models.candidate import Candidate
 from hybridtron.mad.models.finetune import from_trained
+from hybridtron.mad.models.iso_state import iso_state as with_iso_state
 from hybridtron.mad.models.shrink import DEPTH
 from hybridtron.mad.report.write import write_report
 from hybridtron.mad.scoring.aggregate import renamed, scores

@@ -8,15 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from hybridtron.accounting.describe import describe
 from hybridtron.config.load import build
 from hybridtron.errors import UserError
 from hybridtron.mad.models.blocks import map_mixers
-from hybridtron.mad.models.iso_state import with_state
+from hybridtron.mad.models.candidate import Candidate
 from hybridtron.mad.models.layers import WIDTH, blocks_by_pattern_name, mad_lab_names, pattern_of_layers
-from hybridtron.mad.models.proxy_model import initial_values
 from hybridtron.mad.models.shrink import DEPTH, shrink
 from hybridtron.mad.models.soft_experts import SOFT_EXPERTS
 from hybridtron.mixers.contract import MixerConfig
@@ -24,11 +20,9 @@ from hybridtron.mixers.registry import MIXERS
 from hybridtron.model.config import ModelConfig
 from hybridtron.pattern import Pattern, parse
 
-_SEQ_LEN = 128  # at which parameters and state are counted
-
 
 @dataclass(frozen=True)
-class Architecture:
+class Architecture(Candidate):
     """`blocks` are as a config writes them, `notes` say how they came from something larger."""
 
     name: str
@@ -51,22 +45,10 @@ class Architecture:
         }
         return build(mapping, ModelConfig)
 
-    def start(
-        self, vocab_size: int, seq_len: int, autoencoder: bool, seed: int
-    ) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Tensor]]:
-        """Return the model of one task, the initial values of its trained parameters, and its frozen parameters."""
-        model = self.model(vocab_size, seq_len)
-        return model, initial_values(model, autoencoder, seed), {}
-
     def fingerprint(self) -> str:
         """Return twelve digits that change with anything that changes what is trained."""
         text = json.dumps([self.blocks, self.pattern, self.hidden_size, self.norm_eps], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-    def account(self) -> dict[str, int]:
-        """Count parameters without embedding and output projection, and elements of state after 128 tokens."""
-        found = describe(self.model(vocab_size=16, seq_len=_SEQ_LEN), _SEQ_LEN)
-        return {"parameters": found.total - found.embedding, "state_size": found.state_size}
 
     def _block(self, block: dict[str, Any], seq_len: int) -> dict[str, Any] | MixerConfig:
         block = map_mixers(block, lambda mixer: _spanning(mixer, seq_len))
@@ -95,15 +77,6 @@ def from_model(name: str, model: ModelConfig, depth: int = DEPTH) -> Architectur
         raise UserError(f"depth = {depth}: expected at least 1")
     blocks, pattern, notes = shrink(model, depth)
     return Architecture(name, blocks, pattern, norm_eps=model.norm_eps, notes=tuple(notes))
-
-
-def iso_state(architecture: Architecture) -> Architecture:
-    """Return the architecture with a total state of 4,096, or the nearest its layers allow; see `with_state`."""
-    blocks, note = with_state(architecture.model(vocab_size=16, seq_len=_SEQ_LEN), architecture.blocks, _SEQ_LEN)
-    name = f"{architecture.name}, iso-state"
-    return Architecture(
-        name, blocks, architecture.pattern, architecture.hidden_size, architecture.norm_eps, (*architecture.notes, note)
-    )
 
 
 def _spanning(mixer: dict[str, Any], seq_len: int) -> dict[str, Any]:

@@ -15,10 +15,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from hybridtron.accounting.describe import describe
 from hybridtron.config.load import build
 from hybridtron.mad.models.blocks import map_mixers
-from hybridtron.mad.models.proxy_model import initial_values
+from hybridtron.mad.models.candidate import Candidate
 from hybridtron.mixers.registry import MIXERS
 from hybridtron.model.config import ModelConfig
 
@@ -28,47 +27,35 @@ _LAYERS = "layers."
 
 
 @dataclass(frozen=True)
-class TrainedLayers:
+class TrainedLayers(Candidate):
     """`weights` are the trained parameters of the layers by name, in float32; `name` tells the mode too."""
 
     name: str
+    pattern: str
+    notes: tuple[str, ...]
     config: ModelConfig
     weights: dict[str, Tensor]
     mode: Mode
     identity: str
 
-    @property
-    def pattern(self) -> str:
-        return str(self.config.parsed_pattern)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        how = "all trainable" if self.mode == "finetune" else "frozen"
-        return (f"{self.mode}: trained layers, {how}, under a fresh embedding and head",)
-
     def fingerprint(self) -> str:
         return self.identity
 
-    def account(self) -> dict[str, int]:
-        found = describe(self._model(vocab_size=16), 128)
-        return {"parameters": found.total - found.embedding, "state_size": found.state_size}
-
-    def start(
-        self, vocab_size: int, seq_len: int, autoencoder: bool, seed: int
-    ) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Tensor]]:
-        model = self._model(vocab_size)
-        values = initial_values(model, autoencoder, seed) | self.weights
-        if self.mode == "finetune":
-            return model, values, {}
-        fresh = {name: value for name, value in values.items() if not name.startswith(_LAYERS)}
-        return model, fresh, dict(self.weights)
-
-    def _model(self, vocab_size: int) -> ModelConfig:
+    def model(self, vocab_size: int, seq_len: int) -> ModelConfig:
         blocks = {name: map_mixers(block.model_dump(), _without_balance) for name, block in self.config.blocks.items()}
         mapping = self.config.model_dump() | {
             "blocks": blocks, "vocab_size": vocab_size, "tie_embeddings": False, "backend": "torch",
         }  # fmt: skip
         return build(mapping, ModelConfig)
+
+    def start(
+        self, vocab_size: int, seq_len: int, autoencoder: bool, seed: int
+    ) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Tensor]]:
+        model, values, _ = super().start(vocab_size, seq_len, autoencoder, seed)
+        if self.mode == "finetune":
+            return model, values | self.weights, {}
+        fresh = {name: value for name, value in values.items() if not name.startswith(_LAYERS)}
+        return model, fresh, dict(self.weights)
 
 
 def from_trained(name: str, config: ModelConfig, parameters: Mapping[str, Tensor], mode: Mode) -> TrainedLayers:
@@ -78,7 +65,10 @@ def from_trained(name: str, config: ModelConfig, parameters: Mapping[str, Tensor
     for key in sorted(weights):
         digest.update(key.encode())
         digest.update(weights[key].contiguous().numpy().tobytes())
-    return TrainedLayers(f"{name}, {mode}", config, weights, mode, digest.hexdigest()[:12])
+    how = "all trainable" if mode == "finetune" else "frozen"
+    notes = (f"{mode}: trained layers, {how}, under a fresh embedding and head",)
+    pattern, identity = str(config.parsed_pattern), digest.hexdigest()[:12]
+    return TrainedLayers(f"{name}, {mode}", pattern, notes, config, weights, mode, identity)
 
 
 def _without_balance(block: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hybridtron.backends.torch import TorchBackend
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.initialize import initial_value
-from hybridtron.model.language_model import Layer
+from hybridtron.model.language_model import LanguageModel
 from hybridtron.model.tensors import model_tensors
 from hybridtron.tensors import Init, TensorSpec
 
@@ -55,21 +55,15 @@ def initial_values(config: ModelConfig, autoencoder: bool, seed: int) -> dict[st
     return {name: initial_value(config, name, spec, seed) for name, spec in specs.items()}
 
 
-class ProxyModel(nn.Module):
-    """Token ids [b, s] -> logits [b, s, vocabulary]; uninitialised. Names of parameters are those of LanguageModel."""
+class ProxyModel(LanguageModel):
+    """Token ids [b, s] -> logits [b, s, vocabulary]; uninitialised."""
 
     def __init__(self, config: ModelConfig, autoencoder: bool, device: torch.device | str = "cpu") -> None:
-        super().__init__()
         backend = TorchBackend(device=device, norm_eps=config.norm_eps)
+        super().__init__(config, backend)
         specs = proxy_tensors(config, autoencoder)
         self.width, self.autoencoder = config.hidden_size, autoencoder
-        self.embedding = backend.embedding(specs["embedding.weight"])
-        self.layers = nn.ModuleDict(
-            {
-                str(i): Layer(config.blocks[name], backend.norm(specs[f"layers.{i}.norm.weight"]), backend)
-                for i, name in enumerate(config.layer_names)
-            }
-        )
+        self.head = backend.column_linear(specs["head.weight"], specs["head.bias"])
         if autoencoder:
             self.decoder = nn.ModuleList(
                 nn.Sequential(
@@ -79,10 +73,8 @@ class ProxyModel(nn.Module):
                 )
                 for i in range(_DECODER_LAYERS)
             )
-        self.final_norm = backend.norm(specs["final_norm.weight"])
-        self.head = backend.column_linear(specs["head.weight"], specs["head.bias"])
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
         x = self.embedding(tokens)  # [s, b, h]
         for layer in self.layers.values():
             x = layer(x)

@@ -11,8 +11,8 @@ channel mixers that follow it. Each kind of group keeps its share, and one at le
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from itertools import groupby
 from typing import Any
 
 from hybridtron.mad.models.blocks import map_mixers
@@ -32,11 +32,10 @@ def shrink(model: ModelConfig, depth: int = DEPTH) -> tuple[dict[str, dict[str, 
     """Return blocks at width 128, a pattern of at most `depth` layers (one group at least), and notes on changes."""
     layers = _sampled(model, depth)
     factor = WIDTH / model.hidden_size
-
-    def smaller(mixer: dict[str, Any]) -> dict[str, Any]:
-        return _smaller(mixer, factor)
-
-    blocks = {name: map_mixers(model.blocks[name].model_dump(), smaller) for name in dict.fromkeys(layers)}
+    blocks = {
+        name: map_mixers(model.blocks[name].model_dump(), lambda mixer: _smaller(mixer, factor))
+        for name in dict.fromkeys(layers)
+    }
     notes = [f"width {model.hidden_size} -> {WIDTH}"]
     if len(layers) < len(model.layer_names):
         notes.append(f"{len(layers)} of {len(model.layer_names)} layers")
@@ -79,39 +78,30 @@ _RULES: dict[SmallWidth, Callable[[int, dict[str, Any], float], int | None]] = {
 
 
 def _sampled(model: ModelConfig, depth: int) -> tuple[str, ...]:
-    names = model.layer_names
-    if len(names) <= depth:
-        return names
+    """Return the names of the layers to keep, in order: those of whole groups."""
+    if len(model.layer_names) <= depth:
+        return model.layer_names
     groups: list[tuple[str, ...]] = []
-    for name in names:
+    for name in model.layer_names:
         if groups and model.blocks[name].kind == "channel":
             groups[-1] = (*groups[-1], name)
         else:
             groups.append((name,))
-    longest = max(len(group) for group in groups)
-    keep = _shares(groups, max(1, depth // longest))
+    keep = _shares(Counter(groups), max(1, depth // max(map(len, groups))))
     kept = []
-    for kind, places in _places(groups).items():
-        count = keep[kind]
+    for kind, count in keep.items():
+        places = [index for index, group in enumerate(groups) if group == kind]
         kept += [places[(2 * i + 1) * len(places) // (2 * count)] for i in range(count)]
     return tuple(name for index in sorted(kept) for name in groups[index])
 
 
-def _places(groups: list[tuple[str, ...]]) -> dict[tuple[str, ...], list[int]]:
-    order = sorted(range(len(groups)), key=lambda index: groups[index])
-    return {kind: list(places) for kind, places in groupby(order, key=lambda index: groups[index])}
-
-
-def _shares(groups: list[tuple[str, ...]], total: int) -> dict[tuple[str, ...], int]:
+def _shares(counts: Counter[tuple[str, ...]], total: int) -> Counter[tuple[str, ...]]:
     """Count the groups of each kind to keep: largest remainders, one at least for the most frequent `total` kinds."""
-    places = _places(groups)
-    counts = {kind: len(where) for kind, where in places.items()}
-    frequent = sorted(counts, key=lambda kind: (-counts[kind], places[kind][0]))[:total]
-    keep = dict.fromkeys(counts, 0) | dict.fromkeys(frequent, 1)
-    for _ in range(min(total, len(groups)) - len(frequent)):
+    keep = Counter(kind for kind, _ in counts.most_common(total))
+    for _ in range(min(total, counts.total()) - len(keep)):
         short = max(
-            (kind for kind in frequent if keep[kind] < counts[kind]),
-            key=lambda kind: total * counts[kind] / len(groups) - keep[kind],
+            (kind for kind in keep if keep[kind] < counts[kind]),
+            key=lambda kind: total * counts[kind] / counts.total() - keep[kind],
         )
         keep[short] += 1
     return keep

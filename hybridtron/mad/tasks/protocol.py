@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from hybridtron.config.nearest import one_of
@@ -25,9 +24,9 @@ LARGEST_MOTIF = 3  # tokens of a key or value in fuzzy recall
 LONGEST_FUZZY = 1 << 14  # tokens
 LARGEST = {"vocab_size": 1 << 16, "seq_len": 1 << 16}  # 16 bits of a token in fuzzy recall's packed motifs
 MOST_ELEMENTS = 1 << 27  # of an array of examples: 1 GiB
-NEUTRAL: Setting = MappingProxyType({"frac_noise": 0.0, "noise_vocab_size": 0, "num_tokens_to_copy": 0})
+NEUTRAL: Setting = {"frac_noise": 0.0, "noise_vocab_size": 0, "num_tokens_to_copy": 0}
 
-_SMALLER_TRAINING_SETS = (6400, 3200, 1600, 800)
+Requirement = tuple[str, bool, str]  # key, whether its value is possible, what is expected instead
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,9 @@ class Task:
     """`sweeps` lists, for each key that the protocol changes, its values besides the baseline's."""
 
     name: str
-    baseline: Setting
-    sweeps: Mapping[str, tuple[int | float, ...]]
-    check: Callable[[dict[str, Any]], tuple[str, str] | None]  # key that is impossible and what is expected instead
+    baseline: dict[str, int | float]
+    sweeps: dict[str, tuple[int | float, ...]]
+    requirements: Callable[[dict[str, Any]], list[Requirement]]
     autoencoder: bool = False
     shifted: bool = False  # examples are one token shorter than seq_len
 
@@ -46,128 +45,93 @@ class Task:
         return int(setting["seq_len"]) - self.shifted
 
 
-def _recall(setting: dict[str, Any]) -> tuple[str, str] | None:
-    noise = setting.get("noise_vocab_size", 0)
-    if setting["seq_len"] % 2 or setting["seq_len"] < 4:
-        return "seq_len", f"an even length of at least 4 (nearest: {max(4, setting['seq_len'] + 1)})"
-    if setting["vocab_size"] < noise + 2:
-        return "vocab_size", f"at least {noise + 2}, a key and a value beside noise_vocab_size {noise}"
-    fraction = setting.get("frac_noise", 0.0)
-    if not 0 <= fraction < 1:
-        return "frac_noise", "at least 0 and less than 1"
-    if fraction and not noise:
-        return "noise_vocab_size", f"at least 1 with frac_noise {fraction}"
-    most = MOST_ELEMENTS // setting["vocab_size"]  # a value is drawn for every key
-    if setting["num_train_examples"] > most:
-        return "num_train_examples", f"at most {most} with vocab_size {setting['vocab_size']}"
-    return None
+def _at_least(key: str, setting: dict[str, Any], least: int, reason: str = "") -> Requirement:
+    return key, setting[key] >= least, f"at least {least}{reason}"
 
 
-def _fuzzy_recall(setting: dict[str, Any]) -> tuple[str, str] | None:
+def _even(setting: dict[str, Any], least: int) -> Requirement:
+    length = setting["seq_len"]
+    nearest = f"(nearest: {max(least, length + 1)})"
+    return "seq_len", length % 2 == 0 and length >= least, f"an even length of at least {least} {nearest}"
+
+
+def _recall(setting: dict[str, Any]) -> list[Requirement]:
+    noise, fraction = setting.get("noise_vocab_size", 0), setting.get("frac_noise", 0.0)
+    vocab_size = setting["vocab_size"]
+    most = MOST_ELEMENTS // vocab_size  # a value is drawn for every key
+    return [
+        _even(setting, 4),
+        _at_least("vocab_size", setting, noise + 2, f", a key and a value beside noise_vocab_size {noise}"),
+        ("frac_noise", 0 <= fraction < 1, "at least 0 and less than 1"),
+        ("noise_vocab_size", not fraction or noise > 0, f"at least 1 with frac_noise {fraction}"),
+        ("num_train_examples", setting["num_train_examples"] <= most, f"at most {most} with vocab_size {vocab_size}"),
+    ]
+
+
+def _fuzzy_recall(setting: dict[str, Any]) -> list[Requirement]:
     least = 4 * LARGEST_MOTIF + 1
-    if not least <= setting["seq_len"] <= LONGEST_FUZZY:
-        return "seq_len", f"from {least}, room for the longest pair twice, to {LONGEST_FUZZY}"
-    least = 2 * LARGEST_MOTIF + 1
-    if setting["vocab_size"] < least:
-        return "vocab_size", f"at least {least}, {LARGEST_MOTIF} key ids, {LARGEST_MOTIF} value ids and the pad"
-    return None
+    within = least <= setting["seq_len"] <= LONGEST_FUZZY
+    ids = f", {LARGEST_MOTIF} key ids, {LARGEST_MOTIF} value ids and the pad"
+    return [
+        ("seq_len", within, f"from {least}, room for the longest pair twice, to {LONGEST_FUZZY}"),
+        _at_least("vocab_size", setting, 2 * LARGEST_MOTIF + 1, ids),
+    ]
 
 
-def _selective_copying(setting: dict[str, Any]) -> tuple[str, str] | None:
-    longest = (setting["seq_len"] - 1) // 2
-    if setting["seq_len"] < 3:
-        return "seq_len", "at least 3"
-    if not 1 <= setting["num_tokens_to_copy"] <= longest:
-        return "num_tokens_to_copy", f"from 1 to {longest} with seq_len {setting['seq_len']} (nearest: {longest})"
-    if setting["vocab_size"] < 3:
-        return "vocab_size", "at least 3, a token to copy, the blank and the copy token"
-    return None
+def _selective_copying(setting: dict[str, Any]) -> list[Requirement]:
+    most = (setting["seq_len"] - 1) // 2
+    expected = f"from 1 to {most} with seq_len {setting['seq_len']} (nearest: {most})"
+    return [
+        _at_least("seq_len", setting, 3),
+        ("num_tokens_to_copy", 1 <= setting["num_tokens_to_copy"] <= most, expected),
+        _at_least("vocab_size", setting, 3, ", a token to copy, the blank and the copy token"),
+    ]
 
 
-def _compression(setting: dict[str, Any]) -> tuple[str, str] | None:
-    if setting["seq_len"] < 2:
-        return "seq_len", "at least 2"
-    if setting["vocab_size"] < 2:
-        return "vocab_size", "at least 2, a token and the compression token"
-    return None
+def _compression(setting: dict[str, Any]) -> list[Requirement]:
+    ids = ", a token and the compression token"
+    return [_at_least("seq_len", setting, 2), _at_least("vocab_size", setting, 2, ids)]
 
 
-def _memorization(setting: dict[str, Any]) -> tuple[str, str] | None:
-    if setting["seq_len"] % 2 or setting["seq_len"] < 2:
-        return "seq_len", f"an even length of at least 2 (nearest: {max(2, setting['seq_len'] + 1)})"
-    if setting["vocab_size"] < 3:
-        return "vocab_size", "at least 3, a key, a value and the insert token"
-    return None
+def _memorization(setting: dict[str, Any]) -> list[Requirement]:
+    return [_even(setting, 2), _at_least("vocab_size", setting, 3, ", a key, a value and the insert token")]
 
 
-def _task(name: str, check: Callable[[dict[str, Any]], tuple[str, str] | None], baseline: Setting,
-          sweeps: Mapping[str, tuple[int | float, ...]], **kind: bool) -> Task:  # fmt: skip
-    return Task(name, MappingProxyType(dict(baseline)), MappingProxyType(dict(sweeps)), check, **kind)
-
+_BASELINE: dict[str, int | float] = {"vocab_size": 16, "seq_len": 128, "num_train_examples": 12800}
+_SWEEPS: dict[str, tuple[int | float, ...]] = {
+    "vocab_size": (32, 64, 128), "seq_len": (256, 512, 1024), "num_train_examples": (6400, 3200, 1600, 800)
+}  # fmt: skip
 
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        _task(
-            "in-context-recall",
-            _recall,
-            {"vocab_size": 16, "seq_len": 128, "num_train_examples": 12800},
-            {
-                "vocab_size": (32, 64, 128),
-                "seq_len": (256, 512, 1024),
-                "num_train_examples": _SMALLER_TRAINING_SETS,
-            },
-            shifted=True,
-        ),
-        _task(
+        Task("in-context-recall", _BASELINE, _SWEEPS, _recall, shifted=True),
+        Task(
             "noisy-in-context-recall",
+            _BASELINE | {"vocab_size": 32, "noise_vocab_size": 16, "frac_noise": 0.2},
+            _SWEEPS | {"vocab_size": (48, 80, 144), "frac_noise": (0.4, 0.6, 0.8)},
             _recall,
-            {"vocab_size": 32, "seq_len": 128, "num_train_examples": 12800, "noise_vocab_size": 16, "frac_noise": 0.2},
-            {
-                "vocab_size": (48, 80, 144),
-                "seq_len": (256, 512, 1024),
-                "num_train_examples": _SMALLER_TRAINING_SETS,
-                "frac_noise": (0.4, 0.6, 0.8),
-            },
             shifted=True,
         ),
-        _task(
-            "fuzzy-in-context-recall",
-            _fuzzy_recall,
-            {"vocab_size": 16, "seq_len": 128, "num_train_examples": 12800},
-            {
-                "vocab_size": (32, 64, 128),
-                "seq_len": (256, 512, 1024),
-                "num_train_examples": _SMALLER_TRAINING_SETS,
-            },
-        ),
-        _task(
+        Task("fuzzy-in-context-recall", _BASELINE, _SWEEPS, _fuzzy_recall),
+        Task(
             "selective-copying",
+            _BASELINE | {"seq_len": 256, "num_tokens_to_copy": 16},
+            _SWEEPS | {"seq_len": (512, 1024), "num_tokens_to_copy": (32, 64, 96)},
             _selective_copying,
-            {"vocab_size": 16, "seq_len": 256, "num_train_examples": 12800, "num_tokens_to_copy": 16},
-            {
-                "vocab_size": (32, 64, 128),
-                "seq_len": (512, 1024),
-                "num_train_examples": _SMALLER_TRAINING_SETS,
-                "num_tokens_to_copy": (32, 64, 96),
-            },
         ),
-        _task(
+        Task(
             "compression",
+            _BASELINE | {"seq_len": 32},
+            _SWEEPS | {"seq_len": (64, 128, 256)},
             _compression,
-            {"vocab_size": 16, "seq_len": 32, "num_train_examples": 12800},
-            {
-                "vocab_size": (32, 64, 128),
-                "seq_len": (64, 128, 256),
-                "num_train_examples": _SMALLER_TRAINING_SETS,
-            },
             autoencoder=True,
         ),
-        _task(
+        Task(
             "memorization",
-            _memorization,
             {"vocab_size": 256, "seq_len": 32, "num_train_examples": 256},
             {"vocab_size": (512, 1024, 2048, 4096, 8192)},
+            _memorization,
         ),
     )
 }
@@ -206,12 +170,11 @@ def complete(name: str, setting: Setting) -> dict[str, int | float]:
         elif key not in NEUTRAL or isinstance(value, bool) or value != NEUTRAL[key]:
             raise UserError(f"{name}: {key} = {value}: expected {one_of(key, chosen.baseline)}")
     most = MOST_ELEMENTS // int(whole["seq_len"])
-    found = chosen.check(whole)
-    if not found and whole["num_train_examples"] > most:
-        found = "num_train_examples", f"at most {most} with seq_len {whole['seq_len']}"
-    if found:
-        key, expected = found
-        raise UserError(f"{name}: {key} = {whole[key]}: expected {expected}")
+    fits = whole["num_train_examples"] <= most
+    size = ("num_train_examples", fits, f"at most {most} with seq_len {whole['seq_len']}")
+    for key, possible, expected in (*chosen.requirements(whole), size):
+        if not possible:
+            raise UserError(f"{name}: {key} = {whole[key]}: expected {expected}")
     return whole
 
 

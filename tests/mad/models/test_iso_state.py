@@ -4,7 +4,8 @@ import pytest
 
 from hybridtron.config.load import build
 from hybridtron.errors import UserError
-from hybridtron.mad.models.architecture import Architecture, from_layers, from_model, iso_state
+from hybridtron.mad.models.architecture import Architecture, from_layers, from_model
+from hybridtron.mad.models.iso_state import iso_state
 from hybridtron.model.config import ModelConfig
 
 ATTENTION = {"type": "attention", "num_heads": 16}
