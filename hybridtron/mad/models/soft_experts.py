@@ -52,9 +52,6 @@ class SoftMoEConfig(MixerConfig):
     def flops(self, seq_len: int) -> int:
         return linear_flops(seq_len, *(spec for spec in self.tensors().values() if len(spec.shape) == 2))
 
-    def state_size(self, seq_len: int) -> int:
-        return 0
-
     def build(self, backend: Backend) -> SoftMoE:
         return SoftMoE(self, backend)
 

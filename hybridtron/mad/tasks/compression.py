@@ -9,14 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.int64]
+from hybridtron.mad.tasks.protocol import Examples
 
 
-def compression(
-    setting: dict[str, Any], examples: int, training: bool, rng: np.random.Generator
-) -> tuple[Array, Array]:
+def compression(setting: dict[str, Any], examples: int, training: bool, rng: np.random.Generator) -> Examples:
     """Generate inputs and targets, each [examples, seq_len] and equal; training and evaluation do not differ."""
     last = setting["vocab_size"] - 1
     inputs = rng.integers(last, size=(examples, setting["seq_len"]))

@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridtron.mad.tasks.protocol import IGNORE, LARGEST_MOTIF
+from hybridtron.mad.tasks.protocol import IGNORE, LARGEST_MOTIF, Array, Examples
 from hybridtron.mad.tasks.recall import first_occurrence
-
-Array = NDArray[np.int64]
 
 _BLOCK = 1 << 16  # slots in work at a time: their arrays stay in a core's cache
 _BITS, _SIZE = 16, 48  # of a token in a packed motif, and where its size begins
 _TOKEN = (1 << _BITS) - 1
+_SCORED = 1 << 62  # marks a value that an evaluation scores, and its tokens
 
 
 def _slots(length: int, mean_pair: int) -> int:
@@ -31,9 +30,7 @@ def _slots(length: int, mean_pair: int) -> int:
     return length // mean_pair + length // 24 + 24
 
 
-def fuzzy_in_context_recall(
-    setting: dict[str, Any], examples: int, training: bool, rng: np.random.Generator
-) -> tuple[Array, Array]:
+def fuzzy_recall(setting: dict[str, Any], examples: int, training: bool, rng: np.random.Generator) -> Examples:
     """Generate inputs and targets, each [examples, seq_len]."""
     length = setting["seq_len"]
     inputs = np.empty((examples, length), dtype=np.int64)
@@ -106,31 +103,22 @@ def _sequences(
     total = np.maximum(total, np.where(inserted, probe_begin + probe_size, 0))
 
     tokens = np.full(rows * (length + 1), pad, dtype=np.int64)
-    scored = np.zeros(rows * (length + 1), dtype=bool)
     origin = row * (length + 1) + length + 1 - (total + probe_size)  # pads on the left
-
-    start = (origin[:, None] + begin)[used]
-    _put(tokens, start, key[used])
-    _put(tokens, start + (key[used] >> _SIZE), value[used], scored, seen[used])
     everywhere = np.ones(rows, dtype=bool)
-    for begins, chosen, score in ((probe_begin, inserted, None), (total, everywhere, everywhere)):
-        start = (origin + begins)[chosen]
-        _put(tokens, start, probe_key[chosen])
-        _put(tokens, start + (probe_key[chosen] >> _SIZE), probe_value[chosen], scored, score)
-    return tokens.reshape(rows, -1), scored.reshape(rows, -1)
+    for begins, chosen, keys, values in (
+        (begin, used, key, value | seen * _SCORED),
+        (probe_begin, inserted, probe_key, probe_value),
+        (total, everywhere, probe_key, probe_value | _SCORED),
+    ):
+        start = (begins.T + origin).T[chosen]
+        _put(tokens, start, keys[chosen])
+        _put(tokens, start + (keys[chosen] >> _SIZE), values[chosen])
+    tokens = tokens.reshape(rows, -1)
+    return tokens & _TOKEN, tokens >= _SCORED
 
 
-def _put(
-    tokens: Array,
-    start: Array,
-    motif: Array,
-    scored: NDArray[np.bool_] | None = None,
-    score: NDArray[np.bool_] | None = None,
-) -> None:
-    """Write motifs into the flat `tokens` from `start` on, and `score` of each into `scored`."""
+def _put(tokens: Array, start: Array, motif: Array) -> None:
+    """Write motifs into the flat `tokens` from `start` on, each token with the motif's mark of what is scored."""
     for i in range(LARGEST_MOTIF):
-        some = slice(None) if i == 0 else np.flatnonzero(motif >> _SIZE > i)
-        index = start[some] + i
-        tokens[index] = motif[some] >> i * _BITS & _TOKEN
-        if scored is not None and score is not None:
-            scored[index] = score[some]
+        some = slice(None) if i == 0 else np.flatnonzero((motif & ~_SCORED) >> _SIZE > i)
+        tokens[start[some] + i] = motif[some] >> i * _BITS & _TOKEN | motif[some] & _SCORED

@@ -9,24 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
 from hybridtron.mad.tasks.compression import compression
-from hybridtron.mad.tasks.fuzzy_recall import fuzzy_in_context_recall
+from hybridtron.mad.tasks.fuzzy_recall import fuzzy_recall
 from hybridtron.mad.tasks.memorization import memorization
-from hybridtron.mad.tasks.protocol import NUM_TEST_EXAMPLES, SPLITS, TASKS, Setting, complete
+from hybridtron.mad.tasks.protocol import NUM_TEST_EXAMPLES, SPLITS, TASKS, Array, Setting, complete
 from hybridtron.mad.tasks.recall import in_context_recall
 from hybridtron.mad.tasks.selective_copying import selective_copying
 
-Array = NDArray[np.int64]
 Generator = Callable[[dict[str, Any], int, bool, np.random.Generator], tuple[Array, Array]]
 
 _GENERATORS: dict[str, Generator] = {
     "in-context-recall": in_context_recall,
     "noisy-in-context-recall": in_context_recall,
-    "fuzzy-in-context-recall": fuzzy_in_context_recall,
+    "fuzzy-in-context-recall": fuzzy_recall,
     "selective-copying": selective_copying,
     "compression": compression,
     "memorization": memorization,

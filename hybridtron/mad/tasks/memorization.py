@@ -10,11 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hybridtron.mad.tasks.protocol import IGNORE
-
-Array = NDArray[np.int64]
+from hybridtron.mad.tasks.protocol import IGNORE, Array, Examples
 
 FACTS_SEED = 12345
 
@@ -31,9 +28,7 @@ def facts(vocab_size: int) -> Array:
     return value_of
 
 
-def memorization(
-    setting: dict[str, Any], examples: int, training: bool, rng: np.random.Generator
-) -> tuple[Array, Array]:
+def memorization(setting: dict[str, Any], examples: int, training: bool, rng: np.random.Generator) -> Examples:
     """Generate inputs and targets, each [examples, seq_len]; training and evaluation do not differ."""
     value_of = facts(setting["vocab_size"])
     keys = rng.integers(len(value_of), size=(examples, setting["seq_len"] // 2))

@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 Setting = Mapping[str, int | float]
+Array = NDArray[np.int64]
+Examples = tuple[Array, Array]  # inputs and targets, each [examples, length]
 
 IGNORE = -100  # a target that is not scored
 NUM_TEST_EXAMPLES = 1280  # also of the validation split

@@ -14,14 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridtron.mad.tasks.protocol import IGNORE
-
-Array = NDArray[np.int64]
+from hybridtron.mad.tasks.protocol import IGNORE, Examples
 
 
-def in_context_recall(
-    setting: dict[str, Any], examples: int, training: bool, rng: np.random.Generator
-) -> tuple[Array, Array]:
+def in_context_recall(setting: dict[str, Any], examples: int, training: bool, rng: np.random.Generator) -> Examples:
     """Generate inputs and targets, each [examples, seq_len - 1]."""
     noise_ids, fraction = setting.get("noise_vocab_size", 0), setting.get("frac_noise", 0.0)
     usable = setting["vocab_size"] - noise_ids

@@ -10,16 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hybridtron.mad.tasks.protocol import IGNORE
-
-Array = NDArray[np.int64]
+from hybridtron.mad.tasks.protocol import IGNORE, Examples
 
 
-def selective_copying(
-    setting: dict[str, Any], examples: int, training: bool, rng: np.random.Generator
-) -> tuple[Array, Array]:
+def selective_copying(setting: dict[str, Any], examples: int, training: bool, rng: np.random.Generator) -> Examples:
     """Generate inputs and targets, each [examples, seq_len]; training and evaluation do not differ."""
     length, count = setting["seq_len"], setting["num_tokens_to_copy"]
     copy, blank = setting["vocab_size"] - 1, setting["vocab_size"] - 2

@@ -53,7 +53,6 @@ class Stack:
         self.flat = self.flat.to(device)  # [cells, parameters]
         decays = [torch.full((specs[name].numel,), float(specs[name].decay)) for name in self.names]
         self.decay = torch.cat(decays).to(device)  # 1 where a parameter decays
-        self._all_gradients: Callable[..., Any] | None = None
 
     def __len__(self) -> int:
         return len(self.flat)
@@ -73,13 +72,12 @@ class Stack:
         `tokens_per_pass` tokens, whose sums are added up.
         """
         count = (targets != IGNORE).sum((-2, -1)).to(self.flat.dtype)
-        losses = torch.zeros(len(self), device=self.flat.device)
-        gradients: Tensor | None = None
+        losses, gradients = torch.zeros(len(self), device=self.flat.device), torch.zeros_like(self.flat)
+        function = grad_and_value(self._loss) if self.one_pass else self._gradient_and_loss
         for some, wanted in self._runs(tokens, targets):
-            gradient, loss = self._pass(some, wanted)
+            gradient, loss = self._per_cell(function, self.flat, some, wanted)
             losses += loss
-            gradients = gradient if gradients is None else gradients.add_(gradient)
-        assert gradients is not None
+            gradients += gradient
         return losses / count, gradients.div_(count.unsqueeze(-1) if count.dim() else count)
 
     @torch.no_grad()
@@ -100,19 +98,6 @@ class Stack:
         rows = max(1, self.tokens_per_pass // (cells_in_a_pass * tokens.shape[-1]))
         return list(zip(tokens.split(rows, -2), targets.split(rows, -2), strict=True))
 
-    def _pass(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        if self.one_pass:
-            if self._all_gradients is None:
-                self._all_gradients = grad_and_value(self._loss)
-            return self._per_cell(self._all_gradients, self.flat, tokens, targets)
-        gradients, losses = [], []
-        for cell in range(len(self)):
-            row = self.flat[cell].detach().requires_grad_()
-            loss = self._loss(row, *_of_cell(cell, tokens, targets))
-            gradients.append(torch.autograd.grad(loss, row)[0])
-            losses.append(loss.detach())
-        return torch.stack(gradients), torch.stack(losses)
-
     def _per_cell(
         self, function: Callable[..., Any], rows: Tensor, tokens: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -120,13 +105,21 @@ class Stack:
         if self.one_pass:
             axis = 0 if tokens.dim() == 3 else None
             return vmap(function, in_dims=(0, axis, axis))(rows, tokens, targets)
-        results = [function(row, *_of_cell(cell, tokens, targets)) for cell, row in enumerate(rows)]
+        results = [
+            function(row, *(tensor[cell] if tensor.dim() == 3 else tensor for tensor in (tokens, targets)))
+            for cell, row in enumerate(rows)
+        ]
         first, second = zip(*results, strict=True)
         return torch.stack(first), torch.stack(second)
 
     def _loss(self, row: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
         """Sum the loss over scored positions."""
         return _summed_loss(self._logits(row, tokens), targets)
+
+    def _gradient_and_loss(self, row: Tensor, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        row = row.detach().requires_grad_()
+        loss = self._loss(row, tokens, targets)
+        return torch.autograd.grad(loss, row)[0], loss.detach()
 
     def _loss_and_prediction(self, row: Tensor, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits = self._logits(row, tokens)
@@ -149,7 +142,3 @@ def can_stack(config: ModelConfig) -> bool:
 def _summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
     nll, _ = cross_entropy(logits, targets.clamp(min=0))
     return (nll * (targets != IGNORE)).sum()
-
-
-def _of_cell(cell: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(tensor[cell] if tensor.dim() == 3 else tensor for tensor in tensors)
