@@ -19,10 +19,9 @@ if TYPE_CHECKING:
     from hybridtron.mad.api import score
     from hybridtron.mad.checkpoints import score_checkpoints
     from hybridtron.mad.models.architecture import Architecture, from_layers, from_model, from_pattern
-    from hybridtron.mad.models.finetune import TrainedLayers, from_trained
+    from hybridtron.mad.models.finetune import from_trained
     from hybridtron.mad.models.iso_state import iso_state
     from hybridtron.mad.models.layers import LAYERS
-    from hybridtron.mad.models.shrink import DEPTH
     from hybridtron.mad.report.write import read_scores, write_report
     from hybridtron.mad.scoring.aggregate import scores
     from hybridtron.mad.scoring.results import read_rows
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from hybridtron.mad.training.suite import SuiteFailed, chosen_settings, run_suite
 
 __all__ = [
-    "DEPTH",
     "LAYERS",
     "PRESETS",
     "TASKS",
@@ -43,7 +41,6 @@ __all__ = [
     "Preset",
     "Score",
     "SuiteFailed",
-    "TrainedLayers",
     "chosen_settings",
     "from_layers",
     "from_model",
@@ -63,34 +60,22 @@ __all__ = [
     "write_report",
 ]
 
-_MODULES = {
-    "DEPTH": "models.shrink",
-    "LAYERS": "models.layers",
-    "PRESETS": "training.presets",
-    "TASKS": "tasks.protocol",
-    "Architecture": "models.architecture",
-    "Cell": "training.presets",
-    "Preset": "training.presets",
-    "Score": "scoring.score",
-    "SuiteFailed": "training.suite",
-    "TrainedLayers": "models.finetune",
-    "chosen_settings": "training.suite",
-    "from_layers": "models.architecture",
-    "from_model": "models.architecture",
-    "from_pattern": "models.architecture",
-    "from_trained": "models.finetune",
-    "generate": "tasks.generate",
-    "iso_state": "models.iso_state",
-    "preset": "training.presets",
-    "read_rows": "scoring.results",
-    "read_scores": "report.write",
-    "run_suite": "training.suite",
-    "score": "api",
-    "score_checkpoints": "checkpoints",
-    "scores": "scoring.aggregate",
-    "settings": "tasks.protocol",
-    "train_setting": "training.loop",
-    "write_report": "report.write",
+_NAMES = {
+    "api": ["score"],
+    "checkpoints": ["score_checkpoints"],
+    "models.architecture": ["Architecture", "from_layers", "from_model", "from_pattern"],
+    "models.finetune": ["from_trained"],
+    "models.iso_state": ["iso_state"],
+    "models.layers": ["LAYERS"],
+    "report.write": ["read_scores", "write_report"],
+    "scoring.aggregate": ["scores"],
+    "scoring.results": ["read_rows"],
+    "scoring.score": ["Score"],
+    "tasks.generate": ["generate"],
+    "tasks.protocol": ["TASKS", "settings"],
+    "training.loop": ["train_setting"],
+    "training.presets": ["PRESETS", "Cell", "Preset", "preset"],
+    "training.suite": ["SuiteFailed", "chosen_settings", "run_suite"],
 }
 
-__getattr__, __dir__ = lazy_exports(__name__, _MODULES)
+__getattr__, __dir__ = lazy_exports(__name__, {name: module for module, names in _NAMES.items() for name in names})

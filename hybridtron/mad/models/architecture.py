@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybridtron.config.load import build
+from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
 from hybridtron.mad.models.blocks import map_mixers
 from hybridtron.mad.models.candidate import Candidate
-from hybridtron.mad.models.layers import WIDTH, blocks_by_pattern_name, mad_lab_names, pattern_of_layers
+from hybridtron.mad.models.layers import ALIASES, LAYERS, WIDTH, block_name, blocks_by_pattern_name, mad_lab_names
 from hybridtron.mad.models.shrink import DEPTH, shrink
 from hybridtron.mad.models.soft_experts import SOFT_EXPERTS
 from hybridtron.mixers.contract import MixerConfig
@@ -35,15 +36,8 @@ class Architecture(Candidate):
     def model(self, vocab_size: int, seq_len: int) -> ModelConfig:
         """Build the model config of one task. Implicit filters span its length, as mad-lab's do; free taps stay."""
         blocks = {name: self._block(block, seq_len) for name, block in self.blocks.items()}
-        mapping = {
-            "hidden_size": self.hidden_size,
-            "vocab_size": vocab_size,
-            "blocks": blocks,
-            "pattern": self.pattern,
-            "norm_eps": self.norm_eps,
-            "backend": "torch",
-        }
-        return build(mapping, ModelConfig)
+        shared = {"hidden_size": self.hidden_size, "pattern": self.pattern, "norm_eps": self.norm_eps}
+        return build({**shared, "vocab_size": vocab_size, "blocks": blocks, "backend": "torch"}, ModelConfig)
 
     def fingerprint(self) -> str:
         """Return twelve digits that change with anything that changes what is trained."""
@@ -58,8 +52,18 @@ class Architecture(Candidate):
 
 
 def from_layers(layers: Sequence[str], match_mad_lab: bool = False) -> Architecture:
-    """Build an architecture from layers by mad-lab's names; with `match_mad_lab` as its code has them."""
-    return from_pattern(pattern_of_layers(layers), match_mad_lab)
+    """Build an architecture from layers by mad-lab's names, _ for - allowed; with `match_mad_lab` as its code has them.
+
+    Raises:
+        UserError: for no layer, and for an unknown one, with the nearest name.
+    """
+    known = {block_name(name) for name in (*LAYERS, *ALIASES)}
+    for layer in layers:
+        if block_name(layer) not in known:
+            raise UserError(f"layers: {layer!r}: expected {one_of(layer, (*LAYERS, *ALIASES))}")
+    if not layers:
+        raise UserError("layers: expected at least one layer")
+    return from_pattern(" ".join(layers), match_mad_lab)
 
 
 def from_pattern(pattern: str, match_mad_lab: bool = False) -> Architecture:

@@ -8,11 +8,9 @@ with a state of 2,048 a layer where that can be chosen. The last layer of a prim
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from hybridtron.config.nearest import one_of
-from hybridtron.errors import UserError
 from hybridtron.mixers.registry import MIXERS
 
 WIDTH = 128
@@ -45,21 +43,6 @@ def block_name(layer: str) -> str:
 def blocks_by_pattern_name(match_mad_lab: bool) -> dict[str, dict[str, Any]]:
     """Return every layer by its name in patterns; with `match_mad_lab` as mad-lab's own code has it."""
     return {block_name(name): dict(block) for name, block in (AS_IN_MAD_LAB if match_mad_lab else LAYERS).items()}
-
-
-def pattern_of_layers(layers: Sequence[str]) -> str:
-    """Return the pattern of layers given one by one, in mad-lab's names or with _ for -.
-
-    Raises:
-        UserError: for an unknown layer, with the nearest name.
-    """
-    known = {block_name(name) for name in (*LAYERS, *ALIASES)}
-    for layer in layers:
-        if block_name(layer) not in known:
-            raise UserError(f"layers: {layer!r}: expected {one_of(layer, (*LAYERS, *ALIASES))}")
-    if not layers:
-        raise UserError("layers: expected at least one layer")
-    return " ".join(map(block_name, layers))
 
 
 def mad_lab_names() -> dict[str, str]:

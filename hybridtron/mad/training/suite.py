@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 
 from hybridtron.errors import UserError
 from hybridtron.mad.models.candidate import Candidate
-from hybridtron.mad.scoring.results import Key, ResultsWriter, Row, make_key, opened_for_adding
+from hybridtron.mad.scoring.results import Key, Row, make_key, opened_for_adding
 from hybridtron.mad.tasks.protocol import TASKS, Setting, complete, settings
 from hybridtron.mad.training.device import require_device
 from hybridtron.mad.training.loop import train_setting
@@ -35,9 +36,16 @@ class Unit:
     seeds: tuple[int, ...]
     done: frozenset[tuple[int, Cell]] = frozenset()
 
+    def num_cells(self, preset: Preset) -> int:
+        """Count the cells to train."""
+        return len(self.seeds) * len(preset.cells) - len(self.done)
 
-@dataclass(frozen=True)
-class Progress:
+    def tokens_per_epoch(self, preset: Preset) -> float:
+        """Count the tokens of an epoch, over all cells to train."""
+        return self.setting["seq_len"] * self.setting["num_train_examples"] * self.num_cells(preset)
+
+
+class Progress(NamedTuple):
     """After a unit: how many are done of how many, all rows of its seeds, and for how long it trained."""
 
     done: int
@@ -121,27 +129,24 @@ def run_suite(
         for warning in results.warnings:
             if on_warning:
                 on_warning(warning)
-        units = missing_units(candidate, preset, chosen, seeds, results)
-        job = _Job(candidate, preset, device, one_pass)
-        finished = 0
+        units = missing_units(candidate, preset, chosen, seeds, results.has)
+        finished = count(1)
 
         def on_report(unit: Unit, report: _Report) -> None:
-            nonlocal finished
             if isinstance(report, dict):
                 results.add([report])
             elif isinstance(report, Steps):
                 if on_step:
                     on_step(unit, report)
-            else:
-                finished += 1
-                if on_unit:
-                    wanted = row_keys(candidate, preset, unit.task, unit.setting, unit.seeds).values()
-                    on_unit(Progress(finished, len(units), unit, results.rows_of(wanted), report))
+            elif on_unit:
+                wanted = row_keys(candidate, preset, unit.task, unit.setting, unit.seeds).values()
+                on_unit(Progress(next(finished), len(units), unit, results.rows_of(wanted), report))
 
         if processes > 1:  # the longest first, so that all processes end together
-            units = sorted(units, key=partial(_cost, preset), reverse=True)
+            units.sort(key=lambda unit: unit.tokens_per_epoch(preset), reverse=True)
+        work = partial(_train, candidate, preset, device, one_pass)
         try:
-            run_tasks(job.train, units, processes, on_report, single_threaded=device == "cpu")
+            run_tasks(work, units, processes, on_report, single_threaded=device == "cpu")
         except WorkerDied as error:
             raise SuiteFailed(f"a process that trained {error.task.task} ended with code {error.exitcode}") from None
         except TaskFailed as error:
@@ -157,15 +162,18 @@ def missing_units(
     preset: Preset,
     chosen: Sequence[tuple[str, Setting]],
     seeds: Sequence[int],
-    results: ResultsWriter,
+    has: Callable[[Key], bool],
 ) -> list[Unit]:
-    """Return a unit for every setting that lacks rows, with the seeds that lack them and the cells these have."""
+    """Return a unit for every setting that lacks rows, with the seeds that lack them and the cells these have.
+
+    `has` tells whether there is a row of a key.
+    """
     units = []
     for name, setting in chosen:
         keys = row_keys(candidate, preset, name, setting, seeds)
-        lacking = tuple(dict.fromkeys(seed for (seed, _), wanted in keys.items() if not results.has(wanted)))
+        lacking = tuple(dict.fromkeys(seed for (seed, _), wanted in keys.items() if not has(wanted)))
         if lacking:
-            done = frozenset(pair for pair, wanted in keys.items() if pair[0] in lacking and results.has(wanted))
+            done = frozenset(pair for pair, wanted in keys.items() if pair[0] in lacking and has(wanted))
             units.append(Unit(name, setting, lacking, done))
     return units
 
@@ -178,43 +186,37 @@ def row_keys(
     return {(seed, cell): made(cell.lr, cell.weight_decay, seed) for seed in seeds for cell in preset.cells}
 
 
-@dataclass(frozen=True)
-class _Job:
-    candidate: Candidate
-    preset: Preset
-    device: str
-    one_pass: bool | None
+def _train(
+    candidate: Candidate,
+    preset: Preset,
+    device: str,
+    one_pass: bool | None,
+    unit: Unit,
+    report: Callable[[_Report], None],
+) -> None:
+    """Train a unit; report its rows, every few steps how far it is, and at its end the seconds that it took."""
+    began = reported = time.perf_counter()
+    steps = Steps(0, 0)
 
-    def train(self, unit: Unit, report: Callable[[_Report], None]) -> None:
-        """Train a unit; report its rows, every few steps how far it is, and at its end the seconds that it took."""
-        began = reported = time.perf_counter()
-        steps = Steps(0, 0)
+    def on_row(row: Row) -> None:
+        report(row)
+        report(steps)
 
-        def on_row(row: Row) -> None:
-            report(row)
+    def on_step(done: int, planned: int, accuracy: float | None) -> None:
+        nonlocal steps, reported
+        steps = Steps(done, planned, accuracy)
+        if time.perf_counter() - reported > _SECONDS_BETWEEN_STEPS:
+            reported = time.perf_counter()
             report(steps)
 
-        def on_step(done: int, planned: int, accuracy: float | None) -> None:
-            nonlocal steps, reported
-            steps = Steps(done, planned, accuracy)
-            if time.perf_counter() - reported > _SECONDS_BETWEEN_STEPS:
-                reported = time.perf_counter()
-                report(steps)
-
-        num_threads = torch.get_num_threads()
-        if self.device == "cpu":
-            torch.set_num_threads(1)
-        try:
-            train_setting(
-                self.candidate, unit.task, unit.setting, self.preset, unit.seeds,
-                done=unit.done, device=self.device, one_pass=self.one_pass, on_row=on_row, on_step=on_step,
-            )  # fmt: skip
-        finally:
-            torch.set_num_threads(num_threads)
-        report(time.perf_counter() - began)
-
-
-def _cost(preset: Preset, unit: Unit) -> float:
-    """Return a number proportional to the training time of a unit."""
-    cells = len(unit.seeds) * len(preset.cells) - len(unit.done)
-    return float(unit.setting["seq_len"]) * float(unit.setting["num_train_examples"]) * cells
+    num_threads = torch.get_num_threads()
+    if device == "cpu":
+        torch.set_num_threads(1)
+    try:
+        train_setting(
+            candidate, unit.task, unit.setting, preset, unit.seeds,
+            done=unit.done, device=device, one_pass=one_pass, on_row=on_row, on_step=on_step,
+        )  # fmt: skip
+    finally:
+        torch.set_num_threads(num_threads)
+    report(time.perf_counter() - began)

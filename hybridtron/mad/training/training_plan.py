@@ -11,7 +11,7 @@ from hybridtron.mad.models.candidate import Candidate
 from hybridtron.mad.scoring.results import RESULTS, key, read_rows
 from hybridtron.mad.tasks.protocol import Setting, task
 from hybridtron.mad.training.presets import Preset
-from hybridtron.mad.training.suite import row_keys
+from hybridtron.mad.training.suite import missing_units
 from hybridtron.reporting.numbers import plural, short_number
 
 
@@ -49,14 +49,12 @@ def plan_training(
         there = {key(row) for row in read_rows(folder)[0]} if (folder / RESULTS).is_file() else set()
     except OSError as error:
         raise UserError(f"out {folder}: cannot be read ({error.strerror})") from None
-    cells = missing = steps = tokens = 0
-    for name, setting in chosen:
-        wanted = row_keys(candidate, preset, name, setting, seeds).values()
-        lacking = sum(one not in there for one in wanted)
-        each = preset.steps(int(setting["num_train_examples"]))
-        cells += len(wanted)
-        missing += lacking
-        steps += lacking * each
-        batch = min(preset.batch_size, int(setting["num_train_examples"]))
-        tokens += lacking * each * batch * task(name).sequence_length(setting)
+    missing = steps = tokens = 0
+    for unit in missing_units(candidate, preset, chosen, seeds, there.__contains__):
+        num_examples = int(unit.setting["num_train_examples"])
+        planned = unit.num_cells(preset) * preset.steps(num_examples)
+        missing += unit.num_cells(preset)
+        steps += planned
+        tokens += planned * min(preset.batch_size, num_examples) * task(unit.task).sequence_length(unit.setting)
+    cells = len(chosen) * len(seeds) * len(preset.cells)
     return TrainingPlan(preset.name, len(chosen), cells, missing, steps, preset.batch_size, tokens)
