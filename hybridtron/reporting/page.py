@@ -36,15 +36,25 @@ def one_line(text: Markup) -> Markup:
     return Markup(" ").join(map(Markup, text.split()))
 
 
+def raise_exponents(text: str) -> Markup:
+    """Escape text and raise its exponents: N^0.3, C^(a+b)."""
+    return Markup(re.sub(r"\^(-?\d+(?:\.\d+)?|-?\w+|\([^()]*\))", r"<sup>\1</sup>", str(Markup.escape(text))))
+
+
 @cache
 def _environment(package: str) -> Environment:
     loaders = [PackageLoader(name) for name in dict.fromkeys((package, "hybridtron.reporting"))]
     environment = Environment(
         loader=ChoiceLoader(loaders), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    for of_number in (numbers.decimal, numbers.decimals, numbers.duration, numbers.grouped, numbers.plural):
-        environment.filters[of_number.__name__] = of_number
-    environment.filters |= {"anchor": anchor, "figure": figure, "one_line": one_line}
+    for name in ("decimal", "decimals", "duration", "grouped", "html_number", "interval", "plural", "significant"):
+        environment.filters[name] = getattr(numbers, name)
+    environment.filters |= {
+        "anchor": anchor,
+        "figure": figure,
+        "one_line": one_line,
+        "raise_exponents": raise_exponents,
+    }
     environment.globals["version"] = hybridtron.__version__
     return environment
 
@@ -81,8 +91,3 @@ def verdict(leads: Sequence[str], sentences: Sequence[str] = (), title: str = ""
 def join(parts: Iterable[str], separator: str = "") -> Markup:
     """Join blocks, or texts, which are escaped."""
     return Markup(separator).join(parts)
-
-
-def raise_exponents(text: str) -> Markup:
-    """Escape text and raise its exponents: N^0.3, C^(a+b)."""
-    return Markup(re.sub(r"\^(-?\d+(?:\.\d+)?|-?\w+|\([^()]*\))", r"<sup>\1</sup>", str(Markup.escape(text))))

@@ -6,16 +6,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from hybridtron.laws.families.law import Settings
 from hybridtron.reporting.numbers import interval, significant
-
-_TEMPLATES = Environment(
-    loader=PackageLoader("hybridtron.laws.families"), undefined=StrictUndefined, trim_blocks=True,
-    line_statement_prefix="#",
-)  # fmt: skip
-_TEMPLATES.filters |= {"significant": significant, "interval": interval}
+from hybridtron.reporting.page import render
 
 
 def verdict(
@@ -26,7 +21,7 @@ def verdict(
     The template knows the parameters as `p`, their intervals as `spans` (None where there is none) and `facts`.
     """
     spans: Mapping[str, Any] = defaultdict(lambda: None, intervals or {})
-    text = _TEMPLATES.get_template(f"{law}.txt.j2").render(p=parameters, spans=spans, **facts)
+    text = Markup(render(__package__, f"{law}.txt.j2", p=parameters, spans=spans, **facts)).unescape()
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
