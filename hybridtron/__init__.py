@@ -23,13 +23,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from hybridtron import laws, mad
-    from hybridtron.api.model import Model, build_model, load
+    from hybridtron.api.model import build_model
     from hybridtron.api.study import describe, plan
     from hybridtron.api.training import train
     from hybridtron.composer import scale, search
     from hybridtron.errors import UserError
     from hybridtron.training.callbacks.base import Callback, StopTraining
     from hybridtron.training.run import Run
+    from hybridtron.training.single_process import Model, load
 
 __all__ = [
     "Callback",
@@ -50,14 +51,14 @@ __all__ = [
 
 _MODULES = {
     "Callback": "training.callbacks.base",
-    "Model": "api.model",
+    "Model": "training.single_process",
     "Run": "training.run",
     "StopTraining": "training.callbacks.base",
     "UserError": "errors",
     "build_model": "api.model",
     "describe": "api.study",
     "laws": "laws",
-    "load": "api.model",
+    "load": "training.single_process",
     "mad": "mad",
     "plan": "api.study",
     "scale": "composer",

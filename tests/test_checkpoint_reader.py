@@ -82,7 +82,7 @@ import sys
 from pathlib import Path
 import torch
 from hybridtron.checkpoint_reader import load_parameters
-from hybridtron.training.evaluate import trained_model
+from hybridtron.training.single_process import load
 from hybridtron.model.tensors import model_tensors
 from tests.training.runs import resolved_tiny
 specs = model_tensors(resolved_tiny(hidden_size=32).model)

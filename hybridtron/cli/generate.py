@@ -27,10 +27,12 @@ def add_arguments(verb: ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the prompt and its continuation."""
-    from hybridtron.training.evaluate import generate_from_run
+    from hybridtron.training.device import take_device
+    from hybridtron.training.single_process import load
 
-    text = generate_from_run(
-        options.run_path, options.prompt, options.max_tokens, options.temperature, options.top_k, options.seed
+    model = load(options.run_path, device=take_device())
+    (text,) = model.generate(
+        options.prompt, options.max_tokens, temperature=options.temperature, top_k=options.top_k, seed=options.seed
     )
     print(json.dumps({"prompt": options.prompt, "text": text}) if options.json else options.prompt + text)
     return 0

@@ -28,8 +28,10 @@ from hybridtron.mad.training.presets import preset as find_preset
 from hybridtron.mad.training.suite import Progress, chosen_settings, require_seeds, run_suite
 from hybridtron.reporting.publish import require_usable
 from hybridtron.training.corpus import open_held_out
-from hybridtron.training.evaluate import evaluate_run, trained_model
+from hybridtron.training.device import take_device
+from hybridtron.training.evaluate import evaluate_run
 from hybridtron.training.run_folder.folder import read_run
+from hybridtron.training.single_process import load
 
 Mode = Literal["proxy", "finetune", "probe"]
 MODES: tuple[Mode, ...] = ("proxy", "finetune", "probe")
@@ -153,7 +155,7 @@ def _model_of(path: Path, mode: Mode, depth: int, iso_state: bool) -> Candidate:
         proxy = from_model(config.name, config.model, depth)
         return with_iso_state(proxy) if iso_state else proxy
     name = f"{checkpoint.parent.name}/{checkpoint.name}"
-    config, _, model, _ = trained_model(path)
+    model = load(checkpoint, device=take_device())
     return from_trained(name, config.model, dict(model.named_parameters()), mode)
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from hybridtron.mad import from_trained
 from hybridtron.mad.scoring.results import read_rows
-from hybridtron.training.evaluate import trained_model
+from hybridtron.training.single_process import load
 from tests.conftest import TINY, command, environment, hear_ctrl_c
 
 TOOL = Path(__file__).parents[2] / "tools" / "rerun_mad.py"
@@ -171,7 +171,8 @@ def test_trained_layers_compute_what_they_did_and_a_probe_leaves_them(run):
     from hybridtron.mad.models.proxy_model import ProxyModel
 
     tokens = torch.randint(256, (2, 16), generator=torch.Generator().manual_seed(0))
-    config, _, model, _ = trained_model(run)
+    model = load(run)
+    config = model.config
     with torch.no_grad():
         expected = model.logits(tokens)
         parameters = {name: value.detach().clone() for name, value in model.named_parameters()}

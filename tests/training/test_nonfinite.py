@@ -9,7 +9,7 @@ import torch
 from hybridtron.distributed.environment import Environment
 from hybridtron.distributed.groups import process_groups
 from hybridtron.training.build import build_engine
-from hybridtron.training.evaluate import trained_model
+from hybridtron.training.single_process import load
 from tests.training.runs import resolved_tiny
 
 
@@ -30,7 +30,7 @@ def test_too_many_in_a_row_stop_the_run_with_the_checkpoint_intact(tiny, hybridt
     skipped = [row for row in rows(run) if row["skipped"]]
     assert skipped[-1]["skipped"] >= 2
     assert skipped[-1]["loss"] is None or skipped[-1]["grad_norm"] is None
-    _, _, model, _ = trained_model(run)
+    model = load(run)
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from hybridtron.training.evaluate import trained_model
+from hybridtron.training.single_process import load
 
 
 def rows(run):
@@ -19,7 +19,7 @@ def test_bf16_trains_close_to_fp32_and_resumes_bitwise(tiny, hybridtron):
         result = hybridtron("train", tiny, f"folder={runs[name]}", *overrides)
         assert result.returncode == 0, result.stderr
     assert rows(runs["bf16"])[-1]["loss"] == pytest.approx(rows(runs["fp32"])[-1]["loss"], rel=0.02)
-    _, _, model, _ = trained_model(runs["bf16"])
+    model = load(runs["bf16"])
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     halves = tiny.parent / "halves"
     for steps, more in ((10, []), (20, ["--resume"])):
@@ -36,7 +36,7 @@ def test_z_loss_pulls_the_partition_function_to_one(tiny, hybridtron):
         folder = tiny.parent / f"z{weight}"
         result = hybridtron("train", tiny, f"folder={folder}", f"train.z_loss={weight}", "optimizer.lr=1e-2")
         assert result.returncode == 0, result.stderr
-        _config, _, model, _ = trained_model(folder)
+        model = load(folder)
         with torch.no_grad():
             tokens = torch.frombuffer(b"the attention model in a state o", dtype=torch.uint8).long()[None]
             _, log_z = model(tokens, tokens)

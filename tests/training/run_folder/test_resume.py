@@ -12,9 +12,9 @@ import torch
 
 from hybridtron.config.load import load
 from hybridtron.training.config import RunConfig
-from hybridtron.training.evaluate import trained_model
 from hybridtron.training.run_folder.folder import RunFolder
 from hybridtron.training.run_folder.resume import find_start
+from hybridtron.training.single_process import load as load_model
 from hybridtron.training.validation.resolve import resolve
 from tests.conftest import command, environment
 
@@ -27,7 +27,7 @@ def losses(run: Path) -> list[tuple[int, float, float]]:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    _, _, model, _ = trained_model(run)
+    model = load_model(run)
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
