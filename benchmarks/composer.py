@@ -13,8 +13,7 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, is_dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,7 +23,7 @@ import torch
 
 from hybridtron.composer.engines import bayesian
 from hybridtron.composer.engines.bayesian import Bayesian
-from hybridtron.composer.engines.discrete import Engine, Evolution, Observation, RandomSearch
+from hybridtron.composer.engines.discrete import Engine, Evolution, History, Observation, RandomSearch
 from hybridtron.composer.nas.aggregate import aggregate
 from hybridtron.composer.nas.closed_form import Chain
 from hybridtron.composer.nas.space import Pattern, Space
@@ -33,10 +32,10 @@ from hybridtron.pattern import to_composer
 from hybridtron.reporting.pictures import HUES, INK, legend_below, new_figure, png, style_axes
 
 SPACES = {"2^6": (2, 6, 30, 1), "2^16": (2, 16, 48, 4), "3^12": (3, 12, 64, 4)}  # blocks, layers, evaluations, batch
-ENGINES: dict[str, Callable[[int], Engine]] = {  # by seed
-    "random": lambda _: RandomSearch(),
-    "evolution": lambda _: Evolution(),
-    "bayesian": lambda seed: Bayesian(seed=seed),
+ENGINES: dict[str, Engine] = {
+    "random": RandomSearch(type="random"),
+    "evolution": Evolution(type="evolution"),
+    "bayesian": Bayesian(type="bayesian"),
 }
 DASHES = ("--", "-", "-")  # of the engines: the first two begin alike
 
@@ -46,7 +45,8 @@ def regrets(engine: Engine, space: Space, function: Chain, budget: int, batch: i
     seen: list[Observation] = []
     while len(seen) < budget:
         generator = np.random.default_rng([seed, len(seen)])
-        for pattern in engine.propose(space, seen, [], min(batch, budget - len(seen)), generator):
+        count = min(batch, budget - len(seen))
+        for pattern in engine.propose(History(space, seen, seed=seed), count, generator):
             seen.append(Observation(pattern, function(pattern)))
     best = np.maximum.accumulate([o.score for o in seen])
     return [round(float(value), 9) for value in 1 - best]
@@ -54,8 +54,7 @@ def regrets(engine: Engine, space: Space, function: Chain, budget: int, batch: i
 
 def fingerprint(engine: Engine, space_name: str) -> str:
     """Return a digest of all settings but the seed that a run's regret depends on; rows of others are not reused."""
-    own: dict[str, Any] = asdict(engine) if is_dataclass(engine) and not isinstance(engine, type) else {}
-    own.pop("seed", None)
+    own = engine.model_dump(exclude={"type", "batch"})
     if isinstance(engine, Bayesian):
         own |= {name: getattr(bayesian, name) for name in ("SAMPLES", "PARENTS", "FIT_STEPS", "CLIMBS")}
     settings = json.dumps([type(engine).__name__, own, SPACES[space_name]], sort_keys=True)
@@ -67,8 +66,7 @@ def runs(file: Path, seeds: int) -> Iterator[dict[str, Any]]:
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     for seed in range(seeds):
         for space_name, (blocks, layers, budget, batch) in SPACES.items():
-            for engine_name, make_engine in ENGINES.items():
-                engine = make_engine(seed)
+            for engine_name, engine in ENGINES.items():
                 settings = fingerprint(engine, space_name)
                 key = {"space": space_name, "seed": seed, "engine": engine_name, "settings": settings}
                 row = next((row for row in done if key.items() <= row.items()), None)
@@ -111,12 +109,13 @@ def replay(folder: Path, seeds: int, budget: int = 30) -> str:
         f"| engine | evaluations to the best, of {len(scores)} | rank after {budget}: best single | N_0 | N_1 |",
     ]
     lines += ["|---|---|---|---|---|"]
-    for name, make_engine in ENGINES.items():
+    for name, engine in ENGINES.items():
         reached, ranks = [], []
         for seed in range(seeds):
-            engine, seen = make_engine(seed), list[Observation]()
+            seen: list[Observation] = []
             while len(seen) < budget or ranked[0] not in [o.pattern for o in seen]:
-                (pattern,) = engine.propose(space, seen, [], 1, np.random.default_rng([seed, len(seen)]))
+                history = History(space, seen, seed=seed)
+                (pattern,) = engine.propose(history, 1, np.random.default_rng([seed, len(seen)]))
                 seen.append(Observation(pattern, scores[pattern]))
             reached.append([o.pattern for o in seen].index(ranked[0]) + 1)
             ranks.append({rule: ranked.index(p) + 1 for rule, p in returned(seen[:budget]).items()})

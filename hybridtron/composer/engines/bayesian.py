@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
-from hybridtron.composer.engines.discrete import Observation, known_patterns, new_patterns
+from hybridtron.composer.engines.discrete import Engine, History, Observation, new_patterns
 from hybridtron.composer.nas.space import Pattern, Space, one_hot
 from hybridtron.errors import UserError
 
@@ -23,106 +24,89 @@ FIT_STEPS = 40  # of L-BFGS on the marginal likelihood
 CLIMBS = 8  # steps uphill at most
 
 
-@dataclass(frozen=True)
-class Bayesian:
-    """The first `start` patterns are a Sobol sequence of the space, scrambled by `seed`; then each proposal is the
-    candidate with the largest acquisition, given those proposed before it and not yet evaluated.
+class Bayesian(Engine):
+    """Gaussian process with an RBF kernel over a one-hot encoding, log noisy expected improvement (BoTorch)."""
 
-    Where the space has at most `candidates` patterns, all are candidates. Else they are random draws and neighbours of
-    the best known, from the best of which acquisition is climbed one change at a time.
-    """
+    type: Literal["bayesian"]
+    start: int = Field(8, ge=2, description="First patterns, taken from a Sobol sequence.")
+    candidates: int = Field(
+        1024, ge=16, description="Largest space of which every pattern is compared; else so many, then steps uphill."
+    )
 
-    start: int = 8
-    candidates: int = 1024
-    seed: int = 0
+    def propose(self, history: History, count: int, generator: np.random.Generator) -> list[Pattern]:
+        """Propose `start` patterns of a Sobol sequence scrambled by the seed, then those of the largest acquisition.
 
-    def propose(
-        self,
-        space: Space,
-        finished: Sequence[Observation],
-        pending: Sequence[Pattern],
-        count: int,
-        generator: np.random.Generator,
-    ) -> list[Pattern]:
-        require_botorch()
-        known = known_patterns(finished, pending)
-        early = min(count, self.start - len(known))
-        found = self._first(space, known, early) if early > 0 else []
-        later = count - max(early, 0)
-        if later <= 0:
+        Each takes into account those proposed before it and not yet evaluated.
+        """
+        early = max(0, min(count, self.start - len(history.known)))
+        found = self._sobol(history, early) if early else []
+        history = replace(history, pending=[*history.pending, *found])
+        if count == early:
             return found
-        if len({o.score for o in finished}) < 2:  # nothing to fit yet
-            return found + new_patterns(space, {*known, *found}, later, generator)
-        return found + self._by_acquisition(space, finished, [*pending, *found], later, generator)
+        if len({o.score for o in history.finished}) < 2:  # nothing to fit yet
+            return found + new_patterns(history.space, history.known, count - early, generator)
+        return found + self._by_acquisition(history, count - early, generator)
 
-    def _first(self, space: Space, known: set[Pattern], count: int) -> list[Pattern]:
+    def _sobol(self, history: History, count: int) -> list[Pattern]:
         from scipy.stats.qmc import Sobol
 
-        points = Sobol(space.layers, seed=self.seed).random(2 ** math.ceil(math.log2(64 * self.start)))
+        space, known = history.space, history.known
+        points = Sobol(space.layers, seed=history.seed).random(2 ** math.ceil(math.log2(64 * self.start)))
         new = dict.fromkeys(pattern for pattern in map(space.at, points.tolist()) if pattern not in known)
         return list(new)[:count]
 
-    def _by_acquisition(
-        self,
-        space: Space,
-        finished: Sequence[Observation],
-        pending: Sequence[Pattern],
-        count: int,
-        generator: np.random.Generator,
-    ) -> list[Pattern]:
+    def _by_acquisition(self, history: History, count: int, generator: np.random.Generator) -> list[Pattern]:
         import torch
         from botorch.acquisition.logei import qLogNoisyExpectedImprovement
         from botorch.sampling.normal import SobolQMCNormalSampler
 
         seed = int(generator.integers(2**31))
-        waiting, found = list(pending), list[Pattern]()
+        space, found = history.space, list[Pattern]()
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.manual_seed(seed)
-            model = fit(space, finished)
-            known = _encode(space, [o.pattern for o in finished])
-            for _ in range(count):
+            model = fit(space, history.finished)
+            observed = _encode(space, [o.pattern for o in history.finished])
+            while len(found) < count:
+                waiting = [*history.pending, *found]
                 acquisition = qLogNoisyExpectedImprovement(
                     model,
-                    known,
+                    observed,
                     sampler=SobolQMCNormalSampler(torch.Size([SAMPLES]), seed=seed),
                     X_pending=_encode(space, waiting) if waiting else None,
                 )
-                taken = known_patterns(finished, waiting)
-                best = self._climb(space, finished, taken, acquisition, generator)
+                best = self._maximise(acquisition, replace(history, pending=waiting), generator)
                 if best is None:
                     break
-                waiting.append(best)
                 found.append(best)
         return found
 
-    def _climb(
-        self,
-        space: Space,
-        finished: Sequence[Observation],
-        taken: set[Pattern],
-        acquisition: Any,
-        generator: np.random.Generator,
-    ) -> Pattern | None:
-        if space.size <= self.candidates:
-            pool = [pattern for pattern in space.enumerate() if pattern not in taken]
-            return pool[int(_values(space, pool, acquisition).argmax())] if pool else None
-        best_known = sorted(finished, key=lambda o: -o.score)[:PARENTS]
-        near = [pattern for o in best_known for pattern in space.neighbours(o.pattern)]
-        pool = [pattern for pattern in dict.fromkeys(near) if pattern not in taken][: self.candidates // 2]
-        pool += new_patterns(space, {*taken, *pool}, self.candidates // 4, generator)
+    def _maximise(self, acquisition: Any, history: History, generator: np.random.Generator) -> Pattern | None:
+        """Return the new pattern of the largest acquisition; None where no pattern is new.
+
+        Where the space has at most `candidates` patterns, all are compared. Else random draws and neighbours of the
+        best known are, and from the best of them acquisition is climbed one change at a time.
+        """
+        space, known = history.space, history.known
+        is_small = space.size <= self.candidates
+        if is_small:
+            pool = [pattern for pattern in space.enumerate() if pattern not in known]
+        else:
+            parents = sorted(history.finished, key=lambda o: -o.score)[:PARENTS]
+            near = [pattern for o in parents for pattern in space.neighbours(o.pattern)]
+            pool = [pattern for pattern in dict.fromkeys(near) if pattern not in known][: self.candidates // 2]
+            pool += new_patterns(space, {*known, *pool}, self.candidates // 4, generator)
         if not pool:
             return None
-        values = _values(space, pool, acquisition)
-        best, value = pool[int(values.argmax())], float(values.max())
-        for _ in range(CLIMBS):
-            steps = [pattern for pattern in space.neighbours(best) if pattern not in taken]
+        best, value = _best(space, pool, acquisition)
+        for _ in range(0 if is_small else CLIMBS):
+            steps = [pattern for pattern in space.neighbours(best) if pattern not in known]
             if not steps:
                 break
-            values = _values(space, steps, acquisition)
-            if float(values.max()) <= value:
+            candidate, higher = _best(space, steps, acquisition)
+            if higher <= value:
                 break
-            best, value = steps[int(values.argmax())], float(values.max())
+            best, value = candidate, higher
         return best
 
 
@@ -181,10 +165,11 @@ def _encode(space: Space, patterns: Sequence[Pattern]) -> torch.Tensor:
     return torch.from_numpy(one_hot(patterns, len(space.blocks)))
 
 
-def _values(space: Space, patterns: Sequence[Pattern], acquisition: Any) -> torch.Tensor:
-    """Return the acquisition of each pattern."""
+def _best(space: Space, patterns: Sequence[Pattern], acquisition: Any) -> tuple[Pattern, float]:
+    """Return the pattern of the largest acquisition, and that."""
     import torch
 
     with torch.no_grad():
         chunks = _encode(space, patterns).unsqueeze(1).split(256)  # [n, 1, layers x blocks]
-        return torch.cat([acquisition(chunk) for chunk in chunks])
+        values = torch.cat([acquisition(chunk) for chunk in chunks])
+    return patterns[int(values.argmax())], float(values.max())

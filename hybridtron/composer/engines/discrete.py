@@ -1,18 +1,21 @@
 """Search engines under one interface: which patterns to evaluate next, given what is known.
 
-An engine has no memory: what it proposes is a function of the space, the finished evaluations, the unfinished ones and
-a random generator. That makes a search restartable at any moment and lets several processes share it.
+An engine has no memory: what it proposes is a function of its config, the history and a random generator. That makes a
+search restartable at any moment and lets several processes share it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import islice
+from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
 from hybridtron.composer.nas.space import Pattern, Space
+from hybridtron.config.schema import Strict
 
 DRAWS_PER_PATTERN = 200  # random draws before the remaining patterns of a nearly exhausted space are enumerated
 
@@ -26,88 +29,73 @@ class Observation:
     error: float = 0.0
 
 
-class Engine(Protocol):
-    def propose(
-        self,
-        space: Space,
-        finished: Sequence[Observation],
-        pending: Sequence[Pattern],
-        count: int,
-        generator: np.random.Generator,
-    ) -> list[Pattern]:
+@dataclass(frozen=True)
+class History:
+    """All that an engine knows; `seed` is that of the search."""
+
+    space: Space
+    finished: Sequence[Observation]
+    pending: Sequence[Pattern] = ()
+    seed: int = 0
+
+    @property
+    def known(self) -> set[Pattern]:
+        """Return the patterns that an engine must not propose."""
+        return {*(o.pattern for o in self.finished), *self.pending}
+
+
+class Engine(Strict):
+    """Base of every engine's config."""
+
+    type: str
+    batch: int = Field(1, ge=1, description="Patterns proposed at a time; more keep several workers busy.")
+
+    def propose(self, history: History, count: int, generator: np.random.Generator) -> list[Pattern]:
         """Propose at most `count` new patterns, none finished or pending; none where the space is exhausted."""
-        ...
+        raise NotImplementedError
 
 
-class RandomSearch:
+class RandomSearch(Engine):
     """Uniform draws without replacement."""
 
-    def propose(
-        self,
-        space: Space,
-        finished: Sequence[Observation],
-        pending: Sequence[Pattern],
-        count: int,
-        generator: np.random.Generator,
-    ) -> list[Pattern]:
-        return new_patterns(space, known_patterns(finished, pending), count, generator)
+    type: Literal["random"]
+
+    def propose(self, history: History, count: int, generator: np.random.Generator) -> list[Pattern]:
+        return new_patterns(history.space, history.known, count, generator)
 
 
-class Exhaustive:
+class Exhaustive(Engine):
     """Every pattern, in the order of the blocks."""
 
-    def propose(
-        self,
-        space: Space,
-        finished: Sequence[Observation],
-        pending: Sequence[Pattern],
-        count: int,
-        generator: np.random.Generator,
-    ) -> list[Pattern]:
-        known = known_patterns(finished, pending)
-        found: list[Pattern] = []
-        for pattern in space.enumerate():
-            if len(found) == count:
-                break
-            if pattern not in known:
-                found.append(pattern)
-        return found
+    type: Literal["exhaustive"]
+
+    def propose(self, history: History, count: int, generator: np.random.Generator) -> list[Pattern]:
+        known = history.known
+        return list(islice((pattern for pattern in history.space.enumerate() if pattern not in known), count))
 
 
-@dataclass(frozen=True)
-class Evolution:
-    """Regularised evolution (Real et al. 2019, arXiv 1802.01548): the population is the last `population` evaluations,
-    whatever they scored; the best of `sample` of them is the parent; a child differs from it by one step."""
+class Evolution(Engine):
+    """Regularised evolution (Real et al. 2019, arXiv 1802.01548)."""
 
-    population: int = 20
-    sample: int = 5
+    type: Literal["evolution"]
+    population: int = Field(20, ge=2, description="The last evaluations, among which parents are found.")
+    sample: int = Field(5, ge=1, description="How many of them are drawn; the best is the parent.")
 
-    def propose(
-        self,
-        space: Space,
-        finished: Sequence[Observation],
-        pending: Sequence[Pattern],
-        count: int,
-        generator: np.random.Generator,
-    ) -> list[Pattern]:
-        known = known_patterns(finished, pending)
+    def propose(self, history: History, count: int, generator: np.random.Generator) -> list[Pattern]:
+        known = history.known
         found: list[Pattern] = []
         while len(found) < count:
-            if len(known) < self.population:
-                child = new_patterns(space, known, 1, generator)
-            else:
-                child = self._child(space, finished, known, generator) or new_patterns(space, known, 1, generator)
+            child = self._child(history, known, generator) if len(known) >= self.population else []
+            child = child or new_patterns(history.space, known, 1, generator)
             if not child:
                 break
             found += child
             known.update(child)
         return found
 
-    def _child(
-        self, space: Space, finished: Sequence[Observation], known: set[Pattern], generator: np.random.Generator
-    ) -> list[Pattern]:
+    def _child(self, history: History, known: set[Pattern], generator: np.random.Generator) -> list[Pattern]:
         """Return a new neighbour of a tournament's winner, or of its neighbours where none is new."""
-        population = finished[-self.population :]
+        population, space = history.finished[-self.population :], history.space
         if not population:
             return []
         drawn = generator.choice(len(population), size=min(self.sample, len(population)), replace=False)
@@ -118,11 +106,6 @@ class Evolution:
             if new:
                 return [new[int(generator.integers(len(new)))]]
         return []
-
-
-def known_patterns(finished: Sequence[Observation], pending: Sequence[Pattern]) -> set[Pattern]:
-    """Return the patterns that an engine must not propose."""
-    return {*(o.pattern for o in finished), *pending}
 
 
 def new_patterns(space: Space, known: set[Pattern], count: int, generator: np.random.Generator) -> list[Pattern]:

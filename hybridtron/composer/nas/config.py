@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
+from hybridtron.composer.engines.bayesian import Bayesian
+from hybridtron.composer.engines.discrete import Engine, Evolution, Exhaustive, RandomSearch
 from hybridtron.composer.nas.space import Space
 from hybridtron.config.nearest import one_of
 from hybridtron.config.schema import Strict, dispatch, problem
@@ -98,48 +100,11 @@ class SpaceConfig(Strict):
         )
 
 
-class EngineConfig(Strict):
-    """Base of every engine's config."""
-
-    type: str
-    batch: int = Field(1, ge=1, description="Patterns proposed at a time; more keep several workers busy.")
-
-
-class RandomConfig(EngineConfig):
-    """Uniform draws without replacement."""
-
-    type: Literal["random"]
-
-
-class ExhaustiveConfig(EngineConfig):
-    """Every pattern, in the order of the blocks."""
-
-    type: Literal["exhaustive"]
-
-
-class EvolutionConfig(EngineConfig):
-    """Regularised evolution (Real et al. 2019, arXiv 1802.01548)."""
-
-    type: Literal["evolution"]
-    population: int = Field(20, ge=2, description="The last evaluations, among which parents are found.")
-    sample: int = Field(5, ge=1, description="How many of them are drawn; the best is the parent.")
-
-
-class BayesianConfig(EngineConfig):
-    """Gaussian process with an RBF kernel over a one-hot encoding, log noisy expected improvement (BoTorch)."""
-
-    type: Literal["bayesian"]
-    start: int = Field(8, ge=2, description="First patterns, taken from a Sobol sequence.")
-    candidates: int = Field(
-        1024, ge=16, description="Largest space of which every pattern is compared; else so many, then steps uphill."
-    )
-
-
-ENGINES: dict[str, type[EngineConfig]] = {
-    "bayesian": BayesianConfig,
-    "evolution": EvolutionConfig,
-    "random": RandomConfig,
-    "exhaustive": ExhaustiveConfig,
+ENGINES: dict[str, type[Engine]] = {
+    "bayesian": Bayesian,
+    "evolution": Evolution,
+    "random": RandomSearch,
+    "exhaustive": Exhaustive,
 }
 
 
@@ -232,7 +197,7 @@ class MADConfig(EvaluatorConfig):
 
 EVALUATORS: dict[str, type[EvaluatorConfig]] = {"function": FunctionConfig, "train": ShortRunConfig, "mad": MADConfig}
 
-AnyEngine = Annotated[SerializeAsAny[EngineConfig], BeforeValidator(lambda value: dispatch(value, ENGINES))]
+AnyEngine = Annotated[SerializeAsAny[Engine], BeforeValidator(lambda value: dispatch(value, ENGINES))]
 AnyEvaluator = Annotated[SerializeAsAny[EvaluatorConfig], BeforeValidator(lambda value: dispatch(value, EVALUATORS))]
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from hybridtron.composer.engines.discrete import Engine, Observation, new_patterns
-from hybridtron.composer.engines.make import make_engine
-from hybridtron.composer.nas.config import BayesianConfig, SearchConfig
+from hybridtron.composer.engines.bayesian import Bayesian, require_botorch
+from hybridtron.composer.engines.discrete import History, Observation, new_patterns
+from hybridtron.composer.nas.config import SearchConfig
 from hybridtron.composer.nas.cost import Cost, read_cost, scalarised
 from hybridtron.composer.nas.evaluators import Evaluator, Measurement, make_evaluator
 from hybridtron.composer.nas.progress import Progress, Step, Unit, read_progress
@@ -31,7 +31,6 @@ class Search:
     """A config with what it needs to run; making one writes nothing."""
 
     config: SearchConfig
-    engine: Engine
     evaluator: Evaluator
     cost: Cost | None
 
@@ -44,13 +43,11 @@ class Search:
 
 def prepare(config: SearchConfig) -> Search:
     """Build what a search needs; raises UserError where a block, a file or a package is missing."""
-    if isinstance(config.engine, BayesianConfig):
-        from hybridtron.composer.engines.bayesian import require_botorch
-
+    if isinstance(config.engine, Bayesian):
         require_botorch()
     cost = read_cost(config.cost, config.space.blocks) if config.cost else None
     read_progress(config, [])  # refuses what the methodology cannot build
-    return Search(config, make_engine(config.engine, config.seed), make_evaluator(config), cost)
+    return Search(config, make_evaluator(config), cost)
 
 
 def work(search: Search, store: Store, watch: Callable[[Progress], None]) -> Progress:
@@ -104,12 +101,14 @@ def _propose(search: Search, step: Step, count: int, generator: np.random.Genera
     """Propose at most `count` new patterns; failed ones count as the worst score seen."""
     worst = min((o.score for o in step.finished), default=0.0)
     seen = [*step.finished, *(Observation(pattern, worst) for pattern in step.failed)]
+    history = History(step.space, seen, step.pending, search.config.seed)
+    engine = search.config.engine
     if search.cost is None:
-        return search.engine.propose(step.space, seen, step.pending, count, generator)
+        return engine.propose(history, count, generator)
     found: list[Pattern] = []
     for _ in range(count):  # a weight of its own for each
         weighed = scalarised(seen, search.cost, generator)
-        found += search.engine.propose(step.space, weighed, [*step.pending, *found], 1, generator)
+        found += engine.propose(replace(history, finished=weighed, pending=[*step.pending, *found]), 1, generator)
     return found
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hybridtron.composer.engines.bayesian import Bayesian, leave_one_out
-from hybridtron.composer.engines.discrete import Evolution, Exhaustive, Observation, RandomSearch
+from hybridtron.composer.engines.discrete import Evolution, Exhaustive, History, Observation, RandomSearch
 from hybridtron.composer.nas.closed_form import Chain
 from hybridtron.composer.nas.space import Space
 
@@ -18,10 +18,10 @@ torch.set_num_threads(1)
 
 SMALL = Space(("A", "M"), 4, at_most={0: 3})
 ENGINES = {
-    "random": RandomSearch(),
-    "exhaustive": Exhaustive(),
-    "evolution": Evolution(population=5, sample=2),
-    "bayesian": Bayesian(start=4, candidates=64),
+    "random": RandomSearch(type="random"),
+    "exhaustive": Exhaustive(type="exhaustive"),
+    "evolution": Evolution(type="evolution", population=5, sample=2),
+    "bayesian": Bayesian(type="bayesian", start=4, candidates=64),
 }
 
 
@@ -29,7 +29,7 @@ def search(engine, space, function, budget, seed=0, batch=1):
     seen: list[Observation] = []
     while len(seen) < budget:
         generator = np.random.default_rng([seed, len(seen)])
-        new = engine.propose(space, seen, [], min(batch, budget - len(seen)), generator)
+        new = engine.propose(History(space, seen, seed=seed), min(batch, budget - len(seen)), generator)
         if not new:
             break
         seen += [Observation(pattern, function(pattern)) for pattern in new]
@@ -48,7 +48,7 @@ def test_what_others_work_on_is_not_proposed_again(name):
     function = Chain(4, 2, instance=1)
     seen = [Observation(p, function(p)) for p in list(SMALL.enumerate())[:6]]
     pending = list(SMALL.enumerate())[6:12]
-    proposed = ENGINES[name].propose(SMALL, seen, pending, 3, np.random.default_rng(0))
+    proposed = ENGINES[name].propose(History(SMALL, seen, pending), 3, np.random.default_rng(0))
     assert sorted(proposed) == sorted(list(SMALL.enumerate())[12:])
 
 
@@ -56,14 +56,14 @@ def test_what_others_work_on_is_not_proposed_again(name):
 def test_proposals_follow_from_what_is_known_and_the_seed(name):
     space, function = Space(("A", "M", "S"), 6), Chain(6, 3, instance=2)
     seen = [Observation(p, function(p)) for p in (space.draw(np.random.default_rng(i)) for i in range(7))]
-    first, second = (ENGINES[name].propose(space, seen, [], 2, np.random.default_rng(5)) for _ in range(2))
+    first, second = (ENGINES[name].propose(History(space, seen), 2, np.random.default_rng(5)) for _ in range(2))
     assert first == second
     assert len(set(first)) == 2
 
 
 def test_evolution_keeps_the_youngest_and_changes_one_step():
     space, function = Space(("A", "M"), 8), Chain(8, 2, instance=0)
-    engine = Evolution(population=4, sample=4)
+    engine = Evolution(type="evolution", population=4, sample=4)
     seen = search(engine, space, function, budget=30)
     for i in range(8, 30):
         parent = max(seen[i - 4 : i], key=lambda o: o.score).pattern
@@ -92,14 +92,15 @@ def test_noise_belongs_to_pattern_and_seed():
 def test_bayesian_search_finds_the_best_of_64_within_30_evaluations():
     for instance in range(2):
         function = Chain(6, 2, instance)
-        seen = search(Bayesian(seed=instance), Space(("A", "M"), 6), function, budget=30, seed=instance, batch=3)
+        seen = search(Bayesian(type="bayesian"), Space(("A", "M"), 6), function, budget=30, seed=instance, batch=3)
         assert function.optimum in [o.pattern for o in seen]
 
 
 def test_the_sobol_start_is_one_sequence_of_the_seed_however_many_are_asked_for_at_a_time():
     space, function = Space(("A", "M", "S"), 6), Chain(6, 3, instance=0)
+    engine = Bayesian(type="bayesian", start=6)
     starts = {
-        (seed, batch): [o.pattern for o in search(Bayesian(start=6, seed=seed), space, function, 6, batch=batch)]
+        (seed, batch): [o.pattern for o in search(engine, space, function, 6, seed, batch)]
         for seed in (0, 1)
         for batch in (1, 6)
     }
@@ -108,7 +109,8 @@ def test_the_sobol_start_is_one_sequence_of_the_seed_however_many_are_asked_for_
 
 def test_bayesian_search_beats_random_and_evolution_in_a_large_space():
     space, regret = Space(("A", "M"), 16), {}
-    for name, engine in {"random": RandomSearch(), "evolution": Evolution(), "bayesian": Bayesian(16, 256)}.items():
+    bayesian = Bayesian(type="bayesian", start=16, candidates=256)
+    for name, engine in {**ENGINES, "evolution": Evolution(type="evolution"), "bayesian": bayesian}.items():
         found = []
         for instance in range(3):
             seen = search(engine, space, Chain(16, 2, instance), budget=48, seed=instance, batch=16)

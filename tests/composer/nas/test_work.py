@@ -10,8 +10,7 @@ import pytest
 import yaml
 
 from hybridtron.cli.main import main
-from hybridtron.composer.engines.discrete import Observation
-from hybridtron.composer.engines.make import make_engine
+from hybridtron.composer.engines.discrete import Engine, Observation
 from hybridtron.composer.nas.config import SearchConfig
 from hybridtron.composer.nas.cost import Cost
 from hybridtron.composer.nas.evaluators import Evaluator, Measurement
@@ -43,7 +42,7 @@ def score(layers, seed=0) -> Measurement:
 
 def searched(folder: Path, evaluate=score, cost=None, **changes) -> Search:
     settings = config(folder, **changes)
-    return Search(settings, make_engine(settings.engine, settings.seed), Evaluator(evaluate, {}, "score"), cost)
+    return Search(settings, Evaluator(evaluate, {}, "score"), cost)
 
 
 def run(search: Search):
@@ -115,15 +114,16 @@ def test_each_proposal_of_a_batch_weighs_score_and_cost_anew(tmp_path):
 def test_a_failed_pattern_counts_as_the_worst_not_as_pending(tmp_path):
     seen: dict[str, list] = {}
 
-    class Listening:
-        def propose(self, space, finished, pending, count, generator):
-            seen.update(finished=list(finished), pending=list(pending))
+    class Listening(Engine):
+        def propose(self, history, count, generator):
+            seen.update(finished=list(history.finished), pending=list(history.pending))
             return []
 
     search = searched(tmp_path, evaluations=16)
     progress = run(search)
     step = progress.steps[-1]
-    _propose(Search(search.config, Listening(), search.evaluator, None), step, 1, np.random.default_rng(0))
+    listening = search.config.model_copy(update={"engine": Listening(type="listening")})
+    _propose(Search(listening, search.evaluator, None), step, 1, np.random.default_rng(0))
     worst = min(o.score for o in step.finished)
     assert seen["pending"] == []
     assert [o for o in seen["finished"] if o.pattern in step.failed] == [Observation(p, worst) for p in step.failed]
