@@ -5,17 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from hybridtron.composer.nas.closed_form import Chain
-from hybridtron.composer.nas.config import (
-    EvaluatorConfig,
-    FunctionConfig,
-    MADConfig,
-    SearchConfig,
-    ShortRunConfig,
-)
+from hybridtron.composer.nas.config import FunctionConfig, MADConfig, SearchConfig, ShortRunConfig
+from hybridtron.composer.nas.store import Row
 from hybridtron.config.compose import compose
 from hybridtron.config.load import build
 from hybridtron.config.nearest import one_of
@@ -24,18 +19,14 @@ from hybridtron.pattern import Pattern
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """`score`: larger is better; None where there is no finite one. `detail` goes into the row beside it."""
-
-    score: float | None
-    detail: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Evaluator:
-    """`identity` tells two evaluators apart whose scores cannot be compared; `optimum` is the best score, if known."""
+    """`evaluate` takes the names of a pattern's layers and a seed, and returns what is recorded: `score`, of which
+    larger is better and None is none that is finite, and details beside it.
 
-    evaluate: Callable[[Sequence[str], int], Measurement]
+    `identity` tells two evaluators apart whose scores cannot be compared; `optimum` is the best score, if known.
+    """
+
+    evaluate: Callable[[Sequence[str], int], Row]
     identity: dict[str, Any]
     quantity: str
     optimum: float | None = None
@@ -43,20 +34,20 @@ class Evaluator:
 
 def make_evaluator(config: SearchConfig) -> Evaluator:
     """Build the config's evaluator; raises UserError where it lacks a block of the space or a file."""
-    maker: dict[type[EvaluatorConfig], Callable[[Any, SearchConfig], Evaluator]] = {
-        FunctionConfig: _function,
-        ShortRunConfig: _short_run,
-        MADConfig: _mad,
+    makers: dict[str, Callable[[Any, SearchConfig], Evaluator]] = {
+        "function": _function,
+        "train": _short_run,
+        "mad": _mad,
     }
-    return maker[type(config.evaluator)](config.evaluator, config)
+    return makers[config.evaluator.type](config.evaluator, config)
 
 
 def _function(settings: FunctionConfig, config: SearchConfig) -> Evaluator:
     blocks = config.space.blocks
 
-    def evaluate(layers: Sequence[str], seed: int) -> Measurement:
+    def evaluate(layers: Sequence[str], seed: int) -> Row:
         chain = Chain(len(layers), len(blocks), settings.instance, settings.coupling, settings.noise)
-        return Measurement(chain(tuple(blocks.index(name) for name in layers), seed))
+        return {"score": chain(tuple(blocks.index(name) for name in layers), seed)}
 
     chain = Chain(config.space.layers, len(blocks), settings.instance, settings.coupling)
     one_shot, exact = config.methodology.type == "one_shot", not settings.noise
@@ -94,13 +85,11 @@ def _short_run(settings: ShortRunConfig, config: SearchConfig) -> Evaluator:
             raise UserError("has no data.valid; expected held-out tokens to score on")
         corpus = open_corpus(first)  # tells what is missing before anything is trained
 
-    def evaluate(layers: Sequence[str], seed: int) -> Measurement:
+    def evaluate(layers: Sequence[str], seed: int) -> Row:
         from hybridtron.training.proxy_run import train_proxy
 
         loss = train_proxy(run_of(layers, seed))
-        return Measurement(
-            -loss if math.isfinite(loss) else None, {"valid_loss": loss if math.isfinite(loss) else None}
-        )
+        return {"score": -loss, "valid_loss": loss} if math.isfinite(loss) else {"score": None, "valid_loss": None}
 
     identity = first.model_dump(mode="json", serialize_as_any=True)
     for key in ("name", "folder", "seed", "checkpoint"):
@@ -134,7 +123,7 @@ def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
         for name in config.space.blocks:
             architecture([name]).account()  # tells what is wrong with a block before anything is trained
 
-    def evaluate(layers: Sequence[str], seed: int) -> Measurement:
+    def evaluate(layers: Sequence[str], seed: int) -> Row:
         from hybridtron.mad.scoring.aggregate import scores
         from hybridtron.mad.training.loop import train_setting
         from hybridtron.training.device import take_device
@@ -147,9 +136,8 @@ def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
         ]
         (score,) = scores(rows)
         kind = score.headline
-        return Measurement(
-            score.overall[kind].mean, {"tasks": {name: task.accuracy[kind].mean for name, task in score.tasks.items()}}
-        )
+        tasks = {name: task.accuracy[kind].mean for name, task in score.tasks.items()}
+        return {"score": score.overall[kind].mean, "tasks": tasks}
 
     blocks = {name: settings.blocks[name] for name in config.space.blocks}
     identity = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from statistics import fmean, stdev
 from typing import Any
 
@@ -13,7 +14,7 @@ from hybridtron.composer.nas.aggregate import Aggregate, aggregate
 from hybridtron.composer.nas.config import SearchConfig
 from hybridtron.composer.nas.methodology import num_steps, step_space
 from hybridtron.composer.nas.space import Pattern, Space
-from hybridtron.composer.nas.store import EVALUATIONS, Row, Transaction
+from hybridtron.composer.nas.store import EVALUATIONS, Row, Store
 from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
 
@@ -62,14 +63,15 @@ class Progress:
     def is_complete(self) -> bool:
         return len(self.steps) == self.total_steps and self.steps[-1].is_complete
 
-    def open_unit(self, seeds: Sequence[int], transaction: Transaction) -> Unit | None:
+    @property
+    def is_stuck(self) -> bool:
+        """Return whether no pattern of the last step has a score, so that there is nothing to hand on."""
+        return self.steps[-1].is_complete and not self.steps[-1].finished
+
+    def open_unit(self, seeds: Sequence[int], store: Store) -> Unit | None:
         """Return the first proposed unit without a result that no living worker has claimed."""
-        for pattern in self.steps[-1].pending:
-            for seed in seeds:
-                unit = (pattern, seed)
-                if unit not in self.results and not (unit in self.claims and transaction.is_alive(self.claims[unit])):
-                    return unit
-        return None
+        units = (unit for unit in product(self.steps[-1].pending, seeds) if unit not in self.results)
+        return next((u for u in units if u not in self.claims or not store.is_alive(self.claims[u])), None)
 
 
 def read_progress(config: SearchConfig, rows: Sequence[Row]) -> Progress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,9 @@ def search(
 def run_search(config: SearchConfig, on_progress: Watch | None = None) -> tuple[Outcome, Path]:
     """Evaluate what is left of the search in its folder, write its page, and return both; raises as `search` does."""
     prepared = prepare(config)
-    store = Store(config.search_folder, prepared.identity())
-    try:
+    with closing(Store(config.search_folder, prepared.identity())) as store:
         progress = work(prepared, store, on_progress or (lambda progress: None))
         return _write_page(prepared, store, progress)
-    finally:
-        store.close()
 
 
 def report_search(config: SearchConfig) -> tuple[Outcome, Path]:
@@ -57,21 +55,18 @@ def report_search(config: SearchConfig) -> tuple[Outcome, Path]:
     if not (folder / EVALUATIONS).is_file():
         raise UserError(f"search folder {folder}: holds no search; expected one that was started")
     prepared = prepare(config)
-    store = Store(folder, prepared.identity())
-    try:
-        with store.transaction() as transaction:
-            progress = read_progress(config, transaction.rows)
+    with closing(Store(folder, prepared.identity())) as store:
+        with store.locked() as rows:
+            progress = read_progress(config, rows)
         while progress.steps and not progress.steps[-1].finished:
             progress.steps.pop()
         if not progress.steps:
             raise UserError(f"search folder {folder}: no pattern has a score yet; expected at least one")
         progress.steps[-1].aggregate = vote(config, progress.steps[-1])
         return _write_page(prepared, store, progress)
-    finally:
-        store.close()
 
 
 def _write_page(search: Search, store: Store, progress: Progress) -> tuple[Outcome, Path]:
     outcome = read_outcome(search, progress)
-    with store.transaction():  # one worker at a time writes the page
+    with store.locked():  # one worker at a time writes the page
         return outcome, write_page(outcome, store.folder)

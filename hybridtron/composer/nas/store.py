@@ -12,13 +12,12 @@ where they work between the machines that share it.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,10 @@ Row = dict[str, Any]
 
 
 class Store:
-    """One worker's access to a search folder. Raises UserError where the folder holds another search, or damage."""
+    """One worker's access to a search folder. Raises UserError where the folder holds another search, or damage.
+
+    Inside `with store.locked() as rows`, `rows` are all rows so far, and no other worker appends any.
+    """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.folder = folder
@@ -45,12 +47,12 @@ class Store:
             (folder / WORKERS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"search folder {folder}: cannot be made: {error.strerror}") from None
-        self._alive = self._worker_file(self.worker).open("w")
-        lock(self._alive, wait=True)
+        self._own_lock = self._worker_file(self.worker).open("w")
+        lock(self._own_lock, wait=True)
         try:
-            with self.transaction() as transaction:
-                if not transaction.rows:
-                    transaction.append(header)
+            with self.locked() as rows:
+                if not rows:
+                    self.append(header)
             self._refuse_another(header)  # two searches may have begun here at once
         except UserError:
             self.close()
@@ -78,10 +80,8 @@ class Store:
         first = _row(self.file, read_lines(line)[0])
         if first["row"] != "search" or first.get("format") != FORMAT:
             raise UserError(f"{self.file}:1: expected the beginning of a search of format {FORMAT}")
-        differences = [
-            f"{key} is {json.dumps(was)} there, {json.dumps(now)} here" for key, was, now in _differences(first, header)
-        ]
-        if differences:
+        first.pop("time", None)
+        if differences := list(_differences(first, header)):
             more = f", and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
             raise UserError(
                 f"search folder {self.folder}: holds another search: {'; '.join(differences[:SHOWN])}{more}; "
@@ -89,23 +89,29 @@ class Store:
             )
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[Transaction]:
-        """Lock the record until the block ends; give all rows so far, and append."""
+    def locked(self) -> Iterator[list[Row]]:
+        """Lock the record until the block ends; yield all rows so far, to which `append` adds."""
         with (self.folder / LOCK).open("w") as file:
             lock(file, wait=True)
-            stream, lines = open_rows(self.file)
-            with stream:
-                rows = [_row(self.file, line) for line in lines if not line.is_cut]
-                yield Transaction(stream, rows, self._is_alive)
+            self._stream, lines = open_rows(self.file)
+            with self._stream:
+                self._rows = [_row(self.file, line) for line in lines if not line.is_cut]
+                yield self._rows
+
+    def append(self, row: Row) -> None:
+        """Append a row; it is on disk when this returns. Needs the lock."""
+        row = {**row, "time": round(time.time(), 3)}
+        append_rows(self._stream, [row])
+        self._rows.append(row)
 
     def close(self) -> None:
         self._worker_file(self.worker).unlink(missing_ok=True)
-        self._alive.close()
+        self._own_lock.close()
 
     def _worker_file(self, worker: str) -> Path:
         return self.folder / WORKERS / worker
 
-    def _is_alive(self, worker: str) -> bool:
+    def is_alive(self, worker: str) -> bool:
         """Return whether that worker still holds its lock."""
         if worker == self.worker:
             return True
@@ -119,26 +125,6 @@ class Store:
         return False
 
 
-class Transaction:
-    """What a worker reads and appends while it holds the lock."""
-
-    def __init__(self, stream: io.FileIO, rows: list[Row], is_alive: Callable[[str], bool]) -> None:
-        self.rows = rows
-        self._stream, self._is_alive = stream, is_alive
-        self._known: dict[str, bool] = {}
-
-    def append(self, row: Row) -> None:
-        """Append a row; it is on disk when this returns."""
-        row = {**row, "time": round(time.time(), 3)}
-        append_rows(self._stream, [row])
-        self.rows.append(row)
-
-    def is_alive(self, worker: str) -> bool:
-        if worker not in self._known:
-            self._known[worker] = self._is_alive(worker)
-        return self._known[worker]
-
-
 def _row(path: Path, line: Line) -> Row:
     """Return the row of a line; raise UserError where it holds none."""
     if not isinstance(line.value, dict) or "row" not in line.value:
@@ -146,13 +132,11 @@ def _row(path: Path, line: Line) -> Row:
     return line.value
 
 
-def _differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield the dotted keys whose values differ, with both values."""
+def _differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys whose values differ, with both values, in words."""
     for key in dict.fromkeys((*was, *now)):
-        if not prefix and key == "time":
-            continue
         old, new = was.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             yield from _differences(old, new, f"{prefix}{key}.")
         elif old != new:
-            yield f"{prefix}{key}", old, new
+            yield f"{prefix}{key} is {json.dumps(old)} there, {json.dumps(new)} here"

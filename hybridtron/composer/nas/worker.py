@@ -13,10 +13,10 @@ from hybridtron.composer.engines.bayesian import Bayesian, require_botorch
 from hybridtron.composer.engines.discrete import History, Observation, new_patterns
 from hybridtron.composer.nas.config import SearchConfig
 from hybridtron.composer.nas.cost import Cost, read_cost, scalarised
-from hybridtron.composer.nas.evaluators import Evaluator, Measurement, make_evaluator
+from hybridtron.composer.nas.evaluators import Evaluator, make_evaluator
 from hybridtron.composer.nas.progress import Progress, Step, Unit, read_progress
 from hybridtron.composer.nas.space import Pattern
-from hybridtron.composer.nas.store import Store, Transaction
+from hybridtron.composer.nas.store import Row, Store
 from hybridtron.errors import UserError
 
 WAIT_SECONDS = 0.5  # between looks at the store while other workers have all that is left
@@ -56,19 +56,21 @@ def work(search: Search, store: Store, watch: Callable[[Progress], None]) -> Pro
     Raises SearchFailed where every pattern of a step failed, since nothing is handed on then.
     """
     while True:
-        with store.transaction() as transaction:
-            progress = read_progress(search.config, transaction.rows)
+        with store.locked() as rows:
+            progress = read_progress(search.config, rows)
             watch(progress)
-            if progress.is_complete or _is_stuck(progress):
+            if progress.is_complete or progress.is_stuck:
                 break
-            unit = _next_unit(search, progress, transaction)
+            unit = _next_unit(search, progress, store)
             if unit is not None:
-                transaction.append({"row": "claim", **_named(search, unit), "worker": store.worker})
+                store.append({"row": "claim", **_named(search, unit), "worker": store.worker})
         if unit is None:
             time.sleep(WAIT_SECONDS)
         else:
-            _evaluate(search, unit, store)
-    if _is_stuck(progress):
+            result = _evaluate(search, unit)
+            with store.locked():
+                store.append({"row": "result", **_named(search, unit), "worker": store.worker, **result})
+    if progress.is_stuck:
         errors = [row["error"] for row in progress.results.values() if "error" in row]
         raise SearchFailed(
             f"search folder {store.folder}: none of the {len(progress.steps[-1].failed)} patterns had a finite score"
@@ -77,15 +79,10 @@ def work(search: Search, store: Store, watch: Callable[[Progress], None]) -> Pro
     return progress
 
 
-def _is_stuck(progress: Progress) -> bool:
-    last = progress.steps[-1]
-    return last.is_complete and not last.finished
-
-
-def _next_unit(search: Search, progress: Progress, transaction: Transaction) -> Unit | None:
+def _next_unit(search: Search, progress: Progress, store: Store) -> Unit | None:
     """Claim an open unit, or propose a new one; return None where other workers have all that is left."""
     step = progress.steps[-1]
-    unit = progress.open_unit(search.config.seeds, transaction)
+    unit = progress.open_unit(search.config.seeds, store)
     if unit is not None or len(step.proposals) >= step.budget:
         return unit
     number = sum(len(earlier.proposals) for earlier in progress.steps)
@@ -93,7 +90,7 @@ def _next_unit(search: Search, progress: Progress, transaction: Transaction) -> 
     count = min(search.config.engine.batch, step.budget - len(step.proposals))
     patterns = _propose(search, step, count, generator) or new_patterns(step.space, {*step.proposals}, 1, generator)
     texts = [" ".join(step.space.names(pattern)) for pattern in patterns]
-    transaction.append({"row": "propose", "step": step.number, "patterns": texts, "engine": search.config.engine.type})
+    store.append({"row": "propose", "step": step.number, "patterns": texts, "engine": search.config.engine.type})
     return patterns[0], search.config.seeds[0]
 
 
@@ -112,7 +109,8 @@ def _propose(search: Search, step: Step, count: int, generator: np.random.Genera
     return found
 
 
-def _evaluate(search: Search, unit: Unit, store: Store) -> None:
+def _evaluate(search: Search, unit: Unit) -> Row:
+    """Return a score, or an error, and the seconds that it took."""
     pattern, seed = unit
     begun = time.perf_counter()
     try:
@@ -121,21 +119,10 @@ def _evaluate(search: Search, unit: Unit, store: Store) -> None:
         raise
     except Exception as error:  # such as no memory left: of this pattern, the search goes on without it
         text = str(error).splitlines() or [""]
-        measured = Measurement(None, {"error": f"{type(error).__name__}: {text[0]}"})
-    seconds = round(time.perf_counter() - begun, 3)
-    with store.transaction() as transaction:
-        transaction.append(
-            {
-                "row": "result",
-                **_named(search, unit),
-                "score": measured.score,
-                "seconds": seconds,
-                "worker": store.worker,
-                **measured.detail,
-            }
-        )
+        measured = {"score": None, "error": f"{type(error).__name__}: {text[0]}"}
+    return {**measured, "seconds": round(time.perf_counter() - begun, 3)}
 
 
-def _named(search: Search, unit: Unit) -> dict[str, Any]:
+def _named(search: Search, unit: Unit) -> Row:
     pattern, seed = unit
     return {"pattern": " ".join(search.config.space.blocks[block] for block in pattern), "seed": seed}

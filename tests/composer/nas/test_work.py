@@ -13,7 +13,7 @@ from hybridtron.cli.main import main
 from hybridtron.composer.engines.discrete import Engine, Observation
 from hybridtron.composer.nas.config import SearchConfig
 from hybridtron.composer.nas.cost import Cost
-from hybridtron.composer.nas.evaluators import Evaluator, Measurement
+from hybridtron.composer.nas.evaluators import Evaluator
 from hybridtron.composer.nas.store import Store
 from hybridtron.composer.nas.worker import Search, SearchFailed, _propose, work
 from hybridtron.config.load import build
@@ -31,13 +31,13 @@ def config(folder: Path, **changes) -> SearchConfig:
     return build({**SEARCH, "folder": str(folder), **changes}, SearchConfig)
 
 
-def score(layers, seed=0) -> Measurement:
+def score(layers, seed=0) -> dict:
     """More attention is better, best at the front; no pattern that begins with two MLPs can be had."""
     if layers[:2] == ("mlp", "mlp"):
         raise RuntimeError("out of memory\nand a long explanation")
     if layers == ("attn", "mlp", "mlp", "mlp"):
-        return Measurement(None)
-    return Measurement(sum((4 - i) * (name == "attn") for i, name in enumerate(layers)) / 10)
+        return {"score": None}
+    return {"score": sum((4 - i) * (name == "attn") for i, name in enumerate(layers)) / 10}
 
 
 def searched(folder: Path, evaluate=score, cost=None, **changes) -> Search:
@@ -74,12 +74,12 @@ def test_bayesian_search_goes_on_after_a_stop_and_beside_another(tmp_path):
     run(searched(tmp_path, evaluations=5))
     search = searched(tmp_path, evaluations=8)
     other = Store(tmp_path, search.identity())
-    with other.transaction() as transaction:
-        known = {text for row in transaction.rows if row["row"] == "propose" for text in row["patterns"]}
+    with other.locked() as recorded:
+        known = {text for row in recorded if row["row"] == "propose" for text in row["patterns"]}
         theirs = next(p for p in ("attn attn attn attn", "attn attn attn mlp", "attn mlp attn mlp") if p not in known)
-        transaction.append({"row": "propose", "step": 0, "patterns": [theirs]})
-        transaction.append({"row": "claim", "pattern": theirs, "seed": 0, "worker": other.worker})
-        transaction.append(
+        other.append({"row": "propose", "step": 0, "patterns": [theirs]})
+        other.append({"row": "claim", "pattern": theirs, "seed": 0, "worker": other.worker})
+        other.append(
             {"row": "result", "pattern": theirs, "seed": 0, "score": 0.9, "seconds": 0, "worker": other.worker}
         )
     other.close()

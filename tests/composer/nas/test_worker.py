@@ -169,14 +169,12 @@ def test_a_folder_of_something_else_is_left_alone(folder):
 def test_claims_of_the_living_are_kept_and_those_of_the_dead_are_open(folder):
     search = prepare(config(folder))
     first, second = (Store(folder, search.identity()) for _ in range(2))
-    with first.transaction() as transaction:
-        transaction.append({"row": "propose", "step": 0, "patterns": ["attn mlp mlp mlp"]})
-        transaction.append({"row": "claim", "pattern": "attn mlp mlp mlp", "seed": 0, "worker": first.worker})
-    with second.transaction() as transaction:
-        assert transaction.is_alive(first.worker)
+    with first.locked():
+        first.append({"row": "propose", "step": 0, "patterns": ["attn mlp mlp mlp"]})
+        first.append({"row": "claim", "pattern": "attn mlp mlp mlp", "seed": 0, "worker": first.worker})
+    assert second.is_alive(first.worker)
     first.close()
-    with second.transaction() as transaction:
-        assert not transaction.is_alive(first.worker)
+    assert not second.is_alive(first.worker)
     second.close()
 
 
