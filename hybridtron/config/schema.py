@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import pydantic
-from pydantic import ConfigDict
+from pydantic import AfterValidator, ConfigDict
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from hybridtron.config.nearest import one_of
@@ -52,6 +53,13 @@ def problem(key: str, value: object, expected: str) -> Exception:
     return PydanticCustomError(PROBLEM, "expected {expected}", {"key": key, "value": value, "expected": expected})
 
 
+def _usable_as_folder(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise problem("", name, "letters, digits, '.', '_' and '-', beginning with a letter or digit")
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(_usable_as_folder)]
 S = TypeVar("S", bound=Strict)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -10,7 +9,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from hybridtron.config.nearest import one_of
-from hybridtron.config.schema import Strict, problem
+from hybridtron.config.schema import FolderName, Strict, problem
 from hybridtron.data.config import DataConfig
 from hybridtron.distributed.config import ParallelConfig, PrecisionConfig
 from hybridtron.model.config import ModelConfig
@@ -77,7 +76,7 @@ class CheckpointConfig(Strict):
 class RunConfig(Strict):
     """One training run."""
 
-    name: str = Field(description="Names the run folder.")
+    name: FolderName = Field(description="Names the run folder.")
     folder: str | None = Field(None, description="Where the run is written; by default checkpoints/NAME.")
     seed: int = Field(1234, ge=0, description="Of the initial weights and the order of the data.")
     model: ModelConfig
@@ -88,13 +87,6 @@ class RunConfig(Strict):
     parallel: ParallelConfig = ParallelConfig()
     precision: PrecisionConfig = PrecisionConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-
-    @field_validator("name")
-    @classmethod
-    def _usable_as_folder(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise problem("", name, "letters, digits, '.', '_' and '-', beginning with a letter or digit")
-        return name
 
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:

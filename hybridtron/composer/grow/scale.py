@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import zlib
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from rich.console import Console
 
-from hybridtron.accounting.describe import describe
+from hybridtron.accounting.describe import Account, describe
 from hybridtron.composer.grow.extrapolate import METHODS, TargetTooSmall
 from hybridtron.config.load import dump, load
 from hybridtron.config.nearest import one_of
@@ -31,38 +30,33 @@ LONGEST_NAME = 60  # of a small pattern, in characters of the run's name
 
 @dataclass(frozen=True)
 class Scaled(Shown):
-    """The target's run with the grown pattern; FLOPs are of a forward pass over the target's sequence length."""
+    """The target's run with the grown pattern, and what its model and the target's cost at the target's seq_len."""
 
     config: RunConfig
     target: RunConfig
     rounding: Round
-    total: int  # parameters
-    non_embedding: int
-    target_non_embedding: int
-    flops: int
-    target_flops: int
-    state_ratio: float  # the target's state at its sequence length over this model's; inf where this has none
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return self.config.model.layer_names
+    account: Account
+    target_account: Account
 
     @property
     def attention_layers(self) -> int:
         blocks = self.config.model.blocks
-        return sum(any(mixer.attends for mixer in blocks[name].mixers) for name in self.layers)
+        return sum(any(mixer.attends for mixer in blocks[layer.block].mixers) for layer in self.account.layers)
 
     def as_json(self) -> dict[str, Any]:
+        size, target_size = (account.total - account.embedding for account in (self.account, self.target_account))
         found = {
             "pattern": self.config.model.pattern,
-            "layers": len(self.layers),
+            "layers": len(self.account.layers),
             "attention_layers": self.attention_layers,
-            "parameters": {"total": self.total, "non_embedding": self.non_embedding},
-            "target_non_embedding": self.target_non_embedding,
-            "difference": self.non_embedding - self.target_non_embedding,
+            "parameters": {"total": self.account.total, "non_embedding": size},
+            "target_non_embedding": target_size,
+            "difference": size - target_size,
         }
-        flops = {"total": self.flops, "target": self.target_flops, "difference": self.flops - self.target_flops}
-        return {**found, "flops": flops} if self.rounding == "flops" else found
+        if self.rounding == "flops":
+            flops, target_flops = self.account.flops_forward, self.target_account.flops_forward  # of a whole sequence
+            found["flops"] = {"total": flops, "target": target_flops, "difference": flops - target_flops}
+        return found
 
 
 def scale(
@@ -96,14 +90,11 @@ def scale(
             raise UserError(f"{name} {value!r}: expected {one_of(value, known)}")
     listed = [overrides] if isinstance(overrides, str) else overrides
     run = target if isinstance(target, RunConfig) else resolve(load(target, listed, RunConfig))
-    return _grow(_small_pattern(pattern, run.model, dialect), run, method, round)
-
-
-def _small_pattern(pattern: str | Pattern, target: ModelConfig, dialect: Dialect) -> Pattern:
     try:
-        return read(str(pattern), target.blocks, "native" if isinstance(pattern, Pattern) else dialect)
+        small = read(str(pattern), run.model.blocks, "native" if isinstance(pattern, Pattern) else dialect)
     except PatternError as error:
         raise UserError(f"pattern {pattern!r}: {str(error).splitlines()[0].removeprefix('pattern: ')}") from None
+    return _grow(small, run, method, round)
 
 
 def _grow(small: Pattern, target: RunConfig, method: Method, rounding: Round) -> Scaled:
@@ -127,18 +118,9 @@ def _grow(small: Pattern, target: RunConfig, method: Method, rounding: Round) ->
     blocks = {name: block for name, block in model.blocks.items() if name in named}
     grown = model.model_copy(update={"pattern": str(pattern), "blocks": blocks})
     grown = ModelConfig.model_validate(grown.model_dump(serialize_as_any=True))  # also renews what is cached
-    before, after = describe(model, seq_len), describe(grown, seq_len)
-    return Scaled(
-        target.model_copy(update={"name": f"{target.name}-{method}-{_short(small)}", "folder": None, "model": grown}),
-        target,
-        rounding,
-        after.total,
-        after.total - after.embedding,
-        before.total - before.embedding,
-        after.flops_forward,
-        before.flops_forward,
-        before.state_size / after.state_size if after.state_size else math.inf,
-    )
+    name = f"{target.name}-{method}-{_short(small)}"
+    config = target.model_copy(update={"name": name, "folder": None, "model": grown})
+    return Scaled(config, target, rounding, describe(grown, seq_len), describe(model, seq_len))
 
 
 def _short(small: Pattern) -> str:
@@ -161,21 +143,22 @@ def write_config(scaled: Scaled, out: Path) -> None:
 @show.register(Scaled)
 def show_scaled(scaled: Scaled, console: Console) -> None:
     """Print the grown pattern and its sizes beside the target's."""
-    model, target = scaled.config.model, scaled.target
-    difference = scaled.non_embedding - scaled.target_non_embedding
+    model, account, target, found = scaled.config.model, scaled.account, scaled.target_account, scaled.as_json()
+    difference, target_size = found["difference"], found["target_non_embedding"]
     letters = {letter: name for letter, name in COMPOSER_NAMES.items() if name in model.blocks}
-    runs = f"  = {to_composer(model.parsed_pattern, letters)}" if set(letters.values()) >= set(scaled.layers) else ""
-    state = "none" if math.isinf(scaled.state_ratio) else f"the target's is {scaled.state_ratio:.2f} times as large"
+    fits = set(letters.values()) >= set(model.layer_names)
+    runs = f"  = {to_composer(model.parsed_pattern, letters)}" if fits else ""
+    ratio = target.state_size / account.state_size if account.state_size else None
+    state = "none" if ratio is None else f"the target's is {ratio:.2f} times as large"
     console.print(
         f"pattern     {model.pattern}{runs}\n"
-        f"layers      {len(scaled.layers)}, {scaled.attention_layers} with attention; {target.name} has "
-        f"{len(target.model.layer_names)}\n"
-        f"parameters  {scaled.total:,}, {scaled.non_embedding:,} without embeddings\n"
-        f"target      {scaled.target_non_embedding:,} without embeddings: {difference:+,} "
-        f"({difference / scaled.target_non_embedding:+.2%})\n"
-        f"FLOPs       {scaled.flops:.4g} forward, {scaled.target_flops:.4g} of the target "
-        f"({scaled.flops / scaled.target_flops - 1:+.2%})\n"
-        f"state       {state}, at {target.data.seq_len} tokens",
+        f"layers      {len(account.layers)}, {scaled.attention_layers} with attention; {scaled.target.name} has "
+        f"{len(target.layers)}\n"
+        f"parameters  {account.total:,}, {account.total - account.embedding:,} without embeddings\n"
+        f"target      {target_size:,} without embeddings: {difference:+,} ({difference / target_size:+.2%})\n"
+        f"FLOPs       {account.flops_forward:.4g} forward, {target.flops_forward:.4g} of the target "
+        f"({account.flops_forward / target.flops_forward - 1:+.2%})\n"
+        f"state       {state}, at {target.seq_len} tokens",
         markup=False,
         soft_wrap=True,
     )

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    field_validator,
+    model_validator,
+)
 
 from hybridtron.composer.engines.bayesian import Bayesian
 from hybridtron.composer.engines.discrete import Engine, Evolution, Exhaustive, RandomSearch
 from hybridtron.composer.nas.space import Space
 from hybridtron.config.nearest import one_of
-from hybridtron.config.schema import Strict, dispatch, problem
+from hybridtron.config.schema import FolderName, Strict, dispatch, problem
 
 FREE = "?"  # a position that is searched
+Count = Annotated[int, Field(ge=0)]
+PositiveCount = Annotated[int, Field(ge=1)]
 BlockName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
@@ -27,76 +35,59 @@ class SpaceConfig(Strict):
     fixed: str | None = Field(
         None, description="One word for each layer: a block that stands there, or ? where the search decides."
     )
-    at_most: dict[str, int] = Field({}, description="Block -> how often it may be used.")
-    at_least: dict[str, int] = Field({}, description="Block -> how often it must be used.")
-    longest_run: dict[str, int] = Field({}, description="Block -> how many of it may follow one another.")
+    at_most: dict[str, Count] = Field({}, description="Block -> how often it may be used.")
+    at_least: dict[str, Count] = Field({}, description="Block -> how often it must be used.")
+    longest_run: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        {}, description="Block -> how many of it may follow one another."
+    )
     never_first: list[str] = Field([], description="Blocks that the first layer may not be.")
     never_last: list[str] = Field([], description="Blocks that the last layer may not be.")
     never_adjacent: list[tuple[str, str]] = Field([], description="Pairs: the second may not follow the first.")
 
     @model_validator(mode="after")
     def _names_blocks_and_leaves_patterns(self) -> SpaceConfig:
-        for error in self._problems():
-            raise error
-        return self
-
-    def _problems(self) -> Iterator[Exception]:
         if len(set(self.blocks)) < len(self.blocks):
-            yield problem("blocks", self.blocks, "different names")
+            raise problem("blocks", self.blocks, "different names")
+        if len(self.fixed_words) != self.layers:
+            raise problem("fixed", self.fixed, f"{self.layers} words, one for each layer, {FREE} where it is free")
+        named = [("fixed", word, word) for word in self.fixed_words if word != FREE]
         for key in ("at_most", "at_least", "longest_run"):
-            for name, count in getattr(self, key).items():
-                if name not in self.blocks:
-                    yield problem(f"{key}.{name}", count, f"a block: {one_of(name, self.blocks)}")
-                elif count < (key == "longest_run"):
-                    yield problem(f"{key}.{name}", count, f"at least {int(key == 'longest_run')}")
-        pairs = [name for pair in self.never_adjacent for name in pair]
-        for key, names in (
-            ("never_first", self.never_first),
-            ("never_last", self.never_last),
-            ("never_adjacent", pairs),
-        ):
-            for name in names:
-                if name not in self.blocks:
-                    yield problem(key, name, one_of(name, self.blocks))
-        words = self.fixed_words
-        if len(words) != self.layers:
-            yield problem("fixed", self.fixed, f"{self.layers} words, one for each layer, {FREE} where it is free")
-        for word in words:
-            if word != FREE and word not in self.blocks:
-                yield problem("fixed", word, one_of(word, [*self.blocks, FREE]))
-        if not self.space().size:
-            yield problem(
-                "", self._constraints(), f"constraints that leave a pattern of {self.layers} layers; {self._culprit()}"
-            )
+            named += [(f"{key}.{name}", count, name) for name, count in getattr(self, key).items()]
+        for key in ("never_first", "never_last"):
+            named += [(key, name, name) for name in getattr(self, key)]
+        named += [("never_adjacent", name, name) for pair in self.never_adjacent for name in pair]
+        for key, value, name in named:
+            if name not in self.blocks:
+                raise problem(key, value, f"a block: {one_of(name, self.blocks)}")
+        if not self.patterns.size:
+            constraints = {k: value for k, value in self.model_dump(exclude={"blocks", "layers"}).items() if value}
+            alone = [key for key in constraints if self._without(key).size]
+            reason = f"without {' or '.join(alone)} there are some" if alone else "several of them must go"
+            raise problem("", constraints, f"constraints that leave a pattern of {self.layers} layers; {reason}")
+        return self
 
     @property
     def fixed_words(self) -> list[str]:
         return self.fixed.split() if self.fixed is not None else [FREE] * self.layers
 
-    def _constraints(self) -> dict[str, Any]:
-        return {key: value for key, value in self.model_dump(exclude={"blocks", "layers"}).items() if value}
+    def _without(self, constraint: str) -> Space:
+        unconstrained = type(getattr(self.patterns, constraint))()
+        return replace(self.patterns, **{constraint: unconstrained})
 
-    def _culprit(self) -> str:
-        """Name the single constraints that leave no pattern, if one does so alone."""
-        alone = [
-            key
-            for key in self._constraints()
-            if self.model_copy(update={key: type(self).model_fields[key].default}).space().size
-        ]
-        return f"without {' or '.join(alone)} there are some" if alone else "several of them must go"
-
-    def space(self) -> Space:
-        place = {name: index for index, name in enumerate(self.blocks)}
+    @cached_property
+    def patterns(self) -> Space:
+        """Return the patterns that keep the constraints."""
+        index = {name: i for i, name in enumerate(self.blocks)}
         return Space(
             tuple(self.blocks),
             self.layers,
-            {i: place[word] for i, word in enumerate(self.fixed_words) if word != FREE},
-            {place[name]: count for name, count in self.at_most.items()},
-            {place[name]: count for name, count in self.at_least.items()},
-            {place[name]: count for name, count in self.longest_run.items()},
-            frozenset(place[name] for name in self.never_first),
-            frozenset(place[name] for name in self.never_last),
-            frozenset((place[first], place[second]) for first, second in self.never_adjacent),
+            {i: index[word] for i, word in enumerate(self.fixed_words) if word != FREE},
+            {index[name]: count for name, count in self.at_most.items()},
+            {index[name]: count for name, count in self.at_least.items()},
+            {index[name]: count for name, count in self.longest_run.items()},
+            frozenset(index[name] for name in self.never_first),
+            frozenset(index[name] for name in self.never_last),
+            frozenset((index[first], index[second]) for first, second in self.never_adjacent),
         )
 
 
@@ -127,16 +118,9 @@ class AggregatorConfig(Strict):
 
     clusters: int = Field(5, ge=1, description="Clusters of scores.")
     top: int = Field(1, ge=1, description="Best clusters that vote.")
-    context: int | Literal["all"] = Field(
+    context: Count | Literal["all"] = Field(
         0, description="c of N_c: voters must agree with so many of the layers chosen just before; or all."
     )
-
-    @field_validator("context")
-    @classmethod
-    def _not_negative(cls, context: int | str) -> int | str:
-        if isinstance(context, int) and context < 0:
-            raise problem("", context, "at least 0, or all")
-        return context
 
     @model_validator(mode="after")
     def _some_cluster_is_left(self) -> AggregatorConfig:
@@ -204,7 +188,7 @@ AnyEvaluator = Annotated[SerializeAsAny[EvaluatorConfig], BeforeValidator(lambda
 class SearchConfig(Strict):
     """One search."""
 
-    name: str = Field(description="Names the folder.")
+    name: FolderName = Field(description="Names the folder.")
     folder: str | None = Field(None, description="Where the search is kept; by default checkpoints/search-NAME.")
     seed: int = Field(0, ge=0, description="Of the engine's draws.")
     seeds: list[int] = Field([0], min_length=1, description="Every pattern is evaluated once with each of these seeds.")
@@ -217,13 +201,6 @@ class SearchConfig(Strict):
     methodology: MethodologyConfig = MethodologyConfig()
     aggregator: AggregatorConfig = AggregatorConfig()
     cost: CostConfig | None = Field(None, description="With it, a Pareto front of score and cost is looked for.")
-
-    @field_validator("name")
-    @classmethod
-    def _usable_as_folder(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise problem("", name, "letters, digits, '.', '_' and '-', beginning with a letter or digit")
-        return name
 
     @field_validator("seeds")
     @classmethod

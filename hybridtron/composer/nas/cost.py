@@ -9,10 +9,9 @@ import numpy as np
 
 from hybridtron.composer.engines.discrete import Observation
 from hybridtron.composer.nas.config import CostConfig
+from hybridtron.composer.nas.evaluators import require_blocks
 from hybridtron.composer.nas.space import Pattern
 from hybridtron.config.load import load
-from hybridtron.config.nearest import one_of
-from hybridtron.errors import UserError
 from hybridtron.training.config import RunConfig
 
 AUGMENTATION = 0.05  # weight of the sum beside the smaller term, which keeps dominated patterns behind
@@ -33,23 +32,16 @@ def read_cost(config: CostConfig, blocks: Sequence[str]) -> Cost:
     """Read the cost of each block from a run's config; raises UserError where it lacks one."""
     run = load(config.model, config.overrides, RunConfig)
     seq_len = config.seq_len or run.data.seq_len
-    costs = []
-    for name in blocks:
-        block = run.model.blocks.get(name)
-        if block is None:
-            raise UserError(
-                f"cost.model = {config.model}: has no block {name!r} of space.blocks; expected it beside "
-                f"{one_of(name, run.model.blocks)}"
-            )
-        measures = {
-            "flops": block.flops(seq_len) / seq_len,
-            "parameters": block.parameters(),
-            "cache": block.state_size(seq_len),
-        }
-        costs.append(float(measures[config.measure]))
-    words = {"flops": "forward FLOPs per token", "parameters": "parameters", "cache": "elements of cache"}
-    at = "" if config.measure == "parameters" else f" at {seq_len:,} tokens"
-    return Cost(f"{words[config.measure]} of the layers of {run.name}{at}", tuple(costs))
+    require_blocks(f"cost.model = {config.model}", blocks, run.model.blocks)
+    measured = [run.model.blocks[name] for name in blocks]
+    layers, at = f"the layers of {run.name}", f" at {seq_len:,} tokens"
+    by_measure: dict[str, tuple[str, list[float]]] = {
+        "flops": (f"forward FLOPs per token of {layers}{at}", [b.flops(seq_len) / seq_len for b in measured]),
+        "parameters": (f"parameters of {layers}", [b.parameters() for b in measured]),
+        "cache": (f"elements of cache of {layers}{at}", [b.state_size(seq_len) for b in measured]),
+    }
+    label, costs = by_measure[config.measure]
+    return Cost(label, tuple(float(cost) for cost in costs))
 
 
 def pareto_front(observations: Sequence[Observation], cost: Cost) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,7 @@ def _function(settings: FunctionConfig, config: SearchConfig) -> Evaluator:
 
     chain = Chain(config.space.layers, len(blocks), settings.instance, settings.coupling)
     one_shot, exact = config.methodology.type == "one_shot", not settings.noise
-    known = one_shot and exact and config.space.space().allows(chain.optimum)
+    known = one_shot and exact and config.space.patterns.allows(chain.optimum)
     return Evaluator(evaluate, settings.model_dump(), "score", 1.0 if known else None)
 
 
@@ -69,7 +69,7 @@ def _short_run(settings: ShortRunConfig, config: SearchConfig) -> Evaluator:
         composed = compose(settings.run, settings.overrides)
     model = composed.mapping.get("model")
     known = model.get("blocks") if isinstance(model, dict) else None
-    _require_blocks(place, config.space.blocks, known if isinstance(known, dict) else {})
+    require_blocks(place, config.space.blocks, known if isinstance(known, dict) else {})
 
     def run_of(layers: Sequence[str], seed: int) -> RunConfig:
         mapping = {
@@ -106,7 +106,7 @@ def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
     from hybridtron.mad.tasks.protocol import TASKS, complete
     from hybridtron.mad.training.presets import preset
 
-    _require_blocks("evaluator.blocks", config.space.blocks, settings.blocks)
+    require_blocks("evaluator.blocks", config.space.blocks, settings.blocks)
     changes = {key: getattr(settings, key) for key in ("max_steps", "evaluations", "batch_size", "eval_examples")}
     wanted = settings.tasks or {name: {} for name in TASKS}
     with _at("evaluator.preset"):
@@ -156,7 +156,8 @@ def _at(place: str) -> Iterator[None]:
         raise UserError(f"{place}: {error}") from None
 
 
-def _require_blocks(place: str, blocks: Sequence[str], known: dict[str, Any]) -> None:
+def require_blocks(place: str, blocks: Sequence[str], known: Mapping[str, Any]) -> None:
+    """Raise UserError where `known`, which is found at `place` of the search's config, lacks a block."""
     for name in blocks:
         if name not in known:
             raise UserError(f"{place}: has no block {name!r} of space.blocks; expected {one_of(name, known)}")

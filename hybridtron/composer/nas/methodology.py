@@ -6,7 +6,8 @@ before its first step or searched to its last.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 from hybridtron.composer.nas.config import MethodologyConfig
@@ -20,6 +21,7 @@ def num_steps(method: MethodologyConfig, layers: int) -> int:
     return 1 if method.step_layers is None else layers // method.step_layers
 
 
+@lru_cache(maxsize=64)  # every look at a search asks for its steps' spaces, which remember what they have counted
 def step_space(method: MethodologyConfig, whole: Space, step: int, found: Pattern) -> Space:
     """Build the space of a step (from 0) around `found`, the pattern that the step before returned.
 
@@ -29,7 +31,7 @@ def step_space(method: MethodologyConfig, whole: Space, step: int, found: Patter
     if method.step_layers is None:
         return whole
     layers = method.step_layers * (step + 1)
-    given: dict[str, Any] = {**_fields(whole), "layers": layers}
+    given: dict[str, Any] = {f.name: getattr(whole, f.name) for f in fields(whole)} | {"layers": layers}
     space: Space
     if method.type == "end_incremental":
         given["fixed"] = {**whole.fixed, **dict(enumerate(found))}
@@ -54,11 +56,7 @@ def step_space(method: MethodologyConfig, whole: Space, step: int, found: Patter
     return space
 
 
-def _fields(space: Space) -> dict[str, Any]:
-    return {name: getattr(space, name) for name in Space.__dataclass_fields__}
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Beginning(Space):
     """The first layers of the patterns of `whole`."""
 
@@ -69,7 +67,7 @@ class _Beginning(Space):
         return self.whole._completions(self.layers, state) > 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Shell(Space):
     """Patterns in whose middle `step_layers` layers can be inserted again and again, up to `final_layers`.
 

@@ -81,7 +81,7 @@ def read_progress(config: SearchConfig, rows: Sequence[Row]) -> Progress:
     its results stay, for patterns that are proposed again. Raises UserError for a row that is damaged, and where a step
     finds no pattern around what the step before handed on.
     """
-    whole = config.space.space()
+    whole = config.space.patterns
     results: dict[Unit, Row] = {}
     claims: dict[Unit, str] = {}
     proposals: dict[int, list[Pattern]] = {}

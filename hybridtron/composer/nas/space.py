@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 
@@ -27,9 +26,11 @@ Uses = tuple[int, ...]  # of the counted blocks
 State = tuple[int, int, Uses, Pattern]  # last block (-1: none), length of its run, uses; the last is a subclass's own
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Space:
     """`fixed` maps positions to blocks; the other fields are constraints, by index of the block.
+
+    It remembers what it has counted: equal spaces each count anew.
 
     Raises UserError on counting, and so on all that needs it, where that would take more than MAX_STATES states.
     """
@@ -171,6 +172,7 @@ class Space:
 
     @cached_property
     def _memory(self) -> dict[tuple[int, State], int]:
+        """Hold the counts of `_completions`."""
         if (states := self._states(self.layers)) > MAX_STATES:
             counts = {"at_most": self.at_most, "at_least": self.at_least, "longest_run": self.longest_run}
             named = [
@@ -183,13 +185,7 @@ class Space:
                 f"space: to count its patterns takes up to {states:,} states; expected at most {MAX_STATES:,}: "
                 f"fewer layers than {self.layers}{less}"
             )
-        return _counts_of(self._key)
-
-    @property
-    def _key(self) -> tuple[Any, ...]:
-        """Return a key that is equal for equal spaces."""
-        values = [getattr(self, f.name) for f in fields(self)]
-        return type(self), *(_plain(value) for value in values)
+        return {}
 
     def _states(self, layers: int) -> int:
         """Return an upper bound of the number of states after 1 to `layers` layers."""
@@ -210,25 +206,8 @@ class Space:
             return int(self._may_end(state))
         key = (position, state)
         if key not in self._memory:
-            total = 0
-            for block in range(len(self.blocks)):
-                following = self._next(position, state, block)
-                if following is not None:
-                    total += self._completions(position + 1, following)
-            self._memory[key] = total
+            self._memory[key] = sum(count for count, _ in self._options(position, state).values())
         return self._memory[key]
-
-
-@lru_cache(maxsize=64)
-def _counts_of(key: tuple[Any, ...]) -> dict[tuple[int, State], int]:
-    """Return the counts of a space, shared by all equal spaces: a search builds its space for every evaluation."""
-    return {}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Space):
-        return value._key
-    return tuple(sorted(value.items())) if isinstance(value, Mapping) else value
 
 
 def one_hot(patterns: Sequence[Pattern], blocks: int) -> np.ndarray:

@@ -134,7 +134,7 @@ class Outcome(Shown):
             "name": self.search.config.name,
             "evaluated": self.num_evaluated,
             "failed": sum(len(step.failed) for step in self.progress.steps),
-            "patterns_in_space": self.search.config.space.space().size,
+            "patterns_in_space": self.search.config.space.patterns.size,
             "complete": self.progress.is_complete,
             "quantity": self.search.evaluator.quantity,
             "pattern": self.text(self.aggregate.pattern),

@@ -38,7 +38,7 @@ def test_constraints_become_a_space():
         space__never_first=["attn"],
         space__never_adjacent=[["mlp", "mlp"]],
     )
-    space = config.space.space()
+    space = config.space.patterns
     assert [" ".join(space.names(pattern)) for pattern in space.enumerate()] == [
         "mlp attn attn mlp attn mlp",
         "mlp attn mlp attn attn mlp",
@@ -66,7 +66,7 @@ REFUSALS = {
     "key of another engine": ({"engine__population": 9}, ["engine.population", "unknown key"]),
     "unknown evaluator": ({"evaluator__type": "functoin"}, ["evaluator.type", "nearest: function"]),
     "more top clusters than clusters": ({"aggregator__top": 9}, ["aggregator.top", "at most clusters 5"]),
-    "negative context": ({"aggregator__context": -1}, ["aggregator.context", "at least 0, or all"]),
+    "negative context": ({"aggregator__context": -1}, ["aggregator.context", "at least 0 or all"]),
     "the same seed twice": ({"seeds": [1, 1]}, ["seeds", "different"]),
     "steps that do not divide": (
         {"methodology__type": "end_incremental", "methodology__step_layers": 4},
