@@ -1,4 +1,4 @@
-"""The interface between mixers and backends."""
+"""The interface between mixers and backends, and what of it is the same in any single process."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hybridtron.tensors import Shard, Shards, TensorSpec
+from hybridtron.ops.elementwise.cross_entropy import cross_entropy
+from hybridtron.ops.elementwise.norm import rms_norm
+from hybridtron.tensors import WHOLE, Shard, Shards, TensorSpec
 
 DispatcherKind = Literal["alltoall", "allgather"]
 
@@ -36,64 +39,57 @@ class ExpertGroups:
     both: dist.ProcessGroup
 
 
-class Backend(Protocol):
+class RMSNorm(nn.Module):
+    def __init__(self, weight: nn.Parameter, eps: float) -> None:
+        super().__init__()
+        self.weight = weight
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class Backend:
     """Builds the parts of a layer that depend on how the model is laid out over devices.
 
     Parameters come uninitialised, with the local shape of their spec, named `weight` and `bias` in the modules that
-    own them; `hybridtron.model.initialize` fills them.
+    own them; `hybridtron.model.initialize` fills them. What is not overridden here holds for a process alone.
     """
 
     name: str
-    shards: Shards  # the shards of the parameters that this process holds
-    sequence: Shard  # which run of every sequence is this process's, between mixers
-    context_parallel_size: int
-    norm_eps: float
+    sequence = Shard()  # which run of every sequence is this process's, between mixers
+    context_parallel_size = 1
+
+    def __init__(self, dtype: torch.dtype, device: torch.device | str, norm_eps: float, shards: Shards = WHOLE) -> None:
+        self.dtype = dtype
+        self.device = device
+        self.norm_eps = norm_eps
+        self.shards = shards  # of the parameters, which this process holds
+
+    def parameter(self, spec: TensorSpec) -> nn.Parameter:
+        """Allocate an uninitialised parameter of this rank's shape; what is not trained stays in float32."""
+        dtype = self.dtype if spec.trained else torch.float32
+        values = torch.empty(spec.local_shape(self.shards), dtype=dtype, device=self.device)
+        return nn.Parameter(values, requires_grad=spec.trained)
 
     def column_linear(self, weight: TensorSpec, bias: TensorSpec | None = None, *, shared: bool = False) -> nn.Module:
         """Build a linear [s, b, in] -> [s, b, local out]: each rank computes its shards of the output parts.
 
         With `shared` the module owns no weight and takes it as a second argument (tied embeddings).
         """
-        ...
+        raise NotImplementedError
 
     def row_linear(self, weight: TensorSpec, bias: TensorSpec | None = None) -> nn.Module:
         """Build a linear [s, b, local in] -> [s, b, out]: the sum over the ranks' partial products."""
-        ...
+        raise NotImplementedError
 
     def norm(self, weight: TensorSpec) -> nn.Module:
         """Build an RMS norm over the last axis."""
-        ...
+        return RMSNorm(self.parameter(weight), self.norm_eps)
 
     def embedding(self, weight: TensorSpec) -> nn.Module:
         """Build an embedding: token ids [b, s] -> [s, b, h]."""
-        ...
-
-    def parameter(self, spec: TensorSpec) -> nn.Parameter:
-        """Allocate an uninitialised parameter of this rank's shape."""
-        ...
-
-    def with_full_sequence(self, core: Callable[[Tensor], Tensor], packed: Tensor, spec: TensorSpec) -> Tensor:
-        """Apply `core` to whole sequences: [s, b, c] -> [s, b, c'].
-
-        Under context parallelism a process has a run of every sequence, [s / cp, b, c]: it trades that for the whole
-        sequence of its share of the heads, [s, b, c / cp], and back after `core`. `spec` is the projection that made
-        `packed`: each of its parts is shared out by itself.
-        """
-        ...
-
-    def core_sizes(self, spec: TensorSpec) -> list[int]:
-        """Return the length of each part of a projection inside `with_full_sequence`."""
-        ...
-
-    def local_heads(self, parameter: Tensor, spec: TensorSpec) -> Tensor:
-        """Return the share of a parameter over heads or channels that belongs to this process's heads in
-        `with_full_sequence`."""
-        ...
-
-    def gather_runs(self, value: Tensor) -> Tensor:
-        """Gather the values [...] of the processes that share sequences, in the order of their runs: [runs, ...].
-        Without gradient."""
-        ...
+        raise NotImplementedError
 
     def dispatcher(
         self, kind: DispatcherKind, num_experts: int, top_k: int, capacity_factor: float | None
@@ -102,27 +98,46 @@ class Backend(Protocol):
 
         With a capacity factor a token may have fewer than `top_k` of them.
         """
-        ...
+        raise NotImplementedError
+
+    def with_full_sequence(self, core: Callable[[Tensor], Tensor], packed: Tensor, spec: TensorSpec) -> Tensor:
+        """Apply `core` to whole sequences: [s, b, c] -> [s, b, c'].
+
+        Under context parallelism a process has a run of every sequence, [s / cp, b, c]: it trades that for the whole
+        sequence of its share of the heads, [s, b, c / cp], and back after `core`. `spec` is the projection that made
+        `packed`: each of its parts is shared out by itself.
+        """
+        return core(packed)
+
+    def core_sizes(self, spec: TensorSpec) -> list[int]:
+        """Return the length of each part of a projection inside `with_full_sequence`."""
+        return [size // self.context_parallel_size for size in spec.local_sizes(self.shards)]
+
+    def local_heads(self, parameter: Tensor, spec: TensorSpec) -> Tensor:
+        """Return the share of a parameter over heads or channels that belongs to this process's heads in
+        `with_full_sequence`."""
+        return parameter
+
+    def gather_runs(self, value: Tensor) -> Tensor:
+        """Gather the values [...] of the processes that share sequences, in the order of their runs: [runs, ...].
+        Without gradient."""
+        return value.unsqueeze(0)
 
     def to_local_heads(self, x: Tensor) -> Tensor:
         """Return the output of a `row_linear`, or under sequence parallelism a run of its tokens, as [s, b, c], for use
         in the heads of each tensor-parallel rank: their gradients are summed.
         """
-        ...
+        return x
 
     def of_all_heads(self, parameter: Tensor) -> Tensor:
         """Return a parameter without parts for use in the heads of each tensor-parallel rank: their gradients are
         summed."""
-        ...
-
-    def core_attention(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        """Compute causal attention of q [b, s, heads, d] over k and v [b, s, kv_heads, d] -> [b, s, heads, d]."""
-        ...
+        return parameter
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Compute loss and log partition function, each [...], of local logits [..., local vocabulary] and targets."""
-        ...
+        return cross_entropy(logits, targets)
 
     def gather_logits(self, logits: Tensor) -> Tensor:
         """Gather local logits to logits over the whole vocabulary, on every rank."""
-        ...
+        return logits

@@ -20,14 +20,12 @@ from megatron.core.tensor_parallel import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
-from hybridtron.backends.base import Dispatcher, DispatcherKind, ExpertGroups
+from hybridtron.backends.base import Backend, Dispatcher, DispatcherKind, ExpertGroups
 from hybridtron.backends.context_parallel import own_share, to_heads, to_sequence
 from hybridtron.backends.dispatch import dispatch_locally
 from hybridtron.backends.even_dispatch import EvenDispatcher
 from hybridtron.backends.megatron_dispatch import MegatronDispatcher
-from hybridtron.backends.torch import RMSNorm, new_parameter
 from hybridtron.backends.vocab_parallel import vocab_parallel_cross_entropy
-from hybridtron.ops.attention.softmax import attention
 from hybridtron.ops.elementwise.cross_entropy import cross_entropy
 from hybridtron.tensors import Shard, Shards, TensorSpec
 
@@ -68,7 +66,7 @@ class _SummedGradient(torch.autograd.Function):
         return total, None
 
 
-class MegatronBackend:
+class MegatronBackend(Backend):
     """Modules of megatron-core over the groups of one layout."""
 
     name = "megatron"
@@ -84,53 +82,41 @@ class MegatronBackend:
         device: torch.device | str,
         norm_eps: float = 1e-5,
     ) -> None:
+        super().__init__(config.params_dtype, device, norm_eps, shards)
         self.config = config
-        self.shards = shards
         self.group = tensor_parallel_group
         self.context_group = context_parallel_group
         self.context_parallel_size = context_parallel_group.size()
         self.sequence_group = sequence_group
         self.sequence = Shard(sequence_group.rank(), sequence_group.size())
         self.expert_groups = expert_groups
-        self.device = device
-        self.norm_eps = norm_eps
-
-    def parameter(self, spec: TensorSpec) -> nn.Parameter:
-        return new_parameter(spec, self.shards, self.config.params_dtype, self.device)
 
     def column_linear(self, weight: TensorSpec, bias: TensorSpec | None = None, *, shared: bool = False) -> nn.Module:
         return _ColumnLinear(
-            weight.shape[1],
-            weight.shape[0],
-            config=self.config,
-            init_method=_unused,
-            bias=bias is not None,
-            skip_weight_param_allocation=shared,
-            tp_group=self.group,
+            *reversed(weight.shape), bias=bias is not None, skip_weight_param_allocation=shared, **self._shared_options
         )
 
     def row_linear(self, weight: TensorSpec, bias: TensorSpec | None = None) -> nn.Module:
-        return _RowLinear(
-            weight.shape[1],
-            weight.shape[0],
-            config=self.config,
-            init_method=_unused,
-            bias=bias is not None,
-            input_is_parallel=True,
-            skip_bias_add=False,
-            tp_group=self.group,
-        )
-
-    def norm(self, weight: TensorSpec) -> nn.Module:
-        return RMSNorm(self.parameter(weight), self.norm_eps)
+        options = {"input_is_parallel": True, "skip_bias_add": False, **self._shared_options}
+        return _RowLinear(*reversed(weight.shape), bias=bias is not None, **options)
 
     def embedding(self, weight: TensorSpec) -> nn.Module:
-        return _Embedding(
-            *weight.shape,
-            init_method=_unused,
-            config=self.config,
-            reduce_scatter_embeddings=self.config.sequence_parallel,
-            tp_group=self.group,
+        reduce_scatter = self.config.sequence_parallel
+        return _Embedding(*weight.shape, reduce_scatter_embeddings=reduce_scatter, **self._shared_options)
+
+    @property
+    def _shared_options(self) -> dict[str, Any]:
+        return {"config": self.config, "init_method": _unused, "tp_group": self.group}
+
+    def dispatcher(
+        self, kind: DispatcherKind, num_experts: int, top_k: int, capacity_factor: float | None
+    ) -> Dispatcher:
+        if torch.device(self.device).type == "meta":
+            return EvenDispatcher(kind, num_experts, top_k, capacity_factor, self.expert_groups)
+        if self.expert_groups.both.size() == 1:
+            return dispatch_locally
+        return MegatronDispatcher(
+            kind, num_experts, top_k, capacity_factor is not None, self.config, self.expert_groups
         )
 
     def with_full_sequence(self, core: Callable[[Tensor], Tensor], packed: Tensor, spec: TensorSpec) -> Tensor:
@@ -138,9 +124,6 @@ class MegatronBackend:
             return core(packed)
         whole = to_heads(packed, spec.local_sizes(self.shards), self.context_group)  # [s, b, c / cp]
         return to_sequence(core(whole), self.context_group)
-
-    def core_sizes(self, spec: TensorSpec) -> list[int]:
-        return [size // self.context_parallel_size for size in spec.local_sizes(self.shards)]
 
     def local_heads(self, parameter: Tensor, spec: TensorSpec) -> Tensor:
         if self.context_parallel_size == 1:
@@ -154,17 +137,6 @@ class MegatronBackend:
         dist.all_gather_into_tensor(runs.flatten(0, 1), value.detach().contiguous(), group=self.sequence_group)
         return runs
 
-    def dispatcher(
-        self, kind: DispatcherKind, num_experts: int, top_k: int, capacity_factor: float | None
-    ) -> Dispatcher:
-        if torch.device(self.device).type == "meta":
-            return EvenDispatcher(kind, num_experts, top_k, capacity_factor, self.expert_groups)
-        if self.expert_groups.both.size() == 1:
-            return dispatch_locally
-        return MegatronDispatcher(
-            kind, num_experts, top_k, capacity_factor is not None, self.config, self.expert_groups
-        )
-
     def to_local_heads(self, x: Tensor) -> Tensor:
         if self.config.sequence_parallel:
             return gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=True, group=self.group)
@@ -174,9 +146,6 @@ class MegatronBackend:
         if self.config.sequence_parallel:
             return parameter  # megatron-core adds up the gradients of all parameters that no rank cuts
         return _SummedGradient.apply(parameter, self.group)
-
-    def core_attention(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        return attention(q, k, v, window)
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         if self.shards.tensor.size == 1:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hybridtron.mixers.mixer import Mixer
 from hybridtron.ops.attention.rotary import apply_rotary, rotary_tables
+from hybridtron.ops.attention.softmax import attention
 from hybridtron.ops.elementwise.norm import rms_norm
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
@@ -51,7 +52,7 @@ class MLA(Mixer):
         if shared:
             key = self._rotate(0, shared[0].unsqueeze(2)).expand(-1, -1, k.shape[2], -1)
             q, k = self._rotate(0, q), torch.cat([key, k], -1)
-        return self.backend.core_attention(q, k, v, None).flatten(2).transpose(0, 1)
+        return attention(q, k, v).flatten(2).transpose(0, 1)
 
     def initial_state(self, batch: int) -> LatentCache:
         return LatentCache(self.kv_down.new_empty(batch, _FIRST_CAPACITY, len(self.kv_down)), 0)
@@ -71,7 +72,7 @@ class MLA(Mixer):
         q = torch.cat([meeting, torch.einsum("bshn,hnr->bshr", own, keys)], -1)
         q = q * (q.shape[-1] / config.query_size) ** 0.5  # attention divides by the root of the longer width
         held = cache[:, : seen + 1].unsqueeze(2)
-        y = self.backend.core_attention(q, held, held[..., config.rotary_dim :], None)[:, 0]  # [b, heads, rank]
+        y = attention(q, held, held[..., config.rotary_dim :])[:, 0]  # [b, heads, rank]
         y = torch.einsum("bhr,hvr->bhv", y, values).flatten(1)
         return self.project_out(y.unsqueeze(0)).squeeze(0), LatentCache(cache, seen + 1)
 
