@@ -32,7 +32,6 @@ from rich.table import Table
 from torch import Tensor
 
 from hybridtron.distributed.memory import keep_freed_memory
-from hybridtron.ops.attention.sinks import attention_with_sinks
 from hybridtron.ops.attention.softmax import attention
 from hybridtron.ops.conv.long_conv import long_conv
 from hybridtron.ops.conv.outer_conv import outer_conv
@@ -203,7 +202,7 @@ OPS: dict[str, Op] = {
     ),
     "attention with sinks": Op(
         lambda s: [*projections(s), torch.randn(HEADS)],
-        attention_with_sinks,
+        lambda q, k, v, sinks: attention(q, k, v, sinks=sinks),
         square_with_sinks,
         None,
         "",

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from hybridtron.mixers.mixer import Mixer
 from hybridtron.ops.attention.rotary import apply_rotary, rotary_tables
-from hybridtron.ops.attention.sinks import attention_with_sinks
 from hybridtron.ops.attention.softmax import attention
 
 _FIRST_CAPACITY = 64  # tokens; a cache doubles when it is full
@@ -67,6 +66,4 @@ class Attention(Mixer):
         return apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        if self.config.sinks:
-            return attention_with_sinks(q, k, v, self.local_heads("sinks"), window)
-        return attention(q, k, v, window)
+        return attention(q, k, v, window, sinks=self.local_heads("sinks") if self.config.sinks else None)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.dispatch import register, select
+from hybridtron.ops.dispatch import Implementation, otherwise, plain, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
-from hybridtron.ops.native.library import require_kernels
+from hybridtron.ops.native.library import kernels_for, require_kernels
 
 
 def rotary_tables(
@@ -80,9 +80,14 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, native: bool) -> T
 
 register(
     "apply_rotary",
-    {
-        "plain PyTorch": rotary_reference,
-        "C kernels": lambda x, cos, sin: _Rotary.apply(x, cos, sin, True),
-        "PyTorch, into the result": lambda x, cos, sin: _Rotary.apply(x, cos, sin, False),
-    },
+    "rotary embedding",
+    plain(rotary_reference),
+    Implementation(
+        "C kernels",
+        "float32 on a CPU, channels contiguous",
+        lambda x, cos, sin: x.stride(-1) == 1 and kernels_for(x, cos, sin) is not None,
+        lambda x, cos, sin: _Rotary.apply(x, cos, sin, True),
+    ),
+    otherwise("PyTorch, into the result", lambda x, cos, sin: _Rotary.apply(x, cos, sin, False)),
+    sample=lambda one: (one, one, one),
 )

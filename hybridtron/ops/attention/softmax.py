@@ -1,296 +1,157 @@
-"""Causal softmax attention with grouped heads (Ainslie et al. 2023, arXiv 2305.13245) and an optional sliding window.
+"""Causal softmax attention with grouped heads (Ainslie et al. 2023, arXiv 2305.13245), an optional sliding window, and
+optional sinks: a score per head that joins every softmax and stands for no value.
 
 Queries are taken in blocks, each with only the keys that some query of the block sees: a causal sequence costs little
 more than half of the full square, a windowed one grows linearly with its length.
+
+With a sink a query may attend to nothing, which it else does by heaping weight on the first tokens (Xiao et al. 2023,
+arXiv 2309.17453); a learned score per head as in gpt-oss (OpenAI 2025, arXiv 2508.10925). The sink takes
+exp(sink) / (exp(sink) + Z) of a softmax whose sum is Z, so its outputs shrink by sigmoid(log Z - sink).
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.dispatch import register, select
-from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.attention.query_blocks import BlockAttention, QueryBlock, group, mask_of, query_blocks, ungroup
+from hybridtron.ops.dispatch import Implementation, otherwise, plain, register, select
+from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
 from hybridtron.ops.elementwise.row_blocks import runs
-from hybridtron.ops.native.library import require_kernels
+from hybridtron.ops.native.declarations import PLAIN
+from hybridtron.ops.native.library import load
 
-aten = torch.ops.aten
-
-_QUERIES = 64  # per block: larger wastes matmuls above the diagonal, smaller makes them inefficient
-_SCORES = 1 << 17  # scores in work at a time: 512 KiB of float32 stay in a core's cache
-_KEPT_PROBABILITIES = 1 << 24  # above this many (64 MiB of float32 a layer) backward computes them again
+_WIDTHS = 8  # what divides the channels that fused kernels take
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None, scale: float | None = None) -> Tensor:
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None = None,
+    scale: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
     """Compute softmax(scale q k^T) v; a query sees no key after it and, with a window, only the last `window` keys.
 
     q [b, s, h, d], k and v [b, t, kv, d] with kv dividing h and t >= s: the last query is at the last key. `scale` is
-    1 / sqrt(d) by default. Returns [b, s, h, d of v].
+    1 / sqrt(d) by default. sinks [h] are the scores of sinks in the softmaxes. Returns [b, s, h, d of v].
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return select("attention", scale, q, k, v)(q, k, v, window, scale)
+    return select("attention", scale, q, k, v, sinks)(q, k, v, window, scale, sinks)
 
 
 def attention_flops(seq_len: int, num_heads: int, head_dim: int, window: int | None = None) -> int:
     """Count the matmul FLOPs of the forward pass of one sequence, with the keys and values as wide as the queries."""
-    blocks = _query_blocks(seq_len, seq_len, window)
+    blocks = query_blocks(seq_len, seq_len, window)
     return sum(4 * num_heads * head_dim * block.num_queries * block.num_keys for block in blocks)
 
 
 def attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, window: int | None = None, scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None = None,
+    scale: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
-    """Compute `attention` by its formula in float64, over the full square of scores."""
+    """Compute `attention` by its formula in float64, over the full square of scores and a column of the sinks."""
     num_queries, num_keys, repeats = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
     q, k, v = q.double(), k.double().repeat_interleave(repeats, 2), v.double().repeat_interleave(repeats, 2)
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    everything = QueryBlock(0, num_queries, 0, num_keys, 0, window)
-    probabilities = (scores + _mask(everything, scores)).softmax(-1)
-    return torch.einsum("bhqk,bkhd->bqhd", probabilities, v)
+    scores = scores + mask_of(QueryBlock(0, num_queries, 0, num_keys, 0, window), scores)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.double()[:, None, None].expand(*scores.shape[:3], 1)], -1)
+    return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1)[..., :num_keys], v)
 
 
-class QueryBlock(NamedTuple):
-    """Queries [start, stop), the keys [first, last) that any of them sees, and the key from which a mask is needed.
-
-    A query stands at a key and sees the `window` keys up to it, or all without a window.
-    """
-
-    start: int
-    stop: int
-    first: int
-    last: int
-    masked: int
-    window: int | None
-
-    @property
-    def num_queries(self) -> int:
-        return self.stop - self.start
-
-    @property
-    def position(self) -> int:
-        """Return the key at which the first query stands."""
-        return self.last - self.num_queries
-
-    @property
-    def num_keys(self) -> int:
-        return self.last - self.first
-
-
-def _query_blocks(num_queries: int, num_keys: int, window: int | None) -> list[QueryBlock]:
-    ahead = num_keys - num_queries  # query i stands at key i + ahead
-    blocks = []
-    for run in runs(num_queries, _QUERIES):
-        first = 0 if window is None else max(0, run.start + ahead - window + 1)
-        masked = run.start + ahead if window is None else first
-        blocks.append(QueryBlock(run.start, run.stop, first, run.stop + ahead, masked, window))
-    return blocks
-
-
-def _mask(block: QueryBlock, like: Tensor) -> Tensor:
-    """Return the addend to a block's scores for its keys [masked, last): 0, or -inf where the query must not look."""
-    queries = torch.arange(block.position, block.last, device=like.device).unsqueeze(1)
-    keys = torch.arange(block.masked, block.last, device=like.device)
-    hidden = keys > queries
-    if block.window is not None:
-        hidden |= keys <= queries - block.window
-    return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, -torch.inf)
-
-
-def _group(x: Tensor, kv: int) -> Tensor:
-    """Group [b, s, h, d] to [b * kv, h / kv * s, d]: queries that share a key head become rows of one matrix."""
-    return x.unflatten(2, (kv, -1)).permute(0, 2, 3, 1, 4).reshape(x.shape[0] * kv, -1, x.shape[3])
-
-
-def _ungroup(x: Tensor, batch: int, heads: int) -> Tensor:
-    """Invert `_group`, as a view."""
-    return x.view(batch, heads, -1, x.shape[-1]).transpose(1, 2)
-
-
-def _plain_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float) -> Tensor:
+def _plain_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, sinks: Tensor | None) -> Tensor:
     """Compute the same blocks in differentiable, batchable operations."""
     batch, heads, kv, dtype = q.shape[0], q.shape[2], k.shape[2], accumulation_dtype(q)
-    keys, values = _group(k.to(dtype), kv), _group(v.to(dtype), kv)
+    keys, values = group(k.to(dtype), kv), group(v.to(dtype), kv)
     outputs = []
-    for block in _query_blocks(q.shape[1], k.shape[1], window):
-        queries = _group(q[:, block.start : block.stop].to(dtype) * scale, kv)
-        scores = queries @ keys[:, block.first : block.last].transpose(1, 2)
-        mask = F.pad(_mask(block, q), (block.masked - block.first, 0)).to(dtype)
-        weights = (scores.unflatten(1, (-1, block.num_queries)) + mask).softmax(-1).flatten(1, 2)
-        outputs.append(_ungroup(weights @ values[:, block.first : block.last], batch, heads))
+    for block in query_blocks(q.shape[1], k.shape[1], window):
+        queries = group(q[:, block.start : block.stop].to(dtype) * scale, kv)
+        scores = queries @ keys[:, block.first : block.last].transpose(1, 2)  # [b * kv, h / kv * queries, keys]
+        mask = F.pad(mask_of(block, q), (block.masked - block.first, 0)).to(dtype)
+        scores = (scores.unflatten(1, (-1, block.num_queries)) + mask).flatten(1, 2)
+        y = ungroup(scores.softmax(-1) @ values[:, block.first : block.last], batch, heads)  # [b, queries, h, d]
+        if sinks is not None:
+            log_sum = ungroup(scores.logsumexp(-1, keepdim=True), batch, heads)
+            y = y * torch.sigmoid(log_sum - sinks.to(dtype).unsqueeze(-1))
+        outputs.append(y)
     return torch.cat(outputs, 1).to(q.dtype)
 
 
-def _fused_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float) -> Tensor:
-    """Call PyTorch's fused kernels, which hold no scores in memory; with a window, once for every `window` queries."""
-    num_queries, num_keys = q.shape[1], k.shape[1]
+def _fused_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, sinks: Tensor | None) -> Tensor:
+    """Call PyTorch's fused kernels, which hold no scores in memory.
+
+    Sinks are one more key in front and one more channel. The key has the value zero. In the channel it is one, other
+    keys are zero and queries are their heads' sinks.
+    """
+    if sinks is None:
+        return _fused_blocks(q, k, v, window, scale, 0)
+    width, kept = q.shape[3], v.shape[3]
+    wider = width + _WIDTHS - width % _WIDTHS
+    column = (sinks / scale).to(q.dtype).unsqueeze(-1).expand(*q.shape[:3], 1)
+    q = F.pad(torch.cat([q, column], -1), (0, wider - width - 1))
+    sink = (torch.arange(wider, device=k.device) == width).to(k.dtype).expand(k.shape[0], 1, k.shape[2], -1)
+    k = torch.cat([sink, F.pad(k, (0, wider - width))], 1)
+    v = F.pad(v, (0, max(0, wider - kept), 0, 0, 1, 0))
+    return _fused_blocks(q, k, v, window, scale, 1)[..., :kept]
+
+
+def _fused_blocks(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, front: int) -> Tensor:
+    """Call the fused kernels once, or with a window once for every `window` queries; all see the `front` first keys."""
+    num_queries, num_keys = q.shape[1], k.shape[1] - front
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [b, h, s, d]
-    grouped = q.shape[1] != k.shape[1]
+    fused = partial(F.scaled_dot_product_attention, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     if num_queries == num_keys and (window is None or window >= num_keys):
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
-        return out.transpose(1, 2)
-    ahead, step, outputs = num_keys - num_queries, num_queries if window is None else window, []
-    for run in runs(num_queries, step):
+        # With as many queries in front, whose outputs are dropped, queries and keys are as many.
+        q = F.pad(q, (0, 0, front, 0)) if front else q
+        return fused(q, k, v, is_causal=True)[:, :, front:].transpose(1, 2)
+    ahead, outputs = num_keys - num_queries, []
+    for run in runs(num_queries, num_queries if window is None else window):
         first = 0 if window is None else max(0, run.start + ahead - window + 1)
         block = QueryBlock(run.start, run.stop, first, run.stop + ahead, first, window)
-        keys = slice(block.first, block.last)
-        mask = _mask(block, q)
-        outputs.append(
-            F.scaled_dot_product_attention(
-                q[:, :, run], k[:, :, keys], v[:, :, keys], attn_mask=mask, scale=scale, enable_gqa=grouped
-            )
-        )
+        mask = F.pad(mask_of(block, q), (front, 0))
+        keys, values = (t[:, :, front + block.first : front + block.last] for t in (k, v))
+        if front:
+            keys, values = torch.cat([k[:, :, :front], keys], 2), torch.cat([v[:, :, :front], values], 2)
+        outputs.append(fused(q[:, :, run], keys, values, attn_mask=mask))
     return torch.cat(outputs, 2).transpose(1, 2)
 
 
-class _Sinks(NamedTuple):
-    """One more score for each head [h] in its softmaxes, and the share of the softmax it takes for each query."""
-
-    scores: Tensor
-    shares: Tensor  # [b * kv, h / kv * queries]
-
-
-def _probabilities(
-    out: Tensor,
-    queries: Tensor,
-    keys: Tensor,
-    block: QueryBlock,
-    mask: Tensor | None,
-    scale: float,
-    sinks: _Sinks | None,
+def _block_attention(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, sinks: Tensor | None, *, native: bool
 ) -> Tensor:
-    """Write softmax(scale queries keys^T + mask) into `out` [b * kv, h / kv * queries, keys] and return it.
-
-    Without a mask the kernels hide the keys that the block must not see. Writes the shares of the sinks as well.
-    """
-    if mask is None:
-        torch.bmm(queries, keys.transpose(1, 2), out=out)
-        heads, scores, shares = (0, None, None) if sinks is None else (len(sinks.scores), *sinks)
-        require_kernels().softmax_forward(*_softmax_sizes(out, block), scale, out, heads, scores, shares)
-        return out
-    torch.baddbmm(out, queries, keys.transpose(1, 2), beta=0, alpha=scale, out=out)
-    num_queries, num_masked = mask.shape
-    by_query = out.view(-1, num_queries, out.shape[-1])
-    by_query[..., out.shape[-1] - num_masked :].add_(mask)
-    if sinks is None:
-        return torch.softmax(out, -1, out=out)
-    by_head = by_query.unflatten(0, (-1, len(sinks.scores)))  # [b, h, queries, keys]
-    above = by_head.logsumexp(-1) - sinks.scores.unsqueeze(1)
-    torch.sigmoid(-above, out=sinks.shares.view(above.shape))
-    torch.softmax(out, -1, out=out)
-    by_head.mul_(torch.sigmoid(above).unsqueeze(-1))
-    return out
+    """Compute the blocks with their own gradient."""
+    sinks = None if sinks is None else sinks.to(accumulation_dtype(q)).contiguous()
+    return BlockAttention.apply(q, k, v, window, scale, sinks, native)
 
 
-class _Attention(torch.autograd.Function):
-    """Matmul, softmax, matmul over one block of queries of a few sequences at a time: the scores stay in cache.
-
-    Sinks [h] are in the dtype of accumulation. As a key without a value a sink changes no formula of the gradients.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, sinks: Tensor | None, native: bool
-    ) -> Tensor:
-        batch, num_queries, heads, _ = q.shape
-        num_keys, kv, dtype = k.shape[1], k.shape[2], accumulation_dtype(q)
-        blocks = _query_blocks(num_queries, num_keys, window)
-        kept = batch * heads * sum(block.num_queries * block.num_keys for block in blocks) <= _KEPT_PROBABILITIES
-        keys, values = _group(k.to(dtype), kv), _group(v.to(dtype), kv)
-        # The output lies in memory as v does, by sequence or by token, because v comes straight from a projection.
-        shape = (batch, num_queries, heads, v.shape[3])
-        if v.stride(0) >= v.stride(1):
-            out = torch.empty(shape, dtype=q.dtype, device=q.device)
-        else:
-            out = torch.empty(shape[1], shape[0], *shape[2:], dtype=q.dtype, device=q.device).transpose(0, 1)
-        # The kernels hide keys by themselves.
-        saved, masks = [], [None if native else _mask(block, keys) for block in blocks]
-        for block, mask in zip(blocks, masks, strict=True):
-            queries = _group(q[:, block.start : block.stop].to(dtype), kv)
-            outputs = queries.new_empty(*queries.shape[:2], values.shape[2])
-            step, seen = _matrices_at_a_time(batch, heads, kv, block), slice(block.first, block.last)
-            probabilities = queries.new_empty(len(queries) if kept else step, queries.shape[1], block.num_keys)
-            shares = queries.new_empty(queries.shape[:2]) if sinks is not None else None
-            parts = (tensor.split(step) for tensor in (queries, keys[:, seen], values[:, seen], outputs))
-            for index, (some, their_keys, their_values, out_part) in enumerate(zip(*parts, strict=True)):
-                start = index * step if kept else 0
-                p, own = probabilities[start : start + len(some)], _own_sinks(sinks, shares, index * step, len(some))
-                torch.bmm(_probabilities(p, some, their_keys, block, mask, scale, own), their_values, out=out_part)
-            out[:, block.start : block.stop] = _ungroup(outputs, batch, heads)
-            saved += [queries, probabilities if kept else None, shares]
-        ctx.save_for_backward(keys, values, sinks, *saved)
-        ctx.plan, ctx.scale, ctx.dtypes = list(zip(blocks, masks, strict=True)), scale, (q.dtype, k.dtype, v.dtype)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        keys, values, sinks, *saved = ctx.saved_tensors
-        batch, num_queries, heads, _ = grad.shape
-        kv, scale = len(keys) // batch, ctx.scale
-        dq = keys.new_empty(batch, heads, num_queries, keys.shape[2]).transpose(1, 2)
-        dkeys, dvalues = torch.zeros_like(keys), torch.zeros_like(values)
-        dsinks = None if sinks is None else torch.zeros_like(sinks)
-        for (block, mask), queries, probabilities, shares in zip(
-            ctx.plan, saved[::3], saved[1::3], saved[2::3], strict=True
-        ):
-            doutputs = _group(grad[:, block.start : block.stop].to(keys.dtype), kv)
-            dqueries = torch.empty_like(queries)
-            step, seen = _matrices_at_a_time(batch, heads, kv, block), slice(block.first, block.last)
-            shape = (step, queries.shape[1], block.num_keys)
-            scores, again = queries.new_empty(shape), None if probabilities is not None else queries.new_empty(shape)
-            sums = None if shares is None else torch.empty_like(shares)
-            by_key = (tensor[:, seen] for tensor in (keys, values, dkeys, dvalues))
-            parts = (tensor.split(step) for tensor in (queries, doutputs, dqueries, *by_key))
-            for index, (some, dy, dsome, k, v, dk, dv) in enumerate(zip(*parts, strict=True)):
-                if again is None:
-                    p = probabilities[index * step : index * step + len(some)]
-                else:
-                    own = _own_sinks(sinks, shares, index * step, len(some))
-                    p = _probabilities(again[: len(some)], some, k, block, mask, scale, own)
-                ds = torch.bmm(dy, v.transpose(1, 2), out=scores[: len(some)])
-                own_sums = None if sums is None else sums[index * step : index * step + len(some)]
-                if mask is None:
-                    require_kernels().softmax_backward(*_softmax_sizes(ds, block), p, ds, own_sums)
-                else:
-                    if own_sums is not None:
-                        torch.sum(p * ds, -1, out=own_sums)
-                    aten._softmax_backward_data.out(ds, p, -1, p.dtype, grad_input=ds)
-                dv.add_(torch.bmm(p.transpose(1, 2), dy))
-                dk.add_(torch.bmm(ds.transpose(1, 2), some), alpha=scale)
-                torch.baddbmm(dsome, ds, k, beta=0, alpha=scale, out=dsome)
-            dq[:, block.start : block.stop] = _ungroup(dqueries, batch, heads)
-            if dsinks is not None and shares is not None and sums is not None:
-                dsinks -= shares.mul(sums).view(batch, heads, -1).sum((0, 2))
-        outcome = (dq, _ungroup(dkeys, batch, kv), _ungroup(dvalues, batch, kv))
-        return *(tensor.to(dtype) for tensor, dtype in zip(outcome, ctx.dtypes, strict=True)), None, None, dsinks, None
-
-
-def _own_sinks(sinks: Tensor | None, shares: Tensor | None, start: int, matrices: int) -> _Sinks | None:
-    """Return the sinks for the score matrices from `start` on."""
-    return None if sinks is None or shares is None else _Sinks(sinks, shares[start : start + matrices])
-
-
-def _softmax_sizes(scores: Tensor, block: QueryBlock) -> tuple[int, ...]:
-    """Return the sizes that the softmax kernels take for scores [.., keys] of a block."""
-    window = block.last if block.window is None else block.window
-    return scores.numel() // block.num_keys, block.num_queries, block.num_keys, block.position - block.first, window
-
-
-def _matrices_at_a_time(batch: int, heads: int, kv: int, block: QueryBlock) -> int:
-    """Return how many of the b * kv score matrices of a block to work on at a time: those of whole sequences."""
-    return kv * min(batch, max(1, _SCORES // (heads * block.num_queries * block.num_keys)))
+def _native(scale: float, q: Tensor, *others: Tensor | None) -> bool:
+    """Return whether the kernels can work on scores of these tensors, which are in the dtype of accumulation."""
+    fits = all(t is None or (t.is_cpu and type(t) in PLAIN) for t in (q, *others))
+    if scale <= 0 or not fits or accumulation_dtype(q) is not torch.float32:
+        return False
+    return not under_transforms() and load()[0] is not None
 
 
 register(
     "attention",
-    {
-        "plain PyTorch": _plain_attention,
-        "scaled_dot_product_attention": _fused_attention,
-        "C kernels for the softmax": lambda *inputs: _Attention.apply(*inputs, None, True),
-        "PyTorch, in blocks of queries": lambda *inputs: _Attention.apply(*inputs, None, False),
-    },
+    "attention",
+    plain(_plain_attention),
+    Implementation("scaled_dot_product_attention", "on CUDA", lambda scale, q, *_: q.is_cuda, _fused_attention),
+    Implementation(
+        "C kernels for the softmax",
+        "float32 or narrower on a CPU, scale > 0",
+        _native,
+        partial(_block_attention, native=True),
+    ),
+    otherwise("PyTorch, in blocks of queries", partial(_block_attention, native=False)),
+    sample=lambda one: (1.0, one),
 )

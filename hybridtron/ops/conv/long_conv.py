@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hybridtron.ops.conv.short_conv import short_conv
-from hybridtron.ops.dispatch import DIRECT_TAPS, register, select
+from hybridtron.ops.dispatch import Implementation, otherwise, plain, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 
+DIRECT_TAPS = 20  # that are added up one by one
 _SEGMENT = 3  # filter lengths in a segment
 
 
@@ -125,5 +126,16 @@ def _segment_length(seq_len: int, taps: int) -> int:
     return length if 2 * length < seq_len else seq_len
 
 
-register("long_conv", {"short_conv": _add_taps, "convolve, in segments": _convolve_segments})
-register("convolve", {"plain PyTorch": _plain_convolve, "PyTorch, with its own gradient": _Convolve.apply})
+register(
+    "long_conv",
+    "long convolution",
+    Implementation("short_conv", f"at most {DIRECT_TAPS} taps", lambda taps: taps <= DIRECT_TAPS, _add_taps),
+    otherwise("convolve, in segments", _convolve_segments),
+    sample=lambda one: (DIRECT_TAPS + 1,),
+)
+register(
+    "convolve",
+    "Fourier transforms",
+    plain(_plain_convolve),
+    otherwise("PyTorch, with its own gradient", _Convolve.apply),
+)

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from hybridtron.ops.conv import outer_conv_fft, outer_conv_pairs
-from hybridtron.ops.dispatch import register, select
+from hybridtron.ops.dispatch import Implementation, otherwise, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
+
+PAIRS_FACTOR = 6  # d^2 tokens; pairs are as fast as transforms at 6 (d = 8), 8 (16), 9 (32) and 4.5 d^2 (64) on a core
 
 
 def outer_conv(q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:
@@ -123,4 +125,15 @@ def _over_heads(
     return tuple(out.unflatten(axis, (size, -1)) for out, axis in zip(outputs, out_axes, strict=True)), out_axes
 
 
-register("outer_conv", {"PyTorch, by pairs of tokens": by_pairs, "PyTorch, by Fourier transforms": by_fft})
+register(
+    "outer_conv",
+    "convolution of outer products",
+    Implementation(
+        "PyTorch, by pairs of tokens",
+        f"at most {PAIRS_FACTOR} head_dim^2 tokens",
+        lambda seq_len, head_dim: seq_len <= PAIRS_FACTOR * head_dim * head_dim,
+        by_pairs,
+    ),
+    otherwise("PyTorch, by Fourier transforms", by_fft),
+    sample=lambda one: (1, 8),
+)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.dispatch import register, select
-from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.dispatch import Implementation, otherwise, register, select
+from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
 from hybridtron.ops.elementwise.row_blocks import block_length, runs
 
 aten = torch.ops.aten
@@ -137,5 +137,13 @@ def _correlate(rows: Tensor, taps: list[Tensor], start: Tensor | None) -> Tensor
 
 register(
     "short_conv",
-    {"PyTorch, shifted multiply-adds": short_conv_reference, "PyTorch, in tiles": _ShortConv.apply},
+    "short convolution",
+    Implementation(
+        "PyTorch, shifted multiply-adds",
+        "under a torch.func transform or on CUDA",
+        lambda x: under_transforms() or x.is_cuda,
+        short_conv_reference,
+    ),
+    otherwise("PyTorch, in tiles", _ShortConv.apply),
+    sample=lambda one: (one,),
 )

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.dispatch import register, select
+from hybridtron.ops.dispatch import kernels, otherwise, plain, register, select
 from hybridtron.ops.elementwise.row_blocks import as_rows, from_rows, row_order, split_rows
 from hybridtron.ops.native.library import require_kernels
 
@@ -57,11 +57,11 @@ class _SquaredReLU(torch.autograd.Function):
 
 register(
     "relu2",
-    {
-        "plain PyTorch": lambda x: F.relu(x).square(),
-        "C kernels": lambda x: _SquaredReLU.apply(x, True),
-        "PyTorch, in blocks of rows": lambda x: _SquaredReLU.apply(x, False),
-    },
+    "squared relu",
+    plain(lambda x: F.relu(x).square()),
+    kernels(lambda x: _SquaredReLU.apply(x, True)),
+    otherwise("PyTorch, in blocks of rows", lambda x: _SquaredReLU.apply(x, False)),
+    sample=lambda one: (one,),
 )
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu": F.relu, "relu2": relu2, "silu": F.silu}

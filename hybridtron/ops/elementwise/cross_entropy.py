@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.dispatch import register, select
+from hybridtron.ops.dispatch import otherwise, plain, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.elementwise.row_blocks import as_rows, from_rows, row_order, split_rows
 
@@ -65,5 +65,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 register(
     "cross_entropy",
-    {"plain PyTorch": cross_entropy_reference, "PyTorch, in blocks of rows": _CrossEntropy.apply},
+    "cross-entropy",
+    plain(cross_entropy_reference),
+    otherwise("PyTorch, in blocks of rows", _CrossEntropy.apply),
 )

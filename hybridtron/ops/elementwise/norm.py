@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.dispatch import register, select
+from hybridtron.ops.dispatch import Implementation, kernels, otherwise, plain, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.elementwise.row_blocks import as_rows, from_rows, row_order, split_rows
 from hybridtron.ops.native.library import pieces, require_kernels
@@ -145,14 +145,21 @@ class _GatedRMSNorm(torch.autograd.Function):
 
 register(
     "rms_norm",
-    {
-        "plain PyTorch": rms_norm_reference,
-        "torch.nn.functional.rms_norm": lambda x, weight, eps: F.rms_norm(x, weight.shape, weight.to(x.dtype), eps),
-        "C kernels": lambda x, weight, eps: _RMSNorm.apply(x, weight, eps, True),
-        "PyTorch, in blocks of rows": lambda x, weight, eps: _RMSNorm.apply(x, weight, eps, False),
-    },
+    "rms norm",
+    plain(rms_norm_reference),
+    Implementation(
+        "torch.nn.functional.rms_norm",
+        "on CUDA",
+        lambda x, weight: x.is_cuda,
+        lambda x, weight, eps: F.rms_norm(x, weight.shape, weight.to(x.dtype), eps),
+    ),
+    kernels(lambda x, weight, eps: _RMSNorm.apply(x, weight, eps, True)),
+    otherwise("PyTorch, in blocks of rows", lambda x, weight, eps: _RMSNorm.apply(x, weight, eps, False)),
+    sample=lambda one: (one, one),
 )
 register(
     "gated_rms_norm",
-    {"plain PyTorch": gated_rms_norm_reference, "PyTorch, in blocks of rows": _GatedRMSNorm.apply},
+    "gated rms norm",
+    plain(gated_rms_norm_reference),
+    otherwise("PyTorch, in blocks of rows", _GatedRMSNorm.apply),
 )

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.dispatch import register, select
+from hybridtron.ops.dispatch import kernels, otherwise, plain, register, select
 from hybridtron.ops.elementwise.row_blocks import as_rows, from_rows, row_order, split_rows
 from hybridtron.ops.native.library import require_kernels
 
@@ -60,9 +60,9 @@ class _SwiGLU(torch.autograd.Function):
 
 register(
     "swiglu",
-    {
-        "plain PyTorch": swiglu_reference,
-        "C kernels": lambda x: _SwiGLU.apply(x, True),
-        "PyTorch, in blocks of rows": lambda x: _SwiGLU.apply(x, False),
-    },
+    "swiglu",
+    plain(swiglu_reference),
+    kernels(lambda x: _SwiGLU.apply(x, True)),
+    otherwise("PyTorch, in blocks of rows", lambda x: _SwiGLU.apply(x, False)),
+    sample=lambda one: (one,),
 )

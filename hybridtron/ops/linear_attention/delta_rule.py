@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridtron.ops.dispatch import register
+from hybridtron.ops.dispatch import always, register
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.linear_attention.gla import STRONGEST, binary_chunks
 
@@ -125,4 +125,4 @@ def _chunks(seq_len: int, chunk_size: int) -> tuple[int, int]:
     return count, max(2, length)
 
 
-register("gated_delta_rule", {"PyTorch, in chunks": gated_delta_rule})
+register("gated_delta_rule", "gated delta rule", always("PyTorch, in chunks", gated_delta_rule))

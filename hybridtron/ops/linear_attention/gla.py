@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridtron.ops.dispatch import register
+from hybridtron.ops.dispatch import always, register
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 
 # Log decay. Of a state, e^-40 is nothing; a sum of decays with far larger ones in it loses the digits of the others.
@@ -126,4 +126,4 @@ def binary_chunks(seq_len: int, chunk_size: int) -> tuple[int, int]:
     return count, 1 << (-(-seq_len // count) - 1).bit_length()
 
 
-register("gla", {"PyTorch, in chunks": gla})
+register("gla", "gla", always("PyTorch, in chunks", gla))

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridtron.ops.dispatch import register
+from hybridtron.ops.dispatch import always, register
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.ssm.ssd import chunks_of
 
@@ -92,4 +92,4 @@ def elu_features(x: Tensor) -> Tensor:
     return F.elu(x.to(accumulation_dtype(x))) + 1
 
 
-register("linear_attention", {"PyTorch, in chunks": linear_attention})
+register("linear_attention", "linear attention", always("PyTorch, in chunks", linear_attention))

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridtron.ops.dispatch import register
+from hybridtron.ops.dispatch import always, register
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.linear_attention.gla import gla
 
@@ -54,4 +54,4 @@ def rwkv6_step(state: Tensor, r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u:
     return y.to(v.dtype), decay.exp().unsqueeze(-1) * state + added
 
 
-register("rwkv6", {"PyTorch, in chunks": rwkv6})
+register("rwkv6", "rwkv6", always("PyTorch, in chunks", rwkv6))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.dispatch import register
+from hybridtron.ops.dispatch import always, register
 
 
 def grouped_linear(rows: Tensor, weight: Tensor, counts: Sequence[int]) -> Tensor:
@@ -51,4 +51,4 @@ class _GroupedLinear(torch.autograd.Function):
         return drows, dweight, None
 
 
-register("grouped_linear", {"PyTorch, a matrix product per expert": grouped_linear})
+register("grouped_linear", "experts", always("PyTorch, a matrix product per expert", grouped_linear))

@@ -6,11 +6,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridtron.ops.conv.short_conv import short_conv
-from hybridtron.ops.dispatch import register, select
+from hybridtron.ops.dispatch import Implementation, otherwise, register, select
 from hybridtron.ops.elementwise.norm import gated_rms_norm
+from hybridtron.ops.native.library import kernels_for
 from hybridtron.ops.ssm.mamba2_buffers import Sizes
 from hybridtron.ops.ssm.mamba2_fused import FusedMamba2
 from hybridtron.ops.ssm.ssd import ssd
+
+MAX_CONV_TAPS = 16  # MOST_TAPS of native/mamba2.c
 
 
 def mamba2_core(
@@ -62,4 +65,19 @@ def composed_mamba2(
     return gated_rms_norm(y, z, norm_weight, eps, sizes.groups).transpose(0, 1)
 
 
-register("mamba2_core", {"C kernels": FusedMamba2.apply, "short_conv, ssd and gated_rms_norm": composed_mamba2})
+def _native(packed: Tensor, taps: int, *weights: Tensor) -> bool:
+    return taps <= MAX_CONV_TAPS and packed.stride(-1) == 1 and kernels_for(packed, *weights) is not None
+
+
+register(
+    "mamba2_core",
+    "mamba2 scan",
+    Implementation(
+        "C kernels",
+        f"float32 on a CPU, at most {MAX_CONV_TAPS} taps, channels contiguous, under no torch.func transform",
+        _native,
+        FusedMamba2.apply,
+    ),
+    otherwise("short_conv, ssd and gated_rms_norm", composed_mamba2),
+    sample=lambda one: (one, 4),
+)

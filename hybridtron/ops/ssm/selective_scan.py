@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.dispatch import register, select
+from hybridtron.ops.dispatch import Implementation, otherwise, plain, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
-from hybridtron.ops.native.library import require_kernels
+from hybridtron.ops.native.library import kernels_for, require_kernels
 from hybridtron.ops.ssm.selective_scan_tiles import TiledScan
 
+MAX_STATES = 64  # MOST_STATES of native/selective_scan.c
 _SEGMENT, _BLOCK = 32, 32  # SEGMENT and BLOCK of native/selective_scan.c
 
 
@@ -120,5 +121,14 @@ def _rows(*tensors: Tensor) -> Iterator[Tensor | int]:
 
 register(
     "selective_scan",
-    {"plain PyTorch": _plain_scan, "C kernels": _NativeScan.apply, "PyTorch, in tiles": TiledScan.apply},
+    "mamba1 scan",
+    plain(_plain_scan),
+    Implementation(
+        "C kernels",
+        f"float32 on a CPU, at most {MAX_STATES} states",
+        lambda A, *others: A.shape[1] <= MAX_STATES and kernels_for(A, *others) is not None,
+        _NativeScan.apply,
+    ),
+    otherwise("PyTorch, in tiles", TiledScan.apply),
+    sample=lambda one: (one,),
 )

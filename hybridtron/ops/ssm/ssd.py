@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridtron.ops.dispatch import register, select
+from hybridtron.ops.dispatch import otherwise, plain, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.ssm.ssd_tiles import TiledSSD
 
@@ -105,4 +105,4 @@ def _plain_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
     return y.transpose(2, 3).flatten(1, 2).to(x.dtype)
 
 
-register("ssd", {"plain PyTorch": _plain_ssd, "PyTorch, in chunks and tiles": TiledSSD.apply})
+register("ssd", "ssd", plain(_plain_ssd), otherwise("PyTorch, in chunks and tiles", TiledSSD.apply))

@@ -1,10 +1,14 @@
 import pytest
 import torch
 
-from hybridtron.ops.attention import sinks as attention_sinks
-from hybridtron.ops.attention import softmax as module
-from hybridtron.ops.attention.sinks import attention_with_sinks, attention_with_sinks_reference
-from hybridtron.ops.attention.softmax import attention_flops, attention_reference
+from hybridtron.ops.attention import query_blocks
+from hybridtron.ops.attention.softmax import (
+    _fused_attention,
+    _plain_attention,
+    attention,
+    attention_flops,
+    attention_reference,
+)
 from tests.ops.compare import (
     LENGTHS,
     assert_causal,
@@ -17,6 +21,14 @@ from tests.ops.compare import (
 )
 
 pytestmark = pytest.mark.usefixtures("form")
+
+
+def attention_with_sinks(q, k, v, sinks, window=None, scale=None, function=attention):
+    return function(q, k, v, window, scale, sinks)
+
+
+def attention_with_sinks_reference(q, k, v, sinks, window=None, scale=None):
+    return attention_reference(q, k, v, window, scale, sinks)
 
 
 def arguments(seq_len, heads=4, kv=2, dtype=torch.float32, batch=2, head_dim=8):
@@ -41,22 +53,22 @@ def test_matches_a_softmax_with_one_more_column(seq_len, window):
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize(("num_queries", "num_keys"), [(130, 130), (70, 90), (1, 77)])
 def test_probabilities_too_many_to_keep_are_computed_again(monkeypatch, num_queries, num_keys, window):
-    monkeypatch.setattr(module, "_KEPT_PROBABILITIES", 0)
+    monkeypatch.setattr(query_blocks, "_KEPT_PROBABILITIES", 0)
     q, k, v, sinks = arguments(num_keys)
     inputs = q[:, -num_queries:], k, v, sinks
     op, reference = attention_with_sinks, attention_with_sinks_reference
     assert_matches(lambda *t: op(*t, window), lambda *t: reference(*t, window), inputs, 1e-5)
 
 
-@pytest.mark.parametrize("form", ["_plain_form", "_fused_form"])
+@pytest.mark.parametrize("form", [_plain_attention, _fused_attention])
 @pytest.mark.parametrize("window", [None, 1, 10, 100])
 @pytest.mark.parametrize(("num_queries", "num_keys"), [(65, 65), (3, 90), (300, 300)])
 def test_other_forms_give_the_same(form, num_queries, num_keys, window):
     q, k, v, sinks = arguments(num_keys)
     inputs = q[:, -num_queries:], k, v, sinks
-    op, reference = getattr(attention_sinks, form), attention_with_sinks_reference
+    op, reference = attention_with_sinks, attention_with_sinks_reference
     scale = 0.3
-    assert_matches(lambda *t: op(*t, window, scale), lambda *t: reference(*t, window, scale), inputs, 1e-5)
+    assert_matches(lambda *t: op(*t, window, scale, form), lambda *t: reference(*t, window, scale), inputs, 1e-5)
 
 
 @pytest.mark.parametrize("scale", [-0.7, 0.0, 3.0])
@@ -66,12 +78,12 @@ def test_any_scale(scale):
 
 
 @pytest.mark.parametrize("window", [None, 100])
-@pytest.mark.parametrize("form", ["attention_with_sinks", "_fused_form"])
+@pytest.mark.parametrize("form", [attention, _fused_attention])
 def test_keeps_for_backward_what_grows_with_the_length(form, window):
     """At 8192 tokens the scores of all pairs are more than three hundred times as many as the inputs."""
     q, k, v, sinks = arguments(8192, heads=1, kv=1, batch=1)
     inputs = q.numel() + k.numel() + v.numel()
-    assert saved_bytes(lambda: getattr(attention_sinks, form)(q, k, v, sinks, window, 1.0)) < 4 * 20 * inputs
+    assert saved_bytes(lambda: form(q, k, v, window, 1.0, sinks)) < 4 * 20 * inputs
 
 
 def test_gradients_in_float64():

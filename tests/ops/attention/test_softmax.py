@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from hybridtron.ops.attention import query_blocks
 from hybridtron.ops.attention import softmax as module
 from hybridtron.ops.attention.softmax import attention, attention_flops, attention_reference
 from tests.ops.compare import LENGTHS, assert_causal, assert_matches, assert_vmaps, count_flops, leaf, token_major
@@ -36,7 +37,7 @@ def test_fewer_queries_than_keys_are_the_last_ones(num_queries, num_keys, window
 
 @pytest.mark.parametrize("window", [None, 5])
 def test_probabilities_too_many_to_keep_are_computed_again(monkeypatch, window):
-    monkeypatch.setattr(module, "_KEPT_PROBABILITIES", 0)
+    monkeypatch.setattr(query_blocks, "_KEPT_PROBABILITIES", 0)
     inputs = projections(130, 130, 4, 2)
     assert_matches(lambda *t: attention(*t, window), lambda *t: attention_reference(*t, window), inputs, 1e-5)
 
@@ -47,7 +48,9 @@ def test_probabilities_too_many_to_keep_are_computed_again(monkeypatch, window):
 def test_other_forms_give_the_same(form, num_queries, num_keys, window):
     inputs = projections(num_queries, num_keys, 4, 2)
     scale = 8**-0.5
-    assert_matches(lambda *t: form(*t, window, scale), lambda *t: attention_reference(*t, window, scale), inputs, 1e-5)
+    assert_matches(
+        lambda *t: form(*t, window, scale, None), lambda *t: attention_reference(*t, window, scale), inputs, 1e-5
+    )
 
 
 @pytest.mark.parametrize("window", [None, 3])
@@ -83,7 +86,7 @@ def test_output_lies_in_memory_as_the_values_do():
 @pytest.mark.parametrize("seq_len", LENGTHS)
 def test_flops_are_those_executed(seq_len, window, form):
     q, k, v = leaf(1, seq_len, 4, 8), leaf(1, seq_len, 2, 8), leaf(1, seq_len, 2, 8)
-    op = attention if form == "attention" else lambda *t: module._plain_attention(*t, 1.0)
+    op = attention if form == "attention" else lambda *t: module._plain_attention(*t, 1.0, None)
     forward, backward = count_flops(lambda: op(q, k, v, window))
     assert forward == attention_flops(seq_len, 4, 8, window)
     assert backward == 2 * forward

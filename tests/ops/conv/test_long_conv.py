@@ -47,7 +47,7 @@ def test_bfloat16(taps):
 
 
 def test_gradients_in_float64(monkeypatch):
-    monkeypatch.setattr("hybridtron.ops.dispatch.DIRECT_TAPS", 1)
+    monkeypatch.setattr("hybridtron.ops.conv.long_conv.DIRECT_TAPS", 1)
     inputs = [leaf(2, 11, 4, dtype=torch.float64), leaf(2, 3, dtype=torch.float64)]  # in segments of nine
     monkeypatch.setattr(module, "_SEGMENT", 1)
     assert torch.autograd.gradcheck(long_conv, inputs)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hybridtron.ops.attention.rotary import apply_rotary, rotary_tables
-from hybridtron.ops.attention.sinks import attention_with_sinks
+from hybridtron.ops.attention.softmax import attention
 from hybridtron.ops.elementwise.activations import relu2
 from hybridtron.ops.elementwise.norm import rms_norm
 from hybridtron.ops.elementwise.swiglu import swiglu, swiglu_reference
@@ -46,7 +46,7 @@ def calls():
             swiglu(leaf(3, 10)),
             relu2(leaf(3, 10)),
             rms_norm(leaf(3, 10), leaf(10), 1e-5),
-            attention_with_sinks(apply_rotary(q, *rotary_tables(9, 6)), q, q, leaf(4)),
+            attention(apply_rotary(q, *rotary_tables(9, 6)), q, q, sinks=leaf(4)),
             selective_scan(*test_selective_scan.arguments(40)),
             test_mamba2.core(*test_mamba2.arguments(9, 4, 2), chunk_size=3),
         ]
