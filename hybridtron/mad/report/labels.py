@@ -1,10 +1,12 @@
-"""The names of scores and tasks in tables and pictures."""
+"""The names of scores, tasks and settings in tables and pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 
 from hybridtron.mad.scoring.score import Score
+from hybridtron.mad.tasks.protocol import setting_text
 
 LABELS = {
     "in-context-recall": "in-context recall",
@@ -28,3 +30,10 @@ def labels(scores: Sequence[Score], with_preset: bool = True) -> list[str]:
 def preset_words(score: Score) -> str:
     """Return the preset's name, with a remark where it was changed."""
     return f"{score.preset}, changed" if score.changes else score.preset
+
+
+def setting_names(settings: Mapping[str, Iterable[str]]) -> str:
+    """Return the names of settings, which are given as JSON by task."""
+    return "; ".join(
+        f"{task} {setting_text(task, json.loads(text))}" for task, some in settings.items() for text in some
+    )

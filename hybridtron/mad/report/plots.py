@@ -12,15 +12,10 @@ from hybridtron.mad.report.labels import LABELS, labels, preset_words
 from hybridtron.mad.scoring.results import Row
 from hybridtron.mad.scoring.score import Score
 from hybridtron.mad.tasks.protocol import TASKS, setting_text
-from hybridtron.reporting.numbers import short_number
+from hybridtron.reporting.numbers import plural, short_number
 from hybridtron.reporting.pictures import FAINT, GRID, HUES, INK, legend_below, new_figure, png, style_axes
 
 MOST_SHOWN = len(HUES)  # architectures in one picture
-
-
-def picture_file(name: str, number: int) -> str:
-    """Return the file name of the picture of the n-th way of training."""
-    return f"{name}.png" if number == 1 else f"{name}-{number}.png"
 
 
 def radar(scores: Sequence[Score]) -> bytes:
@@ -103,8 +98,7 @@ def _curve(axes: Any, row: Row, kind: str, hue: str, name: str) -> None:
 
 def _title(scores: Sequence[Score]) -> str:
     kinds = sorted({score.headline for score in scores})
-    count = sum(len(task.best) for task in scores[0].tasks.values())
-    part = "" if all(score.complete for score in scores) else f", {count} setting{'s' if count > 1 else ''}"
+    part = "" if all(score.complete for score in scores) else f", {plural(scores[0].num_settings, 'setting')}"
     return f"MAD accuracy ({' and '.join(kinds)}), {preset_words(scores[0])}{part}"
 
 

@@ -6,20 +6,22 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from markupsafe import Markup
 from rich.console import Console
 
 from hybridtron.errors import UserError
-from hybridtron.mad.report.labels import LABELS, labels, preset_words
-from hybridtron.mad.report.page import html_page
-from hybridtron.mad.report.plots import curves, picture_file, radar
-from hybridtron.mad.report.sentences import cell, common_words, conditions, group_number, mean
-from hybridtron.mad.scoring.aggregate import alike, by_procedure, differ, protocol_scores, to_compare, unscored
+from hybridtron.mad.report import tables
+from hybridtron.mad.report.labels import LABELS, labels, preset_words, setting_names
+from hybridtron.mad.report.plots import curves, radar
+from hybridtron.mad.scoring.aggregate import Comparison, by_procedure, protocol_scores, unscored
 from hybridtron.mad.scoring.results import Row, read_rows
 from hybridtron.mad.scoring.score import Score
-from hybridtron.mad.tasks.protocol import TASKS
+from hybridtron.mad.training.presets import PRESETS
+from hybridtron.reporting.numbers import plural
+from hybridtron.reporting.page import render
 from hybridtron.reporting.publish import publish, require_usable
 from hybridtron.reporting.shown import show
-from hybridtron.reporting.table import Table, terminal
+from hybridtron.reporting.table import terminal
 
 
 def read_scores(folders: Sequence[Path]) -> tuple[list[Score], list[str]]:
@@ -49,16 +51,28 @@ def write_report(made: Sequence[Score], warnings: Sequence[str], out: Path) -> N
     require_usable(out)
     groups = by_procedure(made)
     images: dict[str, bytes] = {}
-    for number, group in enumerate(groups, start=1):
-        pictured = to_compare(group)
-        images |= {picture_file("radar", number): radar(pictured), picture_file("curves", number): curves(pictured)}
+    for group in groups:
+        images |= {group.file("radar"): radar(group.comparable), group.file("curves"): curves(group.comparable)}
     data = {
         "scores": [score.as_json() for score in made],
-        "over_common_settings": [score.as_json() for group in groups if differ(group) for score in alike(group)],
+        "over_common_settings": [
+            score.as_json() for group in groups if group.settings_differ for score in group.on_common_settings
+        ],
         "warnings": list(warnings),
     }
     text = json.dumps(data, indent=2, allow_nan=False) + "\n"
-    publish(out, {"scores.json": text.encode(), "report.html": html_page(made, warnings, images).encode(), **images})
+    shown = render(
+        __package__, "mad.html.j2", groups=groups, conditions=conditions(groups), warnings=warnings, images=images,
+        tables=tables, labels=labels, task_labels=LABELS,
+    )  # fmt: skip
+    publish(out, {"scores.json": text.encode(), "report.html": shown.encode(), **images})
+
+
+def conditions(groups: Sequence[Comparison]) -> list[str]:
+    """Return how the scores were obtained and which of them compare, in lines."""
+    baseline = [name for name, preset in PRESETS.items() if preset.settings == "baseline"]
+    content = {"groups": groups, "labels": labels, "setting_names": setting_names, "baseline_presets": baseline}
+    return Markup(render(__package__, "conditions.txt.j2", **content)).unescape().splitlines()
 
 
 def print_scores(made: Sequence[Score], console: Console | None = None) -> None:
@@ -68,29 +82,19 @@ def print_scores(made: Sequence[Score], console: Console | None = None) -> None:
     """
     console = console or terminal()
     groups = by_procedure(made)
-    for number, group in enumerate(groups, start=1):
-        if len(groups) > 1:
-            console.print(f"{group_number(number, groups)}{preset_words(group[0])}", markup=False)
-        console.file.write(_table(group).to_terminal(console))
-        common = alike(group)
-        if differ(group) and common:
-            console.print(f"\n{common_words(common)}:", soft_wrap=True)
-            console.file.write(_table(common).to_terminal(console))
+    for group in groups:
+        if group.prefix:
+            console.print(f"{group.prefix}{preset_words(group.scores[0])}", markup=False)
+        console.file.write(tables.summary(group.scores).to_terminal(console))
+        common = group.on_common_settings
+        if group.settings_differ and common:
+            console.print(f"\non {plural(common[0].num_settings, 'setting')} that all have:", soft_wrap=True)
+            console.file.write(tables.summary(common).to_terminal(console))
         console.print()
-    for line in conditions(made):
+    for line in conditions(groups):
         console.print(line, soft_wrap=True, markup=False)
 
 
 @show.register(Score)
 def _show_score(score: Score, console: Console) -> None:
     print_scores([score], console)
-
-
-def _table(made: Sequence[Score]) -> Table:
-    columns = ["mean", *(LABELS[task] for task in TASKS), "parameters", "state"]
-    rows = [
-        [name, mean(score, score.headline), *(cell(score, task) for task in TASKS),
-         f"{score.parameters:,}", f"{score.state_size:,}"]
-        for name, score in zip(labels(made), made, strict=True)
-    ]  # fmt: skip
-    return Table.from_rows(["architecture", *columns], rows, right=columns)

@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from hybridtron.mad.scoring.estimate import KINDS, Estimate, estimate, means
 from hybridtron.mad.scoring.results import Key, Row, key
 from hybridtron.mad.scoring.score import Score, TaskScore
 from hybridtron.mad.scoring.selection import BySetting, chosen_cells, of_whole_seeds
-from hybridtron.mad.tasks.protocol import TASKS
 from hybridtron.mad.training.presets import PRESETS, preset_changes
 from hybridtron.mad.training.suite import chosen_settings
 
@@ -37,41 +36,65 @@ def protocol_scores(rows: Sequence[Row]) -> list[Score]:
     return _scores(rows, protocol_only=True)
 
 
-def in_common(made: Sequence[Score]) -> list[Score]:
-    """Recompute scores over the settings that all of them have, the best first; none where there are none."""
-    shared = {
-        name: set.intersection(*(set(score.tasks[name].best) for score in made))
-        for name in TASKS
-        if made and all(name in score.tasks for score in made)
-    }
+@dataclass(frozen=True)
+class Comparison:
+    """Scores that were trained in the same way, the n-th such group of a report; each list has the best first."""
+
+    number: int
+    prefix: str  # of headings, where there are several groups
+    scores: Sequence[Score]
+    on_common_settings: Sequence[Score]  # the same where the settings do not differ, none where none are common
+
+    @property
+    def settings_differ(self) -> bool:
+        return self.on_common_settings is not self.scores
+
+    @property
+    def comparable(self) -> Sequence[Score]:
+        """Return the scores to plot and rank: over the same settings, only the complete ones where there are any."""
+        whole = [score for score in self.scores if score.complete]
+        return whole or self.on_common_settings or self.scores
+
+    @property
+    def seeds(self) -> list[int]:
+        """Return how many seeds the scores of tasks have, the fewest first."""
+        return sorted({task.accuracy[s.headline].seeds for s in self.scores for task in s.tasks.values()})
+
+    def file(self, name: str) -> str:
+        """Return the name of a picture of the group."""
+        return f"{name}.png" if self.number == 1 else f"{name}-{self.number}.png"
+
+
+def by_procedure(made: Sequence[Score]) -> list[Comparison]:
+    """Group scores that were trained in the same way, in the order of the first of each group."""
+    groups: dict[tuple[str, str, str], list[Score]] = {}
+    for score in made:
+        groups.setdefault((score.preset, score.protocol, score.changes), []).append(score)
+    return [
+        Comparison(number, f"{number}. " if len(groups) > 1 else "", group, on_common_settings(group))
+        for number, group in enumerate(groups.values(), start=1)
+    ]
+
+
+def on_common_settings(made: Sequence[Score]) -> Sequence[Score]:
+    """Recompute scores over the settings that all have, the best first; none where none are common.
+
+    Scores that have the same settings are returned as they are.
+    """
+    if all(score.settings() == made[0].settings() for score in made):
+        return made
+    shared = {name: set.intersection(*(score.settings().get(name, set()) for score in made)) for name in made[0].tasks}
     if not any(shared.values()):
         return []
     recomputed = []
     for score in made:
-        best = {
-            name: {setting: by_seed for setting, by_seed in score.tasks[name].best.items() if setting in settings}
-            for name, settings in shared.items()
-            if settings
+        tasks = {
+            name: _task_score(score.preset, name, {s: best for s, best in score.tasks[name].best.items() if s in some})
+            for name, some in shared.items()
+            if some
         }
-        tasks = {name: _task_score(score.preset, name, some) for name, some in best.items()}
         recomputed.append(replace(score, tasks=tasks, overall=_overall(tasks)))
     return _ranked(recomputed)
-
-
-def differ(group: Sequence[Score]) -> bool:
-    """Return whether the scores are over different settings."""
-    return any(score.settings() != group[0].settings() for score in group)
-
-
-def alike(group: Sequence[Score]) -> Sequence[Score]:
-    """Return the scores over common settings; none where they have none."""
-    return in_common(group) if differ(group) else group
-
-
-def to_compare(group: Sequence[Score]) -> Sequence[Score]:
-    """Return the scores to plot and rank: over the same settings, only the complete ones where there are any."""
-    whole = [score for score in group if score.complete] or group
-    return alike(whole) or whole
 
 
 def renamed(score: Score, name: str, notes: Sequence[str]) -> tuple[Score, str | None]:
@@ -91,14 +114,6 @@ def unscored(rows: Sequence[Row]) -> list[str]:
         if _score(some, name, protocol_only=False) is None
         for line in chosen_cells(some)[1]
     ]
-
-
-def by_procedure(made: Sequence[Score]) -> list[list[Score]]:
-    """Group scores that were trained in the same way, in the order of the first of each group."""
-    groups: dict[tuple[str, str, str], list[Score]] = {}
-    for score in made:
-        groups.setdefault((score.preset, score.protocol, score.changes), []).append(score)
-    return list(groups.values())
 
 
 def _scores(rows: Sequence[Row], protocol_only: bool) -> list[Score]:

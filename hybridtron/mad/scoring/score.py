@@ -64,6 +64,15 @@ class Score(Shown):
         """Return all six tasks with all settings of the preset's protocol."""
         return len(self.tasks) == len(TASKS) and all(task.complete for task in self.tasks.values())
 
+    @property
+    def num_settings(self) -> int:
+        return sum(len(task.best) for task in self.tasks.values())
+
+    @property
+    def outside_protocol(self) -> dict[str, BySetting]:
+        """Return the tasks that are scored on settings that the preset does not have."""
+        return {name: task.best for name, task in self.tasks.items() if not task.of_protocol}
+
     def settings(self) -> dict[str, set[str]]:
         """Return the settings that count, as JSON, by task."""
         return {name: set(task.best) for name, task in self.tasks.items()}

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from hybridtron.errors import UserError
-from hybridtron.mad.report.sentences import conditions
-from hybridtron.mad.report.write import print_scores, read_scores, write_report
+from hybridtron.mad.report.write import conditions, print_scores, read_scores, write_report
+from hybridtron.mad.scoring.aggregate import by_procedure
 from hybridtron.mad.scoring.results import opened_for_adding
 from hybridtron.mad.tasks.protocol import TASKS, settings
 from tests.mad.small import row
@@ -67,12 +67,12 @@ def test_the_table_has_a_line_per_architecture_and_its_conditions(folder, capsys
 
 def test_selection_on_the_test_split_is_said(folder):
     made, _ = read_scores([folder])
-    assert not any("too good" in line for line in conditions(made))
+    assert not any("too good" in line for line in conditions(by_procedure(made)))
     with opened_for_adding(folder) as results:
         results.add([row(preset="madlab", selected_on="test", protocol="m", accuracy="macro")])
     made, _ = read_scores([folder])
-    assert any("too good" in line for line in conditions(made))
-    assert any("fewer than six tasks" in line for line in conditions(made))
+    assert any("too good" in line for line in conditions(by_procedure(made)))
+    assert any("fewer than six tasks" in line for line in conditions(by_procedure(made)))
 
 
 def test_results_of_several_folders_are_one_report(folder, tmp_path):
@@ -156,7 +156,8 @@ def test_a_task_without_settings_of_the_preset_says_on_what_it_is_scored(tmp_pat
     with opened_for_adding(tmp_path) as results:
         results.add([row(setting={**row()["setting"], "vocab_size": 5})])
     made, _ = read_scores([tmp_path])
-    assert conditions(made)[-1].endswith("scored on what is no setting of paper: compression vocab_size=5")
+    last = conditions(by_procedure(made))[-1]
+    assert last.endswith("scored on what is no setting of paper: compression vocab_size=5")
 
 
 def test_what_cannot_be_scored_yet_is_named_beside_a_score_of_the_same_model(tmp_path):

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from hybridtron.mad.scoring.aggregate import in_common, protocol_scores, renamed, scores
+from hybridtron.mad.scoring.aggregate import on_common_settings, protocol_scores, renamed, scores
 from hybridtron.mad.scoring.estimate import estimate
 from hybridtron.mad.tasks.protocol import TASKS, settings
 from hybridtron.mad.training.presets import preset
@@ -145,10 +145,10 @@ def test_architectures_are_compared_over_the_settings_that_all_have():
         row(setting=hard, test_micro=0.3),
         row(setting=easy, fingerprint="g", architecture="part", test_micro=0.8),
     ]
-    first, second = in_common(scores(rows))
+    first, second = on_common_settings(scores(rows))
     assert (first.overall["micro"].mean, second.overall["micro"].mean) == (0.9, 0.8)
     assert scores(rows)[0].overall["micro"].mean == pytest.approx(0.6)
-    assert not in_common(scores([rows[1], rows[2]]))
+    assert not on_common_settings(scores([rows[1], rows[2]]))
 
 
 def test_what_differs_from_the_preset_is_told():
