@@ -28,11 +28,11 @@ class ProgressView:
                 TextColumn("{task.fields[status]}", markup=False), TimeElapsedColumn(), TimeLeftColumn(),
             )  # fmt: skip
             self.bars = Progress(*columns, console=self.console)
-            self.bars.start()
 
     def update(self, name: str, done: int, total: int, status: str = "", text: str | None = None) -> None:
         """Show that so much of a task is done. `text` replaces the line that is printed without a terminal."""
         if self.bars:
+            self.bars.start()
             if name not in self.tasks:
                 self.tasks[name] = self.bars.add_task(name, total=total, status="")
             self.bars.update(self.tasks[name], total=total, completed=done, status=status)
