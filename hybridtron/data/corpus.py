@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,6 @@ from hybridtron.errors import UserError
 from hybridtron.files import lock, replace_text
 from hybridtron.processes import run_tasks
 
-REPORT_INTERVAL = 0.1  # seconds between two reports of progress
 SHARD_BYTES = 32 << 20
 SETTING_NAMES = {"format": "format of the work folder", "shard_bytes": "shard size", "files": "input files"}
 Progress = Callable[[str, int, int], None]
@@ -73,7 +71,7 @@ def prepare(
     }
     partial, dtype = out / PARTIAL_NAME, token_dtype(loaded.vocab_size)
     encoding: dict[str, Any] = {"tokenizer_spec": tokenizer, "eod_token": eod_token, "fingerprint": loaded.fingerprint}
-    work = functools.partial(_write_shard, work_folder=partial, json_key=json_key, **encoding)
+    work = functools.partial(write_shard, work_folder=partial, json_key=json_key, **encoding)
     with _claimed(out, settings):
         tasks = plan_shards(sources.files, shard_bytes)
         missing = [task for task in tasks if not is_finished(partial / task.name, dtype)]
@@ -135,21 +133,6 @@ def _claimed(out: Path, settings: dict[str, Any]) -> Iterator[None]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         replace_text(settings_path, json.dumps(settings))
         yield
-
-
-def _write_shard(task: ShardTask, report: Callable[[int], None], **settings: Any) -> None:
-    """Write a shard and report the bytes that were read every REPORT_INTERVAL, not for every line."""
-    gathered, reported_at = 0, time.monotonic()
-
-    def on_bytes(num_bytes: int) -> None:
-        nonlocal gathered, reported_at
-        gathered += num_bytes
-        if time.monotonic() - reported_at >= REPORT_INTERVAL:
-            report(gathered)
-            gathered, reported_at = 0, time.monotonic()
-
-    write_shard(task, on_bytes, **settings)
-    report(gathered)
 
 
 def _byte_progress(

@@ -1,44 +1,76 @@
 """The text inside input files: lines of .jsonl, plain or compressed, and what can be saved of damaged ones."""
 
 import json
+import os
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hybridtron.errors import UserError
+
+LONGEST_LINE = 4 << 20  # bytes of a line in memory; a longer one is a LongLine
+BLOCK = 1 << 20
 
 
 class DamagedLine(Exception):
     """A line that holds no document. Its text says why."""
 
 
+@dataclass(frozen=True)
+class LongLine:
+    """A line that is too long for memory: bytes [start, end) of an open file."""
+
+    file: IO[bytes]
+    start: int
+    end: int
+
+    def read(self, position: int, size: int) -> bytes:
+        """Read `size` bytes from `position` of the file, fewer at the end of the line."""
+        return os.pread(self.file.fileno(), min(size, self.end - position), position)
+
+
 class DamagedArchive(Exception):
     """A compressed file that stops making sense. `rest` is what was read of its last line."""
 
-    def __init__(self, reason: str, rest: bytes):
+    def __init__(self, reason: str, rest: bytes | LongLine):
         super().__init__(reason)
         self.rest = rest
 
 
-def read_lines(path: Path, start: int, end: int, on_bytes: Callable[[int], None]) -> Iterator[bytes]:
+def read_lines(
+    path: Path, start: int, end: int, on_bytes: Callable[[int], None], work_folder: Path | None = None
+) -> Iterator[bytes | LongLine]:
     """Yield the lines that begin in bytes [start, end) of `path`, without their line feed; of a compressed file, all.
 
+    A LongLine is valid until the next line is read; of a compressed file it lies in a temporary file in `work_folder`.
     `on_bytes` is called with the bytes of the file read since its last call. Raises DamagedArchive after the last
     whole line of a compressed file that is cut short or corrupt.
     """
     if path.name.endswith((".gz", ".zst")):
-        yield from _split(_decompress(path, on_bytes))
+        yield from _split(_decompress(path, on_bytes), work_folder)
         return
-    with path.open("rb", buffering=1 << 20) as file:
-        position = start
+    with path.open("rb", buffering=BLOCK) as file:
         if start > 0:
             file.seek(start - 1)
-            position += len(file.readline()) - 1  # the rest of a line that begins before `start`
-        while position < end and (line := file.readline()):
-            position += len(line)
-            on_bytes(len(line))
-            yield line.removesuffix(b"\n")
+            _skip_line(file)  # the rest of a line that begins before `start`
+        while (position := file.tell()) < end and (line := file.readline(LONGEST_LINE)):
+            ended = line.endswith(b"\n") or _skip_line(file)
+            on_bytes(file.tell() - position)
+            if file.tell() - position == len(line):
+                yield line.removesuffix(b"\n")
+            else:
+                yield LongLine(file, position, file.tell() - ended)
+
+
+def _skip_line(file: IO[bytes]) -> bool:
+    """Read to the end of the line; return False where the file ends without a line feed."""
+    while block := file.readline(BLOCK):
+        if block.endswith(b"\n"):
+            return True
+    return False
 
 
 def parse_document(line: bytes, json_key: str) -> str:
@@ -61,19 +93,39 @@ def parse_document(line: bytes, json_key: str) -> str:
     return text
 
 
-def _split(blocks: Iterator[bytes]) -> Iterator[bytes]:
+def _split(blocks: Iterator[bytes], work_folder: Path | None) -> Iterator[bytes | LongLine]:
     parts: list[bytes] = []
+    size = 0
+    long: IO[bytes] | None = None
+
+    def add(part: bytes) -> None:
+        nonlocal long, size
+        parts.append(part)
+        size += len(part)
+        if size > LONGEST_LINE:
+            long = long or tempfile.TemporaryFile(dir=work_folder)  # noqa: SIM115  # closed when the next line begins
+            long.writelines(parts)
+            parts.clear()
+
+    def line() -> bytes | LongLine:
+        if long is None:
+            return b"".join(parts)
+        long.flush()
+        return LongLine(long, 0, size)
+
     try:
         for block in blocks:
             first, *others = block.split(b"\n")
-            parts.append(first)
+            add(first)
             for other in others:
-                yield b"".join(parts)
-                parts = [other]
+                yield line()
+                parts.clear()
+                size, long = 0, None
+                add(other)
     except (zlib.error, _Corrupt) as error:
-        raise DamagedArchive(str(error), b"".join(parts)) from None
-    if any(parts):
-        yield b"".join(parts)
+        raise DamagedArchive(str(error), line()) from None
+    if size:
+        yield line()
 
 
 class _Corrupt(Exception):

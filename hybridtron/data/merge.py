@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from hybridtron.data.report import NUM_LISTED, CorpusReport, SplitReport
 from hybridtron.data.shards import PieceCounts, Shard, load_shard
 from hybridtron.data.sources import SourceList
 
-BLOCK_TOKENS = 1 << 22  # tokens in memory at once
+COPIED_BYTES = 1 << 22  # of tokens in memory at once
 COUNTED = [entry.name for entry in fields(PieceCounts) if entry.name not in ("source_index", "lines")]
 
 
@@ -128,15 +127,12 @@ def _write_tokens(
             for name, chosen in (("train", ~is_valid), ("valid", is_valid)):
                 lengths[name].append(shard.documents["tokens"][chosen])
                 num_bytes[name] += int(shard.documents["bytes"][chosen].sum())
-            tokens = shard.tokens(dtype)
-            ends = np.concatenate([[0], np.cumsum(shard.documents["tokens"], dtype=np.int64)])
-            changes = np.flatnonzero(np.diff(is_valid)) + 1
-            for first, stop in pairwise([0, *changes, len(is_valid)]):
-                file = valid if stop > first and is_valid[first] else train
-                for start in range(ends[first], ends[stop], BLOCK_TOKENS):
-                    block = tokens[start : min(start + BLOCK_TOKENS, ends[stop])]
-                    file.write(block.tobytes())
-                    done += block.nbytes
+            ends = np.cumsum(shard.documents["tokens"], dtype=np.int64) * dtype.itemsize
+            lasts = np.flatnonzero(np.append(np.diff(is_valid), True)[: len(ends)])  # of each run of one split
+            with (folder / "tokens.bin").open("rb") as tokens:
+                for last in lasts:
+                    while block := tokens.read(min(COPIED_BYTES, int(ends[last]) - tokens.tell())):
+                        done += (valid if is_valid[last] else train).write(block)
             on_bytes(done)
         for file in (train, valid):
             file.flush()

@@ -1,24 +1,29 @@
 """The unit of preparation: some consecutive input, encoded into a folder that appears at once or not at all."""
 
 import base64
+import codecs
 import functools
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 
 from hybridtron.data import tokenizer as tokenizers
-from hybridtron.data.documents import DamagedArchive, DamagedLine, parse_document, read_lines
+from hybridtron.data.documents import DamagedArchive, DamagedLine, LongLine, parse_document, read_lines
 from hybridtron.data.indexed_format import MAX_DOCUMENT_TOKENS, token_dtype
-from hybridtron.data.sources import Source
+from hybridtron.data.long_lines import read_long_document
+from hybridtron.data.sources import Source, source_of
+from hybridtron.data.text import DocumentText, read_text
 from hybridtron.errors import UserError
 
 MAX_PIECES = 4096  # bounds a shard of many tiny files
+REPORTED_BYTES = 1 << 20  # of input between two reports of progress
+KEPT_BYTES = 1 << 20  # of a long damaged line
 # One record of documents.bin; `line` is 1-based in the piece, 0 for a whole file.
 DOCUMENT = np.dtype([("tokens", "<i4"), ("bytes", "<i8"), ("piece", "<i4"), ("line", "<i8")])
 
@@ -83,11 +88,6 @@ class Shard:
     documents: np.ndarray  # [n] DOCUMENT
     counts: list[PieceCounts]
 
-    def tokens(self, dtype: np.dtype) -> np.ndarray:
-        """Map the token ids of all documents, end to end."""
-        path = self.folder / "tokens.bin"
-        return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
-
     def damaged(self) -> Iterator[dict[str, Any]]:
         """Yield the damaged lines: `piece`, `line`, `reason`, `raw_base64`."""
         with (self.folder / "damaged.jsonl").open(encoding="ascii") as file:
@@ -137,34 +137,47 @@ def write_shard(
     fingerprint: str,
     json_key: str,
 ) -> None:
-    """Encode the documents of `task` into `work_folder / task.name`, which is complete once it exists."""
+    """Encode the documents of `task` into `work_folder / task.name`, which is complete once it exists.
+
+    `on_bytes` is called with the bytes of input read since its last call. Raises UserError where the input cannot be
+    read or has changed, OSError where the shard cannot be written.
+    """
     tokenizer = _tokenizer(tokenizer_spec, eod_token, fingerprint)
     temporary = work_folder / f"{task.name}.writing-{os.getpid()}"
     temporary.mkdir()
+    read = 0
+
+    def on_read(num_bytes: int) -> None:
+        nonlocal read
+        read += num_bytes
+        if read >= REPORTED_BYTES:
+            on_bytes(read)
+            read = 0
+
     try:
         with (
             (temporary / "tokens.bin").open("wb") as tokens,
             (temporary / "documents.bin").open("wb") as documents,
             (temporary / "damaged.jsonl").open("w") as damaged,
         ):
-            writer = _ShardWriter(tokenizer, json_key, tokens, documents, damaged)
+            writer = _ShardWriter(tokenizer, json_key, temporary, tokens, documents, damaged)
             for piece in task.pieces:
-                writer.add(piece, on_bytes)
+                writer.add(piece, on_read)
         (temporary / "counts.json").write_text(json.dumps([asdict(counts) for counts in writer.counts]))
         os.rename(temporary, work_folder / task.name)
-    except OSError as error:
-        if (work_folder / task.name).is_dir():  # another process was quicker, with the same content
-            return
-        where = f" {error.filename}" if error.filename else ""
-        raise UserError(f"cannot prepare shard {task.name}:{where}: {error.strerror}") from None
+    except OSError:
+        if not (work_folder / task.name).is_dir():  # else another process was quicker, with the same content
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    on_bytes(read)
 
 
 @dataclass
 class _ShardWriter:
     tokenizer: tokenizers.Tokenizer
     json_key: str
+    folder: Path
     tokens: IO[bytes]
     documents: IO[bytes]
     damaged: IO[str]
@@ -172,76 +185,109 @@ class _ShardWriter:
 
     def add(self, piece: Piece, on_bytes: Callable[[int], None]) -> None:
         """Encode the documents of one piece."""
+        source = piece.source
         self.counts.append(PieceCounts(piece.source_index))
-        if piece.source.is_jsonl:
+        _require_unchanged(source)
+        if source.is_jsonl:
             self._add_lines(piece, on_bytes)
         else:
-            data = piece.source.path.read_bytes()
-            self._add_document(data, line=0, where=str(piece.source.path))
-            on_bytes(len(data))
+            self._add_document(_readable(source, read_text(source.path, on_bytes)), 0, source)
+        _require_unchanged(source)
 
     def _add_lines(self, piece: Piece, on_bytes: Callable[[int], None]) -> None:
-        path, counts = piece.source.path, self.counts[-1]
+        source, counts = piece.source, self.counts[-1]
+        lines = read_lines(source.path, piece.start, piece.end, on_bytes, self.folder)
         try:
-            for line in read_lines(path, piece.start, piece.end, on_bytes):
+            for line in _readable(source, lines):
                 counts.lines += 1
                 if piece.start == 0 and counts.lines == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")  # the byte order mark that some editors write
-                self._add_line(line, path)
+                    line = _without_mark(line)
+                if not (isinstance(line, bytes) and not line.strip()):
+                    self._add_line(line, source)
         except DamagedArchive as damage:
             counts.lines += 1
-            rest = damage.rest
             try:
-                if rest:
-                    self._document_of(rest, path)
-                    rest = b""
+                if damage.rest:
+                    self._document_of(damage.rest, source)
+                    damage.rest = b""
             except DamagedLine:
                 pass
-            self._report(str(damage), rest)
+            self._report(str(damage), damage.rest)
 
-    def _add_line(self, line: bytes, path: Path) -> None:
-        if not line.strip():
-            return
+    def _add_line(self, line: bytes | LongLine, source: Source) -> None:
         try:
-            self._document_of(line, path)
+            self._document_of(line, source)
         except DamagedLine as damage:
             self._report(str(damage), line)
 
-    def _document_of(self, line: bytes, path: Path) -> None:
-        number = self.counts[-1].lines
-        self._add_document(parse_document(line, self.json_key), line=number, where=str(path))
+    def _document_of(self, line: bytes | LongLine, source: Source) -> None:
+        if isinstance(line, LongLine):
+            blocks = read_long_document(line, self.json_key)
+        else:  # JSON can name half a surrogate pair, which is no character
+            blocks = iter([parse_document(line, self.json_key).encode("utf-8", "surrogatepass")])
+        self._add_document(blocks, self.counts[-1].lines, source)
 
-    def _add_document(self, content: str | bytes, line: int, where: str) -> None:
-        counts = self.counts[-1]
-        if not content:
+    def _add_document(self, blocks: Iterator[bytes], line: int, source: Source) -> None:
+        """Write the tokens of one document, or nothing where it is empty or, as DamagedLine says, damaged."""
+        counts, text = self.counts[-1], DocumentText(blocks)
+        dtype, begin, num_tokens = token_dtype(self.tokenizer.vocab_size), self.tokens.tell(), 1
+        if isinstance(self.tokenizer, tokenizers.ByteTokenizer) and not source.is_jsonl:
+            encoded: Iterator[np.ndarray] = map(self.tokenizer.encode_bytes, text.blocks())  # UTF-8 or not
+        else:
+            encoded = self.tokenizer.encode_pieces(text.pieces())
+        try:
+            for ids in encoded:
+                self.tokens.write(ids.astype(dtype).tobytes())
+                num_tokens += len(ids)
+                if num_tokens > MAX_DOCUMENT_TOKENS:
+                    most = f"the format holds at most {MAX_DOCUMENT_TOKENS} tokens"
+                    raise UserError(f"{source.path}: a document is too long: {most}")
+        except DamagedLine:
+            self.tokens.seek(begin)
+            self.tokens.truncate()
+            raise
+        if text.num_bytes == 0:
             counts.empty += 1
             return
-        num_bytes, ids, repaired = _encode(self.tokenizer, content)
-        if len(ids) >= MAX_DOCUMENT_TOKENS:
-            raise UserError(f"{where}: a document of {len(ids)} tokens; the format holds at most {MAX_DOCUMENT_TOKENS}")
-        dtype = token_dtype(self.tokenizer.vocab_size)
-        self.tokens.write(ids.astype(dtype).tobytes() + dtype.type(self.tokenizer.eod).tobytes())
-        self.documents.write(np.array((len(ids) + 1, num_bytes, len(self.counts) - 1, line), DOCUMENT).tobytes())
+        self.tokens.write(dtype.type(self.tokenizer.eod).tobytes())
+        self.documents.write(np.array((num_tokens, text.num_bytes, len(self.counts) - 1, line), DOCUMENT).tobytes())
         counts.documents += 1
-        counts.tokens += len(ids) + 1
-        counts.bytes += num_bytes
-        counts.repaired += repaired
+        counts.tokens += num_tokens
+        counts.bytes += text.num_bytes
+        counts.repaired += text.repaired
 
-    def _report(self, reason: str, raw: bytes) -> None:
+    def _report(self, reason: str, raw: bytes | LongLine) -> None:
+        """Note a damaged line with its bytes, of a long one the first KEPT_BYTES."""
         counts = self.counts[-1]
         counts.damaged += 1
-        entry = {"piece": len(self.counts) - 1, "line": counts.lines, "reason": reason}
+        entry: dict[str, Any] = {"piece": len(self.counts) - 1, "line": counts.lines, "reason": reason}
+        if isinstance(raw, LongLine):
+            entry["raw_bytes"] = raw.end - raw.start
+            raw = raw.read(raw.start, KEPT_BYTES)
         self.damaged.write(json.dumps({**entry, "raw_base64": base64.b64encode(raw).decode("ascii")}) + "\n")
 
 
-def _encode(tokenizer: tokenizers.Tokenizer, content: str | bytes) -> tuple[int, np.ndarray, bool]:
-    """Return bytes of text, token ids, and whether characters that cannot be encoded were replaced by U+FFFD."""
-    if isinstance(content, bytes):
-        if isinstance(tokenizer, tokenizers.ByteTokenizer):
-            return len(content), tokenizer.encode_bytes(content), False
-        text = content.decode("utf-8", errors="replace")
-        repaired = text.encode("utf-8") != content
-    else:  # JSON can name half a surrogate pair, which is no character
-        text = content.encode("utf-8", errors="surrogatepass").decode("utf-8", errors="replace")
-        repaired = text != content
-    return len(text.encode("utf-8")), tokenizer.encode(text), repaired
+Read = TypeVar("Read")
+
+
+def _readable(source: Source, content: Iterator[Read]) -> Iterator[Read]:
+    """Yield what is read from a source. Raises UserError where that fails."""
+    try:
+        yield from content
+    except OSError as error:
+        raise UserError(f"cannot read {source.path}: {error.strerror}") from None
+
+
+def _require_unchanged(source: Source) -> None:
+    """Raise UserError where the file is gone, or other than it was when it was listed."""
+    found = source_of(source.path, source.name)
+    if (found.size, found.modified_ns) != (source.size, source.modified_ns):
+        raise UserError(f"{source.path} has changed since it was listed; expected files that stay as they are")
+
+
+def _without_mark(line: bytes | LongLine) -> bytes | LongLine:
+    """Return the first line of a file without the byte order mark that some editors write."""
+    if isinstance(line, bytes):
+        return line.removeprefix(codecs.BOM_UTF8)
+    is_marked = line.read(line.start, len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
+    return replace(line, start=line.start + len(codecs.BOM_UTF8) * is_marked)

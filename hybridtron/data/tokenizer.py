@@ -2,14 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from hybridtron.data.indexed_format import looked_in
+from hybridtron.data.unreachable import UNREACHABLE, make_unreachable, token_names
+from hybridtron.data.windows import encode_in_windows
 from hybridtron.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
 
 # What published tokenizers call the end of a document, most telling first.
 END_OF_DOCUMENT_NAMES = (
@@ -39,6 +44,10 @@ class Tokenizer(Protocol):
         """Encode `text` to token ids, [num_tokens], without an end-of-document id."""
         ...
 
+    def encode_pieces(self, pieces: Iterable[str]) -> Iterator[np.ndarray]:
+        """Encode the text that `pieces` make up to the same ids, in blocks: memory does not grow with the text."""
+        ...
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Decode `ids` to text; end-of-document ids are left out."""
         ...
@@ -55,6 +64,9 @@ class ByteTokenizer:
     def encode(self, text: str) -> np.ndarray:
         return self.encode_bytes(text.encode("utf-8"))
 
+    def encode_pieces(self, pieces: Iterable[str]) -> Iterator[np.ndarray]:
+        return map(self.encode, pieces)
+
     def encode_bytes(self, data: bytes) -> np.ndarray:
         """Encode bytes as they are, UTF-8 or not."""
         return np.frombuffer(data, dtype=np.uint8).astype(np.uint16)
@@ -67,8 +79,8 @@ class ByteTokenizer:
 class HuggingFaceTokenizer:
     """A `tokenizer.json` of the `tokenizers` library.
 
-    Text is only ever text: names of special tokens inside it are encoded like other characters, so that a document
-    cannot end itself. The file's own truncation and padding are switched off.
+    Text is only ever text: names of special tokens inside it are encoded like other characters, and no text gives the
+    end-of-document token, so that a document cannot end itself. The file's own truncation and padding are switched off.
 
     `eod_token` names the end-of-document token; without it the `eos_token` of a tokenizer_config.json beside the file
     is taken, then the first of END_OF_DOCUMENT_NAMES in the vocabulary. Raises UserError where there is none.
@@ -79,9 +91,13 @@ class HuggingFaceTokenizer:
 
         try:
             content = path.read_bytes()
-            self._backend = Backend.from_buffer(content)
+            config = json.loads(content)
+            eod_name = _end_of_document(path, token_names(config), eod_token, key)
+            self._backend = Backend.from_str(json.dumps(make_unreachable(config, eod_name)))
         except OSError as error:
             raise UserError(f"{key} = {path}: cannot be read: {error.strerror}") from None
+        except UserError:
+            raise
         except Exception as error:  # the library raises bare Exception for a file that it cannot parse
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{key} = {path}: is not a tokenizer.json of the tokenizers library: {reason}") from None
@@ -90,12 +106,26 @@ class HuggingFaceTokenizer:
         self._backend.encode_special_tokens = True
         vocabulary: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1  # ids may have holes
-        self.eod = _end_of_document(path, vocabulary, eod_token, key)
+        self.eod = vocabulary[UNREACHABLE]
         self.name = path.parent.name if path.name == "tokenizer.json" and path.parent.name else path.stem
         self.fingerprint = f"{hashlib.sha256(content).hexdigest()[:32]}-{self.eod}"
 
     def encode(self, text: str) -> np.ndarray:
-        return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+        return self._without_eod(np.array(self._encoding(text).ids, dtype=np.int32))
+
+    def encode_pieces(self, pieces: Iterable[str]) -> Iterator[np.ndarray]:
+        return map(self._without_eod, encode_in_windows(self._encoding, pieces))
+
+    def _encoding(self, text: str) -> "Encoding":
+        return self._backend.encode(text, add_special_tokens=False)
+
+    def _without_eod(self, ids: np.ndarray) -> np.ndarray:
+        if (ids == self.eod).any():
+            raise UserError(
+                f"tokenizer {self.name}: text becomes the end-of-document token {self.eod}, which stands for unknown "
+                "text; expected another eod_token"
+            )
+        return ids
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         kept = [i for i in map(int, ids) if i != self.eod and i < self.vocab_size]
@@ -122,14 +152,15 @@ def load(spec: str, eod_token: str | None = None, key: str = "data.tokenizer") -
     return HuggingFaceTokenizer(path, eod_token, key)
 
 
-def _end_of_document(path: Path, vocabulary: dict[str, int], eod_token: str | None, key: str) -> int:
+def _end_of_document(path: Path, vocabulary: Container[str], eod_token: str | None, key: str) -> str:
+    """Return the name of the end-of-document token. Raises UserError where there is none."""
     if eod_token is not None:
         if eod_token not in vocabulary:
             raise UserError(f"eod_token = {eod_token}: is not in the vocabulary of {path}")
-        return vocabulary[eod_token]
+        return eod_token
     for name in (_configured_eos(path.with_name("tokenizer_config.json")), *END_OF_DOCUMENT_NAMES):
-        if name in vocabulary:
-            return vocabulary[name]
+        if name is not None and name in vocabulary:
+            return name
     raise UserError(
         f"{key} = {path}: has no end-of-document token (looked for {' '.join(END_OF_DOCUMENT_NAMES)}); name it with "
         "eod_token of the prepared corpus, and as eos_token in a tokenizer_config.json beside it"

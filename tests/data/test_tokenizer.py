@@ -4,6 +4,7 @@ import pytest
 
 from hybridtron.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer, load
 from hybridtron.errors import UserError
+from tests.data.kinds import EOD, KINDS, SENTENCES, saved, sentencepiece_bpe, word_level, word_piece
 
 TEXT = "Grüße, 世界!\n\t🙂"
 
@@ -78,3 +79,40 @@ def test_what_is_no_tokenizer(spec, eod_token, message, tokenizer_json, tmp_path
     with pytest.raises(UserError, match=message) as error:
         load(spec, eod_token)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_no_text_becomes_the_end_of_a_document_and_other_text_keeps_its_ids(kind, tmp_path):
+    original = kind()
+    tokenizer = load(str(saved(original, tmp_path)))
+    assert tokenizer.eod == original.token_to_id(EOD)
+    assert tokenizer.vocab_size == max(original.get_vocab().values()) + 1
+    reachable = 0
+    for text in (EOD, f"a {EOD} b", f"a{EOD}b", f"{EOD}{EOD}", f"x\n{EOD}\n", "<", "/s>"):
+        original.encode_special_tokens = True
+        reachable += tokenizer.eod in original.encode(text, add_special_tokens=False).ids
+        ids = tokenizer.encode(text)
+        assert tokenizer.eod not in ids
+        if kind not in (word_level, word_piece):  # which do not have every character
+            assert tokenizer.decode(ids).replace(" ", "").strip() == text.replace(" ", "").replace("\n", "") or (
+                tokenizer.decode(ids) == text
+            )
+    assert reachable or kind is sentencepiece_bpe
+    for sentence in (text.replace(EOD, "") for text in SENTENCES):
+        assert tokenizer.encode(sentence).tolist() == original.encode(sentence, add_special_tokens=False).ids
+
+
+def test_a_token_of_unknown_text_cannot_end_documents(tmp_path):
+    tokenizer = HuggingFaceTokenizer(saved(word_level(), tmp_path), eod_token="[UNK]")
+    assert tokenizer.encode("The quick").size == 2
+    with pytest.raises(UserError, match="stands for unknown text; expected another eod_token"):
+        tokenizer.encode("The unheard-of")
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"model": 3}', '{"model": {"vocab": [1]}}', '{"model": {"vocab": {}}}']
+)
+def test_json_that_is_no_tokenizer(content, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match=r"tokenizer.json: (is not a tokenizer.json|has no end-of-document token)"):
+        load(str(tmp_path))
