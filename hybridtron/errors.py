@@ -1,4 +1,10 @@
-"""The one exception that means: the user's input was wrong."""
+"""The one exception that means: the user's input was wrong; and how messages name parameters."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_rename: ContextVar[Callable[[str], str]] = ContextVar("rename", default=str)
 
 
 class UserError(Exception):
@@ -6,3 +12,20 @@ class UserError(Exception):
 
     The command line prints the text and exits with code 2; library callers may catch it.
     """
+
+
+@contextmanager
+def parameters_renamed(rename: Callable[[str], str]) -> Iterator[None]:
+    """Rewrite the names of Python parameters in the messages of the block, as the command line does."""
+    before = _rename.set(rename)
+    try:
+        yield
+    except UserError as error:
+        raise UserError(rename(str(error))) from error
+    finally:
+        _rename.reset(before)
+
+
+def with_caller_names(text: str) -> str:
+    """Return a message with its parameters named as the caller knows them: `resume=True`, or `--resume`."""
+    return _rename.get()(text)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from hybridtron.config.load import load
+from hybridtron.config.nearest import nearest
 from hybridtron.errors import UserError
 from hybridtron.mad.models.layers import blocks_by_pattern_name, mad_lab_names
+from hybridtron.model.config import ModelConfig
 from hybridtron.pattern import parse
 from hybridtron.training.config import RunConfig
 from hybridtron.training.validation.resolve import resolve
@@ -59,10 +61,7 @@ def read_model_config(config: Config, *overrides: str) -> RunConfig:
     if isinstance(config, str) and not _is_file(config):
         config = {"model": _model_of_pattern(config)}
     if isinstance(config, Mapping):
-        sections = dict(config)
-        if config.keys() >= {"pattern"} and "model" not in config:
-            sections = {"model": sections}
-        config = _merged(_DEFAULTS, sections)
+        config = _merged(_DEFAULTS, {"model": config} if _is_model_section(config) else config)
     return read_training_config(config, *overrides)
 
 
@@ -77,6 +76,12 @@ def _check_types(config: Any, overrides: Sequence[Any]) -> None:
 def _is_file(text: str) -> bool:
     """Return whether text names a file, whether it exists or not; no pattern has a slash."""
     return "/" in text or text.endswith((".yaml", ".yml", ".json")) or (len(text) < 256 and Path(text).is_file())
+
+
+def _is_model_section(config: Mapping[str, Any]) -> bool:
+    """Return whether a dict has keys of the `model` section, misspelt or not, and none of a run's config."""
+    run, model = RunConfig.model_fields, ModelConfig.model_fields
+    return not config.keys() & run.keys() and any(nearest(str(key), [*run, *model]) in model for key in config)
 
 
 def _model_of_pattern(pattern: str) -> dict[str, Any]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NoReturn
 
 from hybridtron.config.nearest import one_of
-from hybridtron.errors import UserError
+from hybridtron.errors import parameters_renamed
 
 _PARAMETER = re.compile(
     r"^(?P<first>\w+)(?=[ :])"
@@ -52,17 +51,16 @@ def add_print_argument(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--print", action="store_true", dest="show", help="show the config with its defaults and stop")
 
 
-@contextmanager
-def naming_options(parser: argparse.ArgumentParser) -> Iterator[None]:
-    """Write the Python parameters in a UserError's text as the options of `parser` that set them.
+def naming_options(parser: argparse.ArgumentParser) -> AbstractContextManager[None]:
+    """Write the Python parameters in messages of the block, and in a UserError, as options of `parser` that set them.
 
     `seeds = 0: ...` becomes `--seeds = 0: ...` where `seeds` is the dest of an option. Other names are left alone.
     A key that an override set was given on the command line.
     """
     options = {action.dest: max(action.option_strings, key=len) for action in parser._actions if action.option_strings}
-    try:
-        yield
-    except UserError as error:
-        text = str(error)
+
+    def rename(text: str) -> str:
         named = _PARAMETER.sub(lambda match: options.get(match[match.lastgroup or 0], match[0]), text)
-        raise UserError(named.replace("in an override", "on the command line")) from error
+        return named.replace("in an override", "on the command line")
+
+    return parameters_renamed(rename)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
 
+from hybridtron.errors import with_caller_names
 from hybridtron.reporting.numbers import duration
 
 
@@ -51,7 +52,7 @@ class ProgressView:
 
     def print(self, text: str) -> None:
         """Print a line above the bars."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(with_caller_names(text), markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Stop drawing bars."""

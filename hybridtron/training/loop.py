@@ -57,29 +57,34 @@ class Trainer:
         after train.max_skipped_steps skipped steps in a row.
         """
         steps, save_every = self.config.train.steps, self.config.checkpoint.save_every
-        stop = 0
         with contextlib.ExitStack() as at_the_end:
             for callback in self.callbacks:
                 at_the_end.callback(callback.close)
                 self._call(lambda each, context: each.on_train_start(context), [callback])
+            stop = self._stop_reason()
             throughput = Throughput(self.config, self.parallel_context)
             while self.state.step < steps and not stop:
                 self._step(throughput)
-                stop = self.engine.largest(STOPPED_BY_CALLBACK if self.stop_raised else signal_number())
+                stop = self._stop_reason(signal_number())
                 if self.state.skipped_in_a_row >= self.config.train.max_skipped_steps:
                     raise TrainingStopped(self._skipped())
                 step = self.state.step
                 if stop or step == steps or (save_every and step % save_every == 0):
                     self._save()
+                    stop = stop or self._stop_reason()
                 throughput.start()
             if 0 < stop < STOPPED_BY_CALLBACK and self.state.step < steps:
                 step = self.state.step
-                self.print_line(f"stopped by a signal after step {step}; saved, continue with --resume")
+                self.print_line(f"stopped by a signal after step {step}; saved, continue with resume=True")
                 return False
             if self.corpus.held_out and self.evaluated_at != self.state.step:
                 self._evaluate()
             self._call(lambda callback, context: callback.on_train_end(context))
         return True
+
+    def _stop_reason(self, signal_number: int = 0) -> int:
+        """Return what ends training in any process: a signal's number, STOPPED_BY_CALLBACK, or 0 to go on."""
+        return self.engine.largest(STOPPED_BY_CALLBACK if self.stop_raised else signal_number)
 
     def _call(
         self, method: Callable[[Callback, TrainContext], None], callbacks: Sequence[Callback] | None = None

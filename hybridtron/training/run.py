@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hybridtron.config.nearest import one_of
 from hybridtron.distributed.environment import Environment
 from hybridtron.distributed.groups import process_groups
 from hybridtron.errors import UserError
@@ -52,8 +53,7 @@ def train(config: RunConfig, environment: Environment, resume: bool = False, cal
     folder does not fit; TrainingStopped where too many steps in a row were skipped.
     """
     for callback in callbacks:
-        if not isinstance(callback, Callback):
-            raise UserError(f"callbacks: {callback!r}: expected an instance of Callback")
+        _check_callback(callback)
     data_parallel_size(config, environment.world_size)  # raises where the layout does not fit
     require_wandb(config)
     folder = RunFolder(config.run_folder)
@@ -82,6 +82,17 @@ def train(config: RunConfig, environment: Environment, resume: bool = False, cal
         finally:
             folder.unlock()
     return Run(folder.path, report.summary)
+
+
+def _check_callback(callback: object) -> None:
+    """Raise UserError for what is no callback, or has a method that looks like one of the protocol and is not."""
+    if not isinstance(callback, Callback):
+        raise UserError(f"callbacks: {callback!r}: expected an instance of Callback")
+    protocol = [name for name in vars(Callback) if not name.startswith("_")]
+    for name in dir(callback):
+        if name.startswith(("on_", "before_", "after_")) and name not in protocol:
+            method = f"{type(callback).__name__}.{name}"
+            raise UserError(f"callbacks: {method} is never called: expected {one_of(name, protocol)}")
 
 
 def _writers(config: RunConfig, folder: RunFolder) -> list[Callback]:

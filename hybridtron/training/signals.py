@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from hybridtron.distributed.launch import SIGNALS
+from hybridtron.errors import with_caller_names
 
 # A scheduler that signals every process of a job reaches a rank directly and through its launcher.
 ECHO_SECONDS = 0.25
@@ -31,7 +32,7 @@ class StopRequest:
             self.number, self.since = number, time.monotonic()
             self._print(f"stopping after this step; {again} to end at once without saving")
         elif number != self.number or time.monotonic() - self.since > ECHO_SECONDS:
-            self._print("ended at once, without saving; --resume continues from the last checkpoint")
+            self._print("ended at once, without saving; resume=True continues from the last checkpoint")
             os._exit(128 + number)
 
     def _print(self, text: str) -> None:
@@ -39,7 +40,7 @@ class StopRequest:
         if self.prints:
             take_from_bar = CLEAR_LINE + SHOW_CURSOR if os.isatty(2) else ""
             with contextlib.suppress(OSError):
-                os.write(2, f"{take_from_bar}{text}\n".encode())
+                os.write(2, f"{take_from_bar}{with_caller_names(text)}\n".encode())
 
 
 @contextlib.contextmanager

@@ -115,7 +115,9 @@ def test_errors_name_parameters(model, options, message):
         ("attn mlp", ("model.hiden_size=3",), "unknown key.*hidden_size"),
         ("no/such.yaml", (), "no such file"),
         ({"model": {"hidden_size": 8}}, (), "model.blocks"),
-        ({"modle": {}}, (), "modle"),
+        ({"modle": {}}, (), "modle.*nearest: model"),
+        ({"hidden_size": 8, "patern": "mlp", "blocks": {}}, (), r"model\.patern: unknown key.*nearest: pattern"),
+        ({"patern": "mlp"}, (), r"model\.patern: unknown key.*nearest: pattern"),
     ],
 )
 def test_bad_configs_are_refused_in_one_line_each(config, overrides, message):

@@ -87,6 +87,36 @@ def test_what_is_no_callback_is_refused_before_anything_is_written(tiny, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_a_misspelt_method_of_a_callback_is_refused(tiny):
+    class Misspelt(ht.Callback):
+        def after_steps(self, context, row, logged):
+            raise AssertionError
+
+    with pytest.raises(ht.UserError, match=r"Misspelt\.after_steps is never called: .*nearest: after_step"):
+        ht.train(tiny, callbacks=[Misspelt()])
+
+
+class StopsIn(ht.Callback):
+    """Stop in one method of the protocol."""
+
+    def __init__(self, method):
+        self.steps = 0
+        setattr(self, method, self.stop)
+
+    def stop(self, *arguments):
+        raise ht.StopTraining
+
+    def before_step(self, context):
+        self.steps += 1
+
+
+@pytest.mark.parametrize(("method", "steps"), [("on_train_start", 0), ("on_save", 2)])
+def test_stopping_outside_a_step_trains_no_further_one(tiny, method, steps):
+    callback = StopsIn(method)
+    assert ht.train(tiny, "checkpoint.save_every=2", callbacks=[callback]).summary["step"] == steps == callback.steps
+    assert ht.train(tiny, resume=True).summary["step"] == 20
+
+
 class Failing(ht.Callback):
     """Fail in the second step, and keep what it was given."""
 

@@ -24,6 +24,11 @@ def test_a_pattern_its_layers_and_its_architecture_have_one_score(tmp_path, monk
     assert not list(tmp_path.iterdir())
 
 
+def test_attention_goes_by_the_name_that_configs_give_it():
+    assert from_pattern("attn mlp") == from_pattern("attention mlp")
+    assert mad.score(["attn"], **SMALL).pattern == "attention"
+
+
 def test_results_that_are_kept_are_not_trained_again(tmp_path):
     settings = []
     first = mad.score("mlp", seeds=2, out=tmp_path, on_progress=settings.append, **SMALL)

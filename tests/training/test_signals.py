@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+import hybridtron as ht
 from tests.conftest import command, environment
 
 LONG = ("train.steps=100000", "schedule.type=constant")
@@ -53,6 +54,7 @@ def test_one_process(endless, tiny, number):
     assert process.wait(timeout=120) == 0
     again = "press Ctrl-C again" if number == signal.SIGINT else "signal again"
     assert told(tiny) == [f"stopping after this step; {again} to end at once without saving"]
+    assert "saved, continue with --resume" in (tiny.parent / "printed").read_text()
     assert_saved_at_last_step(tiny.parent / "run")
 
 
@@ -83,3 +85,13 @@ def test_a_second_signal_ends_at_once(endless, tiny):
     assert "ended at once, without saving" in told(tiny)[1]
     assert not (tiny.parent / "run" / "latest").exists()
     assert rows
+
+
+def test_in_python_messages_name_the_parameter(tiny, capfd):
+    class Interrupt(ht.Callback):
+        def before_step(self, context):
+            if context.state.step == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    assert ht.train(tiny, callbacks=[Interrupt()]).summary == {}
+    assert "saved, continue with resume=True" in capfd.readouterr().err

@@ -3,7 +3,8 @@
 Every primitive states its layers as `mad_layers` of its config. Sizes are those of mad-lab's configs
 (github.com/athms/mad-lab, configs/layers), which give fixed-state layers their share of a total state of 4,096.
 Multi-head Hyena has 16 heads of 8 channels, as the paper counts. Primitives that mad-lab lacks have names of their own,
-with a state of 2,048 a layer where that can be chosen. The last layer of a primitive also goes by the primitive's name.
+with a state of 2,048 a layer where that can be chosen. The last layer of a primitive also goes by the primitive's name,
+and attention by the name that configs of this project give it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ ALIASES: Mapping[str, str] = {
     name.replace("_", "-"): list(config.mad_layers)[-1]
     for name, config in MIXERS.items()
     if config.mad_layers and name.replace("_", "-") not in LAYERS
-}
+} | {"attn": "attention"}
 
 AS_IN_MAD_LAB: Blocks = {
     **LAYERS,

@@ -20,8 +20,7 @@ Row = dict[str, Any]  # metrics of one step: step, tokens, loss, lr, grad_norm, 
 class StopTraining(Exception):
     """Raise in a callback to end training cleanly: the current step is completed, saved, evaluated and reported.
 
-    In several processes it is enough that one of them raises it. Raised before the first step, it ends
-    training after that one; raised in `on_save`, one step later.
+    In several processes it is enough that one of them raises it. Raised in `on_train_start`, no step is trained.
     """
 
 
