@@ -49,6 +49,7 @@ class MixerConfig(Strict):
     capabilities: ClassVar[Capabilities] = EVERYTHING
     attends: ClassVar[bool] = False  # it keeps all tokens, or those of a window, and compares each with them
     shares_state: ClassVar[bool] = True  # its fixed state counts where architectures are compared at equal state
+    multiplied: ClassVar[tuple[str, ...]] = ()  # parameters by which tokens are multiplied, beside linears NAME.weight
     mad_layers: ClassVar[Layers] = {}  # keys at width 128 by the name of the layer in the MAD protocol
     without_balance: ClassVar[dict[str, Any]] = {}  # keys that switch off what keeps the load of experts even
 
@@ -73,7 +74,13 @@ class MixerConfig(Strict):
 
         Counted as executed on a CPU: attention leaves out the blocks of keys that lie wholly after a block of queries.
         """
-        raise NotImplementedError
+        specs = self.tensors().items()
+        matrices = (spec for name, spec in specs if name.endswith(".weight") or name in self.multiplied)
+        return linear_flops(seq_len, *matrices) + self.core_flops(seq_len)
+
+    def core_flops(self, seq_len: int) -> int:
+        """Count those of `flops` that are not of tokens times parameters."""
+        return self.unseen_flops(seq_len)
 
     def unseen_flops(self, seq_len: int) -> int:
         """Count those of `flops` that PyTorch's flop counter does not see: Fourier transforms."""

@@ -18,13 +18,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hybridtron.backends.base import Backend
 from hybridtron.mixers.contract import MixerConfig
+from hybridtron.ops.elementwise.norm import rms_norm
+from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.tensors import TensorSpec
 
 State = Any  # tensors whose first axis is the sequences, in tuples; attention adds the number of tokens seen
@@ -33,6 +36,13 @@ State = Any  # tensors whose first axis is the sequences, in tuples; attention a
 def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Return function(x), keeping x alone for the backward pass, which recomputes the rest (Chen et al. 2016)."""
     return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
+
+
+class ConvState(NamedTuple):
+    """State of a mixer that remembers tokens by a short convolution, and by what comes after it."""
+
+    conv: Tensor  # inputs of the convolution before the next token [b, k - 1, channels]
+    memory: State
 
 
 class Mixer(nn.Module):
@@ -106,6 +116,16 @@ class Mixer(nn.Module):
             return ()
         raise NotImplementedError
 
+    def zero_state(self, *size: int) -> Tensor:
+        """Return zeros in the dtype of states."""
+        like = next(self.parameters())
+        return like.new_zeros(size, dtype=accumulation_dtype(like))
+
+    def zero_conv_inputs(self, batch: int) -> Tensor:
+        """Return the inputs of the short convolution `conv_weight` before the first token, zeros [b, k - 1, c]."""
+        channels, taps = self.conv_weight.shape
+        return self.conv_weight.new_zeros(batch, taps - 1, channels)
+
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Map the next token of every sequence, [b, h] -> [b, h], and return the state after it.
 
@@ -119,6 +139,10 @@ class Mixer(nn.Module):
     def step_core(self, packed: Tensor, state: State) -> tuple[Tensor, State]:
         """Apply `core` to the next token of every sequence: [b, c] -> [b, c'], and return the state after it."""
         raise NotImplementedError
+
+    def norm_and_gate(self, y: Tensor, z: Tensor) -> Tensor:
+        """Norm each head's outputs y [..., heads, d] by `norm_weight` [d], and gate: -> [..., heads * d]."""
+        return (rms_norm(y, self.of_all_heads("norm_weight"), self.backend.norm_eps) * F.silu(z)).flatten(-2)
 
     def local_heads(self, name: str) -> Tensor:
         """Return this process's share of a parameter over heads or channels, as `core` needs it."""

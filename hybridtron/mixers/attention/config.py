@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from hybridtron.config.schema import problem
-from hybridtron.mixers.contract import MixerConfig, check_divides, check_whole, linear_flops
+from hybridtron.mixers.contract import MixerConfig, check_divides, check_whole
 from hybridtron.mixers.facts import Facts
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
@@ -85,12 +85,10 @@ class AttentionConfig(MixerConfig):
             specs["proj.bias"] = TensorSpec((self.hidden_size,), Init("zeros"), decay=False)
         return specs
 
-    def flops(self, seq_len: int) -> int:
+    def core_flops(self, seq_len: int) -> int:
         from hybridtron.ops.attention.softmax import attention_flops
 
-        specs = self.tensors()
-        core = attention_flops(seq_len, self.num_heads, self.head_size, self.window)
-        return linear_flops(seq_len, specs["qkv.weight"], specs["proj.weight"]) + core
+        return attention_flops(seq_len, self.num_heads, self.head_size, self.window)
 
     def state_size(self, seq_len: int) -> int:
         return 2 * self.kv_heads * self.head_size * min(seq_len, self.window or seq_len)

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from hybridtron.config.schema import problem
-from hybridtron.mixers.contract import MixerConfig, check_divides, check_power_of_two, linear_flops
+from hybridtron.mixers.contract import MixerConfig, check_divides, check_power_of_two
 from hybridtron.mixers.facts import Facts
 from hybridtron.mixers.step_size import StepSizeBias
 from hybridtron.tensors import Init, PackedPart, TensorSpec
@@ -81,13 +81,11 @@ class GatedDeltaNetConfig(MixerConfig):
             "out_proj.weight": TensorSpec((self.hidden_size, values.size), Init("output"), (values,), axis=1),
         }
 
-    def flops(self, seq_len: int) -> int:
+    def core_flops(self, seq_len: int) -> int:
         from hybridtron.ops.linear_attention.delta_rule import gated_delta_rule_flops
 
-        specs = self.tensors()
         sizes = (self.num_heads, self.value_heads, self.key_size, self.value_size, self.chunk_size)
-        core = gated_delta_rule_flops(seq_len, *sizes)
-        return linear_flops(seq_len, specs["in_proj.weight"], specs["out_proj.weight"]) + core
+        return gated_delta_rule_flops(seq_len, *sizes)
 
     def state_size(self, seq_len: int) -> int:
         return self.value_heads * self.key_size * self.value_size

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridtron.mixers.mixer import Mixer
+from hybridtron.mixers.mixer import ConvState, Mixer
 from hybridtron.ops.conv.short_conv import short_conv, short_conv_step
-from hybridtron.ops.elementwise.norm import norm_then_gate
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.linear_attention.delta_rule import gated_delta_rule, gated_delta_rule_step
 
 _L2_EPS = 1e-6  # under the root of the length of queries and keys, as in the authors' code
-
-
-class GatedDeltaNetState(NamedTuple):
-    conv: Tensor  # the inputs of the convolutions before the next token [b, k - 1, q + k + v]
-    memory: Tensor  # [b, value heads, n, p]
 
 
 class GatedDeltaNet(Mixer):
@@ -29,22 +21,19 @@ class GatedDeltaNet(Mixer):
         conv_input, *rest = self._split(packed.transpose(0, 1))
         convolved = short_conv(conv_input, self.local_heads("conv_weight"), activation="silu")
         q, k, v, z, g, beta = self._heads(convolved, *rest)  # [b, s, heads, .]
-        return self._norm_and_gate(gated_delta_rule(q, k, v, g, beta, self.config.chunk_size), z).transpose(0, 1)
+        return self.norm_and_gate(gated_delta_rule(q, k, v, g, beta, self.config.chunk_size), z).transpose(0, 1)
 
-    def initial_state(self, batch: int) -> GatedDeltaNetState:
-        config, (channels, taps) = self.config, self.conv_weight.shape
-        size = (batch, config.value_heads, config.key_size, config.value_size)
-        return GatedDeltaNetState(
-            self.conv_weight.new_zeros(batch, taps - 1, channels),
-            self.conv_weight.new_zeros(size, dtype=accumulation_dtype(self.conv_weight)),
-        )
+    def initial_state(self, batch: int) -> ConvState:
+        config = self.config
+        memory = self.zero_state(batch, config.value_heads, config.key_size, config.value_size)
+        return ConvState(self.zero_conv_inputs(batch), memory)
 
-    def step_core(self, packed: Tensor, state: GatedDeltaNetState) -> tuple[Tensor, GatedDeltaNetState]:
+    def step_core(self, packed: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
         conv_input, *rest = self._split(packed)
         convolved, conv = short_conv_step(state.conv, conv_input, self.conv_weight, activation="silu")
         q, k, v, z, g, beta = self._heads(convolved, *rest)  # [b, heads, .]
         y, memory = gated_delta_rule_step(state.memory, q, k, v, g, beta)
-        return self._norm_and_gate(y, z), GatedDeltaNetState(conv, memory)
+        return self.norm_and_gate(y, z), ConvState(conv, memory)
 
     def _split(self, packed: Tensor) -> tuple[Tensor, ...]:
         """Split into the channels of the convolutions together, then z, beta and dt."""
@@ -62,9 +51,6 @@ class GatedDeltaNet(Mixer):
         decays = -self.local_heads("A_log").to(dtype).exp() * steps
         strengths = torch.sigmoid(beta.to(dtype)) * (2 if config.allow_negative else 1)
         return _unit(q) * config.key_size**-0.5, _unit(k), v, z, decays, strengths
-
-    def _norm_and_gate(self, y: Tensor, z: Tensor) -> Tensor:
-        return norm_then_gate(y, z, self.of_all_heads("norm_weight"), self.backend.norm_eps)
 
 
 def _unit(x: Tensor) -> Tensor:

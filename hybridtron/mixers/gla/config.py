@@ -6,13 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from hybridtron.mixers.contract import (
-    MixerConfig,
-    check_divides,
-    check_power_of_two,
-    check_whole,
-    linear_flops,
-)
+from hybridtron.mixers.contract import MixerConfig, check_divides, check_power_of_two, check_whole
 from hybridtron.mixers.facts import Facts
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
@@ -32,6 +26,7 @@ class GLAConfig(MixerConfig):
         64, ge=1, description="Tokens per chunk, a power of two; changes speed, not results."
     )
 
+    multiplied = ("gate_down",)
     mad_layers: ClassVar = {
         "gated-linear-attention": {"num_heads": 1, "expand_k": 1.0},
         "mh-gated-linear-attention": {"num_heads": 8, "expand_k": 1.0},
@@ -73,13 +68,11 @@ class GLAConfig(MixerConfig):
             "out_proj.weight": TensorSpec((self.hidden_size, values.size), Init("output"), (values,), axis=1),
         }
 
-    def flops(self, seq_len: int) -> int:
+    def core_flops(self, seq_len: int) -> int:
         """Count all but queries times keys of neighbouring tokens, an elementwise step of `ops.gla`."""
         from hybridtron.ops.linear_attention.gla import gla_flops
 
-        matrices = [spec for spec in self.tensors().values() if len(spec.shape) == 2]
-        core = gla_flops(seq_len, self.num_heads, self.key_size, self.value_size, self.chunk_size)
-        return linear_flops(seq_len, *matrices) + core
+        return gla_flops(seq_len, self.num_heads, self.key_size, self.value_size, self.chunk_size)
 
     def state_size(self, seq_len: int) -> int:
         return self.num_heads * self.key_size * self.value_size

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridtron.mixers.mixer import Mixer
-from hybridtron.ops.elementwise.norm import norm_then_gate
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.linear_attention.gla import gla, gla_step
 from hybridtron.tensors import Init, TensorSpec
@@ -28,17 +27,16 @@ class GLA(Mixer):
 
     def core(self, packed: Tensor) -> Tensor:
         q, k, v, z, g = (part.transpose(0, 1) for part in self._heads(packed))  # [b, s, heads, .]
-        return self._norm_and_gate(gla(q, k, v, g, self.config.chunk_size), z).transpose(0, 1)
+        return self.norm_and_gate(gla(q, k, v, g, self.config.chunk_size), z).transpose(0, 1)
 
     def initial_state(self, batch: int) -> Tensor:
         config = self.config
-        size = (batch, config.num_heads, config.key_size, config.value_size)
-        return self.gate_down.new_zeros(size, dtype=accumulation_dtype(self.gate_down))
+        return self.zero_state(batch, config.num_heads, config.key_size, config.value_size)
 
     def step_core(self, packed: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v, z, g = self._heads(packed)  # [b, heads, .]
         y, state = gla_step(state, q, k, v, g)
-        return self._norm_and_gate(y, z), state
+        return self.norm_and_gate(y, z), state
 
     def _heads(self, packed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Split [..., channels] into scaled queries, keys, values, gates and log decays, each [..., heads, .]."""
@@ -47,6 +45,3 @@ class GLA(Mixer):
         q, k, v, z, g = (part.unflatten(-1, (heads, -1)) for part in packed.split(self.core_sizes, -1))
         decays = F.logsigmoid(g.to(accumulation_dtype(g))) / config.gate_divisor
         return q * config.key_size**-0.5, k, v, z, decays
-
-    def _norm_and_gate(self, y: Tensor, z: Tensor) -> Tensor:
-        return norm_then_gate(y, z, self.of_all_heads("norm_weight"), self.backend.norm_eps)

@@ -6,10 +6,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from hybridtron.config.schema import problem
-from hybridtron.mixers.contract import linear_flops, nearest_divisors
+from hybridtron.mixers.contract import check_divides
 from hybridtron.mixers.implicit_filter.config import ImplicitFilterConfig
-from hybridtron.tensors import Init, PackedPart, TensorSpec
+from hybridtron.tensors import PackedPart, TensorSpec
 
 ROLES = 3  # in which projections meet in a channel
 
@@ -30,20 +29,12 @@ class ProjectedHyenaConfig(ImplicitFilterConfig):
 
     @model_validator(mode="after")
     def _groups_divide(self) -> ProjectedHyenaConfig:
-        if self.filters % self.projection_groups:
-            nearest = nearest_divisors(self.filters, self.projection_groups)
-            expected = f"a divisor of the number of filters, {self.filters} (nearest: {nearest})"
-            raise problem("projection_groups", self.projection_groups, expected)
+        check_divides("projection_groups", self.projection_groups, self.filters, "the number of filters,")
         return self
 
     @property
     def inner_size(self) -> int:
         return self.expand * self.hidden_size
-
-    @property
-    def filters(self) -> int:
-        """Count the units that have a filter each: channels or heads."""
-        raise NotImplementedError
 
     def tensors(self) -> dict[str, TensorSpec]:
         groups, width, key = self.projection_groups, self.inner_size // self.filters, self._filters_key
@@ -53,25 +44,7 @@ class ProjectedHyenaConfig(ImplicitFilterConfig):
             PackedPart(f"p{i} {g}", self.filters // groups, width, key) for i in range(ROLES) for g in range(groups)
         )
         filters = tuple(PackedPart(f"run {g}", self.filters // groups, 1, key) for g in range(groups))
-        size, bound = ROLES * self.inner_size, self.conv_kernel**-0.5
-        conv = Init("uniform", -bound, bound)
-        specs = {
-            "in_proj.weight": TensorSpec((size // groups, self.hidden_size), Init("input"), projected),
-            "conv_weight": TensorSpec((size, self.conv_kernel), conv, convolved),
-            "conv_bias": TensorSpec((size,), conv, convolved, decay=False),
-            **self.filter_tensors(filters),
-            "skip": TensorSpec((self.filters,), Init("normal", 0.0, 1.0), filters, decay=False),
-            "out_proj.weight": TensorSpec((self.hidden_size, self.inner_size), Init("output"), channels, axis=1),
-        }
-        if self.bias:
-            specs["in_proj.bias"] = TensorSpec((size // groups,), Init("zeros"), projected, decay=False)
-            specs["out_proj.bias"] = TensorSpec((self.hidden_size,), Init("zeros"), decay=False)
-        return specs
-
-    def flops(self, seq_len: int) -> int:
-        specs = self.tensors()
-        linear = linear_flops(seq_len, specs["in_proj.weight"], specs["out_proj.weight"])
-        return linear + self.filter_flops(seq_len, self.filters) + self.unseen_flops(seq_len)
+        return self.gated_conv_tensors(projected, convolved, filters, channels, self.conv_kernel, self.bias)
 
     def state_size(self, seq_len: int) -> int:
         """Count as the MAD paper does (Poli et al. 2024, arXiv 2403.17844): `filter_order` elements for each entry that
@@ -94,8 +67,3 @@ class HyenaConfig(ProjectedHyenaConfig):
     @property
     def filters(self) -> int:
         return self.inner_size
-
-    def unseen_flops(self, seq_len: int) -> int:
-        from hybridtron.ops.conv.long_conv import long_conv_fft_flops
-
-        return long_conv_fft_flops(seq_len, self.filters, self.inner_size, seq_len)

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from hybridtron.backends.base import Backend
-from hybridtron.mixers.hyena.config import ROLES, ProjectedHyenaConfig
+from hybridtron.mixers.hyena.config import ROLES
 from hybridtron.mixers.implicit_filter.cache import InputCache
+from hybridtron.mixers.implicit_filter.config import ImplicitFilterConfig
 from hybridtron.mixers.implicit_filter.module import ImplicitFilter, with_skip
-from hybridtron.mixers.mixer import Mixer
+from hybridtron.mixers.mixer import ConvState, Mixer
 from hybridtron.ops.conv.long_conv import long_conv
 from hybridtron.ops.conv.short_conv import short_conv, short_conv_step
-
-
-class HyenaState(NamedTuple):
-    conv: Tensor  # the inputs of the short convolutions before the next token [b, k - 1, 3 inner]
-    cache: InputCache
 
 
 class ProjectedHyena(Mixer):
@@ -27,7 +21,7 @@ class ProjectedHyena(Mixer):
     Subclasses define what is kept of q, k and v for the long convolution, and how the filters apply to it.
     """
 
-    def __init__(self, config: ProjectedHyenaConfig, backend: Backend) -> None:
+    def __init__(self, config: ImplicitFilterConfig, backend: Backend) -> None:
         super().__init__(config, backend)
         self.filter = ImplicitFilter(config, backend)
 
@@ -54,17 +48,15 @@ class ProjectedHyena(Mixer):
         [filters, s]."""
         raise NotImplementedError
 
-    def initial_state(self, batch: int) -> HyenaState:
-        size, taps = self.conv_weight.shape
+    def initial_state(self, batch: int) -> ConvState:
         empty = self.conv_weight.new_empty(batch, self.config.inner_size)
-        inputs = self.kept(empty, empty)
-        return HyenaState(self.conv_weight.new_zeros(batch, taps - 1, size), InputCache.empty(inputs, self.skip))
+        return ConvState(self.zero_conv_inputs(batch), InputCache.empty(self.kept(empty, empty), self.skip))
 
-    def step_core(self, packed: Tensor, state: HyenaState) -> tuple[Tensor, HyenaState]:
+    def step_core(self, packed: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
         streams, conv = short_conv_step(state.conv, self._in_roles(packed), self.conv_weight, self.conv_bias)
         q, v, k = streams.chunk(ROLES, -1)
-        cache = state.cache.add(self.kept(k, v), lambda tokens: with_skip(self.filter(tokens), self.skip))
-        return self.mix_last(q, *cache.held()).to(packed.dtype), HyenaState(conv, cache)
+        cache = state.memory.add(self.kept(k, v), lambda tokens: with_skip(self.filter(tokens), self.skip))
+        return self.mix_last(q, *cache.held()).to(packed.dtype), ConvState(conv, cache)
 
     def _in_roles(self, packed: Tensor) -> Tensor:
         """Put projections [..., c] as q, v and k side by side, runs of channels one after another in each."""

@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from hybridtron.config.schema import problem
-from hybridtron.mixers.contract import linear_flops
 from hybridtron.mixers.facts import Facts
 from hybridtron.mixers.implicit_filter.config import ImplicitFilterConfig
 from hybridtron.tensors import Init, PackedPart, TensorSpec
@@ -30,6 +29,8 @@ class HyenaExpertsConfig(ImplicitFilterConfig):
     conv_kernel: int = Field(3, ge=1, description="Length of the short convolutions.")
     bias: bool = Field(False, description="Biases on the projections and the router.")
 
+    projection_groups: ClassVar = 1
+    multiplied = ("router_weight",)
     mad_layers: ClassVar = {"hyena-experts": {"num_experts": 8, "expert_size": 16, "filter_order": 16, "bias": True}}
 
     @model_validator(mode="after")
@@ -39,43 +40,24 @@ class HyenaExpertsConfig(ImplicitFilterConfig):
         return self
 
     @property
-    def channels(self) -> int:
+    def inner_size(self) -> int:
         return self.num_experts * self.expert_size
+
+    @property
+    def filters(self) -> int:
+        return self.inner_size
 
     def tensors(self) -> dict[str, TensorSpec]:
         experts = tuple(PackedPart(f"expert {i}", self.expert_size, 1, "expert_size") for i in range(self.num_experts))
         projected = tuple(replace(part, name=f"{role} {part.name}") for role in "qkv" for part in experts)
         one = (PackedPart("expert", self.expert_size, 1, "expert_size"),)
-        size, width, bound = 3 * self.channels, self.hidden_size, self.conv_kernel**-0.5
-        conv = Init("uniform", -bound, bound)
-        specs = {
-            "in_proj.weight": TensorSpec((size, width), Init("input"), projected),
-            "conv_weight": TensorSpec((size, self.conv_kernel), conv, projected),
-            "conv_bias": TensorSpec((size,), conv, projected, decay=False),
-            **self.filter_tensors(experts),
-            "skip": TensorSpec((self.channels,), Init("normal", 0.0, 1.0), experts, decay=False),
-            "router_weight": TensorSpec((self.num_experts, width), Init("input")),
-            "out_proj.weight": TensorSpec((width, self.expert_size), Init("output"), one, axis=1),
-        }
+        specs = self.gated_conv_tensors(projected, projected, experts, one, self.conv_kernel, self.bias)
+        specs["router_weight"] = TensorSpec((self.num_experts, self.hidden_size), Init("input"))
         if self.bias:
-            specs["in_proj.bias"] = TensorSpec((size,), Init("zeros"), projected, decay=False)
             specs["router_bias"] = TensorSpec((self.num_experts,), Init("zeros"), decay=False)
-            specs["out_proj.bias"] = TensorSpec((width,), Init("zeros"), decay=False)
         return specs
-
-    def flops(self, seq_len: int) -> int:
-        specs = self.tensors()
-        linear = linear_flops(
-            seq_len, *(specs[name] for name in ("in_proj.weight", "router_weight", "out_proj.weight"))
-        )
-        return linear + self.filter_flops(seq_len, self.channels) + self.unseen_flops(seq_len)
-
-    def unseen_flops(self, seq_len: int) -> int:
-        from hybridtron.ops.conv.long_conv import long_conv_fft_flops
-
-        return long_conv_fft_flops(seq_len, self.channels, self.channels, seq_len)
 
     def state_size(self, seq_len: int) -> int:
         """Count as the MAD paper does: `filter_order` elements for each channel of every expert. Steps are exact and
         keep all inputs instead."""
-        return self.channels * self.filter_order
+        return self.inner_size * self.filter_order

@@ -33,6 +33,31 @@ class ImplicitFilterConfig(MixerConfig):
             raise problem("", value, f"an odd number (nearest: {value - 1}, {value + 1})")
         return value
 
+    def gated_conv_tensors(
+        self,
+        projected: tuple[PackedPart, ...],
+        convolved: tuple[PackedPart, ...],
+        filters: tuple[PackedPart, ...],
+        outputs: tuple[PackedPart, ...],
+        conv_kernel: int,
+        bias: bool,
+    ) -> dict[str, TensorSpec]:
+        """Declare projections, with biases on request, a short convolution of them, filters and their skips."""
+        width, rows, channels, bound = self.hidden_size, _size(projected), _size(convolved), conv_kernel**-0.5
+        conv = Init("uniform", -bound, bound)
+        specs = {
+            "in_proj.weight": TensorSpec((rows, width), Init("input"), projected),
+            "conv_weight": TensorSpec((channels, conv_kernel), conv, convolved),
+            "conv_bias": TensorSpec((channels,), conv, convolved, decay=False),
+            **self.filter_tensors(filters),
+            "skip": TensorSpec((_size(filters),), Init("normal", 0.0, 1.0), filters, decay=False),
+            "out_proj.weight": TensorSpec((width, _size(outputs)), Init("output"), outputs, axis=1),
+        }
+        if bias:
+            specs["in_proj.bias"] = TensorSpec((rows,), Init("zeros"), projected, decay=False)
+            specs["out_proj.bias"] = TensorSpec((width,), Init("zeros"), decay=False)
+        return specs
+
     def filter_tensors(self, filters: tuple[PackedPart, ...]) -> dict[str, TensorSpec]:
         """Declare the network's parameters; only its last layer is cut, by `filters`."""
         order, features, layers = self.filter_order, self.filter_embedding, self.filter_layers
@@ -46,10 +71,22 @@ class ImplicitFilterConfig(MixerConfig):
             "filter.output_weight": TensorSpec((_size(filters), order), inner, filters, decay=False),
         }
 
-    def filter_flops(self, seq_len: int, filters: int) -> int:
-        """Count the FLOPs of making the filters, which all sequences of a pass share."""
+    @property
+    def filters(self) -> int:
+        """Count the units that have a filter each: channels or heads."""
+        raise NotImplementedError
+
+    def core_flops(self, seq_len: int) -> int:
+        """Count the FLOPs of making the filters, which all sequences of a pass share, and of `unseen_flops`."""
         order = self.filter_order
-        return 2 * seq_len * order * (self.filter_embedding + self.filter_layers * order + filters)
+        per_token = order * (self.filter_embedding + self.filter_layers * order + self.filters)
+        return 2 * seq_len * per_token + self.unseen_flops(seq_len)
+
+    def unseen_flops(self, seq_len: int) -> int:
+        """Count the transforms of a convolution of as many channels as filters."""
+        from hybridtron.ops.conv.long_conv import long_conv_fft_flops
+
+        return long_conv_fft_flops(seq_len, self.filters, self.filters, seq_len)
 
 
 def _size(parts: tuple[PackedPart, ...]) -> int:

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from hybridtron.mixers.contract import MixerConfig, check_divides, linear_flops
+from hybridtron.mixers.contract import MixerConfig, check_divides
 from hybridtron.mixers.facts import Facts
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
@@ -40,6 +40,7 @@ class LinearAttentionConfig(MixerConfig):
         64, ge=1, description="Tokens per chunk; changes speed, not results."
     )
 
+    multiplied = ("feature_weight",)
     mad_layers: ClassVar = {
         "linear-attention": {**_MAD, "num_heads": 1},
         "mh-linear-attention": {**_MAD, "num_heads": 16},
@@ -85,13 +86,11 @@ class LinearAttentionConfig(MixerConfig):
         specs["proj.weight"] = TensorSpec((self.hidden_size, values.size), Init("output"), (values,), axis=1)
         return specs
 
-    def flops(self, seq_len: int) -> int:
+    def core_flops(self, seq_len: int) -> int:
         from hybridtron.ops.linear_attention.kernelized import linear_attention_flops
 
-        core = linear_attention_flops(
-            seq_len, self.num_heads, self.features, self.value_size, self.chunk_size, self.normalizes
-        )
-        return linear_flops(seq_len, *self.tensors().values()) + core
+        sizes = (self.num_heads, self.features, self.value_size, self.chunk_size)
+        return linear_attention_flops(seq_len, *sizes, self.normalizes)
 
     def state_size(self, seq_len: int) -> int:
         return self.num_heads * self.features * (self.value_size + self.normalizes)

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridtron.mixers.mixer import Mixer
-from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.linear_attention.kernelized import (
     elu_features,
     linear_attention,
@@ -36,9 +35,8 @@ class LinearAttention(Mixer):
         return linear_attention(q, k, v, self.config.chunk_size, self.config.normalizes).flatten(2).transpose(0, 1)
 
     def initial_state(self, batch: int) -> Tensor:
-        config, like = self.config, next(self.qkv.parameters())
-        size = (batch, config.num_heads, config.features, config.value_size + config.normalizes)
-        return like.new_zeros(size, dtype=accumulation_dtype(like))
+        config = self.config
+        return self.zero_state(batch, config.num_heads, config.features, config.value_size + config.normalizes)
 
     def step_core(self, packed: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v = self._heads(packed)  # [b, heads, .]

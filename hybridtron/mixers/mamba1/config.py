@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from hybridtron.mixers.contract import MixerConfig, check_whole, linear_flops
+from hybridtron.mixers.contract import MixerConfig, check_whole
 from hybridtron.mixers.facts import Facts
 from hybridtron.mixers.step_size import StepSizeBias
 from hybridtron.tensors import Init, PackedPart, TensorSpec
@@ -33,6 +33,7 @@ class Mamba1Config(MixerConfig):
     )
     conv_kernel: int = Field(4, ge=1, description="Length of the short convolution.")
 
+    multiplied = ("dt_weight",)  # the scan, elementwise, would add 9 inner_size * state_dim FLOPs a token
     mad_layers: ClassVar = {"mamba": {"state_dim": 4}}
 
     @model_validator(mode="after")
@@ -63,12 +64,6 @@ class Mamba1Config(MixerConfig):
             "D": TensorSpec((size,), Init("ones"), inner, decay=False),
             "out_proj.weight": TensorSpec((self.hidden_size, size), Init("output"), inner, axis=1),
         }
-
-    def flops(self, seq_len: int) -> int:
-        """Count the projections; the scan, elementwise, would add 9 inner_size * state_dim a token."""
-        specs = self.tensors()
-        names = ("in_proj.weight", "x_proj.weight", "dt_weight", "out_proj.weight")
-        return linear_flops(seq_len, *(specs[name] for name in names))
 
     def state_size(self, seq_len: int) -> int:
         return self.inner_size * self.state_dim

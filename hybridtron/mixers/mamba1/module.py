@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridtron.mixers.mixer import Mixer
+from hybridtron.mixers.mixer import ConvState, Mixer
 from hybridtron.ops.conv.short_conv import short_conv, short_conv_step
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.ssm.selective_scan import selective_scan, selective_scan_step
 from hybridtron.tensors import Init, PackedPart, TensorSpec
-
-
-class Mamba1State(NamedTuple):
-    conv: Tensor  # the inputs of the convolution before the next token [b, k - 1, inner]
-    ssm: Tensor  # [b, inner, n]
 
 
 class Mamba1(Mixer):
@@ -53,19 +47,15 @@ class Mamba1(Mixer):
         y = selective_scan(x, self._steps(dt), self._rates(), B, C, self.local_heads("D"))
         return (y * F.silu(z)).transpose(0, 1)
 
-    def initial_state(self, batch: int) -> Mamba1State:
-        (channels, taps), like = self.conv_weight.shape, self.conv_weight
-        return Mamba1State(
-            like.new_zeros(batch, taps - 1, channels),
-            like.new_zeros(batch, *self.A_log.shape, dtype=accumulation_dtype(like)),
-        )
+    def initial_state(self, batch: int) -> ConvState:
+        return ConvState(self.zero_conv_inputs(batch), self.zero_state(batch, *self.A_log.shape))
 
-    def step(self, x: Tensor, state: Mamba1State) -> tuple[Tensor, Mamba1State]:
+    def step(self, x: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
         x, z = self.in_proj(x.unsqueeze(0)).squeeze(0).chunk(2, -1)
         x, conv = short_conv_step(state.conv, x, self.conv_weight, self.conv_bias, "silu")
         x, z, dt, B, C = self._split(torch.cat([x, z, self.x_proj(x.unsqueeze(0)).squeeze(0)], -1))  # [b, .]
-        y, ssm = selective_scan_step(state.ssm, x, self._steps(dt), self._rates(), B, C, self.D)
-        return self.project_out((y * F.silu(z)).unsqueeze(0)).squeeze(0), Mamba1State(conv, ssm)
+        y, ssm = selective_scan_step(state.memory, x, self._steps(dt), self._rates(), B, C, self.D)
+        return self.project_out((y * F.silu(z)).unsqueeze(0)).squeeze(0), ConvState(conv, ssm)
 
     def _split(self, packed: Tensor) -> tuple[Tensor, ...]:
         config = self.config

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from hybridtron.config.schema import problem
-from hybridtron.mixers.contract import MixerConfig, linear_flops, nearest_divisors
+from hybridtron.mixers.contract import MixerConfig, check_divides, nearest_divisors
 from hybridtron.mixers.facts import Facts
 from hybridtron.mixers.step_size import StepSizeBias
 from hybridtron.tensors import Init, PackedPart, TensorSpec
@@ -42,11 +42,7 @@ class Mamba2Config(MixerConfig):
             expected = f"a divisor of the inner width, expand x hidden_size = {inner:g}"
             nearest = nearest_divisors(int(inner), self.head_dim) if inner == int(inner) else ""
             raise problem("head_dim", self.head_dim, f"{expected} (nearest: {nearest})" if nearest else expected)
-        if self.num_heads % self.groups:
-            nearest = nearest_divisors(self.num_heads, self.groups)
-            raise problem(
-                "num_groups", self.groups, f"a divisor of the number of heads, {self.num_heads} (nearest: {nearest})"
-            )
+        check_divides("num_groups", self.groups, self.num_heads, "the number of heads,")
         return self
 
     @property
@@ -83,12 +79,10 @@ class Mamba2Config(MixerConfig):
             "out_proj.weight": TensorSpec((self.hidden_size, x.size), Init("output"), inner, axis=1),
         }
 
-    def flops(self, seq_len: int) -> int:
+    def core_flops(self, seq_len: int) -> int:
         from hybridtron.ops.ssm.ssd import ssd_flops
 
-        specs = self.tensors()
-        scan = ssd_flops(seq_len, self.num_heads, self.head_dim, self.groups, self.state_dim, self.chunk_size)
-        return linear_flops(seq_len, specs["in_proj.weight"], specs["out_proj.weight"]) + scan
+        return ssd_flops(seq_len, self.num_heads, self.head_dim, self.groups, self.state_dim, self.chunk_size)
 
     def state_size(self, seq_len: int) -> int:
         return self.num_heads * self.head_dim * self.state_dim

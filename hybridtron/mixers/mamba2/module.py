@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridtron.mixers.mixer import Mixer
+from hybridtron.mixers.mixer import ConvState, Mixer
 from hybridtron.ops.conv.short_conv import short_conv_step
 from hybridtron.ops.elementwise.norm import gated_rms_norm
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.ssm.mamba2 import mamba2_core
 from hybridtron.ops.ssm.ssd import ssd_step
-
-
-class Mamba2State(NamedTuple):
-    conv: Tensor  # the inputs of the convolution before the next token [b, k - 1, x + B + C]
-    ssm: Tensor  # [b, heads, p, n]
 
 
 class Mamba2(Mixer):
@@ -40,15 +33,12 @@ class Mamba2(Mixer):
             eps=self.backend.norm_eps,
         )
 
-    def initial_state(self, batch: int) -> Mamba2State:
-        config, (channels, taps) = self.config, self.conv_weight.shape
-        size = (batch, config.num_heads, config.head_dim, config.state_dim)
-        return Mamba2State(
-            self.conv_weight.new_zeros(batch, taps - 1, channels),
-            self.conv_weight.new_zeros(size, dtype=accumulation_dtype(self.conv_weight)),
-        )
+    def initial_state(self, batch: int) -> ConvState:
+        config = self.config
+        memory = self.zero_state(batch, config.num_heads, config.head_dim, config.state_dim)
+        return ConvState(self.zero_conv_inputs(batch), memory)
 
-    def step_core(self, packed: Tensor, state: Mamba2State) -> tuple[Tensor, Mamba2State]:
+    def step_core(self, packed: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
         config, sizes = self.config, self.core_sizes
         z, *convolved, dt = packed.split(sizes, -1)
         conv_input = torch.cat(convolved, -1)
@@ -59,7 +49,7 @@ class Mamba2(Mixer):
                 conv_output.split(sizes[1:-1], -1), (config.head_dim, config.state_dim, config.state_dim), strict=True
             )
         )  # [b, heads or groups, .]
-        steps = F.softplus(dt.to(state.ssm.dtype) + self.dt_bias)
-        y, ssm = ssd_step(state.ssm, x, steps, -self.A_log.to(steps.dtype).exp(), b, c, self.D)
+        steps = F.softplus(dt.to(state.memory.dtype) + self.dt_bias)
+        y, ssm = ssd_step(state.memory, x, steps, -self.A_log.to(steps.dtype).exp(), b, c, self.D)
         y = gated_rms_norm(y.flatten(1), z, self.norm_weight, self.backend.norm_eps, config.groups)
-        return y, Mamba2State(conv, ssm)
+        return y, ConvState(conv, ssm)

@@ -6,8 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from hybridtron.config.schema import problem
-from hybridtron.mixers.contract import nearest_divisors
+from hybridtron.mixers.contract import check_divides
 from hybridtron.mixers.facts import Facts
 from hybridtron.mixers.hyena.config import ProjectedHyenaConfig
 
@@ -24,10 +23,7 @@ class MultiHeadHyenaConfig(ProjectedHyenaConfig):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> MultiHeadHyenaConfig:
-        if self.inner_size % self.num_heads:
-            nearest = nearest_divisors(self.inner_size, self.num_heads)
-            expected = f"a divisor of the inner width, expand x hidden_size = {self.inner_size} (nearest: {nearest})"
-            raise problem("num_heads", self.num_heads, expected)
+        check_divides("num_heads", self.num_heads, self.inner_size, "the inner width, expand x hidden_size =")
         return self
 
     @property
@@ -38,10 +34,10 @@ class MultiHeadHyenaConfig(ProjectedHyenaConfig):
     def head_dim(self) -> int:
         return self.inner_size // self.num_heads
 
-    def flops(self, seq_len: int) -> int:
+    def core_flops(self, seq_len: int) -> int:
         from hybridtron.ops.conv.outer_conv import outer_conv_flops
 
-        return super().flops(seq_len) + outer_conv_flops(seq_len, self.num_heads, self.head_dim)[0]
+        return super().core_flops(seq_len) + outer_conv_flops(seq_len, self.num_heads, self.head_dim)[0]
 
     def unseen_flops(self, seq_len: int) -> int:
         from hybridtron.ops.conv.outer_conv import outer_conv_flops

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from hybridtron.config.schema import problem
-from hybridtron.mixers.contract import MixerConfig, check_divides, linear_flops
+from hybridtron.mixers.contract import MixerConfig, check_divides
 from hybridtron.mixers.facts import Facts
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
@@ -38,6 +38,7 @@ class MLAConfig(MixerConfig):
 
     attends = True
     shares_state = False
+    multiplied = ("kv_down", "q_down")
     mad_layers: ClassVar = {"mla": {"num_heads": 16, "kv_rank": 32, "rotary_dim": 8}}
 
     @field_validator("rotary_dim")
@@ -84,12 +85,10 @@ class MLAConfig(MixerConfig):
             specs["q_norm"] = TensorSpec((self.q_rank,), Init("ones"), decay=False)
         return specs
 
-    def flops(self, seq_len: int) -> int:
+    def core_flops(self, seq_len: int) -> int:
         from hybridtron.ops.attention.softmax import attention_flops
 
-        matrices = [spec for spec in self.tensors().values() if len(spec.shape) == 2]
-        core = attention_flops(seq_len, self.num_heads, 1) * (self.query_size + self.value_size) // 2
-        return linear_flops(seq_len, *matrices) + core
+        return attention_flops(seq_len, self.num_heads, 1) * (self.query_size + self.value_size) // 2
 
     def state_size(self, seq_len: int) -> int:
         return (self.kv_rank + self.rotary_dim) * seq_len

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from hybridtron.mixers.contract import MixerConfig, linear_flops
+from hybridtron.mixers.contract import MixerConfig
 from hybridtron.mixers.facts import Facts
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
@@ -40,7 +40,3 @@ class MLPConfig(MixerConfig):
             specs["up.bias"] = TensorSpec((self.inner_size,), Init("zeros"), up, decay=False)
             specs["down.bias"] = TensorSpec((self.hidden_size,), Init("zeros"), decay=False)
         return specs
-
-    def flops(self, seq_len: int) -> int:
-        specs = self.tensors()
-        return linear_flops(seq_len, specs["up.weight"], specs["down.weight"])

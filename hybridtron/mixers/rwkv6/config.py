@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from hybridtron.mixers.contract import MixerConfig, check_divides, check_power_of_two, linear_flops
+from hybridtron.mixers.contract import MixerConfig, check_divides, check_power_of_two
 from hybridtron.mixers.facts import Facts
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
@@ -49,6 +49,7 @@ class RWKV6Config(MixerConfig):
         32, ge=1, description="Tokens per chunk of the scan, a power of two; changes speed alone."
     )
 
+    multiplied = ("mix_down", "mix_up", "decay_down", *(f"{name}_weight" for name in MIXED))
     mad_layers: ClassVar = {"rwkv6-time-mixer": {"head_dim": 16}}
 
     @model_validator(mode="after")
@@ -87,12 +88,10 @@ class RWKV6Config(MixerConfig):
             "out_proj.weight": TensorSpec((width, width), Init("output"), heads, axis=1),
         }
 
-    def flops(self, seq_len: int) -> int:
+    def core_flops(self, seq_len: int) -> int:
         from hybridtron.ops.linear_attention.gla import gla_flops
 
-        matrices = [spec for name, spec in self.tensors().items() if len(spec.shape) > 1]
-        scan = gla_flops(seq_len, self.num_heads, self.head_dim, self.head_dim, self.chunk_size)
-        return linear_flops(seq_len, *matrices) + scan
+        return gla_flops(seq_len, self.num_heads, self.head_dim, self.head_dim, self.chunk_size)
 
     def state_size(self, seq_len: int) -> int:
         """Count the matrices of the heads; the token before is left out, as the inputs of a short convolution are."""

@@ -43,11 +43,9 @@ class RWKV6(Mixer):
         return self._norm_and_gate(y, g).transpose(0, 1)
 
     def initial_state(self, batch: int) -> RWKV6State:
-        config, like = self.config, self.mix_base
-        size = (batch, config.num_heads, config.head_dim, config.head_dim)
-        return RWKV6State(
-            like.new_zeros(batch, config.hidden_size), like.new_zeros(size, dtype=accumulation_dtype(like))
-        )
+        config = self.config
+        heads = self.zero_state(batch, config.num_heads, config.head_dim, config.head_dim)
+        return RWKV6State(self.mix_base.new_zeros(batch, config.hidden_size), heads)
 
     def step(self, x: Tensor, state: RWKV6State) -> tuple[Tensor, RWKV6State]:
         packed = self._project(x.unsqueeze(0), state.before.unsqueeze(0)).squeeze(0)

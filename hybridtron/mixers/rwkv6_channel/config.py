@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from hybridtron.mixers.contract import MixerConfig, linear_flops
+from hybridtron.mixers.contract import MixerConfig
 from hybridtron.mixers.facts import Facts
 from hybridtron.mixers.rwkv6.config import Ramp
 from hybridtron.tensors import Init, PackedPart, TensorSpec
@@ -24,6 +24,7 @@ class RWKV6ChannelConfig(MixerConfig):
     )
 
     kind = "channel"
+    multiplied = ("key_weight", "receptance_weight")
     mad_layers: ClassVar = {"rwkv6-channel-mixer": {"ffn_hidden_size": 512}}
 
     @property
@@ -40,6 +41,3 @@ class RWKV6ChannelConfig(MixerConfig):
             "receptance_weight": TensorSpec((width, width), Init("input")),
             "value.weight": TensorSpec((width, self.inner_size), Init("output"), inner, axis=1),
         }
-
-    def flops(self, seq_len: int) -> int:
-        return linear_flops(seq_len, *(spec for spec in self.tensors().values() if len(spec.shape) == 2))

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from hybridtron.mixers.contract import MixerConfig, linear_flops
+from hybridtron.mixers.contract import MixerConfig
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 
@@ -34,10 +34,6 @@ class ShortConvConfig(MixerConfig):
             specs["conv_bias"] = TensorSpec((width,), Init("zeros"), channels, decay=False)
             specs["out_proj.bias"] = TensorSpec((width,), Init("zeros"), decay=False)
         return specs
-
-    def flops(self, seq_len: int) -> int:
-        specs = self.tensors()
-        return linear_flops(seq_len, specs["in_proj.weight"], specs["out_proj.weight"])
 
     def state_size(self, seq_len: int) -> int:
         """Count the inputs that the convolution still reaches, which are all of the state."""

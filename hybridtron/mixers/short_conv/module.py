@@ -18,8 +18,7 @@ class ShortConv(Mixer):
 
     def initial_state(self, batch: int) -> Tensor:
         """Return the inputs of the convolution before the first token, zeros [b, k - 1, h]."""
-        channels, taps = self.conv_weight.shape
-        return self.conv_weight.new_zeros(batch, taps - 1, channels)
+        return self.zero_conv_inputs(batch)
 
     def step_core(self, packed: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         before, after, x = packed.chunk(3, -1)

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from hybridtron.mixers.contract import MixerConfig, check_divides, linear_flops
+from hybridtron.mixers.contract import MixerConfig, check_divides
 from hybridtron.mixers.facts import Facts
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
@@ -54,11 +54,6 @@ class StripedHyenaConfig(MixerConfig):
     def filter_tensors(self, groups: tuple[PackedPart, ...], channels: tuple[PackedPart, ...]) -> dict[str, TensorSpec]:
         """Declare the parameters that make the filters."""
         raise NotImplementedError
-
-    def flops(self, seq_len: int) -> int:
-        specs = self.tensors()
-        linear = linear_flops(seq_len, specs["in_proj.weight"], specs["out_proj.weight"])
-        return linear + self.unseen_flops(seq_len)
 
 
 class ExplicitFilterConfig(StripedHyenaConfig):
@@ -127,10 +122,10 @@ class HyenaLIConfig(StripedHyenaConfig):
             "skip": TensorSpec((self.hidden_size,), Init("normal", 0.0, 1.0), channels, decay=False),
         }
 
-    def flops(self, seq_len: int) -> int:
+    def core_flops(self, seq_len: int) -> int:
         from hybridtron.ops.conv.modal_filter import modal_filter_flops
 
-        return super().flops(seq_len) + modal_filter_flops(self.groups, self.filter_order, seq_len)
+        return super().core_flops(seq_len) + modal_filter_flops(self.groups, self.filter_order, seq_len)
 
     def unseen_flops(self, seq_len: int) -> int:
         from hybridtron.ops.conv.long_conv import long_conv_fft_flops

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hybridtron.mixers.mixer import Mixer
+from hybridtron.mixers.mixer import ConvState, Mixer
 from hybridtron.ops.conv.long_conv import long_conv
 from hybridtron.ops.conv.modal_filter import modal_filter, modal_step
 from hybridtron.ops.conv.short_conv import short_conv, short_conv_step
@@ -16,11 +16,6 @@ from hybridtron.tensors import Init, TensorSpec
 
 # Powers of ten: how often a medium filter's window falls by e over its length.
 _WEAKEST, _STRONGEST = -2.0, 2.0
-
-
-class StripedHyenaState(NamedTuple):
-    conv: Tensor  # the inputs of the convolutions of q, k and v before the next token [b, k - 1, 3 h]
-    inputs: Tensor  # what the filters remember of k * v: the last inputs [b, taps - 1, h], or modes [b, h, n]
 
 
 class StripedHyena(Mixer):
@@ -36,20 +31,18 @@ class StripedHyena(Mixer):
         """Return filters [own groups, at most `tokens` or their own length]."""
         raise NotImplementedError
 
-    def initial_state(self, batch: int) -> StripedHyenaState:
-        size, taps = self.conv_weight.shape
-        conv = self.conv_weight.new_zeros(batch, taps - 1, size)
-        return StripedHyenaState(conv, self.initial_inputs(batch))
+    def initial_state(self, batch: int) -> ConvState:
+        return ConvState(self.zero_conv_inputs(batch), self.initial_inputs(batch))
 
     def initial_inputs(self, batch: int) -> Tensor:
-        """Return what the filters remember of k * v before the first token."""
+        """Return what the filters remember of k * v before the first token: inputs [b, taps - 1, h] or modes [b, h, n]."""
         raise NotImplementedError
 
-    def step_core(self, packed: Tensor, state: StripedHyenaState) -> tuple[Tensor, StripedHyenaState]:
+    def step_core(self, packed: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
         streams, conv = short_conv_step(state.conv, packed, self.conv_weight)
         q, k, v = streams.chunk(3, -1)
-        y, inputs = self.convolve_next(state.inputs, k * v)
-        return q * self._add_skip(y, k * v), StripedHyenaState(conv, inputs)
+        y, inputs = self.convolve_next(state.memory, k * v)
+        return q * self._add_skip(y, k * v), ConvState(conv, inputs)
 
     def convolve_next(self, inputs: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Convolve the next input u [b, h]: return its output, and what the filters remember after it."""
@@ -97,8 +90,7 @@ class HyenaLI(StripedHyena):
         return modal_filter(*self._modes(), tokens)
 
     def initial_inputs(self, batch: int) -> Tensor:
-        like, order = self.conv_weight, self.specs["residues"].shape[1]
-        return like.new_zeros(batch, self.config.hidden_size, order, dtype=accumulation_dtype(like))
+        return self.zero_state(batch, self.config.hidden_size, self.config.filter_order)
 
     def convolve_next(self, inputs: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         return modal_step(inputs, u, *self._modes())

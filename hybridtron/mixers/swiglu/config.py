@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from hybridtron.mixers.contract import MixerConfig, linear_flops
+from hybridtron.mixers.contract import MixerConfig
 from hybridtron.mixers.facts import Facts
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
@@ -32,6 +32,3 @@ class SwiGLUConfig(MixerConfig):
             "gate_up.weight": TensorSpec((2 * self.inner_size, self.hidden_size), Init("input"), (gate, up)),
             "down.weight": TensorSpec((self.hidden_size, self.inner_size), Init("output"), (up,), axis=1),
         }
-
-    def flops(self, seq_len: int) -> int:
-        return linear_flops(seq_len, *self.tensors().values())

@@ -22,11 +22,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return select("rms_norm", x, weight)(x, weight, eps)
 
 
-def norm_then_gate(x: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Multiply `rms_norm` of each head's outputs x [..., heads, c] by silu(z); return [..., heads * c]."""
-    return (rms_norm(x, weight, eps) * F.silu(z)).flatten(-2)
-
-
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Compute `rms_norm` by its formula."""
     dtype = accumulation_dtype(x)
