@@ -35,7 +35,7 @@ class StripedHyena(Mixer):
         return ConvState(self.zero_conv_inputs(batch), self.initial_inputs(batch))
 
     def initial_inputs(self, batch: int) -> Tensor:
-        """Return what the filters remember of k * v before the first token: inputs [b, taps - 1, h] or modes [b, h, n]."""
+        """Return what the filters know of k * v before the first token: inputs [b, taps - 1, h] or modes [b, h, n]."""
         raise NotImplementedError
 
     def step_core(self, packed: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
