@@ -16,6 +16,7 @@ from hybridtron.errors import UserError
 from hybridtron.laws.data.columns import SYNONYMS
 from hybridtron.laws.data.read import read_runs
 from hybridtron.laws.data.runs import Runs
+from hybridtron.laws.data.sources import source_name
 from hybridtron.laws.families.law import Fit, Law, Series, Settings
 from hybridtron.laws.families.registry import LAWS
 from hybridtron.laws.fitting.checks import check, setting_warnings, unit_warnings
@@ -53,10 +54,11 @@ def fit(law: str, data: Any, settings: Settings | None = None, **keywords: Any) 
     sources = data if isinstance(data, list | tuple) else [data]
     if not sources:
         raise UserError("data = []: expected a table, or the path of a file or run folder")
-    reading = read_runs(
-        sources, declared.columns, declared.optional_columns, group=settings.group, **reading_settings
-    )  # fmt: skip
-    return reading.annotate(_fit_runs(declared, reading.runs, settings))
+    runs = read_runs(sources, declared.columns, declared.optional_columns, group=settings.group, **reading_settings)
+    found = _fit_runs(declared, runs, settings)
+    request: dict[str, Any] = {"sources": [source_name(source) for source in sources], "notes": list(runs.notes)}
+    request |= {"where": [], "columns": {}, "context": None} | reading_settings
+    return replace(found, warnings=[*runs.warnings, *found.warnings], settings={**found.settings, "data": request})
 
 
 def find_law(name: str) -> Law:

@@ -116,7 +116,7 @@ def test_bad_keywords_are_named_with_the_nearest(keywords, message):
         ({"n_params": [1e8, 2e8], "tokens": [1e9, 2e9], "loss": [3.0, np.nan]}, "data, row 2: loss is empty"),
         ({"n_params": [1e8], "tokens": [1e9, 2e9], "loss": [3.0, 2.0]}, r"columns of lengths \[1, 2\]"),
         ({"n_params": [[1e8]], "tokens": [1e9], "loss": [3.0]}, "column 'n_params' has 2 dimensions"),
-        ({"n_params": [1e8], "tokens": [1e9]}, "no column 'loss', or ppl; name one with loss_column"),
+        ({"n_params": [1e8], "tokens": [1e9]}, r"no column 'loss' \(nor 'ppl'\); choose with loss_column"),
         ({}, "data: no rows"),
         ([], r"data = \[\]: expected a table"),
         (7, "data is of type int; expected a data frame"),

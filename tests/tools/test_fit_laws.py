@@ -268,7 +268,7 @@ def test_laws_are_listed_with_their_columns_one_a_line(capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["gadre_overtraining.csv"], "no column 'loss', or ppl; name one with --loss-column"),
+        (["gadre_overtraining.csv"], "no column 'loss' (nor 'ppl'); choose with --loss-column"),
         (["gemstones.csv", "--jobs", "0"], "--jobs = 0: expected a whole number of at least 1"),
         (["gemstones.csv", "--predict", "N=1e9"], "--predict = N=1e+09: expected two of N, D, C, M"),
     ],

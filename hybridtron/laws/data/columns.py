@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -83,17 +83,22 @@ def no_column(name: str, found: Iterable[str], source: str) -> UserError:
     return UserError(f"{source}: no column {name!r}; {hint}")
 
 
-def missing_column(canonical: str, found: Iterable[str], source: str) -> UserError:
-    """Build the error for a column that the law needs and the source lacks, with the likeliest candidates."""
+def missing_columns(missing: Sequence[str], found: Iterable[str], source: str) -> UserError:
+    """Build the error for columns that the law needs and the source lacks, with the likeliest candidates."""
     found = list(found)
-    similar = [name for name in found if canonical.split("_")[-1] in name.lower()]
-    close = nearest(canonical, found)
-    candidates = list(dict.fromkeys(([close] if close else []) + similar)) or found
-    shown = ", ".join(candidates[:8]) + (", ..." if len(candidates) > 8 else "")
-    also = f", or {' and '.join(DERIVED[canonical][0][0])}" if canonical in DERIVED else ""
+    candidates = []
+    for name in missing:
+        candidates += [nearest(name, found)] + [one for one in found if name.split("_")[-1] in one.lower()]
+    likely = list(dict.fromkeys(name for name in candidates if name))
+    shown = ", ".join((likely or found)[:8]) + (", ..." if len(likely or found) > 8 else "")
+    lacking = [
+        repr(name) + "".join(f" (nor {' and '.join(map(repr, way[0]))})" for way in DERIVED.get(name, ())[:1])
+        for name in missing
+    ]
+    settings = ", ".join(f"{name}_column" for name in missing)
     return UserError(
-        f"{source}: no column {canonical!r}{also}; name one with {canonical}_column "
-        f"({'nearest' if close or similar else 'there are'}: {shown})"
+        f"{source}: no column{'s' if len(missing) > 1 else ''} {' and '.join(lacking)}; choose with {settings} "
+        f"({'nearest' if likely else 'there are'}: {shown})"
     )
 
 

@@ -6,17 +6,16 @@ Bad input raises UserError that names the source, the line and the column. What 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
-from hybridtron.laws.data.columns import DERIVED, RUN_NAMES, canonical_names, missing_column, no_column
+from hybridtron.laws.data.columns import DERIVED, RUN_NAMES, canonical_names, missing_columns
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.data.sources import Cells, read_cells, source_name
-from hybridtron.laws.families.law import Fit
+from hybridtron.laws.data.sources import read_text
 
 TEXT = ("arch",)  # names, also where they look like numbers
 # Columns whose values are not simply above zero.
@@ -24,21 +23,6 @@ RANGES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
     "score": (np.isfinite, "a finite number"),
     "error": (lambda error: (error > 0) & (error <= 1), "a share above 0 and up to 1 (is it in per cent?)"),
 }
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Runs, how their columns came about, what looks odd about them, and the request that they answer."""
-
-    runs: Runs
-    notes: tuple[str, ...]
-    warnings: tuple[str, ...]
-    request: dict[str, Any] = field(default_factory=dict)
-
-    def annotate(self, fit: Fit) -> Fit:
-        """Return the fit with the warnings of the reading first, and where the data came from in its settings."""
-        data = {**self.request, "notes": list(self.notes)}
-        return replace(fit, warnings=[*self.warnings, *fit.warnings], settings={**fit.settings, "data": data})
 
 
 def read_runs(
@@ -50,7 +34,7 @@ def read_runs(
     where: Sequence[tuple[str, Any]] = (),
     group: str | None = None,
     context: int | None = None,
-) -> Reading:
+) -> Runs:
     """Read the rows of all sources that pass every (column, value) of `where`.
 
     Args:
@@ -64,71 +48,50 @@ def read_runs(
 
     Raises UserError.
     """
-    tables = [read_cells(source, context) for source in sources]
+    tables = [read_text(source, context) for source in sources]
     for column, value in where:
         tables = _filter(tables, column, str(value))
-    parts = [_typed(table, tuple(needed), tuple(optional), columns or {}, group) for table in tables if table.lines]
-    runs = _joined([part.runs for part in parts])
-    notes = [note for part in parts for note in part.notes]
-    warnings = [warning for part in parts for warning in part.warnings]
-    request = {"sources": [source_name(source) for source in sources], "where": [list(pair) for pair in where]}
-    request |= {"columns": dict(columns or {}), "context": context}
-    return Reading(runs, tuple(dict.fromkeys(notes)), tuple(dict.fromkeys(warnings)), request)
+    return _joined([_typed(table, needed, optional, columns or {}, group) for table in tables if len(table)])
 
 
-def _filter(tables: list[Cells], column: str, value: str) -> list[Cells]:
-    """Return the rows whose cell equals the value, as a number where both are numbers."""
-    kept, seen = [], []
-    for table in tables:
-        if column not in table.columns:
-            raise no_column(column, table.columns, table.source)
-        cells = table.columns[column]
-        seen += [cell for cell in dict.fromkeys(cells) if cell not in seen]
-        kept.append(table.take([i for i, cell in enumerate(cells) if _equal(cell, value)]))
-    if not any(table.lines for table in kept):
+def _filter(tables: list[Runs], column: str, value: str) -> list[Runs]:
+    kept = [table.where(column, value) for table in tables]
+    if not any(map(len, kept)):
+        seen = list(dict.fromkeys(cell for table in tables for cell in table[column]))
         expected = one_of(value, seen[:12]) + (", ..." if len(seen) > 12 else "")
         rest = "; expected " + expected if seen else ", as the filters before it left none"
-        raise UserError(f"filter {column}={value} leaves no rows of {_sources([t.source for t in tables])}{rest}")
+        raise UserError(f"filter {column}={value} leaves no rows of {_sources(tables)}{rest}")
     return kept
 
 
-def _equal(cell: str, value: str) -> bool:
-    try:
-        return float(cell) == float(value)
-    except ValueError:
-        return cell == value
-
-
 def _typed(
-    table: Cells, needed: tuple[str, ...], optional: tuple[str, ...], chosen: Mapping[str, str], group: str | None
-) -> Reading:
-    """Convert one source: canonical names, numbers, derived columns, checks."""
+    table: Runs, needed: Sequence[str], optional: Sequence[str], chosen: Mapping[str, str], group: str | None
+) -> Runs:
+    """Convert the text of one source: canonical names, numbers, derived columns, checks."""
     names = canonical_names(table.columns, chosen, table.source)
-    cells = {**table.columns, **{canonical: table.columns[name] for canonical, name in names.items()}}
+    cells = table.columns | {canonical: table.columns[name] for canonical, name in names.items()}
     lacking = [name for name in (*needed, *optional) if name not in cells]
     sources = {column for name in lacking for way in DERIVED.get(name, ()) for column in way[0]}
-    used = {*needed, *optional, *sources} - set(TEXT)
-    columns = {name: _numbers_or_text(table, name, values, strict=name in used) for name, values in cells.items()}
-    columns |= {name: np.array(cells[name], dtype=object) for name in TEXT if name in cells}
+    used = {*needed, *optional, *sources}
+    columns = {
+        name: values if name in TEXT else _numbers_or_text(table, name, values, strict=name in used)
+        for name, values in cells.items()
+    }
     notes = [f"{canonical} is column {name}" for canonical, name in names.items() if canonical != name]
     for name in lacking:
         notes += _derive(name, columns)
-    for name in needed:
-        if name not in columns:
-            raise missing_column(name, table.columns, table.source)
-    if group is not None and group not in columns:
-        raise no_column(group, table.columns, table.source)
-    if group is not None and "" in cells[group]:
-        line = table.lines[list(cells[group]).index("")]
-        raise UserError(f"{table.source}, {table.place} {line}: {group} is empty; expected the run of each row")
-    runs = Runs(columns, np.array(table.lines), table.source, table.place)
+    if missing := [name for name in needed if name not in columns]:
+        raise missing_columns(missing, table.columns, table.source)
+    runs = replace(table, columns=columns)
+    if group is not None and (empty := cells.get(group, runs[group]) == "").any():
+        raise UserError(f"{runs.locate(int(np.argmax(empty)))}: {group} is empty; expected the run of each row")
     for name in (*needed, *optional):
         if name in columns and name not in TEXT:
-            runs.require((name,), *RANGES.get(name, ()))
-    return Reading(runs, (*table.notes, *notes), (*table.warnings, *_ungrouped(runs, group)))
+            runs.require(name, *RANGES.get(name, ()))
+    return replace(runs, notes=(*table.notes, *notes), warnings=(*table.warnings, *_ungrouped(runs, group)))
 
 
-def _numbers_or_text(table: Cells, name: str, cells: list[str], strict: bool) -> np.ndarray:
+def _numbers_or_text(table: Runs, name: str, cells: np.ndarray, strict: bool) -> np.ndarray:
     """Return numbers where every cell that is not empty is one; `strict` refuses anything else, by its line."""
     numbers = np.full(len(cells), np.nan)
     for i, cell in enumerate(cells):
@@ -136,10 +99,10 @@ def _numbers_or_text(table: Cells, name: str, cells: list[str], strict: bool) ->
             numbers[i] = float(cell) if cell or strict else np.nan
         except ValueError:
             if strict:
-                what = repr(cell) if cell else "empty"
-                place = f"{table.source}, {table.place} {table.lines[i]}"
-                raise UserError(f"{place}: {name} is {what}; expected a number") from None
-            return np.array(cells, dtype=object)
+                raise UserError(
+                    f"{table.locate(i)}: {name} is {repr(cell) if cell else 'empty'}; expected a number"
+                ) from None
+            return cells
     return numbers
 
 
@@ -168,16 +131,20 @@ def _joined(parts: list[Runs]) -> Runs:
     """Join tables by the columns that all have; a column is text where one part has text."""
     if len(parts) == 1:
         return parts[0]
-    shared = [name for name in parts[0].columns if all(name in part for part in parts)]
     columns = {}
-    for name in shared:
-        pieces = [part[name] for part in parts]
+    for name in parts[0].columns:
+        pieces = [part[name] for part in parts if name in part]
         if len({piece.dtype for piece in pieces}) > 1:
             pieces = [piece.astype(str).astype(object) for piece in pieces]
-        columns[name] = np.concatenate(pieces)
-    lines = np.concatenate([part.lines for part in parts])
-    return Runs(columns, lines, _sources([part.source for part in parts]), parts[0].place)
+        if len(pieces) == len(parts):
+            columns[name] = np.concatenate(pieces)
+    notes, warnings = (
+        tuple(dict.fromkeys(text for part in parts for text in getattr(part, name))) for name in ("notes", "warnings")
+    )
+    return Runs(
+        columns, np.concatenate([part.lines for part in parts]), _sources(parts), parts[0].place, notes, warnings
+    )
 
 
-def _sources(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+def _sources(parts: list[Runs]) -> str:
+    return parts[0].source + (f" and {len(parts) - 1} more" if len(parts) > 1 else "")

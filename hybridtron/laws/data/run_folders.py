@@ -7,14 +7,16 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from hybridtron.errors import UserError
 from hybridtron.files import read_lines
-from hybridtron.laws.data.cells import Cells
+from hybridtron.laws.data.runs import Runs
+from hybridtron.laws.data.sources import text_columns
 
 
-def read_run_folders(folder: Path, context: int | None) -> Cells:
+def read_run_folders(folder: Path, context: int | None) -> Runs:
     """Read a run folder, or a folder whose subfolders are run folders.
 
     Parameters, FLOPs per token and state size come from the account of the run's config, the loss from the run's
@@ -27,9 +29,9 @@ def read_run_folders(folder: Path, context: int | None) -> Cells:
     warnings: list[str] = []
     rows = [_row(run, context, warnings) for run in runs]
     where = "at each run's seq_len" if context is None else f"at a context of {context} tokens"
-    return Cells(
-        {name: [str(row[name]) for row in rows] for name in rows[0]},
-        list(range(1, len(rows) + 1)),
+    return Runs(
+        text_columns({name: [str(row[name]) for row in rows] for name in rows[0]}),
+        np.arange(1, len(rows) + 1),
         str(folder),
         place="run",
         notes=(f"state of run folders is counted {where}", "flops of run folders are 3 forward passes per token"),

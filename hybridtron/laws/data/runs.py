@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
+from hybridtron.laws.data.columns import no_column
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,14 @@ class Runs:
     lines: np.ndarray  # 1-based line of each row in its source, [n]
     source: str
     place: str = "line"  # what `lines` counts: line of a text file, row of a table, run of a folder
+    notes: tuple[str, ...] = ()  # how columns came about
+    warnings: tuple[str, ...] = ()  # what looks odd about the source
 
     @classmethod
     def of(cls, source: str = "data", **columns: Any) -> Runs:
         """Build runs from arrays or lists of equal length, lines counted from 1."""
         arrays = {name: _column(values) for name, values in columns.items()}
-        sizes = {len(array) for array in arrays.values()}
-        if len(sizes) != 1:
-            raise UserError(f"{source}: columns of lengths {sorted(sizes)}; expected one length for all")
-        return cls(arrays, np.arange(1, sizes.pop() + 1), source)
+        return cls(arrays, np.arange(1, common_length(source, arrays) + 1), source)
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -43,7 +42,7 @@ class Runs:
     def __getitem__(self, name: str) -> np.ndarray:
         """Return one column, [n]; raises UserError with the nearest names when there is none of this name."""
         if name not in self.columns:
-            raise UserError(f"{self.source}: no column {name!r}; expected {one_of(name, self.columns)}")
+            raise no_column(name, self.columns, self.source)
         return self.columns[name]
 
     def take(self, rows: np.ndarray) -> Runs:
@@ -53,12 +52,16 @@ class Runs:
         return replace(self, columns=columns, lines=self.lines[rows])
 
     def where(self, column: str, value: object) -> Runs:
-        """Return the rows whose column equals the value: as a number where the column is numeric, else as text."""
-        values = self[column]
+        """Return the rows whose column equals the value, as a number where both are numbers, else as text."""
+        return self.take(self.matches(column, value))
+
+    def matches(self, column: str, value: object) -> np.ndarray:
+        """Return which rows `where` keeps, [n]; raises UserError for text sought in a column of numbers."""
+        values, text = self[column], str(value)
         if values.dtype == object:
-            return self.take(values == str(value))
+            return np.array([_equal(cell, text) for cell in values], dtype=bool)
         try:
-            return self.take(values == float(str(value)))
+            return np.asarray(values == float(text))
         except ValueError:
             raise UserError(f"{self.source}: column {column!r} is numeric; {value!r} is not a number") from None
 
@@ -74,28 +77,43 @@ class Runs:
 
     def require(
         self,
-        columns: tuple[str, ...],
+        name: str,
         valid: Callable[[np.ndarray], np.ndarray] = lambda values: values > 0,
         expected: str = "a finite number above zero",
     ) -> None:
-        """Check that the columns are there and hold finite numbers that `valid` accepts (`expected` in words).
+        """Check that a column is there and holds finite numbers that `valid` accepts (`expected` in words).
 
         Raises UserError that names the first broken row by its line.
         """
-        for name in columns:
-            values = self[name]
-            if values.dtype == object:
-                raise UserError(f"{self.source}: column {name!r} is text; expected numbers")
-            with np.errstate(invalid="ignore"):
-                good = np.isfinite(values) & valid(values)
-            if not good.all():
-                row = int(np.argmin(good))
-                others = int((~good).sum()) - 1
-                more = f" (and {others} more {'rows' if others > 1 else 'row'} like it)" if others else ""
-                raise UserError(
-                    f"{self.source}, {self.place} {self.lines[row]}: {name} is {values[row]:g}; "
-                    f"expected {expected}{more}"
-                )
+        values = self[name]
+        if values.dtype == object:
+            raise UserError(f"{self.source}: column {name!r} is text; expected numbers")
+        with np.errstate(invalid="ignore"):
+            good = np.isfinite(values) & valid(values)
+        if not good.all():
+            row = int(np.argmin(good))
+            others = int((~good).sum()) - 1
+            more = f" (and {others} more {'rows' if others > 1 else 'row'} like it)" if others else ""
+            raise UserError(f"{self.locate(row)}: {name} is {values[row]:g}; expected {expected}{more}")
+
+    def locate(self, row: int) -> str:
+        """Return the source and line of a row, for messages."""
+        return f"{self.source}, {self.place} {self.lines[row]}"
+
+
+def common_length(source: str, columns: dict[str, Any]) -> int:
+    """Return the length of all columns; raises UserError when they differ."""
+    sizes = {len(values) for values in columns.values()}
+    if len(sizes) > 1:
+        raise UserError(f"{source}: columns of lengths {sorted(sizes)}; expected one length for all")
+    return sizes.pop() if sizes else 0
+
+
+def _equal(cell: str, text: str) -> bool:
+    try:
+        return cell == text or float(cell) == float(text)
+    except ValueError:
+        return False
 
 
 def _column(values: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""CSV and parquet files, run folders and tables in memory as cells of text."""
+"""CSV and parquet files, run folders and tables in memory as columns of text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from hybridtron.config.nearest import nearest
 from hybridtron.errors import UserError
-from hybridtron.laws.data.cells import Cells
+from hybridtron.laws.data.runs import Runs, common_length
 
 MISSING = ("None", "nan", "NaN", "<NA>", "NaT")  # how tables in memory print a cell that is empty
 
@@ -21,29 +21,34 @@ def source_name(source: Any) -> str:
     return str(source) if isinstance(source, str | Path) else getattr(source, "source", "data")
 
 
-def read_cells(source: Any, context: int | None) -> Cells:
-    """Read a file, a run folder, a folder of run folders, or a table in memory.
+def read_text(source: Any, context: int | None) -> Runs:
+    """Read the text of a file, a run folder, a folder of run folders, or a table in memory.
 
     `context` is the sequence length at which the state of run folders is counted. Raises UserError.
     """
     if not isinstance(source, str | Path):
-        cells = read_table(source)
+        runs = read_table(source)
     elif (path := Path(source)).is_dir():
         from hybridtron.laws.data.run_folders import read_run_folders  # needs torch
 
         return read_run_folders(path, context)
     elif path.is_file():
-        cells = _read_parquet(path) if _is_parquet(path) else _read_csv(path)
+        runs = _read_parquet(path) if _is_parquet(path) else _read_csv(path)
     else:
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         close = nearest(path.name, beside)
         raise UserError(f"{path}: no such file or folder" + (f" (nearest: {close})" if close else ""))
-    if not cells.lines:
-        raise UserError(f"{cells.source}: no rows; expected a header and at least one run")
-    return cells
+    if not len(runs):
+        raise UserError(f"{runs.source}: no rows; expected a header and at least one run")
+    return runs
 
 
-def read_table(table: Any, source: str | None = None) -> Cells:
+def text_columns(rows: Mapping[Any, list[str]]) -> dict[str, np.ndarray]:
+    """Return columns of text as arrays of str objects."""
+    return {str(name): np.array(cells, dtype=object) for name, cells in rows.items()}
+
+
+def read_table(table: Any, source: str | None = None) -> Runs:
     """Read a mapping of names to arrays, or a data frame: `table.columns` are its names, `table[name]` is a column."""
     source = source or source_name(table)
     if hasattr(table, "to_pydict"):  # pyarrow, whose `columns` are arrays
@@ -54,11 +59,8 @@ def read_table(table: Any, source: str | None = None) -> Cells:
             "of a CSV file, a parquet file or a run folder"
         )
     names = list(table if isinstance(table, Mapping) else table.columns)
-    columns = {str(name): [_text(value) for value in _values(source, name, table[name])] for name in names}
-    sizes = {len(cells) for cells in columns.values()}
-    if len(sizes) > 1:
-        raise UserError(f"{source}: columns of lengths {sorted(sizes)}; expected one length for all")
-    return Cells(columns, list(range(1, (sizes or {0}).pop() + 1)), source, place="row")
+    columns = text_columns({name: [_text(value) for value in _values(source, name, table[name])] for name in names})
+    return Runs(columns, np.arange(1, common_length(source, columns) + 1), source, place="row")
 
 
 def _values(source: str, name: Any, column: Any) -> list[Any]:
@@ -73,7 +75,7 @@ def _text(value: Any) -> str:
     return "" if text in MISSING and not isinstance(value, str) else text
 
 
-def _read_csv(path: Path) -> Cells:
+def _read_csv(path: Path) -> Runs:
     """Read comma-separated text, or tab-separated in a .tsv file, with a header; blank lines are passed over."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -99,7 +101,8 @@ def _read_csv(path: Path) -> Cells:
         raise UserError(f"{path}: {error}; expected comma-separated text in UTF-8, or a .parquet file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return Cells({name: [row[i] for row in rows] for i, name in enumerate(header)}, lines, str(path))
+    columns = text_columns({name: [row[i] for row in rows] for i, name in enumerate(header)})
+    return Runs(columns, np.array(lines), str(path))
 
 
 def _is_parquet(path: Path) -> bool:
@@ -111,7 +114,7 @@ def _is_parquet(path: Path) -> bool:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _read_parquet(path: Path) -> Cells:
+def _read_parquet(path: Path) -> Runs:
     try:
         import pyarrow
         import pyarrow.parquet

@@ -139,7 +139,6 @@ class Law:
         optional_columns: canonical columns that are used when they are there.
         options: name of each option of this law, with its default and its meaning.
         ignores: settings that mean nothing to this law; a warning says so when one is given.
-        positive: columns whose values must be greater than zero.
     """
 
     name: str
@@ -150,8 +149,6 @@ class Law:
     optional_columns: tuple[str, ...] = ()
     options: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
     ignores: tuple[str, ...] = ()
-    positive: tuple[str, ...] = ("n_params", "tokens", "flops", "loss", "M", "total_state", "error", "width", "depth",
-                                 "learning_rate")  # fmt: skip
 
 
 def record(settings: Settings, **more: Any) -> dict[str, Any]:

@@ -220,6 +220,5 @@ LAW = Law(
     optional_columns=("arch",),
     parameters=("spearman", "pearson", "p"),
     fit=fit,
-    positive=("loss",),
     ignores=("delta", "holdout", "bootstrap"),
 )

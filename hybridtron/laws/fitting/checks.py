@@ -6,6 +6,8 @@ import numpy as np
 
 from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
+from hybridtron.laws.data.columns import missing_columns
+from hybridtron.laws.data.read import RANGES
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Law, Settings
 
@@ -25,12 +27,11 @@ def check(law: Law, runs: Runs, settings: Settings) -> None:
         raise UserError(f"{runs.source}: no rows to fit; expected at least one (does a filter match nothing?)")
     if settings.group is not None:
         runs[settings.group]  # raises with the nearest names
-    present = tuple(name for name in law.optional_columns if name in runs and runs[name].dtype != object)
-    for name in (*law.columns, *present):
-        if name == "arch":
-            runs[name]
-        else:
-            runs.require((name,), *(() if name in law.positive else (np.isfinite, "a finite number")))
+    if missing := [name for name in law.columns if name not in runs]:
+        raise missing_columns(missing, runs.columns, runs.source)
+    for name in (*law.columns, *law.optional_columns):
+        if name in law.columns or (name in runs and runs[name].dtype != object):
+            runs.require(name, *(RANGES[name] if name == "score" else ()))
     if settings.delta is not None and not settings.delta > 0:
         raise UserError(f"delta is {settings.delta:g}; expected a threshold above zero")
 

@@ -38,36 +38,36 @@ def refusal(*arguments, **keywords) -> str:
 
 
 def test_columns_are_numbers_where_all_cells_are_and_text_elsewhere():
-    runs = read_runs([DATA / "gadre_overtraining.csv"], ("n_params",)).runs
+    runs = read_runs([DATA / "gadre_overtraining.csv"], ("n_params",))
     assert runs["n_params"].dtype == np.float64
     assert runs["train_set"][0] == "redpajama"
 
 
 def test_names_of_architectures_are_text_also_where_they_look_like_numbers():
-    runs = read_runs([DATA / "gemstones.csv"], NEEDED, ("arch",), columns={"arch": "depth"}, group="run").runs
+    runs = read_runs([DATA / "gemstones.csv"], NEEDED, ("arch",), columns={"arch": "depth"}, group="run")
     assert set(runs["arch"]) > {"12", "28"}
 
 
 def test_lines_are_those_of_the_file_whatever_is_filtered_or_blank(table):
     file = table("1e6,1e7,4.0", "", "2e6,2e7,3.5", "3e6,3e7,3.0")
-    runs = read_runs([file], NEEDED, where=[("n_params", "3000000")]).runs
+    runs = read_runs([file], NEEDED, where=[("n_params", "3000000")])
     assert list(runs.lines) == [5]
 
 
 def test_usual_names_of_columns_are_understood_and_noted(table):
     reading = read_runs([table("1e6,1e7,4.0", header="params,D,val_loss")], NEEDED)
-    assert [reading.runs[name][0] for name in NEEDED] == [1e6, 1e7, 4.0]
+    assert [reading[name][0] for name in NEEDED] == [1e6, 1e7, 4.0]
     assert reading.notes == ("n_params is column params", "tokens is column D", "loss is column val_loss")
 
 
 def test_letter_case_and_marks_of_a_name_do_not_matter(table):
     file = table("1e6,1e7,4.0,5.0", header="N_Params,Tokens,Loss,val_loss")
-    assert [read_runs([file], NEEDED).runs[name][0] for name in NEEDED] == [1e6, 1e7, 4.0]
+    assert [read_runs([file], NEEDED)[name][0] for name in NEEDED] == [1e6, 1e7, 4.0]
 
 
 def test_a_chosen_column_wins_over_the_usual_name(table):
     file = table("1e6,1e7,4.0,5.0", header="n_params,tokens,loss,loss_c4")
-    assert read_runs([file], NEEDED, columns={"loss": "loss_c4"}).runs["loss"][0] == 5.0
+    assert read_runs([file], NEEDED, columns={"loss": "loss_c4"})["loss"][0] == 5.0
 
 
 @pytest.mark.parametrize(
@@ -81,33 +81,33 @@ def test_a_chosen_column_wins_over_the_usual_name(table):
 )
 def test_a_missing_column_is_derived_and_the_formula_noted(table, header, line, needed, expected):
     reading = read_runs([table(line, header=header)], (needed,))
-    assert reading.runs[needed][0] == pytest.approx(expected)
+    assert reading[needed][0] == pytest.approx(expected)
     assert reading.notes[0].startswith(f"{needed} = ")
 
 
 def test_several_files_become_one_table(table):
     first, second = table("1e6,1e7,4.0", name="a.csv"), table("2e6,2e7,3.0", name="b.csv")
-    runs = read_runs([first, second], NEEDED).runs
+    runs = read_runs([first, second], NEEDED)
     assert list(runs["loss"]) == [4.0, 3.0]
     assert runs.source == f"{first} and 1 more"
 
 
 def test_filters_are_applied_before_anything_is_checked(table):
     file = table("1e6,1e7,4.0,1", "2e6,2e7,diverged,0", header="n_params,tokens,loss,keep")
-    assert len(read_runs([file], NEEDED, where=[("keep", "1")]).runs) == 1
+    assert len(read_runs([file], NEEDED, where=[("keep", "1")])) == 1
 
 
 def test_every_shared_file_is_read():
     for file in sorted(DATA.glob("*.csv")):
-        assert len(read_runs([file], ()).runs) == len(file.read_text().splitlines()) - 1
+        assert len(read_runs([file], ())) == len(file.read_text().splitlines()) - 1
 
 
 def test_parquet_gives_what_csv_gives(tmp_path):
     source = DATA / "gadre_overtraining.csv"
-    one = read_runs([source], ("n_params", "tokens")).runs
+    one = read_runs([source], ("n_params", "tokens"))
     for name in ("runs.parquet", "runs.pq", "part-0000"):
         parquet.write_table(csv.read_csv(source), tmp_path / name)
-        two = read_runs([tmp_path / name], ("n_params", "tokens")).runs
+        two = read_runs([tmp_path / name], ("n_params", "tokens"))
         for column in one.columns:
             np.testing.assert_array_equal(one[column], two[column])
 
@@ -149,7 +149,7 @@ def test_an_optional_column_that_is_there_must_be_whole(table):
     file = table("7B,1e7,4.0")
     assert "line 2: n_params is '7B'; expected a number" in refusal([file], ("loss",), ("n_params", "tokens"))
     assert "line 2: n_params is '7B'; expected a number" in refusal([file], ("loss",), ("M",))
-    assert len(read_runs([file], ("loss",), ("tokens",)).runs) == 1
+    assert len(read_runs([file], ("loss",), ("tokens",))) == 1
 
 
 def test_the_error_column_is_a_share(table):
@@ -161,7 +161,7 @@ def test_the_error_column_is_a_share(table):
 
 def test_columns_that_the_law_does_not_use_may_be_broken(table):
     file = table("1e6,1e7,4.0,", "2e6,2e7,3.9,-1", header="n_params,tokens,loss,note")
-    assert len(read_runs([file], NEEDED).runs) == 2
+    assert len(read_runs([file], NEEDED)) == 2
 
 
 def test_a_missing_column_comes_with_the_nearest_names_and_the_setting():

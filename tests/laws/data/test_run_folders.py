@@ -32,7 +32,7 @@ def run_folder(tmp_path):
 
 def test_a_finished_run_gives_its_account_and_its_held_out_loss(run_folder):
     path, config = run_folder("a", {"step": 20, "tokens": 2560, "loss": 4.1, "valid_loss": 4.2})
-    runs, account = read_runs([path], NEEDED).runs, describe(config.model, 32).as_json()
+    runs, account = read_runs([path], NEEDED), describe(config.model, 32).as_json()
     assert runs["n_params"][0] == account["parameters"]["total"]
     assert runs["flops"][0] == account["flops_per_token"]["training"] * 2560
     assert runs["total_state"][0] == account["state_size"]
@@ -43,7 +43,7 @@ def test_a_finished_run_gives_its_account_and_its_held_out_loss(run_folder):
 def test_a_folder_of_runs_gives_one_row_each(run_folder):
     path, _ = run_folder("a", {"tokens": 100, "valid_loss": 4.2})
     run_folder("b", {"tokens": 200, "valid_loss": 4.0}, hidden_size=64)
-    runs = read_runs([path.parent], NEEDED).runs
+    runs = read_runs([path.parent], NEEDED)
     assert list(runs["run"]) == ["a", "b"]
     assert runs["n_params"][1] > runs["n_params"][0]
 
@@ -51,8 +51,8 @@ def test_a_folder_of_runs_gives_one_row_each(run_folder):
 def test_the_context_of_attentions_state_is_declared(run_folder):
     path, config = run_folder("a", {"tokens": 100, "valid_loss": 4.2})
     own, longer = read_runs([path], NEEDED), read_runs([path], NEEDED, context=4096)
-    assert longer.runs["total_state"][0] == describe(config.model, 4096).state_size > own.runs["total_state"][0]
-    assert longer.runs["flops"][0] == own.runs["flops"][0]
+    assert longer["total_state"][0] == describe(config.model, 4096).state_size > own["total_state"][0]
+    assert longer["flops"][0] == own["flops"][0]
     assert "state of run folders is counted at each run's seq_len" in own.notes
     assert "state of run folders is counted at a context of 4096 tokens" in longer.notes
 
@@ -62,7 +62,7 @@ def test_an_unfinished_run_stands_where_its_last_row_is(run_folder):
     with (path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "tok')
     reading = read_runs([path], NEEDED)
-    assert (reading.runs["tokens"][0], reading.runs["loss"][0]) == (128, 4.5)
+    assert (reading["tokens"][0], reading["loss"][0]) == (128, 4.5)
     assert [warning.split(":")[0] for warning in reading.warnings] == ["unfinished", "training loss"]
 
 
