@@ -82,7 +82,7 @@ def _add_fit_options(parser: argparse.ArgumentParser, law: Law) -> None:
     help_context = "context length at which attention's state is (run folders) or was (tables) counted"
     add("--context", type=int, metavar="TOKENS", help=help_context)
     add("--json", action="store_true", help="print fit.json instead of a summary")
-    for name, (default, meaning) in law.options.items():
+    for name, (default, meaning, *_) in law.options.items():
         if name != "context":
             kind = type(default) if isinstance(default, int | float) else str
             add(f"--{name.replace('_', '-')}", default=default, type=kind, metavar="X", help=meaning)

@@ -10,7 +10,8 @@ from hybridtron.errors import UserError
 
 FLOPS_PER_PARAMETER_TOKEN = 6.0  # training FLOPs of a dense model, C = 6 N D (Kaplan et al. 2020, section 2.1)
 FAR = 10.0
-_MEANING = {"N": "parameters", "D": "tokens", "C": "training FLOPs", "M": "tokens per parameter"}
+# parameters N, tokens D, training FLOPs C and tokens per parameter M: log = first * log N + second * log D + third
+_LOGARITHMS = {"N": (1, 0, 0), "D": (0, 1, 0), "C": (1, 1, np.log(FLOPS_PER_PARAMETER_TOKEN)), "M": (-1, 1, 0)}
 
 
 def complete(point: Mapping[str, float], law: str) -> dict[str, float]:
@@ -20,7 +21,7 @@ def complete(point: Mapping[str, float], law: str) -> dict[str, float]:
     """
     text = ",".join(f"{name}={value:g}" for name, value in point.items())
     for name, value in point.items():
-        if name not in _MEANING:
+        if name not in _LOGARITHMS:
             raise UserError(f"predict = {text}: {law} does not know {name!r}; expected two of N, D, C, M, or C alone")
         if not (np.isfinite(value) and value > 0):
             raise UserError(f"predict = {text}: {name} is {value:g}; expected a number above zero")
@@ -29,19 +30,10 @@ def complete(point: Mapping[str, float], law: str) -> dict[str, float]:
         return known
     if len(known) != 2:
         raise UserError(f"predict = {text}: expected two of N, D, C, M, or C alone")
-    six = FLOPS_PER_PARAMETER_TOKEN
-    if "N" in known and "D" in known:
-        n, d = known["N"], known["D"]
-    elif "N" in known:
-        n = known["N"]
-        d = n * known["M"] if "M" in known else known["C"] / (six * n)
-    elif "D" in known:
-        d = known["D"]
-        n = d / known["M"] if "M" in known else known["C"] / (six * d)
-    else:
-        n = (known["C"] / (six * known["M"])) ** 0.5
-        d = n * known["M"]
-    return {"N": n, "D": d, "C": six * n * d, "M": d / n}
+    equations = np.array([_LOGARITHMS[name] for name in known])
+    n, d = np.exp(np.linalg.solve(equations[:, :2], np.log(list(known.values())) - equations[:, 2])).tolist()
+    n, d = known.get("N", n), known.get("D", d)
+    return {"N": n, "D": d, "C": FLOPS_PER_PARAMETER_TOKEN * n * d, "M": d / n}
 
 
 def extrapolation_warnings(values: Mapping[str, float], data: Mapping[str, np.ndarray]) -> list[str]:

@@ -81,8 +81,6 @@ def fit(runs: Runs, settings: Settings) -> Fit:
     """Fit the law; see `LAW` for columns and options."""
     delta = math.inf if settings.delta is None else settings.delta
     chosen = settings.options.get("loss_law", "parametric")
-    if chosen not in ("parametric", "overtraining"):
-        raise UserError(f"option loss_law={chosen!r}; expected parametric or overtraining")
     chain = None
     if any("L" not in point for point in settings.predict):
         if "n_params" not in runs or "tokens" not in runs:
@@ -201,7 +199,11 @@ LAW = Law(
     parameters=("epsilon", "k", "gamma"),
     fit=fit,
     options={
-        "loss_law": ("parametric", "law that turns N and D into loss for predictions: parametric or overtraining"),
+        "loss_law": (
+            "parametric",
+            "law that turns N and D into loss for predictions: parametric or overtraining",
+            ("parametric", "overtraining"),
+        ),
         "outliers": OUTLIERS,
     },
 )

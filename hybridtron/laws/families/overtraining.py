@@ -51,8 +51,6 @@ def fit(runs: Runs, settings: Settings) -> Fit:
     """Fit the law; see `LAW` for columns and options."""
     delta = math.inf if settings.delta is None else settings.delta
     residual = settings.options.get("residual", "loss")
-    if residual not in ("loss", "log"):
-        raise UserError(f"option residual={residual!r}; expected loss or log")
 
     def make(part: Runs, delta: float) -> Curve:
         return build(part, delta, residual == "log")
@@ -160,7 +158,7 @@ LAW = Law(
     parameters=(*POWERS.sizes, *POWERS.exponents),
     fit=fit,
     options={
-        "residual": ("loss", "whether the error of the loss or of its log is minimised: loss or log"),
+        "residual": ("loss", "whether the error of the loss or of its log is minimised: loss or log", ("loss", "log")),
         "outliers": OUTLIERS,
     },
 )

@@ -75,8 +75,6 @@ def fit(runs: Runs, settings: Settings) -> Fit:
     """Fit the law; see `LAW` for columns and options."""
     delta = DELTA if settings.delta is None else settings.delta
     choice = settings.options.get("architectures", "pool")
-    if choice not in ("pool", "offset"):
-        raise UserError(f"option architectures={choice!r}; expected pool or offset")
     flops = points.FLOPS_PER_PARAMETER_TOKEN * runs["n_params"] * runs["tokens"]
     data = {"N": runs["n_params"], "D": runs["tokens"], "C": flops}
 
@@ -202,7 +200,11 @@ LAW = Law(
     parameters=(*POWERS.sizes, *POWERS.exponents),
     fit=fit,
     options={
-        "architectures": ("pool", "pool fits all runs together; offset also fits one E, A, B for each architecture"),
+        "architectures": (
+            "pool",
+            "pool fits all runs together; offset also fits one E, A, B for each architecture",
+            ("pool", "offset"),
+        ),
         "outliers": OUTLIERS,
     },
 )

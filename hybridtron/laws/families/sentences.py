@@ -9,7 +9,6 @@ from typing import Any
 from markupsafe import Markup
 
 from hybridtron.laws.families.law import Settings
-from hybridtron.reporting.numbers import interval, significant
 from hybridtron.reporting.page import render
 
 
@@ -23,16 +22,6 @@ def verdict(
     spans: Mapping[str, Any] = defaultdict(lambda: None, intervals or {})
     text = Markup(render(__package__, f"{law}.txt.j2", p=parameters, spans=spans, **facts)).unescape()
     return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def predicted(point: Mapping[str, Any]) -> str:
-    """Return the numbers of a prediction, each with its interval where it has one: N 7e+10, loss 1.97 (1.95 to 2)."""
-    words = []
-    for name, value in point.items():
-        if isinstance(value, float):
-            span = point.get(f"{name}_interval")
-            words.append(f"{name} {significant(value)}" + (f" ({interval(span)})" if span else ""))
-    return ", ".join(words)
 
 
 def moves(

@@ -19,6 +19,10 @@ def check(law: Law, runs: Runs, settings: Settings) -> None:
     for option in settings.options:
         if option not in law.options:
             raise UserError(f"law {law.name}: no option {option!r}; expected {one_of(option, law.options)}")
+        _, _, *choices = law.options[option]
+        if choices and settings.options[option] not in choices[0]:
+            value = settings.options[option]
+            raise UserError(f"{option} = {value}: expected {one_of(value, choices[0])}")
     for name, least in (("bootstrap", 0), ("seed", 0), ("jobs", 1), ("holdout", 0)):
         value = getattr(settings, name)
         if not (isinstance(value, int | np.integer) and value >= least) and (name, value) != ("holdout", None):

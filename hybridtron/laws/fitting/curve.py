@@ -14,7 +14,6 @@ from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Series, Settings, record
 from hybridtron.laws.families.sentences import moves, not_held_out, verdict
 from hybridtron.laws.fitting import bootstrap
-from hybridtron.laws.fitting.identify import free_parameters
 from hybridtron.laws.fitting.optimize import Array, Optimum, Problem, quick_search, refine, search
 from hybridtron.laws.fitting.power import held_out
 
@@ -103,6 +102,7 @@ class CurveFit:
 
 OUTLIERS = (None, "column that flags outliers, to report how far the answer moves without them")
 Build = Callable[[Runs, float], Curve]
+_FREE = 1e-13  # of the largest eigenvalue: below, the curve does not feel a direction
 _ROUNDING = 1e-20  # squared relative residual that is nothing but rounding
 
 
@@ -136,9 +136,27 @@ def fit_curve(build: Build, runs: Runs, settings: Settings, delta: float) -> Cur
 def _undetermined(curve: Curve, theta: Array) -> str | None:
     """Return why there are no intervals although there are runs enough."""
     why = curve.undetermined
-    if why is None and (free := free_parameters(curve.problem.jacobian(theta[None])[1][0], theta, curve.public)):
+    if why is None and (free := _free_parameters(curve.problem.jacobian(theta[None])[1][0], theta, curve.public)):
         why = f"these rows leave {', '.join(free)} free to trade against each other"
     return None if why is None else f"not identified: no intervals, {why}"
+
+
+def _free_parameters(jacobian: Array, theta: Array, public: Callable[[Array], dict[str, Array]]) -> list[str]:
+    """Name the public parameters that can be traded against each other without any change of the curve.
+
+    Args:
+        jacobian: derivatives of the curve at the rows, [p, n].
+        theta: fitted coordinates, [p].
+        public: coordinates [k, p] -> public parameters, each [k].
+    """
+    size = np.linalg.norm(jacobian, axis=1)
+    unit = np.where(size > 0, size, 1.0)[:, None]
+    values, directions = np.linalg.eigh((jacobian / unit) @ (jacobian / unit).T)
+    free = directions[:, values < _FREE * values.max()] / unit  # [p, free directions]
+    if not free.size:
+        return []
+    before, after = public(theta[None]), public(theta + 1e-4 * (free / np.abs(free).max(axis=0)).T)
+    return [name for name, value in before.items() if (np.abs(after[name] - value) > 1e-8 * np.abs(value)).any()]
 
 
 def robust_deviation(residual: Array) -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,8 +71,12 @@ class Optimum:
 
 def objective(problem: Problem, theta: Array, weights: Array | None = None) -> Array:
     """Sum Huber's function over points for each parameter vector; theta [k, p], weights [k, n] -> [k]."""
-    loss = huber(problem.delta, problem.predict(theta, slice(None)) - problem.target)
-    return (loss if weights is None else loss * weights).sum(axis=1)
+    return _total(problem.predict(theta, slice(None)) - problem.target, weights, problem.delta)
+
+
+def _total(residual: Array, weights: Array | None, delta: float) -> Array:
+    loss = huber(delta, residual)
+    return np.asarray((loss if weights is None else loss * weights).sum(axis=1))
 
 
 def gradient(problem: Problem, theta: Array) -> tuple[Array, Array]:
@@ -89,9 +93,8 @@ def screen(problem: Problem, starts: Array, keep: int) -> Array:
     points = np.unique(np.linspace(0, n - 1, min(n, _SCREEN_POINTS)).round().astype(np.intp))
     target = problem.target[points]
     with np.errstate(all="ignore"):
-        score = np.concatenate(
-            [np.abs(problem.predict(part, points) - target).sum(axis=1) for part in _parts(starts, 512)]
-        )
+        parts = np.array_split(starts, 1 + len(starts) // 512)
+        score = np.concatenate([np.abs(problem.predict(part, points) - target).sum(axis=1) for part in parts])
     score[~np.isfinite(score)] = np.inf
     return starts[np.argsort(score, kind="stable")[:keep]]
 
@@ -132,7 +135,7 @@ def second_route(problem: Problem, seed: int) -> tuple[Array, float]:
     for start in screen(problem, draws, 2):
         stages = [delta for delta in (64 * problem.delta, 8 * problem.delta, problem.delta) if math.isfinite(delta)]
         for delta in stages or [math.inf]:
-            stage = Problem(problem.predict, problem.jacobian, problem.target, delta, problem.lower, problem.upper)
+            stage = replace(problem, delta=delta)
             unit = max(abs(float(objective(stage, start[None])[0])), 1e-300)
 
             def scaled(x: Array, stage: Problem = stage, unit: float = unit) -> tuple[float, Array]:
@@ -183,7 +186,7 @@ def _newton(
     settled_steps = np.zeros(k, dtype=int)
     value, jacobian = problem.jacobian(theta)
     residual = value - problem.target
-    cost = _cost(residual, weights, delta)
+    cost = np.nan_to_num(_total(residual, weights, delta), nan=math.inf)
     result, final = theta.copy(), cost.copy()
     for _ in range(iterations):
         point_weights = None if weights is None else weights[active]
@@ -192,7 +195,7 @@ def _newton(
         with np.errstate(all="ignore"):
             trial_value, trial_jacobian = problem.jacobian(trial)
             trial_residual = trial_value - problem.target
-            trial_cost = _cost(trial_residual, point_weights, delta)
+            trial_cost = np.nan_to_num(_total(trial_residual, point_weights, delta), nan=math.inf)
         better = trial_cost < cost
         settled = cost - trial_cost < tolerance * cost
         settled_steps = np.where(settled, settled_steps + 1, 0)
@@ -211,21 +214,10 @@ def _newton(
     return result, final
 
 
-def _cost(residual: Array, weights: Array | None, delta: float) -> Array:
-    loss = huber(delta, residual)
-    total = (loss if weights is None else loss * weights).sum(axis=1)
-    return np.where(np.isfinite(total), total, np.inf)
-
-
 def _step(
-    theta: Array,
-    residual: Array,
-    jacobian: Array,
-    weights: Array | None,
-    delta: float,
-    damping: Array,
+    theta: Array, residual: Array, jacobian: Array, weights: Array | None, delta: float, damping: Array,
     problem: Problem,
-) -> Array:
+) -> Array:  # fmt: skip
     size = np.abs(residual)
     reweight = np.ones_like(size) if math.isinf(delta) else delta / np.maximum(size, delta)
     inside = (size <= delta).astype(float)
@@ -251,7 +243,3 @@ def _step(
     step = -solved * unit
     longest = 0.5 * (problem.upper - problem.lower)
     return np.clip(np.nan_to_num(step), -longest, longest)
-
-
-def _parts(rows: Array, size: int) -> list[Array]:
-    return [rows[i : i + size] for i in range(0, len(rows), size)]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.console import Console
 
 from hybridtron.laws.families.law import Fit
-from hybridtron.laws.families.sentences import predicted
+from hybridtron.reporting.numbers import interval, significant
 from hybridtron.reporting.shown import show
 
 
@@ -16,6 +19,16 @@ def show_fit(result: Fit, console: Console) -> None:
     for name, value in result.parameters.items():
         low, high = (result.intervals or {}).get(name, (None, None))
         lines.append(f"  {name:8} {value:<12.6g}" + (f" 95 %: {low:.5g} to {high:.5g}" if low is not None else ""))
-    lines += ["  at " + predicted(point) for point in result.predictions]
+    lines += ["  at " + _predicted(point) for point in result.predictions]
     lines += [f"warning: {warning}" for warning in result.warnings]
     console.print("\n".join(lines), markup=False, soft_wrap=True)
+
+
+def _predicted(point: Mapping[str, Any]) -> str:
+    """Return the numbers of a prediction, each with its interval where it has one: N 7e+10, loss 1.97 (1.95 to 2)."""
+    words = []
+    for name, value in point.items():
+        if isinstance(value, float):
+            span = point.get(f"{name}_interval")
+            words.append(f"{name} {significant(value)}" + (f" ({interval(span)})" if span else ""))
+    return ", ".join(words)
