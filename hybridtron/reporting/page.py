@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -42,50 +42,35 @@ def raise_exponents(text: str) -> Markup:
 
 
 @cache
-def _environment(package: str) -> Environment:
+def environment(package: str) -> Environment:
+    """Return what renders the templates of a package, with those of this one and filters for numbers."""
     loaders = [PackageLoader(name) for name in dict.fromkeys((package, "hybridtron.reporting"))]
-    environment = Environment(
+    made = Environment(
         loader=ChoiceLoader(loaders), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     for name in ("decimal", "decimals", "duration", "grouped", "html_number", "interval", "plural", "significant"):
-        environment.filters[name] = getattr(numbers, name)
-    environment.filters |= {
-        "anchor": anchor,
-        "figure": figure,
-        "one_line": one_line,
-        "raise_exponents": raise_exponents,
-    }
-    environment.globals["version"] = hybridtron.__version__
-    return environment
+        made.filters[name] = getattr(numbers, name)
+    made.filters |= {function.__name__: function for function in (anchor, figure, one_line, raise_exponents)}
+    made.globals["version"] = hybridtron.__version__
+    return made
 
 
 def render(package: str, template: str, **content: Any) -> str:
     """Render a template of the package."""
-    return _environment(package).get_template(template).render(content)
+    return environment(package).get_template(template).render(content)
+
+
+def render_text(package: str, template: str, **content: Any) -> str:
+    """Render a template as plain text, for a terminal, without an empty line at its end."""
+    return Markup(render(package, template, **content)).unescape().rstrip("\n")
 
 
 def macros(package: str, template: str) -> Any:
     """Return a template's macros, which return Markup; `.unescape()` makes it plain text."""
-    return _environment(package).get_template(template).module
+    return environment(package).get_template(template).module
 
 
 blocks = macros("hybridtron.reporting", "blocks.html.j2")  # header, paragraph, listing, chip, code, ...
-
-
-def page(title: str, header: Markup, sections: Iterable[Markup], beside: str) -> str:
-    """Render the page. Leave out empty sections; `beside` names in the footer the files beside the page."""
-    content = {"title": title, "header": header, "sections": sections, "beside": beside}
-    return render("hybridtron.reporting", "page.html.j2", **content)
-
-
-def section(title: str, *body: Markup, note: str = "") -> Markup:
-    """Render blocks under a heading, whose words are the anchor; return nothing when all blocks are empty."""
-    return blocks.section(title, note, caller=lambda: join(body))
-
-
-def verdict(leads: Sequence[str], sentences: Sequence[str] = (), title: str = "", *body: Markup) -> Markup:
-    """Render the first section: the result in one or more sentences, a list of further ones, then other blocks."""
-    return blocks.verdict(leads, sentences, title, caller=lambda: join(body))
 
 
 def join(parts: Iterable[str], separator: str = "") -> Markup:

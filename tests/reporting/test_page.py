@@ -1,13 +1,25 @@
 import base64
 from html.parser import HTMLParser
 
-from markupsafe import Markup
-
 import hybridtron
-from hybridtron.reporting.page import blocks, figure, page, section
+from hybridtron.reporting.page import environment
 from hybridtron.reporting.pictures import new_figure, png
 
-HEADER = Markup("<header></header>")
+WHOLE = """
+{% extends "page.html.j2" %}
+{% from "blocks.html.j2" import paragraph, section %}
+{% block title %}{{ title }}{% endblock %}
+{% block content %}
+{% call section(heading, note) %}{{ paragraph("x") }}{{ picture | figure("a line") }}{% endcall %}
+{% call section("Empty", "a note") %} {{ paragraph("") }}{% endcall %}
+{% endblock %}
+{% block beside %}{{ beside }}{% endblock %}
+"""
+
+
+def page(title="t", heading="Plots", note="", beside="numbers beside"):
+    template = environment("hybridtron.reporting").from_string(WHOLE)
+    return template.render(title=title, heading=heading, note=note, beside=beside, picture=a_picture())
 
 
 class Reader(HTMLParser):
@@ -33,19 +45,18 @@ def a_picture():
 
 
 def test_a_page_holds_its_pictures_and_fetches_nothing():
-    text = page("t", HEADER, [section("Plots", figure(a_picture(), "a line"))], "numbers beside")
-    assert Reader(text).fetched == ["data:image/png;base64," + base64.b64encode(a_picture()).decode()]
+    assert Reader(page()).fetched == ["data:image/png;base64," + base64.b64encode(a_picture()).decode()]
 
 
 def test_titles_and_words_are_text_whatever_they_hold():
-    text = page("<b>", HEADER, [section("1 < 2", blocks.paragraph("x"), note="a & b")], "c > d")
-    said = Reader(text).said
+    said = Reader(page("<b>", "1 < 2", "a & b", "c > d")).said
     assert all(words in said for words in ("<b>", "1 < 2", "a & b", "c > d", hybridtron.__version__))
 
 
 def test_a_section_is_found_by_its_heading_and_is_left_out_when_empty():
-    assert Reader(section("Step 2: 8 layers", blocks.paragraph("x"))).anchors == ["step-2-8-layers"]
-    assert section("Empty", Markup(), note="a note") == ""
+    found = Reader(page(heading="Step 2: 8 layers"))
+    assert found.anchors == ["step-2-8-layers"]
+    assert "Empty" not in found.said
 
 
 def test_the_same_figure_is_the_same_bytes():

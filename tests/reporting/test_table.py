@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from hybridtron.reporting.page import blocks, join, page, section
+from hybridtron.reporting.page import environment, join
 from hybridtron.reporting.table import Column, Table, decimal_column, integer_column
 from hybridtron.reporting.values import html_values
 
@@ -35,10 +35,22 @@ class Nesting(HTMLParser):
             pass
 
 
+WHOLE = """
+{% extends "page.html.j2" %}
+{% from "blocks.html.j2" import folded, header, section %}
+{% block title %}{{ hostile }}{% endblock %}
+{% block content %}
+{{ header("", hostile) }}
+{% call section(hostile, hostile) %}{{ table }}{{ values }}{{ folded("all", table) }}{% endcall %}
+{% endblock %}
+{% block beside %}{{ hostile }}{% endblock %}
+"""
+
+
 def whole_page():
     values = {"a": {"b": 1, "c": [{"x": 1, "y": HOSTILE}, {"x": 2}]}, "long": list(range(20))}
-    body = [TABLE.to_html(), html_values(values), blocks.folded("all", TABLE.to_html())]
-    return page(HOSTILE, blocks.header("", HOSTILE), [section(HOSTILE, *body, note=HOSTILE)], HOSTILE)
+    template = environment("hybridtron.reporting").from_string(WHOLE)
+    return template.render(hostile=HOSTILE, table=TABLE, values=html_values(values))
 
 
 def test_every_table_of_a_page_scrolls_in_its_own_container():

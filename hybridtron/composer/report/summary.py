@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from markupsafe import Markup
 from rich.console import Console
 
 from hybridtron.composer.nas.progress import Progress
 from hybridtron.composer.report import tables
 from hybridtron.composer.report.outcome import Outcome, winner
 from hybridtron.pattern import Pattern
-from hybridtron.reporting.page import render
+from hybridtron.reporting.page import render_text
 from hybridtron.reporting.progress import ProgressView
 from hybridtron.reporting.shown import show
 
@@ -46,4 +45,4 @@ def show_outcome(outcome: Outcome, console: Console) -> None:
 
 def summary(outcome: Outcome) -> str:
     """Return the lines that a search prints at its end."""
-    return Markup(render(__package__, "summary.txt.j2", outcome=outcome, tables=tables)).unescape().rstrip("\n")
+    return render_text(__package__, "summary.txt.j2", outcome=outcome, tables=tables)

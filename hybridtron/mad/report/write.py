@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from markupsafe import Markup
 from rich.console import Console
 
 from hybridtron.errors import UserError
@@ -18,7 +17,7 @@ from hybridtron.mad.scoring.results import Row, read_rows
 from hybridtron.mad.scoring.score import Score
 from hybridtron.mad.training.presets import PRESETS
 from hybridtron.reporting.numbers import plural
-from hybridtron.reporting.page import render
+from hybridtron.reporting.page import render, render_text
 from hybridtron.reporting.publish import publish, require_usable
 from hybridtron.reporting.shown import show
 from hybridtron.reporting.table import terminal
@@ -72,7 +71,7 @@ def conditions(groups: Sequence[Comparison]) -> list[str]:
     """Return how the scores were obtained and which of them compare, in lines."""
     baseline = [name for name, preset in PRESETS.items() if preset.settings == "baseline"]
     content = {"groups": groups, "labels": labels, "setting_names": setting_names, "baseline_presets": baseline}
-    return Markup(render(__package__, "conditions.txt.j2", **content)).unescape().splitlines()
+    return render_text(__package__, "conditions.txt.j2", **content).splitlines()
 
 
 def print_scores(made: Sequence[Score], console: Console | None = None) -> None:
