@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from hybridtron.errors import UserError
 from hybridtron.files import DAMAGED, Line, append_rows, lock, open_rows, read_lines
@@ -24,15 +25,26 @@ _LOCK = ".lock"
 Row = dict[str, Any]
 Key = tuple[str, ...]
 
-_FIELDS: dict[str, type] = {
-    "architecture": str, "pattern": str, "fingerprint": str, "preset": str, "protocol": str, "accuracy": str,
-    "selected_on": str, "notes": list, "parameters": int, "state_size": int, "num_cells": int, "task": str,
-    "setting": dict, "seed": int, "steps": int, "stopped": str, "curve": list,
-}  # fmt: skip
-_COUNTS = ("parameters", "num_cells", "steps", "planned_steps", "batch_size")
-_NAMES = {str: "text", list: "list", int: "whole number", dict: "mapping"}
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Amount = Annotated[float, Field(ge=0)]
+_Count = Annotated[int, Field(ge=1)]
+# A point is a step, the training loss if it is finite, and both accuracies; JSON has a list.
+_Point = Annotated[tuple[int, _Amount | None, _Share, _Share], Field(strict=False)]
+_COLUMNS: dict[Any, tuple[str, ...]] = {
+    str: ("architecture", "pattern", "fingerprint", "preset", "protocol", "selected_on", "task", "stopped"),
+    Literal["micro", "macro"]: ("accuracy",),
+    list[str]: ("notes",),
+    int: ("state_size", "seed"),
+    _Count: ("parameters", "num_cells", "steps"),
+    _Amount: ("lr", "weight_decay"),
+    _Share: ("test_micro", "test_macro", "select_micro", "select_macro"),
+    Annotated[list[_Point], Field(min_length=1)]: ("curve",),
+    dict[str, Any]: ("setting",),
+}
+_FIELDS: dict[str, Any] = {name: (kind, ...) for kind, names in _COLUMNS.items() for name in names}
+_FIELDS |= dict.fromkeys(("planned_steps", "batch_size"), (_Count, 1))  # rows of the first versions have none
+_RowModel = create_model("_RowModel", __config__=ConfigDict(strict=True, allow_inf_nan=False), **_FIELDS)
 _KEY = ("fingerprint", "protocol", "task", "setting", "lr", "weight_decay", "seed")
-_ACCURACIES = ("test_micro", "test_macro", "select_micro", "select_macro")
 
 
 def key(row: Row) -> Key:
@@ -84,46 +96,16 @@ def _checked(row: Any) -> Row | str:
         return "no JSON"
     if not isinstance(row, dict):
         return "no row"
-    for name, kind in _FIELDS.items():
-        if name not in row:
-            return f"no {name}"
-        if not _is(kind, row[name]):
-            return f"{name} is no {_NAMES[kind]}"
     try:
-        setting = complete(row["task"], row["setting"])
+        _RowModel.model_validate(row)
+        is_whole = complete(row["task"], row["setting"]) == row["setting"]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = first["loc"][0]
+        return f"no {name}" if first["type"] == "missing" else f"{name} is not what training gives"
     except UserError as error:
         return str(error)
-    sound = {
-        "setting": setting == row["setting"],
-        "accuracy": row["accuracy"] in ("micro", "macro"),
-        "notes": all(_is(str, note) for note in row["notes"]),
-        **{name: name not in row or (_is(int, row[name]) and row[name] >= 1) for name in _COUNTS},
-        **{name: _is_number(row.get(name)) for name in ("lr", "weight_decay")},
-        **{name: _is_number(row.get(name), most=1) for name in _ACCURACIES},
-        "curve": row["curve"] and all(map(_is_point, row["curve"])),
-    }
-    wrong = next((name for name, is_so in sound.items() if not is_so), None)
-    return row if wrong is None else f"{wrong} is not what training gives"
-
-
-def _is(kind: type, value: object) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
-def _is_number(value: object, most: float = sys.float_info.max) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
-
-
-def _is_point(point: object) -> bool:
-    """Return whether a point of a curve is valid: step, training loss if it is finite, both accuracies."""
-    if not isinstance(point, list) or len(point) != 4:
-        return False
-    step, loss, *accuracies = point
-    return (
-        _is(int, step)
-        and (loss is None or _is_number(loss))
-        and all(_is_number(accuracy, most=1) for accuracy in accuracies)
-    )
+    return row if is_whole else "setting is not what training gives"
 
 
 @contextlib.contextmanager
