@@ -144,19 +144,12 @@ def leave_one_out(space: Space, finished: Sequence[Observation]) -> tuple[np.nda
     Rasmussen & Williams (2006), equations 5.12. Needs at least 3 observations.
     """
     import torch
+    from botorch.cross_validation import efficient_loo_cv
 
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with torch.enable_grad():
-            model = fit(space, finished)
-        model.train()
-        prior = model.likelihood(model(model.train_inputs[0]))
-        inverse = torch.linalg.inv(prior.covariance_matrix)
-        residual = model.train_targets - prior.mean
-        variance = 1 / inverse.diagonal()
-        mean = model.train_targets - (inverse @ residual) * variance
-        scale, centre = model.outcome_transform.stdvs.squeeze(), model.outcome_transform.means.squeeze()
-        return (mean * scale + centre).numpy(), (variance.sqrt() * scale).numpy()
+        posterior: Any = efficient_loo_cv(fit(space, finished)).posterior
+    return posterior.mean.detach().flatten().numpy(), posterior.variance.detach().sqrt().flatten().numpy()
 
 
 def _encode(space: Space, patterns: Sequence[Pattern]) -> torch.Tensor:

@@ -57,29 +57,23 @@ def elect(
     for position in range(space.layers):
         before = position if context == "all" else min(int(context), position)
         voters = [o for o in members if o.pattern[position - before : position] == chosen[position - before :]]
-        vote = _vote(space, voters, position, tuple(space.choices(chosen)))
-        votes.append(vote)
-        chosen = (*chosen, vote.chosen)
+        by_block = [[o.score for o in voters if o.pattern[position] == block] for block in range(len(space.blocks))]
+        counts = tuple(len(scores) for scores in by_block)
+        ranks = {
+            block: (counts[block], float(np.mean(by_block[block])) if by_block[block] else -np.inf, -block)
+            for block in space.choices(chosen)
+        }
+        winner = max(ranks, key=lambda block: ranks[block])
+        votes.append(Vote(counts, winner, sum(counts[block] == counts[winner] for block in ranks) > 1))
+        chosen = (*chosen, winner)
     return chosen, tuple(votes)
-
-
-def _vote(space: Space, voters: Sequence[Observation], position: int, allowed: Sequence[int]) -> Vote:
-    by_block = [[o.score for o in voters if o.pattern[position] == block] for block in range(len(space.blocks))]
-    counts = tuple(len(scores) for scores in by_block)
-
-    def rank(block: int) -> tuple[int, float, int]:
-        return counts[block], float(np.mean(by_block[block])) if by_block[block] else -np.inf, -block
-
-    winner = max(allowed, key=rank)
-    return Vote(counts, winner, sum(counts[block] == counts[winner] for block in allowed) > 1)
 
 
 def kmeans(values: Sequence[float], clusters: int) -> list[list[int]]:
     """Cluster values to the least squared distance from their means; return indices, the highest cluster first.
 
     Fewer clusters where there are fewer different values. Equal values are never divided. Dynamic programming over the
-    sorted values; the best start of the last cluster never moves left as values are added, so that halving finds all of
-    them in O(k n log n).
+    sorted values in O(k n^2).
     """
     order = np.argsort(np.asarray(values), kind="stable")
     different, starts, counts = np.unique(np.asarray(values, float)[order], return_index=True, return_counts=True)
@@ -89,28 +83,19 @@ def kmeans(values: Sequence[float], clusters: int) -> list[list[int]]:
     first = np.concatenate([[0.0], np.cumsum(counts * centred)])
     second = np.concatenate([[0.0], np.cumsum(counts * centred**2)])
 
-    def spreads(start: int, end: int, stop: int) -> np.ndarray:
-        """Return the squared distances of the clusters [start, stop), [start + 1, stop) ... [end - 1, stop)."""
-        total = first[stop] - first[start:end]
-        return second[stop] - second[start:end] - total**2 / (weight[stop] - weight[start:end])
+    def spreads(stop: int) -> np.ndarray:
+        """Return the squared distances of the clusters [0, stop), [1, stop) ... [stop - 1, stop)."""
+        total = first[stop] - first[:stop]
+        return second[stop] - second[:stop] - total**2 / (weight[stop] - weight[:stop])
 
     best = np.concatenate([[np.inf], second[1:] - first[1:] ** 2 / weight[1:]])  # of the first values, as one cluster
     cuts = [np.zeros(n + 1, int)]
     for parts in range(2, k + 1):
         divided, cut = np.full(n + 1, np.inf), np.zeros(n + 1, int)
-        lowest = parts if parts < k else n
-        ranges = [(lowest, n, parts - 1, n - 1)]  # stops, and the starts among which their best ones are
-        while ranges:
-            low, high, leftmost, rightmost = ranges.pop()
-            middle = (low + high) // 2
-            end = min(middle, rightmost + 1)
-            costs = best[leftmost:end] + spreads(leftmost, end, middle)
-            cut[middle] = start = leftmost + int(costs.argmin())
-            divided[middle] = costs[start - leftmost]
-            if low < middle:
-                ranges.append((low, middle - 1, leftmost, start))
-            if middle < high:
-                ranges.append((middle + 1, high, start, rightmost))
+        for stop in range(parts if parts < k else n, n + 1):
+            costs = best[:stop] + spreads(stop)
+            cut[stop] = costs.argmin()
+            divided[stop] = costs[cut[stop]]
         best = divided
         cuts.append(cut)
     groups, stop = [], n

@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, combinations
 
 import numpy as np
 
@@ -96,13 +96,9 @@ class Space:
             for block in range(len(self.blocks))
             if block != pattern[i] and i not in self.fixed
         ]
-        free = [i for i in range(self.layers) if i not in self.fixed]
-        for first, i in enumerate(free):
-            for j in free[first + 1 :]:
-                if pattern[i] != pattern[j]:
-                    swapped = list(pattern)
-                    swapped[i], swapped[j] = swapped[j], swapped[i]
-                    changed.append(tuple(swapped))
+        for i, j in combinations([i for i in range(self.layers) if i not in self.fixed], 2):
+            if pattern[i] != pattern[j]:
+                changed.append((*pattern[:i], pattern[j], *pattern[i + 1 : j], pattern[i], *pattern[j + 1 :]))
         return [candidate for candidate in dict.fromkeys(changed) if self._fits(candidate)]
 
     def _fits(self, pattern: Pattern) -> bool:
