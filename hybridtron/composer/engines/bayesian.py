@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from hybridtron.composer.engines.discrete import Engine, History, Observation, new_patterns
-from hybridtron.composer.nas.space import Pattern, Space, one_hot
+from hybridtron.composer.nas.space import Pattern, Space
 from hybridtron.errors import UserError
 
 if TYPE_CHECKING:
@@ -153,9 +153,10 @@ def leave_one_out(space: Space, finished: Sequence[Observation]) -> tuple[np.nda
 
 
 def _encode(space: Space, patterns: Sequence[Pattern]) -> torch.Tensor:
+    """Return one input for each layer and block: [patterns, layers x blocks]."""
     import torch
 
-    return torch.from_numpy(one_hot(patterns, len(space.blocks)))
+    return torch.nn.functional.one_hot(torch.tensor(patterns), len(space.blocks)).flatten(1).double()
 
 
 def _best(space: Space, patterns: Sequence[Pattern], acquisition: Any) -> tuple[Pattern, float]:

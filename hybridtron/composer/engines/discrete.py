@@ -110,17 +110,15 @@ class Evolution(Engine):
 
 def new_patterns(space: Space, known: set[Pattern], count: int, generator: np.random.Generator) -> list[Pattern]:
     """Draw unknown patterns uniformly; fewer than `count` only where no more exist."""
-    found: list[Pattern] = []
-    seen = set(known)
+    found: dict[Pattern, None] = {}
     for _ in range(DRAWS_PER_PATTERN * count):
         if len(found) == count:
-            return found
+            return list(found)
         pattern = space.draw(generator)
-        if pattern not in seen:
-            seen.add(pattern)
-            found.append(pattern)
-    if space.size <= len(seen) + 1_000_000:
-        rest = [pattern for pattern in space.enumerate() if pattern not in seen]
-        order = generator.permutation(len(rest))[: count - len(found)]
-        found += [rest[i] for i in order]
-    return found
+        if pattern not in known:
+            found[pattern] = None
+    rest: list[Pattern] = []
+    if space.size <= len(known) + len(found) + 1_000_000:
+        rest = [pattern for pattern in space.enumerate() if pattern not in known and pattern not in found]
+    order = generator.permutation(len(rest))[: count - len(found)]
+    return [*found, *(rest[i] for i in order)]

@@ -127,12 +127,6 @@ def _damage(row: Row, blocks: Sequence[str]) -> str | None:
     return None
 
 
-def vote(config: SearchConfig, step: Step) -> Aggregate:
-    """Aggregate the evaluations of the step, at least one, as the config says."""
-    rule = config.aggregator
-    return aggregate(step.space, step.finished, rule.clusters, rule.top, rule.context)
-
-
 def _finish(config: SearchConfig, step: Step, results: dict[Unit, Row]) -> None:
     """Fill in the step's observations and, once it is complete, its result."""
     for pattern in step.proposals:
@@ -146,6 +140,6 @@ def _finish(config: SearchConfig, step: Step, results: dict[Unit, Row]) -> None:
         error = stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0
         step.finished.append(Observation(pattern, fmean(scores), error))
     if step.finished and step.is_complete:
-        step.aggregate = vote(config, step)
+        step.aggregate = aggregate(step.space, step.finished, **dict(config.aggregator))
         best = max(step.finished, key=lambda o: o.score).pattern
         step.found = best if config.methodology.keep == "best" else step.aggregate.pattern

@@ -8,8 +8,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from hybridtron.composer.nas.aggregate import aggregate
 from hybridtron.composer.nas.config import SearchConfig
-from hybridtron.composer.nas.progress import Progress, read_progress, vote
+from hybridtron.composer.nas.progress import Progress, read_progress
 from hybridtron.composer.nas.store import EVALUATIONS, Store
 from hybridtron.composer.nas.worker import Search, prepare, work
 from hybridtron.composer.report import summary  # noqa: F401  # registers how an outcome is printed
@@ -62,7 +63,8 @@ def report_search(config: SearchConfig) -> tuple[Outcome, Path]:
             progress.steps.pop()
         if not progress.steps:
             raise UserError(f"search folder {folder}: no pattern has a score yet; expected at least one")
-        progress.steps[-1].aggregate = vote(config, progress.steps[-1])
+        step = progress.steps[-1]
+        step.aggregate = aggregate(step.space, step.finished, **dict(config.aggregator))
         return _write_page(prepared, store, progress)
 
 

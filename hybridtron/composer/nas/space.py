@@ -57,7 +57,8 @@ class Space:
         return tuple(self.blocks.index(name) for name in names)
 
     def allows(self, pattern: Pattern) -> bool:
-        return len(pattern) == self.layers and self.choices(pattern[:-1]).get(pattern[-1], 0) > 0
+        state = self._after(pattern) if len(pattern) == self.layers else None
+        return state is not None and self._may_end(state)
 
     def choices(self, prefix: Pattern) -> dict[int, int]:
         """Count, for each block that may follow the prefix, the patterns that then remain; empty for none."""
@@ -99,12 +100,7 @@ class Space:
         for i, j in combinations([i for i in range(self.layers) if i not in self.fixed], 2):
             if pattern[i] != pattern[j]:
                 changed.append((*pattern[:i], pattern[j], *pattern[i + 1 : j], pattern[i], *pattern[j + 1 :]))
-        return [candidate for candidate in dict.fromkeys(changed) if self._fits(candidate)]
-
-    def _fits(self, pattern: Pattern) -> bool:
-        """Return `allows` for a pattern of the right length, without counting the others."""
-        state = self._after(pattern)
-        return state is not None and self._completions(self.layers, state) > 0
+        return [candidate for candidate in dict.fromkeys(changed) if self.allows(candidate)]
 
     @property
     def _start(self) -> State:
@@ -204,8 +200,3 @@ class Space:
         if key not in self._memory:
             self._memory[key] = sum(count for count, _ in self._options(position, state).values())
         return self._memory[key]
-
-
-def one_hot(patterns: Sequence[Pattern], blocks: int) -> np.ndarray:
-    """Encode patterns for the surrogate: [n, layers x blocks]."""
-    return np.eye(blocks)[np.asarray(patterns, int)].reshape(len(patterns), -1)

@@ -115,13 +115,10 @@ class Store:
         """Return whether that worker still holds its lock."""
         if worker == self.worker:
             return True
-        try:
-            with self._worker_file(worker).open("r+") as file:
-                if not lock(file):
-                    return True
-                self._worker_file(worker).unlink(missing_ok=True)
-        except FileNotFoundError:
-            pass
+        with contextlib.suppress(FileNotFoundError), self._worker_file(worker).open("r+") as file:
+            if not lock(file):
+                return True
+            self._worker_file(worker).unlink(missing_ok=True)
         return False
 
 

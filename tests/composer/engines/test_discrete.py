@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hybridtron.composer.engines.bayesian import Bayesian, leave_one_out
+from hybridtron.composer.engines.bayesian import Bayesian, _encode, fit, leave_one_out
 from hybridtron.composer.engines.discrete import Evolution, Exhaustive, History, Observation, RandomSearch
 from hybridtron.composer.nas.closed_form import Chain
 from hybridtron.composer.nas.space import Space
@@ -121,8 +121,6 @@ def test_bayesian_search_beats_random_and_evolution_in_a_large_space():
 
 def test_leaving_one_out_is_what_it_says():
     """Against a process fitted to all and then conditioned on all but one, with the same hyperparameters."""
-    from hybridtron.composer.engines.bayesian import _encode, fit
-
     space, function = Space(("A", "M"), 6), Chain(6, 2, instance=0)
     seen = [Observation(p, function(p)) for p in list(space.enumerate())[::5]]
     mean, deviation = leave_one_out(space, seen)
@@ -141,3 +139,7 @@ def test_leaving_one_out_is_what_it_says():
             assert mean[i] == pytest.approx(float(prior + weights @ (y[rest] - prior)) * scale + centre, abs=1e-6)
             variance = covariance[i, i] + noise - weights @ covariance[rest, i]
             assert deviation[i] == pytest.approx(float(variance) ** 0.5 * scale, abs=1e-6)
+
+
+def test_the_surrogate_sees_one_input_for_each_layer_and_block():
+    assert _encode(Space(("A", "M", "S"), 2), [(0, 2), (1, 1)]).tolist() == [[1, 0, 0, 0, 0, 1], [0, 1, 0, 0, 1, 0]]

@@ -9,7 +9,7 @@ from itertools import groupby, pairwise, product
 import numpy as np
 import pytest
 
-from hybridtron.composer.nas.space import Space, one_hot
+from hybridtron.composer.nas.space import Space
 from hybridtron.errors import UserError
 
 BLOCKS = ("attn", "mlp", "mamba")
@@ -115,7 +115,3 @@ def test_states_are_no_more_than_foreseen(name):
 
 def test_constraints_may_leave_nothing():
     assert Space(BLOCKS, 4, at_most=dict.fromkeys(range(3), 1)).size == 0
-
-
-def test_the_surrogate_sees_one_input_for_each_layer_and_block():
-    assert one_hot([(0, 2), (1, 1)], 3).tolist() == [[1, 0, 0, 0, 0, 1], [0, 1, 0, 0, 1, 0]]
