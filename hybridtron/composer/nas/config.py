@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BeforeValidator,
     Field,
-    SerializeAsAny,
     field_validator,
     model_validator,
 )
 
 from hybridtron.composer.engines.bayesian import Bayesian
-from hybridtron.composer.engines.discrete import Engine, Evolution, Exhaustive, RandomSearch
+from hybridtron.composer.engines.discrete import Evolution, Exhaustive, RandomSearch
 from hybridtron.composer.nas.space import Space
 from hybridtron.config.nearest import one_of
-from hybridtron.config.schema import FolderName, Strict, dispatch, problem
+from hybridtron.config.schema import FolderName, Strict, problem
 
 FREE = "?"  # a position that is searched
 Count = Annotated[int, Field(ge=0)]
@@ -91,14 +89,6 @@ class SpaceConfig(Strict):
         )
 
 
-ENGINES: dict[str, type[Engine]] = {
-    "bayesian": Bayesian,
-    "evolution": Evolution,
-    "random": RandomSearch,
-    "exhaustive": Exhaustive,
-}
-
-
 class MethodologyConfig(Strict):
     """Whether all layers are searched at once, or some at a time around those already found."""
 
@@ -140,13 +130,7 @@ class CostConfig(Strict):
     seq_len: int | None = Field(None, ge=1, description="Tokens of a sequence; by default that config's.")
 
 
-class EvaluatorConfig(Strict):
-    """Base of every evaluator's config."""
-
-    type: str
-
-
-class FunctionConfig(EvaluatorConfig):
+class FunctionConfig(Strict):
     """A closed-form objective with a known optimum, to test engines: a random field with couplings of neighbours."""
 
     type: Literal["function"]
@@ -155,7 +139,7 @@ class FunctionConfig(EvaluatorConfig):
     noise: float = Field(0.0, ge=0, description="Standard deviation of what is added to a score, by pattern and seed.")
 
 
-class ShortRunConfig(EvaluatorConfig):
+class ShortRunConfig(Strict):
     """A short training run; the score is the negative held-out loss."""
 
     type: Literal["train"]
@@ -163,7 +147,7 @@ class ShortRunConfig(EvaluatorConfig):
     overrides: list[str] = Field([], description="Overrides of that config, such as train.steps=200.")
 
 
-class MADConfig(EvaluatorConfig):
+class MADConfig(Strict):
     """Mean test accuracy on MAD's token-manipulation tasks, trained as a preset of hybridtron.mad says."""
 
     type: Literal["mad"]
@@ -179,12 +163,6 @@ class MADConfig(EvaluatorConfig):
     )
 
 
-EVALUATORS: dict[str, type[EvaluatorConfig]] = {"function": FunctionConfig, "train": ShortRunConfig, "mad": MADConfig}
-
-AnyEngine = Annotated[SerializeAsAny[Engine], BeforeValidator(lambda value: dispatch(value, ENGINES))]
-AnyEvaluator = Annotated[SerializeAsAny[EvaluatorConfig], BeforeValidator(lambda value: dispatch(value, EVALUATORS))]
-
-
 class SearchConfig(Strict):
     """One search."""
 
@@ -196,8 +174,12 @@ class SearchConfig(Strict):
         ge=1, description="Patterns to evaluate, in each step of an incremental methodology; fewer where no more exist."
     )
     space: SpaceConfig
-    evaluator: AnyEvaluator
-    engine: AnyEngine
+    evaluator: FunctionConfig | ShortRunConfig | MADConfig = Field(
+        discriminator="type", description="What scores a pattern."
+    )
+    engine: Bayesian | Evolution | RandomSearch | Exhaustive = Field(
+        discriminator="type", description="What chooses the patterns to evaluate."
+    )
     methodology: MethodologyConfig = MethodologyConfig()
     aggregator: AggregatorConfig = AggregatorConfig()
     cost: CostConfig | None = Field(None, description="With it, a Pareto front of score and cost is looked for.")

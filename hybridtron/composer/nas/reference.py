@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hybridtron.composer.nas.config import ENGINES, EVALUATORS, SearchConfig
+from hybridtron.composer.nas.config import SearchConfig
 from hybridtron.config.reference import render
 
 INTRO = """Every key of a search's config, generated from the schema (`make docs`); [composer.md](composer.md) tells
@@ -12,7 +12,7 @@ that the command is started in."""
 
 
 def page() -> str:
-    return render(SearchConfig, "Configuration of a search", INTRO, {"evaluator": EVALUATORS, "engine": ENGINES})
+    return render(SearchConfig, "Configuration of a search", INTRO)
 
 
 if __name__ == "__main__":
