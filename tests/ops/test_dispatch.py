@@ -12,10 +12,9 @@ from hybridtron.ops.attention.softmax import attention
 from hybridtron.ops.conv.long_conv import long_conv
 from hybridtron.ops.conv.outer_conv import outer_conv
 from hybridtron.ops.conv.short_conv import short_conv
-from hybridtron.ops.elementwise.activations import relu2
+from hybridtron.ops.elementwise.activations import relu2, swiglu
 from hybridtron.ops.elementwise.cross_entropy import cross_entropy
 from hybridtron.ops.elementwise.norm import gated_rms_norm, rms_norm
-from hybridtron.ops.elementwise.swiglu import swiglu
 from hybridtron.ops.linear_attention.delta_rule import gated_delta_rule
 from hybridtron.ops.linear_attention.gla import gla
 from hybridtron.ops.linear_attention.kernelized import linear_attention

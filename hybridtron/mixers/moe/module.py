@@ -9,8 +9,8 @@ from torch import Tensor
 from hybridtron.backends.base import Backend
 from hybridtron.mixers.mixer import Mixer
 from hybridtron.mixers.moe.config import MoEConfig
+from hybridtron.ops.elementwise.activations import swiglu
 from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
-from hybridtron.ops.elementwise.swiglu import swiglu
 from hybridtron.ops.moe.attached_loss import attach_loss
 from hybridtron.ops.moe.grouped_linear import grouped_linear
 from hybridtron.ops.moe.routing import (

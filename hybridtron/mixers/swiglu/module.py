@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from hybridtron.mixers.mixer import Mixer
-from hybridtron.ops.elementwise.swiglu import swiglu
+from hybridtron.ops.elementwise.activations import swiglu
 
 
 class SwiGLU(Mixer):

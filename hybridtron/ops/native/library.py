@@ -13,8 +13,8 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
@@ -36,18 +36,11 @@ _SECONDS = 300  # that a compiler may take
 _ROWS = 64  # ROWS of common.h
 
 
-class Kernels:
-    """Every kernel as a method that takes tensors, numbers and, for no tensor, None; threads are those of PyTorch.
+class Kernels(SimpleNamespace):
+    """Every kernel as a function of tensors, numbers and, for no tensor, None; threads are those of PyTorch.
 
-    A method raises TypeError or ValueError, and runs nothing, where an argument is not as the C source declares it.
+    It raises TypeError or ValueError, and runs nothing, where an argument is not as the C source declares it.
     """
-
-    def __init__(self, library: ctypes.CDLL, source: str) -> None:
-        for name, method in checked_kernels(library, source):
-            setattr(self, name, method)
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        raise AttributeError(f"no kernel {name!r}")
 
 
 def kernels_for(*tensors: Tensor) -> Kernels | None:
@@ -108,7 +101,7 @@ def _build(compiler: str) -> Kernels:
             objects = [file.with_suffix(".o").name for file in files]
             _output(compiler, *_LINK, *objects, "-lm", "-o", library.name, cwd=scratch)
             os.replace(Path(scratch, library.name), library)
-    return Kernels(ctypes.CDLL(str(library)), source)
+    return Kernels(**dict(checked_kernels(ctypes.CDLL(str(library)), source)))
 
 
 def _cache_folder() -> Path:

@@ -38,21 +38,12 @@ def mamba2_core(
     """
     sizes = Sizes.of(packed, conv_weight, D, head_dim, state_dim, chunk_size)
     weights = (conv_weight, conv_bias, dt_bias, A, D, norm_weight)
-    return select("mamba2_core", packed, sizes.taps, *weights)(packed, *weights, sizes, eps)
+    return select("mamba2_core", packed, sizes.taps, *weights)(sizes, eps, packed, *weights)
 
 
-def composed_mamba2(
-    packed: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    dt_bias: Tensor,
-    A: Tensor,
-    D: Tensor,
-    norm_weight: Tensor,
-    sizes: Sizes,
-    eps: float,
-) -> Tensor:
+def composed_mamba2(sizes: Sizes, eps: float, packed: Tensor, *weights: Tensor) -> Tensor:
     """Compute `mamba2_core` from ops that work by themselves."""
+    conv_weight, conv_bias, dt_bias, A, D, norm_weight = weights
     # Split before transposing: the gradients are then joined in the order that the projection wants.
     parts = packed.split([sizes.inner, sizes.channels, sizes.heads], -1)
     z, conv_input, dt = (part.transpose(0, 1) for part in parts)  # [b, s, .]

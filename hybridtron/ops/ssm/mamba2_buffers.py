@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
 from hybridtron.ops.elementwise.row_blocks import CPU_BLOCK_ELEMENTS
 from hybridtron.ops.native.library import pieces
 from hybridtron.ops.ssm.ssd import chunks_of
+
+PerSequence = TypeVar("PerSequence", "Kept", "Sums")
 
 
 class Sizes(NamedTuple):
@@ -84,10 +86,6 @@ class Kept(NamedTuple):
             like.new_empty(b, 4, chunks, h, length),
         )
 
-    def of(self, index: int) -> Kept:
-        """Return the views of one sequence."""
-        return Kept(*(tensor[index] for tensor in self))
-
 
 class Buffers(NamedTuple):
     """Memory to work in, written again for each sequence."""
@@ -131,6 +129,7 @@ class Sums(NamedTuple):
             like.new_empty(batch, pieces(sizes.seq_len), sizes.inner),
         )
 
-    def of(self, index: int) -> Sums:
-        """Return the views of one sequence."""
-        return Sums(*(tensor[index] for tensor in self))
+
+def views(of_all: PerSequence, index: int) -> PerSequence:
+    """Return the views of one sequence."""
+    return type(of_all)(*(tensor[index] for tensor in of_all))

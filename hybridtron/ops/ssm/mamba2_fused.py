@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from hybridtron.ops.elementwise.row_blocks import runs
 from hybridtron.ops.native.library import Kernels, require_kernels
-from hybridtron.ops.ssm.mamba2_buffers import Buffers, Kept, Sizes, Sums, Weights
+from hybridtron.ops.ssm.mamba2_buffers import Buffers, Kept, Sizes, Sums, Weights, views
 
 
 class FusedMamba2(torch.autograd.Function):
@@ -21,24 +21,13 @@ class FusedMamba2(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        packed: Tensor,
-        conv_weight: Tensor,
-        conv_bias: Tensor,
-        dt_bias: Tensor,
-        A: Tensor,
-        D: Tensor,
-        norm_weight: Tensor,
-        sizes: Sizes,
-        eps: float,
-    ) -> Tensor:
-        tensors = (conv_weight.t(), conv_bias, dt_bias, A, D, norm_weight)
-        weights = Weights(*(tensor.contiguous() for tensor in tensors))
+    def forward(ctx: Any, sizes: Sizes, eps: float, packed: Tensor, conv_weight: Tensor, *others: Tensor) -> Tensor:
+        weights = Weights(*(tensor.contiguous() for tensor in (conv_weight.t(), *others)))
         kept = Kept.empty(packed, sizes)
-        out, buffers = packed.new_empty(sizes.seq_len, sizes.batch, sizes.inner), Buffers.empty(packed, sizes)
+        out = packed.new_empty(sizes.seq_len, sizes.batch, sizes.inner)
+        run = _Run(require_kernels(), weights, sizes, Buffers.empty(packed, sizes))
         for index in range(sizes.batch):
-            _forward(packed[:, index], weights, sizes, eps, buffers, kept.of(index), out[:, index])
+            run.forward(packed[:, index], eps, views(kept, index), out[:, index])
         ctx.save_for_backward(packed, *weights, *kept)
         ctx.sizes = sizes
         return out
@@ -50,15 +39,13 @@ class FusedMamba2(torch.autograd.Function):
         sizes, weights, kept = ctx.sizes, Weights(*saved[:6]), Kept(*saved[6:])
         if grad.stride(-1) != 1:
             grad = grad.contiguous()
-        dpacked, buffers, sums = torch.empty_like(packed), Buffers.empty(packed, sizes), Sums.empty(packed, sizes)
+        dpacked, sums = torch.empty_like(packed), Sums.empty(packed, sizes)
+        run = _Run(require_kernels(), weights, sizes, Buffers.empty(packed, sizes))
         for index in range(sizes.batch):
-            _backward(
-                packed[:, index], weights, sizes, buffers, kept.of(index), grad[:, index], dpacked[:, index],
-                sums.of(index),
-            )  # fmt: skip
+            run.backward(packed[:, index], views(kept, index), grad[:, index], dpacked[:, index], views(sums, index))
         conv = sums.conv.sum((0, 1))  # [k + 1, channels]
         rest = (sums.dt_bias.sum(0), sums.A.sum(0), sums.D.sum((0, 1)), sums.norm.sum((0, 1)))
-        return dpacked, conv[:-1].t(), conv[-1], *rest, None, None
+        return None, None, dpacked, conv[:-1].t(), conv[-1], *rest
 
 
 def _batch(x: Tensor) -> Tensor:
@@ -66,138 +53,117 @@ def _batch(x: Tensor) -> Tensor:
     return x.view(-1, *x.shape[2:])
 
 
-def _convolve(kernels: Kernels, packed: Tensor, weights: Weights, sizes: Sizes, buffers: Buffers) -> list[Tensor]:
-    """Return x, B and C of one sequence after the convolution and SiLU, written into the buffers."""
-    start = 0
-    for (count, width), out in zip(sizes.convolved, buffers.convolved, strict=True):
-        kernels.conv_forward(
-            sizes.seq_len, sizes.length, count, width, sizes.taps, sizes.channels, packed[:, sizes.inner + start :],
-            packed.stride(0), weights.taps[:, start:], weights.conv_bias[start:], buffers.zeros, out,
+class _Run(NamedTuple):
+    """What all sequences of a pass share."""
+
+    kernels: Kernels
+    weights: Weights
+    sizes: Sizes
+    buffers: Buffers
+
+    def convolve(self, packed: Tensor) -> list[Tensor]:
+        """Return x, B and C of one sequence after the convolution and SiLU, written into the buffers."""
+        kernels, weights, sizes, buffers = self
+        start = 0
+        for (count, width), out in zip(sizes.convolved, buffers.convolved, strict=True):
+            kernels.conv_forward(
+                sizes.seq_len, sizes.length, count, width, sizes.taps, sizes.channels, packed[:, sizes.inner + start :],
+                packed.stride(0), weights.taps[:, start:], weights.conv_bias[start:], buffers.zeros, out,
+            )  # fmt: skip
+            start += count * width
+        return buffers.convolved
+
+    def forward(self, packed: Tensor, eps: float, kept: Kept, out: Tensor) -> None:
+        """Write `kept` and out [s, heads * p] of one sequence from packed [s, .]."""
+        kernels, weights, sizes, buffers = self
+        s, _, h, p, g, n, _, chunks, length, _ = sizes
+        y, inverse, scores, states, (dt, total, inject, carry) = kept
+        x, b, c = self.convolve(packed)
+        raw, step = packed[:, sizes.inner + sizes.channels :], packed.stride(0)
+        kernels.decays_forward(s, length, h, raw, step, weights.dt_bias, weights.A, dt, total, inject, carry)
+        for run in runs(chunks, len(buffers.matrices)):
+            count = run.stop - run.start
+            matrices = buffers.matrices[:count]
+            torch.bmm(_batch(c[run]), _batch(b[run]).transpose(1, 2), out=_batch(scores[run]))
+            kernels.ssd_matrices(count, h, g, length, scores[run], total[run], dt[run], weights.D, matrices)
+            torch.bmm(_batch(matrices), _batch(x[run]), out=_batch(y[run]))
+        if chunks > 1:
+            scaled = buffers.scaled
+            kernels.scale_tokens(chunks - 1, h, g, length, n, b, inject, scaled)
+            torch.bmm(_batch(scaled).transpose(1, 2), _batch(x[:-1]), out=_batch(states))
+            kernels.scan_states(chunks - 1, h, length, n * p, carry, states)
+            kernels.scale_tokens(chunks - 1, h, g, length, n, c[1:], carry[1:], scaled)
+            later = _batch(y[1:])
+            torch.baddbmm(later, _batch(scaled), _batch(states), out=later)
+        kernels.gated_norm_forward(
+            s, length, h, p, g, y, packed, step, weights.norm, eps, out, out.stride(0), inverse
         )  # fmt: skip
-        start += count * width
-    return buffers.convolved
 
-
-def _forward(
-    packed: Tensor, weights: Weights, sizes: Sizes, eps: float, buffers: Buffers, kept: Kept, out: Tensor
-) -> None:
-    """Write `kept` and out [s, heads * p] of one sequence from packed [s, .]."""
-    kernels = require_kernels()
-    s, _, h, p, g, n, _, chunks, length, _ = sizes
-    y, inverse, scores, states, (dt, total, inject, carry) = kept
-    x, b, c = _convolve(kernels, packed, weights, sizes, buffers)
-    raw, step = packed[:, sizes.inner + sizes.channels :], packed.stride(0)
-    kernels.decays_forward(s, length, h, raw, step, weights.dt_bias, weights.A, dt, total, inject, carry)
-    for run in runs(chunks, len(buffers.matrices)):
-        count = run.stop - run.start
-        matrices = buffers.matrices[:count]
-        torch.bmm(_batch(c[run]), _batch(b[run]).transpose(1, 2), out=_batch(scores[run]))
-        kernels.ssd_matrices(count, h, g, length, scores[run], total[run], dt[run], weights.D, matrices)
-        torch.bmm(_batch(matrices), _batch(x[run]), out=_batch(y[run]))
-    if chunks > 1:
-        scaled = buffers.scaled
-        kernels.scale_tokens(chunks - 1, h, g, length, n, b, inject, scaled)
-        torch.bmm(_batch(scaled).transpose(1, 2), _batch(x[:-1]), out=_batch(states))
-        kernels.scan_states(chunks - 1, h, length, n * p, carry, states)
-        kernels.scale_tokens(chunks - 1, h, g, length, n, c[1:], carry[1:], scaled)
-        later = _batch(y[1:])
-        torch.baddbmm(later, _batch(scaled), _batch(states), out=later)
-    kernels.gated_norm_forward(
-        s, length, h, p, g, y, packed, step, weights.norm, eps, out, out.stride(0), inverse
-    )  # fmt: skip
-
-
-def _backward(
-    packed: Tensor,
-    weights: Weights,
-    sizes: Sizes,
-    buffers: Buffers,
-    kept: Kept,
-    grad: Tensor,
-    dpacked: Tensor,
-    sums: Sums,
-) -> None:
-    """Write dpacked [s, .] and `sums` of one sequence from grad [s, heads * p]."""
-    kernels = require_kernels()
-    s, _, h, p, g, n, _, chunks, length, taps = sizes
-    total, step, dstep = kept.decays[1], packed.stride(0), dpacked.stride(0)
-    x, b, c = _convolve(kernels, packed, weights, sizes, buffers)
-    dy, dx, db, dc = torch.empty_like(kept.y), torch.empty_like(x), torch.empty_like(b), torch.empty_like(c)
-    kernels.gated_norm_backward(
-        s, length, h, p, g, kept.y, packed, step, weights.norm, kept.inverse, grad, grad.stride(0), dy, dpacked, dstep,
-        sums.norm,
-    )  # fmt: skip
-    log_total, log_step = torch.empty_like(total), torch.empty_like(total)
-    _backward_within(kernels, weights, sizes, buffers, kept, (dy, dx, db, dc), (log_total, log_step, sums.D))
-    log_carry, log_inject = torch.empty_like(total[1:]), torch.empty_like(total[1:])
-    log_chunk = total.new_empty(chunks - 1, h)
-    if chunks > 1:
-        _backward_between(kernels, sizes, buffers, kept, (dy, dx, db, dc), (log_carry, log_inject, log_chunk))
-    first = sizes.inner + sizes.channels
-    kernels.decays_backward(
-        s, length, h, packed[:, first:], step, weights.dt_bias, weights.A, kept.decays[0], log_total, log_step,
-        log_carry, log_inject, log_chunk, dpacked[:, first:], dstep, sums.A, sums.dt_bias,
-    )  # fmt: skip
-    start, rings = 0, packed.new_empty(chunks, taps, max(h * p, g * n))
-    for (count, width), gradient in zip(sizes.convolved, (dx, db, dc), strict=True):
-        kernels.conv_backward(
-            s, length, count, width, taps, sizes.channels, packed[:, sizes.inner + start :], step,
-            weights.taps[:, start:], weights.conv_bias[start:], buffers.zeros, gradient,
-            dpacked[:, sizes.inner + start :], dstep, sums.conv[..., start:], rings,
+    def backward(self, packed: Tensor, kept: Kept, grad: Tensor, dpacked: Tensor, sums: Sums) -> None:
+        """Write dpacked [s, .] and `sums` of one sequence from grad [s, heads * p]."""
+        kernels, weights, sizes, buffers = self
+        s, _, h, p, g, n, _, chunks, length, taps = sizes
+        total, step, dstep = kept.decays[1], packed.stride(0), dpacked.stride(0)
+        x, b, c = self.convolve(packed)
+        dy, dx, db, dc = torch.empty_like(kept.y), torch.empty_like(x), torch.empty_like(b), torch.empty_like(c)
+        kernels.gated_norm_backward(
+            s, length, h, p, g, kept.y, packed, step, weights.norm, kept.inverse, grad, grad.stride(0), dy, dpacked,
+            dstep, sums.norm,
         )  # fmt: skip
-        start += count * width
-
-
-def _backward_within(
-    kernels: Kernels,
-    weights: Weights,
-    sizes: Sizes,
-    buffers: Buffers,
-    kept: Kept,
-    gradients: tuple[Tensor, Tensor, Tensor, Tensor],
-    by_log: tuple[Tensor, Tensor, Tensor],
-) -> None:
-    """Write dx, db and dc of what tokens of a chunk see of each other; write the gradients by c, log dt and D."""
-    h, g, chunks, length = sizes.heads, sizes.groups, sizes.chunks, sizes.length
-    (x, b, c), scores, (dt, total, _, _) = buffers.convolved, kept.scores, kept.decays
-    (dy, dx, db, dc), (log_total, log_step, dD) = gradients, by_log
-    dscores, diagonals = torch.empty_like(scores), total.new_empty(len(buffers.matrices), h, length)
-    for run in runs(chunks, len(buffers.matrices)):
-        count = run.stop - run.start
-        matrices, of_scores = buffers.matrices[:count], _batch(dscores[run])
-        torch.bmm(_batch(dy[run]), _batch(x[run]).transpose(1, 2), out=_batch(matrices))
-        kernels.ssd_matrices_backward(
-            count, h, g, length, scores[run], total[run], dt[run], weights.D, matrices, dscores[run], log_total[run],
-            log_step[run], dD[run], diagonals,
+        log_total, log_step = torch.empty_like(total), torch.empty_like(total)
+        self.backward_within(kept, (dy, dx, db, dc), (log_total, log_step, sums.D))
+        log_carry, log_inject = torch.empty_like(total[1:]), torch.empty_like(total[1:])
+        log_chunk = total.new_empty(chunks - 1, h)
+        if chunks > 1:
+            self.backward_between(kept, (dy, dx, db, dc), (log_carry, log_inject, log_chunk))
+        first = sizes.inner + sizes.channels
+        kernels.decays_backward(
+            s, length, h, packed[:, first:], step, weights.dt_bias, weights.A, kept.decays[0], log_total, log_step,
+            log_carry, log_inject, log_chunk, dpacked[:, first:], dstep, sums.A, sums.dt_bias,
         )  # fmt: skip
-        torch.bmm(_batch(matrices).transpose(1, 2), _batch(dy[run]), out=_batch(dx[run]))
-        torch.bmm(of_scores, _batch(b[run]), out=_batch(dc[run]))
-        torch.bmm(of_scores.transpose(1, 2), _batch(c[run]), out=_batch(db[run]))
+        start, rings = 0, packed.new_empty(chunks, taps, max(h * p, g * n))
+        for (count, width), gradient in zip(sizes.convolved, (dx, db, dc), strict=True):
+            kernels.conv_backward(
+                s, length, count, width, taps, sizes.channels, packed[:, sizes.inner + start :], step,
+                weights.taps[:, start:], weights.conv_bias[start:], buffers.zeros, gradient,
+                dpacked[:, sizes.inner + start :], dstep, sums.conv[..., start:], rings,
+            )  # fmt: skip
+            start += count * width
 
+    def backward_within(self, kept: Kept, gradients: tuple[Tensor, ...], by_log: tuple[Tensor, ...]) -> None:
+        """Write dx, db and dc of what tokens of a chunk see of each other; write the gradients by c, log dt and D."""
+        kernels, weights, sizes, buffers = self
+        h, g, chunks, length = sizes.heads, sizes.groups, sizes.chunks, sizes.length
+        (x, b, c), scores, (dt, total, _, _) = buffers.convolved, kept.scores, kept.decays
+        (dy, dx, db, dc), (log_total, log_step, dD) = gradients, by_log
+        dscores, diagonals = torch.empty_like(scores), total.new_empty(len(buffers.matrices), h, length)
+        for run in runs(chunks, len(buffers.matrices)):
+            count = run.stop - run.start
+            matrices, of_scores = buffers.matrices[:count], _batch(dscores[run])
+            torch.bmm(_batch(dy[run]), _batch(x[run]).transpose(1, 2), out=_batch(matrices))
+            kernels.ssd_matrices_backward(
+                count, h, g, length, scores[run], total[run], dt[run], weights.D, matrices, dscores[run],
+                log_total[run], log_step[run], dD[run], diagonals,
+            )  # fmt: skip
+            torch.bmm(_batch(matrices).transpose(1, 2), _batch(dy[run]), out=_batch(dx[run]))
+            torch.bmm(of_scores, _batch(b[run]), out=_batch(dc[run]))
+            torch.bmm(of_scores.transpose(1, 2), _batch(c[run]), out=_batch(db[run]))
 
-def _backward_between(
-    kernels: Kernels,
-    sizes: Sizes,
-    buffers: Buffers,
-    kept: Kept,
-    gradients: tuple[Tensor, Tensor, Tensor, Tensor],
-    by_log: tuple[Tensor, Tensor, Tensor],
-) -> None:
-    """Add to dx, db and dc what passes from chunk to chunk; write the gradients by the logarithms of its decays."""
-    h, p, g, n, chunks, length = (
-        sizes.heads, sizes.head_dim, sizes.groups, sizes.state_dim, sizes.chunks, sizes.length,
-    )  # fmt: skip
-    (x, b, c), states, (_, _, inject, carry) = buffers.convolved, kept.states, kept.decays
-    (dy, dx, db, dc), (log_carry, log_inject, log_chunk) = gradients, by_log
-    scaled, dstates = buffers.scaled, torch.empty_like(states)
-    shape = (chunks - 1, h, g, length, n)
-    torch.bmm(_batch(dy[1:]), _batch(states).transpose(1, 2), out=_batch(scaled))
-    kernels.scale_tokens_backward(*shape, c[1:], carry[1:], scaled, dc[1:], log_carry)
-    kernels.scale_tokens(*shape, c[1:], carry[1:], scaled)
-    torch.bmm(_batch(scaled).transpose(1, 2), _batch(dy[1:]), out=_batch(dstates))
-    kernels.scan_states_backward(chunks - 1, h, length, n * p, carry, states, dstates, log_chunk)
-    torch.bmm(_batch(x[:-1]), _batch(dstates).transpose(1, 2), out=_batch(scaled))
-    kernels.scale_tokens_backward(*shape, b, inject, scaled, db, log_inject)
-    kernels.scale_tokens(*shape, b, inject, scaled)
-    earlier = _batch(dx[:-1])
-    torch.baddbmm(earlier, _batch(scaled), _batch(dstates), out=earlier)
+    def backward_between(self, kept: Kept, gradients: tuple[Tensor, ...], by_log: tuple[Tensor, ...]) -> None:
+        """Add to dx, db and dc what passes from chunk to chunk; write the gradients by the logarithms of its decays."""
+        kernels, _, sizes, buffers = self
+        _, _, h, p, g, n, _, chunks, length, _ = sizes
+        (x, b, c), states, (_, _, inject, carry) = buffers.convolved, kept.states, kept.decays
+        (dy, dx, db, dc), (log_carry, log_inject, log_chunk) = gradients, by_log
+        scaled, dstates = buffers.scaled, torch.empty_like(states)
+        shape = (chunks - 1, h, g, length, n)
+        torch.bmm(_batch(dy[1:]), _batch(states).transpose(1, 2), out=_batch(scaled))
+        kernels.scale_tokens_backward(*shape, c[1:], carry[1:], scaled, dc[1:], log_carry)
+        kernels.scale_tokens(*shape, c[1:], carry[1:], scaled)
+        torch.bmm(_batch(scaled).transpose(1, 2), _batch(dy[1:]), out=_batch(dstates))
+        kernels.scan_states_backward(chunks - 1, h, length, n * p, carry, states, dstates, log_chunk)
+        torch.bmm(_batch(x[:-1]), _batch(dstates).transpose(1, 2), out=_batch(scaled))
+        kernels.scale_tokens_backward(*shape, b, inject, scaled, db, log_inject)
+        kernels.scale_tokens(*shape, b, inject, scaled)
+        earlier = _batch(dx[:-1])
+        torch.baddbmm(earlier, _batch(scaled), _batch(dstates), out=earlier)

@@ -228,25 +228,19 @@ def _backward(dy: Tensor, inputs: _Inputs, kept: _Kept, gradients: _Gradients) -
     dscores = (dscores.squeeze(3) if groups == x.shape[2] else dscores.sum(3)).to(x.dtype).view(-1, length, length)
     dc = torch.bmm(dscores, _matrices(b))
     db = torch.bmm(dscores.transpose(1, 2), _matrices(c))
-    if kept.states is not None and kept.carried is not None:
-        _backward_states(dy, inputs, kept.states, kept.carried, gradients, dx, db, dc)
+    _backward_states(dy, inputs, kept, gradients, dx, db, dc)
     gradients.x.copy_(dx)
     gradients.b.copy_(db.view(b.shape))
     gradients.c.copy_(dc.view(c.shape))
 
 
 def _backward_states(
-    dy: Tensor,
-    inputs: _Inputs,
-    states: Tensor,
-    carried: Tensor,
-    gradients: _Gradients,
-    dx: Tensor,
-    db: Tensor,
-    dc: Tensor,
+    dy: Tensor, inputs: _Inputs, kept: _Kept, gradients: _Gradients, dx: Tensor, db: Tensor, dc: Tensor
 ) -> None:
     """Add what passes from chunk to chunk to dx [chunks, b, h, l, p] and to db and dc [chunks b g, l, n]."""
-    x, b, c, _, decays = inputs
+    (x, b, c, _, decays), (_, states, carried) = inputs, kept
+    if states is None or carried is None:
+        return
     groups, dtype = b.shape[2], decays.total.dtype
     inner = b.shape[1] * groups  # matrices of one chunk
     dcarried = _columns(dy[1:], decays.carry[1:], groups)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hybridtron.ops.elementwise.swiglu import swiglu, swiglu_reference
+from hybridtron.ops.elementwise.activations import swiglu, swiglu_reference
 from tests.ops.compare import LENGTHS, assert_matches, assert_vmaps, leaf, token_major
 
 pytestmark = pytest.mark.usefixtures("form")

@@ -10,9 +10,8 @@ import torch
 
 from hybridtron.ops.attention.rotary import apply_rotary, rotary_tables
 from hybridtron.ops.attention.softmax import attention
-from hybridtron.ops.elementwise.activations import relu2
+from hybridtron.ops.elementwise.activations import relu2, swiglu, swiglu_reference
 from hybridtron.ops.elementwise.norm import rms_norm
-from hybridtron.ops.elementwise.swiglu import swiglu, swiglu_reference
 from hybridtron.ops.native import library
 from hybridtron.ops.ssm.selective_scan import selective_scan
 from tests.ops.compare import leaf

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybridtron.ops.elementwise.swiglu import swiglu, swiglu_reference
+from hybridtron.ops.elementwise.activations import swiglu, swiglu_reference
 from hybridtron.ops.native import library
 
 
@@ -101,7 +101,7 @@ def test_processes_that_start_together_all_get_a_whole_library(cache):
     code = textwrap.dedent("""
         import torch
         from hybridtron.ops.native import library
-        from hybridtron.ops.elementwise.swiglu import swiglu, swiglu_reference
+        from hybridtron.ops.elementwise.activations import swiglu, swiglu_reference
         assert library.status() is None, library.status()
         x = torch.randn(3, 10)
         torch.testing.assert_close(swiglu(x), swiglu_reference(x))
@@ -115,7 +115,7 @@ def test_processes_that_start_together_all_get_a_whole_library(cache):
 FORKS = """
 import multiprocessing
 import torch
-from hybridtron.ops.elementwise.swiglu import swiglu
+from hybridtron.ops.elementwise.activations import swiglu
 
 def total(threads):
     torch.set_num_threads(threads)
