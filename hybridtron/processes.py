@@ -49,8 +49,8 @@ def run_tasks(
 
     What a task passes to `report` reaches on_report(task, value) in this process. Workers are spawned, not forked: they
     share no locks and no threads of libraries with this process. With `single_threaded`, libraries get one thread in
-    each worker. Workers ignore SIGINT and end when this process does. Raises the UserError of a task as it is,
-    TaskFailed for any other exception of a worker, WorkerDied for a worker that is gone.
+    each worker. Workers ignore SIGINT and end when this process does. Raises the UserError or OSError of a task as it
+    is, TaskFailed for any other exception of a worker, WorkerDied for a worker that is gone.
     """
     if num_processes == 1 or not tasks:
         for task in tasks:
@@ -120,8 +120,8 @@ def _receive(connection: Connection, process: Any, task: Any) -> tuple[str, Any]
     except (EOFError, ConnectionError):
         process.join()
         raise WorkerDied(task, process) from None
-    if kind == "user_error":
-        raise UserError(value)
+    if kind == "raise":
+        raise value
     if kind == "error":
         raise TaskFailed(task, value)
     return kind, value
@@ -137,7 +137,9 @@ def _serve(connection: Connection, work: Work[Any]) -> None:
             try:
                 work(task, lambda value: connection.send(("report", value)))
             except UserError as error:
-                connection.send(("user_error", str(error)))
+                connection.send(("raise", UserError(str(error))))
+            except OSError as error:
+                connection.send(("raise", OSError(error.errno, error.strerror, error.filename)))
             except Exception:
                 connection.send(("error", traceback.format_exc()))
             else:

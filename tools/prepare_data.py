@@ -7,6 +7,7 @@ command again goes on where a killed one stopped. A damaged line is counted, and
 """
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -30,7 +31,13 @@ LINE_EVERY = 5.0  # seconds, where progress is not shown on a terminal
 def parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="file or folder")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new folder for the token files")
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="new folder for the token files, of which one shard lies there twice in the end",
+    )
     parser.add_argument("--tokenizer", default="byte", help="byte (default), a tokenizer.json, or a folder with one")
     parser.add_argument("--eod-token", help="the tokenizer's end-of-document token, where its name is unusual")
     parser.add_argument(
@@ -60,7 +67,8 @@ def progress_lines() -> Progress:
         nonlocal said_at
         if done == total > 0 or time.monotonic() - said_at > LINE_EVERY:
             said_at = time.monotonic()
-            print(f"{stage}: {decimal(done)} of {decimal(total)}", file=sys.stderr)
+            text = f"{done:,} files" if stage == "list" else f"{decimal(done)} of {decimal(total)}"
+            print(f"{stage}: {text}", file=sys.stderr)
 
     return move
 
@@ -72,11 +80,16 @@ def progress_bar() -> Iterator[Progress]:
     from rich.progress import Progress as Bar
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    bar, tasks = Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True)), {}
+    console = Console(stderr=True)
+    bar, listing, tasks = Bar(*columns, TimeRemainingColumn(), console=console), console.status(""), {}
 
     def move(stage: str, done: int, total: int) -> None:
+        if stage == "list":
+            listing.update(f"list: {done:,} files")
+            listing.start()
         if not total:
             return
+        listing.stop()
         if stage not in tasks:
             tasks[stage] = bar.add_task(f"{stage:6}", total=total, completed=done)
             bar.start()  # not before: bad input is to print its one line only
@@ -85,6 +98,7 @@ def progress_bar() -> Iterator[Progress]:
     try:
         yield move
     finally:
+        listing.stop()
         if tasks:
             bar.stop()
 
@@ -126,7 +140,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = command.parse_args(arguments)
     try:
         with naming_options(command), progress_view() as progress:
-            sources = find_sources(args.inputs, args.text_suffixes, args.valid)
+            list_files = functools.partial(progress, "list", total=0)
+            sources = find_sources(args.inputs, args.text_suffixes, args.valid, list_files)
             report = prepare(
                 sources,
                 args.out,
@@ -141,7 +156,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"hybridtron: error: {error}", file=sys.stderr)
         return 2
     except (WorkerDied, OSError) as error:
-        print(f"hybridtron: error: {error}; the same command goes on from there", file=sys.stderr)
+        reason = f"cannot write to {args.out}: {error.strerror}" if isinstance(error, OSError) else error
+        print(f"hybridtron: error: {reason}; the same command goes on from there", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("hybridtron: interrupted; the same command goes on from there", file=sys.stderr)

@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hybridtron.data import tokenizer as tokenizers
 from hybridtron.data.indexed_format import token_dtype
-from hybridtron.data.merge import merge_shards
-from hybridtron.data.report import REPORT_NAME, CorpusReport
+from hybridtron.data.merge import FINAL_NAME, merge_shards, read_merged
+from hybridtron.data.report import REPORT_NAME, CorpusReport, read_corpus_report
 from hybridtron.data.shards import ShardTask, is_finished, plan_shards, write_shard
 from hybridtron.data.sources import PARTIAL_NAME, SourceList
 from hybridtron.errors import UserError
@@ -22,6 +24,8 @@ from hybridtron.files import lock, replace_text
 from hybridtron.processes import run_tasks
 
 SHARD_BYTES = 32 << 20
+SETTINGS_NAME = "settings.json"
+BYTES_PER_TOKEN, PACKED = 3, 4  # a guess for tokenizers, and for how much text compressed files hold
 SETTING_NAMES = {"format": "format of the work folder", "shard_bytes": "shard size", "files": "input files"}
 Progress = Callable[[str, int, int], None]
 
@@ -49,12 +53,12 @@ def prepare(
     whatever `num_workers`.
 
     OUT/report.json is the returned report; OUT/sources.jsonl has a line for every file, used or ignored, and
-    OUT/damaged.jsonl one for every damaged line, with its raw bytes. The work lies in OUT/.partial until it is done:
-    the same call continues where a killed one stopped. `progress(stage, done, total)` is called in the stages
-    "encode" (bytes of input) and "merge" (bytes of output).
+    OUT/damaged.jsonl one for every damaged line, with its raw bytes. The work lies in OUT/.partial until it is done,
+    and takes as much of the disk as the token files and one shard: the same call continues where a killed one stopped.
+    `progress(stage, done, total)` is called in the stages "encode" (bytes of input) and "merge" (bytes of output).
 
-    Raises UserError for bad input, for an OUT that holds anything else, and for one begun with other settings;
-    processes.WorkerDied where a worker process is gone.
+    Raises UserError for bad input, for an OUT that holds anything else, for one begun with other settings, and for a
+    disk that is too small; OSError where writing fails; processes.WorkerDied where a worker process is gone.
     """
     if not 0.0 <= valid_fraction < 1.0:
         raise UserError(f"valid_fraction = {valid_fraction}: expected at least 0 and below 1")
@@ -72,34 +76,67 @@ def prepare(
     partial, dtype = out / PARTIAL_NAME, token_dtype(loaded.vocab_size)
     encoding: dict[str, Any] = {"tokenizer_spec": tokenizer, "eod_token": eod_token, "fingerprint": loaded.fingerprint}
     work = functools.partial(write_shard, work_folder=partial, json_key=json_key, **encoding)
-    with _claimed(out, settings):
+    with _claimed(out, settings) as finished:
+        if finished is not None:
+            return finished
         tasks = plan_shards(sources.files, shard_bytes)
-        missing = [task for task in tasks if not is_finished(partial / task.name, dtype)]
+        merged = read_merged(partial)
+        missing = [
+            task
+            for number, task in enumerate(tasks)
+            if number >= merged.shards and not is_finished(partial / task.name, dtype)
+        ]
+        _check_disk(out, missing, dtype, 1 if tokenizer == "byte" else BYTES_PER_TOKEN)
         logger.info("%d of %d shards to encode in %s", len(missing), len(tasks), partial)
         run_tasks(work, missing, num_workers, _byte_progress(tasks, missing, progress))
-        final = partial / "final"
-        final.mkdir()
         merging = functools.partial(progress, "merge") if progress else lambda done, total: None
-        shards = [partial / task.name for task in tasks]
         names = ("name", "fingerprint", "vocab_size", "eod")
         facts = {"spec": tokenizer, **{name: getattr(loaded, name) for name in names}}
-        report = merge_shards(shards, sources, facts, dtype, valid_fraction, final, merging)
+        shards = [partial / task.name for task in tasks]
+        report = merge_shards(shards, sources, facts, dtype, valid_fraction, partial, merging)
         if not report.splits:
             shutil.rmtree(partial)
             out.rmdir()
             raise UserError(_nothing_found(report, json_key))
-        (final / REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
-        # The report goes last: where it lies, everything does.
-        for path in sorted(final.iterdir(), key=lambda path: path.name == REPORT_NAME):
-            os.replace(path, out / path.name)
-        shutil.rmtree(partial)
+        replace_text(partial / FINAL_NAME / REPORT_NAME, report.to_json())
+        _publish(out)
     return report
 
 
+def _publish(out: Path) -> None:
+    """Move the finished files into OUT and delete the work folder, in an order that any later call can finish."""
+    partial = out / PARTIAL_NAME
+    # The report goes last: where it lies, everything does.
+    for path in sorted((partial / FINAL_NAME).iterdir(), key=lambda path: path.name == REPORT_NAME):
+        os.replace(path, out / path.name)
+    for path in partial.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != SETTINGS_NAME:
+            path.unlink()
+    shutil.rmtree(partial)
+
+
+def _check_disk(out: Path, tasks: list[ShardTask], dtype: np.dtype, bytes_per_token: int) -> None:
+    """Raise UserError where the token files surely do not fit on the disk, and warn where they may not."""
+    sizes = [
+        (piece.end - piece.start) * (PACKED if piece.source.is_packed else 1) for task in tasks for piece in task.pieces
+    ]
+    needed, free = sum(sizes) // bytes_per_token * dtype.itemsize, shutil.disk_usage(out).free
+    text = f"the token files take about {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free"
+    if needed > 2 * free:
+        raise UserError(f"out = {out}: {text}")
+    if needed > free:
+        logger.warning("%s: %s", out, text)
+
+
 @contextmanager
-def _claimed(out: Path, settings: dict[str, Any]) -> Iterator[None]:
-    """Make OUT/.partial, or find it with the same `settings`, and keep other processes out of it."""
-    partial, settings_path = out / PARTIAL_NAME, out / PARTIAL_NAME / "settings.json"
+def _claimed(out: Path, settings: dict[str, Any]) -> Iterator[CorpusReport | None]:
+    """Make OUT/.partial, or find it with the same `settings`, and keep other processes out of it.
+
+    Yields the report of a preparation that was stopped when everything was done but the last tidying, else None.
+    """
+    partial, settings_path = out / PARTIAL_NAME, out / PARTIAL_NAME / SETTINGS_NAME
     if out.exists() and not out.is_dir():
         raise UserError(f"out = {out}: is a file; expected a folder that is new or empty")
     content = {path.name for path in out.iterdir()} if out.exists() else set()
@@ -115,24 +152,29 @@ def _claimed(out: Path, settings: dict[str, Any]) -> Iterator[None]:
     with lock_file:
         if not lock(lock_file):
             raise UserError(f"out = {out}: another process is preparing it")
-        if (out / REPORT_NAME).exists():  # complete: only the work folder was left to remove
-            shutil.rmtree(partial)
-            raise UserError(f"out = {out}: holds a prepared corpus; expected a folder that is new or empty")
         try:
             begun = json.loads(settings_path.read_text())
         except FileNotFoundError:
-            begun = settings
-        differing = [key for key in settings if begun.get(key) != settings[key]]
+            begun = {}
+        is_complete = (out / REPORT_NAME).exists()
+        if is_complete and begun != settings:
+            shutil.rmtree(partial)
+            raise UserError(f"out = {out}: holds a prepared corpus; expected a folder that is new or empty")
+        differing = [key for key in settings if begun and begun.get(key) != settings[key]]
         if differing:
             names = " and ".join(SETTING_NAMES.get(key, key) for key in differing)
             raise UserError(
                 f"out = {out}: {partial} was begun with other {names}; run the command that began it, or delete it"
             )
-        for path in partial.iterdir():  # what a killed process had not finished
-            if path.name == "final" or ".writing" in path.name:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if is_complete or (partial / FINAL_NAME / REPORT_NAME).exists():
+            (partial / FINAL_NAME).mkdir(exist_ok=True)
+            _publish(out)
+            yield read_corpus_report(out)
+            return
+        for path in partial.glob("*.writing*"):  # what a killed process had not finished
+            shutil.rmtree(path)
         replace_text(settings_path, json.dumps(settings))
-        yield
+        yield None
 
 
 def _byte_progress(
@@ -157,8 +199,8 @@ def _digest(sources: SourceList) -> str:
     """Hash every file's path, size, time of change and split."""
     digest = hashlib.sha256()
     for source in sources.files:
-        digest.update(repr((str(source.path.resolve()), source.name, source.size, source.modified_ns)).encode())
-        digest.update(repr(source.split).encode())
+        facts = (str(source.path.resolve()), source.name, source.size, source.modified_ns, source.split)
+        digest.update(repr(facts).encode())
     return digest.hexdigest()
 
 

@@ -72,7 +72,8 @@ class IndexedFiles:
 def check(prefix: Path) -> IndexedFiles:
     """Read the index at `prefix` and compare it with the sizes of both files.
 
-    Raises UserError for a missing, foreign, truncated or empty file, and for sequences that do not lie end to end.
+    Raises UserError for a missing, foreign, truncated or empty file, for sequences that do not lie end to end, and for
+    documents that do not end where sequences do.
     """
     for path in (idx_path(prefix), bin_path(prefix)):
         if not path.is_file():
@@ -92,6 +93,8 @@ def check(prefix: Path) -> IndexedFiles:
         raise UserError(f"{path} is truncated: {size} bytes, {num_sequences} sequences need {expected}")
     dtype = np.dtype(DTYPE_CODES[code])
     lengths = np.fromfile(path, dtype="<i4", count=num_sequences, offset=HEADER.size)
+    if num_sequences and lengths.min() < 0:
+        raise UserError(f"{path}: sequence {lengths.argmin()} has the length {lengths.min()}; expected at least 0")
     num_tokens = int(lengths.sum(dtype=np.int64))
     in_bin, needed = bin_path(prefix).stat().st_size, num_tokens * dtype.itemsize
     if in_bin != needed:
@@ -104,7 +107,10 @@ def check(prefix: Path) -> IndexedFiles:
     offsets = np.fromfile(path, dtype="<i8", count=num_sequences, offset=HEADER.size + 4 * num_sequences)
     if offsets[0] != 0 or not np.array_equal(np.diff(offsets), lengths[:-1].astype(np.int64) * dtype.itemsize):
         raise UserError(f"{path}: its sequences do not lie end to end in {bin_path(prefix).name}")
-    return IndexedFiles(prefix, dtype, max(0, num_marks - 1), num_tokens)
+    marks = np.fromfile(path, dtype="<i8", count=num_marks, offset=HEADER.size + 12 * num_sequences)
+    if num_marks == 0 or marks[0] != 0 or marks[-1] != num_sequences or (np.diff(marks) < 0).any():
+        raise UserError(f"{path}: its document marks do not lead from 0 to its {num_sequences} sequences")
+    return IndexedFiles(prefix, dtype, num_marks - 1, num_tokens)
 
 
 def fingerprint(prefix: Path) -> str:

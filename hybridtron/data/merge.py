@@ -3,9 +3,9 @@
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -14,9 +14,30 @@ from hybridtron.data.indexed_format import write_index
 from hybridtron.data.report import NUM_LISTED, CorpusReport, SplitReport
 from hybridtron.data.shards import PieceCounts, Shard, load_shard
 from hybridtron.data.sources import SourceList
+from hybridtron.files import replace_text
 
+FINAL_NAME, MERGED_NAME = "final", "merged.json"  # in the work folder
 COPIED_BYTES = 1 << 22  # of tokens in memory at once
 COUNTED = [entry.name for entry in fields(PieceCounts) if entry.name not in ("source_index", "lines")]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The state of a merge: so many shards lie whole in so many bytes of each split's .bin."""
+
+    shards: int = 0
+    train: int = 0
+    valid: int = 0
+
+
+def read_merged(work_folder: Path) -> Merged:
+    """Read how far the merge in `work_folder` came; nothing counts of one whose files lost data."""
+    try:
+        merged = Merged(**json.loads((work_folder / MERGED_NAME).read_text()))
+        sizes = [(work_folder / FINAL_NAME / f"{name}.bin").stat().st_size for name in ("train", "valid")]
+    except (OSError, ValueError, TypeError):
+        return Merged()
+    return merged if sizes[0] >= merged.train and sizes[1] >= merged.valid else Merged()
 
 
 def merge_shards(
@@ -25,15 +46,18 @@ def merge_shards(
     tokenizer: dict[str, Any],
     dtype: np.dtype,
     valid_fraction: float,
-    out: Path,
+    work_folder: Path,
     on_bytes: Callable[[int, int], None],
 ) -> CorpusReport:
-    """Write train and valid .bin/.idx, sources.jsonl and damaged.jsonl of `sources` to the folder `out`.
+    """Write train and valid .bin/.idx, sources.jsonl and damaged.jsonl of `sources` to WORK_FOLDER/final.
 
     Whether a document is held out follows from its file's name and its line alone, unless its source says so. With two
-    documents or more neither split is empty. An empty split has no files. `tokenizer` goes into the report;
+    documents or more neither split is empty. An empty split has no files. A shard's tokens are deleted when they are
+    merged; the same call continues where a killed one stopped. `tokenizer` goes into the report;
     `on_bytes(done, total)` counts bytes written.
     """
+    out = work_folder / FINAL_NAME
+    out.mkdir(exist_ok=True)
     counts = [dict.fromkeys(COUNTED, 0) for _ in sources.files]
     first_damaged: list[dict[str, Any]] = []
     with (out / "damaged.jsonl").open("w", encoding="ascii") as damaged:
@@ -59,7 +83,7 @@ def merge_shards(
     return CorpusReport(
         tokenizer=tokenizer,
         dtype=dtype.name,
-        splits=_write_tokens(folders, dtype, held_out, out, lambda done: on_bytes(done, num_bytes)),
+        splits=_write_tokens(folders, dtype, held_out, work_folder, lambda done: on_bytes(done, num_bytes)),
         files=len(sources.files),
         ignored_files=len(sources.ignored),
         first_ignored=[str(path) for path in sources.ignored[:NUM_LISTED]],
@@ -115,28 +139,30 @@ def _choose_held_out(folders: list[Path], sources: SourceList, valid_fraction: f
 
 
 def _write_tokens(
-    folders: list[Path], dtype: np.dtype, held_out: list[np.ndarray], out: Path, on_bytes: Callable[[int], None]
+    folders: list[Path], dtype: np.dtype, held_out: list[np.ndarray], work_folder: Path, on_bytes: Callable[[int], None]
 ) -> dict[str, SplitReport]:
     """Write both splits' files and delete those of an empty one."""
+    out, merged = work_folder / FINAL_NAME, read_merged(work_folder)
     lengths = {name: [np.empty(0, np.int32)] for name in ("train", "valid")}
     num_bytes = dict.fromkeys(lengths, 0)
-    done = 0
-    with (out / "train.bin").open("wb") as train, (out / "valid.bin").open("wb") as valid:
-        for folder, is_valid in zip(folders, held_out, strict=True):
-            shard = load_shard(folder)
+    with (out / "train.bin").open("ab") as train, (out / "valid.bin").open("ab") as valid:
+        train.seek(train.truncate(merged.train))
+        valid.seek(valid.truncate(merged.valid))
+        for number, (folder, is_valid) in enumerate(zip(folders, held_out, strict=True)):
+            documents = load_shard(folder).documents
             for name, chosen in (("train", ~is_valid), ("valid", is_valid)):
-                lengths[name].append(shard.documents["tokens"][chosen])
-                num_bytes[name] += int(shard.documents["bytes"][chosen].sum())
-            ends = np.cumsum(shard.documents["tokens"], dtype=np.int64) * dtype.itemsize
-            lasts = np.flatnonzero(np.append(np.diff(is_valid), True)[: len(ends)])  # of each run of one split
-            with (folder / "tokens.bin").open("rb") as tokens:
-                for last in lasts:
-                    while block := tokens.read(min(COPIED_BYTES, int(ends[last]) - tokens.tell())):
-                        done += (valid if is_valid[last] else train).write(block)
-            on_bytes(done)
-        for file in (train, valid):
-            file.flush()
-            os.fsync(file.fileno())
+                lengths[name].append(documents["tokens"][chosen])
+                num_bytes[name] += int(documents["bytes"][chosen].sum())
+            if number >= merged.shards:
+                ends = np.cumsum(documents["tokens"], dtype=np.int64) * dtype.itemsize
+                _copy_tokens(folder / "tokens.bin", ends, is_valid, train, valid)
+                for file in (train, valid):
+                    file.flush()
+                    os.fsync(file.fileno())
+                state = Merged(number + 1, train.tell(), valid.tell())
+                replace_text(work_folder / MERGED_NAME, json.dumps(asdict(state)))
+            (folder / "tokens.bin").unlink(missing_ok=True)
+            on_bytes(train.tell() + valid.tell())
     reports = {}
     for name, parts in lengths.items():
         all_lengths = np.concatenate(parts)
@@ -146,3 +172,12 @@ def _write_tokens(
         write_index(out / f"{name}.idx", all_lengths, dtype)
         reports[name] = SplitReport(len(all_lengths), int(all_lengths.sum(dtype=np.int64)), num_bytes[name])
     return reports
+
+
+def _copy_tokens(path: Path, ends: np.ndarray, is_valid: np.ndarray, train: IO[bytes], valid: IO[bytes]) -> None:
+    """Append the documents in `path`, which end at `ends` bytes, each to the file of its split."""
+    lasts = np.flatnonzero(np.append(np.diff(is_valid), True)[: len(ends)])  # of each run of one split
+    with path.open("rb") as tokens:
+        for last in lasts:
+            while block := tokens.read(min(COPIED_BYTES, int(ends[last]) - tokens.tell())):
+                (valid if is_valid[last] else train).write(block)

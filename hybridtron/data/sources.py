@@ -1,14 +1,17 @@
 """Which files belong to a corpus."""
 
+import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from hybridtron.errors import UserError
 
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 PARTIAL_NAME = ".partial"  # in a folder that is being prepared
+FILES_COUNTED = 1000  # between two reports of progress
 PREPARED_NAMES = frozenset({"report.json", "sources.jsonl", "damaged.jsonl"})  # in one that is
 
 
@@ -30,6 +33,10 @@ class Source:
         return self.path.name.endswith(JSONL_SUFFIXES)
 
     @property
+    def is_packed(self) -> bool:
+        return self.is_jsonl and not self.can_be_cut
+
+    @property
     def can_be_cut(self) -> bool:
         """Return True where reading may start in the middle: lines without compression."""
         return self.path.name.endswith(".jsonl")
@@ -44,27 +51,36 @@ class SourceList:
 
 
 def find_sources(
-    inputs: Sequence[Path], text_suffixes: Sequence[str] = (".txt",), valid: Sequence[Path] = ()
+    inputs: Sequence[Path],
+    text_suffixes: Sequence[str] = (".txt",),
+    valid: Sequence[Path] = (),
+    on_files: Callable[[int], None] = lambda count: None,
 ) -> SourceList:
     """Find all files of `inputs`, folders walked in the order of their relative paths.
 
-    `valid`: files or folders to hold out, also where `inputs` name them too; all others are then for training. Raises
-    UserError for a missing path, a file of unknown suffix, a file given twice, and where nothing is left.
+    `valid`: files or folders to hold out, also where `inputs` name them too; all others are then for training.
+    `on_files` is called with the number of files found so far, now and then. Raises UserError for a missing path, a
+    file of unknown suffix, a file given twice, and where nothing is left.
     """
     for suffix in text_suffixes:
         if not suffix.startswith(".") or suffix in JSONL_SUFFIXES:
             raise UserError(f"text_suffixes = {suffix}: expected the suffix of a text file, such as .txt")
-    chosen, others = _collect(valid, text_suffixes), _collect(inputs, text_suffixes)
-    held_out = {source.path.resolve() for source in chosen.files}
+    counter = itertools.count(1)
+
+    def count() -> None:
+        if (number := next(counter)) % FILES_COUNTED == 0:
+            on_files(number)
+
+    chosen, others = _collect(valid, text_suffixes, count), _collect(inputs, text_suffixes, count)
+    held_out = set(chosen.files)
     split = "train" if valid else None
-    train = [replace(source, split=split) for source in others.files if source.path.resolve() not in held_out]
-    for what, files, given in (("train", train, inputs), ("valid", chosen.files, valid)):
+    train = [replace(source, split=split) for path, source in others.files.items() if path not in held_out]
+    for what, files, given in (("train", train, inputs), ("valid", list(chosen.files.values()), valid)):
         if given and not files:
             suffixes = " ".join((*text_suffixes, *JSONL_SUFFIXES))
             raise UserError(f"no file left for {what} in {' '.join(map(str, given))}; expected files with {suffixes}")
-    files = train + [replace(source, split="valid") for source in chosen.files]
-    ignored = others.ignored + [path for path in chosen.ignored if path not in others.ignored]
-    return SourceList(files, ignored)
+    files = train + [replace(source, split="valid") for source in chosen.files.values()]
+    return SourceList(files, list(dict.fromkeys(others.ignored + chosen.ignored)))
 
 
 def source_of(path: Path, name: str) -> Source:
@@ -76,14 +92,25 @@ def source_of(path: Path, name: str) -> Source:
     return Source(path, name, status.st_size, status.st_mtime_ns)
 
 
-def _collect(inputs: Iterable[Path], text_suffixes: Sequence[str]) -> SourceList:
+class _Found(NamedTuple):
+    files: dict[Path, Source]  # by the path without links
+    ignored: list[Path]
+
+
+def _collect(inputs: Iterable[Path], text_suffixes: Sequence[str], count: Callable[[], None]) -> _Found:
     known = (*text_suffixes, *JSONL_SUFFIXES)
-    found = SourceList()
+    found = _Found({}, [])
+
+    def add(path: Path, name: str) -> None:
+        source = source_of(path, name)
+        if found.files.setdefault(path.resolve(), source) is not source:
+            raise UserError(f"{path} is given twice")
+
     for given in inputs:
         if given.is_dir():
-            for path in sorted(_walk(given), key=lambda path: path.relative_to(given).as_posix()):
+            for path in sorted(_walk(given, count), key=lambda path: path.relative_to(given).as_posix()):
                 if path.name.endswith(known) and path.is_file():
-                    found.files.append(source_of(path, path.relative_to(given).as_posix()))
+                    add(path, path.relative_to(given).as_posix())
                 else:
                     found.ignored.append(path)
         elif not given.exists():
@@ -91,17 +118,12 @@ def _collect(inputs: Iterable[Path], text_suffixes: Sequence[str]) -> SourceList
         elif not given.name.endswith(known):
             raise UserError(f"{given}: unknown suffix; expected one of {' '.join(known)} (text_suffixes names others)")
         else:
-            found.files.append(source_of(given, given.name))
-    seen: set[Path] = set()
-    for source in found.files:
-        if source.path.resolve() in seen:
-            raise UserError(f"{source.path} is given twice")
-        seen.add(source.path.resolve())
+            add(given, given.name)
     return found
 
 
-def _walk(folder: Path) -> list[Path]:
-    """Yield every file below `folder`, and every link to a folder: links are not followed, but reported.
+def _walk(folder: Path, count: Callable[[], None]) -> list[Path]:
+    """Return every file below `folder`, and every link to a folder: links are not followed, but reported.
 
     What a preparation writes is no text, though some of it is .jsonl: its folders are left out.
     """
@@ -114,6 +136,8 @@ def _walk(folder: Path) -> list[Path]:
         if PARTIAL_NAME in folders or set(files) >= PREPARED_NAMES:
             folders.clear()
             continue
-        found += [Path(parent, name) for name in files]
+        for name in files:
+            found.append(Path(parent, name))
+            count()
         found += [Path(parent, name) for name in folders if Path(parent, name).is_symlink()]
     return found

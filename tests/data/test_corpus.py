@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,14 @@ import numpy as np
 import pytest
 import zstandard
 
+from hybridtron.data import corpus, shards, windows
+from hybridtron.data import documents as documents_module
+from hybridtron.data import text as text_module
 from hybridtron.data.corpus import prepare
 from hybridtron.data.indexed_format import check
 from hybridtron.data.report import read_corpus_report, read_report
 from hybridtron.data.sources import find_sources
-from hybridtron.data.tokenizer import load
+from hybridtron.data.tokenizer import ByteTokenizer, load
 from hybridtron.errors import UserError
 from hybridtron.processes import WorkerDied
 
@@ -269,6 +273,9 @@ PROGRAM = """
 import json, sys
 from multiprocessing import active_children
 from pathlib import Path
+from hybridtron.data import corpus, shards, windows
+from hybridtron.data import documents as documents_module
+from hybridtron.data import text as text_module
 from hybridtron.data.corpus import prepare
 from hybridtron.data.sources import find_sources
 
@@ -349,6 +356,74 @@ def test_a_kill_between_the_last_moves_is_made_good(interrupted, tmp_path):
     assert contents(out) == contents(tmp_path / "straight")
 
 
+class Stopped(Exception):
+    """Raised where a kill is imitated."""
+
+
+def test_a_stopped_merge_goes_on_and_shards_are_removed_as_they_merge(tmp_path):
+    source = find_sources([write_jsonl(tmp_path / "a.jsonl", [document(i) * 5 for i in range(1000)])])
+    prepare(source, tmp_path / "straight")
+    most, stops = 0, []
+
+    def progress(stage, done, total):
+        nonlocal most
+        work = tmp_path / "out" / ".partial"
+        if stage == "merge":
+            most = max(most, sum(path.stat().st_size for path in work.glob("**/*.bin") if path.name != "documents.bin"))
+            if done > 0.3 * total and len(stops) < 2 and done not in stops:
+                stops.append(done)
+                with (work / "final" / "train.bin").open("ab") as file:
+                    file.write(b"half of the next shard")
+                raise Stopped
+
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            prepare(source, tmp_path / "out", shard_bytes=20_000, progress=progress)
+    prepare(source, tmp_path / "out", shard_bytes=20_000, progress=progress)
+    assert contents(tmp_path / "out") == contents(tmp_path / "straight")
+    size = sum((tmp_path / "out" / f"{name}.bin").stat().st_size for name in ("train", "valid"))
+    assert most < size + 3 * 20_000
+
+
+def test_a_merge_that_lost_data_starts_again(tmp_path):
+    source = find_sources([write_jsonl(tmp_path / "a.jsonl", [document(i) * 5 for i in range(300)])])
+    prepare(source, tmp_path / "straight")
+
+    def progress(stage, done, total):
+        if stage == "merge" and done > 0.5 * total:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        prepare(source, tmp_path / "out", shard_bytes=20_000, progress=progress)
+    os.truncate(tmp_path / "out" / ".partial" / "final" / "train.bin", 100)
+    prepare(source, tmp_path / "out", shard_bytes=20_000)
+    assert contents(tmp_path / "out") == contents(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("kept", [["settings.json"], ["settings.json", "lock", "00000"], "before the moves"])
+def test_the_same_call_after_a_kill_in_the_last_moment_is_done(mixed, tmp_path, kept, monkeypatch):
+    out, sources = tmp_path / "out", find_sources([mixed])
+    report = prepare(sources, tmp_path / "straight")
+
+    def stop(out):
+        for path in (out / ".partial" / "final").iterdir() if kept != "before the moves" else ():
+            os.replace(path, out / path.name)
+        raise Stopped
+
+    monkeypatch.setattr(corpus, "_publish", stop)
+    with pytest.raises(Stopped):
+        prepare(sources, out)
+    monkeypatch.undo()
+    if kept != "before the moves":
+        for path in (out / ".partial").iterdir():
+            if path.name not in kept:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert prepare(sources, out) == report
+    assert contents(out) == contents(tmp_path / "straight")
+    with pytest.raises(UserError, match="holds a prepared corpus"):
+        prepare(sources, out)
+
+
 def test_changed_input_does_not_go_on(interrupted):
     source, out = interrupted
     with source.open("a") as file:
@@ -379,3 +454,115 @@ def test_a_file_that_vanishes_is_named(tmp_path):
     (tmp_path / "b.txt").unlink()
     with pytest.raises(UserError, match=r"b\.txt: No such file"):
         prepare(sources, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "b.txt"])
+def test_a_file_that_changes_after_it_was_listed_is_named(tmp_path, name):
+    write_jsonl(tmp_path / "a.jsonl", ["x"] * 100)
+    (tmp_path / "b.txt").write_text("y")
+    sources = find_sources([tmp_path])
+    with (tmp_path / name).open("a") as file:
+        file.write("\n")
+    with pytest.raises(UserError, match=rf"{name} has changed since it was listed"):
+        prepare(sources, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "b.txt"])
+def test_a_file_that_changes_while_it_is_read_is_named(tmp_path, name, monkeypatch):
+    write_jsonl(tmp_path / "a.jsonl", ["x"] * 100)
+    (tmp_path / "b.txt").write_text("y")
+    sources = find_sources([tmp_path])
+    encode = ByteTokenizer.encode_bytes
+
+    def change(self, data):
+        (tmp_path / name).write_text("z")
+        return encode(self, data)
+
+    monkeypatch.setattr(ByteTokenizer, "encode_bytes", change)
+    with pytest.raises(UserError, match=rf"{name} has changed since it was listed"):
+        prepare(sources, tmp_path / "out")
+
+
+TEXT = "Grüße, 世界!\n🙂"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "mark"),
+    [
+        ("utf-8", ""),
+        ("utf-8", "\ufeff"),
+        ("utf-16-le", "\ufeff"),
+        ("utf-16-be", "\ufeff"),
+        ("utf-32-le", "\ufeff"),
+        ("utf-32-be", "\ufeff"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["byte", "bpe"])
+def test_byte_order_marks_tell_the_encoding_of_a_text_file(tmp_path, tokenizer_json, encoding, mark, kind):
+    (tmp_path / "a.txt").write_bytes((mark + TEXT).encode(encoding))
+    spec = "byte" if kind == "byte" else str(tokenizer_json)
+    report = prepare(find_sources([tmp_path / "a.txt"]), tmp_path / "out", tokenizer=spec)
+    assert documents_in(tmp_path / "out" / "train", spec) == [TEXT]
+    assert report.splits["train"].bytes == len(TEXT.encode())
+    assert report.repaired_documents == 0
+
+
+def test_a_file_of_nothing_but_a_byte_order_mark_is_empty(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf")
+    (tmp_path / "b.txt").write_text("b")
+    assert prepare(find_sources([tmp_path]), tmp_path / "out").empty_documents == 1
+
+
+def test_bytes_are_those_of_the_source_and_not_of_its_replacement_characters(tmp_path, tokenizer_json):
+    (tmp_path / "latin1.txt").write_bytes(b"\xfc" * 100)
+    (tmp_path / "surrogates.jsonl").write_text('{"text": "' + "\\ud800" * 100 + '"}\n')
+    report = prepare(find_sources([tmp_path]), tmp_path / "out", tokenizer=str(tokenizer_json), valid_fraction=0)
+    assert report.splits["train"].bytes == 100 + 300
+    assert report.repaired_documents == 2
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".jsonl.gz"])
+@pytest.mark.parametrize("kind", ["byte", "bpe"])
+def test_a_long_document_is_encoded_as_any_other(tmp_path, tokenizer_json, suffix, kind, monkeypatch):
+    text = "".join(document(i) + "\n" for i in range(3000))
+    spec = "byte" if kind == "byte" else str(tokenizer_json)
+    lines = "".join(json.dumps({"text": part}) + "\n" for part in ("first", text, "last"))
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(
+        {".txt": bytes, ".jsonl": lines.encode, ".jsonl.gz": lambda: gzip.compress(lines.encode())}[suffix]()
+    )
+    if suffix == ".txt":
+        path.write_text(text)
+    monkeypatch.setattr(documents_module, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(text_module, "PIECE", 5000)
+    monkeypatch.setattr(windows.encode_in_windows, "__defaults__", (20_000, 1000))
+    prepare(find_sources([path]), tmp_path / "out", tokenizer=spec, valid_fraction=0)
+    stream = check(tmp_path / "out" / "train").tokens()
+    tokenizer = load(spec)
+    expected = [text] if suffix == ".txt" else ["first", text, "last"]
+    assert stream.tolist() == [i for part in expected for i in (*tokenizer.encode(part), tokenizer.eod)]
+
+
+def test_a_long_damaged_line_keeps_its_beginning(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents_module, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(shards, "KEPT_BYTES", 700)
+    long = b'{"text": "' + b"x" * 5000 + b"\xff" + b'"}'
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n' + long + b'\n{"text": "b"}\n')
+    report = prepare(find_sources([tmp_path / "a.jsonl"]), tmp_path / "out", valid_fraction=0)
+    assert report.damaged_lines == 1
+    assert documents_in(tmp_path / "out" / "train") == ["a", "b"]  # nothing is left of what came before the damage
+    entry = json.loads((tmp_path / "out" / "damaged.jsonl").read_text())
+    assert (entry["line"], entry["raw_bytes"]) == (2, len(long))
+    assert base64.b64decode(entry["raw_base64"]) == long[:700]
+
+
+def test_a_disk_that_is_too_small_is_refused_before_the_work(tmp_path, monkeypatch, caplog):
+    write_jsonl(tmp_path / "a.jsonl", ["x" * 1000] * 1000)
+    sources = find_sources([tmp_path / "a.jsonl"])
+    free = shutil.disk_usage(tmp_path)._replace(free=500_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    with pytest.raises(UserError, match=r"out: the token files take about 0\.0 GB, the disk has 0\.0 GB free"):
+        prepare(sources, tmp_path / "out")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free._replace(free=1_500_000))
+    prepare(sources, tmp_path / "out")
+    assert "the token files take about" in caplog.text

@@ -134,3 +134,28 @@ def test_no_tokens_at_all(tmp_path):
     write_index(idx_path(tmp_path / "train"), np.array([], np.int32), np.dtype(np.uint16))
     with pytest.raises(UserError, match="holds no tokens"):
         check(tmp_path / "train")
+
+
+@pytest.mark.parametrize("flip", [0x01, 0x40, 0x80, 0xFF])
+def test_no_damaged_byte_of_an_index_is_passed_over(prefix, flip):
+    path, data = idx_path(prefix), idx_path(prefix).read_bytes()
+    inner_marks = range(len(data) - 3 * 8, len(data) - 8, 8)  # 0 1 2 3 may become 0 0 2 3 or 0 1 3 3: empty documents
+    for position in range(len(data)):
+        path.write_bytes(data[:position] + bytes([data[position] ^ flip]) + data[position + 1 :])
+        if flip == 1 and position in inner_marks:
+            assert check(prefix).num_tokens == len(STREAM)
+            continue
+        with pytest.raises(UserError, match=r"^[^\n]*train\.(idx|bin)[^\n]*$"):
+            check(prefix)
+
+
+def test_a_negative_length_and_wrong_document_marks_are_named(prefix):
+    path, data = idx_path(prefix), idx_path(prefix).read_bytes()
+    lengths_at, marks_at = HEADER.size, len(data) - 4 * 8
+    path.write_bytes(data[:lengths_at] + struct.pack("<iii", 12, -7, 4) + data[lengths_at + 12 :])
+    with pytest.raises(UserError, match=r"train\.idx: sequence 1 has the length -7; expected at least 0"):
+        check(prefix)
+    for marks in ((0, 1, 2, 4), (1, 1, 2, 3), (0, 2, 1, 3), (0, -1, 2, 3)):
+        path.write_bytes(data[:marks_at] + struct.pack("<qqqq", *marks))
+        with pytest.raises(UserError, match=r"document marks do not lead from 0 to its 3 sequences"):
+            check(prefix)

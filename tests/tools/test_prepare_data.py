@@ -1,8 +1,10 @@
 """tools/prepare_data.py as its users run it."""
 
 import gzip
+import importlib.util
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +17,8 @@ from hybridtron.data.dataset import TokenDataset
 ROOT = Path(__file__).parents[2]
 
 
-def prepare_data(*arguments, cwd):
-    """The finished process, run in `cwd`."""
+def prepare_data(*arguments, cwd, largest_file=resource.RLIM_INFINITY):
+    """The finished process, run in `cwd`, which cannot write more than `largest_file` bytes to a file."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     return subprocess.run(
         [sys.executable, str(ROOT / "tools" / "prepare_data.py"), *map(str, arguments)],
@@ -25,6 +27,7 @@ def prepare_data(*arguments, cwd):
         cwd=cwd,
         env=environment,
         timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY)),
     )
 
 
@@ -110,3 +113,31 @@ def test_a_prepared_folder_is_not_touched(folder):
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "--out = out: holds a prepared corpus" in done.stderr
     assert (folder / "out" / "train.bin").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(folder, workers):
+    lines = [json.dumps({"text": f"line {i} " * 30}) + "\n" for i in range(100)]
+    (folder / "more.jsonl").write_text("".join(lines))
+    command = ("texts", "lines.jsonl.gz", "more.jsonl", "--out", "out", "--workers", workers)
+    full = prepare_data(*command, cwd=folder, largest_file=3000)
+    assert full.returncode == 1
+    assert full.stderr.splitlines()[-1] == (
+        "hybridtron: error: cannot write to out: File too large; the same command goes on from there"
+    )
+    assert "Traceback" not in full.stderr
+    assert prepare_data(*command, cwd=folder).returncode == 0
+    assert prepare_data(*command[:3], "--out", "straight", cwd=folder).returncode == 0
+    assert (folder / "out" / "train.bin").read_bytes() == (folder / "straight" / "train.bin").read_bytes()
+
+
+def test_listing_many_files_is_shown(capsys, monkeypatch):
+    spec = importlib.util.spec_from_file_location("prepare_data", ROOT / "tools" / "prepare_data.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "LINE_EVERY", -1)
+    module.progress_lines()("list", 12_000, 0)
+    assert capsys.readouterr().err == "list: 12,000 files\n"
+    with module.progress_bar() as progress:
+        progress("list", 12_000, 0)
+        progress("encode", 5, 10)
