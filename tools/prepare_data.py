@@ -7,7 +7,6 @@ command again goes on where a killed one stopped. A damaged line is counted, and
 """
 
 import argparse
-import functools
 import json
 import os
 import re
@@ -140,8 +139,9 @@ def main(arguments: list[str] | None = None) -> int:
     args = command.parse_args(arguments)
     try:
         with naming_options(command), progress_view() as progress:
-            list_files = functools.partial(progress, "list", total=0)
-            sources = find_sources(args.inputs, args.text_suffixes, args.valid, list_files)
+            sources = find_sources(
+                args.inputs, args.text_suffixes, args.valid, lambda count: progress("list", count, 0)
+            )
             report = prepare(
                 sources,
                 args.out,
