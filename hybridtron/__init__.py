@@ -49,21 +49,4 @@ __all__ = [
     "train",
 ]
 
-_MODULES = {
-    "Callback": "training.callbacks.base",
-    "Model": "training.single_process",
-    "Run": "training.run",
-    "StopTraining": "training.callbacks.base",
-    "UserError": "errors",
-    "build_model": "api.model",
-    "describe": "api.study",
-    "laws": "laws",
-    "load": "training.single_process",
-    "mad": "mad",
-    "plan": "api.study",
-    "scale": "composer",
-    "search": "composer",
-    "train": "api.training",
-}
-
-__getattr__, __dir__ = lazy_exports(__name__, _MODULES)
+__getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -28,13 +28,4 @@ __all__ = [
     "search",
 ]
 
-_MODULES = {
-    "Outcome": "report.outcome",
-    "Scaled": "grow.scale",
-    "SearchConfig": "nas.config",
-    "SearchFailed": "nas.worker",
-    "scale": "grow.scale",
-    "search": "nas.run",
-}
-
-__getattr__, __dir__ = lazy_exports(__name__, _MODULES)
+__getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -60,22 +60,4 @@ __all__ = [
     "write_report",
 ]
 
-_NAMES = {
-    "api": ["score"],
-    "checkpoints": ["score_checkpoints"],
-    "models.architecture": ["Architecture", "from_layers", "from_model", "from_pattern"],
-    "models.finetune": ["from_trained"],
-    "models.iso_state": ["iso_state"],
-    "models.layers": ["LAYERS"],
-    "report.write": ["read_scores", "write_report"],
-    "scoring.aggregate": ["scores"],
-    "scoring.results": ["read_rows"],
-    "scoring.score": ["Score"],
-    "tasks.generate": ["generate"],
-    "tasks.protocol": ["TASKS", "settings"],
-    "training.loop": ["train_setting"],
-    "training.presets": ["PRESETS", "Cell", "Preset", "preset"],
-    "training.suite": ["SuiteFailed", "chosen_settings", "run_suite"],
-}
-
-__getattr__, __dir__ = lazy_exports(__name__, {name: module for module, names in _NAMES.items() for name in names})
+__getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -87,7 +87,8 @@ def score_checkpoints(
             the trained layers under a fresh embedding and head, all trainable or frozen.
         depth: layers that `proxy` keeps; 8 by default.
         iso_state: with `proxy`, change layers so that their states add up to 4,096 elements.
-        data, sequences: held-out tokens for the losses, and how many sequences; by default as each run has them.
+        data: held-out tokens for the losses; by default as each run has them.
+        sequences: how many of them; by default as each run has it.
         on_progress: called with a checkpoint's path after each of its settings.
         on_message: called with each warning and notice.
 

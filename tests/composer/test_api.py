@@ -34,6 +34,21 @@ def test_a_search_from_a_dict_and_from_its_file_is_one_search(tmp_path, capsys):
     assert str(outcome).startswith("4 of 8 patterns evaluated")
 
 
+def test_a_function_of_misspelt_blocks_warns(tmp_path, caplog):
+    config = {
+        "name": "small",
+        "folder": str(tmp_path / "s"),
+        "evaluations": 1,
+        "space": {"blocks": ["attn", "mpl", "X"], "layers": 2},
+        "evaluator": {"type": "function"},
+        "engine": {"type": "random"},
+    }
+    composer.search(config)
+    assert [record.getMessage() for record in caplog.records] == [
+        "space.blocks: mpl is taken as it is, since a function needs no layers; nearest: mlp"
+    ]
+
+
 def test_scale_takes_a_file_with_overrides_a_dict_and_a_config():
     run = resolve(load(LLAMA, ["size=1b"], RunConfig))
     scaled = composer.scale("2A+4M", LLAMA, "stack", overrides=["size=1b"])

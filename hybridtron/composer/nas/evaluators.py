@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,12 @@ from hybridtron.composer.nas.config import FunctionConfig, MADConfig, SearchConf
 from hybridtron.composer.nas.store import Row
 from hybridtron.config.compose import compose
 from hybridtron.config.load import build
-from hybridtron.config.nearest import one_of
+from hybridtron.config.nearest import nearest, one_of
 from hybridtron.errors import UserError
+from hybridtron.mixers.registry import MIXERS
 from hybridtron.pattern import Pattern
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,12 @@ def make_evaluator(config: SearchConfig) -> Evaluator:
 
 def _function(settings: FunctionConfig, config: SearchConfig) -> Evaluator:
     blocks = config.space.blocks
+    usual = {*MIXERS, "attn", "mamba"}
+    for name in blocks:
+        if name not in usual and (close := nearest(name, usual)):
+            logger.warning(
+                "space.blocks: %s is taken as it is, since a function needs no layers; nearest: %s", name, close
+            )
 
     def evaluate(layers: Sequence[str], seed: int) -> Row:
         chain = Chain(len(layers), len(blocks), settings.instance, settings.coupling, settings.noise)

@@ -6,6 +6,7 @@ import torch
 
 from hybridtron.accounting.describe import describe
 from hybridtron.errors import UserError
+from hybridtron.reporting.numbers import si
 from hybridtron.training.config import RunConfig
 
 BYTES = {"fp32": 4, "bf16": 2}
@@ -25,15 +26,15 @@ def require_memory(config: RunConfig, world_size: int, available: int | None = N
     if weights > available:
         raise UserError(
             f"model.hidden_size = {model.hidden_size}: the model has {parameters:.3g} parameters, whose weights alone "
-            f"take {_size(weights)} per process; expected at most the {_size(available)} of this machine"
+            f"take {si(weights)}B per process; expected at most the {si(available)}B of this machine"
         )
     tokens = train.global_batch_size * config.data.seq_len * BYTES_PER_TOKEN_ID // world_size
     activations = train.micro_batch_size * config.data.seq_len * model.hidden_size * number // world_size
     for key, needed in (("global_batch_size", tokens), ("micro_batch_size", activations)):
         if needed > available:
             raise UserError(
-                f"train.{key} = {getattr(train, key)}: one batch takes at least {_size(needed)} per process; expected "
-                f"at most the {_size(available)} of this machine"
+                f"train.{key} = {getattr(train, key)}: one batch takes at least {si(needed)}B per process; expected "
+                f"at most the {si(available)}B of this machine"
             )
 
 
@@ -44,11 +45,3 @@ def machine_memory() -> int:
     import psutil
 
     return psutil.virtual_memory().total + psutil.swap_memory().total
-
-
-def _size(count: int) -> str:
-    """Return bytes as text in a unit that leaves few digits."""
-    for unit, name in ((10**18, "EB"), (10**15, "PB"), (10**12, "TB"), (10**9, "GB"), (10**6, "MB")):
-        if count >= unit:
-            return f"{count / unit:,.0f} {name}" if count >= 10 * unit else f"{count / unit:.1f} {name}"
-    return f"{count} bytes"
