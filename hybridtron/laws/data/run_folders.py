@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from hybridtron.errors import UserError
-from hybridtron.files import read_lines
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.data.sources import text_columns
+from hybridtron.training.callbacks.metrics import read_metrics
 
 
 def read_run_folders(folder: Path, context: int | None) -> Runs:
@@ -41,15 +40,9 @@ def read_run_folders(folder: Path, context: int | None) -> Runs:
 
 def _row(folder: Path, context: int | None, warnings: list[str]) -> dict[str, Any]:
     from hybridtron.accounting.describe import describe
-    from hybridtron.config.load import build
-    from hybridtron.training.config import RunConfig
+    from hybridtron.training.run_folder.folder import read_config
 
-    try:
-        config = build(yaml.safe_load((folder / "config.yaml").read_text()), RunConfig)
-    except UserError as error:
-        raise UserError(f"{folder / 'config.yaml'}: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{folder / 'config.yaml'}: not valid YAML ({str(error).splitlines()[0]})") from None
+    config = read_config(folder)
     if not config.model.vocab_size:
         raise UserError(f"{folder / 'config.yaml'}: model.vocab_size = 0; expected the resolved config of a run")
     end = _end(folder, warnings)
@@ -84,7 +77,10 @@ def _end(folder: Path, warnings: list[str]) -> dict[str, Any]:
         except json.JSONDecodeError as error:
             raise UserError(f"{summary}: not valid JSON ({error})") from None
     else:
-        end = _last_row(folder / "metrics.jsonl")
+        rows = read_metrics(folder / "metrics.jsonl")
+        if not rows:
+            raise UserError(f"{folder / 'metrics.jsonl'}: no rows; expected a run that has logged at least one step")
+        end = rows[-1]
         warnings.append(f"unfinished: {folder} has no summary.json; its last row, at step {end.get('step')}, is used")
     held_out = end.get("valid_loss") is not None
     loss = end.get("valid_loss") if held_out else end.get("loss")
@@ -93,12 +89,3 @@ def _end(folder: Path, warnings: list[str]) -> dict[str, Any]:
     if not isinstance(loss, int | float) or not math.isfinite(loss) or not end.get("tokens"):
         raise UserError(f"{folder}: loss {loss} after {end.get('tokens')} tokens; expected a number and some tokens")
     return {"tokens": end["tokens"], "loss": loss}
-
-
-def _last_row(metrics: Path) -> dict[str, Any]:
-    """Return the last whole row; a last line cut off by a kill is left out."""
-    lines = read_lines(metrics.read_bytes()) if metrics.is_file() else []
-    rows = [line.value for line in lines if isinstance(line.value, dict)]
-    if not rows:
-        raise UserError(f"{metrics}: no rows; expected a run that has logged at least one step")
-    return rows[-1]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -105,42 +104,37 @@ def fit(runs: Runs, settings: Settings) -> Fit:
         result.search["loss_law"] = {"law": chosen, "parameters": chain.parameters, "intervals": chain.intervals,
                                      "objective": chain.optimum.objective}  # fmt: skip
         result.warnings.extend(f"loss law: {warning}" for warning in chain.warnings)
-    if result.extrapolation is not None:
-        held = {**result.extrapolation}
+    if held := result.extrapolation:
         for key in ("largest_fitted", "largest_held_out"):
             held[key.replace("largest", "lowest_loss")] = -held.pop(key)
-        return replace(result, extrapolation=held)
     return result
 
 
 def _predict(
     fitted: CurveFit, chain: CurveFit | None, point: Mapping[str, float], runs: Runs
 ) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
+    warnings = []
     if "L" in point:
         if set(point) != {"L"} or not point["L"] > 0:
             raise UserError(f"predict = {dict(point)}: expected L alone, above zero, or two of N, D, C, M")
         entry: dict[str, Any] = {"loss": point["L"]}
-        theta_loss = sample_loss = np.array([point["L"]])
-        known = True
-        warnings = []
+        samples: Array | None = np.array([point["L"]])
     else:
         assert chain is not None
         full = points.complete(point, "downstream")
         if set(full) == {"C"}:
             raise UserError(f"predict = C={full['C']:g}: expected L alone, or two of N, D, C, M")
         at = {"n_params": np.array([full["N"]]), "tokens": np.array([full["D"]])}
-        theta_loss = chain.curve.predict(chain.optimum.theta[None], at)[:, 0]
         entry = {**full, **chain.estimate("loss", lambda theta: chain.curve.predict(theta, at)[:, 0])}
-        sample_loss = chain.curve.predict(chain.samples, at)[:, 0] if chain.samples is not None else theta_loss
-        known = chain.samples is not None  # else the uncertainty of the loss would be left out
+        samples = None if chain.samples is None else chain.curve.predict(chain.samples, at)[:, 0]
         n, d = runs["n_params"], runs["tokens"]
         warnings = points.extrapolation_warnings(full, {"N": n, "D": d, "C": 6 * n * d})
-
-    def error(theta: Array) -> Array:
-        return fitted.curve.predict(theta, {"loss": sample_loss[:, None]})[:, 0]
-
-    best = float(fitted.curve.predict(fitted.optimum.theta[None], {"loss": theta_loss})[0, 0])
-    entry |= {"error": best, "error_interval": fitted.spread(error) if known else None}
+    entry["error"] = float(fitted.predict({"loss": np.array([entry["loss"]])})[0])
+    entry["error_interval"] = None  # where it would leave out the uncertainty of the loss
+    if samples is not None:
+        entry["error_interval"] = fitted.spread(
+            lambda theta: fitted.curve.predict(theta, {"loss": samples[:, None]})[:, 0]
+        )
     lowest = float(runs["loss"].min())
     if entry["loss"] < lowest - 0.5 * float(np.ptp(runs["loss"])):
         warnings.append(

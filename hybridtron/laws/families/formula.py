@@ -111,6 +111,5 @@ def _predict(
 ) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
     if set(point) != set(columns):
         raise UserError(f"predict = {dict(point)}: {name} predicts from {', '.join(columns)}; expected just these")
-    at = {column: np.array([float(value)]) for column, value in point.items()}
-    entry = {**point, **fitted.estimate("loss", lambda theta: fitted.curve.predict(theta, at)[:, 0])}
+    entry = {**point, **fitted.estimate_at("loss", point)}
     return entry, extrapolation_warnings(point, {column: runs[column] for column in columns})

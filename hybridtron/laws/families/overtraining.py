@@ -64,13 +64,12 @@ def fit(runs: Runs, settings: Settings) -> Fit:
         full = points.complete(point, "overtraining")
         if set(full) == {"C"}:
             full = points.complete({"C": full["C"], "M": best_ratio(fitted.parameters)}, "overtraining")
-        at = {"n_params": np.array([full["N"]]), "tokens": np.array([full["D"]])}
-
-        def loss(theta: Array) -> Array:
-            return fitted.curve.predict(theta, at)[:, 0]
-
         beyond = float(excess(fitted.parameters, full["C"], full["M"]))
-        entry = {**full, **fitted.estimate("loss", loss), "excess_over_compute_optimal": beyond}
+        entry = {
+            **full,
+            **fitted.estimate_at("loss", {"n_params": full["N"], "tokens": full["D"]}),
+            "excess_over_compute_optimal": beyond,
+        }
         return entry, points.extrapolation_warnings(full, data)
 
     alone = _architectures(runs, settings, make, delta)

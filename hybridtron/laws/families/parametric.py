@@ -105,8 +105,7 @@ def predict_point(fitted: CurveFit, point: Mapping[str, float]) -> dict[str, Any
         for i, name in enumerate(("N", "D", "loss")):
             entry |= fitted.estimate(name, partial(_optimal, public, point["C"], i))
         return entry | {"M": entry["D"] / entry["N"]}
-    at = {"n_params": np.array([point["N"]]), "tokens": np.array([point["D"]])}
-    return {**point, **fitted.estimate("loss", lambda theta: fitted.curve.predict(theta, at)[:, 0])}
+    return {**point, **fitted.estimate_at("loss", {"n_params": point["N"], "tokens": point["D"]})}
 
 
 def _optimal(public: Callable[[Array], dict[str, Array]], flops: float, which: int, theta: Array) -> Array:

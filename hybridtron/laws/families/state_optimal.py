@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 
 from hybridtron.errors import UserError
-from hybridtron.laws.data.points import extrapolation_warnings
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Series, Settings, record
 from hybridtron.laws.families.sentences import not_held_out, verdict
 from hybridtron.laws.fitting import bootstrap
 from hybridtron.laws.fitting.loss_minima import FEWEST, find_loss_minimum, split_budgets
 from hybridtron.laws.fitting.parabola import WINDOW, chosen_window
-from hybridtron.laws.fitting.power import PowerLaw, fit_line
+from hybridtron.laws.fitting.power import PowerLaw, fit_line, predict
 
 FEWEST_POINTS = 5
 
@@ -58,10 +57,10 @@ def fit(runs: Runs, settings: Settings) -> Fit:
     architectures, shared = _per_architecture(optimal, settings)
     count = max(1, round(len(optimal) / 10)) if settings.holdout is None else settings.holdout
     held = power.hold_out(count, 4, "total state")
-    warnings += _asked(optimal, context) + ([reason] if reason else []) + _mixed(power, shared)
+    warnings += _warnings(optimal, power, context, shared) + ([reason] if reason else [])
     warnings += not_held_out(settings, held, f"{len(optimal)} compute-optimal points")
-    for point in settings.predict:
-        warnings += extrapolation_warnings(point, {"M": power.x})
+    predictions = [predict(LAW.name, point, "M", "ELEMENTS", {"perplexity": power}) for point in settings.predict]
+    warnings += [warning for _, far in predictions for warning in far]
     return Fit(
         law=LAW.name,
         parameters=power.parameters,
@@ -76,7 +75,7 @@ def fit(runs: Runs, settings: Settings) -> Fit:
             objective="squared residual of log perplexity* about the line in log M, summed over compute-optimal points",
         ),
         sensitivity={"architectures": architectures, "shared_exponent": shared, "window": _windows(runs)},
-        predictions=[_predict(power, point) for point in settings.predict],
+        predictions=[entry for entry, _ in predictions],
         warnings=warnings,
         search={"compute_optimal_points": [_as_json(point) for point in optimal]},
         extrapolation=held,
@@ -177,8 +176,10 @@ def _as_json(point: Point) -> dict[str, Any]:
     return content | {"perplexity": math.exp(point.log_perplexity)}
 
 
-def _asked(optimal: Sequence[Point], context: float | None) -> list[str]:
-    """Warn of budgets of one run among others, and of an unknown context length, as questions."""
+def _warnings(
+    optimal: Sequence[Point], power: PowerLaw, context: float | None, shared: Mapping[str, float] | None
+) -> list[str]:  # fmt: skip
+    """Warn of lone runs among budgets, of an unknown context, and of an exponent that differs within architectures."""
     warnings = []
     single = sum(point.how == "single run" for point in optimal)
     if 0 < single < len(optimal):
@@ -191,25 +192,13 @@ def _asked(optimal: Sequence[Point], context: float | None) -> list[str]:
             "context: the context length that attention's state assumes is not declared; give option context, or a "
             "column state_context"
         )
-    return warnings
-
-
-def _mixed(power: PowerLaw, shared: Mapping[str, float] | None) -> list[str]:
-    """Warn where the exponent within architectures lies outside the interval of the exponent across them."""
     span = power.intervals.get("c")
-    if shared is None or span is None or span[0] <= shared["c"] <= span[1]:
-        return []
-    return [
-        f"architectures: within architectures c is {shared['c']:.4g}, across all points {power.exponent:.4g}; the "
-        "joint law mixes differences between architectures with the effect of state"
-    ]
-
-
-def _predict(power: PowerLaw, point: Mapping[str, float]) -> dict[str, Any]:
-    if set(point) != {"M"} or not point["M"] > 0:
-        raise UserError(f"predict = {dict(point)}: state-optimal predicts from total state; expected M=ELEMENTS")
-    state = point["M"]
-    return {"M": state, "perplexity": power.at(state), "perplexity_interval": power.interval_at(state)}
+    if shared is not None and span is not None and not span[0] <= shared["c"] <= span[1]:
+        warnings.append(
+            f"architectures: within architectures c is {shared['c']:.4g}, across all points {power.exponent:.4g}; the "
+            "joint law mixes differences between architectures with the effect of state"
+        )
+    return warnings
 
 
 def _windows(runs: Runs) -> dict[str, dict[str, float]]:

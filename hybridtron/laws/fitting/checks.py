@@ -54,17 +54,16 @@ def setting_warnings(law: Law, settings: Settings) -> list[str]:
 
 def unit_warnings(runs: Runs) -> list[str]:
     """Warn of values that do not look like the expected units, as questions."""
-    warnings = []
-    if "loss" in runs and runs["loss"].dtype != object and (high := runs["loss"] > 20).any():
-        warnings.append(
-            f"units: {int(high.sum())} rows have a loss above 20 (first: {runs.place} {runs.lines[np.argmax(high)]}); "
-            "is it a perplexity or a sum over tokens? Nats per token are expected"
-        )
-    if "n_params" in runs and "tokens" in runs:
-        fewer = runs["tokens"] < runs["n_params"]
-        if fewer.any():
-            warnings.append(
-                f"units: {int(fewer.sum())} rows have fewer tokens than parameters (first: {runs.place} "
-                f"{runs.lines[np.argmax(fewer)]}); are the tokens counted in millions or billions?"
-            )
-    return warnings
+    numbers = {name: values for name, values in runs.columns.items() if values.dtype != object}
+    none = np.zeros(len(runs))
+    odd = (
+        (numbers.get("loss", none) > 20, "a loss above 20",
+         "is it a perplexity or a sum over tokens? Nats per token are expected"),
+        (numbers.get("tokens", none + np.inf) < numbers.get("n_params", none), "fewer tokens than parameters",
+         "are the tokens counted in millions or billions?"),
+    )  # fmt: skip
+    return [
+        f"units: {rows.sum()} rows have {what} (first: {runs.place} {runs.lines[np.argmax(rows)]}); {question}"
+        for rows, what, question in odd
+        if rows.any()
+    ]

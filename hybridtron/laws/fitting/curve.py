@@ -66,6 +66,11 @@ class CurveFit:
         best = float(values(self.optimum.theta[None])[0])
         return {name: best, f"{name}_interval": self.spread(values)}
 
+    def estimate_at(self, name: str, point: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the curve predicts at a point of columns under its name, and its interval beside it."""
+        at = {column: np.array([value]) for column, value in point.items()}
+        return self.estimate(name, lambda theta: self.curve.predict(theta, at)[:, 0])
+
     def band(self, values: Callable[[Array], Array]) -> dict[str, Any]:
         """Return the 95 % band of a curve computed from coordinates [k, p] -> [k, m]; empty without samples."""
         if self.samples is None:

@@ -38,9 +38,7 @@ class LogSum:
 
     def predict(self, theta: Array, points: Any = slice(None)) -> Array:
         """Compute values at the selected points: theta [k, p] -> [k, n']."""
-        terms = np.matmul(theta, self.slopes[:, :, points])  # [t, k, n']
-        top = terms.max(axis=0)
-        value = top + np.log(np.exp(terms - top).sum(axis=0))
+        value = np.logaddexp.reduce(np.matmul(theta, self.slopes[:, :, points]), axis=0)  # of [t, k, n']
         return np.exp(value) if self.exponentiate else value
 
     def jacobian(self, theta: Array) -> tuple[Array, Array]:

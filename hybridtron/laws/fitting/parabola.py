@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridtron.errors import UserError
-from hybridtron.laws.data.points import extrapolation_warnings
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Series, Settings, record
 from hybridtron.laws.families.sentences import moves, not_held_out, verdict
@@ -27,7 +26,7 @@ from hybridtron.laws.fitting.loss_minima import (
     split_budgets,
 )
 from hybridtron.laws.fitting.optimize import Array
-from hybridtron.laws.fitting.power import PowerLaw, fit_line, fit_lines_with_gaps
+from hybridtron.laws.fitting.power import PowerLaw, fit_line, fit_lines_with_gaps, predict
 
 FEWEST_BUDGETS = 3
 FEWEST_FREEDOM = 5
@@ -124,8 +123,12 @@ class Parabolas:
         table, moved = _sensitivity(runs, settings, self.axes, fits, chosen, self.windows(chosen))
         held = main.power.hold_out(1 if settings.holdout is None else settings.holdout, 2, "budget")
         warnings = list(dict.fromkeys(warning for fitted in fits.values() for warning in fitted.warnings)) + moved
+        predictions = []
         for point in settings.predict:
-            warnings += extrapolation_warnings(point, {"C": main.power.x})
+            powers = {axis: fitted.power for axis, fitted in fits.items()}
+            entry, far = predict(self.name, point, "C", "FLOPS", powers)
+            predictions.append(entry | self.derive(entry))
+            warnings += far
         warnings += not_held_out(settings, held, f"{len(main.kept)} budgets")
         if len(set(runs.columns.get("arch", ()))) > 1:
             warnings.append("pooled: rows of several architectures share one parabola; select one by where = arch=NAME")
@@ -140,7 +143,7 @@ class Parabolas:
             intervals=intervals or None,
             settings=record(settings, window=chosen, objective=self.objective),
             sensitivity=table,
-            predictions=[_predict(self.name, point, fits, self.derive) for point in settings.predict],
+            predictions=predictions,
             warnings=warnings,
             search={"budgets": [self.budget(*found) for found in minima],
                     "scatter_about_the_line": scatter if len(fits) > 1 else main.scatter},
@@ -260,17 +263,6 @@ def _intervals(fits: Mapping[str, MinimaFit]) -> dict[str, list[float]]:
     """Return their intervals in the same order; without those of an axis that has none."""
     spans = {name: span for fitted in fits.values() for name, span in fitted.power.intervals.items()}
     return {name: spans[name] for name in _parameters(fits) if name in spans}
-
-
-def _predict(
-    law: str, point: Mapping[str, float], fits: Mapping[str, MinimaFit], derive: Callable[[dict[str, Any]], Any]
-) -> dict[str, Any]:
-    if set(point) != {"C"} or not point["C"] > 0:
-        raise UserError(f"predict = {dict(point)}: {law} predicts from a budget; expected C=FLOPS")
-    entry: dict[str, Any] = {"C": point["C"]}
-    for name, fitted in fits.items():
-        entry |= {name: fitted.power.at(point["C"]), f"{name}_interval": fitted.power.interval_at(point["C"])}
-    return entry | derive(entry)
 
 
 def _sensitivity(

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from hybridtron.errors import UserError
+from hybridtron.laws.data.points import extrapolation_warnings
 from hybridtron.laws.families.law import Series
 from hybridtron.laws.fitting import bootstrap
 from hybridtron.laws.fitting.optimize import Array
@@ -88,6 +90,19 @@ class PowerLaw:
         return held_out(
             count, by, predicted, observed, largest_fitted=fitted, largest_held_out=largest, parameters_without=without
         )
+
+
+def predict(
+    law: str, point: Mapping[str, float], symbol: str, unit: str, powers: Mapping[str, PowerLaw]
+) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
+    """Predict from one number (`symbol`, in `unit`) by each power law under its name; warn of a far extrapolation."""
+    if set(point) != {symbol} or not point[symbol] > 0:
+        raise UserError(f"predict = {dict(point)}: {law} predicts from {symbol} alone; expected {symbol}={unit}")
+    x = point[symbol]
+    entry: dict[str, Any] = {symbol: x}
+    for name, power in powers.items():
+        entry |= {name: power.at(x), f"{name}_interval": power.interval_at(x)}
+    return entry, extrapolation_warnings(point, {symbol: next(iter(powers.values())).x})
 
 
 def held_out(count: int, by: str, predicted: Array, observed: Array, **more: Any) -> dict[str, Any]:
