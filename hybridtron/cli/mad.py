@@ -23,8 +23,7 @@ from hybridtron.mad.tasks.protocol import SPLITS, TASKS
 from hybridtron.mad.training.device import best_device, default_processes, require_device
 from hybridtron.mad.training.presets import PRESETS, Preset, preset, require_at_least_one
 from hybridtron.mad.training.progress import SuiteProgress
-from hybridtron.mad.training.suite import SuiteFailed, chosen_settings, require_seeds, run_suite
-from hybridtron.mad.training.training_plan import plan_training
+from hybridtron.mad.training.suite import SuiteFailed, chosen_settings, plan_training, require_seeds, run_suite
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from hybridtron.config.nearest import one_of
 from hybridtron.data.indexed_format import fingerprint
@@ -34,7 +34,7 @@ from hybridtron.training.run_folder.folder import read_run
 from hybridtron.training.single_process import load
 
 Mode = Literal["proxy", "finetune", "probe"]
-MODES: tuple[Mode, ...] = ("proxy", "finetune", "probe")
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,9 @@ class CheckpointScores:
 
     def as_json(self) -> dict[str, Any]:
         """Return what `tools/rerun_mad.py --json` prints."""
-        losses = [
-            {"loss": loss.loss, "bits_per_byte": loss.bits_per_byte, "data": loss.data, "seq_len": loss.seq_len}
-            for loss in self.losses
-        ] or [{"loss": None, "bits_per_byte": None} for _ in self.paths]
+        keys = ("loss", "bits_per_byte", "data", "seq_len")
+        losses = [{key: getattr(loss, key) for key in keys} for loss in self.losses]
+        losses = losses or [{"loss": None, "bits_per_byte": None}] * len(self.paths)
         checkpoints = [
             {"path": str(path), **loss, **score.as_json()}
             for path, loss, score in zip(self.paths, losses, self.scores, strict=True)

@@ -11,9 +11,16 @@ from typing import Any
 from hybridtron.config.load import build
 from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
-from hybridtron.mad.models.blocks import map_mixers
 from hybridtron.mad.models.candidate import Candidate
-from hybridtron.mad.models.layers import ALIASES, LAYERS, WIDTH, block_name, blocks_by_pattern_name, mad_lab_names
+from hybridtron.mad.models.layers import (
+    ALIASES,
+    LAYERS,
+    WIDTH,
+    block_name,
+    blocks_by_pattern_name,
+    mad_lab_names,
+    map_mixers,
+)  # fmt: skip
 from hybridtron.mad.models.shrink import DEPTH, shrink
 from hybridtron.mad.models.soft_experts import SOFT_EXPERTS
 from hybridtron.mixers.contract import MixerConfig

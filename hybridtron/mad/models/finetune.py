@@ -16,8 +16,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from hybridtron.config.load import build
-from hybridtron.mad.models.blocks import map_mixers
 from hybridtron.mad.models.candidate import Candidate
+from hybridtron.mad.models.layers import map_mixers
 from hybridtron.mixers.registry import MIXERS
 from hybridtron.model.config import ModelConfig
 

@@ -9,7 +9,7 @@ and attention by the name that configs of this project give it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hybridtron.mixers.registry import MIXERS
@@ -49,3 +49,10 @@ def blocks_by_pattern_name(match_mad_lab: bool) -> dict[str, dict[str, Any]]:
 def mad_lab_names() -> dict[str, str]:
     """Return, for each of this project's names of a layer in patterns, the one under which it is kept."""
     return {block_name(alias): block_name(layer) for alias, layer in ALIASES.items()}
+
+
+def map_mixers(block: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """Return the block changed by `change`: its branches, where it has any, else itself."""
+    if "branches" in block:
+        return {**block, "branches": [map_mixers(branch, change) for branch in block["branches"]]}
+    return change(block)

@@ -15,8 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from hybridtron.mad.models.blocks import map_mixers
-from hybridtron.mad.models.layers import WIDTH
+from hybridtron.mad.models.layers import WIDTH, map_mixers
 from hybridtron.mixers.facts import SmallWidth
 from hybridtron.mixers.registry import MIXERS
 from hybridtron.model.config import ModelConfig

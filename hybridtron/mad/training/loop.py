@@ -68,30 +68,22 @@ def train_setting(
         one_pass = device != "cpu"
     one_pass = one_pass and all(can_stack(config) for config, _, _ in starts.values())
     groups = [runs] if one_pass and runs else [[run] for run in runs]
-    about = {**_about(candidate, preset), "task": task_name, "setting": whole}
+    about = {**_about(candidate, preset, device), "task": task_name, "setting": whole}
     steps = preset.steps(int(whole["num_train_examples"]))
     of_group: list[int] = []
     for index, group in enumerate(groups):
         began = time.perf_counter()
         if of_group != (of_group := list(dict.fromkeys(run.seed for run in group))):
             splits = _splits(task_name, whole, preset, of_group, device)
-        stack = Stack(
-            starts[of_group[0]][0],
-            chosen.autoencoder,
-            [starts[run.seed][1] for run in group],
-            starts[of_group[0]][2],
-            device=device,
-            one_pass=one_pass,
-        )
-        before = index * steps
+        config, _, frozen = starts[of_group[0]]
+        values = [starts[run.seed][1] for run in group]
+        stack = Stack(config, chosen.autoencoder, values, frozen, device=device, one_pass=one_pass)
         for event in _train(stack, group, of_group, splits, preset, vocab_size):
             if isinstance(event, int):
                 if on_step:
-                    on_step(before + event, steps * len(groups), _best_so_far(group, preset.accuracy))
+                    on_step(index * steps + event, steps * len(groups), _best_so_far(group, preset.accuracy))
                 continue
-            seconds = round(time.perf_counter() - began, 2)
-            made = {"seconds": seconds, "device": _device_name(device), "version": hybridtron.__version__}
-            event.row = {**about, **event.row, **made}
+            event.row = {**about, **event.row, "seconds": round(time.perf_counter() - began, 2)}
             if on_row:
                 on_row(event.row)
     return [run.row for run in runs]
@@ -135,7 +127,12 @@ def _train(
         found = _evaluate(stack, splits[preset.select_split], which, everything, vocab_size)
         mean_loss = (total / since).tolist()
         total, since = torch.zeros_like(total), 0
-        ended = _record(live, step + 1, mean_loss, found, preset, is_last=step + 1 == steps)
+        ended: dict[int, str] = {}
+        for i, (run, loss, at) in enumerate(zip(live, mean_loss, found, strict=True)):
+            run.curve.append([step + 1, _finite(loss), round(at.micro, 6), round(at.macro, 6)])
+            why = _ending(run, loss, getattr(at, preset.accuracy), at.loss, preset)
+            if why or step + 1 == steps:
+                ended[i] = why or "end"
         if not ended:
             continue
         test = [found[i] for i in ended]
@@ -153,32 +150,13 @@ def _train(
         which, peak, decay, total = which[staying], peak[staying], decay[staying], total[staying]
 
 
-def _record(
-    live: Sequence[_Run],
-    step: int,
-    losses: Sequence[float],
-    found: Sequence[_Evaluation],
-    preset: Preset,
-    is_last: bool,
-) -> dict[int, str]:
-    """Add an evaluation to the curve of every live cell; return why cells stop, by their index."""
-    ended: dict[int, str] = {}
-    for i, run in enumerate(live):
-        run.curve.append([step, _finite(losses[i]), round(found[i].micro, 6), round(found[i].macro, 6)])
-        reached = found[i].micro if preset.accuracy == "micro" else found[i].macro
-        why = _ending(run, losses[i], reached, found[i].loss, preset) or ("end" if is_last else None)
-        if why:
-            ended[i] = why
-    return ended
-
-
 def _best_so_far(group: Sequence[_Run], kind: str) -> float | None:
     """Return the best accuracy at the last evaluation of the runs in progress; None before the first."""
-    last = [run.curve[-1] for run in group if run.curve and not run.row]
-    return max((point[2 if kind == "micro" else 3] for point in last), default=None)
+    place = 2 if kind == "micro" else 3
+    return max((run.curve[-1][place] for run in group if run.curve and not run.row), default=None)
 
 
-def _about(candidate: Candidate, preset: Preset) -> dict[str, Any]:
+def _about(candidate: Candidate, preset: Preset, device: str) -> dict[str, Any]:
     """Return the fields that all rows of one architecture and preset share."""
     return {
         "architecture": candidate.name,
@@ -192,6 +170,8 @@ def _about(candidate: Candidate, preset: Preset) -> dict[str, Any]:
         "selected_on": preset.select_split,
         "num_cells": len(preset.cells),
         "batch_size": preset.batch_size,
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
+        "version": hybridtron.__version__,
     }
 
 
@@ -244,6 +224,9 @@ class _Evaluation(NamedTuple):
     macro: float
     loss: float
 
+    def as_row(self, kind: str) -> Row:
+        return {f"{kind}_micro": self.micro, f"{kind}_macro": self.macro, f"{kind}_loss": _finite(self.loss)}
+
 
 def _evaluate(stack: Stack, examples: _Examples, which: Tensor, cells: Tensor, vocab_size: int) -> list[_Evaluation]:
     """Evaluate each of these cells; `which` is the seed of every cell of the stack."""
@@ -275,12 +258,8 @@ def _row(run: _Run, why: str, steps_done: int, steps: int, chosen_by: _Evaluatio
         "steps": steps_done,
         "planned_steps": steps,
         "stopped": why,
-        "test_micro": test.micro,
-        "test_macro": test.macro,
-        "test_loss": _finite(test.loss),
-        "select_micro": chosen_by.micro,
-        "select_macro": chosen_by.macro,
-        "select_loss": _finite(chosen_by.loss),
+        **test.as_row("test"),
+        **chosen_by.as_row("select"),
         "curve": run.curve,
     }
 
@@ -288,7 +267,3 @@ def _row(run: _Run, why: str, steps_done: int, steps: int, chosen_by: _Evaluatio
 def _finite(value: float) -> float | None:
     """Return the rounded value, or None for infinite and NaN, which JSON lacks."""
     return round(value, 6) if math.isfinite(value) else None
-
-
-def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"

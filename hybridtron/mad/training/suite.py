@@ -15,12 +15,13 @@ import torch
 
 from hybridtron.errors import UserError
 from hybridtron.mad.models.candidate import Candidate
-from hybridtron.mad.scoring.results import Key, Row, make_key, opened_for_adding
-from hybridtron.mad.tasks.protocol import TASKS, Setting, complete, settings
+from hybridtron.mad.scoring.results import RESULTS, Key, Row, key, make_key, opened_for_adding, read_rows
+from hybridtron.mad.tasks.protocol import TASKS, Setting, complete, settings, task
 from hybridtron.mad.training.device import require_device
 from hybridtron.mad.training.loop import train_setting
 from hybridtron.mad.training.presets import Cell, Preset, require_at_least_one
 from hybridtron.processes import TaskFailed, WorkerDied, run_tasks
+from hybridtron.reporting.numbers import plural, short_number
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +177,51 @@ def missing_units(
             done = frozenset(pair for pair, wanted in keys.items() if pair[0] in lacking and has(wanted))
             units.append(Unit(name, setting, lacking, done))
     return units
+
+
+class TrainingPlan(NamedTuple):
+    """`steps` and `tokens` are those of the cells that are missing, if none stops early."""
+
+    preset: str
+    settings: int
+    cells: int
+    missing: int
+    steps: int
+    batch_size: int
+    tokens: int
+
+    def __str__(self) -> str:
+        text = f"preset {self.preset}, {plural(self.settings, 'setting')}, {plural(self.cells, 'cell')}: "
+        if not self.missing:
+            return text + "all there already"
+        there = f"{self.cells - self.missing:,} there, " if self.missing < self.cells else ""
+        return (
+            text + f"{there}{self.missing:,} to train, at most {self.steps:,} steps of {self.batch_size} in all, "
+            f"{short_number(self.tokens)} tokens"
+        )
+
+
+def plan_training(
+    candidate: Candidate, preset: Preset, chosen: Sequence[tuple[str, Setting]], seeds: Sequence[int], folder: Path
+) -> TrainingPlan:
+    """Count settings, cells, steps and tokens beside the rows that the folder has.
+
+    Raises:
+        UserError: where the folder cannot be looked into.
+    """
+    try:
+        there = {key(row) for row in read_rows(folder)[0]} if (folder / RESULTS).is_file() else set()
+    except OSError as error:
+        raise UserError(f"out {folder}: cannot be read ({error.strerror})") from None
+    missing = steps = tokens = 0
+    for unit in missing_units(candidate, preset, chosen, seeds, there.__contains__):
+        num_examples = int(unit.setting["num_train_examples"])
+        planned = unit.num_cells(preset) * preset.steps(num_examples)
+        missing += unit.num_cells(preset)
+        steps += planned
+        tokens += planned * min(preset.batch_size, num_examples) * task(unit.task).sequence_length(unit.setting)
+    cells = len(chosen) * len(seeds) * len(preset.cells)
+    return TrainingPlan(preset.name, len(chosen), cells, missing, steps, preset.batch_size, tokens)
 
 
 def row_keys(
