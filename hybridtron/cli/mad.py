@@ -16,7 +16,7 @@ from hybridtron.mad.models.iso_state import iso_state
 from hybridtron.mad.models.layers import LAYERS
 from hybridtron.mad.models.shrink import DEPTH
 from hybridtron.mad.report.write import print_scores, read_scores, write_report
-from hybridtron.mad.scoring.aggregate import protocol_scores, renamed, scores
+from hybridtron.mad.scoring.aggregate import renamed, scores
 from hybridtron.mad.scoring.selection import rows_of_call
 from hybridtron.mad.tasks.generate import generate, write_examples
 from hybridtron.mad.tasks.protocol import SPLITS, TASKS
@@ -137,7 +137,8 @@ def _run(options: argparse.Namespace) -> int:
         return 130
     finally:
         view.close()
-    found = scores(rows_of_call(rows, chosen, settings, options.seeds)) if options.changes else protocol_scores(rows)
+    counted = rows_of_call(rows, chosen, settings, options.seeds) if options.changes else rows
+    found = scores(counted, protocol_only=not options.changes)
     named = [renamed(score, architecture.name, architecture.notes) for score in found]
     made = [score for score, _ in named]
     for line in (*(told for _, told in named if told), *(line for score in made for line in score.left_out)):

@@ -55,15 +55,14 @@ def _votes(outcome: Outcome, step: Step) -> bytes:
     places = np.arange(1, len(votes) + 1)
     totals = np.array([max(1, sum(vote.counts)) for vote in votes])
     given = [position in step.space.fixed for position in range(len(votes))]
+    opacity = [0.35 if pale else 1.0 for pale in given]
     bottom = np.zeros(len(votes))
     dot = float(np.clip(220 / len(votes), 1.5, 5.5))
     for index, block in enumerate(blocks):
         shares = np.array([vote.counts[index] for vote in votes]) / totals
         colour = HUES[index % len(HUES)]
-        bars = axes.bar(places, shares, bottom=bottom, width=0.8, color=colour, zorder=2)
+        axes.bar(places, shares, bottom=bottom, width=0.8, color=[(colour, alpha) for alpha in opacity], zorder=2)
         axes.scatter([], [], s=60, marker="s", color=colour, label=block)
-        for bar, pale in zip(bars, given, strict=True):
-            bar.set_alpha(0.35 if pale else 1.0)
         chosen = np.array([vote.chosen == index for vote in votes])
         axes.plot(places[chosen], (bottom + shares / 2)[chosen], "o", color="white", markersize=dot, zorder=3)
         bottom += shares
@@ -74,12 +73,10 @@ def _votes(outcome: Outcome, step: Step) -> bytes:
     signs += ["=: a tie"] if any(vote.tied for vote in votes) else []
     signs += ["pale: given"] if any(given) else []
     title = f"Votes of {plural(len(step.aggregate.voters), 'pattern')} ({', '.join(signs)})"
-    label_axes(axes, title, "layer", "share of votes")
     axes.xaxis.set_major_locator(MaxNLocator(20, integer=True))
     axes.set_ylim(0, 1.08)
     axes.set_yticks(np.linspace(0, 1, 6))
-    legend_below(figure, [axes], 4, SMALL)
-    return png(figure)
+    return _finished(figure, axes, title, "layer", "share of votes")
 
 
 def _regret(outcome: Outcome, engines: Mapping[Pattern, str]) -> bytes:
@@ -116,9 +113,8 @@ def _regret(outcome: Outcome, engines: Mapping[Pattern, str]) -> bytes:
     what = quantity(outcome)
     steps = ", step by step (dotted lines)" if len(outcome.progress.steps) > 1 else ""
     title = "Regret over evaluations" if optimum is not None else f"Best score over evaluations{steps}"
-    label_axes(axes, title, "patterns evaluated", what if optimum is None else f"distance from the best {what}")
-    legend_below(figure, [axes], 4, SMALL)
-    return png(figure)
+    y_label = what if optimum is None else f"distance from the best {what}"
+    return _finished(figure, axes, title, "patterns evaluated", y_label)
 
 
 def _sobol_start(outcome: Outcome, step: Step, engines: Mapping[Pattern, str]) -> int:
@@ -152,12 +148,11 @@ def _surrogate(outcome: Outcome) -> bytes:
     axes.set_ylim(low, high)
     axes.set_aspect("equal")
     rank = f"rank correlation {fit.correlation:.2f}" if np.isfinite(fit.correlation) else "all predictions equal"
-    label_axes(axes, f"Each score, predicted from the others ({rank})", "predicted", f"measured {quantity(outcome)}")
     if beyond:
         remark = f"{beyond} of {len(fit.scores)} points outside these axes"
         axes.text(0.02, 0.98, remark, transform=axes.transAxes, va="top", fontsize=SMALL, color=FAINT)
-    legend_below(figure, [axes], 4, SMALL)
-    return png(figure)
+    title = f"Each score, predicted from the others ({rank})"
+    return _finished(figure, axes, title, "predicted", f"measured {quantity(outcome)}")
 
 
 def without_outliers(values: Sequence[float]) -> tuple[float, float]:
@@ -222,6 +217,13 @@ def _label_front(figure: Any, axes: Any, outcome: Outcome, costs: np.ndarray, sc
 def _figure(height: float) -> tuple[Any, Any]:
     figure = new_figure(WIDTH, height)
     return figure, figure.subplots()
+
+
+def _finished(figure: Any, axes: Any, title: str, x_label: str, y_label: str) -> bytes:
+    """Label the axes, draw the legend and return the picture as PNG."""
+    label_axes(axes, title, x_label, y_label)
+    legend_below(figure, [axes], 4, SMALL)
+    return png(figure)
 
 
 def _plain_numbers(axis: Any) -> None:

@@ -12,7 +12,7 @@ from hybridtron.errors import UserError
 from hybridtron.mad.report import tables
 from hybridtron.mad.report.labels import LABELS, labels, preset_words, setting_names
 from hybridtron.mad.report.plots import curves, radar
-from hybridtron.mad.scoring.aggregate import Comparison, by_procedure, protocol_scores, unscored
+from hybridtron.mad.scoring.aggregate import Comparison, by_procedure, scores, unscored
 from hybridtron.mad.scoring.results import Row, read_rows
 from hybridtron.mad.scoring.score import Score
 from hybridtron.mad.training.presets import PRESETS
@@ -35,7 +35,7 @@ def read_scores(folders: Sequence[Path]) -> tuple[list[Score], list[str]]:
         some, found = read_rows(folder)
         rows += some
         warnings += found
-    made = protocol_scores(rows)
+    made = scores(rows, protocol_only=True)
     if not made:
         why = f" ({warnings[0]}{f', and {len(warnings) - 1} more' if warnings[1:] else ''})" if warnings else ""
         raise UserError(f"{', '.join(map(str, folders))}: no setting has all its cells yet{why}")

@@ -8,11 +8,11 @@ are Student's t at 95 % over seeds. What is left out is listed: see `selection`.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
-from hybridtron.mad.scoring.estimate import KINDS, Estimate, estimate, means
+from hybridtron.mad.scoring.estimate import KINDS, Estimate, estimate, mean_by_seed, means
 from hybridtron.mad.scoring.results import Key, Row, key
 from hybridtron.mad.scoring.score import Score, TaskScore
 from hybridtron.mad.scoring.selection import BySetting, chosen_cells, of_whole_seeds
@@ -20,20 +20,15 @@ from hybridtron.mad.training.presets import PRESETS, preset_changes
 from hybridtron.mad.training.suite import chosen_settings
 
 
-def scores(rows: Sequence[Row]) -> list[Score]:
-    """Compute a score per architecture and preset, the best first, over all settings that the rows have.
+def scores(rows: Sequence[Row], protocol_only: bool = False) -> list[Score]:
+    """Compute a score per architecture and preset, the best first.
 
-    For callers that chose the settings; `protocol_scores` is for rows of any origin.
+    Over all settings that the rows have, or over those of the preset's protocol alone, for rows of any origin: other
+    settings are then listed apart and do not count. An architecture that was trained on such settings alone is scored
+    over them; it is not `complete`.
     """
-    return _scores(rows, protocol_only=False)
-
-
-def protocol_scores(rows: Sequence[Row]) -> list[Score]:
-    """Compute `scores` over the settings of the preset's protocol; others are listed apart and do not count.
-
-    An architecture that was trained on such settings alone is scored over them; it is not `complete`.
-    """
-    return _scores(rows, protocol_only=True)
+    found = [_score(some, name, protocol_only) for name, some in _by_training(rows)]
+    return _ranked([score for score in found if score is not None])
 
 
 @dataclass(frozen=True)
@@ -116,11 +111,6 @@ def unscored(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _scores(rows: Sequence[Row], protocol_only: bool) -> list[Score]:
-    found = [_score(some, name, protocol_only) for name, some in _by_training(rows)]
-    return _ranked([score for score in found if score is not None])
-
-
 def _by_training(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     """Group the rows, each once, of the same model trained in the same way, with its names."""
     groups: dict[tuple[str, str], dict[Key, Row]] = {}
@@ -190,24 +180,16 @@ def _task_score(preset: str, name: str, best: BySetting) -> TaskScore:
 
 def _overall(tasks: Mapping[str, TaskScore]) -> dict[str, Estimate]:
     """Average over tasks; with an interval only where all tasks have the same seeds."""
-    seeds = [set(next(iter(task.best.values()))) for task in tasks.values()]
-    common = sorted(set.intersection(*seeds))
     found = {}
     for kind in KINDS:
-        if all(some == seeds[0] for some in seeds):
-            found[kind] = estimate([_mean_of_tasks(tasks, kind, seed) for seed in common])
+        of_tasks = [mean_by_seed(task.best, kind) for task in tasks.values()]
+        if all(means.keys() == of_tasks[0].keys() for means in of_tasks):
+            found[kind] = estimate([fmean(means) for means in zip(*(task.values() for task in of_tasks), strict=True)])
         else:
-            means = [task.accuracy[kind].mean for task in tasks.values()]
-            found[kind] = Estimate(math.fsum(means) / len(means), None, None, len(common))
+            common = set.intersection(*map(set, of_tasks))
+            mean = fmean(task.accuracy[kind].mean for task in tasks.values())
+            found[kind] = Estimate(mean, None, None, len(common))
     return found
-
-
-def _mean_of_tasks(tasks: Mapping[str, TaskScore], kind: str, seed: int) -> float:
-    means = [
-        math.fsum(by_seed[seed][f"test_{kind}"] for by_seed in task.best.values()) / len(task.best)
-        for task in tasks.values()
-    ]
-    return math.fsum(means) / len(means)
 
 
 def _protocol(preset: str, name: str) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from scipy.special import stdtrit
 
@@ -33,7 +34,7 @@ class Estimate:
 def estimate(values: Sequence[float]) -> Estimate:
     """Average one value per seed, with a 95 % interval."""
     n = len(values)
-    mean = math.fsum(values) / n
+    mean = fmean(values)
     if n < 2:
         return Estimate(mean, None, None, n)
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
@@ -41,10 +42,12 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(mean, max(mean - half, 0.0), min(mean + half, 1.0), n)
 
 
-def means(best: BySetting) -> dict[str, Estimate]:
-    """Average test accuracy, micro and macro, over settings for every seed; all settings have the same seeds."""
+def mean_by_seed(best: BySetting, kind: str) -> dict[int, float]:
+    """Average test accuracy, micro or macro, over settings for every seed; all settings have the same seeds."""
     seeds = sorted(next(iter(best.values())))
-    return {
-        kind: estimate([math.fsum(best[s][seed][f"test_{kind}"] for s in best) / len(best) for seed in seeds])
-        for kind in KINDS
-    }
+    return {seed: fmean(by_seed[seed][f"test_{kind}"] for by_seed in best.values()) for seed in seeds}
+
+
+def means(best: BySetting) -> dict[str, Estimate]:
+    """Average both kinds of test accuracy over settings, with intervals over seeds."""
+    return {kind: estimate(list(mean_by_seed(best, kind).values())) for kind in KINDS}

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from hybridtron.mad.scoring.aggregate import on_common_settings, protocol_scores, renamed, scores
+from hybridtron.mad.scoring.aggregate import on_common_settings, renamed, scores
 from hybridtron.mad.scoring.estimate import estimate
 from hybridtron.mad.tasks.protocol import TASKS, settings
 from hybridtron.mad.training.presets import preset
@@ -111,7 +111,7 @@ OTHER = {"vocab_size": 5, "seq_len": 32, "num_train_examples": 12800}
 
 def test_only_the_protocols_settings_count_and_the_others_are_told():
     rows = [*whole(test_micro=0.5), row(setting=OTHER, test_micro=1.0)]
-    (score,) = protocol_scores(rows)
+    (score,) = scores(rows, protocol_only=True)
     assert score.complete
     assert score.overall["micro"].mean == pytest.approx(0.5)
     assert {task: len(some) for task, some in score.others.items()} == {"compression": 1}
@@ -122,17 +122,19 @@ def test_only_the_protocols_settings_count_and_the_others_are_told():
 
 
 def test_a_part_of_the_protocol_is_not_complete():
-    (score,) = protocol_scores(whole()[:-1])
+    (score,) = scores(whole()[:-1], protocol_only=True)
     assert not score.complete
     assert score.tasks["memorization"].coverage() == "5 of 6"
     assert score.tasks["compression"].coverage() == ""
-    (alone,) = protocol_scores([row(setting=OTHER)])
+    (alone,) = scores([row(setting=OTHER)], protocol_only=True)
     assert alone.tasks["compression"].coverage() == "1 other"
     assert not alone.complete
 
 
 def test_the_protocol_of_search_is_the_baselines():
-    (score,) = protocol_scores([*whole("search"), row(**SEARCH, setting=settings("compression")[1], test_micro=1.0)])
+    (score,) = scores(
+        [*whole("search"), row(**SEARCH, setting=settings("compression")[1], test_micro=1.0)], protocol_only=True
+    )
     assert score.complete
     assert (score.changes, score.overall["micro"].mean) == ("", 0.5)
     assert list(score.others) == ["compression"]
@@ -154,11 +156,11 @@ def test_architectures_are_compared_over_the_settings_that_all_have():
 def test_what_differs_from_the_preset_is_told():
     short = preset("search", max_steps=10)
     changed = {**SEARCH, "protocol": short.fingerprint(), "planned_steps": 10}
-    assert protocol_scores([row(**changed)])[0].changes == "steps 10 in place of 2,000"
+    assert scores([row(**changed)], protocol_only=True)[0].changes == "steps 10 in place of 2,000"
     batch = {**SEARCH, "protocol": preset("search", batch_size=8).fingerprint(), "planned_steps": 2000}
-    assert protocol_scores([row(**batch, batch_size=8)])[0].changes == "batches of 8 in place of 128"
-    assert "another batch size" in protocol_scores([row(**batch)])[0].changes
-    assert protocol_scores([row(preset="mine")])[0].changes == "no preset of this version"
+    assert scores([row(**batch, batch_size=8)], protocol_only=True)[0].changes == "batches of 8 in place of 128"
+    assert "another batch size" in scores([row(**batch)], protocol_only=True)[0].changes
+    assert scores([row(preset="mine")], protocol_only=True)[0].changes == "no preset of this version"
 
 
 def test_one_model_under_two_names_is_called_as_asked():
