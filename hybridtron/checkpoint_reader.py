@@ -7,8 +7,8 @@ packed parts are stored part by part; see `hybridtron.distributed.checkpoint`.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,10 +19,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from hybridtron.errors import UserError
-from hybridtron.safe_index import read_safe_index
+from hybridtron.files import read_plain
+from hybridtron.safe_index import loading_tensors_only, shape_text
 from hybridtron.tensors import TensorSpec
 
-FORMAT = "torch_dist"
+FORMAT = {"sharded_backend": "torch_dist", "common_backend": "torch"}
 
 
 def load_parameters(folder: Path, specs: dict[str, TensorSpec]) -> dict[str, Tensor]:
@@ -35,12 +36,9 @@ def load_parameters(folder: Path, specs: dict[str, TensorSpec]) -> dict[str, Ten
     Raises:
         UserError: where the folder is no checkpoint, is damaged, or holds other parameters than `specs`.
     """
-    index = read_safe_index(folder)
-    compare_parameters(folder, index, specs)
-    with naming_damage(folder):
-        _check_common_files(folder)
-        # Bytes entries would be unpickled. Every entry asked for is one of tensors, as compare_parameters has found.
-        stored = {key: _empty(key, index) for spec_name, spec in specs.items() for key, _ in stored_as(spec_name, spec)}
+    with loading(folder) as index:
+        compare_parameters(folder, index, specs)
+        stored = {key: torch.empty(entry.size, dtype=entry.properties.dtype) for key, entry in _parameters(index)}
         planner, reader = DefaultLoadPlanner(), FileSystemReader(folder)
         planner.set_up_planner(stored, index, is_coordinator=True)
         reader.set_up_storage_reader(index, is_coordinator=True)
@@ -62,12 +60,7 @@ def stored_as(name: str, spec: TensorSpec) -> list[tuple[str, tuple[int, ...]]]:
 
 def compare_parameters(folder: Path, index: Metadata, specs: dict[str, TensorSpec]) -> None:
     """Raise UserError where the tensors of a checkpoint's index are not those declared, by name and whole shape."""
-    with naming_damage(folder):
-        stored = {
-            key: tuple(entry.size)
-            for key, entry in index.state_dict_metadata.items()
-            if isinstance(entry, TensorStorageMetadata) and not key.startswith("optimizer.")
-        }
+    stored = {key: tuple(entry.size) for key, entry in _parameters(index)}
     expected = dict(entry for name, spec in specs.items() for entry in stored_as(name, spec))
     for key in sorted(stored.keys() | expected.keys()):
         if stored.get(key) != expected.get(key):
@@ -77,11 +70,25 @@ def compare_parameters(folder: Path, index: Metadata, specs: dict[str, TensorSpe
             )
 
 
+def _parameters(index: Metadata) -> list[tuple[str, TensorStorageMetadata]]:
+    """Return the tensors of an index that are not the optimizer's, by key."""
+    return [
+        (key, entry)
+        for key, entry in index.state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata) and not key.startswith("optimizer.")
+    ]
+
+
 @contextlib.contextmanager
-def naming_damage(folder: Path) -> Iterator[None]:
-    """Raise what goes wrong in the block as a UserError that calls the checkpoint damaged."""
+def loading(folder: Path) -> Iterator[Metadata]:
+    """Return the index of a checkpoint of ours; in the block no loader of torch can run code.
+
+    What goes wrong in the block is raised as a UserError that calls the checkpoint damaged.
+    """
     try:
-        yield
+        with loading_tensors_only(folder) as index:
+            _check_common_files(folder)
+            yield index
     except UserError:
         raise
     except (Exception, CheckpointException) as error:  # whatever layer found the damage
@@ -94,21 +101,13 @@ def naming_damage(folder: Path) -> Iterator[None]:
 
 def _check_common_files(folder: Path) -> None:
     """Raise where the format is unknown or the small files beside the tensors cannot be read."""
-    found = json.loads((folder / "metadata.json").read_text())["sharded_backend"]
-    if found != FORMAT:
-        raise UserError(f"{folder}: has format {found!r}; expected {FORMAT!r}")
-    torch.load(folder / "common.pt", map_location="cpu", weights_only=True)
-
-
-def _empty(key: str, index: Metadata) -> Tensor:
-    """Return a tensor to read an entry of the index into, which the entry's chunks must fill."""
-    entry = index.state_dict_metadata[key]
-    assert isinstance(entry, TensorStorageMetadata)
-    if sum(math.prod(chunk.sizes) for chunk in entry.chunks) != math.prod(entry.size):
-        raise ValueError(f"the chunks of {key} do not add up to its shape {_shape(tuple(entry.size))}")
-    return torch.empty(entry.size, dtype=entry.properties.dtype)
+    backends = json.loads(read_plain(folder / "metadata.json"))
+    for key, expected in FORMAT.items():
+        if backends[key] != expected:
+            raise UserError(f"{folder}: has format {backends[key]!r}; expected {expected!r}")
+    torch.load(io.BytesIO(read_plain(folder / "common.pt")), map_location="cpu", weights_only=True)
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:
     """Format a shape for a message."""
-    return "absent" if shape is None else " x ".join(map(str, shape))
+    return "absent" if shape is None else shape_text(shape)

@@ -1,27 +1,93 @@
-"""Files that survive a kill at any moment: atomic replacement, append-only rows of JSON, locks."""
+"""Files that survive a kill at any moment: atomic replacement, append-only rows of JSON, locks.
+
+What is written goes into plain files only, never through a link: a folder may come from someone else.
+"""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import json
 import os
+import shutil
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from hybridtron.errors import UserError
+
 DAMAGED = object()  # value of a line that is not JSON
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write the whole file or nothing, also when the machine stops in the middle."""
+def read_plain(path: Path) -> bytes:
+    """Read a plain file, or one that a link leads to. Raises UserError for a device or a pipe, which may never end."""
+    with open(_open_plain(path, os.O_RDONLY), "rb") as file:
+        return file.read()
+
+
+def open_to_write(path: Path, flags: int = 0) -> io.FileIO:
+    """Open a plain file for reading and writing as it is, creating it if it is missing.
+
+    Raises UserError for a link, a device or a pipe.
+    """
+    return io.FileIO(_open_plain(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | flags), "r+")
+
+
+def _open_plain(path: Path, flags: int) -> int:
+    """Return a descriptor of a plain file, without waiting for the other end of a pipe."""
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link that is not followed; a pipe that nobody reads
+            raise _not_plain(path) from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _not_plain(path)
+    return descriptor
+
+
+def _not_plain(path: Path) -> UserError:
+    return UserError(f"{path}: is a link, a device, a pipe or a folder; expected a plain file")
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Write the whole file or nothing, also when the machine stops in the middle. Raises UserError, OSError."""
     draft = path.with_name(path.name + ".new")
-    with draft.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    content = content.encode() if isinstance(content, str) else content
+    require_plain(draft)
+    draft.unlink(missing_ok=True)  # a killed run's; it may be a second name of a file elsewhere
+    try:
+        with open_to_write(draft, os.O_EXCL) as file:
+            _write_all(file, content)
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder; of a link to one, the link alone."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder)
+
+
+def require_plain(file: Path) -> None:
+    """Raise UserError where something else than a plain file has the path of a file to write."""
+    if os.path.lexists(file) and not stat.S_ISREG(file.lstat().st_mode):
+        raise _not_plain(file)
+
+
+def require_folder(folder: Path) -> None:
+    """Raise UserError where something else than a folder, or a link, has the path of a folder to write into."""
+    if os.path.lexists(folder) and not stat.S_ISDIR(folder.lstat().st_mode):
+        raise UserError(f"{folder}: is a link or a file; expected a folder")
 
 
 def lock(file: IO[Any], wait: bool = False) -> bool:
@@ -69,8 +135,7 @@ def open_rows(path: Path) -> tuple[io.FileIO, list[Line]]:
 
     A last line that is cut is removed, and a missing line end added.
     """
-    stream = io.FileIO(path, "a+")
-    stream.seek(0)
+    stream = open_to_write(path, os.O_APPEND)
     content = stream.readall()
     lines = read_lines(content)
     if lines and lines[-1].is_cut:
@@ -82,8 +147,12 @@ def open_rows(path: Path) -> tuple[io.FileIO, list[Line]]:
 
 def append_rows(stream: io.FileIO, rows: Iterable[dict[str, Any]], allow_nan: bool = True, sync: bool = True) -> None:
     """Append a line of JSON for each row. With `sync` they are on disk when this returns."""
-    left = memoryview(b"".join(json.dumps(row, allow_nan=allow_nan).encode() + b"\n" for row in rows))
-    while left:
-        left = left[stream.write(left) :]
+    _write_all(stream, b"".join(json.dumps(row, allow_nan=allow_nan).encode() + b"\n" for row in rows))
     if sync:
         os.fsync(stream.fileno())
+
+
+def _write_all(stream: io.FileIO, content: bytes) -> None:
+    left = memoryview(content)
+    while left:
+        left = left[stream.write(left) :]

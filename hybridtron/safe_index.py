@@ -1,25 +1,42 @@
-"""Read the index of a checkpoint that may come from anyone, without running code from it.
+"""Read the index of a checkpoint that may come from anyone, and keep torch from running code while tensors are loaded.
 
-The tensors of a distributed checkpoint are read weights-only, but torch reads its index, `.metadata`, with pickle. Here
-it is read first, by an unpickler that knows nothing except what such an index is made of.
+torch reads the index of a distributed checkpoint, `.metadata`, with pickle, and unpickles what an entry of the index
+calls bytes. Here the index is read by an unpickler that makes records without behaviour; the index that is handed on
+is built from what they hold, checked: tensors alone, in files of the checkpoint's own folder.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
+import math
+import os
 import pickle
-from enum import Enum
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, TypeVar
+from unittest.mock import patch
 
 import torch
+from torch.distributed.checkpoint import filesystem
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
 from hybridtron.errors import UserError
+from hybridtron.files import read_plain
+
+T = TypeVar("T")
 
 _CHECKPOINT = "torch.distributed.checkpoint"
-KNOWN = {
+RECORDS = {  # an entry of bytes, BytesStorageMetadata, is not among them
     f"{_CHECKPOINT}.metadata": {
-        "BytesStorageMetadata",
         "ChunkStorageMetadata",
         "Metadata",
         "MetadataIndex",
@@ -31,42 +48,141 @@ KNOWN = {
     f"{_CHECKPOINT}.planner": {"SavePlan", "TensorWriteData", "WriteItem", "WriteItemType"},
     f"{_CHECKPOINT}.filesystem": {"_StorageInfo"},
     "torch.serialization": {"_get_layout"},
-    "torch": {"Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))},
-    "collections": {"OrderedDict"},
+    "builtins": {"getattr"},  # as getattr(Enum, "NAME"), which some versions of Python pickle a member of an enum as
 }
+VALUES = {"Size": torch.Size} | {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 
 
 class _Foreign(Exception):
     pass
 
 
-def _member(kind: Any, name: Any) -> Any:
-    """Return an enum's member, for the getattr(Enum, "NAME") that some versions of Python pickle it as."""
-    if not (isinstance(kind, type) and issubclass(kind, Enum)):
-        raise _Foreign("builtins.getattr")
-    return kind[name]
+class _Record:
+    """What the index says of one object."""
+
+    state: Any = None
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+_RECORD_TYPES = {name: type(name, (_Record,), {}) for names in RECORDS.values() for name in names}
 
 
 class _IndexReader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("builtins", "getattr"):
-            return _member
-        if name not in KNOWN.get(module, ()):
+        if module == "torch" and name in VALUES:
+            return VALUES[name]
+        if name not in RECORDS.get(module, ()):
             raise _Foreign(f"{module}.{name}")
-        return super().find_class(module, name)
+        return _RECORD_TYPES[name]
 
 
-def read_safe_index(folder: Path) -> Any:
-    """Read the index of a checkpoint folder: torch's `Metadata`, where the checkpoint is one of ours.
+def read_safe_index(folder: Path) -> Metadata:
+    """Read the index of a checkpoint folder, in which every entry is a tensor that lies in a file of the folder.
 
-    Raises UserError for a folder that is no checkpoint, or whose index is damaged or names foreign code.
+    Raises UserError for a folder that is no checkpoint, or whose index is damaged, names foreign code, holds anything
+    but tensors or names a file outside the folder.
     """
-    index = folder / ".metadata"
-    if not index.is_file() or not (folder / "metadata.json").is_file():
+    file = folder / ".metadata"
+    if not file.is_file() or not (folder / "metadata.json").is_file():
         raise UserError(f"{folder}: not a checkpoint; expected a folder with metadata.json and .metadata")
     try:
-        return _IndexReader(io.BytesIO(index.read_bytes())).load()
+        return _index(_IndexReader(io.BytesIO(read_plain(file))).load(), folder)
     except _Foreign as error:
-        raise UserError(f"{index}: names {error}; expected the shapes and places of tensors only") from None
+        raise UserError(f"{file}: names {error}; expected the shapes and places of tensors only") from None
     except Exception as error:  # pickle raises almost anything for damaged bytes
-        raise UserError(f"{index}: damaged: {error}") from None
+        raise UserError(f"{file}: damaged: {error}") from None
+
+
+@contextlib.contextmanager
+def loading_tensors_only(folder: Path) -> Iterator[Metadata]:
+    """Return the index of a checkpoint; until the block ends, put the loaders that run code out of torch's reach.
+
+    torch.load is weights-only whatever its caller asks for, and torch's checkpoint reader gets this index for that
+    which it would unpickle. Raises UserError as `read_safe_index` does.
+    """
+    index = read_safe_index(folder)
+    with (
+        patch.dict(os.environ, {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}),
+        patch.object(filesystem, "pickle", SimpleNamespace(load=lambda file: index)),
+    ):
+        yield index
+
+
+def _index(found: object, folder: Path) -> Metadata:
+    """Build torch's index from the records of one."""
+    fields = _state(found, "Metadata")
+    entries = _checked(fields["state_dict_metadata"], dict)
+    tensors: dict[str, Any] = {_checked(key, str): _tensor(key, entry) for key, entry in entries.items()}
+    places = _checked(fields["storage_data"], dict)
+    return Metadata(tensors, storage_data=dict(_place(key, place, folder) for key, place in places.items()))
+
+
+def _tensor(key: str, entry: object) -> TensorStorageMetadata:
+    """Build the entry of a tensor, whose chunks must fill it."""
+    fields = _state(entry, "TensorStorageMetadata")
+    dtype = _checked(_checked(_record(fields["properties"], "TensorProperties").state, tuple)[0], torch.dtype)
+    size = _sizes(fields["size"])
+    chunks = []
+    for chunk in map(_chunk, _checked(fields["chunks"], list)):
+        stops = [offset + length for offset, length in zip(chunk.offsets, chunk.sizes, strict=True)]
+        if any(stop > length for stop, length in zip(stops, size, strict=True)):
+            raise ValueError(f"a chunk of {key} lies outside its shape {shape_text(size)}")
+        chunks.append(chunk)
+    if sum(math.prod(chunk.sizes) for chunk in chunks) != math.prod(size):
+        raise ValueError(f"the chunks of {key} do not add up to its shape {shape_text(size)}")
+    return TensorStorageMetadata(TensorProperties(dtype), size, chunks)
+
+
+def _chunk(chunk: object) -> ChunkStorageMetadata:
+    fields = _state(chunk, "ChunkStorageMetadata")
+    return ChunkStorageMetadata(_sizes(fields["offsets"]), _sizes(fields["sizes"]))
+
+
+def _place(key: object, place: object, folder: Path) -> tuple[MetadataIndex, _StorageInfo]:
+    """Build the entry of a chunk's place: bytes of a plain file that lies in the folder itself."""
+    of, fields = _state(key, "MetadataIndex"), _state(place, "_StorageInfo")
+    name, start, length = fields["relative_path"], fields["offset"], fields["length"]
+    file = folder / _checked(name, str)
+    if Path(name).name != name or file.resolve().parent != folder.resolve() or not file.is_file():
+        raise ValueError(f"names {name!r}; expected a file in its own folder")
+    if min(_checked(start, int), _checked(length, int)) < 0 or start + length > file.stat().st_size:
+        raise ValueError(f"places {of['fqn']} beyond the end of {name}")
+    if fields.get("transform_descriptors"):
+        raise ValueError(f"{name} is compressed; expected plain tensors")
+    offset = None if of["offset"] is None else _sizes(of["offset"])
+    number = of.get("index")
+    index = MetadataIndex(_checked(of["fqn"], str), offset, number if number is None else _checked(number, int))
+    return index, _StorageInfo(name, start, length)
+
+
+def _record(found: object, name: str) -> _Record:
+    if not isinstance(found, _Record) or type(found) is not _RECORD_TYPES[name]:
+        raise ValueError(f"holds {type(found).__name__}; expected {name}")
+    return found
+
+
+def _state(found: object, name: str) -> dict[str, Any]:
+    return _checked(_record(found, name).state, dict)
+
+
+def _checked(value: object, kind: type[T]) -> T:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"holds {type(value).__name__}; expected {kind.__name__}")
+    return value
+
+
+def _sizes(value: object) -> torch.Size:
+    sizes = _checked(value, torch.Size)
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"holds the shape {shape_text(sizes)}; expected no negative size")
+    return sizes
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """Format a shape for a message."""
+    return " x ".join(map(str, shape))

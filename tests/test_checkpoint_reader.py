@@ -53,7 +53,7 @@ def specs(name="small"):
 
 
 def rewrite_index(folder, change):
-    index = read_safe_index(folder)
+    index = pickle.loads((folder / ".metadata").read_bytes())
     change(index)
     (folder / ".metadata").write_bytes(pickle.dumps(index))
 
@@ -107,7 +107,7 @@ def test_parameters_of_another_model_are_refused(saved):
 def test_an_entry_of_bytes_never_counts_as_a_parameter(folder):
     """torch would unpickle it."""
     rewrite_index(folder, lambda index: index.state_dict_metadata.update({"final_norm.weight": BytesStorageMetadata()}))
-    with pytest.raises(UserError, match=r"parameter final_norm\.weight is absent there"):
+    with pytest.raises(UserError, match=r"names .*BytesStorageMetadata; expected the shapes and places of tensors"):
         load_parameters(folder, specs())
 
 

@@ -2,25 +2,96 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
-from hybridtron.files import DAMAGED, append_rows, lock, open_rows, read_lines, replace_text
+from hybridtron.errors import UserError
+from hybridtron.files import (
+    DAMAGED,
+    append_rows,
+    lock,
+    open_rows,
+    open_to_write,
+    read_lines,
+    read_plain,
+    remove_folder,
+    replace_file,
+    require_folder,
+)
 
 
 def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path):
     file = tmp_path / "a.txt"
     for text in ("one\n", "two\n"):
-        replace_text(file, text)
+        replace_file(file, text)
         assert file.read_text() == text
     assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_replacement_that_fails_keeps_the_old_file(tmp_path):
     file = tmp_path / "a.txt"
-    replace_text(file, "old")
+    replace_file(file, "old")
     with pytest.raises(UnicodeEncodeError):
-        replace_text(file, "\ud800")
+        replace_file(file, "\ud800")
     assert file.read_text() == "old"
+
+
+NOT_PLAIN = {
+    "link": lambda path, victim: path.symlink_to(victim),
+    "broken link": lambda path, victim: path.symlink_to(victim / "gone"),
+    "link to a device": lambda path, victim: path.symlink_to("/dev/zero"),
+    "pipe": lambda path, victim: os.mkfifo(path),
+    "folder": lambda path, victim: path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_PLAIN)
+def test_only_plain_files_are_written(kind, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for name in ("a.txt.new", "rows.jsonl", ".lock"):
+        NOT_PLAIN[kind](tmp_path / name, victim)
+    for write, name in ((open_rows, "rows.jsonl"), (open_to_write, ".lock"), (replace, "a.txt")):
+        with pytest.raises((UserError, IsADirectoryError), match=r"expected a plain file|Is a directory"):
+            write(tmp_path / name)
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "a.txt").exists()
+
+
+def replace(path):
+    replace_file(path, "new")
+
+
+def test_a_draft_that_is_a_second_name_of_a_file_does_not_write_into_it(tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "a.txt.new").hardlink_to(tmp_path / "victim")
+    replace_file(tmp_path / "a.txt", b"new")
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert (tmp_path / "a.txt").read_bytes() == b"new"
+
+
+def test_only_plain_files_are_read_and_links_to_them(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to("file")
+    assert read_plain(tmp_path / "link") == b"x"
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(UserError, match="expected a plain file"):
+            read_plain(path)
+
+
+def test_only_the_link_is_removed(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    with pytest.raises(UserError, match="expected a folder"):
+        require_folder(tmp_path / "link")
+    remove_folder(tmp_path / "link")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    require_folder(tmp_path / "folder")
+    remove_folder(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
 
 
 def test_rows_are_appended_and_a_cut_last_line_is_removed_first(tmp_path):

@@ -101,7 +101,7 @@ def _read_tree(path: str, users: tuple[str, ...], named_in: str = "") -> _Tree:
     if any(os.path.realpath(path) == os.path.realpath(user) for user in users):
         raise UserError(f"{users[-1]}: {BASE_KEY} leads in a circle: {' -> '.join((*users, path))}")
     _check_exists(path, named_in)
-    content = yaml_text.read(path)
+    content = yaml_text.read(path, is_argument=not users)
     if content is None:
         content = {}
     if not isinstance(content, dict):

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import yaml
 
 from hybridtron.errors import UserError
+from hybridtron.files import read_plain
 
 _TAG = "tag:yaml.org,2002:"
 _MERGE = f"{_TAG}merge"
@@ -31,10 +32,14 @@ _SCALARS = (  # tag, text that has it, first characters
 )
 
 
-def read(path: str) -> Any:
-    """Read a YAML file; None if it is empty. Raises UserError with file, line and column."""
+def read(path: str, is_argument: bool = False) -> Any:
+    """Read a YAML file; None if it is empty. Raises UserError with file, line and column.
+
+    Only where the user gave the path, and no file names it, may it be a pipe of the shell, as `<(command)`.
+    """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        piped = is_argument and path.startswith("/dev/") and Path(path).is_fifo()
+        text = (Path(path).read_bytes() if piped else read_plain(Path(path))).decode("utf-8")
     except UnicodeDecodeError:
         raise UserError(f"{path}: expected YAML text in UTF-8, found other bytes") from None
     except OSError as error:

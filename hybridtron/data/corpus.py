@@ -20,7 +20,7 @@ from hybridtron.data.report import REPORT_NAME, CorpusReport, read_corpus_report
 from hybridtron.data.shards import ShardTask, is_finished, plan_shards, write_shard
 from hybridtron.data.sources import PARTIAL_NAME, SourceList
 from hybridtron.errors import UserError
-from hybridtron.files import lock, replace_text
+from hybridtron.files import lock, replace_file
 from hybridtron.processes import run_tasks
 
 SHARD_BYTES = 32 << 20
@@ -173,7 +173,7 @@ def _claimed(out: Path, settings: dict[str, Any]) -> Iterator[CorpusReport | Non
             return
         for path in partial.glob("*.writing*"):  # what a killed process had not finished
             shutil.rmtree(path)
-        replace_text(settings_path, json.dumps(settings))
+        replace_file(settings_path, json.dumps(settings))
         yield None
 
 

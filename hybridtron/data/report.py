@@ -8,6 +8,7 @@ from typing import Any
 import pydantic
 
 from hybridtron.errors import UserError
+from hybridtron.files import read_plain
 
 REPORT_NAME = "report.json"
 NUM_LISTED = 100  # damaged lines and ignored files that the report itself names; the files beside it name all
@@ -54,7 +55,7 @@ def read_corpus_report(folder: Path) -> CorpusReport | None:
     """Read the report in `folder`, None where there is none. Raises UserError for one that cannot be understood."""
     path = folder / REPORT_NAME
     try:
-        return pydantic.TypeAdapter(CorpusReport).validate_json(path.read_bytes(), strict=True)
+        return pydantic.TypeAdapter(CorpusReport).validate_json(read_plain(path), strict=True)
     except FileNotFoundError:
         return None
     except pydantic.ValidationError as error:

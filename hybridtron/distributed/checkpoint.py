@@ -18,12 +18,10 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch import Tensor, nn
 
-from hybridtron.checkpoint_reader import naming_damage
+from hybridtron.checkpoint_reader import loading
 from hybridtron.distributed import optimizer_state
 from hybridtron.distributed.engine import Engine
 from hybridtron.distributed.groups import ParallelContext
-from hybridtron.errors import UserError
-from hybridtron.safe_index import read_safe_index
 from hybridtron.tensors import TensorSpec
 
 logger = logging.getLogger(__name__)
@@ -42,17 +40,17 @@ def save(folder: Path, engine: Engine) -> None:
 
 def load(folder: Path, engine: Engine) -> None:
     """Read parameters and optimizer state into the engine; UserError for a damaged checkpoint."""
-    read_safe_index(folder)
     chunks = _sharded_chunks(engine.chunks, engine.specs, engine.parallel_context)
     optimizer = optimizer_state.sharded_state(engine.optimizer, _flat(chunks), loading=True)
-    with naming_damage(folder):
+    with loading(folder):
         state = dist_checkpointing.load(chunks | {"optimizer": optimizer}, str(folder))
-    if "optimizer_updates" not in state:
-        raise UserError(f"{folder}: damaged: optimizer_updates is missing")
-    for index, chunk in enumerate(engine.chunks):
-        chunk.load_state_dict(state[f"model{index}"])
-    names = {id(parameter): name for chunk in engine.chunks for name, parameter in chunk.named_parameters()}
-    optimizer_state.restore(engine.optimizer, state["optimizer"], names, state["optimizer_updates"])
+        updates = state.get("optimizer_updates")
+        if not isinstance(updates, int):
+            raise ValueError(f"optimizer_updates is {updates!r}; expected a whole number")
+        for index, chunk in enumerate(engine.chunks):
+            chunk.load_state_dict(state[f"model{index}"])
+        names = {id(parameter): name for chunk in engine.chunks for name, parameter in chunk.named_parameters()}
+        optimizer_state.restore(engine.optimizer, state["optimizer"], names, updates)
 
 
 def _write_in_this_process() -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridtron.errors import UserError
-from hybridtron.files import Line, append_rows, lock, open_rows, read_lines
+from hybridtron.files import Line, append_rows, lock, open_rows, open_to_write, read_lines, read_plain
 
 FORMAT = 1
 SHOWN = 3  # differences that a refusal names
@@ -47,7 +47,7 @@ class Store:
             (folder / WORKERS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"search folder {folder}: cannot be made: {error.strerror}") from None
-        self._own_lock = self._worker_file(self.worker).open("w")
+        self._own_lock = open_to_write(self._worker_file(self.worker))
         lock(self._own_lock, wait=True)
         try:
             with self.locked() as rows:
@@ -61,8 +61,7 @@ class Store:
     def _refuse_another(self, header: Row) -> None:
         """Raise UserError where the folder holds something else than this search, without touching it."""
         try:
-            with self.file.open("rb") as stream:
-                line = stream.readline()
+            line = b"".join(read_plain(self.file).partition(b"\n")[:2])
         except FileNotFoundError:
             names = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
             # Other workers that start with this one may have made these.
@@ -91,7 +90,7 @@ class Store:
     @contextlib.contextmanager
     def locked(self) -> Iterator[list[Row]]:
         """Lock the record until the block ends; yield all rows so far, to which `append` adds."""
-        with (self.folder / LOCK).open("w") as file:
+        with open_to_write(self.folder / LOCK) as file:
             lock(file, wait=True)
             self._stream, lines = open_rows(self.file)
             with self._stream:
@@ -115,6 +114,8 @@ class Store:
         """Return whether that worker still holds its lock."""
         if worker == self.worker:
             return True
+        if Path(worker).name != worker:  # no worker wrote that row; its file would lie in another folder
+            return False
         with contextlib.suppress(FileNotFoundError), self._worker_file(worker).open("r+") as file:
             if not lock(file):
                 return True

@@ -12,6 +12,7 @@ from hybridtron.composer.report.evaluations import read_evaluations
 from hybridtron.composer.report.outcome import Outcome
 from hybridtron.composer.report.plots import draw, votes_name
 from hybridtron.config.load import dump
+from hybridtron.files import replace_file
 from hybridtron.reporting.page import render
 
 TARGETS = {  # models to grow a pattern to, by the blocks that they have
@@ -26,13 +27,13 @@ def write_page(outcome: Outcome, folder: Path) -> Path:
     evaluations = read_evaluations(outcome, folder)
     images = draw(outcome, evaluations.engines)
     for name, png in images.items():
-        (folder / name).write_bytes(png)
-    (folder / "result.json").write_text(json.dumps(outcome.as_json(), indent=2) + "\n")
+        replace_file(folder / name, png)
+    replace_file(folder / "result.json", json.dumps(outcome.as_json(), indent=2) + "\n")
     written = folder / "report.html"
     settings, following = dump(outcome.search.config), _next_command(outcome)
     content = {"settings": settings, "next": following, "tables": tables, "votes_name": votes_name}
     shown = render(__package__, "search.html.j2", outcome=outcome, evaluations=evaluations, images=images, **content)
-    written.write_text(shown)
+    replace_file(written, shown)
     return written
 
 

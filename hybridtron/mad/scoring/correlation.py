@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from hybridtron.errors import UserError
+from hybridtron.files import replace_file
 from hybridtron.laws import Fit, Runs, fit
 from hybridtron.laws.report.plots import draw
 from hybridtron.mad.scoring.score import Score
@@ -112,9 +113,9 @@ def correlate(
     else:
         result |= {key: found.to_json()[key] for key in ("verdict", "parameters", "intervals", "warnings")}
         result["verdict"] = [*result["verdict"], *remarks]
-        image.write_bytes(_picture(found, unit))
+        replace_file(image, _picture(found, unit))
     result["points"] = [asdict(point) for point in points]
-    (out / "correlation.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    replace_file(out / "correlation.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     return result
 
 

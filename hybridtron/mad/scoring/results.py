@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from hybridtron.errors import UserError
-from hybridtron.files import DAMAGED, Line, append_rows, lock, open_rows, read_lines
+from hybridtron.files import DAMAGED, Line, append_rows, lock, open_rows, open_to_write, read_lines, read_plain
 from hybridtron.mad.tasks.protocol import Setting, complete
 
 RESULTS = "results.jsonl"
@@ -68,7 +68,7 @@ def read_rows(folder: Path) -> tuple[list[Row], list[str]]:
     """
     file = folder / RESULTS
     try:
-        content = file.read_bytes()
+        content = read_plain(file)
     except NotADirectoryError:
         raise UserError(f"{folder}: is a file; expected the folder that has it") from None
     except OSError:
@@ -118,7 +118,7 @@ def opened_for_adding(folder: Path) -> Iterator[ResultsWriter]:
     with contextlib.ExitStack() as opened:
         with _writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            if not lock(opened.enter_context((folder / _LOCK).open("w"))):
+            if not lock(opened.enter_context(open_to_write(folder / _LOCK))):
                 raise UserError(f"out {folder}: another process writes to it")
             stream, lines = open_rows(folder / RESULTS)
             opened.enter_context(stream)

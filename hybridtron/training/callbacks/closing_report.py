@@ -11,7 +11,7 @@ import numpy as np
 from hybridtron.data.bigram import bigram_bits_per_byte, fit_bigram
 from hybridtron.data.tokenizer import Tokenizer
 from hybridtron.data.tokenizer import load as load_tokenizer
-from hybridtron.files import replace_text
+from hybridtron.files import replace_file
 from hybridtron.model.generate import generate
 from hybridtron.training.callbacks.base import Callback, TrainContext
 from hybridtron.training.callbacks.metrics import read_metrics
@@ -40,7 +40,7 @@ class ClosingReport(Callback):
         self.summary |= _sample(context)
         if is_main:
             print_summary(self.summary, self.folder, context.print_line)
-            replace_text(self.folder.summary_file, json.dumps(self.summary, indent=2) + "\n")
+            replace_file(self.folder.summary_file, json.dumps(self.summary, indent=2) + "\n")
 
     def _losses(self, context: TrainContext) -> dict[str, Any]:
         """Return the last training loss, the held-out loss and bits per byte, and a bigram model's bits per byte."""

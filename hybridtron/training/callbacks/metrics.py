@@ -7,7 +7,7 @@ import json
 import math
 from pathlib import Path
 
-from hybridtron.files import append_rows, open_rows, read_lines, replace_text
+from hybridtron.files import append_rows, open_rows, read_lines, read_plain, replace_file
 from hybridtron.training.callbacks.base import Callback, Row, TrainContext
 
 
@@ -22,7 +22,7 @@ class MetricsFile(Callback):
     def on_train_start(self, context: TrainContext) -> None:
         """Create the file, or drop the rows of steps that will be trained again."""
         kept = [row for row in read_metrics(self.file) if row["step"] <= context.state.step]
-        replace_text(self.file, "".join(json.dumps(row) + "\n" for row in kept))
+        replace_file(self.file, "".join(json.dumps(row) + "\n" for row in kept))
         self.stream, _ = open_rows(self.file)
 
     def after_step(self, context: TrainContext, row: Row, logged: bool) -> None:
@@ -50,5 +50,5 @@ class MetricsFile(Callback):
 
 def read_metrics(file: Path) -> list[Row]:
     """Return the rows of a metrics file, without damaged lines (a killed run may leave its last line cut)."""
-    values = [line.value for line in read_lines(file.read_bytes())] if file.exists() else []
+    values = [line.value for line in read_lines(read_plain(file))] if file.exists() else []
     return [row for row in values if isinstance(row, dict) and isinstance(row.get("step"), int)]

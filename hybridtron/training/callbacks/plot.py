@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 
+from hybridtron.files import replace_file
 from hybridtron.training.callbacks.base import Callback, Row, TrainContext
 from hybridtron.training.callbacks.metrics import read_metrics
 
@@ -35,4 +37,6 @@ def plot_loss(rows: Iterable[Row], file: Path, title: str) -> None:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
-    figure.savefig(file)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    replace_file(file, picture.getvalue())

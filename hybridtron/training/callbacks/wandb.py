@@ -7,7 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 from hybridtron.errors import UserError
-from hybridtron.files import replace_text
+from hybridtron.files import read_plain, replace_file
 from hybridtron.training.callbacks.base import Callback, Row, TrainContext
 from hybridtron.training.callbacks.tensorboard import scalars
 from hybridtron.training.config import RunConfig
@@ -36,13 +36,13 @@ class WeightsAndBiases(Callback):
 
         id_file = self.folder.path / "wandb_id"
         if not id_file.exists():
-            replace_text(id_file, uuid4().hex[:12])
+            replace_file(id_file, uuid4().hex[:12])
         self.run = wandb.init(
             project=self.project,
             name=context.config.name,
             dir=str(self.folder.path),
             config=context.config.model_dump(mode="json", serialize_as_any=True),
-            id=id_file.read_text(),
+            id=read_plain(id_file).decode(),
             resume="allow",
         )
 

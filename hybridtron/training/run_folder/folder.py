@@ -13,20 +13,32 @@ import contextlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from hybridtron.config import yaml_text
 from hybridtron.config.load import build, dump
+from hybridtron.config.type_words import value_text
 from hybridtron.errors import UserError
-from hybridtron.files import lock, replace_text
+from hybridtron.files import lock, open_to_write, read_plain, remove_folder, replace_file, require_folder, require_plain
 from hybridtron.training.config import RunConfig
 
 PARTIAL = ".partial"
 LOCK = ".lock"
+FILES = (
+    "config.yaml",
+    "environment.json",
+    "metrics.jsonl",
+    "changes.jsonl",
+    "loss.png",
+    "summary.json",
+    "latest",
+    LOCK,
+)
+FOLDERS = ("tensorboard", "wandb")
+NAME = "step_[0-9]{8}"  # of a checkpoint
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,13 @@ class RunFolder:
         if not there.is_dir() or not os.access(there, os.W_OK):
             raise UserError(f"run folder {self.path}: cannot be made: {there} is no folder that can be written to")
 
+    def require_plain(self) -> None:
+        """Raise UserError where a link, a device or a pipe is in the place of what a run writes into its folder."""
+        for name in FOLDERS:
+            require_folder(self.path / name)
+        for name in (*FILES, *(f"{name}.new" for name in FILES)):
+            require_plain(self.path / name)
+
     def lock(self) -> bool:
         """Make the folder and lock it until `unlock`; return False where another process has it.
 
@@ -86,7 +105,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock_file = (self.path / LOCK).open("w")
+            self._lock_file = open_to_write(self.path / LOCK)
         except OSError as error:
             raise UserError(f"run folder {self.path}: cannot be made: {error.strerror}") from None
         try:
@@ -102,9 +121,9 @@ class RunFolder:
     def create(self, config: RunConfig, environment: dict[str, Any]) -> None:
         """Write config.yaml and environment.json, and delete partial checkpoints of a killed run."""
         for leftover in self.path.glob(f"step_*{PARTIAL}*"):
-            shutil.rmtree(leftover)
-        replace_text(self.config_file, dump(config.with_absolute_paths()))
-        replace_text(self.environment_file, json.dumps(environment, indent=2) + "\n")
+            remove_folder(leftover)
+        replace_file(self.config_file, dump(config.with_absolute_paths()))
+        replace_file(self.environment_file, json.dumps(environment, indent=2) + "\n")
 
     def read_environment(self) -> dict[str, Any]:
         """Read environment.json; empty where it is missing or damaged."""
@@ -124,10 +143,10 @@ class RunFolder:
         if not pointer.exists():
             return self.checkpoints()[-1] if self.checkpoints() else None
         try:
-            name = pointer.read_text().strip()
+            name = read_plain(pointer).decode().strip()
         except (OSError, UnicodeDecodeError):
             name = ""
-        if not re.fullmatch(r"step_\d{8}", name) or not (self.path / name / "train_state.json").is_file():
+        if not re.fullmatch(NAME, name) or not (self.path / name / "train_state.json").is_file():
             present = ", ".join(path.name for path in self.checkpoints()) or "none"
             raise UserError(
                 f"{pointer}: names {name!r}; expected a complete checkpoint beside it (there are: {present})"
@@ -148,16 +167,16 @@ class RunFolder:
 
     def finish_checkpoint(self, partial: Path, state: TrainState, keep_last: int) -> Path:
         """Give a written checkpoint its name, point `latest` at it, and delete what is too old."""
-        replace_text(partial / "train_state.json", json.dumps(asdict(state)) + "\n")
+        replace_file(partial / "train_state.json", json.dumps(asdict(state)) + "\n")
         final = self.checkpoint(state.step)
-        if final.exists():  # the same step, saved again after a resume
-            shutil.rmtree(final)
+        if os.path.lexists(final):  # the same step, saved again after a resume
+            remove_folder(final)
         os.replace(partial, final)
-        replace_text(self.path / "latest", final.name + "\n")
+        replace_file(self.path / "latest", final.name + "\n")
         if keep_last:
             for old in self.checkpoints()[:-keep_last]:
                 if old != final:
-                    shutil.rmtree(old)
+                    remove_folder(old)
         return final
 
 
@@ -181,19 +200,33 @@ def suggest_older_checkpoint(checkpoint: Path, advice: str) -> Iterator[None]:
 def _read_mapping(file: Path) -> dict[str, Any]:
     """Read a JSON object; empty where it is missing or damaged."""
     try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError):
+        content = json.loads(read_plain(file))
+    except (OSError, ValueError, RecursionError, UserError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
 def read_state(checkpoint: Path) -> TrainState:
-    """Read the state of a checkpoint. Raises UserError where its file is damaged."""
+    """Read the state of a checkpoint. Raises UserError where its file is damaged or belongs to another step."""
     file = checkpoint / "train_state.json"
     try:
-        return TrainState(**json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
+        content = json.loads(read_plain(file))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: damaged: {error}") from None
+    names = [field.name for field in fields(TrainState)]
+    if not isinstance(content, dict) or sorted(content) != sorted(names):
+        raise UserError(f"{file}: damaged: holds {value_text(content)}; expected {', '.join(names)}")
+    for name, value in content.items():
+        if type(value) is not int or value < 0:
+            raise UserError(f"{file}: damaged: {name} = {value_text(value)}; expected a whole number of at least 0")
+    state = TrainState(**content)
+    if re.fullmatch(NAME, checkpoint.name) and checkpoint.name != f"step_{state.step:08d}":
+        raise UserError(f"{file}: damaged: step = {state.step}; expected that of its folder")
+    if not state.skipped_in_a_row <= state.skipped <= state.step:
+        raise UserError(
+            f"{file}: damaged: skipped = {state.skipped} of {state.step} steps; expected no more than those"
+        )
+    return state
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -220,4 +253,6 @@ def read_run(path: Path) -> tuple[RunConfig, Path]:
     checkpoint = RunFolder(folder).latest_checkpoint() if folder == path else path
     if checkpoint is None or not (checkpoint / "train_state.json").is_file():
         raise UserError(f"{path}: holds no complete checkpoint yet")
+    with suggest_older_checkpoint(checkpoint, ": give that path instead"):
+        read_state(checkpoint)
     return read_config(folder), checkpoint

@@ -65,6 +65,7 @@ def find_start(folder: RunFolder, config: RunConfig, resume: bool) -> Start:
     if not resume or not folder.config_file.is_file():
         folder.require_unused()
         return Start()
+    folder.require_plain()
     before = read_config(folder.path)
     was, now = _fixed(before), _fixed(config)
     for key in sorted(was.keys() | now.keys()):

@@ -87,9 +87,60 @@ def test_a_damaged_checkpoint_names_the_one_before_it(folder, capsys):
     assert steps(folder) == list(range(1, 10))
 
 
-def test_a_damaged_state_is_named_on_resume(folder, capsys):
-    (folder / "run" / "step_00000008" / "train_state.json").write_text('{"step"')
-    assert "train_state.json" in refused(capsys, "train", "tiny.yaml", "--resume")
+STATE = {"step": 8, "tokens": 1024, "skipped": 0, "skipped_in_a_row": 0}
+WRONG_STATES = {
+    "cut": '{"step"',
+    "a list": "[]",
+    "not a number": "NaN",
+    "deep": "[" * 100_000,
+    "a number of 5000 digits": "9" * 5000,
+    "a missing key": json.dumps({"step": 8}),
+    "a key more": json.dumps(STATE | {"more": 1}),
+    "text": json.dumps(STATE | {"step": "8"}),
+    "null": json.dumps(STATE | {"step": None}),
+    "true": json.dumps(STATE | {"skipped": True}),
+    "a fraction": json.dumps(STATE | {"tokens": 1024.5}),
+    "negative": json.dumps(STATE | {"tokens": -1}),
+    "infinite": json.dumps(STATE | {"tokens": float("inf")}),
+    "another step": json.dumps(STATE | {"step": 7}),
+    "more skipped than trained": json.dumps(STATE | {"skipped": 9}),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_STATES)
+def test_a_state_of_wrong_types_or_of_another_step_is_damaged(wrong, folder, capsys):
+    (folder / "run" / "step_00000008" / "train_state.json").write_text(WRONG_STATES[wrong])
+    for verb in (["train", "tiny.yaml", "train.steps=9", "--resume"], ["eval", "run"]):
+        message = refused(capsys, *verb)
+        assert "step_00000008/train_state.json: damaged" in message
+        assert "step_00000004" in message
+        assert len(message) < 500
+
+
+def test_a_link_to_a_checkpoint_is_read_and_never_stops_a_run(folder):
+    for step in ("step_00000004", "step_00000008"):
+        shutil.move(folder / "run" / step, folder / step)
+        (folder / "run" / step).symlink_to(folder / step)
+    assert main(["eval", "run"]) == 0
+    assert main(["train", "tiny.yaml", "train.steps=9", "checkpoint.keep_last=1", "--resume"]) == 0
+    assert [path.name for path in (folder / "run").glob("step_*")] == ["step_00000009"]
+    assert (folder / "step_00000004" / ".metadata").is_file()
+
+
+DRAFTS = ("latest", "config.yaml", "environment.json", "metrics.jsonl", "summary.json", "loss.png")
+
+
+@pytest.mark.parametrize("name", [".lock", "changes.jsonl", "tensorboard", *(f"{name}.new" for name in DRAFTS)])
+def test_nothing_is_written_through_a_link_in_the_folder(name, folder, capsys):
+    shutil.rmtree(folder / "run" / "tensorboard")
+    for victim in ("victim", "victims/x"):
+        (folder / victim).parent.mkdir(exist_ok=True)
+        (folder / victim).write_text("precious")
+    (folder / "run" / name).unlink(missing_ok=True)
+    (folder / "run" / name).symlink_to(folder / ("victims" if name == "tensorboard" else "victim"))
+    refused(capsys, "train", "tiny.yaml", "train.steps=9", "--resume")
+    assert (folder / "victim").read_text() == "precious"
+    assert [path.name for path in (folder / "victims").iterdir()] == ["x"]
 
 
 def test_a_config_that_is_not_the_checkpoint_s_is_refused(folder, capsys):
