@@ -25,7 +25,7 @@ from hybridtron.data import indexed_format, report, tokenizer
 from hybridtron.distributed.environment import Environment
 from hybridtron.distributed.groups import process_groups
 from hybridtron.errors import UserError
-from hybridtron.laws.data.sources import read_cells
+from hybridtron.laws.data.read import read_runs
 from hybridtron.mad.scoring.results import opened_for_adding, read_rows
 from hybridtron.model.tensors import model_tensors
 from hybridtron.training.build import build_engine
@@ -86,8 +86,8 @@ FILES: dict[str, Callable[[Path, object], object]] = {
     "tokenizer.json": lambda file, engine: tokenizer.load(str(file)),
     "corpus/train.idx": lambda file, engine: indexed_format.check(file.with_suffix("")),
     "corpus/report.json": lambda file, engine: report.read_corpus_report(file.parent),
-    "table.csv": lambda file, engine: read_cells(file, None),
-    "table.parquet": lambda file, engine: read_cells(file, None),
+    "table.csv": lambda file, engine: read_runs([file], ["loss"]),
+    "table.parquet": lambda file, engine: read_runs([file], ["loss"]),
     "mad/results.jsonl": lambda file, engine: read_rows(file.parent),
     "mad/.lock": lambda file, engine: opened_for_adding(file.parent).__enter__(),
     "search/evaluations.jsonl": lambda file, engine: Store(file.parent, {}).close(),
