@@ -98,7 +98,7 @@ def prepare(
             shutil.rmtree(partial)
             out.rmdir()
             raise UserError(_nothing_found(report, json_key))
-        replace_text(partial / FINAL_NAME / REPORT_NAME, report.to_json())
+        replace_file(partial / FINAL_NAME / REPORT_NAME, report.to_json())
         _publish(out)
     return report
 

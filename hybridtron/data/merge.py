@@ -14,7 +14,7 @@ from hybridtron.data.indexed_format import write_index
 from hybridtron.data.report import NUM_LISTED, CorpusReport, SplitReport
 from hybridtron.data.shards import PieceCounts, Shard, load_shard
 from hybridtron.data.sources import SourceList
-from hybridtron.files import replace_text
+from hybridtron.files import replace_file
 
 FINAL_NAME, MERGED_NAME = "final", "merged.json"  # in the work folder
 COPIED_BYTES = 1 << 22  # of tokens in memory at once
@@ -160,7 +160,7 @@ def _write_tokens(
                     file.flush()
                     os.fsync(file.fileno())
                 state = Merged(number + 1, train.tell(), valid.tell())
-                replace_text(work_folder / MERGED_NAME, json.dumps(asdict(state)))
+                replace_file(work_folder / MERGED_NAME, json.dumps(asdict(state)))
             (folder / "tokens.bin").unlink(missing_ok=True)
             on_bytes(train.tell() + valid.tell())
     reports = {}
