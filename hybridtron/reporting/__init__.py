@@ -1,1 +1,1 @@
-"""What every report is made of: the page, the look of its pictures, numbers as readers say them, the folder."""
+"""The kit of all reports: tables, pages, pictures, numbers as text, progress, and the folder of a report."""

@@ -57,7 +57,7 @@ def decimal(value: float | None, digits: int) -> str:
 
 
 def decimals(values: Iterable[float | None]) -> int:
-    """Return how many decimal places tell these numbers apart."""
+    """Return the number of decimal places at which these numbers differ."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     spread = max(known, default=0.0) - min(known, default=0.0)
     if 0 < spread < SMALL_SPREAD:

@@ -31,7 +31,7 @@ class ProgressView:
             self.bars = Progress(*columns, console=self.console)
 
     def update(self, name: str, done: int, total: int, status: str = "", text: str | None = None) -> None:
-        """Show that so much of a task is done. `text` replaces the line that is printed without a terminal."""
+        """Show how much of a task is done. `text` replaces the line that is printed without a terminal."""
         if self.bars:
             self.bars.start()
             if name not in self.tasks:

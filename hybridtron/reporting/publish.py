@@ -1,6 +1,6 @@
 """Writing a report folder: whole or not at all, and never over anything else.
 
-A manifest inside names the files of the report; a folder that holds anything more is somebody's work and is left alone.
+A manifest inside names the files of the report; a folder that holds other files is refused.
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ def _report_files(folder: Path) -> set[str]:
 
 
 def _replace_folder(draft: Path, target: Path) -> None:
-    """Folders cannot be swapped in one step everywhere: the old one steps aside and comes back if the new one fails."""
+    """Rename the draft to the target; an earlier report is renamed first, and restored if that fails."""
     if not target.exists() or not any(target.iterdir()):
         os.replace(draft, target)
         return
-    aside = target.with_name(f".{target.name}.old-{os.getpid()}")
-    os.replace(target, aside)
+    earlier = target.with_name(f".{target.name}.old-{os.getpid()}")
+    os.replace(target, earlier)
     try:
         os.replace(draft, target)
     except OSError:
-        os.replace(aside, target)
+        os.replace(earlier, target)
         raise
-    shutil.rmtree(aside)
+    shutil.rmtree(earlier)

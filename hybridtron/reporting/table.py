@@ -31,7 +31,7 @@ class Column:
 
     @property
     def cells(self) -> tuple[Any, ...]:
-        """Values as shown: text or Markup; what follows a line break is small."""
+        """Return the values as text or Markup, in which what follows a line break is small."""
         return tuple(NONE if value is None else self.format(value) for value in self.values)
 
 
@@ -41,7 +41,7 @@ def integer_column(label: str, values: Iterable[float | None]) -> Column:
 
 
 def decimal_column(label: str, values: Iterable[float | None], digits: int | None = None) -> Column:
-    """Return a column of numbers with equally many decimal places; by default as many as tell them apart."""
+    """Return a column of numbers with equally many decimal places; by default as many as show how they differ."""
     values = tuple(values)
     places = decimals(values) if digits is None else digits
     return Column(label, values, lambda value: decimal(value, places), right=True)

@@ -12,8 +12,8 @@ def test_numbers_are_written_as_readers_say_them(value, text):
 
 
 def test_times_are_in_the_unit_that_suits_them():
-    said = [duration(seconds) for seconds in (0.0, 0.031, 12.3, 252, 11160)]
-    assert said == ["under 0.01 s", "0.031 s", "12 s", "4.2 min", "3.1 h"]
+    shown = [duration(seconds) for seconds in (0.0, 0.031, 12.3, 252, 11160)]
+    assert shown == ["under 0.01 s", "0.031 s", "12 s", "4.2 min", "3.1 h"]
 
 
 def test_a_count_has_its_noun_in_the_right_number():

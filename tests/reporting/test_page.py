@@ -27,7 +27,7 @@ class Reader(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.fetched, self.anchors, self.said = [], [], ""
+        self.fetched, self.anchors, self.text = [], [], ""
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -35,7 +35,7 @@ class Reader(HTMLParser):
         self.anchors += [value for name, value in attributes if name == "id"]
 
     def handle_data(self, data):
-        self.said += data
+        self.text += data
 
 
 def a_picture():
@@ -49,14 +49,14 @@ def test_a_page_holds_its_pictures_and_fetches_nothing():
 
 
 def test_titles_and_words_are_text_whatever_they_hold():
-    said = Reader(page("<b>", "1 < 2", "a & b", "c > d")).said
-    assert all(words in said for words in ("<b>", "1 < 2", "a & b", "c > d", hybridtron.__version__))
+    text = Reader(page("<b>", "1 < 2", "a & b", "c > d")).text
+    assert all(words in text for words in ("<b>", "1 < 2", "a & b", "c > d", hybridtron.__version__))
 
 
 def test_a_section_is_found_by_its_heading_and_is_left_out_when_empty():
     found = Reader(page(heading="Step 2: 8 layers"))
     assert found.anchors == ["step-2-8-layers"]
-    assert "Empty" not in found.said
+    assert "Empty" not in found.text
 
 
 def test_the_same_figure_is_the_same_bytes():

@@ -1,4 +1,4 @@
-"""How the patterns of a search were evaluated: proposing engine, seconds, accuracy by task, errors, workers."""
+"""The evaluations of a search by pattern: proposing engine, seconds, accuracy by task, errors; and the workers."""
 
 from __future__ import annotations
 
@@ -34,21 +34,13 @@ class Evaluations:
         return dict(Counter(self.engines[pattern] for pattern in self.seconds).most_common())
 
     @property
-    def seconds_in_all(self) -> float:
-        return sum(self.seconds.values())
-
-    @property
-    def seconds_each(self) -> float:
-        return self.seconds_in_all / max(1, len(self.seconds))
-
-    @property
     def task_names(self) -> list[str]:
         """Return the names of the evaluator's tasks."""
         return list(dict.fromkeys(name for means in self.tasks.values() for name in means))
 
 
 def read_evaluations(outcome: Outcome, folder: Path) -> Evaluations:
-    """Read them from the outcome's result rows, and engines from the folder's evaluations.jsonl."""
+    """Read the evaluations from the outcome's result rows, and engines from the folder's evaluations.jsonl."""
     evaluated = {p for step in outcome.progress.steps for p in (*(o.pattern for o in step.finished), *step.failed)}
     rows: dict[Pattern, list[Mapping[str, Any]]] = defaultdict(list)
     for (pattern, seed), row in outcome.progress.results.items():

@@ -25,7 +25,7 @@ CONTEXTS: tuple[int | Literal["all"], ...] = (0, 1, "all")
 
 @dataclass(frozen=True)
 class SurrogateFit:
-    """Each of the last scores beside what a Gaussian process predicts for it from the others of them."""
+    """The last scores, and what a Gaussian process predicts for each of them from the others."""
 
     scores: np.ndarray
     mean: np.ndarray

@@ -52,7 +52,7 @@ def _votes(outcome: Outcome, step: Step) -> bytes:
     assert step.aggregate is not None
     votes, blocks = step.aggregate.votes, step.space.blocks
     figure, axes = _figure(3.6)
-    places = np.arange(1, len(votes) + 1)
+    layers = np.arange(1, len(votes) + 1)
     totals = np.array([max(1, sum(vote.counts)) for vote in votes])
     given = [position in step.space.fixed for position in range(len(votes))]
     opacity = [0.35 if pale else 1.0 for pale in given]
@@ -61,14 +61,14 @@ def _votes(outcome: Outcome, step: Step) -> bytes:
     for index, block in enumerate(blocks):
         shares = np.array([vote.counts[index] for vote in votes]) / totals
         colour = HUES[index % len(HUES)]
-        axes.bar(places, shares, bottom=bottom, width=0.8, color=[(colour, alpha) for alpha in opacity], zorder=2)
+        axes.bar(layers, shares, bottom=bottom, width=0.8, color=[(colour, alpha) for alpha in opacity], zorder=2)
         axes.scatter([], [], s=60, marker="s", color=colour, label=block)
         chosen = np.array([vote.chosen == index for vote in votes])
-        axes.plot(places[chosen], (bottom + shares / 2)[chosen], "o", color="white", markersize=dot, zorder=3)
+        axes.plot(layers[chosen], (bottom + shares / 2)[chosen], "o", color="white", markersize=dot, zorder=3)
         bottom += shares
-    for place, vote, pale in zip(places, votes, given, strict=True):
+    for layer, vote, pale in zip(layers, votes, given, strict=True):
         if vote.tied and not pale:
-            axes.text(place, 1.01, "=", ha="center", va="bottom", fontsize=SMALL, color=INK)
+            axes.text(layer, 1.01, "=", ha="center", va="bottom", fontsize=SMALL, color=INK)
     signs = ["dot: the choice"]
     signs += ["=: a tie"] if any(vote.tied for vote in votes) else []
     signs += ["pale: given"] if any(given) else []
@@ -87,8 +87,8 @@ def _regret(outcome: Outcome, engines: Mapping[Pattern, str]) -> bytes:
     figure, axes = _figure(4.2)
     begun = 0
     for step in outcome.progress.steps:
-        place = {pattern: begun + i for i, pattern in enumerate(step.proposals, start=1)}
-        x = np.array([place[o.pattern] for o in step.finished])
+        number = {pattern: begun + i for i, pattern in enumerate(step.proposals, start=1)}
+        x = np.array([number[o.pattern] for o in step.finished])
         scores = np.array([o.score for o in step.finished])
         best = np.maximum.accumulate(scores) if len(scores) else scores
         shown, line = (scores, best) if optimum is None else (optimum - scores, optimum - best)

@@ -1,7 +1,7 @@
-"""Do MAD scores order checkpoints as their losses on held-out text do?
+"""Correlate the MAD scores of checkpoints with their losses on held-out text.
 
-Losses are brought into one unit, checkpoints that are the same model to the tasks become one point, and the law `proxy`
-judges the points.
+Losses are converted to one unit, checkpoints that are the same model to the tasks become one point, and the law `proxy`
+is fitted to the points.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class HeldOutLoss:
 
 @dataclass(frozen=True)
 class Point:
-    """What is trained once, with every checkpoint that it stands for."""
+    """One trained model: its score, the mean loss and the names of its checkpoints."""
 
     name: str
     checkpoints: list[str]
@@ -55,7 +55,7 @@ def in_one_unit(losses: Sequence[HeldOutLoss]) -> tuple[list[float], str]:
     for loss in losses:
         same = loss.tokens == first.tokens if one_tokenizer else loss.text == first.text
         if not one_tokenizer and loss.text is None:
-            raise UserError(f"tokenizers differ, and nothing tells how many bytes {loss.data} has; "
+            raise UserError(f"tokenizers differ, and the bytes of {loss.data} are not known; "
                             "expected data of tools/prepare_data.py")  # fmt: skip
         if not same:
             raise UserError(f"{_name(loss.checkpoint)} and {_name(first.checkpoint)} have different held-out data "

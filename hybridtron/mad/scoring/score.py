@@ -1,4 +1,4 @@
-"""What a score is: of an architecture under one preset, task by task, with what was left out."""
+"""The score of an architecture under one preset, task by task, with what was left out."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class Score(Shown):
-    """Of one architecture under one preset. `overall` is a mean over the tasks that were run.
+    """The score of one architecture under one preset. `overall` is a mean over the tasks that were run.
 
-    `changes` says what differs from the preset of this name, `others` has complete settings that do not count.
+    `changes` lists what differs from the preset of this name, `others` has complete settings that do not count.
     """
 
     identity: str  # the fingerprint of what was trained
@@ -61,7 +61,7 @@ class Score(Shown):
 
     @property
     def complete(self) -> bool:
-        """Return all six tasks with all settings of the preset's protocol."""
+        """Return whether all six tasks have all settings of the preset's protocol."""
         return len(self.tasks) == len(TASKS) and all(task.complete for task in self.tasks.values())
 
     @property

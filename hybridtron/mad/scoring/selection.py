@@ -1,4 +1,4 @@
-"""Which rows a score is made of: the best cell of every setting and seed, and the seeds that have the same settings."""
+"""Select the rows of a score: the best cell of every setting and seed, and the seeds that have the same settings."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from hybridtron.config.load import build
 
 def outcome_of(folder: Path, **changes) -> tuple[Outcome, Path]:
     mapping = {
-        "name": "told",
+        "name": "small",
         "folder": str(folder),
         "evaluations": 12,
         "space": {"blocks": ["attn", "mlp"], "layers": 4},
@@ -29,7 +29,7 @@ def outcome_of(folder: Path, **changes) -> tuple[Outcome, Path]:
     return run_search(build({**mapping, **changes}, SearchConfig))
 
 
-def test_each_rule_is_told_as_if_it_had_been_asked_for(tmp_path):
+def test_each_rule_is_reported_as_if_it_had_been_asked_for(tmp_path):
     outcome, _ = outcome_of(tmp_path / "search", aggregator={"clusters": 2, "top": 1, "context": 1})
     for row, context in zip(outcome.alternatives(), (0, 1, "all"), strict=False):
         expected = aggregate(outcome.step.space, outcome.observations, 2, 1, context).pattern
@@ -37,7 +37,7 @@ def test_each_rule_is_told_as_if_it_had_been_asked_for(tmp_path):
     assert len(outcome.aggregate.voters) > 1
 
 
-def test_a_best_cluster_of_one_is_told(tmp_path):
+def test_a_best_cluster_of_one_is_reported(tmp_path):
     alone, page = outcome_of(tmp_path / "alone", aggregator={"clusters": 12})
     assert len(alone.aggregate.voters) == 1
     assert len({row["pattern"] for row in alone.alternatives()}) == 1

@@ -60,7 +60,7 @@ def header(page: str) -> str:
     return unescape(re.sub(r"<[^>]+>", "", page[: page.index("</header>")]))
 
 
-def test_an_incremental_search_is_told_step_by_step(tmp_path):
+def test_an_incremental_search_is_reported_step_by_step(tmp_path):
     outcome, page = searched(tmp_path / "s", **INCREMENTAL)
     small, large = outcome.progress.steps
     handed = outcome.text(small.found) if small.found else ""
@@ -84,10 +84,10 @@ def test_counts_are_of_the_whole_search_and_no_step_s_optimum_is_the_space_s(tmp
     assert [(step["layers"], step["evaluated"]) for step in result["steps"]] == [(2, 4), (4, 4)]
     assert result["steps"][0]["handed_on"]
     assert "4 layers of attn, mlp: 16 patterns" in header(page)
-    told = summary(outcome)
-    assert "8 patterns evaluated in 2 steps" in told
-    assert "step 1 handed on" in told
-    assert "4 of 4" not in told
+    text = summary(outcome)
+    assert "8 patterns evaluated in 2 steps" in text
+    assert "step 1 handed on" in text
+    assert "4 of 4" not in text
 
 
 def test_the_front_is_the_result_where_there_is_a_cost(tmp_path):
@@ -95,12 +95,12 @@ def test_the_front_is_the_result_where_there_is_a_cost(tmp_path):
     rows = outcome.pareto()
     card = section(page, "Result")
     assert f"A Pareto front of  {plural(len(rows), 'pattern')}" in card
-    told = summary(outcome)
+    printed = summary(outcome)
     for row in rows:
         for text in (row["pattern"], f"{row['score']:.4f}", f"{row['cost']:,.0f}"):
             assert text in card
-            assert any(row["pattern"] in line and text in line for line in told.splitlines())
-    assert "elements of cache" in told
+            assert any(row["pattern"] in line and text in line for line in printed.splitlines())
+    assert "elements of cache" in printed
 
 
 def test_a_shortened_front_keeps_both_ends(tmp_path):
@@ -112,20 +112,20 @@ def test_a_shortened_front_keeps_both_ends(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("evaluations", "instance", "said"),
+    ("evaluations", "instance", "expected"),
     [
         (10, 2, "A pattern that was evaluated is better"),
         (10, 1, "No pattern that was evaluated is better"),
         (6, 0, "The vote was not among the patterns evaluated"),
     ],
 )
-def test_the_vote_is_compared_with_the_best_evaluated_with_both_numbers(tmp_path, evaluations, instance, said):
+def test_the_vote_is_compared_with_the_best_evaluated_with_both_numbers(tmp_path, evaluations, instance, expected):
     evaluator = {"type": "function", "instance": instance, "noise": 0.3}
     changes = {"evaluator": evaluator, "aggregator": {"clusters": 2}, "evaluations": evaluations}
     outcome, page = searched(tmp_path / "s", **changes)
     vote, best = outcome.score_of(outcome.aggregate.pattern), max(o.score for o in outcome.observations)
     for text in (section(page, "Result"), summary(outcome)):
-        assert said in text
+        assert expected in text
         assert f"{best:.4f}" in text
         assert vote is None or f"{vote:.4f}" in text
 
@@ -196,7 +196,7 @@ def test_one_far_outlier_does_not_set_the_axes():
     assert without_outliers([1.0, 1.0, 1.0, 2.0]) == (1.0, 2.0)  # no spread to judge by
 
 
-def test_trust_is_said_only_of_a_bayesian_search_whose_surrogate_fits():
+def test_trust_is_reported_only_of_a_bayesian_search_whose_surrogate_fits():
     assert "can be trusted" in sentences.surrogate_sentence(0.9, {"bayesian"})
     assert "can be trusted" not in sentences.surrogate_sentence(0.2, {"bayesian"})
     assert "can be trusted" not in sentences.surrogate_sentence(0.9, {"random"})

@@ -109,7 +109,7 @@ def whole(preset_name="paper", **changes):
 OTHER = {"vocab_size": 5, "seq_len": 32, "num_train_examples": 12800}
 
 
-def test_only_the_protocols_settings_count_and_the_others_are_told():
+def test_only_the_protocols_settings_count_and_the_others_are_reported():
     rows = [*whole(test_micro=0.5), row(setting=OTHER, test_micro=1.0)]
     (score,) = scores(rows, protocol_only=True)
     assert score.complete
@@ -153,7 +153,7 @@ def test_architectures_are_compared_over_the_settings_that_all_have():
     assert not on_common_settings(scores([rows[1], rows[2]]))
 
 
-def test_what_differs_from_the_preset_is_told():
+def test_what_differs_from_the_preset_is_reported():
     short = preset("search", max_steps=10)
     changed = {**SEARCH, "protocol": short.fingerprint(), "planned_steps": 10}
     assert scores([row(**changed)], protocol_only=True)[0].changes == "steps 10 in place of 2,000"
@@ -167,14 +167,14 @@ def test_one_model_under_two_names_is_called_as_asked():
     (score,) = scores([row(architecture="hybrid_1b")])
     same, nothing = renamed(score, "hybrid_1b", [])
     assert (same, nothing) == (score, None)
-    asked, said = renamed(score, "hybrid_7b", ["width 4096 -> 128"])
-    assert said == "hybrid_7b is the same model to the tasks as hybrid_1b"
-    assert (asked.architecture, asked.notes) == ("hybrid_7b", ("width 4096 -> 128", said))
+    asked, notice = renamed(score, "hybrid_7b", ["width 4096 -> 128"])
+    assert notice == "hybrid_7b is the same model to the tasks as hybrid_1b"
+    assert (asked.architecture, asked.notes) == ("hybrid_7b", ("width 4096 -> 128", notice))
     (both,) = scores([row(architecture="hybrid_1b"), row(architecture="hybrid_7b", seed=1)])
     assert both.architecture == "hybrid_1b = hybrid_7b"
 
 
-def test_architectures_and_presets_are_told_apart_and_sorted():
+def test_architectures_and_presets_are_reported_apart_and_sorted():
     rows = [row(test_micro=0.2), row(fingerprint="g", test_micro=0.9), row(protocol="q", test_micro=0.5)]
     assert [score.overall["micro"].mean for score in scores(rows)] == [0.9, 0.5, 0.2]
 

@@ -22,11 +22,11 @@ def loss(**changes):
 
 def test_five_models_are_evidence_with_an_exact_p(tmp_path):
     five = points([0.1, 0.3, 0.5, 0.7, 0.9], [3.0, 2.8, 2.9, 2.5, 2.0])
-    told = correlate(five, tmp_path, "nats per token")
-    assert told["parameters"]["spearman"] == pytest.approx(-0.9)
-    assert told["parameters"]["p"] == pytest.approx(10 / 120)
-    assert "exact permutation p" in " ".join(told["verdict"])
-    assert not any("too few" in line for line in told["verdict"])
+    found = correlate(five, tmp_path, "nats per token")
+    assert found["parameters"]["spearman"] == pytest.approx(-0.9)
+    assert found["parameters"]["p"] == pytest.approx(10 / 120)
+    assert "exact permutation p" in " ".join(found["verdict"])
+    assert not any("too few" in line for line in found["verdict"])
     assert (tmp_path / "correlation.png").read_bytes().startswith(b"\x89PNG")
     assert any("Not evidence" in line for line in correlate(five[:4], tmp_path, "nats per token")["verdict"])
 
@@ -46,11 +46,11 @@ def test_two_points_in_the_wrong_order_do_not_read_as_success(tmp_path):
 
 def test_one_model_has_no_correlation_and_leaves_no_picture(tmp_path):
     correlate(points([0.3, 0.4], [2.0, 2.1]), tmp_path, "nats per token")
-    told = correlate(points([0.3], [2.0]), tmp_path, "nats per token", ["a was given twice."])
-    assert told["verdict"] == [
+    found = correlate(points([0.3], [2.0]), tmp_path, "nats per token", ["a was given twice."])
+    assert found["verdict"] == [
         "No correlation: only one model is left; a correlation needs at least two", "a was given twice.",
     ]  # fmt: skip
-    assert told["parameters"] is None
+    assert found["parameters"] is None
     assert not (tmp_path / "correlation.png").exists()
 
 
@@ -58,11 +58,11 @@ def test_checkpoints_of_one_proxy_are_one_point(tmp_path):
     """Six checkpoints of two runs that shrink to the same model, and one of another."""
     (one,), (other,) = scores([row(architecture="a")]), scores([row(fingerprint="g", architecture="b", test_micro=0.9)])
     checkpoints = [Path(run, f"step_{step:08d}") for run in ("r", "s") for step in (10, 2, 6)] + [Path("t", "step_1")]
-    made, said = as_points([one] * 6 + [other], checkpoints, [3.0, 5.0, 4.0, 2.0, 5.0, 4.0, 1.0])
+    made, remarks = as_points([one] * 6 + [other], checkpoints, [3.0, 5.0, 4.0, 2.0, 5.0, 4.0, 1.0])
     assert [(point.name, point.score, point.loss) for point in made] == [("a", 0.5, 2.5), ("b", 0.9, 1.0)]
-    assert "7 checkpoints are 2 different models" in said[0]
-    told = correlate(made, tmp_path, "nats per token", said)
-    assert "Not evidence: 2 points are too few" in " ".join(told["verdict"])
+    assert "7 checkpoints are 2 different models" in remarks[0]
+    found = correlate(made, tmp_path, "nats per token", remarks)
+    assert "Not evidence: 2 points are too few" in " ".join(found["verdict"])
 
 
 def test_losses_are_compared_in_one_unit_and_on_one_text():
@@ -73,5 +73,5 @@ def test_losses_are_compared_in_one_unit_and_on_one_text():
         in_one_unit([loss(), loss(tokens="y")])
     with pytest.raises(UserError, match="different held-out data"):
         in_one_unit([loss(), loss(**other, text=(3, 901))])
-    with pytest.raises(UserError, match="tokenizers differ, and nothing tells how many bytes valid has"):
+    with pytest.raises(UserError, match="tokenizers differ, and the bytes of valid are not known"):
         in_one_unit([loss(), loss(**other, text=None)])
