@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
+from scipy.special import stdtrit
 
 from hybridtron.composer.engines.discrete import Observation
 from hybridtron.composer.nas.aggregate import Aggregate, elect
@@ -92,6 +93,16 @@ class Outcome(Shown):
         return [position for position, vote in enumerate(votes, start=1) if vote.tied]
 
     @property
+    def num_tied(self) -> int:
+        """Count the other patterns whose 95 % interval over seeds (Student's t) overlaps that of the best."""
+        seeds = len(self.search.config.seeds)
+        if seeds < 2:
+            return 0
+        scale = float(stdtrit(seeds - 1, 0.975))
+        best = self.winner
+        return sum(best.score - o.score <= scale * (best.error + o.error) for o in self.observations if o is not best)
+
+    @property
     def note(self) -> str | None:
         """Return why all rules return the same pattern, where a cluster of one makes them."""
         if len(self.aggregate.voters) > 1:
@@ -141,6 +152,7 @@ class Outcome(Shown):
             "best": [self._row(o) for o in ranked(self.step)],
             "rules": self.alternatives(),
             "note": self.note,
+            "not_distinguishable_from_best": self.num_tied,
             "votes": [
                 {
                     "chosen": blocks[vote.chosen],

@@ -31,6 +31,9 @@ def scores(rows: Sequence[Row], protocol_only: bool = False) -> list[Score]:
     return _ranked([score for score in found if score is not None])
 
 
+FEWEST_STEPS = 100  # planned for a cell; fewer show that training runs, not what an architecture can do
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Scores that were trained in the same way, the n-th such group of a report; each list has the best first."""
@@ -54,6 +57,20 @@ class Comparison:
     def seeds(self) -> list[int]:
         """Return how many seeds the scores of tasks have, the fewest first."""
         return sorted({task.accuracy[s.headline].seeds for s in self.scores for task in s.tasks.values()})
+
+    @property
+    def too_few_steps(self) -> int | None:
+        """Return the most steps that were planned for a cell where they are too few to be evidence, else None."""
+        rows = [row for s in self.scores for task in s.tasks.values() for by_seed in task.best.values()
+                for row in by_seed.values()]  # fmt: skip
+        most = max(int(row.get("planned_steps", row["steps"])) for row in rows)
+        return most if most < FEWEST_STEPS else None
+
+    @property
+    def tied_with_best(self) -> list[int]:
+        """Return the indices in `comparable` of scores whose 95 % interval overlaps that of the best."""
+        first, *others = (score.overall[score.headline] for score in self.comparable)
+        return [i for i, other in enumerate(others, start=1) if other.overlaps(first)]
 
     def file(self, name: str) -> str:
         """Return the name of a picture of the group."""

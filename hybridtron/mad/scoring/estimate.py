@@ -23,6 +23,12 @@ class Estimate:
     high: float | None
     seeds: int
 
+    def overlaps(self, other: Estimate) -> bool:
+        """Return whether both have an interval, and these have a point in common."""
+        if self.low is None or self.high is None or other.low is None or other.high is None:
+            return False
+        return self.low <= other.high and other.low <= self.high
+
     def __str__(self) -> str:
         if self.low is None or self.high is None:
             return f"{100 * self.mean:.1f}"

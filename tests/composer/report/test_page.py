@@ -209,6 +209,7 @@ def test_accuracy_by_task_time_and_workers_are_on_the_page(tmp_path):
     assert re.search(r"a pattern, .* in all, by 1 worker ·", header(page))
     assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC · hybridtron \d", header(page))
     assert all("tasks" in row for row in outcome.progress.results.values())
+    assert "One seed, so no interval: differences between scores can be chance." in section(page, "Result")
 
 
 def test_failed_patterns_are_listed_with_their_errors(tmp_path):
@@ -289,3 +290,22 @@ def test_a_report_of_an_unfinished_search_says_so(tmp_path):
     assert "not finished" in header(page.read_text())
     assert "6 patterns evaluated in 2 steps (4 with 2 layers, 2 with 4 layers), so far" in summary(outcome)
     assert "step 1 handed on" in summary(outcome)
+
+
+def test_patterns_whose_intervals_overlap_are_not_distinguishable(tmp_path):
+    noisy = {"type": "function", "instance": 1, "noise": 0.3}
+    outcome, page = searched(tmp_path / "s", evaluator=noisy, evaluations=16, seeds=[0, 1, 2])
+    best, quantile = max(outcome.observations, key=lambda o: o.score), 4.302653  # of Student's t at 95 %, 2 degrees
+    overlapping = [
+        o for o in outcome.observations if o.score + quantile * o.error >= best.score - quantile * best.error
+    ]
+    assert 1 < len(overlapping) < 16
+    expected = f"Not distinguishable from the best are {plural(len(overlapping) - 1, 'other pattern')}"
+    assert expected in section(page, "Result")
+    assert expected in summary(outcome)
+    assert (
+        json.loads((tmp_path / "s" / "result.json").read_text())["not_distinguishable_from_best"]
+        == len(overlapping) - 1
+    )
+    _, page = searched(tmp_path / "t", evaluator=noisy)
+    assert "distinguishable" not in page

@@ -180,3 +180,48 @@ def test_nothing_complete_is_nothing_to_report(tmp_path):
         results.add([row(num_cells=6)])
     with pytest.raises(UserError, match="no setting has all its cells yet"):
         read_scores([tmp_path])
+
+
+def long_runs(name, values):
+    """Rows of 20,000 steps on the baselines of the six tasks, a seed for each value."""
+    about = {"architecture": name, "fingerprint": name, "preset": "search", "planned_steps": 20_000}
+    return [
+        row(task=task, setting=settings(task)[0], seed=seed, test_micro=value, **about)
+        for task in TASKS
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_scores_whose_intervals_overlap_are_not_distinguishable(tmp_path):
+    with opened_for_adding(tmp_path / "results") as results:
+        results.add([*long_runs("best", (0.7, 0.72, 0.74)), *long_runs("near", (0.69, 0.71, 0.73)),
+                     *long_runs("far", (0.3, 0.31, 0.32))])  # fmt: skip
+    made, warnings = read_scores([tmp_path / "results"])
+    text = "\n".join(conditions(by_procedure(made)))
+    assert "best (search, changed) is not distinguishable from near (search, changed): the 95 % intervals" in text
+    assert "evidence" not in text
+    write_report(made, warnings, tmp_path / "report")
+    assert "Not distinguishable from 1 other architecture." in (tmp_path / "report" / "report.html").read_text()
+    with opened_for_adding(tmp_path / "results") as results:
+        results.add(long_runs("above", (0.9, 0.91, 0.92)))
+    text = "\n".join(conditions(by_procedure(read_scores([tmp_path / "results"])[0])))
+    assert "distinguishable" not in text
+
+
+def test_one_seed_distinguishes_nothing(tmp_path):
+    with opened_for_adding(tmp_path) as results:
+        results.add([*long_runs("one", (0.7,)), *long_runs("other", (0.5,))])
+    text = "\n".join(conditions(by_procedure(read_scores([tmp_path])[0])))
+    assert "one seed, so no interval: differences can be chance" in text
+
+
+@pytest.mark.parametrize("steps", [8, 99])
+def test_a_few_steps_are_no_evidence(tmp_path, steps):
+    with opened_for_adding(tmp_path / "results") as results:
+        results.add([row(preset="smoke", planned_steps=steps), row(preset="smoke", planned_steps=steps, seed=1)])
+    made, warnings = read_scores([tmp_path / "results"])
+    expected = f"smoke: at most {steps} steps a cell: this shows that training runs, and is no evidence"
+    assert any(line.startswith(expected) for line in conditions(by_procedure(made)))
+    write_report(made, warnings, tmp_path / "report")
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert f"At most {steps} steps a cell: no evidence about architectures." in page
