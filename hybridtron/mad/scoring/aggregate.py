@@ -63,7 +63,7 @@ class Comparison:
         """Return the most steps that were planned for a cell where they are too few to be evidence, else None."""
         rows = [row for s in self.scores for task in s.tasks.values() for by_seed in task.best.values()
                 for row in by_seed.values()]  # fmt: skip
-        most = max(int(row.get("planned_steps", row["steps"])) for row in rows)
+        most = max(row.get("planned_steps") or row["steps"] for row in rows)
         return most if most < FEWEST_STEPS else None
 
     @property
