@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -20,42 +20,17 @@ from hybridtron.laws.fitting.curve import Curve, CurveFit
 from hybridtron.laws.fitting.optimize import Array, Problem
 
 
-@dataclass(frozen=True)
-class LogSum:
-    """Lines over n points; t terms, p coordinates, k parameter vectors.
-
-    Attributes:
-        slopes: [t, p, n].
-        exponentiate: whether values are L rather than log L.
-    """
-
-    slopes: Array
-    exponentiate: bool = False
-    used: list[tuple[int, int]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "used", [(int(t), int(j)) for t, j in np.argwhere(self.slopes.any(axis=2))])
-
-    def predict(self, theta: Array, points: Any = slice(None)) -> Array:
-        """Compute values at the selected points: theta [k, p] -> [k, n']."""
-        value = np.logaddexp.reduce(np.matmul(theta, self.slopes[:, :, points]), axis=0)  # of [t, k, n']
-        return np.exp(value) if self.exponentiate else value
-
-    def jacobian(self, theta: Array) -> tuple[Array, Array]:
-        """Compute values and derivatives: theta [k, p] -> [k, n] and [k, p, n]."""
-        terms = np.matmul(theta, self.slopes)  # [t, k, n]
-        top = terms.max(axis=0)
-        share = np.exp(terms - top)
-        total = share.sum(axis=0)
-        share /= total
-        value = top + np.log(total)
-        derivative = np.zeros((len(theta), *self.slopes.shape[1:]))
-        for t, j in self.used:
-            derivative[:, j] += share[t] * self.slopes[t, j]
-        if self.exponentiate:
-            value = np.exp(value)
-            derivative *= value[:, None, :]
-        return value, derivative
+def log_sum(slopes: Array, theta: Array) -> tuple[Array, Array]:
+    """Compute log L and its derivatives: slopes [t, p, n], theta [k, p] -> [k, n] and [k, p, n]."""
+    terms = np.matmul(theta, slopes)  # [t, k, n]
+    top = terms.max(axis=0)
+    share = np.exp(terms - top)
+    total = share.sum(axis=0)
+    share /= total
+    derivative = np.zeros((len(theta), *slopes.shape[1:]))
+    for t, j in np.argwhere(slopes.any(axis=2)):
+        derivative[:, j] += share[t] * slopes[t, j]
+    return top + np.log(total), derivative
 
 
 SMALLEST, LARGEST = -15.0, 4.0  # bounds of a term's log size at the anchor, from the log of the mean loss
@@ -113,7 +88,17 @@ class PowerSum:
                       for g, group in enumerate(groups or [""]) for i, name in enumerate(names)}  # fmt: skip
             return values | {name: theta[:, i - q] for i, name in enumerate(self.exponents)}
 
-        fitted = LogSum(lines(runs), exponentiate=not log_residual)
+        fitted = lines(runs)
+
+        def predict(theta: Array, points: Any = slice(None), slopes: Array = fitted, log: bool = log_residual) -> Array:
+            value = np.logaddexp.reduce(np.matmul(theta, slopes[:, :, points]), axis=0)  # of [t, k, n']
+            return value if log else np.exp(value)
+
+        def jacobian(theta: Array) -> tuple[Array, Array]:
+            value, derivative = log_sum(fitted, theta)
+            loss = np.exp(value)
+            return (value, derivative) if log_residual else (loss, derivative * loss[:, None, :])
+
         sizes, level = terms * count, float(np.log(loss.mean()))
         lower, upper = (
             np.array([level + size] * sizes + [steep] * q)
@@ -122,8 +107,8 @@ class PowerSum:
         target = np.log(loss) if log_residual else loss
         words = "half the squared error" if math.isinf(delta) else "Huber"
         return Curve(
-            Problem(fitted.predict, fitted.jacobian, target, delta, lower, upper), self._starts(loss, count), public,
-            lambda theta, columns: LogSum(lines(columns), exponentiate=True).predict(theta), loss,
+            Problem(predict, jacobian, target, delta, lower, upper), self._starts(loss, count), public,
+            lambda theta, columns: predict(theta, slopes=lines(columns), log=False), loss,
             f"{words} of {'log loss' if log_residual else 'loss'}, summed over points", log_residual, undetermined,
         )  # fmt: skip
 
