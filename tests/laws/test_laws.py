@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.optimize import brentq
 from scipy.stats import rankdata
 
 from hybridtron.errors import UserError
@@ -70,18 +71,50 @@ def test_isoflop_fits_tokens_on_their_own():
     assert found["a"] + found["b"] == pytest.approx(0.95, abs=0.005)
 
 
+def two_architectures(alpha: float = 0.34, A: float = 300.0) -> tuple[Runs, dict[str, float]]:
+    """Runs of a transformer that follows `planted.PARAMETRIC` and of a hybrid, and the hybrid's truth."""
+    truth = {**planted.PARAMETRIC, "A": A, "alpha": alpha}
+    parts = planted.parametric_runs(1, 0.001, n=120), planted.parametric_runs(2, 0.001, n=120, truth=truth)
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in ("n_params", "tokens", "loss")}
+    return Runs.of(**columns, arch=["transformer"] * 120 + ["hybrid"] * 120), truth
+
+
 @pytest.mark.parametrize(("kind", "alpha"), [("offset", 0.34), ("slope", 0.5)])
 def test_an_offset_is_told_from_a_slope(kind, alpha):
     """Two architectures: the second has less loss by a factor, or falls faster with size."""
-    plain = planted.parametric_runs(1, 0.001, n=120)
-    better = {**planted.PARAMETRIC, "A": 300.0 if kind == "offset" else 400.0 * 1e9 ** (alpha - 0.34), "alpha": alpha}
-    hybrid = planted.parametric_runs(2, 0.001, n=120, truth=better)
-    columns = {name: np.concatenate([plain[name], hybrid[name]]) for name in ("n_params", "tokens", "loss")}
-    runs = Runs.of(**columns, arch=["transformer"] * 120 + ["hybrid"] * 120)
+    runs, _ = two_architectures(alpha, 300.0 if kind == "offset" else 400.0 * 1e9 ** (alpha - 0.34))
     found = fit("parametric", runs, Settings(bootstrap=128, holdout=0, options={"architectures": "offset"}))
     difference = found.sensitivity["architectures"]["exponent_differences"]["hybrid"]
     assert difference["kind"] == kind
     assert any(kind in sentence for sentence in found.verdict)
+
+
+def test_each_architecture_has_its_own_curve_colour_and_prediction():
+    runs, _ = two_architectures()
+    points = [{"N": 1e9, "D": 2e10}, {"C": 1e21}]
+    found = fit("parametric", runs, bootstrap=100, holdout=0, predict=points, architectures="offset")
+    drawn = [(one.label, one.kind) for one in found.curves if one.panel == "loss against compute"]
+    assert drawn == [(arch, kind) for arch in ("transformer", "hybrid") for kind in ("points", "line")]
+    assert all(one.low is not None for one in found.curves if one.kind == "line" and one.label != "equal")
+    assert [entry["arch"] for entry in found.predictions] == ["transformer", "hybrid"] * 2
+    for transformer, hybrid in (found.predictions[:2], found.predictions[2:]):
+        assert transformer["loss_interval"][0] > hybrid["loss_interval"][1]
+    assert {"E[hybrid]", "E[transformer]", "alpha"} < set(found.intervals)
+
+
+def test_the_gain_of_an_architecture_is_given_in_nats_and_in_compute():
+    runs, truth = two_architectures()
+    found = fit("parametric", runs, bootstrap=200, holdout=0, architectures="offset")
+    gain = found.sensitivity["architectures"]["exponent_differences"]["hybrid"]
+    flops, theirs = gain["flops"], compute_optimal(planted.PARAMETRIC, gain["flops"])[2]
+    assert flops == min((6 * part["n_params"] * part["tokens"]).max() for part in runs.split("arch").values())
+    share = brentq(lambda share: compute_optimal(truth, share * flops)[2] - theirs, 0.01, 1)
+    for name, expected in (("gain", theirs - compute_optimal(truth, flops)[2]), ("compute_share", share)):
+        assert gain[name] == pytest.approx(expected, rel=0.05)
+        low, high = gain[f"{name}_interval"]
+        assert low < expected < high
+    assert f"hybrid is {gain['gain']:.4g} nats per token lower (95 % interval" in found.verdict[-1]
+    assert f"has the same loss at {gain['compute_share']:.4g} of the compute (95 % interval" in found.verdict[-1]
 
 
 def test_overtraining_reports_the_excess_of_each_architecture():

@@ -91,7 +91,7 @@ def fit(runs: Runs, settings: Settings) -> Fit:
         else:
             chain = fit_curve(overtraining.build, runs, settings, math.inf)
 
-    def predict(fitted: CurveFit, point: Mapping[str, float]) -> tuple[dict[str, Any], list[str]]:
+    def predict(fitted: CurveFit, point: Mapping[str, float]) -> tuple[list[dict[str, Any]], list[str]]:
         return _predict(fitted, chain, point, runs)
 
     result = complete_fit(
@@ -112,7 +112,7 @@ def fit(runs: Runs, settings: Settings) -> Fit:
 
 def _predict(
     fitted: CurveFit, chain: CurveFit | None, point: Mapping[str, float], runs: Runs
-) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
+) -> tuple[list[dict[str, Any]], list[str]]:  # fmt: skip
     warnings = []
     if "L" in point:
         if set(point) != {"L"} or not point["L"] > 0:
@@ -141,7 +141,7 @@ def _predict(
             f"extrapolation: loss {entry['loss']:.3g} lies far below the lowest measured loss {lowest:.3g}; "
             "the curve is not supported there"
         )
-    return entry, warnings
+    return [entry], warnings
 
 
 def _bound_warnings(fitted: CurveFit, loss: Array) -> list[str]:

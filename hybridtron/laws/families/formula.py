@@ -108,8 +108,9 @@ def _differentiate(evaluate: Formula, data: Mapping[str, Array], theta: Array) -
 
 def _predict(
     name: str, columns: Sequence[str], fitted: CurveFit, point: Mapping[str, float], runs: Runs
-) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
+) -> tuple[list[dict[str, Any]], list[str]]:  # fmt: skip
     if set(point) != set(columns):
         raise UserError(f"predict = {dict(point)}: {name} predicts from {', '.join(columns)}; expected just these")
-    entry = {**point, **fitted.estimate_at("loss", point)}
-    return entry, extrapolation_warnings(point, {column: runs[column] for column in columns})
+    return [{**point, **fitted.estimate_at("loss", point)}], extrapolation_warnings(
+        point, {column: runs[column] for column in columns}
+    )

@@ -60,7 +60,7 @@ def fit(runs: Runs, settings: Settings) -> Fit:
         raise UserError(f"{runs.source}: every run has the same tokens per parameter; expected at least two ratios")
     data = {"C": flops, "M": ratio, "N": np.sqrt(flops / ratio / 6), "D": np.sqrt(flops * ratio / 6)}
 
-    def predict(fitted: CurveFit, point: Mapping[str, float]) -> tuple[dict[str, Any], list[str]]:
+    def predict(fitted: CurveFit, point: Mapping[str, float]) -> tuple[list[dict[str, Any]], list[str]]:
         full = points.complete(point, "overtraining")
         if set(full) == {"C"}:
             full = points.complete({"C": full["C"], "M": best_ratio(fitted.parameters)}, "overtraining")
@@ -70,7 +70,7 @@ def fit(runs: Runs, settings: Settings) -> Fit:
             **fitted.estimate_at("loss", {"n_params": full["N"], "tokens": full["D"]}),
             "excess_over_compute_optimal": beyond,
         }
-        return entry, points.extrapolation_warnings(full, data)
+        return [entry], points.extrapolation_warnings(full, data)
 
     alone = _architectures(runs, settings, make, delta)
     middle = float(np.exp(np.log(flops).mean()))

@@ -9,7 +9,7 @@ and all share the exponents.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -74,63 +74,71 @@ def compute_optimal(parameters: Mapping[str, Any], flops: Any) -> tuple[Any, Any
 def fit(runs: Runs, settings: Settings) -> Fit:
     """Fit the law; see `LAW` for columns and options."""
     delta = DELTA if settings.delta is None else settings.delta
-    choice = settings.options.get("architectures", "pool")
     flops = points.FLOPS_PER_PARAMETER_TOKEN * runs["n_params"] * runs["tokens"]
     data = {"N": runs["n_params"], "D": runs["tokens"], "C": flops}
+    architectures = list(runs.split("arch")) if settings.options.get("architectures") == "offset" else []
+    if len(architectures) == 1:
+        raise UserError(f"{runs.source}: architectures = offset: expected at least two architectures in column arch")
+    comparison: dict[str, Any] = {"reference": None, "exponent_differences": None}
 
-    def predict(fitted: CurveFit, point: Mapping[str, float]) -> tuple[dict[str, Any], list[str]]:
-        entry = predict_point(fitted, points.complete(point, "parametric"))
-        return entry, points.extrapolation_warnings({name: entry[name] for name in data}, data)
+    def predict(fitted: CurveFit, point: Mapping[str, float]) -> tuple[list[dict[str, Any]], list[str]]:
+        full = points.complete(point, "parametric")
+        entries = [predict_point(fitted, full, arch) for arch in architectures or [""]]
+        near = {name: entries[0][name] for name in data}
+        return entries, points.extrapolation_warnings(near, data)
+
+    def facts(fitted: CurveFit) -> dict[str, Any]:
+        if architectures:
+            comparison.update(compare_architectures(runs, settings, delta, fitted, architectures))
+        share = fitted.spread(lambda t: t[:, -1] / np.maximum(t[:, -2] + t[:, -1], 1e-300))
+        return {"share": share, "architectures": architectures, "infinity": math.inf, **comparison}
 
     result = complete_fit(
-        "parametric", build, runs, settings, delta=delta, size=flops, size_name="6 N D", predict_point=predict,
-        curves=lambda fitted: _curves(runs, fitted, flops), check=lambda fitted: _bound_warnings(fitted, runs),
-        facts=lambda fitted: {"share": fitted.spread(lambda t: t[:, 4] / np.maximum(t[:, 3] + t[:, 4], 1e-300))},
+        "parametric", partial(build, architectures=architectures), runs, settings, delta=delta, size=flops,
+        size_name="6 N D", predict_point=predict, curves=lambda fitted: _curves(runs, fitted, flops, architectures),
+        check=lambda fitted: _bound_warnings(fitted, runs, architectures), facts=facts,
     )  # fmt: skip
-    if choice == "pool":
-        return result
-    comparison, sentences = compare_architectures(runs, settings, delta)
-    return replace(
-        result,
-        sensitivity=result.sensitivity | {"architectures": comparison},
-        verdict=result.verdict + sentences,
-    )
+    if architectures:
+        return replace(result, sensitivity=result.sensitivity | {"architectures": comparison})
+    return result
 
 
-def predict_point(fitted: CurveFit, point: Mapping[str, float]) -> dict[str, Any]:
+def parameters_of(public: Mapping[str, Any], arch: str) -> dict[str, Any]:
+    """Return E, A, B, alpha and beta of one architecture; "" is all together."""
+    sizes = {name: public[f"{name}[{arch}]" if arch else name] for name in POWERS.sizes}
+    return sizes | {name: public[name] for name in POWERS.exponents}
+
+
+def predict_point(fitted: CurveFit, point: Mapping[str, float], arch: str = "") -> dict[str, Any]:
     """Predict the loss at N and D, or the compute-optimal N, D and loss at C, each with its interval."""
-    public = fitted.curve.public
-    if set(point) == {"C"}:
-        entry: dict[str, Any] = {"C": point["C"], "compute_optimal": True}
-        for i, name in enumerate(("N", "D", "loss")):
-            entry |= fitted.estimate(name, partial(_optimal, public, point["C"], i))
-        return entry | {"M": entry["D"] / entry["N"]}
-    return {**point, **fitted.estimate_at("loss", {"n_params": point["N"], "tokens": point["D"]})}
+    entry: dict[str, Any] = {"arch": arch} if arch else {}
+    if set(point) != {"C"}:
+        at = {"n_params": point["N"], "tokens": point["D"], "arch": arch}
+        return {**entry, **point, **fitted.estimate_at("loss", at)}
+
+    def optimum(theta: Array, which: int) -> Array:
+        return np.asarray(compute_optimal(parameters_of(fitted.curve.public(theta), arch), point["C"])[which])
+
+    entry |= {"C": point["C"], "compute_optimal": True}
+    for i, name in enumerate(("N", "D", "loss")):
+        entry |= fitted.estimate(name, partial(optimum, which=i))
+    return entry | {"M": entry["D"] / entry["N"]}
 
 
-def _optimal(public: Callable[[Array], dict[str, Array]], flops: float, which: int, theta: Array) -> Array:
-    optimum: tuple[Array, Array, Array] = compute_optimal(public(theta), flops)
-    return optimum[which]
+def compare_architectures(
+    runs: Runs, settings: Settings, delta: float, together: CurveFit, names: Sequence[str]
+) -> dict[str, Any]:
+    """Compare every architecture with the first: is its gain an offset or a slope, and how large is it?
 
-
-def compare_architectures(runs: Runs, settings: Settings, delta: float) -> tuple[dict[str, Any], list[str]]:
-    """Decide whether one architecture's gain over another is an offset (shared exponents) or a slope (its own).
-
-    Fits shared exponents with offsets for each architecture, then every architecture alone, and reads the difference
-    of the separately bootstrapped exponents against the first architecture.
+    `together` shares exponents between the architectures; each is also fitted alone, and the differences of these
+    separately bootstrapped exponents decide. The gain is read at compute-optimal points of the largest compute that
+    both reached.
     """
     tables = runs.split("arch")
-    if len(tables) < 2:
-        raise UserError(f"{runs.source}: architectures=offset needs at least two architectures in column arch")
-    names = list(tables)
-
-    def shared(part: Runs, delta: float) -> Curve:
-        return build(part, delta, names)
-
-    together = fit_curve(shared, runs, settings, delta)
     alone = {name: fit_curve(build, table, settings, delta) for name, table in tables.items()}
-    reference, sentences, differences = names[0], [], {}
-    for name in names[1:]:
+    reference, *others = names
+    differences = {}
+    for name in others:
         entry: dict[str, Any] = {}
         for i, exponent in ((3, "alpha"), (4, "beta")):
             mine, theirs = alone[name], alone[reference]
@@ -143,52 +151,79 @@ def compare_architectures(runs: Runs, settings: Settings, delta: float) -> tuple
                 span = bootstrap.interval(spread, min(mine.n_groups, theirs.n_groups), 5)
             entry[exponent] = {"difference": gap, "interval": span}
         spans = [entry[exponent]["interval"] for exponent in ("alpha", "beta")]
-        if any(span is None for span in spans):
-            kind = "undecided"
-            text = "too few runs to tell a slope from an offset"
-        elif any(not span[0] <= 0 <= span[1] for span in spans):
-            kind = "slope"
-            text = "the exponents differ beyond their 95 % interval: the gain is (also) a slope"
-        else:
-            kind = "offset"
-            text = "the data show no difference of exponents: an offset describes the gain, a slope is not supported"
-        differences[name] = entry | {"kind": kind}
-        sentences.append(f"{name} against {reference}: {text}.")
-    return {
-        "reference": reference,
-        "shared_exponents": {"parameters": together.parameters, "intervals": together.intervals,
-                             "objective": together.optimum.objective},
-        "alone": {name: {"parameters": f.parameters, "intervals": f.intervals, "objective": f.optimum.objective}
-                  for name, f in alone.items()},
-        "exponent_differences": differences,
-    }, sentences  # fmt: skip
+        certain = all(span is not None for span in spans)
+        kind = "undecided" if not certain else "offset" if all(a <= 0 <= b for a, b in spans) else "slope"
+        flops = min(float((6 * tables[one]["n_params"] * tables[one]["tokens"]).max()) for one in (name, reference))
+        differences[name] = entry | {"kind": kind} | _gain(together, name, reference, flops)
+
+    def plain(fitted: CurveFit) -> dict[str, Any]:
+        return {"parameters": fitted.parameters, "intervals": fitted.intervals,
+                "objective": fitted.optimum.objective}  # fmt: skip
+
+    return {"reference": reference, "shared_exponents": plain(together),
+            "alone": {name: plain(fitted) for name, fitted in alone.items()},
+            "exponent_differences": differences}  # fmt: skip
 
 
-def _bound_warnings(fitted: CurveFit, runs: Runs) -> list[str]:
-    theta, warnings = fitted.optimum.theta, POWERS.warnings(fitted)
+def _gain(fitted: CurveFit, name: str, reference: str, flops: float) -> dict[str, Any]:
+    """Estimate how far an architecture's least loss at this compute lies below the reference's, and the share of the
+    compute at which it reaches the reference's: both losses fall towards E as C^-(alpha beta / (alpha + beta)).
+    """
+
+    def losses(theta: Array) -> tuple[dict[str, Array], Array, Array]:
+        public = fitted.curve.public(theta)
+        mine = parameters_of(public, name)
+        theirs = compute_optimal(parameters_of(public, reference), flops)[2]
+        return mine, compute_optimal(mine, flops)[2], theirs
+
+    def lower(theta: Array) -> Array:
+        _, mine, theirs = losses(theta)
+        return theirs - mine
+
+    def compute_share(theta: Array) -> Array:
+        parameters, mine, theirs = losses(theta)
+        alpha, beta, floor = (parameters[key] for key in ("alpha", "beta", "E"))
+        with np.errstate(all="ignore"):
+            share = ((theirs - floor) / (mine - floor)) ** -((alpha + beta) / (alpha * beta))
+        return np.where(theirs > floor, share, np.inf)
+
+    return {"flops": flops, **fitted.estimate("gain", lower), **fitted.estimate("compute_share", compute_share)}
+
+
+def _bound_warnings(fitted: CurveFit, runs: Runs, architectures: Sequence[str]) -> list[str]:
+    theta, warnings = fitted.optimum.theta, POWERS.warnings(fitted, architectures)
+    count = max(len(architectures), 1)
     for term, column in ((1, "n_params"), (2, "tokens")):
         x = np.log(runs[column])
-        change = np.ptp(np.exp(theta[term] - theta[term + 2] * (x - x.mean())))
-        if change < 3 * fitted.noise * np.median(runs["loss"]) and not POWERS.vanishes(fitted, term):
-            words = list(POWERS.sizes.values())[term]
-            warnings.append(f"not identified: the {words} changes less over these data than three times their noise")
+        for g, arch in enumerate(architectures or [""]):
+            rows = runs["arch"] == arch if arch else slice(None)
+            size = term * count + g
+            change = np.ptp(np.exp(theta[size] - theta[term - 3] * (x[rows] - x.mean())))
+            if change < 3 * fitted.noise * np.median(runs["loss"][rows]) and not POWERS.vanishes(fitted, size):
+                words = list(POWERS.sizes.values())[term] + (f" of {arch}" if arch else "")
+                warnings.append(
+                    f"not identified: the {words} changes less over these data than three times their noise"
+                )
     return warnings
 
 
-def _curves(runs: Runs, fitted: CurveFit, flops: Array) -> list[Series]:
+def _curves(runs: Runs, fitted: CurveFit, flops: Array, architectures: Sequence[str]) -> list[Series]:
+    """Return the runs and the least loss at each compute, for each architecture in a colour of its own."""
     axes: dict[str, Any] = {"x_label": "training FLOPs (6 N D)", "y_label": "loss (nats per token)"}
-    budget = np.geomspace(flops.min(), flops.max(), 60)
-    best = compute_optimal(fitted.parameters, budget)[2]
+    curves = []
+    for arch in architectures or [""]:
+        rows = runs["arch"] == arch if arch else np.ones(len(runs), bool)
+        budget = np.geomspace(flops[rows].min(), flops[rows].max(), 60)
 
-    def least(theta: Array) -> Array:
-        public = {name: value[:, None] for name, value in fitted.curve.public(theta).items()}
-        return np.asarray(compute_optimal(public, budget)[2])
+        def least(theta: Array, arch: str = arch, budget: Array = budget) -> Array:
+            public = {name: value[:, None] for name, value in fitted.curve.public(theta).items()}
+            return np.asarray(compute_optimal(parameters_of(public, arch), budget)[2])
 
-    return [
-        Series("loss against compute", "runs", "points", flops, runs["loss"], **axes),
-        Series("loss against compute", "compute-optimal", "line", budget, best, **fitted.band(least), **axes),
-        *measured_against_predicted(fitted, "loss"),
-    ]
+        best = least(fitted.optimum.theta[None])[0]
+        panel, band = "loss against compute", fitted.band(least)
+        curves.append(Series(panel, arch or "runs", "points", flops[rows], runs["loss"][rows], **axes))
+        curves.append(Series(panel, arch or "compute-optimal", "line", budget, best, **band, **axes))
+    return curves + measured_against_predicted(fitted, "loss", runs["arch"] if architectures else None)
 
 
 LAW = Law(

@@ -272,7 +272,7 @@ def complete_fit(
     delta: float,
     size: Array,
     size_name: str,
-    predict_point: Callable[[CurveFit, Mapping[str, float]], tuple[dict[str, Any], list[str]]],
+    predict_point: Callable[[CurveFit, Mapping[str, float]], tuple[list[dict[str, Any]], list[str]]],
     curves: Callable[[CurveFit], list[Series]],
     check: Callable[[CurveFit], list[str]],
     facts: Callable[[CurveFit], dict[str, Any]] = lambda fitted: {},
@@ -283,7 +283,7 @@ def complete_fit(
     Args:
         delta: Huber threshold.
         size: what "largest" means for the held-out runs, [n]; `size_name` is its name.
-        predict_point: one `--predict` entry -> its answer and its warnings.
+        predict_point: one point of `predict` -> its answers and its warnings.
         curves: what to plot.
         check: warnings of the law's own.
         facts: what the template of the verdict needs besides parameters, intervals and the extrapolation check.
@@ -300,8 +300,8 @@ def complete_fit(
     warnings += not_held_out(settings, held, f"{fitted.n_groups} runs")
     predictions = []
     for point in settings.predict:
-        entry, more = predict_point(fitted, point)
-        predictions.append(entry)
+        entries, more = predict_point(fitted, point)
+        predictions += entries
         warnings += more
     return Fit(
         law=law,
@@ -321,14 +321,22 @@ def complete_fit(
     )
 
 
-def measured_against_predicted(fitted: CurveFit, quantity: str) -> list[Series]:
-    """Return the panel that every curve law has: measured values against the fitted ones, and the line of equality."""
+def measured_against_predicted(fitted: CurveFit, quantity: str, labels: Array | None = None) -> list[Series]:
+    """Return the panel that every curve law has: measured values against the fitted ones, and the line of equality.
+
+    `labels`, [n], name the points of each colour.
+    """
     value = fitted.curve.problem.target + fitted.residual
     predicted = np.exp(value) if fitted.curve.log_target else value
     observed = fitted.curve.observed
+    names = [] if labels is None else list(dict.fromkeys(labels.tolist()))
+    groups = {name: labels == name for name in names} or {"runs": np.ones(len(observed), bool)}
     ends = np.array([min(predicted.min(), observed.min()), max(predicted.max(), observed.max())])
     axes: dict[str, Any] = {"x_label": f"predicted {quantity}", "y_label": f"measured {quantity}", "x_log": False}
     return [
-        Series("measured against predicted", "runs", "points", predicted, observed, **axes),
+        *(
+            Series("measured against predicted", label, "points", predicted[rows], observed[rows], **axes)
+            for label, rows in groups.items()
+        ),
         Series("measured against predicted", "equal", "line", ends, ends, **axes),
     ]

@@ -124,18 +124,18 @@ class PowerSum:
         grid = np.array(list(product(floor, *[term] * (terms - 1), *[self.slopes] * len(self.exponents))))
         return np.concatenate([np.repeat(grid[:, :terms], groups, axis=1), grid[:, terms:]], axis=1)
 
-    def warnings(self, fitted: CurveFit) -> list[str]:
+    def warnings(self, fitted: CurveFit, groups: Sequence[str] = ()) -> list[str]:
         """Warn of terms that the fit drives to zero, and of exponents that end at a bound."""
-        terms = len(self.sizes)
+        terms = [f"{words} of {group}" if group else words for words in self.sizes.values() for group in groups or [""]]
         return [
             f"not identified: the fit drives the {words} to zero; these data cannot measure it"
-            for i, words in enumerate(self.sizes.values())
+            for i, words in enumerate(terms)
             if self.vanishes(fitted, i)
-        ] + fitted.at_bounds({terms + i: name for i, name in enumerate(self.exponents)})
+        ] + fitted.at_bounds({len(terms) + i: name for i, name in enumerate(self.exponents)})
 
-    def vanishes(self, fitted: CurveFit, term: int) -> bool:
-        """Return whether the fit drives a term to zero."""
-        return bool(fitted.optimum.theta[term] < fitted.curve.problem.lower[term] + _VANISHES)
+    def vanishes(self, fitted: CurveFit, size: int) -> bool:
+        """Return whether the fit drives the term of this log size to zero."""
+        return bool(fitted.optimum.theta[size] < fitted.curve.problem.lower[size] + _VANISHES)
 
 
 SLOPES = (0.1, 0.3, 0.5, 0.8, 1.5)

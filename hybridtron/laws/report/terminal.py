@@ -28,7 +28,9 @@ def _predicted(point: Mapping[str, Any]) -> str:
     """Return the numbers of a prediction, each with its interval where it has one: N 7e+10, loss 1.97 (1.95 to 2)."""
     words = []
     for name, value in point.items():
-        if isinstance(value, float):
+        if isinstance(value, str):
+            words.append(value)
+        elif isinstance(value, float):
             span = point.get(f"{name}_interval")
             words.append(f"{name} {significant(value)}" + (f" ({interval(span)})" if span else ""))
     return ", ".join(words)
