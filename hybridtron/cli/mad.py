@@ -11,9 +11,9 @@ from pathlib import Path
 
 from hybridtron.cli.arguments import ArgumentParser, naming_options
 from hybridtron.errors import UserError
-from hybridtron.mad.models.architecture import Architecture, from_layers, from_model, from_pattern
+from hybridtron.mad.models.architecture import Architecture, from_layers, from_model, from_pattern, with_width
 from hybridtron.mad.models.iso_state import iso_state
-from hybridtron.mad.models.layers import LAYERS
+from hybridtron.mad.models.layers import LAYERS, WIDTH
 from hybridtron.mad.models.shrink import DEPTH
 from hybridtron.mad.report.write import print_scores, read_scores, write_report
 from hybridtron.mad.scoring.aggregate import renamed, scores
@@ -25,6 +25,28 @@ from hybridtron.mad.training.presets import PRESETS, Preset, preset, require_at_
 from hybridtron.mad.training.progress import SuiteProgress
 from hybridtron.mad.training.suite import SuiteFailed, chosen_settings, plan_training, require_seeds, run_suite
 
+_OF_SETTINGS = ("vocab-size", "seq-len", "num-train-examples", "frac-noise", "noise-vocab-size", "num-tokens-to-copy")
+MAD_LAB_FLAGS = {  # flags of mad-lab's train.py and benchmark.py that are none here, and what does the same
+    **{f"--{name}": f"{name.replace('-', '_')}=VALUE, in `mad run` after --set" for name in _OF_SETTINGS},
+    "--k-motif-size": "no flag: in fuzzy-in-context-recall keys have up to 3 ids",
+    "--v-motif-size": "no flag: in fuzzy-in-context-recall values have up to 3 ids",
+    "--num-test-examples": "no flag: there are 1,280",
+    "--backbone": "no flag: it follows from the task",
+    "--optimizer": "no flag: it is AdamW",
+    "--scheduler": "--preset paper for a cosine, madlab for what mad-lab's code does",
+    "--min-lr": "no flag: the cosine falls to 1e-6",
+    "--early-stop": "--preset search, which stops where accuracy and loss gain no more",
+    "--accelerator": "--device cpu or cuda",
+    "--devices": "--device cuda:N, and a call with an --out of its own for each GPU",
+    "--gpus": "--device cuda:N, and a call with an --out of its own for each GPU",
+    "--cpus": "--nproc N",
+    "--num-trials-gpu": "--nproc N",
+    "--precision": "no flag: parameters are float32",
+    "--log-base-path": "--out DIR",
+    "--logs-path": "--out DIR",
+    "--data-path": "--data DIR",
+}
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb and return its exit code: 0 done, 1 failed. Raises UserError for bad input."""
@@ -33,6 +55,10 @@ def main(arguments: Sequence[str]) -> int:
     if options.run is _data:  # what differs from the baseline may stand before options and after them
         options.changes += [word for word in rest if not word.startswith("-")]
         rest = [word for word in rest if word.startswith("-")]
+    for word in rest:
+        flag = word.partition("=")[0]
+        if flag in MAD_LAB_FLAGS:
+            options.parser.error(f"{flag}: is a flag of mad-lab; expected {MAD_LAB_FLAGS[flag]}")
     if rest:
         options.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     with naming_options(options.parser):
@@ -51,6 +77,17 @@ def _parser() -> ArgumentParser:
     verb.add_argument("--seed", type=int, default=0, metavar="N", help="(%(default)s)")
     verb.set_defaults(run=_data, parser=verb)
 
+    _add_run(verbs)
+
+    verb = verbs.add_parser("report", help="tables and pictures of results")
+    verb.add_argument("folders", metavar="DIR", nargs="+", type=Path)
+    verb.add_argument("--out", type=Path, metavar="DIR", help="for the report; by default report in the first DIR")
+    verb.add_argument("--json", action="store_true", help="for programs")
+    verb.set_defaults(run=_report, parser=verb)
+    return parser
+
+
+def _add_run(verbs: argparse._SubParsersAction[ArgumentParser]) -> None:
     verb = verbs.add_parser("run", help="train an architecture on the tasks")
     what = verb.add_mutually_exclusive_group(required=True)
     what.add_argument(
@@ -59,9 +96,14 @@ def _parser() -> ArgumentParser:
     what.add_argument("--pattern", metavar="PATTERN", help='of layers, such as "2*(mamba mlp)"')
     what.add_argument("--config", type=Path, metavar="CONFIG", help="a run's config, or its folder: made small")
     verb.add_argument("--depth", type=int, metavar="N", help=f"layers kept of --config ({DEPTH})")
+    verb.add_argument(
+        "--dim", type=int, metavar="N", dest="hidden_size", help=f"width of --layers and --pattern ({WIDTH})"
+    )
     verb.add_argument("--iso-state", action="store_true", help="change layers so that the state is 4,096 in all")
     verb.add_argument("--preset", default="paper", metavar="P", help=f"{', '.join(PRESETS)} (%(default)s)")
-    verb.add_argument("--tasks", nargs="+", action="extend", default=[], metavar="TASK", help="by default all six")
+    verb.add_argument(
+        "--tasks", "--task", nargs="+", action="extend", default=[], metavar="TASK", help="by default all six"
+    )
     verb.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="setting=value", dest="changes",
         help="one setting of each task alone: the baseline with these changes",
@@ -70,24 +112,24 @@ def _parser() -> ArgumentParser:
     verb.add_argument(
         "--steps", type=int, metavar="N", dest="max_steps", help="at most so many, in place of the preset's"
     )
-    verb.add_argument("--batch-size", type=int, metavar="N", help="in place of the preset's")
+    for name in ("--epochs", "--batch-size"):
+        verb.add_argument(name, type=int, metavar="N", help="in place of the preset's")
+    for name in ("--lr", "--weight-decay"):
+        verb.add_argument(
+            name, nargs="+", action="extend", type=float, metavar="X", help="of the cells, in place of the preset's"
+        )
     verb.add_argument(
         "--out", type=Path, default=Path("checkpoints/mad"), metavar="DIR", help="gets the results (%(default)s)"
     )
     verb.add_argument(
         "--nproc", type=int, metavar="N", dest="processes", help="processes; by default one per core, or one on a GPU"
     )
-    verb.add_argument("--device", default=None, metavar="D", help="cpu or cuda; by default cuda where there is one")
+    verb.add_argument(
+        "--device", default=None, metavar="D", help="cpu, cuda or cuda:1; by default cuda where there is one"
+    )
     verb.add_argument("--dry-run", action="store_true", help="say what there is to train, and stop")
     verb.add_argument("--json", action="store_true", help="for programs")
     verb.set_defaults(run=_run, parser=verb)
-
-    verb = verbs.add_parser("report", help="tables and pictures of results")
-    verb.add_argument("folders", metavar="DIR", nargs="+", type=Path)
-    verb.add_argument("--out", type=Path, metavar="DIR", help="for the report; by default report in the first DIR")
-    verb.add_argument("--json", action="store_true", help="for programs")
-    verb.set_defaults(run=_report, parser=verb)
-    return parser
 
 
 def _data(options: argparse.Namespace) -> int:
@@ -100,7 +142,8 @@ def _data(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     options.seeds = require_seeds(options.seeds or [0])
     require_at_least_one(processes=options.processes)
-    chosen = preset(options.preset, max_steps=options.max_steps, batch_size=options.batch_size)
+    changes = ("max_steps", "epochs", "batch_size", "lr", "weight_decay")
+    chosen = preset(options.preset, **{name: getattr(options, name) for name in changes})
     architecture = _architecture(options, chosen)
     settings = chosen_settings(chosen, options.tasks, changed_settings(options.changes))
     device = options.device or best_device()
@@ -167,6 +210,8 @@ def _report(options: argparse.Namespace) -> int:
 def _architecture(options: argparse.Namespace, chosen: Preset) -> Architecture:
     if options.config is None and options.depth is not None:
         raise UserError(f"--depth {options.depth}: is for --config, whose layers may be many; expected none here")
+    if options.config is not None and options.hidden_size is not None:
+        raise UserError(f"--dim {options.hidden_size}: is for --layers and --pattern; expected none with --config")
     if options.layers is not None:
         made = from_layers(options.layers, chosen.match_mad_lab)
     elif options.pattern is not None:
@@ -180,6 +225,8 @@ def _architecture(options: argparse.Namespace, chosen: Preset) -> Architecture:
         made = from_model(config.name, config.model, DEPTH if options.depth is None else options.depth)
         if chosen.match_mad_lab:
             made = replace(made, notes=(*made.notes, "its own layers, without mad-lab's routing and heads"))
+    if options.hidden_size is not None:
+        made = with_width(made, options.hidden_size)
     return iso_state(made) if options.iso_state else made
 
 

@@ -59,6 +59,19 @@ def test_run_trains_reports_and_goes_on(hybridtron, in_process, tmp_path):
     assert (tmp_path / "out" / "report" / "radar.png").exists()
 
 
+def test_flags_as_mad_lab_users_type_them_work(in_process, tmp_path):
+    typed = ["mad", "run", "--task", "compression", "--layers", "mlp", "--dim", "32", "--lr", "1e-2", "1e-3"]
+    typed += ["--weight-decay", "0", "0.1", "--epochs", "2", "--batch-size", "8", "--device", "cpu", "--seed", "3"]
+    smaller = ["--preset", "madlab", "--set", "seq_len=8", "num_train_examples=16", "--nproc", "1", "--out", "out"]
+    result = in_process(*typed, *smaller)
+    assert result.code == 0, result.err
+    rows, _ = read_rows(tmp_path / "out")
+    assert {(row["lr"], row["weight_decay"]) for row in rows} == {(1e-2, 0), (1e-2, 0.1), (1e-3, 0), (1e-3, 0.1)}
+    assert {(row["architecture"], row["planned_steps"], row["seed"]) for row in rows} == {("mlp, width 32", 4, 3)}
+    assert rows[0]["parameters"] < 20 * 32**2
+    assert "cells 4 in place of 6" in result.out
+
+
 def test_patterns_and_run_configs_are_architectures_too(in_process, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({**TINY, "data": {"train": "t", "seq_len": 32}}))
@@ -170,7 +183,15 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(hybridtron, tmp_p
         (["run", "--layers", "mlp", "--out", "o" * 300], "cannot be read (File name too long)"),
         (["run", "--config", "none.yaml", "--out", "o"], "none.yaml"),
         (["run", "--layers", "mlp", "--depth", "2", "--out", "o"], "--depth 2: is for --config"),
-        (["run", "--layers", "mlp", "--lr", "3"], "unrecognized arguments: --lr 3 (see hybridtron mad run --help)"),
+        (["run", "--layers", "mlp", "--rate", "3"], "unrecognized arguments: --rate 3 (see hybridtron mad run --help)"),
+        (["run", "--layers", "mlp", "--lr", "0"], "--lr = 0: expected a positive number"),
+        (["run", "--layers", "mlp", "--weight-decay", "nan"], "--weight-decay = nan: expected a number of at least 0"),
+        (["run", "--layers", "mlp", "--epochs", "0"], "--epochs = 0: expected at least 1"),
+        (["run", "--layers", "mlp", "--dim", "0"], "--dim = 0: expected at least 1"),
+        (["run", "--config", "c.yaml", "--dim", "64"], "--dim 64: is for --layers and --pattern"),
+        (["run", "--layers", "mlp", "--device", "cuda:x"], "--device 'cuda:x': expected one of cpu, cuda, cuda:0"),
+        (["run", "--layers", "mlp", "--vocab-size", "32"], "expected vocab_size=VALUE, in `mad run` after --set"),
+        (["run", "--layers", "mlp", "--gpus=2"], "--gpus: is a flag of mad-lab; expected --device cuda:N"),
         (["run", "--layers", "mlp", "--set", "frac_noise=0.5", "--out", "o"], "choose tasks that have it"),
         ([], "required: data|run|report"),
         (["run", "--layers", "mlp", "--preset", "papr", "--out", "o"], "(nearest: paper)"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hybridtron.config.load import build
@@ -80,6 +80,13 @@ def from_pattern(pattern: str, match_mad_lab: bool = False) -> Architecture:
     parsed = parse(pattern.replace("-", "_"), known_names=[*known, *kept_as])
     named = Pattern(tuple(kept_as.get(name, name) for name in parsed.layers), parsed.cuts)
     return Architecture(str(named), {name: known[name] for name in named.counts()}, str(named))
+
+
+def with_width(architecture: Architecture, hidden_size: int) -> Architecture:
+    """Return the architecture at another width; numbers of heads and sizes that its layers fix stay."""
+    if hidden_size < 1:
+        raise UserError(f"hidden_size = {hidden_size}: expected at least 1")
+    return replace(architecture, name=f"{architecture.name}, width {hidden_size}", hidden_size=hidden_size)
 
 
 def from_model(name: str, model: ModelConfig, depth: int = DEPTH) -> Architecture:

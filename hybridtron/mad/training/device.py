@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import torch
 
@@ -11,10 +12,16 @@ from hybridtron.errors import UserError
 
 def require_device(device: str) -> None:
     """Raise UserError for an unknown device, or one that this machine lacks."""
-    if device not in ("cpu", "cuda"):
-        raise UserError(f"device {device!r}: expected one of cpu, cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device 'cuda': this machine has no usable GPU; expected cpu")
+    found = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
+    if not found:
+        raise UserError(f"device {device!r}: expected one of cpu, cuda, cuda:0, cuda:1, ...")
+    if device == "cpu":
+        return
+    if not torch.cuda.is_available():
+        raise UserError(f"device {device!r}: this machine has no usable GPU; expected cpu")
+    count = torch.cuda.device_count()
+    if found[1] and int(found[1]) >= count:
+        raise UserError(f"device {device!r}: expected at most cuda:{count - 1}, the last GPU of this machine")
 
 
 def best_device() -> str:

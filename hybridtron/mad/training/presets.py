@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -118,15 +119,30 @@ def require_at_least_one(**values: int | None) -> None:
             raise UserError(f"{name} = {value}: expected at least 1")
 
 
-def preset(name: str, **changes: Any) -> Preset:
+def preset(
+    name: str, *, lr: Sequence[float] | None = None, weight_decay: Sequence[float] | None = None, **changes: Any
+) -> Preset:
     """Return the preset of this name with some of its fields changed; a change to None keeps the preset's own.
+
+    `lr` and `weight_decay` replace those of its cells, which are their product.
 
     Raises:
         UserError: for an unknown preset, with the nearest name, and for a number that is impossible.
     """
     if name not in PRESETS:
         raise UserError(f"preset {name!r}: expected {one_of(name, PRESETS)}")
-    require_at_least_one(**{key: changes.get(key) for key in ("max_steps", "batch_size")})
+    require_at_least_one(**{key: changes.get(key) for key in ("max_steps", "batch_size", "epochs")})
+    cells = PRESETS[name].cells
+    rates = [cell.lr for cell in cells] if lr is None else lr
+    decays = [cell.weight_decay for cell in cells] if weight_decay is None else weight_decay
+    for value in rates:
+        if not 0 < value < math.inf:
+            raise UserError(f"lr = {value:g}: expected a positive number")
+    for value in decays:
+        if not 0 <= value < math.inf:
+            raise UserError(f"weight_decay = {value:g}: expected a number of at least 0")
+    if lr is not None or weight_decay is not None:
+        changes["cells"] = tuple(dict.fromkeys(Cell(*pair) for pair in product(rates, decays)))
     return replace(PRESETS[name], **{key: value for key, value in changes.items() if value is not None})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -258,11 +259,14 @@ def _train(
     num_threads = torch.get_num_threads()
     if device == "cpu":
         torch.set_num_threads(1)
+    # kernels that are compiled at run time take the current GPU
+    current = contextlib.nullcontext() if device == "cpu" else torch.cuda.device(torch.device(device))
     try:
-        train_setting(
-            candidate, unit.task, unit.setting, preset, unit.seeds,
-            done=unit.done, device=device, one_pass=one_pass, on_row=on_row, on_step=on_step,
-        )  # fmt: skip
+        with current:
+            train_setting(
+                candidate, unit.task, unit.setting, preset, unit.seeds,
+                done=unit.done, device=device, one_pass=one_pass, on_row=on_row, on_step=on_step,
+            )  # fmt: skip
     finally:
         torch.set_num_threads(num_threads)
     report(time.perf_counter() - began)
