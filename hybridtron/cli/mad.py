@@ -105,6 +105,9 @@ def _add_run(verbs: argparse._SubParsersAction[ArgumentParser]) -> None:
         "--tasks", "--task", nargs="+", action="extend", default=[], metavar="TASK", help="by default all six"
     )
     verb.add_argument(
+        "--data", metavar="DIR", help="examples as mad-lab stores them (its Zenodo record), with --preset madlab"
+    )
+    verb.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="setting=value", dest="changes",
         help="one setting of each task alone: the baseline with these changes",
     )  # fmt: skip
@@ -142,7 +145,7 @@ def _data(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     options.seeds = require_seeds(options.seeds or [0])
     require_at_least_one(processes=options.processes)
-    changes = ("max_steps", "epochs", "batch_size", "lr", "weight_decay")
+    changes = ("max_steps", "epochs", "batch_size", "lr", "weight_decay", "data")
     chosen = preset(options.preset, **{name: getattr(options, name) for name in changes})
     architecture = _architecture(options, chosen)
     settings = chosen_settings(chosen, options.tasks, changed_settings(options.changes))

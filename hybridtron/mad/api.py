@@ -29,6 +29,7 @@ def score(
     iso_state: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     setting: Mapping[str, int | float] | None = None,
+    data: str | Path | None = None,
 ) -> Score:
     """Train an architecture on MAD's tasks and return its score.
 
@@ -43,13 +44,14 @@ def score(
         device: `cpu` or `cuda`.
         iso_state: change layers so that their states add up to 4,096 elements.
         on_progress: called after each setting.
+        data: folder of examples as mad-lab stores them, for preset `madlab`; by default they are generated.
         setting: changes from each task's baseline; trains that one setting of each task.
 
     Raises:
         UserError: for an unknown name, an impossible number or setting, and an `out` that cannot be used.
         SuiteFailed: where a process died.
     """
-    chosen = find_preset(preset) if isinstance(preset, str) else preset
+    chosen = find_preset(preset, data=data)
     architecture = _architecture(pattern, chosen.match_mad_lab)
     if iso_state:
         architecture = with_iso_state(architecture)

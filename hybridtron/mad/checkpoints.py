@@ -95,7 +95,7 @@ def score_checkpoints(
 
     Raises UserError for bad arguments and an `out` that cannot be used, SuiteFailed where a process died.
     """
-    chosen = find_preset(preset) if isinstance(preset, str) else preset
+    chosen = find_preset(preset)
     settings = chosen_settings(chosen, tasks, setting or {})
     seeds = require_seeds(seeds)
     _require_mode(mode, depth, iso_state)

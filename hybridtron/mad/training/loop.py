@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from hybridtron.mad.scoring.accuracy import accuracy
 from hybridtron.mad.scoring.results import Row
 from hybridtron.mad.tasks.generate import generate
 from hybridtron.mad.tasks.protocol import Setting, complete, task
+from hybridtron.mad.tasks.stored import read_examples
 from hybridtron.mad.training.adamw import StackedAdamW
 from hybridtron.mad.training.presets import Cell, Preset
 from hybridtron.mad.training.stack import Stack, can_stack
@@ -170,6 +172,7 @@ def _about(candidate: Candidate, preset: Preset, device: str) -> dict[str, Any]:
         "selected_on": preset.select_split,
         "num_cells": len(preset.cells),
         "batch_size": preset.batch_size,
+        **({"data": preset.data} if preset.data else {}),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
         "version": hybridtron.__version__,
     }
@@ -181,11 +184,14 @@ _Examples = tuple[Tensor, Tensor]  # inputs and targets, each int32 [seeds, exam
 def _splits(
     task_name: str, setting: Setting, preset: Preset, seeds: Sequence[int], device: str
 ) -> dict[str, _Examples]:
-    """Generate training, selecting and test examples of these seeds."""
+    """Generate, or read, training, selecting and test examples of these seeds."""
     made = {}
     for split in dict.fromkeys(("train", preset.select_split, "test")):
         count = None if split == "train" else preset.eval_examples
-        pairs = [generate(task_name, setting, split, seed, num_examples=count) for seed in seeds]
+        if preset.data is not None:
+            pairs = [read_examples(Path(preset.data), task_name, setting, split, count)] * len(seeds)
+        else:
+            pairs = [generate(task_name, setting, split, seed, num_examples=count) for seed in seeds]
         inputs, targets = (torch.from_numpy(np.stack(part, dtype=np.int32)) for part in zip(*pairs, strict=True))
         made[split] = inputs.to(device), targets.to(device)
     return made

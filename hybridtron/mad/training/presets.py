@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any, Literal
 
 from hybridtron.config.nearest import one_of
@@ -58,6 +59,7 @@ class Preset:
     settings: Literal["all", "baseline"] = "all"
     eval_examples: int | None = None
     match_mad_lab: bool = False
+    data: str | None = None  # folder of examples (`tasks.stored`) in place of generated ones
 
     def steps(self, num_train_examples: int) -> int:
         """Count optimiser steps: those of all epochs, whose last batches may be smaller, at most `max_steps`."""
@@ -77,6 +79,8 @@ class Preset:
         """Return the fields and the procedure under the keys that recorded rows and searches have."""
         fields = asdict(self)
         quirks = fields.pop("match_mad_lab")
+        if self.data is None:
+            del fields["data"]
         return {**fields, "quirks": quirks, "procedure": PROCEDURE}
 
     def fingerprint(self) -> str:
@@ -120,21 +124,25 @@ def require_at_least_one(**values: int | None) -> None:
 
 
 def preset(
-    name: str, *, lr: Sequence[float] | None = None, weight_decay: Sequence[float] | None = None, **changes: Any
+    name: str | Preset,
+    *,
+    lr: Sequence[float] | None = None,
+    weight_decay: Sequence[float] | None = None,
+    **changes: Any,
 ) -> Preset:
-    """Return the preset of this name with some of its fields changed; a change to None keeps the preset's own.
+    """Return the preset, or that of this name, with some of its fields changed; a change to None keeps its own.
 
     `lr` and `weight_decay` replace those of its cells, which are their product.
 
     Raises:
-        UserError: for an unknown preset, with the nearest name, and for a number that is impossible.
+        UserError: for an unknown preset, with the nearest name, and for a number or data that are impossible.
     """
-    if name not in PRESETS:
+    if isinstance(name, str) and name not in PRESETS:
         raise UserError(f"preset {name!r}: expected {one_of(name, PRESETS)}")
+    base = PRESETS[name] if isinstance(name, str) else name
     require_at_least_one(**{key: changes.get(key) for key in ("max_steps", "batch_size", "epochs")})
-    cells = PRESETS[name].cells
-    rates = [cell.lr for cell in cells] if lr is None else lr
-    decays = [cell.weight_decay for cell in cells] if weight_decay is None else weight_decay
+    rates = [cell.lr for cell in base.cells] if lr is None else lr
+    decays = [cell.weight_decay for cell in base.cells] if weight_decay is None else weight_decay
     for value in rates:
         if not 0 < value < math.inf:
             raise UserError(f"lr = {value:g}: expected a positive number")
@@ -143,7 +151,11 @@ def preset(
             raise UserError(f"weight_decay = {value:g}: expected a number of at least 0")
     if lr is not None or weight_decay is not None:
         changes["cells"] = tuple(dict.fromkeys(Cell(*pair) for pair in product(rates, decays)))
-    return replace(PRESETS[name], **{key: value for key, value in changes.items() if value is not None})
+    if changes.get("data") is not None:
+        if base.select_split != "test":
+            raise UserError(f"data {changes['data']}: has no validation split; expected preset madlab with it")
+        changes["data"] = str(Path(changes["data"]).resolve())
+    return replace(base, **{key: value for key, value in changes.items() if value is not None})
 
 
 def preset_changes(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -164,5 +176,7 @@ def preset_changes(rows: Sequence[Mapping[str, Any]]) -> str:
         (f"accuracy {first['accuracy']}", preset.accuracy),
         (f"selected on {first['selected_on']}", preset.select_split),
     )
-    found = [f"{was} in place of {now}" for was, now in pairs if was.split()[-1] != now]
+    stored = {row["data"] for row in rows if "data" in row}
+    found = [f"examples of {folder}" for folder in sorted(stored)]
+    found += [f"{was} in place of {now}" for was, now in pairs if was.split()[-1] != now]
     return "; ".join(found) or "another batch size, schedule, evaluation or version"

@@ -18,6 +18,7 @@ from hybridtron.errors import UserError
 from hybridtron.mad.models.candidate import Candidate
 from hybridtron.mad.scoring.results import RESULTS, Key, Row, key, make_key, opened_for_adding, read_rows
 from hybridtron.mad.tasks.protocol import TASKS, Setting, complete, settings, task
+from hybridtron.mad.tasks.stored import SPLITS, read_examples
 from hybridtron.mad.training.device import require_device
 from hybridtron.mad.training.loop import train_setting
 from hybridtron.mad.training.presets import Cell, Preset, require_at_least_one
@@ -122,11 +123,15 @@ def run_suite(
     how many there are. `on_step` is called a few times a second, and when a row has been written.
 
     Raises:
-        UserError: where the folder cannot be used.
+        UserError: where the folder cannot be used, and where the preset's data lack a setting.
         SuiteFailed: where a process died; what was written stays, and another call goes on from there.
     """
     require_at_least_one(processes=processes)
     require_device(device)
+    if preset.data is not None:
+        for name, setting in chosen:
+            for split in SPLITS:
+                read_examples(Path(preset.data), name, setting, split)
     with opened_for_adding(out) as results:
         for warning in results.warnings:
             if on_warning:
