@@ -98,23 +98,17 @@ def _nearest_sum(items: Sequence[tuple[int, int]], goal: int) -> tuple[int, ...]
     half = len(items) // 2
     first, second = _sums(items[:half]), sorted(_sums(items[half:]).items())
     sums = [total for total, _ in second]
-    best: tuple[int, int, tuple[int, ...]] | None = None
+    candidates = []
     for total, counts in first.items():
-        place = bisect_left(sums, goal - total)
-        for other, more in second[max(0, place - 1) : place + 1]:
+        nearest = bisect_left(sums, goal - total)
+        for other, more in second[max(0, nearest - 1) : nearest + 1]:
             chosen = (*counts, *more)
-            candidate = abs(goal - total - other), sum(chosen), chosen
-            if best is None or candidate < best:
-                best = candidate
-    assert best is not None
-    return best[2]
+            candidates.append((abs(goal - total - other), sum(chosen), chosen))
+    return min(candidates)[2]
 
 
 def _sums(items: Sequence[tuple[int, int]]) -> dict[int, tuple[int, ...]]:
     """Map each total cost to the fewest counts that make it."""
-    found: dict[int, tuple[int, ...]] = {}
-    for counts in product(*(range(most + 1) for _, most in items)):
-        total = sum(cost * count for (cost, _), count in zip(items, counts, strict=True))
-        if total not in found or sum(counts) < sum(found[total]):
-            found[total] = counts
-    return found
+    ways = product(*(range(most + 1) for _, most in items))
+    fewest_last = sorted(ways, key=lambda counts: (sum(counts), counts), reverse=True)
+    return {sum(cost * count for (cost, _), count in zip(items, way, strict=True)): way for way in fewest_last}

@@ -60,7 +60,6 @@ class Chain:
         low, high = self._range
         score = (self._raw(pattern) - low) / (high - low) if high > low else 1.0
         if self.noise:
-            text = f"{self.instance}:{pattern}:{seed}".encode()
-            digest = hashlib.sha256(text).digest()
+            digest = hashlib.sha256(f"{self.instance}:{pattern}:{seed}".encode()).digest()
             score += self.noise * np.random.default_rng(int.from_bytes(digest[:8], "big")).normal()
         return float(score)

@@ -35,9 +35,7 @@ class SpaceConfig(Strict):
     )
     at_most: dict[str, Count] = Field({}, description="Block -> how often it may be used.")
     at_least: dict[str, Count] = Field({}, description="Block -> how often it must be used.")
-    longest_run: dict[str, Annotated[int, Field(ge=1)]] = Field(
-        {}, description="Block -> how many of it may follow one another."
-    )
+    longest_run: dict[str, PositiveCount] = Field({}, description="Block -> how many of it may follow one another.")
     never_first: list[str] = Field([], description="Blocks that the first layer may not be.")
     never_last: list[str] = Field([], description="Blocks that the last layer may not be.")
     never_adjacent: list[tuple[str, str]] = Field([], description="Pairs: the second may not follow the first.")
@@ -56,10 +54,12 @@ class SpaceConfig(Strict):
         named += [("never_adjacent", name, name) for pair in self.never_adjacent for name in pair]
         for key, value, name in named:
             if name not in self.blocks:
-                raise problem(key, value, f"a block: {one_of(name, self.blocks)}")
+                choices = [*self.blocks, FREE] if key == "fixed" else self.blocks
+                raise problem(key, value, f"a block: {one_of(name, choices)}")
         if not self.patterns.size:
             constraints = {k: value for k, value in self.model_dump(exclude={"blocks", "layers"}).items() if value}
-            alone = [key for key in constraints if self._without(key).size]
+            none = {key: type(getattr(self.patterns, key))() for key in constraints}
+            alone = [key for key in constraints if replace(self.patterns, **{key: none[key]}).size]
             reason = f"without {' or '.join(alone)} there are some" if alone else "several of them must go"
             raise problem("", constraints, f"constraints that leave a pattern of {self.layers} layers; {reason}")
         return self
@@ -67,10 +67,6 @@ class SpaceConfig(Strict):
     @property
     def fixed_words(self) -> list[str]:
         return self.fixed.split() if self.fixed is not None else [FREE] * self.layers
-
-    def _without(self, constraint: str) -> Space:
-        unconstrained = type(getattr(self.patterns, constraint))()
-        return replace(self.patterns, **{constraint: unconstrained})
 
     @cached_property
     def patterns(self) -> Space:

@@ -38,12 +38,10 @@ class Evaluator:
 
 def make_evaluator(config: SearchConfig) -> Evaluator:
     """Build the config's evaluator; raises UserError where it lacks a block of the space or a file."""
-    makers: dict[str, Callable[[Any, SearchConfig], Evaluator]] = {
-        "function": _function,
-        "train": _short_run,
-        "mad": _mad,
-    }
-    return makers[config.evaluator.type](config.evaluator, config)
+    settings = config.evaluator
+    if isinstance(settings, FunctionConfig):
+        return _function(settings, config)
+    return _short_run(settings, config) if isinstance(settings, ShortRunConfig) else _mad(settings, config)
 
 
 def _function(settings: FunctionConfig, config: SearchConfig) -> Evaluator:
@@ -82,12 +80,8 @@ def _short_run(settings: ShortRunConfig, config: SearchConfig) -> Evaluator:
     require_blocks(place, config.space.blocks, known if isinstance(known, dict) else {})
 
     def run_of(layers: Sequence[str], seed: int) -> RunConfig:
-        mapping = {
-            **composed.mapping,
-            "seed": seed,
-            "model": {**composed.mapping["model"], "pattern": " ".join(layers)},
-        }
-        return resolve(build(mapping, RunConfig, composed.provenance))
+        model = {**composed.mapping["model"], "pattern": " ".join(layers)}
+        return resolve(build({**composed.mapping, "seed": seed, "model": model}, RunConfig, composed.provenance))
 
     with _at(place):
         first = run_of([config.space.blocks[0]] * config.space.layers, config.seeds[0])
@@ -149,11 +143,11 @@ def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
         tasks = {name: task.accuracy[kind].mean for name, task in score.tasks.items()}
         return {"score": score.overall[kind].mean, "tasks": tasks}
 
-    blocks = {name: settings.blocks[name] for name in config.space.blocks}
-    identity = {
-        "type": "mad", "blocks": blocks, "hidden_size": settings.hidden_size, "tasks": chosen,
+    identity = settings.model_dump(include={"type", "hidden_size"}) | {
+        "blocks": {name: settings.blocks[name] for name in config.space.blocks},
+        "tasks": chosen,
         "protocol": protocol.as_json(),
-    }  # fmt: skip
+    }
     return Evaluator(evaluate, identity, "mean accuracy")
 
 

@@ -40,11 +40,7 @@ def step_space(method: MethodologyConfig, whole: Space, step: int, found: Patter
         space = _Beginning(**given, whole=whole)
     else:
         half = len(found) // 2
-        behind = len(found) - half
-        given["fixed"] = {
-            **dict(enumerate(found[:half])),
-            **{layers - behind + i: found[half + i] for i in range(behind)},
-        }
+        given["fixed"] = dict([*enumerate(found[:half]), *enumerate(found[half:], layers - len(found) + half)])
         space = _Shell(**given, step_layers=method.step_layers, final_layers=whole.layers)
     if not space.size:
         around = f" around {' '.join(whole.names(found))!r}" if found else ""
@@ -56,18 +52,17 @@ def step_space(method: MethodologyConfig, whole: Space, step: int, found: Patter
     return space
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class _Beginning(Space):
     """The first layers of the patterns of `whole`."""
 
-    whole: Space | None = None
+    whole: Space
 
     def _may_end(self, state: State) -> bool:
-        assert self.whole is not None
         return self.whole._completions(self.layers, state) > 0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class _Shell(Space):
     """Patterns in whose middle `step_layers` layers can be inserted again and again, up to `final_layers`.
 
@@ -76,8 +71,8 @@ class _Shell(Space):
     this order; it is kept only where constraints look at neighbours.
     """
 
-    step_layers: int = 1
-    final_layers: int = 1
+    step_layers: int
+    final_layers: int
 
     @property
     def _looks_at_neighbours(self) -> bool:

@@ -130,15 +130,12 @@ def _damage(row: Row, blocks: Sequence[str]) -> str | None:
 def _finish(config: SearchConfig, step: Step, results: dict[Unit, Row]) -> None:
     """Fill in the step's observations and, once it is complete, its result."""
     for pattern in step.proposals:
-        rows = [results.get((pattern, seed)) for seed in config.seeds]
-        if any(row is None for row in rows):
-            continue
-        scores = [row["score"] for row in rows if row is not None and row["score"] is not None]
-        if len(scores) < len(rows):
+        scores = [results[pattern, seed]["score"] for seed in config.seeds if (pattern, seed) in results]
+        if None in scores and len(scores) == len(config.seeds):
             step.failed.append(pattern)
-            continue
-        error = stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0
-        step.finished.append(Observation(pattern, fmean(scores), error))
+        elif len(scores) == len(config.seeds):
+            error = stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0
+            step.finished.append(Observation(pattern, fmean(scores), error))
     if step.finished and step.is_complete:
         step.aggregate = aggregate(step.space, step.finished, **dict(config.aggregator))
         best = max(step.finished, key=lambda o: o.score).pattern
