@@ -113,13 +113,15 @@ class TensorSpec:
     def cuts(self, shards: Shards) -> list[tuple[int, Shard]]:
         """Return the axes that are cut, each with the shard of it that is held."""
         experts = [(0, shards.expert)] if self.experts else []
-        within = shards.expert_tensor if self.experts else shards.tensor
-        return experts + ([(self.axis, within)] if self.parts else [])
+        return experts + ([(self.axis, self._within(shards))] if self.parts else [])
 
     def local_sizes(self, shards: Shards) -> list[int]:
         """Return the length of each part on one rank."""
-        within = shards.expert_tensor if self.experts else shards.tensor
-        return [part.size // within.size for part in self.parts]
+        return [part.size // self._within(shards).size for part in self.parts]
+
+    def _within(self, shards: Shards) -> Shard:
+        """Return the shard of the parts that is held."""
+        return shards.expert_tensor if self.experts else shards.tensor
 
     def local_shape(self, shards: Shards) -> tuple[int, ...]:
         """Return the shape on one rank."""
@@ -151,13 +153,12 @@ class TensorSpec:
         if not self.parts:
             yield tuple(whole), tuple(held)
             return
-        within = shards.expert_tensor if self.experts else shards.tensor
         start = local_start = 0
-        for part in self.parts:
-            whole[self.axis] = _run(start, part.size, within)
-            held[self.axis] = slice(local_start, local_start + part.size // within.size)
+        for part, size in zip(self.parts, self.local_sizes(shards), strict=True):
+            whole[self.axis] = _run(start, part.size, self._within(shards))
+            held[self.axis] = slice(local_start, local_start + size)
             yield tuple(whole), tuple(held)
-            start, local_start = start + part.size, held[self.axis].stop
+            start, local_start = start + part.size, local_start + size
 
 
 def _run(start: int, length: int, shard: Shard) -> slice:

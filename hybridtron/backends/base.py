@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hybridtron.ops.elementwise.cross_entropy import cross_entropy
 from hybridtron.ops.elementwise.norm import rms_norm
-from hybridtron.tensors import WHOLE, Shard, Shards, TensorSpec
+from hybridtron.tensors import WHOLE, PackedPart, Shard, Shards, TensorSpec
 
 DispatcherKind = Literal["alltoall", "allgather"]
 
@@ -100,18 +100,20 @@ class Backend:
         """
         raise NotImplementedError
 
-    def with_full_sequence(self, core: Callable[[Tensor], Tensor], packed: Tensor, spec: TensorSpec) -> Tensor:
+    def with_full_sequence(
+        self, core: Callable[[Tensor], Tensor], packed: Tensor, parts: Sequence[PackedPart]
+    ) -> Tensor:
         """Apply `core` to whole sequences: [s, b, c] -> [s, b, c'].
 
         Under context parallelism a process has a run of every sequence, [s / cp, b, c]: it trades that for the whole
-        sequence of its share of the heads, [s, b, c / cp], and back after `core`. `spec` is the projection that made
-        `packed`: each of its parts is shared out by itself.
+        sequence of its share of the heads, [s, b, c / cp], and back after `core`. Each of the `parts` that `packed`
+        consists of is shared out by itself.
         """
         return core(packed)
 
-    def core_sizes(self, spec: TensorSpec) -> list[int]:
-        """Return the length of each part of a projection inside `with_full_sequence`."""
-        return [size // self.context_parallel_size for size in spec.local_sizes(self.shards)]
+    def core_sizes(self, parts: Sequence[PackedPart]) -> list[int]:
+        """Return the length of each part inside `with_full_sequence`."""
+        return [part.size // self.shards.tensor.size // self.context_parallel_size for part in parts]
 
     def local_heads(self, parameter: Tensor, spec: TensorSpec) -> Tensor:
         """Return the share of a parameter over heads or channels that belongs to this process's heads in

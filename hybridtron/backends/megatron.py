@@ -5,7 +5,7 @@ Needs initialised process groups; `hybridtron.distributed` makes them and hands 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from hybridtron.backends.even_dispatch import EvenDispatcher
 from hybridtron.backends.megatron_dispatch import MegatronDispatcher
 from hybridtron.backends.vocab_parallel import vocab_parallel_cross_entropy
 from hybridtron.ops.elementwise.cross_entropy import cross_entropy
-from hybridtron.tensors import Shard, Shards, TensorSpec
+from hybridtron.tensors import PackedPart, Shard, Shards, TensorSpec
 
 
 def _unused(weight: Tensor) -> None:
@@ -119,10 +119,13 @@ class MegatronBackend(Backend):
             kind, num_experts, top_k, capacity_factor is not None, self.config, self.expert_groups
         )
 
-    def with_full_sequence(self, core: Callable[[Tensor], Tensor], packed: Tensor, spec: TensorSpec) -> Tensor:
+    def with_full_sequence(
+        self, core: Callable[[Tensor], Tensor], packed: Tensor, parts: Sequence[PackedPart]
+    ) -> Tensor:
         if self.context_parallel_size == 1:
             return core(packed)
-        whole = to_heads(packed, spec.local_sizes(self.shards), self.context_group)  # [s, b, c / cp]
+        sizes = [part.size // self.shards.tensor.size for part in parts]
+        whole = to_heads(packed, sizes, self.context_group)  # [s, b, c / cp]
         return to_sequence(core(whole), self.context_group)
 
     def local_heads(self, parameter: Tensor, spec: TensorSpec) -> Tensor:

@@ -28,7 +28,7 @@ from hybridtron.backends.base import Backend
 from hybridtron.mixers.contract import MixerConfig
 from hybridtron.ops.elementwise.norm import rms_norm
 from hybridtron.ops.elementwise.precision import accumulation_dtype
-from hybridtron.tensors import TensorSpec
+from hybridtron.tensors import PackedPart
 
 State = Any  # tensors whose first axis is the sequences, in tuples; attention adds the number of tokens seen
 
@@ -75,9 +75,9 @@ class Mixer(nn.Module):
         def __getattr__(self, name: str) -> Any: ...  # parameters and submodules are declared by `config.tensors()`
 
     @cached_property
-    def packing(self) -> TensorSpec:
-        """Return the declaration of the projection that makes the input of `core`."""
-        return self.specs[f"{self.in_name}.weight"]
+    def packing(self) -> tuple[PackedPart, ...]:
+        """Return the parts of the input of `core`: those of the projection that makes it."""
+        return self.specs[f"{self.in_name}.weight"].parts
 
     @cached_property
     def core_sizes(self) -> list[int]:

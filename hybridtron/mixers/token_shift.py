@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridtron.backends.base import Backend
-from hybridtron.tensors import Init, PackedPart, TensorSpec
+from hybridtron.tensors import PackedPart
 
 
 def before_each(x: Tensor, backend: Backend) -> Tensor:
@@ -16,6 +16,6 @@ def before_each(x: Tensor, backend: Backend) -> Tensor:
     """
     filled = F.pad(x, (0, -x.shape[-1] % backend.context_parallel_size))
     width = filled.shape[-1] * backend.shards.tensor.size  # a tensor-parallel rank has the channels of all
-    spec = TensorSpec((width,), Init("zeros"), (PackedPart("x", width),))
-    shifted = backend.with_full_sequence(lambda whole: F.pad(whole[:-1], (0, 0, 0, 0, 1, 0)), filled, spec)
+    parts = (PackedPart("x", width),)
+    shifted = backend.with_full_sequence(lambda whole: F.pad(whole[:-1], (0, 0, 0, 0, 1, 0)), filled, parts)
     return shifted[..., : x.shape[-1]]

@@ -11,16 +11,15 @@ from torch import Tensor
 from hybridtron.mixers.mixer import Mixer
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.linear_attention.gla import gla, gla_step
-from hybridtron.tensors import Init, TensorSpec
+from hybridtron.tensors import PackedPart
 
 
 class GLA(Mixer):
     """Gated linear attention; parts of the core's input are q, k, v, z and g."""
 
     @cached_property
-    def packing(self) -> TensorSpec:
-        rows = sum(part.size for part in self.config.core_parts)
-        return TensorSpec((rows, self.config.hidden_size), Init("input"), self.config.core_parts)
+    def packing(self) -> tuple[PackedPart, ...]:
+        return self.config.core_parts
 
     def project_in(self, x: Tensor) -> Tensor:
         return torch.cat([self.in_proj(x), self.gate_up(F.linear(x, self.gate_down))], -1)

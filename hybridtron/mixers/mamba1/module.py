@@ -12,7 +12,7 @@ from hybridtron.mixers.mixer import ConvState, Mixer
 from hybridtron.ops.conv.short_conv import short_conv, short_conv_step
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.ssm.selective_scan import selective_scan, selective_scan_step
-from hybridtron.tensors import Init, PackedPart, TensorSpec
+from hybridtron.tensors import PackedPart
 
 
 class Mamba1(Mixer):
@@ -23,17 +23,15 @@ class Mamba1(Mixer):
     """
 
     @cached_property
-    def packing(self) -> TensorSpec:
+    def packing(self) -> tuple[PackedPart, ...]:
         """Declare the core's input: a process has its share of x and z, and a copy of what channels share."""
-        config, (x, z) = self.config, self.specs["in_proj.weight"].parts
         copies = self.backend.shards.tensor.size * self.backend.context_parallel_size
-        shared = PackedPart("shared", copies, config.step_rank + 2 * config.state_dim)
-        rows = 2 * config.inner_size + shared.size
-        return TensorSpec((rows, config.hidden_size), Init("input"), (x, z, shared))
+        shared = PackedPart("shared", copies, self.config.step_rank + 2 * self.config.state_dim)
+        return (*self.specs["in_proj.weight"].parts, shared)
 
     def project_in(self, x: Tensor) -> Tensor:
         x, z = self.in_proj(x).chunk(2, -1)  # [s, b, inner]
-        x = self.backend.with_full_sequence(self.convolve, x, self.specs["conv_weight"])
+        x = self.backend.with_full_sequence(self.convolve, x, self.specs["conv_weight"].parts)
         shared = self.backend.to_local_heads(self.x_proj(x))  # [s, b, dt + B + C]
         return torch.cat([x, z] + [shared] * self.backend.context_parallel_size, -1)
 

@@ -13,7 +13,7 @@ from hybridtron.mixers.mixer import Mixer
 from hybridtron.ops.attention.rotary import apply_rotary, rotary_tables
 from hybridtron.ops.attention.softmax import attention
 from hybridtron.ops.elementwise.norm import rms_norm
-from hybridtron.tensors import Init, PackedPart, TensorSpec
+from hybridtron.tensors import PackedPart
 
 _FIRST_CAPACITY = 64  # tokens; a cache doubles when it is full
 
@@ -30,14 +30,12 @@ class MLA(Mixer):
     """
 
     @cached_property
-    def packing(self) -> TensorSpec:
+    def packing(self) -> tuple[PackedPart, ...]:
         """Declare the core's input: a process has its share of the heads, and a copy of the shared key."""
-        config = self.config
         parts = (*self.specs["q.weight"].parts, *self.specs["kv_up.weight"].parts)
-        if config.rotary_dim:
-            copies = self.backend.shards.tensor.size * self.backend.context_parallel_size
-            parts = (*parts, PackedPart("shared", copies, config.rotary_dim))
-        return TensorSpec((sum(part.size for part in parts), config.hidden_size), Init("input"), parts)
+        copies = self.backend.shards.tensor.size * self.backend.context_parallel_size
+        shared = PackedPart("shared", copies, self.config.rotary_dim)
+        return (*parts, shared) if self.config.rotary_dim else parts
 
     def project_in(self, x: Tensor) -> Tensor:
         shared, latent = self._latent(x)

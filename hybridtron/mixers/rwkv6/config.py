@@ -63,10 +63,9 @@ class RWKV6Config(MixerConfig):
         return self.hidden_size // self.head_dim
 
     @property
-    def packing(self) -> TensorSpec:
-        """Declare the core's input as if one projection had made it."""
-        parts = tuple(self._heads(name) for name in MIXED)
-        return TensorSpec((len(MIXED) * self.hidden_size, self.hidden_size), Init("input"), parts)
+    def core_parts(self) -> tuple[PackedPart, ...]:
+        """Declare the parts of the core's input."""
+        return tuple(self._heads(name) for name in MIXED)
 
     def tensors(self) -> dict[str, TensorSpec]:
         width = self.hidden_size

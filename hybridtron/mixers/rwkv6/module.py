@@ -14,7 +14,7 @@ from hybridtron.mixers.rwkv6.config import MIXED
 from hybridtron.mixers.token_shift import before_each
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.linear_attention.rwkv6 import rwkv6, rwkv6_step
-from hybridtron.tensors import TensorSpec
+from hybridtron.tensors import PackedPart
 
 _NORM_EPS = 64e-5  # of the norm over each head, as in the authors' code
 
@@ -28,8 +28,8 @@ class RWKV6(Mixer):
     """RWKV-6 time mixing; parts of the core's input are w, k, v, r and g."""
 
     @cached_property
-    def packing(self) -> TensorSpec:
-        return self.config.packing
+    def packing(self) -> tuple[PackedPart, ...]:
+        return self.config.core_parts
 
     def project_in(self, x: Tensor) -> Tensor:
         x = self.backend.to_local_heads(x)

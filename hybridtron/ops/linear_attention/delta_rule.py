@@ -21,6 +21,7 @@ from torch import Tensor
 from hybridtron.ops.dispatch import always, register
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.linear_attention.gla import STRONGEST, binary_chunks
+from hybridtron.ops.recurrence import run_steps
 
 
 def gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, chunk_size: int) -> Tensor:
@@ -83,13 +84,8 @@ def _inverse(strict: Tensor) -> Tensor:
 
 def gated_delta_rule_reference(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
     """Compute the recurrence itself, token by token in float64."""
-    q, k, v, g, beta = (t.double() for t in (q, k, v, g, beta))
     state = q.new_zeros(q.shape[0], v.shape[2], q.shape[3], v.shape[3])
-    outputs = []
-    for t in range(q.shape[1]):
-        y, state = gated_delta_rule_step(state, q[:, t], k[:, t], v[:, t], g[:, t], beta[:, t])
-        outputs.append(y)
-    return torch.stack(outputs, 1)
+    return run_steps(gated_delta_rule_step, state, q, k, v, g, beta)[0]
 
 
 def gated_delta_rule_step(

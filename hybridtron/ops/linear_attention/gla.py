@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hybridtron.ops.dispatch import always, register
 from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.recurrence import run_steps
 
 # Log decay. Of a state, e^-40 is nothing; a sum of decays with far larger ones in it loses the digits of the others.
 STRONGEST = -40.0
@@ -88,13 +89,7 @@ def _small_scores(q: Tensor, k: Tensor, total: Tensor) -> Tensor:
 
 def gla_reference(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
     """Compute the recurrence itself, token by token in float64."""
-    q, k, v, g = q.double(), k.double(), v.double(), g.double()
-    state = q.new_zeros(q.shape[0], *q.shape[2:], v.shape[-1])
-    outputs = []
-    for t in range(q.shape[1]):
-        y, state = gla_step(state, q[:, t], k[:, t], v[:, t], g[:, t])
-        outputs.append(y)
-    return torch.stack(outputs, 1)
+    return run_steps(gla_step, q.new_zeros(q.shape[0], *q.shape[2:], v.shape[-1]), q, k, v, g)[0]
 
 
 def gla_step(state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ In chunks, the tokens of a chunk see each other by a masked product and earlier 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from hybridtron.ops.dispatch import always, register
 from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.recurrence import run_steps
 from hybridtron.ops.ssm.ssd import chunks_of
 
 EPS = 1e-6  # added to the sum of the weights
@@ -43,13 +45,8 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, chunk_size: int, normalize
 
 def linear_attention_reference(q: Tensor, k: Tensor, v: Tensor, normalize: bool) -> Tensor:
     """Compute the recurrence itself, token by token in float64."""
-    q, k, v = q.double(), k.double(), v.double()
     state = k.new_zeros(k.shape[0], *k.shape[2:], v.shape[-1] + normalize)
-    outputs = []
-    for t in range(q.shape[1]):
-        y, state = linear_attention_step(state, q[:, t], k[:, t], v[:, t], normalize)
-        outputs.append(y)
-    return torch.stack(outputs, 1)
+    return run_steps(partial(linear_attention_step, normalize=normalize), state, q, k, v)[0]
 
 
 def linear_attention_step(state: Tensor, q: Tensor, k: Tensor, v: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:

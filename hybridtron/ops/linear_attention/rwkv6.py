@@ -9,13 +9,15 @@ form is that of `gla`, and the current token is added.
 
 from __future__ import annotations
 
-import torch
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from hybridtron.ops.dispatch import always, register
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.linear_attention.gla import gla
+from hybridtron.ops.recurrence import run_steps
 
 
 def rwkv6(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, chunk_size: int) -> Tensor:
@@ -37,13 +39,8 @@ def rwkv6_reference(
     r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, initial_state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Compute the recurrence, token by token in float64; return y [b, s, h, p] and the final state [b, h, n, p]."""
-    r, k, v, log_w, u = (tensor.double() for tensor in (r, k, v, log_w, u))
-    state = r.new_zeros(r.shape[0], *u.shape, v.shape[-1]) if initial_state is None else initial_state.double()
-    outputs = []
-    for t in range(r.shape[1]):
-        y, state = rwkv6_step(state, r[:, t], k[:, t], v[:, t], log_w[:, t], u)
-        outputs.append(y)
-    return torch.stack(outputs, 1), state
+    state = r.new_zeros(r.shape[0], *u.shape, v.shape[-1]) if initial_state is None else initial_state
+    return run_steps(partial(rwkv6_step, u=u), state, r, k, v, log_w)
 
 
 def rwkv6_step(state: Tensor, r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

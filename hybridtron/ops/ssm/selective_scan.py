@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from hybridtron.ops.dispatch import Implementation, otherwise, plain, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.native.library import kernels_for, require_kernels
+from hybridtron.ops.recurrence import run_steps
 from hybridtron.ops.ssm.selective_scan_tiles import TiledScan
 
 MAX_STATES = 64  # MOST_STATES of native/selective_scan.c
@@ -37,12 +38,8 @@ def selective_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
 
 def selective_scan_reference(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
     """Compute the recurrence itself, token by token in float64."""
-    x, dt, A, B, C, D = (t.double() for t in (x, dt, A, B, C, D))
-    state, outputs = x.new_zeros(x.shape[0], *A.shape), []
-    for t in range(x.shape[1]):
-        y, state = selective_scan_step(state, x[:, t], dt[:, t], A, B[:, t], C[:, t], D)
-        outputs.append(y)
-    return torch.stack(outputs, 1)
+    state = x.new_zeros(x.shape[0], *A.shape)
+    return run_steps(lambda state, x, dt, B, C: selective_scan_step(state, x, dt, A, B, C, D), state, x, dt, B, C)[0]
 
 
 def selective_scan_step(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hybridtron.ops.dispatch import otherwise, plain, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.recurrence import run_steps
 from hybridtron.ops.ssm.ssd_tiles import TiledSSD
 
 
@@ -39,15 +40,9 @@ def ssd_reference(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, initial_state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Compute the recurrence, token by token in float64; return y [b, s, h, p] and the final state [b, h, p, n]."""
-    x, dt, A, B, C = (tensor.double() for tensor in (x, dt, A, B, C))
-    skip = None if D is None else D.double()
     batch, _, heads, head_dim = x.shape
-    state = x.new_zeros(batch, heads, head_dim, B.shape[-1]) if initial_state is None else initial_state.double()
-    outputs = []
-    for t in range(x.shape[1]):
-        y, state = ssd_step(state, x[:, t], dt[:, t], A, B[:, t], C[:, t], skip)
-        outputs.append(y)
-    return torch.stack(outputs, 1), state
+    state = x.new_zeros(batch, heads, head_dim, B.shape[-1]) if initial_state is None else initial_state
+    return run_steps(lambda state, x, dt, B, C: ssd_step(state, x, dt, A, B, C, D), state, x, dt, B, C)
 
 
 def ssd_step(
