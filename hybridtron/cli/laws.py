@@ -71,13 +71,19 @@ def _add_fit_options(parser: argparse.ArgumentParser, law: Law) -> None:
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUNS", help="CSV, parquet, run folder, or folder of run folders")
     add("--out", required=True, type=Path, metavar="DIR", help="new, empty, or an earlier report (replaced)")
-    add("--where", action="append", default=[], type=_pair, metavar="COL=VALUE", help="keep these rows; repeatable")
+    add(
+        "--where",
+        action="append",
+        default=[],
+        metavar="COL=VALUE",
+        help="keep these rows (COL!=VALUE: the others); repeatable",
+    )
     add("--group", metavar="COL", help="the run of each row, where rows are checkpoints: resampled together")
     add("--delta", type=float, metavar="X", help="Huber threshold on the residual; inf: least squares")
     add("--bootstrap", type=int, default=1000, metavar="N", help="for the intervals (%(default)s); 0: none")
     add("--seed", type=int, default=0, metavar="N", help="of every random draw (%(default)s)")
     add("--holdout", type=int, metavar="K", help="largest runs held out to check extrapolation; 0: none")
-    add("--predict", action="append", default=[], type=_point, metavar='"N=7e9,D=1e11"', help="repeatable")
+    add("--predict", action="append", default=[], metavar='"N=7e9,D=1e11"', help="repeatable")
     add("--jobs", type=int, default=1, metavar="N", help="threads (%(default)s)")
     help_context = "context length at which attention's state is (run folders) or was (tables) counted"
     add("--context", type=int, metavar="TOKENS", help=help_context)
@@ -90,24 +96,6 @@ def _add_fit_options(parser: argparse.ArgumentParser, law: Law) -> None:
         flag = f"--{name.lower().replace('_', '-')}-column"
         add(flag, dest=f"{name}_column", metavar="COL", help=f"the column that holds {name}")
     parser.set_defaults(run=_fit, parser=parser)
-
-
-def _pair(text: str) -> tuple[str, str]:
-    column, equals, value = text.partition("=")
-    if not (column and equals):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected COL=VALUE")
-    return column, value
-
-
-def _point(text: str) -> dict[str, float]:
-    try:
-        point = {name.strip(): float(value) for name, value in map(_pair, text.split(","))}
-    except (ValueError, argparse.ArgumentTypeError):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=NUMBER,NAME=NUMBER") from None
-    for name, value in point.items():
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{name}={value:g}: expected a finite number above zero")
-    return point
 
 
 def _list(options: argparse.Namespace) -> int:

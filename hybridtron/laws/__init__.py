@@ -14,6 +14,7 @@ from typing import Any
 from hybridtron.config.nearest import nearest, one_of
 from hybridtron.errors import UserError
 from hybridtron.laws.data.columns import SYNONYMS
+from hybridtron.laws.data.points import read_points
 from hybridtron.laws.data.read import read_runs
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.data.sources import source_name
@@ -39,9 +40,10 @@ def fit(law: str, data: Any, settings: Settings | None = None, **keywords: Any) 
             folders, several of these in a list, or `Runs`. Columns are known by their canonical names or by the usual
             synonyms (`hybridtron.laws.data.columns`).
         settings: the fields of `Settings` in one object; None takes the defaults. Keywords go before it.
-        keywords: fields of `Settings`; options of the law by their names; `where` (column to value, or pairs) keeps
-            the rows of these values; `columns` (canonical name to column) or `loss_column="..."` and so on choose
-            columns; `context` is the context length of run folders' state. `predict` is one point or a list.
+        keywords: fields of `Settings`; options of the law by their names; `where` (column to value, pairs, or texts
+            such as `in_fit=1` and `run!=a`) keeps the rows of these values, or leaves them out; `columns` (canonical
+            name to column) or `loss_column="..."` and so on choose columns; `context` is the context length of run
+            folders' state. `predict` is one point or a list, each a mapping or a text such as `N=7B,D=140B`.
 
     Raises:
         UserError: an unknown law, setting or option, a missing column, a value that the law cannot take (named by its
@@ -79,7 +81,7 @@ def _settings(law: Law, settings: Settings, keywords: Mapping[str, Any]) -> tupl
         if name.removesuffix(_COLUMN) in SYNONYMS and name.endswith(_COLUMN):
             columns |= {name.removesuffix(_COLUMN): value} if value is not None else {}
         elif name in own:
-            chosen[name] = [value] if name == "predict" and isinstance(value, Mapping) else value
+            chosen[name] = value
         elif name in law.options or name in _READING:
             options |= {name: value} if name in law.options else {}
             reading |= {name: value} if name in _READING else {}
@@ -94,15 +96,16 @@ def _settings(law: Law, settings: Settings, keywords: Mapping[str, Any]) -> tupl
         reading["columns"] = columns
     if "where" in reading:
         reading["where"] = _pairs(reading["where"])
-    return replace(settings, **chosen | {"options": options}), {k: v for k, v in reading.items() if v}
+    settings = replace(settings, **chosen | {"options": options})
+    return replace(settings, predict=read_points(settings.predict)), {k: v for k, v in reading.items() if v}
 
 
 def _pairs(where: Any) -> list[tuple[str, Any]]:
-    """Return (column, value) pairs from a mapping, pairs, or texts such as `in_fit=1`; raise UserError for others."""
+    """Return (column, value) pairs from a mapping, pairs, or texts such as `in_fit=1` or `run!=a`; raise UserError."""
     given = where.items() if isinstance(where, Mapping) else [where] if isinstance(where, str) else where or []
     pairs = [each.split("=", 1) if isinstance(each, str) else list(each) for each in given]
     if any(len(pair) != 2 for pair in pairs):
-        raise UserError(f"where = {where!r}: expected columns and values, such as {{'in_fit': 1}}")
+        raise UserError(f"where = {where!r}: expected COL=VALUE or COL!=VALUE")
     return [(column, value) for column, value in pairs]
 
 

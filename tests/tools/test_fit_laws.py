@@ -163,7 +163,7 @@ def refused(main, capsys, tmp_path, *arguments):
         ("0,2e9,3.1", "line 4: n_params is 0"),
         ("1e7,2e9,", "line 4: loss is empty"),
         ("1e7,2e9", "line 4: 2 cells; expected 3"),
-        ("7B,2e9,3.1", "line 4: n_params is '7B'"),
+        ("7Q,2e9,3.1", "line 4: n_params is '7Q'"),
     ],
 )
 def test_a_broken_row_is_named_by_its_line(main, capsys, tmp_path, table, text, said):
@@ -197,7 +197,7 @@ def test_one_budget_only_is_refused(main, capsys, tmp_path):
         (["parametric", DATA / "gemstones.csv", "--predict", "N=many"], "expected NAME=NUMBER"),
         (
             ["parametric", DATA / "gemstones.csv", "--predict", "N=-1,D=1e9"],
-            "N=-1: expected a finite number above zero",
+            "N is -1; expected a finite number above zero",
         ),
         (["parametric", DATA / "gemstones.csv", "--bootstrap", "-5"], "expected a whole number of at least 0"),
         (["parametric", DATA / "gemstones.csv", "--where", "run"], "expected COL=VALUE"),

@@ -1,8 +1,10 @@
-"""Points that the user asks a law to predict, and how far they lie outside the data."""
+"""Points that the user asks a law to predict, numbers as people write them, and how far points lie outside the data."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -14,17 +16,45 @@ FAR = 10.0
 _LOGARITHMS = {"N": (1, 0, 0), "D": (0, 1, 0), "C": (1, 1, np.log(FLOPS_PER_PARAMETER_TOKEN)), "M": (-1, 1, 0)}
 
 
+_UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
+_WITH_UNIT = re.compile(r"(.*[\d.]) ?([KMBGT])", re.IGNORECASE)
+
+
+def parse_number(text: str) -> float:
+    """Return the number of a text such as 1e9, 308.6M or 7B (K, M, B or G, T); raises ValueError."""
+    number, unit = match.groups() if (match := _WITH_UNIT.fullmatch(text.strip())) else (text, "")
+    return float(f"{float(number) * _UNITS[unit.upper()]:.15g}")
+
+
+def read_points(predict: Any) -> list[dict[str, float]]:
+    """Return points from a mapping, a text such as `N=7B,D=1.4T`, or a list of these.
+
+    Raises UserError for anything else, and for values that are no finite numbers above zero.
+    """
+    return [_read_point(point) for point in ([predict] if isinstance(predict, str | Mapping) else predict)]
+
+
+def _read_point(point: Any) -> dict[str, float]:
+    try:
+        pairs = point.items() if isinstance(point, Mapping) else [pair.split("=") for pair in point.split(",")]
+        values = {str(name).strip(): parse_number(str(value)) for name, value in pairs}
+    except (AttributeError, ValueError):
+        raise UserError(f"predict = {point}: expected NAME=NUMBER,NAME=NUMBER, such as N=7e9,D=140B") from None
+    for name, value in values.items():
+        if not 0 < value < np.inf:
+            raise UserError(f"predict = {point}: {name} is {value:g}; expected a finite number above zero")
+    return values
+
+
 def complete(point: Mapping[str, float], law: str) -> dict[str, float]:
     """Complete a point to N, D, C and M from any two of them (C = 6 N D, M = D / N), or by C alone.
 
-    Raises UserError for an unknown name, a value that is not positive, or a point that is not determined.
+    Raises UserError for an unknown name and for a point that is not determined.
     """
     text = ",".join(f"{name}={value:g}" for name, value in point.items())
-    for name, value in point.items():
+    for name in point:
         if name not in _LOGARITHMS:
             raise UserError(f"predict = {text}: {law} does not know {name!r}; expected two of N, D, C, M, or C alone")
-        if not (np.isfinite(value) and value > 0):
-            raise UserError(f"predict = {text}: {name} is {value:g}; expected a number above zero")
     known = dict(point)
     if set(known) == {"C"}:
         return known

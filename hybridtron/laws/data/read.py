@@ -14,6 +14,7 @@ import numpy as np
 from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
 from hybridtron.laws.data.columns import DERIVED, RUN_NAMES, canonical_names, missing_columns
+from hybridtron.laws.data.points import parse_number
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.data.sources import read_text
 
@@ -48,10 +49,15 @@ def read_runs(
 
     Raises UserError.
     """
-    tables = [read_text(source, context) for source in sources]
+    tables = [read_text(source, context, where) for source in sources]
+    tables, empty = [table for table in tables if len(table)], [table for table in tables if not len(table)]
+    left_out = tuple(warning for table in empty for warning in table.warnings)
+    if not tables:
+        raise UserError("; ".join(left_out))
     for column, value in where:
         tables = _filter(tables, column, str(value))
-    return _joined([_typed(table, needed, optional, columns or {}, group) for table in tables if len(table)])
+    runs = _joined([_typed(table, needed, optional, columns or {}, group) for table in tables if len(table)])
+    return _without_repeats(replace(runs, warnings=left_out + runs.warnings))
 
 
 def _filter(tables: list[Runs], column: str, value: str) -> list[Runs]:
@@ -96,7 +102,7 @@ def _numbers_or_text(table: Runs, name: str, cells: np.ndarray, strict: bool) ->
     numbers = np.full(len(cells), np.nan)
     for i, cell in enumerate(cells):
         try:
-            numbers[i] = float(cell) if cell or strict else np.nan
+            numbers[i] = parse_number(cell) if strict else float(cell or "nan")
         except ValueError:
             if strict:
                 raise UserError(
@@ -144,6 +150,21 @@ def _joined(parts: list[Runs]) -> Runs:
     return Runs(
         columns, np.concatenate([part.lines for part in parts]), _sources(parts), parts[0].place, notes, warnings
     )
+
+
+def _without_repeats(runs: Runs) -> Runs:
+    """Keep the first of the rows that are equal in every column: the same run, given twice."""
+    rows = list(zip(*(values.astype(str) for values in runs.columns.values()), strict=True))
+    first = dict(zip(reversed(rows), reversed(range(len(rows))), strict=True))
+    keep = np.array([first[row] == i for i, row in enumerate(rows)], dtype=bool)
+    if keep.all():
+        return runs
+    again = int(np.argmin(keep))
+    warning = (
+        f"repeated: {(~keep).sum()} of {len(runs)} rows are equal to another in every column and count once (first: "
+        f"{runs.place} {runs.lines[again]}, as {runs.place} {runs.lines[first[rows[again]]]})"
+    )
+    return replace(runs.take(keep), warnings=(*runs.warnings, warning))
 
 
 def _sources(parts: list[Runs]) -> str:

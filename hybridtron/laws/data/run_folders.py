@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +16,48 @@ from hybridtron.laws.data.sources import text_columns
 from hybridtron.training.callbacks.metrics import read_metrics
 
 
-def read_run_folders(folder: Path, context: int | None) -> Runs:
+def read_run_folders(folder: Path, context: int | None, where: Sequence[tuple[str, Any]] = ()) -> Runs:
     """Read a run folder, or a folder whose subfolders are run folders.
 
     Parameters, FLOPs per token and state size come from the account of the run's config, the loss from the run's
     held-out loss. `context` is the sequence length at which the state is counted (attention's state grows with it); by
-    default the length that the run was trained at. Raises UserError.
+    default the length that the run was trained at. Runs without a loss or tokens (diverged, or just begun) are left out
+    with a warning; `where` may leave out any by its name before it is read. Raises UserError for a folder without runs.
     """
     runs = [folder] if (folder / "config.yaml").is_file() else sorted(p.parent for p in folder.glob("*/config.yaml"))
     if not runs:
         raise UserError(f"{folder}: expected a run folder (config.yaml), a folder of run folders, a .csv or a .parquet")
-    warnings: list[str] = []
-    rows = [_row(run, context, warnings) for run in runs]
-    where = "at each run's seq_len" if context is None else f"at a context of {context} tokens"
+    for column, value in where:
+        if column.removesuffix("!") == "run":
+            kept = Runs.of(run=[run.name for run in runs]).matches(column, value)
+            runs = [run for run, keep in zip(runs, kept, strict=True) if keep] or runs
+    rows, warnings, left_out = [], [], []
+    for run in runs:
+        try:
+            end, odd = _end(run)
+        except UserError as error:
+            left_out.append(f"left out: {error}")
+        else:
+            rows.append(_row(run, context, end))
+            warnings += odd
+    at = "at each run's seq_len" if context is None else f"at a context of {context} tokens"
     return Runs(
-        text_columns({name: [str(row[name]) for row in rows] for name in rows[0]}),
+        text_columns({name: [str(row[name]) for row in rows] for name in (rows or [{}])[0]}),
         np.arange(1, len(rows) + 1),
         str(folder),
         place="run",
-        notes=(f"state of run folders is counted {where}", "flops of run folders are 3 forward passes per token"),
-        warnings=tuple(warnings),
+        notes=(f"state of run folders is counted {at}", "flops of run folders are 3 forward passes per token"),
+        warnings=(*left_out, *warnings),
     )
 
 
-def _row(folder: Path, context: int | None, warnings: list[str]) -> dict[str, Any]:
+def _row(folder: Path, context: int | None, end: dict[str, Any]) -> dict[str, Any]:
     from hybridtron.accounting.describe import describe
     from hybridtron.training.run_folder.folder import read_config
 
     config = read_config(folder)
     if not config.model.vocab_size:
         raise UserError(f"{folder / 'config.yaml'}: model.vocab_size = 0; expected the resolved config of a run")
-    end = _end(folder, warnings)
     state = describe(config.model, context or config.data.seq_len)
     account = describe(config.model, config.data.seq_len).as_json()
     parameters, blocks = account["parameters"], [config.model.blocks[name].type for name in config.model.layer_names]
@@ -68,14 +80,17 @@ def _row(folder: Path, context: int | None, warnings: list[str]) -> dict[str, An
     }
 
 
-def _end(folder: Path, warnings: list[str]) -> dict[str, Any]:
-    """Read tokens and loss at the end of the run, or of its last row."""
-    summary = folder / "summary.json"
+def _end(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Read tokens and loss at the end of the run, or of its last row, and what is odd about them.
+
+    Raises UserError where there is no loss or no token.
+    """
+    summary, warnings = folder / "summary.json", []
     if summary.is_file():
         try:
-            end = json.loads(summary.read_text())
-        except json.JSONDecodeError as error:
-            raise UserError(f"{summary}: not valid JSON ({error})") from None
+            end = dict(json.loads(summary.read_text()))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{summary}: not a JSON object ({error})") from None
     else:
         rows = read_metrics(folder / "metrics.jsonl")
         if not rows:
@@ -83,9 +98,9 @@ def _end(folder: Path, warnings: list[str]) -> dict[str, Any]:
         end = rows[-1]
         warnings.append(f"unfinished: {folder} has no summary.json; its last row, at step {end.get('step')}, is used")
     held_out = end.get("valid_loss") is not None
-    loss = end.get("valid_loss") if held_out else end.get("loss")
+    loss, tokens = end.get("valid_loss") if held_out else end.get("loss"), end.get("tokens")
     if not held_out:
         warnings.append(f"training loss: {folder} has no held-out loss; is its training loss what you want to compare?")
-    if not isinstance(loss, int | float) or not math.isfinite(loss) or not end.get("tokens"):
-        raise UserError(f"{folder}: loss {loss} after {end.get('tokens')} tokens; expected a number and some tokens")
-    return {"tokens": end["tokens"], "loss": loss}
+    if not all(isinstance(value, int | float) and 0 < value < math.inf for value in (loss, tokens)):
+        raise UserError(f"{folder}: loss {loss} after {tokens} tokens; expected a number and some tokens")
+    return {"tokens": tokens, "loss": loss}, warnings

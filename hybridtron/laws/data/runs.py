@@ -52,18 +52,24 @@ class Runs:
         return replace(self, columns=columns, lines=self.lines[rows])
 
     def where(self, column: str, value: object) -> Runs:
-        """Return the rows whose column equals the value, as a number where both are numbers, else as text."""
+        """Return the rows whose column equals the value, as a number where both are numbers, else as text.
+
+        With `COLUMN!` as the column, return the other rows.
+        """
         return self.take(self.matches(column, value))
 
     def matches(self, column: str, value: object) -> np.ndarray:
         """Return which rows `where` keeps, [n]; raises UserError for text sought in a column of numbers."""
-        values, text = self[column], str(value)
-        if values.dtype == object:
-            return np.array([_equal(cell, text) for cell in values], dtype=bool)
+        name, text = column.removesuffix("!"), str(value)
+        values = self[name]
         try:
-            return np.asarray(values == float(text))
+            if values.dtype == object:
+                same = np.array([_equal(cell, text) for cell in values], dtype=bool)
+            else:
+                same = values == float(text)
+            return same != column.endswith("!")
         except ValueError:
-            raise UserError(f"{self.source}: column {column!r} is numeric; {value!r} is not a number") from None
+            raise UserError(f"{self.source}: column {name!r} is numeric; {value!r} is not a number") from None
 
     def with_column(self, name: str, values: Any) -> Runs:
         """Return the same rows with one column added or replaced."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,18 @@ def source_name(source: Any) -> str:
     return str(source) if isinstance(source, str | Path) else getattr(source, "source", "data")
 
 
-def read_text(source: Any, context: int | None) -> Runs:
+def read_text(source: Any, context: int | None, where: Sequence[tuple[str, Any]] = ()) -> Runs:
     """Read the text of a file, a run folder, a folder of run folders, or a table in memory.
 
-    `context` is the sequence length at which the state of run folders is counted. Raises UserError.
+    `context` is the sequence length at which the state of run folders is counted. Of run folders that `where` leaves
+    out by their name (column run) nothing is read. Raises UserError.
     """
     if not isinstance(source, str | Path):
         runs = read_table(source)
     elif (path := Path(source)).is_dir():
         from hybridtron.laws.data.run_folders import read_run_folders  # needs torch
 
-        return read_run_folders(path, context)
+        return read_run_folders(path, context, where)
     elif path.is_file():
         runs = _read_parquet(path) if _is_parquet(path) else _read_csv(path)
     else:

@@ -146,9 +146,9 @@ def test_parameters_and_tokens_are_checked_too(table, cell):
 
 
 def test_an_optional_column_that_is_there_must_be_whole(table):
-    file = table("7B,1e7,4.0")
-    assert "line 2: n_params is '7B'; expected a number" in refusal([file], ("loss",), ("n_params", "tokens"))
-    assert "line 2: n_params is '7B'; expected a number" in refusal([file], ("loss",), ("M",))
+    file = table("7Q,1e7,4.0")
+    assert "line 2: n_params is '7Q'; expected a number" in refusal([file], ("loss",), ("n_params", "tokens"))
+    assert "line 2: n_params is '7Q'; expected a number" in refusal([file], ("loss",), ("M",))
     assert len(read_runs([file], ("loss",), ("tokens",))) == 1
 
 
