@@ -18,7 +18,7 @@ from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from hybridtron.errors import UserError
+from hybridtron.errors import UserError, cause_of
 from hybridtron.files import read_plain
 from hybridtron.safe_index import loading_tensors_only, shape_text
 from hybridtron.tensors import TensorSpec
@@ -92,11 +92,7 @@ def loading(folder: Path) -> Iterator[Metadata]:
     except UserError:
         raise
     except (Exception, CheckpointException) as error:  # whatever layer found the damage
-        cause: BaseException = error
-        if isinstance(error, CheckpointException) and error.failures:
-            cause = next(iter(error.failures.values()))[0]  # the error of one process
-        line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise UserError(f"{folder}: damaged: {line}") from None
+        raise UserError(f"{folder}: damaged: {cause_of(error)}") from None
 
 
 def _check_common_files(folder: Path) -> None:

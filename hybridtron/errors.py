@@ -1,5 +1,7 @@
-"""The one exception that means: the user's input was wrong; and how messages name parameters."""
+"""The one exception that means: the user's input was wrong; names and causes in messages."""
 
+import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -29,3 +31,17 @@ def parameters_renamed(rename: Callable[[str], str]) -> Iterator[None]:
 def with_caller_names(text: str) -> str:
     """Return a message with its parameters named as the caller knows them: `resume=True`, or `--resume`."""
     return _rename.get()(text)
+
+
+def cause_of(error: BaseException) -> str:
+    """Return why something failed in one line: what the system says, and of which file, where that is known."""
+    failures = getattr(error, "failures", None)  # of torch's CheckpointException: the exception of each process
+    if failures:
+        error = next(iter(failures.values()))[0]
+    link: BaseException | None = error
+    while link is not None and not isinstance(error, UserError):
+        if isinstance(link, OSError) and link.strerror:
+            return f"{os.fsdecode(link.filename)}: {link.strerror}" if link.filename else link.strerror
+        link = link.__cause__ or link.__context__
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"^.*\[Errno \d+\] ", "", line)

@@ -66,7 +66,8 @@ def run_tasks(
             connection.send(busy[connection])
 
     try:
-        with _environment(dict.fromkeys(THREADS, "1") if single_threaded else {}):
+        threads = dict.fromkeys(THREADS, "1") if single_threaded else {}
+        with _environment(threads | {"PYTHONSAFEPATH": "1"}):  # a worker imports nothing from the current folder
             for _ in range(min(num_processes, len(tasks))):
                 connection, process = _start(work)
                 processes[connection] = process

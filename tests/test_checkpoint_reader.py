@@ -1,6 +1,8 @@
 """Parameters are read from a checkpoint without process groups and without running code from it."""
 
+import errno
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -143,6 +145,33 @@ def test_chunks_that_leave_a_hole_are_refused(folder):
     rewrite_index(folder, drop_chunk)
     with pytest.raises(UserError, match=r"damaged: the chunks of final_norm\.weight do not add up to its shape 32"):
         load_parameters(folder, specs())
+
+
+def test_a_file_that_the_first_process_cannot_write_fails_the_save_at_its_end(tmp_path, monkeypatch):
+    """Raised earlier, it would leave other processes waiting for the first."""
+    from megatron.core.dist_checkpointing import serialization
+    from megatron.core.dist_checkpointing.strategies.common import TorchCommonSaveStrategy
+    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+
+    from hybridtron.distributed import checkpoint
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the file")
+
+    config = CONFIGS["small"]
+    with process_groups(config.parallel, Environment(0, 1, 0, None, "single")) as parallel_context:
+        engine, _ = build_engine(config, parallel_context)
+        for owner, name in (
+            (TorchCommonSaveStrategy, "save_common"),
+            (FileSystemWriterAsync, "finish"),
+            (serialization, "save_config"),
+        ):
+            (tmp_path / name).mkdir()
+            with monkeypatch.context() as patched:
+                patched.setattr(owner, name, full)
+                failure = engine.first_failure(lambda folder=tmp_path / name: checkpoint.save(folder, engine))
+            assert failure == "the file: No space left on device"
+            assert len(list((tmp_path / name).iterdir())) >= 4  # the others were written
 
 
 def test_another_format_is_refused(folder):

@@ -65,6 +65,17 @@ def test_what_a_task_raises_arrives(tmp_path):
     assert (kind, first, last) == ("TaskFailed", "a worker process failed:", "ValueError: oops")
 
 
+def test_workers_import_nothing_from_the_current_folder(tmp_path):
+    (tmp_path / "pickle.py").write_text("raise ImportError('from the current folder')")
+    program = tmp_path / "elsewhere" / "program.py"
+    program.parent.mkdir()
+    program.write_text(PROGRAM)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, str(program), "2", repr([("write", "a"), ("write", "b")])]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("done 14"), done.stderr
+
+
 def test_a_worker_that_is_gone_is_an_error_and_no_hang(tmp_path):
     for task, how in ((("kill", 9), "signal SIGKILL"), (("exit", 3), "exit code 3")):
         kind, message, _ = run(tmp_path, 2, [task, ("write", "a"), ("write", "b")]).split("|")

@@ -6,6 +6,8 @@ import json
 import os
 from typing import Any, Protocol
 
+LAUNCHER = "HYBRIDTRON_PARENT"  # the variable by which --nproc gives its process id to the processes that it starts
+
 
 class Result(Protocol):
     """A result with a form for programs; people see what `hybridtron.reporting.shown.show` prints."""
@@ -26,4 +28,4 @@ def print_result(result: Result, as_json: bool) -> None:
 
 def is_reporting_process() -> bool:
     """Return whether this process prints errors: only rank 0 of the processes that --nproc started, else each."""
-    return "HYBRIDTRON_PARENT" not in os.environ or os.environ.get("RANK") == "0"
+    return LAUNCHER not in os.environ or os.environ.get("RANK") == "0"

@@ -77,11 +77,11 @@ def _run_search(config: SearchConfig) -> tuple[Outcome, Path]:
 def _launch_workers(options: argparse.Namespace, config: SearchConfig) -> int:
     """Start several workers on this machine, of which the first reports. Returns the exit code."""
     from hybridtron.composer.nas.worker import prepare
-    from hybridtron.distributed.launch import launch
+    from hybridtron.distributed.launch import launch, python_command
 
     prepare(config)  # so that bad input starts no process
     as_json = ["--json"] if options.json else []
-    command = [sys.executable, "-m", "hybridtron", "search", str(options.config), *options.overrides, *as_json]
+    command = python_command("search", str(options.config), *options.overrides, *as_json)
     return launch(command, options.workers)
 
 

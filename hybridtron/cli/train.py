@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING
 
 from hybridtron.cli.arguments import ArgumentParser, add_config_arguments, add_print_argument
-from hybridtron.cli.output import is_reporting_process
-from hybridtron.errors import UserError
+from hybridtron.cli.output import LAUNCHER, is_reporting_process
+from hybridtron.errors import UserError, cause_of
 
 if TYPE_CHECKING:
     from hybridtron.training.config import RunConfig
@@ -40,6 +41,7 @@ def run(options: argparse.Namespace) -> int:
     size_name = "nproc" if environment.world_size == 1 else f"processes of {environment.launcher}"
     if _is_finished(options, config, environment.world_size, size_name, report=environment.rank == 0):
         return 0
+    from hybridtron.distributed.groups import is_lost_process
     from hybridtron.training.loop import TrainingStopped
     from hybridtron.training.run import train
 
@@ -48,6 +50,12 @@ def run(options: argparse.Namespace) -> int:
     except TrainingStopped as error:
         if is_reporting_process():
             print(f"hybridtron: stopped: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        if LAUNCHER not in os.environ:  # which says what happened to that one
+            print(f"hybridtron: stopped: another process of the run is gone: {cause_of(error)}", file=sys.stderr)
         return 1
     return 0
 
@@ -83,7 +91,7 @@ def _train_in_processes(options: argparse.Namespace, config: RunConfig) -> int:
     import torch
 
     from hybridtron.distributed.environment import read_environment
-    from hybridtron.distributed.launch import launch
+    from hybridtron.distributed.launch import launch, python_command
     from hybridtron.training.corpus import open_corpus
     from hybridtron.training.run_folder.folder import RunFolder
     from hybridtron.training.run_folder.resume import require_same_tokens
@@ -99,7 +107,7 @@ def _train_in_processes(options: argparse.Namespace, config: RunConfig) -> int:
     require_devices(options.nproc, torch.cuda.device_count() if torch.cuda.is_available() else None)
     require_memory(config, options.nproc)
     require_same_tokens(RunFolder(config.run_folder), open_corpus(config))
-    command = [sys.executable, "-m", "hybridtron", "train", str(options.config), *options.overrides]
+    command = python_command("train", str(options.config), *options.overrides)
     return launch(command + ["--resume"] * options.resume, options.nproc)
 
 

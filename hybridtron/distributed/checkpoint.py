@@ -5,35 +5,44 @@ A parameter that packs several parts is stored part by part under `name.part`, w
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing import serialization
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.common import TorchCommonSaveStrategy
 from torch import Tensor, nn
 
 from hybridtron.checkpoint_reader import loading
 from hybridtron.distributed import optimizer_state
 from hybridtron.distributed.engine import Engine
 from hybridtron.distributed.groups import ParallelContext
+from hybridtron.errors import cause_of
 from hybridtron.tensors import TensorSpec
 
 logger = logging.getLogger(__name__)
 
 
 def save(folder: Path, engine: Engine) -> None:
-    """Write parameters and optimizer state into the existing, empty folder; every process calls this."""
+    """Write parameters and optimizer state into the existing, empty folder; every process calls this.
+
+    Where a file cannot be written, an exception says so in the process that wrote it, and none waits for another.
+    """
     _write_in_this_process()
     chunks = _sharded_chunks(engine.chunks, engine.specs, engine.parallel_context)
     optimizer = optimizer_state.sharded_state(engine.optimizer, _flat(chunks), loading=False)
     updates = optimizer_state.updates(engine.optimizer)
-    dist_checkpointing.save(chunks | {"optimizer": optimizer, "optimizer_updates": updates}, str(folder))
+    with _raising_at_the_end():
+        dist_checkpointing.save(chunks | {"optimizer": optimizer, "optimizer_updates": updates}, str(folder))
     dist.barrier()
     logger.debug("saved %s", folder)
 
@@ -63,6 +72,36 @@ def _write_in_this_process() -> None:
     filesystem_async.FileSystemWriterAsync.write_preloaded_data_multiproc = staticmethod(_write_buckets)
 
 
+@contextlib.contextmanager
+def _raising_at_the_end() -> Iterator[None]:
+    """Let the first process raise, only where the block ends, what goes wrong with the files that it alone writes.
+
+    Raised where it happens, it would leave the other processes waiting at megatron-core's next collective.
+    """
+    failures: list[Exception] = []
+
+    def deferred(write: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> None:
+            try:
+                write(*arguments)
+            except (OSError, RuntimeError) as error:
+                failures.append(error)
+
+        return call
+
+    writers = (
+        (TorchCommonSaveStrategy, "save_common"),
+        (filesystem_async.FileSystemWriterAsync, "finish"),
+        (serialization, "save_config"),
+    )
+    with contextlib.ExitStack() as patched:
+        for owner, name in writers:
+            patched.enter_context(patch.object(owner, name, deferred(getattr(owner, name))))
+        yield
+    if failures:
+        raise failures[0]
+
+
 def _write_buckets(
     transforms: list[Any], use_msc: bool, rank: int, buckets: Sequence[Any], results: queue.Queue[Any]
 ) -> None:
@@ -77,7 +116,7 @@ def _write_buckets(
         )
         _, written_files = answers.get()
         if isinstance(written_files, Exception):
-            results.put(written_files)
+            results.put(OSError(0, cause_of(written_files)))  # the cause is lost where exceptions are gathered
             return
         written[index] = written_files
     results.put(written)

@@ -8,7 +8,7 @@ function of each position, or in a stage before the last what the next stage is 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -24,10 +24,12 @@ from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from hybridtron.distributed.config import ParallelConfig, PrecisionConfig
 from hybridtron.distributed.expert_load import ExpertLoads, fractions
 from hybridtron.distributed.groups import ParallelContext
+from hybridtron.errors import UserError, cause_of
 from hybridtron.ops.moe.attached_loss import attached_losses_scale
 from hybridtron.tensors import TensorSpec
 
@@ -187,6 +189,17 @@ class Engine:
         value = torch.tensor(mine, device=self.parallel_context.device)
         dist.all_reduce(value, dist.ReduceOp.MAX)
         return int(value)
+
+    def first_failure(self, action: Callable[[], object]) -> str | None:
+        """Call an action in every process; return in all of them why it failed in the first where it did, or None."""
+        failure = None
+        try:
+            action()
+        except (OSError, RuntimeError, UserError, CheckpointException) as error:
+            failure = cause_of(error)
+        failures: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(failures, failure)
+        return next((text for text in failures if text is not None), None)
 
     def _run(self, micro_batches: Sequence[MicroBatch], forward_only: bool) -> list[Tensor]:
         """Run the schedule; return the losses [b] of each micro-batch in the last stage, no losses in others."""

@@ -77,6 +77,11 @@ def process_groups(parallel: ParallelConfig, environment: Environment) -> Iterat
             gc.collect()  # an engine refers to itself; gloo's threads run, and spin, until it and its groups are gone
 
 
+def is_lost_process(error: RuntimeError) -> bool:
+    """Return whether an exception says that another process of the run is gone."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
 def require_no_process_groups() -> None:
     """Raise UserError where torch.distributed is initialised in this process."""
     if dist.is_initialized():

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import os
 import signal
+import site
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-GRACE_SECONDS = 30.0
-
-logger = logging.getLogger(__name__)
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+GRACE_SECONDS = 30.0  # for the others to end by themselves, after one failed
+GRACE_AFTER_KILL_SECONDS = 5.0  # after one was killed; they have lost what they were doing
 
 
 def launch(command: Sequence[str], num_processes: int) -> int:
@@ -26,10 +27,13 @@ def launch(command: Sequence[str], num_processes: int) -> int:
     terminal reaches it once, through this process. Rank 0 shares the terminal; the others' output is errors only.
     """
     with tempfile.TemporaryDirectory(prefix="hybridtron-") as folder:
-        processes = [_start(command, rank, num_processes, Path(folder)) for rank in range(num_processes)]
-        previous = {number: signal.signal(number, _forward(processes)) for number in SIGNALS}
+        processes: list[subprocess.Popen[bytes]] = []
+        forwarded: set[int] = set()
+        previous = {number: signal.signal(number, _forward(processes, forwarded)) for number in caught_signals()}
         try:
-            return _wait(processes)
+            for rank in range(num_processes):
+                processes.append(_start(command, rank, num_processes, Path(folder)))
+            return _wait(processes, forwarded)
         finally:
             for process in processes:
                 if process.poll() is None:
@@ -42,6 +46,7 @@ def launch(command: Sequence[str], num_processes: int) -> int:
 def _start(command: Sequence[str], rank: int, num_processes: int, folder: Path) -> subprocess.Popen[bytes]:
     env = {
         **os.environ,
+        "PYTHONPATH": _search_path(),
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(num_processes),
@@ -54,15 +59,37 @@ def _start(command: Sequence[str], rank: int, num_processes: int, folder: Path) 
     return subprocess.Popen(command, env=env, stdout=output, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
+def _search_path() -> str:
+    """Return PYTHONPATH for a rank: without entries that mean the current folder, with that of a checkout of this."""
+    given = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    root = str(Path(__file__).parents[2])
+    installed = root in (sysconfig.get_path("purelib"), site.getusersitepackages())
+    return os.pathsep.join(given if installed else [*given, root])
+
+
 def _usable_cores() -> int:
     """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _forward(processes: Sequence[subprocess.Popen[bytes]]) -> Callable[[int, FrameType | None], None]:
+def python_command(*arguments: str) -> list[str]:
+    """Return the command line of a process of this program, which imports nothing from the current folder."""
+    return [sys.executable, "-P", "-m", "hybridtron", *arguments]
+
+
+def caught_signals() -> list[signal.Signals]:
+    """Return the signals that end a run, without a SIGHUP that nohup has told this process to ignore."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
+
+
+def _forward(
+    processes: Sequence[subprocess.Popen[bytes]], forwarded: set[int]
+) -> Callable[[int, FrameType | None], None]:
     """Make a handler that passes a signal on to the running processes."""
 
     def handler(number: int, frame: FrameType | None) -> None:
+        forwarded.add(number)
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
@@ -70,7 +97,7 @@ def _forward(processes: Sequence[subprocess.Popen[bytes]]) -> Callable[[int, Fra
     return handler
 
 
-def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
+def _wait(processes: list[subprocess.Popen[bytes]], forwarded: set[int]) -> int:
     """Wait for all; after a failure end the others, which may hang on a collective, when a grace period is over."""
     running, code, deadline = list(processes), 0, float("inf")
     while running:
@@ -82,8 +109,15 @@ def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
                     process.kill()
                 continue
             running.remove(process)
-            if result:
-                logger.info("rank %d ended with %d", processes.index(process), result)
             if result and not code:
-                code, deadline = (result if result > 0 else 128 - result), time.monotonic() + GRACE_SECONDS
+                grace = GRACE_SECONDS if result > 0 else GRACE_AFTER_KILL_SECONDS
+                code, deadline = (result if result > 0 else 128 - result), time.monotonic() + grace
+                if result < 0 and -result not in forwarded:
+                    _report(f"rank {processes.index(process)} was killed (signal {-result})")
     return code
+
+
+def _report(text: str) -> None:
+    """Print a line, also where the terminal is gone."""
+    with contextlib.suppress(OSError):
+        print(f"hybridtron: {text}", file=sys.stderr, flush=True)

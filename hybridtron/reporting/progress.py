@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -13,11 +14,26 @@ from hybridtron.errors import with_caller_names
 from hybridtron.reporting.numbers import duration
 
 
+class _Console(Console):
+    """Console that prints nothing more once its terminal, or the reader of its pipe, is gone."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on without output; what else writes to standard error finds a file that takes everything."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError:
+            self.on_broken_pipe()
+
+
 class ProgressView:
     """A bar for each running task on a terminal; elsewhere a line for each task at most every so many seconds."""
 
     def __init__(self, quiet: bool = False, seconds_between_lines: float = 60) -> None:
-        self.console = Console(stderr=True, highlight=False, quiet=quiet)
+        self.console = _Console(stderr=True, highlight=False, quiet=quiet)
         self.seconds_between_lines = seconds_between_lines
         self.bars: Progress | None = None
         self.tasks: dict[str, TaskID] = {}

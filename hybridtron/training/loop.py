@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hybridtron.data.batches import eval_batches, global_batch
 from hybridtron.distributed.groups import ParallelContext
+from hybridtron.errors import cause_of
 from hybridtron.training.build import build_engine
-from hybridtron.training.callbacks.base import Callback, Row, StopTraining, TrainContext
+from hybridtron.training.callbacks.base import Callback, FileWriter, Row, StopTraining, TrainContext
 from hybridtron.training.config import RunConfig
 from hybridtron.training.corpus import Corpus
 from hybridtron.training.lr_schedule import learning_rate
@@ -27,7 +29,7 @@ STOPPED_BY_CALLBACK = 1000  # above every signal number
 
 
 class TrainingStopped(Exception):
-    """Too many steps in a row had a non-finite loss or gradient."""
+    """Too many steps in a row had a non-finite loss or gradient, or the last checkpoint could not be written."""
 
 
 class Trainer:
@@ -49,6 +51,7 @@ class Trainer:
         self.valid_loss: float | None = None
         self.evaluated_at = -1  # step
         self.stop_raised = False
+        self.failed_writers: list[Callback] = []
 
     def run(self, signal_number: Callable[[], int] = lambda: 0) -> bool:
         """Train to the last step; return False where a signal ended the run before it.
@@ -59,7 +62,7 @@ class Trainer:
         steps, save_every = self.config.train.steps, self.config.checkpoint.save_every
         with contextlib.ExitStack() as at_the_end:
             for callback in self.callbacks:
-                at_the_end.callback(callback.close)
+                at_the_end.callback(self._write, callback, callback.close)
                 self._call(lambda each, context: each.on_train_start(context), [callback])
             stop = self._stop_reason()
             throughput = Throughput(self.config, self.parallel_context)
@@ -70,7 +73,7 @@ class Trainer:
                     raise TrainingStopped(self._skipped())
                 step = self.state.step
                 if stop or step == steps or (save_every and step % save_every == 0):
-                    self._save()
+                    self._save(is_last=bool(stop) or step == steps)
                     stop = stop or self._stop_reason()
                 throughput.start()
             if 0 < stop < STOPPED_BY_CALLBACK and self.state.step < steps:
@@ -105,10 +108,22 @@ class Trainer:
         )
         for callback in callbacks:
             try:
-                method(callback, context)
+                self._write(callback, partial(method, callback, context))
             except StopTraining as reason:
                 self.stop_raised = True
                 self.print_line(f"stopped by {type(callback).__name__} at step {self.state.step}: {reason}")
+
+    def _write(self, callback: Callback, call: Callable[[], None]) -> None:
+        """Make a call of a callback, whose failure to write a file that training can do without is said once."""
+        try:
+            call()
+        except OSError as error:
+            if not isinstance(callback, FileWriter):
+                raise
+            if callback not in self.failed_writers:
+                self.failed_writers.append(callback)
+                name = type(callback).__name__
+                self.print_line(f"step {self.state.step}: {name}: not written: {cause_of(error)}; training goes on")
 
     def _step(self, throughput: Throughput) -> None:
         """Update, evaluate where that is due, and pass the metrics to the callbacks."""
@@ -182,24 +197,34 @@ class Trainer:
             row["valid_bits_per_byte"] = self.corpus.held_out.bits_per_byte(self.valid_loss)
         return row
 
-    def _save(self) -> None:
-        """Write a checkpoint and point `latest` at it."""
+    def _save(self, is_last: bool) -> None:
+        """Write a checkpoint and point `latest` at it. Where that fails, say so and go on, or raise for the last one.
+
+        Raises TrainingStopped.
+        """
         if self.folder is None:
             return
         from hybridtron.distributed import checkpoint as checkpoints
 
+        folder, state = self.folder, self.state
         is_main = self.parallel_context.is_main
         attempt = self.engine.largest(os.getpid() if is_main else 0)
-        partial = self.folder.partial_checkpoint(self.state.step, attempt)
+        draft = folder.partial_checkpoint(state.step, attempt)
+        keep_last = self.config.checkpoint.keep_last
+        failure = (
+            self.engine.first_failure(lambda: draft.mkdir() if is_main else None)
+            or self.engine.first_failure(lambda: checkpoints.save(draft, self.engine))
+            or self.engine.first_failure(lambda: folder.finish_checkpoint(draft, state, keep_last) if is_main else None)
+        )  # no process goes on, or ends, before the checkpoint is complete
+        if failure is None:
+            self._call(lambda callback, context: callback.on_save(context, folder.checkpoint(state.step)))
+            return
         if is_main:
-            partial.mkdir()
-        self.engine.agree(True)  # the folder is there
-        checkpoints.save(partial, self.engine)
-        checkpoint: Path = self.folder.checkpoint(self.state.step)
-        if is_main:
-            self.folder.finish_checkpoint(partial, self.state, self.config.checkpoint.keep_last)
-        self.engine.agree(True)  # no process goes on, or ends, before the checkpoint is complete
-        self._call(lambda callback, context: callback.on_save(context, checkpoint))
+            shutil.rmtree(draft, ignore_errors=True)
+        refusal = f"step {state.step}: the checkpoint was not saved: {failure}"
+        if is_last:
+            raise TrainingStopped(refusal)
+        self.print_line(f"{refusal}; training goes on")
 
     def _skipped(self) -> str:
         """Return the message about too many skipped steps."""

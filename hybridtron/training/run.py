@@ -11,7 +11,7 @@ from typing import Any
 from hybridtron.config.nearest import one_of
 from hybridtron.distributed.environment import Environment
 from hybridtron.distributed.groups import process_groups
-from hybridtron.errors import UserError
+from hybridtron.errors import UserError, cause_of
 from hybridtron.training.build import describe_stages
 from hybridtron.training.callbacks.base import Callback, Row
 from hybridtron.training.callbacks.closing_report import ClosingReport
@@ -75,10 +75,11 @@ def train(config: RunConfig, environment: Environment, resume: bool = False, cal
         try:
             _begin(trainer, folder, start)
             trainer.run(lambda: stop.number)
-        except TrainingStopped as error:
+        except (TrainingStopped, OSError) as error:
             latest = folder.latest_checkpoint() if is_main else None
             kept = f"{latest} is intact" if latest else "there is no checkpoint yet"
-            raise TrainingStopped(f"{error}; {kept}") from None
+            cause = cause_of(error) if isinstance(error, OSError) else str(error)
+            raise TrainingStopped(f"{cause}; {kept}") from None
         finally:
             folder.unlock()
     return Run(folder.path, report.summary)
@@ -119,9 +120,17 @@ def _begin(trainer: Trainer, folder: RunFolder, start: Start) -> None:
             checkpoints.load(start.checkpoint, trainer.engine)
     _claim(trainer, folder)
     trains = start.state.step < config.train.steps
-    if trainer.parallel_context.is_main and trains:
+
+    def write() -> None:
+        if moved := folder.set_aside(start.state.step):
+            names = ", ".join(path.name for path in moved)
+            trainer.print_line(f"moved into {folder.abandoned}, since the run goes on from before them: {names}")
         record_changes(folder, start.changes, start.state.step + 1)
         folder.create(config, environment_info(config, trainer.parallel_context, trainer.corpus))
+
+    writes = trainer.parallel_context.is_main and trains
+    if failure := trainer.engine.first_failure(write if writes else lambda: None):
+        raise TrainingStopped(f"run folder {folder.path}: cannot be written to: {failure}")
     if config.parallel.num_stages > 1:
         trainer.print_line(describe_stages(config))
     if start.checkpoint:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-from hybridtron.distributed.launch import SIGNALS
+from hybridtron.distributed.launch import caught_signals
 from hybridtron.errors import with_caller_names
 
 # A scheduler that signals every process of a job reaches a rank directly and through its launcher.
@@ -45,12 +45,12 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_requests(prints: bool = True) -> Iterator[StopRequest]:
-    """Catch SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 while the block runs; one of several processes `prints`."""
+    """Catch SIGTERM, SIGHUP, SIGINT, SIGUSR1 and SIGUSR2 while the block runs; one of several processes `prints`."""
     request = StopRequest(prints)
     if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
         yield request
         return
-    previous = {number: signal.signal(number, request.receive) for number in SIGNALS}
+    previous = {number: signal.signal(number, request.receive) for number in caught_signals()}
     try:
         yield request
     finally:

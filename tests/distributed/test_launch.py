@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from hybridtron.distributed.launch import launch
-from tests.conftest import environment
+from hybridtron.distributed.launch import caught_signals, launch, python_command
+from tests.conftest import ROOT, environment
 
 SAY_RANK = "import os, pathlib; pathlib.Path(os.environ['RANK']).write_text(os.environ['WORLD_SIZE'])"
 
@@ -27,6 +27,32 @@ def test_a_rank_that_waits_for_a_failed_one_is_ended(monkeypatch):
     monkeypatch.setattr("hybridtron.distributed.launch.GRACE_SECONDS", 0.2)
     script = "import os, sys, signal; sys.exit(3) if os.environ['RANK'] == '1' else signal.pause()"
     assert launch([sys.executable, "-c", script], 2) == 3
+
+
+def test_a_killed_rank_is_named_and_the_others_end_soon(monkeypatch, capfd):
+    monkeypatch.setattr("hybridtron.distributed.launch.GRACE_AFTER_KILL_SECONDS", 0.2)
+    script = "import os, signal; os.kill(os.getpid(), 9) if os.environ['RANK'] == '1' else signal.pause()"
+    assert launch([sys.executable, "-c", script], 2) == 128 + signal.SIGKILL
+    assert capfd.readouterr().err == "hybridtron: rank 1 was killed (signal 9)\n"
+
+
+def test_ranks_import_nothing_from_the_current_folder(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    for name in ("yaml", "argparse", "torch"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('from the current folder')")
+    for path in ("", f"{os.pathsep}/nowhere{os.pathsep}", str(ROOT)):
+        monkeypatch.setenv("PYTHONPATH", path)
+        assert launch(python_command("describe", str(ROOT / "configs/runs/quickstart.yaml"), "--json"), 1) == 0
+    assert "from the current folder" not in capfd.readouterr().err
+
+
+def test_a_hang_up_ends_a_run_unless_it_is_to_be_ignored():
+    assert signal.SIGHUP in caught_signals()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert signal.SIGHUP not in caught_signals()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 RELAY = """

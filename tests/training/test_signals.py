@@ -47,7 +47,7 @@ def assert_saved_at_last_step(run):
     assert state["step"] == rows[-1]["step"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
 def test_one_process(endless, tiny, number):
     process = endless()
     process.send_signal(number)

@@ -65,3 +65,7 @@ class Callback:
 
     def close(self) -> None:
         """Release files and terminals. Called last where `on_train_start` was, also after an error."""
+
+
+class FileWriter(Callback):
+    """Callback whose files training can do without: an OSError of its methods is printed once, and training goes on."""

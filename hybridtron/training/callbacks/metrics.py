@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 from pathlib import Path
 
 from hybridtron.files import append_rows, open_rows, read_lines, read_plain, replace_file
-from hybridtron.training.callbacks.base import Callback, Row, TrainContext
+from hybridtron.training.callbacks.base import FileWriter, Row, TrainContext
 
 
-class MetricsFile(Callback):
+class MetricsFile(FileWriter):
     """Append a row per logged step. A resumed run first drops the rows after the step it resumes from."""
 
     def __init__(self, file: Path) -> None:
@@ -40,7 +41,12 @@ class MetricsFile(Callback):
     def _append(self, row: Row) -> None:
         if self.stream:
             finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-            append_rows(self.stream, [finite], sync=False)
+            end = self.stream.seek(0, os.SEEK_END)
+            try:
+                append_rows(self.stream, [finite], sync=False)
+            except OSError:  # a full disk took the beginning of the row, which the next one would follow
+                self.stream.truncate(end)
+                raise
 
     def close(self) -> None:
         """Close the file."""

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hybridtron.files import replace_file
-from hybridtron.training.callbacks.base import Callback, Row, TrainContext
+from hybridtron.training.callbacks.base import FileWriter, Row, TrainContext
 from hybridtron.training.callbacks.metrics import read_metrics
 
 
-class LossPlot(Callback):
+class LossPlot(FileWriter):
     """Draw the loss curve of a metrics file."""
 
     def __init__(self, metrics_file: Path, file: Path) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hybridtron.training.callbacks.base import Callback, Row, TrainContext
+from hybridtron.training.callbacks.base import FileWriter, Row, TrainContext
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-class TensorBoard(Callback):
+class TensorBoard(FileWriter):
     """Write events into `folder`. A resumed run hides the events after the step it resumes from."""
 
     def __init__(self, folder: Path) -> None:
@@ -24,6 +26,7 @@ class TensorBoard(Callback):
         """Open the event file."""
         from torch.utils.tensorboard import SummaryWriter
 
+        _silence_writer_thread()
         step = context.state.step
         self.writer = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
 
@@ -37,6 +40,20 @@ class TensorBoard(Callback):
         """Close the event file."""
         if self.writer:
             self.writer.close()
+
+
+@functools.cache
+def _silence_writer_thread() -> None:
+    """Let TensorBoard's writing thread print no traceback; the next call of its writer raises the exception."""
+    from tensorboard.summary.writer import event_file_writer
+
+    run = event_file_writer._AsyncWriterThread.run
+
+    def run_silently(thread: Any) -> None:
+        with contextlib.suppress(OSError):
+            run(thread)
+
+    event_file_writer._AsyncWriterThread.run = run_silently
 
 
 def scalars(row: Row) -> Iterator[tuple[str, float]]:

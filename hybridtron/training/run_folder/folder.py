@@ -1,16 +1,19 @@
 """A run on disk: config, metrics and checkpoints, and how each survives a kill at any moment.
 
     config.yaml   environment.json  metrics.jsonl   changes.jsonl  tensorboard/  loss.png
-    summary.json  step_00000100/    latest
+    summary.json  step_00000100/    latest          abandoned/
 
 A checkpoint is written into `step_N.partial-*`, renamed when whole, and only then named by `latest`, which is replaced
-atomically: whatever `latest` names is complete.
+atomically: whatever `latest` names is complete. A run that goes on from an older checkpoint moves those beyond it into
+abandoned/; to use one again, move it back and write its name into `latest`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -25,6 +28,8 @@ from hybridtron.errors import UserError
 from hybridtron.files import lock, open_to_write, read_plain, remove_folder, replace_file, require_folder, require_plain
 from hybridtron.training.config import RunConfig
 
+logger = logging.getLogger(__name__)
+
 PARTIAL = ".partial"
 LOCK = ".lock"
 FILES = (
@@ -37,7 +42,7 @@ FILES = (
     "latest",
     LOCK,
 )
-FOLDERS = ("tensorboard", "wandb")
+FOLDERS = ("tensorboard", "wandb", "abandoned")
 NAME = "step_[0-9]{8}"  # of a checkpoint
 
 
@@ -74,6 +79,10 @@ class RunFolder:
     @property
     def summary_file(self) -> Path:
         return self.path / "summary.json"
+
+    @property
+    def abandoned(self) -> Path:
+        return self.path / "abandoned"
 
     def require_unused(self) -> None:
         """Raise UserError where the folder holds anything but a lock."""
@@ -117,6 +126,20 @@ class RunFolder:
         """Release the lock, if this object has it."""
         if file := self.__dict__.pop("_lock_file", None):
             file.close()
+
+    def set_aside(self, step: int) -> list[Path]:
+        """Move the checkpoints beyond a step, from which a run goes on another way, into abandoned/; return them there.
+
+        There they are in the way of nothing: neither `latest`, when it is lost, nor keep_last counts them.
+        """
+        beyond = [path for path in self.path.glob("step_" + "[0-9]" * 8) if path.name > self.checkpoint(step).name]
+        moved = []
+        for path in sorted(beyond):
+            self.abandoned.mkdir(exist_ok=True)
+            names = itertools.chain([path.name], (f"{path.name}.{number}" for number in itertools.count(2)))
+            moved.append(next(self.abandoned / name for name in names if not os.path.lexists(self.abandoned / name)))
+            os.replace(path, moved[-1])
+        return moved
 
     def create(self, config: RunConfig, environment: dict[str, Any]) -> None:
         """Write config.yaml and environment.json, and delete partial checkpoints of a killed run."""
@@ -176,7 +199,10 @@ class RunFolder:
         if keep_last:
             for old in self.checkpoints()[:-keep_last]:
                 if old != final:
-                    remove_folder(old)
+                    try:
+                        remove_folder(old)
+                    except OSError as error:
+                        logger.warning("%s: cannot be deleted: %s", old, error.strerror)
         return final
 
 

@@ -158,6 +158,39 @@ def test_without_latest_the_last_whole_checkpoint_counts(folder):
     assert (folder / "run" / "step_00000004").is_dir()
 
 
+def names(folder):
+    return sorted(path.name for path in folder.iterdir() if path.name.startswith("step_"))
+
+
+def test_checkpoints_beyond_the_one_that_a_run_goes_back_to_are_set_aside(folder, capsys):
+    run = folder / "run"
+    resume = ["train", "tiny.yaml", "optimizer.lr=1e-4", "--resume"]
+    (run / "latest").write_text("step_00000004\n")
+    assert main([*resume, "train.steps=5", "checkpoint.keep_last=2"]) == 0
+    assert "moved into run/abandoned, since the run goes on from before them: step_00000008" in capsys.readouterr().err
+    assert names(run) == ["step_00000004", "step_00000005"]
+    assert names(run / "abandoned") == ["step_00000008"]
+    (run / "latest").unlink()
+    assert main([*resume, "train.steps=8", "checkpoint.save_every=0"]) == 0
+    assert "resumed from run/step_00000005 at step 5" in capsys.readouterr().err
+    (run / "latest").write_text("step_00000005\n")
+    assert main([*resume, "train.steps=6"]) == 0
+    assert names(run / "abandoned") == ["step_00000008", "step_00000008.2"]
+    assert steps(folder) == [1, 2, 3, 4, 5, 6]
+    for moved in (run / "abandoned").iterdir():
+        assert (moved / ".metadata").is_file()
+
+
+def test_an_abandoned_checkpoint_can_be_taken_up_again(folder):
+    run = folder / "run"
+    (run / "latest").write_text("step_00000004\n")
+    assert main(["train", "tiny.yaml", "train.steps=5", "--resume"]) == 0
+    shutil.move(run / "abandoned" / "step_00000008", run)
+    (run / "latest").write_text("step_00000008\n")
+    assert main(["train", "tiny.yaml", "train.steps=9", "--resume"]) == 0
+    assert (run / "latest").read_text() == "step_00000009\n"
+
+
 def test_damaged_rows_of_metrics_cost_only_themselves(folder):
     file = folder / "run" / "metrics.jsonl"
     rows = file.read_text().splitlines()
