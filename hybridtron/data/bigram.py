@@ -10,6 +10,7 @@ from hybridtron.data.dataset import TokenDataset
 from hybridtron.data.indexed_format import check
 from hybridtron.errors import UserError
 
+LARGEST_VOCABULARY = 1024  # of a useful yardstick: beyond it most pairs are too rare
 DENSE_PAIRS = 1 << 24  # up to this many possible pairs are counted in a table, more by sorting
 MAX_FIT_TOKENS = 1 << 26  # a larger corpus is represented by its first tokens
 BLOCK = 1 << 22

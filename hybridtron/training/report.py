@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from hybridtron.data.bigram import LARGEST_VOCABULARY
 from hybridtron.training.config import RunConfig
 from hybridtron.training.run_folder.folder import RunFolder
 from hybridtron.training.run_folder.resume import Start
@@ -13,8 +14,10 @@ from hybridtron.training.run_folder.resume import Start
 def print_summary(summary: Mapping[str, Any], folder: RunFolder, print_line: Callable[[str], None]) -> None:
     """Print held-out bits per byte beside a bigram model's, the sample, and the paths of the run and its plot."""
     bits, bigram = summary.get("valid_bits_per_byte"), summary.get("bigram_bits_per_byte")
-    if bits is not None and bigram is not None:
-        print_line(f"held-out text: {bits:.3f} bits per byte; a bigram model of the same training text: {bigram:.3f}")
+    if bits is not None:
+        absent = f"not fitted to vocabularies above {LARGEST_VOCABULARY:,} tokens, whose pairs are too rare"
+        compared = absent if bigram is None else f"{bigram:.3f}"
+        print_line(f"held-out text: {bits:.3f} bits per byte; a bigram model of the same training text: {compared}")
     if summary.get("sample") is not None:
         print_line(f"sample after {summary.get('sample_prompt')!r}:\n{summary['sample']}")
     print_line(f"run folder {folder.path}, plot {folder.plot_file}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hybridtron.data.bigram import bigram_bits_per_byte, fit_bigram
+from hybridtron.data.bigram import LARGEST_VOCABULARY, bigram_bits_per_byte, fit_bigram
 from hybridtron.data.tokenizer import Tokenizer
 from hybridtron.data.tokenizer import load as load_tokenizer
 from hybridtron.files import replace_file
@@ -21,7 +21,6 @@ from hybridtron.training.report import print_summary
 from hybridtron.training.run_folder.folder import RunFolder
 
 PROMPT_TOKENS = 32
-LARGEST_BIGRAM_VOCABULARY = 1024  # beyond this a table of pairs is too sparse to compare with
 
 
 class ClosingReport(Callback):
@@ -88,7 +87,7 @@ def _prompt(corpus: Corpus, tokenizer: Tokenizer) -> str:
 def _bigram(config: RunConfig, corpus: Corpus) -> float | None:
     """Return the bits per byte of a bigram model of the training tokens on the held-out tokens, if they are known."""
     held_out = corpus.held_out
-    if held_out is None or held_out.bytes_per_token is None or config.model.vocab_size > LARGEST_BIGRAM_VOCABULARY:
+    if held_out is None or held_out.bytes_per_token is None or config.model.vocab_size > LARGEST_VOCABULARY:
         return None
     table = fit_bigram(corpus.train_prefix, config.model.vocab_size)
     return bigram_bits_per_byte(table, held_out.tokens, held_out.sequences, held_out.bytes_per_token)
