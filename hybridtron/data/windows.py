@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
 
 WINDOW = 1 << 17  # characters
-OVERLAP = 1 << 12  # characters: so many settle a window's start, as many are compared with the window before
-MIN_COMPARED = 8  # tokens
+OVERLAP = 1 << 12  # characters before a boundary and behind it that two windows share
+MIN_TOKENS = 8  # in each of these parts
 
 
 class _Tokens(NamedTuple):
@@ -60,7 +60,7 @@ def encode_in_windows(
             yield ids[first:]
             return
         lead, cut, stop = (int(np.searchsorted(starts, len(text) - n)) for n in (2 * overlap, overlap, overlap // 2))
-        if stop - cut < MIN_COMPARED or lead < first or (np.diff(starts) < 0).any():
+        if min(cut - lead, stop - cut) < MIN_TOKENS or lead < first or (np.diff(starts) < 0).any():
             size, before, settled = 2 * len(text), None, settled[:0]
             continue
         origin = int(starts[lead])

@@ -292,6 +292,13 @@ if __name__ == "__main__":
 """
 
 
+def runs(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 @pytest.fixture
 def interrupted(tmp_path):
     """A preparation in another process, killed when three of its shards were finished."""
@@ -304,7 +311,7 @@ def interrupted(tmp_path):
             prepare(find_sources([source]), tmp_path / "out", shard_bytes=20_000)
         process.kill()
     deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in workers):
+    while any(map(runs, workers)):
         assert time.monotonic() < deadline, "workers outlive the process that started them"
     return source, tmp_path / "out"
 
