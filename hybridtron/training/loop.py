@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from hybridtron.data.batches import eval_batches, global_batch
@@ -52,6 +54,7 @@ class Trainer:
         self.evaluated_at = -1  # step
         self.stop_raised = False
         self.failed_writers: list[Callback] = []
+        self.losses: list[float] = []  # of the steps since the last logged one
 
     def run(self, signal_number: Callable[[], int] = lambda: 0) -> bool:
         """Train to the last step; return False where a signal ended the run before it.
@@ -129,6 +132,7 @@ class Trainer:
         """Update, evaluate where that is due, and pass the metrics to the callbacks."""
         self._call(lambda callback, context: callback.before_step(context))
         result, lr = self._update()
+        self.losses.append(result.loss)
         throughput.stop(self.config.tokens_per_step)
         step, train = self.state.step, self.config.train
         due = step == train.steps or (train.eval_every and step % train.eval_every == 0)
@@ -140,6 +144,7 @@ class Trainer:
         self._call(lambda callback, context: callback.after_step(context, row, logged))
         if logged:
             throughput.reset()
+            self.losses.clear()
 
     def _update(self) -> tuple[StepResult, float]:
         """Train on the next batch; return the result and the learning rate."""
@@ -180,10 +185,12 @@ class Trainer:
 
     def _row(self, result: StepResult, lr: float, throughput: Throughput, evaluated: bool) -> Row:
         """Return the metrics of the step that was just trained."""
+        finite = [loss for loss in self.losses if math.isfinite(loss)]
         row: dict[str, Any] = {
             "step": self.state.step,
             "tokens": self.state.tokens,
-            "loss": result.loss,
+            "loss": fmean(finite) if finite else result.loss,
+            "step_loss": result.loss,
             "lr": lr,
             "grad_norm": result.grad_norm,
             **throughput.row(),

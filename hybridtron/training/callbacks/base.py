@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hybridtron.training.corpus import Corpus
     from hybridtron.training.run_folder.folder import RunFolder, TrainState
 
-Row = dict[str, Any]  # metrics of one step: step, tokens, loss, lr, grad_norm, tokens_per_s, ...
+Row = dict[str, Any]  # metrics of one step: step, tokens, loss, step_loss, lr, grad_norm, tokens_per_s, ...
 
 
 class StopTraining(Exception):
@@ -51,7 +51,9 @@ class Callback:
         """Receive the metrics of every step, after its evaluation if one was due.
 
         `logged` is true for the steps that metrics.jsonl records: every train.log_every steps, the first and the last,
-        evaluations and skipped updates. `tokens_per_s` is measured since the last such step.
+        evaluations and skipped updates. `loss` is the mean over the steps since the last such step, as far as their
+        losses are finite, and `tokens_per_s` is measured since then; a resumed run begins anew with both. `step_loss`
+        is the loss of this step alone.
         """
 
     def on_evaluation(self, context: TrainContext) -> None:

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one row for each logged step."""
+"""metrics.jsonl: one row for each logged step. `loss` is the mean since the row before, `step_loss` the step's own."""
 
 from __future__ import annotations
 

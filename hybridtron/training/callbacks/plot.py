@@ -23,7 +23,7 @@ class LossPlot(FileWriter):
 
 
 def plot_loss(rows: Iterable[Row], file: Path, title: str) -> None:
-    """Draw training loss of each logged step and held-out loss, against tokens."""
+    """Draw training loss, its mean between logged steps, and held-out loss, against tokens."""
     from matplotlib.figure import Figure
 
     rows = list(rows)

@@ -28,7 +28,7 @@ class ProgressBar(Callback):
             left = f"  {duration((steps - step) * config.tokens_per_step / rate)} left" if step < steps else ""
             self.view.update(config.name, step, steps, status, f"step {step}/{steps}  {status}{left}")
         if context.state.skipped_in_a_row:
-            self.print_line(f"step {step}: loss {row['loss']} or a gradient is not finite; the step is skipped")
+            self.print_line(f"step {step}: loss {row['step_loss']} or a gradient is not finite; the step is skipped")
         if "valid_loss" in row:
             bits = row["valid_bits_per_byte"]
             in_bits = "" if bits is None else f" = {bits:.3f} bits per byte"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+from statistics import fmean
 
 import pytest
 
 from hybridtron.config.load import load
+from hybridtron.distributed.engine import Engine, StepResult
 from hybridtron.distributed.environment import read_environment
 from hybridtron.training.callbacks import Callback, StopTraining
 from hybridtron.training.config import RunConfig
@@ -73,8 +76,21 @@ def test_a_callback_sees_every_step_and_metrics_jsonl_the_logged_ones(tiny):
     logged = [row for row, kept in zip(recorder.rows, recorder.logged, strict=True) if kept]
     assert [row["step"] for row in logged] == [1, 3, 6, 7]
     assert run.metrics == logged
+    own = [row["step_loss"] for row in recorder.rows]
+    assert [row["loss"] for row in logged] == [own[0], fmean(own[1:3]), fmean(own[3:6]), own[6]]
+    assert run.summary["loss"] == own[6]
     assert run.folder == config.run_folder
     assert run.summary == json.loads((run.folder / "summary.json").read_text())
+
+
+def test_a_loss_that_is_not_finite_is_left_out_of_the_logged_mean(tiny, monkeypatch):
+    losses = iter([6.0, 6.0, math.nan, 4.0, 2.0])
+    monkeypatch.setattr(Engine, "train_step", lambda *_: StepResult(loss := next(losses), 1.0, math.isfinite(loss)))
+    recorder = Recorder()
+    train_proxy(resolved(tiny, "train.steps=5", "train.log_every=5"), callbacks=[recorder])
+    assert recorder.logged == [True, False, True, False, True]  # the first, the skipped and the last one
+    assert [row["loss"] for row in recorder.rows] == [6.0, 6.0, 6.0, 4.0, 3.0]
+    assert math.isnan(recorder.rows[2]["step_loss"])
 
 
 def test_a_callback_ends_training_saved_and_reported_and_the_run_resumes(tiny, capfd):

@@ -13,7 +13,7 @@ def shown_of_a_run(visible, capsys):
     progress = ProgressBar(visible)
     progress.on_train_start(context)
     rate = config.tokens_per_step * (config.train.steps - 1) / 90  # 90 s are left after the first step
-    row = {"loss": 5.5, "tokens_per_s": rate}
+    row = {"loss": 5.5, "step_loss": 5.75, "tokens_per_s": rate}
     progress.after_step(context, {**row, "step": 1}, logged=True)
     progress.after_step(context, {**row, "step": 2}, logged=False)
     state.skipped_in_a_row = 1
@@ -29,7 +29,7 @@ def test_without_a_terminal_logged_steps_skipped_ones_and_evaluations_are_lines(
     steps, (first, skipped, last, held_out) = shown_of_a_run(True, capsys)
     assert first.startswith(f"step 1/{steps}  loss 5.5000  ")
     assert first.endswith(" tokens/s  1.5 min left")
-    assert skipped == "step 3: loss 5.5 or a gradient is not finite; the step is skipped"
+    assert skipped == "step 3: loss 5.75 or a gradient is not finite; the step is skipped"
     assert last == f"step {steps}/{steps}  loss 5.5000  5.2k tokens/s"
     assert held_out == f"step {steps}: held-out loss 2.5000 = 1.200 bits per byte"
 
