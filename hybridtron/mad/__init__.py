@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hybridtron.mad.models.finetune import from_trained
     from hybridtron.mad.models.iso_state import iso_state
     from hybridtron.mad.models.layers import LAYERS
+    from hybridtron.mad.models.module import from_module
     from hybridtron.mad.report.write import read_scores, write_report
     from hybridtron.mad.scoring.aggregate import scores
     from hybridtron.mad.scoring.results import read_rows
@@ -44,6 +45,7 @@ __all__ = [
     "chosen_settings",
     "from_layers",
     "from_model",
+    "from_module",
     "from_pattern",
     "from_trained",
     "generate",

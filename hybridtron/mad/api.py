@@ -7,8 +7,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from hybridtron.errors import UserError
 from hybridtron.mad.models.architecture import Architecture, from_layers, from_pattern
+from hybridtron.mad.models.candidate import Candidate
 from hybridtron.mad.models.iso_state import iso_state as with_iso_state
+from hybridtron.mad.models.module import Factory, ModuleCandidate, from_module, require_picklable
 from hybridtron.mad.report import write  # noqa: F401  # registers how a score is printed
 from hybridtron.mad.scoring.aggregate import renamed, scores
 from hybridtron.mad.scoring.score import Score
@@ -19,7 +22,7 @@ from hybridtron.mad.training.suite import Progress, chosen_settings, require_see
 
 
 def score(
-    pattern: str | Sequence[str] | Architecture,
+    pattern: str | Sequence[str] | Candidate | Factory,
     preset: str | Preset = "smoke",
     tasks: str | Sequence[str] | None = None,
     seeds: int | Sequence[int] = 1,
@@ -34,7 +37,8 @@ def score(
     """Train an architecture on MAD's tasks and return its score.
 
     Args:
-        pattern: layers of MAD as a pattern, such as `2*(mh-hyena swiglu)`, or as a list, or an Architecture.
+        pattern: layers of MAD as a pattern, such as `2*(mh-hyena swiglu)`, or as a list; an Architecture; or a factory
+            of any torch.nn.Module (`from_module`).
         preset: `paper`, `madlab`, `search`, `smoke`, or a Preset.
         tasks: names of tasks; by default all six.
         seeds: how many, from 0 on, or which.
@@ -52,23 +56,29 @@ def score(
         SuiteFailed: where a process died.
     """
     chosen = find_preset(preset, data=data)
-    architecture = _architecture(pattern, chosen.match_mad_lab)
+    candidate = _candidate(pattern, chosen.match_mad_lab)
     if iso_state:
-        architecture = with_iso_state(architecture)
+        if not isinstance(candidate, Architecture):
+            raise UserError("iso_state: is for layers of MAD; expected none with a module")
+        candidate = with_iso_state(candidate)
+    if processes > 1 and isinstance(candidate, ModuleCandidate):
+        require_picklable(candidate, processes)
     names = [tasks] if isinstance(tasks, str) else list(tasks or ())
     settings = chosen_settings(chosen, names, setting or {})
     seeds = require_seeds(seeds)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()) if out is None else out)
         rows = run_suite(
-            architecture, chosen, settings, seeds, folder,
+            candidate, chosen, settings, seeds, folder,
             processes=processes, device=device, on_unit=on_progress,
         )  # fmt: skip
     (found,) = scores(rows_of_call(rows, chosen, settings, seeds))
-    return renamed(found, architecture.name, architecture.notes)[0]
+    return renamed(found, candidate.name, candidate.notes)[0]
 
 
-def _architecture(pattern: str | Sequence[str] | Architecture, match_mad_lab: bool) -> Architecture:
-    if isinstance(pattern, Architecture):
+def _candidate(pattern: str | Sequence[str] | Candidate | Factory, match_mad_lab: bool) -> Candidate:
+    if isinstance(pattern, Candidate):
         return pattern
+    if callable(pattern):
+        return from_module(pattern)
     return from_pattern(pattern, match_mad_lab) if isinstance(pattern, str) else from_layers(pattern, match_mad_lab)

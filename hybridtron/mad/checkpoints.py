@@ -95,9 +95,8 @@ def score_checkpoints(
 
     Raises UserError for bad arguments and an `out` that cannot be used, SuiteFailed where a process died.
     """
-    chosen = find_preset(preset)
+    chosen, seeds = find_preset(preset), require_seeds(seeds)
     settings = chosen_settings(chosen, tasks, setting or {})
-    seeds = require_seeds(seeds)
     _require_mode(mode, depth, iso_state)
     require_usable(out / "report")
     unique, notices = _without_repeats(checkpoints, on_message)

@@ -11,7 +11,7 @@ from typing import Any
 from hybridtron.config.load import build
 from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
-from hybridtron.mad.models.candidate import Candidate
+from hybridtron.mad.models.candidate import ConfigCandidate
 from hybridtron.mad.models.layers import (
     ALIASES,
     LAYERS,
@@ -30,7 +30,7 @@ from hybridtron.pattern import Pattern, parse
 
 
 @dataclass(frozen=True)
-class Architecture(Candidate):
+class Architecture(ConfigCandidate):
     """`blocks` are as a config writes them, `notes` say how they came from something larger."""
 
     name: str

@@ -16,8 +16,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from hybridtron.config.load import build
-from hybridtron.mad.models.candidate import Candidate
+from hybridtron.mad.models.candidate import ConfigCandidate
 from hybridtron.mad.models.layers import map_mixers
+from hybridtron.mad.tasks.protocol import Task
 from hybridtron.mixers.registry import MIXERS
 from hybridtron.model.config import ModelConfig
 
@@ -27,7 +28,7 @@ _LAYERS = "layers."
 
 
 @dataclass(frozen=True)
-class TrainedLayers(Candidate):
+class TrainedLayers(ConfigCandidate):
     """`weights` are the trained parameters of the layers by name, in float32; `name` tells the mode too."""
 
     name: str
@@ -49,9 +50,9 @@ class TrainedLayers(Candidate):
         return build(mapping, ModelConfig)
 
     def start(
-        self, vocab_size: int, seq_len: int, autoencoder: bool, seed: int
+        self, chosen: Task, vocab_size: int, seq_len: int, seed: int
     ) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Tensor]]:
-        model, values, _ = super().start(vocab_size, seq_len, autoencoder, seed)
+        model, values, _ = super().start(chosen, vocab_size, seq_len, seed)
         if self.mode == "finetune":
             return model, values | self.weights, {}
         fresh = {name: value for name, value in values.items() if not name.startswith(_LAYERS)}

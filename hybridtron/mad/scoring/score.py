@@ -50,7 +50,7 @@ class Score(Shown):
     headline: str  # the accuracy that selects: micro or macro
     selected_on: str
     parameters: int
-    state_size: int
+    state_size: int | None  # None where it is not known, as of a module
     seeds: tuple[int, ...]
     tasks: dict[str, TaskScore]
     overall: dict[str, Estimate]

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
+from hybridtron.mad.models.module import ModuleModel, module_tensors
 from hybridtron.mad.models.proxy_model import ProxyModel, proxy_tensors
 from hybridtron.mad.tasks.protocol import IGNORE
 from hybridtron.model.config import ModelConfig
@@ -29,7 +30,7 @@ class Stack:
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: ModelConfig | ModuleModel,
         autoencoder: bool,
         values: Sequence[Mapping[str, Tensor]],
         frozen: Mapping[str, Tensor] | None = None,
@@ -39,8 +40,12 @@ class Stack:
         tokens_per_pass: int | None = None,
     ) -> None:
         """Hold `values`, the trained parameters of each cell by name. `one_pass`: gradients of all cells at once."""
-        specs = proxy_tensors(config, autoencoder)
-        self.model = ProxyModel(config, autoencoder, device)
+        if isinstance(config, ModuleModel):
+            self.model: nn.Module = config.build(device)
+            specs = module_tensors(self.model)
+        else:
+            self.model = ProxyModel(config, autoencoder, device)
+            specs = proxy_tensors(config, autoencoder)
         self.one_pass = one_pass
         kind = torch.device(device).type
         self.tokens_per_pass = tokens_per_pass or min(TOKENS_PER_PASS[kind], LOGITS_PER_PASS[kind] // config.vocab_size)
@@ -134,8 +139,10 @@ class Stack:
         return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
 
 
-def can_stack(config: ModelConfig) -> bool:
-    """Return whether every layer works under vmap."""
+def can_stack(config: ModelConfig | ModuleModel) -> bool:
+    """Return whether every layer works under vmap; of a module it is not known."""
+    if isinstance(config, ModuleModel):
+        return False
     return all(config.blocks[name].capabilities.vmap for name in set(config.layer_names))
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hybridtron.mad import generate
 from hybridtron.mad.models.architecture import from_layers
 from hybridtron.mad.models.proxy_model import ProxyModel, proxy_tensors
+from hybridtron.mad.tasks.protocol import task
 from hybridtron.mad.training.loop import train_setting
 from hybridtron.mad.training.presets import Cell, preset
 
@@ -71,7 +72,7 @@ def test_the_scores_above_tell_the_splits_apart():
 
 def plainly_trained(candidate, protocol, cell):
     """The model, and its mean training loss over all steps."""
-    config, values, _ = candidate.start(SETTING["vocab_size"], SETTING["seq_len"] - 1, False, SEED)
+    config, values, _ = candidate.start(task(TASK), SETTING["vocab_size"], SETTING["seq_len"] - 1, SEED)
     model, specs = ProxyModel(config, autoencoder=False), proxy_tensors(config, autoencoder=False)
     model.load_state_dict(values)
     groups = [
