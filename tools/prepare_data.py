@@ -35,7 +35,7 @@ def parser() -> ArgumentParser:
         required=True,
         type=Path,
         metavar="DIR",
-        help="new folder for the token files, of which one shard lies there twice in the end",
+        help="new folder for the token files; takes their size on the disk, and a little more for the work",
     )
     parser.add_argument("--tokenizer", default="byte", help="byte (default), a tokenizer.json, or a folder with one")
     parser.add_argument("--eod-token", help="the tokenizer's end-of-document token, where its name is unusual")
@@ -57,7 +57,7 @@ def progress_view() -> AbstractContextManager[Progress]:
 
 
 def progress_lines() -> Progress:
-    """A line every few seconds, and one at the end of a stage."""
+    """Print a line every few seconds, and one at the end of a stage."""
     from rich.filesize import decimal
 
     said_at = time.monotonic()
@@ -103,7 +103,7 @@ def progress_bar() -> Iterator[Progress]:
 
 
 def print_summary(report: CorpusReport, out: Path) -> None:
-    """A short table, what was damaged or ignored, and the lines to put into a run's YAML."""
+    """Print a short table, what was damaged or ignored, and the lines to put into a run's YAML."""
     from rich.console import Console
     from rich.table import Table
 

@@ -65,42 +65,32 @@ def prepare(
     if num_workers < 1:
         raise UserError(f"num_workers = {num_workers}: expected at least 1")
     loaded = tokenizers.load(tokenizer, eod_token, key="tokenizer")
-    settings = {
-        "format": 2,
-        "tokenizer": loaded.fingerprint,
-        "valid_fraction": valid_fraction,
-        "json_key": json_key,
-        "shard_bytes": shard_bytes,
-        "files": _digest(sources),
-    }
-    partial, dtype = out / PARTIAL_NAME, token_dtype(loaded.vocab_size)
-    encoding: dict[str, Any] = {"tokenizer_spec": tokenizer, "eod_token": eod_token, "fingerprint": loaded.fingerprint}
-    work = functools.partial(write_shard, work_folder=partial, json_key=json_key, **encoding)
+    settings = {"tokenizer": loaded.fingerprint, "valid_fraction": valid_fraction, "json_key": json_key}
+    settings |= {"format": 2, "shard_bytes": shard_bytes, "files": _digest(sources)}
     with _claimed(out, settings) as finished:
         if finished is not None:
             return finished
+        partial, dtype = out / PARTIAL_NAME, token_dtype(loaded.vocab_size)
         tasks = plan_shards(sources.files, shard_bytes)
-        merged = read_merged(partial)
-        missing = [
-            task
-            for number, task in enumerate(tasks)
-            if number >= merged.shards and not is_finished(partial / task.name, dtype)
-        ]
+        done = read_merged(partial).shards
+        missing = [task for task in tasks[done:] if not is_finished(partial / task.name, dtype)]
         _check_disk(out, missing, dtype, 1 if tokenizer == "byte" else BYTES_PER_TOKEN)
         logger.info("%d of %d shards to encode in %s", len(missing), len(tasks), partial)
+        names: dict[str, Any] = {"tokenizer_spec": tokenizer, "eod_token": eod_token, "fingerprint": loaded.fingerprint}
+        work = functools.partial(write_shard, work_folder=partial, json_key=json_key, **names)
         run_tasks(work, missing, num_workers, _byte_progress(tasks, missing, progress))
+        facts = {name: getattr(loaded, name) for name in ("name", "fingerprint", "vocab_size", "eod")}
+        facts = {"spec": tokenizer, **facts}
         merging = functools.partial(progress, "merge") if progress else lambda done, total: None
-        names = ("name", "fingerprint", "vocab_size", "eod")
-        facts = {"spec": tokenizer, **{name: getattr(loaded, name) for name in names}}
-        shards = [partial / task.name for task in tasks]
-        report = merge_shards(shards, sources, facts, dtype, valid_fraction, partial, merging)
-        if not report.splits:
-            shutil.rmtree(partial)
-            out.rmdir()
-            raise UserError(_nothing_found(report, json_key))
-        replace_file(partial / FINAL_NAME / REPORT_NAME, report.to_json())
-        _publish(out)
-    return report
+        folders = [partial / task.name for task in tasks]
+        report = merge_shards(folders, sources, facts, dtype, valid_fraction, partial, merging)
+        if report.splits:
+            replace_file(partial / FINAL_NAME / REPORT_NAME, report.to_json())
+            _publish(out)
+            return report
+        shutil.rmtree(partial)
+        out.rmdir()
+    raise UserError(_nothing_found(report, json_key))
 
 
 def _publish(out: Path) -> None:
