@@ -14,6 +14,7 @@ import yaml
 
 from hybridtron.mad import from_trained
 from hybridtron.mad.scoring.results import read_rows
+from hybridtron.mad.tasks.protocol import task
 from hybridtron.training.single_process import load
 from tests.conftest import TINY, command, environment, hear_ctrl_c
 
@@ -178,7 +179,7 @@ def test_trained_layers_compute_what_they_did_and_a_probe_leaves_them(run):
         parameters = {name: value.detach().clone() for name, value in model.named_parameters()}
     for mode, trained_layers in (("finetune", True), ("probe", False)):
         candidate = from_trained("x", config.model, parameters, mode)
-        built, values, frozen = candidate.start(config.model.vocab_size, 16, False, seed=0)
+        built, values, frozen = candidate.start(task("memorization"), config.model.vocab_size, 16, seed=0)
         assert any(name.startswith("layers.") for name in values) == trained_layers
         assert values.keys() | frozen.keys() == values.keys() | {n for n in parameters if n.startswith("layers.")}
         proxy = ProxyModel(built, autoencoder=False).eval()
