@@ -133,6 +133,30 @@ def test_rows_may_be_chosen_by_text_and_by_pairs(where):
     assert fit("parametric", CHINCHILLA, where=where, **QUICK).n_points == chinchilla()["in_fit"].sum()
 
 
+def test_rows_may_be_left_out():
+    columns = chinchilla()
+    expected = (columns["in_fit"] != 0).sum()
+    assert fit("parametric", columns, where="in_fit!=0", **QUICK).n_points == expected
+
+
+@pytest.mark.parametrize("predict", ["N=70B,D=1.4T", ["N=70B, D=1.4e12"], {"N": "70B", "D": 1.4e12}])
+def test_points_may_be_text(predict):
+    expected = fit("parametric", chinchilla(), predict={"N": 7e10, "D": 1.4e12}, **QUICK).predictions
+    assert fit("parametric", chinchilla(), predict=predict, **QUICK).predictions == expected
+
+
+@pytest.mark.parametrize("predict", ["N=1e9", "N", "N=many,D=1e9", [5], ["N=-1,D=1e9"], {"N": None}, [{"C": np.inf}]])
+def test_points_that_cannot_be_read_are_named(predict):
+    with pytest.raises(UserError, match=r"^predict = .*expected (NAME=NUMBER|two of|a finite number above zero)"):
+        fit("parametric", chinchilla(), predict=predict, **QUICK)
+
+
+def test_data_given_twice_do_not_narrow_an_interval():
+    once, twice = (fit("parametric", [chinchilla()] * count, bootstrap=100, holdout=0) for count in (1, 2))
+    assert (twice.n_points, twice.intervals) == (once.n_points, once.intervals)
+    assert any(warning.startswith("repeated: ") for warning in twice.warnings)
+
+
 def test_other_choices_of_rows_are_refused():
     with pytest.raises(UserError, match="where = 'in_fit'"):
         fit("parametric", CHINCHILLA, where="in_fit")

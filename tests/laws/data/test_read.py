@@ -118,6 +118,38 @@ def test_a_null_of_a_parquet_file_is_named_by_its_row(tmp_path):
     assert "row 2: loss is empty" in refusal([tmp_path / "runs.parquet"], NEEDED)
 
 
+@pytest.mark.parametrize(
+    ("cell", "number"), [("308.6M", 308.6e6), ("7B", 7e9), ("1.4T", 1.4e12), ("12k", 12e3), ("2 G", 2e9), ("1e7", 1e7)]
+)
+def test_numbers_are_read_as_people_write_them(table, cell, number):
+    runs = read_runs([table(f"{cell},1e7,4.0,{cell}", header="n_params,tokens,loss,size")], NEEDED)
+    assert runs["n_params"][0] == number
+    assert runs["size"].dtype == (object if cell != "1e7" else float), "a column of other use keeps its text"
+
+
+def test_a_source_given_twice_counts_once(table, tmp_path):
+    file = table("1e6,1e7,4.0", "2e6,2e7,3.5")
+    copy = table("1000000,1e7,4.00,a", "2M,2e7,3.5,b", header="n_params,tokens,loss,note", name="copy.csv")
+    for twice in (file, tmp_path / ".." / tmp_path.name / "runs.csv", copy):
+        runs = read_runs([file, twice], NEEDED)
+        assert list(runs["loss"]) == [4.0, 3.5]
+        assert runs.warnings == (
+            "repeated: 2 of 4 rows are equal to another in every column and count once (first: line 2, as line 2)",
+        )
+    assert read_runs([file], NEEDED).warnings == ()
+
+
+def test_rows_that_differ_anywhere_all_count(table):
+    file = table("1e6,1e7,4.0,1", "1e6,1e7,4.0,2", header="n_params,tokens,loss,seed")
+    assert len(read_runs([file], NEEDED)) == 2
+
+
+def test_a_filter_may_leave_rows_out(table):
+    file = table("1e6,1e7,4.0", "2e6,2e7,nan", "3e6,3e7,3.0")
+    assert list(read_runs([file], NEEDED, where=[("loss!", "nan")])["loss"]) == [4.0, 3.0]
+    assert list(read_runs([file], NEEDED, where=[("loss!", "nan"), ("n_params!", "1000000")])["loss"]) == [3.0]
+
+
 # -- what is refused, with the line
 
 
@@ -169,6 +201,12 @@ def test_a_missing_column_comes_with_the_nearest_names_and_the_setting():
     assert "no column 'loss'" in said
     assert "loss_column" in said
     assert "loss_c4_val" in said
+
+
+def test_all_missing_columns_are_named_at_once(table):
+    said = refusal([table("1e6,3", header="parms,losses")], NEEDED)
+    assert "no columns 'n_params' and 'tokens' (nor 'M' and 'n_params') and 'loss' (nor 'ppl')" in said
+    assert "choose with n_params_column, tokens_column, loss_column (nearest: parms, losses)" in said
 
 
 def test_a_chosen_column_that_is_not_there_comes_with_the_nearest_names():

@@ -80,6 +80,38 @@ def test_a_run_without_loss_or_tokens_is_named(run_folder, summary, said):
         read_runs([path], NEEDED)
 
 
+def test_diverged_and_just_begun_runs_are_left_out_by_name(run_folder):
+    good, _ = run_folder("good", {"tokens": 100, "valid_loss": 4.2})
+    diverged, _ = run_folder("diverged", {"tokens": 100, "valid_loss": None, "loss": None})
+    begun, _ = run_folder("begun")
+    damaged, _ = run_folder("damaged", [])
+    for sources in ([good.parent], [good, diverged, begun, damaged]):
+        runs = read_runs(sources, NEEDED)
+        assert list(runs["run"]) == ["good"]
+        left_out = [warning for warning in runs.warnings if warning.startswith("left out: ")]
+        assert len(left_out) == len(runs.warnings) == 3
+        assert all(any(str(path) in text for text in left_out) for path in (diverged, begun, damaged))
+
+
+def test_a_filter_leaves_out_runs_before_they_are_read(run_folder):
+    good, _ = run_folder("good", {"tokens": 100, "valid_loss": 4.2})
+    old, _ = run_folder("old", {"tokens": 100, "valid_loss": 4.2})
+    (old / "config.yaml").write_text("of: an older version\n")
+    with pytest.raises(UserError, match="runs/old/config"):
+        read_runs([good.parent], NEEDED)
+    assert list(read_runs([good.parent], NEEDED, where=[("run!", "old")])["run"]) == ["good"]
+    with pytest.raises(UserError, match=r"filter run=none leaves no rows .* expected good"):
+        read_runs([good], NEEDED, where=[("run", "none")])
+
+
+def test_a_run_folder_beside_its_parent_counts_once(run_folder):
+    good, _ = run_folder("good", {"tokens": 100, "valid_loss": 4.2})
+    run_folder("other", {"tokens": 100, "valid_loss": 4.0})
+    runs = read_runs([good.parent, good], NEEDED)
+    assert list(runs["run"]) == ["good", "other"]
+    assert runs.warnings[0].startswith("repeated: 1 of 3 rows")
+
+
 def test_a_config_that_no_longer_fits_is_named(run_folder):
     path, _ = run_folder("a", {"tokens": 100, "valid_loss": 4.2})
     file = path / "config.yaml"
