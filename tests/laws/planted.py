@@ -99,3 +99,11 @@ def learning_rate_runs(seed, noise: float, s: float = -0.12, k: float = 0.3) -> 
     rate = k * budgets**s * np.tile(np.geomspace(1 / 6, 6, 7), 4)
     parabolas = 3 - 0.1 * np.log10(budgets / 1e17) + 0.05 * np.log(rate / (k * budgets**s)) ** 2
     return Runs.of(learning_rate=rate, flops=budgets, loss=parabolas * np.exp(noise * rng.standard_normal(28)))
+
+
+def one_sweep(seed, noise: float, rates: int = 9, best: float = 0.003) -> Runs:
+    """A learning-rate sweep of one budget."""
+    rng = np.random.default_rng(seed)
+    rate = 1.3 * best * np.geomspace(1 / 6, 6, rates)
+    loss = (3 + 0.05 * np.log(rate / best) ** 2) * np.exp(noise * rng.standard_normal(rates))
+    return Runs.of(learning_rate=rate, flops=np.full(rates, 1e18), loss=loss)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Series
@@ -133,15 +134,36 @@ def find_loss_minimum(budget: float, x: Array, loss: Array, rows: NDArray[np.int
     )  # fmt: skip
 
 
+def find_loss_minima(runs: Runs, column: str, window: float) -> list[LossMinimum]:
+    """Find the minimum of each budget along a column, in rising order of the budgets."""
+    budgets = split_budgets(runs["flops"])
+    return [find_loss_minimum(budget, runs[column], runs["loss"], rows, window) for budget, rows in budgets]
+
+
+def minimum_interval(minimum: LossMinimum, x: Array) -> list[float] | None:
+    """Return the 95 % interval of x at a minimum by Fieller's theorem (1954), exact for normal noise.
+
+    Returns None where it is unbounded: the rows do not show that the parabola has a minimum.
+    """
+    design = _design(x[minimum.rows], minimum.centre)
+    freedom = len(design) - 3
+    covariance = np.linalg.inv(design.T @ design) * (minimum.residual**2).sum() / freedom
+    _, slope, bend = minimum.coefficients
+    far = float(stdtrit(freedom, 0.975)) ** 2 * covariance
+    # the u where the derivative slope + 2 bend u does not differ from zero: a u^2 + b u + c <= 0
+    a, b, c = 4 * (bend**2 - far[2, 2]), 4 * (slope * bend - far[1, 2]), slope**2 - far[1, 1]
+    return np.exp(minimum.centre + np.sort(np.roots([a, b, c]))).tolist() if a > 0 else None
+
+
 def _why_dropped(log_x: Array, loss: Array, vertex: float, coefficients: Array, used: int) -> str | None:
     sizes = np.unique(log_x)
     if used < FEWEST or len(sizes) < 3:
-        return f"few points: {len(log_x)} rows of {len(sizes)} sizes"
+        return f"few points: {len(log_x)} rows of {len(sizes)} different values"
     if not coefficients[2] > 0:
         return "edge minimum: the loss has no minimum inside the data"
     if not sizes[0] < vertex < sizes[-1]:
         side = "smallest" if vertex <= sizes[0] else "largest"
-        return f"edge minimum: the minimum lies beyond the {side} size"
+        return f"edge minimum: the minimum lies beyond the {side} value tried"
     lowest = log_x[np.argmin(loss)]
     if (lowest == sizes[0] and vertex < (sizes[0] + sizes[1]) / 2) or (
         lowest == sizes[-1] and vertex > (sizes[-1] + sizes[-2]) / 2

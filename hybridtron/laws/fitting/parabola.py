@@ -20,10 +20,9 @@ from hybridtron.laws.fitting.curve import OUTLIERS, outlier_flags
 from hybridtron.laws.fitting.loss_minima import (
     LossMinimum,
     budget_warnings,
-    find_loss_minimum,
+    find_loss_minima,
     parabola_curves,
     resample_loss_minima,
-    split_budgets,
 )
 from hybridtron.laws.fitting.optimize import Array
 from hybridtron.laws.fitting.power import PowerLaw, fit_line, fit_lines_with_gaps, predict
@@ -169,17 +168,14 @@ def fit_minima(runs: Runs, settings: Settings, axis: Axis, window: float) -> Min
     Raises UserError when fewer than two budgets have a usable minimum.
     """
     column = axis.column
-    found = [
-        find_loss_minimum(budget, runs[column], runs["loss"], rows, window)
-        for budget, rows in split_budgets(runs["flops"])
-    ]
+    found = find_loss_minima(runs, column, window)
     kept = [minimum for minimum in found if minimum.kept]
     if len(kept) < 2:
         raise UserError(_refusal(runs.source, found, len(kept)))
     x, y = (np.array([getattr(minimum, name) for minimum in kept]) for name in ("budget", "x"))
     exponent, log_factor = (float(value) for value in fit_line(np.log(x), np.log(y)))
     along = {"n_params": "minimum in N", "tokens": "minimum in D"}.get(column, column)
-    warnings = budget_warnings(runs["flops"]) + _dropped(found, along)
+    warnings = budget_warnings(runs["flops"]) + dropped_budgets(found, along)
     rows = np.unique(np.concatenate([minimum.rows for minimum in kept]))
     labels = bootstrap.group_labels(runs, settings.group)
     freedom = sum(len(minimum.rows) - 3 for minimum in kept)
@@ -187,7 +183,10 @@ def fit_minima(runs: Runs, settings: Settings, axis: Axis, window: float) -> Min
         freedom = min(freedom, len(np.unique(labels[rows])) - 3)
     samples = positions = scatter = None
     widening = 1.0
-    if reason := _too_few(len(kept), len(rows), freedom):
+    if len(kept) < FEWEST_BUDGETS:
+        few = f"{len(kept)} budgets determine a line exactly; at least {FEWEST_BUDGETS} are needed"
+        warnings.append(f"few points: no intervals, {few}")
+    elif reason := _too_few_rows(len(rows), freedom):
         warnings.append(reason)
     elif settings.bootstrap:
         rng = np.random.default_rng([settings.seed, 4])
@@ -212,26 +211,23 @@ def _refusal(source: str, found: list[LossMinimum], kept: int) -> str:
     return text + (f" ({reasons})" if reasons else "")
 
 
-def _too_few(budgets: int, rows: int, freedom: int) -> str | None:
+def _too_few_rows(rows: int, freedom: int) -> str | None:
     """Return why there are no intervals, or None."""
-    if budgets < FEWEST_BUDGETS:
-        needed = f"at least {FEWEST_BUDGETS} are needed"
-        return f"few points: no intervals, {budgets} budgets determine a line exactly; {needed}"
-    if freedom < FEWEST_FREEDOM:
-        return (
-            f"few points: no intervals, {rows} rows leave {max(freedom, 0)} degrees of freedom about the parabolas; "
-            f"at least {FEWEST_FREEDOM} are needed"
-        )
-    return None
+    if freedom >= FEWEST_FREEDOM:
+        return None
+    return (
+        f"few points: no intervals, {rows} rows leave {max(freedom, 0)} degrees of freedom about the parabolas; "
+        f"at least {FEWEST_FREEDOM} are needed"
+    )
 
 
-def _dropped(found: list[LossMinimum], axis: str) -> list[str]:
+def dropped_budgets(found: list[LossMinimum], axis: str) -> list[str]:
     """Warn of budgets that are left out and why; many that have too few runs share one warning."""
     small = [minimum for minimum in found if minimum.reason and minimum.reason.startswith("few points")]
     warnings = [f"{one.reason} (budget C = {one.budget:.4g}, dropped)" for one in small]
     if len(small) > 3:
         named = ", ".join(f"{minimum.budget:.4g}" for minimum in small[:6]) + (", ..." if len(small) > 6 else "")
-        warnings = [f"few points: {len(small)} budgets of too few runs or sizes are dropped: C = {named}"]
+        warnings = [f"few points: {len(small)} budgets of too few runs or values are dropped: C = {named}"]
     others = [minimum for minimum in found if minimum.reason and minimum not in small]
     return warnings + [f"{one.reason} (budget C = {one.budget:.4g}, {axis}, dropped)" for one in others]
 

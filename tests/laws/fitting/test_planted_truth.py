@@ -63,6 +63,12 @@ def test_laws_through_minima_recover_the_truth(law, make, truth):
     check(truth, [f.parameters for f in fits], [f.intervals for f in fits])
 
 
+@pytest.mark.parametrize("rates", [6, 9])
+def test_the_best_rate_of_one_sweep_is_covered(rates):
+    fits = [fit("learning-rate", planted.one_sweep([17, i], 0.002, rates)) for i in range(SETS)]
+    check({"learning_rate": 0.003}, [f.parameters for f in fits], [f.intervals for f in fits])
+
+
 @pytest.mark.parametrize("n", [8, 12, 40])
 def test_correlations_cover_the_population(n):
     correlation = -0.7
