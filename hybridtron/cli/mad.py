@@ -25,27 +25,29 @@ from hybridtron.mad.training.presets import PRESETS, Preset, preset, require_at_
 from hybridtron.mad.training.progress import SuiteProgress
 from hybridtron.mad.training.suite import SuiteFailed, chosen_settings, plan_training, require_seeds, run_suite
 
-_OF_SETTINGS = ("vocab-size", "seq-len", "num-train-examples", "frac-noise", "noise-vocab-size", "num-tokens-to-copy")
-MAD_LAB_FLAGS = {  # flags of mad-lab's train.py and benchmark.py that are none here, and what does the same
-    **{f"--{name}": f"{name.replace('-', '_')}=VALUE, in `mad run` after --set" for name in _OF_SETTINGS},
-    "--k-motif-size": "no flag: in fuzzy-in-context-recall keys have up to 3 ids",
-    "--v-motif-size": "no flag: in fuzzy-in-context-recall values have up to 3 ids",
-    "--num-test-examples": "no flag: there are 1,280",
-    "--backbone": "no flag: it follows from the task",
-    "--optimizer": "no flag: it is AdamW",
-    "--scheduler": "--preset paper for a cosine, madlab for what mad-lab's code does",
-    "--min-lr": "no flag: the cosine falls to 1e-6",
-    "--early-stop": "--preset search, which stops where accuracy and loss gain no more",
-    "--accelerator": "--device cpu or cuda",
-    "--devices": "--device cuda:N, and a call with an --out of its own for each GPU",
-    "--gpus": "--device cuda:N, and a call with an --out of its own for each GPU",
-    "--cpus": "--nproc N",
-    "--num-trials-gpu": "--nproc N",
-    "--precision": "no flag: parameters are float32",
-    "--log-base-path": "--out DIR",
-    "--logs-path": "--out DIR",
-    "--data-path": "--data DIR",
-}
+# Flags of mad-lab's train.py and benchmark.py that are none here, by what does the same.
+_OF_MAD_LAB = {
+    "its name with _ and =, such as vocab_size=32, in `mad run` after --set": (
+        "vocab-size", "seq-len", "num-train-examples", "frac-noise", "noise-vocab-size", "num-tokens-to-copy",
+    ),
+    "no flag: it is as in the protocol": (
+        "k-motif-size", "v-motif-size", "multi-query", "num-test-examples", "target-ignore-index", "backbone",
+        "optimizer", "min-lr", "plateau-patience", "plateau-factor",
+    ),
+    "--preset: paper has a cosine, madlab what mad-lab's code does": ("scheduler",),
+    "--preset search, which stops where accuracy and loss gain no more": ("early-stop", "stop-patience"),
+    "--device cpu, cuda or cuda:1": ("accelerator",),
+    "--device cuda:1, and a call with an --out of its own for each GPU": ("devices", "gpus"),
+    "--nproc": ("cpus", "num-cpus-trial", "num-trials-gpu"),
+    "no flag: parameters are float32": ("precision",),
+    "--out": ("log-base-path", "logs-path"),
+    "no flag: results are rows in --out": ("log-to-csv", "log-to-wandb", "wandb-project", "save-checkpoints"),
+    "--data": ("data-path",),
+    "no flag: examples are in memory": (
+        "num-data-workers", "persistent-data-workers", "persistent-workers", "ray-tmp-path",
+    ),
+}  # fmt: skip
+MAD_LAB_FLAGS = {f"--{flag}": same for same, flags in _OF_MAD_LAB.items() for flag in flags}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -56,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
         options.changes += [word for word in rest if not word.startswith("-")]
         rest = [word for word in rest if word.startswith("-")]
     for word in rest:
-        flag = word.partition("=")[0]
+        flag = word.partition("=")[0].replace("--no-", "--")
         if flag in MAD_LAB_FLAGS:
             options.parser.error(f"{flag}: is a flag of mad-lab; expected {MAD_LAB_FLAGS[flag]}")
     if rest:

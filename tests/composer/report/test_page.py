@@ -307,5 +307,7 @@ def test_patterns_whose_intervals_overlap_are_not_distinguishable(tmp_path):
         json.loads((tmp_path / "s" / "result.json").read_text())["not_distinguishable_from_best"]
         == len(overlapping) - 1
     )
-    _, page = searched(tmp_path / "t", evaluator=noisy)
-    assert "distinguishable" not in page
+    for name, evaluator, expected in (("t", noisy, True), ("u", SEARCH["evaluator"], False)):
+        _, page = searched(tmp_path / name, evaluator=evaluator)
+        assert "distinguishable" not in page
+        assert ("One seed, so no interval: differences between scores can be chance." in page) == expected
