@@ -113,8 +113,10 @@ def from_module(factory: Factory, name: str | None = None) -> ModuleCandidate:
     model from token ids [b, s] to logits [b, s, vocab_size]. Its initial values follow from torch's seed.
 
     Raises:
-        UserError: where it needs other arguments.
+        UserError: where it needs other arguments, or is a model that is built already.
     """
+    if isinstance(factory, nn.Module):
+        raise UserError(f"{type(factory).__name__}: is a built model; expected what builds one, for each vocabulary")
     required = [
         parameter.name
         for parameter in inspect.signature(factory).parameters.values()

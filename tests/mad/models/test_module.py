@@ -99,6 +99,7 @@ def needs_more(vocab_size, depth):
         (flat, {}, "flat: returns [2, 128] in compression; expected logits [batch 2, 8 ids, 16]"),
         (no_module, {}, "factory: returned int; expected a torch.nn.Module"),
         (needs_more, {}, "needs_more: needs depth; expected a factory of task, vocab_size, max_length alone"),
+        (Recurrent(16), {}, "Recurrent: is a built model; expected what builds one, for each vocabulary"),
         (recurrent, {"iso_state": True}, "iso_state: is for layers of MAD"),
         (
             lambda vocab_size: Recurrent(vocab_size),
