@@ -96,12 +96,20 @@ class ModuleCandidate(Candidate):
         values = {name: value.detach().float() for name, value in module.named_parameters() if value.requires_grad}
         if not values:
             raise UserError(f"{self.name}: has no parameters to train")
+        tokens = torch.zeros(2, seq_len, dtype=torch.long)
+        tokens[1, 1:] = 1
         with torch.no_grad():
-            logits = module(torch.zeros(2, seq_len, dtype=torch.long))
+            logits = module(tokens)
         found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         if found != [2, seq_len, vocab_size]:
             raise UserError(
                 f"{self.name}: returns {found} in {chosen.name}; expected logits [batch 2, {seq_len} ids, {vocab_size}]"
+            )
+        first_differs, last_differs = ((logits[0, i] - logits[1, i]).any() for i in (0, -1))
+        if chosen.autoencoder and last_differs and not first_differs:
+            raise UserError(
+                f"{self.name}: is causal in {chosen.name}, where it can repeat its input; expected an auto-encoder, "
+                "whose logits all follow from the state at the last position, or tasks without it"
             )
         return model, values, {}
 
@@ -110,7 +118,8 @@ def from_module(factory: Factory, name: str | None = None) -> ModuleCandidate:
     """Return a factory as a candidate, by default under its own name.
 
     It is called with those of `task`, `vocab_size` and `max_length` (ids of an example) that it takes, and returns a
-    model from token ids [b, s] to logits [b, s, vocab_size]. Its initial values follow from torch's seed.
+    model from token ids [b, s] to logits [b, s, vocab_size]. Its initial values follow from torch's seed. In the task
+    compression it is an auto-encoder.
 
     Raises:
         UserError: where it needs other arguments, or is a model that is built already.

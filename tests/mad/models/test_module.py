@@ -21,8 +21,10 @@ class Recurrent(nn.Module):
 
     modes: list[tuple[bool, bool]] = []  # noqa: RUF012  # training mode, and whether gradients are computed
 
-    def __init__(self, vocab_size, width=16):
+    def __init__(self, vocab_size, width=16, decoded=None):
+        """With `decoded`, be an auto-encoder of so many ids."""
         super().__init__()
+        self.positions = None if decoded is None else nn.Parameter(torch.randn(decoded, width))
         self.embedding = nn.Embedding(vocab_size, width)
         self.layer = nn.GRU(width, width, batch_first=True)
         self.dropout = nn.Dropout(0.5)
@@ -30,10 +32,15 @@ class Recurrent(nn.Module):
 
     def forward(self, tokens):
         self.modes.append((self.dropout.training, torch.is_grad_enabled()))
-        return self.head(self.dropout(self.layer(self.embedding(tokens))[0]))
+        x = self.layer(self.embedding(tokens))[0]
+        return self.head(self.dropout(x if self.positions is None else x[:, -1:] + self.positions))
 
 
-def recurrent(vocab_size):
+def recurrent(task, vocab_size, max_length):
+    return Recurrent(vocab_size, decoded=max_length if task == "compression" else None)
+
+
+def causal(vocab_size):
     return Recurrent(vocab_size)
 
 
@@ -99,6 +106,7 @@ def needs_more(vocab_size, depth):
         (flat, {}, "flat: returns [2, 128] in compression; expected logits [batch 2, 8 ids, 16]"),
         (no_module, {}, "factory: returned int; expected a torch.nn.Module"),
         (needs_more, {}, "needs_more: needs depth; expected a factory of task, vocab_size, max_length alone"),
+        (causal, {}, "causal: is causal in compression, where it can repeat its input; expected an auto-encoder"),
         (Recurrent(16), {}, "Recurrent: is a built model; expected what builds one, for each vocabulary"),
         (recurrent, {"iso_state": True}, "iso_state: is for layers of MAD"),
         (
