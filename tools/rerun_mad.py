@@ -51,7 +51,7 @@ def parser() -> ArgumentParser:
     add("--data", metavar="PREFIX", help="held-out tokens for the loss; by default each run's data.valid")
     add("--sequences", type=int, metavar="N", help="held-out sequences; by default each run's own number")
     add("--nproc", type=int, metavar="N", dest="processes", help="processes; by default one per core, or one on a GPU")
-    add("--device", metavar="D", default=best_device(), help="cpu or cuda; by default cuda where there is one")
+    add("--device", metavar="D", default=best_device(), help="cpu, cuda or cuda:1; by default cuda where there is one")
     add("--json", action="store_true", help="for programs")
     return parser
 

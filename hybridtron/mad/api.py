@@ -45,7 +45,7 @@ def score(
         out: folder that keeps the results, from which the same call continues; by default nothing is kept.
         processes: processes to train in. More than one start this program again, so a script needs
             `if __name__ == "__main__":`.
-        device: `cpu` or `cuda`.
+        device: `cpu`, `cuda` or, for one of several GPUs, `cuda:1`.
         iso_state: change layers so that their states add up to 4,096 elements.
         on_progress: called after each setting.
         data: folder of examples as mad-lab stores them, for preset `madlab`; by default they are generated.
