@@ -113,8 +113,23 @@ def test_the_gain_of_an_architecture_is_given_in_nats_and_in_compute():
         assert gain[name] == pytest.approx(expected, rel=0.05)
         low, high = gain[f"{name}_interval"]
         assert low < expected < high
-    assert f"hybrid is {gain['gain']:.4g} nats per token lower (95 % interval" in found.verdict[-1]
-    assert f"has the same loss at {gain['compute_share']:.4g} of the compute (95 % interval" in found.verdict[-1]
+    assert f"loss of hybrid is {gain['gain']:.4g} nats per token lower (95 % interval" in found.verdict[-1]
+    assert f"the same loss takes {gain['compute_share']:.4g} of the compute (95 % interval" in found.verdict[-1]
+
+
+def test_architectures_that_do_not_differ_are_not_called_different():
+    runs, _ = two_architectures(A=planted.PARAMETRIC["A"])
+    found = fit("parametric", runs, bootstrap=100, holdout=0, architectures="offset")
+    assert found.verdict[-1].endswith("These data do not show a difference.")
+
+
+def test_an_architecture_is_not_held_out_as_a_whole():
+    """The largest runs, which the extrapolation check holds out, are all of one architecture."""
+    runs = planted.parametric_runs(1, 0.003, n=60)
+    last = np.argsort(np.argsort(runs["n_params"] * runs["tokens"])) >= 55
+    split = runs.with_column("arch", np.where(last, "large", "small"))
+    assert fit("parametric", split, bootstrap=0, architectures="offset").extrapolation is None
+    assert fit("parametric", runs, bootstrap=0).extrapolation is not None
 
 
 def test_overtraining_reports_the_excess_of_each_architecture():

@@ -213,6 +213,8 @@ def hold_out(
     out = np.isin(labels, np.argsort(largest, kind="stable")[-count:])
     held = runs.take(out)
     curve, theta, without = _refit(build, runs.take(~out), delta)
+    if not curve.problem.jacobian(theta)[1][0].any(axis=1).all():
+        return None  # a parameter, such as one of an architecture, on which the rest has no bearing
     ends = {"largest_fitted": float(size[~out].max()), "largest_held_out": float(size[out].max())}
     return held_out(
         count, size_name, curve.predict(theta, held.columns)[0], build(held, delta).observed,
