@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from hybridtron.errors import UserError
-from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.data.sources import text_columns
+from hybridtron.laws.data.runs import Runs, text_columns
 from hybridtron.training.callbacks.metrics import read_metrics
 
 

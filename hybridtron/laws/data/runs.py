@@ -6,7 +6,7 @@ total_state (elements), score, error (in 0..1), group, arch. Other columns keep 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -113,6 +113,11 @@ def common_length(source: str, columns: dict[str, Any]) -> int:
     if len(sizes) > 1:
         raise UserError(f"{source}: columns of lengths {sorted(sizes)}; expected one length for all")
     return sizes.pop() if sizes else 0
+
+
+def text_columns(rows: Mapping[Any, list[str]]) -> dict[str, np.ndarray]:
+    """Return columns of text as arrays of str objects."""
+    return {str(name): np.array(cells, dtype=object) for name, cells in rows.items()}
 
 
 def _equal(cell: str, text: str) -> bool:

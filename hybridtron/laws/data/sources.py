@@ -11,7 +11,7 @@ import numpy as np
 
 from hybridtron.config.nearest import nearest
 from hybridtron.errors import UserError
-from hybridtron.laws.data.runs import Runs, common_length
+from hybridtron.laws.data.runs import Runs, common_length, text_columns
 
 MISSING = ("None", "nan", "NaN", "<NA>", "NaT")  # how tables in memory print a cell that is empty
 
@@ -42,11 +42,6 @@ def read_text(source: Any, context: int | None, where: Sequence[tuple[str, Any]]
     if not len(runs):
         raise UserError(f"{runs.source}: no rows; expected a header and at least one run")
     return runs
-
-
-def text_columns(rows: Mapping[Any, list[str]]) -> dict[str, np.ndarray]:
-    """Return columns of text as arrays of str objects."""
-    return {str(name): np.array(cells, dtype=object) for name, cells in rows.items()}
 
 
 def read_table(table: Any, source: str | None = None) -> Runs:
