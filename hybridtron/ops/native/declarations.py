@@ -66,10 +66,11 @@ class _Parameter(NamedTuple):
             return f"{name}.is_contiguous() and {name}.numel() >= {elements}"
         strides = [*_COMMA.split(self.strides), "1"]
         axes = [
-            f"{name}.size({axis}) >= {extent} and ({extent} < 2 or {name}.stride({axis}) == {stride})"
+            f"sizes[{axis}] >= {extent} and ({extent} < 2 or steps[{axis}] == {stride})"
             for axis, (extent, stride) in enumerate(zip(shape, strides, strict=True))
         ]
-        return " and ".join([f"{name}.dim() == {len(shape)}", *axes])
+        # Both at once cost less than the size or the stride of one axis.
+        return " and ".join([f"len(sizes := {name}.shape) == {len(shape)} and (steps := {name}.stride())", *axes])
 
 
 def is_plain(tensor: Any) -> bool:
