@@ -19,7 +19,7 @@ from hybridtron.ops.moe.routing import (
     capacity,
     choose,
     combining_weights,
-    router_scores,
+    router_log_scores,
     router_z_loss,
     within_capacity,
 )
@@ -45,9 +45,9 @@ class MoE(Mixer):
         config = self.config
         wide = accumulation_dtype(x)
         logits = F.linear(x.to(wide), self.router_weight.to(wide))  # [s, b, experts]
-        scores = router_scores(logits, config.score)
-        chosen = choose(scores, config.top_k, self.router_bias)
-        weights = combining_weights(scores, chosen, config.normalizes, config.scaling_factor)
+        log_scores = router_log_scores(logits, config.score)
+        chosen = choose(log_scores, config.top_k, self.router_bias)
+        weights = combining_weights(log_scores, chosen, config.normalizes, config.scaling_factor)
         learns = torch.is_grad_enabled()
         kept, counts = chosen, None
         if config.capacity_factor is not None or (learns and config.aux_weight):
@@ -64,7 +64,7 @@ class MoE(Mixer):
             return y
         if y.requires_grad and not under_transforms():
             self._count_in_backward(y, chosen)
-        return self._with_losses(y, logits, scores, counts)
+        return self._with_losses(y, logits, log_scores, counts)
 
     def core(self, packed: Tensor) -> Tensor:
         return swiglu(packed)  # [..., 2f] -> [..., f]
@@ -101,10 +101,10 @@ class MoE(Mixer):
 
         y.register_hook(count)
 
-    def _with_losses(self, y: Tensor, logits: Tensor, scores: Tensor, counts: Tensor | None) -> Tensor:
+    def _with_losses(self, y: Tensor, logits: Tensor, log_scores: Tensor, counts: Tensor | None) -> Tensor:
         config, seq_len = self.config, self._seq_len(y)
         if counts is not None and config.aux_weight:
-            y = attach_loss(y, config.aux_weight * balance_loss(scores, counts, seq_len, config.top_k))
+            y = attach_loss(y, config.aux_weight * balance_loss(log_scores, counts, seq_len, config.top_k))
         if config.z_loss:
             y = attach_loss(y, config.z_loss * router_z_loss(logits, seq_len))
         return y

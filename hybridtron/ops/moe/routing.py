@@ -1,4 +1,7 @@
-"""Choice of a token's experts, and losses that keep their load even: functions of router scores [s, b, experts]."""
+"""Choice of a token's experts, and losses that keep their load even: functions of router scores [s, b, experts].
+
+Scores are handed on as logarithms: sigmoids of very negative logits underflow together, where their ratios are sound.
+"""
 
 from __future__ import annotations
 
@@ -6,36 +9,37 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Score = Literal["softmax", "sigmoid"]
 
-SMALLEST_SUM = 1e-20  # of the chosen scores, which sigmoids may all underflow
+
+def router_log_scores(logits: Tensor, kind: Score) -> Tensor:
+    """Return the logarithm of each token's score of each expert: a softmax over the experts, or a sigmoid for each."""
+    return logits.log_softmax(-1) if kind == "softmax" else F.logsigmoid(logits)
 
 
-def router_scores(logits: Tensor, kind: Score) -> Tensor:
-    """Return each token's affinity to each expert: a softmax over the experts, or a sigmoid for each."""
-    return logits.softmax(-1) if kind == "softmax" else logits.sigmoid()
+def choose(log_scores: Tensor, top_k: int, bias: Tensor | None = None) -> Tensor:
+    """Choose the `top_k` experts of highest score for each token, as a mask of the shape of `log_scores`.
 
-
-def choose(scores: Tensor, top_k: int, bias: Tensor | None = None) -> Tensor:
-    """Choose the `top_k` experts of highest score for each token, as a mask of the shape of `scores`.
-
-    `bias` [experts] is added for this choice alone (Wang et al. 2024, arXiv 2408.15664, equation 3).
+    `bias` [experts] is added to scores for this choice alone (Wang et al. 2024, arXiv 2408.15664, equation 3).
     """
-    preference = scores.detach() if bias is None else scores.detach() + bias
+    preference = log_scores.detach() if bias is None else log_scores.detach().exp() + bias
     chosen = torch.zeros_like(preference, dtype=torch.bool)
     return chosen.scatter(-1, preference.topk(top_k, -1).indices, True)
 
 
-def combining_weights(scores: Tensor, chosen: Tensor, normalize: bool, factor: float) -> Tensor:
+def combining_weights(log_scores: Tensor, chosen: Tensor, normalize: bool, factor: float) -> Tensor:
     """Return the factor of each expert's output: `factor` times the chosen scores, 0 elsewhere.
 
     With `normalize` the factors of a token add up to `factor`.
     """
-    weights = scores.masked_fill(~chosen, 0.0)
     if normalize:
-        weights = weights / (weights.sum(-1, keepdim=True) + SMALLEST_SUM)
+        weights = log_scores.masked_fill(~chosen, torch.finfo(log_scores.dtype).min).softmax(-1)
+    else:
+        weights = log_scores.exp()
+    weights = weights.masked_fill(~chosen, 0.0)
     return weights * factor if factor != 1 else weights
 
 
@@ -54,18 +58,17 @@ def within_capacity(chosen: Tensor, earlier: Tensor, limit: int) -> Tensor:
     return chosen & (chosen.cumsum(0) + earlier <= limit)
 
 
-def balance_loss(scores: Tensor, counts: Tensor, seq_len: int, top_k: int) -> Tensor:
+def balance_loss(log_scores: Tensor, counts: Tensor, seq_len: int, top_k: int) -> Tensor:
     """Compute the load-balancing loss, averaged over sequences: 1 where the load is even, `experts / top_k` at worst.
 
     experts * sum_i f_i P_i with f_i the share of a sequence's choices that fell on expert i and P_i the mean share of
     its scores (Fedus et al. 2021, arXiv 2101.03961, equations 4-6; DeepSeek-AI 2024, arXiv 2412.19437, equations
-    17-20). `counts` [b, experts] are the choices of whole sequences of `seq_len` tokens; `scores` [s, b, experts] may
-    be those of a run of their tokens: the results of all runs then add up to the loss.
+    17-20). `counts` [b, experts] are the choices of whole sequences of `seq_len` tokens; `log_scores` [s, b, experts]
+    may be those of a run of their tokens: the results of all runs then add up to the loss.
     """
-    shares = scores / scores.sum(-1, keepdim=True)
-    f = counts.to(scores.dtype) / (seq_len * top_k)  # [b, experts]
-    p = shares.sum(0) / seq_len
-    return scores.shape[-1] * (f * p).sum(-1).mean()
+    f = counts.to(log_scores.dtype) / (seq_len * top_k)  # [b, experts]
+    p = log_scores.softmax(-1).sum(0) / seq_len
+    return log_scores.shape[-1] * (f * p).sum(-1).mean()
 
 
 def router_z_loss(logits: Tensor, seq_len: int) -> Tensor:

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
@@ -8,7 +10,7 @@ from hybridtron.ops.moe.routing import (
     capacity,
     choose,
     combining_weights,
-    router_scores,
+    router_log_scores,
     router_z_loss,
     within_capacity,
 )
@@ -25,7 +27,7 @@ def logits(dtype=torch.float64):
 @pytest.mark.parametrize("top_k", [1, 2, EXPERTS])
 class TestChoice:
     def test_takes_the_highest_scores(self, kind, top_k):
-        scores = router_scores(logits(), kind)
+        scores = router_log_scores(logits(), kind)
         chosen = choose(scores, top_k)
         assert (chosen.sum(-1) == top_k).all()
         lowest = scores.masked_fill(~chosen, torch.inf).amin(-1)
@@ -34,41 +36,56 @@ class TestChoice:
 
     @pytest.mark.parametrize("normalize", [False, True])
     def test_weights_are_the_chosen_scores(self, kind, top_k, normalize):
-        scores = router_scores(logits(), kind)
+        scores = router_log_scores(logits(), kind)
         chosen = choose(scores, top_k)
         weights = combining_weights(scores, chosen, normalize, 2.5)
         scores = scores.detach()
         for t in range(S):
             for b in range(B):
-                own = {i: float(scores[t, b, i]) for i in range(EXPERTS) if chosen[t, b, i]}
+                own = {i: math.exp(scores[t, b, i]) for i in range(EXPERTS) if chosen[t, b, i]}
                 total = sum(own.values()) if normalize else 1
                 expected = [2.5 * own.get(i, 0) / total for i in range(EXPERTS)]
                 assert weights[t, b].tolist() == pytest.approx(expected, rel=1e-12)
 
     def test_gradients_in_float64(self, kind, top_k):
         x = logits()
-        chosen = choose(router_scores(x, kind), top_k)
-        assert torch.autograd.gradcheck(lambda x: combining_weights(router_scores(x, kind), chosen, True, 2.5), x)
+        chosen = choose(router_log_scores(x, kind), top_k)
+        assert torch.autograd.gradcheck(lambda x: combining_weights(router_log_scores(x, kind), chosen, True, 2.5), x)
 
 
 def test_scores_are_shares_or_stand_alone():
     x = logits()
-    torch.testing.assert_close(router_scores(x, "softmax").sum(-1), torch.ones(S, B, dtype=torch.float64))
-    torch.testing.assert_close(router_scores(x, "sigmoid"), 1 / (1 + (-x).exp()))
+    torch.testing.assert_close(router_log_scores(x, "softmax").exp().sum(-1), torch.ones(S, B, dtype=torch.float64))
+    torch.testing.assert_close(router_log_scores(x, "sigmoid").exp(), 1 / (1 + (-x).exp()))
 
 
 def test_a_bias_matters_to_the_choice_alone():
-    scores = router_scores(logits(), "sigmoid")
+    scores = router_log_scores(logits(), "sigmoid")
     bias = torch.tensor([0.0, 0, 0, 0, 2])
     chosen = choose(scores, 2, bias)
     assert chosen[..., 4].all()
     weights = combining_weights(scores, chosen, False, 1.0)
-    torch.testing.assert_close(weights[..., 4], scores[..., 4])
+    torch.testing.assert_close(weights[..., 4], scores[..., 4].exp())
 
 
-def test_scores_that_underflow_give_no_nan():
-    scores = router_scores(torch.full((1, 1, 3), -1e4), "sigmoid")
-    assert combining_weights(scores, choose(scores, 2), True, 1.0).isfinite().all()
+@pytest.mark.parametrize("level", [0.0, -20.0, -50.0, -90.0, -1e4, 90.0])
+def test_weights_and_losses_of_sigmoids_hold_at_any_logits(level):
+    """Their ratios depend on differences of logits alone where all are very negative, and are 1 where all are large."""
+    x = (level + torch.tensor([0.0, 0.5, -1.0, 0.25, -0.5])).expand(S, B, -1).clone().requires_grad_()
+    log_scores = router_log_scores(x, "sigmoid")
+    chosen = choose(log_scores, 2)
+    weights = combining_weights(log_scores, chosen, True, 2.5)
+    loss = balance_loss(log_scores, chosen.sum(0), S, 2)
+    exact = x.detach().double().sigmoid() if level > -700 else x.detach().double().sub(level).exp()
+    if level < 90:  # beyond, all scores are 1 in float32, and any two are the highest
+        assert chosen[..., [1, 3]].all()
+    expected = 2.5 * exact * chosen / (exact * chosen).sum(-1, keepdim=True)
+    torch.testing.assert_close(weights.double(), expected, rtol=1e-6, atol=0)
+    shares = exact / exact.sum(-1, keepdim=True)
+    torch.testing.assert_close(loss.double(), EXPERTS / 2 * (shares * chosen).sum(-1).mean(), rtol=1e-5, atol=0)
+    (gradient,) = torch.autograd.grad(loss + weights[..., 1].sum(), x)
+    assert gradient.isfinite().all()
+    assert level > 20 or gradient.abs().max() > 0.1
 
 
 class TestCapacity:
@@ -77,7 +94,7 @@ class TestCapacity:
         assert capacity(seq_len=16, num_experts=4, top_k=2, factor=factor) == limit
 
     def test_the_first_tokens_of_each_sequence_are_kept(self):
-        chosen = choose(router_scores(logits(), "softmax"), 3)
+        chosen = choose(router_log_scores(logits(), "softmax"), 3)
         kept = within_capacity(chosen, torch.zeros(B, EXPERTS, dtype=torch.int64), 4)
         for b in range(B):
             for i in range(EXPERTS):
@@ -85,7 +102,7 @@ class TestCapacity:
                 assert kept[:, b, i].nonzero().flatten().tolist() == takers[:4]
 
     def test_runs_of_a_sequence_keep_what_the_whole_does(self):
-        chosen = choose(router_scores(logits(), "softmax"), 3)
+        chosen = choose(router_log_scores(logits(), "softmax"), 3)
         whole = within_capacity(chosen, torch.zeros(B, EXPERTS, dtype=torch.int64), 4)
         first, second = chosen[:6], chosen[6:]
         runs = [within_capacity(first, torch.zeros_like(first[0], dtype=torch.int64), 4)]
@@ -95,37 +112,37 @@ class TestCapacity:
 
 class TestBalanceLoss:
     def test_is_one_where_load_is_even(self):
-        scores = torch.full((10, B, EXPERTS), 1 / EXPERTS)
+        scores = torch.full((10, B, EXPERTS), 1 / EXPERTS).log()
         counts = torch.full((B, EXPERTS), 4)
         torch.testing.assert_close(balance_loss(scores, counts, 10, 2), torch.tensor(1.0))
 
     def test_is_largest_where_some_experts_get_everything(self):
-        scores = torch.zeros(10, B, EXPERTS)
-        scores[..., :2] = 0.5
+        scores = torch.full((10, B, EXPERTS), -torch.inf)
+        scores[..., :2] = 0.0
         counts = choose(scores, 2).sum(0)
         torch.testing.assert_close(balance_loss(scores, counts, 10, 2), torch.tensor(EXPERTS / 2))
 
     @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
     def test_equals_its_formula(self, kind):
-        scores = router_scores(logits(), kind).detach()
+        scores = router_log_scores(logits(), kind).detach()
         chosen = choose(scores, 2)
         expected = 0.0
         for b in range(B):
             for i in range(EXPERTS):
                 f = sum(int(chosen[t, b, i]) for t in range(S)) / (S * 2)
-                p = sum(float(scores[t, b, i]) / float(scores[t, b].sum()) for t in range(S)) / S
+                p = sum(float(scores[t, b, i].exp() / scores[t, b].exp().sum()) for t in range(S)) / S
                 expected += EXPERTS * f * p / B
         assert float(balance_loss(scores, chosen.sum(0), S, 2)) == pytest.approx(expected, rel=1e-12)
 
     def test_of_one_sequence_is_that_of_transformers(self):
         """Which counts every choice as a whole token: top_k times as much."""
         x = logits(torch.float32)[:, :1]
-        scores = router_scores(x, "softmax")
+        scores = router_log_scores(x, "softmax")
         theirs = load_balancing_loss_func((x[:, 0],), EXPERTS, top_k=2)
         torch.testing.assert_close(2 * balance_loss(scores, choose(scores, 2).sum(0), S, 2), theirs)
 
     def test_runs_of_a_sequence_add_up(self):
-        scores = router_scores(logits(), "sigmoid")
+        scores = router_log_scores(logits(), "sigmoid")
         counts = choose(scores, 2).sum(0)
         parts = [balance_loss(run, counts, S, 2) for run in scores.split(4)]
         torch.testing.assert_close(sum(parts), balance_loss(scores, counts, S, 2))
@@ -133,7 +150,7 @@ class TestBalanceLoss:
     def test_gradients_in_float64(self):
         x = logits()
         counts = choose(x, 2).sum(0)
-        assert torch.autograd.gradcheck(lambda x: balance_loss(router_scores(x, "sigmoid"), counts, S, 2), x)
+        assert torch.autograd.gradcheck(lambda x: balance_loss(router_log_scores(x, "sigmoid"), counts, S, 2), x)
 
 
 def test_z_loss_is_the_mean_square_of_the_log_partition_function():
@@ -149,7 +166,7 @@ def test_the_bias_moves_by_the_sign_of_the_load_error():
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 def test_vmap(kind):
     def everything(x):
-        scores = router_scores(x, kind)
+        scores = router_log_scores(x, kind)
         chosen = choose(scores, 2)
         kept = within_capacity(chosen, torch.zeros_like(chosen[0], dtype=torch.int64), 5)
         weights = combining_weights(scores, kept, True, 2.0)
