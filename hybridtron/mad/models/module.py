@@ -117,7 +117,7 @@ class ModuleCandidate(Candidate):
 def from_module(factory: Factory, name: str | None = None) -> ModuleCandidate:
     """Return a factory as a candidate, by default under its own name.
 
-    It is called with those of `task`, `vocab_size` and `max_length` (ids of an example) that it takes, and returns a
+    It is called with those of `task`, `vocab_size` and `max_length` (no example is longer) that it takes, and returns a
     model from token ids [b, s] to logits [b, s, vocab_size]. Its initial values follow from torch's seed. In the task
     compression it is an auto-encoder.
 
