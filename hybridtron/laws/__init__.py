@@ -8,7 +8,7 @@ parquet files or run folders, and returns a `Fit`: parameters, intervals, verdic
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from hybridtron.config.nearest import nearest, one_of
@@ -119,5 +119,7 @@ def _fit_runs(law: Law, runs: Runs, settings: Settings) -> Fit:
         result,
         warnings=unit_warnings(runs) + setting_warnings(law, settings) + result.warnings,
         verdict=first + result.verdict,
+        law=law.name,
         summary=law.summary,
+        settings={**asdict(settings), "options": dict(settings.options), **result.settings},
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,12 +67,12 @@ class Series:
     note: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fit(Shown):
     """A fitted law.
 
     Attributes:
-        law: name of the law.
+        law: name of the law (this, `summary` and the settings of the user are filled in by `hybridtron.laws.fit`).
         parameters: public parameter names and values.
         objective: the sum over points that was minimised (never a mean); what it sums is `settings["objective"]`.
         n_points: rows fitted.
@@ -89,19 +89,19 @@ class Fit(Shown):
         summary: that of the law.
     """
 
-    law: str
+    law: str = ""
     parameters: dict[str, float]
     objective: float
     n_points: int
     n_groups: int
-    intervals: dict[str, Interval] | None
+    intervals: dict[str, Interval] | None = None
     settings: dict[str, Any]
     sensitivity: dict[str, Any]
-    predictions: list[dict[str, Any]]
+    predictions: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str]
-    version: str = field(default=hybridtron.__version__, kw_only=True)
+    version: str = hybridtron.__version__
     search: dict[str, Any]
-    extrapolation: dict[str, Any] | None
+    extrapolation: dict[str, Any] | None = None
     verdict: list[str]
     curves: list[Series]
     summary: str = ""
@@ -149,12 +149,6 @@ class Law:
     optional_columns: tuple[str, ...] = ()
     options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     ignores: tuple[str, ...] = ()
-
-
-def record(settings: Settings, **more: Any) -> dict[str, Any]:
-    """Return `settings` as plain values, with what the law itself decided added."""
-    content = asdict(settings) | {"options": dict(settings.options)}
-    return content | more
 
 
 def _plain(value: Any) -> Any:

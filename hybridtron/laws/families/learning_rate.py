@@ -12,7 +12,7 @@ import numpy as np
 
 from hybridtron.errors import UserError
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.families.law import Fit, Series, Settings, record
+from hybridtron.laws.families.law import Fit, Series, Settings
 from hybridtron.laws.families.sentences import verdict
 from hybridtron.laws.fitting import bootstrap
 from hybridtron.laws.fitting.loss_minima import (
@@ -71,9 +71,9 @@ def _fit_one_budget(runs: Runs, settings: Settings, minima: list[LossMinimum], b
         "loss (nats per token)", note=f"best learning rate {best.x:.3g}",
     )  # fmt: skip
     return Fit(
-        law=SWEEPS.name, parameters=parameters, objective=float((best.residual**2).sum()), n_points=len(best.rows),
-        n_groups=groups, intervals=intervals, settings=record(settings, window=window, objective=SWEEPS.objective),
-        sensitivity={"window": moved}, predictions=[], warnings=warnings, extrapolation=None,
+        parameters=parameters, objective=float((best.residual**2).sum()), n_points=len(best.rows),
+        n_groups=groups, intervals=intervals, settings={"window": window, "objective": SWEEPS.objective},
+        sensitivity={"window": moved}, warnings=warnings,
         search={"budgets": [SWEEPS.budget(one) for one in minima]},
         verdict=verdict("learning-rate-one-budget", parameters, intervals, flops=best.budget),
         curves=[*parabola_curves(runs, COLUMN, minima, SWEEPS.panel, SWEEPS.x_label), least],

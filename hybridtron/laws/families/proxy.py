@@ -19,7 +19,7 @@ from scipy.stats import pearsonr, permutation_test, rankdata, spearmanr
 
 from hybridtron.errors import UserError
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.families.law import Fit, Law, Series, Settings, record
+from hybridtron.laws.families.law import Fit, Law, Series, Settings
 from hybridtron.laws.families.sentences import verdict
 from hybridtron.laws.fitting.optimize import Array
 
@@ -142,22 +142,19 @@ def fit(runs: Runs, settings: Settings) -> Fit:
     perplexity = np.exp(np.minimum(loss, 700.0))
     others = [spearmanr(np.delete(score, i), np.delete(loss, i)).statistic for i in range(n)] if n > 3 else []
     return Fit(
-        law="proxy",
         parameters=parameters,
         objective=float(((loss - offset - slope * score) ** 2).sum()),
         n_points=len(runs),
         n_groups=n,
         intervals=intervals,
-        settings=record(settings, objective="squared residual of loss about the straight line in the score, summed"),
+        settings={"objective": "squared residual of loss about the straight line in the score, summed"},
         sensitivity={
             "pearson_with_perplexity": float(pearsonr(score, perplexity).statistic),
             "pearson_p": linear_p,
             "spearman_without_one_point": {"lowest": min(others), "highest": max(others)} if others else None,
         },
-        predictions=[],
         warnings=warnings,
         search={"p_counted_over": counted, "status": status},
-        extrapolation=None,
         verdict=verdict("proxy", parameters, intervals, n=n, fewest=FEWEST, counted=counted, status=status, **facts),
         curves=_curves(score, loss, names, slope, offset),
     )

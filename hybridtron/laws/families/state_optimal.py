@@ -15,7 +15,7 @@ import numpy as np
 
 from hybridtron.errors import UserError
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.families.law import Fit, Law, Series, Settings, record
+from hybridtron.laws.families.law import Fit, Law, Series, Settings
 from hybridtron.laws.families.sentences import not_held_out, verdict
 from hybridtron.laws.fitting import bootstrap
 from hybridtron.laws.fitting.loss_minima import FEWEST, find_loss_minimum, split_budgets
@@ -62,18 +62,15 @@ def fit(runs: Runs, settings: Settings) -> Fit:
     predictions = [predict(LAW.name, point, "M", "ELEMENTS", {"perplexity": power}) for point in settings.predict]
     warnings += [warning for _, far in predictions for warning in far]
     return Fit(
-        law=LAW.name,
         parameters=power.parameters,
         objective=float(((np.log(power.y) - np.log(power.at(power.x))) ** 2).sum()),
         n_points=len(runs),
         n_groups=len(np.unique(labels)),
         intervals=power.intervals or None,
-        settings=record(
-            settings,
-            window=window,
-            context=context or None,
-            objective="squared residual of log perplexity* about the line in log M, summed over compute-optimal points",
-        ),
+        settings={"window": window,
+            "context": context or None,
+            "objective": "squared residual of log perplexity* about the line in log M, summed over compute-optimal points",
+        },
         sensitivity={"architectures": architectures, "shared_exponent": shared, "window": _windows(runs)},
         predictions=[entry for entry, _ in predictions],
         warnings=warnings,

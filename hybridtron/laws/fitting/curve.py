@@ -11,7 +11,7 @@ import numpy as np
 
 from hybridtron.errors import UserError
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.families.law import Fit, Series, Settings, record
+from hybridtron.laws.families.law import Fit, Series, Settings
 from hybridtron.laws.families.sentences import moves, not_held_out, verdict
 from hybridtron.laws.fitting import bootstrap
 from hybridtron.laws.fitting.optimize import Array, Optimum, Problem, quick_search, refine, search
@@ -306,13 +306,12 @@ def complete_fit(
         predictions += entries
         warnings += more
     return Fit(
-        law=law,
         parameters=fitted.parameters,
         objective=fitted.optimum.objective,
         n_points=len(runs),
         n_groups=fitted.n_groups,
         intervals=fitted.intervals,
-        settings=record(settings, delta=delta, objective=fitted.curve.objective),
+        settings={"delta": delta, "objective": fitted.curve.objective},
         sensitivity=table,
         predictions=predictions,
         warnings=warnings,

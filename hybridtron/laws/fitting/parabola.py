@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hybridtron.errors import UserError
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.families.law import Fit, Law, Series, Settings, record
+from hybridtron.laws.families.law import Fit, Law, Series, Settings
 from hybridtron.laws.families.sentences import moves, not_held_out, verdict
 from hybridtron.laws.fitting import bootstrap
 from hybridtron.laws.fitting.curve import OUTLIERS, outlier_flags
@@ -134,13 +134,12 @@ class Parabolas:
         scatter = {axis: fitted.scatter for axis, fitted in fits.items()}
         minima = zip(*(fitted.minima for fitted in fits.values()), strict=True)
         return Fit(
-            law=self.name,
             parameters=parameters,
             objective=main.objective,
             n_points=main.n_points,
             n_groups=main.n_groups,
             intervals=intervals or None,
-            settings=record(settings, window=chosen, objective=self.objective),
+            settings={"window": chosen, "objective": self.objective},
             sensitivity=table,
             predictions=predictions,
             warnings=warnings,
