@@ -59,5 +59,6 @@ class DocumentText:
             pending = decoder.getstate()[0]
             self.repaired |= piece.encode() != given[: len(given) - len(pending)]
             yield piece
-        self.repaired |= bool(pending)
-        yield decoder.decode(b"", True)
+        if pending:
+            self.repaired = True
+            yield decoder.decode(b"", True)
