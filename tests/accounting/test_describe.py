@@ -31,6 +31,7 @@ MORE_BLOCKS = {
     "linear": {"type": "linear_attention", "num_heads": 4, "chunk_size": 16},
     "taylor": {"type": "linear_attention", "num_heads": 4, "key_dim": 4, "feature_map": "taylor"},
     "learned": {"type": "linear_attention", "num_heads": 4, "feature_map": "hadamard", "normalize": False},
+    "shared": {"type": "linear_attention", "num_heads": 4, "feature_map": "hadamard", "shared_feature_map": True},
     "gla": {"type": "gla", "num_heads": 2, "chunk_size": 16},
     "delta": {"type": "gated_deltanet", "num_heads": 2, "num_value_heads": 4, "head_dim": 8, "chunk_size": 16},
     "selective": {"type": "mamba1", "state_dim": 4},

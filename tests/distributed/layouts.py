@@ -50,6 +50,7 @@ BLOCKS |= {
 BLOCKS |= {
     "sinks": {"type": "attention", "num_heads": 4, "window": 5, "sinks": True},
     "learned": {"type": "linear_attention", "num_heads": 4, "feature_map": "hadamard", "normalize": False},
+    "shared": {"type": "linear_attention", "num_heads": 4, "feature_map": "hadamard", "shared_feature_map": True},
     "latent": {"type": "mla", "num_heads": 4, "kv_rank": 12, "q_rank": 20, "rotary_dim": 4},
     "gla": {"type": "gla", "num_heads": 4, "chunk_size": 8},
     "delta": {
@@ -74,7 +75,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "dropping": {"pattern": "attn tight ffn"},
     "gathered": {"pattern": "attn gathered ffn"},
     "hyenas": {"pattern": "short hyena heads se mr li experts mlp"},
-    "states": {"pattern": "sinks learned gla delta selective beside latent"},
+    "states": {"pattern": "sinks learned shared gla delta selective beside latent"},
     "rwkv": {"pattern": "time channel attn time channel"},
 }
 

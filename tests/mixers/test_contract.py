@@ -52,6 +52,9 @@ VARIANTS = {
     "linear attention, learned": {
         "type": "linear_attention", "num_heads": 4, "feature_map": "hadamard", "normalize": False,
     },
+    "linear attention, learned for all heads": {
+        "type": "linear_attention", "num_heads": 4, "feature_map": "hadamard", "shared_feature_map": True,
+    },
     "gated_deltanet with signs": {"type": "gated_deltanet", "num_heads": 4, "allow_negative": True},
     "parallel sum with an MLP": {
         "type": "parallel",

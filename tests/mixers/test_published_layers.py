@@ -63,8 +63,11 @@ def explicit(u, h):
     return torch.einsum("cij,bjc->bic", toeplitz(h, u.shape[1]), u)
 
 
-def implicit_filters(w, length, filter_length):
-    """The Hyena filter: sine network of the position, times a window per filter; [filters, length]."""
+def implicit_filters(w, length, filter_length, experts=1):
+    """The Hyena filter: sine network of the position, times a window per filter; [filters, length].
+
+    The authors' code keeps the channels of experts as [channels, experts]: rates are dealt to the experts in turn.
+    """
     t = torch.linspace(0, 1, filter_length, dtype=torch.float64)[:length]
     angle = 2 * math.pi * torch.arange(length, dtype=torch.float64) / filter_length
     z = torch.stack([t, (1e-4 * angle).cos(), -(1e-4 * angle).sin()], 1)
@@ -73,6 +76,7 @@ def implicit_filters(w, length, filter_length):
         z = torch.sin(w["filter.frequency"] * (z @ weight.T + bias))
     h = z @ w["filter.output_weight"].T
     deltas = torch.linspace(math.log(1e-2) / 1.5, math.log(1e-2) / 0.3, h.shape[1], dtype=torch.float64)
+    deltas = torch.stack([deltas[expert::experts] for expert in range(experts)]).flatten()
     return (h * torch.exp(-t.unsqueeze(1) * deltas.abs())).T
 
 
@@ -123,7 +127,7 @@ def test_hyena_experts(top_k):
     mixer, x, w = built(24, type="hyena_experts", **block)
     x0, x1, v = tied_streams(w, x, 1)
     u = v * x1
-    y = x0 * (explicit(u, implicit_filters(w, SEQ_LEN, 50)) + u * w["skip"])
+    y = x0 * (explicit(u, implicit_filters(w, SEQ_LEN, 50, 4)) + u * w["skip"])
     scores = x.transpose(0, 1).double() @ w["router_weight"].T + w["router_bias"]
     weakest = scores.topk(top_k, -1).values[..., -1:]
     weights = scores.masked_fill(scores < weakest, -torch.inf).softmax(-1)  # none for those not chosen
@@ -248,6 +252,22 @@ def test_linear_attention(feature_map, normalize):
     weights = KERNELS[feature_map](q, k, maps).tril()
     if normalize:
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-6)
+    y = torch.einsum("bhij,bjhd->bihd", weights, v).flatten(2)
+    assert_same(mixer, x, y @ w["proj.weight"].T)
+
+
+def test_linear_attention_with_one_feature_map_for_all_heads():
+    """As mad-lab's: two linear maps with biases for queries and two for keys, and 1e-12 beside the sum of weights."""
+    block = {"num_heads": 3, "key_dim": 4, "feature_map": "hadamard", "shared_feature_map": True, "normalize": True}
+    mixer, x, w = built(24, type="linear_attention", eps=1e-12, chunk_size=16, **block)
+    assert w["feature_weight"].numel() + w["feature_bias"].numel() == 4 * (4 * 4 + 4)
+    with torch.no_grad():
+        mixer.feature_bias.add_(2)  # sums of weights away from 0
+    q, k, v = heads_of(x, w["qkv.weight"], (3, 4), (3, 4), (3, 8))
+    maps = list(zip(w["feature_weight"].split(4), (w["feature_bias"] + 2).split(4), strict=True))
+    q, k = (F.linear(x, *one) * F.linear(x, *other) for x, one, other in ((q, *maps[:2]), (k, *maps[2:])))
+    weights = torch.einsum("bihd,bjhd->bhij", q, k).tril()
+    weights = weights / (weights.sum(-1, keepdim=True) + 1e-12)
     y = torch.einsum("bhij,bjhd->bihd", weights, v).flatten(2)
     assert_same(mixer, x, y @ w["proj.weight"].T)
 

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from hybridtron.backends.torch import TorchBackend
+from hybridtron.mixers.rwkv6.config import Ramp
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.initialize import initial_value
 from hybridtron.model.language_model import LanguageModel
 from hybridtron.model.tensors import model_tensors
-from hybridtron.tensors import Init, TensorSpec
+from hybridtron.tensors import Init, InitialValue, TensorSpec
 
 _AUTOENCODER_STD = 0.02
 _DECODER_LAYERS = 2
@@ -27,7 +28,8 @@ def proxy_tensors(config: ModelConfig, autoencoder: bool) -> dict[str, TensorSpe
     """List every parameter by its name in the built model, with mad-lab's initial values.
 
     Linear maps of the language model start as PyTorch's own do, uniform within 1 / sqrt(inputs); those of the
-    auto-encoder normal with standard deviation 0.02. Biases start at zero.
+    auto-encoder normal with standard deviation 0.02. Biases start at zero, those of filters' networks too; mixtures of
+    RWKV-6 fall from 1 by one part of the width a channel.
     """
     width = config.hidden_size
     specs = model_tensors(config)
@@ -37,16 +39,28 @@ def proxy_tensors(config: ModelConfig, autoencoder: bool) -> dict[str, TensorSpe
             specs[f"decoder.{i}.0.weight"] = TensorSpec((width,), Init("ones"), decay=False)
             specs[f"decoder.{i}.1.weight"] = TensorSpec((width, width), Init("input"))
             specs[f"decoder.{i}.1.bias"] = TensorSpec((width,), Init("zeros"), decay=False)
-    return {name: _started(spec, autoencoder) for name, spec in specs.items()}
+    return {name: replace(spec, init=_init(name, spec, autoencoder)) for name, spec in specs.items()}
 
 
-def _started(spec: TensorSpec, autoencoder: bool) -> TensorSpec:
-    if not isinstance(spec.init, Init) or spec.init.kind not in ("input", "output"):
-        return spec
-    if autoencoder:
-        return replace(spec, init=Init("normal", 0.0, _AUTOENCODER_STD))
+def _init(name: str, spec: TensorSpec, autoencoder: bool) -> Init | InitialValue:
+    if ".filter." in name and name.endswith("_bias"):
+        return Init("zeros")
+    if name.endswith(".bonus"):
+        return _zigzag
+    if isinstance(spec.init, Ramp) and ".mix_" in name:
+        return replace(spec.init, reaches_high=False)
+    is_linear = isinstance(spec.init, Init) and spec.init.kind in ("input", "output")
+    if autoencoder and (is_linear or name.endswith(".feature_weight")):
+        return Init("normal", 0.0, _AUTOENCODER_STD)
+    if not is_linear:
+        return spec.init
     bound = spec.shape[-1] ** -0.5
-    return replace(spec, init=Init("uniform", -bound, bound))
+    return Init("uniform", -bound, bound)
+
+
+def _zigzag(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Return 0, 0.1, -0.1, 0, ..., mad-lab's initial bonus of RWKV-6."""
+    return ((torch.arange(shape[0]) + 1) % 3 - 1) * 0.1
 
 
 def initial_values(config: ModelConfig, autoencoder: bool, seed: int) -> dict[str, Tensor]:

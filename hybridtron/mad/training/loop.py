@@ -64,7 +64,7 @@ def train_setting(
     chosen, whole = task(task_name), complete(task_name, setting)
     runs = [_Run(seed, cell) for seed in seeds for cell in preset.cells if (seed, cell) not in done]
     seeds = list(dict.fromkeys(run.seed for run in runs))
-    seq_len, vocab_size = chosen.sequence_length(whole), int(whole["vocab_size"])
+    seq_len, vocab_size = int(whole["seq_len"]), int(whole["vocab_size"])
     starts = {seed: candidate.start(chosen, vocab_size, seq_len, seed) for seed in seeds}
     if one_pass is None:
         one_pass = device != "cpu"

@@ -15,7 +15,7 @@ from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 class HyenaExpertsConfig(ImplicitFilterConfig):
     """Hyena experts: all of them take in every token; a token's output is that of its `top_k` best experts, weighted by
-    a softmax over the scores of these alone.
+    a softmax over the scores of these alone. The filters of every expert decay at all rates, as in the authors' code.
 
     Parallelism cuts every expert's channels, so that each process has all experts that a token may choose.
     """
@@ -46,6 +46,10 @@ class HyenaExpertsConfig(ImplicitFilterConfig):
     @property
     def filters(self) -> int:
         return self.inner_size
+
+    @property
+    def decay_runs(self) -> int:
+        return self.num_experts
 
     def tensors(self) -> dict[str, TensorSpec]:
         experts = tuple(PackedPart(f"expert {i}", self.expert_size, 1, "expert_size") for i in range(self.num_experts))

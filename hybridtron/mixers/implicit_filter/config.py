@@ -72,6 +72,11 @@ class ImplicitFilterConfig(MixerConfig):
         }
 
     @property
+    def decay_runs(self) -> int:
+        """Count the runs of filters among which the decay rates are dealt in turn, so that each has fast and slow."""
+        return 1
+
+    @property
     def filters(self) -> int:
         """Count the units that have a filter each: channels or heads."""
         raise NotImplementedError

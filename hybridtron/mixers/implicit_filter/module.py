@@ -56,9 +56,11 @@ class ImplicitFilter(nn.Module):
         return torch.cat([positions.unsqueeze(1) / (length - 1), angles.cos(), -angles.sin()], 1)
 
     def _decays(self, like: Tensor) -> Tensor:
-        """Return the decay rates of this process's filters; all lie evenly between the slowest and the fastest."""
+        """Return the decay rates of this process's filters; all lie evenly between the slowest and the fastest, dealt
+        in turn to the runs of filters."""
         slowest, fastest = -math.log(_TARGET) / _SLOW, -math.log(_TARGET) / _FAST
         rates = torch.linspace(slowest, fastest, *self.one_each.shape, dtype=like.dtype, device=like.device)
+        rates = rates.unflatten(0, (-1, self.config.decay_runs)).t().flatten()
         return self.backend.local_heads(self.one_each.shard(rates, self.backend.shards), self.one_each)
 
 

@@ -6,11 +6,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from hybridtron.config.schema import problem
 from hybridtron.mixers.contract import MixerConfig, check_divides
 from hybridtron.mixers.facts import Facts
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
-_MAD = {"feature_map": "hadamard", "normalize": True}
+_MAD = {"feature_map": "hadamard", "shared_feature_map": True, "normalize": True, "eps": 1e-12}
 
 
 class LinearAttentionConfig(MixerConfig):
@@ -36,6 +37,10 @@ class LinearAttentionConfig(MixerConfig):
         description="Divide by the sum of the weights; by default with elu, relu and taylor. With identity and "
         "hadamard, as in MAD, the sum may be near 0 and outputs of any size.",
     )
+    shared_feature_map: bool = Field(
+        False, description="With hadamard: one learned map of queries and one of keys for all heads, with biases."
+    )
+    eps: float = Field(1e-6, gt=0, description="Added to the sum of the weights where outputs are divided by it.")
     chunk_size: Annotated[int, Facts(speed_only=True)] = Field(
         64, ge=1, description="Tokens per chunk; changes speed, not results."
     )
@@ -50,6 +55,10 @@ class LinearAttentionConfig(MixerConfig):
     def _heads_divide(self) -> LinearAttentionConfig:
         if self.head_dim is None:
             check_divides("num_heads", self.num_heads, self.hidden_size, "hidden_size")
+        if self.shared_feature_map and self.feature_map != "hadamard":
+            raise problem(
+                "shared_feature_map", True, f"false with feature_map {self.feature_map}, which has no weights"
+            )
         return self
 
     @property
@@ -76,13 +85,13 @@ class LinearAttentionConfig(MixerConfig):
         rows = sum(part.size for part in packed)
         specs = {"qkv.weight": TensorSpec((rows, self.hidden_size), Init("input"), packed)}
         if self.feature_map == "hadamard":
-            maps = tuple(
-                PackedPart(name, self.num_heads, self.key_size, "num_heads") for name in ("q1", "q2", "k1", "k2")
-            )
-            bound = self.key_size**-0.5
-            specs["feature_weight"] = TensorSpec(
-                (4 * queries.size, self.key_size), Init("uniform", -bound, bound), maps
-            )
+            heads, names = 1 if self.shared_feature_map else self.num_heads, ("q1", "q2", "k1", "k2")
+            maps = tuple(PackedPart(name, heads, self.key_size, "num_heads") for name in names)
+            bound, rows = self.key_size**-0.5, 4 * heads * self.key_size
+            of_heads = () if self.shared_feature_map else maps
+            specs["feature_weight"] = TensorSpec((rows, self.key_size), Init("uniform", -bound, bound), of_heads)
+            if self.shared_feature_map:
+                specs["feature_bias"] = TensorSpec((rows,), Init("zeros"), decay=False)
         specs["proj.weight"] = TensorSpec((self.hidden_size, values.size), Init("output"), (values,), axis=1)
         return specs
 
@@ -90,7 +99,9 @@ class LinearAttentionConfig(MixerConfig):
         from hybridtron.ops.linear_attention.kernelized import linear_attention_flops
 
         sizes = (self.num_heads, self.features, self.value_size, self.chunk_size)
-        return linear_attention_flops(seq_len, *sizes, self.normalizes)
+        again = (self.num_heads - 1) * self.shared_feature_map  # heads beside the first that go through a shared map
+        mapped = 2 * seq_len * again * 4 * self.key_size**2
+        return mapped + linear_attention_flops(seq_len, *sizes, self.normalizes)
 
     def state_size(self, seq_len: int) -> int:
         return self.num_heads * self.features * (self.value_size + self.normalizes)

@@ -32,7 +32,8 @@ class LinearAttention(Mixer):
     def core(self, packed: Tensor) -> Tensor:
         q, k, v = (part.transpose(0, 1) for part in self._heads(packed))  # [b, s, heads, .]
         q, k = self._features(q, k)
-        return linear_attention(q, k, v, self.config.chunk_size, self.config.normalizes).flatten(2).transpose(0, 1)
+        config = self.config
+        return linear_attention(q, k, v, config.chunk_size, config.normalizes, config.eps).flatten(2).transpose(0, 1)
 
     def initial_state(self, batch: int) -> Tensor:
         config = self.config
@@ -40,7 +41,7 @@ class LinearAttention(Mixer):
 
     def step_core(self, packed: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v = self._heads(packed)  # [b, heads, .]
-        y, state = linear_attention_step(state, *self._features(q, k), v, self.config.normalizes)
+        y, state = linear_attention_step(state, *self._features(q, k), v, self.config.normalizes, self.config.eps)
         return y.flatten(1), state
 
     def _heads(self, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,11 +54,14 @@ class LinearAttention(Mixer):
         if self.config.feature_map != "hadamard":
             features = _FEATURES[self.config.feature_map]
             return features(q), features(k)
-        weight = self.local_heads("feature_weight")
-        q1, q2, k1, k2 = weight.unflatten(0, (4, -1, self.config.key_size)).unbind()  # [heads, outputs, inputs]
-        return _mapped(q, q1) * _mapped(q, q2), _mapped(k, k1) * _mapped(k, k2)
-
-
-def _mapped(x: Tensor, weight: Tensor) -> Tensor:
-    """Map each head's channels by its own matrix: x [..., heads, i], weight [heads, o, i] -> [..., heads, o]."""
-    return torch.einsum("...hi,hoi->...ho", x, weight)
+        size = self.config.key_size
+        if self.config.shared_feature_map:
+            weights = self.of_all_heads("feature_weight").unflatten(0, (4, size))
+            biases = self.of_all_heads("feature_bias").unflatten(0, (4, size))
+            q1, q2, k1, k2 = map(F.linear, (q, q, k, k), weights, biases)
+        else:
+            weights = self.local_heads("feature_weight").unflatten(0, (4, -1, size))  # [4, heads, outputs, inputs]
+            q1, q2, k1, k2 = (
+                torch.einsum("...hi,hoi->...ho", x, weight) for x, weight in zip((q, q, k, k), weights, strict=True)
+            )
+        return q1 * q2, k1 * k2

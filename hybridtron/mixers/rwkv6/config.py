@@ -22,16 +22,19 @@ _SMALL = Init("uniform", -1e-4, 1e-4)
 
 @dataclass(frozen=True)
 class Ramp:
-    """Initial values from `low` to `high` along the first axis, the share of the way raised to `power`."""
+    """Initial values from `low` along the first axis, the share of the way raised to `power`; the last one is `high`,
+    or without `reaches_high` one step before it."""
 
     low: float
     high: float
     power: float = 1.0
+    reaches_high: bool = True
 
     def __call__(self, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
         import torch
 
-        way = torch.linspace(0, 1, shape[0]).pow_(self.power).mul_(self.high - self.low)
+        steps = shape[0] + (not self.reaches_high)
+        way = torch.linspace(0, 1, steps)[: shape[0]].pow_(self.power).mul_(self.high - self.low)
         return way.add_(self.low).view(-1, *[1] * (len(shape) - 1)).expand(shape)
 
 

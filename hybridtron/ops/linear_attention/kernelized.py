@@ -22,7 +22,7 @@ from hybridtron.ops.ssm.ssd import chunks_of
 EPS = 1e-6  # added to the sum of the weights
 
 
-def linear_attention(q: Tensor, k: Tensor, v: Tensor, chunk_size: int, normalize: bool) -> Tensor:
+def linear_attention(q: Tensor, k: Tensor, v: Tensor, chunk_size: int, normalize: bool, eps: float = EPS) -> Tensor:
     """Compute linear attention over whole sequences from a zero state, by matmuls over chunks.
 
     q and k [b, s, h, n] are features, v [b, s, h, p]; returns [b, s, h, p]. `chunk_size` is the most tokens a chunk may
@@ -39,7 +39,7 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, chunk_size: int, normalize
         states = (k[:, :-1].transpose(-1, -2) @ v[:, :-1]).cumsum(1)  # before every chunk but the first
         y = torch.cat([y[:, :1], y[:, 1:] + q[:, 1:] @ states], 1)
     if normalize:
-        y = y[..., :width] / (y[..., width:] + EPS)
+        y = y[..., :width] / (y[..., width:] + eps)
     return y.transpose(2, 3).flatten(1, 2)[:, :seq_len].to(out_dtype)
 
 
@@ -49,7 +49,9 @@ def linear_attention_reference(q: Tensor, k: Tensor, v: Tensor, normalize: bool)
     return run_steps(partial(linear_attention_step, normalize=normalize), state, q, k, v)[0]
 
 
-def linear_attention_step(state: Tensor, q: Tensor, k: Tensor, v: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
+def linear_attention_step(
+    state: Tensor, q: Tensor, k: Tensor, v: Tensor, normalize: bool, eps: float = EPS
+) -> tuple[Tensor, Tensor]:
     """Compute one token: q and k [b, h, n], v [b, h, p]; returns y [b, h, p] and the state.
 
     The state [b, h, n, p] is S; normalised, [b, h, n, p + 1] with z as its last column.
@@ -60,7 +62,7 @@ def linear_attention_step(state: Tensor, q: Tensor, k: Tensor, v: Tensor, normal
     state = state + k.to(state.dtype).unsqueeze(-1) * wide.unsqueeze(-2)
     y = (query @ state).squeeze(-2)
     if normalize:
-        y = y[..., :-1] / (y[..., -1:] + EPS)
+        y = y[..., :-1] / (y[..., -1:] + eps)
     return y.to(v.dtype), state
 
 

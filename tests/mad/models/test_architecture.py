@@ -8,6 +8,9 @@ from hybridtron.mad.models.layers import ALIASES, LAYERS
 from hybridtron.mad.models.proxy_model import ProxyModel, initial_values, proxy_tensors
 from hybridtron.mad.models.shrink import shrink
 from hybridtron.mad.models.soft_experts import soft_weights
+from hybridtron.mad.tasks.protocol import TASKS
+from hybridtron.mad.training.loop import train_setting
+from hybridtron.mad.training.presets import preset
 from hybridtron.mixers.registry import MIXERS
 from hybridtron.model.config import ModelConfig
 from hybridtron.training.config import RunConfig
@@ -80,7 +83,18 @@ def test_this_projects_names_of_layers_are_taken_for_mad_labs():
         assert block["type"] == kind
 
 
-def test_filters_run_over_the_length_of_the_task():
+@pytest.mark.parametrize("task", TASKS)
+def test_filters_run_over_the_length_of_the_setting(task, monkeypatch):
+    """Not of an example, which in recall is one shorter."""
+    seen = []
+    start = Architecture.start
+    monkeypatch.setattr(Architecture, "start", lambda *given: seen.append(start(*given)) or seen[-1])
+    chosen = preset("smoke", max_steps=1, eval_examples=2)
+    train_setting(from_layers(["hyena"]), task, {"seq_len": 40, "num_train_examples": 8}, chosen, [0])
+    assert seen[0][0].blocks["hyena"].filter_length == 40
+
+
+def test_filters_run_over_the_length_that_a_model_is_built_for():
     architecture = from_layers(["hyena", "mh-attention"])
     assert architecture.model(16, 77).blocks["hyena"].filter_length == 77
 
@@ -135,6 +149,25 @@ def test_initial_values_follow_mad_lab_and_the_seed():
     assert (initial_values(config, False, 3)[name] == language[name]).all()
     assert (initial_values(config, False, 4)[name] != language[name]).any()
     assert proxy_tensors(config, True).keys() > proxy_tensors(config, False).keys()
+
+
+def test_filters_feature_maps_and_rwkv6_start_as_in_mad_lab():
+    config = from_layers(["hyena", "mh-linear-attention", "rwkv6-time-mixer", "rwkv6-channel-mixer"]).model(16, 12)
+    language, code = (initial_values(config, autoencoder, seed=0) for autoencoder in (False, True))
+    mixture = 1 - torch.arange(128) / 128
+    for values in (language, code):
+        for name in ("filter.input_bias", "filter.inner_bias"):
+            assert (values[f"layers.0.mixer.{name}"] == 0).all()
+        assert values["layers.1.mixer.feature_weight"].numel() + values["layers.1.mixer.feature_bias"].numel() == 288
+        assert (values["layers.1.mixer.feature_bias"] == 0).all()
+        for name in ("2.mixer.mix_base", "2.mixer.mix_key", "3.mixer.mix_key", "3.mixer.mix_receptance"):
+            torch.testing.assert_close(values[f"layers.{name}"], mixture)
+        torch.testing.assert_close(values["layers.2.mixer.mix_gate"], 1 - (1 - mixture).sqrt())
+        torch.testing.assert_close(values["layers.2.mixer.bonus"][:6], torch.tensor([0, 0.1, -0.1, 0, 0.1, -0.1]))
+    feature = "layers.1.mixer.feature_weight"
+    assert language[feature].abs().max() <= 8**-0.5
+    assert language[feature].std().item() == pytest.approx((3 * 8) ** -0.5, rel=0.1)
+    assert code[feature].std().item() == pytest.approx(0.02, rel=0.1)
 
 
 ATTENTION = {"type": "attention", "num_heads": 32, "num_kv_heads": 8, "head_dim": 128}
