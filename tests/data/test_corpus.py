@@ -573,3 +573,25 @@ def test_a_disk_that_is_too_small_is_refused_before_the_work(tmp_path, monkeypat
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free._replace(free=1_500_000))
     prepare(sources, tmp_path / "out")
     assert "the token files take about" in caplog.text
+
+
+MEMORY_PROGRAM = """
+import re, sys
+from pathlib import Path
+from hybridtron.data.corpus import prepare
+from hybridtron.data.sources import find_sources
+
+prepare(find_sources([Path(sys.argv[1])]), Path(sys.argv[2]))  # as each of several workers does with its shard
+print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) >> 10)
+"""
+
+
+def test_memory_does_not_grow_with_the_longest_document(tmp_path):
+    (tmp_path / "in").mkdir()
+    text = b"not much of a text\\n" * (48 << 20 >> 4)  # 60 MB
+    (tmp_path / "in" / "a.jsonl").write_bytes(b'{"text": "' + text + b'"}\n')
+    (tmp_path / "in" / "b.txt").write_bytes(text)
+    (tmp_path / "program.py").write_text(MEMORY_PROGRAM)
+    arguments = [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "in"), str(tmp_path / "out")]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=True)
+    assert int(done.stdout) < 150  # MB; twelve times the document where it is held whole
