@@ -28,8 +28,11 @@ Key = tuple[str, ...]
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Amount = Annotated[float, Field(ge=0)]
 _Count = Annotated[int, Field(ge=1)]
-# A point is a step, the training loss if it is finite, and both accuracies; JSON has a list.
-_Point = Annotated[tuple[int, _Amount | None, _Share, _Share], Field(strict=False)]
+# A point is a step, the training loss if it is finite, both accuracies and, since procedure 4, the selecting loss.
+_Point = (
+    Annotated[tuple[int, _Amount | None, _Share, _Share, _Amount | None], Field(strict=False)]
+    | Annotated[tuple[int, _Amount | None, _Share, _Share], Field(strict=False)]
+)
 _COLUMNS: dict[Any, tuple[str, ...]] = {
     str: ("architecture", "pattern", "fingerprint", "preset", "protocol", "selected_on", "task", "stopped"),
     Literal["micro", "macro"]: ("accuracy",),

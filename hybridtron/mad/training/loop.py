@@ -15,10 +15,10 @@ from torch import Tensor
 
 import hybridtron
 from hybridtron.mad.models.candidate import Candidate
-from hybridtron.mad.scoring.accuracy import accuracy
+from hybridtron.mad.scoring.accuracy import BATCH, accuracy
 from hybridtron.mad.scoring.results import Row
 from hybridtron.mad.tasks.generate import generate
-from hybridtron.mad.tasks.protocol import Setting, complete, task
+from hybridtron.mad.tasks.protocol import IGNORE, Setting, complete, task
 from hybridtron.mad.tasks.stored import read_examples
 from hybridtron.mad.training.adamw import StackedAdamW
 from hybridtron.mad.training.presets import Cell, Preset
@@ -37,6 +37,8 @@ class _Run:
     best: float = -1.0
     least_loss: float = math.inf
     waited: int = 0  # evaluations since either gained
+    scored_step: int = 0  # after which the weights that count were evaluated
+    scored: _Evaluation | None = None
     row: Row = field(default_factory=dict)
 
 
@@ -131,17 +133,20 @@ def _train(
         total, since = torch.zeros_like(total), 0
         ended: dict[int, str] = {}
         for i, (run, loss, at) in enumerate(zip(live, mean_loss, found, strict=True)):
-            run.curve.append([step + 1, _finite(loss), round(at.micro, 6), round(at.macro, 6)])
+            run.curve.append([step + 1, _finite(loss), round(at.micro, 6), round(at.macro, 6), _finite(at.loss)])
+            if run.scored is None or not preset.scores_best_evaluation or at.perplexity < run.scored.perplexity:
+                run.scored_step, run.scored = step + 1, at
             why = _ending(run, loss, getattr(at, preset.accuracy), at.loss, preset)
             if why or step + 1 == steps:
                 ended[i] = why or "end"
         if not ended:
             continue
-        test = [found[i] for i in ended]
+        chosen_by = [run.scored for i, run in enumerate(live) if i in ended and run.scored]
+        test = chosen_by
         if preset.select_split != "test":
             test = _evaluate(stack, splits["test"], which, torch.tensor(list(ended), device=device), vocab_size)
-        for (i, why), tested in zip(ended.items(), test, strict=True):
-            live[i].row = _row(live[i], why, step + 1, steps, found[i], tested)
+        for (i, why), selecting, tested in zip(ended.items(), chosen_by, test, strict=True):
+            live[i].row = _row(live[i], why, step + 1, steps, selecting, tested)
             yield live[i]
         staying = torch.tensor([i for i in range(len(live)) if i not in ended], dtype=torch.long, device=device)
         live = [run for i, run in enumerate(live) if i not in ended]
@@ -224,11 +229,12 @@ def _lr(peak: Tensor, step: int, steps: int, preset: Preset) -> Tensor:
 
 
 class _Evaluation(NamedTuple):
-    """Of one cell on one split."""
+    """Of one cell on one split; `perplexity` is mad-lab's, the mean over batches of exp(mean loss of a batch)."""
 
     micro: float
     macro: float
     loss: float
+    perplexity: float
 
     def as_row(self, kind: str) -> Row:
         return {f"{kind}_micro": self.micro, f"{kind}_macro": self.macro, f"{kind}_loss": _finite(self.loss)}
@@ -237,9 +243,13 @@ class _Evaluation(NamedTuple):
 def _evaluate(stack: Stack, examples: _Examples, which: Tensor, cells: Tensor, vocab_size: int) -> list[_Evaluation]:
     """Evaluate each of these cells; `which` is the seed of every cell of the stack."""
     tokens, targets = (_shared(tensor, which[cells]) for tensor in examples)
-    predictions, losses = stack.predict(tokens, targets, cells)
-    found = accuracy(predictions, targets, vocab_size)
-    return list(map(_Evaluation, found.micro.tolist(), found.macro.tolist(), losses.tolist()))
+    batches = list(zip(tokens.split(BATCH, -2), targets.split(BATCH, -2), strict=True))
+    predictions, losses = zip(*(stack.predict(*batch, cells) for batch in batches), strict=True)
+    found = accuracy(torch.cat(predictions, 1), targets, vocab_size)
+    counts = torch.stack([(scored != IGNORE).sum((-2, -1)) for _, scored in batches]).view(len(batches), -1)
+    by_batch = torch.stack(losses).double()  # [batches, cells]
+    loss, perplexity = (by_batch * counts).sum(0) / counts.sum(0), by_batch.exp().mean(0)
+    return list(map(_Evaluation, *(part.tolist() for part in (found.micro, found.macro, loss, perplexity))))
 
 
 def _ending(run: _Run, training_loss: float, reached: float, loss: float, preset: Preset) -> str | None:
@@ -263,6 +273,7 @@ def _row(run: _Run, why: str, steps_done: int, steps: int, chosen_by: _Evaluatio
         "seed": run.seed,
         "steps": steps_done,
         "planned_steps": steps,
+        "scored_step": run.scored_step,
         "stopped": why,
         **test.as_row("test"),
         **chosen_by.as_row("select"),

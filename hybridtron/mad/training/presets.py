@@ -61,6 +61,14 @@ class Preset:
     match_mad_lab: bool = False
     data: str | None = None  # folder of examples (`tasks.stored`) in place of generated ones
 
+    @property
+    def scores_best_evaluation(self) -> bool:
+        """Return whether, as in mad-lab, the weights of the evaluation with the least perplexity count, not the last.
+
+        Lightning's `validate` loads the best checkpoint where it is given no model.
+        """
+        return self.match_mad_lab and self.select_split == "test"
+
     def steps(self, num_train_examples: int) -> int:
         """Count optimiser steps: those of all epochs, whose last batches may be smaller, at most `max_steps`."""
         return min(self.epochs * self.steps_per_epoch(num_train_examples), self.max_steps or 1 << 62)

@@ -1,3 +1,4 @@
+import math
 from functools import partial
 
 import pytest
@@ -5,9 +6,12 @@ import torch
 
 from hybridtron.errors import UserError
 from hybridtron.mad.models.architecture import from_layers
+from hybridtron.mad.models.proxy_model import initial_values
+from hybridtron.mad.tasks.generate import generate
 from hybridtron.mad.training import presets
 from hybridtron.mad.training.loop import train_setting
 from hybridtron.mad.training.presets import GRID, PRESETS, Cell, preset
+from hybridtron.mad.training.stack import Stack
 
 SETTING = {"vocab_size": 8, "seq_len": 16, "num_train_examples": 64}
 MLP = from_layers(["mlp"])
@@ -164,6 +168,41 @@ def test_a_cell_that_is_done_stops_and_leaves_the_others():
     assert fast["test_micro"] == 1.0
     assert fast["steps"] < slow["steps"] == 120
     assert slow["test_micro"] < 0.5
+
+
+def test_madlab_scores_the_weights_of_the_evaluation_with_the_least_perplexity():
+    """One batch of 128: its perplexity is exp(loss). A run of k steps has the weights of a longer one after k."""
+    cells, setting = (Cell(1e-2, 0.0),), {**SETTING, "num_train_examples": 16}  # so few that it overfits
+    train = partial(train_setting, RECALLING, "in-context-recall", setting, seeds=[0])
+
+    def until(step, evaluations=1):
+        chosen = preset("madlab", cells=cells, max_steps=step, batch_size=16, eval_examples=64, evaluations=evaluations)
+        (row,) = train(preset=chosen)
+        return row
+
+    each = [until(step) for step in (20, 40, 60, 80)]
+    best = min(each, key=lambda row: row["test_loss"])
+    whole = until(80, evaluations=4)
+    assert best["steps"] < whole["steps"] == 80
+    assert whole["scored_step"] == best["steps"]
+    for name in ("test_micro", "test_macro", "test_loss", "select_macro", "select_loss"):
+        assert whole[name] == best[name], name
+    assert [point[4] for point in whole["curve"]] == [row["test_loss"] for row in each]
+
+
+def test_perplexity_is_the_mean_over_batches_of_128_examples():
+    from hybridtron.mad.training.loop import _evaluate
+
+    config = MLP.model(8, 16)
+    stack = Stack(config, False, [initial_values(config, False, seed) for seed in (0, 1)])
+    tokens, targets = (torch.from_numpy(part) for part in generate("in-context-recall", SETTING, "test", 0))
+    found = _evaluate(stack, (tokens[None], targets[None]), torch.tensor([0, 0]), torch.tensor([0, 1]), 8)
+    for cell, one in enumerate(found):
+        parts = [
+            stack.predict(*batch)[1][cell].item() for batch in zip(tokens.split(128), targets.split(128), strict=True)
+        ]
+        assert one.perplexity == pytest.approx(sum(map(math.exp, parts)) / 10, rel=1e-6)
+        assert one.loss == pytest.approx(stack.predict(tokens, targets)[1][cell].item(), rel=1e-6)
 
 
 def test_patience_ends_a_cell_that_no_longer_gains():

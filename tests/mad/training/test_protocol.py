@@ -58,7 +58,8 @@ def test_a_cell_is_trained_and_scored_as_a_plain_loop_does(name, one_pass):
             loss, micro = scores(model, split)
             assert row[f"{kind}_loss"] == pytest.approx(loss, **CLOSE), (kind, str(cell))
             assert row[f"{kind}_micro"] == pytest.approx(micro), (kind, str(cell))
-        steps, mean_loss, selecting, _ = row["curve"][-1]
+        steps, mean_loss, selecting, _, selecting_loss = row["curve"][-1]
+        assert selecting_loss == row["select_loss"]
         assert steps == STEPS
         assert mean_loss == pytest.approx(training_loss, **CLOSE)
         assert selecting == pytest.approx(row["select_micro"], abs=1e-6)
