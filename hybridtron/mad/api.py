@@ -39,7 +39,7 @@ def score(
     Args:
         pattern: layers of MAD as a pattern, such as `2*(mh-hyena swiglu)`, or as a list; an Architecture; or a factory
             of any torch.nn.Module (`from_module`).
-        preset: `paper`, `madlab`, `search`, `smoke`, or a Preset.
+        preset: `paper`, `madlab`, `madlab-2024-03`, `search`, `smoke`, or a Preset.
         tasks: names of tasks; by default all six.
         seeds: how many, from 0 on, or which.
         out: folder that keeps the results, from which the same call continues; by default nothing is kept.

@@ -20,16 +20,20 @@ from hybridtron.model.tensors import model_tensors
 from hybridtron.tensors import Init, InitialValue, TensorSpec
 
 _AUTOENCODER_STD = 0.02
+_FEATURE_MAPS = ".feature_weight"
+# Linear maps of mad-lab's that are declared here with initial values of their own.
+_LINEAR_MAPS = (_FEATURE_MAPS, ".dt_weight", *(f".filter.{name}_weight" for name in ("input", "inner", "output")))
 _DECODER_LAYERS = 2
 _LARGEST_PERIOD = 10000.0
 
 
-def proxy_tensors(config: ModelConfig, autoencoder: bool) -> dict[str, TensorSpec]:
+def proxy_tensors(config: ModelConfig, autoencoder: bool, normal_init: bool = False) -> dict[str, TensorSpec]:
     """List every parameter by its name in the built model, with mad-lab's initial values.
 
     Linear maps of the language model start as PyTorch's own do, uniform within 1 / sqrt(inputs); those of the
     auto-encoder normal with standard deviation 0.02. Biases start at zero, those of filters' networks too; mixtures of
-    RWKV-6 fall from 1 by one part of the width a channel.
+    RWKV-6 fall from 1 by one part of the width a channel. With `normal_init` all linear maps start normal, those of
+    filters and step sizes too, and all their biases at zero, as in mad-lab before December 2024.
     """
     width = config.hidden_size
     specs = model_tensors(config)
@@ -39,10 +43,11 @@ def proxy_tensors(config: ModelConfig, autoencoder: bool) -> dict[str, TensorSpe
             specs[f"decoder.{i}.0.weight"] = TensorSpec((width,), Init("ones"), decay=False)
             specs[f"decoder.{i}.1.weight"] = TensorSpec((width, width), Init("input"))
             specs[f"decoder.{i}.1.bias"] = TensorSpec((width,), Init("zeros"), decay=False)
-    return {name: replace(spec, init=_init(name, spec, autoencoder)) for name, spec in specs.items()}
+    return {name: replace(spec, init=_init(name, specs, autoencoder, normal_init)) for name, spec in specs.items()}
 
 
-def _init(name: str, spec: TensorSpec, autoencoder: bool) -> Init | InitialValue:
+def _init(name: str, specs: dict[str, TensorSpec], autoencoder: bool, normal_init: bool) -> Init | InitialValue:
+    spec = specs[name]
     if ".filter." in name and name.endswith("_bias"):
         return Init("zeros")
     if name.endswith(".bonus"):
@@ -50,7 +55,11 @@ def _init(name: str, spec: TensorSpec, autoencoder: bool) -> Init | InitialValue
     if isinstance(spec.init, Ramp) and ".mix_" in name:
         return replace(spec.init, reaches_high=False)
     is_linear = isinstance(spec.init, Init) and spec.init.kind in ("input", "output")
-    if autoencoder and (is_linear or name.endswith(".feature_weight")):
+    if normal_init and name.endswith(".dt_bias") and f"{name.removesuffix('bias')}weight" in specs:
+        return Init("zeros")
+    if (autoencoder and (is_linear or name.endswith(_FEATURE_MAPS))) or (
+        normal_init and (is_linear or name.endswith(_LINEAR_MAPS))
+    ):
         return Init("normal", 0.0, _AUTOENCODER_STD)
     if not is_linear:
         return spec.init
@@ -63,9 +72,9 @@ def _zigzag(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return ((torch.arange(shape[0]) + 1) % 3 - 1) * 0.1
 
 
-def initial_values(config: ModelConfig, autoencoder: bool, seed: int) -> dict[str, Tensor]:
+def initial_values(config: ModelConfig, autoencoder: bool, seed: int, normal_init: bool = False) -> dict[str, Tensor]:
     """Draw a value for every parameter, a function of the seed and the parameter's name."""
-    specs = proxy_tensors(config, autoencoder)
+    specs = proxy_tensors(config, autoencoder, normal_init)
     return {name: initial_value(config, name, spec, seed) for name, spec in specs.items()}
 
 

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 import hybridtron
+from hybridtron.mad.models.architecture import Architecture
 from hybridtron.mad.models.candidate import Candidate
+from hybridtron.mad.models.proxy_model import initial_values
 from hybridtron.mad.scoring.accuracy import BATCH, accuracy
 from hybridtron.mad.scoring.results import Row
 from hybridtron.mad.tasks.generate import generate
@@ -68,6 +70,11 @@ def train_setting(
     seeds = list(dict.fromkeys(run.seed for run in runs))
     seq_len, vocab_size = int(whole["seq_len"]), int(whole["vocab_size"])
     starts = {seed: candidate.start(chosen, vocab_size, seq_len, seed) for seed in seeds}
+    if preset.normal_init and isinstance(candidate, Architecture):
+        starts = {
+            seed: (config, initial_values(config, chosen.autoencoder, seed, normal_init=True), frozen)
+            for seed, (config, _, frozen) in starts.items()
+        }
     if one_pass is None:
         one_pass = device != "cpu"
     one_pass = one_pass and all(can_stack(config) for config, _, _ in starts.values())

@@ -59,6 +59,7 @@ class Preset:
     settings: Literal["all", "baseline"] = "all"
     eval_examples: int | None = None
     match_mad_lab: bool = False
+    normal_init: bool = False  # all linear maps of an architecture start as in mad-lab before December 2024
     data: str | None = None  # folder of examples (`tasks.stored`) in place of generated ones
 
     @property
@@ -87,8 +88,9 @@ class Preset:
         """Return the fields and the procedure under the keys that recorded rows and searches have."""
         fields = asdict(self)
         quirks = fields.pop("match_mad_lab")
-        if self.data is None:
-            del fields["data"]
+        for name in ("data", "normal_init"):
+            if not fields[name]:
+                del fields[name]
         return {**fields, "quirks": quirks, "procedure": PROCEDURE}
 
     def fingerprint(self) -> str:
@@ -97,19 +99,22 @@ class Preset:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+_MADLAB = Preset(
+    "madlab",
+    betas=(0.9, 0.999),
+    schedule="constant",
+    select_split="test",
+    accuracy="macro",
+    evaluations=200,
+    match_mad_lab=True,
+)
+
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         Preset("paper"),
-        Preset(
-            "madlab",
-            betas=(0.9, 0.999),
-            schedule="constant",
-            select_split="test",
-            accuracy="macro",
-            evaluations=200,
-            match_mad_lab=True,
-        ),
+        _MADLAB,
+        replace(_MADLAB, name="madlab-2024-03", normal_init=True),
         Preset("search", cells=(Cell(1e-3, 0.0),), max_steps=2000, patience=8, evaluations=25, settings="baseline"),
         Preset(
             "smoke",

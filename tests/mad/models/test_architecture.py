@@ -151,6 +151,24 @@ def test_initial_values_follow_mad_lab_and_the_seed():
     assert proxy_tensors(config, True).keys() > proxy_tensors(config, False).keys()
 
 
+def test_all_linear_maps_may_start_normal_as_in_mad_lab_before_december_2024():
+    config = from_layers(["mamba", "hyena", "mh-linear-attention", "swiglu"]).model(16, 12)
+    values = initial_values(config, False, 0, normal_init=True)
+    for name in (
+        "0.mixer.dt_weight",
+        "0.mixer.in_proj.weight",
+        "1.mixer.filter.output_weight",
+        "2.mixer.feature_weight",
+        "3.mixer.down.weight",
+    ):
+        assert values[f"layers.{name}"].std().item() == pytest.approx(0.02, rel=0.15), name
+    assert (values["layers.0.mixer.dt_bias"] == 0).all()
+    plain = initial_values(config, False, 0)
+    assert (plain["layers.0.mixer.dt_bias"] != 0).all()
+    for name in ("layers.0.mixer.A_log", "layers.1.mixer.conv_weight", "embedding.weight"):
+        assert torch.equal(values[name], plain[name]), name
+
+
 def test_filters_feature_maps_and_rwkv6_start_as_in_mad_lab():
     config = from_layers(["hyena", "mh-linear-attention", "rwkv6-time-mixer", "rwkv6-channel-mixer"]).model(16, 12)
     language, code = (initial_values(config, autoencoder, seed=0) for autoencoder in (False, True))

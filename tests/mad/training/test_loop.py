@@ -205,6 +205,15 @@ def test_perplexity_is_the_mean_over_batches_of_128_examples():
         assert one.loss == pytest.approx(stack.predict(tokens, targets)[1][cell].item(), rel=1e-6)
 
 
+def test_madlab_of_march_2024_starts_from_its_own_initial_values():
+    short = {"cells": GRID[:1], "max_steps": 1, "eval_examples": 16}
+    losses = {
+        name: train_setting(MLP, "in-context-recall", SETTING, preset(name, **short), [0])[0]["curve"][0][1]
+        for name in ("madlab", "madlab-2024-03")
+    }
+    assert losses["madlab"] != losses["madlab-2024-03"] == pytest.approx(math.log(8), abs=0.1)
+
+
 def test_patience_ends_a_cell_that_no_longer_gains():
     chosen = preset("search", cells=(Cell(1e-7, 0.0),), max_steps=40, evaluations=20, patience=3, eval_examples=16)
     (row,) = train_setting(MLP, "compression", SETTING, chosen, [0])
@@ -265,7 +274,7 @@ def test_presets_follow_the_protocol():
     assert paper.steps_between_evaluations(256) == 10  # 1,280 examples train in them
     assert madlab.steps_between_evaluations(256) == 2
     assert preset("search", max_steps=5).steps_between_evaluations(12800) == 5
-    assert len({chosen.fingerprint() for chosen in PRESETS.values()}) == 4
+    assert len({chosen.fingerprint() for chosen in PRESETS.values()}) == 5
 
 
 def test_rows_of_another_procedure_are_not_those_of_this_one(monkeypatch):

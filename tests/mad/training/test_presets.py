@@ -10,6 +10,7 @@ def test_fingerprints_are_those_that_recorded_rows_have():
     assert {name: preset.fingerprint() for name, preset in PRESETS.items()} == {
         "paper": "e3ce85b6f65b",
         "madlab": "2f34ef19915b",
+        "madlab-2024-03": "4a3d8516f43a",
         "search": "84a855f9e406",
         "smoke": "743f4d45d770",
     }
