@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from hybridtron.cli.arguments import naming_options
+from hybridtron.cli.arguments import ArgumentParser, naming_options
 from hybridtron.errors import UserError
 from hybridtron.laws import LAWS, Law, find_law, fit
 from hybridtron.laws.data.columns import SYNONYMS
@@ -27,7 +27,7 @@ report.html:
 """
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(ArgumentParser):
     """A parser whose errors are UserErrors."""
 
     def error(self, message: str) -> NoReturn:

@@ -76,6 +76,9 @@ def _run_nested(module: str, options: argparse.Namespace) -> int:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the parsed arguments. Overrides may stand before or after options."""
     parser = build_parser()
+    for name, (nested, _) in NESTED_VERBS.items():
+        if arguments and arguments[0] in nested.split("|"):
+            parser.error(f"argument VERB: invalid choice: {arguments[0]!r}: expected `{name} {arguments[0]}`")
     options, rest = parser.parse_known_args(arguments)
     unknown = [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(options, "overrides")]
     if unknown:

@@ -102,13 +102,14 @@ class RunConfig(Strict):
         if schedule.type == "wsd" and not 1 <= schedule.decay_steps <= train.steps - schedule.warmup_steps:
             expected = (
                 f"at least 1 with type wsd, and with warmup_steps {schedule.warmup_steps} no more than train.steps "
-                f"{train.steps} together (such as {_shorter(train.steps, schedule)})"
+                f"{train.steps} together, such as {_shorter(train.steps, schedule)}"
             )
             yield problem("schedule.decay_steps", schedule.decay_steps, expected)
         if schedule.type != "wsd" and schedule.decay_steps:
             yield problem("schedule.decay_steps", schedule.decay_steps, f"0 with type {schedule.type}")
         if schedule.warmup_steps > train.steps:
-            yield problem("schedule.warmup_steps", schedule.warmup_steps, f"at most train.steps {train.steps}")
+            expected = f"at most train.steps {train.steps}, such as {_shorter(train.steps, schedule)}"
+            yield problem("schedule.warmup_steps", schedule.warmup_steps, expected)
         yield from self._layout_problems()
 
     def _layout_problems(self) -> Iterator[Exception]:
@@ -157,7 +158,11 @@ def multiples(value: int, of: int) -> str:
 
 
 def _shorter(steps: int, schedule: ScheduleConfig) -> str:
-    """Return overrides that fit warm-up and decay into half of the steps, in proportion."""
+    """Return one override that fits warm-up and decay into half of the steps, in proportion."""
     whole = max(1, schedule.warmup_steps + schedule.decay_steps)
     warmup, decay = schedule.warmup_steps * steps // (2 * whole), schedule.decay_steps * steps // (2 * whole)
-    return f"schedule.warmup_steps={warmup} schedule.decay_steps={max(1, decay)}"
+    scaled = {"type": schedule.type, "warmup_steps": warmup}
+    if schedule.type == "wsd":
+        scaled["decay_steps"] = max(1, decay)
+    scaled |= schedule.model_dump(include={"min_lr_ratio"} & schedule.model_fields_set)
+    return f"'schedule={{{', '.join(f'{key}: {value}' for key, value in scaled.items())}}}'"

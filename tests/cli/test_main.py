@@ -39,6 +39,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 # What is given on the command line, and what the one line must name: the key, the value, what was expected.
+SHORTER = "schedule={type: wsd, warmup_steps: 5, decay_steps: 10}"
 ONE_LINE = {
     "unknown key": (["model.hiden_size=64"], ["model.hiden_size", "unknown key", "nearest: hidden_size"]),
     "unknown key of a block": (["model.blocks.attn.num_hed=2"], ["num_hed", "unknown key", "nearest: num_heads"]),
@@ -64,6 +65,11 @@ ONE_LINE = {
     "three processes for two": (["parallel.tensor=2", "--nproc", "3"], ["--nproc", "3", "nearest: 2 or 4"]),
     "batch that does not divide": (["--nproc", "3"], ["train.global_batch_size", "4", "3"]),
     "no processes": (["--nproc", "0"], ["--nproc", "0", "at least 1"]),
+    "what the optimizer is": (
+        ["optimizer.type=adam"],
+        ["optimizer.type", "expected one of lr,", "AdamW with"],
+    ),
+    "what the model is": (["model.name=gpt"], ["model.name", "unknown key", "expected one of hidden_size,"]),
     "decay longer than the run": (["schedule.type=wsd"], ["schedule.decay_steps", "0", "wsd"]),
     "a model that no memory holds": (
         ["model.hidden_size=1000000000000"],
@@ -76,7 +82,7 @@ ONE_LINE = {
     "the same with processes": (["model.hidden_size=1000000000000", "--nproc", "2"], ["model.hidden_size"]),
     "run shorter than its schedule": (
         ["schedule.type=wsd", "schedule.warmup_steps=20", "schedule.decay_steps=40", "train.steps=30"],
-        ["schedule.decay_steps = 40", "train.steps 30", "schedule.warmup_steps=5 schedule.decay_steps=10"],
+        ["schedule.decay_steps = 40", "train.steps 30", f"such as {SHORTER!r}"],
     ),
     "no place for a run": (["folder=/proc/run"], ["run folder /proc/run", "No such file"]),
     "relative path": (["data.train=nowhere/train"], ["there is no nowhere/train.idx in /"]),
@@ -91,6 +97,21 @@ def test_bad_input(case, tiny, refused):
     assert "\n" not in message
     for words in named:
         assert words in message, message
+
+
+def test_the_one_override_that_is_named_makes_a_run_short_enough(tiny, capsys):
+    long = ["schedule.type=wsd", "schedule.warmup_steps=20", "schedule.decay_steps=40", "schedule.min_lr_ratio=0.2"]
+    assert main(["train", str(tiny), *long, "train.steps=30", "--print"]) == 2
+    override = capsys.readouterr().err.split("'")[1]
+    assert main(["train", str(tiny), *long, "train.steps=30", override, "--print"]) == 0
+    printed = capsys.readouterr().out
+    for words in ("warmup_steps: 5", "decay_steps: 10", "min_lr_ratio: 0.2"):
+        assert words in printed
+
+
+def test_nearest_verb_of_laws(capsys):
+    assert main(["laws", "fti"]) == 2
+    assert "(nearest: fit)" in capsys.readouterr().err
 
 
 PATTERNS = {
@@ -164,6 +185,7 @@ ARGUMENTS = {
     "no verb": ([], "required: VERB (see hybridtron --help)"),
     "unknown verb": (["trian"], "invalid choice: 'trian': expected one of train, eval"),
     "nearest verb": (["trian"], "(nearest: train)"),
+    "verb of another verb": (["fit", "parametric"], "invalid choice: 'fit': expected `laws fit`"),
     "no config": (["train"], "required: CONFIG (see hybridtron train --help)"),
     "unknown option": (["train", "a.yaml", "--reusme"], "unrecognized arguments: --reusme"),
     "no number": (["train", "a.yaml", "--nproc", "two"], "argument --nproc: invalid int value: 'two'"),
