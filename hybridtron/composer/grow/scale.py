@@ -150,8 +150,10 @@ def show_scaled(scaled: Scaled, console: Console) -> None:
     runs = f"  = {to_composer(model.parsed_pattern, letters)}" if fits else ""
     ratio = target.state_size / account.state_size if account.state_size else None
     state = "none" if ratio is None else f"the target's is {ratio:.2f} times as large"
+    types = ", ".join(f"{name} is {model.blocks[name].type}" for name in dict.fromkeys(model.layer_names))
     console.print(
         f"pattern     {model.pattern}{runs}\n"
+        f"blocks      {types}: those of {scaled.target.name}, whatever the small model had\n"
         f"layers      {len(account.layers)}, {scaled.attention_layers} with attention; {scaled.target.name} has "
         f"{len(target.layers)}\n"
         f"parameters  {account.total:,}, {account.total - account.embedding:,} without embeddings\n"
