@@ -99,6 +99,10 @@ class TensorSpec:
     trained: bool = True
 
     def __post_init__(self) -> None:
+        if not all(self.shape):
+            raise AssertionError(
+                f"shape {self.shape} has no elements, which no checkpoint holds: expected no parameter"
+            )
         if len({part.name for part in self.parts}) != len(self.parts):
             raise AssertionError(f"parts {self.parts} need names of their own, by which checkpoints know them")
         if self.parts and sum(part.size for part in self.parts) != self.shape[self.axis]:

@@ -66,3 +66,8 @@ def test_indivisible_parts_are_named_once_per_key():
     specs = {"qkv": TensorSpec((24, 5), Init("input"), PACKED)}
     assert [part.key for part in indivisible(specs, 4)] == ["num_kv_heads"]
     assert [part.key for part in indivisible(specs, 2)] == []
+
+
+def test_a_parameter_has_elements():
+    with pytest.raises(AssertionError, match=r"shape \(0, 4, 4\) has no elements"):
+        TensorSpec((0, 4, 4), Init("zeros"))

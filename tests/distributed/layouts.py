@@ -39,7 +39,7 @@ BLOCKS: dict[str, dict[str, Any]] = {
 BLOCKS |= {
     "short": {"type": "short_conv", "bias": True},
     "hyena": {"type": "hyena", "expand": 2, "projection_groups": 4, "filter_order": 4, "bias": True},
-    "heads": {"type": "mh_hyena", "num_heads": 8, "filter_order": 4, "filter_length": 16},
+    "heads": {"type": "mh_hyena", "num_heads": 8, "filter_order": 4, "filter_length": 16, "filter_layers": 0},
     "se": {"type": "hyena_se", "num_groups": 8},
     "mr": {"type": "hyena_mr", "num_groups": 4, "filter_length": 32},
     "li": {"type": "hyena_li", "filter_order": 4},

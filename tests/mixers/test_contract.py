@@ -55,6 +55,7 @@ VARIANTS = {
     "linear attention, learned for all heads": {
         "type": "linear_attention", "num_heads": 4, "feature_map": "hadamard", "shared_feature_map": True,
     },
+    "hyena without inner layers": {"type": "hyena", "filter_order": 4, "filter_layers": 0},
     "gated_deltanet with signs": {"type": "gated_deltanet", "num_heads": 4, "allow_negative": True},
     "parallel sum with an MLP": {
         "type": "parallel",

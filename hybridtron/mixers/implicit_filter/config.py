@@ -62,11 +62,18 @@ class ImplicitFilterConfig(MixerConfig):
         """Declare the network's parameters; only its last layer is cut, by `filters`."""
         order, features, layers = self.filter_order, self.filter_embedding, self.filter_layers
         outer, inner = (Init("uniform", -(width**-0.5), width**-0.5) for width in (features, order))
+        inner_layers = (
+            {
+                "filter.inner_weight": TensorSpec((layers, order, order), inner, decay=False),
+                "filter.inner_bias": TensorSpec((layers, order), inner, decay=False),
+            }
+            if layers
+            else {}
+        )
         return {
             "filter.input_weight": TensorSpec((order, features), outer, decay=False),
             "filter.input_bias": TensorSpec((order,), outer, decay=False),
-            "filter.inner_weight": TensorSpec((layers, order, order), inner, decay=False),
-            "filter.inner_bias": TensorSpec((layers, order), inner, decay=False),
+            **inner_layers,
             "filter.frequency": TensorSpec((order,), Init("ones"), decay=False),
             "filter.output_weight": TensorSpec((_size(filters), order), inner, filters, decay=False),
         }

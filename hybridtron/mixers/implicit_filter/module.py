@@ -35,9 +35,10 @@ class ImplicitFilter(nn.Module):
         frequency = self._shared("frequency")
         x = self._features(torch.arange(tokens, dtype=frequency.dtype, device=frequency.device))
         x = torch.sin(frequency * F.linear(x, self._shared("input_weight"), self._shared("input_bias")))
-        layers = zip(self._shared("inner_weight").unbind(), self._shared("inner_bias").unbind(), strict=True)
-        for weight, bias in layers:
-            x = torch.sin(frequency * F.linear(x, weight, bias))
+        if self.config.filter_layers:
+            layers = zip(self._shared("inner_weight").unbind(), self._shared("inner_bias").unbind(), strict=True)
+            for weight, bias in layers:
+                x = torch.sin(frequency * F.linear(x, weight, bias))
         output_weight = self.backend.local_heads(self.output_weight, self.spec)
         values = output_weight.to(x.dtype) @ x.t()  # [filters, tokens]
         times = torch.arange(tokens, dtype=x.dtype, device=x.device) / (self.config.filter_length - 1)

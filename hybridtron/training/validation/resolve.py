@@ -106,7 +106,15 @@ def _check_layout(config: RunConfig) -> None:
                 "token must go once; expected parallel.sequence true beside it, or tensor 1"
             )
     _require_even(everything, "tensor", parallel.tensor)
-    sequence = {name: everything[name] for name, block in blocks.items() if block.kind == "sequence"}
+    sequence = {
+        name: {
+            f"{index}.{key}": spec
+            for index, mixer in enumerate(block.mixers)
+            if mixer.kind == "sequence"  # context parallelism shares out the heads of these alone
+            for key, spec in mixer.tensors().items()
+        }
+        for name, block in blocks.items()
+    }
     _require_even(sequence, "tensor x context", parallel.tensor * parallel.context)
     _require_even(everything, "expert_tensor", parallel.expert_tensor)
     experts = {spec.shape[0] for tensors in everything.values() for spec in tensors.values() if spec.experts}

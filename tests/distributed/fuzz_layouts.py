@@ -1,0 +1,119 @@
+"""Random models in random layouts, each against one process from the same weights: losses and gradients.
+
+    python tests/distributed/fuzz_layouts.py --cases 100 --seed 3
+
+Blocks are those of `layouts.BLOCKS`, dealt out so that every primitive has its turn, and parallel blocks of them. It
+prints a line for each case and exits with 1 where one differs by more than LOSS, NORM or GRADIENT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hybridtron.distributed.launch import launch
+from hybridtron.errors import UserError
+from hybridtron.training.validation.resolve import data_parallel_size
+from tests.distributed import walk
+from tests.distributed.layouts import BLOCKS, COMPARED, MODELS, TABLE, Layout
+
+CASES, PROCESSES = 12, 4
+_NAMES = sorted(BLOCKS)  # before any case is added to them
+# Losses, absolute; norms of all steps, relative; first gradients of each parameter, relative to its norm.
+LOSS, NORM, GRADIENT = 2e-5, 1e-3, 2e-4
+_CHOICES: dict[str, list[Any]] = {
+    "tensor": [1, 1, 2, 4], "sequence": [False, True], "context": [1, 1, 2], "pipeline": [1, 1, 2],
+    "virtual_pipeline": [1, 2], "expert": [1, 1, 2], "expert_tensor": [1, 1, 2],
+    "distributed_optimizer": [False, False, True], "recompute": ["none", "selective", "full"],
+}  # fmt: skip
+
+
+def make_cases(count: int, seed: int) -> dict[str, Layout]:
+    """Draw random models and a layout of 2 to 4 processes for each, and enter them into the tables of `layouts`."""
+    draw, names, bag = random.Random(seed), _NAMES, list[str]()
+    cases = {}
+    for index in range(count):
+        length = draw.randint(4, 5)
+        if len(bag) < length:
+            bag += draw.sample(names, len(names))
+        pattern, bag = bag[:length], bag[length:]
+        model = f"fuzz{seed}_{index}"
+        if draw.random() < 0.4:
+            branches = [BLOCKS[name] for name in draw.sample([n for n in names if BLOCKS[n]["type"] != "moe"], 2)]
+            pattern[-1] = model
+            BLOCKS[model] = {"type": "parallel", "branches": branches, "merge": draw.choice(["sum", "mean", "gate"])}
+        MODELS[model] = {"pattern": " ".join(pattern), "tie_embeddings": draw.random() < 0.3}
+        name = f"{model} in its layout"
+        cases[name] = _valid_layout(model, draw)
+        TABLE[model], TABLE[name] = Layout(model), cases[name]
+    return cases
+
+
+def _valid_layout(model: str, draw: random.Random) -> Layout:
+    """Draw layouts until one is accepted for the model."""
+    refusal: UserError | None = None
+    for _ in range(2000):
+        parallel = {key: draw.choice(values) for key, values in _CHOICES.items()}
+        layout = Layout(model, draw.choice([1, 1, 2]), "", parallel)
+        if not 2 <= layout.world_size <= PROCESSES:
+            continue
+        try:
+            if data_parallel_size(walk.run_config(layout), layout.world_size) == layout.data:
+                return layout
+        except UserError as error:
+            refusal = error
+    raise AssertionError(f"{model}, {MODELS[model]}: no layout is accepted: {refusal}")
+
+
+def run(count: int, seed: int, folder: Path) -> dict[str, str]:
+    """Train all cases in one set of processes; return what differs in each, "" where nothing does."""
+    cases = make_cases(count, seed)
+    worker = [sys.executable, "-m", "tests.distributed.fuzz_layouts", "--worker", str(folder)]
+    code = launch([*worker, "--cases", str(count), "--seed", str(seed)], PROCESSES)
+    if code:
+        raise RuntimeError(f"the processes of seed {seed} ended with {code}; their cases are {cases}")
+    found = {}
+    for name, layout in cases.items():
+        alone, laid_out = (json.loads((folder / f"{case}.json").read_text()) for case in (layout.model, name))
+        found[name] = ", ".join(_differences(alone, laid_out))
+    return found
+
+
+def _differences(alone: dict[str, Any], laid_out: dict[str, Any]) -> list[str]:
+    pairs = {key: list(zip(alone[key], laid_out[key], strict=False)) for key in ("losses", "grad_norms")}
+    assert len(laid_out["losses"]) == COMPARED
+    loss = max(abs(a - b) for a, b in pairs["losses"])
+    norm = max(abs(a - b) / a for a, b in pairs["grad_norms"])
+    wrong = [f"losses by {loss:.1e}"] if not loss <= LOSS else []
+    wrong += [f"gradient norms by {norm:.1e}"] if not norm <= NORM else []
+    distances = laid_out.get("gradient_distance", {})
+    return wrong + [f"gradient of {name} by {far:.1e}" for name, far in distances.items() if not far <= GRADIENT]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=CASES)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        cases = make_cases(options.cases, options.seed)
+        sys.argv = ["walk", options.worker, *(name for case in cases for name in (TABLE[case].model, case))]
+        walk.main()
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        found = run(options.cases, options.seed, Path(folder))
+    for name, wrong in found.items():
+        layout = TABLE[name]
+        keys = {key: value for key, value in layout.parallel.items() if value != _CHOICES[key][0]}
+        print(f"{MODELS[layout.model]['pattern']} | data {layout.data} {keys}: {wrong or 'equal'}")
+    return 1 if any(found.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

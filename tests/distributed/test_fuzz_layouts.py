@@ -1,0 +1,37 @@
+"""Random models train alike in random layouts; more of them by hand: see `fuzz_layouts`."""
+
+import pytest
+
+from hybridtron.errors import UserError
+from hybridtron.mixers.registry import MIXERS
+from tests.distributed import walk
+from tests.distributed.fuzz_layouts import CASES, make_cases, run
+from tests.distributed.layouts import BLOCKS, MODELS, Layout
+
+
+def test_random_models_in_random_layouts_are_those_of_one_process(tmp_path):
+    found = run(CASES, 0, tmp_path)
+    assert len(found) == CASES == 12
+    assert not any(found.values()), found
+
+
+def test_every_primitive_has_its_turn():
+    cases = make_cases(CASES, 0)
+    blocks = [BLOCKS[name] for case in cases.values() for name in MODELS[case.model]["pattern"].split()]
+    assert {block["type"] for block in blocks} == set(MIXERS)
+    used = {key for case in cases.values() for key, value in case.parallel.items() if value not in (1, False, "none")}
+    used |= {"data"} if any(case.data > 1 for case in cases.values()) else set()
+    assert used >= {"tensor", "context", "pipeline", "virtual_pipeline", "expert", "expert_tensor", "data", "recompute"}
+
+
+def test_context_parallelism_does_not_cut_branches_of_channels(monkeypatch):
+    """It shares out the heads of sequence branches alone; tensor parallelism cuts both."""
+    odd = [{"type": "attention", "num_heads": 4}, {"type": "swiglu", "ffn_hidden_size": 31}]
+    monkeypatch.setitem(BLOCKS, "odd", {"type": "parallel", "branches": odd})
+    monkeypatch.setitem(MODELS, "odd", {"pattern": "odd"})
+    assert walk.run_config(Layout("odd", parallel={"context": 2})).parallel.context == 2
+    with pytest.raises(UserError, match=r"parallel.tensor = 2: ffn_hidden_size of odd gives 31"):
+        walk.run_config(Layout("odd", parallel={"tensor": 2}))
+    monkeypatch.setitem(BLOCKS, "odd", {"type": "parallel", "branches": [{"type": "attention", "num_heads": 1}, *odd]})
+    with pytest.raises(UserError, match=r"tensor x context = 2: num_heads of odd gives 1"):
+        walk.run_config(Layout("odd", parallel={"context": 2}))
