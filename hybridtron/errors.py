@@ -9,11 +9,18 @@ from contextvars import ContextVar
 _rename: ContextVar[Callable[[str], str]] = ContextVar("rename", default=str)
 
 
+LONGEST_WORD = 300  # characters that are printed whole
+
+
 class UserError(Exception):
     """Bad input. Its text is one clear line: what was wrong, where, and what was expected.
 
-    The command line prints the text and exits with code 2; library callers may catch it.
+    The command line prints the text and exits with code 2; library callers may catch it. A word that is longer than a
+    message should be, such as a path of thousands of characters, is cut.
     """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda word: f"{word[0][:60]}...{word[0][-40:]}", text))
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import logging
 import os
 import sys
 import warnings
@@ -15,8 +17,11 @@ from hybridtron.cli import describe, doctor, generate, plan, scale, search, trai
 from hybridtron.cli import eval as evaluate
 from hybridtron.cli.arguments import ArgumentParser, naming_options
 from hybridtron.cli.output import is_reporting_process
-from hybridtron.errors import UserError
+from hybridtron.errors import UserError, cause_of
 
+logger = logging.getLogger(__name__)
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # no fault of the input
 VERBS = (train, evaluate, generate, describe, plan, search, scale, doctor)
 # Verbs with verbs of their own: hybridtron.cli.NAME has their parser and `main(arguments)`, imported when they run.
 NESTED_VERBS = {
@@ -49,6 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, has seen enough; nothing may be flushed there at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        logger.debug("failed", exc_info=True)
+        if is_reporting_process():
+            print(f"hybridtron: error: {UserError(cause_of(error))}", file=sys.stderr)
+        return 1 if error.errno in FULL else 2
 
 
 def build_parser() -> ArgumentParser:

@@ -33,6 +33,7 @@ def build(mapping: Mapping[str, Any], schema: type[S], provenance: Provenance | 
     """Build the config of a plain mapping. Raises UserError as `load` does, five problems at most."""
     if not isinstance(mapping, Mapping):
         raise UserError(f"expected a mapping of keys at the top level, found {value_text(mapping)}")
+    _require_usable_text(mapping, "", provenance)
     try:
         return schema.model_validate(dict(mapping))
     except pydantic.ValidationError as error:
@@ -40,6 +41,16 @@ def build(mapping: Mapping[str, Any], schema: type[S], provenance: Provenance | 
     if len(lines) > _MAX_LINES:
         lines[_MAX_LINES:] = [f"and {len(lines) - _MAX_LINES} more"]
     raise UserError("\n".join(lines))
+
+
+def _require_usable_text(value: Any, key: str, provenance: Provenance | None) -> None:
+    """Raise UserError for a text with a NUL, which can be in no path."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            _require_usable_text(inner, f"{key}.{name}" if key else str(name), provenance)
+    elif isinstance(value, str) and "\0" in value:
+        suffix = provenance.suffix(key) if provenance else ""
+        raise UserError(f"{key} = {value!r}: expected text without a NUL character{suffix}")
 
 
 def dump(config: Strict) -> str:

@@ -16,15 +16,22 @@ PROBLEM = "problem"  # error types that explain.py knows
 DISPATCHED = "dispatched"
 
 
-def _accept_lists_as_tuples(schema: Any) -> None:
+LARGEST = {"int": 2**63 - 1, "float": 1e100}  # products of a few numbers of a config are still numbers
+
+
+def _adapt(schema: Any) -> None:
+    """Accept lists as tuples, and no number that is larger than LARGEST."""
     if isinstance(schema, dict):
-        if schema.get("type") == "tuple":
+        kind = schema.get("type")
+        if kind == "tuple":
             schema["strict"] = False
+        elif isinstance(kind, str) and kind in LARGEST and "lt" not in schema:
+            schema.setdefault("le", LARGEST[kind])
         for part in schema.values():
-            _accept_lists_as_tuples(part)
+            _adapt(part)
     elif isinstance(schema, list | tuple):
         for part in schema:
-            _accept_lists_as_tuples(part)
+            _adapt(part)
 
 
 class Strict(pydantic.BaseModel):
@@ -32,6 +39,7 @@ class Strict(pydantic.BaseModel):
 
     A whole number may stand for a float, and a list for a tuple, which YAML lacks. Nothing else is converted: "true" is
     no bool, true and 1.5 are no int, infinity and NaN are no float. Choices are written as Literal, not as Enum.
+    Numbers are at most LARGEST.
     Fields marked `exclude=True` are set by the code around the section: they are not written, documented or suggested.
     """
 
@@ -40,7 +48,7 @@ class Strict(pydantic.BaseModel):
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: pydantic.GetCoreSchemaHandler) -> CoreSchema:
         schema = handler(source)
-        _accept_lists_as_tuples(schema)
+        _adapt(schema)
         return schema
 
 

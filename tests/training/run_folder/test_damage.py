@@ -310,3 +310,17 @@ def test_evaluating_needs_no_training_data(folder, capsys):
     file.write_text(text.replace(train, "  train: gone/train"))
     assert main(["eval", "run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["loss"] > 0
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.blocks.mamba.expand=1e308",
+        "train.steps=1" + "0" * 400,
+        'data.train="a\\0b"',
+        "data.tokenizer=" + "a" * 5000,
+        "folder=" + "a/" * 3000,
+    ],
+)
+def test_huge_numbers_nuls_and_long_names_are_one_short_line(override, folder, capsys):
+    assert len(refused(capsys, "train", "tiny.yaml", override)) < 1000
