@@ -19,19 +19,19 @@ DISPATCHED = "dispatched"
 LARGEST = {"int": 2**63 - 1, "float": 1e100}  # products of a few numbers of a config are still numbers
 
 
-def _adapt(schema: Any) -> None:
-    """Accept lists as tuples, and no number that is larger than LARGEST."""
+def _adapt(schema: Any, bounded: bool = True) -> None:
+    """Accept lists as tuples, and outside unions, whose errors are told by type, no number larger than LARGEST."""
     if isinstance(schema, dict):
         kind = schema.get("type")
         if kind == "tuple":
             schema["strict"] = False
-        elif isinstance(kind, str) and kind in LARGEST and "lt" not in schema:
+        elif bounded and isinstance(kind, str) and kind in LARGEST and "lt" not in schema:
             schema.setdefault("le", LARGEST[kind])
         for part in schema.values():
-            _adapt(part)
+            _adapt(part, bounded and kind != "union")
     elif isinstance(schema, list | tuple):
         for part in schema:
-            _adapt(part)
+            _adapt(part, bounded)
 
 
 class Strict(pydantic.BaseModel):
