@@ -20,6 +20,7 @@ from hybridtron.cli.arguments import ArgumentParser, naming_options
 from hybridtron.data.corpus import Progress, prepare
 from hybridtron.data.report import CorpusReport
 from hybridtron.data.sources import find_sources
+from hybridtron.data.tokenizer import FILE_NAME
 from hybridtron.errors import UserError
 from hybridtron.processes import WorkerDied
 
@@ -127,7 +128,8 @@ def print_summary(report: CorpusReport, out: Path) -> None:
     missing = [name for name in ("train", "valid") if name not in report.splits]
     if missing:
         print(f"no {missing[0]} split: give its files with --valid, or a --valid-fraction and two documents or more")
-    values = {name: str(out / name) for name in report.splits} | {"tokenizer": report.tokenizer["spec"]}
+    values = {name: str(out / name) for name in report.splits}
+    values["tokenizer"] = "byte" if report.tokenizer["spec"] == "byte" else str(out / FILE_NAME)
     values["seq_len"] = str(min(SEQ_LEN, *(max(1, split.tokens - 1) for split in report.splits.values())))
     plain = re.compile(r"[\w./-]+")  # what YAML reads as it is
     pairs = [f"{key}: {text if plain.fullmatch(text) else json.dumps(text)}" for key, text in values.items()]

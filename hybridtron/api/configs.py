@@ -14,10 +14,12 @@ from hybridtron.mad.models.layers import blocks_by_pattern_name, mad_lab_names
 from hybridtron.model.config import ModelConfig
 from hybridtron.pattern import parse
 from hybridtron.training.config import RunConfig
+from hybridtron.training.run_folder.folder import read_run_config
 from hybridtron.training.validation.resolve import resolve
 
 Config = str | os.PathLike[str] | Mapping[str, Any] | RunConfig
-"""A YAML file, a dict with the keys of one, or a config; where only the model matters also a pattern of layers."""
+"""A YAML file, a run folder, a dict with the keys of a run's config, or a config; where only the model matters also a
+pattern of layers."""
 
 _WIDTH = 128
 _SHORT_NAMES: dict[str, dict[str, Any]] = {
@@ -34,7 +36,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def read_training_config(config: Config, *overrides: str) -> RunConfig:
-    """Read a complete config with `key=value` overrides.
+    """Read a complete config with `key=value` overrides: a file, a dict, a run folder or a checkpoint in one.
 
     Raises:
         UserError: one line for each key that is unknown, missing or impossible.
@@ -42,6 +44,8 @@ def read_training_config(config: Config, *overrides: str) -> RunConfig:
     _check_types(config, overrides)
     if isinstance(config, str) and not _is_file(config):
         raise UserError(f"config = {config!r}: no such file; expected a YAML file or a dict with all sections of a run")
+    if isinstance(config, str | os.PathLike) and Path(config).is_dir():
+        config = read_run_config(Path(config))[0]
     if isinstance(config, RunConfig):
         return resolve(load(config.model_dump(mode="json", serialize_as_any=True), overrides, RunConfig))
     return resolve(load(config, overrides, RunConfig))
@@ -74,8 +78,10 @@ def _check_types(config: Any, overrides: Sequence[Any]) -> None:
 
 
 def _is_file(text: str) -> bool:
-    """Return whether text names a file, whether it exists or not; no pattern has a slash."""
-    return "/" in text or text.endswith((".yaml", ".yml", ".json")) or (len(text) < 256 and Path(text).is_file())
+    """Return whether text names a file, whether it exists or not, or a run folder; no pattern has a slash."""
+    if "/" in text or text.endswith((".yaml", ".yml", ".json")):
+        return True
+    return len(text) < 256 and (Path(text).is_file() or Path(text, "config.yaml").is_file())
 
 
 def _is_model_section(config: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ def describe(config: Config, *overrides: str) -> Account:
     """Count parameters, FLOPs per token and state of a model, layer by layer.
 
     Args:
-        config: a YAML file, a dict, or a pattern of layers such as `2*(mamba mlp) attn mlp`.
+        config: a YAML file, a run folder, a dict, or a pattern of layers such as `2*(mamba mlp) attn mlp`.
         overrides: `key=value`, such as `data.seq_len=4096`.
     """
     from hybridtron.accounting import picture  # noqa: F401  # registers how an account is printed

@@ -7,7 +7,7 @@ import argparse
 from hybridtron.cli.arguments import ArgumentParser, add_config_arguments, add_json_argument
 from hybridtron.cli.output import print_result
 
-SUMMARY = "layers, parameters, FLOPs and state of a config's model"
+SUMMARY = "layers, parameters, FLOPs and state of the model of a config or run folder"
 
 
 def add_arguments(verb: ArgumentParser) -> None:

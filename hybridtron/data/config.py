@@ -22,7 +22,9 @@ class DataConfig(Strict):
     valid: str | None = Field(
         None, min_length=1, description="Held-out tokens, likewise; without them nothing is evaluated."
     )
-    tokenizer: str = Field("byte", description="`byte`, or the path of a Hugging Face tokenizer.json.")
+    tokenizer: str = Field(
+        "byte", description="`byte`, or the path of a Hugging Face tokenizer.json; data and run folders keep a copy."
+    )
     seq_len: int = Field(ge=1, description="Tokens per sequence.")
 
     def with_absolute_paths(self) -> DataConfig:

@@ -85,6 +85,7 @@ def prepare(
         folders = [partial / task.name for task in tasks]
         report = merge_shards(folders, sources, facts, dtype, valid_fraction, partial, merging)
         if report.splits:
+            loaded.save(partial / FINAL_NAME)
             replace_file(partial / FINAL_NAME / REPORT_NAME, report.to_json())
             _publish(out)
             return report

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,10 +12,12 @@ from hybridtron.data.indexed_format import looked_in
 from hybridtron.data.unreachable import UNREACHABLE, make_unreachable, token_names
 from hybridtron.data.windows import encode_in_windows
 from hybridtron.errors import UserError
+from hybridtron.files import replace_file
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
 
+FILE_NAME, CONFIG_NAME = "tokenizer.json", "tokenizer_config.json"
 # What published tokenizers call the end of a document, most telling first.
 END_OF_DOCUMENT_NAMES = (
     "<|endoftext|>",
@@ -52,6 +54,10 @@ class Tokenizer(Protocol):
         """Decode `ids` to text; end-of-document ids are left out."""
         ...
 
+    def save(self, folder: Path) -> None:
+        """Write what `load` needs into `folder`, which then names a tokenizer of the same fingerprint."""
+        ...
+
 
 class ByteTokenizer:
     """Ids 0-255 are the bytes of UTF-8 text, 256 is the end of a document."""
@@ -75,6 +81,9 @@ class ByteTokenizer:
         # A model whose vocabulary is padded can emit ids past 256; they stand for no byte either.
         return bytes(i for i in map(int, ids) if i < 256).decode("utf-8", errors="replace")
 
+    def save(self, folder: Path) -> None:
+        """Write nothing: `byte` needs no file."""
+
 
 class HuggingFaceTokenizer:
     """A `tokenizer.json` of the `tokenizers` library.
@@ -91,9 +100,11 @@ class HuggingFaceTokenizer:
 
         try:
             content = path.read_bytes()
+            self._text = content.decode()
             config = json.loads(content)
-            eod_name = _end_of_document(path, token_names(config), eod_token, key)
-            self._backend = Backend.from_str(json.dumps(make_unreachable(config, eod_name)))
+            beside = _tokenizer_config(path)
+            self._eod_name = _end_of_document(path, token_names(config), eod_token, beside, key)
+            self._backend = Backend.from_str(json.dumps(make_unreachable(config, self._eod_name)))
         except OSError as error:
             raise UserError(f"{key} = {path}: cannot be read: {error.strerror}") from None
         except UserError:
@@ -107,7 +118,8 @@ class HuggingFaceTokenizer:
         vocabulary: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1  # ids may have holes
         self.eod = vocabulary[UNREACHABLE]
-        self.name = path.parent.name if path.name == "tokenizer.json" and path.parent.name else path.stem
+        of_path = path.parent.name if path.name == FILE_NAME and path.parent.name else path.stem
+        self.name = str(beside.get("name_or_path") or of_path)
         self.fingerprint = f"{hashlib.sha256(content).hexdigest()[:32]}-{self.eod}"
 
     def encode(self, text: str) -> np.ndarray:
@@ -131,6 +143,12 @@ class HuggingFaceTokenizer:
         kept = [i for i in map(int, ids) if i != self.eod and i < self.vocab_size]
         return self._backend.decode(kept, skip_special_tokens=False)
 
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and, with the end-of-document token and the name, tokenizer_config.json."""
+        replace_file(folder / FILE_NAME, self._text)
+        config = {"eos_token": self._eod_name, "name_or_path": self.name}
+        replace_file(folder / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
+
 
 def load(spec: str, eod_token: str | None = None, key: str = "data.tokenizer") -> Tokenizer:
     """Load the tokenizer that `spec` names: `byte`, a tokenizer.json, or a folder that holds one.
@@ -143,7 +161,7 @@ def load(spec: str, eod_token: str | None = None, key: str = "data.tokenizer") -
         return ByteTokenizer()
     path = Path(spec)
     if path.is_dir():
-        path = path / "tokenizer.json"
+        path = path / FILE_NAME
     if not path.is_file():
         raise UserError(
             f"{key} = {spec}: no such file{looked_in(path)}; expected 'byte', a path to a tokenizer.json, or a folder "
@@ -152,13 +170,17 @@ def load(spec: str, eod_token: str | None = None, key: str = "data.tokenizer") -
     return HuggingFaceTokenizer(path, eod_token, key)
 
 
-def _end_of_document(path: Path, vocabulary: Container[str], eod_token: str | None, key: str) -> str:
+def _end_of_document(
+    path: Path, vocabulary: Container[str], eod_token: str | None, beside: Mapping[str, Any], key: str
+) -> str:
     """Return the name of the end-of-document token. Raises UserError where there is none."""
     if eod_token is not None:
         if eod_token not in vocabulary:
             raise UserError(f"eod_token = {eod_token}: is not in the vocabulary of {path}")
         return eod_token
-    for name in (_configured_eos(path.with_name("tokenizer_config.json")), *END_OF_DOCUMENT_NAMES):
+    token = beside.get("eos_token")
+    configured = token.get("content") if isinstance(token, dict) else token  # either of its two spellings
+    for name in (configured, *END_OF_DOCUMENT_NAMES):
         if name is not None and name in vocabulary:
             return name
     raise UserError(
@@ -167,10 +189,10 @@ def _end_of_document(path: Path, vocabulary: Container[str], eod_token: str | No
     )
 
 
-def _configured_eos(path: Path) -> str | None:
-    """Read the `eos_token` of a Hugging Face tokenizer_config.json, in either of its two spellings."""
+def _tokenizer_config(path: Path) -> dict[str, Any]:
+    """Read the Hugging Face tokenizer_config.json beside a tokenizer.json; empty where it is missing or damaged."""
     try:
-        token: Any = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return token.get("content") if isinstance(token, dict) else token
+        content = json.loads(path.with_name(CONFIG_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridtron.config.nearest import one_of
+from hybridtron.data.tokenizer import load as load_tokenizer
 from hybridtron.distributed.environment import Environment
 from hybridtron.distributed.groups import process_groups
 from hybridtron.errors import UserError, cause_of
@@ -127,6 +128,7 @@ def _begin(trainer: Trainer, folder: RunFolder, start: Start) -> None:
             trainer.print_line(f"moved into {folder.abandoned}, since the run goes on from before them: {names}")
         record_changes(folder, start.changes, start.state.step + 1)
         folder.create(config, environment_info(config, trainer.parallel_context, trainer.corpus))
+        load_tokenizer(config.data.tokenizer).save(folder.path)
 
     writes = trainer.parallel_context.is_main and trains
     if failure := trainer.engine.first_failure(write if writes else lambda: None):

@@ -81,6 +81,16 @@ def test_what_is_no_tokenizer(spec, eod_token, message, tokenizer_json, tmp_path
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("eod_token", [None, "<pad>"])
+def test_a_saved_tokenizer_is_the_same_one(eod_token, tokenizer_json, tmp_path):
+    original = load(str(tokenizer_json), eod_token)
+    original.save(tmp_path)
+    copy = load(str(tmp_path))
+    assert (copy.fingerprint, copy.eod, copy.name) == (original.fingerprint, original.eod, original.name)
+    copy.save(tmp_path)  # onto itself
+    assert load(str(tmp_path)).fingerprint == original.fingerprint
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_no_text_becomes_the_end_of_a_document_and_other_text_keeps_its_ids(kind, tmp_path):
     original = kind()

@@ -24,6 +24,7 @@ from typing import Any
 from hybridtron.config import yaml_text
 from hybridtron.config.load import build, dump
 from hybridtron.config.type_words import value_text
+from hybridtron.data.tokenizer import CONFIG_NAME, FILE_NAME
 from hybridtron.errors import UserError
 from hybridtron.files import lock, open_to_write, read_plain, remove_folder, replace_file, require_folder, require_plain
 from hybridtron.training.config import RunConfig
@@ -40,6 +41,8 @@ FILES = (
     "loss.png",
     "summary.json",
     "latest",
+    FILE_NAME,
+    CONFIG_NAME,
     LOCK,
 )
 FOLDERS = ("tensorboard", "wandb", "abandoned")
@@ -264,8 +267,8 @@ def read_config(folder: Path) -> RunConfig:
         raise error if str(file) in str(error) else UserError(f"{file}: {error}") from None
 
 
-def read_run(path: Path) -> tuple[RunConfig, Path]:
-    """Read the config of a run folder or of a checkpoint in it, and return it with the (latest) checkpoint.
+def read_run_config(path: Path) -> tuple[RunConfig, Path]:
+    """Read the config of a run folder or of a checkpoint in it, and return it with the run folder as it lies now.
 
     Raises UserError where there is none.
     """
@@ -276,9 +279,22 @@ def read_run(path: Path) -> tuple[RunConfig, Path]:
     folder = path if (path / "config.yaml").is_file() else path.parent
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{path}: neither a run folder (config.yaml) nor a checkpoint inside one")
+    config = read_config(folder).model_copy(update={"folder": str(folder)})
+    if (folder / FILE_NAME).is_file():  # a copy of the tokenizer, which moves with the run
+        data = config.data.model_copy(update={"tokenizer": str(folder / FILE_NAME)})
+        config = config.model_copy(update={"data": data})
+    return config, folder
+
+
+def read_run(path: Path) -> tuple[RunConfig, Path]:
+    """Read the config of a run folder or of a checkpoint in it, and return it with the (latest) checkpoint.
+
+    Raises UserError where there is none.
+    """
+    config, folder = read_run_config(path)
     checkpoint = RunFolder(folder).latest_checkpoint() if folder == path else path
     if checkpoint is None or not (checkpoint / "train_state.json").is_file():
         raise UserError(f"{path}: holds no complete checkpoint yet")
     with suggest_older_checkpoint(checkpoint, ": give that path instead"):
         read_state(checkpoint)
-    return read_config(folder), checkpoint
+    return config, checkpoint
