@@ -23,4 +23,4 @@ if __name__ == "__main__":
     best = found.best()[0]
     print(f"best of {len(found.observations)}: {best['pattern']}, score {best['score']:.3f}")
     grown = ht.scale(best["pattern"], "configs/models/llama3_2.yaml", method="stretch", overrides=["size=1b"])
-    print(f"stretched to {len(grown.layers)} layers: {grown.config.model.pattern}")
+    print(f"stretched to {len(grown.account.layers)} layers: {grown.config.model.pattern}")

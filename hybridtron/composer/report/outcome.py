@@ -114,6 +114,10 @@ class Outcome(Shown):
         patterns = rule_patterns(self.step)
         return [{"rule": name, "pattern": self.text(p), "score": self.score_of(p)} for name, p in patterns.items()]
 
+    def best(self) -> list[dict[str, Any]]:
+        """Return the evaluated patterns with the highest scores, best first."""
+        return [self._row(o) for o in ranked(self.step)]
+
     def pareto(self) -> list[dict[str, Any]]:
         """Return the Pareto front, cheapest first."""
         return [self._row(self.observations[i]) for i in self.front or ()]
@@ -149,7 +153,7 @@ class Outcome(Shown):
             "complete": self.progress.is_complete,
             "quantity": self.search.evaluator.quantity,
             "pattern": self.text(self.aggregate.pattern),
-            "best": [self._row(o) for o in ranked(self.step)],
+            "best": self.best(),
             "rules": self.alternatives(),
             "note": self.note,
             "not_distinguishable_from_best": self.num_tied,

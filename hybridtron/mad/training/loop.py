@@ -43,6 +43,12 @@ class _Run:
     scored: _Evaluation | None = None
     row: Row = field(default_factory=dict)
 
+    def record(self, step: int, mean_loss: float, found: _Evaluation, preset: Preset) -> None:
+        """Add an evaluation to the curve, and keep it where its weights are those that count so far."""
+        self.curve.append([step, _finite(mean_loss), round(found.micro, 6), round(found.macro, 6), _finite(found.loss)])
+        if self.scored is None or not preset.scores_best_evaluation or found.perplexity < self.scored.perplexity:
+            self.scored_step, self.scored = step, found
+
 
 def train_setting(
     candidate: Candidate,
@@ -140,9 +146,7 @@ def _train(
         total, since = torch.zeros_like(total), 0
         ended: dict[int, str] = {}
         for i, (run, loss, at) in enumerate(zip(live, mean_loss, found, strict=True)):
-            run.curve.append([step + 1, _finite(loss), round(at.micro, 6), round(at.macro, 6), _finite(at.loss)])
-            if run.scored is None or not preset.scores_best_evaluation or at.perplexity < run.scored.perplexity:
-                run.scored_step, run.scored = step + 1, at
+            run.record(step + 1, loss, at, preset)
             why = _ending(run, loss, getattr(at, preset.accuracy), at.loss, preset)
             if why or step + 1 == steps:
                 ended[i] = why or "end"
