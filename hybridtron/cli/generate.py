@@ -22,6 +22,8 @@ def add_arguments(verb: ArgumentParser) -> None:
     top_k = "draw among the K likeliest, 0: all (%(default)s)"
     verb.add_argument("--top-k", type=int, default=0, metavar="K", help=top_k)
     verb.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (%(default)s)")
+    inside = "the prompt stands within a document; else it begins one, after the end-of-document id"
+    verb.add_argument("--within-document", dest="start_document", action="store_false", help=inside)
     add_json_argument(verb)
 
 
@@ -32,7 +34,12 @@ def run(options: argparse.Namespace) -> int:
 
     model = load(options.run_path, device=take_device())
     (text,) = model.generate(
-        options.prompt, options.max_tokens, temperature=options.temperature, top_k=options.top_k, seed=options.seed
+        options.prompt,
+        options.max_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        seed=options.seed,
+        start_document=options.start_document,
     )
     print(json.dumps({"prompt": options.prompt, "text": text}) if options.json else options.prompt + text)
     return 0

@@ -30,9 +30,13 @@ def generate(
     temperature: float = 0.8,
     top_k: int = 0,
     seed: int = 0,
+    start_document: bool = True,
     device: torch.device | str = "cpu",
 ) -> list[str]:
     """Continue each prompt by up to max_tokens tokens, or to the end of the document; return the continuations.
+
+    With `start_document` a prompt follows the end-of-document id, as the beginning of a document does in training.
+    Without it a prompt may stand anywhere in a document.
 
     Each token is drawn from the softmax of the logits over temperature, among the top_k likeliest (0: all); temperature
     0 takes the likeliest. Every prompt has a generator of its own, started by `seed`, so that its text does not depend
@@ -50,7 +54,8 @@ def generate(
     # Equal prompts are to give different samples.
     generators = [torch.Generator().manual_seed(seed + prompts[:i].count(prompt)) for i, prompt in enumerate(prompts)]
     # Of a longer prompt the last `context` tokens count, so that all sequences begin their windows at the same lengths.
-    texts = [([int(i) for i in tokenizer.encode(prompt)] or [tokenizer.eod])[-context:] for prompt in prompts]
+    before = [tokenizer.eod] if start_document else []
+    texts = [([*before, *map(int, tokenizer.encode(prompt))] or [tokenizer.eod])[-context:] for prompt in prompts]
     starts = [len(tokens) for tokens in texts]
     if tensor_parallel_size == 1:
         next_logits = _by_steps(model, len(texts), context, device)
@@ -69,7 +74,17 @@ def generate(
                 tokens.append(token)
             ended[i] = token == tokenizer.eod or len(tokens) - starts[i] == max_tokens
         length += 1
-    return [tokenizer.decode(tokens[start:]) for tokens, start in zip(texts, starts, strict=True)]
+    return [_continuation(tokenizer, tokens, start) for tokens, start in zip(texts, starts, strict=True)]
+
+
+def _continuation(tokenizer: Tokenizer, tokens: list[int], start: int) -> str:
+    """Return the text of tokens[start:].
+
+    It is cut from the text of all tokens, since some tokenizers (sentencepiece) leave out a space at the beginning of
+    what they decode.
+    """
+    text, prompt = tokenizer.decode(tokens), tokenizer.decode(tokens[:start])
+    return text.removeprefix(prompt) if text.startswith(prompt) else tokenizer.decode(tokens[start:])
 
 
 def _check(prompts: Sequence[str], max_tokens: int, temperature: float, top_k: int, seed: int) -> None:

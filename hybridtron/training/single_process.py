@@ -96,6 +96,7 @@ class Model(LanguageModel):
         temperature: float = 0.8,
         top_k: int = 0,
         seed: int = 0,
+        start_document: bool = True,
     ) -> list[str]:
         """Continue each prompt by up to `max_tokens` tokens; return the continuations, in the order of the prompts.
 
@@ -105,6 +106,7 @@ class Model(LanguageModel):
             temperature: 0 takes the likeliest token.
             top_k: draw among the k likeliest tokens; 0: among all.
             seed: of the draws; each prompt draws as if it were alone.
+            start_document: a prompt begins a document, after the end-of-document id; else it stands within one.
 
         Raises:
             UserError: for a number out of range, or a prompt that is not UTF-8 text.
@@ -118,6 +120,7 @@ class Model(LanguageModel):
             temperature=temperature,
             top_k=top_k,
             seed=seed,
+            start_document=start_document,
             device=self.device,
         )
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from hybridtron.backends.torch import TorchBackend
-from hybridtron.data.tokenizer import ByteTokenizer
+from hybridtron.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer
 from hybridtron.errors import UserError
 from hybridtron.model.generate import generate
 from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel
+from tests.data.kinds import saved, sentencepiece_bpe
 from tests.training.runs import resolved_tiny
 
 
@@ -36,10 +37,13 @@ def test_temperature_zero_and_top_1_take_the_likeliest():
 
 def test_each_token_is_the_likeliest_after_those_before():
     built, tokenizer = model(), ByteTokenizer()
-    ids = list(b"ab")
-    for _ in range(5):
-        ids.append(int(built.logits(torch.tensor([ids]))[0, -1, : tokenizer.vocab_size].argmax()))
-    assert generate(built, tokenizer, ["ab"], 5, context=32, temperature=0) == [tokenizer.decode(ids[2:])]
+    for start_document in (True, False):
+        ids = [tokenizer.eod, *b"ab"] if start_document else list(b"ab")
+        start = len(ids)
+        for _ in range(5):
+            ids.append(int(built.logits(torch.tensor([ids]))[0, -1, : tokenizer.vocab_size].argmax()))
+        options = {"context": 32, "temperature": 0, "start_document": start_document}
+        assert generate(built, tokenizer, ["ab"], 5, **options) == [tokenizer.decode(ids[start:])]
 
 
 def test_a_window_of_tokens_says_the_same_as_the_state_after_them():
@@ -51,13 +55,13 @@ def test_a_window_of_tokens_says_the_same_as_the_state_after_them():
 
 def test_a_text_longer_than_the_context_sees_the_last_half_at_least():
     built, tokenizer, context = model(), ByteTokenizer(), 8
-    ids = list(b"abcd")
+    ids = [tokenizer.eod, *b"abcd"]
     first = 0
     for _ in range(20):
         if len(ids) - first > context:
             first = len(ids) - context // 2
         ids.append(int(built.logits(torch.tensor([ids[first:]]))[0, -1, : tokenizer.vocab_size].argmax()))
-    assert text(20, "abcd", context=context, temperature=0) == tokenizer.decode(ids[4:])
+    assert text(20, "abcd", context=context, temperature=0) == tokenizer.decode(ids[5:])
 
 
 def test_an_empty_prompt_and_one_longer_than_the_context_work():
@@ -103,3 +107,23 @@ def test_equal_prompts_give_different_samples():
 def test_arguments_of_a_wrong_type_are_refused(options, message):
     with pytest.raises(UserError, match=re.escape(message)):
         generate(model(), ByteTokenizer(), **{"prompts": ["a"], "max_tokens": 3, "context": 8, **options})
+
+
+def test_the_space_between_prompt_and_continuation_stays(tmp_path):
+    """Tokenizers of the sentencepiece kind leave out the space before the first word that they decode."""
+    tokenizer = HuggingFaceTokenizer(saved(sentencepiece_bpe(), tmp_path))
+    words = [int(i) for i in tokenizer.encode("the cat sat on the mat")]
+
+    class Recital:
+        """A model that gives the next of `words` for certain."""
+
+        def initial_state(self, batch):
+            return 0
+
+        def step(self, ids, state):
+            following = [*words, tokenizer.eod][state]  # after the end-of-document id comes the first
+            return torch.nn.functional.one_hot(torch.tensor([following]), tokenizer.vocab_size).float() * 100, state + 1
+
+    (text,) = generate(Recital(), tokenizer, ["the cat"], 100, context=64, temperature=0)
+    assert "the cat" + text == tokenizer.decode(words)
+    assert text.startswith(" ")
