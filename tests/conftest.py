@@ -18,6 +18,7 @@ from hybridtron.data.corpus import prepare
 from hybridtron.data.sources import find_sources
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, here and in all processes that tests start
 
 ROOT = Path(__file__).parent.parent
 
