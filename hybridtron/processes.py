@@ -139,10 +139,11 @@ def _serve(connection: Connection, work: Work[Any]) -> None:
                 work(task, lambda value: connection.send(("report", value)))
             except UserError as error:
                 connection.send(("raise", UserError(str(error))))
-            except OSError as error:
-                connection.send(("raise", OSError(error.errno, error.strerror, error.filename)))
-            except Exception:
-                connection.send(("error", traceback.format_exc()))
+            except Exception as error:
+                if isinstance(error, OSError) and error.errno is not None:  # of the system, which tells its cause
+                    connection.send(("raise", OSError(error.errno, error.strerror, error.filename)))
+                else:
+                    connection.send(("error", traceback.format_exc()))
             else:
                 connection.send(("done", None))
 

@@ -12,12 +12,13 @@ import io
 import math
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch.distributed.checkpoint import filesystem
 from torch.distributed.checkpoint.filesystem import _StorageInfo
@@ -135,7 +136,18 @@ def _tensor(key: str, entry: object) -> TensorStorageMetadata:
         chunks.append(chunk)
     if sum(math.prod(chunk.sizes) for chunk in chunks) != math.prod(size):
         raise ValueError(f"the chunks of {key} do not add up to its shape {shape_text(size)}")
+    if _overlap([chunk for chunk in chunks if math.prod(chunk.sizes)]):
+        raise ValueError(f"chunks of {key} overlap")
     return TensorStorageMetadata(TensorProperties(dtype), size, chunks)
+
+
+def _overlap(chunks: Sequence[ChunkStorageMetadata]) -> bool:
+    """Return whether any two chunks, none of them empty, share an element."""
+    starts = np.array([chunk.offsets for chunk in chunks], dtype=np.int64)  # [chunks, axes]
+    stops = starts + np.array([chunk.sizes for chunk in chunks], dtype=np.int64)
+    return any(
+        ((starts[i + 1 :] < stops[i]) & (starts[i] < stops[i + 1 :])).all(-1).any() for i in range(len(chunks) - 1)
+    )
 
 
 def _chunk(chunk: object) -> ChunkStorageMetadata:

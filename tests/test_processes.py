@@ -23,6 +23,8 @@ def work(task, report):
         raise UserError(value)
     elif kind == "raise":
         raise ValueError(value)
+    elif kind == "os":
+        raise OSError(*value)
     elif kind == "exit":
         sys.exit(value)
     elif kind == "kill":
@@ -63,6 +65,8 @@ def test_what_a_task_raises_arrives(tmp_path):
     assert run(tmp_path, 2, [work, ("user", "bad line")]).split("|")[:2] == ["UserError", "bad line"]
     kind, first, last = run(tmp_path, 2, [work, ("raise", "oops")]).strip().split("|")
     assert (kind, first, last) == ("TaskFailed", "a worker process failed:", "ValueError: oops")
+    kind, first, last = run(tmp_path, 2, [work, ("os", ["no source"])]).strip().split("|")
+    assert (kind, first, last) == ("TaskFailed", "a worker process failed:", "OSError: no source")
 
 
 def test_workers_import_nothing_from_the_current_folder(tmp_path):

@@ -86,6 +86,7 @@ FORGERIES = {
     "text as length": {"length": "9"},
     "compressed": {"transforms": ["zstd"]},
     "a hole": {"sizes": [(2, 2)]},
+    "chunks that overlap": {"sizes": [(2, 2), (2, 1)]},
     "beyond the shape": {"sizes": [(6, 1)]},
     "fewer axes": {"sizes": [(6,)]},
     "negative": {"sizes": [(-2, -3)]},

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -64,11 +66,20 @@ class ModuleCandidate(Candidate):
 
     @cached_property
     def _digits(self) -> str:
-        """Compute twelve digits of the name, the modules, their code where it can be read, and their initial values."""
+        """Compute twelve digits of all that is known of the models.
+
+        Name, modules, their code where it can be read, values bound to the factory, and initial values.
+        """
         module = self._model(task("in-context-recall"), 16, SEQ_LEN).build()
         digest = hashlib.sha256(f"{self.name}\n{module}".encode())
         types = {type(part) for part in module.modules() if not type(part).__module__.startswith("torch.")}
-        parts: list[Any] = [self.factory, *sorted(types, key=lambda kind: kind.__qualname__)]
+        factory = self.factory
+        while isinstance(factory, functools.partial):
+            digest.update(_addresses_removed((factory.args, sorted(factory.keywords.items()))))
+            factory = factory.func
+        if inspect.isfunction(factory):
+            digest.update(_addresses_removed(sorted(inspect.getclosurevars(factory).nonlocals.items())))
+        parts: list[Any] = [factory, *sorted(types, key=lambda kind: kind.__qualname__)]
         for part in parts:
             try:
                 digest.update(inspect.getsource(part).encode())
@@ -157,3 +168,8 @@ def require_picklable(candidate: ModuleCandidate, processes: int) -> None:
             f"processes = {processes}: {candidate.name} cannot be sent to another process ({error}); "
             "expected a factory at the top of an importable file, or processes = 1"
         ) from None
+
+
+def _addresses_removed(values: object) -> bytes:
+    """Return the text of values, without the addresses that differ from process to process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(values)).encode()

@@ -63,15 +63,16 @@ def read_examples(
 
 def _folder(data: Path, task_name: str, setting: Setting) -> Path:
     """Return the folder of a setting, by the keys in its name."""
-    if (data / "train").is_dir():
-        return data
     if not data.is_dir():
         raise UserError(f"data {data}: is no folder")
     wanted = {short: float(setting[key]) for key, short in _KEYS.items() if key in setting}
-    for folder in sorted(data.iterdir()):
+    is_one = (data / "train").is_dir()
+    if is_one and not data.resolve().name.startswith("t-"):
+        return data  # its name does not say what it holds
+    for folder in [data.resolve()] if is_one else sorted(data.iterdir()):
         pairs = dict(part.partition("-")[::2] for part in folder.name.split("_"))
         if pairs.get("t") == _TASKS[task_name] and all(_number(pairs.get(key)) == wanted[key] for key in wanted):
-            return folder
+            return data if is_one else folder
     name = "_".join(
         [f"t-{_TASKS[task_name]}", *(f"{key}-{value:g}".replace(".", "#") for key, value in wanted.items())]
     )

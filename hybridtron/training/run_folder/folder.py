@@ -213,7 +213,7 @@ class RunFolder:
 def suggest_older_checkpoint(checkpoint: Path, advice: str) -> Iterator[None]:
     """Add the checkpoint before this one, if there is one, to a UserError of the block about damage.
 
-    `advice` follows, with {name} and {path} of the older one filled in.
+    `advice` follows, with {name} of the older one filled in.
     """
     try:
         yield
@@ -221,9 +221,8 @@ def suggest_older_checkpoint(checkpoint: Path, advice: str) -> Iterator[None]:
         older = [path for path in RunFolder(checkpoint.parent).checkpoints() if path.name < checkpoint.name]
         if "damaged" not in str(error) or not older:
             raise
-        raise UserError(
-            f"{error}; the checkpoint before it is {older[-1]}" + advice.format(name=older[-1].name, path=older[-1])
-        ) from None
+        advice = advice.replace("{name}", older[-1].name)  # not format: the path of a run may have braces
+        raise UserError(f"{error}; the checkpoint before it is {older[-1]}{advice}") from None
 
 
 def _read_mapping(file: Path) -> dict[str, Any]:

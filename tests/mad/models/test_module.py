@@ -1,5 +1,6 @@
 """Any PyTorch module put through the tasks by a factory."""
 
+import functools
 import json
 
 import pytest
@@ -86,6 +87,20 @@ def test_a_fingerprint_follows_the_code_and_the_initial_values():
     assert wide.fingerprint() != narrow.fingerprint()
     assert from_module(recurrent).fingerprint() == from_module(recurrent).fingerprint()
     assert from_module(recurrent, "other").fingerprint() != from_module(recurrent).fingerprint()
+
+
+def test_a_fingerprint_follows_what_is_bound_to_a_factory():
+    def slope(vocab_size, leak=None):
+        model = Recurrent(vocab_size, 8)
+        model.leak = leak  # changes neither the text of the module nor its parameters
+        return model
+
+    def bound(leak):
+        return lambda vocab_size: slope(vocab_size, leak)
+
+    for small, large in ((functools.partial(slope, leak=1), functools.partial(slope, leak=2)), (bound(1), bound(2))):
+        assert from_module(small, "s").fingerprint() == from_module(small, "s").fingerprint()
+        assert from_module(small, "s").fingerprint() != from_module(large, "s").fingerprint()
 
 
 def flat(vocab_size):

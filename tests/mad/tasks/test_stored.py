@@ -43,6 +43,9 @@ def test_a_setting_is_found_by_the_keys_in_its_folder_s_name(data):
         UserError, match=r"has no .*vocab_size=10.*; expected a folder t-NR_vs-10_sl-8_ntr-16_fn-0#5_nvs-4"
     ):
         read_examples(data, TASK, {**SETTING, "vocab_size": 10}, "train")
+    for other in ({**SETTING, "frac_noise": 0.4}, {**SETTING, "vocab_size": 10}):
+        with pytest.raises(UserError, match="expected a folder t-NR"):
+            read_examples(data / NAME, TASK, other, "train")
     with pytest.raises(UserError, match="nowhere: is no folder"):
         read_examples(data / "nowhere", TASK, SETTING, "train")
 

@@ -74,6 +74,13 @@ def test_a_damaged_file_is_named(damage, folder, capsys):
     assert parallel_context in refused(capsys, "eval", "run")
 
 
+def test_a_run_folder_may_have_braces_in_its_name(folder, capsys):
+    (folder / "run").rename("{a}")
+    (folder / "{a}" / "step_00000008" / "__0_0.distcp").write_bytes(b"")
+    message = refused(capsys, "train", "tiny.yaml", "folder='{a}'", "train.steps=9", "--resume")
+    assert "to continue from it, write step_00000004 into {a}/latest" in message
+
+
 def test_a_damaged_checkpoint_names_the_one_before_it(folder, capsys):
     (folder / "run" / "step_00000008" / "__0_0.distcp").write_bytes(b"")
     message = refused(capsys, "eval", "run")
