@@ -56,7 +56,7 @@ def examine() -> dict[str, Any]:
         "native_kernels": library.status() or "compiled for this machine",
         "operations": {row["label"]: row["taken"] for row in table},
         "implementations": table,
-        "optimizer": "AdamW of PyTorch" if installed_version("transformer-engine") is None else "FusedAdam",
+        "optimizer": "PyTorch AdamW" if installed_version("transformer-engine") is None else "FusedAdam",
         "problems": problems,
     }
 
