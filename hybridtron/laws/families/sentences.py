@@ -6,10 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from markupsafe import Markup
-
 from hybridtron.laws.families.law import Settings
-from hybridtron.reporting.page import render
+from hybridtron.reporting.page import render_text
 
 
 def verdict(
@@ -20,7 +18,7 @@ def verdict(
     The template knows the parameters as `p`, their intervals as `spans` (None where there is none) and `facts`.
     """
     spans: Mapping[str, Any] = defaultdict(lambda: None, intervals or {})
-    text = Markup(render(__package__, f"{law}.txt.j2", p=parameters, spans=spans, **facts)).unescape()
+    text = render_text(__package__, f"{law}.txt.j2", p=parameters, spans=spans, **facts)
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
