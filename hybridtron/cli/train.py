@@ -42,8 +42,8 @@ def run(options: argparse.Namespace) -> int:
     if _is_finished(options, config, environment.world_size, size_name, report=environment.rank == 0):
         return 0
     from hybridtron.distributed.groups import is_lost_process
-    from hybridtron.training.loop import TrainingStopped
     from hybridtron.training.run import train
+    from hybridtron.training.saving import TrainingStopped
 
     try:
         train(config, environment, options.resume)

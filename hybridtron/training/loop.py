@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,16 +20,13 @@ from hybridtron.training.config import RunConfig
 from hybridtron.training.corpus import Corpus
 from hybridtron.training.lr_schedule import learning_rate
 from hybridtron.training.run_folder.folder import RunFolder, TrainState
+from hybridtron.training.saving import Saver, TrainingStopped
 from hybridtron.training.throughput import Throughput
 
 if TYPE_CHECKING:
     from hybridtron.distributed.engine import StepResult
 
 STOPPED_BY_CALLBACK = 1000  # above every signal number
-
-
-class TrainingStopped(Exception):
-    """Too many steps in a row had a non-finite loss or gradient, or the last checkpoint could not be written."""
 
 
 class Trainer:
@@ -49,6 +44,7 @@ class Trainer:
         self.config, self.corpus, self.parallel_context = config, corpus, parallel_context
         self.folder, self.callbacks, self.print_line = folder, callbacks, print_line
         self.engine, self.chunks = build_engine(config, parallel_context)
+        self.saver = Saver(config, self.engine, folder, print_line, self._saved) if folder else None
         self.state = TrainState()
         self.valid_loss: float | None = None
         self.evaluated_at = -1  # step
@@ -62,7 +58,7 @@ class Trainer:
         `signal_number` returns the number of the signal that asks this process to stop, or 0. Raises TrainingStopped
         after train.max_skipped_steps skipped steps in a row.
         """
-        steps, save_every = self.config.train.steps, self.config.checkpoint.save_every
+        steps = self.config.train.steps
         with contextlib.ExitStack() as at_the_end:
             for callback in self.callbacks:
                 at_the_end.callback(self._write, callback, callback.close)
@@ -75,8 +71,8 @@ class Trainer:
                 if self.state.skipped_in_a_row >= self.config.train.max_skipped_steps:
                     raise TrainingStopped(self._skipped())
                 step = self.state.step
-                if stop or step == steps or (save_every and step % save_every == 0):
-                    self._save(is_last=bool(stop) or step == steps)
+                if self.saver and (stop or self.saver.is_due(step)):
+                    self.saver.save(self.state, is_last=bool(stop) or step == steps)
                     stop = stop or self._stop_reason()
                 throughput.start()
             if 0 < stop < STOPPED_BY_CALLBACK and self.state.step < steps:
@@ -204,34 +200,11 @@ class Trainer:
             row["valid_bits_per_byte"] = self.corpus.held_out.bits_per_byte(self.valid_loss)
         return row
 
-    def _save(self, is_last: bool) -> None:
-        """Write a checkpoint and point `latest` at it. Where that fails, say so and go on, or raise for the last one.
-
-        Raises TrainingStopped.
-        """
-        if self.folder is None:
-            return
-        from hybridtron.distributed import checkpoint as checkpoints
-
-        folder, state = self.folder, self.state
-        is_main = self.parallel_context.is_main
-        attempt = self.engine.largest(os.getpid() if is_main else 0)
-        draft = folder.partial_checkpoint(state.step, attempt)
-        keep_last = self.config.checkpoint.keep_last
-        failure = (
-            self.engine.first_failure(lambda: draft.mkdir() if is_main else None)
-            or self.engine.first_failure(lambda: checkpoints.save(draft, self.engine))
-            or self.engine.first_failure(lambda: folder.finish_checkpoint(draft, state, keep_last) if is_main else None)
-        )  # no process goes on, or ends, before the checkpoint is complete
-        if failure is None:
-            self._call(lambda callback, context: callback.on_save(context, folder.checkpoint(state.step)))
-            return
-        if is_main:
-            shutil.rmtree(draft, ignore_errors=True)
-        refusal = f"step {state.step}: the checkpoint was not saved: {failure}"
-        if is_last:
-            raise TrainingStopped(refusal)
-        self.print_line(f"{refusal}; training goes on")
+    def _saved(self, state: TrainState) -> None:
+        """Call the callbacks with a complete checkpoint."""
+        assert self.folder is not None
+        checkpoint = self.folder.checkpoint(state.step)
+        self._call(lambda callback, context: callback.on_save(context, checkpoint))
 
     def _skipped(self) -> str:
         """Return the message about too many skipped steps."""

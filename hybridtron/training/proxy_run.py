@@ -12,7 +12,8 @@ from hybridtron.errors import UserError
 from hybridtron.training.callbacks.base import Callback
 from hybridtron.training.config import RunConfig
 from hybridtron.training.corpus import open_corpus
-from hybridtron.training.loop import Trainer, TrainingStopped
+from hybridtron.training.loop import Trainer
+from hybridtron.training.saving import TrainingStopped
 
 
 def train_proxy(config: RunConfig, callbacks: Sequence[Callback] = ()) -> float:

@@ -23,11 +23,12 @@ from hybridtron.training.callbacks.tensorboard import TensorBoard
 from hybridtron.training.callbacks.wandb import WeightsAndBiases, require_wandb
 from hybridtron.training.config import RunConfig
 from hybridtron.training.corpus import open_corpus
-from hybridtron.training.loop import Trainer, TrainingStopped
+from hybridtron.training.loop import Trainer
 from hybridtron.training.report import print_finished_run
 from hybridtron.training.run_folder.environment_info import environment_info
 from hybridtron.training.run_folder.folder import RunFolder, suggest_older_checkpoint
 from hybridtron.training.run_folder.resume import Start, as_recorded, find_start, record_changes, require_same_tokens
+from hybridtron.training.saving import TrainingStopped
 from hybridtron.training.signals import stop_requests
 from hybridtron.training.validation.memory import require_memory
 from hybridtron.training.validation.resolve import data_parallel_size

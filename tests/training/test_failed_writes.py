@@ -14,8 +14,8 @@ from hybridtron.distributed.environment import Environment
 from hybridtron.training.callbacks import Callback
 from hybridtron.training.callbacks.metrics import MetricsFile, read_metrics
 from hybridtron.training.config import RunConfig
-from hybridtron.training.loop import TrainingStopped
 from hybridtron.training.run import train
+from hybridtron.training.saving import TrainingStopped
 from hybridtron.training.validation.resolve import resolve
 from tests.conftest import command, environment
 
