@@ -1,4 +1,4 @@
-"""The primitive that docs/new_primitive.md gives to paste, pasted into a copy of the project and run as the page says."""
+"""The primitive to paste of docs/new_primitive.md, pasted into a copy of the project and run as the page says."""
 
 from __future__ import annotations
 
