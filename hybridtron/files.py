@@ -130,6 +130,28 @@ def _parse(line: bytes) -> Any:
         return DAMAGED
 
 
+def read_last_row(path: Path) -> dict[str, Any] | None:
+    """Read the last whole row of a file of JSON rows without reading the rest; None where there is none.
+
+    Raises UserError for a device or a pipe.
+    """
+    try:
+        descriptor = _open_plain(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    with open(descriptor, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        length = 0
+        while length < size:
+            length = min(size, max(1 << 16, 4 * length))
+            file.seek(size - length)
+            lines = read_lines(file.read(length))
+            for line in reversed(lines if length == size else lines[1:]):
+                if isinstance(line.value, dict):
+                    return line.value
+    return None
+
+
 def open_rows(path: Path) -> tuple[io.FileIO, list[Line]]:
     """Open a file of JSON rows for `append_rows`, creating it if it is missing; also return the lines it had.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hybridtron.files import (
     lock,
     open_rows,
     open_to_write,
+    read_last_row,
     read_lines,
     read_plain,
     remove_folder,
@@ -119,3 +121,14 @@ def test_a_lock_is_held_until_its_file_is_closed(tmp_path):
         assert not lock(second)
         first.close()
         assert lock(second, wait=True)
+
+
+@pytest.mark.parametrize("length", [10, 1 << 16, 1 << 19])
+def test_the_last_whole_row_is_found_from_the_end(tmp_path, length):
+    file = tmp_path / "rows"
+    row = {"text": "x" * length}
+    file.write_text("[1]\n" + json.dumps(row) + "\n" + '{"cut')
+    assert read_last_row(file) == row
+    file.write_text("[1]\n")
+    assert read_last_row(file) is None
+    assert read_last_row(tmp_path / "none") is None

@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,6 +76,13 @@ def process_groups(parallel: ParallelConfig, environment: Environment) -> Iterat
         finally:
             destroy_groups()
             gc.collect()  # an engine refers to itself; gloo's threads run, and spin, until it and its groups are gone
+
+
+def hostnames() -> list[str]:
+    """Return the name of the machine of each process, by rank."""
+    names = [""] * dist.get_world_size()
+    dist.all_gather_object(names, socket.gethostname())
+    return names
 
 
 def is_lost_process(error: RuntimeError) -> bool:

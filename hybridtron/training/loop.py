@@ -19,6 +19,7 @@ from hybridtron.training.callbacks.base import Callback, FileWriter, Row, StopTr
 from hybridtron.training.config import RunConfig
 from hybridtron.training.corpus import Corpus
 from hybridtron.training.lr_schedule import learning_rate
+from hybridtron.training.phases import END, EVALUATION, SAVE, STEP, Phases
 from hybridtron.training.run_folder.folder import RunFolder, TrainState
 from hybridtron.training.saving import Saver, TrainingStopped
 from hybridtron.training.throughput import Throughput
@@ -40,7 +41,9 @@ class Trainer:
         folder: RunFolder | None = None,
         callbacks: Sequence[Callback] = (),
         print_line: Callable[[str], None] = lambda text: None,
+        phases: Phases | None = None,
     ) -> None:
+        self.phases = phases or Phases()
         self.config, self.corpus, self.parallel_context = config, corpus, parallel_context
         self.folder, self.callbacks, self.print_line = folder, callbacks, print_line
         self.engine, self.chunks = build_engine(config, parallel_context)
@@ -71,10 +74,12 @@ class Trainer:
                 if self.state.skipped_in_a_row >= self.config.train.max_skipped_steps:
                     raise TrainingStopped(self._skipped())
                 step = self.state.step
+                self.phases.enter(SAVE)
                 if self.saver and (stop or self.saver.is_due(step)):
                     self.saver.save(self.state, is_last=bool(stop) or step == steps)
                     stop = stop or self._stop_reason()
                 throughput.start()
+            self.phases.enter(END)
             if 0 < stop < STOPPED_BY_CALLBACK and self.state.step < steps:
                 step = self.state.step
                 self.print_line(f"stopped by a signal after step {step}; saved, continue with resume=True")
@@ -126,6 +131,7 @@ class Trainer:
 
     def _step(self, throughput: Throughput) -> None:
         """Update, evaluate where that is due, and pass the metrics to the callbacks."""
+        self.phases.enter(STEP)
         self._call(lambda callback, context: callback.before_step(context))
         result, lr = self._update()
         self.losses.append(result.loss)
@@ -166,6 +172,8 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """Compute the held-out loss."""
+        before = self.phases.phase
+        self.phases.enter(EVALUATION)
         held_out, parallel = self.corpus.held_out, self.config.parallel
         assert held_out is not None
         batches, counted = eval_batches(
@@ -178,6 +186,7 @@ class Trainer:
         )
         self.valid_loss, self.evaluated_at = self.engine.evaluate(list(batches), counted), self.state.step
         self._call(lambda callback, context: callback.on_evaluation(context))
+        self.phases.enter(before)
 
     def _row(self, result: StepResult, lr: float, throughput: Throughput, evaluated: bool) -> Row:
         """Return the metrics of the step that was just trained."""

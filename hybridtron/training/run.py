@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,10 @@ from typing import Any
 from hybridtron.config.nearest import one_of
 from hybridtron.data.tokenizer import load as load_tokenizer
 from hybridtron.distributed.environment import Environment
-from hybridtron.distributed.groups import process_groups
+from hybridtron.distributed.groups import hostnames, process_groups
 from hybridtron.errors import UserError, cause_of
 from hybridtron.training.build import describe_stages
+from hybridtron.training.callbacks.attempt_log import AttemptLog
 from hybridtron.training.callbacks.base import Callback, Row
 from hybridtron.training.callbacks.closing_report import ClosingReport
 from hybridtron.training.callbacks.metrics import MetricsFile, read_metrics
@@ -24,12 +27,14 @@ from hybridtron.training.callbacks.wandb import WeightsAndBiases, require_wandb
 from hybridtron.training.config import RunConfig
 from hybridtron.training.corpus import open_corpus
 from hybridtron.training.loop import Trainer
+from hybridtron.training.phases import Phases
 from hybridtron.training.report import print_finished_run
+from hybridtron.training.run_folder.attempts import FAILED, STOPPED
 from hybridtron.training.run_folder.environment_info import environment_info
 from hybridtron.training.run_folder.folder import RunFolder, suggest_older_checkpoint
 from hybridtron.training.run_folder.resume import Start, as_recorded, find_start, record_changes, require_same_tokens
 from hybridtron.training.saving import TrainingStopped
-from hybridtron.training.signals import stop_requests
+from hybridtron.training.signals import StopRequest, stop_requests
 from hybridtron.training.validation.memory import require_memory
 from hybridtron.training.validation.resolve import data_parallel_size
 
@@ -56,6 +61,7 @@ def train(config: RunConfig, environment: Environment, resume: bool = False, cal
     """
     for callback in callbacks:
         _check_callback(callback)
+    phases = Phases()
     data_parallel_size(config, environment.world_size)  # raises where the layout does not fit
     require_wandb(config)
     folder = RunFolder(config.run_folder)
@@ -70,13 +76,15 @@ def train(config: RunConfig, environment: Environment, resume: bool = False, cal
     corpus = open_corpus(config)
     start = replace(start, changes=(*start.changes, *require_same_tokens(folder, corpus)))
     progress, report = ProgressBar(visible=is_main), ClosingReport(folder)
-    writers = _writers(config, folder) if is_main and trains else []
     with stop_requests(is_main) as stop, process_groups(config.parallel, environment) as parallel_context:
+        log = AttemptLog(folder.path, phases, environment.world_size, hostnames())
+        writers = [log, *_writers(config, folder)] if is_main and trains else []
         own = [*writers, progress, report]
-        trainer = Trainer(config, corpus, parallel_context, folder, [*own, *callbacks], progress.print_line)
+        trainer = Trainer(config, corpus, parallel_context, folder, [*own, *callbacks], progress.print_line, phases)
         try:
             _begin(trainer, folder, start)
-            trainer.run(lambda: stop.number)
+            with _outcome_recorded(log, stop):
+                trainer.run(lambda: stop.number)
         except (TrainingStopped, OSError) as error:
             latest = folder.latest_checkpoint() if is_main else None
             kept = f"{latest} is intact" if latest else "there is no checkpoint yet"
@@ -85,6 +93,22 @@ def train(config: RunConfig, environment: Environment, resume: bool = False, cal
         finally:
             folder.unlock()
     return Run(folder.path, report.summary)
+
+
+@contextlib.contextmanager
+def _outcome_recorded(log: AttemptLog, stop: StopRequest) -> Iterator[None]:
+    """Record how the attempt ended that the block trains, where the callback has not: by a signal or an error."""
+    outcome, cause = STOPPED, None
+    try:
+        yield
+        if stop.number:
+            cause = f"{signal.Signals(stop.number).name} received"
+    except BaseException as error:
+        outcome, cause = FAILED, cause_of(error)
+        raise
+    finally:
+        with contextlib.suppress(OSError, UserError):
+            log.end(outcome, cause)
 
 
 def _check_callback(callback: object) -> None:

@@ -1,6 +1,7 @@
 """Extend training: subclass `Callback` and pass an instance to `train(..., callbacks=[...])`.
 
 base.py              Callback, TrainContext, StopTraining
+attempt_log.py       attempts.jsonl
 metrics.py           metrics.jsonl
 tensorboard.py       tensorboard/
 plot.py              loss.png

@@ -1,7 +1,7 @@
 """A run on disk: config, metrics and checkpoints, and how each survives a kill at any moment.
 
     config.yaml   environment.json  metrics.jsonl   changes.jsonl  tensorboard/  loss.png
-    summary.json  step_00000100/    latest          abandoned/
+    summary.json  step_00000100/    latest          abandoned/      attempts.jsonl
 
 A checkpoint is written into `step_N.partial-*`, renamed when whole, and only then named by `latest`, which is replaced
 atomically: whatever `latest` names is complete. A run that goes on from an older checkpoint moves those beyond it into
@@ -38,6 +38,7 @@ FILES = (
     "environment.json",
     "metrics.jsonl",
     "changes.jsonl",
+    "attempts.jsonl",
     "loss.png",
     "summary.json",
     "latest",
