@@ -23,7 +23,10 @@ def add_arguments(verb: ArgumentParser) -> None:
     verb.add_argument("--round", choices=["up", "parameters", "flops"], default="up", help=rounding)
     dialects = ["auto", "native", "megatron", "composer"]
     verb.add_argument("--dialect", choices=dialects, default="auto", help="of PATTERN (%(default)s)")
-    verb.add_argument("--out", type=Path, metavar="FILE", help="write a training config")
+    kept = "the small model's run config, run folder or search config: keep its blocks, at the target's width"
+    verb.add_argument("--keep-blocks", metavar="CONFIG", help=kept)
+    out = "write a training config to a new file, in a folder under the run's name"
+    verb.add_argument("--out", type=Path, metavar="FILE", help=out)
     add_json_argument(verb)
 
 
@@ -32,11 +35,11 @@ def run(options: argparse.Namespace) -> int:
     from hybridtron.composer.grow.scale import scale, write_config
 
     scaled = scale(
-        options.pattern, options.target, options.method, options.round, options.dialect, options.overrides
+        options.pattern, options.target, options.method, options.round, options.dialect, options.overrides,
+        options.keep_blocks,
     )  # fmt: skip
-    if options.out:
-        write_config(scaled, options.out)
+    written = write_config(scaled, options.out) if options.out else None
     print_result(scaled, options.json)
-    if options.out and not options.json:
-        print(f"written     {options.out}")
+    if written and not options.json:
+        print(f"written     {written}")
     return 0

@@ -14,9 +14,11 @@ from rich.console import Console
 
 from hybridtron.accounting.describe import Account, describe
 from hybridtron.composer.grow.extrapolate import METHODS, TargetTooSmall
+from hybridtron.composer.grow.kept_blocks import Source, with_blocks_of
 from hybridtron.config.load import dump, load
 from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
+from hybridtron.mixers.contract import MixerConfig
 from hybridtron.model.config import ModelConfig
 from hybridtron.pattern import COMPOSER_NAMES, Dialect, Pattern, PatternError, read, to_composer
 from hybridtron.reporting.shown import Shown, show
@@ -25,7 +27,7 @@ from hybridtron.training.validation.resolve import resolve
 
 Method = Literal["stretch", "stack"]
 Round = Literal["up", "parameters", "flops"]
-LONGEST_NAME = 60  # of a small pattern, in characters of the run's name
+LONGEST_NAME = 24  # of a small pattern, in characters of the run's name
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Scaled(Shown):
     rounding: Round
     account: Account
     target_account: Account
+    blocks_kept: bool = False
 
     @property
     def attention_layers(self) -> int:
@@ -66,17 +69,21 @@ def scale(
     round: Round = "up",
     dialect: Dialect = "auto",
     overrides: str | Sequence[str] = (),
+    keep_blocks: Source | None = None,
 ) -> Scaled:
     """Grow a small pattern, at a target model's widths, to the target's size. Cuts into stages are dropped.
 
     Args:
-        pattern: layers with the names of the target's blocks, such as `2*attn 4*mlp`, or in another dialect.
+        pattern: layers with the names of the target's blocks (of those of `keep_blocks`, if given), such as
+            `2*attn 4*mlp`, or in another dialect.
         target: a run's config: a YAML file, a dict with its keys, or a resolved config.
         method: `stretch` lengthens runs of equal layers, `stack` adds copies (Composer, arXiv 2510.00379).
         round: `up` in every run, as the paper does, which overshoots; or up or down to come nearest to the target in
             `parameters`, or in `flops` at its sequence length, in which the ratio of sizes is then taken too.
         dialect: of `pattern`: `auto`, `native`, `megatron` or `composer`.
         overrides: `key=value` for the target, such as `size=1b`, one or several.
+        keep_blocks: the config of the small model's run or search, or its run folder: its blocks keep their types and
+            options and take the target's width. By default the target's blocks are used.
 
     Raises:
         UserError: for an unknown name or layer, a target with errors, and one smaller than the pattern.
@@ -90,47 +97,63 @@ def scale(
             raise UserError(f"{name} {value!r}: expected {one_of(value, known)}")
     listed = [overrides] if isinstance(overrides, str) else overrides
     run = target if isinstance(target, RunConfig) else resolve(load(target, listed, RunConfig))
+    model = run.model if keep_blocks is None else with_blocks_of(keep_blocks, run.model)
     try:
-        small = read(str(pattern), run.model.blocks, "native" if isinstance(pattern, Pattern) else dialect)
+        small = read(str(pattern), model.blocks, "native" if isinstance(pattern, Pattern) else dialect)
     except PatternError as error:
         raise UserError(f"pattern {pattern!r}: {str(error).splitlines()[0].removeprefix('pattern: ')}") from None
-    return _grow(small, run, method, round)
+    return _grow(small, run, model.blocks, method, round)
 
 
-def _grow(small: Pattern, target: RunConfig, method: Method, rounding: Round) -> Scaled:
-    model, seq_len = target.model, target.data.seq_len
-    measure = "FLOPs" if rounding == "flops" else "parameters"
-    costs = {
-        name: block.flops(seq_len) if rounding == "flops" else block.parameters()
-        for name, block in model.blocks.items()
-    }
-    goal = sum(costs[name] for name in model.layer_names)
+def _grow(
+    small: Pattern, target: RunConfig, blocks: Mapping[str, MixerConfig], method: Method, rounding: Round
+) -> Scaled:
+    """Grow the pattern of these blocks, which have the target's width, to the target's size."""
+    seq_len = target.data.seq_len
+
+    def cost(block: MixerConfig) -> int:
+        return block.flops(seq_len) if rounding == "flops" else block.parameters()
+
+    goal = sum(cost(target.model.blocks[name]) for name in target.model.layer_names)
+    costs = {name: cost(block) for name, block in blocks.items()}
     try:
         layers = METHODS[method](small.layers, costs, goal, "up" if rounding == "up" else "nearest")
     except TargetTooSmall as error:
+        measure = "FLOPs" if rounding == "flops" else "parameters"
         raise UserError(
             f"{target.name}: is smaller than the pattern {small} at its widths: {error} {measure} in its layers; "
             "expected a larger target or a shorter pattern"
         ) from None
-    pattern = Pattern(layers)
     recompute = target.parallel.recompute
     named = {*layers, *(recompute if isinstance(recompute, dict) else ())}
-    blocks = {name: block for name, block in model.blocks.items() if name in named}
-    grown = model.model_copy(update={"pattern": str(pattern), "blocks": blocks})
+    used = {name: block for name, block in {**target.model.blocks, **blocks}.items() if name in named}
+    grown = target.model.model_copy(update={"pattern": str(Pattern(layers)), "blocks": used})
     grown = ModelConfig.model_validate(grown.model_dump(serialize_as_any=True))  # also renews what is cached
-    name = f"{target.name}-{method}-{_short(small)}"
-    config = target.model_copy(update={"name": name, "folder": None, "model": grown})
-    return Scaled(config, target, rounding, describe(grown, seq_len), describe(model, seq_len))
+    kept = blocks is not target.model.blocks
+    parts = (target.name, method, _short(small), *[rounding] * (rounding != "up"), *["kept"] * kept)
+    config = target.model_copy(update={"name": "-".join(parts), "folder": None, "model": grown})
+    return Scaled(config, target, rounding, describe(grown, seq_len), describe(target.model, seq_len), kept)
 
 
 def _short(small: Pattern) -> str:
-    """Return the pattern as part of a run's name: 2attn-4mlp."""
-    runs = "-".join(f"{len(list(run))}{block}" for block, run in groupby(small.layers))
-    return runs if len(runs) <= LONGEST_NAME else f"{runs[:LONGEST_NAME]}-{zlib.crc32(runs.encode()):08x}"
+    """Return the pattern as part of a run's name, each block by as few letters as tell it from the others: 2a4m."""
+    names = set(small.layers)
+
+    def letters(name: str) -> str:
+        others = names - {name}
+        return next((name[:n] for n in range(1, len(name)) if not any(o.startswith(name[:n]) for o in others)), name)
+
+    runs = "".join(f"{len(list(run))}{letters(block)}" for block, run in groupby(small.layers))
+    return runs if len(runs) <= LONGEST_NAME else f"{runs[: LONGEST_NAME - 9]}-{zlib.crc32(runs.encode()):08x}"
 
 
-def write_config(scaled: Scaled, out: Path) -> None:
-    """Write the grown model's training config; raises UserError where the file exists or cannot be written."""
+def write_config(scaled: Scaled, out: Path) -> Path:
+    """Write the grown model's training config to a new file, in a folder as NAME.yaml, and return its path.
+
+    Raises UserError where the file exists or cannot be written.
+    """
+    if out.is_dir():
+        out /= f"{scaled.config.name}.yaml"
     try:
         with out.open("x") as stream:
             stream.write(dump(scaled.config))
@@ -138,6 +161,7 @@ def write_config(scaled: Scaled, out: Path) -> None:
         raise UserError(f"out {out}: exists already; expected the name of a new file") from None
     except OSError as error:
         raise UserError(f"out {out}: cannot be written: {error.strerror}") from None
+    return out
 
 
 @show.register(Scaled)
@@ -151,9 +175,11 @@ def show_scaled(scaled: Scaled, console: Console) -> None:
     ratio = target.state_size / account.state_size if account.state_size else None
     state = "none" if ratio is None else f"the target's is {ratio:.2f} times as large"
     types = ", ".join(f"{name} is {model.blocks[name].type}" for name in dict.fromkeys(model.layer_names))
+    kept, given = f"kept, at the width of {scaled.target.name}", f"those of {scaled.target.name}"
+    origin = kept if scaled.blocks_kept else f"{given}, whatever the small model had"
     console.print(
         f"pattern     {model.pattern}{runs}\n"
-        f"blocks      {types}: those of {scaled.target.name}, whatever the small model had\n"
+        f"blocks      {types}: {origin}\n"
         f"layers      {len(account.layers)}, {scaled.attention_layers} with attention; {scaled.target.name} has "
         f"{len(target.layers)}\n"
         f"parameters  {account.total:,}, {account.total - account.embedding:,} without embeddings\n"

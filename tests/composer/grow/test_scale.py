@@ -9,10 +9,13 @@ import pytest
 import yaml
 
 from hybridtron.cli.main import main
+from hybridtron.composer.grow.scale import scale
 from hybridtron.config.load import load
+from hybridtron.errors import UserError
 from hybridtron.training.config import RunConfig
 
-LLAMA = str(Path(__file__).parents[3] / "configs/models/llama3_2.yaml")
+ROOT = Path(__file__).parents[3]
+LLAMA = str(ROOT / "configs/models/llama3_2.yaml")
 # Size, and what 2A+4M stacked and 2A+5M+2A+3M+1A+3M stretched become: the 1b row is reported, the others follow.
 TABLE = {
     "350m": ("4*(2*attn 4*mlp)", "3*attn 8*mlp 3*attn 5*mlp 2*attn 5*mlp"),
@@ -113,7 +116,7 @@ def test_what_is_written_trains_as_it_is(scaled, tmp_path, capsys):
     out = tmp_path / "composite.yaml"
     answer = scaled("AAMMMM", "--method", "stack", "--out", str(out))
     config = load(out, [], RunConfig)
-    assert config.name == "llama3_2_1b-stack-2attn-4mlp"
+    assert config.name == "llama3_2_1b-stack-2a4m"
     assert config.model.pattern == answer["pattern"]
     assert config.optimizer == load(LLAMA, ["size=1b"], RunConfig).optimizer
     assert main(["train", str(out), "--print"]) == 0
@@ -143,6 +146,88 @@ def test_other_blocks_than_attention_and_mlp(capsys, tmp_path):
     answer = json.loads(capsys.readouterr().out)
     assert answer["pattern"].startswith("12*(mamba mlp mamba attn mlp)")
     assert 0 <= answer["difference"] < 0.05 * answer["target_non_embedding"]
+
+
+def kept(pattern: str, source: object, target: str, **options: object) -> RunConfig:
+    scaled = scale(pattern, ROOT / f"configs/models/{target}.yaml", "stack", overrides="size=1b", keep_blocks=source,
+                   **options)  # fmt: skip
+    assert scaled.blocks_kept
+    return scaled.config
+
+
+class TestKeepBlocks:
+    """The small model's blocks at the target's width, in place of the target's."""
+
+    def test_a_searched_swiglu_stays_one_on_a_target_of_another_mlp(self):
+        """As wide as before in proportion; heads are the target's, and stay ungrouped."""
+        blocks = kept(
+            "AAMMMM", ROOT / "configs/search/mad_6_layers.yaml", "nemotron_h", dialect="composer"
+        ).model.blocks
+        assert (blocks["mlp"].type, blocks["mlp"].ffn_hidden_size) == ("swiglu", 96 // 32 * 2048)
+        assert (blocks["attn"].num_heads, blocks["attn"].num_kv_heads) == (32, None)
+
+    def test_blocks_that_the_target_lacks_keep_their_options(self):
+        source = {"model": {"hidden_size": 128, "blocks": {
+            "delta": {"type": "gated_deltanet", "num_heads": 2, "num_value_heads": 4, "key_dim": 8, "head_dim": 12},
+            "both": {"type": "parallel", "branches": [
+                {"type": "mamba2", "head_dim": 16, "state_dim": 8},
+                {"type": "mlp", "ffn_hidden_size": 96, "bias": True}]},
+        }}}  # fmt: skip
+        config = kept("delta both", source, "llama3_2")
+        delta, (mamba, mlp) = config.model.blocks["delta"], config.model.blocks["both"].branches
+        assert (delta.num_heads, delta.num_value_heads, delta.key_dim, delta.head_dim) == (32, 64, 8, 12)
+        assert (mamba.head_dim, mamba.state_dim, mlp.ffn_hidden_size, mlp.bias) == (16, 8, 96 * 16, True)
+        assert mlp.hidden_size == 2048
+
+    def test_grouped_heads_that_cannot_keep_their_ratio_come_near_it(self):
+        blocks = kept("2*mamba attn mlp", ROOT / "configs/runs/quickstart.yaml", "llama3_2").model.blocks
+        assert (blocks["attn"].num_heads, blocks["attn"].num_kv_heads) == (32, 8)  # 6 and 2 before
+        assert (blocks["mamba"].type, blocks["mamba"].state_dim, blocks["mlp"].ffn_hidden_size) == ("mamba2", 32, 8192)
+
+    def test_the_command_says_so_and_writes_what_trains(self, tmp_path, capsys):
+        source = str(ROOT / "configs/search/mad_6_layers.yaml")
+        target = str(ROOT / "configs/models/nemotron_h.yaml")
+        command = ["scale", "AAMMMM", "--dialect", "composer", "--method", "stack", "--target", target, "size=1b"]
+        assert main([*command, "--keep-blocks", source, "--out", str(tmp_path)]) == 0
+        assert "attn is attention, mlp is swiglu: kept, at the width of nemotron_h_1b" in capsys.readouterr().out
+        (written,) = tmp_path.iterdir()
+        assert written.name == "nemotron_h_1b-stack-2a4m-kept.yaml"
+        assert main(["train", str(written), "--print"]) == 0
+        assert "type: swiglu" in capsys.readouterr().out
+        assert main([*command, "--keep-blocks", source, "--out", str(tmp_path)]) == 2
+        assert "exists already" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("source", "part"),
+        [
+            ("nowhere.yaml", "no such file"),
+            ({"name": "run"}, "has no blocks"),
+            ({"model": {"hidden_size": 8, "blocks": {"attn": {"type": "atention"}}}}, "nearest: attention"),
+        ],
+    )  # fmt: skip
+    def test_sources_without_usable_blocks_are_refused(self, source, part):
+        with pytest.raises(UserError, match="keep_blocks") as refusal:
+            kept("AAMMMM", source, "llama3_2")
+        assert part in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "rounding", "name"),
+    [
+        ("2A+5M+2A+3M+1A+3M", "up", "llama3_2_1b-stretch-2a5m2a3m1a3m"),
+        ("AAMMMM", "parameters", "llama3_2_1b-stretch-2a4m-parameters"),
+    ],
+)
+def test_names_are_short(pattern, rounding, name):
+    assert scale(pattern, LLAMA, "stretch", rounding, overrides="size=1b").config.name == name
+
+
+def test_the_name_of_a_long_pattern_is_cut_and_still_its_own():
+    first, second = (
+        scale(pattern, LLAMA, overrides="size=1b").config.name for pattern in (9 * "AM" + "AM", 9 * "AM" + "MA")
+    )
+    assert len(first) == len(second) <= len("llama3_2_1b-stretch-") + 24
+    assert first != second
 
 
 REFUSALS = {
