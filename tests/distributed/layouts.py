@@ -64,6 +64,10 @@ BLOCKS |= {
     "selective": {"type": "mamba1", "state_dim": 4},
 }
 BLOCKS["beside"] = {"type": "parallel", "branches": [BLOCKS["gla"], BLOCKS["near"], BLOCKS["mlp"]], "merge": "gate"}
+BLOCKS["uneven"] = {  # context parallelism cuts the heads of its first branch and leaves the 34 units of the second
+    "type": "parallel",
+    "branches": [{"type": "attention", "num_heads": 4}, {"type": "swiglu", "ffn_hidden_size": 34}, BLOCKS["gla"]],
+}
 BLOCKS["tight"] = {**BLOCKS["soft"], "capacity_factor": 1.0}
 BLOCKS["gathered"] = {**BLOCKS["soft"], "dispatcher": "allgather"}
 MODELS: dict[str, dict[str, Any]] = {
@@ -77,6 +81,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "hyenas": {"pattern": "short hyena heads se mr li experts mlp"},
     "states": {"pattern": "sinks learned shared gla delta selective beside latent"},
     "rwkv": {"pattern": "time channel attn time channel"},
+    "uneven": {"pattern": "uneven ffn"},
 }
 
 
@@ -131,6 +136,7 @@ LAYOUTS: dict[str, Layout] = {
     "hyenas tp2 sp core recomputed": _layout("hyenas", **SP, recompute="selective"),
     "states tp2 sp core recomputed": _layout("states", **SP, recompute="selective"),
     "rwkv tp2 sp core recomputed": _layout("rwkv", **SP, recompute="selective"),
+    "uneven tp2 cp2": _layout("uneven", **TP, **CP),
     "half dp2 do": _layout("half", 2, **DO),
     "tied tp2": _layout("tied", **TP),
     "tied pp2": _layout("tied", **PP),
