@@ -18,6 +18,7 @@ from types import FrameType
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 GRACE_SECONDS = 30.0  # for the others to end by themselves, after one failed
 GRACE_AFTER_KILL_SECONDS = 5.0  # after one was killed; they have lost what they were doing
+RENDEZVOUS_BYTES = 8192  # of a process at most, in the file through which ranks meet; half of it was measured
 
 
 def launch(command: Sequence[str], num_processes: int) -> int:
@@ -25,8 +26,11 @@ def launch(command: Sequence[str], num_processes: int) -> int:
 
     Ranks meet through a file, so that no port is taken; each is in a session of its own, so that a Ctrl-C at the
     terminal reaches it once, through this process. Rank 0 shares the terminal; the others' output is errors only.
+
+    Raises OSError where that file cannot be as large as it will be: ranks would wait for one another without end.
     """
     with tempfile.TemporaryDirectory(prefix="hybridtron-") as folder:
+        _require_space(Path(folder) / "rendezvous", num_processes * RENDEZVOUS_BYTES)
         processes: list[subprocess.Popen[bytes]] = []
         forwarded: set[int] = set()
         previous = {number: signal.signal(number, _forward(processes, forwarded)) for number in caught_signals()}
@@ -41,6 +45,16 @@ def launch(command: Sequence[str], num_processes: int) -> int:
                 process.wait()
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def _require_space(file: Path, size: int) -> None:
+    """Raise OSError, with the file's name, where it cannot be written at this size; leave no file behind."""
+    try:
+        file.write_bytes(bytes(size))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file)) from None
+    finally:
+        file.unlink(missing_ok=True)
 
 
 def _start(command: Sequence[str], rank: int, num_processes: int, folder: Path) -> subprocess.Popen[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 import subprocess
@@ -42,6 +43,17 @@ def test_a_run_whose_checkpoints_do_not_fit_goes_on_to_its_last(layout, tiny):
     assert "Traceback" not in done.stderr
     assert not list(run.glob("step_*"))
     assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_ranks_that_cannot_write_the_file_by_which_they_meet_are_not_started(tiny):
+    done = subprocess.run(
+        command("train", tiny, "--nproc", 2, "parallel.tensor=2"),
+        env=environment(), cwd=tiny.parent, capture_output=True, text=True, timeout=60,
+        preexec_fn=lambda: files_of_at_most(2048),
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert re.fullmatch(r"hybridtron: error: \S+/rendezvous: File too large\n", done.stderr)
+    assert not (tiny.parent / "run").exists()
 
 
 class Mover(Callback):
