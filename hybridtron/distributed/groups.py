@@ -8,11 +8,11 @@ import gc
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,8 @@ from hybridtron.errors import UserError
 from hybridtron.tensors import Shard, Shards
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,11 @@ def process_groups(parallel: ParallelConfig, environment: Environment) -> Iterat
             gc.collect()  # an engine refers to itself; gloo's threads run, and spin, until it and its groups are gone
 
 
-def hostnames() -> list[str]:
-    """Return the name of the machine of each process, by rank."""
-    names = [""] * dist.get_world_size()
-    dist.all_gather_object(names, socket.gethostname())
-    return names
+def gather(mine: T) -> list[T]:
+    """Return the value that each process gives, by rank; a value is pickled."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, mine)
+    return values
 
 
 def is_lost_process(error: RuntimeError) -> bool:

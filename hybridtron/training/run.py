@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hybridtron.config.nearest import one_of
-from hybridtron.data.tokenizer import load as load_tokenizer
 from hybridtron.distributed.environment import Environment
-from hybridtron.distributed.groups import hostnames, process_groups
+from hybridtron.distributed.groups import gather, process_groups
 from hybridtron.errors import UserError, cause_of
-from hybridtron.training.build import describe_stages
 from hybridtron.training.callbacks.attempt_log import AttemptLog
 from hybridtron.training.callbacks.base import Callback, Row
 from hybridtron.training.callbacks.closing_report import ClosingReport
@@ -25,17 +24,15 @@ from hybridtron.training.callbacks.progress import ProgressBar
 from hybridtron.training.callbacks.tensorboard import TensorBoard
 from hybridtron.training.callbacks.wandb import WeightsAndBiases, require_wandb
 from hybridtron.training.config import RunConfig
-from hybridtron.training.corpus import open_corpus
 from hybridtron.training.loop import Trainer
 from hybridtron.training.phases import Phases
 from hybridtron.training.report import print_finished_run
 from hybridtron.training.run_folder.attempts import FAILED, STOPPED
-from hybridtron.training.run_folder.environment_info import environment_info
-from hybridtron.training.run_folder.folder import RunFolder, suggest_older_checkpoint
-from hybridtron.training.run_folder.resume import Start, as_recorded, find_start, record_changes, require_same_tokens
+from hybridtron.training.run_folder.folder import RunFolder
+from hybridtron.training.run_folder.resume import find_start
 from hybridtron.training.saving import TrainingStopped
 from hybridtron.training.signals import StopRequest, stop_requests
-from hybridtron.training.validation.memory import require_memory
+from hybridtron.training.starting import Prepared, begin, prepare, restore
 from hybridtron.training.validation.resolve import data_parallel_size
 
 
@@ -69,20 +66,22 @@ def train(config: RunConfig, environment: Environment, resume: bool = False, cal
     is_main = environment.rank == 0
     if print_finished_run(folder, start, config, lambda text: print(text, file=sys.stderr) if is_main else None):
         return Run(folder.path, folder.read_summary(start.state.step))
-    trains = start.state.step < config.train.steps
-    if not trains:  # only the closing report is missing
-        config = as_recorded(folder, config)
-    require_memory(config, environment.world_size)
-    corpus = open_corpus(config)
-    start = replace(start, changes=(*start.changes, *require_same_tokens(folder, corpus)))
+    prepared = prepare(folder, config, start, environment.world_size)
     progress, report = ProgressBar(visible=is_main), ClosingReport(folder)
     with stop_requests(is_main) as stop, process_groups(config.parallel, environment) as parallel_context:
-        log = AttemptLog(folder.path, phases, environment.world_size, hostnames())
-        writers = [log, *_writers(config, folder)] if is_main and trains else []
-        own = [*writers, progress, report]
-        trainer = Trainer(config, corpus, parallel_context, folder, [*own, *callbacks], progress.print_line, phases)
+        log = AttemptLog(folder.path, phases, environment.world_size, gather(socket.gethostname()))
+
+        def find(damaged: Mapping[str, str]) -> Prepared:
+            return prepare(folder, config, find_start(folder, config, resume, damaged), environment.world_size)
+
+        def build(run: Prepared) -> Trainer:
+            writers = [log, *_writers(config, folder)] if is_main and run.trains else []
+            every = [*writers, progress, report, *callbacks]
+            return Trainer(run.config, run.corpus, parallel_context, folder, every, progress.print_line, phases)
+
+        trainer, start = restore(folder, prepared, find, build)
         try:
-            _begin(trainer, folder, start)
+            begin(trainer, folder, start)
             with _outcome_recorded(log, stop):
                 trainer.run(lambda: stop.number)
         except (TrainingStopped, OSError) as error:
@@ -132,48 +131,3 @@ def _writers(config: RunConfig, folder: RunFolder) -> list[Callback]:
     if config.train.wandb is not None:
         writers.append(WeightsAndBiases(config.train.wandb, folder))
     return writers
-
-
-def _begin(trainer: Trainer, folder: RunFolder, start: Start) -> None:
-    """Load the checkpoint to continue from, claim the folder and write what the run is into it."""
-    from hybridtron.distributed import checkpoint as checkpoints
-
-    config = trainer.config
-    trainer.state = start.state
-    if start.checkpoint:
-        latest = folder.path / "latest"
-        with suggest_older_checkpoint(start.checkpoint, f": to continue from it, write {{name}} into {latest}"):
-            checkpoints.load(start.checkpoint, trainer.engine)
-    _claim(trainer, folder)
-    trains = start.state.step < config.train.steps
-
-    def write() -> None:
-        if moved := folder.set_aside(start.state.step):
-            names = ", ".join(path.name for path in moved)
-            trainer.print_line(f"moved into {folder.abandoned}, since the run goes on from before them: {names}")
-        record_changes(folder, start.changes, start.state.step + 1)
-        folder.create(config, environment_info(config, trainer.parallel_context, trainer.corpus))
-        load_tokenizer(config.data.tokenizer).save(folder.path)
-
-    writes = trainer.parallel_context.is_main and trains
-    if failure := trainer.engine.first_failure(write if writes else lambda: None):
-        raise TrainingStopped(f"run folder {folder.path}: cannot be written to: {failure}")
-    if config.parallel.num_stages > 1:
-        trainer.print_line(describe_stages(config))
-    if start.checkpoint:
-        trainer.print_line(f"resumed from {start.checkpoint} at step {start.state.step}")
-    for change in start.changes:
-        trainer.print_line(f"{change} from step {start.state.step + 1}" if trains else f"{change}: not used")
-
-
-def _claim(trainer: Trainer, folder: RunFolder) -> None:
-    """Lock the folder, after all processes have read it; raise UserError in all of them where that fails."""
-    refusal = f"run folder {folder.path}: another process is writing to it; expected one run at a time"
-    free = True
-    if trainer.parallel_context.is_main:
-        try:
-            free = folder.lock()
-        except UserError as error:
-            free, refusal = False, str(error)
-    if not trainer.engine.agree(free):
-        raise UserError(refusal)

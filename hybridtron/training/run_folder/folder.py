@@ -1,7 +1,7 @@
 """A run on disk: config, metrics and checkpoints, and how each survives a kill at any moment.
 
     config.yaml   environment.json  metrics.jsonl   changes.jsonl  tensorboard/  loss.png
-    summary.json  step_00000100/    latest          abandoned/      attempts.jsonl
+    summary.json  step_00000100/    latest          abandoned/      damaged/        attempts.jsonl
 
 A checkpoint is written into `step_N.partial-*`, renamed when whole, and only then named by `latest`, which is replaced
 atomically: whatever `latest` names is complete. A run that goes on from an older checkpoint moves those beyond it into
@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ FILES = (
     CONFIG_NAME,
     LOCK,
 )
-FOLDERS = ("tensorboard", "wandb", "abandoned")
+FOLDERS = ("tensorboard", "wandb", "abandoned", "damaged")
 NAME = "step_[0-9]{8}"  # of a checkpoint
 
 
@@ -137,13 +137,14 @@ class RunFolder:
         There they are in the way of nothing: neither `latest`, when it is lost, nor keep_last counts them.
         """
         beyond = [path for path in self.path.glob("step_" + "[0-9]" * 8) if path.name > self.checkpoint(step).name]
-        moved = []
-        for path in sorted(beyond):
-            self.abandoned.mkdir(exist_ok=True)
-            names = itertools.chain([path.name], (f"{path.name}.{number}" for number in itertools.count(2)))
-            moved.append(next(self.abandoned / name for name in names if not os.path.lexists(self.abandoned / name)))
-            os.replace(path, moved[-1])
-        return moved
+        return [_move_into(self.abandoned, path) for path in sorted(beyond)]
+
+    def set_aside_damaged(self, whole: Path, damaged: Iterable[str]) -> list[Path]:
+        """Point `latest` at the whole checkpoint and move damaged ones into damaged/; return them there."""
+        if self._named_by_latest() not in (None, whole.name):
+            replace_file(self.path / "latest", whole.name + "\n")
+        present = [self.path / name for name in damaged if os.path.lexists(self.path / name)]
+        return [_move_into(self.path / "damaged", path) for path in present]
 
     def create(self, config: RunConfig, environment: dict[str, Any]) -> None:
         """Write config.yaml and environment.json, and delete partial checkpoints of a killed run."""
@@ -166,19 +167,39 @@ class RunFolder:
 
         Raises UserError where `latest` names no complete checkpoint.
         """
-        pointer = self.path / "latest"
-        if not pointer.exists():
+        name = self._named_by_latest()
+        if name is None:
             return self.checkpoints()[-1] if self.checkpoints() else None
-        try:
-            name = read_plain(pointer).decode().strip()
-        except (OSError, UnicodeDecodeError):
-            name = ""
         if not re.fullmatch(NAME, name) or not (self.path / name / "train_state.json").is_file():
             present = ", ".join(path.name for path in self.checkpoints()) or "none"
+            pointer = self.path / "latest"
             raise UserError(
                 f"{pointer}: names {name!r}; expected a complete checkpoint beside it (there are: {present})"
             )
         return self.path / name
+
+    def _named_by_latest(self) -> str | None:
+        """Return the name that `latest` holds, "" where it cannot be read; None where there is no such file."""
+        pointer = self.path / "latest"
+        if not pointer.exists():
+            return None
+        try:
+            return read_plain(pointer).decode().strip()
+        except (OSError, UnicodeDecodeError):
+            return ""
+
+    def live_checkpoints(self) -> tuple[list[Path], tuple[str, ...]]:
+        """Return the checkpoints from the one that `latest` names backwards, damaged ones too; and what is wrong there.
+
+        All checkpoints count where that file is lost or names none of them.
+        """
+        every = sorted((path for path in self.path.glob("step_" + "[0-9]" * 8) if path.is_dir()), reverse=True)
+        name = self._named_by_latest()
+        if name is None:
+            return every, ()
+        if self.path / name in every:
+            return [path for path in every if path.name <= name], ()
+        return every, (f"latest: names {name!r}, which is not there",)
 
     def checkpoints(self) -> list[Path]:
         """Return the complete checkpoints, oldest first."""
@@ -208,6 +229,15 @@ class RunFolder:
                     except OSError as error:
                         logger.warning("%s: cannot be deleted: %s", old, error.strerror)
         return final
+
+
+def _move_into(folder: Path, path: Path) -> Path:
+    """Move a checkpoint into a folder, under a new name where its own is taken; return its new path."""
+    folder.mkdir(exist_ok=True)
+    names = itertools.chain([path.name], (f"{path.name}.{number}" for number in itertools.count(2)))
+    moved = next(folder / name for name in names if not os.path.lexists(folder / name))
+    os.replace(path, moved)
+    return moved
 
 
 @contextlib.contextmanager
@@ -241,7 +271,7 @@ def read_state(checkpoint: Path) -> TrainState:
     try:
         content = json.loads(read_plain(file))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: damaged: {error}") from None
+        raise UserError(f"{file}: damaged: {getattr(error, 'strerror', None) or error}") from None
     names = [field.name for field in fields(TrainState)]
     if not isinstance(content, dict) or sorted(content) != sorted(names):
         raise UserError(f"{file}: damaged: holds {value_text(content)}; expected {', '.join(names)}")

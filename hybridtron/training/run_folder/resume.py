@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from hybridtron.config.type_words import value_text
@@ -20,7 +21,6 @@ from hybridtron.training.run_folder.folder import (
     TrainState,
     read_config,
     read_state,
-    suggest_older_checkpoint,
 )
 
 if TYPE_CHECKING:
@@ -53,13 +53,18 @@ class Start:
     checkpoint: Path | None = None
     state: TrainState = field(default_factory=TrainState)
     changes: tuple[Change, ...] = ()
+    damaged: Mapping[str, str] = field(default_factory=dict)  # newer checkpoints: name -> error, newest first
+    notes: tuple[str, ...] = ()  # why it is not the newest one
 
 
-def find_start(folder: RunFolder, config: RunConfig, resume: bool) -> Start:
-    """Return where the run in the folder starts, and which keys change there.
+def find_start(
+    folder: RunFolder, config: RunConfig, resume: bool, damaged: Mapping[str, str] = MappingProxyType({})
+) -> Start:
+    """Return where the run in the folder starts, and which keys change there: at the newest whole checkpoint.
 
-    Raises UserError when the folder exists and `resume` is false, cannot be written to, or holds a run that differs in
-    what may not change, or that is past the config's last step.
+    `damaged` are checkpoints that could not be loaded, name -> error. Raises UserError when the folder exists and
+    `resume` is false, cannot be written to, holds no whole checkpoint, or holds a run that differs in what may not
+    change, or that is past the config's last step.
     """
     folder.require_makeable()
     if not resume or not folder.config_file.is_file():
@@ -74,13 +79,8 @@ def find_start(folder: RunFolder, config: RunConfig, resume: bool) -> Start:
                 f"{key} = {now.get(key)}: expected {was.get(key)} as in {folder.path}, since a resumed run keeps its "
                 "architecture and its order of data"
             )
-    checkpoint = folder.latest_checkpoint()
-    state = TrainState()
-    if checkpoint:
-        with suggest_older_checkpoint(
-            checkpoint, f": to continue from it, write {{name}} into {folder.path / 'latest'}"
-        ):
-            state = read_state(checkpoint)
+    start = _newest_whole(folder, damaged)
+    checkpoint, state = start.checkpoint, start.state
     if state.step > config.train.steps:
         raise UserError(f"train.steps = {config.train.steps}: expected at least {state.step}, as {checkpoint} has")
     was, now = _free(before), _free(config)
@@ -88,7 +88,25 @@ def find_start(folder: RunFolder, config: RunConfig, resume: bool) -> Start:
     changes = [Change(key, was.get(key), now.get(key)) for key in keys if was.get(key) != now.get(key)]
     if 0 < state.step < config.train.steps:
         changes += _jump(learning_rate(before, state.step), learning_rate(config, state.step + 1))
-    return Start(checkpoint, state, tuple(changes))
+    return replace(start, changes=tuple(changes))
+
+
+def _newest_whole(folder: RunFolder, known: Mapping[str, str]) -> Start:
+    """Return the newest checkpoint of the live branch that is not damaged, without changes of keys."""
+    checkpoints, notes = folder.live_checkpoints()
+    damaged: dict[str, str] = {}
+    for checkpoint in checkpoints:
+        error = known.get(checkpoint.name)
+        if error is None:
+            try:
+                return Start(checkpoint, read_state(checkpoint), (), damaged, (*notes, *damaged.values()))
+            except UserError as cause:
+                error = str(cause)
+        damaged[checkpoint.name] = error.removeprefix(f"{folder.path}/")
+    if damaged or notes:
+        found = "; ".join([*notes, *damaged.values()])
+        raise UserError(f"run folder {folder.path}: no checkpoint is whole: {found}; expected one to continue from")
+    return Start()
 
 
 def _jump(was: float, now: float) -> list[Change]:

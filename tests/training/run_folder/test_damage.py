@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from hybridtron.cli.main import main
+from hybridtron.training.run_folder.folder import RunFolder, read_config
+from hybridtron.training.run_folder.resume import find_start
 from tests.conftest import TINY, command, environment
 
 
@@ -77,8 +79,9 @@ def test_a_damaged_file_is_named(damage, folder, capsys):
 def test_a_run_folder_may_have_braces_in_its_name(folder, capsys):
     (folder / "run").rename("{a}")
     (folder / "{a}" / "step_00000008" / "__0_0.distcp").write_bytes(b"")
-    message = refused(capsys, "train", "tiny.yaml", "folder='{a}'", "train.steps=9", "--resume")
-    assert "to continue from it, write step_00000004 into {a}/latest" in message
+    assert "the checkpoint before it is {a}/step_00000004: give that path instead" in refused(capsys, "eval", "{a}")
+    assert main(["train", "tiny.yaml", "folder='{a}'", "train.steps=9", "--resume"]) == 0
+    assert "; going on from step_00000004\n" in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_names_the_one_before_it(folder, capsys):
@@ -87,11 +90,75 @@ def test_a_damaged_checkpoint_names_the_one_before_it(folder, capsys):
     assert "CheckpointException" not in message
     assert "the checkpoint before it is run/step_00000004: give that path instead" in message
     assert main(["eval", "run/step_00000004"]) == 0
-    message = refused(capsys, "train", "tiny.yaml", "train.steps=9", "--resume")
-    assert "to continue from it, write step_00000004 into run/latest" in message
-    (folder / "run" / "latest").write_text("step_00000004\n")
+
+
+CHECKPOINT_DAMAGES = [damage for damage, (file, _) in DAMAGES.items() if file.startswith("step")]
+
+
+@pytest.mark.parametrize("damage", CHECKPOINT_DAMAGES)
+def test_a_run_goes_on_from_the_newest_whole_checkpoint(damage, folder, capsys):
+    name, change = DAMAGES[damage]
+    file = folder / "run" / name
+    file.write_bytes(change(file.read_bytes()))
+    damaged = file.read_bytes()
     assert main(["train", "tiny.yaml", "train.steps=9", "--resume"]) == 0
+    printed = capsys.readouterr().err
+    (line,) = [line for line in printed.splitlines() if "going on from" in line]
+    assert line.startswith("step_00000008")
+    assert ": damaged: " in line
+    assert line.endswith("; going on from step_00000004")
+    assert "resumed from run/step_00000004 at step 4" in printed
     assert steps(folder) == list(range(1, 10))
+    assert names(folder / "run") == ["step_00000004", "step_00000008", "step_00000009"]  # 8 was trained again
+    assert (folder / "run" / "damaged" / name).read_bytes() == damaged
+    assert (folder / "run" / "latest").read_text() == "step_00000009\n"
+
+
+def test_several_processes_agree_on_the_newest_whole_checkpoint(folder, hybridtron):
+    (folder / "run" / "step_00000008" / "__0_0.distcp").write_bytes(b"")
+    shutil.copytree(folder / "run" / "step_00000004", folder / "run" / "step_00000006")
+    (folder / "run" / "step_00000006" / "train_state.json").unlink()
+    file, folder_of_run = folder / "tiny.yaml", f"folder={folder / 'run'}"
+    done = hybridtron("train", file, folder_of_run, "train.steps=9", "--nproc", "2", "--resume")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split(": ")[0] for line in done.stderr.splitlines() if "going on from step_00000004" in line]
+    assert lines == ["step_00000008/.metadata", "step_00000006/train_state.json"]
+    assert names(folder / "run" / "damaged") == ["step_00000006", "step_00000008"]
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_written(folder, capsys):
+    for step in (4, 8):
+        (folder / "run" / f"step_0000000{step}" / "__0_0.distcp").write_bytes(b"")
+    before = contents(folder / "run")
+    message = refused(capsys, "train", "tiny.yaml", "train.steps=9", "--resume")
+    assert "run folder run: no checkpoint is whole: step_00000008/.metadata: damaged: " in message
+    assert "; step_00000004/.metadata: damaged: " in message
+    assert contents(folder / "run") == {"run/.lock": b""} | before
+    for step in (4, 8):
+        shutil.rmtree(folder / "run" / f"step_0000000{step}")
+    assert "no checkpoint is whole" in refused(capsys, "train", "tiny.yaml", "train.steps=9", "--resume")
+
+
+@pytest.mark.parametrize("damage", [damage for damage in DAMAGES if damage.startswith("latest")])
+def test_a_damaged_pointer_does_no_harm_to_a_resumed_run(damage, folder, capsys):
+    file, content = folder / "run" / "latest", DAMAGES[damage][1](b"")
+    file.write_bytes(content)
+    assert main(["train", "tiny.yaml", "train.steps=9", "--resume"]) == 0
+    note = f"latest: names {content.decode().strip()!r}, which is not there; going on from step_00000008\n"
+    assert note in capsys.readouterr().err
+    assert steps(folder) == list(range(1, 10))
+
+
+def test_a_checkpoint_beyond_the_named_one_is_not_taken_for_a_damaged_one(folder, capsys):
+    shutil.copytree(folder / "run" / "step_00000004", folder / "run" / "step_00000002")
+    state = json.loads((folder / "run" / "step_00000004" / "train_state.json").read_text())
+    (folder / "run" / "step_00000002" / "train_state.json").write_text(json.dumps(state | {"step": 2, "tokens": 256}))
+    (folder / "run" / "latest").write_text("step_00000004\n")
+    (folder / "run" / "step_00000004" / ".metadata").write_bytes(b"")
+    assert main(["train", "tiny.yaml", "train.steps=5", "--resume"]) == 0
+    assert "resumed from run/step_00000002 at step 2" in capsys.readouterr().err
+    assert names(folder / "run" / "abandoned") == ["step_00000008"]
+    assert names(folder / "run" / "damaged") == ["step_00000004"]
 
 
 STATE = {"step": 8, "tokens": 1024, "skipped": 0, "skipped_in_a_row": 0}
@@ -117,11 +184,15 @@ WRONG_STATES = {
 @pytest.mark.parametrize("wrong", WRONG_STATES)
 def test_a_state_of_wrong_types_or_of_another_step_is_damaged(wrong, folder, capsys):
     (folder / "run" / "step_00000008" / "train_state.json").write_text(WRONG_STATES[wrong])
-    for verb in (["train", "tiny.yaml", "train.steps=9", "--resume"], ["eval", "run"]):
-        message = refused(capsys, *verb)
-        assert "step_00000008/train_state.json: damaged" in message
-        assert "step_00000004" in message
-        assert len(message) < 500
+    message = refused(capsys, "eval", "run")
+    assert "step_00000008/train_state.json: damaged" in message
+    assert "step_00000004" in message
+    assert len(message) < 500
+    start = find_start(RunFolder(folder / "run"), read_config(folder / "run"), resume=True)
+    assert start.checkpoint == folder / "run" / "step_00000004"
+    (note,) = start.notes
+    assert note.startswith("step_00000008/train_state.json: damaged: ")
+    assert len(note) < 500
 
 
 def test_a_link_to_a_checkpoint_is_read_and_never_stops_a_run(folder):

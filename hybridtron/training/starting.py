@@ -1,0 +1,136 @@
+"""Begin a run: from the newest checkpoint that all processes can read, in a folder that is claimed and written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hybridtron.data.tokenizer import load as load_tokenizer
+from hybridtron.distributed.groups import gather
+from hybridtron.errors import UserError
+from hybridtron.training.build import describe_stages
+from hybridtron.training.config import RunConfig
+from hybridtron.training.corpus import Corpus, open_corpus
+from hybridtron.training.loop import Trainer
+from hybridtron.training.run_folder.environment_info import environment_info
+from hybridtron.training.run_folder.folder import RunFolder
+from hybridtron.training.run_folder.resume import Start, as_recorded, record_changes, require_same_tokens
+from hybridtron.training.saving import TrainingStopped
+from hybridtron.training.validation.memory import require_memory
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Where a run starts, and the config and tokens that it uses from there."""
+
+    config: RunConfig
+    corpus: Corpus
+    start: Start
+
+    @property
+    def trains(self) -> bool:
+        """Return whether steps are left to train; otherwise only the closing report is missing."""
+        return self.start.state.step < self.config.train.steps
+
+
+def prepare(folder: RunFolder, config: RunConfig, start: Start, world_size: int) -> Prepared:
+    """Open the tokens of a run. Raises UserError where they, or the memory of this machine, do not suffice."""
+    if start.state.step >= config.train.steps:
+        config = as_recorded(folder, config)
+    require_memory(config, world_size)
+    corpus = open_corpus(config)
+    return Prepared(config, corpus, replace(start, changes=(*start.changes, *require_same_tokens(folder, corpus))))
+
+
+def restore(
+    folder: RunFolder,
+    prepared: Prepared,
+    find: Callable[[Mapping[str, str]], Prepared],
+    build: Callable[[Prepared], Trainer],
+) -> tuple[Trainer, Start]:
+    """Build the trainer and load the newest checkpoint that is whole in all processes.
+
+    `find` prepares the run from the newest checkpoint that is not among the damaged ones, given as name -> error.
+    Raises UserError where none is whole, or where the processes see different checkpoints.
+    """
+    trainer = None
+    while True:
+        prepared = _agreed(folder, prepared, find)
+        start = prepared.start
+        if trainer is None or trainer.config != prepared.config:
+            trainer = build(prepared)
+        trainer.state = start.state
+        if start.checkpoint is None:
+            return trainer, start
+        failure = trainer.engine.first_failure(lambda path=start.checkpoint, to=trainer: _load(path, to))  # type: ignore[misc]
+        if failure is None:
+            return trainer, start
+        if "damaged" not in failure:
+            raise UserError(failure)
+        prepared = find({**start.damaged, start.checkpoint.name: failure})
+
+
+def _agreed(folder: RunFolder, mine: Prepared, find: Callable[[Mapping[str, str]], Prepared]) -> Prepared:
+    """Return the start that all processes take, without the checkpoints that any of them found damaged."""
+    damaged = [dict(each) for each in gather(mine.start.damaged)]
+    union = {name: error for each in reversed(damaged) for name, error in each.items()}
+    if any(each.keys() != union.keys() for each in damaged):
+        mine = find(union)
+    names = gather(mine.start.checkpoint.name if mine.start.checkpoint else "none")
+    if len(set(names)) > 1:
+        raise UserError(
+            f"run folder {folder.path}: the processes see different checkpoints ({', '.join(sorted(set(names)))}); "
+            "expected a folder that all of them share"
+        )
+    return mine
+
+
+def _load(checkpoint: Path, trainer: Trainer) -> None:
+    from hybridtron.distributed import checkpoint as checkpoints
+
+    checkpoints.load(checkpoint, trainer.engine)
+
+
+def begin(trainer: Trainer, folder: RunFolder, start: Start) -> None:
+    """Claim the folder and write what the run is into it. Raises UserError, TrainingStopped."""
+    _claim(trainer, folder)
+    config = trainer.config
+    trains = start.state.step < config.train.steps
+    if start.checkpoint:
+        for line in start.notes:
+            trainer.print_line(f"{line}; going on from {start.checkpoint.name}")
+
+    def write() -> None:
+        if start.checkpoint:
+            for moved in folder.set_aside_damaged(start.checkpoint, start.damaged):
+                trainer.print_line(f"moved to {moved}")
+        if moved_beyond := folder.set_aside(start.state.step):
+            names = ", ".join(path.name for path in moved_beyond)
+            trainer.print_line(f"moved into {folder.abandoned}, since the run goes on from before them: {names}")
+        record_changes(folder, start.changes, start.state.step + 1)
+        folder.create(config, environment_info(config, trainer.parallel_context, trainer.corpus))
+        load_tokenizer(config.data.tokenizer).save(folder.path)
+
+    writes = trainer.parallel_context.is_main and trains
+    if failure := trainer.engine.first_failure(write if writes else lambda: None):
+        raise TrainingStopped(f"run folder {folder.path}: cannot be written to: {failure}")
+    if config.parallel.num_stages > 1:
+        trainer.print_line(describe_stages(config))
+    if start.checkpoint:
+        trainer.print_line(f"resumed from {start.checkpoint} at step {start.state.step}")
+    for change in start.changes:
+        trainer.print_line(f"{change} from step {start.state.step + 1}" if trains else f"{change}: not used")
+
+
+def _claim(trainer: Trainer, folder: RunFolder) -> None:
+    """Lock the folder, after all processes have read it; raise UserError in all of them where that fails."""
+    refusal = f"run folder {folder.path}: another process is writing to it; expected one run at a time"
+    free = True
+    if trainer.parallel_context.is_main:
+        try:
+            free = folder.lock()
+        except UserError as error:
+            free, refusal = False, str(error)
+    if not trainer.engine.agree(free):
+        raise UserError(refusal)
