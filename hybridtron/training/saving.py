@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from hybridtron.training.config import RunConfig
 from hybridtron.training.run_folder.folder import RunFolder, TrainState
+from hybridtron.training.save_schedule import SaveSchedule
 
 if TYPE_CHECKING:
     from hybridtron.distributed.engine import Engine
@@ -35,11 +36,11 @@ class Saver:
         self.config, self.engine, self.folder = config, engine, folder
         self.print_line, self.on_saved = print_line, on_saved
         self.is_main = engine.parallel_context.is_main
+        self.schedule = SaveSchedule(config, self.is_main, engine.largest)
 
     def is_due(self, step: int) -> bool:
         """Return whether the run is saved after this step, when nothing stops it there."""
-        save_every = self.config.checkpoint.save_every
-        return step == self.config.train.steps or bool(save_every and step % save_every == 0)
+        return self.schedule.is_due(step)
 
     def save(self, state: TrainState, is_last: bool) -> None:
         """Write a checkpoint and point `latest` at it. Where that fails, print so and go on, or raise for the last one.
@@ -51,11 +52,15 @@ class Saver:
         folder, is_main = self.folder, self.is_main
         attempt = self.engine.largest(os.getpid() if is_main else 0)
         draft = folder.partial_checkpoint(state.step, attempt)
-        keep_last = self.config.checkpoint.keep_last
+        section = self.config.checkpoint
+
+        def finish() -> None:
+            folder.finish_checkpoint(draft, state, section.keep_last, section.keep_every)
+
         failure = (
             self.engine.first_failure(lambda: draft.mkdir() if is_main else None)
             or self.engine.first_failure(lambda: checkpoints.save(draft, self.engine))
-            or self.engine.first_failure(lambda: folder.finish_checkpoint(draft, state, keep_last) if is_main else None)
+            or self.engine.first_failure(lambda: finish() if is_main else None)
         )  # no process goes on, or ends, before the checkpoint is complete
         if failure is None:
             self.on_saved(state)

@@ -213,8 +213,11 @@ class RunFolder:
         """Return the folder of the checkpoint of a step."""
         return self.path / f"step_{step:08d}"
 
-    def finish_checkpoint(self, partial: Path, state: TrainState, keep_last: int) -> Path:
-        """Give a written checkpoint its name, point `latest` at it, and delete what is too old."""
+    def finish_checkpoint(self, partial: Path, state: TrainState, keep_last: int, keep_every: int = 0) -> Path:
+        """Give a written checkpoint its name, point `latest` at it, and delete what is too old.
+
+        Checkpoints at multiples of `keep_every` steps are never too old.
+        """
         replace_file(partial / "train_state.json", json.dumps(asdict(state)) + "\n")
         final = self.checkpoint(state.step)
         if os.path.lexists(final):  # the same step, saved again after a resume
@@ -223,7 +226,8 @@ class RunFolder:
         replace_file(self.path / "latest", final.name + "\n")
         if keep_last:
             for old in self.checkpoints()[:-keep_last]:
-                if old != final:
+                step = int(old.name.removeprefix("step_"))
+                if old != final and not (keep_every and step % keep_every == 0):
                     try:
                         remove_folder(old)
                     except OSError as error:
