@@ -5,6 +5,7 @@
     model = ht.build_model("2*(mamba mlp) attn mlp")       a model from a config file, a dict or a pattern
     model = ht.load("checkpoints/quickstart")              a trained one
     run = ht.train("configs/runs/quickstart.yaml")         a training run, with its metrics
+    ht.launch(CONFIG, launch="configs/launch/slurm.yaml")  the same as a job, started again after failures
     ht.describe(CONFIG), ht.plan(CONFIG, gpus=1024)        what a model is, what a layout costs
     ht.mad.score("mh-hyena swiglu", preset="smoke")        the six MAD tasks
     ht.search(CONFIG), ht.scale(PATTERN, TARGET)           find a small hybrid, grow it
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from hybridtron import laws, mad
+    from hybridtron.api.launching import launch
     from hybridtron.api.model import build_model
     from hybridtron.api.study import describe, plan
     from hybridtron.api.training import train
@@ -40,6 +42,7 @@ __all__ = [
     "UserError",
     "build_model",
     "describe",
+    "launch",
     "laws",
     "load",
     "mad",

@@ -174,6 +174,12 @@ def append_rows(stream: io.FileIO, rows: Iterable[dict[str, Any]], allow_nan: bo
         os.fsync(stream.fileno())
 
 
+def append_text(path: Path, text: str) -> None:
+    """Append text to a plain file, creating it if it is missing."""
+    with open_to_write(path, os.O_APPEND) as file:
+        _write_all(file, text.encode())
+
+
 def _write_all(stream: io.FileIO, content: bytes) -> None:
     left = memoryview(content)
     while left:

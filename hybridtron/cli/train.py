@@ -42,18 +42,21 @@ def run(options: argparse.Namespace) -> int:
     if _is_finished(options, config, environment.world_size, size_name, report=environment.rank == 0):
         return 0
     from hybridtron.distributed.groups import is_lost_process
+    from hybridtron.training import heartbeat
     from hybridtron.training.run import train
     from hybridtron.training.saving import TrainingStopped
 
     try:
         train(config, environment, options.resume)
     except TrainingStopped as error:
+        heartbeat.send(cause=str(error))
         if is_reporting_process():
             print(f"hybridtron: stopped: {error}", file=sys.stderr)
         return 1
     except RuntimeError as error:
         if not is_lost_process(error):
             raise
+        heartbeat.send(cause=cause_of(error), lost_peer=True)
         if LAUNCHER not in os.environ:  # which says what happened to that one
             print(f"hybridtron: stopped: another process of the run is gone: {cause_of(error)}", file=sys.stderr)
         return 1

@@ -13,13 +13,19 @@ from hybridtron.errors import UserError
 
 @dataclass(frozen=True)
 class Environment:
-    """One process of a job. `init_method` is torch.distributed's; None: a single process without peers."""
+    """One process of a job.
+
+    `init_method` is torch.distributed's, or publish://FILE: rank 0 listens on a free port and writes where into the
+    file. None: a single process without peers.
+    """
 
     rank: int
     world_size: int
     local_rank: int
     init_method: str | None
     launcher: str
+    collective_seconds: float = 600.0  # longest time of one operation between processes
+    address: str = "127.0.0.1"  # of this process, for publish://
 
 
 def read_environment(env: Mapping[str, str] = os.environ) -> Environment:
@@ -35,7 +41,9 @@ def read_environment(env: Mapping[str, str] = os.environ) -> Environment:
         if method == "env://":
             _require(env, "MASTER_ADDR", "MASTER_PORT")
             _number(env, "MASTER_PORT")
-        return Environment(rank, world_size, _number(env, "LOCAL_RANK", rank), method, "torchrun")
+        seconds = float(env.get("HYBRIDTRON_COLLECTIVE_SECONDS", Environment.collective_seconds))
+        own = env.get("HYBRIDTRON_ADDRESS", Environment.address)
+        return Environment(rank, world_size, _number(env, "LOCAL_RANK", rank), method, "torchrun", seconds, own)
     # Inside a batch script, before srun, SLURM names a job but no step: that is one process.
     if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env and "SLURM_STEP_NUM_TASKS" in env:
         world_size = _number(env, "SLURM_STEP_NUM_TASKS")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import logging
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,7 +19,9 @@ from hybridtron.backends.base import ExpertGroups
 from hybridtron.distributed.config import ParallelConfig
 from hybridtron.distributed.cpu_compat import cuda_calls_on_cpu
 from hybridtron.distributed.environment import Environment
+from hybridtron.distributed.launch import signal_at_death_of_parent
 from hybridtron.distributed.memory import keep_freed_memory
+from hybridtron.distributed.rendezvous import PUBLISH, published_store
 from hybridtron.errors import UserError
 from hybridtron.tensors import Shard, Shards
 
@@ -112,10 +112,12 @@ def _choose_device(environment: Environment) -> torch.device:
 
 def _initialize_torch_distributed(environment: Environment, backend: str) -> None:
     """Meet the job's other processes; a process without a rendezvous is alone."""
-    timeout = timedelta(minutes=10)
-    if environment.init_method is None:
-        store = dist.HashStore()
-        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+    timeout = timedelta(seconds=environment.collective_seconds)
+    if environment.init_method is None or environment.init_method.startswith(PUBLISH):
+        store = dist.HashStore() if environment.init_method is None else published_store(environment, timeout)
+        dist.init_process_group(
+            backend, store=store, rank=environment.rank, world_size=environment.world_size, timeout=timeout
+        )
     else:
         dist.init_process_group(
             backend,
@@ -185,10 +187,5 @@ def _shard_of(group: dist.ProcessGroup) -> Shard:
 
 def _die_with_launcher() -> None:
     """End, on Linux, a rank that `--nproc` started when its launcher is killed, so that no rank is left behind."""
-    launcher = os.environ.get("HYBRIDTRON_PARENT")
-    if launcher is None or not sys.platform.startswith("linux"):
-        return
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() != int(launcher):
-        os._exit(1)  # it was killed before the line above
+    if launcher := os.environ.get("HYBRIDTRON_PARENT"):
+        signal_at_death_of_parent(signal.SIGKILL, int(launcher))

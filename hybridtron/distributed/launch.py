@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import site
@@ -66,7 +67,7 @@ def _start(command: Sequence[str], rank: int, num_processes: int, folder: Path) 
         "WORLD_SIZE": str(num_processes),
         "HYBRIDTRON_RENDEZVOUS": f"file://{folder / 'rendezvous'}",
         "HYBRIDTRON_PARENT": str(os.getpid()),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, _usable_cores() // num_processes))),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, usable_cores() // num_processes))),
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0"),
     }
     output = None if rank == 0 else subprocess.DEVNULL
@@ -81,7 +82,7 @@ def _search_path() -> str:
     return os.pathsep.join(given if installed else [*given, root])
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
     """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -89,6 +90,16 @@ def _usable_cores() -> int:
 def python_command(*arguments: str) -> list[str]:
     """Return the command line of a process of this program, which imports nothing from the current folder."""
     return [sys.executable, "-P", "-m", "hybridtron", *arguments]
+
+
+def signal_at_death_of_parent(number: int, parent: int | None = None) -> None:
+    """Have Linux send this process a signal when the process that started it ends; end if that has already ended."""
+    if not sys.platform.startswith("linux"):
+        return
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, number)
+    if os.getppid() != (parent or os.getppid()):
+        os._exit(1)  # it ended before the line above
 
 
 def caught_signals() -> list[signal.Signals]:

@@ -24,6 +24,7 @@ from hybridtron.training.callbacks.progress import ProgressBar
 from hybridtron.training.callbacks.tensorboard import TensorBoard
 from hybridtron.training.callbacks.wandb import WeightsAndBiases, require_wandb
 from hybridtron.training.config import RunConfig
+from hybridtron.training.heartbeat import Heartbeat, is_supervised
 from hybridtron.training.loop import Trainer
 from hybridtron.training.phases import Phases
 from hybridtron.training.report import print_finished_run
@@ -76,7 +77,8 @@ def train(config: RunConfig, environment: Environment, resume: bool = False, cal
 
         def build(run: Prepared) -> Trainer:
             writers = [log, *_writers(config, folder)] if is_main and run.trains else []
-            every = [*writers, progress, report, *callbacks]
+            own = [Heartbeat()] if is_supervised() else []
+            every = [*own, *writers, progress, report, *callbacks]
             return Trainer(run.config, run.corpus, parallel_context, folder, every, progress.print_line, phases)
 
         trainer, start = restore(folder, prepared, find, build)

@@ -12,6 +12,7 @@ from types import FrameType
 
 from hybridtron.distributed.launch import caught_signals
 from hybridtron.errors import with_caller_names
+from hybridtron.training.heartbeat import is_supervised
 
 # A scheduler that signals every process of a job reaches a rank directly and through its launcher.
 ECHO_SECONDS = 0.25
@@ -30,7 +31,10 @@ class StopRequest:
         again = "press Ctrl-C again" if number == signal.SIGINT else "signal again"
         if not self.number:
             self.number, self.since = number, time.monotonic()
-            self._print(f"stopping after this step; {again} to end at once without saving")
+            ends = "" if is_supervised() else f"; {again} to end at once without saving"
+            self._print(f"stopping after this step{ends}")
+        elif is_supervised():  # a scheduler sends several signals; the supervisor ends what takes too long
+            return
         elif number != self.number or time.monotonic() - self.since > ECHO_SECONDS:
             self._print("ended at once, without saving; resume=True continues from the last checkpoint")
             os._exit(128 + number)

@@ -183,7 +183,7 @@ def test_processes_share_no_gpu():
 
 ARGUMENTS = {
     "no verb": ([], "required: VERB (see hybridtron --help)"),
-    "unknown verb": (["trian"], "invalid choice: 'trian': expected one of train, eval"),
+    "unknown verb": (["trian"], "invalid choice: 'trian': expected one of train, launch, eval"),
     "nearest verb": (["trian"], "(nearest: train)"),
     "verb of another verb": (["fit", "parametric"], "invalid choice: 'fit': expected `laws fit`"),
     "no config": (["train"], "required: CONFIG (see hybridtron train --help)"),

@@ -47,6 +47,7 @@ FILES = (
     LOCK,
 )
 FOLDERS = ("tensorboard", "wandb", "abandoned", "damaged")
+LAUNCHER = ("launch", "logs", "code")  # folders that `hybridtron launch` makes before training
 NAME = "step_[0-9]{8}"  # of a checkpoint
 
 
@@ -89,8 +90,10 @@ class RunFolder:
         return self.path / "abandoned"
 
     def require_unused(self) -> None:
-        """Raise UserError where the folder holds anything but a lock."""
-        if self.path.exists() and (not self.path.is_dir() or any(p.name != LOCK for p in self.path.iterdir())):
+        """Raise UserError where the folder holds anything but a lock and what a launcher has prepared."""
+        if self.path.exists() and (
+            not self.path.is_dir() or any(p.name not in (LOCK, *LAUNCHER) for p in self.path.iterdir())
+        ):
             raise UserError(
                 f"run folder {self.path} exists: expected a new one; continue it with resume=True, or give another name"
             )

@@ -1,0 +1,47 @@
+"""Launch training runs from a Python session."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hybridtron.api.configs import Config, read_training_config
+from hybridtron.launcher.config import Launch, LaunchConfig, read_launch
+
+if TYPE_CHECKING:
+    from hybridtron.launcher.handle import Handle
+    from hybridtron.launcher.job import Job
+
+
+def launch(config: Config, *overrides: str, launch: Launch | LaunchConfig, dry_run: bool = False) -> Handle | str:
+    """Launch a training run as a job that is started again after failures; return its handle.
+
+    Args:
+        config: a YAML file, or a dict with the keys of one.
+        overrides: `key=value`, such as `optimizer.lr=1e-3`.
+        launch: a launch file, such as configs/launch/slurm.yaml, or a dict with the keys of one.
+        dry_run: submit nothing and return the batch script.
+
+    Raises:
+        UserError: before anything is submitted, where the config, the data, the run folder or the allocation does not
+            fit.
+    """
+    from hybridtron.launcher.submit import batch_script, submit
+
+    job, settings = prepare(config, *overrides, launch=launch)
+    return batch_script(job, settings) if dry_run else submit([job], settings)[0]
+
+
+def prepare(config: Config, *overrides: str, launch: Launch | LaunchConfig) -> tuple[Job, LaunchConfig]:
+    """Read and check a training run and its launch file, as `launch` does."""
+    from hybridtron.launcher.allocation import allocate
+    from hybridtron.launcher.job import Job
+    from hybridtron.training.corpus import open_corpus
+    from hybridtron.training.run_folder.folder import RunFolder
+    from hybridtron.training.run_folder.resume import find_start, require_same_tokens
+
+    resolved, settings = read_training_config(config, *overrides), read_launch(launch)
+    allocate(resolved, settings)
+    folder = RunFolder(resolved.run_folder)
+    find_start(folder, resolved, resume=True)
+    require_same_tokens(folder, open_corpus(resolved))
+    return Job(resolved.name, resolved.run_folder, resolved), settings

@@ -1,0 +1,142 @@
+"""Submit jobs: check them, snapshot code and config, and give them to SLURM or to this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hybridtron.config.load import dump
+from hybridtron.distributed.launch import usable_cores
+from hybridtron.errors import UserError
+from hybridtron.files import replace_file
+from hybridtron.launcher import local, slurm
+from hybridtron.launcher.allocation import Allocation, allocate
+from hybridtron.launcher.config import LaunchConfig
+from hybridtron.launcher.handle import Handle
+from hybridtron.launcher.job import Job, Spec, make_folder
+from hybridtron.launcher.snapshot import PACKAGE, copy_code, write_environment
+
+
+def submit(
+    jobs: Sequence[Job],
+    launch: LaunchConfig,
+    folder: Path | None = None,
+    parallelism: int | None = None,
+    echo: bool = False,
+) -> list[Handle]:
+    """Submit jobs and return a handle for each, in their order.
+
+    Jobs of equal size become one array of SLURM. On this machine they are processes, which end with this one.
+
+    Args:
+        jobs: each with a folder of its own.
+        launch: where they run.
+        folder: for the code of all jobs and their scripts; by default that of the first job.
+        parallelism: jobs that may run at once; by default all on SLURM, and here as many as there are cores for.
+        echo: print what the first rank of each job prints; on this machine only.
+
+    Raises:
+        UserError: where a job does not fit its layout or sbatch refuses it. No job is submitted then.
+    """
+    if not jobs:
+        return []
+    if parallelism is not None and parallelism < 1:
+        raise UserError(f"parallelism = {parallelism}: expected at least 1")
+    folder = (folder or jobs[0].folder).absolute()
+    with private_files():
+        specs = _prepare(jobs, launch, folder)
+        if launch.cluster == "local":
+            largest = max(spec.node_counts[-1] * spec.processes_per_node for spec in specs)
+            queue = local.LocalQueue(specs, parallelism or max(1, usable_cores() // largest), echo)
+            return list(queue.handles)
+        return _submit_to_slurm(specs, launch, folder, parallelism)
+
+
+def batch_script(job: Job, launch: LaunchConfig) -> str:
+    """Return the script that `submit` would give to sbatch, and write nothing."""
+    slurm.require_usable_path(job.folder)
+    folder = job.folder.absolute()
+    spec = _spec(job, launch, folder / "code" / "DIGEST" if launch.snapshot_code else PACKAGE.parent)
+    command = slurm.batch_command(Path(spec.root), spec.launch_folder / "job.json")
+    return slurm.script(job.name, folder / "launch" / "slurm", launch, spec, command, None)
+
+
+def allocation_of(job: Job, launch: LaunchConfig) -> Allocation:
+    """Return the nodes and processes of a job. Raises UserError where they do not fit."""
+    if job.config is not None:
+        return allocate(job.config, launch)
+    per_node = min(job.processes, launch.processes_per_node)
+    if launch.cluster == "local":
+        return Allocation((1,), job.processes)
+    if job.processes % per_node:
+        raise UserError(f"processes = {job.processes}: expected a multiple of processes_per_node {per_node}")
+    return Allocation((job.processes // per_node,), per_node)
+
+
+@contextlib.contextmanager
+def private_files() -> Iterator[None]:
+    """Make files in the block that only their owner can write, whatever the umask is."""
+    before = os.umask(0o077)
+    os.umask(before | 0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def _prepare(jobs: Sequence[Job], launch: LaunchConfig, folder: Path) -> list[Spec]:
+    """Check all jobs, then write what their processes read."""
+    for job in jobs:
+        allocation_of(job, launch)
+        if launch.cluster == "slurm":
+            slurm.require_usable_path(job.folder)
+    make_folder(folder)
+    root = copy_code(make_folder(folder / "code")) if launch.snapshot_code else PACKAGE.parent
+    write_environment(make_folder(folder / "launch"))
+    specs = [_spec(job, launch, root) for job in jobs]
+    for job, spec in zip(jobs, specs, strict=True):
+        for name in ("launch", "logs"):
+            make_folder(spec.path / name)
+        if job.config is not None:
+            config = job.config.model_copy(update={"folder": spec.folder}).with_absolute_paths()
+            replace_file(spec.launch_folder / "config.yaml", dump(config))
+        spec.write()
+    return specs
+
+
+def _spec(job: Job, launch: LaunchConfig, root: Path) -> Spec:
+    allocation, folder = allocation_of(job, launch), job.folder.absolute()
+    training = ("train", str(folder / "launch" / "config.yaml"), "--resume")
+    return Spec(
+        name=job.name,
+        folder=str(folder),
+        root=str(root),
+        arguments=training if job.config is not None else tuple(job.arguments),
+        is_training=job.config is not None,
+        node_counts=allocation.node_counts,
+        processes_per_node=allocation.processes_per_node,
+        launch=launch.model_dump(mode="json"),
+    )
+
+
+def _submit_to_slurm(
+    specs: Sequence[Spec], launch: LaunchConfig, folder: Path, parallelism: int | None
+) -> list[Handle]:  # fmt: skip
+    """Submit jobs of equal size together; return their handles in the order of `specs`."""
+    groups: dict[tuple[tuple[int, ...], int], list[Spec]] = {}
+    for spec in specs:
+        groups.setdefault((spec.node_counts, spec.processes_per_node), []).append(spec)
+    found: dict[str, Handle] = {}
+    for group in groups.values():
+        first = group[0]
+        array = (len(group), min(len(group), parallelism or len(group))) if len(group) > 1 else None
+        file = first.launch_folder / "job.json"
+        if array:
+            file = folder / "launch" / f"{slurm.new_name()}.list"
+            replace_file(file, "\0".join(str(spec.launch_folder / "job.json") for spec in group))
+        command = slurm.batch_command(Path(first.root), file)
+        number = slurm.submit_script(first.name, folder / "launch" / "slurm", launch, first, command, array)
+        found |= {handle.folder.as_posix(): handle for handle in slurm.handles(group, number, array is not None)}
+    return [found[spec.path.as_posix()] for spec in specs]
