@@ -60,7 +60,7 @@ class LocalHandle(Handle):
         for name in ("result.json",):
             (spec.launch_folder / name).unlink(missing_ok=True)
         tasks = spec.node_counts[-1] * spec.processes_per_node
-        command = python_from(Path(spec.root), "launcher.task", str(spec.launch_folder / "job.json"))
+        command = python_from(Path(spec.root), "launcher.main", str(spec.launch_folder / "job.json"))
         self.processes = []
         for rank in range(tasks):
             env = {**os.environ, task.RANK: str(rank), task.NUM_TASKS: str(tasks), task.RUN_ID: run_id}

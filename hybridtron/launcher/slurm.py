@@ -97,7 +97,7 @@ def require_usable_path(folder: Path) -> None:
 
 def batch_command(root: Path, file: Path) -> str:
     """Return what each task runs, as shell text: a supervisor of the job in `file`."""
-    return shlex.join(python_from(root, "launcher.task", str(file)))
+    return shlex.join(python_from(root, "launcher.main", str(file)))
 
 
 def script(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from hybridtron.errors import UserError
 
@@ -66,19 +64,3 @@ def _address(node: str, env: Mapping[str, str]) -> str:
     except OSError:
         return env.get("SLURM_LAUNCH_NODE_IPADDR") or socket.gethostname()
     return node
-
-
-def main() -> int:
-    """Supervise one process of a job: `JOB.json`, or a file with the paths of those of an array."""
-    from hybridtron.launcher.job import read_spec
-    from hybridtron.launcher.supervisor import supervise
-
-    os.umask(os.umask(0o077) | 0o022)
-    file = Path(sys.argv[1])
-    try:
-        if file.suffix == ".list":
-            file = Path(file.read_text().split("\0")[int(os.environ["SLURM_ARRAY_TASK_ID"])])
-        return supervise(read_spec(file), this_task())
-    except UserError as error:
-        print(f"hybridtron: error: {error}", file=sys.stderr)
-        return 2
