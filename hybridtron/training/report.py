@@ -7,17 +7,22 @@ from typing import Any
 
 from hybridtron.data.bigram import LARGEST_VOCABULARY
 from hybridtron.training.config import RunConfig
+from hybridtron.training.run_folder.effective_time import read_effective_time
 from hybridtron.training.run_folder.folder import RunFolder
 from hybridtron.training.run_folder.resume import Start
 
 
-def print_summary(summary: Mapping[str, Any], folder: RunFolder, print_line: Callable[[str], None]) -> None:
-    """Print held-out bits per byte beside a bigram model's, the sample, and the paths of the run and its plot."""
+def print_summary(
+    summary: Mapping[str, Any], folder: RunFolder, print_line: Callable[[str], None], mttf_hours: float | None = None
+) -> None:
+    """Print held-out bits per byte beside a bigram model's, effective time, the sample, and the paths of the run."""
     bits, bigram = summary.get("valid_bits_per_byte"), summary.get("bigram_bits_per_byte")
     if bits is not None:
         absent = f"not fitted to vocabularies above {LARGEST_VOCABULARY:,} tokens, whose pairs are too rare"
         compared = absent if bigram is None else f"{bigram:.3f}"
         print_line(f"held-out text: {bits:.3f} bits per byte; a bigram model of the same training text: {compared}")
+    for line in read_effective_time(folder.path, mttf_hours).lines():
+        print_line(line)
     if summary.get("sample") is not None:
         print_line(f"sample after {summary.get('sample_prompt')!r}:\n{summary['sample']}")
     print_line(f"run folder {folder.path}, plot {folder.plot_file}")
@@ -33,5 +38,5 @@ def print_finished_run(folder: RunFolder, start: Start, config: RunConfig, print
     print_line(f"finished at step {start.state.step}; no step is left to train")
     for change in start.changes:
         print_line(f"{change}: not used")
-    print_summary(summary, folder, print_line)
+    print_summary(summary, folder, print_line, config.checkpoint.mttf_hours)
     return True

@@ -23,7 +23,8 @@ class AttemptLog(FileWriter):
     def on_train_start(self, context: TrainContext) -> None:
         """Append the start."""
         self.start_step = self.step = context.state.step
-        self.attempt = begin_attempt(self.folder, self.step, self.processes, self.nodes)
+        started = time.time() - sum(self.phases.seconds().values())
+        self.attempt = begin_attempt(self.folder, self.step, self.processes, self.nodes, started)
 
     def after_step(self, context: TrainContext, row: Row, logged: bool) -> None:
         """Append the first step."""

@@ -18,6 +18,7 @@ from hybridtron.training.callbacks.metrics import read_metrics
 from hybridtron.training.config import RunConfig
 from hybridtron.training.corpus import Corpus
 from hybridtron.training.report import print_summary
+from hybridtron.training.run_folder.effective_time import read_effective_time
 from hybridtron.training.run_folder.folder import RunFolder
 
 PROMPT_TOKENS = 32
@@ -33,12 +34,13 @@ class ClosingReport(Callback):
     def on_train_end(self, context: TrainContext) -> None:
         """Report on the last step. Sampling needs all tensor-parallel processes; the main one prints and writes."""
         self.summary = asdict(context.state)
-        is_main = context.parallel_context.is_main
+        is_main, mttf_hours = context.parallel_context.is_main, context.config.checkpoint.mttf_hours
         if is_main:
             self.summary |= self._losses(context)
+            self.summary["effective_time"] = read_effective_time(self.folder.path, mttf_hours).as_json()
         self.summary |= _sample(context)
         if is_main:
-            print_summary(self.summary, self.folder, context.print_line)
+            print_summary(self.summary, self.folder, context.print_line, mttf_hours)
             replace_file(self.folder.summary_file, json.dumps(self.summary, indent=2) + "\n")
 
     def _losses(self, context: TrainContext) -> dict[str, Any]:

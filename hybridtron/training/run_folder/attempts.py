@@ -97,8 +97,10 @@ def _add(found: dict[int, Attempt], row: Mapping[str, Any]) -> None:
         attempt.cause = _text(row.get("cause"))
 
 
-def begin_attempt(folder: Path, step: int, processes: int, nodes: Sequence[str]) -> int:
-    """Append the start of an attempt at this moment and return its number.
+def begin_attempt(
+    folder: Path, step: int, processes: int, nodes: Sequence[str], started: float | None = None
+) -> int:  # fmt: skip
+    """Append the start of an attempt, by default at this moment, and return its number.
 
     An attempt before it that has no end was killed: its end is written first, from the last row of metrics.jsonl.
     """
@@ -111,7 +113,7 @@ def begin_attempt(folder: Path, step: int, processes: int, nodes: Sequence[str])
         folder,
         event="start",
         attempt=number,
-        time=time.time(),
+        time=time.time() if started is None else started,
         step=step,
         processes=processes,
         nodes=list(dict.fromkeys(nodes)),
