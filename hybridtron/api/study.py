@@ -8,6 +8,7 @@ from hybridtron.api.configs import Config, read_model_config, read_training_conf
 
 if TYPE_CHECKING:
     from hybridtron.accounting.describe import Account
+    from hybridtron.planner.dry_run import Device
     from hybridtron.planner.plan import Plan
 
 
@@ -25,7 +26,15 @@ def describe(config: Config, *overrides: str) -> Account:
     return describe(resolved.model, resolved.data.seq_len, resolved.name)
 
 
-def plan(config: Config, *overrides: str, gpus: int, dry_run: bool = False) -> Plan:
+def plan(
+    config: Config,
+    *overrides: str,
+    gpus: int,
+    dry_run: bool = False,
+    device: Device = "gpu",
+    memory_gib: float = 80.0,
+    overhead_gib: float | None = None,
+) -> Plan:
     """Work out stages, memory and traffic of a config's layout on `gpus` processes.
 
     Args:
@@ -33,14 +42,19 @@ def plan(config: Config, *overrides: str, gpus: int, dry_run: bool = False) -> P
         overrides: `key=value`, such as `parallel.tensor=4`.
         gpus: processes in all.
         dry_run: build every distinct stage without values, run it, and count activations and what is sent.
+        device: "gpu" or "cpu": where the run will be; ops keep other tensors on a GPU than on a CPU.
+        memory_gib: the memory of one process's GPU, to which the total is compared.
+        overhead_gib: memory beside tensors (CUDA context, buffers of NCCL); by default 2 on a GPU, 0.5 on a CPU.
 
     Raises:
         UserError: where the layout does not fit the model or the number of processes.
     """
     from hybridtron.errors import UserError
     from hybridtron.planner import show  # noqa: F401  # registers how a plan is printed
+    from hybridtron.planner.memory import Capacity
     from hybridtron.planner.plan import plan
 
     if not isinstance(gpus, int) or gpus < 1:
         raise UserError(f"gpus = {gpus!r}: expected a whole number of at least 1")
-    return plan(read_training_config(config, *overrides), gpus, dry_run)
+    capacity = Capacity.of(device, memory_gib, overhead_gib)
+    return plan(read_training_config(config, *overrides), gpus, dry_run, capacity)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -27,21 +30,30 @@ class EvenDispatcher:
         self.chosen_share = top_k / num_experts * min(1.0, capacity_factor or 1.0)  # of the tokens, by each expert
 
     def __call__(self, tokens: Tensor, weights: Tensor, chosen: Tensor, experts: Experts) -> Tensor:
+        if self.groups is None or self.groups.both.size() == 1:
+            return self._locally(tokens, weights, chosen, experts)
         return self.send(tokens, weights, chosen, experts)
 
+    def _locally(self, tokens: Tensor, weights: Tensor, chosen: Tensor, experts: Experts) -> Tensor:
+        """Take the shapes of `dispatch_locally`, and keep what it keeps."""
+        rows = self._of_one_expert(tokens) * self.num_experts
+        index = torch.empty(rows, 2, dtype=torch.long, device=tokens.device)[:, 1]
+        given = self._through(experts, tokens.index_select(0, index), _Selected.apply(weights.T, chosen.T, rows))
+        return tokens.new_zeros(tokens.shape).index_add_(0, index, given)
+
     def _to_their_experts(self, tokens: Tensor, weights: Tensor, chosen: Tensor, experts: Experts) -> Tensor:
+        assert self.groups is not None
+        expert, tensor = self.groups.expert, self.groups.tensor
         rows = self._of_one_expert(tokens) * self.num_experts
         sent, factors = _fitted(tokens, rows), _fitted(weights.flatten(), rows)
-        if self.groups:
-            expert, tensor = self.groups.expert, self.groups.tensor
-            sent, factors = (_exchanged(x, expert) for x in (sent, factors))
-            sent, factors = (_gathered(x, tensor) for x in (sent, factors))
-            given = _reduced(self._through(experts, sent, factors), tensor)
-            return _fitted(_exchanged(given, expert), len(tokens))
-        return _fitted(self._through(experts, sent, factors), len(tokens))
+        sent, factors = (_exchanged(x, expert) for x in (sent, factors))
+        sent, factors = (_gathered(x, tensor) for x in (sent, factors))
+        given = _reduced(self._through(experts, sent, factors), tensor)
+        return _fitted(_exchanged(given, expert), len(tokens))
 
     def _to_all(self, tokens: Tensor, weights: Tensor, chosen: Tensor, experts: Experts) -> Tensor:
-        everyone = self.groups.both if self.groups else None
+        assert self.groups is not None
+        everyone = self.groups.both
         gathered, factors, _ = (_gathered(x, everyone) for x in (tokens, weights, chosen))
         rows = self._of_one_expert(gathered) * self.held
         given = self._through(experts, _fitted(gathered, rows), _fitted(factors.flatten(), rows))
@@ -54,6 +66,19 @@ class EvenDispatcher:
         return experts(rows, [len(rows) // self.held] * self.held, factors)
 
 
+class _Selected(torch.autograd.Function):
+    """`x.masked_select(mask)` with a known number of results."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor, count: int) -> Tensor:
+        ctx.save_for_backward(x, mask)
+        return x.new_empty(count)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return torch.empty_like(ctx.saved_tensors[0]), None, None
+
+
 def _fitted(x: Tensor, rows: int) -> Tensor:
     """Give [n, ...] the shape [rows, ...], without values."""
     return x.repeat(-(-rows // len(x)), *[1] * (x.dim() - 1))[:rows]
@@ -63,13 +88,13 @@ def _exchanged(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return exchange(x.unflatten(0, (group.size(), -1)), group).flatten(0, 1)
 
 
-def _gathered(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+def _gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 
-    return x if group is None else gather_from_sequence_parallel_region(x, group=group)
+    return gather_from_sequence_parallel_region(x, group=group)
 
 
-def _reduced(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+def _reduced(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     from megatron.core.tensor_parallel import reduce_scatter_to_sequence_parallel_region
 
-    return x if group is None else reduce_scatter_to_sequence_parallel_region(x, group=group)
+    return reduce_scatter_to_sequence_parallel_region(x, group=group)

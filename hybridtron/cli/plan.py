@@ -15,6 +15,18 @@ def add_arguments(verb: ArgumentParser) -> None:
     add_config_arguments(verb)
     verb.add_argument("--gpus", type=int, required=True, metavar="N", help="processes in all")
     verb.add_argument("--dry-run", action="store_true", help="build every distinct stage without values and run it")
+    verb.add_argument(
+        "--device", choices=("gpu", "cpu"), default="gpu", help="where the run will be (default: %(default)s)"
+    )
+    verb.add_argument(
+        "--memory-gib", type=float, default=80.0, metavar="GIB", help="memory of one GPU (default: %(default)g)"
+    )
+    verb.add_argument(
+        "--overhead-gib",
+        type=float,
+        metavar="GIB",
+        help="memory beside tensors: CUDA context, buffers of NCCL (default: 2 on a GPU, 0.5 on a CPU)",
+    )
     add_json_argument(verb)
 
 
@@ -22,6 +34,14 @@ def run(options: argparse.Namespace) -> int:
     """Print the plan of a config on --gpus processes."""
     from hybridtron.api.study import plan
 
-    made = plan(options.config, *options.overrides, gpus=options.gpus, dry_run=options.dry_run)
+    made = plan(
+        options.config,
+        *options.overrides,
+        gpus=options.gpus,
+        dry_run=options.dry_run,
+        device=options.device,
+        memory_gib=options.memory_gib,
+        overhead_gib=options.overhead_gib,
+    )
     print_result(made, options.json)
     return 0

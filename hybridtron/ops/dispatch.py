@@ -18,12 +18,17 @@ from hybridtron.ops.native.library import kernels_for
 
 
 class Implementation(NamedTuple):
-    """One way to compute an operation. `accepts` is called with what the op gives to `select`."""
+    """One way to compute an operation. `accepts` is called with what the op gives to `select`.
+
+    `without_values` takes the place of a function that cannot run on the meta device: it gives the same shapes and
+    keeps as many bytes for the backward pass, with the source of what the function keeps.
+    """
 
     name: str
     condition: str
     accepts: Callable[..., bool]
     function: Callable[..., Any]
+    without_values: Callable[..., Any] | None = None
 
 
 class Operation(NamedTuple):
@@ -51,8 +56,13 @@ def select(operation: str, *arguments: Any) -> Callable[..., Any]:
     """Return the function of the implementation that takes these arguments."""
     for implementation in OPERATIONS[operation].implementations:
         if implementation.accepts(*arguments):
-            return implementation.function
+            dry = implementation.without_values
+            return dry if dry and have_no_values(arguments) else implementation.function
     raise LookupError(f"{operation}: no implementation takes these arguments")
+
+
+def have_no_values(arguments: tuple[Any, ...]) -> bool:
+    return any(isinstance(argument, Tensor) and argument.is_meta for argument in arguments)
 
 
 def implementation_table(device: torch.device) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 from unittest.mock import patch
 
 import torch
@@ -16,39 +17,92 @@ from hybridtron.distributed.groups import ParallelContext, make_groups, parallel
 from hybridtron.errors import UserError
 from hybridtron.model.language_model import LanguageModel
 from hybridtron.model.tensors import model_tensors
+from hybridtron.ops.device import choosing_for
 from hybridtron.planner.fake_process_group import Traffic, fake_process_group
+from hybridtron.planner.live_memory import LiveMemory, Phase, mark_phases
 from hybridtron.tensors import TensorSpec
 from hybridtron.training.build import build_chunks
 from hybridtron.training.config import RunConfig
 
 META = torch.device("meta")
+EMBEDDING, LOSS = "the embedding", "the loss"
+Device = Literal["gpu", "cpu"]
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Memory of the forward and backward pass of one micro-batch, in bytes.
+
+    `temporaries` is what lives beyond what is kept when most lives, which is in the phase `peak`. `loss` is what
+    final norm, logits, loss and their gradients take at most; `layer` the most that the backward pass of a layer adds:
+    gradients, temporaries, and what it recomputes.
+    """
+
+    kept: dict[str, int]  # by part: the embedding, the layers of each block, the loss
+    temporaries: int
+    peak: str
+    loss: int
+    layer: int
+
+    @classmethod
+    def of(cls, memory: LiveMemory, kept: dict[str, int]) -> Passes:
+        """Read the memory after both passes; `kept` is what the forward pass has left for the backward pass."""
+        peak = max(memory.largest, key=lambda phase: memory.largest[phase])
+        loss = [size for phase, size in memory.largest.items() if phase.part == LOSS]
+        layers = [
+            size - memory.at_start[phase]
+            for phase, size in memory.largest.items()
+            if phase.backward and phase.layer is not None
+        ]
+        return cls(
+            kept=kept,
+            temporaries=memory.largest[peak] - sum(kept.values()),
+            peak=str(peak),
+            loss=max(loss) - memory.at_start[Phase(LOSS)] if Phase(LOSS) in memory.at_start else 0,
+            layer=max(layers),
+        )
+
+    @classmethod
+    def together(cls, chunks: list[Passes]) -> Passes:
+        """Join the chunks of a process, which take turns."""
+        peak = max(chunks, key=lambda chunk: chunk.temporaries)
+        kept = sum((Counter(chunk.kept) for chunk in chunks), Counter[str]())
+        return cls(
+            kept=dict(kept),
+            temporaries=peak.temporaries,
+            peak=peak.peak,
+            loss=max(chunk.loss for chunk in chunks),
+            layer=max(chunk.layer for chunk in chunks),
+        )
 
 
 @dataclass(frozen=True)
 class StageRun:
-    """One process of a pipeline stage. Bytes are what it sends for one micro-batch, by group and kind of collective."""
+    """One process of a pipeline stage. Bytes sent are those for one micro-batch, by group and kind of collective."""
 
     parameters: dict[str, int]  # elements that this process holds, by parameter name
-    activation_bytes: int  # kept for the backward pass of one micro-batch
+    passes: Passes
     sent_per_micro_batch: dict[tuple[str, str], int] = field(default_factory=dict)
 
 
-def run_stage(config: RunConfig, world_size: int, pipeline_rank: int) -> StageRun:
+def run_stage(config: RunConfig, world_size: int, pipeline_rank: int, device: Device) -> StageRun:
     """Run forward and backward of one micro-batch through the layers of the first process of a pipeline stage.
 
+    Ops take the implementations that they take on the device.
     Raises UserError where a parameter or an activation has not the shape that its declaration says, and inside process
     groups.
     """
     rank = pipeline_rank * (world_size // config.parallel.pipeline)
-    with cuda_calls_on_cpu(), fake_process_group(rank, world_size) as traffic, _meta():
+    chosen = choosing_for("cuda" if device == "gpu" else "cpu")
+    with cuda_calls_on_cpu(), fake_process_group(rank, world_size) as traffic, _meta(), chosen:
         make_groups(config.parallel)
         parallel_context = parallel_context_of(config.parallel, rank, world_size, META)
         _name_groups(traffic)
         chunks, _ = build_chunks(config, parallel_context)
         parameters = _check_parameters(config, chunks, parallel_context)
         traffic.sent.clear()
-        kept = sum(_pass(config, chunk, parallel_context) for chunk in chunks)
-        return StageRun(parameters, kept, dict(traffic.sent))
+        passes = [_pass(config, chunk, parallel_context) for chunk in chunks]
+        return StageRun(parameters, Passes.together(passes), dict(traffic.sent))
 
 
 @contextlib.contextmanager
@@ -85,28 +139,43 @@ def _check_parameters(
     return dict(held)
 
 
-def _pass(config: RunConfig, chunk: LanguageModel, parallel_context: ParallelContext) -> int:
-    """Run a chunk forward and backward; return the bytes that the forward pass keeps for the backward pass."""
+def _pass(config: RunConfig, chunk: LanguageModel, parallel_context: ParallelContext) -> Passes:
+    """Run a chunk forward and backward and count what its tensors take."""
     batch, run = config.train.micro_batch_size, config.data.seq_len // parallel_context.context.size
-    tokens = torch.empty(batch, run, dtype=torch.long)
     shards = parallel_context.shards.tensor.size if config.parallel.sequence else 1
     shape = (run // shards, batch, config.model.hidden_size)
-    if not chunk.stage.is_first:
-        dtype = next(chunk.parameters()).dtype
-        chunk.set_input_tensor([torch.empty(shape, dtype=dtype, requires_grad=True)])
-    storages: dict[int, tuple[torch.UntypedStorage, int]] = {}
+    memory = LiveMemory(chunk.parameters(), Phase(EMBEDDING))
+    with memory:
+        tokens = torch.empty(batch, run, dtype=torch.long)
+        if not chunk.stage.is_first:
+            dtype = next(chunk.parameters()).dtype
+            chunk.set_input_tensor([torch.empty(shape, dtype=dtype, requires_grad=True)])
+        _mark(config, chunk, memory)
+        with torch.autograd.graph.saved_tensors_hooks(memory.save, lambda tensor: tensor):
+            output = chunk(tokens, tokens)
+        result = output[0] if chunk.stage.is_last else output
+        expected = (run, batch) if chunk.stage.is_last else shape
+        if tuple(result.shape) != expected:
+            raise UserError(
+                f"dry run: stage {chunk.stage.index} gives shape {tuple(result.shape)}; expected {expected}"
+            )
+        kept = memory.kept()
+        memory.enter(Phase(LOSS, backward=True))
+        result.backward(torch.empty_like(result))
+    return Passes.of(memory, kept)
 
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        storages[storage._cdata] = (storage, storage.nbytes())
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = chunk(tokens, tokens)
-    result = output[0] if chunk.stage.is_last else output
-    expected = (run, batch) if chunk.stage.is_last else shape
-    if tuple(result.shape) != expected:
-        raise UserError(f"dry run: stage {chunk.stage.index} gives shape {tuple(result.shape)}; expected {expected}")
-    result.backward(torch.empty_like(result))
-    weights = {parameter.untyped_storage()._cdata for parameter in chunk.parameters()}
-    return sum(size for cdata, (_, size) in storages.items() if cdata not in weights)
+def _mark(config: RunConfig, chunk: LanguageModel, memory: LiveMemory) -> None:
+    """Mark the phases of a chunk's passes, and free each parameter's gradient once it is there: training adds it to
+    the gradients in float32 at once."""
+    for name, layer in chunk.layers.items():
+        mark_phases(memory, Phase(config.model.layer_names[int(name)], int(name)), layer)
+    if chunk.stage.is_last:
+        chunk.final_norm.register_forward_pre_hook(lambda *_: memory.enter(Phase(LOSS)))
+    for parameter in chunk.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_free_gradient)
+
+
+def _free_gradient(parameter: Tensor) -> None:
+    parameter.grad = None

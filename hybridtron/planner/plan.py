@@ -10,7 +10,8 @@ from typing import Any
 from hybridtron.errors import UserError
 from hybridtron.model.stage import Stage, cut, imbalance, stage_costs, stage_tensors
 from hybridtron.model.tensors import model_tensors
-from hybridtron.planner.dry_run import StageRun, run_stage
+from hybridtron.planner.dry_run import Device, StageRun, run_stage
+from hybridtron.planner.memory import Capacity, Fit, StageMemory
 from hybridtron.reporting.shown import Shown
 from hybridtron.tensors import Shard, Shards, TensorSpec
 from hybridtron.training.config import RunConfig
@@ -33,6 +34,8 @@ class StagePlan:
     gradient_bytes: int
     optimizer_bytes: int
     activation_bytes: int | None  # of all micro-batches in flight; None without a dry run
+    total_bytes: int  # at the peak, without activations and temporaries where there was no dry run
+    memory: StageMemory
     sent_bytes_per_step: dict[str, int] | None  # "group collective" -> bytes; None without a dry run
 
 
@@ -49,6 +52,8 @@ class Plan(Shown):
     bubble: float
     parameters: int
     parameters_over_processes: int
+    device: Device
+    fit: Fit
     stages: list[StagePlan]
     sent_bytes_per_step: dict[str, int] | None  # of all processes together
 
@@ -57,11 +62,12 @@ class Plan(Shown):
         return asdict(self)
 
 
-def plan(config: RunConfig, gpus: int, dry_run: bool) -> Plan:
+def plan(config: RunConfig, gpus: int, dry_run: bool, capacity: Capacity | None = None) -> Plan:
     """Plan a resolved config on so many processes; with `dry_run` build and run every distinct stage without values.
 
     Raises UserError for an impossible layout, or where the parts do not add up to the model.
     """
+    capacity = capacity or Capacity.of()
     copies = data_parallel_size(config, gpus, size_name="gpus")
     model, parallel, train = config.model, config.parallel, config.train
     micro_batches = train.global_batch_size // (train.micro_batch_size * copies)
@@ -77,7 +83,7 @@ def plan(config: RunConfig, gpus: int, dry_run: bool) -> Plan:
         if dry_run:
             kind = tuple((model.layer_names[s.start : s.stop], s.is_first, s.is_last) for s in own)
             if kind not in runs:
-                runs[kind] = run_stage(config, gpus, rank)
+                runs[kind] = run_stage(config, gpus, rank, capacity.device)
             run = runs[kind]
         counts = {name: math.prod(spec.local_shape(_one_shard(config))) for name, spec in tensors.items()}
         if run and sum(run.parameters.values()) != sum(counts.values()):
@@ -89,7 +95,7 @@ def plan(config: RunConfig, gpus: int, dry_run: bool) -> Plan:
         for name, count in counts.items():
             held[name] += count * _num_shards(specs[name], config) if name not in copied else 0
         share = sum(costs[stage.index] for stage in own) / max(1, sum(costs))
-        plans.append(_stage(config, own, share, tensors, counts, run, copies, micro_batches))
+        plans.append(_stage(config, own, share, tensors, counts, run, copies, micro_batches, capacity))
     total = sum(spec.numel for spec in specs.values())
     if sum(held.values()) != total:
         raise UserError(f"the processes hold {sum(held.values())} parameters in all; expected the model's {total}")
@@ -109,6 +115,8 @@ def plan(config: RunConfig, gpus: int, dry_run: bool) -> Plan:
         bubble=waiting / (micro_batches + waiting),
         parameters=total,
         parameters_over_processes=sum(held.values()),
+        device=capacity.device,
+        fit=Fit.of(capacity, [stage.memory for stage in plans]),
         stages=plans,
         sent_bytes_per_step=None if sent is None else dict(sent),
     )
@@ -134,6 +142,7 @@ def _stage(
     run: StageRun | None,
     copies: int,
     micro_batches: int,
+    capacity: Capacity,
 ) -> StagePlan:
     parallel, number = config.parallel, config.precision.format
     replicas = copies * parallel.context
@@ -144,16 +153,25 @@ def _stage(
         for name, count in counts.items()
         if tensors[name].trained
     )
-    in_flight = _in_flight(config, rank, micro_batches)
+    memory = StageMemory.of(
+        weights=sum(count * (BYTES[number] if tensors[name].trained else 4) for name, count in counts.items()),
+        gradients=GRADIENT_BYTES * sum(count for name, count in counts.items() if tensors[name].trained),
+        optimizer=OPTIMIZER_BYTES[number] * optimizer,
+        passes=None if run is None else run.passes,
+        in_flight=_in_flight(config, rank, micro_batches),
+        overhead=capacity.overhead,
+    )
     return StagePlan(
         pipeline_rank=rank,
         layers=[[stage.start, stage.stop - 1] for stage in own],
         flops_share=share,
         parameters=sum(counts.values()),
-        parameter_bytes=sum(count * (BYTES[number] if tensors[name].trained else 4) for name, count in counts.items()),
-        gradient_bytes=GRADIENT_BYTES * sum(count for name, count in counts.items() if tensors[name].trained),
-        optimizer_bytes=OPTIMIZER_BYTES[number] * optimizer,
-        activation_bytes=None if run is None else round(run.activation_bytes * in_flight),
+        parameter_bytes=memory.weights,
+        gradient_bytes=memory.gradients,
+        optimizer_bytes=memory.optimizer,
+        activation_bytes=memory.activations,
+        total_bytes=memory.total,
+        memory=memory,
         sent_bytes_per_step=None
         if run is None
         else _sent(config, own, tensors, counts, run, (replicas, experts), micro_batches),

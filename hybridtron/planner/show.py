@@ -1,18 +1,21 @@
-"""A plan as a table for people."""
+"""A plan as tables for people."""
 
 from __future__ import annotations
 
 from rich.console import Console
 
+from hybridtron.planner.memory import GIB, StageMemory
 from hybridtron.planner.plan import Plan
 from hybridtron.reporting.numbers import byte_size
 from hybridtron.reporting.shown import show
 from hybridtron.reporting.table import Table
 
+NAMES = {"gpu": "GPU", "cpu": "CPU process"}
+
 
 @show.register(Plan)
 def show_plan(plan: Plan, console: Console) -> None:
-    """Print the plan: layout, a row per stage, and what the processes send per step."""
+    """Print the plan: layout, a row per stage, memory, and what the processes send per step."""
     used = ", ".join(
         key if value is True else f"{key} {value}"
         for key, value in plan.layout.items()
@@ -23,24 +26,67 @@ def show_plan(plan: Plan, console: Console) -> None:
         f"{plan.parameters:,} parameters, {plan.micro_batches} micro-batches per step and process; busiest "
         f"process {plan.imbalance:.1%} above the mean, pipeline bubble {plan.bubble:.1%}"
     )
-    titles = ["FLOPs", "parameters", "weights", "gradients", "optimizer"]
-    if plan.sent_bytes_per_step is not None:
-        titles += ["activations", "sent per step"]
-    rows = []
-    for stage in plan.stages:
-        sizes = [stage.parameter_bytes, stage.gradient_bytes, stage.optimizer_bytes]
-        if stage.activation_bytes is not None and stage.sent_bytes_per_step is not None:
-            sizes += [stage.activation_bytes, sum(stage.sent_bytes_per_step.values())]
-        layers = ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in stage.layers)
-        share = [f"{stage.flops_share:.1%}", f"{stage.parameters:,}"]
-        rows.append([stage.pipeline_rank, layers, *share, *map(byte_size, sizes)])
-    console.file.write(Table.from_rows(["stage", "layers", *titles], rows, right=titles).to_terminal(console))
-    console.print("columns from parameters on are those of one process of the stage")
+    _show_stages(plan, console)
+    _show_memory(plan, console)
     if plan.sent_bytes_per_step is None:
         console.print("--dry-run builds every stage without values and counts activations and what is sent")
         return
-    console.print("sent per step by all processes (ring algorithms):")
+    console.print("\nsent per step by all processes (ring algorithms):")
     for kind, size in sorted(plan.sent_bytes_per_step.items(), key=lambda entry: -entry[1]):
         console.print(f"  {kind:28} {byte_size(size):>10}")
     total = f"{plan.parameters_over_processes:,}"
     console.print(f"dry run: shapes are as declared; the processes' pieces add up to the model's {total}")
+
+
+def _show_stages(plan: Plan, console: Console) -> None:
+    """Print what each stage computes, holds and sends."""
+    titles = ["FLOPs", "parameters", *(["sent per step"] if plan.sent_bytes_per_step is not None else [])]
+    rows = []
+    for stage in plan.stages:
+        layers = ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in stage.layers)
+        row = [stage.pipeline_rank, layers, f"{stage.flops_share:.1%}", f"{stage.parameters:,}"]
+        if stage.sent_bytes_per_step is not None:
+            row.append(byte_size(sum(stage.sent_bytes_per_step.values())))
+        rows.append(row)
+    console.file.write(Table.from_rows(["stage", "layers", *titles], rows, right=titles).to_terminal(console))
+    console.print("columns from parameters on are those of one process of the stage")
+
+
+def _show_memory(plan: Plan, console: Console) -> None:
+    """Print the memory of a process of each stage, whether it fits, and what activations and temporaries are."""
+    counted = plan.stages[0].memory.activations is not None
+    titles = ["weights", "gradients", "optimizer", *(["activations", "temporaries"] if counted else []), "overhead"]
+    rows = [
+        [
+            stage.pipeline_rank,
+            *(byte_size(getattr(stage.memory, title)) for title in titles),
+            byte_size(stage.total_bytes),
+        ]
+        for stage in plan.stages
+    ]
+    titles.append("total" if counted else "total so far")
+    console.print(f"\nmemory of one {NAMES[plan.device]}:")
+    console.file.write(Table.from_rows(["stage", *titles], rows, right=titles).to_terminal(console))
+    fit, size = plan.fit, f"{plan.fit.largest / GIB:.1f}"
+    where = f" (stage {fit.stage})" if len(plan.stages) > 1 else ""
+    answer = {True: f"yes, {size}", False: f"no, {size if counted else f'at least {size}'}{where}"}
+    unknown = f"not known without activations; {size} so far{where}"
+    console.print(f"fits in {fit.memory / GIB:g} GiB: {unknown if fit.fits is None else answer[fit.fits]}")
+    for stage in plan.stages:
+        _explain(stage.pipeline_rank, stage.memory, console)
+
+
+def _explain(rank: int, memory: StageMemory, console: Console) -> None:
+    """Print what the activations and temporaries of a stage consist of."""
+    if memory.kept_per_micro_batch is None:
+        return
+    kept = sorted(memory.kept_per_micro_batch.items(), key=lambda entry: -entry[1])
+    console.print(
+        f"stage {rank}: {memory.micro_batches_in_flight:g} x {byte_size(sum(size for _, size in kept))} kept for the "
+        f"backward pass: {', '.join(f'{part} {byte_size(size)}' for part, size in kept)}",
+        soft_wrap=True,
+    )
+    parts = [f"the backward pass of a layer adds up to {byte_size(memory.layer or 0)}"]
+    if memory.loss:
+        parts.append(f"logits and loss with gradients take {byte_size(memory.loss)}")
+    console.print(f"  peak in the {memory.peak}; {'; '.join(parts)}", soft_wrap=True)

@@ -11,13 +11,16 @@ exp(sink) / (exp(sink) + Z) of a softmax whose sum is Z, so its outputs shrink b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridtron.ops.attention.fused_shapes import fused_without_values
 from hybridtron.ops.attention.query_blocks import BlockAttention, QueryBlock, group, mask_of, query_blocks, ungroup
+from hybridtron.ops.device import device_type
 from hybridtron.ops.dispatch import Implementation, otherwise, plain, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
 from hybridtron.ops.elementwise.row_blocks import runs
@@ -86,14 +89,22 @@ def _plain_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale:
     return torch.cat(outputs, 1).to(q.dtype)
 
 
-def _fused_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, sinks: Tensor | None) -> Tensor:
+def _fused_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None,
+    scale: float,
+    sinks: Tensor | None,
+    kernel: Callable[..., Tensor] = F.scaled_dot_product_attention,
+) -> Tensor:
     """Call PyTorch's fused kernels, which hold no scores in memory.
 
     Sinks are one more key in front and one more channel. The key has the value zero. In the channel it is one, other
     keys are zero and queries are their heads' sinks.
     """
     if sinks is None:
-        return _fused_blocks(q, k, v, window, scale, 0)
+        return _fused_blocks(q, k, v, window, scale, 0, kernel)
     width, kept = q.shape[3], v.shape[3]
     wider = width + _WIDTHS - width % _WIDTHS
     column = (sinks / scale).to(q.dtype).unsqueeze(-1).expand(*q.shape[:3], 1)
@@ -101,14 +112,16 @@ def _fused_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale:
     sink = (torch.arange(wider, device=k.device) == width).to(k.dtype).expand(k.shape[0], 1, k.shape[2], -1)
     k = torch.cat([sink, F.pad(k, (0, wider - width))], 1)
     v = F.pad(v, (0, max(0, wider - kept), 0, 0, 1, 0))
-    return _fused_blocks(q, k, v, window, scale, 1)[..., :kept]
+    return _fused_blocks(q, k, v, window, scale, 1, kernel)[..., :kept]
 
 
-def _fused_blocks(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, front: int) -> Tensor:
+def _fused_blocks(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, front: int, kernel: Callable[..., Tensor]
+) -> Tensor:
     """Call the fused kernels once, or with a window once for every `window` queries; all see the `front` first keys."""
     num_queries, num_keys = q.shape[1], k.shape[1] - front
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [b, h, s, d]
-    fused = partial(F.scaled_dot_product_attention, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    fused = partial(kernel, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     if num_queries == num_keys and (window is None or window >= num_keys):
         # With as many queries in front, whose outputs are dropped, queries and keys are as many.
         q = F.pad(q, (0, 0, front, 0)) if front else q
@@ -135,7 +148,7 @@ def _block_attention(
 
 def _native(scale: float, q: Tensor, *others: Tensor | None) -> bool:
     """Return whether the kernels can work on scores of these tensors, which are in the dtype of accumulation."""
-    fits = all(t is None or (t.is_cpu and type(t) in PLAIN) for t in (q, *others))
+    fits = all(t is None or (device_type(t.device) == "cpu" and type(t) in PLAIN) for t in (q, *others))
     if scale <= 0 or not fits or accumulation_dtype(q) is not torch.float32:
         return False
     return not under_transforms() and load()[0] is not None
@@ -145,7 +158,13 @@ register(
     "attention",
     "attention",
     plain(_plain_attention),
-    Implementation("scaled_dot_product_attention", "on CUDA", lambda scale, q, *_: q.is_cuda, _fused_attention),
+    Implementation(
+        "scaled_dot_product_attention",
+        "on CUDA",
+        lambda scale, q, *_: device_type(q.device) == "cuda",
+        _fused_attention,
+        partial(_fused_attention, kernel=fused_without_values),
+    ),
     Implementation(
         "C kernels for the softmax",
         "float32 or narrower on a CPU, scale > 0",

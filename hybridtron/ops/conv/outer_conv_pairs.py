@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridtron.ops.device import device_type
 from hybridtron.ops.elementwise.row_blocks import block_length, runs
 
 _ROWS = 128  # queries of a tile: more waste matmuls above the diagonal, fewer make them inefficient
@@ -95,7 +96,7 @@ def _tiles(q: Tensor) -> Iterator[tuple[slice, slice, slice]]:
     seq_len, place = q.shape[-2], 0
     for rows in runs(seq_len, _ROWS):
         first = seq_len - rows.stop
-        for columns in runs(rows.stop, _COLUMNS if q.device.type == "cpu" else seq_len):
+        for columns in runs(rows.stop, _COLUMNS if device_type(q.device) == "cpu" else seq_len):
             size = (rows.stop - rows.start) * (columns.stop - columns.start)
             yield rows, slice(first + columns.start, first + columns.stop), slice(place, place + size)
             place += size
@@ -104,7 +105,7 @@ def _tiles(q: Tensor) -> Iterator[tuple[slice, slice, slice]]:
 def _matrices_at_a_time(q: Tensor) -> Iterator[tuple[slice, slice]]:
     """Yield heads and sequences of q [m, b, s, d] whose tiles stay in cache together."""
     heads, batch, seq_len, _ = q.shape
-    columns = min(seq_len, _COLUMNS) if q.device.type == "cpu" else seq_len
+    columns = min(seq_len, _COLUMNS) if device_type(q.device) == "cpu" else seq_len
     return heads_and_sequences(heads, batch, block_length(min(seq_len, _ROWS) * columns, q.device))
 
 

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hybridtron.ops.device import device_type
 from hybridtron.ops.dispatch import Implementation, otherwise, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
-from hybridtron.ops.elementwise.row_blocks import block_length, runs
+from hybridtron.ops.elementwise.row_blocks import block_length, enough, runs
 
 aten = torch.ops.aten
 
@@ -109,7 +110,7 @@ def _channel_runs(
 def _token_runs(x: Tensor, channels: slice) -> Iterator[tuple[int, slice]]:
     """Yield each sequence of x [b, s, c] in runs of tokens that, with these channels, make a tile."""
     for sequence in range(x.shape[0]):
-        for tokens in runs(x.shape[1], block_length(channels.stop - channels.start, x.device)):
+        for tokens in enough(runs(x.shape[1], block_length(channels.stop - channels.start, x.device)), x):
             yield sequence, tokens
 
 
@@ -141,7 +142,7 @@ register(
     Implementation(
         "PyTorch, shifted multiply-adds",
         "under a torch.func transform or on CUDA",
-        lambda x: under_transforms() or x.is_cuda,
+        lambda x: under_transforms() or device_type(x.device) == "cuda",
         short_conv_reference,
     ),
     otherwise("PyTorch, in tiles", _ShortConv.apply),

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hybridtron.ops.device import device_type
 from hybridtron.ops.dispatch import Implementation, kernels, otherwise, plain, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.elementwise.row_blocks import as_rows, from_rows, row_order, split_rows
@@ -145,8 +146,11 @@ register(
     Implementation(
         "torch.nn.functional.rms_norm",
         "on CUDA",
-        lambda x, weight: x.is_cuda,
+        lambda x, weight: device_type(x.device) == "cuda",
         lambda x, weight, eps: F.rms_norm(x, weight.shape, weight.to(x.dtype), eps),
+        # PyTorch's _fused_rms_norm keeps x, the weight and the inverse of the root mean squares in float32
+        # (tools/autograd/derivatives.yaml), as _RMSNorm does.
+        lambda x, weight, eps: _RMSNorm.apply(x, weight.to(x.dtype), eps, False),
     ),
     kernels(lambda x, weight, eps: _RMSNorm.apply(x, weight, eps, True)),
     otherwise("PyTorch, in blocks of rows", lambda x, weight, eps: _RMSNorm.apply(x, weight, eps, False)),

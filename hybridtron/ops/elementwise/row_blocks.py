@@ -7,10 +7,16 @@ to the next. On other devices a block is large enough to fill the device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from hybridtron.ops.device import device_type
+
+T = TypeVar("T")
 
 CPU_BLOCK_ELEMENTS = 1 << 17  # 512 KiB of float32: the few arrays that one op touches fit in 2 MiB of L2
 DEVICE_BLOCK_ELEMENTS = 1 << 26
@@ -24,14 +30,20 @@ def runs(length: int, step: int) -> Iterator[slice]:
 
 def block_length(row_elements: int, device: torch.device) -> int:
     """Return how many rows of `row_elements` elements make a block, at least one."""
-    elements = CPU_BLOCK_ELEMENTS if device.type == "cpu" else DEVICE_BLOCK_ELEMENTS
+    elements = CPU_BLOCK_ELEMENTS if device_type(device) == "cpu" else DEVICE_BLOCK_ELEMENTS
     return max(1, elements // max(1, row_elements))
+
+
+def enough(blocks: Iterable[T], x: Tensor) -> Iterator[T]:
+    """Yield the blocks of x; of a tensor without values only the first, which is the largest: others compute nothing
+    and take no more memory."""
+    return itertools.islice(blocks, 1) if x.is_meta else iter(blocks)
 
 
 def split_rows(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Yield the same block of rows of several [n, ...] tensors, as long as the width of the first allows."""
     length = block_length(rows[0].shape[-1], rows[0].device)
-    return zip(*(tensor.split(length) for tensor in rows), strict=True)
+    return enough(zip(*(tensor.split(length) for tensor in rows), strict=True), rows[0])
 
 
 def row_order(x: Tensor) -> list[int]:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hybridtron.ops.device import device_type
+
 _KERNEL = re.compile(r"^KERNEL (\w+)\((.*?), int threads\)(?:\s*REQUIRE\((.*?)\))? \{", re.MULTILINE | re.DOTALL)
 _IN_PARENTHESES = r"\(((?:[^()]|\([^()]*\))*)\)"
 _PARAMETER = re.compile(
@@ -75,7 +77,9 @@ class _Parameter(NamedTuple):
 
 def is_plain(tensor: Any) -> bool:
     """Return whether a kernel may read the tensor's memory as float32: no subclass, no lazily negated view."""
-    return type(tensor) in PLAIN and tensor.dtype is torch.float32 and tensor.is_cpu and not tensor.is_neg()
+    if type(tensor) not in PLAIN or tensor.dtype is not torch.float32 or tensor.is_neg():
+        return False
+    return device_type(tensor.device) == "cpu"
 
 
 def checked_kernels(library: ctypes.CDLL, source: str) -> Iterator[tuple[str, Callable[..., None]]]:
@@ -135,12 +139,18 @@ def _checked_call(
     )
     all_hold = " and ".join(condition.expression for condition in conditions)
     passed = compiled(f"({', '.join(addresses)}, ) if {all_hold} else None")
+    required_array = next(
+        index for index, (kind, *_, optional) in enumerate(parameters) if kind == "array" and not optional
+    )
 
     def call(*arguments: Tensor | float | None) -> None:
         if len(arguments) != len(names):
             raise TypeError(f"kernel {kernel}: {len(arguments)} arguments, expected {len(names)}: {', '.join(names)}")
         if (values := passed(*arguments)) is None:
             raise refuse(arguments)
+        array = arguments[required_array]
+        if isinstance(array, Tensor) and array.is_meta:
+            return  # a dry run: there are no values
         function(*values, torch.get_num_threads())
 
     return call

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hybridtron.ops.elementwise.precision import accumulation_dtype
-from hybridtron.ops.elementwise.row_blocks import block_length, runs
+from hybridtron.ops.elementwise.row_blocks import block_length, enough, runs
 
 _SEGMENT = 32  # tokens; a state is kept per segment
 
@@ -77,11 +77,11 @@ class TiledScan(torch.autograd.Function):
         columns, skip = A.to(dtype).t().contiguous(), D.to(dtype)  # A as [n, d]
         batch, seq_len, _ = x.shape
         y, starts = torch.empty_like(x), columns.new_empty(-(-seq_len // _SEGMENT), batch, *columns.shape)
-        for sequences, channels in _tiles(x, columns):
+        for sequences, channels in enough(_tiles(x, columns), x):
             a = columns[:, channels].contiguous()
             state = a.new_zeros(sequences.stop - sequences.start, *a.shape)
             buffers = _Buffers(len(state), a)
-            for index, tokens in enumerate(runs(seq_len, _SEGMENT)):
+            for index, tokens in enough(enumerate(runs(seq_len, _SEGMENT)), x):
                 starts[index, sequences, :, channels] = state
                 segment = _Segment.of((x, dt, B, C), (sequences, tokens), channels, dtype)
                 _, states = buffers.run(segment, a, state)
@@ -99,11 +99,11 @@ class TiledScan(torch.autograd.Function):
         columns, skip = A.to(dtype).t().contiguous(), D.to(dtype)
         dx, ddt, dA, dD = torch.empty_like(x), torch.empty_like(dt), torch.zeros_like(columns), torch.zeros_like(skip)
         dB, dC = (torch.zeros(t.shape, dtype=dtype, device=t.device) for t in (B, C))
-        for sequences, channels in _tiles(x, columns):
+        for sequences, channels in enough(_tiles(x, columns), x):
             a = columns[:, channels].contiguous()
             later = a.new_zeros(sequences.stop - sequences.start, *a.shape)
             buffers = _Buffers(len(later), a)
-            for index, tokens in reversed(list(enumerate(runs(x.shape[1], _SEGMENT)))):
+            for index, tokens in reversed(list(enough(enumerate(runs(x.shape[1], _SEGMENT)), x))):
                 where = (sequences, tokens)
                 segment = _Segment.of((x, dt, B, C), where, channels, dtype)
                 start = starts[index, sequences, :, channels]
@@ -129,8 +129,6 @@ class TiledScan(torch.autograd.Function):
 
 def _tiles(x: Tensor, columns: Tensor) -> Iterator[tuple[slice, slice]]:
     """Yield sequences and channels of x [b, s, d] whose states, [n, d] each, fit in cache for a segment of tokens."""
-    if x.is_meta:
-        return  # shapes alone have nothing to compute
     (states, width), elements = columns.shape, block_length(_SEGMENT, x.device)
     step = min(width, max(1, elements // states))
     for sequences in runs(x.shape[0], max(1, elements // (states * step))):

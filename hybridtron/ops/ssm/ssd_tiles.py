@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hybridtron.ops.device import device_type
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.elementwise.row_blocks import CPU_BLOCK_ELEMENTS, DEVICE_BLOCK_ELEMENTS, runs
 
@@ -76,7 +77,7 @@ def _tiles(x: Tensor, B: Tensor, length: int) -> Iterator[_Tile]:
     (batch, seq_len, heads, head_dim), (groups, state_size) = x.shape, B.shape[2:]
     repeats = heads // groups
     group_elements = seq_len * max(repeats * max(head_dim, length), state_size)
-    max_groups = (4 * CPU_BLOCK_ELEMENTS if x.device.type == "cpu" else DEVICE_BLOCK_ELEMENTS) // group_elements
+    max_groups = (4 * CPU_BLOCK_ELEMENTS if device_type(x.device) == "cpu" else DEVICE_BLOCK_ELEMENTS) // group_elements
     for sequences in runs(batch, max(1, max_groups // groups)):
         for some in runs(groups, max(1, max_groups)):
             yield _Tile(sequences, some, slice(some.start * repeats, some.stop * repeats))
