@@ -9,6 +9,7 @@
     ht.describe(CONFIG), ht.plan(CONFIG, gpus=1024)        what a model is, what a layout costs
     ht.mad.score("mh-hyena swiglu", preset="smoke")        the six MAD tasks
     ht.search(CONFIG), ht.scale(PATTERN, TARGET)           find a small hybrid, grow it
+    ht.ablate(CONFIG)                                      many runs from one file, compared over seeds
     ht.laws.fit("parametric", "runs.csv")                  a scaling law, with intervals
 
 Everything is imported when it is first used.
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from hybridtron import laws, mad
+    from hybridtron.ablations.run import ablate
     from hybridtron.api.launching import launch
     from hybridtron.api.model import build_model
     from hybridtron.api.study import describe, plan
@@ -40,6 +42,7 @@ __all__ = [
     "Run",
     "StopTraining",
     "UserError",
+    "ablate",
     "build_model",
     "describe",
     "launch",

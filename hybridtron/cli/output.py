@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 LAUNCHER = "HYBRIDTRON_PARENT"  # the variable by which --nproc gives its process id to the processes that it starts
@@ -29,3 +32,13 @@ def print_result(result: Result, as_json: bool) -> None:
 def is_reporting_process() -> bool:
     """Return whether this process prints errors: only rank 0 of the processes that --nproc started, else each."""
     return LAUNCHER not in os.environ or os.environ.get("RANK") == "0"
+
+
+@contextlib.contextmanager
+def terminating_signal_as_interrupt() -> Iterator[None]:
+    """Raise KeyboardInterrupt on SIGTERM, with which a cluster ends its jobs."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

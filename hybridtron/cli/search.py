@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybridtron.cli.arguments import ArgumentParser, add_config_arguments, add_json_argument, add_print_argument
-from hybridtron.cli.output import print_result
+from hybridtron.cli.output import print_result, terminating_signal_as_interrupt
 from hybridtron.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     if options.workers > 1 and not options.report:
         return _launch_workers(options, config)
     try:
-        with _sigterm_as_interrupt():
+        with terminating_signal_as_interrupt():
             outcome, page = report_search(config) if options.report else _run_search(config)
     except SearchFailed as error:
         print(f"hybridtron: stopped: {error}", file=sys.stderr)
@@ -83,13 +80,3 @@ def _launch_workers(options: argparse.Namespace, config: SearchConfig) -> int:
     as_json = ["--json"] if options.json else []
     command = python_command("search", str(options.config), *options.overrides, *as_json)
     return launch(command, options.workers)
-
-
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM, with which a cluster ends its jobs."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

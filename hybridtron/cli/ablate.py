@@ -1,0 +1,71 @@
+"""`hybridtron ablate`: run an ablation or a scaling ladder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hybridtron.cli.arguments import ArgumentParser, add_config_arguments, add_json_argument, add_print_argument
+from hybridtron.cli.output import print_result, terminating_signal_as_interrupt
+
+if TYPE_CHECKING:
+    from hybridtron.ablations.config import AblationConfig
+    from hybridtron.ablations.results import Ablation
+
+
+SUMMARY = "run an ablation or a scaling ladder, or what is missing of it"
+
+
+def add_arguments(verb: ArgumentParser) -> None:
+    """Add the arguments of the verb."""
+    add_config_arguments(verb)
+    verb.add_argument("--dry-run", action="store_true", help="train nothing: list the runs with their size and state")
+    verb.add_argument("--report", action="store_true", help="train nothing: the page of what is finished so far")
+    add_print_argument(verb)
+    add_json_argument(verb)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run, list or report an ablation. Returns 1 where a run failed."""
+    from hybridtron.ablations.config import AblationConfig
+    from hybridtron.ablations.run import read_ablation, report_ablation
+    from hybridtron.config.load import dump, load
+
+    config = load(options.config, options.overrides, AblationConfig)
+    if options.show:
+        print(dump(config), end="")
+        return 0
+    if options.dry_run:
+        _list(read_ablation(config), options.json)
+        return 0
+    with terminating_signal_as_interrupt():
+        ablation, page = report_ablation(config) if options.report else _run(config)
+    print_result(ablation, options.json)
+    if not options.json:
+        print(f"page {page}")
+    return 1 if ablation.failures and not options.report else 0
+
+
+def _list(ablation: Ablation, as_json: bool) -> None:
+    from hybridtron.ablations.report import tables
+
+    if as_json:
+        print_result(ablation, as_json)
+    else:
+        print(tables.plan(ablation).to_terminal(), end="")
+
+
+def _run(config: AblationConfig) -> tuple[Ablation, Path]:
+    """Run the ablation with its progress in the terminal."""
+    from hybridtron.ablations.report.text import StudyProgress
+    from hybridtron.ablations.run import run_ablation
+
+    view = StudyProgress(config.name)
+    try:
+        return run_ablation(config, view.watch)
+    except KeyboardInterrupt:
+        view.print("stopped; the same command goes on with what is missing")
+        raise
+    finally:
+        view.close()
