@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hybridtron.ablations.events import Event, OnEvent
 from hybridtron.config.load import load
 from hybridtron.distributed.environment import Environment
 from hybridtron.errors import UserError, cause_of
@@ -33,19 +34,6 @@ class LocalRun:
     name: str
     config_file: Path
     log: Path
-
-
-@dataclass(frozen=True)
-class Event:
-    """A step of a run, or its end; `cause` says why a run failed."""
-
-    kind: str  # step, finished, failed
-    step: int = 0
-    loss: float | None = None
-    cause: str = ""
-
-
-OnEvent = Callable[[str, Event], None]
 
 
 def train_here(runs: Sequence[LocalRun], num_processes: int, on_event: OnEvent) -> None:

@@ -20,6 +20,7 @@ SUMMARY = "run an ablation or a scaling ladder, or what is missing of it"
 def add_arguments(verb: ArgumentParser) -> None:
     """Add the arguments of the verb."""
     add_config_arguments(verb)
+    verb.add_argument("--launch", type=Path, metavar="FILE", help="train as jobs of this launch file, such as on SLURM")
     verb.add_argument("--dry-run", action="store_true", help="train nothing: list the runs with their size and state")
     verb.add_argument("--report", action="store_true", help="train nothing: the page of what is finished so far")
     add_print_argument(verb)
@@ -27,7 +28,7 @@ def add_arguments(verb: ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run, list or report an ablation. Returns 1 where a run failed."""
+    """Run, list or report an ablation. Returns 1 where a run failed or stopped."""
     from hybridtron.ablations.config import AblationConfig
     from hybridtron.ablations.run import read_ablation, report_ablation
     from hybridtron.config.load import dump, load
@@ -40,11 +41,11 @@ def run(options: argparse.Namespace) -> int:
         _list(read_ablation(config), options.json)
         return 0
     with terminating_signal_as_interrupt():
-        ablation, page = report_ablation(config) if options.report else _run(config)
+        ablation, page = report_ablation(config) if options.report else _run(config, options.launch)
     print_result(ablation, options.json)
     if not options.json:
         print(f"page {page}")
-    return 1 if ablation.failures and not options.report else 0
+    return 1 if (ablation.failures or ablation.missing) and not options.report else 0
 
 
 def _list(ablation: Ablation, as_json: bool) -> None:
@@ -56,16 +57,23 @@ def _list(ablation: Ablation, as_json: bool) -> None:
         print(tables.plan(ablation).to_terminal(), end="")
 
 
-def _run(config: AblationConfig) -> tuple[Ablation, Path]:
+def _run(config: AblationConfig, launch: Path | None) -> tuple[Ablation, Path]:
     """Run the ablation with its progress in the terminal."""
     from hybridtron.ablations.report.text import StudyProgress
     from hybridtron.ablations.run import run_ablation
+    from hybridtron.launcher.config import read_launch
 
+    where = None if launch is None else read_launch(launch)
     view = StudyProgress(config.name)
     try:
-        return run_ablation(config, view.watch)
+        return run_ablation(config, where, view.watch)
     except KeyboardInterrupt:
-        view.print("stopped; the same command goes on with what is missing")
+        on_cluster = where is not None and where.cluster != "local"
+        view.print(
+            "left; jobs of the cluster go on, and the same command follows them"
+            if on_cluster
+            else "stopped; the same command goes on with what is missing"
+        )
         raise
     finally:
         view.close()

@@ -163,3 +163,12 @@ def test_one_process_at_a_time_runs_a_study(tiny):
             ht.ablate(study(tiny))
     finally:
         first.close()
+
+
+def test_jobs_of_a_launch_file_give_the_same_results(tiny):
+    here = ht.ablate(study(tiny, seeds=[0]))
+    jobs = ht.ablate(
+        study(tiny, seeds=[0], folder=str(tiny.parent / "jobs"), max_parallel=2), launch={"snapshot_code": False}
+    )
+    assert [row["loss"] for row in jobs.rows] == [row["loss"] for row in here.rows]
+    assert [row["run"] for row in jobs.rows] == [row["run"] for row in here.rows]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from hybridtron.ablations.events import Event
 from hybridtron.ablations.report import tables
 from hybridtron.ablations.results import Ablation
 from hybridtron.reporting.page import render_text
@@ -28,8 +29,7 @@ class StudyProgress(ProgressView):
         ended = progress.finished + progress.failed
         if progress.last and progress.last[1].kind != "step":
             name, event = progress.last
-            end = f"failed: {event.cause}" if event.kind == "failed" else _loss(event.loss)
-            self.print(f"{ended}/{progress.total} {name}  {end}")
+            self.print(f"{ended}/{progress.total} {name}  {_end(event)}")
         failed = f"{progress.failed} failed  " if progress.failed else ""
         at_work = [f"{name} {event.step}/{progress.steps[name]}" for name, event in progress.running.items()]
         self.update(self.name, ended, progress.total, failed + ", ".join(at_work[:2]), self._line(progress, at_work))
@@ -38,8 +38,10 @@ class StudyProgress(ProgressView):
         return f"{self.name}: {progress.finished + progress.failed}/{progress.total} runs ended; {', '.join(at_work)}"
 
 
-def _loss(loss: float | None) -> str:
-    return "finished" if loss is None else f"held-out loss {loss:.4f}"
+def _end(event: Event) -> str:
+    if event.kind == "finished":
+        return "finished" if event.loss is None else f"held-out loss {event.loss:.4f}"
+    return f"failed: {event.cause}" if event.kind == "failed" else "stopped; it is saved"
 
 
 @show.register(Ablation)
