@@ -5,10 +5,10 @@ from __future__ import annotations
 from hybridtron.ablations.config import AblationConfig
 from hybridtron.config.reference import render
 
-INTRO = """Every key of an ablation's config, generated from the schema (`make docs`); [ablations.md](ablations.md) tells
-what they are for. A file may begin with `base: OTHER.yaml`; on the command line, `key=value` changes a dotted key last,
-and `hybridtron ablate CONFIG --print` shows the outcome. Paths of data and of other configs are relative to the folder
-that the command is started in."""
+INTRO = """Every key of an ablation's config, generated from the schema (`make docs`); [ablations.md](ablations.md)
+tells what they are for. A file may begin with `base: OTHER.yaml`; on the command line, `key=value` changes a dotted
+key last, and `hybridtron ablate CONFIG --print` shows the outcome. Paths of data and of other configs are relative to
+the folder that the command is started in."""
 
 
 def page() -> str:
