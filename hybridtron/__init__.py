@@ -6,6 +6,7 @@
     model = ht.load("checkpoints/quickstart")              a trained one
     run = ht.train("configs/runs/quickstart.yaml")         a training run, with its metrics
     ht.launch(CONFIG, launch="configs/launch/slurm.yaml")  the same as a job, started again after failures
+    ht.runs("checkpoints")                                 state and progress of the runs under a folder
     ht.describe(CONFIG), ht.plan(CONFIG, gpus=1024)        what a model is, what a layout costs
     ht.mad.score("mh-hyena swiglu", preset="smoke")        the six MAD tasks
     ht.search(CONFIG), ht.scale(PATTERN, TARGET)           find a small hybrid, grow it
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from hybridtron.ablations.run import ablate
     from hybridtron.api.launching import launch
     from hybridtron.api.model import build_model
+    from hybridtron.api.monitoring import runs
     from hybridtron.api.study import describe, plan
     from hybridtron.api.training import train
     from hybridtron.composer import scale, search
@@ -50,6 +52,7 @@ __all__ = [
     "load",
     "mad",
     "plan",
+    "runs",
     "scale",
     "search",
     "train",

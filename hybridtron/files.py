@@ -24,8 +24,13 @@ DAMAGED = object()  # value of a line that is not JSON
 
 def read_plain(path: Path) -> bytes:
     """Read a plain file, or one that a link leads to. Raises UserError for a device or a pipe, which may never end."""
-    with open(_open_plain(path, os.O_RDONLY), "rb") as file:
+    with open_to_read(path) as file:
         return file.read()
+
+
+def open_to_read(path: Path) -> IO[bytes]:
+    """Open a plain file, or one that a link leads to, for reading. Raises UserError for a device or a pipe."""
+    return open(_open_plain(path, os.O_RDONLY), "rb")
 
 
 def open_to_write(path: Path, flags: int = 0) -> io.FileIO:
@@ -103,6 +108,21 @@ def lock(file: IO[Any], wait: bool = False) -> bool:
     return True
 
 
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds the `lock` of a file; False where the file is missing or cannot be locked.
+
+    Looking takes the lock for a moment, shared with others that look.
+    """
+    try:
+        with open_to_read(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 @dataclass(frozen=True)
 class Line:
     """One line of a file of JSON rows, counted from 1; `value` is DAMAGED where it is not JSON."""
@@ -136,10 +156,10 @@ def read_last_row(path: Path) -> dict[str, Any] | None:
     Raises UserError for a device or a pipe.
     """
     try:
-        descriptor = _open_plain(path, os.O_RDONLY)
+        file = open_to_read(path)
     except FileNotFoundError:
         return None
-    with open(descriptor, "rb") as file:
+    with file:
         size = file.seek(0, os.SEEK_END)
         length = 0
         while length < size:

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 PARTIAL = ".partial"
 LOCK = ".lock"
+LOOK_SECONDS = 0.2  # for which a process that looks whether a run is locked may hold its lock, at most
 FILES = (
     "config.yaml",
     "environment.json",
@@ -125,7 +127,12 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"run folder {self.path}: cannot be made: {error.strerror}") from None
         try:
-            return lock(self._lock_file)
+            deadline = time.monotonic() + LOOK_SECONDS
+            while not lock(self._lock_file):
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(LOOK_SECONDS / 10)
+            return True
         except OSError as error:
             raise UserError(f"run folder {self.path}: cannot be locked: {error.strerror}") from None
 
