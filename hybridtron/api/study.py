@@ -34,6 +34,7 @@ def plan(
     device: Device = "gpu",
     memory_gib: float = 80.0,
     overhead_gib: float | None = None,
+    disk_gb_per_s: float | None = None,
 ) -> Plan:
     """Work out stages, memory and traffic of a config's layout on `gpus` processes.
 
@@ -44,6 +45,7 @@ def plan(
         dry_run: build every distinct stage without values, run it, and count activations and what is sent.
         device: "gpu" or "cpu": where the run will be; ops keep other tensors on a GPU than on a CPU.
         memory_gib: the memory of one process's GPU, to which the total is compared.
+        disk_gb_per_s: rate in 10^9 bytes per second at which all processes together write a checkpoint.
         overhead_gib: memory beside tensors (CUDA context, buffers of NCCL); by default 2 on a GPU, 0.5 on a CPU.
 
     Raises:
@@ -57,4 +59,4 @@ def plan(
     if not isinstance(gpus, int) or gpus < 1:
         raise UserError(f"gpus = {gpus!r}: expected a whole number of at least 1")
     capacity = Capacity.of(device, memory_gib, overhead_gib)
-    return plan(read_training_config(config, *overrides), gpus, dry_run, capacity)
+    return plan(read_training_config(config, *overrides), gpus, dry_run, capacity, disk_gb_per_s)

@@ -7,7 +7,7 @@ import argparse
 from hybridtron.cli.arguments import ArgumentParser, add_config_arguments, add_json_argument
 from hybridtron.cli.output import print_result
 
-SUMMARY = "stages, memory and traffic of a config's layout on any number of processes"
+SUMMARY = "stages, memory, traffic and checkpoints of a config's layout on any number of processes"
 
 
 def add_arguments(verb: ArgumentParser) -> None:
@@ -27,6 +27,12 @@ def add_arguments(verb: ArgumentParser) -> None:
         metavar="GIB",
         help="memory beside tensors: CUDA context, buffers of NCCL (default: 2 on a GPU, 0.5 on a CPU)",
     )
+    verb.add_argument(
+        "--disk-gb-per-s",
+        type=float,
+        metavar="RATE",
+        help="10^9 bytes per second that all processes together write to disk, for the time of a checkpoint",
+    )
     add_json_argument(verb)
 
 
@@ -42,6 +48,7 @@ def run(options: argparse.Namespace) -> int:
         device=options.device,
         memory_gib=options.memory_gib,
         overhead_gib=options.overhead_gib,
+        disk_gb_per_s=options.disk_gb_per_s,
     )
     print_result(made, options.json)
     return 0

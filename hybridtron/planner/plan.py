@@ -10,16 +10,15 @@ from typing import Any
 from hybridtron.errors import UserError
 from hybridtron.model.stage import Stage, cut, imbalance, stage_costs, stage_tensors
 from hybridtron.model.tensors import model_tensors
+from hybridtron.planner.checkpoint_size import CheckpointSize, checkpoint_size
 from hybridtron.planner.dry_run import Device, StageRun, run_stage
 from hybridtron.planner.memory import Capacity, Fit, StageMemory
+from hybridtron.planner.share import GRADIENT_BYTES, OPTIMIZER_BYTES, Replicas, first_shards, num_shards, value_bytes
 from hybridtron.reporting.shown import Shown
-from hybridtron.tensors import Shard, Shards, TensorSpec
+from hybridtron.tensors import TensorSpec
 from hybridtron.training.config import RunConfig
 from hybridtron.training.validation.memory import BYTES
 from hybridtron.training.validation.resolve import data_parallel_size
-
-GRADIENT_BYTES = 4
-OPTIMIZER_BYTES = {"fp32": 8, "bf16": 12}  # two moments, and with bf16 the fp32 copy
 
 
 @dataclass(frozen=True)
@@ -56,13 +55,20 @@ class Plan(Shown):
     fit: Fit
     stages: list[StagePlan]
     sent_bytes_per_step: dict[str, int] | None  # of all processes together
+    checkpoint: CheckpointSize
 
     def as_json(self) -> dict[str, Any]:
         """Convert to the object that `--json` prints."""
         return asdict(self)
 
 
-def plan(config: RunConfig, gpus: int, dry_run: bool, capacity: Capacity | None = None) -> Plan:
+def plan(
+    config: RunConfig,
+    gpus: int,
+    dry_run: bool,
+    capacity: Capacity | None = None,
+    disk_gb_per_s: float | None = None,
+) -> Plan:
     """Plan a resolved config on so many processes; with `dry_run` build and run every distinct stage without values.
 
     Raises UserError for an impossible layout, or where the parts do not add up to the model.
@@ -70,41 +76,20 @@ def plan(config: RunConfig, gpus: int, dry_run: bool, capacity: Capacity | None 
     capacity = capacity or Capacity.of()
     copies = data_parallel_size(config, gpus, size_name="gpus")
     model, parallel, train = config.model, config.parallel, config.train
+    replicas = Replicas.of_layout(config, copies)
     micro_batches = train.global_batch_size // (train.micro_batch_size * copies)
     stages = cut(model, parallel.num_stages, config.data.seq_len)
     costs = stage_costs(model, stages, config.data.seq_len)
     specs = model_tensors(model)
-    plans, held = [], Counter[str]()
-    runs: dict[tuple[Any, ...], StageRun] = {}
-    for rank in range(parallel.pipeline):
-        own = stages[rank :: parallel.pipeline]
-        tensors = {name: spec for stage in own for name, spec in stage_tensors(model, specs, stage).items()}
-        run = None
-        if dry_run:
-            kind = tuple((model.layer_names[s.start : s.stop], s.is_first, s.is_last) for s in own)
-            if kind not in runs:
-                runs[kind] = run_stage(config, gpus, rank, capacity.device)
-            run = runs[kind]
-        counts = {name: math.prod(spec.local_shape(_one_shard(config))) for name, spec in tensors.items()}
-        if run and sum(run.parameters.values()) != sum(counts.values()):
-            raise UserError(
-                f"dry run: a process of stage {rank} holds {sum(run.parameters.values())} parameters; expected "
-                f"{sum(counts.values())}"
-            )
-        copied = {"embedding.weight"} if model.tie_embeddings and rank > 0 else set()
-        for name, count in counts.items():
-            held[name] += count * _num_shards(specs[name], config) if name not in copied else 0
-        share = sum(costs[stage.index] for stage in own) / max(1, sum(costs))
-        plans.append(_stage(config, own, share, tensors, counts, run, copies, micro_batches, capacity))
-    total = sum(spec.numel for spec in specs.values())
-    if sum(held.values()) != total:
-        raise UserError(f"the processes hold {sum(held.values())} parameters in all; expected the model's {total}")
-    sent: Counter[str] | None = None
-    if dry_run:
-        sent = Counter()
-        for stage in plans:
-            for name, size in (stage.sent_bytes_per_step or {}).items():
-                sent[name] += size * (gpus // parallel.pipeline)
+    own = [stages[rank :: parallel.pipeline] for rank in range(parallel.pipeline)]
+    held = [{name: spec for stage in some for name, spec in stage_tensors(model, specs, stage).items()} for some in own]
+    total = _count_whole(config, specs, held)
+    runs = _dry_runs(config, gpus, capacity.device, own, held) if dry_run else [None] * parallel.pipeline
+    plans = [
+        _stage(config, some, sum(costs[stage.index] for stage in some) / max(1, sum(costs)), tensors, run, replicas,
+               micro_batches, capacity)
+        for some, tensors, run in zip(own, held, runs, strict=True)
+    ]  # fmt: skip
     waiting = (parallel.pipeline - 1) / parallel.virtual_pipeline
     return Plan(
         name=config.name,
@@ -114,23 +99,56 @@ def plan(config: RunConfig, gpus: int, dry_run: bool, capacity: Capacity | None 
         imbalance=imbalance(costs, parallel.pipeline),
         bubble=waiting / (micro_batches + waiting),
         parameters=total,
-        parameters_over_processes=sum(held.values()),
+        parameters_over_processes=total,
         device=capacity.device,
         fit=Fit.of(capacity, [stage.memory for stage in plans]),
         stages=plans,
-        sent_bytes_per_step=None if sent is None else dict(sent),
+        sent_bytes_per_step=_sent_by_all(plans, gpus // parallel.pipeline) if dry_run else None,
+        checkpoint=checkpoint_size(config, specs, held, replicas, gpus, disk_gb_per_s),
     )
 
 
-def _one_shard(config: RunConfig) -> Shards:
-    """Return the shards that the first process holds."""
-    parallel = config.parallel
-    return Shards(Shard(0, parallel.tensor), Shard(0, parallel.expert), Shard(0, parallel.expert_tensor))
+def _count_whole(config: RunConfig, specs: dict[str, TensorSpec], held: list[dict[str, TensorSpec]]) -> int:
+    """Return the model's parameters. Raises UserError where the processes' pieces do not add up to them."""
+    total = sum(spec.numel for spec in specs.values())
+    pieces = 0
+    for rank, tensors in enumerate(held):
+        copied = {"embedding.weight"} if config.model.tie_embeddings and rank > 0 else set()
+        for name, count in _local_counts(config, tensors).items():
+            pieces += count * num_shards(specs[name], config) if name not in copied else 0
+    if pieces != total:
+        raise UserError(f"the processes hold {pieces} parameters in all; expected the model's {total}")
+    return total
 
 
-def _num_shards(spec: TensorSpec, config: RunConfig) -> int:
-    """Count the distinct shards of a parameter."""
-    return math.prod(shard.size for _, shard in spec.cuts(_one_shard(config)))
+def _local_counts(config: RunConfig, tensors: dict[str, TensorSpec]) -> dict[str, int]:
+    """Count the elements that the first process of a stage holds of each tensor."""
+    return {name: math.prod(spec.local_shape(first_shards(config))) for name, spec in tensors.items()}
+
+
+def _dry_runs(
+    config: RunConfig, gpus: int, device: Device, own: list[list[Stage]], held: list[dict[str, TensorSpec]]
+) -> list[StageRun | None]:
+    """Run the first process of each pipeline rank, equal ones once. Raises UserError for parameters not as declared."""
+    runs: dict[tuple[Any, ...], StageRun] = {}
+    names, of_rank = config.model.layer_names, list[StageRun | None]()
+    for rank, (stages, tensors) in enumerate(zip(own, held, strict=True)):
+        kind = tuple((names[stage.start : stage.stop], stage.is_first, stage.is_last) for stage in stages)
+        run = runs[kind] = runs.get(kind) or run_stage(config, gpus, rank, device)
+        found, expected = sum(run.parameters.values()), sum(_local_counts(config, tensors).values())
+        if found != expected:
+            raise UserError(f"dry run: a process of stage {rank} holds {found} parameters; expected {expected}")
+        of_rank.append(run)
+    return of_rank
+
+
+def _sent_by_all(plans: list[StagePlan], processes: int) -> dict[str, int]:
+    """Add up what the processes of all stages send in a step, of which each stage has so many."""
+    sent: Counter[str] = Counter()
+    for stage in plans:
+        for name, size in (stage.sent_bytes_per_step or {}).items():
+            sent[name] += size * processes
+    return dict(sent)
 
 
 def _stage(
@@ -138,23 +156,20 @@ def _stage(
     own: list[Stage],
     share: float,
     tensors: dict[str, TensorSpec],
-    counts: dict[str, int],
     run: StageRun | None,
-    copies: int,
+    replicas: Replicas,
     micro_batches: int,
     capacity: Capacity,
 ) -> StagePlan:
-    parallel, number = config.parallel, config.precision.format
-    replicas = copies * parallel.context
-    experts = replicas * parallel.tensor // (parallel.expert * parallel.expert_tensor)
+    parallel, number, counts = config.parallel, config.precision.format, _local_counts(config, tensors)
     rank = own[0].index
     optimizer = sum(
-        count // (1 if not parallel.distributed_optimizer else experts if tensors[name].experts else replicas)
+        count // (replicas.of(tensors[name]) if parallel.distributed_optimizer else 1)
         for name, count in counts.items()
         if tensors[name].trained
     )
     memory = StageMemory.of(
-        weights=sum(count * (BYTES[number] if tensors[name].trained else 4) for name, count in counts.items()),
+        weights=sum(count * value_bytes(config, tensors[name]) for name, count in counts.items()),
         gradients=GRADIENT_BYTES * sum(count for name, count in counts.items() if tensors[name].trained),
         optimizer=OPTIMIZER_BYTES[number] * optimizer,
         passes=None if run is None else run.passes,
@@ -172,9 +187,7 @@ def _stage(
         activation_bytes=memory.activations,
         total_bytes=memory.total,
         memory=memory,
-        sent_bytes_per_step=None
-        if run is None
-        else _sent(config, own, tensors, counts, run, (replicas, experts), micro_batches),
+        sent_bytes_per_step=None if run is None else _sent(config, own, tensors, counts, run, replicas, micro_batches),
     )
 
 
@@ -193,7 +206,7 @@ def _sent(
     tensors: dict[str, TensorSpec],
     counts: dict[str, int],
     run: StageRun,
-    replicas: tuple[int, int],
+    replicas: Replicas,
     micro_batches: int,
 ) -> dict[str, int]:
     """Count the bytes that one process sends in a step, by group and kind; scalars are left out."""
@@ -210,7 +223,7 @@ def _sent(
         spec = tensors[name]
         if not spec.trained:
             continue
-        size = replicas[1] if spec.experts else replicas[0]
+        size = replicas.of(spec)
         group = "expert data" if spec.experts else "data"
         ring = (size - 1) / size
         if parallel.distributed_optimizer:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from hybridtron.planner.checkpoint_size import CheckpointSize
 from hybridtron.planner.memory import GIB, StageMemory
 from hybridtron.planner.plan import Plan
-from hybridtron.reporting.numbers import byte_size
+from hybridtron.reporting.numbers import byte_size, duration, plural
 from hybridtron.reporting.shown import show
 from hybridtron.reporting.table import Table
 
@@ -28,6 +29,7 @@ def show_plan(plan: Plan, console: Console) -> None:
     )
     _show_stages(plan, console)
     _show_memory(plan, console)
+    _show_checkpoint(plan.checkpoint, console)
     if plan.sent_bytes_per_step is None:
         console.print("--dry-run builds every stage without values and counts activations and what is sent")
         return
@@ -74,6 +76,21 @@ def _show_memory(plan: Plan, console: Console) -> None:
     console.print(f"fits in {fit.memory / GIB:g} GiB: {unknown if fit.fits is None else answer[fit.fits]}")
     for stage in plan.stages:
         _explain(stage.pipeline_rank, stage.memory, console)
+
+
+def _show_checkpoint(checkpoint: CheckpointSize, console: Console) -> None:
+    """Print the size of a checkpoint, what a process writes of it, and how long that takes."""
+    console.print(
+        f"\na checkpoint: {byte_size(checkpoint.total_bytes)} in {plural(checkpoint.files, 'file')}, one of each "
+        f"process, and {checkpoint.small_files} small ones\n"
+        f"  weights {byte_size(checkpoint.weights_bytes)}, optimizer {byte_size(checkpoint.optimizer_bytes)}\n"
+        f"  a process writes {byte_size(checkpoint.mean_bytes_per_process)} on average, "
+        f"{byte_size(checkpoint.largest_bytes_per_process)} at most"
+    )
+    if checkpoint.seconds is not None and checkpoint.disk_bytes_per_s is not None:
+        console.print(
+            f"  {duration(checkpoint.seconds)} at {checkpoint.disk_bytes_per_s / 1e9:g} GB/s for all processes"
+        )
 
 
 def _explain(rank: int, memory: StageMemory, console: Console) -> None:

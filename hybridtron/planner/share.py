@@ -1,0 +1,48 @@
+"""The share of a model's tensors that one process holds."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from hybridtron.tensors import Shard, Shards, TensorSpec
+from hybridtron.training.config import RunConfig
+from hybridtron.training.validation.memory import BYTES
+
+GRADIENT_BYTES = 4
+OPTIMIZER_BYTES = {"fp32": 8, "bf16": 12}  # two moments, and with bf16 the fp32 copy
+UNTRAINED_BYTES = 4
+
+
+class Replicas(NamedTuple):
+    """How many processes hold the same piece of a tensor: data and context parallelism."""
+
+    dense: int
+    experts: int
+
+    @classmethod
+    def of_layout(cls, config: RunConfig, copies: int) -> Replicas:
+        """Count the replicas in a layout with so many copies of the model."""
+        parallel = config.parallel
+        dense = copies * parallel.context
+        return cls(dense, dense * parallel.tensor // (parallel.expert * parallel.expert_tensor))
+
+    def of(self, spec: TensorSpec) -> int:
+        """Return the number of replicas of a tensor."""
+        return self.experts if spec.experts else self.dense
+
+
+def first_shards(config: RunConfig) -> Shards:
+    """Return the shards that the first process holds."""
+    parallel = config.parallel
+    return Shards(Shard(0, parallel.tensor), Shard(0, parallel.expert), Shard(0, parallel.expert_tensor))
+
+
+def num_shards(spec: TensorSpec, config: RunConfig) -> int:
+    """Count the distinct shards of a parameter."""
+    return math.prod(shard.size for _, shard in spec.cuts(first_shards(config)))
+
+
+def value_bytes(config: RunConfig, spec: TensorSpec) -> int:
+    """Return the bytes of one element of a parameter."""
+    return BYTES[config.precision.format] if spec.trained else UNTRAINED_BYTES
