@@ -36,6 +36,7 @@ reference: .venv/base
 	$(BIN)/python -m hybridtron.training.reference > docs/config.md
 	$(BIN)/python -m hybridtron.composer.nas.reference > docs/search.md
 	$(BIN)/python -m hybridtron.ablations.reference > docs/ablation_keys.md
+	$(BIN)/python -m hybridtron.launcher.reference > docs/launch_keys.md
 
 .venv/base: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hybridtron needs Python 3.11 or newer")'

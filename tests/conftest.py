@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import yaml
 
 from hybridtron.data.corpus import prepare
 from hybridtron.data.sources import find_sources
+from tests.slurm_cluster import Cluster, missing_programs, running_cluster
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, here and in all processes that tests start
@@ -62,6 +63,17 @@ def tiny(tmp_path: Path, corpus: Path) -> Path:
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(config, sort_keys=False))
     return file
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A SLURM cluster of two nodes, which this process's programs of SLURM talk to."""
+    if missing := missing_programs():
+        pytest.skip(f"SLURM is not installed: no {', '.join(missing)}")
+    with running_cluster(tmp_path_factory.mktemp("slurm")) as cluster, pytest.MonkeyPatch.context() as patch:
+        for name in ("SLURM_CONF", "PATH"):
+            patch.setenv(name, cluster.environment[name])
+        yield cluster
 
 
 Hybridtron = Callable[..., "subprocess.CompletedProcess[str]"]

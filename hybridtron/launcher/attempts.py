@@ -63,6 +63,14 @@ class Attempt:
         """Return whether a later attempt exists."""
         return os.path.lexists(self.folder.with_name(f"attempt_{self.number + 1}"))
 
+    def restart_cause(self) -> str | None:
+        """Return why the attempt before this one led to this one; None where a person started the job."""
+        incarnation = str((self.read("start.json") or {}).get("incarnation"))
+        verdict = Attempt(self.folder.with_name(f"attempt_{self.number - 1}")).verdict()
+        if verdict and verdict.action != "end":
+            return verdict.cause or "a time limit or a preemption"
+        return None if incarnation.endswith(".0") or "." not in incarnation else "the scheduler queued the job again"
+
     @property
     def rendezvous(self) -> Path:
         return self.folder / "rendezvous.json"

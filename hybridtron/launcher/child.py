@@ -18,6 +18,7 @@ from hybridtron.files import append_text, open_to_write
 from hybridtron.launcher.attempts import Attempt
 from hybridtron.launcher.job import Spec
 from hybridtron.launcher.task import Task
+from hybridtron.training.run_folder.attempts import CAUSE_VARIABLE, NUMBER_VARIABLE
 
 LONGEST_CAUSE = 300  # characters
 TAIL = 4096  # bytes of a log in which its last line is sought
@@ -34,7 +35,8 @@ class Child:
     step: int = 0
     phase: str = "starting"
     finished: bool = False
-    has_begun: bool = False
+    has_begun: bool = False  # a step is done
+    is_catching: bool = False  # signals, rather than ignoring them until it can save
     lost_peer: bool = False
     cause: str | None = None
     beat_at: float = field(default_factory=time.monotonic)
@@ -57,6 +59,7 @@ class Child:
     def _take(self, message: dict[str, Any]) -> None:
         self.beat_at = time.monotonic()
         self.step, self.phase = message.get("step", self.step), message.get("phase", self.phase)
+        self.is_catching = True
         self.has_begun = self.has_begun or self.phase in ("step done", "saved", "end")
         self.finished = self.finished or bool(message.get("finished"))
         self.cause = message.get("cause") or self.cause
@@ -114,9 +117,16 @@ def start_child(spec: Spec, task: Task, attempt: Attempt, processes: int) -> Chi
             stderr=subprocess.STDOUT,
             start_new_session=True,
             pass_fds=[sending],
+            preexec_fn=_ignore_signals if spec.is_training else None,
         )
     os.close(sending)
     return Child(process, log, listening, start)
+
+
+def _ignore_signals() -> None:
+    """Ignore the signals of a scheduler, which reach all processes of a job, until training can save at them."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _environment(spec: Spec, task: Task, attempt: Attempt, processes: int, pipe: int) -> dict[str, str]:
@@ -133,9 +143,11 @@ def _environment(spec: Spec, task: Task, attempt: Attempt, processes: int, pipe:
         "HYBRIDTRON_ADDRESS": task.address,
         "HYBRIDTRON_COLLECTIVE_SECONDS": str(spec.config.collective_seconds),
         "HYBRIDTRON_HEARTBEAT": str(pipe),
-        "HYBRIDTRON_ATTEMPT": str(attempt.number),
+        NUMBER_VARIABLE: str(attempt.number),
         "HYBRIDTRON_PARENT": str(os.getpid()),
     }
+    if cause := attempt.restart_cause():
+        env[CAUSE_VARIABLE] = cause
     if task.num_nodes == 1:
         env.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
     return env

@@ -55,7 +55,7 @@ class LaunchConfig(Strict):
     account: Word | None = Field(None, description="Account that the time is charged to.")
     qos: Word | None = Field(None, description="Quality of service.")
     constraint: Line | None = Field(None, description="Features that nodes must have.")
-    time_minutes: int | None = Field(None, ge=1, description="Time limit; the job saves and is requeued before it.")
+    time_minutes: int | None = Field(None, ge=1, description="Time limit; the job saves and is queued again before it.")
     save_seconds: int = Field(
         120, ge=1, description="Seconds before the time limit at which the job saves; also the longest that may take."
     )

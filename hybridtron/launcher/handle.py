@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from hybridtron.errors import UserError
+from hybridtron.files import read_plain
 
 State = Literal["pending", "running", "finished", "stopped", "failed", "cancelled"]
 
@@ -17,6 +21,15 @@ class Handle(ABC):
     name: str
     folder: Path
     job_id: str  # SLURM's number, such as 1234 or 1234_7; empty on this machine
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """Return how the job ended, as its supervisors recorded it; empty while it has not."""
+        try:
+            result = json.loads(read_plain(self.folder / "launch" / "result.json"))
+        except (OSError, ValueError, UserError):
+            return {}
+        return result if isinstance(result, dict) and (result.get("job") or "") == self.job_id else {}
 
     @property
     @abstractmethod

@@ -18,7 +18,6 @@ from hybridtron.launcher.supervisor import START_AGAIN
 
 POLL_SECONDS = 0.1
 KILLED = 1  # exit code of a job one of whose supervisors is gone and cannot be started again
-LARGEST_STARTS = 1000
 
 
 @dataclass
@@ -34,9 +33,10 @@ class LocalHandle(Handle):
     def state(self) -> State:
         if self.code is None:
             return "running" if self.processes else "pending"
-        if self.signalled:
-            return "cancelled" if not self.processes else "stopped"
-        return "failed" if self.code else "finished"
+        if not self.processes:
+            return "cancelled"
+        outcome = self.result.get("outcome")
+        return outcome if outcome in ("finished", "stopped") else "failed"
 
     def wait(self, timeout: float | None = None) -> int:
         if not self.done.wait(timeout):
@@ -57,8 +57,6 @@ class LocalHandle(Handle):
     def start(self) -> None:
         """Start all tasks."""
         spec, run_id = self.spec, uuid.uuid4().hex
-        for name in ("result.json",):
-            (spec.launch_folder / name).unlink(missing_ok=True)
         tasks = spec.node_counts[-1] * spec.processes_per_node
         command = python_from(Path(spec.root), "launcher.main", str(spec.launch_folder / "job.json"))
         self.processes = []

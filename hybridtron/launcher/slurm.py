@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shlex
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from hybridtron.errors import UserError
-from hybridtron.files import read_plain
 from hybridtron.launcher.config import LaunchConfig
 from hybridtron.launcher.handle import Handle, State
 from hybridtron.launcher.job import Spec, make_folder, python_from
@@ -39,16 +37,11 @@ class SlurmHandle(Handle):
 
     @property
     def state(self) -> State:
-        return self.result["outcome"] if self.result else self.queue.state(self.job_id)
-
-    @property
-    def result(self) -> dict[str, Any]:
-        """Return how the job ended, as its supervisors recorded it; empty while it has not."""
-        try:
-            result = json.loads(read_plain(self.folder / "launch" / "result.json"))
-        except (OSError, ValueError, UserError):
-            return {}
-        return result if isinstance(result, dict) and result.get("job") == self.job_id else {}
+        outcome = self.result.get("outcome")
+        if outcome in ("finished", "failed"):
+            return outcome
+        queued = self.queue.state(self.job_id)  # a job that has stopped may have been put back into the queue
+        return "stopped" if outcome and queued not in ("pending", "running") else queued
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the end; return the exit code. Raises TimeoutError."""

@@ -24,7 +24,9 @@ from hybridtron.launcher.attempts import Attempt, Report, Verdict, find_attempt,
 from hybridtron.launcher.child import Child, log_file, start_child
 from hybridtron.launcher.job import Spec
 from hybridtron.launcher.task import ECHO, Task
+from hybridtron.training.run_folder.attempts import record_cause
 from hybridtron.training.run_folder.folder import RunFolder
+from hybridtron.training.signals import ECHO_SECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ class Supervisor:
             raise UserError(f"{task.num_tasks} tasks were started: expected at least {expected}")
         self.processes = usable[-1]
         self.child: Child | None = None
-        self.stop_signal, self.stop_at = 0, 0.0
+        self.stop_signal, self.stop_at, self.ends_now = 0, 0.0, False
         self.echoed = 0
         self.has_judged = False  # on the latest attempt
 
@@ -64,8 +66,8 @@ class Supervisor:
         if not self.stop_signal:
             self.stop_signal, self.stop_at = number, time.monotonic()
             self._forward()
-        elif number == signal.SIGINT and self.stop_signal == number and time.monotonic() - self.stop_at > 1:
-            self.stop_at = float("-inf")
+        elif number == signal.SIGINT == self.stop_signal and time.monotonic() - self.stop_at > ECHO_SECONDS:
+            self.ends_now = True
 
     def _forward(self) -> None:
         if self.child:
@@ -97,6 +99,7 @@ class Supervisor:
                 if attempt := find_attempt(folder, self.task.incarnation, after):
                     return attempt
             elif self._is_free():
+                (folder / "result.json").unlink(missing_ok=True)
                 return new_attempt(folder, self.task.incarnation, self.processes)
             time.sleep(POLL_SECONDS)
         waited = "the run folder was never free" if self.task.rank == 0 else "rank 0 began no attempt"
@@ -117,8 +120,6 @@ class Supervisor:
         self.echoed = child.log_start
         ids = {"supervisor": os.getpid(), "pid": child.process.pid}
         attempt.write(f"rank_{task.rank:05d}.json", {"rank": task.rank, "node": task.node, **ids})
-        if self.stop_signal:
-            self._forward()
         try:
             report = self._watch(attempt, child)
         finally:
@@ -133,7 +134,7 @@ class Supervisor:
     def _watch(self, attempt: Attempt, child: Child) -> Report:
         """Wait until the rank has ended, or must be ended; return how."""
         peer_deadline = float("inf")
-        polled_at = time.monotonic()
+        polled_at, forwarded = time.monotonic(), False
         while child.process.poll() is None:
             time.sleep(POLL_SECONDS)
             now = time.monotonic()
@@ -142,12 +143,19 @@ class Supervisor:
             polled_at = now
             child.read_beats()
             self._echo(child)
+            if self.stop_signal and not forwarded and (child.is_catching or not self.spec.is_training):
+                self._forward()
+                forwarded = True
+                if self.task.rank == 0 and self.task.job_id:
+                    self._print(f"signal {self.stop_signal} ({signal.Signals(self.stop_signal).name}): saving")
             if self._is_superseded(attempt):
                 return self._end(child, "was ended: a later start of the job has taken over", verdicts.ENDED)
             if peer_deadline == float("inf") and attempt.has_failed():
                 peer_deadline = now + PEER_SECONDS
             if now > peer_deadline:
                 return self._end(child, None, verdicts.ENDED)
+            if self.ends_now:
+                return self._end(child, "was ended at once by a second signal", verdicts.ERROR)
             if self.stop_signal and now > self.stop_at + self.config.save_seconds:
                 text = f"did not end within {self.config.save_seconds} s of signal {self.stop_signal} (save_seconds)"
                 return self._end(child, text, verdicts.ERROR)
@@ -211,6 +219,8 @@ class Supervisor:
         if not attempt.decide(verdict):
             return
         self.has_judged = True
+        if verdict.cause and self.spec.is_training:
+            record_cause(self.spec.path, verdict.cause)
         if verdict.action == "end":
             content = {**asdict(verdict), "incarnation": self.task.incarnation, "job": self.task.job_id}
             replace_file(self.spec.launch_folder / "result.json", json.dumps(content) + "\n")

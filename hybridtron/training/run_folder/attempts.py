@@ -159,6 +159,16 @@ def end_attempt(
     return True
 
 
+def record_cause(folder: Path, cause: str) -> None:
+    """Record that the last attempt failed and its first cause, which a rank may not know that has ended for it."""
+    if end_attempt(folder, FAILED, cause) or not (attempts := read_attempts(folder)):
+        return
+    last = attempts[-1]
+    if last.outcome == FAILED:
+        row = {"time": last.ended, "step": last.end_step, "outcome": FAILED, "cause": cause, "seconds": last.seconds}
+        append_event(folder, event="end", attempt=last.number, **row)
+
+
 def last_progress(folder: Path, attempt: Attempt) -> tuple[int, float]:
     """Return the last step that the run's last attempt is known to have trained, and when that was known."""
     step, when = attempt.start_step, max(attempt.started, attempt.first_step_at or 0.0)

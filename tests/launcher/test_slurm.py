@@ -1,0 +1,146 @@
+"""Jobs on a real cluster of two nodes: whatever ends them, they go on and end with the same weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+import hybridtron as ht
+from hybridtron.checkpoint_reader import loading
+from hybridtron.launcher.slurm import SlurmHandle
+from tests.slurm_cluster import Cluster
+
+pytestmark = pytest.mark.slurm
+
+STEPS, SAVE_EVERY = 120, 20
+LAUNCH = {
+    "cluster": "slurm",
+    "processes_per_node": 2,
+    "cpus_per_process": 1,
+    "save_seconds": 100,
+    "time_minutes": 60,
+    "heartbeat_seconds": 300.0,
+    "environment": {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+}
+
+
+class Run:
+    """A launched run, and what happens to it."""
+
+    def __init__(self, cluster: Cluster, config: Path, folder: Path, partition: str = "main") -> None:
+        self.cluster, self.folder = cluster, folder
+        self.handle = ht.launch(
+            config,
+            f"folder={folder}",
+            "parallel.tensor=2",
+            "parallel.data=2",
+            f"train.steps={STEPS}",
+            f"checkpoint.save_every={SAVE_EVERY}",
+            "checkpoint.keep_last=0",
+            "data.valid=null",
+            "train.log_every=5",
+            launch={**LAUNCH, "partition": partition, "sbatch": {"gres": "seat:1"} if partition == "low" else {}},
+        )
+        assert isinstance(self.handle, SlurmHandle)
+        self.job = self.handle.job_id
+
+    def has_trained(self, step: int) -> bool:
+        """Whether metrics of a step are written."""
+        file = self.folder / "metrics.jsonl"
+        rows = file.read_text().splitlines() if file.exists() else []
+        return any(json.loads(row)["step"] >= step for row in rows if row.endswith("}"))
+
+    def rank(self, number: int) -> int:
+        """The process id of a rank of the latest attempt."""
+        latest = max(self.folder.glob("launch/attempt_*"), key=lambda path: int(path.name[8:]))
+        return int(json.loads((latest / f"rank_{number:05d}.json").read_text())["pid"])
+
+    def log(self) -> str:
+        file = self.folder / "logs" / "rank_00000.log"
+        return file.read_text() if file.exists() else ""
+
+    def verdicts(self) -> list[dict[str, object]]:
+        files = self.folder.glob("launch/attempt_*/verdict.json")
+        return [json.loads(file.read_text()) for file in sorted(files, key=lambda file: int(file.parent.name[8:]))]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All tensors of the last checkpoint: weights and optimizer state."""
+        folder = self.folder / f"step_{STEPS:08d}"
+        with loading(folder) as index:
+            entries = index.state_dict_metadata.items()
+            tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in entries}
+            dcp.load(tensors, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
+        return tensors
+
+
+def wait_for(condition: Callable[[], object], runs: list[Run], held: str = "", seconds: float = 240) -> None:
+    """Wait until a condition holds; meanwhile start requeued jobs at once, but for the one that is `held`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        cluster = runs[0].cluster
+        for job, state in cluster.states().items():
+            if "BeginTime" in state and job != held:
+                cluster.release(job)
+        assert time.monotonic() < deadline, "\n".join(
+            f"{run.folder.name}: {run.handle.state}\n{run.log()}" for run in runs
+        )
+        time.sleep(0.1)
+
+
+def test_jobs_end_with_the_same_weights_whatever_happens(slurm, tiny, tmp_path):
+    runs = {
+        name: Run(slurm, tiny, tmp_path / name, "low" if name == "preempted" else "main")
+        for name in ("undisturbed", "limited", "preempted", "requeued", "killed")
+    }
+    everything = list(runs.values())
+
+    def end_of(name: str) -> Run:
+        run = runs[name]
+        wait_for(lambda: run.has_trained(SAVE_EVERY + 5), everything)
+        return run
+
+    run = end_of("limited")
+    os.kill(run.rank(1), signal.SIGSTOP)  # so that the run does not end before SLURM looks at time limits
+    slurm.call("scontrol", "update", f"JobId={run.job}", "TimeLimit=2")
+    os.kill(end_of("killed").rank(1), signal.SIGKILL)
+    slurm.call("scontrol", "requeue", end_of("requeued").job)
+    high = ("-phigh", "-N2", "--ntasks-per-node=1", "--gres=seat:1", "--output=/dev/null", "--wrap=true")
+    end_of("preempted")
+    slurm.call("sbatch", *high)
+    wait_for(lambda: "saving" in run.log(), everything, held=run.job)
+    os.kill(run.rank(1), signal.SIGCONT)
+    wait_for(lambda: "BeginTime" in slurm.states()[run.job], everything, held=run.job)
+    slurm.call("scontrol", "update", f"JobId={run.job}", "TimeLimit=60")
+    wait_for(lambda: all(each.handle.state == "finished" for each in everything), everything)
+    lost = Run(slurm, tiny, tmp_path / "lost")
+    wait_for(lambda: lost.has_trained(SAVE_EVERY + 5), [lost])
+    slurm.stop_node("node1")
+    slurm.call("scontrol", "update", "NodeName=node1", "State=DOWN", "Reason=test")
+    wait_for(lambda: "PENDING" in slurm.states()[lost.job], [lost])
+    slurm.start_node("node1")
+    slurm.call("scontrol", "update", "NodeName=node1", "State=RESUME")
+    wait_for(lambda: lost.handle.state == "finished", [lost])
+    expected = runs["undisturbed"].tensors()
+    assert len(runs["undisturbed"].verdicts()) == 1
+    for run in (*everything, lost):
+        assert run.handle.wait() == 0
+        tensors = run.tensors()
+        assert tensors.keys() == expected.keys()
+        assert all(torch.equal(tensors[name], expected[name]) for name in expected), run.folder.name
+    killed = runs["killed"].verdicts()
+    assert [verdict["action"] for verdict in killed] == ["restart", "end"]
+    assert killed[0]["cause"] == "rank 1 on node0 was killed (signal 9)"
+    for name in ("limited", "preempted"):
+        stopped = runs[name].verdicts()[0]
+        assert (stopped["outcome"], stopped["action"]) == ("stopped", "requeue")
+        assert f"resumed from {runs[name].folder}/step_{stopped['step']:08d}" in runs[name].log()
+    assert runs["requeued"].verdicts()[0]["outcome"] == "stopped"
+    assert f"resumed from {lost.folder}/step_" in lost.log()
