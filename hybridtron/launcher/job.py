@@ -15,8 +15,6 @@ from hybridtron.files import read_plain, replace_file, require_folder
 from hybridtron.launcher.config import LaunchConfig
 from hybridtron.training.config import RunConfig
 
-LAUNCH, LOGS, CODE = "launch", "logs", "code"  # folders in that of a job
-
 # Python with a package from a path of any characters before all others; PYTHONPATH cannot hold a colon.
 ENTRY = "import sys; sys.path.insert(0, sys.argv.pop(1)); from hybridtron.{module} import main; sys.exit(main())"
 
@@ -60,7 +58,7 @@ class Spec:
 
     @property
     def launch_folder(self) -> Path:
-        return self.path / LAUNCH
+        return self.path / "launch"
 
     @property
     def config(self) -> LaunchConfig:

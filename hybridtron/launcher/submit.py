@@ -10,13 +10,14 @@ from pathlib import Path
 from hybridtron.config.load import dump
 from hybridtron.distributed.launch import usable_cores
 from hybridtron.errors import UserError
-from hybridtron.files import replace_file
+from hybridtron.files import replace_file, require_folder
 from hybridtron.launcher import local, slurm
 from hybridtron.launcher.allocation import Allocation, allocate
 from hybridtron.launcher.config import LaunchConfig
 from hybridtron.launcher.handle import Handle
 from hybridtron.launcher.job import Job, Spec, make_folder
 from hybridtron.launcher.snapshot import PACKAGE, copy_code, write_environment
+from hybridtron.training.run_folder.folder import LAUNCHER as FOLDERS
 
 
 def submit(
@@ -92,6 +93,8 @@ def _prepare(jobs: Sequence[Job], launch: LaunchConfig, folder: Path) -> list[Sp
         allocation_of(job, launch)
         if launch.cluster == "slurm":
             slurm.require_usable_path(job.folder)
+        for name in FOLDERS:
+            require_folder(job.folder / name)
     make_folder(folder)
     root = copy_code(make_folder(folder / "code")) if launch.snapshot_code else PACKAGE.parent
     write_environment(make_folder(folder / "launch"))

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import hybridtron as ht
-from hybridtron.launcher.config import LaunchConfig
+from hybridtron.launcher.config import LaunchConfig, read_launch
 from hybridtron.launcher.job import Job
 from hybridtron.launcher.slurm import SlurmHandle
 from hybridtron.launcher.snapshot import recorded_environment
@@ -70,7 +70,7 @@ def test_paths_that_slurm_cannot_hold_are_refused(name, tmp_path):
 @pytest.mark.parametrize("key", ["partition", "account", "qos", "constraint", "container_image"])
 def test_launch_files_cannot_add_lines_to_the_script(key):
     with pytest.raises(ht.UserError, match=key):
-        ht.launch({}, launch={"cluster": "slurm", key: "x\ntouch PWNED"})
+        read_launch({"cluster": "slurm", key: "x\ntouch PWNED"})
 
 
 def test_secrets_are_not_recorded(monkeypatch):
