@@ -10,6 +10,7 @@ verdict.json      once: the first cause, and what all do next
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from typing import Any
 from hybridtron.errors import UserError
 from hybridtron.files import open_to_write, read_plain, replace_file
 from hybridtron.launcher.job import make_folder
+from hybridtron.training.run_folder.attempts import judge_attempt
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,13 @@ class Attempt:
     def verdict(self) -> Verdict | None:
         content = self.read("verdict.json")
         return Verdict(**content) if content else None
+
+    def record(self, run_folder: Path, verdict: Verdict) -> None:
+        """Write the verdict into attempts.jsonl of a training run."""
+        since = (self.read("start.json") or {}).get("time")
+        with contextlib.suppress(OSError, UserError):
+            if isinstance(since, int | float):
+                judge_attempt(run_folder, since, verdict.outcome, verdict.cause, verdict.step or None, verdict.time)
 
     def decide(self, verdict: Verdict) -> bool:
         """Write the verdict; return False where there is one already."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -141,5 +142,7 @@ def _submit_to_slurm(
             replace_file(file, "\0".join(str(spec.launch_folder / "job.json") for spec in group))
         command = slurm.batch_command(Path(first.root), file)
         number = slurm.submit_script(first.name, folder / "launch" / "slurm", launch, first, command, array)
-        found |= {handle.folder.as_posix(): handle for handle in slurm.handles(group, number, array is not None)}
+        for handle in slurm.handles(group, number, array is not None):
+            replace_file(handle.folder / "launch" / "submitted.json", json.dumps({"job": handle.job_id}) + "\n")
+            found[handle.folder.as_posix()] = handle
     return [found[spec.path.as_posix()] for spec in specs]

@@ -24,7 +24,6 @@ from hybridtron.launcher.attempts import Attempt, Report, Verdict, find_attempt,
 from hybridtron.launcher.child import Child, log_file, start_child
 from hybridtron.launcher.job import Spec
 from hybridtron.launcher.task import ECHO, Task
-from hybridtron.training.run_folder.attempts import record_cause
 from hybridtron.training.run_folder.folder import RunFolder
 from hybridtron.training.signals import ECHO_SECONDS
 
@@ -219,8 +218,8 @@ class Supervisor:
         if not attempt.decide(verdict):
             return
         self.has_judged = True
-        if verdict.cause and self.spec.is_training:
-            record_cause(self.spec.path, verdict.cause)
+        if self.spec.is_training:
+            attempt.record(self.spec.path, verdict)
         if verdict.action == "end":
             content = {**asdict(verdict), "incarnation": self.task.incarnation, "job": self.task.job_id}
             replace_file(self.spec.launch_folder / "result.json", json.dumps(content) + "\n")

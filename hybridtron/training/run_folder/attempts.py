@@ -91,10 +91,18 @@ def _add(found: dict[int, Attempt], row: Mapping[str, Any]) -> None:
     elif event == "save" and step is not None:
         attempt.saves.append(Save(step, when, _seconds(row)))
     elif event == "end":
+        _add_end(attempt, when, step, row)
+
+
+def _add_end(attempt: Attempt, when: float, step: int | None, row: Mapping[str, Any]) -> None:
+    """Add an end; a second one, by a supervisor that knows the first cause, corrects outcome and cause."""
+    if attempt.ended is None:
         attempt.ended, attempt.end_step, attempt.seconds = when, step, _seconds(row)
-        outcome = row.get("outcome")
-        attempt.outcome = outcome if outcome in (FINISHED, STOPPED, FAILED) else FAILED
-        attempt.cause = _text(row.get("cause"))
+    else:
+        attempt.end_step = max((each for each in (attempt.end_step, step) if each is not None), default=None)
+    outcome = row.get("outcome")
+    attempt.outcome = outcome if outcome in (FINISHED, STOPPED, FAILED) else FAILED
+    attempt.cause = _text(row.get("cause")) or attempt.cause
 
 
 def begin_attempt(
@@ -159,14 +167,24 @@ def end_attempt(
     return True
 
 
-def record_cause(folder: Path, cause: str) -> None:
-    """Record that the last attempt failed and its first cause, which a rank may not know that has ended for it."""
-    if end_attempt(folder, FAILED, cause) or not (attempts := read_attempts(folder)):
-        return
+def judge_attempt(
+    folder: Path, since: float, outcome: str, cause: str | None, step: int | None = None, ended: float | None = None
+) -> bool:
+    """Record what a supervisor found about the last attempt, in place of what its processes saw of it.
+
+    Return False where nothing is to be added, or no attempt has begun `since` this time.
+    """
+    attempts = read_attempts(folder)
+    if not attempts or attempts[-1].started < since:
+        return False
     last = attempts[-1]
-    if last.outcome == FAILED:
-        row = {"time": last.ended, "step": last.end_step, "outcome": FAILED, "cause": cause, "seconds": last.seconds}
-        append_event(folder, event="end", attempt=last.number, **row)
+    if last.outcome is None:
+        return end_attempt(folder, outcome, cause, step, ended)
+    if last.outcome == outcome and cause in (None, last.cause):
+        return False
+    when = time.time() if ended is None else ended
+    append_event(folder, event="end", attempt=last.number, time=when, step=step, outcome=outcome, cause=cause)
+    return True
 
 
 def last_progress(folder: Path, attempt: Attempt) -> tuple[int, float]:

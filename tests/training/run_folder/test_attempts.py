@@ -10,7 +10,7 @@ import pytest
 import hybridtron as ht
 from hybridtron.errors import UserError
 from hybridtron.training.callbacks.base import Callback, StopTraining
-from hybridtron.training.run_folder.attempts import FAILED, begin_attempt, end_attempt, read_attempts
+from hybridtron.training.run_folder.attempts import FAILED, begin_attempt, end_attempt, judge_attempt, read_attempts
 
 
 class Fault(Callback):
@@ -74,6 +74,21 @@ def test_only_an_open_attempt_is_ended(tmp_path):
     assert not end_attempt(tmp_path, FAILED, "again")
     (attempt,) = read_attempts(tmp_path)
     assert (attempt.end_step, attempt.cause) == (12, "rank 0 on a was killed (signal 9)")
+
+
+def test_a_supervisor_s_cause_stands_in_place_of_what_training_saw(tmp_path):
+    number = begin_attempt(tmp_path, 0, 2, ["a"], started=100.0)
+    assert not judge_attempt(tmp_path, 101.0, FAILED, "of another attempt", 5, 130.0)
+    end_attempt(tmp_path, FAILED, "connection closed", step=7, ended=120.0, seconds={"step": 15.0})
+    assert judge_attempt(tmp_path, 99.0, FAILED, "rank 1 on a was killed (signal 9)", 8, 130.0)
+    assert not judge_attempt(tmp_path, 99.0, FAILED, "rank 1 on a was killed (signal 9)", 8, 130.0)
+    (attempt,) = read_attempts(tmp_path)
+    assert (attempt.number, attempt.cause, attempt.end_step) == (number, "rank 1 on a was killed (signal 9)", 8)
+    assert (attempt.ended, attempt.seconds) == (120.0, {"step": 15.0})
+    begin_attempt(tmp_path, 4, 2, ["a"], started=140.0)
+    assert judge_attempt(tmp_path, 139.0, FAILED, "a hang", 6, 150.0)
+    last = read_attempts(tmp_path)[-1]
+    assert (last.outcome, last.cause, last.end_step, last.ended) == ("failed", "a hang", 6, 150.0)
 
 
 @pytest.mark.parametrize(
