@@ -112,8 +112,7 @@ def _cells(ablation: Ablation) -> bytes:
     panel.axvline(0, color=FAINT, linewidth=1, linestyle="--", zorder=0)
     panel.set_yticks(y, [cell.name for cell in compared])
     panel.invert_yaxis()
-    title = "Difference from the reference, 95 % interval over paired seeds"
-    label_axes(panel, title, f"difference in {LOSS}", "")
+    label_axes(panel, "Cells", f"difference in {LOSS} from the reference, 95 % interval", "")
     legend_below(figure, [panel], 2, SMALL)
     return png(figure)
 
