@@ -106,13 +106,3 @@ def test_a_study_is_interrupted_and_only_what_is_missing_is_submitted_again(tiny
     assert len(ablation.rows) == 8
     assert all(len(read_attempts(run.config.run_folder)) == 1 for run in ablation.plan.runs if run.name in done)
     assert list(ablation.axes) == ["lr", "rotary", "layers"]
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    from tests.slurm_cluster import missing_programs, running_cluster
-
-    if missing := missing_programs():
-        pytest.skip(f"needs SLURM's {', '.join(missing)}")
-    with running_cluster(tmp_path_factory.mktemp("slurm")) as cluster:
-        yield cluster
