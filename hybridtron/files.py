@@ -12,10 +12,11 @@ import json
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 from hybridtron.errors import UserError
 
@@ -170,6 +171,11 @@ def read_last_row(path: Path) -> dict[str, Any] | None:
                 if isinstance(line.value, dict):
                     return line.value
     return None
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Return whether a value of JSON is a number, finite as a float, and no truth value."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
 
 
 def open_rows(path: Path) -> tuple[io.FileIO, list[Line]]:

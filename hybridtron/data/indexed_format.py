@@ -34,12 +34,12 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 def bin_path(prefix: Path) -> Path:
     """Return the file of token ids."""
-    return prefix.with_name(prefix.name + ".bin")
+    return Path(f"{prefix}.bin")
 
 
 def idx_path(prefix: Path) -> Path:
     """Return the index file."""
-    return prefix.with_name(prefix.name + ".idx")
+    return Path(f"{prefix}.idx")
 
 
 def write_index(path: Path, lengths: np.ndarray, dtype: np.dtype) -> None:
@@ -139,6 +139,10 @@ def _advice(prefix: Path) -> str:
     """Return advice about a missing prefix: the likeliest reason, or the nearest existing name."""
     if prefix.suffix in (".bin", ".idx") and prefix.is_file():
         return f"; give the prefix without its suffix: {str(prefix.with_suffix(''))!r}"
+    if prefix.is_dir() and (found := sorted(str(path.with_suffix("")) for path in prefix.glob("*.idx"))):
+        return (
+            f"; it is a folder: give the path of tokens in it without their suffix: {' or '.join(map(repr, found[:5]))}"
+        )
     if (prefix.parent / PARTIAL_NAME).is_dir():
         return f"; {prefix.parent} is only partly prepared: run the same tools/prepare_data.py command again"
     folder = prefix.parent

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hybridtron.errors import UserError
+from hybridtron.files import is_number
 from hybridtron.laws.data.runs import Runs, text_columns
 from hybridtron.training.callbacks.metrics import read_metrics
 
@@ -88,7 +88,7 @@ def _end(folder: Path) -> tuple[dict[str, Any], list[str]]:
     if summary.is_file():
         try:
             end = dict(json.loads(summary.read_text()))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise UserError(f"{summary}: not a JSON object ({error})") from None
     else:
         rows = read_metrics(folder / "metrics.jsonl")
@@ -100,6 +100,6 @@ def _end(folder: Path) -> tuple[dict[str, Any], list[str]]:
     loss, tokens = end.get("valid_loss") if held_out else end.get("loss"), end.get("tokens")
     if not held_out:
         warnings.append(f"training loss: {folder} has no held-out loss; is its training loss what you want to compare?")
-    if not all(isinstance(value, int | float) and 0 < value < math.inf for value in (loss, tokens)):
+    if not (is_number(loss) and is_number(tokens) and loss > 0 and tokens > 0):
         raise UserError(f"{folder}: loss {loss} after {tokens} tokens; expected a number and some tokens")
     return {"tokens": tokens, "loss": loss}, warnings

@@ -8,8 +8,13 @@ import math
 import os
 from pathlib import Path
 
-from hybridtron.files import append_rows, open_rows, read_lines, read_plain, replace_file
+from hybridtron.files import append_rows, is_number, open_rows, read_lines, read_plain, replace_file
 from hybridtron.training.callbacks.base import FileWriter, Row, TrainContext
+
+NUMBERS = (
+    "step", "tokens", "loss", "step_loss", "valid_loss", "valid_bits_per_byte", "lr", "grad_norm", "time", "skipped",
+    "tokens_per_s", "flops_per_s", "mfu",
+)  # fmt: skip
 
 
 class MetricsFile(FileWriter):
@@ -57,4 +62,9 @@ class MetricsFile(FileWriter):
 def read_metrics(file: Path) -> list[Row]:
     """Return the rows of a metrics file, without damaged lines (a killed run may leave its last line cut)."""
     values = [line.value for line in read_lines(read_plain(file))] if file.exists() else []
-    return [row for row in values if isinstance(row, dict) and isinstance(row.get("step"), int)]
+    return [row for row in values if isinstance(row, dict) and _is_sound(row)]
+
+
+def _is_sound(row: Row) -> bool:
+    """Return whether a row has a step, and numbers, or null for those that were not finite, where numbers belong."""
+    return type(row.get("step")) is int and all(row.get(key) is None or is_number(row[key]) for key in NUMBERS)

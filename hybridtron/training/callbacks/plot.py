@@ -30,7 +30,7 @@ def plot_loss(rows: Iterable[Row], file: Path, title: str) -> None:
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
     for key, label, style in (("loss", "training", "-"), ("valid_loss", "held out", "o--")):
-        points = [(row["tokens"], row[key]) for row in rows if row.get(key) is not None]
+        points = [(row["tokens"], row[key]) for row in rows if None not in (row.get("tokens"), row.get(key))]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1.2)
     axes.set(xlabel="tokens", ylabel="loss (nats per token)", title=title)

@@ -12,7 +12,6 @@ writes these rows; a supervisor writes the end of an attempt whose processes cou
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hybridtron.files import append_rows, open_rows, read_last_row, read_lines, read_plain
+from hybridtron.files import append_rows, is_number, open_rows, read_last_row, read_lines, read_plain
 
 FILE = "attempts.jsonl"
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
@@ -62,7 +61,7 @@ def read_attempts(folder: Path) -> list[Attempt]:
     found: dict[int, Attempt] = {}
     for line in read_lines(read_plain(file)) if file.exists() else []:
         row = line.value
-        if isinstance(row, dict) and type(row.get("attempt")) is int and _is_number(row.get("time")):
+        if isinstance(row, dict) and type(row.get("attempt")) is int and is_number(row.get("time")):
             _add(found, row)
     return list(found.values())
 
@@ -193,7 +192,7 @@ def last_progress(folder: Path, attempt: Attempt) -> tuple[int, float]:
     for save in attempt.saves:
         step, when = max(step, save.step), max(when, save.time)
     row = read_last_row(folder / "metrics.jsonl") or {}
-    if type(row.get("step")) is int and _is_number(row.get("time")) and row["time"] >= attempt.started:
+    if type(row.get("step")) is int and is_number(row.get("time")) and row["time"] >= attempt.started:
         step, when = max(step, row["step"]), max(when, row["time"])
     return step, when
 
@@ -210,12 +209,7 @@ def _seconds(row: Mapping[str, Any]) -> dict[str, float]:
     seconds = row.get("seconds")
     if not isinstance(seconds, dict):
         return {}
-    return {phase: float(spent) for phase, spent in seconds.items() if _is_number(spent) and spent >= 0}
-
-
-def _is_number(value: object) -> bool:
-    """Return whether a value of JSON is a finite number."""
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    return {phase: float(spent) for phase, spent in seconds.items() if is_number(spent) and spent >= 0}
 
 
 def _text(value: object) -> str | None:

@@ -27,7 +27,16 @@ from hybridtron.config.load import build, dump
 from hybridtron.config.type_words import value_text
 from hybridtron.data.tokenizer import CONFIG_NAME, FILE_NAME
 from hybridtron.errors import UserError
-from hybridtron.files import lock, open_to_write, read_plain, remove_folder, replace_file, require_folder, require_plain
+from hybridtron.files import (
+    is_number,
+    lock,
+    open_to_write,
+    read_plain,
+    remove_folder,
+    replace_file,
+    require_folder,
+    require_plain,
+)
 from hybridtron.training.config import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -50,6 +59,7 @@ FILES = (
 )
 FOLDERS = ("tensorboard", "wandb", "abandoned", "damaged")
 LAUNCHER = ("launch", "logs", "code")  # folders that `hybridtron launch` makes before training
+NUMBERS = ("step", "loss", "valid_loss", "valid_bits_per_byte", "bigram_bits_per_byte")  # of summary.json
 NAME = "step_[0-9]{8}"  # of a checkpoint
 
 
@@ -168,9 +178,13 @@ class RunFolder:
         return _read_mapping(self.environment_file)
 
     def read_summary(self, step: int) -> dict[str, Any]:
-        """Read summary.json of a run that ended at this step; empty where there is none."""
+        """Read summary.json of a run that ended at this step, without what is no number where one belongs.
+
+        Empty where there is none.
+        """
         summary = _read_mapping(self.summary_file)
-        return summary if summary.get("step") == step else {}
+        sound = {key: value for key, value in summary.items() if key not in NUMBERS or is_number(value)}
+        return sound if sound.get("step") == step else {}
 
     def latest_checkpoint(self) -> Path | None:
         """Return the checkpoint that `latest` names, or without that file the last complete one; None if there is none.

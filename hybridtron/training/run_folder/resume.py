@@ -119,7 +119,8 @@ def require_same_tokens(folder: RunFolder, corpus: Corpus) -> list[Change]:
 
     Return the change where the held-out tokens differ. Nothing is compared where environment.json is gone.
     """
-    was: dict[str, str] = folder.read_environment().get("tokens", {})
+    recorded = folder.read_environment().get("tokens")
+    was = {key: text for key, text in recorded.items() if isinstance(text, str)} if isinstance(recorded, dict) else {}
     now = corpus.fingerprints
     for key in ("data.train", "data.tokenizer"):
         if key in was and now[key] != was[key]:

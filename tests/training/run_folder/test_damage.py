@@ -402,3 +402,42 @@ def test_evaluating_needs_no_training_data(folder, capsys):
 )
 def test_huge_numbers_nuls_and_long_names_are_one_short_line(override, folder, capsys):
     assert len(refused(capsys, "train", "tiny.yaml", override)) < 1000
+
+
+WRONG = ["text", [1], {"a": 1}, True, float("nan"), 10**400]
+
+
+def test_a_value_of_the_wrong_type_in_a_summary_costs_itself_alone(folder, capsys):
+    file = folder / "run" / "summary.json"
+    summary = json.loads(file.read_text())
+    for wrong in WRONG:
+        for key in ("valid_bits_per_byte", "bigram_bits_per_byte"):
+            file.write_text(json.dumps(summary | {key: wrong}))
+            assert main(["train", "tiny.yaml", "--resume"]) == 0
+            assert "no step is left to train" in capsys.readouterr().err
+        file.write_text(json.dumps(summary | {"valid_loss": wrong}))
+        refused(capsys, "laws", "fit", "run")
+
+
+def test_values_of_the_wrong_type_in_the_other_files_cost_themselves_alone(folder):
+    run = folder / "run"
+    environment = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps(environment | {"tokens": 10**400}))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    keys = ("step", "tokens", "loss", "valid_loss", "lr", "time")
+    damaged = [row | {key: wrong} for row, key, wrong in zip(rows, keys, WRONG, strict=False)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*damaged, *rows[6:]]))
+    starts = [{"event": "start", "attempt": 1, "time": wrong, "step": wrong} for wrong in WRONG]
+    (run / "attempts.jsonl").write_text("".join(json.dumps(start) + "\n" for start in starts))
+    assert main(["train", "tiny.yaml", "train.steps=9", "--resume"]) == 0
+    assert steps(folder) == [7, 8, 9]
+    assert main(["describe", "run"]) == main(["eval", "run"]) == 0
+
+
+@pytest.mark.parametrize("key", ["data.train", "data.valid", "data.tokenizer"])
+def test_a_path_that_leads_to_no_file_is_one_line(key, folder, capsys, corpus):
+    for path in (".", "..", "/", "''", "run", "...", "a/.."):
+        refused(capsys, "train", "tiny.yaml", f"{key}={path}", "folder=new")
+    if key != "data.tokenizer":
+        message = refused(capsys, "train", "tiny.yaml", f"{key}={corpus}", "folder=new")
+        assert f"it is a folder: give the path of tokens in it without their suffix: '{corpus}/train'" in message
