@@ -18,7 +18,6 @@ from hybridtron.config.load import load
 from hybridtron.training.run_folder.attempts import read_attempts
 from tests.ablations.studies import LAYERS, LEARNING_RATE, study
 from tests.conftest import command, environment, hear_ctrl_c
-from tests.slurm_cluster import Cluster
 
 pytestmark = pytest.mark.slurm
 
@@ -38,12 +37,12 @@ LAUNCH = {
 class Driver:
     """`hybridtron ablate` as a process of its own."""
 
-    def __init__(self, cluster: Cluster, file: Path) -> None:
+    def __init__(self, file: Path) -> None:
         launch = file.parent / "slurm.yaml"
         launch.write_text(yaml.safe_dump(LAUNCH))
         self.process = subprocess.Popen(
             command("ablate", file, "--launch", launch), cwd=file.parent, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, env={**environment(), **cluster.environment},
+            stderr=subprocess.STDOUT, text=True, env=environment(),
             start_new_session=True, preexec_fn=hear_ctrl_c,
         )  # fmt: skip
 
@@ -67,7 +66,7 @@ class Driver:
         return text
 
 
-def test_a_study_is_interrupted_and_only_what_is_missing_is_submitted_again(tiny, cluster):
+def test_a_study_is_interrupted_and_only_what_is_missing_is_submitted_again(tiny, slurm):
     file = tiny.parent / "study.yaml"
     file.write_text(yaml.safe_dump(study(tiny, axes=AXES, combine="one_at_a_time", max_parallel=2)))
     config = load(file, (), AblationConfig)
@@ -80,23 +79,23 @@ def test_a_study_is_interrupted_and_only_what_is_missing_is_submitted_again(tiny
         numbers = folder / "jobs.json"
         return json.loads(numbers.read_text()) if numbers.is_file() else {}
 
-    first = Driver(cluster, file)
+    first = Driver(file)
     first.wait_until(lambda: len(finished()) >= 1)
     assert "the same command follows them" in first.interrupt()
     submitted = jobs()
     assert len(submitted) == 8
     assert len({number.partition("_")[0] for number in submitted.values()}) == 1  # one array
 
-    second = Driver(cluster, file)  # follows the jobs of the first one
+    second = Driver(file)  # follows the jobs of the first one
     second.wait_until(lambda: len(finished()) >= 3)
     second.interrupt()
     kept = jobs()
     assert kept.items() < submitted.items()
 
-    cluster.cancel_all()
+    slurm.cancel_all()
     done = finished()
     assert 3 <= len(done) < 8
-    text = Driver(cluster, file).finish()
+    text = Driver(file).finish()
     assert "4 cells x 2 seeds = 8 runs: 8 measured" in text
     again = jobs()
     assert again.keys() == submitted.keys() - done
