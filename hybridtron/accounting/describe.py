@@ -16,6 +16,8 @@ from hybridtron.model.config import ModelConfig
 from hybridtron.model.tensors import model_tensors
 from hybridtron.reporting.shown import Shown
 
+FORMAT_BYTES = {"fp32": 4, "bf16": 2}
+
 
 @dataclass(frozen=True)
 class LayerAccount:
@@ -30,7 +32,7 @@ class LayerAccount:
 @dataclass(frozen=True)
 class Account(Shown):
     """Per-token FLOPs are averages over a sequence of seq_len tokens; state_size is elements per sequence of
-    seq_len."""
+    seq_len, as state_bytes is."""
 
     name: str
     config: ModelConfig
@@ -41,6 +43,7 @@ class Account(Shown):
     active: int
     flops_forward: int  # per sequence
     state_size: int
+    state_bytes: dict[str, int]  # by the format of the parameters
 
     def as_json(self) -> dict[str, Any]:
         per_token = self.flops_forward / self.seq_len
@@ -56,6 +59,7 @@ class Account(Shown):
             },
             "flops_per_token": {"forward": _whole(per_token), "training": _whole(3 * per_token)},
             "state_size": self.state_size,
+            "state_bytes": self.state_bytes,
         }
 
 
@@ -86,6 +90,9 @@ def describe(config: ModelConfig, seq_len: int, name: str = "model") -> Account:
         flops_forward=sum(block.flops(seq_len) for block in blocks)
         + 2 * seq_len * math.prod((config.hidden_size, config.vocab_size)),
         state_size=sum(layer.state_size for layer in layers),
+        state_bytes={
+            name: sum(block.state_bytes(seq_len, width) for block in blocks) for name, width in FORMAT_BYTES.items()
+        },
     )
 
 

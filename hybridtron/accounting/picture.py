@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hybridtron.accounting.describe import Account
-from hybridtron.reporting.numbers import si
+from hybridtron.reporting.numbers import byte_size, si
 from hybridtron.reporting.shown import show
 from hybridtron.reporting.table import Table
 
@@ -42,10 +42,12 @@ def draw(account: Account, console: Console) -> None:
     console.file.write(table.to_terminal(console))
     per_token = account.flops_forward / account.seq_len
     tied = " (tied)" if config.tie_embeddings else ""
+    sizes = [f"{byte_size(size)} in {name}" for name, size in account.state_bytes.items()]
+    state = f": {', '.join(sizes)}" if account.state_size else ""
     console.print(
         f"\nparameters  {account.total:,} = {account.embedding:,} embedding{tied} + "
         f"{account.total - account.embedding:,} in {len(account.layers)} layers and norms; active {account.active:,}\n"
         f"FLOPs       {si(per_token)} per token forward, {si(3 * per_token)} in training, at {account.seq_len} tokens\n"
-        f"state       {account.state_size:,} elements per sequence of {account.seq_len} tokens",
+        f"state       {account.state_size:,} elements per sequence of {account.seq_len} tokens{state}",
         soft_wrap=True,
     )

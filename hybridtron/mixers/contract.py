@@ -48,6 +48,7 @@ class MixerConfig(Strict):
     kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
     capabilities: ClassVar[Capabilities] = EVERYTHING
     attends: ClassVar[bool] = False  # it keeps all tokens, or those of a window, and compares each with them
+    float32_state: ClassVar[bool] = False  # its state is in float32 also where parameters are narrower
     shares_state: ClassVar[bool] = True  # its fixed state counts where architectures are compared at equal state
     multiplied: ClassVar[tuple[str, ...]] = ()  # parameters by which tokens are multiplied, beside linears NAME.weight
     mad_layers: ClassVar[Layers] = {}  # keys at width 128 by the name of the layer in the MAD protocol
@@ -95,6 +96,10 @@ class MixerConfig(Strict):
         if self.kind == "channel":
             return 0
         raise NotImplementedError
+
+    def state_bytes(self, seq_len: int, parameter_bytes: int) -> int:
+        """Count the bytes of `state_size` elements, for parameters of so many bytes."""
+        return self.state_size(seq_len) * (4 if self.float32_state else parameter_bytes)
 
     def build(self, backend: Backend) -> Mixer:
         """Build the module: the class in `module.py` beside the config that is named like it, without `Config`."""

@@ -25,7 +25,7 @@ from hybridtron.training.build import build_chunks
 from hybridtron.training.config import RunConfig
 
 META = torch.device("meta")
-EMBEDDING, LOSS = "the embedding", "the loss"
+EMBEDDING, LOSS, OUTPUT = "the embedding", "the loss", "the output"
 Device = Literal["gpu", "cpu"]
 
 
@@ -38,7 +38,7 @@ class Passes:
     gradients, temporaries, and what it recomputes.
     """
 
-    kept: dict[str, int]  # by part: the embedding, the layers of each block, the loss
+    kept: dict[str, int]  # by part: the embedding, the layers of each block, the loss, a stage's output
     temporaries: int
     peak: str
     loss: int
@@ -160,6 +160,8 @@ def _pass(config: RunConfig, chunk: LanguageModel, parallel_context: ParallelCon
                 f"dry run: stage {chunk.stage.index} gives shape {tuple(result.shape)}; expected {expected}"
             )
         kept = memory.kept()
+        if not chunk.stage.is_last:  # megatron-core's schedule holds on to it until its backward pass
+            kept[OUTPUT] = result.untyped_storage().nbytes()
         memory.enter(Phase(LOSS, backward=True))
         result.backward(torch.empty_like(result))
     return Passes.of(memory, kept)

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hybridtron.accounting.describe import FORMAT_BYTES
 from hybridtron.errors import UserError
 from hybridtron.model.stage import Stage, cut, imbalance, stage_costs, stage_tensors
 from hybridtron.model.tensors import model_tensors
@@ -17,7 +18,6 @@ from hybridtron.planner.share import GRADIENT_BYTES, OPTIMIZER_BYTES, Replicas, 
 from hybridtron.reporting.shown import Shown
 from hybridtron.tensors import TensorSpec
 from hybridtron.training.config import RunConfig
-from hybridtron.training.validation.memory import BYTES
 from hybridtron.training.validation.resolve import data_parallel_size
 
 
@@ -211,7 +211,7 @@ def _sent(
 ) -> dict[str, int]:
     """Count the bytes that one process sends in a step, by group and kind; scalars are left out."""
     parallel, model = config.parallel, config.model
-    width = BYTES[config.precision.format]
+    width = FORMAT_BYTES[config.precision.format]
     sent = Counter(
         {f"{group} {kind}": size * micro_batches for (group, kind), size in run.sent_per_micro_batch.items()}
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from hybridtron.accounting.describe import FORMAT_BYTES
 from hybridtron.tensors import Shard, Shards, TensorSpec
 from hybridtron.training.config import RunConfig
-from hybridtron.training.validation.memory import BYTES
 
 GRADIENT_BYTES = 4
 OPTIMIZER_BYTES = {"fp32": 8, "bf16": 12}  # two moments, and with bf16 the fp32 copy
@@ -45,4 +45,4 @@ def num_shards(spec: TensorSpec, config: RunConfig) -> int:
 
 def value_bytes(config: RunConfig, spec: TensorSpec) -> int:
     """Return the bytes of one element of a parameter."""
-    return BYTES[config.precision.format] if spec.trained else UNTRAINED_BYTES
+    return FORMAT_BYTES[config.precision.format] if spec.trained else UNTRAINED_BYTES

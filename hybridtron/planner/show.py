@@ -98,12 +98,13 @@ def _explain(rank: int, memory: StageMemory, console: Console) -> None:
     if memory.kept_per_micro_batch is None:
         return
     kept = sorted(memory.kept_per_micro_batch.items(), key=lambda entry: -entry[1])
+    parts = ", ".join(f"{part} {byte_size(size)}" for part, size in kept)
     console.print(
         f"stage {rank}: {memory.micro_batches_in_flight:g} x {byte_size(sum(size for _, size in kept))} kept for the "
-        f"backward pass: {', '.join(f'{part} {byte_size(size)}' for part, size in kept)}",
+        f"backward passes of the micro-batches in flight: {parts}",
         soft_wrap=True,
     )
-    parts = [f"the backward pass of a layer adds up to {byte_size(memory.layer or 0)}"]
+    peaks = [f"a layer's backward pass takes up to {byte_size(memory.layer or 0)} more"]
     if memory.loss:
-        parts.append(f"logits and loss with gradients take {byte_size(memory.loss)}")
-    console.print(f"  peak in the {memory.peak}; {'; '.join(parts)}", soft_wrap=True)
+        peaks.append(f"logits and loss, with their gradients, up to {byte_size(memory.loss)}")
+    console.print(f"  the peak is in the {memory.peak}; {'; '.join(peaks)}", soft_wrap=True)

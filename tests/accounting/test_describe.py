@@ -80,6 +80,8 @@ def test_state_is_keys_and_values_of_attention_and_the_state_of_mamba2():
     _, account = model_and_account("mamba mlp attn ffn swa", False, 32)
     assert [layer.state_size for layer in account.layers] == [64 * 8, 0, 2 * 2 * 8 * 32, 0, 2 * 4 * 8 * 8]
     assert account.state_size == sum(layer.state_size for layer in account.layers)
+    recurrent, cached = 64 * 8, 2 * 2 * 8 * 32 + 2 * 4 * 8 * 8
+    assert account.state_bytes == {"fp32": 4 * (recurrent + cached), "bf16": 4 * recurrent + 2 * cached}
 
 
 def test_the_json_of_the_command_line(tiny, hybridtron):

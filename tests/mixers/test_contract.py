@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.func import functional_call, stack_module_state, vmap
+from torch.utils._pytree import tree_leaves
 
 from hybridtron.backends.torch import TorchBackend
 from hybridtron.config.schema import dispatch
@@ -197,6 +198,15 @@ class TestPrimitive:
             torch.testing.assert_close(losses[i], nll.mean().detach(), atol=1e-5, rtol=1e-5)
             for name, parameter in model.named_parameters():
                 torch.testing.assert_close(gradients[name][i], parameter.grad, atol=1e-5, rtol=1e-4)
+
+    def test_its_state_has_the_declared_bytes(self, primitive):
+        """Of several tensors the widest is the state: beside a recurrent one lie inputs of a short convolution."""
+        config = model_config(primitive).blocks["x"]
+        module = LanguageModel(model_config(primitive), TorchBackend(torch.bfloat16)).layers["0"].mixer
+        for part, mixer in zip(config.mixers, getattr(module, "branches", [module]), strict=True):
+            state = [leaf for leaf in tree_leaves(mixer.initial_state(1)) if torch.is_tensor(leaf)]
+            width = max((tensor.element_size() for tensor in state), default=0)
+            assert part.state_bytes(64, 2) == part.state_size(64) * width
 
     def test_flops_grow_with_the_sequence_and_state_is_a_count(self, primitive):
         config = model_config(primitive).blocks["x"]

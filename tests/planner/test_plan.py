@@ -55,6 +55,8 @@ def test_a_pipeline_sends_residuals_both_ways():
     first, second = planned("2*mlp", 2, pipeline=2).stages
     assert first.sent_bytes_per_step == second.sent_bytes_per_step == {"pipeline send": 8 * RESIDUAL}
     assert first.activation_bytes > second.activation_bytes > 0
+    assert first.memory.kept_per_micro_batch["the output"] == RESIDUAL
+    assert "the output" not in second.memory.kept_per_micro_batch
 
 
 # A token's copies go to the experts, results return; weights go alone. Half of it stays with its process.

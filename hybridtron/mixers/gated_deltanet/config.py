@@ -39,6 +39,7 @@ class GatedDeltaNetConfig(MixerConfig):
         64, ge=1, description="Tokens per chunk, a power of two; changes speed, not results."
     )
 
+    float32_state: ClassVar = True
     mad_layers: ClassVar = {"gated-deltanet": {"num_heads": 8}}
 
     @model_validator(mode="after")

@@ -27,6 +27,7 @@ class GLAConfig(MixerConfig):
     )
 
     multiplied = ("gate_down",)
+    float32_state: ClassVar = True
     mad_layers: ClassVar = {
         "gated-linear-attention": {"num_heads": 1, "expand_k": 1.0},
         "mh-gated-linear-attention": {"num_heads": 8, "expand_k": 1.0},

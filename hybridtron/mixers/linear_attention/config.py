@@ -46,6 +46,7 @@ class LinearAttentionConfig(MixerConfig):
     )
 
     multiplied = ("feature_weight",)
+    float32_state: ClassVar = True
     mad_layers: ClassVar = {
         "linear-attention": {**_MAD, "num_heads": 1},
         "mh-linear-attention": {**_MAD, "num_heads": 16},

@@ -34,6 +34,7 @@ class Mamba1Config(MixerConfig):
     conv_kernel: int = Field(4, ge=1, description="Length of the short convolution.")
 
     multiplied = ("dt_weight",)  # the scan, elementwise, would add 9 inner_size * state_dim FLOPs a token
+    float32_state: ClassVar = True
     mad_layers: ClassVar = {"mamba": {"state_dim": 4}}
 
     @model_validator(mode="after")

@@ -33,6 +33,7 @@ class Mamba2Config(MixerConfig):
         64, ge=1, description="Tokens per chunk of the scan; changes speed, not results."
     )
 
+    float32_state: ClassVar = True
     mad_layers: ClassVar = {"mamba2": {"head_dim": 16, "state_dim": 8}}
 
     @model_validator(mode="after")

@@ -77,6 +77,9 @@ class ParallelMixersConfig(MixerConfig):
     def state_size(self, seq_len: int) -> int:
         return sum(branch.state_size(seq_len) for branch in self.branches)
 
+    def state_bytes(self, seq_len: int, parameter_bytes: int) -> int:
+        return sum(branch.state_bytes(seq_len, parameter_bytes) for branch in self.branches)
+
     def active_parameters(self) -> int:
         idle = sum(branch.parameters() - branch.active_parameters() for branch in self.branches)
         return self.parameters() - idle

@@ -53,6 +53,7 @@ class RWKV6Config(MixerConfig):
     )
 
     multiplied = ("mix_down", "mix_up", "decay_down", *(f"{name}_weight" for name in MIXED))
+    float32_state: ClassVar = True
     mad_layers: ClassVar = {"rwkv6-time-mixer": {"head_dim": 16}}
 
     @model_validator(mode="after")

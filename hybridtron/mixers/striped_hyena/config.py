@@ -107,6 +107,7 @@ class HyenaLIConfig(StripedHyenaConfig):
         16, ge=1, description="Exponentials in a filter, and elements of a channel's state."
     )
 
+    float32_state: ClassVar = True
     mad_layers: ClassVar = {"hyena-li": {"filter_order": 16}}
 
     @property

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from hybridtron.accounting.describe import describe
+from hybridtron.accounting.describe import FORMAT_BYTES, describe
 from hybridtron.errors import UserError
 from hybridtron.reporting.numbers import si
 from hybridtron.training.config import RunConfig
 
-BYTES = {"fp32": 4, "bf16": 2}
 BYTES_PER_TOKEN_ID = 8
 
 
@@ -20,7 +19,7 @@ def require_memory(config: RunConfig, world_size: int, available: int | None = N
     one layer's output. Gradients, optimizer state and activations come on top; whatever could work passes.
     """
     available = machine_memory() if available is None else available
-    number, train, model = BYTES[config.precision.format], config.train, config.model
+    number, train, model = FORMAT_BYTES[config.precision.format], config.train, config.model
     parameters = describe(model, config.data.seq_len).total
     weights = parameters * number // world_size
     if weights > available:
