@@ -1,6 +1,6 @@
 """Read the parameters of a checkpoint without process groups, megatron-core or code from the checkpoint.
 
-A checkpoint has torch's distributed format, as megatron-core's dist_checkpointing writes it. Parameters of several
+A checkpoint has torch's distributed format, as `torch.distributed.checkpoint` writes it. Parameters of several
 packed parts are stored part by part; see `hybridtron.distributed.checkpoint`.
 """
 
@@ -11,6 +11,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from hybridtron.distributed.checkpoint import manifest
+from hybridtron.distributed.checkpoint.manifest import Verify
 from hybridtron.errors import UserError, cause_of
 from hybridtron.files import read_plain
 from hybridtron.safe_index import loading_tensors_only, shape_text
@@ -26,16 +29,18 @@ from hybridtron.tensors import TensorSpec
 FORMAT = {"sharded_backend": "torch_dist", "common_backend": "torch"}
 
 
-def load_parameters(folder: Path, specs: dict[str, TensorSpec]) -> dict[str, Tensor]:
+def load_parameters(folder: Path, specs: dict[str, TensorSpec], verify: Verify = "full") -> dict[str, Tensor]:
     """Read a model's parameters, whole, on the CPU, in the number formats that they were saved in.
 
     Args:
         folder: the checkpoint.
         specs: the model's parameters by name, see `hybridtron.model.tensors.model_tensors`.
+        verify: how much of the checkpoint is compared with its checksums first.
 
     Raises:
         UserError: where the folder is no checkpoint, is damaged, or holds other parameters than `specs`.
     """
+    manifest.verify(folder, verify)
     with loading(folder) as index:
         compare_parameters(folder, index, specs)
         stored = {key: torch.empty(entry.size, dtype=entry.properties.dtype) for key, entry in _parameters(index)}
@@ -101,7 +106,16 @@ def _check_common_files(folder: Path) -> None:
     for key, expected in FORMAT.items():
         if backends[key] != expected:
             raise UserError(f"{folder}: has format {backends[key]!r}; expected {expected!r}")
-    torch.load(io.BytesIO(read_plain(folder / "common.pt")), map_location="cpu", weights_only=True)
+    read_common(folder)
+
+
+def read_common(folder: Path) -> dict[str, Any]:
+    """Read the values of a checkpoint that are no tensors. Raises ValueError for anything but a mapping."""
+    content = read_plain(folder / "common.pt")
+    common = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    if not isinstance(common, dict):
+        raise ValueError(f"common.pt holds {type(common).__name__}; expected a mapping")
+    return common
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

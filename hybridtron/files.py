@@ -68,12 +68,21 @@ def replace_file(path: Path, content: str | bytes) -> None:
     draft.unlink(missing_ok=True)  # a killed run's; it may be a second name of a file elsewhere
     try:
         with open_to_write(draft, os.O_EXCL) as file:
-            _write_all(file, content)
+            write_all(file, content)
             os.fsync(file.fileno())
         os.replace(draft, path)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def remove_folder(folder: Path) -> None:
@@ -195,7 +204,7 @@ def open_rows(path: Path) -> tuple[io.FileIO, list[Line]]:
 
 def append_rows(stream: io.FileIO, rows: Iterable[dict[str, Any]], allow_nan: bool = True, sync: bool = True) -> None:
     """Append a line of JSON for each row. With `sync` they are on disk when this returns."""
-    _write_all(stream, b"".join(json.dumps(row, allow_nan=allow_nan).encode() + b"\n" for row in rows))
+    write_all(stream, b"".join(json.dumps(row, allow_nan=allow_nan).encode() + b"\n" for row in rows))
     if sync:
         os.fsync(stream.fileno())
 
@@ -203,10 +212,11 @@ def append_rows(stream: io.FileIO, rows: Iterable[dict[str, Any]], allow_nan: bo
 def append_text(path: Path, text: str) -> None:
     """Append text to a plain file, creating it if it is missing."""
     with open_to_write(path, os.O_APPEND) as file:
-        _write_all(file, text.encode())
+        write_all(file, text.encode())
 
 
-def _write_all(stream: io.FileIO, content: bytes) -> None:
+def write_all(stream: io.FileIO, content: bytes | memoryview) -> None:
+    """Write all of the content. Raises OSError."""
     left = memoryview(content)
     while left:
         left = left[stream.write(left) :]

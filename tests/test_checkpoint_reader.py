@@ -22,6 +22,7 @@ from hybridtron.model.language_model import LanguageModel
 from hybridtron.model.tensors import model_tensors
 from hybridtron.safe_index import read_safe_index
 from hybridtron.training.build import build_engine
+from tests.checkpoints import reseal
 from tests.conftest import environment
 from tests.training.runs import resolved_tiny
 
@@ -58,6 +59,7 @@ def rewrite_index(folder, change):
     index = pickle.loads((folder / ".metadata").read_bytes())
     change(index)
     (folder / ".metadata").write_bytes(pickle.dumps(index))
+    reseal(folder)
 
 
 def test_packed_parameters_are_stored_in_parts(saved):
@@ -133,6 +135,7 @@ def test_code_among_the_tensors_is_not_run(folder, tmp_path):
     with pytest.raises(UserError, match="damaged"):
         load_parameters(folder, specs())
     shutil.copyfile(tmp_path / "attack.pt", folder / "common.pt")
+    reseal(folder)
     with pytest.raises(UserError, match="damaged"):
         load_parameters(folder, specs())
     assert not (tmp_path / "owned").exists()
@@ -147,34 +150,34 @@ def test_chunks_that_leave_a_hole_are_refused(folder):
         load_parameters(folder, specs())
 
 
-def test_a_file_that_the_first_process_cannot_write_fails_the_save_at_its_end(tmp_path, monkeypatch):
-    """Raised earlier, it would leave other processes waiting for the first."""
-    from megatron.core.dist_checkpointing import serialization
-    from megatron.core.dist_checkpointing.strategies.common import TorchCommonSaveStrategy
-    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
-
+@pytest.mark.parametrize(
+    "name", ["__0_0.distcp", ".metadata", "common.pt", "metadata.json", "more.json", "manifest.json"]
+)
+def test_a_file_that_cannot_be_written_fails_the_save(name, tmp_path, monkeypatch):
+    """In all processes, none of which waits for another."""
     from hybridtron.distributed import checkpoint
+    from hybridtron.distributed.checkpoint import manifest, writing
 
-    def full(*arguments):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the file")
+    def fails(write):
+        def call(path, *arguments):
+            if path.name == name:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the file")
+            return write(path, *arguments)
+
+        return call
 
     config = CONFIGS["small"]
     with process_groups(config.parallel, Environment(0, 1, 0, None, "single")) as parallel_context:
         engine, _ = build_engine(config, parallel_context)
-        for owner, name in (
-            (TorchCommonSaveStrategy, "save_common"),
-            (FileSystemWriterAsync, "finish"),
-            (serialization, "save_config"),
-        ):
-            (tmp_path / name).mkdir()
-            with monkeypatch.context() as patched:
-                patched.setattr(owner, name, full)
-                failure = engine.first_failure(lambda folder=tmp_path / name: checkpoint.save(folder, engine))
-            assert failure == "the file: No space left on device"
-            assert len(list((tmp_path / name).iterdir())) >= 4  # the others were written
+        for module, function in ((writing, "open_to_write"), (writing, "replace_file"), (manifest, "replace_file")):
+            monkeypatch.setattr(module, function, fails(getattr(module, function)))
+        with pytest.raises(OSError, match=r"^the file: No space left on device$"):
+            checkpoint.save(tmp_path, engine, {"more.json": b"{}"})
+    assert not (tmp_path / "manifest.json").exists()
 
 
 def test_another_format_is_refused(folder):
     (folder / "metadata.json").write_text(json.dumps({"sharded_backend": "zarr"}))
+    reseal(folder)
     with pytest.raises(UserError, match="'zarr'; expected 'torch_dist'"):
         load_parameters(folder, specs())

@@ -31,8 +31,10 @@ from hybridtron.model.tensors import model_tensors
 from hybridtron.training.build import build_engine
 from hybridtron.training.callbacks.metrics import read_metrics
 from hybridtron.training.config import RunConfig
-from hybridtron.training.run_folder.folder import RunFolder, TrainState, read_run
+from hybridtron.training.run_folder.folder import RunFolder, read_run
 from hybridtron.training.run_folder.resume import Change, find_start, record_changes
+from hybridtron.training.run_folder.train_state import STATE_NAME, TrainState, state_content
+from tests.checkpoints import reseal
 from tests.training.runs import resolved_tiny
 
 CONFIG = resolved_tiny()
@@ -55,8 +57,9 @@ def saved(engine, tmp_path_factory):
     folder.create(CONFIG, {})
     partial = folder.partial_checkpoint(1, 0)
     partial.mkdir()
-    checkpoint.save(partial, engine)
-    folder.finish_checkpoint(partial, TrainState(step=1, tokens=128), 0)
+    state = TrainState(step=1, tokens=128)
+    checkpoint.save(partial, engine, {STATE_NAME: state_content(state)})
+    folder.finish_checkpoint(partial, state, 0)
     folder.unlock()
     return folder.path
 
@@ -191,6 +194,7 @@ def test_a_forged_index_reaches_no_loader(forge, saved, engine, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "run") / STEP
     load_into_engine(folder, engine)
     forge(folder, saved_by(lambda stream: torch.save(Attack(canary), stream)))
+    reseal(folder)
     with pytest.raises(UserError, match=r"BytesStorageMetadata|expected a file in its own folder"):
         load_into_engine(folder, engine)
     with pytest.raises(UserError, match=r"BytesStorageMetadata|expected a file in its own folder"):

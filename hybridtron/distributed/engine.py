@@ -197,9 +197,15 @@ class Engine:
             action()
         except (OSError, RuntimeError, UserError, CheckpointException) as error:
             failure = cause_of(error)
-        failures: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(failures, failure)
-        return next((text for text in failures if text is not None), None)
+        return self.first_text(failure)
+
+    def first_text(self, mine: str | None) -> str | None:
+        """Return in all processes the text of the first one that passes one, or None."""
+        if not self.largest(mine is not None):
+            return None
+        texts: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(texts, mine)
+        return next(text for text in texts if text is not None)
 
     def _run(self, micro_batches: Sequence[MicroBatch], forward_only: bool) -> list[Tensor]:
         """Run the schedule; return the losses [b] of each micro-batch in the last stage, no losses in others."""

@@ -50,8 +50,8 @@ class ParallelContext:
     pipeline: Shard
     data_rank: int
     data_size: int
-    replica_rank: int  # among the processes that hold the same shards: data and context together
-    expert_replica_rank: int  # among those that hold the same experts
+    replica: Shard  # among the processes that hold the same shards: data and context together
+    expert_replica: Shard  # among those that hold the same experts
 
     @property
     def is_main(self) -> bool:
@@ -175,8 +175,8 @@ def parallel_context_of(parallel: ParallelConfig, rank: int, world_size: int, de
         pipeline=_shard_of(state.get_pipeline_model_parallel_group()),
         data_rank=state.get_data_parallel_rank(),
         data_size=state.get_data_parallel_world_size(),
-        replica_rank=state.get_data_parallel_rank(with_context_parallel=True),
-        expert_replica_rank=state.get_expert_data_parallel_rank(),
+        replica=_shard_of(state.get_data_parallel_group(with_context_parallel=True)),
+        expert_replica=_shard_of(state.get_expert_data_parallel_group()),
     )
 
 

@@ -82,6 +82,14 @@ class CheckpointConfig(Strict):
     mttf_hours: float | None = Field(
         None, gt=0, description="Mean hours between failures, for the suggested saving interval; null: as observed."
     )
+    asynchronous: bool = Field(
+        True, description="Write in the background while training goes on; false: training waits for the disk."
+    )
+    verify: Literal["full", "sampled", "none"] = Field(
+        "full",
+        description="How much of a checkpoint is compared with its checksums before it is loaded. sampled: the small "
+        "files and one in sixteen tensors.",
+    )
 
 
 class RunConfig(Strict):

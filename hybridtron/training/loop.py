@@ -20,7 +20,8 @@ from hybridtron.training.config import RunConfig
 from hybridtron.training.corpus import Corpus
 from hybridtron.training.lr_schedule import learning_rate
 from hybridtron.training.phases import END, EVALUATION, SAVE, STEP, Phases
-from hybridtron.training.run_folder.folder import RunFolder, TrainState
+from hybridtron.training.run_folder.folder import RunFolder
+from hybridtron.training.run_folder.train_state import TrainState
 from hybridtron.training.saving import Saver, TrainingStopped
 from hybridtron.training.throughput import Throughput
 
@@ -66,12 +67,17 @@ class Trainer:
             for callback in self.callbacks:
                 at_the_end.callback(self._write, callback, callback.close)
                 self._call(lambda each, context: each.on_train_start(context), [callback])
+            at_the_end.push(self._finish_saving)
             stop = self._stop_reason()
             throughput = Throughput(self.config, self.parallel_context)
             while self.state.step < steps and not stop:
                 self._step(throughput)
+                if self.saver:
+                    self.saver.poll()
                 stop = self._stop_reason(signal_number())
                 if self.state.skipped_in_a_row >= self.config.train.max_skipped_steps:
+                    if self.saver:
+                        self.saver.finish()
                     raise TrainingStopped(self._skipped())
                 step = self.state.step
                 self.phases.enter(SAVE)
@@ -79,6 +85,8 @@ class Trainer:
                     self.saver.save(self.state, is_last=bool(stop) or step == steps)
                     stop = stop or self._stop_reason()
                 throughput.start()
+            if self.saver:
+                self.saver.finish(is_last=True)
             self.phases.enter(END)
             if 0 < stop < STOPPED_BY_CALLBACK and self.state.step < steps:
                 step = self.state.step
@@ -88,6 +96,11 @@ class Trainer:
                 self._evaluate()
             self._call(lambda callback, context: callback.on_train_end(context))
         return True
+
+    def _finish_saving(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Complete the pending checkpoint where an error ends a run of one process; others may not be waited for."""
+        if error and self.saver and self.parallel_context.world_size == 1:
+            self.saver.finish()
 
     def _stop_reason(self, signal_number: int = 0) -> int:
         """Return what ends training in any process: a signal's number, STOPPED_BY_CALLBACK, or 0 to go on."""

@@ -157,5 +157,5 @@ def load(run: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> 
     config, checkpoint = read_run(Path(run))
     model = Model(config, device)
     with suggest_older_checkpoint(checkpoint, ": give that path instead"):
-        model.load_state_dict(load_parameters(checkpoint, model_tensors(config.model)))
+        model.load_state_dict(load_parameters(checkpoint, model_tensors(config.model), config.checkpoint.verify))
     return model.eval()

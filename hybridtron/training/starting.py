@@ -89,7 +89,7 @@ def _agreed(folder: RunFolder, mine: Prepared, find: Callable[[Mapping[str, str]
 def _load(checkpoint: Path, trainer: Trainer) -> None:
     from hybridtron.distributed import checkpoint as checkpoints
 
-    checkpoints.load(checkpoint, trainer.engine)
+    checkpoints.load(checkpoint, trainer.engine, trainer.config.checkpoint.verify)
 
 
 def begin(trainer: Trainer, folder: RunFolder, start: Start) -> None:

@@ -113,7 +113,8 @@ class StopsIn(ht.Callback):
 @pytest.mark.parametrize(("method", "steps"), [("on_train_start", 0), ("on_save", 2)])
 def test_stopping_outside_a_step_trains_no_further_one(tiny, method, steps):
     callback = StopsIn(method)
-    assert ht.train(tiny, "checkpoint.save_every=2", callbacks=[callback]).summary["step"] == steps == callback.steps
+    keys = ("checkpoint.save_every=2", "checkpoint.asynchronous=false")
+    assert ht.train(tiny, *keys, callbacks=[callback]).summary["step"] == steps == callback.steps
     assert ht.train(tiny, resume=True).summary["step"] == 20
 
 

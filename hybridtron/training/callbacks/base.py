@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from hybridtron.model.language_model import LanguageModel
     from hybridtron.training.config import RunConfig
     from hybridtron.training.corpus import Corpus
-    from hybridtron.training.run_folder.folder import RunFolder, TrainState
+    from hybridtron.training.run_folder.folder import RunFolder
+    from hybridtron.training.run_folder.train_state import TrainState
 
 Row = dict[str, Any]  # metrics of one step: step, tokens, loss, step_loss, lr, grad_norm, tokens_per_s, ...
 
@@ -60,7 +61,11 @@ class Callback:
         """Receive `context.valid_loss`, the held-out loss (nats per token) after `context.state.step` steps."""
 
     def on_save(self, context: TrainContext, checkpoint: Path) -> None:
-        """Act after a checkpoint is complete."""
+        """Act after a checkpoint is complete.
+
+        That is some steps after its own where it was written in the background (checkpoint.asynchronous); the last
+        one is waited for.
+        """
 
     def on_train_end(self, context: TrainContext) -> None:
         """Act after the last step, saved and evaluated. Not called where a signal or an error ends the run."""

@@ -43,7 +43,17 @@ def environment_info(config: RunConfig, parallel_context: ParallelContext, corpu
 def _git_hash() -> str | None:
     """Return the commit of the checkout this code runs from, with `-dirty` for changes; None outside one."""
     folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    command = [
+        "git",
+        "--no-optional-locks",
+        "-C",
+        str(folder),
+        "describe",
+        "--always",
+        "--abbrev=40",
+        "--dirty",
+        "--exclude=*",
+    ]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

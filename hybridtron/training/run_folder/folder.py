@@ -18,13 +18,12 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hybridtron.config import yaml_text
 from hybridtron.config.load import build, dump
-from hybridtron.config.type_words import value_text
 from hybridtron.data.tokenizer import CONFIG_NAME, FILE_NAME
 from hybridtron.errors import UserError
 from hybridtron.files import (
@@ -36,8 +35,10 @@ from hybridtron.files import (
     replace_file,
     require_folder,
     require_plain,
+    sync_folder,
 )
 from hybridtron.training.config import RunConfig
+from hybridtron.training.run_folder.train_state import NAME, STATE_NAME, TrainState, read_state
 
 logger = logging.getLogger(__name__)
 
@@ -60,17 +61,6 @@ FILES = (
 FOLDERS = ("tensorboard", "wandb", "abandoned", "damaged")
 LAUNCHER = ("launch", "logs", "code")  # folders that `hybridtron launch` makes before training
 NUMBERS = ("step", "loss", "valid_loss", "valid_bits_per_byte", "bigram_bits_per_byte")  # of summary.json
-NAME = "step_[0-9]{8}"  # of a checkpoint
-
-
-@dataclass(frozen=True)
-class TrainState:
-    """Where a run is. Everything else about the data and the schedule follows from it and the config."""
-
-    step: int = 0
-    tokens: int = 0
-    skipped: int = 0  # steps in all
-    skipped_in_a_row: int = 0
 
 
 @dataclass
@@ -194,7 +184,7 @@ class RunFolder:
         name = self._named_by_latest()
         if name is None:
             return self.checkpoints()[-1] if self.checkpoints() else None
-        if not re.fullmatch(NAME, name) or not (self.path / name / "train_state.json").is_file():
+        if not re.fullmatch(NAME, name) or not (self.path / name / STATE_NAME).is_file():
             present = ", ".join(path.name for path in self.checkpoints()) or "none"
             pointer = self.path / "latest"
             raise UserError(
@@ -227,7 +217,7 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Return the complete checkpoints, oldest first."""
-        return sorted(p for p in self.path.glob("step_" + "[0-9]" * 8) if (p / "train_state.json").is_file())
+        return sorted(p for p in self.path.glob("step_" + "[0-9]" * 8) if (p / STATE_NAME).is_file())
 
     def partial_checkpoint(self, step: int, attempt: int) -> Path:
         """Return the folder to write into, of each process its own: a writer of a killed run may still be at work."""
@@ -242,12 +232,13 @@ class RunFolder:
 
         Checkpoints at multiples of `keep_every` steps are never too old.
         """
-        replace_file(partial / "train_state.json", json.dumps(asdict(state)) + "\n")
         final = self.checkpoint(state.step)
         if os.path.lexists(final):  # the same step, saved again after a resume
             remove_folder(final)
         os.replace(partial, final)
+        sync_folder(self.path)  # the name is on disk before `latest` is
         replace_file(self.path / "latest", final.name + "\n")
+        sync_folder(self.path)
         if keep_last:
             for old in self.checkpoints()[:-keep_last]:
                 step = int(old.name.removeprefix("step_"))
@@ -293,29 +284,6 @@ def _read_mapping(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def read_state(checkpoint: Path) -> TrainState:
-    """Read the state of a checkpoint. Raises UserError where its file is damaged or belongs to another step."""
-    file = checkpoint / "train_state.json"
-    try:
-        content = json.loads(read_plain(file))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: damaged: {getattr(error, 'strerror', None) or error}") from None
-    names = [field.name for field in fields(TrainState)]
-    if not isinstance(content, dict) or sorted(content) != sorted(names):
-        raise UserError(f"{file}: damaged: holds {value_text(content)}; expected {', '.join(names)}")
-    for name, value in content.items():
-        if type(value) is not int or value < 0:
-            raise UserError(f"{file}: damaged: {name} = {value_text(value)}; expected a whole number of at least 0")
-    state = TrainState(**content)
-    if re.fullmatch(NAME, checkpoint.name) and checkpoint.name != f"step_{state.step:08d}":
-        raise UserError(f"{file}: damaged: step = {state.step}; expected that of its folder")
-    if not state.skipped_in_a_row <= state.skipped <= state.step:
-        raise UserError(
-            f"{file}: damaged: skipped = {state.skipped} of {state.step} steps; expected no more than those"
-        )
-    return state
-
-
 def read_config(folder: Path) -> RunConfig:
     """Read the config of a run folder."""
     file = folder / "config.yaml"
@@ -351,7 +319,7 @@ def read_run(path: Path) -> tuple[RunConfig, Path]:
     """
     config, folder = read_run_config(path)
     checkpoint = RunFolder(folder).latest_checkpoint() if folder == path else path
-    if checkpoint is None or not (checkpoint / "train_state.json").is_file():
+    if checkpoint is None or not (checkpoint / STATE_NAME).is_file():
         raise UserError(f"{path}: holds no complete checkpoint yet")
     with suggest_older_checkpoint(checkpoint, ": give that path instead"):
         read_state(checkpoint)

@@ -18,10 +18,9 @@ from hybridtron.training.config import RunConfig
 from hybridtron.training.lr_schedule import learning_rate
 from hybridtron.training.run_folder.folder import (
     RunFolder,
-    TrainState,
     read_config,
-    read_state,
 )
+from hybridtron.training.run_folder.train_state import TrainState, read_state
 
 if TYPE_CHECKING:
     from hybridtron.training.corpus import Corpus

@@ -58,8 +58,8 @@ def resolved(tiny, *overrides):
 
 def test_the_order_of_calls(tiny):
     recorder = Recorder()
-    train(resolved(tiny, "train.steps=3", "train.eval_every=2", "checkpoint.save_every=2"), read_environment(),
-          callbacks=[recorder])  # fmt: skip
+    keys = ("train.steps=3", "train.eval_every=2", "checkpoint.save_every=2", "checkpoint.asynchronous=false")
+    train(resolved(tiny, *keys), read_environment(), callbacks=[recorder])
     assert recorder.calls == [
         ("start", 0), ("before", 0), ("after", 1),
         ("before", 1), ("evaluation", 2), ("after", 2), ("save", 2),

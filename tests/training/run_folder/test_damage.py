@@ -14,6 +14,7 @@ import yaml
 from hybridtron.cli.main import main
 from hybridtron.training.run_folder.folder import RunFolder, read_config
 from hybridtron.training.run_folder.resume import find_start
+from tests.checkpoints import reseal
 from tests.conftest import TINY, command, environment
 
 
@@ -122,7 +123,7 @@ def test_several_processes_agree_on_the_newest_whole_checkpoint(folder, hybridtr
     done = hybridtron("train", file, folder_of_run, "train.steps=9", "--nproc", "2", "--resume")
     assert done.returncode == 0, done.stderr
     lines = [line.split(": ")[0] for line in done.stderr.splitlines() if "going on from step_00000004" in line]
-    assert lines == ["step_00000008/.metadata", "step_00000006/train_state.json"]
+    assert lines == ["step_00000008/__0_0.distcp", "step_00000006/train_state.json"]
     assert names(folder / "run" / "damaged") == ["step_00000006", "step_00000008"]
 
 
@@ -131,8 +132,8 @@ def test_where_no_checkpoint_is_whole_nothing_is_written(folder, capsys):
         (folder / "run" / f"step_0000000{step}" / "__0_0.distcp").write_bytes(b"")
     before = contents(folder / "run")
     message = refused(capsys, "train", "tiny.yaml", "train.steps=9", "--resume")
-    assert "run folder run: no checkpoint is whole: step_00000008/.metadata: damaged: " in message
-    assert "; step_00000004/.metadata: damaged: " in message
+    assert "run folder run: no checkpoint is whole: step_00000008/__0_0.distcp: damaged: " in message
+    assert "; step_00000004/__0_0.distcp: damaged: " in message
     assert contents(folder / "run") == {"run/.lock": b""} | before
     for step in (4, 8):
         shutil.rmtree(folder / "run" / f"step_0000000{step}")
@@ -153,6 +154,7 @@ def test_a_checkpoint_beyond_the_named_one_is_not_taken_for_a_damaged_one(folder
     shutil.copytree(folder / "run" / "step_00000004", folder / "run" / "step_00000002")
     state = json.loads((folder / "run" / "step_00000004" / "train_state.json").read_text())
     (folder / "run" / "step_00000002" / "train_state.json").write_text(json.dumps(state | {"step": 2, "tokens": 256}))
+    reseal(folder / "run" / "step_00000002")
     (folder / "run" / "latest").write_text("step_00000004\n")
     (folder / "run" / "step_00000004" / ".metadata").write_bytes(b"")
     assert main(["train", "tiny.yaml", "train.steps=5", "--resume"]) == 0

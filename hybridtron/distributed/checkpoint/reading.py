@@ -1,0 +1,99 @@
+"""Reading a checkpoint into an engine, whichever layout wrote it: each process what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadPlan
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+
+from hybridtron.checkpoint_reader import loading, read_common
+from hybridtron.distributed import optimizer_state
+from hybridtron.distributed.checkpoint import manifest
+from hybridtron.distributed.checkpoint.chunks import Chunk, held_chunks
+from hybridtron.distributed.engine import Engine
+from hybridtron.errors import UserError
+from hybridtron.safe_index import shape_text
+
+
+def load(folder: Path, engine: Engine, verify: manifest.Verify = "full") -> None:
+    """Read parameters and optimizer state into the engine; every process calls this.
+
+    Args:
+        folder: the checkpoint.
+        engine: of the same model, in any layout.
+        verify: how much of the checkpoint is compared with its checksums first; the processes share the reading.
+
+    Raises:
+        UserError: in all processes, where one of them finds the checkpoint damaged.
+    """
+    context = engine.parallel_context
+    _everywhere(engine, lambda: manifest.verify(folder, verify, (context.rank, context.world_size)))
+    _everywhere(engine, lambda: _read(folder, engine))
+
+
+def _everywhere(engine: Engine, action: Callable[[], None]) -> None:
+    """Call an action in every process. Raises UserError in all of them where it fails in one."""
+    if failure := engine.first_failure(action):
+        raise UserError(failure)
+
+
+def _read(folder: Path, engine: Engine) -> None:
+    """Read what this process holds."""
+    with loading(folder) as index:
+        updates = read_common(folder).get("optimizer_updates")
+        if type(updates) is not int:
+            raise ValueError(f"optimizer_updates is {updates!r}; expected a whole number")
+        planner, reader = _ChunkPlanner(folder, held_chunks(engine)), FileSystemReader(folder)
+        planner.set_up_planner({}, index)
+        reader.set_up_storage_reader(index, is_coordinator=False)
+        reader.read_data(planner.create_local_plan(), planner).wait()
+        optimizer_state.set_updates(engine.optimizer, updates)
+
+
+class _ChunkPlanner(DefaultLoadPlanner):
+    """Plan to read those parts of the stored chunks that this process holds, in the order of the files."""
+
+    def __init__(self, folder: Path, chunks: Iterable[Chunk]) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self.folder = folder
+        self.chunks: dict[str, list[Chunk]] = {}
+        for chunk in chunks:
+            self.chunks.setdefault(chunk.key, []).append(chunk)
+
+    def create_local_plan(self) -> LoadPlan:
+        index: Metadata | None = self.metadata
+        assert index is not None
+        assert index.storage_data is not None
+        items = []
+        for key, chunks in self.chunks.items():
+            boxes = [ChunkStorageMetadata(torch.Size(chunk.offsets), chunk.data.size()) for chunk in chunks]
+            items += create_read_items_for_chunk_list(key, self._entry(index, chunks[0]), boxes)
+        places = index.storage_data
+        items.sort(key=lambda item: (places[item.storage_index].relative_path, places[item.storage_index].offset))
+        return LoadPlan(items)
+
+    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
+        assert index.index is not None
+        return self.chunks[index.fqn][index.index].data
+
+    def _entry(self, index: Metadata, chunk: Chunk) -> TensorStorageMetadata:
+        """Return what the index says of a tensor. Raises UserError where it is missing or has another shape."""
+        entry = index.state_dict_metadata.get(chunk.key)
+        if not isinstance(entry, TensorStorageMetadata) or tuple(entry.size) != chunk.shape:
+            there = shape_text(tuple(entry.size)) if isinstance(entry, TensorStorageMetadata) else "absent"
+            raise UserError(
+                f"{self.folder}: tensor {chunk.key} is {there} there; expected {shape_text(chunk.shape)}, as its "
+                "config says"
+            )
+        return entry

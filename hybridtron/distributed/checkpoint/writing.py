@@ -1,0 +1,148 @@
+"""Writing a checkpoint: staged in host memory, written by each process, completed by the first.
+
+`prepare` and `gather` are collective and belong to the main thread. `stage` is quick and local: when it returns, the
+tensors may change again. `write` and `complete` only touch files, and may run in a thread.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.planner import SavePlan
+
+from hybridtron.checkpoint_reader import FORMAT
+from hybridtron.distributed import optimizer_state
+from hybridtron.distributed.checkpoint import manifest
+from hybridtron.distributed.checkpoint.chunks import owned_chunks
+from hybridtron.distributed.checkpoint.layout import Slot, file_name, index_of, plan_of, slots_of, view_of
+from hybridtron.distributed.engine import Engine
+from hybridtron.files import open_to_write, replace_file, sync_folder, write_all
+
+BLOCK = 16 * 2**20  # bytes that are written at once
+
+
+class CheckpointWriter:
+    """Write checkpoints of an engine. What does not change between them is planned at the first.
+
+    It keeps one buffer in host memory, as large as the file of this process, and pinned where there is a GPU.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.rank = engine.parallel_context.rank
+        self.slots: list[Slot] | None = None
+        self.plans: list[SavePlan] = []  # of all processes, in the first
+        self.index = b""
+        self.buffer: Tensor | None = None
+        self.updates = 0
+
+    def prepare(self) -> None:
+        """Plan, at the first call, what every process writes. All processes call this."""
+        if self.slots is not None:
+            return
+        self.slots = slots_of(owned_chunks(self.engine))
+        plans: list[Any] | None = [None] * dist.get_world_size() if self.rank == 0 else None
+        dist.gather_object(plan_of(self.slots), plans)
+        if plans is not None:
+            self.plans, self.index = plans, index_of(plans)
+
+    def stage(self) -> None:
+        """Copy what this process writes into its buffer. Raises RuntimeError where there is no memory for it."""
+        assert self.slots is not None
+        if self.buffer is None:
+            self.buffer = self._new_buffer(self.slots)
+        for slot in self.slots:
+            view_of(self.buffer, slot).copy_(slot.chunk.data, non_blocking=True)
+        if self.engine.parallel_context.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+        self.updates = optimizer_state.updates(self.engine.optimizer)
+
+    def write(self, folder: Path) -> list[int]:
+        """Write the staged file of this process; return the checksum of each of its chunks. Raises OSError."""
+        assert self.slots is not None
+        assert self.buffer is not None
+        if not self.slots:
+            return []
+        content = memoryview(self.buffer.numpy().data)
+        with open_to_write(folder / file_name(self.rank), os.O_EXCL) as file:
+            for start in range(0, len(content), BLOCK):
+                write_all(file, content[start : start + BLOCK])
+            checksums = [zlib.crc32(content[slot.start : slot.stop]) for slot in self.slots]
+            os.fsync(file.fileno())
+        return checksums
+
+    def gather(self, checksums: Sequence[int]) -> list[tuple[list[int], int]]:
+        """Return, in the first process, the checksums and the number of updates of all. All processes call this."""
+        gathered: list[Any] | None = [None] * dist.get_world_size() if self.rank == 0 else None
+        dist.gather_object((checksums, self.updates), gathered)
+        return gathered or []
+
+    def complete(
+        self, folder: Path, gathered: Sequence[tuple[list[int], int]], extra: Mapping[str, bytes] | None = None
+    ) -> None:
+        """Write the index, the small files, those of `extra` by name, and last the manifest. Raises OSError."""
+        common = io.BytesIO()
+        torch.save({"optimizer_updates": max(updates for _, updates in gathered)}, common)
+        versions = {f"{kind}_version": 1 for kind in ("sharded_backend", "common_backend")}
+        small = {
+            "common.pt": common.getvalue(),
+            manifest.FORMATS: json.dumps({**FORMAT, **versions, "manifest": manifest.NAME}).encode(),
+            ".metadata": self.index,
+            **(extra or {}),
+        }
+        files = {name: manifest.file_of_bytes(content) for name, content in small.items()}
+        for name, content in small.items():
+            replace_file(folder / name, content)
+        for rank, (plan, (checksums, _)) in enumerate(zip(self.plans, gathered, strict=True)):
+            if plan.items:
+                files[file_name(rank)] = manifest.file_of_tensors(_stored(plan, checksums))
+        manifest.write(folder, files)
+        sync_folder(folder)
+
+    def _new_buffer(self, slots: Sequence[Slot]) -> Tensor:
+        """Return a buffer with the frames of all chunks, and zeros between them."""
+        size = slots[-1].stop if slots else 0
+        buffer = torch.zeros(size, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        for slot in slots:
+            end = slot.data_start + slot.frame.data_bytes
+            for start, content in ((slot.start, slot.frame.header), (end, slot.frame.trailer)):
+                buffer[start : start + len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        return buffer
+
+
+def save(folder: Path, engine: Engine, extra: Mapping[str, bytes] | None = None) -> None:
+    """Write a checkpoint, with the files of `extra`, into the existing, empty folder; every process calls this.
+
+    Raises OSError in all processes where one of them cannot write.
+    """
+    writer = CheckpointWriter(engine)
+    checksums: list[int] = []
+
+    def write() -> None:
+        writer.stage()
+        checksums.extend(writer.write(folder))
+
+    writer.prepare()
+    failure = engine.first_failure(write)
+    if failure is None:
+        gathered = writer.gather(checksums)
+        failure = engine.first_failure(lambda: writer.complete(folder, gathered, extra) if gathered else None)
+    if failure is not None:
+        raise OSError(failure)
+
+
+def _stored(plan: SavePlan, checksums: Sequence[int]) -> list[manifest.StoredTensor]:
+    """Return what the manifest says of the chunks of one process."""
+    return [
+        manifest.StoredTensor(item.index.fqn, tuple(item.index.offset or ()), start, stop - start, crc)
+        for item, (start, _, stop), crc in zip(plan.items, plan.storage_data, checksums, strict=True)
+    ]
