@@ -140,12 +140,14 @@ def attempts(launch_folder: Path) -> list[Attempt]:
     return sorted(map(Attempt, found), key=lambda attempt: attempt.number)
 
 
-def new_attempt(launch_folder: Path, incarnation: str, processes: int) -> Attempt:
+def new_attempt(launch_folder: Path, launch_id: str, incarnation: str, processes: int) -> Attempt:
     """Begin the next attempt, as rank 0's supervisor does."""
     before = attempts(launch_folder)
     attempt = Attempt(launch_folder / f"attempt_{before[-1].number + 1 if before else 1}")
     make_folder(attempt.folder)
-    attempt.write("start.json", {"incarnation": incarnation, "processes": processes, "time": time.time()})
+    attempt.write(
+        "start.json", {"launch": launch_id, "incarnation": incarnation, "processes": processes, "time": time.time()}
+    )
     return attempt
 
 
@@ -159,8 +161,9 @@ def find_attempt(launch_folder: Path, incarnation: str, after: int) -> Attempt |
     return None
 
 
-def recent_failures(launch_folder: Path, hours: float) -> int:
-    """Count the attempts that failed within the last hours."""
-    verdicts = [attempt.verdict() for attempt in attempts(launch_folder)]
+def recent_failures(launch_folder: Path, launch_id: str, hours: float) -> int:
+    """Count the attempts of a launch that failed within the last hours."""
+    own = [each for each in attempts(launch_folder) if (each.read("start.json") or {}).get("launch") == launch_id]
     since = time.time() - 3600 * hours
+    verdicts = [attempt.verdict() for attempt in own]
     return sum(verdict is not None and verdict.outcome == "failed" and verdict.time > since for verdict in verdicts)

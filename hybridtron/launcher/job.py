@@ -51,6 +51,7 @@ class Spec:
     node_counts: tuple[int, ...]
     processes_per_node: int
     launch: dict[str, Any]
+    launch_id: str  # of this launch: it has a budget of restarts of its own
 
     @property
     def path(self) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -122,6 +123,7 @@ def _spec(job: Job, launch: LaunchConfig, root: Path) -> Spec:
         node_counts=allocation.node_counts,
         processes_per_node=allocation.processes_per_node,
         launch=launch.model_dump(mode="json"),
+        launch_id=uuid.uuid4().hex,
     )
 
 

@@ -99,7 +99,7 @@ class Supervisor:
                     return attempt
             elif self._is_free():
                 (folder / "result.json").unlink(missing_ok=True)
-                return new_attempt(folder, self.task.incarnation, self.processes)
+                return new_attempt(folder, self.spec.launch_id, self.task.incarnation, self.processes)
             time.sleep(POLL_SECONDS)
         waited = "the run folder was never free" if self.task.rank == 0 else "rank 0 began no attempt"
         self._print(f"{self.task.place}: {waited} in {self.config.start_seconds:g} s")
@@ -212,7 +212,7 @@ class Supervisor:
             self.processes,
             attempt.node_of,
             self.config,
-            recent_failures(self.spec.launch_folder, self.config.restart_window_hours),
+            recent_failures(self.spec.launch_folder, self.spec.launch_id, self.config.restart_window_hours),
             can_requeue=self.task.job_id is not None,
         )
         if not attempt.decide(verdict):

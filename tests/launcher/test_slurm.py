@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,7 +78,8 @@ class Run:
         with loading(folder) as index:
             entries = index.state_dict_metadata.items()
             tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in entries}
-            dcp.load(tensors, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
+            with warnings.catch_warnings(action="ignore"):  # of a process without process groups
+                dcp.load(tensors, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
         return tensors
 
 
@@ -142,5 +144,6 @@ def test_jobs_end_with_the_same_weights_whatever_happens(slurm, tiny, tmp_path):
         stopped = runs[name].verdicts()[0]
         assert (stopped["outcome"], stopped["action"]) == ("stopped", "requeue")
         assert f"resumed from {runs[name].folder}/step_{stopped['step']:08d}" in runs[name].log()
-    assert runs["requeued"].verdicts()[0]["outcome"] == "stopped"
+    assert "stopped by a signal after step" in runs["requeued"].log()
+    assert f"resumed from {runs['requeued'].folder}/step_" in runs["requeued"].log()
     assert f"resumed from {lost.folder}/step_" in lost.log()

@@ -1,0 +1,140 @@
+"""Jobs of this machine: killed and hung ranks, the budget of restarts, bad input, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+import hybridtron as ht
+from hybridtron.cli.main import main
+from hybridtron.launcher.config import LaunchConfig
+from hybridtron.launcher.job import Job
+from hybridtron.launcher.submit import submit
+from hybridtron.training.run_folder.attempts import read_attempts
+from tests.conftest import command, environment, hear_ctrl_c
+
+LAUNCH = {"cluster": "local", "processes_per_node": 2, "heartbeat_seconds": 10.0}
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=0.05)
+
+
+def rank(run: Path, attempt: int, number: int) -> int:
+    return int(json.loads((run / "launch" / f"attempt_{attempt}" / f"rank_{number:05d}.json").read_text())["pid"])
+
+
+def first_steps(run: Path) -> int:
+    file = run / "attempts.jsonl"
+    return file.read_text().count('"first_step"') if file.exists() else 0
+
+
+def test_a_run_goes_on_after_a_killed_and_a_stopped_rank_and_saves_at_ctrl_c(tiny, tmp_path):
+    launch, run = tmp_path / "launch.yaml", tmp_path / "run"
+    launch.write_text(yaml.safe_dump(LAUNCH))
+    overrides = ("parallel.tensor=2", "train.steps=1000000", "schedule.type=constant", "checkpoint.save_every=5")
+    process = subprocess.Popen(
+        command("launch", tiny, *overrides, "--launch", launch),
+        env=environment(),
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        preexec_fn=hear_ctrl_c,
+    )
+    wait_for(lambda: (run / "latest").exists(), process)
+    os.kill(rank(run, 1, 1), signal.SIGKILL)
+    wait_for(lambda: first_steps(run) == 2, process)
+    os.kill(rank(run, 2, 1), signal.SIGSTOP)
+    wait_for(lambda: first_steps(run) == 3, process)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 0
+    attempts = read_attempts(run)
+    assert [attempt.outcome for attempt in attempts] == ["failed", "failed", "stopped"]
+    assert attempts[0].cause is not None
+    assert attempts[0].cause.endswith("was killed (signal 9)")
+    assert attempts[1].cause is not None
+    assert attempts[1].cause.startswith("rank 1 on ")
+    assert "is stopped by a signal (SIGSTOP)" in attempts[1].cause
+    assert [attempt.restart_cause for attempt in attempts] == [None, attempts[0].cause, attempts[1].cause]
+    assert [line for line in errors.splitlines() if "attempt" in line] == [
+        f"hybridtron: attempt {number}: {attempts[number - 1].cause}; starting again" for number in (1, 2)
+    ]
+    saved = json.loads((run / (run / "latest").read_text().strip() / "train_state.json").read_text())["step"]
+    assert saved == attempts[2].end_step
+    assert json.loads((run / "launch" / "result.json").read_text())["outcome"] == "stopped"
+
+
+def test_bad_input_never_starts_again(tmp_path):
+    (handle,) = submit([Job("bad", tmp_path / "bad", arguments=("describe", "missing.yaml"))], LaunchConfig())
+    assert handle.wait(60) == 2
+    assert handle.state == "failed"
+    assert "missing.yaml" in handle.result["cause"]
+    assert not (handle.folder / "launch" / "attempt_2").exists()
+
+
+def test_each_launch_has_a_budget_of_restarts(tmp_path):
+    """Each process fails while it imports what a variable puts into its way."""
+    (tmp_path / "pydantic.py").write_text("raise RuntimeError('broken')")
+    launch = LaunchConfig(max_restarts=2, environment={"PYTHONPATH": str(tmp_path)}, snapshot_code=False)
+    job = Job("broken", tmp_path / "run", arguments=("describe", "x.yaml"), processes=2)
+    for attempts in (3, 6):
+        (handle,) = submit([job], launch)
+        assert handle.wait(60) == 1
+        assert len(list((tmp_path / "run" / "launch").glob("attempt_*"))) == attempts
+        assert "RuntimeError: broken; restarted 2 times within 24 h" in handle.result["cause"]
+
+
+def test_jobs_run_at_most_some_at_once_and_what_waits_can_be_cancelled(tmp_path):
+    jobs = [Job(f"{index}", tmp_path / f"{index}", arguments=("describe", "x.yaml")) for index in range(3)]
+    first, second, third = submit(jobs, LaunchConfig(), folder=tmp_path, parallelism=1)
+    third.cancel()
+    assert (second.state, third.state) in (("pending", "pending"), ("pending", "cancelled"))
+    assert [handle.wait(60) for handle in (first, second, third)] == [2, 2, 0]
+    assert third.state == "cancelled"
+    assert not (third.folder / "launch" / "attempt_1").exists()
+    assert len(list((tmp_path / "code").iterdir())) == 1
+
+
+def test_an_allocation_that_does_not_fit_is_one_line_and_writes_nothing(tiny, tmp_path, capsys):
+    launch = tmp_path / "launch.yaml"
+    launch.write_text("cluster: slurm\nprocesses_per_node: 3\n")
+    assert main(["launch", str(tiny), "parallel.tensor=2", "--launch", str(launch)]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("hybridtron: error: nodes 1 x processes_per_node 3 = 3: expected a multiple of")
+    assert printed.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_prints_the_script_and_imports_no_torch(tiny, tmp_path):
+    launch = tmp_path / "launch.yaml"
+    launch.write_text("cluster: slurm\nprocesses_per_node: 2\nnodes: 2\nmin_nodes: 1\npartition: h100\n")
+    code = "import sys; from hybridtron.cli.main import main; code = main(sys.argv[1:]); print('torch' in sys.modules)"
+    arguments = ("-c", code, "launch", tiny, "parallel.tensor=2", "--launch", launch, "--dry-run")
+    done = subprocess.run(
+        [command()[0], *map(str, arguments)], env=environment(), cwd=tmp_path, capture_output=True, text=True
+    )
+    *script, torch = done.stdout.splitlines()
+    assert torch == "False"
+    assert script[0] == "#!/bin/bash"
+    assert {"#SBATCH --nodes=1-2", "#SBATCH --ntasks-per-node=2", "#SBATCH --partition=h100"} <= set(script)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_python_function_returns_a_handle(tiny, tmp_path):
+    with pytest.raises(ht.UserError, match=r"^processes_per_node = 1: expected 2"):
+        ht.launch(tiny, "parallel.tensor=2", launch={"cluster": "local"})
+    script = ht.launch(tiny, launch={"cluster": "slurm"}, dry_run=True)
+    assert isinstance(script, str)
+    assert script.startswith("#!/bin/bash")
