@@ -12,8 +12,10 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from hybridtron.distributed.launch import signal_at_death_of_parent
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 MUNGE = ("key-file", "socket", "pid-file", "log-file", "seed-file")
@@ -80,6 +82,7 @@ class Cluster:
 
     folder: Path
     nodes: list[str]
+    daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -100,13 +103,32 @@ class Cluster:
         """Start a requeued job now, which SLURM would let wait for two minutes."""
         self.call("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
 
+    def start(self, *command: str) -> None:
+        """Start a daemon, which Linux ends with this process, whatever ends that."""
+        name = command[-1] if command[0] == "slurmd" else command[0]
+        self.daemons[name] = subprocess.Popen(
+            command,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=lambda: signal_at_death_of_parent(signal.SIGTERM),
+        )
+
+    def stop(self, name: str) -> None:
+        """End a daemon."""
+        if daemon := self.daemons.pop(name, None):
+            daemon.terminate()
+            try:
+                daemon.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+
     def start_node(self, node: str) -> None:
         """Start the daemon of a node."""
-        self.call("slurmd", "-f", str(self.folder / "slurm.conf"), "-N", node)
-
-    def stop_node(self, node: str) -> None:
-        """End the daemon of a node."""
-        end(self.folder / f"slurmd.{node}.pid")
+        self.start("slurmd", "-D", "-f", str(self.folder / "slurm.conf"), "-N", node)
 
     def cancel_all(self) -> None:
         """End all jobs, and wait until their processes are gone."""
@@ -127,17 +149,11 @@ class Cluster:
             time.sleep(0.05)
 
 
-def end(pid_file: Path) -> None:
-    """End the process that a file names, and wait for that."""
-    if not pid_file.is_file() or not (text := pid_file.read_text().strip()):
-        return
-    pid, deadline = int(text), time.monotonic() + 10
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)
-        while time.monotonic() < deadline:
-            os.kill(pid, 0)
-            time.sleep(0.02)
-        os.kill(pid, signal.SIGKILL)
+def wait_for_file(file: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not file.exists():
+        assert time.monotonic() < deadline, f"{file} has not appeared"
+        time.sleep(0.02)
 
 
 def free_ports(number: int) -> list[int]:
@@ -174,13 +190,19 @@ def running_cluster(folder: Path, nodes: int = 2, cpus: int = 16) -> Iterator[Cl
         lines.append(f"PartitionName={name} Nodes={names} MaxTime=INFINITE State=UP PriorityTier={tier} {more}")
     (folder / "slurm.conf").write_text("\n".join(lines) + "\n")
     with contextlib.ExitStack() as at_the_end:
-        munge = [f"--{name}={folder}/munge.{name.partition('-')[0]}" for name in MUNGE]
-        at_the_end.callback(end, folder / "munge.pid")
-        cluster.call("munged", "--force", "--num-threads=1", *munge)
-        at_the_end.callback(end, folder / "slurmctld.pid")
-        cluster.call("slurmctld", "-f", str(folder / "slurm.conf"))
+        at_the_end.callback(cluster.stop, "munged")
+        cluster.start(
+            "munged",
+            "--foreground",
+            "--force",
+            "--num-threads=1",
+            *(f"--{name}={folder}/munge.{name.partition('-')[0]}" for name in MUNGE),
+        )
+        wait_for_file(folder / "munge.socket")
+        at_the_end.callback(cluster.stop, "slurmctld")
+        cluster.start("slurmctld", "-D", "-f", str(folder / "slurm.conf"))
         for node in cluster.nodes:
-            at_the_end.callback(cluster.stop_node, node)
+            at_the_end.callback(cluster.stop, node)
             cluster.start_node(node)
         cluster.wait_until_idle()
         at_the_end.callback(cluster.cancel_all)

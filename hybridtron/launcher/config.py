@@ -70,7 +70,9 @@ class LaunchConfig(Strict):
     environment: dict[Word, Line] = Field({}, description="Variables that every process gets.")
     snapshot_code: bool = Field(True, description="Copy the package into the run folder, and run from the copy.")
 
-    start_seconds: float = Field(1800.0, gt=0, description="Longest time until the first step is done.")
+    start_seconds: float = Field(
+        1800.0, gt=0, description="Longest time until the first step is done; also of the end, after the last one."
+    )
     heartbeat_seconds: float = Field(
         900.0, gt=0, description="Longest time without a sign of progress: longer than a step, evaluation or save."
     )

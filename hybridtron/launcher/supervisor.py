@@ -168,7 +168,7 @@ class Supervisor:
 
     def _stalled(self, child: Child, now: float) -> Report | None:
         """End a rank that has shown no progress for too long; return its report."""
-        key = "heartbeat_seconds" if child.has_begun else "start_seconds"
+        key = "heartbeat_seconds" if child.has_begun and child.phase != "closing" else "start_seconds"
         limit = getattr(self.config, key)
         if now - child.beat_at <= limit:
             return None

@@ -15,7 +15,16 @@ if TYPE_CHECKING:
 
 # How directly a report names a cause. Ranks that wait for another fail too, so theirs count less.
 KILLED, ERROR, STOPPED, SILENT, ABORTED, STALLED, LOST_PEER, ENDED = 7, 6, 5, 4, 3, 2, 1, 0
-PHASES = ("starting", "start", "step done", "evaluated", "saved", "train", "end")  # of one step, in their order
+PHASES = (
+    "starting",
+    "start",
+    "step done",
+    "evaluated",
+    "saved",
+    "train",
+    "end",
+    "closing",
+)  # of one step, in their order
 REQUEUED = (signal.SIGUSR1, signal.SIGUSR2)  # what a scheduler sends before a time limit or a preemption
 BAD_INPUT = 2
 

@@ -46,3 +46,6 @@ class Heartbeat(Callback):
 
     def on_train_end(self, context: TrainContext) -> None:
         send(step=context.state.step, phase="end", finished=True)
+
+    def close(self) -> None:
+        send(phase="closing")

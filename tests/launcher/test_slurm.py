@@ -124,7 +124,7 @@ def test_jobs_end_with_the_same_weights_whatever_happens(slurm, tiny, tmp_path):
     wait_for(lambda: all(each.handle.state == "finished" for each in everything), everything)
     lost = Run(slurm, tiny, tmp_path / "lost")
     wait_for(lambda: lost.has_trained(SAVE_EVERY + 5), [lost])
-    slurm.stop_node("node1")
+    slurm.stop("node1")
     slurm.call("scontrol", "update", "NodeName=node1", "State=DOWN", "Reason=test")
     wait_for(lambda: "PENDING" in slurm.states()[lost.job], [lost])
     slurm.start_node("node1")
