@@ -156,7 +156,7 @@ def _add_state_notes(run: RunStatus, folder: Path, attempts: list[Attempt]) -> N
         run.notes.append(" ".join(str(cause).split()))
     if run.state == RUNNING and run.updated is not None and time.time() - run.updated > SILENT_SECONDS:
         run.notes.append(f"no row of metrics for {duration(time.time() - run.updated)}")
-    if run.restarts and run.suggested_save_every:
+    if run.suggested_save_every:
         run.notes.append(f"checkpoint.save_every: {run.suggested_save_every:,} would lose the least time")
 
 

@@ -87,13 +87,21 @@ def train(config: RunConfig, environment: Environment, resume: bool = False, cal
             with _outcome_recorded(log, stop):
                 trainer.run(lambda: stop.number)
         except (TrainingStopped, OSError) as error:
-            latest = folder.latest_checkpoint() if is_main else None
-            kept = f"{latest} is intact" if latest else "there is no checkpoint yet"
+            kept = _kept(folder) if is_main else ""
             cause = cause_of(error) if isinstance(error, OSError) else str(error)
             raise TrainingStopped(f"{cause}; {kept}") from None
         finally:
             folder.unlock()
     return Run(folder.path, report.summary)
+
+
+def _kept(folder: RunFolder) -> str:
+    """Return which checkpoint a run can be continued from, in words."""
+    try:
+        latest = folder.latest_checkpoint()
+    except UserError as error:
+        return str(error)
+    return f"{latest} is intact" if latest else "there is no checkpoint yet"
 
 
 @contextlib.contextmanager

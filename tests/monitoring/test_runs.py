@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ import hybridtron as ht
 from hybridtron.cli.main import main
 from hybridtron.errors import UserError
 from hybridtron.monitoring import runs as monitored
+from hybridtron.monitoring import show
 from hybridtron.monitoring.show import table
 from tests.conftest import command, environment
 from tests.monitoring.folders import end_run, write_launch, write_run
@@ -185,6 +187,27 @@ def test_the_verb_prints_the_table_and_json(tmp_path, capsys, monkeypatch):
     assert (found["name"], found["state"], found["step"]) == ("a", "stopped", 40)
     assert main(["runs", "--watch"]) == 2
     assert "--watch: expected a terminal" in capsys.readouterr().err
+
+
+def test_the_table_is_shown_again_until_ctrl_c(tmp_path, monkeypatch):
+    run = write_run(tmp_path / "a")
+    monkeypatch.setattr(show, "REFRESH_SECONDS", 0)
+    looks = 0
+
+    def read():
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            end_run(run, "finished")
+        if looks == 4:
+            raise KeyboardInterrupt
+        return ht.runs(tmp_path)
+
+    console = Console(width=80, file=io.StringIO(), force_terminal=True)
+    with pytest.raises(KeyboardInterrupt):
+        show.watch(read, console)
+    shown = console.file.getvalue()
+    assert shown.index("dead") < shown.index("finished")
 
 
 def test_no_torch_is_imported(tmp_path):
