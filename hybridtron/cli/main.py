@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from hybridtron import __version__
-from hybridtron.cli import ablate, describe, doctor, generate, launch, logs, plan, runs, scale, search, train
+from hybridtron.cli import ablate, describe, doctor, faults, generate, launch, logs, plan, runs, scale, search, train
 from hybridtron.cli import eval as evaluate
 from hybridtron.cli.arguments import ArgumentParser, naming_options
 from hybridtron.cli.output import is_reporting_process
@@ -22,7 +22,7 @@ from hybridtron.errors import UserError, cause_of
 logger = logging.getLogger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # no fault of the input
-VERBS = (train, launch, evaluate, generate, runs, logs, describe, plan, search, scale, ablate, doctor)
+VERBS = (train, launch, evaluate, generate, runs, logs, describe, plan, search, scale, ablate, faults, doctor)
 # Verbs with verbs of their own: hybridtron.cli.NAME has their parser and `main(arguments)`, imported when they run.
 NESTED_VERBS = {
     "mad": ("data|run|report", "six synthetic tasks that rank architectures in minutes"),

@@ -1,0 +1,40 @@
+"""A short campaign: every kind of fault once, in ranks that are forked; some in runs of the local launcher."""
+
+from __future__ import annotations
+
+import json
+
+from hybridtron.faults.plan import KINDS, WARM
+
+
+def campaign(hybridtron, *arguments):
+    done = hybridtron("faults", *arguments, "--json")
+    return done, json.loads(done.stdout)
+
+
+def test_every_kind_recovers(hybridtron):
+    kinds = [name for name, kind in KINDS.items() if WARM in kind.ways and name != "disk_full"]  # which needs root
+    done, report = campaign(hybridtron, "--kinds", *kinds, "--count", len(kinds), "--processes", 2)
+    assert done.returncode == 0, done.stderr
+    found = {fault["kind"]: fault["outcome"] for fault in report["faults"]}
+    assert found.keys() == set(kinds)
+    went_on = {"file_limit", "read_only", "vanished", "non_finite", "pause", "clock_jump"}
+    expected = {kind: "went on" if kind in went_on else "recovered" for kind in kinds} | {"all_damaged": "loud"}
+    assert found == expected
+
+
+def test_a_launched_run_survives_the_death_of_a_rank_and_of_all(hybridtron):
+    done, report = campaign(
+        hybridtron, "--kinds", "kill", "kill_all", "--count", 2, "--launched", 2, "--processes", 2, "--seed", 1
+    )
+    assert done.returncode == 0, done.stderr
+    assert [fault["outcome"] for fault in report["faults"]] == ["recovered"] * 2
+    cause = next(fault["cause"] for fault in report["faults"] if fault["kind"] == "kill")
+    assert "was killed (signal 9)" in cause
+    assert all(fault["restart"] > 0 and fault.get("lost_saved", 0) == 0 for fault in report["faults"])
+
+
+def test_a_run_that_does_not_verify_its_checkpoints_is_found_out(hybridtron):
+    done, report = campaign(hybridtron, "checkpoint.verify=none", "--kinds", "bit_flip", "--count", 6, "--processes", 1)
+    assert done.returncode == 1
+    assert report["wrong"] >= 1
