@@ -126,9 +126,12 @@ def submit_script(
 
 def parameters(name: str, launch: LaunchConfig, spec: Spec) -> dict[str, Any]:
     """Return submitit's parameters of a job."""
-    counts = spec.node_counts
-    nodes = str(counts[-1]) if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
-    srun = [*launch.srun]
+    counts, per_node, cpus = spec.node_counts, spec.processes_per_node, launch.cpus_per_process
+    more: dict[str, Any] = {"nodes": counts[-1], "ntasks-per-node": per_node, "cpus-per-task": cpus}
+    if len(counts) > 1:  # with tasks given, SLURM counts those of the fewest nodes, and gives no more nodes than tasks
+        more = {"nodes": f"{counts[0]}-{counts[-1]}", "mincpus": per_node * (cpus or 1)}
+    # srun takes the cores of a task from its own options alone, since SLURM 22.05
+    srun = [f"--ntasks-per-node={per_node}", *([f"--cpus-per-task={cpus}"] if cpus else []), *launch.srun]
     if launch.container_image:
         srun.append(f"--container-image={launch.container_image}")
     if launch.container_mounts:
@@ -141,15 +144,17 @@ def parameters(name: str, launch: LaunchConfig, spec: Spec) -> dict[str, Any]:
         "constraint": launch.constraint,
         "time": launch.time_minutes,
         "nodes": counts[-1],
-        "ntasks_per_node": spec.processes_per_node,
-        "cpus_per_task": launch.cpus_per_process,
         "gpus_per_node": launch.gpus_per_node or None,
         "mem": None if launch.memory_gb is None else f"{launch.memory_gb}G",
         "exclusive": launch.exclusive or None,
         "signal_delay_s": launch.save_seconds,
         "wckey": None,
         "setup": list(launch.setup) or None,
-        "additional_parameters": {"nodes": nodes, "requeue": True, **launch.sbatch},
+        "additional_parameters": {
+            **{key: value for key, value in more.items() if value is not None},
+            "requeue": True,
+            **launch.sbatch,
+        },
         "srun_args": srun,
         "stderr_to_stdout": True,
     }

@@ -128,7 +128,7 @@ def test_a_dry_run_prints_the_script_and_imports_no_torch(tiny, tmp_path):
     *script, torch = done.stdout.splitlines()
     assert torch == "False"
     assert script[0] == "#!/bin/bash"
-    assert {"#SBATCH --nodes=1-2", "#SBATCH --ntasks-per-node=2", "#SBATCH --partition=h100"} <= set(script)
+    assert {"#SBATCH --nodes=1-2", "#SBATCH --mincpus=2", "#SBATCH --partition=h100"} <= set(script)
     assert not (tmp_path / "run").exists()
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,11 +19,13 @@ import torch.distributed.checkpoint as dcp
 import hybridtron as ht
 from hybridtron.checkpoint_reader import loading
 from hybridtron.launcher.slurm import SlurmHandle
+from hybridtron.training.run_folder.attempts import read_attempts
 from tests.slurm_cluster import Cluster
 
 pytestmark = pytest.mark.slurm
 
-STEPS, SAVE_EVERY = 120, 20
+STEPS, SAVE_EVERY = 100, 30
+LAYOUT = ("parallel.tensor=2", "parallel.data=2")
 LAUNCH = {
     "cluster": "slurm",
     "processes_per_node": 2,
@@ -36,19 +40,18 @@ LAUNCH = {
 class Run:
     """A launched run, and what happens to it."""
 
-    def __init__(self, cluster: Cluster, config: Path, folder: Path, partition: str = "main") -> None:
+    def __init__(self, cluster: Cluster, config: Path, folder: Path, *overrides: str, **launch: Any) -> None:
         self.cluster, self.folder = cluster, folder
         self.handle = ht.launch(
             config,
             f"folder={folder}",
-            "parallel.tensor=2",
-            "parallel.data=2",
             f"train.steps={STEPS}",
             f"checkpoint.save_every={SAVE_EVERY}",
             "checkpoint.keep_last=0",
             "data.valid=null",
             "train.log_every=5",
-            launch={**LAUNCH, "partition": partition, "sbatch": {"gres": "seat:1"} if partition == "low" else {}},
+            *overrides,
+            launch={**LAUNCH, **launch},
         )
         assert isinstance(self.handle, SlurmHandle)
         self.job = self.handle.job_id
@@ -97,9 +100,20 @@ def wait_for(condition: Callable[[], object], runs: list[Run], held: str = "", s
         time.sleep(0.1)
 
 
+@contextlib.contextmanager
+def node_down(cluster: Cluster) -> Iterator[None]:
+    """End the daemon of node1 during the block; SLURM is told at once, which it would find out after SlurmdTimeout."""
+    cluster.stop("node1")
+    cluster.call("scontrol", "update", "NodeName=node1", "State=DOWN", "Reason=test")
+    yield
+    cluster.start_node("node1")
+    cluster.call("scontrol", "update", "NodeName=node1", "State=RESUME")
+
+
 def test_jobs_end_with_the_same_weights_whatever_happens(slurm, tiny, tmp_path):
+    seat = {"partition": "low", "sbatch": {"gres": "seat:1"}}
     runs = {
-        name: Run(slurm, tiny, tmp_path / name, "low" if name == "preempted" else "main")
+        name: Run(slurm, tiny, tmp_path / name, *LAYOUT, **seat if name == "preempted" else {})
         for name in ("undisturbed", "limited", "preempted", "requeued", "killed")
     }
     everything = list(runs.values())
@@ -122,13 +136,10 @@ def test_jobs_end_with_the_same_weights_whatever_happens(slurm, tiny, tmp_path):
     wait_for(lambda: "BeginTime" in slurm.states()[run.job], everything, held=run.job)
     slurm.call("scontrol", "update", f"JobId={run.job}", "TimeLimit=60")
     wait_for(lambda: all(each.handle.state == "finished" for each in everything), everything)
-    lost = Run(slurm, tiny, tmp_path / "lost")
+    lost = Run(slurm, tiny, tmp_path / "lost", *LAYOUT)
     wait_for(lambda: lost.has_trained(SAVE_EVERY + 5), [lost])
-    slurm.stop("node1")
-    slurm.call("scontrol", "update", "NodeName=node1", "State=DOWN", "Reason=test")
-    wait_for(lambda: "PENDING" in slurm.states()[lost.job], [lost])
-    slurm.start_node("node1")
-    slurm.call("scontrol", "update", "NodeName=node1", "State=RESUME")
+    with node_down(slurm):
+        wait_for(lambda: "PENDING" in slurm.states()[lost.job], [lost])
     wait_for(lambda: lost.handle.state == "finished", [lost])
     expected = runs["undisturbed"].tensors()
     assert len(runs["undisturbed"].verdicts()) == 1
@@ -147,3 +158,14 @@ def test_jobs_end_with_the_same_weights_whatever_happens(slurm, tiny, tmp_path):
     assert "stopped by a signal after step" in runs["requeued"].log()
     assert f"resumed from {runs['requeued'].folder}/step_" in runs["requeued"].log()
     assert f"resumed from {lost.folder}/step_" in lost.log()
+
+
+def test_a_job_goes_on_on_the_nodes_that_are_left(slurm, tiny, tmp_path):
+    run = Run(slurm, tiny, tmp_path / "run", processes_per_node=1, nodes=2, min_nodes=1)
+    wait_for(lambda: run.has_trained(SAVE_EVERY + 5), [run])
+    with node_down(slurm):
+        wait_for(lambda: run.handle.state == "finished", [run])
+    first, second = read_attempts(run.folder)
+    assert (first.processes, second.processes) == (2, 1)
+    assert second.start_step >= SAVE_EVERY
+    assert second.restart_cause == "the scheduler queued the job again"
