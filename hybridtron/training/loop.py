@@ -72,6 +72,7 @@ class Trainer:
             throughput = Throughput(self.config, self.parallel_context)
             while self.state.step < steps and not stop:
                 self._step(throughput)
+                self.phases.enter(SAVE)
                 if self.saver:
                     self.saver.poll()
                 stop = self._stop_reason(signal_number())
@@ -80,7 +81,6 @@ class Trainer:
                         self.saver.finish()
                     raise TrainingStopped(self._skipped())
                 step = self.state.step
-                self.phases.enter(SAVE)
                 if self.saver and (stop or self.saver.is_due(step)):
                     self.saver.save(self.state, is_last=bool(stop) or step == steps)
                     stop = stop or self._stop_reason()

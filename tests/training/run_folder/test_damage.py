@@ -54,9 +54,16 @@ def steps(folder):
     return [json.loads(line)["step"] for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
 
 
+def flipped(data: bytes, position: int) -> bytes:
+    return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
+
+
 DAMAGES = {
     "tensors cut": ("step_00000008/__0_0.distcp", lambda data: data[: len(data) // 2]),
     "tensors empty": ("step_00000008/__0_0.distcp", lambda data: b""),
+    "tensors with a flipped bit": ("step_00000008/__0_0.distcp", lambda data: flipped(data, len(data) // 2)),
+    "manifest with a flipped bit": ("step_00000008/manifest.json", lambda data: flipped(data, len(data) // 3)),
+    "state with a flipped bit": ("step_00000008/train_state.json", lambda data: flipped(data, data.index(b"1"))),
     "common state cut": ("step_00000008/common.pt", lambda data: data[:100]),
     "index cut": ("step_00000008/.metadata", lambda data: data[:100]),
     "format damaged": ("step_00000008/metadata.json", lambda data: b"{"),
