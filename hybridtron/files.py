@@ -37,7 +37,7 @@ def open_to_read(path: Path) -> IO[bytes]:
 def open_to_write(path: Path, flags: int = 0) -> io.FileIO:
     """Open a plain file for reading and writing as it is, creating it if it is missing.
 
-    Raises UserError for a link, a device or a pipe.
+    Raises UserError for a link, symbolic or hard, a device or a pipe.
     """
     return io.FileIO(_open_plain(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | flags), "r+")
 
@@ -50,9 +50,16 @@ def _open_plain(path: Path, flags: int) -> int:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # a link that is not followed; a pipe that nobody reads
             raise _not_plain(path) from None
         raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise _not_plain(path)
+    if flags & os.O_RDWR and status.st_nlink > 1:
+        os.close(descriptor)
+        raise UserError(
+            f"{path}: is {status.st_nlink - 1} other file(s) too (hard links), which would be written to; expected a "
+            "plain file: put a copy in its place"
+        )
     return descriptor
 
 

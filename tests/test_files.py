@@ -49,6 +49,17 @@ NOT_PLAIN = {
 }
 
 
+def test_a_file_of_two_names_is_not_written_in_place(tmp_path):
+    (tmp_path / "victim").write_text("precious\n")
+    for write, name in ((open_rows, "rows.jsonl"), (open_to_write, ".lock")):
+        (tmp_path / name).hardlink_to(tmp_path / "victim")
+        with pytest.raises(UserError, match="hard links"):
+            write(tmp_path / name)
+    (tmp_path / "a.txt").hardlink_to(tmp_path / "victim")
+    replace_file(tmp_path / "a.txt", "new")  # which gives the name to a new file
+    assert (tmp_path / "victim").read_text() == "precious\n"
+
+
 @pytest.mark.parametrize("kind", NOT_PLAIN)
 def test_only_plain_files_are_written(kind, tmp_path):
     victim = tmp_path / "victim"

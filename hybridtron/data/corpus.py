@@ -18,13 +18,12 @@ from hybridtron.data.indexed_format import token_dtype
 from hybridtron.data.merge import FINAL_NAME, merge_shards, read_merged
 from hybridtron.data.report import REPORT_NAME, CorpusReport, read_corpus_report
 from hybridtron.data.shards import ShardTask, is_finished, plan_shards, write_shard
-from hybridtron.data.sources import PARTIAL_NAME, SourceList
+from hybridtron.data.sources import LOCK_NAME, PARTIAL_NAME, SETTINGS_NAME, SourceList, is_work_folder
 from hybridtron.errors import UserError
-from hybridtron.files import lock, replace_file
+from hybridtron.files import lock, open_to_write, replace_file
 from hybridtron.processes import run_tasks
 
 SHARD_BYTES = 32 << 20
-SETTINGS_NAME = "settings.json"
 BYTES_PER_TOKEN, PACKED = 3, 4  # a guess for tokenizers, and for how much text compressed files hold
 SETTING_NAMES = {"format": "format of the work folder", "shard_bytes": "shard size", "files": "input files"}
 Progress = Callable[[str, int, int], None]
@@ -110,12 +109,14 @@ def _publish(out: Path) -> None:
 
 def _check_disk(out: Path, tasks: list[ShardTask], dtype: np.dtype, bytes_per_token: int) -> None:
     """Raise UserError where the token files surely do not fit on the disk, and warn where they may not."""
-    sizes = [
-        (piece.end - piece.start) * (PACKED if piece.source.is_packed else 1) for task in tasks for piece in task.pieces
-    ]
-    needed, free = sum(sizes) // bytes_per_token * dtype.itemsize, shutil.disk_usage(out).free
+    pieces = [piece for task in tasks for piece in task.pieces]
+    plain, packed = (
+        sum(piece.end - piece.start for piece in pieces if piece.source.is_packed == kind) for kind in (False, True)
+    )
+    least, needed = ((plain + packed * times) // bytes_per_token * dtype.itemsize for times in (1, PACKED))
+    free = shutil.disk_usage(out).free
     text = f"the token files take about {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free"
-    if needed > 2 * free:
+    if least > 2 * free:  # what archives hold is a guess
         raise UserError(f"out = {out}: {text}")
     if needed > free:
         logger.warning("%s: %s", out, text)
@@ -131,13 +132,14 @@ def _claimed(out: Path, settings: dict[str, Any]) -> Iterator[CorpusReport | Non
     if out.exists() and not out.is_dir():
         raise UserError(f"out = {out}: is a file; expected a folder that is new or empty")
     content = {path.name for path in out.iterdir()} if out.exists() else set()
-    if content and PARTIAL_NAME not in content:
+    is_ours = REPORT_NAME in content or is_work_folder(partial)  # other programs have folders of that name too
+    if content and not (partial.is_dir() and (is_ours or not any(partial.iterdir()))):
         what = "holds a prepared corpus" if REPORT_NAME in content else "is not empty"
         left = "left by the same command when it was stopped"
         raise UserError(f"out = {out}: {what}; expected a folder that is new, empty, or {left}")
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        lock_file = (partial / "lock").open("w")
+        lock_file = open_to_write(partial / LOCK_NAME)
     except OSError as error:
         raise UserError(f"out = {out}: cannot be written to: {error.strerror}") from None
     with lock_file:

@@ -18,8 +18,9 @@ from hybridtron.data.documents import DamagedArchive, DamagedLine, LongLine, par
 from hybridtron.data.indexed_format import MAX_DOCUMENT_TOKENS, token_dtype
 from hybridtron.data.long_lines import read_long_document
 from hybridtron.data.sources import Source, source_of
-from hybridtron.data.text import DocumentText, read_text
+from hybridtron.data.text import DocumentText, TextFile
 from hybridtron.errors import UserError
+from hybridtron.files import replace_file
 
 MAX_PIECES = 4096  # bounds a shard of many tiny files
 REPORTED_BYTES = 1 << 20  # of input between two reports of progress
@@ -163,7 +164,10 @@ def write_shard(
             writer = _ShardWriter(tokenizer, json_key, temporary, tokens, documents, damaged)
             for piece in task.pieces:
                 writer.add(piece, on_read)
-        (temporary / "counts.json").write_text(json.dumps([asdict(counts) for counts in writer.counts]))
+            for file in (tokens, documents, damaged):
+                file.flush()
+                os.fsync(file.fileno())
+        replace_file(temporary / "counts.json", json.dumps([asdict(counts) for counts in writer.counts]))
         os.rename(temporary, work_folder / task.name)
     except OSError:
         if not (work_folder / task.name).is_dir():  # else another process was quicker, with the same content
@@ -191,7 +195,9 @@ class _ShardWriter:
         if source.is_jsonl:
             self._add_lines(piece, on_bytes)
         else:
-            self._add_document(_readable(source, read_text(source.path, on_bytes)), 0, source)
+            file = TextFile(source.path, on_bytes)
+            self._add_document(_readable(source, file.blocks()), 0, source)
+            self.counts[-1].repaired += file.repaired
         _require_unchanged(source)
 
     def _add_lines(self, piece: Piece, on_bytes: Callable[[int], None]) -> None:

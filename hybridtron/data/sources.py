@@ -11,6 +11,7 @@ from hybridtron.errors import UserError
 
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 PARTIAL_NAME = ".partial"  # in a folder that is being prepared
+LOCK_NAME, SETTINGS_NAME = "lock", "settings.json"  # in that
 FILES_COUNTED = 1000  # between two reports of progress
 PREPARED_NAMES = frozenset({"report.json", "sources.jsonl", "damaged.jsonl"})  # in one that is
 
@@ -122,6 +123,11 @@ def _collect(inputs: Iterable[Path], text_suffixes: Sequence[str], count: Callab
     return found
 
 
+def is_work_folder(partial: Path) -> bool:
+    """Return whether a folder is what a preparation works in; other programs name theirs .partial too."""
+    return any((partial / name).is_file() for name in (LOCK_NAME, SETTINGS_NAME))
+
+
 def _walk(folder: Path, count: Callable[[], None]) -> list[Path]:
     """Return every file below `folder`, and every link to a folder: links are not followed, but reported.
 
@@ -133,7 +139,7 @@ def _walk(folder: Path, count: Callable[[], None]) -> list[Path]:
 
     found = []
     for parent, folders, files in os.walk(folder, onerror=refuse):
-        if PARTIAL_NAME in folders or set(files) >= PREPARED_NAMES:
+        if is_work_folder(Path(parent, PARTIAL_NAME)) or set(files) >= PREPARED_NAMES:
             folders.clear()
             continue
         for name in files:

@@ -3,6 +3,7 @@
 import codecs
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 from hybridtron.data.documents import BLOCK
 
@@ -16,22 +17,42 @@ MARKS = (  # byte order marks; UTF-32 first, since its mark begins like that of 
 )
 
 
-def read_text(path: Path, on_bytes: Callable[[int], None]) -> Iterator[bytes]:
-    """Yield the content of a text file in blocks, without its byte order mark, and UTF-16 and UTF-32 as UTF-8.
+class TextFile:
+    """A text file, read once: whether any UTF-16 or UTF-32 of it was `repaired` so far.
 
     `on_bytes` is called with the bytes of the file read since its last call.
     """
-    with path.open("rb") as file:
-        head = file.read(4)
-        mark, encoding = next(((mark, name) for mark, name in MARKS if head.startswith(mark)), (b"", "utf-8"))
-        file.seek(len(mark))
-        on_bytes(len(mark))
-        decoder = None if encoding == "utf-8" else codecs.getincrementaldecoder(encoding)("replace")
+
+    def __init__(self, path: Path, on_bytes: Callable[[int], None]) -> None:
+        self._path, self._on_bytes = path, on_bytes
+        self.repaired = False
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yield the content in blocks, without its byte order mark, and UTF-16 and UTF-32 as UTF-8."""
+        with self._path.open("rb") as file:
+            head = file.read(4)
+            mark, encoding = next(((mark, name) for mark, name in MARKS if head.startswith(mark)), (b"", "utf-8"))
+            file.seek(len(mark))
+            self._on_bytes(len(mark))
+            blocks = self._read(file)
+            yield from blocks if encoding == "utf-8" else self._decoded(blocks, encoding)
+
+    def _read(self, file: IO[bytes]) -> Iterator[bytes]:
         while block := file.read(BLOCK):
-            on_bytes(len(block))
-            yield block if decoder is None else decoder.decode(block).encode()
-        if decoder is not None:
-            yield decoder.decode(b"", True).encode()
+            self._on_bytes(len(block))
+            yield block
+
+    def _decoded(self, blocks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
+        """Yield blocks of UTF-8, with U+FFFD in place of what is not of the encoding."""
+        decoder = codecs.getincrementaldecoder(encoding)("replace")
+        pending = b""  # the first bytes of a character that the next block ends
+        for block in blocks:
+            text, given = decoder.decode(block), pending + block
+            pending = decoder.getstate()[0]
+            self.repaired |= text.encode(encoding) != given[: len(given) - len(pending)]
+            yield text.encode()
+        self.repaired |= bool(pending)
+        yield decoder.decode(b"", True).encode()
 
 
 class DocumentText:

@@ -6,10 +6,8 @@ import contextlib
 import ctypes
 import os
 import signal
-import site
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -78,7 +76,7 @@ def _search_path() -> str:
     """Return PYTHONPATH for a rank: without entries that mean the current folder, with that of a checkout of this."""
     given = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     root = str(Path(__file__).parents[2])
-    installed = root in (sysconfig.get_path("purelib"), site.getusersitepackages())
+    installed = Path(root).name in ("site-packages", "dist-packages")  # of whatever environment this one can see
     return os.pathsep.join(given if installed else [*given, root])
 
 

@@ -1,6 +1,7 @@
 """Preparing a corpus: what comes out, what is reported, what survives a kill."""
 
 import base64
+import codecs
 import gzip
 import json
 import os
@@ -573,6 +574,50 @@ def test_a_disk_that_is_too_small_is_refused_before_the_work(tmp_path, monkeypat
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free._replace(free=1_500_000))
     prepare(sources, tmp_path / "out")
     assert "the token files take about" in caplog.text
+
+
+def test_archives_which_may_hold_less_than_guessed_are_not_refused(tmp_path, monkeypatch, caplog):
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
+        file.write(json.dumps({"text": "".join(map(chr, np.random.default_rng(0).integers(97, 122, 10_000)))}) + "\n")
+    size = (tmp_path / "a.jsonl.gz").stat().st_size
+    free = shutil.disk_usage(tmp_path)._replace(free=2 * size)  # a quarter of the guess
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    prepare(find_sources([tmp_path / "a.jsonl.gz"]), tmp_path / "out")
+    assert "the token files take about" in caplog.text
+
+
+def test_a_shard_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    synced, missing, rename = set(), [], os.rename
+
+    def fsync(descriptor):
+        status = os.fstat(descriptor)
+        synced.add((status.st_dev, status.st_ino))
+
+    def checked_rename(old, new):
+        for path in Path(old).iterdir():
+            status = path.stat()
+            missing.extend([path.name] * ((status.st_dev, status.st_ino) not in synced))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", checked_rename)
+    (tmp_path / "a.txt").write_text("a")
+    prepare(find_sources([tmp_path / "a.txt"]), tmp_path / "out")
+    assert synced
+    assert missing == []
+
+
+@pytest.mark.parametrize("tokenizer", ["byte", "bpe"])
+def test_damaged_utf_16_is_counted_as_repaired(tokenizer, tmp_path, tokenizer_json):
+    for name, content in {
+        "whole": "é𝄞\ufffd".encode("utf-16"),  # a replacement character of its own is no damage
+        "half a pair": codecs.BOM_UTF16_LE + b"a\0\x00\xd8b\0",
+        "half a character": codecs.BOM_UTF16_BE + b"\0ab",
+    }.items():
+        (tmp_path / f"{name}.txt").write_bytes(content)
+    spec = "byte" if tokenizer == "byte" else str(tokenizer_json)
+    report = prepare(find_sources([tmp_path]), tmp_path / "out", tokenizer=spec)
+    assert report.repaired_documents == 2
 
 
 MEMORY_PROGRAM = """

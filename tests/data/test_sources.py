@@ -33,7 +33,20 @@ def test_prepared_token_files_among_the_texts_are_not_taken_for_text(folder):
     prepare(before, folder / "tokens")
     (folder / "unfinished" / ".partial").mkdir(parents=True)
     (folder / "unfinished" / ".partial" / "damaged.jsonl").touch()
+    (folder / "unfinished" / ".partial" / "lock").touch()
     assert find_sources([folder]) == before
+
+
+def test_a_folder_of_another_program_by_the_name_of_the_work_folder_hides_nothing(folder):
+    (folder / "download" / ".partial").mkdir(parents=True)
+    (folder / "download" / "text.txt").write_text("a")
+    (folder / "download" / ".partial" / "x.tmp").touch()
+    sources = find_sources([folder / "download"])
+    assert names(sources) == ["text.txt"]
+    assert [path.name for path in sources.ignored] == ["x.tmp"]
+    with pytest.raises(UserError, match="is not empty"):
+        prepare(sources, folder / "download")
+    assert (folder / "download" / ".partial" / "x.tmp").exists()
 
 
 def test_inputs_keep_the_order_in_which_they_are_given(folder):

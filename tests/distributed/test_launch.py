@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from hybridtron.distributed.launch import caught_signals, launch, python_command
+from hybridtron.distributed.launch import _search_path, caught_signals, launch, python_command
 from tests.conftest import ROOT, environment
 
 SAY_RANK = "import os, pathlib; pathlib.Path(os.environ['RANK']).write_text(os.environ['WORLD_SIZE'])"
@@ -44,6 +44,16 @@ def test_ranks_import_nothing_from_the_current_folder(tmp_path, monkeypatch, cap
         monkeypatch.setenv("PYTHONPATH", path)
         assert launch(python_command("describe", str(ROOT / "configs/runs/quickstart.yaml"), "--json"), 1) == 0
     assert "from the current folder" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("folder", ["/usr/lib/python3/dist-packages", "/venv/lib/python3.11/site-packages"])
+def test_packages_of_an_environment_stay_in_their_place_on_the_search_path(folder, monkeypatch):
+    """They would come before those of a virtual environment that sees them."""
+    monkeypatch.setattr("hybridtron.distributed.launch.__file__", f"{folder}/hybridtron/distributed/launch.py")
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    assert _search_path() == "/mine"
+    monkeypatch.setattr("hybridtron.distributed.launch.__file__", "/checkout/hybridtron/distributed/launch.py")
+    assert _search_path() == f"/mine{os.pathsep}/checkout"
 
 
 def test_a_hang_up_ends_a_run_unless_it_is_to_be_ignored():

@@ -22,7 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from hybridtron.errors import UserError
-from hybridtron.files import Line, append_rows, lock, open_rows, open_to_write, read_lines, read_plain
+from hybridtron.files import (
+    Line,
+    append_rows,
+    lock,
+    open_rows,
+    open_to_write,
+    read_lines,
+    read_plain,
+    require_folder,
+)
 
 FORMAT = 1
 SHOWN = 3  # differences that a refusal names
@@ -43,6 +52,7 @@ class Store:
         self.worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         header = {"row": "search", "format": FORMAT, **json.loads(json.dumps(identity))}
         self._refuse_another(header)
+        require_folder(folder / WORKERS)
         try:
             (folder / WORKERS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -116,10 +126,13 @@ class Store:
             return True
         if Path(worker).name != worker:  # no worker wrote that row; its file would lie in another folder
             return False
-        with contextlib.suppress(FileNotFoundError), self._worker_file(worker).open("r+") as file:
+        own_file = self._worker_file(worker)
+        if not os.path.lexists(own_file):
+            return False
+        with open_to_write(own_file) as file:  # of a link it raises UserError
             if not lock(file):
                 return True
-            self._worker_file(worker).unlink(missing_ok=True)
+            own_file.unlink(missing_ok=True)
         return False
 
 

@@ -5,6 +5,7 @@ Bad input raises UserError that names the source, the line and the column. What 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -56,8 +57,9 @@ def read_runs(
         raise UserError("; ".join(left_out))
     for column, value in where:
         tables = _filter(tables, column, str(value))
-    runs = _joined([_typed(table, needed, optional, columns or {}, group) for table in tables if len(table)])
-    return _without_repeats(replace(runs, warnings=left_out + runs.warnings))
+    typed = [_typed(table, needed, optional, columns or {}, group) for table in tables if len(table)]
+    runs = _joined(typed)
+    return _without_repeats(replace(runs, warnings=left_out + runs.warnings), [len(table) for table in typed])
 
 
 def _filter(tables: list[Runs], column: str, value: str) -> list[Runs]:
@@ -152,19 +154,36 @@ def _joined(parts: list[Runs]) -> Runs:
     )
 
 
-def _without_repeats(runs: Runs) -> Runs:
-    """Keep the first of the rows that are equal in every column: the same run, given twice."""
+def _without_repeats(runs: Runs, sizes: Sequence[int]) -> Runs:
+    """Keep the first of the rows of several sources, of `sizes` rows, that are equal in every column.
+
+    They are one run given twice. Equal rows of one source are runs of their own: a table may hold two of equal results.
+    """
     rows = list(zip(*(values.astype(str) for values in runs.columns.values()), strict=True))
-    first = dict(zip(reversed(rows), reversed(range(len(rows))), strict=True))
-    keep = np.array([first[row] == i for i, row in enumerate(rows)], dtype=bool)
-    if keep.all():
-        return runs
-    again = int(np.argmin(keep))
-    warning = (
-        f"repeated: {(~keep).sum()} of {len(runs)} rows are equal to another in every column and count once (first: "
-        f"{runs.place} {runs.lines[again]}, as {runs.place} {runs.lines[first[rows[again]]]})"
+    first: dict[tuple[str, ...], int] = {}
+    kept: dict[tuple[tuple[str, ...], int], int] = {}  # by the row and how often its source had it before
+    source = np.repeat(np.arange(len(sizes)), sizes)
+    seen: Counter[tuple[tuple[str, ...], int]] = Counter()
+    for i, row in enumerate(rows):
+        first.setdefault(row, i)
+        kept.setdefault((row, seen[row, source[i]]), i)
+        seen[row, source[i]] += 1
+
+    def warning(at: np.ndarray, name: str, consequence: str) -> list[str]:
+        if not len(at):
+            return []
+        lines = f"{runs.place} {runs.lines[at[0]]}, as {runs.place} {runs.lines[first[rows[at[0]]]]}"
+        share = f"{len(at)} of {len(runs)} rows"
+        return [f"{name}: {share} are equal to another in every column and {consequence} (first: {lines})"]
+
+    left_out = np.setdiff1d(np.arange(len(rows)), list(kept.values()))
+    equal = np.array(sorted(i for (_, before), i in kept.items() if before), dtype=int)
+    warnings = (
+        *runs.warnings,
+        *warning(left_out, "repeated", "count once"),
+        *warning(equal, "equal", "count as runs of their own, since they are of one source"),
     )
-    return replace(runs.take(keep), warnings=(*runs.warnings, warning))
+    return replace(runs.take(np.isin(np.arange(len(rows)), left_out, invert=True)), warnings=warnings)
 
 
 def _sources(parts: list[Runs]) -> str:

@@ -93,3 +93,21 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     (tmp_path / "evaluations.jsonl").write_text("pattern,score\n")
     with pytest.raises(UserError, match=r"evaluations\.jsonl:1: damaged line"):
         Store(tmp_path, {"x": 1})
+
+
+def test_links_in_a_search_folder_are_not_followed(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "workers").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="workers: is a link"):
+        Store(tmp_path / "search", {"x": 1})
+    assert not any((tmp_path / "elsewhere").iterdir())
+    (tmp_path / "search" / "workers").unlink()
+    store = Store(tmp_path / "search", {"x": 1})
+    (tmp_path / "search" / "workers" / "other").symlink_to(tmp_path / "victim")
+    with pytest.raises(UserError, match="workers/other: is a link"):
+        store.is_alive("other")
+    assert not store.is_alive("nobody")
+    assert [path.name for path in (tmp_path / "search" / "workers").iterdir() if path.name != store.worker] == ["other"]
+    store.close()

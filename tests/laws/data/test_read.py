@@ -139,6 +139,15 @@ def test_a_source_given_twice_counts_once(table, tmp_path):
     assert read_runs([file], NEEDED).warnings == ()
 
 
+def test_equal_rows_of_one_source_are_runs_of_their_own(table):
+    file = table("1e6,1e7,4.0", "2e6,2e7,3.5", "1e6,1e7,4.0")
+    for sources in ([file], [file, file]):
+        runs = read_runs(sources, NEEDED)
+        assert list(runs["loss"]) == [4.0, 3.5, 4.0]
+        assert runs.warnings[-1].startswith(f"equal: 1 of {3 * len(sources)} rows are equal to another in every column")
+        assert "(first: line 4, as line 2)" in runs.warnings[-1]
+
+
 def test_rows_that_differ_anywhere_all_count(table):
     file = table("1e6,1e7,4.0,1", "1e6,1e7,4.0,2", header="n_params,tokens,loss,seed")
     assert len(read_runs([file], NEEDED)) == 2
