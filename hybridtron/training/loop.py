@@ -69,6 +69,8 @@ class Trainer:
                 self._call(lambda each, context: each.on_train_start(context), [callback])
             at_the_end.push(self._finish_saving)
             stop = self._stop_reason()
+            if self.saver and self.state.step < steps:
+                self.saver.prepare()
             throughput = Throughput(self.config, self.parallel_context)
             while self.state.step < steps and not stop:
                 self._step(throughput)

@@ -70,6 +70,16 @@ class Saver:
         """Return whether the run is saved after this step, when nothing stops it there."""
         return self.schedule.is_due(step)
 
+    def prepare(self) -> None:
+        """Plan what a checkpoint holds, before there are steps to lose. Raises TrainingStopped where that fails."""
+        failure = None
+        try:
+            self.writer.prepare()
+        except ValueError as error:  # the first process found a tensor with holes, or one that is written twice
+            failure = cause_of(error)
+        if failure := self.engine.first_text(failure):
+            raise TrainingStopped(f"no checkpoint of this model can be written: {failure}")
+
     def save(self, state: TrainState, is_last: bool) -> None:
         """Begin to write a checkpoint, after the one before it; finish where it is the last one, or not asynchronous.
 
