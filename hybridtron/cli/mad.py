@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from hybridtron.cli.arguments import ArgumentParser, naming_options
+from hybridtron.cli.jobs import add_launch_argument
+from hybridtron.cli.mad_jobs import run_tasks_as_jobs
 from hybridtron.errors import UserError
 from hybridtron.mad.models.architecture import Architecture, from_layers, from_model, from_pattern, with_width
 from hybridtron.mad.models.iso_state import iso_state
@@ -132,6 +134,7 @@ def _add_run(verbs: argparse._SubParsersAction[ArgumentParser]) -> None:
     verb.add_argument(
         "--device", default=None, metavar="D", help="cpu, cuda or cuda:1; by default cuda where there is one"
     )
+    add_launch_argument(verb, "each task")
     verb.add_argument("--dry-run", action="store_true", help="say what there is to train, and stop")
     verb.add_argument("--json", action="store_true", help="for programs")
     verb.set_defaults(run=_run, parser=verb)
@@ -164,6 +167,12 @@ def _run(options: argparse.Namespace) -> int:
         view.print(f"{architecture.name}: {note}")
     if chosen.select_split == "test":
         view.print(f"preset {chosen.name}: the best cell is chosen on the test split, as mad-lab does")
+    if options.launch is not None and planned.missing:
+        run_tasks_as_jobs(options, list(dict.fromkeys(name for name, _ in settings)))
+        left = plan_training(architecture, chosen, settings, options.seeds, options.out).missing
+        if left:
+            view.print(f"{left} cells are missing; what is done is in {options.out}, the same command goes on")
+            return 1
     try:
         rows = run_suite(
             architecture,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybridtron.cli.arguments import ArgumentParser, add_config_arguments, add_json_argument, add_print_argument
+from hybridtron.cli.jobs import add_launch_argument, run_jobs
 from hybridtron.cli.output import print_result, terminating_signal_as_interrupt
 from hybridtron.errors import UserError
 
@@ -23,6 +24,7 @@ def add_arguments(verb: ArgumentParser) -> None:
     """Add the arguments of the verb."""
     add_config_arguments(verb)
     verb.add_argument("--workers", type=int, default=1, metavar="N", help="processes to start here (%(default)s)")
+    add_launch_argument(verb, "the workers")
     verb.add_argument("--report", action="store_true", help="evaluate nothing: the page of what is recorded so far")
     add_print_argument(verb)
     add_json_argument(verb)
@@ -41,11 +43,14 @@ def run(options: argparse.Namespace) -> int:
     if options.show:
         print(dump(config), end="")
         return 0
-    if options.workers > 1 and not options.report:
+    if options.workers > 1 and not options.report and options.launch is None:
         return _launch_workers(options, config)
+    as_jobs = options.launch is not None and not options.report
+    if as_jobs and not _run_workers_as_jobs(options, config):
+        return 1
     try:
         with terminating_signal_as_interrupt():
-            outcome, page = report_search(config) if options.report else _run_search(config)
+            outcome, page = report_search(config) if options.report or as_jobs else _run_search(config)
     except SearchFailed as error:
         print(f"hybridtron: stopped: {error}", file=sys.stderr)
         return 1
@@ -69,6 +74,18 @@ def _run_search(config: SearchConfig) -> tuple[Outcome, Path]:
         raise
     finally:
         view.close()
+
+
+def _run_workers_as_jobs(options: argparse.Namespace, config: SearchConfig) -> bool:
+    """Run the workers as jobs, in a folder beside that of the search; return whether all finished."""
+    from hybridtron.composer.nas.worker import prepare
+    from hybridtron.launcher.job import Job
+
+    prepare(config)  # so that bad input submits no job
+    folder = config.search_folder.with_name(f"{config.search_folder.name}-jobs")
+    arguments = ("search", str(options.config.absolute()), *options.overrides)
+    names = [f"worker-{number}" for number in range(options.workers)]
+    return run_jobs([Job(name, folder / name, arguments=arguments) for name in names], options.launch, folder)
 
 
 def _launch_workers(options: argparse.Namespace, config: SearchConfig) -> int:
