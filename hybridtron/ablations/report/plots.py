@@ -42,8 +42,8 @@ def _axis(ablation: Ablation, axis: Axis) -> bytes:
     panel = figure.subplots()
     for place, level in zip(positions, axis.levels, strict=True):
         losses = [loss for cell in ablation.compared_cells(axis, level) for loss in ablation.losses(cell).values()]
-        panel.scatter([place] * len(losses), losses, s=14, color=HUES[5], alpha=0.7, linewidths=0, zorder=2)
-    panel.scatter([], [], s=14, color=HUES[5], alpha=0.7, label="single runs")
+        panel.scatter([place] * len(losses), losses, s=16, color=HUES[1], linewidths=0, zorder=4)
+    panel.scatter([], [], s=16, color=HUES[1], linewidths=0, label="single runs")
     x = np.array([positions[i] for i, _ in measured])
     _means(panel, x, [level for _, level in measured], "mean over seeds, 95 % interval")
     if axis.is_numeric and len(x) > 1:
@@ -53,7 +53,7 @@ def _axis(ablation: Ablation, axis: Axis) -> bytes:
     panel.axvline(reference, color=FAINT, linewidth=1, linestyle=":", zorder=0, label="reference")
     _scale_x(panel, axis, positions, is_log)
     _plain_y(panel)
-    label_axes(panel, axis.name, axis.quantity, LOSS)
+    label_axes(panel, f"Held-out loss by {axis.name}", axis.quantity, LOSS)
     legend_below(figure, [panel], 4, SMALL)
     return png(figure)
 
@@ -111,8 +111,8 @@ def _cells(ablation: Ablation) -> bytes:
             )
     panel.axvline(0, color=FAINT, linewidth=1, linestyle="--", zorder=0)
     panel.set_yticks(y, [cell.name for cell in compared])
-    panel.invert_yaxis()
-    label_axes(panel, "Cells", f"difference in {LOSS} from the reference, 95 % interval", "")
+    panel.set_ylim(len(compared) - 0.4, -0.6)
+    label_axes(panel, "Cells beside the reference", f"difference in {LOSS} from the reference, 95 % interval", "")
     legend_below(figure, [panel], 2, SMALL)
     return png(figure)
 

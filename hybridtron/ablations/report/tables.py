@@ -26,7 +26,7 @@ def comparisons(rows: Sequence[Comparison], label: str) -> Table:
             Column("95 % interval ", [_interval(row.difference_interval, places) for row in rows]),
             Column("p (Holm)", [_p(row.p_holm) for row in rows], right=True, note="paired over seeds"),
         ]
-    columns.append(Column("", [row.verdict for row in rows]))
+    columns.append(Column("verdict", [row.verdict for row in rows]))
     return Table(columns)
 
 
