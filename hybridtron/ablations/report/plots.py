@@ -139,7 +139,7 @@ def _ladder(ablation: Ablation) -> bytes:
         for size, _, losses in points:
             panel.scatter([size] * len(losses), losses, s=10, color=colour, alpha=0.4, linewidths=0)
     panel.set_xscale("log")
-    sizes_seen = sorted({row["n_params"] for row in ablation.rows})
+    sizes_seen = _distinct(sorted({row["n_params"] for row in ablation.rows}))
     ticks = sizes_seen if len(sizes_seen) <= 6 else log_ticks(min(sizes_seen), max(sizes_seen))
     panel.set_xticks(ticks, [short_number(float(tick)) for tick in ticks])
     panel.set_xticks([], minor=True)
@@ -147,6 +147,15 @@ def _ladder(ablation: Ablation) -> bytes:
     label_axes(panel, f"Loss by size and budget ({budget.quantity})", "parameters", LOSS)
     legend_below(figure, [panel], 4, SMALL)
     return png(figure)
+
+
+def _distinct(values: Sequence[float]) -> list[float]:
+    """Return rising values without those that lie within a tenth of the one before them."""
+    kept: list[float] = []
+    for value in values:
+        if not kept or value > 1.1 * kept[-1]:
+            kept.append(value)
+    return kept
 
 
 def _family_axes(ablation: Ablation, budget: Axis) -> list[str]:
