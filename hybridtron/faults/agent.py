@@ -134,9 +134,10 @@ class Agent:
             latest.write_bytes(b"")
         elif fault.kind == "latest_dangling":
             latest.write_text("step_99999999\n")
-        if fault.kind == "all_damaged":
+        checkpoints = damage.newest_checkpoints(self.run)
+        if fault.loses >= len(checkpoints):  # the next attempt must refuse to begin; then they are put back
             damage.copy_checkpoints(self.run)
-        for checkpoint in damage.newest_checkpoints(self.run)[: fault.loses]:
+        for checkpoint in checkpoints[: fault.loses]:
             file = damage.some_file(checkpoint, fault.point, fault.draw)
             if fault.kind == "file_lost":
                 file.unlink()

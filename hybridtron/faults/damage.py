@@ -87,6 +87,7 @@ def _copies(folder: Path) -> Path:
 
 def copy_checkpoints(folder: Path) -> None:
     """Copy all checkpoints of a run aside, before all of them are damaged."""
+    shutil.rmtree(_copies(folder), ignore_errors=True)
     for checkpoint in newest_checkpoints(folder):
         shutil.copytree(checkpoint, _copies(folder) / checkpoint.name)
 

@@ -112,7 +112,7 @@ def _measure(
     if later is None:
         result.outcome = WENT_ON
         return
-    result.outcome = LOUD if result.kind == "all_damaged" else RECOVERED
+    result.outcome = LOUD if must_be_refused(firing, later) else RECOVERED
     detected = float(verdict["time"]) if verdict and verdict["outcome"] == "failed" else end
     if verdict:
         result.cause = verdict["cause"]
@@ -135,14 +135,21 @@ def newest_whole(firing: Firing) -> int:
     return max([step for step in complete if step not in lost], default=0)
 
 
+def must_be_refused(firing: Firing, later: Attempt) -> bool:
+    """Return whether a fault has left no checkpoint whole, and no save under way has completed another one since."""
+    damaged = firing.checkpoints[: firing.fault.loses]
+    return bool(damaged) and len(damaged) == len(firing.checkpoints) and later.start_step <= damaged[0]
+
+
 def _problem(result: Result, firing: Firing, later: Attempt | None, log: str) -> str | None:
     """Return what is wrong with what followed a fault."""
     fault = firing.fault
     if result.lost_saved:
         return f"began at step {later.start_step if later else 0}; expected {newest_whole(firing)}"
-    if fault.kind == "all_damaged" and later and "no checkpoint is whole" not in log:
-        return "the next attempt did not refuse to begin without a whole checkpoint"
-    if fault.loses and later and fault.kind != "all_damaged":
+    if later and must_be_refused(firing, later):
+        refused = "no checkpoint is whole" in log
+        return None if refused else "the next attempt did not refuse to begin without a whole checkpoint"
+    if fault.loses and later and later.start_step <= firing.checkpoints[0]:
         for step in firing.checkpoints[: fault.loses]:
             if later.start_step == step:
                 return f"began with the damaged checkpoint of step {step}"

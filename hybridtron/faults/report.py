@@ -50,11 +50,3 @@ def as_json(results: Sequence[Result], conditions: Mapping[str, Any]) -> dict[st
     wrong = sum(result.outcome == WRONG for result in results)
     fired = sum(result.outcome != NOT_FIRED for result in results)
     return {**conditions, "injected": fired, "wrong": wrong, "faults": [as_row(result) for result in results]}
-
-
-def to_markdown(table: Table) -> str:
-    """Render a table for a page of the documentation."""
-    lines = [[str(cell) for cell in row] for row in table.rows()]
-    heads = [column.label for column in table.columns]
-    rule = ["---", *["---:"] * (len(heads) - 1)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, rule, *lines])

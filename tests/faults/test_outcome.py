@@ -7,6 +7,7 @@ import pytest
 
 from hybridtron.faults.agent import write_plan
 from hybridtron.faults.outcome import (
+    LOUD,
     NOT_FIRED,
     RECOVERED,
     WRONG,
@@ -66,6 +67,16 @@ def test_damage_must_be_named(recorded):
     assert results_of(session, plan, run, "", {}, None)[0].outcome == WRONG
     log = "step_00000006/.metadata: damaged: does not match its checksum"
     assert results_of(session, plan, run, log, {}, None)[0].outcome == RECOVERED
+
+
+def test_a_run_without_a_whole_checkpoint_must_be_refused(recorded):
+    session, plan, run = recorded(replace(KILL, kind="all_damaged"), 6)
+    assert results_of(session, plan, run, "", {}, None)[0].outcome == WRONG
+    assert results_of(session, plan, run, "no checkpoint is whole", {}, None)[0].outcome == LOUD
+
+
+def test_a_save_under_way_may_complete_after_the_damage(recorded):
+    assert results_of(*recorded(replace(KILL, kind="all_damaged"), 9), "", {}, None)[0].outcome == RECOVERED
 
 
 def test_a_fault_that_has_not_happened_is_no_fault(recorded):
