@@ -120,7 +120,7 @@ class Agent:
                 self._signal_all(signal.SIGTERM)
                 self._later(fault.draw * GRACE_SECONDS, lambda: self._signal_all(signal.SIGKILL))
         elif kind == "kill_starting":  # the start after this one is interrupted
-            self._armed(fault).touch()
+            self._armed(fault).write_text(json.dumps({"time": true_time(), "attempt": self.attempt}) + "\n")
             self._die()
         elif self._claim(fault):
             getattr(self, f"_{kind}", self._damage)(fault)

@@ -75,6 +75,8 @@ def results_of(
         problem: what is wrong with the session as a whole, such as other final weights; None: nothing.
     """
     firings = read_firings(plan, session.faults)
+    armed = [json.loads(file.read_text()) for file in (plan.parent / "fired").glob("*.armed")]
+    moments = [(each.time, each.attempt) for each in firings] + [(row["time"], row["attempt"]) for row in armed]
     attempts = read_attempts(folder)
     verdicts = _verdicts(folder)
     results = []
@@ -87,7 +89,7 @@ def results_of(
         firing = next((each for each in firings if each.fault == fault), None)
         if firing is None:
             continue
-        is_last = all(each.attempt != firing.attempt or each.time <= firing.time for each in firings)
+        is_last = all(attempt != firing.attempt or when <= firing.time for when, attempt in moments)
         later = next((each for each in attempts if each.number > firing.attempt), None) if is_last else None
         _measure(result, firing, later, verdicts.get(firing.attempt), ends.get(firing.attempt))
         result.problem = _problem(result, firing, later, log) or problem
@@ -155,7 +157,8 @@ def _problem(result: Result, firing: Firing, later: Attempt | None, log: str) ->
                 return f"began with the damaged checkpoint of step {step}"
             if f"step_{step:08d}" not in log or "damaged: " not in log:
                 return f"no line of the log names the damaged checkpoint of step {step}"
-    if KINDS[fault.kind].lasts and "the checkpoint was not saved: " not in log:
+    limits_log = fault.kind == "file_limit" and fault.rank == 0  # the same limit keeps the line out of that file
+    if KINDS[fault.kind].lasts and not limits_log and "the checkpoint was not saved: " not in log:
         return "no line of the log says that a checkpoint was not saved"
     return None
 
