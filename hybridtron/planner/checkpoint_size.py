@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hybridtron.distributed.checkpoint import manifest
 from hybridtron.errors import UserError
 from hybridtron.planner.share import OPTIMIZER_BYTES, Replicas, first_shards, value_bytes
 from hybridtron.tensors import TensorSpec
 from hybridtron.training.config import RunConfig
 
 # The index, what all processes share, the formats, checksums, and where the run stands.
-SMALL_FILES = (".metadata", "common.pt", "metadata.json", "manifest.json", "train_state.json")
+SMALL_FILES = (".metadata", "common.pt", manifest.FORMATS, manifest.NAME, "train_state.json")
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,28 @@
 """Sizes of checkpoints in plans, against checkpoints on disk."""
 
 import math
+from collections import Counter
 
 import pytest
+from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from hybridtron.api.study import plan
+from hybridtron.planner.checkpoint_size import SMALL_FILES
 from hybridtron.safe_index import read_safe_index
 from tests.conftest import TINY
 
 MOE = {"type": "moe", "num_experts": 4, "top_k": 2, "ffn_hidden_size": 16, "balance": "bias"}
 RUN_7B = "configs/runs/hybrid_7b.yaml"
+
+
+def written_bytes(index):
+    """Bytes of tensors in each file."""
+    written = Counter()
+    for key, entry in index.state_dict_metadata.items():
+        for chunk in entry.chunks:
+            file = index.storage_data[MetadataIndex(key, chunk.offsets)].relative_path
+            written[file] += math.prod(chunk.sizes) * entry.properties.dtype.itemsize
+    return written
 
 
 def planned(gpus=1, model=(), disk_gb_per_s=None, **sections):
@@ -27,6 +40,12 @@ def test_a_checkpoint_on_disk_has_the_planned_bytes(hybridtron, tiny, tmp_path):
     )
     made = plan(tiny, *overrides, "parallel.distributed_optimizer=true", gpus=2).checkpoint
     assert made.total_bytes == stored
+    names = {file.name for file in folder.iterdir()}
+    assert names == {"__0_0.distcp", "__1_0.distcp", *SMALL_FILES}
+    assert made.files == 2
+    written = written_bytes(index)
+    assert sum(written.values()) == stored
+    assert max(written.values()) == pytest.approx(made.largest_bytes_per_process, rel=0.02)  # buckets are padded
     assert made.weights_bytes + made.optimizer_bytes == made.total_bytes
 
 
