@@ -20,7 +20,7 @@ SMALL_FILES = (".metadata", "common.pt", manifest.FORMATS, manifest.NAME, "train
 class CheckpointSize:
     """Bytes of tensors in a checkpoint. Every element of a tensor is stored once, in the file of one process.
 
-    Beside them a file has about 1 KiB for each stored piece of a tensor.
+    Beside them a file has about 1.6 KiB for each stored piece of a tensor.
     """
 
     weights_bytes: int

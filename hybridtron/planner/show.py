@@ -85,7 +85,7 @@ def _show_checkpoint(checkpoint: CheckpointSize, console: Console) -> None:
         f"process, and {checkpoint.small_files} small ones\n"
         f"  weights {byte_size(checkpoint.weights_bytes)}, optimizer {byte_size(checkpoint.optimizer_bytes)}\n"
         f"  a process writes {byte_size(checkpoint.mean_bytes_per_process)} on average, "
-        f"{byte_size(checkpoint.largest_bytes_per_process)} at most"
+        f"about {byte_size(checkpoint.largest_bytes_per_process)} at most"
     )
     if checkpoint.seconds is not None and checkpoint.disk_bytes_per_s is not None:
         console.print(
