@@ -30,6 +30,7 @@ from hybridtron.training.signals import ECHO_SECONDS
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
+LOOKS_PER_SECOND = 500  # at shared files, of all supervisors together, so that many do not burden the file system
 PEER_SECONDS = 2.0  # for a rank to end by itself after another has failed
 SETTLE_SECONDS = 15.0  # for the reports of all ranks after a failure
 START_AGAIN = 75  # exit code that asks the local queue to start all tasks again (EX_TEMPFAIL)
@@ -55,6 +56,7 @@ class Supervisor:
             expected = spec.node_counts[0] * per_node
             raise UserError(f"{task.num_tasks} tasks were started: expected at least {expected}")
         self.processes = usable[-1]
+        self.look_seconds = max(POLL_SECONDS, self.processes / LOOKS_PER_SECOND)
         self.child: Child | None = None
         self.stop_signal, self.stop_at, self.ends_now = 0, 0.0, False
         self.echoed = 0
@@ -100,7 +102,7 @@ class Supervisor:
             elif self._is_free():
                 (folder / "result.json").unlink(missing_ok=True)
                 return new_attempt(folder, self.spec.launch_id, self.task.incarnation, self.processes)
-            time.sleep(POLL_SECONDS)
+            time.sleep(self.look_seconds)
         waited = "the run folder was never free" if self.task.rank == 0 else "rank 0 began no attempt"
         self._print(f"{self.task.place}: {waited} in {self.config.start_seconds:g} s")
         return None
@@ -133,7 +135,8 @@ class Supervisor:
     def _watch(self, attempt: Attempt, child: Child) -> Report:
         """Wait until the rank has ended, or must be ended; return how."""
         peer_deadline = float("inf")
-        polled_at, forwarded = time.monotonic(), False
+        polled_at = looked_at = time.monotonic()
+        forwarded = False
         while child.process.poll() is None:
             time.sleep(POLL_SECONDS)
             now = time.monotonic()
@@ -147,10 +150,12 @@ class Supervisor:
                 forwarded = True
                 if self.task.rank == 0 and self.task.job_id:
                     self._print(f"signal {self.stop_signal} ({signal.Signals(self.stop_signal).name}): saving")
-            if self._is_superseded(attempt):
-                return self._end(child, "was ended: a later start of the job has taken over", verdicts.ENDED)
-            if peer_deadline == float("inf") and attempt.has_failed():
-                peer_deadline = now + PEER_SECONDS
+            if now - looked_at >= self.look_seconds:
+                looked_at = now
+                if self._is_superseded(attempt):
+                    return self._end(child, "was ended: a later start of the job has taken over", verdicts.ENDED)
+                if peer_deadline == float("inf") and attempt.has_failed():
+                    peer_deadline = now + PEER_SECONDS
             if now > peer_deadline:
                 return self._end(child, None, verdicts.ENDED)
             if self.ends_now:
@@ -203,7 +208,7 @@ class Supervisor:
             if complete or now > deadline:
                 self._judge(attempt)
             else:
-                time.sleep(POLL_SECONDS)
+                time.sleep(self.look_seconds)
 
     def _judge(self, attempt: Attempt) -> None:
         """Make the verdict, and print and record it."""

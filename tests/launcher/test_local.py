@@ -21,11 +21,11 @@ from hybridtron.launcher.submit import submit
 from hybridtron.training.run_folder.attempts import read_attempts
 from tests.conftest import command, environment, hear_ctrl_c
 
-LAUNCH = {"cluster": "local", "processes_per_node": 2, "heartbeat_seconds": 10.0}
+LAUNCH = {"cluster": "local", "processes_per_node": 2, "heartbeat_seconds": 15.0}
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < deadline
         with pytest.raises(subprocess.TimeoutExpired):
