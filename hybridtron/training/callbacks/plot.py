@@ -1,8 +1,9 @@
-"""loss.png, drawn from metrics.jsonl at every save."""
+"""loss.png, drawn from metrics.jsonl as a run is saved."""
 
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,16 +11,36 @@ from hybridtron.files import replace_file
 from hybridtron.training.callbacks.base import FileWriter, Row, TrainContext
 from hybridtron.training.callbacks.metrics import read_metrics
 
+LARGEST_SHARE = 0.01  # of the time of training that drawing may take
+
 
 class LossPlot(FileWriter):
-    """Draw the loss curve of a metrics file."""
+    """Draw the loss curve of a metrics file after a save, where the time since the last drawing allows it, and at the
+    end."""
 
     def __init__(self, metrics_file: Path, file: Path) -> None:
         self.metrics_file, self.file = metrics_file, file
+        self.title = ""
+        self.is_behind = False  # the run was saved after the last drawing
+        self.next_drawing = 0.0  # of time.monotonic()
 
     def on_save(self, context: TrainContext, checkpoint: Path) -> None:
-        """Draw all rows so far."""
-        plot_loss(read_metrics(self.metrics_file), self.file, context.config.name)
+        """Draw all rows so far, unless that was done not long ago."""
+        self.title, self.is_behind = context.config.name, True
+        if time.monotonic() >= self.next_drawing:
+            self._draw()
+
+    def close(self) -> None:
+        """Draw what was left out."""
+        if self.is_behind:
+            self._draw()
+
+    def _draw(self) -> None:
+        start = time.monotonic()
+        plot_loss(read_metrics(self.metrics_file), self.file, self.title)
+        self.is_behind = False
+        end = time.monotonic()
+        self.next_drawing = end + (end - start) / LARGEST_SHARE
 
 
 def plot_loss(rows: Iterable[Row], file: Path, title: str) -> None:
