@@ -215,6 +215,6 @@ def _from_json(entry: dict[str, Any]) -> StoredFile:
 
 def _plain_name(name: str) -> str:
     """Return the name of a file in the checkpoint's own folder. Raises ValueError for any other."""
-    if Path(name).name != name:
+    if Path(name).name != name or name == "..":
         raise ValueError(f"names {name!r}; expected a file in its own folder")
     return name
