@@ -5,8 +5,8 @@
 Blocks of ten steps with one save and without take turns, so that other load of the machine meets both. The cost is what
 a block with a save takes longer than its neighbour without, over the time of that neighbour; medians, as the last save
 of a block ends in it or is waited for. The rate is that of one save alone, staged, checksummed, written and synced,
-beside `cp` and `sync` of a file of as many bytes on the same disk. Memory is what the first save adds to the peak
-of a process, beside the bytes of its staging buffer.
+beside `cp` and `sync` of a file of as many bytes on the same disk. Memory is what the saves add to the peak of a
+process, beside the bytes of its staging buffer.
 """
 
 from __future__ import annotations
@@ -162,28 +162,21 @@ def main() -> None:
     if options.worker:
         worker(options.worker, options.steps, options.folder)
         return
-    print(
-        f"torch {torch.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, a save every {BLOCK} steps"
-    )
-    print(
-        f"{'processes':>9}{'MB':>8}{'ms a step':>11}{'cost':>8}{'save MB/s':>11}{'cp MB/s':>9}{'added MB':>10}{'buffer MB':>11}"
-    )
+    conditions: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "torch": torch.__version__}
+    conditions |= {"cores": os.cpu_count(), "load": os.getloadavg()}
+    print(f"torch {torch.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, every {BLOCK} steps")
+    titles = ("processes", "MB", "ms a step", "cost", "save MB/s", "cp MB/s", "added MB", "buffer MB")
+    print("".join(f"{title:>11}" for title in titles))
     rows = {}
     for processes in LAYOUTS:
         row = rows[processes] = measure(processes, options.steps, options.disk)
+        sizes = (row["save_MB_per_s"], row["cp_MB_per_s"], row["added_peak_bytes"] / 1e6)
         print(
-            f"{processes:9}{row['checkpoint_bytes'] / 1e6:8.1f}{row['ms_per_step']:11.0f}{row['cost']:8.1%}"
-            f"{row['save_MB_per_s']:11.0f}{row['cp_MB_per_s']:9.0f}{row['added_peak_bytes'] / 1e6:10.1f}"
-            f"{row['staging_buffer_bytes'] / 1e6:11.1f}",
+            f"{processes:11}{row['checkpoint_bytes'] / 1e6:11.1f}{row['ms_per_step']:11.0f}{row['cost']:11.1%}"
+            + "".join(f"{size:11.1f}" for size in (*sizes, row["staging_buffer_bytes"] / 1e6)),
             flush=True,
         )
     if options.json:
-        conditions = {
-            "date": time.strftime("%Y-%m-%d"),
-            "torch": torch.__version__,
-            "cores": os.cpu_count(),
-            "load": os.getloadavg(),
-        }
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({**conditions, "processes": rows}, indent=2) + "\n")
 
