@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from hybridtron.errors import UserError
 from hybridtron.faults import agent
 
 POLL_SECONDS = 0.02
@@ -95,10 +96,14 @@ def _be_rank(config: Path, log: Path, group: int, variables: dict[str, str], lim
         print(f"=== attempt {variables[agent.ATTEMPT]}", file=sys.stderr, flush=True)
         faulthandler.dump_traceback_later(0.9 * limit)
         os.environ.update(variables)
-        from hybridtron.cli.main import main
+        from hybridtron.api.training import train
 
         agent.install()
-        code = main(["train", str(config), "--resume"])
+        train(str(config), resume=True)
+        code = 0
+    except UserError as error:
+        print(f"hybridtron: error: {error}", file=sys.stderr)
+        code = 2
     except BaseException:
         import traceback
 
