@@ -144,10 +144,13 @@ def new_attempt(launch_folder: Path, launch_id: str, incarnation: str, processes
     """Begin the next attempt, as rank 0's supervisor does."""
     before = attempts(launch_folder)
     attempt = Attempt(launch_folder / f"attempt_{before[-1].number + 1 if before else 1}")
-    make_folder(attempt.folder)
-    attempt.write(
+    # Renamed when it has its content: an attempt without start.json would look like another start of the job.
+    draft = Attempt(attempt.folder.with_name(f"{attempt.folder.name}.{os.getpid()}-{time.monotonic_ns()}"))
+    make_folder(draft.folder)
+    draft.write(
         "start.json", {"launch": launch_id, "incarnation": incarnation, "processes": processes, "time": time.time()}
     )
+    os.rename(draft.folder, attempt.folder)
     return attempt
 
 
@@ -161,9 +164,22 @@ def find_attempt(launch_folder: Path, incarnation: str, after: int) -> Attempt |
     return None
 
 
-def recent_failures(launch_folder: Path, launch_id: str, hours: float) -> int:
-    """Count the attempts of a launch that failed within the last hours."""
+@dataclass(frozen=True)
+class History:
+    """The attempts of a launch before one of them."""
+
+    failures: int = 0  # within the last hours, with attempts that were stopped before a new step
+    is_first: bool = True
+    last_step: int | None = None  # of the attempt before, in a training
+
+
+def history_of(launch_folder: Path, launch_id: str, hours: float, is_training: bool) -> History:
+    """Return the history of a launch whose latest attempt has no verdict yet."""
     own = [each for each in attempts(launch_folder) if (each.read("start.json") or {}).get("launch") == launch_id]
     since = time.time() - 3600 * hours
-    verdicts = [attempt.verdict() for attempt in own]
-    return sum(verdict is not None and verdict.outcome == "failed" and verdict.time > since for verdict in verdicts)
+    failures, last_step = 0, None
+    for verdict in filter(None, (attempt.verdict() for attempt in own)):
+        is_fruitless = verdict.outcome == "failed" or (last_step is not None and verdict.step <= last_step)
+        failures += is_fruitless and verdict.time > since
+        last_step = verdict.step if is_training else None
+    return History(failures, len(own) <= 1, last_step)

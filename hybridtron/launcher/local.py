@@ -67,6 +67,8 @@ class LocalHandle(Handle):
             self.processes.append(
                 subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
             )  # fmt: skip
+        if self.signalled:  # while they were started
+            self.send_signal(self.signalled)
 
     def poll(self) -> bool:
         """Take in what has ended; return whether the job has."""
@@ -76,7 +78,8 @@ class LocalHandle(Handle):
         if START_AGAIN in codes and not self.signalled:
             self.start()
             return False
-        failed = [code if code > 0 else KILLED for code in codes if code]
+        # A signal that came before a supervisor could catch it has ended that one.
+        failed = [code if code > 0 else KILLED for code in codes if code and -code != self.signalled]
         self.code = min(failed) if failed else 0
         self.done.set()
         return True

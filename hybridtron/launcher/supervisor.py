@@ -20,7 +20,7 @@ from hybridtron.distributed.launch import caught_signals, signal_at_death_of_par
 from hybridtron.errors import UserError
 from hybridtron.files import append_text, replace_file
 from hybridtron.launcher import verdict as verdicts
-from hybridtron.launcher.attempts import Attempt, Report, Verdict, find_attempt, new_attempt, recent_failures
+from hybridtron.launcher.attempts import Attempt, Report, Verdict, find_attempt, history_of, new_attempt
 from hybridtron.launcher.child import Child, log_file, start_child
 from hybridtron.launcher.job import Spec
 from hybridtron.launcher.task import ECHO, Task
@@ -60,6 +60,7 @@ class Supervisor:
         self.child: Child | None = None
         self.stop_signal, self.stop_at, self.ends_now = 0, 0.0, False
         self.echoed = 0
+        self.signalled: Child | None = None  # the latest that the signal was passed on to
         self.has_judged = False  # on the latest attempt
 
     def receive(self, number: int, frame: FrameType | None) -> None:
@@ -72,6 +73,7 @@ class Supervisor:
 
     def _forward(self) -> None:
         if self.child:
+            self.signalled = self.child
             self.child.signal(self.stop_signal if self.spec.is_training else signal.SIGTERM)
 
     def run(self) -> int:
@@ -80,7 +82,7 @@ class Supervisor:
         while True:
             attempt = self._begin(number)
             if attempt is None:
-                return 1
+                return self._end_before_attempt()
             number, self.has_judged = attempt.number, False
             if self.task.rank < self.processes:
                 self._run_attempt(attempt)
@@ -96,6 +98,8 @@ class Supervisor:
         deadline = time.monotonic() + self.config.start_seconds
         folder = self.spec.launch_folder
         while time.monotonic() < deadline:
+            if self.stop_signal and (self.task.rank == 0 or time.monotonic() > self.stop_at + SETTLE_SECONDS):
+                return None
             if self.task.rank:
                 if attempt := find_attempt(folder, self.task.incarnation, after):
                     return attempt
@@ -103,9 +107,20 @@ class Supervisor:
                 (folder / "result.json").unlink(missing_ok=True)
                 return new_attempt(folder, self.spec.launch_id, self.task.incarnation, self.processes)
             time.sleep(self.look_seconds)
+        if self.stop_signal:
+            return None
         waited = "the run folder was never free" if self.task.rank == 0 else "rank 0 began no attempt"
         self._print(f"{self.task.place}: {waited} in {self.config.start_seconds:g} s")
         return None
+
+    def _end_before_attempt(self) -> int:
+        """End this task where no attempt began; return the exit code. A time limit puts the job back into the queue."""
+        if not self.stop_signal:
+            return 1
+        if self.task.rank == 0 and self.task.job_id and self.stop_signal in verdicts.REQUEUED:
+            self.has_judged = True
+            return self._requeue()
+        return 0
 
     def _is_free(self) -> bool:
         """Return whether no process of a former attempt still writes to the run folder."""
@@ -128,9 +143,13 @@ class Supervisor:
             self._echo(child)
             child.close()
             self.child = None
-        attempt.report(report)
-        if report.weight > verdicts.ENDED:
-            attempt.mark_failed()
+        try:
+            attempt.report(report)
+        except OSError as error:  # as of a full disk: the others wait for this report for a limited time
+            self._print(f"{self.task.place}: no report: {error}")
+        finally:
+            if report.weight > verdicts.ENDED:
+                attempt.mark_failed()
 
     def _watch(self, attempt: Attempt, child: Child) -> Report:
         """Wait until the rank has ended, or must be ended; return how."""
@@ -145,7 +164,7 @@ class Supervisor:
             polled_at = now
             child.read_beats()
             self._echo(child)
-            if self.stop_signal and not forwarded and (child.is_catching or not self.spec.is_training):
+            if self.stop_signal and not forwarded and self._can_forward(child):
                 self._forward()
                 forwarded = True
                 if self.task.rank == 0 and self.task.job_id:
@@ -167,6 +186,10 @@ class Supervisor:
                 return report
         child.read_beats()
         return verdicts.ended_report(self.task.rank, self.task.node, child, self._own_signal())
+
+    def _can_forward(self, child: Child) -> bool:
+        """Return whether the signal has yet to reach a rank, and would be heeded there."""
+        return child.is_catching if self.spec.is_training else child is not self.signalled
 
     def _own_signal(self) -> int:
         return self.stop_signal if self.spec.is_training or not self.stop_signal else int(signal.SIGTERM)
@@ -195,15 +218,19 @@ class Supervisor:
 
     def _wait_for_verdict(self, attempt: Attempt) -> Verdict:
         """Return the verdict on an attempt. Rank 0's supervisor makes it; where that one is gone, another does."""
-        rank, deadline = self.task.rank, float("inf")
+        rank, has_failed = self.task.rank, False
+        settle = SETTLE_SECONDS * (2 if rank else 1) + 0.5 * rank
+        # All ranks of a training end together, or one that is gone would never be missed.
+        ends_soon = self.spec.is_training and rank < self.processes
+        deadline = time.monotonic() + self.config.start_seconds + settle if ends_soon else float("inf")
         while True:
             if verdict := attempt.verdict():
                 return verdict
             if self._is_superseded(attempt):
-                return SUPERSEDED
+                return attempt.verdict() or SUPERSEDED  # its file may have come with the next attempt
             now = time.monotonic()
-            if deadline == float("inf") and attempt.has_failed():
-                deadline = now + SETTLE_SECONDS * (2 if rank else 1) + 0.5 * rank
+            if not has_failed and attempt.has_failed():
+                has_failed, deadline = True, now + settle
             complete = rank == 0 and len(attempt.reports()) == self.processes
             if complete or now > deadline:
                 self._judge(attempt)
@@ -217,7 +244,9 @@ class Supervisor:
             self.processes,
             attempt.node_of,
             self.config,
-            recent_failures(self.spec.launch_folder, self.spec.launch_id, self.config.restart_window_hours),
+            history_of(
+                self.spec.launch_folder, self.spec.launch_id, self.config.restart_window_hours, self.spec.is_training
+            ),
             can_requeue=self.task.job_id is not None,
         )
         if not attempt.decide(verdict):

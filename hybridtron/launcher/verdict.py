@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from hybridtron.launcher.attempts import Report, Verdict
+from hybridtron.launcher.attempts import History, Report, Verdict
 
 if TYPE_CHECKING:
     from hybridtron.launcher.child import Child
@@ -26,7 +26,7 @@ PHASES = (
     "closing",
 )  # of one step, in their order
 REQUEUED = (signal.SIGUSR1, signal.SIGUSR2)  # what a scheduler sends before a time limit or a preemption
-BAD_INPUT = 2
+BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
 
 
 def ended_report(rank: int, node: str, child: Child, stop_signal: int) -> Report:
@@ -36,7 +36,7 @@ def ended_report(rank: int, node: str, child: Child, stop_signal: int) -> Report
     if code < 0 and -code != stop_signal:
         weight = ABORTED if -code == signal.SIGABRT else KILLED
         cause = f"was killed (signal {-code})"
-    elif code > 0:
+    elif code > 0 and not (stop_signal and code in (128 + stop_signal, INTERRUPTED)):
         weight = LOST_PEER if child.lost_peer else ERROR
         cause = f"ended with exit code {code}: {child.cause or child.last_line() or 'it printed nothing'}"
     return Report(
@@ -60,29 +60,39 @@ def judge(
     processes: int,
     node_of: Callable[[int], str],
     launch: LaunchConfig,
-    failures: int,
+    history: History,
     can_requeue: bool,
 ) -> Verdict:
-    """Decide from the reports of an attempt how it ended and what follows; `failures` are those before it."""
+    """Decide from the reports of an attempt how it ended and what follows, given the attempts before it.
+
+    Bad input is final in the first attempt only: later, it is a node that does not see the data.
+    """
     complete = [reports.get(rank) or silent_report(rank, node_of(rank)) for rank in range(processes)]
     stop_signal = next((report.stop_signal for report in complete if report.stop_signal), 0)
     step = max(report.step for report in complete)
     requeues = can_requeue and stop_signal in REQUEUED
+    is_spent = history.failures >= launch.max_restarts
+    spent = (
+        f"; restarted {history.failures} times within {launch.restart_window_hours:g} h, as often as max_restarts says"
+    )
     worst = max(report.weight for report in complete)
     if worst == ENDED or (stop_signal and worst <= LOST_PEER):
         finished = not stop_signal or all(report.finished for report in complete)
         outcome = "finished" if finished else "stopped"
+        if requeues and not finished and is_spent and history.last_step is not None and step <= history.last_step:
+            return Verdict("failed", "end", 1, f"no new step before the job was stopped{spent}", step, time.time())
         action = "requeue" if requeues and not finished else "end"
         return Verdict(outcome, action, 0, None, step, time.time())
     first = first_cause(complete)
     cause = f"rank {first.rank} on {first.node} {first.cause or hung(first)}"
-    if any(report.code == BAD_INPUT for report in complete):
+    if history.is_first and any(report.code == BAD_INPUT for report in complete):
         return Verdict("failed", "end", BAD_INPUT, cause, step, time.time())
-    if stop_signal:
-        return Verdict("failed", "requeue" if requeues else "end", 1, cause, step, time.time())
-    if failures >= launch.max_restarts:
-        cause += f"; restarted {failures} times within {launch.restart_window_hours:g} h, as often as max_restarts says"
+    if stop_signal and not requeues:
         return Verdict("failed", "end", 1, cause, step, time.time())
+    if is_spent:
+        return Verdict("failed", "end", 1, cause + spent, step, time.time())
+    if stop_signal:
+        return Verdict("failed", "requeue", 1, cause, step, time.time())
     action = "requeue" if worst == SILENT or any(report.weight == SILENT for report in complete) else "restart"
     return Verdict("failed", action, 1, cause, step, time.time())
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from hybridtron.launcher import verdict as verdicts
-from hybridtron.launcher.attempts import Report, Verdict
+from hybridtron.launcher.attempts import History, Report, Verdict
 from hybridtron.launcher.config import LaunchConfig
 
 
@@ -18,10 +19,10 @@ def report(rank: int, **keys: Any) -> Report:
     )
 
 
-def judge(*reports: Report, failures: int = 0, can_requeue: bool = True, **launch: Any) -> Verdict:
+def judge(*reports: Report, history: History | None = None, can_requeue: bool = True, **launch: Any) -> Verdict:
     by_rank = {each.rank: each for each in reports}
     return verdicts.judge(
-        by_rank, 4, lambda rank: f"node{rank // 2}", LaunchConfig(**launch), failures, can_requeue
+        by_rank, 4, lambda rank: f"node{rank // 2}", LaunchConfig(**launch), history or History(), can_requeue
     )  # fmt: skip
 
 
@@ -78,16 +79,40 @@ def test_the_first_cause_is_named(case):
 
 def test_a_failure_starts_again_within_the_budget():
     reports = [report(0, **KILLED), *(report(rank, **LOST) for rank in (1, 2, 3))]
-    assert judge(*reports, failures=2, max_restarts=3).action == "restart"
-    over = judge(*reports, failures=3, max_restarts=3)
+    assert judge(*reports, history=History(2, False, 5), max_restarts=3).action == "restart"
+    over = judge(*reports, history=History(3, False, 5), max_restarts=3)
     assert (over.action, over.code) == ("end", 1)
     assert over.cause is not None
     assert over.cause.endswith("restarted 3 times within 24 h, as often as max_restarts says")
 
 
+BAD_INPUT = {"code": 2, "weight": verdicts.ERROR, "cause": "ended with exit code 2: error"}
+
+
 def test_bad_input_never_starts_again():
-    reports = [report(rank, code=2, weight=verdicts.ERROR, cause="ended with exit code 2: error") for rank in range(4)]
+    reports = [report(rank, **BAD_INPUT) for rank in range(4)]
     assert (judge(*reports).action, judge(*reports).code) == ("end", 2)
+
+
+def test_a_node_that_does_not_see_the_data_is_a_failure_of_a_job_that_has_run():
+    reports = [report(0, **ENDED), report(1, **ENDED), report(2, **BAD_INPUT), report(3, **ENDED)]
+    assert judge(*reports, history=History(1, False, 7)).action == "restart"
+
+
+def test_a_job_that_is_stopped_before_any_new_step_is_not_queued_again_for_ever():
+    reports = [report(rank, stop_signal=12) for rank in range(4)]
+    assert judge(*reports, history=History(3, False, 7), max_restarts=3).action == "end"
+    assert judge(*reports, history=History(3, False, 6), max_restarts=3).action == "requeue"  # step 7 is new
+    unsaved = [report(0, stop_signal=12, **KILLED), *(report(rank, **LOST) for rank in (1, 2, 3))]
+    assert judge(*unsaved, history=History(2, False, 7), max_restarts=3).action == "requeue"
+    assert judge(*unsaved, history=History(3, False, 7), max_restarts=3).action == "end"
+
+
+@pytest.mark.parametrize(("code", "weight"), [(130, 0), (143, 0), (-15, 0), (1, verdicts.ERROR)])
+def test_a_verb_that_ends_by_the_signal_passed_on_to_it_has_not_failed(code, weight):
+    child = SimpleNamespace(process=SimpleNamespace(returncode=code), lost_peer=False, cause=None)
+    child.last_line, child.step, child.phase, child.finished = (lambda: "error"), 0, "start", False
+    assert verdicts.ended_report(0, "a", child, stop_signal=15).weight == weight
 
 
 def test_a_supervisor_that_is_gone_needs_new_tasks():
