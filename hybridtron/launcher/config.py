@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from hybridtron.config.load import load
 from hybridtron.config.schema import Strict, problem
+from hybridtron.launcher.variables import looks_secret
 
 Launch = str | os.PathLike[str] | dict[str, object]
 
@@ -86,6 +87,10 @@ class LaunchConfig(Strict):
         for name, value in environment.items():
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise problem(name, value, "a name of letters, digits and _")
+            if looks_secret(name):  # the value is not printed either
+                raise problem(
+                    name, "...", "no secret, as it would be copied into run folders: set it in the shell that submits"
+                )
         return environment
 
     @model_validator(mode="after")

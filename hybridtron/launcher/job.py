@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,11 +18,12 @@ from hybridtron.training.config import RunConfig
 
 # Python with a package from a path of any characters before all others; PYTHONPATH cannot hold a colon.
 ENTRY = "import sys; sys.path.insert(0, sys.argv.pop(1)); from hybridtron.{module} import main; sys.exit(main())"
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def python_from(root: Path, module: str, *arguments: str) -> list[str]:
-    """Return the command that runs hybridtron.MODULE.main of the package in `root`."""
-    return [sys.executable, "-P", "-c", ENTRY.format(module=module), str(root), *arguments]
+    """Return the command that runs hybridtron.MODULE.main of the package in `root`, and writes no bytecode there."""
+    return [sys.executable, "-P", "-B", "-c", ENTRY.format(module=module), str(root), *arguments]
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,10 @@ def read_spec(file: Path) -> Spec:
 
 
 def make_folder(folder: Path) -> Path:
-    """Make a folder that others cannot write to, and return it. Raises UserError for a link in its place."""
+    """Make a folder that others cannot write to, or an existing one so, and return it.
+
+    Raises UserError for a link or a folder of another user in its place.
+    """
     require_folder(folder)
     mask = os.umask(0)
     os.umask(mask | 0o022)
@@ -97,4 +102,9 @@ def make_folder(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     finally:
         os.umask(mask)
+    status = folder.lstat()
+    if status.st_uid != os.geteuid():
+        raise UserError(f"{folder}: belongs to another user (uid {status.st_uid}); expected a folder of your own")
+    if status.st_mode & OTHERS_WRITE:
+        folder.chmod(stat.S_IMODE(status.st_mode) & ~OTHERS_WRITE)
     return folder

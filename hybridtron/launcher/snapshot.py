@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -15,26 +17,14 @@ from pathlib import Path
 
 from hybridtron import __version__
 from hybridtron.files import remove_folder, replace_file
+from hybridtron.launcher.job import OTHERS_WRITE
+from hybridtron.launcher.variables import recorded_environment
 
 PACKAGE = Path(__file__).parents[1]
 LARGEST_DIFF = 5_000_000  # bytes of uncommitted changes that are kept
+NOTES = ("git.txt", "changes.diff")  # beside the package in its copy
 
 IGNORED = re.compile(r"/__pycache__/|\.pyc$|\.so$|/\.[^/]*$")
-
-# Variables that change how a job runs. Everything else of the environment may be private, and is left out.
-RECORDED = re.compile(
-    r"(CUDA|NCCL|TORCH|PYTORCH|GLOO|OMP|MKL|KMP|FI|UCX|NVTE|TRITON|HYBRIDTRON|SLURM|SBATCH|PYTHON|LD|VIRTUAL|CONDA)"
-    r"_?[A-Z0-9_]*|PATH|HOSTNAME|LANG|TZ"
-)
-SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CRED|AUTH|COOKIE|SESSION|PRIVATE|JWT", re.IGNORECASE)
-
-
-def recorded_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return the variables that say how a job runs, without those whose name looks like that of a secret."""
-    names = (name for name in sorted(environment) if RECORDED.fullmatch(name) and not SECRET.search(name))
-    return {
-        name: environment[name] for name in names if "://" not in environment[name]
-    }  # an address may hold a password
 
 
 def write_environment(folder: Path) -> None:
@@ -52,19 +42,26 @@ def write_environment(folder: Path) -> None:
 
 
 def copy_code(folder: Path) -> Path:
-    """Copy the package as it is into `folder`/DIGEST, with the commit and the changes since it; return that folder.
+    """Copy the package into `folder`/DIGEST, with the commit and the changes since it; return that folder.
 
-    The digest is of the content: code that another job runs from is never replaced.
+    The digest is of the content: code that another job runs from is never replaced. An existing copy is used where it
+    holds the package and nothing else; a changed one, perhaps with code of someone else, is left, and the package
+    copied to DIGEST.2, and so on.
     """
     files = sorted(path for path in PACKAGE.rglob("*") if path.is_file() and not IGNORED.search(path.as_posix()))
     digest = hashlib.sha256()
     contents = {path.relative_to(PACKAGE.parent): path.read_bytes() for path in files}
     for path, content in contents.items():
         digest.update(f"{path}\0{len(content)}\0".encode() + content)
-    final = folder / digest.hexdigest()[:16]
-    if final.is_dir() and not final.is_symlink():
+    name = digest.hexdigest()[:16]
+    final = next(
+        path
+        for path in (folder / (f"{name}.{number}" if number > 1 else name) for number in itertools.count(1))
+        if not os.path.lexists(path) or _is_copy(path, contents)
+    )
+    if final.exists():
         return final
-    draft = folder / f"{final.name}.new-{os.getpid()}"
+    draft = folder / f"{name}.new-{os.getpid()}"
     if os.path.lexists(draft):
         remove_folder(draft)
     draft.mkdir()
@@ -77,6 +74,23 @@ def copy_code(folder: Path) -> Path:
         replace_file(draft / "changes.diff", changes)
     os.replace(draft, final)
     return final
+
+
+def _is_copy(root: Path, contents: Mapping[Path, bytes]) -> bool:
+    """Return whether a folder holds exactly these files, and the notes of git, in folders that only we can write to."""
+    folders = {parent for path in contents for parent in path.parents}
+    for path in itertools.chain([root], root.rglob("*")):  # lazily: the root may be a link
+        status, name = path.lstat(), path.relative_to(root)
+        if status.st_uid != os.geteuid() or status.st_mode & OTHERS_WRITE:
+            return False
+        if stat.S_ISDIR(status.st_mode) != (name in folders):
+            return False
+        if name not in folders and not (stat.S_ISREG(status.st_mode) and (name in contents or str(name) in NOTES)):
+            return False
+    try:
+        return all((root / path).read_bytes() == content for path, content in contents.items())
+    except FileNotFoundError:
+        return False
 
 
 def git_state() -> tuple[str | None, bytes]:

@@ -21,6 +21,8 @@ from hybridtron.launcher.job import Job, Spec, make_folder
 from hybridtron.launcher.snapshot import PACKAGE, copy_code, write_environment
 from hybridtron.training.run_folder.folder import LAUNCHER as FOLDERS
 
+SUBMITTED = Path("launch", "submitted.json")  # in a run folder: the number of its job on SLURM
+
 
 def submit(
     jobs: Sequence[Job],
@@ -41,7 +43,8 @@ def submit(
         echo: print what the first rank of each job prints; on this machine only.
 
     Raises:
-        UserError: where a job does not fit its layout or sbatch refuses it. No job is submitted then.
+        UserError: where a job does not fit its layout or sbatch refuses it. Jobs submitted before it are
+            cancelled.
     """
     if not jobs:
         return []
@@ -143,8 +146,13 @@ def _submit_to_slurm(
             file = folder / "launch" / f"{slurm.new_name()}.list"
             replace_file(file, "\0".join(str(spec.launch_folder / "job.json") for spec in group))
         command = slurm.batch_command(Path(first.root), file)
-        number = slurm.submit_script(first.name, folder / "launch" / "slurm", launch, first, command, array)
+        try:
+            number = slurm.submit_script(first.name, folder / "launch" / "slurm", launch, first, command, array)
+        except UserError:
+            for handle in found.values():
+                handle.cancel()
+            raise
         for handle in slurm.handles(group, number, array is not None):
-            replace_file(handle.folder / "launch" / "submitted.json", json.dumps({"job": handle.job_id}) + "\n")
+            replace_file(handle.folder / SUBMITTED, json.dumps({"job": handle.job_id}) + "\n")
             found[handle.folder.as_posix()] = handle
     return [found[spec.path.as_posix()] for spec in specs]

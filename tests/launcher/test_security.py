@@ -12,10 +12,11 @@ import yaml
 
 import hybridtron as ht
 from hybridtron.launcher.config import LaunchConfig, read_launch
-from hybridtron.launcher.job import Job
+from hybridtron.launcher.job import Job, make_folder
 from hybridtron.launcher.slurm import SlurmHandle
-from hybridtron.launcher.snapshot import recorded_environment
+from hybridtron.launcher.snapshot import copy_code
 from hybridtron.launcher.submit import batch_script, submit
+from hybridtron.launcher.variables import recorded_environment
 
 WORDS = ["a b", "it's", 'say "x"', "$(touch PWNED)", "`touch PWNED`", "; touch PWNED #", "&& touch PWNED", "a\tb"]
 NEWLINE = "x\ntouch PWNED\n"
@@ -83,11 +84,112 @@ def test_secrets_are_not_recorded(monkeypatch):
         "MY_CONFIG",
         "SLURM_JWT",
         "NCCL_AUTH",
+        "LDAP_BIND_PW",
+        "LDAPPW",
+        "SLURMDB_PW",
+        "FIREBASE_CONFIG",
+        "FIGMA_PAT",
+        "TORCH_PWD",
     )
     found = recorded_environment(
         {**kept, **dict.fromkeys(dropped, SECRET), "PYTHON_INDEX": f"https://me:{SECRET}@host"}
     )
     assert found == kept
+
+
+@pytest.mark.parametrize("name", ["WANDB_API_KEY", "hf_token", "LDAP_BIND_PW", "FIGMA_PAT", "DB_PWD", "PGPASSWORD"])
+def test_launch_files_hold_no_secrets(name):
+    with pytest.raises(ht.UserError, match=rf"environment\.{name} = .*set it in the shell that submits") as refused:
+        read_launch({"environment": {name: SECRET}})
+    assert SECRET not in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_variables_that_only_resemble_secrets_are_kept():
+    kept = {"TOKENIZERS_PARALLELISM": "false", "NCCL_IB_PKEY": "1", "NVTE_PATH": "x"}
+    assert read_launch({"environment": kept}).environment == kept
+
+
+def forge_file(copy: Path) -> None:
+    (copy / "hybridtron" / "__main__.py").write_text("forged")
+
+
+def add_module(copy: Path) -> None:
+    (copy / "yaml.py").write_text("forged")
+
+
+def add_package(copy: Path) -> None:
+    (copy / "torch").mkdir()
+
+
+def add_bytecode(copy: Path) -> None:
+    (copy / "hybridtron" / "__pycache__").mkdir()
+
+
+def remove_file(copy: Path) -> None:
+    (copy / "hybridtron" / "__main__.py").unlink()
+
+
+def link_file(copy: Path) -> None:
+    moved = (copy / "hybridtron" / "__main__.py").rename(copy.parent / "elsewhere.py")
+    (copy / "hybridtron" / "__main__.py").symlink_to(moved)
+
+
+def link_folder(copy: Path) -> None:
+    copy.symlink_to(copy.rename(copy.parent / "elsewhere"))
+
+
+def open_to_others(copy: Path) -> None:
+    (copy / "hybridtron").chmod(0o777)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [forge_file, add_module, add_package, add_bytecode, remove_file, link_file, link_folder, open_to_others],
+)
+def test_code_that_was_changed_in_a_run_folder_is_not_used(change, tmp_path):
+    before = os.umask(0o022)
+    try:
+        first = copy_code(tmp_path)
+        assert copy_code(tmp_path) == first
+        change(first)
+        second = copy_code(tmp_path)
+        assert second.name == f"{first.name}.2"
+        assert copy_code(tmp_path) == second
+    finally:
+        os.umask(before)
+
+
+def test_folders_of_others_are_refused_and_own_ones_closed(tmp_path, monkeypatch):
+    folder = tmp_path / "launch"
+    folder.mkdir()
+    folder.chmod(0o777)
+    make_folder(folder)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+    user = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+    with pytest.raises(ht.UserError, match=f"belongs to another user .uid {user}."):
+        make_folder(folder)
+
+
+def test_where_one_job_is_refused_those_before_are_cancelled(tmp_path, monkeypatch):
+    """With programs in the place of SLURM's: the second call of sbatch fails."""
+    log, bin_folder = tmp_path / "calls", tmp_path / "bin"
+    bin_folder.mkdir()
+    programs = {
+        "srun": "",
+        "sbatch": f"[ -e {log} ] && {{ echo 'sbatch: error: no such size' >&2; exit 1; }}\n"
+        f"echo sbatch > {log}; echo Submitted batch job 7\n",
+        "scancel": f"echo scancel $* >> {log}\n",
+    }
+    for name, text in programs.items():
+        (bin_folder / name).write_text(f"#!/bin/bash\n{text}")
+        (bin_folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin_folder}:{os.environ['PATH']}")
+    jobs = [Job(f"job{n}", tmp_path / f"run{n}", arguments=("doctor",), processes=n) for n in (1, 2)]
+    with pytest.raises(ht.UserError, match="no such size"):
+        submit(jobs, LaunchConfig(cluster="slurm", processes_per_node=2, snapshot_code=False))
+    assert log.read_text().splitlines() == ["sbatch", "scancel 7"]
 
 
 @pytest.mark.slurm
@@ -131,3 +233,4 @@ def test_a_local_job_writes_through_no_link(tiny, tmp_path, mask, monkeypatch):
     assert [path for path in writable_by_others(run) if path.parts[len(run.parts)] in ("launch", "logs", "code")] == []
     config = yaml.safe_load((run / "launch" / "config.yaml").read_text())
     assert config["folder"] == str(run)
+    assert [copy_code(run / "code")] == list((run / "code").iterdir())  # the run left its code as it was
