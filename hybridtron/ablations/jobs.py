@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,17 +14,16 @@ from hybridtron.ablations.cells import CellRun
 from hybridtron.ablations.events import Event, OnEvent
 from hybridtron.ablations.study import Study
 from hybridtron.errors import UserError
-from hybridtron.files import read_lines, read_plain, replace_file
+from hybridtron.files import read_last_row, read_plain, replace_file
 from hybridtron.launcher.config import LaunchConfig
 from hybridtron.launcher.handle import Handle
 from hybridtron.launcher.job import Job
 from hybridtron.launcher.slurm import SlurmHandle, SlurmQueue
-from hybridtron.launcher.submit import submit
+from hybridtron.launcher.submit import SUBMITTED, submit
 from hybridtron.training.run_folder.folder import RunFolder
 
 JOBS = "jobs.json"  # of a study: the numbers of the jobs that were submitted to SLURM, by run
 POLL_SECONDS = 0.5
-TAIL = 4096  # bytes at the end of metrics.jsonl, which hold its last row
 
 
 def train_as_jobs(study: Study, runs: Sequence[CellRun], launch: LaunchConfig, on_event: OnEvent) -> None:
@@ -57,7 +58,11 @@ def waiting_jobs(study: Study) -> list[str]:
 def _attached(study: Study, runs: Sequence[CellRun]) -> dict[str, Handle]:
     """Return the jobs of an earlier start that still wait or train, by run."""
     numbers = _read_object(study.folder / JOBS)
-    known = [(run, str(numbers[run.name])) for run in runs if run.name in numbers]
+    known = []
+    for run in runs:  # after an interrupt while jobs are submitted, only the run folders hold their numbers
+        number = str(_read_object(run.config.run_folder / SUBMITTED).get("job") or numbers.get(run.name))
+        if re.fullmatch(r"[0-9]+(_[0-9]+)?", number):
+            known.append((run, number))
     queue = SlurmQueue([number for _, number in known])
     found: dict[str, Handle] = {}
     for run, number in known:
@@ -78,10 +83,13 @@ def _follow(runs: dict[str, CellRun], handles: dict[str, Handle], on_event: OnEv
         for name, handle in list(left.items()):
             state = handle.state
             if state == "running":
-                row = _last_row(RunFolder(handle.folder).metrics_file)
-                if row.get("step", 0) > steps.get(name, 0):
-                    steps[name] = row["step"]
-                    on_event(name, Event("step", row["step"], row.get("loss")))
+                row: dict[str, Any] = {}
+                with contextlib.suppress(OSError):  # a file system may be away for a while
+                    row = read_last_row(RunFolder(handle.folder).metrics_file) or {}
+                step = row.get("step")
+                if isinstance(step, int) and step > steps.get(name, 0):
+                    steps[name] = step
+                    on_event(name, Event("step", step, row.get("loss")))
             elif state != "pending":
                 del left[name]
                 on_event(name, _end(runs[name], handle))
@@ -98,18 +106,6 @@ def _end(run: CellRun, handle: Handle) -> Event:
         return Event("stopped")
     cause = _read_object(handle.folder / "launch" / "result.json").get("cause")
     return Event("failed", cause=str(cause or f"the job ended without a result; see {handle.folder / 'logs'}"))
-
-
-def _last_row(file: Path) -> dict[str, Any]:
-    """Return the last whole row of a file of metrics; empty where there is none."""
-    try:
-        with file.open("rb") as stream:
-            stream.seek(max(0, stream.seek(0, 2) - TAIL))
-            lines = read_lines(stream.read())
-    except OSError:
-        return {}
-    rows = [line.value for line in lines if isinstance(line.value, dict) and isinstance(line.value.get("step"), int)]
-    return rows[-1] if rows else {}
 
 
 def _read_object(file: Path) -> dict[str, Any]:
