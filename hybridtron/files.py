@@ -29,6 +29,15 @@ def read_plain(path: Path) -> bytes:
         return file.read()
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty where it is missing or damaged."""
+    try:
+        content = json.loads(read_plain(path))
+    except (OSError, ValueError, RecursionError, UserError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def open_to_read(path: Path) -> IO[bytes]:
     """Open a plain file, or one that a link leads to, for reading. Raises UserError for a device or a pipe."""
     return open(_open_plain(path, os.O_RDONLY), "rb")

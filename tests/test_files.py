@@ -17,6 +17,7 @@ from hybridtron.files import (
     open_to_write,
     read_last_row,
     read_lines,
+    read_object,
     read_plain,
     remove_folder,
     replace_file,
@@ -93,6 +94,16 @@ def test_only_plain_files_are_read_and_links_to_them(tmp_path):
     for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
         with pytest.raises(UserError, match="expected a plain file"):
             read_plain(path)
+
+
+def test_an_object_is_empty_where_its_file_holds_none(tmp_path):
+    file = tmp_path / "object.json"
+    assert read_object(file) == read_object(tmp_path) == {}
+    for content in (b"", b"{", b"[1]", b"\xff", b"[" * 100_000):
+        file.write_bytes(content)
+        assert read_object(file) == {}
+    file.write_text('{"x": 1}')
+    assert read_object(file) == {"x": 1}
 
 
 def test_only_the_link_is_removed(tmp_path):

@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 
 from hybridtron.errors import UserError, cause_of
-from hybridtron.files import read_last_row, read_plain
+from hybridtron.files import read_last_row, read_object, read_plain
 from hybridtron.monitoring.queue import queued_jobs
-from hybridtron.monitoring.state import FAILED, RUNNING, read_mapping, state_of
+from hybridtron.monitoring.state import FAILED, RUNNING, state_of
 from hybridtron.reporting.numbers import duration
 from hybridtron.reporting.shown import Shown
 from hybridtron.training.run_folder.attempts import Attempt, read_attempts
@@ -100,7 +100,7 @@ def read_status(folder: Path, name: str, jobs: Mapping[str, str]) -> RunStatus:
         run.notes.append(f"attempts.jsonl: {_reason(error)}")
     _add_progress(run, row)
     try:
-        reported = read_mapping(folder / "summary.json").get("step")
+        reported = read_object(folder / "summary.json").get("step")
         is_complete = run.steps is not None and (reported == run.steps or (run.step or 0) >= run.steps)
         run.state = state_of(folder, attempts, is_complete, jobs)
     except (OSError, UserError) as error:
@@ -150,7 +150,7 @@ def _add_state_notes(run: RunStatus, folder: Path, attempts: list[Attempt]) -> N
     """Note why a run ended, silence of one that runs, and how often it should save."""
     if run.state != RUNNING:
         run.seconds_left = None
-    cause = read_mapping(folder / "launch" / "result.json").get("cause") if run.state == FAILED else None
+    cause = read_object(folder / "launch" / "result.json").get("cause") if run.state == FAILED else None
     cause = cause or (attempts[-1].cause if attempts and run.state == FAILED else None)
     if cause:
         run.notes.append(" ".join(str(cause).split()))

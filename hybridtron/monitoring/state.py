@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from hybridtron.errors import UserError
-from hybridtron.files import is_locked, read_plain
+from hybridtron.files import is_locked, read_object
 from hybridtron.training.run_folder.attempts import FAILED, FINISHED, STOPPED, Attempt
 
 RUNNING, WAITING, DEAD = "running", "waiting", "dead"
@@ -34,8 +31,8 @@ def state_of(folder: Path, attempts: Sequence[Attempt], is_complete: bool, jobs:
     if is_locked(folder / ".lock"):
         return RUNNING
     last = attempts[-1] if attempts else None
-    result = read_mapping(folder / "launch" / "result.json")
-    submitted = read_mapping(folder / "launch" / "submitted.json").get("job")
+    result = read_object(folder / "launch" / "result.json")
+    submitted = read_object(folder / "launch" / "submitted.json").get("job")
     for job in (str(submitted), str(last.job if last else None)):
         if job in jobs:
             return WAITING if jobs[job] in PENDING_JOBS else RUNNING
@@ -62,7 +59,7 @@ def _has_supervisor(folder: Path) -> bool:
     """Return whether a supervisor of the run lives on this machine."""
     attempt = _newest_attempt(folder)
     for file in sorted(attempt.glob("rank_*.json"))[:64] if attempt else []:
-        rank = read_mapping(file)
+        rank = read_object(file)
         number = rank.get("supervisor")
         if rank.get("node") == socket.gethostname() and type(number) is int and number > 0 and _lives(number):
             return True
@@ -90,14 +87,5 @@ def _can_signal(number: int) -> bool:
 def _next_action(folder: Path) -> str | None:
     """Return what the launcher decided to do after the newest attempt: end, restart or requeue."""
     attempt = _newest_attempt(folder)
-    action = read_mapping(attempt / "verdict.json").get("action") if attempt else None
+    action = read_object(attempt / "verdict.json").get("action") if attempt else None
     return action if isinstance(action, str) else None
-
-
-def read_mapping(file: Path) -> dict[str, Any]:
-    """Read a JSON object; empty where it is missing or damaged."""
-    try:
-        content = json.loads(read_plain(file))
-    except (OSError, ValueError, RecursionError, UserError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -30,6 +30,7 @@ from hybridtron.files import (
     is_number,
     lock,
     open_to_write,
+    read_object,
     read_plain,
     remove_folder,
     replace_file,
@@ -165,14 +166,14 @@ class RunFolder:
 
     def read_environment(self) -> dict[str, Any]:
         """Read environment.json; empty where it is missing or damaged."""
-        return _read_mapping(self.environment_file)
+        return read_object(self.environment_file)
 
     def read_summary(self, step: int) -> dict[str, Any]:
         """Read summary.json of a run that ended at this step, without what is no number where one belongs.
 
         Empty where there is none.
         """
-        summary = _read_mapping(self.summary_file)
+        summary = read_object(self.summary_file)
         sound = {key: value for key, value in summary.items() if key not in NUMBERS or is_number(value)}
         return sound if sound.get("step") == step else {}
 
@@ -273,15 +274,6 @@ def suggest_older_checkpoint(checkpoint: Path, advice: str) -> Iterator[None]:
             raise
         advice = advice.replace("{name}", older[-1].name)  # not format: the path of a run may have braces
         raise UserError(f"{error}; the checkpoint before it is {older[-1]}{advice}") from None
-
-
-def _read_mapping(file: Path) -> dict[str, Any]:
-    """Read a JSON object; empty where it is missing or damaged."""
-    try:
-        content = json.loads(read_plain(file))
-    except (OSError, ValueError, RecursionError, UserError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def read_config(folder: Path) -> RunConfig:
