@@ -14,10 +14,11 @@ This module imports neither torch nor megatron-core.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import random
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +53,9 @@ class StoredFile:
     size: int
     crc32: int
     tensors: tuple[StoredTensor, ...] = ()
+
+
+Part = tuple[str, StoredTensor]  # of a checkpoint, with the name of its file
 
 
 def file_of_bytes(content: bytes) -> StoredFile:
@@ -98,8 +102,8 @@ def verify(folder: Path, how: Verify = "full", share: tuple[int, int] = (0, 1)) 
 
     Args:
         folder: the checkpoint.
-        how: `full` reads every byte, `sampled` the small files and one in sixteen of the stored tensors, drawn anew
-            at each call, `none` nothing. Both of the first compare the sizes of all files.
+        how: `full` reads every byte, `sampled` the small files and one in sixteen of a process's stored tensors,
+            drawn anew at each call, `none` nothing. Both of the first compare the sizes of all files.
         share: the number of this process and how many processes divide the reading among them.
 
     Raises:
@@ -114,7 +118,8 @@ def verify(folder: Path, how: Verify = "full", share: tuple[int, int] = (0, 1)) 
             raise UserError(f"{path}: damaged: is missing")
         if path.stat().st_size != file.size:
             raise UserError(f"{path}: damaged: has {path.stat().st_size} bytes; expected {file.size}")
-    for name, parts in _own(list(_parts(files, how)), *share):
+    mine = _share(_parts(files), *share)
+    for name, parts in _by_file(_sample(mine) if how == "sampled" else mine).items():
         _verify_parts(folder / name, parts)
 
 
@@ -147,26 +152,35 @@ def _power(length: int) -> int:
     return power
 
 
-def _parts(files: dict[str, StoredFile], how: Verify) -> Iterator[tuple[str, StoredTensor]]:
-    """Yield what is to be read, with its file: tensors, and small files whole."""
-    for name, file in files.items():
-        tensors: Iterable[StoredTensor] = file.tensors or [StoredTensor("", (), 0, file.size, file.crc32)]
-        if file.tensors and how == "sampled":
-            tensors = random.sample(file.tensors, -(-len(file.tensors) // SAMPLE))
-        for tensor in tensors:
-            yield name, tensor
+def _parts(files: dict[str, StoredFile]) -> list[Part]:
+    """Return all that the files hold, with the file of each part: tensors, and small files whole."""
+    return [
+        (name, part)
+        for name, file in files.items()
+        for part in file.tensors or [StoredTensor("", (), 0, file.size, file.crc32)]
+    ]
 
 
-def _own(parts: list[tuple[str, StoredTensor]], rank: int, processes: int) -> Iterator[tuple[str, list[StoredTensor]]]:
-    """Yield this process's share of the bytes to read, by file."""
-    total = sum(part.length for _, part in parts)
+def _share(parts: Sequence[Part], rank: int, processes: int) -> list[Part]:
+    """Return the parts that this process reads; the processes divide the bytes of the same list."""
+    total = max(sum(part.length for _, part in parts), 1)
+    starts = itertools.accumulate((part.length for _, part in parts), initial=0)
+    owners = (min(start * processes // total, processes - 1) for start in starts)
+    return [part for part, owner in zip(parts, owners, strict=False) if owner == rank]
+
+
+def _sample(parts: Sequence[Part]) -> list[Part]:
+    """Return the small files among the parts, and one in SAMPLE of the tensors, at random."""
+    tensors = [part for part in parts if part[1].tensor]
+    return [part for part in parts if not part[1].tensor] + random.sample(tensors, -(-len(tensors) // SAMPLE))
+
+
+def _by_file(parts: Iterable[Part]) -> dict[str, list[StoredTensor]]:
+    """Return the parts of each file."""
     by_file: dict[str, list[StoredTensor]] = {}
-    position = 0
     for name, part in parts:
-        if position * processes // max(total, 1) == rank:
-            by_file.setdefault(name, []).append(part)
-        position += part.length
-    yield from by_file.items()
+        by_file.setdefault(name, []).append(part)
+    return by_file
 
 
 def _verify_parts(path: Path, parts: Sequence[StoredTensor]) -> None:

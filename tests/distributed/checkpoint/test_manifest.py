@@ -130,6 +130,30 @@ def test_sampled_reads_some_tensors_and_all_small_files_and_none_reads_nothing(f
     assert not read
 
 
+def test_sampling_processes_read_every_small_file_and_may_draw_every_tensor(monkeypatch):
+    """Small files lie between and behind those of 64 processes, some of which hold few tensors."""
+
+    def tensors_of(rank):
+        return [manifest.StoredTensor(f"{rank}.{n}", (0,), 100 * n, 100, 0) for n in range(1 + 5 * (rank % 9))]
+
+    files, small = {}, set()
+    for rank in range(64):
+        files[f"__{rank}_0.distcp"] = manifest.file_of_tensors(tensors_of(rank))
+        files[f"small_{rank}"] = manifest.file_of_bytes(b"x" * (3 * rank % 64))
+        small.add(f"small_{rank}")
+    every = {part.tensor for file in files.values() for part in file.tensors}
+    drawn = set()
+    for seed in range(100):
+        read = []
+        for rank in range(64):
+            monkeypatch.setattr(manifest, "random", random.Random(f"{seed} {rank}"))
+            read += manifest._sample(manifest._share(manifest._parts(files), rank, 64))
+        assert sorted(name for name, part in read if not part.tensor) == sorted(small)
+        assert len(read) < len(small) + len(every) / 4
+        drawn |= {part.tensor for _, part in read if part.tensor}
+    assert drawn == every
+
+
 def test_checksums_of_parts_combine_to_that_of_the_whole(folder):
     draw = random.Random(0)
     for _ in range(100):
