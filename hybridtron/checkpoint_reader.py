@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from hybridtron.distributed.checkpoint import manifest
 from hybridtron.distributed.checkpoint.manifest import Verify
-from hybridtron.errors import UserError, cause_of
+from hybridtron.errors import UserError, unreadable
 from hybridtron.files import read_plain
 from hybridtron.safe_index import loading_tensors_only, shape_text
 from hybridtron.tensors import TensorSpec
@@ -39,6 +39,7 @@ def load_parameters(folder: Path, specs: dict[str, TensorSpec], verify: Verify =
 
     Raises:
         UserError: where the folder is no checkpoint, is damaged, or holds other parameters than `specs`.
+        OSError: where the system cannot read it, or has no memory for it.
     """
     manifest.verify(folder, verify)
     with loading(folder) as index:
@@ -88,7 +89,7 @@ def _parameters(index: Metadata) -> list[tuple[str, TensorStorageMetadata]]:
 def loading(folder: Path) -> Iterator[Metadata]:
     """Return the index of a checkpoint of ours; in the block no loader of torch can run code.
 
-    What goes wrong in the block is raised as a UserError that calls the checkpoint damaged.
+    What goes wrong in the block is raised as DamagedCheckpoint, or as OSError where the system failed.
     """
     try:
         with loading_tensors_only(folder) as index:
@@ -96,8 +97,8 @@ def loading(folder: Path) -> Iterator[Metadata]:
             yield index
     except UserError:
         raise
-    except (Exception, CheckpointException) as error:  # whatever layer found the damage
-        raise UserError(f"{folder}: damaged: {cause_of(error)}") from None
+    except (Exception, CheckpointException) as error:  # whatever layer found it
+        raise unreadable(folder, error) from None
 
 
 def _check_common_files(folder: Path) -> None:

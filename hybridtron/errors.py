@@ -1,5 +1,6 @@
 """The one exception that means: the user's input was wrong; names and causes in messages."""
 
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -21,6 +22,36 @@ class UserError(Exception):
 
     def __init__(self, text: str) -> None:
         super().__init__(re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda word: f"{word[0][:60]}...{word[0][-40:]}", text))
+
+
+class DamagedCheckpoint(UserError):
+    """The content of a checkpoint is wrong, missing or cut; an older one may be whole."""
+
+
+# Of a file that is gone, and of a place that damaged content names and that no file has.
+DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EINVAL)
+
+
+def unreadable(path: os.PathLike[str] | str, error: BaseException, reason: str | None = None) -> Exception:
+    """Return what to raise where a part of a checkpoint could not be read.
+
+    It is an OSError where the system failed or had no memory, since the content may be whole then, and otherwise
+    DamagedCheckpoint, for `reason`.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        if _is_out_of_memory(link):
+            return OSError(errno.ENOMEM, cause_of(link), os.fspath(path))
+        if isinstance(link, OSError) and link.errno is not None and link.errno not in DAMAGE:
+            return OSError(link.errno, link.strerror, link.filename or os.fspath(path))
+        link = link.__cause__ or link.__context__
+    return DamagedCheckpoint(f"{path}: damaged: {reason or cause_of(error)}")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception is Python's, or one of torch's, for too little memory; torch is not imported."""
+    torch_s = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError) or torch_s
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from hybridtron.errors import UserError
+from hybridtron.errors import UserError, unreadable
 from hybridtron.files import read_plain
 
 T = TypeVar("T")
@@ -86,7 +86,7 @@ def read_safe_index(folder: Path) -> Metadata:
     """Read the index of a checkpoint folder, in which every entry is a tensor that lies in a file of the folder.
 
     Raises UserError for a folder that is no checkpoint, or whose index is damaged, names foreign code, holds anything
-    but tensors or names a file outside the folder.
+    but tensors or names a file outside the folder; OSError where the system cannot read it.
     """
     file = folder / ".metadata"
     if not file.is_file() or not (folder / "metadata.json").is_file():
@@ -96,7 +96,7 @@ def read_safe_index(folder: Path) -> Metadata:
     except _Foreign as error:
         raise UserError(f"{file}: names {error}; expected the shapes and places of tensors only") from None
     except Exception as error:  # pickle raises almost anything for damaged bytes
-        raise UserError(f"{file}: damaged: {error}") from None
+        raise unreadable(file, error, str(error)) from None
 
 
 @contextlib.contextmanager

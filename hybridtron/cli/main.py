@@ -21,7 +21,8 @@ from hybridtron.errors import UserError, cause_of
 
 logger = logging.getLogger(__name__)
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # no fault of the input
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FAILING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 VERBS = (train, launch, evaluate, generate, runs, logs, describe, plan, search, scale, ablate, faults, doctor)
 # Verbs with verbs of their own: hybridtron.cli.NAME has their parser and `main(arguments)`, imported when they run.
 NESTED_VERBS = {
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logger.debug("failed", exc_info=True)
         if is_reporting_process():
             print(f"hybridtron: error: {UserError(cause_of(error))}", file=sys.stderr)
-        return 1 if error.errno in FULL else 2
+        return 1 if error.errno in (*FULL, *FAILING) else 2  # the system's fault, or the input's
 
 
 def build_parser() -> ArgumentParser:

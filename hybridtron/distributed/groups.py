@@ -7,7 +7,7 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from hybridtron.distributed.environment import Environment
 from hybridtron.distributed.launch import signal_at_death_of_parent
 from hybridtron.distributed.memory import keep_freed_memory
 from hybridtron.distributed.rendezvous import PUBLISH, published_store
-from hybridtron.errors import UserError
+from hybridtron.errors import DamagedCheckpoint, UserError, cause_of
 from hybridtron.tensors import Shard, Shards
 
 logger = logging.getLogger(__name__)
@@ -85,6 +85,34 @@ def gather(mine: T) -> list[T]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, mine)
     return values
+
+
+def call_everywhere(action: Callable[[], T]) -> T:
+    """Call an action, without communication, in every process; raise the same error in all where it fails in one.
+
+    It is that of the first process that failed, as DamagedCheckpoint, UserError, OSError or RuntimeError; one that is
+    no DamagedCheckpoint comes before those that are, since it may be the cause of them.
+    """
+    own: Exception | None = None
+    try:
+        result = action()
+    except Exception as error:
+        own = error
+    failures = [each for each in gather(_kind_of(own)) if each]
+    if not failures:
+        return result
+    kind, arguments = min(failures, key=lambda each: each[0] is DamagedCheckpoint)
+    raise kind(*arguments) from own
+
+
+def _kind_of(error: Exception | None) -> tuple[type[Exception], tuple[Any, ...]] | None:
+    """Return an exception as a class that every process knows, and its arguments."""
+    if error is None:
+        return None
+    if isinstance(error, OSError) and error.errno is not None:
+        return OSError, (error.errno, error.strerror, error.filename)
+    kinds = (DamagedCheckpoint, UserError, OSError, RuntimeError)
+    return next((kind for kind in kinds if isinstance(error, kind)), RuntimeError), (cause_of(error),)
 
 
 def is_lost_process(error: RuntimeError) -> bool:

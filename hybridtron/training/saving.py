@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybridtron.errors import cause_of
+from hybridtron.errors import UserError, cause_of
 from hybridtron.training.config import RunConfig
 from hybridtron.training.run_folder.folder import RunFolder
 from hybridtron.training.run_folder.train_state import STATE_NAME, TrainState, state_content
@@ -72,13 +72,14 @@ class Saver:
 
     def prepare(self) -> None:
         """Plan what a checkpoint holds, before there are steps to lose. Raises TrainingStopped where that fails."""
-        failure = None
+        from hybridtron.distributed.groups import is_lost_process
+
         try:
             self.writer.prepare()
-        except ValueError as error:  # the first process found a tensor with holes, or one that is written twice
-            failure = cause_of(error)
-        if failure := self.engine.first_text(failure):
-            raise TrainingStopped(f"no checkpoint of this model can be written: {failure}")
+        except (OSError, RuntimeError, UserError) as error:  # as where a tensor has holes, or is written twice
+            if isinstance(error, RuntimeError) and is_lost_process(error):
+                raise
+            raise TrainingStopped(f"no checkpoint of this model can be written: {cause_of(error)}") from error
 
     def save(self, state: TrainState, is_last: bool) -> None:
         """Begin to write a checkpoint, after the one before it; finish where it is the last one, or not asynchronous.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from hybridtron.data.tokenizer import load as load_tokenizer
-from hybridtron.distributed.groups import gather
-from hybridtron.errors import UserError
+from hybridtron.distributed.groups import call_everywhere, gather
+from hybridtron.errors import DamagedCheckpoint, UserError
 from hybridtron.training.build import describe_stages
 from hybridtron.training.config import RunConfig
 from hybridtron.training.corpus import Corpus, open_corpus
@@ -52,7 +53,8 @@ def restore(
     """Build the trainer and load the newest checkpoint that is whole in all processes.
 
     `find` prepares the run from the newest checkpoint that is not among the damaged ones, given as name -> error.
-    Raises UserError where none is whole, or where the processes see different checkpoints.
+    Raises UserError where none is whole, or where the processes see different checkpoints; OSError, in all processes,
+    where the system of one of them cannot read the newest.
     """
     trainer = None
     while True:
@@ -63,12 +65,12 @@ def restore(
         trainer.state = start.state
         if start.checkpoint is None:
             return trainer, start
-        failure = trainer.engine.first_failure(lambda path=start.checkpoint, to=trainer: _load(path, to))  # type: ignore[misc]
-        if failure is None:
+        try:
+            _load(start.checkpoint, trainer)
             return trainer, start
-        if "damaged" not in failure:
-            raise UserError(failure)
-        prepared = find({**start.damaged, start.checkpoint.name: failure})
+        except DamagedCheckpoint as error:
+            failure = str(error)
+        prepared = call_everywhere(partial(find, {**start.damaged, start.checkpoint.name: failure}))
 
 
 def _agreed(folder: RunFolder, mine: Prepared, find: Callable[[Mapping[str, str]], Prepared]) -> Prepared:
@@ -76,7 +78,7 @@ def _agreed(folder: RunFolder, mine: Prepared, find: Callable[[Mapping[str, str]
     damaged = [dict(each) for each in gather(mine.start.damaged)]
     union = {name: error for each in reversed(damaged) for name, error in each.items()}
     if any(each.keys() != union.keys() for each in damaged):
-        mine = find(union)
+        mine = call_everywhere(partial(find, union))
     names = gather(mine.start.checkpoint.name if mine.start.checkpoint else "none")
     if len(set(names)) > 1:
         raise UserError(

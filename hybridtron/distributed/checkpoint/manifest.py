@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hybridtron.errors import UserError
+from hybridtron.errors import DamagedCheckpoint, unreadable
 from hybridtron.files import open_to_read, read_plain, replace_file
 
 NAME = "manifest.json"
@@ -79,7 +79,7 @@ def write(folder: Path, files: dict[str, StoredFile]) -> None:
 def read(folder: Path) -> dict[str, StoredFile] | None:
     """Read the manifest of a checkpoint; None for one of before there were manifests.
 
-    Raises UserError where it is damaged, or missing although the checkpoint names it.
+    Raises DamagedCheckpoint where it is damaged, or missing although the checkpoint names it; OSError, UserError.
     """
     file = folder / NAME
     try:
@@ -94,7 +94,7 @@ def read(folder: Path) -> dict[str, StoredFile] | None:
         files = json.loads(content)["files"]
         return {_plain_name(name): _from_json(entry) for name, entry in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{file}: damaged: {error}") from None
+        raise unreadable(file, error, str(error)) from None
 
 
 def verify(folder: Path, how: Verify = "full", share: tuple[int, int] = (0, 1)) -> None:
@@ -107,7 +107,8 @@ def verify(folder: Path, how: Verify = "full", share: tuple[int, int] = (0, 1)) 
         share: the number of this process and how many processes divide the reading among them.
 
     Raises:
-        UserError: names the file, and the tensor in it, that is damaged.
+        DamagedCheckpoint: names the file, and the tensor in it, that is damaged.
+        OSError: where the system cannot read a file.
     """
     if how == "none":
         return
@@ -115,9 +116,9 @@ def verify(folder: Path, how: Verify = "full", share: tuple[int, int] = (0, 1)) 
     for name, file in files.items():
         path = folder / name
         if not path.is_file():
-            raise UserError(f"{path}: damaged: is missing")
+            raise DamagedCheckpoint(f"{path}: damaged: is missing")
         if path.stat().st_size != file.size:
-            raise UserError(f"{path}: damaged: has {path.stat().st_size} bytes; expected {file.size}")
+            raise DamagedCheckpoint(f"{path}: damaged: has {path.stat().st_size} bytes; expected {file.size}")
     mine = _share(_parts(files), *share)
     for name, parts in _by_file(_sample(mine) if how == "sampled" else mine).items():
         _verify_parts(folder / name, parts)
@@ -184,15 +185,15 @@ def _by_file(parts: Iterable[Part]) -> dict[str, list[StoredTensor]]:
 
 
 def _verify_parts(path: Path, parts: Sequence[StoredTensor]) -> None:
-    """Read parts of a file and compare their checksums. Raises UserError."""
+    """Read parts of a file and compare their checksums. Raises DamagedCheckpoint, OSError."""
     try:
         with open_to_read(path) as file:
             for part in parts:
                 if _crc_of(file, part) != part.crc32:
                     where = f"tensor {part.tensor} at {list(part.offsets)} " if part.tensor else ""
-                    raise UserError(f"{path}: damaged: {where}does not match its checksum in {NAME}")
+                    raise DamagedCheckpoint(f"{path}: damaged: {where}does not match its checksum in {NAME}")
     except OSError as error:
-        raise UserError(f"{path}: damaged: cannot be read: {error.strerror}") from None
+        raise unreadable(path, error, f"cannot be read: {error.strerror}") from None
 
 
 def _crc_of(file: Any, part: StoredTensor) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from hybridtron.distributed import optimizer_state
 from hybridtron.distributed.checkpoint import manifest
 from hybridtron.distributed.checkpoint.chunks import Chunk, held_chunks
 from hybridtron.distributed.engine import Engine
+from hybridtron.distributed.groups import call_everywhere
 from hybridtron.errors import UserError
 from hybridtron.safe_index import shape_text
 
@@ -35,17 +36,13 @@ def load(folder: Path, engine: Engine, verify: manifest.Verify = "full") -> None
         verify: how much of the checkpoint is compared with its checksums first; the processes share the reading.
 
     Raises:
-        UserError: in all processes, where one of them finds the checkpoint damaged.
+        DamagedCheckpoint: in all processes, where one of them finds it damaged and all can read it.
+        UserError: in all processes, where it is of another model or format.
+        OSError: in all processes, where the system of one of them cannot read it or has no memory for it.
     """
     context = engine.parallel_context
-    _everywhere(engine, lambda: manifest.verify(folder, verify, (context.rank, context.world_size)))
-    _everywhere(engine, lambda: _read(folder, engine))
-
-
-def _everywhere(engine: Engine, action: Callable[[], None]) -> None:
-    """Call an action in every process. Raises UserError in all of them where it fails in one."""
-    if failure := engine.first_failure(action):
-        raise UserError(failure)
+    call_everywhere(lambda: manifest.verify(folder, verify, (context.rank, context.world_size)))
+    call_everywhere(lambda: _read(folder, engine))
 
 
 def _read(folder: Path, engine: Engine) -> None:

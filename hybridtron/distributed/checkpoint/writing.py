@@ -25,6 +25,7 @@ from hybridtron.distributed.checkpoint import manifest
 from hybridtron.distributed.checkpoint.chunks import owned_chunks
 from hybridtron.distributed.checkpoint.layout import Slot, file_name, index_of, plan_of, slots_of, view_of
 from hybridtron.distributed.engine import Engine
+from hybridtron.distributed.groups import call_everywhere
 from hybridtron.files import open_to_write, replace_file, sync_folder, write_all
 
 BLOCK = 16 * 2**20  # bytes that are written at once
@@ -46,14 +47,22 @@ class CheckpointWriter:
         self.updates = 0
 
     def prepare(self) -> None:
-        """Plan, at the first call, what every process writes. All processes call this."""
+        """Plan, at the first call, what every process writes. All processes call this.
+
+        Raises RuntimeError, or an error of the system, in all of them where one cannot plan.
+        """
         if self.slots is not None:
             return
-        self.slots = slots_of(owned_chunks(self.engine))
+
+        def plan() -> tuple[list[Slot], SavePlan]:
+            slots = slots_of(owned_chunks(self.engine))
+            return slots, plan_of(slots)
+
+        slots, mine = call_everywhere(plan)
         plans: list[Any] | None = [None] * dist.get_world_size() if self.rank == 0 else None
-        dist.gather_object(plan_of(self.slots), plans)
-        if plans is not None:
-            self.plans, self.index = plans, index_of(plans)
+        dist.gather_object(mine, plans)
+        self.index = call_everywhere(lambda: index_of(plans) if plans else b"")
+        self.slots, self.plans = slots, plans or []
 
     def stage(self) -> None:
         """Copy what this process writes into its buffer. Raises RuntimeError where there is no memory for it."""

@@ -25,7 +25,7 @@ from typing import Any
 from hybridtron.config import yaml_text
 from hybridtron.config.load import build, dump
 from hybridtron.data.tokenizer import CONFIG_NAME, FILE_NAME
-from hybridtron.errors import UserError
+from hybridtron.errors import DamagedCheckpoint, UserError
 from hybridtron.files import (
     is_number,
     lock,
@@ -262,18 +262,18 @@ def _move_into(folder: Path, path: Path) -> Path:
 
 @contextlib.contextmanager
 def suggest_older_checkpoint(checkpoint: Path, advice: str) -> Iterator[None]:
-    """Add the checkpoint before this one, if there is one, to a UserError of the block about damage.
+    """Add the checkpoint before this one, if there is one, to a DamagedCheckpoint of the block.
 
     `advice` follows, with {name} of the older one filled in.
     """
     try:
         yield
-    except UserError as error:
+    except DamagedCheckpoint as error:
         older = [path for path in RunFolder(checkpoint.parent).checkpoints() if path.name < checkpoint.name]
-        if "damaged" not in str(error) or not older:
+        if not older:
             raise
         advice = advice.replace("{name}", older[-1].name)  # not format: the path of a run may have braces
-        raise UserError(f"{error}; the checkpoint before it is {older[-1]}{advice}") from None
+        raise DamagedCheckpoint(f"{error}; the checkpoint before it is {older[-1]}{advice}") from None
 
 
 def read_config(folder: Path) -> RunConfig:

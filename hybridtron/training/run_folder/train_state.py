@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from hybridtron.config.type_words import value_text
-from hybridtron.errors import UserError
+from hybridtron.errors import DamagedCheckpoint, unreadable
 from hybridtron.files import read_plain
 
 STATE_NAME = "train_state.json"
@@ -31,23 +31,29 @@ def state_content(state: TrainState) -> bytes:
 
 
 def read_state(checkpoint: Path) -> TrainState:
-    """Read the state of a checkpoint. Raises UserError where its file is damaged or belongs to another step."""
+    """Read the state of a checkpoint.
+
+    Raises DamagedCheckpoint where its file is damaged or belongs to another step, OSError where the system cannot read
+    it, and UserError where it is no plain file.
+    """
     file = checkpoint / STATE_NAME
     try:
         content = json.loads(read_plain(file))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: damaged: {getattr(error, 'strerror', None) or error}") from None
+        raise unreadable(file, error, getattr(error, "strerror", None) or str(error)) from None
     names = [field.name for field in fields(TrainState)]
     if not isinstance(content, dict) or sorted(content) != sorted(names):
-        raise UserError(f"{file}: damaged: holds {value_text(content)}; expected {', '.join(names)}")
+        raise DamagedCheckpoint(f"{file}: damaged: holds {value_text(content)}; expected {', '.join(names)}")
     for name, value in content.items():
         if type(value) is not int or value < 0:
-            raise UserError(f"{file}: damaged: {name} = {value_text(value)}; expected a whole number of at least 0")
+            raise DamagedCheckpoint(
+                f"{file}: damaged: {name} = {value_text(value)}; expected a whole number of at least 0"
+            )
     state = TrainState(**content)
     if re.fullmatch(NAME, checkpoint.name) and checkpoint.name != f"step_{state.step:08d}":
-        raise UserError(f"{file}: damaged: step = {state.step}; expected that of its folder")
+        raise DamagedCheckpoint(f"{file}: damaged: step = {state.step}; expected that of its folder")
     if not state.skipped_in_a_row <= state.skipped <= state.step:
-        raise UserError(
+        raise DamagedCheckpoint(
             f"{file}: damaged: skipped = {state.skipped} of {state.step} steps; expected no more than those"
         )
     return state

@@ -1,6 +1,8 @@
 """What each process writes and reads, and checkpoints of before."""
 
+import errno
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -11,12 +13,13 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict_from_keys
 
 from hybridtron.config.load import build
-from hybridtron.distributed import checkpoint
+from hybridtron.distributed import checkpoint, groups
+from hybridtron.distributed.checkpoint import writing
 from hybridtron.distributed.checkpoint.chunks import held_chunks
 from hybridtron.distributed.checkpoint.writing import CheckpointWriter
 from hybridtron.distributed.environment import Environment
 from hybridtron.distributed.groups import process_groups
-from hybridtron.errors import UserError
+from hybridtron.errors import DamagedCheckpoint, UserError
 from hybridtron.training.build import build_engine
 from hybridtron.training.config import RunConfig
 from hybridtron.training.validation.resolve import resolve
@@ -114,6 +117,52 @@ def test_a_file_is_what_torch_save_writes(tmp_path, engine):
     finally:
         torch.serialization.set_crc32_options(True)
     assert len(writer.slots) > 50
+
+
+def test_no_process_waits_for_one_that_cannot_plan(engine, monkeypatch):
+    """Whatever its error is; the others find it before they give their plans to the first."""
+
+    def gather_object(*arguments):
+        raise AssertionError("it would wait here")
+
+    monkeypatch.setattr(writing.dist, "gather_object", gather_object)
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "owned_chunks", lambda engine: [].index(0))
+        with pytest.raises(RuntimeError, match="0 is not in list"):
+            CheckpointWriter(engine).prepare()
+    monkeypatch.setattr(groups, "gather", lambda mine: [mine, (RuntimeError, ("wrong",))])
+    with pytest.raises(RuntimeError, match="wrong"):
+        CheckpointWriter(engine).prepare()
+
+
+READ_ERROR = OSError(errno.ESTALE, os.strerror(errno.ESTALE), "file")
+DAMAGE = DamagedCheckpoint("file: damaged: is cut")
+
+
+@pytest.mark.parametrize(
+    ("errors", "kind"),
+    [
+        ((None, DAMAGE, None), DamagedCheckpoint),
+        ((DAMAGE, READ_ERROR, None), OSError),
+        ((READ_ERROR, DAMAGE, DAMAGE), OSError),
+        ((DAMAGE, UserError("damaged_run: other model")), UserError),
+        ((MemoryError(), None), RuntimeError),
+    ],
+)
+def test_all_processes_agree_whether_a_checkpoint_is_damaged(errors, kind, monkeypatch):
+    found = []
+    for own in errors:
+        monkeypatch.setattr(groups, "gather", lambda mine: [groups._kind_of(error) for error in errors])
+        with pytest.raises(kind) as raised:
+            groups.call_everywhere(lambda own=own: raising(own))
+        found.append((type(raised.value), str(raised.value)))
+    assert len(set(found)) == 1
+    assert issubclass(found[0][0], DamagedCheckpoint) == (kind is DamagedCheckpoint)
+
+
+def raising(error):
+    if error:
+        raise error
 
 
 def test_another_model_is_refused(engine, v1):

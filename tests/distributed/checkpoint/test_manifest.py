@@ -1,5 +1,7 @@
 """No flipped bit of a checkpoint passes unnoticed."""
 
+import errno
+import os
 import random
 import shutil
 import subprocess
@@ -89,6 +91,19 @@ def test_a_missing_or_longer_file_is_noticed(folder):
         with pytest.raises(UserError, match=rf"{name}: damaged: has \d+ bytes; expected {len(content)}$"):
             manifest.verify(folder, "sampled")
         (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES])
+def test_a_file_that_the_system_cannot_read_is_not_damaged(number, folder, monkeypatch):
+    def fail(path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    for function in ("open_to_read", "read_plain"):
+        with monkeypatch.context() as patch:
+            patch.setattr(manifest, function, fail)
+            with pytest.raises(OSError, match=os.strerror(number)) as error:
+                manifest.verify(folder)
+        assert error.value.errno == number
 
 
 def test_a_lost_manifest_is_noticed_and_none_is_expected_of_an_old_checkpoint(folder):

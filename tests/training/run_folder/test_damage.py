@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import shutil
@@ -9,9 +10,13 @@ import subprocess
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
+from hybridtron import checkpoint_reader
 from hybridtron.cli.main import main
+from hybridtron.distributed.checkpoint import manifest, reading
+from hybridtron.training.run_folder import train_state
 from hybridtron.training.run_folder.folder import RunFolder, read_config
 from hybridtron.training.run_folder.resume import find_start
 from tests.checkpoints import reseal
@@ -98,6 +103,46 @@ def test_a_damaged_checkpoint_names_the_one_before_it(folder, capsys):
     assert "CheckpointException" not in message
     assert "the checkpoint before it is run/step_00000004: give that path instead" in message
     assert main(["eval", "run/step_00000004"]) == 0
+
+
+def fails_with(error):
+    def fail(*arguments):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ((manifest, "_crc_of"), OSError(errno.EIO, "Input/output error")),
+        ((train_state, "read_plain"), OSError(errno.ESTALE, "Stale file handle")),
+        ((checkpoint_reader, "read_plain"), OSError(errno.EMFILE, "Too many open files")),
+        ((reading, "read_common"), torch.OutOfMemoryError("CUDA out of memory")),
+        ((reading, "read_common"), MemoryError()),
+        ((reading, "read_common"), RuntimeError("DefaultCPUAllocator: can't allocate memory")),
+    ],
+)
+def test_a_checkpoint_that_the_system_cannot_read_stays_where_it_is(place, error, folder, capsys, monkeypatch):
+    before = contents(folder / "run")
+    resume = ["train", "tiny.yaml", "train.steps=9", "--resume"]
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, fails_with(error))
+        assert main(resume) == 1
+    assert "step_00000008" in capsys.readouterr().err
+    assert contents(folder / "run") == before
+    assert main(resume) == 0
+    assert "resumed from run/step_00000008" in capsys.readouterr().err
+
+
+def test_a_refusal_is_no_damage_whatever_the_run_is_called(folder, capsys):
+    run = folder / "damaged_run"
+    (folder / "run").rename(run)
+    (run / "step_00000008" / "metadata.json").write_text(json.dumps({"sharded_backend": "zarr"}))
+    reseal(run / "step_00000008")
+    assert "has format 'zarr'" in refused(capsys, "train", "tiny.yaml", f"folder={run}", "train.steps=9", "--resume")
+    assert "the checkpoint before it" not in refused(capsys, "eval", "damaged_run")
+    assert (run / "step_00000008").is_dir()
 
 
 CHECKPOINT_DAMAGES = [damage for damage, (file, _) in DAMAGES.items() if file.startswith("step")]
