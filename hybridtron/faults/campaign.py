@@ -204,12 +204,16 @@ def run_campaign(
     for size in sizes:
         if size not in LAYOUTS:
             raise UserError(f"processes = {size}: expected one of {', '.join(map(str, LAYOUTS))}")
-    for name, value in (("count", count), ("launched", launched)):
-        if value < 0:
-            raise UserError(f"{name} = {value}: expected at least 0")
+    if not 0 <= launched <= count:
+        raise UserError(f"launched = {launched}: expected 0 to count, {count}")
+    if count < 1:
+        raise UserError(f"count = {count}: expected at least 1")
     if folder.exists():
         raise UserError(f"out = {folder}: exists; expected a new folder")
     found = possible_kinds(kinds, folder)
+    if launched < count and not any(WARM in KINDS[kind].ways for kind in found):
+        names = ", ".join(found)
+        raise UserError(f"launched = {launched}: expected count, {count}, as {names} needs runs of the launcher")
     folder.mkdir(parents=True, exist_ok=True)
     campaign = Campaign(folder.absolute(), echo, overrides)
     os.environ.setdefault("OMP_NUM_THREADS", "1")

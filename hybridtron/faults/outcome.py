@@ -127,14 +127,15 @@ def _measure(
 
 
 def newest_whole(firing: Firing) -> int:
-    """Return the step of the newest checkpoint that a fault has left whole, 0 where there is none.
-
-    A checkpoint that is not yet named by `latest` counts where nothing names another.
-    """
-    named = firing.latest.removeprefix("step_")
-    complete = [step for step in firing.checkpoints if not named.isdecimal() or step <= int(named)]
+    """Return the step of the newest checkpoint that a fault has left whole, 0 where there is none."""
     lost = firing.checkpoints[: firing.fault.loses]
-    return max([step for step in complete if step not in lost], default=0)
+    return max([step for step in _completed(firing) if step not in lost], default=0)
+
+
+def _completed(firing: Firing) -> list[int]:
+    """Return the steps of checkpoints from which a run may go on: one beyond `latest` counts where that names none."""
+    named = firing.latest.removeprefix("step_")
+    return [step for step in firing.checkpoints if not named.isdecimal() or step <= int(named)]
 
 
 def must_be_refused(firing: Firing, later: Attempt) -> bool:
@@ -153,6 +154,8 @@ def _problem(result: Result, firing: Firing, later: Attempt | None, log: str) ->
         return None if refused else "the next attempt did not refuse to begin without a whole checkpoint"
     if fault.loses and later and later.start_step <= firing.checkpoints[0]:
         for step in firing.checkpoints[: fault.loses]:
+            if step not in _completed(firing):
+                continue  # set aside unread: a save that was interrupted before `latest` named it
             if later.start_step == step:
                 return f"began with the damaged checkpoint of step {step}"
             if f"step_{step:08d}" not in log or "damaged: " not in log:

@@ -148,9 +148,12 @@ def _submit_to_slurm(
         command = slurm.batch_command(Path(first.root), file)
         try:
             number = slurm.submit_script(first.name, folder / "launch" / "slurm", launch, first, command, array)
-        except UserError:
+        except UserError as error:
             for handle in found.values():
                 handle.cancel()
+            refused = {"outcome": "failed", "action": "end", "code": 2, "cause": str(error), "job": ""}
+            for spec in group:
+                replace_file(spec.launch_folder / "result.json", json.dumps(refused) + "\n")
             raise
         for handle in slurm.handles(group, number, array is not None):
             replace_file(handle.folder / SUBMITTED, json.dumps({"job": handle.job_id}) + "\n")

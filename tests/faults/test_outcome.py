@@ -25,12 +25,12 @@ KILL = Fault(0, "kill", 0, 8, 0.5)
 def recorded(tmp_path):
     """Return a function that records a fault at step 8 of attempt 1, and the step at which attempt 2 began."""
 
-    def record(fault, start_step, saved=(6, 3)):
+    def record(fault, start_step, saved=(6, 3), latest=0):
         run, plan = tmp_path / "run", tmp_path / "plan.json"
         run.mkdir()
         write_plan(plan, run, (fault,))
         names = [f"step_{step:08d}" for step in saved]
-        firing = {"time": 100.0, "attempt": 1, "step": 8, "checkpoints": names, "latest": names[0]}
+        firing = {"time": 100.0, "attempt": 1, "step": 8, "checkpoints": names, "latest": names[latest]}
         (tmp_path / "fired" / "0.json").write_text(json.dumps(firing))
         rows = [
             {"event": "start", "attempt": 1, "time": 90.0, "step": 0},
@@ -60,6 +60,11 @@ def test_a_damaged_checkpoint_that_is_used_or_not_named_is_wrong(recorded):
     session, plan, run = recorded(flipped, 6)
     (result,) = results_of(session, plan, run, "", {}, None)
     assert result.problem == "began with the damaged checkpoint of step 6"
+
+
+def test_a_damaged_checkpoint_that_latest_does_not_name_yet_need_not_be_named(recorded):
+    session, plan, run = recorded(replace(KILL, kind="bit_flip"), 3, latest=1)
+    assert results_of(session, plan, run, "", {}, None)[0].outcome == RECOVERED
 
 
 def test_damage_must_be_named(recorded):

@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
+
+from hybridtron.errors import UserError
+from hybridtron.faults.campaign import run_campaign
 from hybridtron.faults.plan import KINDS, LAUNCHED, SPACING, WARM, draw_sessions
 
 
@@ -31,3 +35,10 @@ def test_faults_leave_room_for_a_save_and_end_before_the_run():
 def test_kinds_for_several_processes_hit_no_single_one():
     sessions = drawn(LAUNCHED, 60, 0)
     assert all(KINDS[fault.kind].smallest <= session.processes for session in sessions for fault in session.faults)
+
+
+def test_a_campaign_that_would_inject_nothing_is_refused(tmp_path):
+    for kinds, count, match in ((["hang_spin"], 2, "launched = 0"), (None, 0, "count = 0")):
+        with pytest.raises(UserError, match=match):
+            list(run_campaign(tmp_path / "out", kinds, count, 0, 0, [1]))
+    assert not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import subprocess
@@ -190,6 +191,9 @@ def test_where_one_job_is_refused_those_before_are_cancelled(tmp_path, monkeypat
     with pytest.raises(ht.UserError, match="no such size"):
         submit(jobs, LaunchConfig(cluster="slurm", processes_per_node=2, snapshot_code=False))
     assert log.read_text().splitlines() == ["sbatch", "scancel 7"]
+    refused = json.loads((tmp_path / "run2/launch/result.json").read_text())
+    assert refused["outcome"] == "failed"
+    assert "no such size" in refused["cause"]
 
 
 @pytest.mark.slurm
