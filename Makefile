@@ -13,7 +13,7 @@ QUICK = tests/accounting/test_describe.py tests/api/test_door.py tests/backends 
 	tests/mad/tasks tests/mixers/test_contract.py tests/model/test_initialize.py tests/ops/conv tests/reporting \
 	tests/test_pattern.py tests/test_structure.py tests/test_tensors.py tests/training/test_lr_schedule.py
 
-.PHONY: train test quick lint docs reference clean
+.PHONY: train test quick cluster lint docs reference clean
 
 train: .venv/base
 	$(BIN)/hybridtron train configs/runs/quickstart.yaml --resume
@@ -23,6 +23,10 @@ test: .venv/dev lint
 
 quick: .venv/dev lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(QUICK)
+
+# Jobs that meet each fault on a private SLURM cluster: some minutes, best on a machine without other load.
+cluster: .venv/dev
+	$(BIN)/python -m pytest -m cluster
 
 lint: .venv/dev
 	$(BIN)/ruff check .

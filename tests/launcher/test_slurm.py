@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -22,7 +23,7 @@ from hybridtron.launcher.slurm import SlurmHandle
 from hybridtron.training.run_folder.attempts import read_attempts
 from tests.slurm_cluster import Cluster
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.cluster]
 
 STEPS, SAVE_EVERY = 100, 30
 LAYOUT = ("parallel.tensor=2", "parallel.data=2")
@@ -54,7 +55,7 @@ class Run:
             launch={**LAUNCH, **launch},
         )
         assert isinstance(self.handle, SlurmHandle)
-        self.job = self.handle.job_id
+        self.job, self.submitted = self.handle.job_id, time.monotonic()
 
     def has_trained(self, step: int) -> bool:
         """Whether metrics of a step are written."""
@@ -110,6 +111,16 @@ def node_down(cluster: Cluster) -> Iterator[None]:
     cluster.call("scontrol", "update", "NodeName=node1", "State=RESUME")
 
 
+def steps_of(job: str) -> list[int]:
+    """Return the processes of SLURM that run steps of a job on this machine. A new start has steps of equal numbers."""
+    begins = f"slurmstepd: [{job}.".encode()
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if " ".join(process.info["cmdline"] or ()).encode().startswith(begins)
+    ]
+
+
 def test_jobs_end_with_the_same_weights_whatever_happens(slurm, tiny, tmp_path):
     seat = {"partition": "low", "sbatch": {"gres": "seat:1"}}
     runs = {
@@ -118,19 +129,27 @@ def test_jobs_end_with_the_same_weights_whatever_happens(slurm, tiny, tmp_path):
     }
     everything = list(runs.values())
 
-    def end_of(name: str) -> Run:
-        run = runs[name]
-        wait_for(lambda: run.has_trained(SAVE_EVERY + 5), everything)
-        return run
+    limited, high = runs["limited"], ("-phigh", "-N2", "--ntasks-per-node=1", "--gres=seat:1", "--output=/dev/null")
 
-    run = end_of("limited")
-    os.kill(run.rank(1), signal.SIGSTOP)  # so that the run does not end before SLURM looks at time limits
-    slurm.call("scontrol", "update", f"JobId={run.job}", "TimeLimit=2")
-    os.kill(end_of("killed").rank(1), signal.SIGKILL)
-    slurm.call("scontrol", "requeue", end_of("requeued").job)
-    high = ("-phigh", "-N2", "--ntasks-per-node=1", "--gres=seat:1", "--output=/dev/null", "--wrap=true")
-    end_of("preempted")
-    slurm.call("sbatch", *high)
+    def limit() -> None:
+        os.kill(limited.rank(1), signal.SIGSTOP)  # so that the run does not end before SLURM looks at time limits
+        minutes = int((time.monotonic() - limited.submitted) / 60) + 3  # the signal comes 100 s before the end
+        slurm.call("scontrol", "update", f"JobId={limited.job}", f"TimeLimit={minutes}")
+
+    strikes = {
+        "preempted": lambda: slurm.call("sbatch", *high, "--wrap=true"),
+        "requeued": lambda: slurm.call("scontrol", "requeue", runs["requeued"].job),
+        "killed": lambda: os.kill(runs["killed"].rank(1), signal.SIGKILL),
+        "limited": limit,
+    }
+
+    def all_have_been_struck() -> bool:
+        for name in [name for name in strikes if runs[name].has_trained(SAVE_EVERY + 5)]:
+            strikes.pop(name)()
+        return not strikes
+
+    wait_for(all_have_been_struck, everything)
+    run = limited
     wait_for(lambda: "saving" in run.log(), everything, held=run.job)
     os.kill(run.rank(1), signal.SIGCONT)
     wait_for(lambda: "BeginTime" in slurm.states()[run.job], everything, held=run.job)
@@ -139,7 +158,7 @@ def test_jobs_end_with_the_same_weights_whatever_happens(slurm, tiny, tmp_path):
     lost = Run(slurm, tiny, tmp_path / "lost", *LAYOUT)
     wait_for(lambda: lost.has_trained(SAVE_EVERY + 5), [lost])
     with node_down(slurm):
-        wait_for(lambda: "PENDING" in slurm.states()[lost.job], [lost])
+        wait_for(lambda: "PENDING" in slurm.states()[lost.job] and not steps_of(lost.job), [lost], held=lost.job)
     wait_for(lambda: lost.handle.state == "finished", [lost])
     expected = runs["undisturbed"].tensors()
     assert len(runs["undisturbed"].verdicts()) == 1
