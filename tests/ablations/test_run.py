@@ -88,7 +88,7 @@ def test_results_are_read_by_the_laws_and_shown(tiny, hybridtron):
 
 def test_an_interrupt_saves_and_the_same_command_goes_on(tiny, hybridtron):
     file = tiny.parent / "study.yaml"
-    long = ["train.steps=100", "schedule.warmup_steps=1", "train.log_every=1"]
+    long = ["train.steps=600", "schedule.warmup_steps=1", "train.log_every=1"]
     file.write_text(yaml.safe_dump(study(tiny, seeds=[0], overrides=long, max_parallel=2)))
     process = subprocess.Popen(
         command("ablate", file), cwd=tiny.parent, env=environment(), stderr=subprocess.PIPE, text=True,
@@ -116,7 +116,7 @@ def test_an_interrupt_saves_and_the_same_command_goes_on(tiny, hybridtron):
     assert len(ablation.rows) == 2
     for path in begun:
         steps = [row["step"] for row in read_metrics(path / "metrics.jsonl")]
-        assert steps == list(range(1, 101))
+        assert steps == list(range(1, 601))
 
 
 def test_a_run_that_fails_is_listed_and_tried_again(tiny):
