@@ -7,14 +7,12 @@ import json
 import re
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from hybridtron.ablations.cells import CellRun
 from hybridtron.ablations.events import Event, OnEvent
 from hybridtron.ablations.study import Study
-from hybridtron.errors import UserError
-from hybridtron.files import read_last_row, read_plain, replace_file
+from hybridtron.files import read_last_row, read_object, replace_file
 from hybridtron.launcher.config import LaunchConfig
 from hybridtron.launcher.handle import Handle
 from hybridtron.launcher.job import Job
@@ -57,10 +55,10 @@ def waiting_jobs(study: Study) -> list[str]:
 
 def _attached(study: Study, runs: Sequence[CellRun]) -> dict[str, Handle]:
     """Return the jobs of an earlier start that still wait or train, by run."""
-    numbers = _read_object(study.folder / JOBS)
+    numbers = read_object(study.folder / JOBS)
     known = []
     for run in runs:  # after an interrupt while jobs are submitted, only the run folders hold their numbers
-        number = str(_read_object(run.config.run_folder / SUBMITTED).get("job") or numbers.get(run.name))
+        number = str(read_object(run.config.run_folder / SUBMITTED).get("job") or numbers.get(run.name))
         if re.fullmatch(r"[0-9]+(_[0-9]+)?", number):
             known.append((run, number))
     queue = SlurmQueue([number for _, number in known])
@@ -104,14 +102,5 @@ def _end(run: CellRun, handle: Handle) -> Event:
         return Event("finished", run.config.train.steps, summary.get("valid_loss"))
     if handle.state in ("stopped", "cancelled"):
         return Event("stopped")
-    cause = _read_object(handle.folder / "launch" / "result.json").get("cause")
+    cause = read_object(handle.folder / "launch" / "result.json").get("cause")
     return Event("failed", cause=str(cause or f"the job ended without a result; see {handle.folder / 'logs'}"))
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    """Read a JSON object; empty where it is missing or damaged."""
-    try:
-        content = json.loads(read_plain(file))
-    except (OSError, ValueError, RecursionError, UserError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -12,7 +12,7 @@ from hybridtron.data.indexed_format import looked_in
 from hybridtron.data.unreachable import UNREACHABLE, make_unreachable, token_names
 from hybridtron.data.windows import encode_in_windows
 from hybridtron.errors import UserError
-from hybridtron.files import replace_file
+from hybridtron.files import read_object, replace_file
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -102,7 +102,7 @@ class HuggingFaceTokenizer:
             content = path.read_bytes()
             self._text = content.decode()
             config = json.loads(content)
-            beside = _tokenizer_config(path)
+            beside = read_object(path.with_name(CONFIG_NAME))
             self._eod_name = _end_of_document(path, token_names(config), eod_token, beside, key)
             self._backend = Backend.from_str(json.dumps(make_unreachable(config, self._eod_name)))
         except OSError as error:
@@ -187,12 +187,3 @@ def _end_of_document(
         f"{key} = {path}: has no end-of-document token (looked for {' '.join(END_OF_DOCUMENT_NAMES)}); name it with "
         "eod_token of the prepared corpus, and as eos_token in a tokenizer_config.json beside it"
     )
-
-
-def _tokenizer_config(path: Path) -> dict[str, Any]:
-    """Read the Hugging Face tokenizer_config.json beside a tokenizer.json; empty where it is missing or damaged."""
-    try:
-        content = json.loads(path.with_name(CONFIG_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from hybridtron.distributed.config import ParallelConfig, PrecisionConfig
 from hybridtron.distributed.expert_load import ExpertLoads, fractions
-from hybridtron.distributed.groups import ParallelContext
+from hybridtron.distributed.groups import ParallelContext, gather
 from hybridtron.errors import UserError, cause_of
 from hybridtron.ops.moe.attached_loss import attached_losses_scale
 from hybridtron.tensors import TensorSpec
@@ -203,9 +203,7 @@ class Engine:
         """Return in all processes the text of the first one that passes one, or None."""
         if not self.largest(mine is not None):
             return None
-        texts: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(texts, mine)
-        return next(text for text in texts if text is not None)
+        return next(text for text in gather(mine) if text is not None)
 
     def _run(self, micro_batches: Sequence[MicroBatch], forward_only: bool) -> list[Tensor]:
         """Run the schedule; return the losses [b] of each micro-batch in the last stage, no losses in others."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridtron.errors import UserError
-from hybridtron.files import open_to_write, read_plain, replace_file
+from hybridtron.files import open_to_write, read_object, replace_file
 from hybridtron.launcher.job import make_folder
 from hybridtron.training.run_folder.attempts import judge_attempt
 
@@ -67,7 +67,7 @@ class Attempt:
 
     def restart_cause(self) -> str | None:
         """Return why the attempt before this one led to this one; None where a person started the job."""
-        incarnation = str((self.read("start.json") or {}).get("incarnation"))
+        incarnation = str(self.read("start.json").get("incarnation"))
         verdict = Attempt(self.folder.with_name(f"attempt_{self.number - 1}")).verdict()
         if verdict and verdict.action != "end":
             return verdict.cause or "a time limit or a preemption"
@@ -80,13 +80,9 @@ class Attempt:
     def write(self, name: str, content: dict[str, Any]) -> None:
         replace_file(self.folder / name, json.dumps(content) + "\n")
 
-    def read(self, name: str) -> dict[str, Any] | None:
-        """Return the content of a file; None where it is missing or not whole."""
-        try:
-            content = json.loads(read_plain(self.folder / name))
-        except (OSError, ValueError, UserError):
-            return None
-        return content if isinstance(content, dict) else None
+    def read(self, name: str) -> dict[str, Any]:
+        """Return the content of a file; empty where it is missing or not whole."""
+        return read_object(self.folder / name)
 
     def mark_failed(self) -> None:
         """Tell the other supervisors that a rank has failed."""
@@ -108,7 +104,7 @@ class Attempt:
 
     def node_of(self, rank: int) -> str:
         """Return the node of a rank, as far as its supervisor has said."""
-        return str((self.read(f"rank_{rank:05d}.json") or {}).get("node", "a node that never answered"))
+        return str(self.read(f"rank_{rank:05d}.json").get("node", "a node that never answered"))
 
     def verdict(self) -> Verdict | None:
         content = self.read("verdict.json")
@@ -116,7 +112,7 @@ class Attempt:
 
     def record(self, run_folder: Path, verdict: Verdict) -> None:
         """Write the verdict into attempts.jsonl of a training run."""
-        since = (self.read("start.json") or {}).get("time")
+        since = self.read("start.json").get("time")
         with contextlib.suppress(OSError, UserError):
             if isinstance(since, int | float):
                 judge_attempt(run_folder, since, verdict.outcome, verdict.cause, verdict.step or None, verdict.time)
@@ -159,7 +155,7 @@ def find_attempt(launch_folder: Path, incarnation: str, after: int) -> Attempt |
     for attempt in reversed(attempts(launch_folder)):
         if attempt.number <= after:
             return None
-        if (attempt.read("start.json") or {}).get("incarnation") == incarnation:
+        if attempt.read("start.json").get("incarnation") == incarnation:
             return attempt
     return None
 
@@ -175,7 +171,7 @@ class History:
 
 def history_of(launch_folder: Path, launch_id: str, hours: float, is_training: bool) -> History:
     """Return the history of a launch whose latest attempt has no verdict yet."""
-    own = [each for each in attempts(launch_folder) if (each.read("start.json") or {}).get("launch") == launch_id]
+    own = [each for each in attempts(launch_folder) if each.read("start.json").get("launch") == launch_id]
     since = time.time() - 3600 * hours
     failures, last_step = 0, None
     for verdict in filter(None, (attempt.verdict() for attempt in own)):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hybridtron.errors import UserError
-from hybridtron.files import read_plain
+from hybridtron.files import read_object
 
 State = Literal["pending", "running", "finished", "stopped", "failed", "cancelled"]
 
@@ -25,11 +23,8 @@ class Handle(ABC):
     @property
     def result(self) -> dict[str, Any]:
         """Return how the job ended, as its supervisors recorded it; empty while it has not."""
-        try:
-            result = json.loads(read_plain(self.folder / "launch" / "result.json"))
-        except (OSError, ValueError, UserError):
-            return {}
-        return result if isinstance(result, dict) and (result.get("job") or "") == self.job_id else {}
+        result = read_object(self.folder / "launch" / "result.json")
+        return result if (result.get("job") or "") == self.job_id else {}
 
     @property
     @abstractmethod

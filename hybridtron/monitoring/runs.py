@@ -18,7 +18,7 @@ from hybridtron.monitoring.state import FAILED, RUNNING, state_of
 from hybridtron.reporting.numbers import duration
 from hybridtron.reporting.shown import Shown
 from hybridtron.training.run_folder.attempts import Attempt, read_attempts
-from hybridtron.training.run_folder.effective_time import read_effective_time
+from hybridtron.training.run_folder.effective_time import effective_time_so_far
 
 DEPTH = 3  # folders below the one that is searched
 MARKS = ("config.yaml", "metrics.jsonl", "attempts.jsonl", "launch/job.json")  # any of them makes a run folder
@@ -140,7 +140,7 @@ def _add_progress(run: RunStatus, row: Mapping[str, Any]) -> None:
 def _add_effective_time(run: RunStatus, folder: Path, config: Mapping[str, Any], attempts: list[Attempt]) -> None:
     """Add restarts and effective time."""
     hours = _positive_number(_section(config, "checkpoint").get("mttf_hours"))
-    time_spent = read_effective_time(folder, hours)
+    time_spent = effective_time_so_far(folder, attempts, hours)
     run.attempts, run.restarts = len(attempts), len(time_spent.restarts)
     run.lost_steps, run.suggested_save_every = time_spent.lost_steps, time_spent.suggested_steps
     run.effective = time_spent.share if time_spent.steps else None

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +99,16 @@ class EffectiveTime:
 
 def read_effective_time(folder: Path, mttf_hours: float | None = None) -> EffectiveTime:
     """Compute the effective time of the run in a folder, also while it runs. `mttf_hours` replaces what is observed."""
-    attempts = read_attempts(folder)
+    return effective_time_so_far(folder, read_attempts(folder), mttf_hours)
+
+
+def effective_time_so_far(
+    folder: Path, attempts: Sequence[Attempt], mttf_hours: float | None = None
+) -> EffectiveTime:  # fmt: skip
+    """Compute the effective time of the attempts read from a run folder, of which the last one may be running."""
     if attempts and attempts[-1].ended is None:
-        attempts[-1].end_step, attempts[-1].ended = last_progress(folder, attempts[-1])
+        end_step, ended = last_progress(folder, attempts[-1])
+        attempts = [*attempts[:-1], replace(attempts[-1], end_step=end_step, ended=ended)]
     return effective_time(attempts, mttf_hours)
 
 
