@@ -26,8 +26,20 @@ class StopRequest:
         self.number = 0
         self.since = 0.0
         self.prints = prints
+        self.received: list[int] = []
+        self.is_handling = False
 
     def receive(self, number: int, frame: FrameType | None) -> None:
+        """Handle signals one after another: Python calls a handler also while another one runs."""
+        self.received.append(number)
+        while self.received and not self.is_handling:
+            self.is_handling = True
+            first, self.received[:1] = self.received[:1], []
+            for each in first:
+                self._handle(each)
+            self.is_handling = False
+
+    def _handle(self, number: int) -> None:
         again = "press Ctrl-C again" if number == signal.SIGINT else "signal again"
         if not self.number:
             self.number, self.since = number, time.monotonic()

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 import hybridtron as ht
+from hybridtron.training.signals import StopRequest
 from tests.conftest import command, environment
 
 LONG = ("train.steps=100000", "schedule.type=constant")
@@ -85,6 +86,23 @@ def test_a_second_signal_ends_at_once(endless, tiny):
     assert "ended at once, without saving" in told(tiny)[1]
     assert not (tiny.parent / "run" / "latest").exists()
     assert rows
+
+
+def test_a_signal_that_interrupts_the_handler_of_another_comes_after_it(monkeypatch):
+    request, lines = StopRequest(prints=True), []
+
+    def write(descriptor, content):
+        if not lines and not request.received:
+            request.receive(signal.SIGINT, None)
+        lines.append(content.decode())
+
+    monkeypatch.setattr("hybridtron.training.signals.os.write", write)
+    monkeypatch.setattr("hybridtron.training.signals.os._exit", lambda code: lines.append(str(code)))
+    request.receive(signal.SIGTERM, None)
+    assert lines[0].startswith("stopping after this step")
+    assert lines[1].startswith("ended at once")
+    assert lines[2] == str(128 + signal.SIGINT)
+    assert request.number == signal.SIGTERM
 
 
 def test_in_python_messages_name_the_parameter(tiny, capfd):
