@@ -92,8 +92,9 @@ def test_a_launched_run_that_has_not_begun_is_waiting(tmp_path):
 def test_a_run_whose_supervisor_lives_is_running(tmp_path):
     run = write_run(tmp_path / "a")
     end_run(run, "failed", "a fault")
-    code = "import sys; sys.stdin.read()  # launcher"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
+    code = "import sys; print(flush=True); sys.stdin.read()  # launcher"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()  # until the program runs, its command line may be empty
         rank = {"node": os.uname().nodename, "supervisor": process.pid}
         write_launch(run, "attempt_2/rank_00000.json", rank)
         assert status(run).state == "running"
