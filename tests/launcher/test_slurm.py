@@ -132,7 +132,6 @@ def test_jobs_end_with_the_same_weights_whatever_happens(slurm, tiny, tmp_path):
     limited, high = runs["limited"], ("-phigh", "-N2", "--ntasks-per-node=1", "--gres=seat:1", "--output=/dev/null")
 
     def limit() -> None:
-        os.kill(limited.rank(1), signal.SIGSTOP)  # so that the run does not end before SLURM looks at time limits
         minutes = int((time.monotonic() - limited.submitted) / 60) + 3  # the signal comes 100 s before the end
         slurm.call("scontrol", "update", f"JobId={limited.job}", f"TimeLimit={minutes}")
 
@@ -143,15 +142,20 @@ def test_jobs_end_with_the_same_weights_whatever_happens(slurm, tiny, tmp_path):
         "limited": limit,
     }
 
+    paused = {name: 0 for name in strikes if name != "killed"}  # so that they do not end before SLURM acts
+
     def all_have_been_struck() -> bool:
         for name in [name for name in strikes if runs[name].has_trained(SAVE_EVERY + 5)]:
+            if name in paused:
+                paused[name] = runs[name].rank(1)
+                os.kill(paused[name], signal.SIGSTOP)
             strikes.pop(name)()
-        return not strikes
+        for name in [name for name, rank in paused.items() if rank and "saving" in runs[name].log()]:
+            os.kill(paused.pop(name), signal.SIGCONT)
+        return not strikes and not paused
 
-    wait_for(all_have_been_struck, everything)
     run = limited
-    wait_for(lambda: "saving" in run.log(), everything, held=run.job)
-    os.kill(run.rank(1), signal.SIGCONT)
+    wait_for(all_have_been_struck, everything, held=run.job)
     wait_for(lambda: "BeginTime" in slurm.states()[run.job], everything, held=run.job)
     slurm.call("scontrol", "update", f"JobId={run.job}", "TimeLimit=60")
     wait_for(lambda: all(each.handle.state == "finished" for each in everything), everything)

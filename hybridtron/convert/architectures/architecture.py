@@ -1,0 +1,81 @@
+"""What a native architecture of Hugging Face states: names, settings, and which models of ours it can express."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from hybridtron.convert.mapping import Entry
+from hybridtron.errors import UserError
+from hybridtron.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One architecture; each has a module of its own in this folder, with the table and both directions of settings.
+
+    name: as `--as` takes it, and as Hugging Face's `model_type` writes it.
+    class_name: the entry of `architectures` in config.json.
+    to_ours: the `model` section of our config from theirs (config.json). Raises UserError for what ours cannot be.
+    to_theirs: config.json of a model of ours. Raises UserError that names the first layer that does not fit and why;
+        see `cannot_express`.
+    table: one entry for every tensor there, in the order in which it is stored.
+    """
+
+    name: str
+    class_name: str
+    to_ours: Callable[[Settings], dict[str, Any]]
+    to_theirs: Callable[[ModelConfig], dict[str, Any]]
+    table: Callable[[ModelConfig], list[Entry]]
+
+
+def cannot_express(architecture: str, model: ModelConfig, layer: int, why: str) -> NoReturn:
+    """Raise UserError for a layer, counted from 0, that the architecture does not have."""
+    block = model.layer_names[layer]
+    kind = model.blocks[block].type
+    raise UserError(f"{architecture} cannot express layer {layer} ({block}, {kind}): {why}")
+
+
+class Settings:
+    """The settings of config.json, of which every one must be read, or be known to change nothing.
+
+    A setting that nobody asks for is one that the importer does not know, and it may change results.
+    """
+
+    def __init__(self, values: Mapping[str, Any], file: str = "config.json") -> None:
+        self.values = values
+        self.file = file
+        self._read: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a setting, or the default where it is missing or null."""
+        self._read.add(key)
+        value = self.values.get(key)
+        return default if value is None else value
+
+    def require(self, key: str, *allowed: Any, default: Any = None) -> None:
+        """Raise UserError unless a setting has one of these values; a missing one has the default."""
+        value = self.get(key, default)
+        if value not in allowed:
+            expected = " or ".join(repr(each) for each in allowed)
+            raise UserError(f"{self.file}: {key} = {value!r}: expected {expected}, for which there are layers here")
+
+    def ignore(self, *keys: str) -> None:
+        """Take note of settings that change nothing here."""
+        self._read.update(keys)
+
+    def check_all_read(self) -> None:
+        """Raise UserError for the first setting that nobody has read."""
+        for key, value in self.values.items():
+            if key not in self._read | GENERAL and value not in (None, False):
+                raise UserError(f"{self.file}: {key} = {value!r}: not known for this architecture")
+
+
+# Of every architecture: training, generation, and what transformers writes for itself.
+GENERAL = frozenset(
+    """architectures attention_dropout attn_implementation auto_map bos_token_id chunk_size_feed_forward dtype
+    eos_token_id id2label initializer_range is_decoder is_encoder_decoder label2id model_type name_or_path
+    output_attentions output_hidden_states pad_token_id problem_type return_dict tokenizer_class torch_dtype
+    transformers_version use_cache _name_or_path max_position_embeddings pretraining_tp""".split()  # noqa: SIM905
+)
