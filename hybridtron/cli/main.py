@@ -13,7 +13,21 @@ from collections.abc import Sequence
 from functools import partial
 
 from hybridtron import __version__
-from hybridtron.cli import ablate, describe, doctor, faults, generate, launch, logs, plan, runs, scale, search, train
+from hybridtron.cli import (
+    ablate,
+    converting,
+    describe,
+    doctor,
+    faults,
+    generate,
+    launch,
+    logs,
+    plan,
+    runs,
+    scale,
+    search,
+    train,
+)
 from hybridtron.cli import eval as evaluate
 from hybridtron.cli.arguments import ArgumentParser, naming_options
 from hybridtron.cli.output import is_reporting_process
@@ -28,6 +42,7 @@ VERBS = (train, launch, evaluate, generate, runs, logs, describe, plan, search, 
 NESTED_VERBS = {
     "mad": ("data|run|report", "six synthetic tasks that rank architectures in minutes"),
     "laws": ("fit|list", "fit a scaling law to finished runs"),
+    "convert": ("|".join(converting.VERBS), "checkpoints to other formats and back; inspect and compare them"),
 }
 
 
