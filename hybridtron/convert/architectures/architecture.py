@@ -54,6 +54,13 @@ class Settings:
         value = self.values.get(key)
         return default if value is None else value
 
+    def need(self, key: str) -> Any:
+        """Return a setting. Raises UserError where it is missing or null."""
+        value = self.get(key)
+        if value is None:
+            raise UserError(f"{self.file}: {key} is missing")
+        return value
+
     def require(self, key: str, *allowed: Any, default: Any = None) -> None:
         """Raise UserError unless a setting has one of these values; a missing one has the default."""
         value = self.get(key, default)

@@ -7,39 +7,80 @@ from typing import Any
 
 from hybridtron.convert.architectures import parts
 from hybridtron.convert.architectures.architecture import Architecture, Settings, cannot_express
+from hybridtron.convert.architectures.expressing import layer_of, require_equal, require_model
 from hybridtron.convert.mapping import Entry
 from hybridtron.model.config import ModelConfig
 
+_WINDOW = 4096  # of a Mistral whose config.json has no sliding_window; null there means none
 
-def _to_ours(settings: Settings) -> dict[str, Any]:
-    settings.require("hidden_act", "silu", default="silu")
+
+def _llama_to_ours(settings: Settings) -> dict[str, Any]:
     settings.require("mlp_bias", False, default=False)
-    rotary = settings.get("rope_parameters") or {}
+    bias = settings.get("attention_bias", False)
+    return _to_ours(settings, settings.get("num_key_value_heads"), {"qkv_bias": bias, "proj_bias": bias})
+
+
+def _mistral_to_ours(settings: Settings) -> dict[str, Any]:
+    window = settings.get("sliding_window") if "sliding_window" in settings.values else _WINDOW
+    return _to_ours(settings, settings.get("num_key_value_heads", 8), {"window": window})
+
+
+def _to_ours(settings: Settings, kv_heads: int | None, keys: dict[str, Any]) -> dict[str, Any]:
+    settings.require("hidden_act", "silu", default="silu")
     attention = {
         "type": "attention",
-        "num_heads": settings.get("num_attention_heads"),
-        "num_kv_heads": settings.get("num_key_value_heads"),
+        "num_heads": settings.need("num_attention_heads"),
+        "num_kv_heads": kv_heads,
         "head_dim": settings.get("head_dim"),
-        "window": settings.get("sliding_window"),
-        "rotary_base": rotary.get("rope_theta", settings.get("rope_theta", 10000.0)),
-        "qkv_bias": settings.get("attention_bias", False),
-        "proj_bias": settings.get("attention_bias", False),
+        "rotary_base": parts.rotary_base(settings),
+        **keys,
     }
     return {
-        "hidden_size": settings.get("hidden_size"),
-        "vocab_size": settings.get("vocab_size"),
+        "hidden_size": settings.need("hidden_size"),
+        "vocab_size": settings.need("vocab_size"),
         "norm_eps": settings.get("rms_norm_eps", 1e-6),
         "tie_embeddings": settings.get("tie_word_embeddings", False),
-        "blocks": {
-            "attn": attention,
-            "mlp": {"type": "swiglu", "ffn_hidden_size": settings.get("intermediate_size")},
-        },
-        "pattern": f"{settings.get('num_hidden_layers')}*(attn mlp)",
+        "blocks": {"attn": attention, "mlp": {"type": "swiglu", "ffn_hidden_size": settings.need("intermediate_size")}},
+        "pattern": f"{settings.need('num_hidden_layers')}*(attn mlp)",
     }
 
 
-def _to_theirs(name: str, model: ModelConfig) -> dict[str, Any]:
-    cannot_express(name, model, 0, "not written yet")
+def _to_theirs(name: str, own: tuple[str, ...], model: ModelConfig) -> dict[str, Any]:
+    """Return config.json; `own` are the keys of attention that this architecture has and the other has not."""
+    require_model(name, model)
+    layers = range(len(model.layer_names))
+    for i in layers[::2]:
+        layer_of(name, model, i, "attention", "num_heads", "num_kv_heads", "head_dim", "rotary_base", *own)
+        if i + 1 in layers:
+            layer_of(name, model, i + 1, "swiglu", "ffn_hidden_size")
+    if len(layers) % 2:
+        cannot_express(name, model, layers[-1], "expected a swiglu layer after it")
+    require_equal(name, model, layers[::2])
+    require_equal(name, model, layers[1::2])
+    attention: Any = model.blocks[model.layer_names[0]]
+    mlp: Any = model.blocks[model.layer_names[1]]
+    if name == "llama" and model.hidden_size % attention.num_heads:
+        cannot_express(name, model, 0, f"its num_heads {attention.num_heads} do not divide hidden_size there")
+    if attention.rotary_dim != attention.head_size:
+        cannot_express(name, model, 0, "not all of its channels rotate")
+    theirs = {
+        "hidden_size": model.hidden_size,
+        "vocab_size": model.vocab_size,
+        "num_hidden_layers": len(layers) // 2,
+        "intermediate_size": mlp.inner_size,
+        "num_attention_heads": attention.num_heads,
+        "num_key_value_heads": attention.kv_heads,
+        "head_dim": attention.head_size,
+        "hidden_act": "silu",
+        "rms_norm_eps": model.norm_eps,
+        "tie_word_embeddings": model.tie_embeddings,
+        **parts.rotary_parameters(attention.rotary_base),
+    }
+    if name == "mistral":
+        return {**theirs, "sliding_window": attention.window}
+    if attention.qkv_bias != attention.proj_bias:
+        cannot_express(name, model, 0, "it has qkv_bias without proj_bias, or the reverse")
+    return {**theirs, "attention_bias": attention.qkv_bias, "mlp_bias": False}
 
 
 def _table(model: ModelConfig) -> list[Entry]:
@@ -54,5 +95,9 @@ def _table(model: ModelConfig) -> list[Entry]:
     return entries + last
 
 
-LLAMA = Architecture("llama", "LlamaForCausalLM", _to_ours, partial(_to_theirs, "llama"), _table)
-MISTRAL = Architecture("mistral", "MistralForCausalLM", _to_ours, partial(_to_theirs, "mistral"), _table)
+LLAMA = Architecture(
+    "llama", "LlamaForCausalLM", _llama_to_ours, partial(_to_theirs, "llama", ("qkv_bias", "proj_bias")), _table
+)
+MISTRAL = Architecture(
+    "mistral", "MistralForCausalLM", _mistral_to_ours, partial(_to_theirs, "mistral", ("window",)), _table
+)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from hybridtron.checkpoint_reader import stored_as
+from hybridtron.convert.architectures.architecture import Settings
 from hybridtron.convert.mapping import Entry, Shapes
+from hybridtron.errors import UserError
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.tensors import model_tensors
 
@@ -43,3 +46,27 @@ def swiglu(theirs: str, ours: str) -> list[Entry]:
     """Return the entries of a gated feed-forward layer: gate_proj, up_proj and down_proj."""
     up = [Entry(f"{theirs}{part}_proj.weight", (f"{ours}gate_up.weight.{part}",)) for part in ("gate", "up")]
     return [*up, Entry(f"{theirs}down_proj.weight", (f"{ours}down.weight",))]
+
+
+def rotary_base(settings: Settings, default: float = 10000.0, *keys: str) -> float:
+    """Return the base of the rotary frequencies, in either of the forms that config.json has had.
+
+    Raises UserError for frequencies that are scaled, and for parameters besides `keys` that are not known.
+    """
+    rotary = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    settings.ignore("rope_parameters", "rope_scaling", "rope_theta")
+    if not isinstance(rotary, Mapping):
+        raise UserError(f"{settings.file}: rope_parameters = {rotary!r}: expected a mapping")
+    kind = rotary.get("rope_type", rotary.get("type", "default"))
+    if kind != "default":
+        raise UserError(f"{settings.file}: rope_type = {kind!r}: expected 'default', for which there are layers here")
+    for key, value in rotary.items():
+        if key not in ("rope_theta", "rope_type", "type", *keys) and value is not None:
+            raise UserError(f"{settings.file}: rope_parameters.{key} = {value!r}: not known for this architecture")
+    base = rotary.get("rope_theta")
+    return float(settings.get("rope_theta", default) if base is None else base)
+
+
+def rotary_parameters(base: float) -> dict[str, Any]:
+    """Return the rotary frequencies as transformers 5 writes them, and as older readers expect them."""
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": base}, "rope_theta": base}

@@ -1,0 +1,48 @@
+"""Checks of `to_theirs`: what of a model an architecture can express, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from hybridtron.convert.architectures.architecture import cannot_express
+from hybridtron.errors import UserError
+from hybridtron.mixers.contract import MixerConfig
+from hybridtron.model.config import ModelConfig
+
+# Of the `model` section: what every architecture has, and what changes no result of a trained model.
+_MODEL = ("hidden_size", "blocks", "pattern", "vocab_size", "tie_embeddings", "norm_eps", "init_std", "backend")
+
+
+def require_model(architecture: str, model: ModelConfig, *keys: str) -> None:
+    """Raise UserError where a key of the `model` section, besides the common ones and `keys`, is not at its default."""
+    for key, field in type(model).model_fields.items():
+        if key not in (*_MODEL, *keys) and getattr(model, key) != field.get_default(call_default_factory=True):
+            raise UserError(f"{architecture} cannot express model.{key} = {getattr(model, key)!r}")
+
+
+def layer_of(architecture: str, model: ModelConfig, layer: int, kind: str, *keys: str) -> Any:
+    """Return the block of a layer. Raise UserError where it is of another type, or a key besides `keys`, and besides
+    those that change speed alone, is not at its default."""
+    block = model.blocks[model.layer_names[layer]]
+    if block.type != kind:
+        cannot_express(architecture, model, layer, f"expected {kind} here")
+    facts = block.facts()
+    for key, field in type(block).model_fields.items():
+        free = key in ("type", "hidden_size", *keys) or (key in facts and facts[key].speed_only)
+        if not free and getattr(block, key) != field.get_default(call_default_factory=True):
+            cannot_express(architecture, model, layer, f"its {key} is {getattr(block, key)!r}")
+    return block
+
+
+def require_equal(architecture: str, model: ModelConfig, layers: Iterable[int], *but: str) -> None:
+    """Raise UserError for the first of these layers whose block differs from that of the first one, `but` aside."""
+    first: MixerConfig | None = None
+    for layer in layers:
+        block = model.blocks[model.layer_names[layer]]
+        first = first or block
+        for key in type(block).model_fields:
+            if key not in but and getattr(block, key) != getattr(first, key, None):
+                expected = getattr(first, key, None)
+                why = f"its {key} is {getattr(block, key)!r}; expected {expected!r}, as the first such layer has"
+                cannot_express(architecture, model, layer, why)

@@ -1,0 +1,156 @@
+"""Small models of every architecture of Hugging Face that we convert: a row for each case that can fail by itself.
+
+A row that is added here is tested in every way: logits, loss and gradients in one process and in two, export, settings.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hybridtron.backends.torch import TorchBackend
+from hybridtron.checkpoint_reader import stored_as
+from hybridtron.config.load import build
+from hybridtron.convert.architectures import ARCHITECTURES
+from hybridtron.convert.architectures.architecture import Settings
+from hybridtron.convert.architectures.parts import stored_shapes
+from hybridtron.convert.mapping import Entry, assemble, check_complete, disassemble
+from hybridtron.model.config import ModelConfig
+from hybridtron.model.language_model import LanguageModel
+from hybridtron.model.tensors import model_tensors
+
+BATCH, LENGTH = 2, 24
+
+
+class Family(NamedTuple):
+    """A case: the architecture's name here, and the arguments of its config class in transformers.
+
+    `tokens` is how many of each sequence have a label: an even number, which two processes share.
+    """
+
+    architecture: str
+    settings: dict[str, Any]
+    tokens: int = LENGTH
+
+
+_SMALL = {"vocab_size": 258, "hidden_size": 64, "num_hidden_layers": 2}
+_LLAMA = {**_SMALL, "intermediate_size": 96, "num_attention_heads": 4}
+FAMILIES = {
+    "llama": Family("llama", {**_LLAMA, "num_key_value_heads": 2, "rms_norm_eps": 1e-4}),
+    "llama, biases, tied, wide heads": Family(
+        "llama", {**_LLAMA, "attention_bias": True, "tie_word_embeddings": True, "head_dim": 24,
+                  "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+    ),
+    "mistral, window": Family("mistral", {**_LLAMA, "num_key_value_heads": 2, "sliding_window": 7}),
+    "mistral, odd heads": Family(
+        "mistral", {**_LLAMA, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 20,
+                    "sliding_window": None},
+    ),
+}  # fmt: skip
+
+
+class Theirs(NamedTuple):
+    """A model of transformers with random values, and what it computes."""
+
+    folder: Path  # of save_pretrained
+    tokens: Tensor  # [b, s + 1]
+    logits: Tensor  # [b, s, v]
+    loss: float
+    gradients: dict[str, Tensor]  # by the names of the folder
+
+
+class Ours(NamedTuple):
+    """Our model with the same values."""
+
+    config: ModelConfig
+    table: list[Entry]
+    parameters: dict[str, Tensor]  # whole, by our names
+
+
+def make_theirs(name: str, folder: Path) -> Theirs:
+    """Build a model, give every parameter values that matter, and save it and its gradients."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    family = FAMILIES[name]
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family.architecture, **family.settings)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # norms of ones and biases of zeros hide errors
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    tokens = torch.randint(model.config.vocab_size, (BATCH, family.tokens + 1))
+    output = model(input_ids=tokens, labels=tokens)
+    output.loss.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+    model.save_pretrained(folder / "gradients")
+    return Theirs(folder, tokens, output.logits[:, :-1].detach(), output.loss.item(), read_folder(folder / "gradients"))
+
+
+@lru_cache(maxsize=64)
+def read_folder(folder: Path) -> dict[str, Tensor]:
+    """Read the tensors of a folder of save_pretrained, in the order of the file."""
+    from safetensors.torch import load_file
+
+    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+
+
+def make_ours(theirs: Theirs) -> Ours:
+    """Read a folder into our parameters, by the architecture's table."""
+    values = json.loads((theirs.folder / "config.json").read_text())
+    architecture = ARCHITECTURES[values["model_type"]]
+    settings = Settings(values)
+    config = build(architecture.to_ours(settings), ModelConfig)
+    settings.check_all_read()
+    table = architecture.table(config)
+    check_complete(table, stored_shapes(config))
+    tensors = read_folder(theirs.folder)
+    assert sorted(entry.name for entry in table) == sorted(tensors)
+    return Ours(config, table, to_ours(config, table, tensors))
+
+
+def to_ours(config: ModelConfig, table: list[Entry], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Put their tensors together as our whole parameters."""
+    shapes = stored_shapes(config)
+    stored = {key: torch.full(shape, torch.nan) for key, shape in shapes.items()}
+    for entry in table:
+        for part, box in zip(entry.parts, disassemble(entry, tensors[entry.name], shapes), strict=True):
+            offsets, sizes = entry.box(shapes[part])
+            stored[part][tuple(slice(first, first + size) for first, size in zip(offsets, sizes, strict=True))] = box
+    parameters = {}
+    for name, spec in model_tensors(config).items():
+        parts = [stored[key] for key, _ in stored_as(name, spec)]
+        parameters[name] = torch.cat(parts, spec.axis) if len(parts) > 1 else parts[0]
+    return parameters
+
+
+def to_theirs(config: ModelConfig, table: list[Entry], parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Write our whole parameters under their names: the inverse of `to_ours`."""
+    stored: dict[str, Tensor] = {}
+    for name, spec in model_tensors(config).items():
+        keys = stored_as(name, spec)
+        sizes = [shape[spec.axis] for _, shape in keys]
+        stored |= dict(zip([key for key, _ in keys], parameters[name].split(sizes, spec.axis), strict=True))
+    shapes, found = stored_shapes(config), {}
+    for entry in table:
+        boxes = []
+        for part in entry.parts:
+            offsets, sizes = entry.box(shapes[part])
+            at = tuple(slice(first, first + size) for first, size in zip(offsets, sizes, strict=True))
+            boxes.append(stored[part][at])
+        if entry.parts:
+            found[entry.name] = assemble(entry, boxes)
+    return found
+
+
+def build_ours(ours: Ours) -> LanguageModel:
+    """Build our model in this process, on the torch backend."""
+    model = LanguageModel(ours.config, TorchBackend(norm_eps=ours.config.norm_eps))
+    model.load_state_dict(ours.parameters)
+    return model
