@@ -13,21 +13,10 @@ from torch import Tensor
 
 from hybridtron.distributed import optimizer_state
 from hybridtron.distributed.checkpoint.boxes import Box, boxes_of_run, pieces
+from hybridtron.distributed.checkpoint.layout import CHUNK_BYTES, Chunk
 from hybridtron.distributed.engine import Engine
 from hybridtron.distributed.groups import ParallelContext
 from hybridtron.tensors import Shard, Shards, TensorSpec
-
-CHUNK_BYTES = 64 * 2**20  # of a stored chunk, at most; a reader holds one at a time
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A box of the whole tensor `key`, and the view of this process's memory that holds it."""
-
-    key: str
-    shape: tuple[int, ...]  # of the whole tensor
-    offsets: tuple[int, ...]
-    data: Tensor
 
 
 @dataclass(frozen=True)

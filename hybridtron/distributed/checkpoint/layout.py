@@ -18,9 +18,18 @@ from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _Storag
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
-from hybridtron.distributed.checkpoint.chunks import Chunk
-
 ALIGNMENT = 64  # bytes; that of a tensor's bytes within what torch.save writes
+CHUNK_BYTES = 64 * 2**20  # of a stored chunk, at most; a reader holds one at a time
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A box of the whole tensor `key`, and the view of this process's memory that holds it."""
+
+    key: str
+    shape: tuple[int, ...]  # of the whole tensor
+    offsets: tuple[int, ...]
+    data: Tensor
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from hybridtron.checkpoint_reader import loading, read_common
 from hybridtron.distributed import optimizer_state
 from hybridtron.distributed.checkpoint import manifest
-from hybridtron.distributed.checkpoint.chunks import Chunk, held_chunks
+from hybridtron.distributed.checkpoint.chunks import held_chunks
+from hybridtron.distributed.checkpoint.layout import Chunk
 from hybridtron.distributed.engine import Engine
 from hybridtron.distributed.groups import call_everywhere
 from hybridtron.errors import UserError

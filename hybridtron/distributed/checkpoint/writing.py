@@ -6,8 +6,6 @@ tensors may change again. `write` and `complete` only touch files, and may run i
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
@@ -19,14 +17,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.planner import SavePlan
 
-from hybridtron.checkpoint_reader import FORMAT
 from hybridtron.distributed import optimizer_state
-from hybridtron.distributed.checkpoint import manifest
 from hybridtron.distributed.checkpoint.chunks import owned_chunks
+from hybridtron.distributed.checkpoint.completing import complete
 from hybridtron.distributed.checkpoint.layout import Slot, file_name, index_of, plan_of, slots_of, view_of
 from hybridtron.distributed.engine import Engine
 from hybridtron.distributed.groups import call_everywhere
-from hybridtron.files import open_to_write, replace_file, sync_folder, write_all
+from hybridtron.files import open_to_write, write_all
 
 BLOCK = 16 * 2**20  # bytes that are written at once
 
@@ -99,23 +96,8 @@ class CheckpointWriter:
         self, folder: Path, gathered: Sequence[tuple[list[int], int]], extra: Mapping[str, bytes] | None = None
     ) -> None:
         """Write the index, the small files, those of `extra` by name, and last the manifest. Raises OSError."""
-        common = io.BytesIO()
-        torch.save({"optimizer_updates": max(updates for _, updates in gathered)}, common)
-        versions = {f"{kind}_version": 1 for kind in ("sharded_backend", "common_backend")}
-        small = {
-            "common.pt": common.getvalue(),
-            manifest.FORMATS: json.dumps({**FORMAT, **versions, "manifest": manifest.NAME}).encode(),
-            ".metadata": self.index,
-            **(extra or {}),
-        }
-        files = {name: manifest.file_of_bytes(content) for name, content in small.items()}
-        for name, content in small.items():
-            replace_file(folder / name, content)
-        for rank, (plan, (checksums, _)) in enumerate(zip(self.plans, gathered, strict=True)):
-            if plan.items:
-                files[file_name(rank)] = manifest.file_of_tensors(_stored(plan, checksums))
-        manifest.write(folder, files)
-        sync_folder(folder)
+        updates = max(updates for _, updates in gathered)
+        complete(folder, self.index, self.plans, [checksums for checksums, _ in gathered], updates, extra)
 
     def _new_buffer(self, slots: Sequence[Slot]) -> Tensor:
         """Return a buffer with the frames of all chunks, and zeros between them."""
@@ -147,11 +129,3 @@ def save(folder: Path, engine: Engine, extra: Mapping[str, bytes] | None = None)
         failure = engine.first_failure(lambda: writer.complete(folder, gathered, extra) if gathered else None)
     if failure is not None:
         raise OSError(failure)
-
-
-def _stored(plan: SavePlan, checksums: Sequence[int]) -> list[manifest.StoredTensor]:
-    """Return what the manifest says of the chunks of one process."""
-    return [
-        manifest.StoredTensor(item.index.fqn, tuple(item.index.offset or ()), start, stop - start, crc)
-        for item, (start, _, stop), crc in zip(plan.items, plan.storage_data, checksums, strict=True)
-    ]

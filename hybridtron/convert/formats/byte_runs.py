@@ -1,0 +1,75 @@
+"""Bytes of boxes of tensors in files: which runs they are, and reading and writing them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hybridtron.distributed.checkpoint.boxes import Box
+
+Run = tuple[int, int, int]  # where it begins in one box and in the other, and its length, in elements
+
+
+def common_runs(one: Box, other: Box) -> Iterator[Run]:
+    """Yield the runs of elements, as long as possible, that are contiguous in two boxes of one tensor."""
+    offsets = tuple(map(max, one.offsets, other.offsets))
+    stops = (min(a + b, c + d) for a, b, c, d in zip(*one, *other, strict=True))
+    sizes = tuple(stop - offset for stop, offset in zip(stops, offsets, strict=True))
+    if any(size <= 0 for size in sizes):
+        return
+    axis = len(sizes)  # all axes from this one on are whole in both boxes
+    while axis and sizes[axis - 1] == one.sizes[axis - 1] == other.sizes[axis - 1]:
+        axis -= 1
+    outer = max(axis - 1, 0)
+    length = math.prod(sizes[outer:])
+    starts = [_starts(box, offsets, sizes[:outer]) for box in (one, other)]
+    for first, second in zip(*starts, strict=True):
+        yield first, second, length
+
+
+def _starts(box: Box, offsets: tuple[int, ...], outer: tuple[int, ...]) -> list[int]:
+    """Return where, in a box, each run begins of those that the outer axes number."""
+    strides = [math.prod(box.sizes[axis + 1 :]) for axis in range(len(box.sizes))]
+    first = sum((a - b) * stride for a, b, stride in zip(offsets, box.offsets, strides, strict=True))
+    starts = np.array([first])
+    for size, stride in zip(outer, strides, strict=False):
+        starts = np.add.outer(starts, np.arange(size) * stride).ravel()
+    return starts.tolist()
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """Return the memory of a contiguous tensor."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def read_runs(descriptor: int, start: int, runs: Iterable[Run], width: int, memory: memoryview) -> None:
+    """Read runs of elements of `width` bytes: of a box whose bytes begin at `start` in a file, into that of the memory.
+
+    Raises EOFError where the file ends before, OSError.
+    """
+    for stored, held, length in runs:
+        view = memory[held * width : (held + length) * width]
+        read_at(descriptor, start + stored * width, view)
+
+
+def read_at(descriptor: int, position: int, view: memoryview) -> None:
+    """Fill a view from this position of a file. Raises EOFError where the file ends before, OSError."""
+    while view:
+        count = os.preadv(descriptor, [view], position)
+        if not count:
+            raise EOFError(f"ends at byte {position}")
+        position, view = position + count, view[count:]
+
+
+def write_at(descriptor: int, position: int, *contents: bytes | memoryview) -> None:
+    """Write contents one after another from this position of a file. Raises OSError."""
+    for content in contents:
+        view = memoryview(content)
+        while view:
+            count = os.pwrite(descriptor, view, position)
+            position, view = position + count, view[count:]
