@@ -62,6 +62,18 @@ BLOCKS |= {
         "chunk_size": 8,
     },
     "selective": {"type": "mamba1", "state_dim": 4},
+    "normed": {"type": "mamba1", "state_dim": 4, "inner_norm": "learned", "proj_bias": True, "conv_bias": False},
+    "limited": {
+        "type": "mamba2",
+        "head_dim": 16,
+        "state_dim": 8,
+        "num_groups": 4,
+        "chunk_size": 8,
+        "conv_bias": False,
+        "proj_bias": True,
+        "dt_limit_min": 0.02,
+        "dt_limit_max": 0.05,
+    },
 }
 BLOCKS["beside"] = {"type": "parallel", "branches": [BLOCKS["gla"], BLOCKS["near"], BLOCKS["mlp"]], "merge": "gate"}
 BLOCKS["uneven"] = {  # context parallelism cuts the heads of its first branch and leaves the 34 units of the second
@@ -79,7 +91,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "dropping": {"pattern": "attn tight ffn"},
     "gathered": {"pattern": "attn gathered ffn"},
     "hyenas": {"pattern": "short hyena heads se mr li experts mlp"},
-    "states": {"pattern": "sinks learned shared gla delta selective beside latent"},
+    "states": {"pattern": "sinks learned shared gla delta selective normed limited beside latent"},
     "rwkv": {"pattern": "time channel attn time channel"},
     "uneven": {"pattern": "uneven ffn"},
 }

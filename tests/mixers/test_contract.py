@@ -58,6 +58,14 @@ VARIANTS = {
     },
     "hyena without inner layers": {"type": "hyena", "filter_order": 4, "filter_layers": 0},
     "gated_deltanet with signs": {"type": "gated_deltanet", "num_heads": 4, "allow_negative": True},
+    "mamba1 with plain inner norms": {"type": "mamba1", "state_dim": 4, "inner_norm": "plain", "inner_norm_eps": 1e-3},
+    "mamba1 with learned inner norms and biases": {
+        "type": "mamba1", "state_dim": 4, "inner_norm": "learned", "proj_bias": True, "conv_bias": False,
+    },
+    "mamba2 with limited steps and biases": {
+        "type": "mamba2", "head_dim": 16, "state_dim": 8, "chunk_size": 8, "proj_bias": True, "conv_bias": False,
+        "dt_limit_min": 0.02, "dt_limit_max": 0.05,
+    },
     "parallel sum with an MLP": {
         "type": "parallel",
         "branches": [{"type": "gla", "num_heads": 4}, {"type": "swiglu", "ffn_hidden_size": 48}, {"type": "mamba1"}],

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from hybridtron.config.schema import problem
 from hybridtron.mixers.contract import MixerConfig, check_whole
 from hybridtron.mixers.facts import Facts
 from hybridtron.mixers.step_size import StepSizeBias
@@ -32,14 +33,26 @@ class Mamba1Config(MixerConfig):
         None, ge=1, description="Rank of the projection to the steps; by default hidden_size / 16, rounded up."
     )
     conv_kernel: int = Field(4, ge=1, description="Length of the short convolution.")
+    conv_bias: bool = Field(True, description="Bias of the short convolution.")
+    proj_bias: bool = Field(False, description="Bias on the input and output projections.")
+    inner_norm: Literal["none", "plain", "learned"] = Field(
+        "none",
+        description="RMS norm of each of dt, before its projection, B and C: without weights (plain, Falcon-Mamba) or "
+        "with (learned, Jamba).",
+    )
+    inner_norm_eps: float | None = Field(
+        None, gt=0, description="Added to the mean square in the inner norms; by default norm_eps of the model."
+    )
 
     multiplied = ("dt_weight",)  # the scan, elementwise, would add 9 inner_size * state_dim FLOPs a token
     float32_state: ClassVar = True
     mad_layers: ClassVar = {"mamba": {"state_dim": 4}}
 
     @model_validator(mode="after")
-    def _inner_width_is_whole(self) -> Mamba1Config:
+    def _keys_agree(self) -> Mamba1Config:
         check_whole("expand", self.expand, self.hidden_size)
+        if self.inner_norm_eps is not None and self.inner_norm == "none":
+            raise problem("inner_norm_eps", self.inner_norm_eps, "nothing with inner_norm none")
         return self
 
     @property
@@ -50,11 +63,16 @@ class Mamba1Config(MixerConfig):
     def step_rank(self) -> int:
         return self.dt_rank or -(-self.hidden_size // 16)
 
+    @property
+    def shared_sizes(self) -> dict[str, int]:
+        """Return the width of each part of what `x_proj` gives, which all channels share."""
+        return {"dt": self.step_rank, "B": self.state_dim, "C": self.state_dim}
+
     def tensors(self) -> dict[str, TensorSpec]:
         x, z = (PackedPart(name, self.inner_size, key="expand") for name in "xz")
         inner, size = (x,), self.inner_size
         conv_bound, dt_bound = self.conv_kernel**-0.5, self.step_rank**-0.5
-        return {
+        specs = {
             "in_proj.weight": TensorSpec((2 * size, self.hidden_size), Init("input"), (x, z)),
             "conv_weight": TensorSpec((size, self.conv_kernel), Init("uniform", -conv_bound, conv_bound), inner),
             "conv_bias": TensorSpec((size,), Init("uniform", -conv_bound, conv_bound), inner, decay=False),
@@ -65,6 +83,15 @@ class Mamba1Config(MixerConfig):
             "D": TensorSpec((size,), Init("ones"), inner, decay=False),
             "out_proj.weight": TensorSpec((self.hidden_size, size), Init("output"), inner, axis=1),
         }
+        if not self.conv_bias:
+            del specs["conv_bias"]
+        if self.proj_bias:
+            specs["in_proj.bias"] = TensorSpec((2 * size,), Init("zeros"), (x, z), decay=False)
+            specs["out_proj.bias"] = TensorSpec((self.hidden_size,), Init("zeros"), decay=False)
+        if self.inner_norm == "learned":
+            for name, width in self.shared_sizes.items():
+                specs[f"{name}_norm_weight"] = TensorSpec((width,), Init("ones"), decay=False)
+        return specs
 
     def state_size(self, seq_len: int) -> int:
         return self.inner_size * self.state_dim

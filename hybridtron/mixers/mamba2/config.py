@@ -29,6 +29,12 @@ class Mamba2Config(MixerConfig):
         description="Groups of heads that share B and C; by default 2, or 1 where the heads are odd in number.",
     )
     conv_kernel: int = Field(4, ge=1, description="Length of the short convolution.")
+    conv_bias: bool = Field(True, description="Bias of the short convolution.")
+    proj_bias: bool = Field(False, description="Bias on the input and output projections.")
+    dt_limit_min: float = Field(0.0, ge=0, description="Smallest step size; smaller ones are raised to it.")
+    dt_limit_max: float | None = Field(
+        None, gt=0, description="Largest step size; larger ones are lowered to it. No limit by default."
+    )
     chunk_size: Annotated[int, Facts(speed_only=True)] = Field(
         64, ge=1, description="Tokens per chunk of the scan; changes speed, not results."
     )
@@ -37,18 +43,26 @@ class Mamba2Config(MixerConfig):
     mad_layers: ClassVar = {"mamba2": {"head_dim": 16, "state_dim": 8}}
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> Mamba2Config:
+    def _keys_agree(self) -> Mamba2Config:
         inner = self.expand * self.hidden_size
-        if inner % self.head_dim:
+        whole = math.isclose(inner, self.inner_size)
+        if not whole or self.inner_size % self.head_dim:
             expected = f"a divisor of the inner width, expand x hidden_size = {inner:g}"
-            nearest = nearest_divisors(int(inner), self.head_dim) if inner == int(inner) else ""
+            nearest = nearest_divisors(self.inner_size, self.head_dim) if whole else ""
             raise problem("head_dim", self.head_dim, f"{expected} (nearest: {nearest})" if nearest else expected)
         check_divides("num_groups", self.groups, self.num_heads, "the number of heads,")
+        if self.dt_limit_max is not None and self.dt_limit_max < self.dt_limit_min:
+            raise problem("dt_limit_max", self.dt_limit_max, f"at least dt_limit_min {self.dt_limit_min:g}")
         return self
 
     @property
     def inner_size(self) -> int:
-        return int(self.expand * self.hidden_size)
+        return round(self.expand * self.hidden_size)
+
+    @property
+    def dt_limit(self) -> tuple[float, float]:
+        """Return the smallest and the largest step size."""
+        return self.dt_limit_min, math.inf if self.dt_limit_max is None else self.dt_limit_max
 
     @property
     def num_heads(self) -> int:
@@ -69,7 +83,7 @@ class Mamba2Config(MixerConfig):
         rows = sum(part.size for part in packed)
         channels = sum(part.size for part in conv)
         bound = self.conv_kernel**-0.5
-        return {
+        specs = {
             "in_proj.weight": TensorSpec((rows, self.hidden_size), Init("input"), packed),
             "conv_weight": TensorSpec((channels, self.conv_kernel), Init("uniform", -bound, bound), conv),
             "conv_bias": TensorSpec((channels,), Init("uniform", -bound, bound), conv, decay=False),
@@ -79,6 +93,12 @@ class Mamba2Config(MixerConfig):
             "norm_weight": TensorSpec((x.size,), Init("ones"), inner, decay=False),
             "out_proj.weight": TensorSpec((self.hidden_size, x.size), Init("output"), inner, axis=1),
         }
+        if not self.conv_bias:
+            del specs["conv_bias"]
+        if self.proj_bias:
+            specs["in_proj.bias"] = TensorSpec((rows,), Init("zeros"), packed, decay=False)
+            specs["out_proj.bias"] = TensorSpec((self.hidden_size,), Init("zeros"), decay=False)
+        return specs
 
     def core_flops(self, seq_len: int) -> int:
         from hybridtron.ops.ssm.ssd import ssd_flops

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hybridtron.mixers.mixer import ConvState, Mixer
 from hybridtron.ops.conv.short_conv import short_conv_step
 from hybridtron.ops.elementwise.norm import gated_rms_norm
 from hybridtron.ops.elementwise.precision import accumulation_dtype
-from hybridtron.ops.ssm.mamba2 import mamba2_core
+from hybridtron.ops.ssm.mamba2 import mamba2_core, step_sizes
 from hybridtron.ops.ssm.ssd import ssd_step
 
 
@@ -22,7 +21,7 @@ class Mamba2(Mixer):
         return mamba2_core(
             packed,
             self.local_heads("conv_weight"),
-            self.local_heads("conv_bias"),
+            self.local_heads("conv_bias") if config.conv_bias else None,
             self.local_heads("dt_bias"),
             -log.to(accumulation_dtype(log)).exp(),
             self.local_heads("D"),
@@ -31,6 +30,7 @@ class Mamba2(Mixer):
             state_dim=config.state_dim,
             chunk_size=config.chunk_size,
             eps=self.backend.norm_eps,
+            dt_limit=config.dt_limit,
         )
 
     def initial_state(self, batch: int) -> ConvState:
@@ -42,14 +42,15 @@ class Mamba2(Mixer):
         config, sizes = self.config, self.core_sizes
         z, *convolved, dt = packed.split(sizes, -1)
         conv_input = torch.cat(convolved, -1)
-        conv_output, conv = short_conv_step(state.conv, conv_input, self.conv_weight, self.conv_bias, "silu")
+        bias = self.conv_bias if config.conv_bias else None
+        conv_output, conv = short_conv_step(state.conv, conv_input, self.conv_weight, bias, "silu")
         x, b, c = (
             part.unflatten(-1, (-1, width))
             for part, width in zip(
                 conv_output.split(sizes[1:-1], -1), (config.head_dim, config.state_dim, config.state_dim), strict=True
             )
         )  # [b, heads or groups, .]
-        steps = F.softplus(dt.to(state.memory.dtype) + self.dt_bias)
+        steps = step_sizes(dt.to(state.memory.dtype), self.dt_bias, config.dt_limit)
         y, ssm = ssd_step(state.memory, x, steps, -self.A_log.to(steps.dtype).exp(), b, c, self.D)
         y = gated_rms_norm(y.flatten(1), z, self.norm_weight, self.backend.norm_eps, config.groups)
         return y, ConvState(conv, ssm)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,12 +16,14 @@ from hybridtron.ops.ssm.mamba2_fused import FusedMamba2
 from hybridtron.ops.ssm.ssd import ssd
 
 MAX_CONV_TAPS = 16  # MOST_TAPS of native/mamba2.c
+Limits = tuple[float, float]
+NO_LIMIT: Limits = (0.0, math.inf)
 
 
 def mamba2_core(
     packed: Tensor,
     conv_weight: Tensor,
-    conv_bias: Tensor,
+    conv_bias: Tensor | None,
     dt_bias: Tensor,
     A: Tensor,
     D: Tensor,
@@ -29,19 +33,31 @@ def mamba2_core(
     state_dim: int,
     chunk_size: int,
     eps: float,
+    dt_limit: Limits = NO_LIMIT,
 ) -> Tensor:
     """Compute [s, b, heads * p] from z, x, B, C and dt in the channels of packed [s, b, z + x + B + C + dt].
 
     x, B and C pass the causal convolution, conv_weight [x + B + C, k], and SiLU; `ssd` runs over them with steps
-    softplus(dt + dt_bias) and A, negative; its result is gated by z and normed over the heads that share B and C.
+    softplus(dt + dt_bias), clamped to dt_limit, and A, negative; its result is gated by z and normed over the heads
+    that share B and C.
     dt_bias, A and D are [heads], norm_weight [heads * p].
     """
     sizes = Sizes.of(packed, conv_weight, D, head_dim, state_dim, chunk_size)
+    if conv_bias is None:
+        conv_bias = conv_weight.new_zeros(conv_weight.size(0))
     weights = (conv_weight, conv_bias, dt_bias, A, D, norm_weight)
+    if dt_limit != NO_LIMIT:  # which the kernels do not have
+        return composed_mamba2(sizes, eps, packed, *weights, dt_limit=dt_limit)
     return select("mamba2_core", packed, sizes.taps, *weights)(sizes, eps, packed, *weights)
 
 
-def composed_mamba2(sizes: Sizes, eps: float, packed: Tensor, *weights: Tensor) -> Tensor:
+def step_sizes(dt: Tensor, dt_bias: Tensor, limits: Limits) -> Tensor:
+    """Compute softplus(dt + dt_bias), clamped to the limits."""
+    steps = F.softplus(dt + dt_bias)
+    return steps if limits == NO_LIMIT else steps.clamp(*limits)
+
+
+def composed_mamba2(sizes: Sizes, eps: float, packed: Tensor, *weights: Tensor, dt_limit: Limits = NO_LIMIT) -> Tensor:
     """Compute `mamba2_core` from ops that work by themselves."""
     conv_weight, conv_bias, dt_bias, A, D, norm_weight = weights
     # Split before transposing: the gradients are then joined in the order that the projection wants.
@@ -52,7 +68,7 @@ def composed_mamba2(sizes: Sizes, eps: float, packed: Tensor, *weights: Tensor) 
     x, b, c = (
         part.unflatten(-1, size) for part, size in zip(split, sizes.convolved, strict=True)
     )  # [b, s, heads or groups, .]
-    y = ssd(x, F.softplus(dt.float() + dt_bias), A, b, c, D, sizes.chunk_size).flatten(2)  # [b, s, heads * p]
+    y = ssd(x, step_sizes(dt.float(), dt_bias, dt_limit), A, b, c, D, sizes.chunk_size).flatten(2)  # [b, s, heads * p]
     return gated_rms_norm(y, z, norm_weight, eps, sizes.groups).transpose(0, 1)
 
 
