@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hybridtron.ops.elementwise.cross_entropy import cross_entropy
 from hybridtron.ops.elementwise.norm import rms_norm
+from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.tensors import WHOLE, PackedPart, Shard, Shards, TensorSpec
 
 DispatcherKind = Literal["alltoall", "allgather"]
@@ -40,13 +41,15 @@ class ExpertGroups:
 
 
 class RMSNorm(nn.Module):
-    def __init__(self, weight: nn.Parameter, eps: float) -> None:
+    def __init__(self, weight: nn.Parameter, eps: float, zero_centered: bool) -> None:
         super().__init__()
         self.weight = weight
         self.eps = eps
+        self.zero_centered = zero_centered
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+        weight = 1 + self.weight.to(accumulation_dtype(self.weight)) if self.zero_centered else self.weight
+        return rms_norm(x, weight, self.eps)
 
 
 class Backend:
@@ -83,9 +86,9 @@ class Backend:
         """Build a linear [s, b, local in] -> [s, b, out]: the sum over the ranks' partial products."""
         raise NotImplementedError
 
-    def norm(self, weight: TensorSpec) -> nn.Module:
-        """Build an RMS norm over the last axis."""
-        return RMSNorm(self.parameter(weight), self.norm_eps)
+    def norm(self, weight: TensorSpec, *, zero_centered: bool = False) -> nn.Module:
+        """Build an RMS norm over the last axis; with `zero_centered` it multiplies by 1 + weight."""
+        return RMSNorm(self.parameter(weight), self.norm_eps, zero_centered)
 
     def embedding(self, weight: TensorSpec) -> nn.Module:
         """Build an embedding: token ids [b, s] -> [s, b, h]."""
@@ -135,6 +138,10 @@ class Backend:
         """Return a parameter without parts for use in the heads of each tensor-parallel rank: their gradients are
         summed."""
         return parameter
+
+    def sum_over_heads(self, x: Tensor) -> Tensor:
+        """Add up x over the processes that hold other heads of the same tokens in `with_full_sequence`."""
+        return x
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Compute loss and log partition function, each [...], of local logits [..., local vocabulary] and targets."""

@@ -61,9 +61,26 @@ class _SummedGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        total = grads[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=ctx.group)
-        return total, None
+        return _sum(grads[0], ctx.group), None
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of x over a group, for use in each of its processes: so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _sum(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _sum(grads[0], ctx.group), None
+
+
+def _sum(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    total = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, group=group)
+    return total
 
 
 class MegatronBackend(Backend):
@@ -149,6 +166,12 @@ class MegatronBackend(Backend):
         if self.config.sequence_parallel:
             return parameter  # megatron-core adds up the gradients of all parameters that no rank cuts
         return _SummedGradient.apply(parameter, self.group)
+
+    def sum_over_heads(self, x: Tensor) -> Tensor:
+        for group in (self.group, self.context_group):
+            if group.size() > 1:
+                x = _Sum.apply(x, group)
+        return x
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         if self.shards.tensor.size == 1:

@@ -44,6 +44,9 @@ class MixerConfig(Strict):
 
     type: str
     hidden_size: int = Field(0, exclude=True, description="Width of the residual stream; taken from the model.")
+    norm_position: Literal["pre", "post"] = Field(
+        "pre", description="Where the layer's norm stands: x + layer(norm(x)) or x + norm(layer(x)) (OLMo 2)."
+    )
 
     kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
     capabilities: ClassVar[Capabilities] = EVERYTHING

@@ -140,9 +140,12 @@ class Mixer(nn.Module):
         """Apply `core` to the next token of every sequence: [b, c] -> [b, c'], and return the state after it."""
         raise NotImplementedError
 
-    def norm_and_gate(self, y: Tensor, z: Tensor) -> Tensor:
-        """Norm each head's outputs y [..., heads, d] by `norm_weight` [d], and gate: -> [..., heads * d]."""
-        return (rms_norm(y, self.of_all_heads("norm_weight"), self.backend.norm_eps) * F.silu(z)).flatten(-2)
+    def norm_and_gate(self, y: Tensor, z: Tensor, eps: float | None = None) -> Tensor:
+        """Norm each head's outputs y [..., heads, d] by `norm_weight` [d], and gate: -> [..., heads * d].
+
+        `eps` is the model's by default.
+        """
+        return (rms_norm(y, self.of_all_heads("norm_weight"), eps or self.backend.norm_eps) * F.silu(z)).flatten(-2)
 
     def local_heads(self, name: str) -> Tensor:
         """Return this process's share of a parameter over heads or channels, as `core` needs it."""

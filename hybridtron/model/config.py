@@ -26,6 +26,11 @@ class ModelConfig(Strict):
     )
     tie_embeddings: bool = Field(False, description="Use the embedding as the output projection too.")
     norm_eps: float = Field(1e-5, gt=0, description="Added to the mean square in every RMS norm.")
+    zero_centered_norms: bool = Field(
+        False,
+        description="The norms of layers and the final norm multiply by 1 + weight, with weights that begin at zero "
+        "(Gemma, Qwen3-Next); norms inside a layer have keys of their own.",
+    )
     init_std: float = Field(0.02, gt=0, description="Standard deviation of the initial weights.")
     backend: Literal["megatron", "torch"] = Field(
         "megatron", description="Who builds the layers: megatron-core's parallel modules, or plain PyTorch."

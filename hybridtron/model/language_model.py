@@ -16,7 +16,7 @@ from hybridtron.model.tensors import model_tensors
 
 
 class Layer(nn.Module):
-    """x + mixer(norm(x)), [s, b, h] -> [s, b, h].
+    """x + mixer(norm(x)), or x + norm(mixer(x)) where the block says so, [s, b, h] -> [s, b, h].
 
     `recompute` is what the backward pass recomputes: none, selective (inside the mixer's cores) or full.
     """
@@ -24,6 +24,7 @@ class Layer(nn.Module):
     def __init__(self, block: MixerConfig, norm: nn.Module, backend: Backend, recompute: str = "none") -> None:
         super().__init__()
         self.norm = norm
+        self.post_norm = block.norm_position == "post"
         self.recompute = recompute
         self.mixer = block.build(backend)
         for module in self.mixer.modules():
@@ -34,12 +35,18 @@ class Layer(nn.Module):
         return recomputed(self._forward, x) if self.recompute == "full" else self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
-        return x + self.mixer(self.norm(x))
+        return x + (self.norm(self.mixer(x)) if self.post_norm else self.mixer(self.norm(x)))
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Map the next token of every sequence, [b, h] -> [b, h]; see `hybridtron.mixers.mixer`."""
-        y, state = self.mixer.step(self.norm(x.unsqueeze(0)).squeeze(0), state)
+        if self.post_norm:
+            y, state = self.mixer.step(x, state)
+            return x + self._norm_token(y), state
+        y, state = self.mixer.step(self._norm_token(x), state)
         return x + y, state
+
+    def _norm_token(self, x: Tensor) -> Tensor:
+        return self.norm(x.unsqueeze(0)).squeeze(0)
 
 
 class LanguageModel(nn.Module):
@@ -66,7 +73,7 @@ class LanguageModel(nn.Module):
             {
                 str(i): Layer(
                     config.blocks[config.layer_names[i]],
-                    backend.norm(specs[f"layers.{i}.norm.weight"]),
+                    backend.norm(specs[f"layers.{i}.norm.weight"], zero_centered=config.zero_centered_norms),
                     backend,
                     recompute(config.layer_names[i]),
                 )
@@ -74,7 +81,7 @@ class LanguageModel(nn.Module):
             }
         )
         if stage.is_last:
-            self.final_norm = backend.norm(specs["final_norm.weight"])
+            self.final_norm = backend.norm(specs["final_norm.weight"], zero_centered=config.zero_centered_norms)
             head = specs["embedding.weight" if self.tied else "head.weight"]
             self.head = backend.column_linear(head, shared=self.tied)
         self.cross_entropy = backend.cross_entropy

@@ -9,7 +9,7 @@ from hybridtron.tensors import Init, PackedPart, TensorSpec
 def model_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
     """Declare the parameters of the whole model by name; with tied embeddings the output projection has none."""
     vocabulary = (PackedPart("vocabulary", config.vocab_size, key="vocab_size"),)
-    norm = TensorSpec((config.hidden_size,), Init("ones"), decay=False)
+    norm = TensorSpec((config.hidden_size,), Init("zeros" if config.zero_centered_norms else "ones"), decay=False)
     specs = {"embedding.weight": TensorSpec((config.vocab_size, config.hidden_size), Init("embedding"), vocabulary)}
     for i, name in enumerate(config.layer_names):
         specs[f"layers.{i}.norm.weight"] = norm

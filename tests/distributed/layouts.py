@@ -75,6 +75,19 @@ BLOCKS |= {
         "dt_limit_max": 0.05,
     },
 }
+BLOCKS |= {
+    "full": {"type": "attention", "num_heads": 8, "num_kv_heads": 4, "qk_norm": "full", "norm_position": "post"},
+    "gated": {
+        "type": "attention",
+        "num_heads": 4,
+        "qk_norm": "head",
+        "qk_norm_zero_centered": True,
+        "gate": "element",
+        "rotary_fraction": 0.5,
+    },
+    "per_head": {"type": "attention", "num_heads": 4, "qk_norm": "head", "gate": "head", "qkv_bias": True},
+    "after": {"type": "swiglu", "ffn_hidden_size": 32, "norm_position": "post"},
+}
 BLOCKS["beside"] = {"type": "parallel", "branches": [BLOCKS["gla"], BLOCKS["near"], BLOCKS["mlp"]], "merge": "gate"}
 BLOCKS["uneven"] = {  # context parallelism cuts the heads of its first branch and leaves the 34 units of the second
     "type": "parallel",
@@ -94,6 +107,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "states": {"pattern": "sinks learned shared gla delta selective normed limited beside latent"},
     "rwkv": {"pattern": "time channel attn time channel"},
     "uneven": {"pattern": "uneven ffn"},
+    "normed": {"pattern": "full after gated per_head", "zero_centered_norms": True},
 }
 
 
@@ -149,6 +163,9 @@ LAYOUTS: dict[str, Layout] = {
     "states tp2 sp core recomputed": _layout("states", **SP, recompute="selective"),
     "rwkv tp2 sp core recomputed": _layout("rwkv", **SP, recompute="selective"),
     "uneven tp2 cp2": _layout("uneven", **TP, **CP),
+    "normed tp2": _layout("normed", **TP),
+    "normed tp2 sp core recomputed": _layout("normed", **SP, recompute="selective"),
+    "normed tp2 cp2": _layout("normed", **TP, **CP),
     "half dp2 do": _layout("half", 2, **DO),
     "tied tp2": _layout("tied", **TP),
     "tied pp2": _layout("tied", **PP),

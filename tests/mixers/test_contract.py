@@ -44,6 +44,14 @@ PRIMITIVES = {
 }
 VARIANTS = {
     "attention with sinks": {"type": "attention", "num_heads": 4, "num_kv_heads": 2, "sinks": True},
+    "attention with a norm and a gate per head": {
+        "type": "attention", "num_heads": 4, "num_kv_heads": 2, "qk_norm": "head", "gate": "head",
+    },
+    "sliding attention with zero-centered norms and gates": {
+        "type": "attention", "num_heads": 4, "window": 7, "qk_norm": "head", "qk_norm_zero_centered": True,
+        "gate": "element", "qkv_bias": True,
+    },
+    "attention with norms over all heads": {"type": "attention", "num_heads": 4, "num_kv_heads": 2, "qk_norm": "full"},
     "sliding attention": {"type": "attention", "num_heads": 4, "window": 7, "rotary_fraction": 0.5},
     "sliding attention with sinks": {"type": "attention", "num_heads": 4, "window": 7, "sinks": True},
     "wide sliding attention": {"type": "attention", "num_heads": 4, "window": 80},

@@ -1,4 +1,4 @@
-"""Causal self-attention with grouped keys and values, rotary positions, and optionally a sliding window and sinks."""
+"""Causal self-attention with grouped keys and values, rotary positions; optionally a window, sinks, norms, a gate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MAD_WINDOW = 33  # a token and the 32 before it
 
 
 class AttentionConfig(MixerConfig):
-    """Causal softmax attention (MHA or GQA), rotary positions, optional sliding window and sinks."""
+    """Causal softmax attention (MHA or GQA), rotary positions; options: sliding window, sinks, query-key norm, gate."""
 
     type: Literal["attention"]
     num_heads: Annotated[int, Facts(at_small_width="heads")] = Field(ge=1, description="Query heads.")
@@ -32,7 +32,19 @@ class AttentionConfig(MixerConfig):
     sinks: bool = Field(
         False, description="A learned score per head that joins every softmax and has no value (attention sink)."
     )
-    qkv_bias: bool = Field(False, description="Bias on the query, key and value projections.")
+    qk_norm: Literal["none", "head", "full"] = Field(
+        "none",
+        description="RMS norm of queries and keys before they rotate: over each head (Qwen3) or all heads (OLMo 2).",
+    )
+    qk_norm_zero_centered: bool = Field(
+        False, description="The norms of queries and keys multiply by 1 + weight, with weights that begin at zero."
+    )
+    gate: Literal["none", "element", "head"] = Field(
+        "none",
+        description="Multiply the heads' outputs by the sigmoid of a projection of the input: a value per channel or "
+        "per head (arXiv 2505.06708).",
+    )
+    qkv_bias: bool = Field(False, description="Bias on the query, key, value and gate projections.")
     proj_bias: bool = Field(False, description="Bias on the output projection.")
 
     attends = True
@@ -68,15 +80,26 @@ class AttentionConfig(MixerConfig):
     def rotary_dim(self) -> int:
         return round(self.head_size * self.rotary_fraction)
 
+    @property
+    def _gates_per_head(self) -> int:
+        return self.head_size if self.gate == "element" else 1
+
     def tensors(self) -> dict[str, TensorSpec]:
         queries = PackedPart("q", self.num_heads, self.head_size, "num_heads")
         keys = PackedPart("k", self.kv_heads, self.head_size, "num_kv_heads")
         values = PackedPart("v", self.kv_heads, self.head_size, "num_kv_heads")
-        packed = (queries, keys, values)
+        packed: tuple[PackedPart, ...] = (queries, keys, values)
+        if self.gate != "none":
+            packed += (PackedPart("gate", self.num_heads, self._gates_per_head, "num_heads"),)
         rows = sum(part.size for part in packed)
         specs = {"qkv.weight": TensorSpec((rows, self.hidden_size), Init("input"), packed)}
         if self.qkv_bias:
             specs["qkv.bias"] = TensorSpec((rows,), Init("zeros"), packed, decay=False)
+        if self.qk_norm != "none":
+            init = Init("zeros" if self.qk_norm_zero_centered else "ones")
+            for part in (queries, keys):
+                size, parts = (part.size, (part,)) if self.qk_norm == "full" else (self.head_size, ())
+                specs[f"{part.name}_norm_weight"] = TensorSpec((size,), init, parts, decay=False)
         if self.sinks:
             heads = PackedPart("sinks", self.num_heads, key="num_heads")
             specs["sinks"] = TensorSpec((self.num_heads,), Init("zeros"), (heads,), decay=False)

@@ -32,6 +32,9 @@ class GatedDeltaNetConfig(MixerConfig):
         None, ge=1, description="Channels per value head; by default key_dim."
     )
     conv_kernel: int = Field(4, ge=1, description="Length of the short convolutions of queries, keys and values.")
+    norm_eps: float | None = Field(
+        None, gt=0, description="Added to the mean square in the norm of the outputs; by default the model's norm_eps."
+    )
     allow_negative: bool = Field(
         False, description="Strengths up to 2 in place of 1, which lets a state change its sign (arXiv 2411.12537)."
     )

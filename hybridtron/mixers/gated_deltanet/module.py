@@ -21,7 +21,8 @@ class GatedDeltaNet(Mixer):
         conv_input, *rest = self._split(packed.transpose(0, 1))
         convolved = short_conv(conv_input, self.local_heads("conv_weight"), activation="silu")
         q, k, v, z, g, beta = self._heads(convolved, *rest)  # [b, s, heads, .]
-        return self.norm_and_gate(gated_delta_rule(q, k, v, g, beta, self.config.chunk_size), z).transpose(0, 1)
+        y = gated_delta_rule(q, k, v, g, beta, self.config.chunk_size)
+        return self.norm_and_gate(y, z, self.config.norm_eps).transpose(0, 1)
 
     def initial_state(self, batch: int) -> ConvState:
         config = self.config
@@ -33,7 +34,7 @@ class GatedDeltaNet(Mixer):
         convolved, conv = short_conv_step(state.conv, conv_input, self.conv_weight, activation="silu")
         q, k, v, z, g, beta = self._heads(convolved, *rest)  # [b, heads, .]
         y, memory = gated_delta_rule_step(state.memory, q, k, v, g, beta)
-        return self.norm_and_gate(y, z), ConvState(conv, memory)
+        return self.norm_and_gate(y, z, self.config.norm_eps), ConvState(conv, memory)
 
     def _split(self, packed: Tensor) -> tuple[Tensor, ...]:
         """Split into the channels of the convolutions together, then z, beta and dt."""

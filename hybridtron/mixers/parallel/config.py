@@ -47,6 +47,14 @@ class ParallelMixersConfig(MixerConfig):
             branches.append(branch)
         return {**data, "branches": branches}
 
+    @model_validator(mode="after")
+    def _branches_have_no_norm(self) -> ParallelMixersConfig:
+        for index, branch in enumerate(self.branches):
+            if branch.norm_position != "pre":
+                key = f"branches[{index}].norm_position"
+                raise problem(key, branch.norm_position, "nothing: the branches share the norm of their layer")
+        return self
+
     @property
     def mixers(self) -> tuple[MixerConfig, ...]:
         return tuple(mixer for branch in self.branches for mixer in branch.mixers)

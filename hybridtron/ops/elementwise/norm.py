@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,6 +29,19 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     dtype = accumulation_dtype(x)
     wide = x.to(dtype)
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.to(dtype)).to(x.dtype)
+
+
+def sharded_rms_norm(
+    x: Tensor, weight: Tensor, eps: float, channels: int, sum_shards: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Compute `rms_norm` over `channels` channels of which x [..., c] and weight [c] are a shard.
+
+    `sum_shards` adds up a tensor over all shards.
+    """
+    dtype = accumulation_dtype(x)
+    wide = x.to(dtype)
+    mean = sum_shards(wide.square().sum(-1, keepdim=True)) / channels
+    return (wide * torch.rsqrt(mean + eps) * weight.to(dtype)).to(x.dtype)
 
 
 def gated_rms_norm(x: Tensor, z: Tensor, weight: Tensor, eps: float, num_groups: int) -> Tensor:
