@@ -18,7 +18,12 @@ class DataConfig(Strict):
     `stdlib` stands for the sources of the running interpreter's standard library, prepared under data/ when first used.
     """
 
-    train: str = Field(min_length=1, description="Training tokens: PATH of PATH.bin and PATH.idx, or `stdlib`.")
+    train: str | None = Field(
+        None,
+        min_length=1,
+        description="Training tokens: PATH of PATH.bin and PATH.idx, or `stdlib`; not needed by a model that is not "
+        "trained, such as an imported one.",
+    )
     valid: str | None = Field(
         None, min_length=1, description="Held-out tokens, likewise; without them nothing is evaluated."
     )

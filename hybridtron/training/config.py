@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,12 @@ class TrainConfig(Strict):
     """How long, in what portions, and what is watched."""
 
     steps: int = Field(ge=1, description="Optimizer steps of the whole run.")
+    init_from: str | None = Field(
+        None,
+        min_length=1,
+        description="Run folder or checkpoint whose weights the run begins with, at step 0; by default random weights. "
+        "It must have the same parameters; its layout, number format and data do not matter.",
+    )
     global_batch_size: int = Field(ge=1, description="Sequences per optimizer step, over all processes.")
     micro_batch_size: int = Field(1, ge=1, description="Sequences per forward pass of one process.")
     z_loss: float = Field(0.0, ge=0, description="Weight of the squared log partition function in the loss.")
@@ -162,8 +169,10 @@ class RunConfig(Strict):
         return Path(self.folder) if self.folder else Path("checkpoints") / self.name
 
     def with_absolute_paths(self) -> RunConfig:
-        """Return the same run with absolute paths of its data."""
-        return self.model_copy(update={"data": self.data.with_absolute_paths()})
+        """Return the same run with absolute paths of its data and of the weights that it begins with."""
+        init_from = os.path.abspath(self.train.init_from) if self.train.init_from else None
+        train = self.train.model_copy(update={"init_from": init_from})
+        return self.model_copy(update={"data": self.data.with_absolute_paths(), "train": train})
 
     @property
     def tokens_per_step(self) -> int:

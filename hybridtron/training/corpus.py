@@ -43,6 +43,8 @@ class Corpus:
 def open_corpus(config: RunConfig) -> Corpus:
     """Open the token files. Raises UserError where they are missing, damaged, too short or of another tokenizer."""
     data = config.data
+    if data.train is None:
+        raise UserError("data.train is missing: expected training tokens, PATH of PATH.bin and PATH.idx, or stdlib")
     train, prefix = _open(config, "train", data.train)
     held_out = open_held_out(config) if data.valid is not None else None
     sources = {"data.train": data.train, "data.tokenizer": data.tokenizer}

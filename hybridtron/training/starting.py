@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -64,6 +65,8 @@ def restore(
             trainer = build(prepared)
         trainer.state = start.state
         if start.checkpoint is None:
+            if start.weights:
+                _load_weights(start.weights, trainer)
             return trainer, start
         try:
             _load(start.checkpoint, trainer)
@@ -94,6 +97,16 @@ def _load(checkpoint: Path, trainer: Trainer) -> None:
     checkpoints.load(checkpoint, trainer.engine, trainer.config.checkpoint.verify)
 
 
+def _load_weights(checkpoint: Path, trainer: Trainer) -> None:
+    """Read the weights that a new run begins with. Raises UserError where they are those of another model."""
+    from hybridtron.distributed import checkpoint as checkpoints
+
+    try:
+        checkpoints.load_weights(checkpoint, trainer.engine, trainer.config.checkpoint.verify)
+    except UserError as error:
+        raise type(error)(f"train.init_from: {error}") from None
+
+
 def begin(trainer: Trainer, folder: RunFolder, start: Start) -> None:
     """Claim the folder and write what the run is into it. Raises UserError, TrainingStopped."""
     _claim(trainer, folder)
@@ -111,7 +124,8 @@ def begin(trainer: Trainer, folder: RunFolder, start: Start) -> None:
             names = ", ".join(path.name for path in moved_beyond)
             trainer.print_line(f"moved into {folder.abandoned}, since the run goes on from before them: {names}")
         record_changes(folder, start.changes, start.state.step + 1)
-        folder.create(config, environment_info(config, trainer.parallel_context, trainer.corpus))
+        initial = _initial_weights(folder, start)
+        folder.create(config, environment_info(config, trainer.parallel_context, trainer.corpus, initial))
         load_tokenizer(config.data.tokenizer).save(folder.path)
 
     writes = trainer.parallel_context.is_main and trains
@@ -119,10 +133,20 @@ def begin(trainer: Trainer, folder: RunFolder, start: Start) -> None:
         raise TrainingStopped(f"run folder {folder.path}: cannot be written to: {failure}")
     if config.parallel.num_stages > 1:
         trainer.print_line(describe_stages(config))
+    if start.weights:
+        trainer.print_line(f"begins with the weights of {start.weights}")
     if start.checkpoint:
         trainer.print_line(f"resumed from {start.checkpoint} at step {start.state.step}")
     for change in start.changes:
         trainer.print_line(f"{change} from step {start.state.step + 1}" if trains else f"{change}: not used")
+
+
+def _initial_weights(folder: RunFolder, start: Start) -> str | None:
+    """Return the checkpoint whose weights the run began with, for environment.json, which keeps it on resume."""
+    if start.checkpoint is None:
+        return os.path.abspath(start.weights) if start.weights else None
+    recorded = folder.read_environment().get("init_from")
+    return recorded if isinstance(recorded, str) else None
 
 
 def _claim(trainer: Trainer, folder: RunFolder) -> None:

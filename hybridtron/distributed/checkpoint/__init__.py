@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from hybridtron.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from hybridtron.distributed.checkpoint.reading import load
+    from hybridtron.distributed.checkpoint.reading import load, load_weights
     from hybridtron.distributed.checkpoint.writing import CheckpointWriter, save
 
-__all__ = ["CheckpointWriter", "load", "save"]
+__all__ = ["CheckpointWriter", "load", "load_weights", "save"]
 __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadPlan
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from hybridtron.checkpoint_reader import loading, read_common
+from hybridtron.checkpoint_reader import compare_parameters, loading, read_common
 from hybridtron.distributed import optimizer_state
 from hybridtron.distributed.checkpoint import manifest
 from hybridtron.distributed.checkpoint.chunks import held_chunks
@@ -46,17 +47,41 @@ def load(folder: Path, engine: Engine, verify: manifest.Verify = "full") -> None
     call_everywhere(lambda: _read(folder, engine))
 
 
+def load_weights(folder: Path, engine: Engine, verify: manifest.Verify = "full") -> None:
+    """Read the parameters alone into the engine, and into the fp32 copies that its optimizer keeps of narrower ones.
+
+    Arguments and exceptions are those of `load`. Number formats may differ; the checkpoint must have exactly the
+    parameters of the model.
+    """
+    context = engine.parallel_context
+    call_everywhere(lambda: manifest.verify(folder, verify, (context.rank, context.world_size)))
+    call_everywhere(lambda: _read_weights(folder, engine))
+
+
+def _read_weights(folder: Path, engine: Engine) -> None:
+    """Read the parameters that this process holds, and its fp32 copies."""
+    held = [replace(chunk, key=chunk.key.removeprefix("optimizer.param.")) for chunk in held_chunks(engine)]
+    with loading(folder) as index:
+        compare_parameters(folder, index, engine.specs)
+        _read_chunks(folder, index, [chunk for chunk in held if not chunk.key.startswith("optimizer.")])
+
+
 def _read(folder: Path, engine: Engine) -> None:
     """Read what this process holds."""
     with loading(folder) as index:
         updates = read_common(folder).get("optimizer_updates")
         if type(updates) is not int:
             raise ValueError(f"optimizer_updates is {updates!r}; expected a whole number")
-        planner, reader = _ChunkPlanner(folder, held_chunks(engine)), FileSystemReader(folder)
-        planner.set_up_planner({}, index)
-        reader.set_up_storage_reader(index, is_coordinator=False)
-        reader.read_data(planner.create_local_plan(), planner).wait()
+        _read_chunks(folder, index, held_chunks(engine))
         optimizer_state.set_updates(engine.optimizer, updates)
+
+
+def _read_chunks(folder: Path, index: Metadata, chunks: Iterable[Chunk]) -> None:
+    """Read these chunks of a checkpoint's tensors, wherever they lie."""
+    planner, reader = _ChunkPlanner(folder, chunks), FileSystemReader(folder)
+    planner.set_up_planner({}, index)
+    reader.set_up_storage_reader(index, is_coordinator=False)
+    reader.read_data(planner.create_local_plan(), planner).wait()
 
 
 class _ChunkPlanner(DefaultLoadPlanner):

@@ -18,8 +18,13 @@ from hybridtron.training.corpus import Corpus
 PACKAGES = ("torch", "megatron-core", "numpy", "transformer-engine", "mamba-ssm", "flash-attn", "causal-conv1d")
 
 
-def environment_info(config: RunConfig, parallel_context: ParallelContext, corpus: Corpus) -> dict[str, Any]:
-    """Return the content of environment.json; `tokens` are fingerprints of the data."""
+def environment_info(
+    config: RunConfig, parallel_context: ParallelContext, corpus: Corpus, init_from: str | None = None
+) -> dict[str, Any]:
+    """Return the content of environment.json; `tokens` are fingerprints of the data.
+
+    `init_from` is the checkpoint whose weights the run began with, where it did not begin with random ones.
+    """
     cuda = parallel_context.device.type == "cuda"
     return {
         "hybridtron": __version__,
@@ -37,6 +42,7 @@ def environment_info(config: RunConfig, parallel_context: ParallelContext, corpu
             "data": parallel_context.data_size,
         },
         "tokens": corpus.fingerprints,
+        **({"init_from": init_from} if init_from else {}),
     }
 
 

@@ -16,10 +16,7 @@ from hybridtron.mixers.contract import MixerConfig
 from hybridtron.pattern import Pattern
 from hybridtron.training.config import RunConfig
 from hybridtron.training.lr_schedule import learning_rate
-from hybridtron.training.run_folder.folder import (
-    RunFolder,
-    read_config,
-)
+from hybridtron.training.run_folder.folder import RunFolder, read_config, read_run
 from hybridtron.training.run_folder.train_state import TrainState, read_state
 
 if TYPE_CHECKING:
@@ -27,7 +24,7 @@ if TYPE_CHECKING:
 
 # The architecture, the seed and the order of the data stay; of these keys (and all below them) a run may change.
 FREE = ("train", "optimizer", "schedule", "checkpoint", "parallel", "name", "folder", "model.backend")
-FIXED_IN_TRAIN = "train.global_batch_size"
+FIXED_IN_TRAIN = ("train.global_batch_size", "train.init_from")
 TOKENS = ("data.train", "data.valid", "data.tokenizer")  # paths that may change where what they hold stays the same
 LARGEST_RISE = 2  # of the learning rate from one step to the next that is not told: that of a warm-up's second step
 
@@ -50,6 +47,7 @@ class Start:
     """Step 0, or a checkpoint to continue from, and the keys that change there."""
 
     checkpoint: Path | None = None
+    weights: Path | None = None  # a checkpoint of another run, whose weights a new run begins with
     state: TrainState = field(default_factory=TrainState)
     changes: tuple[Change, ...] = ()
     damaged: Mapping[str, str] = field(default_factory=dict)  # newer checkpoints: name -> error, newest first
@@ -68,7 +66,7 @@ def find_start(
     folder.require_makeable()
     if not resume or not folder.config_file.is_file():
         folder.require_unused()
-        return Start()
+        return Start(weights=_initial_weights(config))
     folder.require_plain()
     before = read_config(folder.path)
     was, now = _fixed(before), _fixed(config)
@@ -79,6 +77,8 @@ def find_start(
                 "architecture and its order of data"
             )
     start = _newest_whole(folder, damaged)
+    if start.checkpoint is None:  # it stopped before its first checkpoint
+        start = replace(start, weights=_initial_weights(config))
     checkpoint, state = start.checkpoint, start.state
     if state.step > config.train.steps:
         raise UserError(f"train.steps = {config.train.steps}: expected at least {state.step}, as {checkpoint} has")
@@ -90,6 +90,16 @@ def find_start(
     return replace(start, changes=tuple(changes))
 
 
+def _initial_weights(config: RunConfig) -> Path | None:
+    """Return the checkpoint whose weights a new run begins with, if any. Raises UserError where there is none."""
+    if config.train.init_from is None:
+        return None
+    try:
+        return read_run(Path(config.train.init_from))[1]
+    except UserError as error:
+        raise type(error)(f"train.init_from: {error}") from None
+
+
 def _newest_whole(folder: RunFolder, known: Mapping[str, str]) -> Start:
     """Return the newest checkpoint of the live branch that is not damaged, without changes of keys."""
     checkpoints, notes = folder.live_checkpoints()
@@ -98,7 +108,12 @@ def _newest_whole(folder: RunFolder, known: Mapping[str, str]) -> Start:
         error = known.get(checkpoint.name)
         if error is None:
             try:
-                return Start(checkpoint, read_state(checkpoint), (), damaged, (*notes, *damaged.values()))
+                return Start(
+                    checkpoint,
+                    state=read_state(checkpoint),
+                    damaged=damaged,
+                    notes=(*notes, *damaged.values()),
+                )
             except UserError as cause:
                 error = str(cause)
         damaged[checkpoint.name] = error.removeprefix(f"{folder.path}/")
@@ -180,7 +195,7 @@ def _free(config: RunConfig) -> dict[str, Any]:
 
 def _is_free(key: str) -> bool:
     """Return whether a key outside the blocks may change on resume."""
-    return key in TOKENS or (key != FIXED_IN_TRAIN and any(f"{key}.".startswith(f"{free}.") for free in FREE))
+    return key in TOKENS or (key not in FIXED_IN_TRAIN and any(f"{key}.".startswith(f"{free}.") for free in FREE))
 
 
 def _flat(config: RunConfig) -> dict[str, Any]:
