@@ -52,6 +52,35 @@ FAMILIES = {
                     "sliding_window": None},
     ),
 }  # fmt: skip
+_BIASED = {"use_bias": True, "use_conv_bias": False}
+_NEMOTRON_H = {
+    "vocab_size": 258, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24,
+    "intermediate_size": 96, "mamba_num_heads": 6, "mamba_head_dim": 12, "ssm_state_size": 24, "n_groups": 2,
+    "chunk_size": 8,
+}  # fmt: skip
+FAMILIES |= {
+    "mamba": Family("mamba", {**_SMALL, "state_size": 8}),
+    "mamba, biases, head": Family(
+        "mamba", {**_SMALL, **_BIASED, "state_size": 6, "expand": 3, "time_step_rank": 5, "conv_kernel": 3,
+                  "layer_norm_epsilon": 1e-4, "tie_word_embeddings": False},
+    ),
+    "falcon_mamba": Family("falcon_mamba", {**_SMALL, "state_size": 8, "mixer_rms_eps": 1e-3}),
+    "mamba2": Family(
+        "mamba2", {**_SMALL, "head_dim": 16, "num_heads": 8, "state_size": 24, "n_groups": 2, "chunk_size": 8},
+    ),
+    "mamba2, biases, limits, tied": Family(
+        "mamba2", {**_SMALL, **_BIASED, "head_dim": 16, "num_heads": 12, "expand": 3, "state_size": 12, "n_groups": 4,
+                   "chunk_size": 256, "time_step_limit": [0.02, 0.05], "tie_word_embeddings": True},
+    ),
+    "nemotron_h": Family(
+        "nemotron_h", {**_NEMOTRON_H, "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"]},
+    ),
+    "nemotron_h, biases, other activation": Family(
+        "nemotron_h", {**_NEMOTRON_H, **_BIASED, "mlp_bias": True, "mlp_hidden_act": "gelu_pytorch_tanh",
+                       "time_step_min": 0.05,
+                       "layers_block_type": ["full_attention", "linear_attention", "linear_attention", "mlp"]},
+    ),
+}  # fmt: skip
 
 
 class Theirs(NamedTuple):

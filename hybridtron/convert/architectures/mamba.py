@@ -1,0 +1,91 @@
+"""Mamba and Falcon-Mamba, which norms dt, B and C without weights: layers of Mamba and nothing else."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from hybridtron.convert.architectures import parts, state_space
+from hybridtron.convert.architectures.architecture import Architecture, Settings, cannot_express
+from hybridtron.convert.architectures.expressing import layer_of, require_equal, require_model
+from hybridtron.convert.mapping import Entry
+from hybridtron.model.config import ModelConfig
+
+# How initial values are drawn, and ways to compute the same.
+_IGNORED = """intermediate_size residual_in_fp32 time_step_scale time_step_min time_step_max time_step_init_scheme
+    time_step_floor rescale_prenorm_residual use_mambapy use_falcon_mambapy use_associative_scan""".split()  # noqa: SIM905
+
+
+def _to_ours(inner_norm: str, settings: Settings) -> dict[str, Any]:
+    settings.require("hidden_act", "silu", default="silu")
+    settings.ignore(*_IGNORED)
+    rank = settings.get("time_step_rank", "auto")
+    block = {
+        "type": "mamba1",
+        "expand": settings.get("expand", 2),
+        "state_dim": settings.get("state_size", 16),
+        "dt_rank": None if rank == "auto" else rank,
+        "conv_kernel": settings.get("conv_kernel", 4),
+        "conv_bias": settings.get("use_conv_bias", True),
+        "proj_bias": settings.get("use_bias", False),
+        "inner_norm": inner_norm,
+    }
+    if inner_norm != "none":
+        block["inner_norm_eps"] = settings.get("mixer_rms_eps", 1e-6)
+    return {
+        "hidden_size": settings.need("hidden_size"),
+        "vocab_size": settings.need("vocab_size"),
+        "norm_eps": settings.get("layer_norm_epsilon", 1e-5),
+        "tie_embeddings": settings.get("tie_word_embeddings", True),
+        "blocks": {"mamba": block},
+        "pattern": f"{settings.need('num_hidden_layers')}*mamba",
+    }
+
+
+def _to_theirs(name: str, inner_norm: str, model: ModelConfig) -> dict[str, Any]:
+    require_model(name, model)
+    layers = range(len(model.layer_names))
+    for i in layers:
+        block = layer_of(name, model, i, "mamba1", "inner_norm", "inner_norm_eps", *state_space.MAMBA1_KEYS)
+        if block.inner_norm != inner_norm:
+            cannot_express(name, model, i, f"its inner_norm is {block.inner_norm}; expected {inner_norm}")
+    require_equal(name, model, layers)
+    block = state_space.block_of(model, 0)
+    theirs = {
+        "hidden_size": model.hidden_size,
+        "vocab_size": model.vocab_size,
+        "num_hidden_layers": len(layers),
+        "expand": state_space.whole_expand(name, model, 0),
+        "state_size": block.state_dim,
+        "time_step_rank": block.step_rank,
+        "conv_kernel": block.conv_kernel,
+        "use_conv_bias": block.conv_bias,
+        "use_bias": block.proj_bias,
+        "hidden_act": "silu",
+        "layer_norm_epsilon": model.norm_eps,
+        "residual_in_fp32": False,
+        "tie_word_embeddings": model.tie_embeddings,
+    }
+    return theirs if inner_norm == "none" else {**theirs, "mixer_rms_eps": block.inner_norm_eps or model.norm_eps}
+
+
+def _table(model: ModelConfig) -> list[Entry]:
+    shapes = parts.stored_shapes(model)
+    entries, last = parts.outer(model, "backbone.embeddings.weight", "backbone.norm_f.weight", "lm_head.weight")
+    for i in range(len(model.layer_names)):
+        theirs, ours = f"backbone.layers.{i}.", f"layers.{i}."
+        entries.append(Entry(f"{theirs}norm.weight", (f"{ours}norm.weight",)))
+        entries += state_space.mamba1(f"{theirs}mixer.", f"{ours}mixer.", shapes)
+    return entries + last
+
+
+MAMBA = Architecture(
+    "mamba", "MambaForCausalLM", partial(_to_ours, "none"), partial(_to_theirs, "mamba", "none"), _table
+)
+FALCON_MAMBA = Architecture(
+    "falcon_mamba",
+    "FalconMambaForCausalLM",
+    partial(_to_ours, "plain"),
+    partial(_to_theirs, "falcon_mamba", "plain"),
+    _table,
+)

@@ -1,0 +1,96 @@
+"""Entries and settings of Mamba and Mamba-2 layers, which several architectures share."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from hybridtron.convert.architectures import parts
+from hybridtron.convert.architectures.architecture import Settings, cannot_express
+from hybridtron.convert.mapping import Entry, Shapes
+from hybridtron.errors import UserError
+from hybridtron.model.config import ModelConfig
+
+_MAMBA1 = {
+    "x_proj.weight": "x_proj.weight",
+    "dt_proj.weight": "dt_weight",
+    "dt_proj.bias": "dt_bias",
+    "A_log": "A_log",
+    "D": "D",
+    "out_proj.weight": "out_proj.weight",
+    "out_proj.bias": "out_proj.bias",
+    "dt_layernorm.weight": "dt_norm_weight",
+    "b_layernorm.weight": "B_norm_weight",
+    "c_layernorm.weight": "C_norm_weight",
+}
+_MAMBA2 = {
+    "dt_bias": "dt_bias",
+    "A_log": "A_log",
+    "D": "D",
+    "norm.weight": "norm_weight",
+    "out_proj.weight": "out_proj.weight",
+    "out_proj.bias": "out_proj.bias",
+}
+# Keys of the blocks that every architecture with such layers has.
+MAMBA1_KEYS = ("expand", "state_dim", "dt_rank", "conv_kernel", "conv_bias", "proj_bias")
+MAMBA2_KEYS = ("expand", "head_dim", "state_dim", "num_groups", "conv_kernel", "conv_bias", "proj_bias")
+
+
+def mamba1(theirs: str, ours: str, shapes: Shapes) -> list[Entry]:
+    """Return the entries of a Mamba layer, with the biases and inner norms that ours has."""
+    packed = [
+        Entry(f"{theirs}in_proj.{kind}", (f"{ours}in_proj.{kind}.x", f"{ours}in_proj.{kind}.z"))
+        for kind in ("weight", "bias")
+        if f"{ours}in_proj.{kind}.x" in shapes
+    ]
+    names = {there: here for there, here in _MAMBA1.items() if ours + here in shapes}
+    channels, taps = shapes[f"{ours}conv_weight"]
+    conv = [Entry(f"{theirs}conv1d.weight", (f"{ours}conv_weight",), shape=(channels, 1, taps))]
+    if f"{ours}conv_bias" in shapes:
+        conv.append(Entry(f"{theirs}conv1d.bias", (f"{ours}conv_bias",)))
+    return packed + conv + parts.same(theirs, ours, names)
+
+
+def mamba2(theirs: str, ours: str, shapes: Shapes) -> list[Entry]:
+    """Return the entries of a Mamba-2 layer, with the biases that ours has."""
+    packed = [
+        Entry(f"{theirs}in_proj.{kind}", tuple(f"{ours}in_proj.{kind}.{part}" for part in ("z", "x", "B", "C", "dt")))
+        for kind in ("weight", "bias")
+        if f"{ours}in_proj.{kind}.z" in shapes
+    ]
+    convolved = tuple(f"{ours}conv_weight.{part}" for part in ("x", "B", "C"))
+    shape = (sum(shapes[part][0] for part in convolved), 1, shapes[convolved[0]][1])
+    conv = [Entry(f"{theirs}conv1d.weight", convolved, shape=shape)]
+    if f"{ours}conv_bias.x" in shapes:
+        conv.append(Entry(f"{theirs}conv1d.bias", tuple(f"{ours}conv_bias.{part}" for part in ("x", "B", "C"))))
+    names = {there: here for there, here in _MAMBA2.items() if ours + here in shapes}
+    return packed + conv + parts.same(theirs, ours, names)
+
+
+def whole_expand(name: str, model: ModelConfig, layer: int) -> int:
+    """Return `expand` of a Mamba layer. Raises UserError unless it is whole, as where config.json has it as a number
+    of times hidden_size."""
+    expand: float = model.blocks[model.layer_names[layer]].expand  # type: ignore[attr-defined]
+    if expand != int(expand):
+        cannot_express(name, model, layer, f"its expand is {expand:g}; expected a whole number")
+    return int(expand)
+
+
+def step_limits(settings: Settings, key: str = "time_step_limit") -> dict[str, float]:
+    """Return the keys of our block for limits of the step size, from a pair in config.json."""
+    limits = settings.get(key, (0.0, math.inf))
+    try:
+        low, high = (float(each["__float__"] if isinstance(each, dict) else each) for each in limits)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{settings.file}: {key} = {limits!r}: expected two numbers") from error
+    return {"dt_limit_min": low} | ({} if math.isinf(high) else {"dt_limit_max": high})
+
+
+def layers_of(model: ModelConfig, *types: str) -> list[int]:
+    """Return the layers, counted from 0, whose blocks are of these types."""
+    return [i for i, name in enumerate(model.layer_names) if model.blocks[name].type in types]
+
+
+def block_of(model: ModelConfig, layer: int) -> Any:
+    """Return the block of a layer."""
+    return model.blocks[model.layer_names[layer]]
