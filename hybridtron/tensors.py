@@ -86,8 +86,10 @@ class TensorSpec:
     ranks, and a rank holds its shards of all parts, in order. Without parts every rank holds the whole.
 
     With `experts`, the first axis counts experts and is cut over the expert-parallel ranks; the parts are then cut over
-    the expert-tensor-parallel ranks. What is not `trained` is saved and loaded like the rest, in float32, and changed
-    by its module alone.
+    the expert-tensor-parallel ranks. What is not `trained` is saved and loaded like the rest, and changed by its module
+    alone.
+
+    `float32` parameters, and those that are not trained, keep float32 values where the others are bf16.
     """
 
     shape: tuple[int, ...]
@@ -97,6 +99,7 @@ class TensorSpec:
     decay: bool = True
     experts: bool = False
     trained: bool = True
+    float32: bool = False
 
     def __post_init__(self) -> None:
         if not all(self.shape):
@@ -109,6 +112,11 @@ class TensorSpec:
             raise AssertionError(f"parts {self.parts} do not add up to axis {self.axis} of {self.shape}")
         if self.experts and (self.parts and self.axis == 0):
             raise AssertionError("axis 0 counts experts; expected parts along another")
+
+    @property
+    def keeps_float32(self) -> bool:
+        """Return whether the parameter is float32 in a bf16 model."""
+        return self.float32 or not self.trained
 
     @property
     def numel(self) -> int:

@@ -70,8 +70,8 @@ class Backend:
         self.shards = shards  # of the parameters, which this process holds
 
     def parameter(self, spec: TensorSpec) -> nn.Parameter:
-        """Allocate an uninitialised parameter of this rank's shape; what is not trained stays in float32."""
-        dtype = self.dtype if spec.trained else torch.float32
+        """Allocate an uninitialised parameter of this rank's shape, in float32 where its spec says so."""
+        dtype = torch.promote_types(self.dtype, torch.float32) if spec.keeps_float32 else self.dtype
         values = torch.empty(spec.local_shape(self.shards), dtype=dtype, device=self.device)
         return nn.Parameter(values, requires_grad=spec.trained)
 

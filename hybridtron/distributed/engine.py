@@ -110,10 +110,8 @@ class Engine:
         ddp = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True, use_distributed_optimizer=distributed_optimizer, bucket_size=BUCKET_ELEMENTS
         )
-        self.replicas = [
-            DistributedDataParallel(config, ddp, chunk, disable_bucketing=index > 0)
-            for index, chunk in enumerate(self.chunks)
-        ]
+        # With buckets in every chunk: without, megatron-core sends bf16 and fp32 in one call, which gloo gets wrong.
+        self.replicas = [DistributedDataParallel(config, ddp, chunk) for chunk in self.chunks]
         for replica in self.replicas:
             replica.broadcast_params()
         self.expert_loads = ExpertLoads(self.chunks, specs, parallel_context.device)

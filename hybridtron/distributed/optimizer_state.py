@@ -1,7 +1,7 @@
 """The optimizer's tensors as a checkpoint stores them: by parameter name, whichever optimizer holds them.
 
-What Adam keeps of parameter NAME is stored as `optimizer.exp_avg.NAME` and `optimizer.exp_avg_sq.NAME`, with bf16
-parameters also their fp32 values as `optimizer.param.NAME`. Settings come from the config, so a run may change its
+What Adam keeps of parameter NAME is stored as `optimizer.exp_avg.NAME` and `optimizer.exp_avg_sq.NAME`, of a bf16
+parameter also its fp32 values as `optimizer.param.NAME`. Settings come from the config, so a run may change its
 optimizer with its layout. (megatron-core's own form of the distributed optimizer's state shifts what follows the first
 padded bucket of gradients.)
 """
@@ -9,6 +9,7 @@ padded bucket of gradients.)
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -35,8 +36,10 @@ def local_tensors(optimizer: ChainedOptimizer) -> Iterator[LocalTensor]:
     for each in optimizer.chained_optimizers:
         _begin(each)
         is_sharded = isinstance(each, DistributedOptimizer)
-        for kind in _kinds(each):
+        for kind in (*MOMENTS, "param"):
             for parameter, main, start in _held(each):
+                if kind == "param" and parameter.dtype == torch.float32:
+                    continue
                 data = main.data if kind == "param" else each.optimizer.state[main][kind]
                 yield LocalTensor(kind, parameter, data, start, is_sharded)
 
@@ -54,17 +57,15 @@ def set_updates(optimizer: ChainedOptimizer, count: int) -> None:
             values["step"] = torch.full_like(values["step"], count)
 
 
-def _kinds(optimizer: MegatronOptimizer) -> tuple[str, ...]:
-    """Return the kinds of tensors that the optimizer keeps of a parameter."""
-    return MOMENTS if optimizer.config.params_dtype == torch.float32 else (*MOMENTS, "param")
-
-
 def _held(optimizer: MegatronOptimizer) -> Iterator[tuple[nn.Parameter, Tensor, int]]:
     """Yield each parameter of the model, what the optimizer updates for it here, and where in it that begins."""
     if isinstance(optimizer, DistributedOptimizer):
-        for parameter, (group, order) in optimizer.model_param_group_index_map.items():
-            run = optimizer._get_model_param_range_map(parameter)["param"]
-            yield parameter, optimizer.optimizer.param_groups[group]["params"][order], run.start
+        # Not by megatron-core's own index into its groups, which is wrong where a group has bf16 and fp32 parameters.
+        shards = [*optimizer.shard_fp32_from_float16_groups, *optimizer.shard_fp32_groups]
+        models = [*optimizer.model_float16_groups, *optimizer.model_fp32_groups]
+        mains = dict(zip(chain(*models), chain(*shards), strict=True))
+        for parameter in optimizer.model_param_group_index_map:
+            yield parameter, mains[parameter], optimizer._get_model_param_range_map(parameter)["param"].start
         return
     groups = [(group["params"], group["params"]) for group in optimizer.optimizer.param_groups]
     if isinstance(optimizer, Float16OptimizerWithFloat16Params):

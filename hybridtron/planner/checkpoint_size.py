@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hybridtron.distributed.checkpoint import manifest
 from hybridtron.errors import UserError
-from hybridtron.planner.share import OPTIMIZER_BYTES, Replicas, first_shards, value_bytes
+from hybridtron.planner.share import Replicas, first_shards, optimizer_bytes, value_bytes
 from hybridtron.tensors import TensorSpec
 from hybridtron.training.config import RunConfig
 
@@ -63,12 +63,7 @@ def checkpoint_size(
     )
 
 
-def _state_bytes(config: RunConfig, spec: TensorSpec) -> int:
-    """Return the bytes of optimizer state of one element."""
-    return OPTIMIZER_BYTES[config.precision.format] if spec.trained else 0
-
-
-SIZES = (value_bytes, _state_bytes)
+SIZES = (value_bytes, optimizer_bytes)
 
 
 def _of_first(config: RunConfig, stage: dict[str, TensorSpec], rank: int, replicas: Replicas) -> int:

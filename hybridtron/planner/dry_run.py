@@ -148,8 +148,7 @@ def _pass(config: RunConfig, chunk: LanguageModel, parallel_context: ParallelCon
     with memory:
         tokens = torch.empty(batch, run, dtype=torch.long)
         if not chunk.stage.is_first:
-            dtype = next(chunk.parameters()).dtype
-            chunk.set_input_tensor([torch.empty(shape, dtype=dtype, requires_grad=True)])
+            chunk.set_input_tensor([torch.empty(shape, dtype=config.precision.dtype, requires_grad=True)])
         _mark(config, chunk, memory)
         with torch.autograd.graph.saved_tensors_hooks(memory.save, lambda tensor: tensor):
             output = chunk(tokens, tokens)

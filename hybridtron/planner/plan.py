@@ -14,7 +14,7 @@ from hybridtron.model.tensors import model_tensors
 from hybridtron.planner.checkpoint_size import CheckpointSize, checkpoint_size
 from hybridtron.planner.dry_run import Device, StageRun, run_stage
 from hybridtron.planner.memory import Capacity, Fit, StageMemory
-from hybridtron.planner.share import GRADIENT_BYTES, OPTIMIZER_BYTES, Replicas, first_shards, num_shards, value_bytes
+from hybridtron.planner.share import GRADIENT_BYTES, Replicas, first_shards, num_shards, optimizer_bytes, value_bytes
 from hybridtron.reporting.shown import Shown
 from hybridtron.tensors import TensorSpec
 from hybridtron.training.config import RunConfig
@@ -161,17 +161,17 @@ def _stage(
     micro_batches: int,
     capacity: Capacity,
 ) -> StagePlan:
-    parallel, number, counts = config.parallel, config.precision.format, _local_counts(config, tensors)
+    parallel, counts = config.parallel, _local_counts(config, tensors)
     rank = own[0].index
     optimizer = sum(
-        count // (replicas.of(tensors[name]) if parallel.distributed_optimizer else 1)
+        optimizer_bytes(config, tensors[name])
+        * (count // (replicas.of(tensors[name]) if parallel.distributed_optimizer else 1))
         for name, count in counts.items()
-        if tensors[name].trained
     )
     memory = StageMemory.of(
         weights=sum(count * value_bytes(config, tensors[name]) for name, count in counts.items()),
         gradients=GRADIENT_BYTES * sum(count for name, count in counts.items() if tensors[name].trained),
-        optimizer=OPTIMIZER_BYTES[number] * optimizer,
+        optimizer=optimizer,
         passes=None if run is None else run.passes,
         in_flight=_in_flight(config, rank, micro_batches),
         overhead=capacity.overhead,
@@ -228,7 +228,7 @@ def _sent(
         ring = (size - 1) / size
         if parallel.distributed_optimizer:
             sent[f"{group} reduce_scatter"] += round(ring * GRADIENT_BYTES * count)
-            sent[f"{group} all_gather"] += round(ring * width * count)
+            sent[f"{group} all_gather"] += round(ring * value_bytes(config, spec) * count)
         else:
             sent[f"{group} all_reduce"] += round(2 * ring * GRADIENT_BYTES * count)
         if parallel.sequence and not spec.parts and not spec.experts:

@@ -11,7 +11,7 @@ from hybridtron.training.config import RunConfig
 
 GRADIENT_BYTES = 4
 OPTIMIZER_BYTES = {"fp32": 8, "bf16": 12}  # two moments, and with bf16 the fp32 copy
-UNTRAINED_BYTES = 4
+FLOAT32 = "fp32"
 
 
 class Replicas(NamedTuple):
@@ -45,4 +45,9 @@ def num_shards(spec: TensorSpec, config: RunConfig) -> int:
 
 def value_bytes(config: RunConfig, spec: TensorSpec) -> int:
     """Return the bytes of one element of a parameter."""
-    return FORMAT_BYTES[config.precision.format] if spec.trained else UNTRAINED_BYTES
+    return FORMAT_BYTES[FLOAT32 if spec.keeps_float32 else config.precision.format]
+
+
+def optimizer_bytes(config: RunConfig, spec: TensorSpec) -> int:
+    """Return the bytes that the optimizer keeps of one element of a parameter."""
+    return OPTIMIZER_BYTES[FLOAT32 if spec.float32 else config.precision.format] if spec.trained else 0

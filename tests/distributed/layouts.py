@@ -98,7 +98,7 @@ BLOCKS["gathered"] = {**BLOCKS["soft"], "dispatcher": "allgather"}
 MODELS: dict[str, dict[str, Any]] = {
     "transformer": {"pattern": "attn ffn near mlp"},
     "hybrid": {"pattern": "mamba attn mlp mamba mlp"},
-    "half": {"pattern": "mamba attn mlp"},
+    "half": {"pattern": "mamba attn mlp mamba"},
     "tied": {"pattern": "mamba mlp attn mlp", "tie_embeddings": True},
     "moe": {"pattern": "attn soft mamba sigmoid"},
     "dropping": {"pattern": "attn tight ffn"},
@@ -167,6 +167,7 @@ LAYOUTS: dict[str, Layout] = {
     "normed tp2 sp core recomputed": _layout("normed", **SP, recompute="selective"),
     "normed tp2 cp2": _layout("normed", **TP, **CP),
     "half dp2 do": _layout("half", 2, **DO),
+    "half pp2 vpp2 dp2 do": _layout("half", 2, **VPP, **DO),
     "tied tp2": _layout("tied", **TP),
     "tied pp2": _layout("tied", **PP),
     "tied pp2 vpp2 dp2 do": _layout("tied", 2, **VPP, **DO),

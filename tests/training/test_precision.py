@@ -20,7 +20,9 @@ def test_bf16_trains_close_to_fp32_and_resumes_bitwise(tiny, hybridtron):
         assert result.returncode == 0, result.stderr
     assert rows(runs["bf16"])[-1]["loss"] == pytest.approx(rows(runs["fp32"])[-1]["loss"], rel=0.02)
     model = load(runs["bf16"])
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    float32 = {name.rpartition(".")[2] for name, p in model.named_parameters() if p.dtype == torch.float32}
+    assert float32 == {"A_log", "D", "dt_bias"}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32, torch.bfloat16}
     halves = tiny.parent / "halves"
     for steps, more in ((10, []), (20, ["--resume"])):
         overrides = ["precision.format=bf16", "schedule.type=constant", f"train.steps={steps}", f"folder={halves}"]

@@ -99,9 +99,10 @@ class _ChunkPlanner(DefaultLoadPlanner):
         assert index is not None
         assert index.storage_data is not None
         items = []
+        self.chunks = {self._stored_key(index, key): chunks for key, chunks in self.chunks.items()}
         for key, chunks in self.chunks.items():
             boxes = [ChunkStorageMetadata(torch.Size(chunk.offsets), chunk.data.size()) for chunk in chunks]
-            items += create_read_items_for_chunk_list(key, self._entry(index, chunks[0]), boxes)
+            items += create_read_items_for_chunk_list(key, self._entry(index, key, chunks[0]), boxes)
         places = index.storage_data
         items.sort(key=lambda item: (places[item.storage_index].relative_path, places[item.storage_index].offset))
         return LoadPlan(items)
@@ -110,13 +111,18 @@ class _ChunkPlanner(DefaultLoadPlanner):
         assert index.index is not None
         return self.chunks[index.fqn][index.index].data
 
-    def _entry(self, index: Metadata, chunk: Chunk) -> TensorStorageMetadata:
+    def _stored_key(self, index: Metadata, key: str) -> str:
+        """Return the key to read a tensor from: where a parameter was bf16 and is fp32 now, that of its fp32 values."""
+        values = f"optimizer.param.{key}"
+        return values if values in index.state_dict_metadata and values not in self.chunks else key
+
+    def _entry(self, index: Metadata, key: str, chunk: Chunk) -> TensorStorageMetadata:
         """Return what the index says of a tensor. Raises UserError where it is missing or has another shape."""
-        entry = index.state_dict_metadata.get(chunk.key)
+        entry = index.state_dict_metadata.get(key)
         if not isinstance(entry, TensorStorageMetadata) or tuple(entry.size) != chunk.shape:
             there = shape_text(tuple(entry.size)) if isinstance(entry, TensorStorageMetadata) else "absent"
             raise UserError(
-                f"{self.folder}: tensor {chunk.key} is {there} there; expected {shape_text(chunk.shape)}, as its "
+                f"{self.folder}: tensor {key} is {there} there; expected {shape_text(chunk.shape)}, as its "
                 "config says"
             )
         return entry

@@ -79,8 +79,8 @@ class GatedDeltaNetConfig(MixerConfig):
         return {
             "in_proj.weight": TensorSpec((rows, self.hidden_size), Init("input"), packed),
             "conv_weight": TensorSpec((channels, self.conv_kernel), Init("uniform", -bound, bound), convolved),
-            "dt_bias": TensorSpec((dt.size,), StepSizeBias(), (dt,), decay=False),
-            "A_log": TensorSpec((dt.size,), Init("log_uniform", 1.0, 16.0), (dt,), decay=False),
+            "dt_bias": TensorSpec((dt.size,), StepSizeBias(), (dt,), decay=False, float32=True),
+            "A_log": TensorSpec((dt.size,), Init("log_uniform", 1.0, 16.0), (dt,), decay=False, float32=True),
             "norm_weight": TensorSpec((self.value_size,), Init("ones"), decay=False),
             "out_proj.weight": TensorSpec((self.hidden_size, values.size), Init("output"), (values,), axis=1),
         }

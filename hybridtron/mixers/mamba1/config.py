@@ -78,9 +78,9 @@ class Mamba1Config(MixerConfig):
             "conv_bias": TensorSpec((size,), Init("uniform", -conv_bound, conv_bound), inner, decay=False),
             "x_proj.weight": TensorSpec((self.step_rank + 2 * self.state_dim, size), Init("input"), inner, axis=1),
             "dt_weight": TensorSpec((size, self.step_rank), Init("uniform", -dt_bound, dt_bound), inner),
-            "dt_bias": TensorSpec((size,), StepSizeBias(), inner, decay=False),
-            "A_log": TensorSpec((size, self.state_dim), log_count, inner, decay=False),
-            "D": TensorSpec((size,), Init("ones"), inner, decay=False),
+            "dt_bias": TensorSpec((size,), StepSizeBias(), inner, decay=False, float32=True),
+            "A_log": TensorSpec((size, self.state_dim), log_count, inner, decay=False, float32=True),
+            "D": TensorSpec((size,), Init("ones"), inner, decay=False, float32=True),
             "out_proj.weight": TensorSpec((self.hidden_size, size), Init("output"), inner, axis=1),
         }
         if not self.conv_bias:

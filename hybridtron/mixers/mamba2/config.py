@@ -87,9 +87,9 @@ class Mamba2Config(MixerConfig):
             "in_proj.weight": TensorSpec((rows, self.hidden_size), Init("input"), packed),
             "conv_weight": TensorSpec((channels, self.conv_kernel), Init("uniform", -bound, bound), conv),
             "conv_bias": TensorSpec((channels,), Init("uniform", -bound, bound), conv, decay=False),
-            "dt_bias": TensorSpec((dt.size,), StepSizeBias(), heads, decay=False),
-            "A_log": TensorSpec((dt.size,), Init("log_uniform", 1.0, 16.0), heads, decay=False),
-            "D": TensorSpec((dt.size,), Init("ones"), heads, decay=False),
+            "dt_bias": TensorSpec((dt.size,), StepSizeBias(), heads, decay=False, float32=True),
+            "A_log": TensorSpec((dt.size,), Init("log_uniform", 1.0, 16.0), heads, decay=False, float32=True),
+            "D": TensorSpec((dt.size,), Init("ones"), heads, decay=False, float32=True),
             "norm_weight": TensorSpec((x.size,), Init("ones"), inner, decay=False),
             "out_proj.weight": TensorSpec((self.hidden_size, x.size), Init("output"), inner, axis=1),
         }

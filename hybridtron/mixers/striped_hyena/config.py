@@ -118,8 +118,8 @@ class HyenaLIConfig(StripedHyenaConfig):
     def filter_tensors(self, groups: tuple[PackedPart, ...], channels: tuple[PackedPart, ...]) -> dict[str, TensorSpec]:
         shape = (self.groups, self.filter_order)
         return {
-            "log_rate": TensorSpec(shape, Init("log_uniform", 0.001, 0.1), groups, decay=False),
-            "residues": TensorSpec(shape, Init("normal", 0.0, 0.1 * self.filter_order**-0.5), groups, decay=False),
+            "log_rate": TensorSpec(shape, Init("log_uniform", 0.001, 0.1), groups, decay=False, float32=True),
+            "residues": TensorSpec(shape, Init("normal", 0.0, 0.1 * self.filter_order**-0.5), groups, decay=False, float32=True),
             "skip": TensorSpec((self.hidden_size,), Init("normal", 0.0, 1.0), channels, decay=False),
         }
 
