@@ -117,9 +117,10 @@ class HyenaLIConfig(StripedHyenaConfig):
 
     def filter_tensors(self, groups: tuple[PackedPart, ...], channels: tuple[PackedPart, ...]) -> dict[str, TensorSpec]:
         shape = (self.groups, self.filter_order)
+        residue = Init("normal", 0.0, 0.1 * self.filter_order**-0.5)
         return {
             "log_rate": TensorSpec(shape, Init("log_uniform", 0.001, 0.1), groups, decay=False, float32=True),
-            "residues": TensorSpec(shape, Init("normal", 0.0, 0.1 * self.filter_order**-0.5), groups, decay=False, float32=True),
+            "residues": TensorSpec(shape, residue, groups, decay=False, float32=True),
             "skip": TensorSpec((self.hidden_size,), Init("normal", 0.0, 1.0), channels, decay=False),
         }
 
