@@ -122,7 +122,6 @@ class _ChunkPlanner(DefaultLoadPlanner):
         if not isinstance(entry, TensorStorageMetadata) or tuple(entry.size) != chunk.shape:
             there = shape_text(tuple(entry.size)) if isinstance(entry, TensorStorageMetadata) else "absent"
             raise UserError(
-                f"{self.folder}: tensor {key} is {there} there; expected {shape_text(chunk.shape)}, as its "
-                "config says"
+                f"{self.folder}: tensor {key} is {there} there; expected {shape_text(chunk.shape)}, as its config says"
             )
         return entry
