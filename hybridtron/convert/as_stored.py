@@ -1,0 +1,88 @@
+"""A folder of Hugging Face seen as the parts that our checkpoints store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hybridtron.config.load import build
+from hybridtron.convert.architectures import ARCHITECTURES
+from hybridtron.convert.architectures.architecture import Settings
+from hybridtron.convert.architectures.parts import stored_shapes
+from hybridtron.convert.formats.byte_runs import bytes_of, common_runs
+from hybridtron.convert.formats.source import Shape, Source, TensorInfo
+from hybridtron.convert.mapping import Entry, Shapes, disassemble
+from hybridtron.distributed.checkpoint.boxes import Box
+from hybridtron.errors import UserError, unreadable
+from hybridtron.files import read_plain
+from hybridtron.model.config import ModelConfig
+
+
+class AsStored:
+    """The tensors of a source under the keys and in the arrangement of our checkpoints; see `Source`.
+
+    What has no entry in the table keeps its name. Tensors are read whole there; the last one is kept.
+    """
+
+    def __init__(self, source: Source, entries: Sequence[Entry], shapes: Shapes) -> None:
+        self.source, self.shapes = source, shapes
+        self.entries: dict[str, list[Entry]] = {}
+        for entry in entries:
+            if entry.name in source.tensors:
+                for part in entry.parts:
+                    self.entries.setdefault(part, []).append(entry)
+        named = {entry.name for entry in entries}
+        self.tensors = {name: info for name, info in source.tensors.items() if name not in named}
+        for part, first in self.entries.items():
+            self.tensors[part] = TensorInfo(shapes[part], source.tensors[first[0].name].dtype)
+        self._last: tuple[str, list[Tensor]] | None = None
+
+    def read(self, name: str, offsets: Shape | None = None, sizes: Shape | None = None) -> Tensor:
+        """Read a box of a stored part; see `Source.read`."""
+        if name not in self.entries:
+            return self.source.read(name, offsets, sizes)
+        info = self.tensors[name]
+        wanted = Box(offsets or (0,) * len(info.shape), info.shape if sizes is None else sizes)
+        values = torch.empty(wanted.sizes, dtype=info.dtype)
+        width, memory = info.dtype.itemsize, bytes_of(values)
+        for entry in self.entries[name]:
+            box = Box(*entry.box(self.shapes[name]))
+            runs = list(common_runs(box, wanted))
+            if not runs:
+                continue
+            content = bytes_of(self._parts(entry)[entry.parts.index(name)].contiguous())
+            for stored, held, length in runs:
+                memory[held * width : (held + length) * width] = content[stored * width : (stored + length) * width]
+        return values
+
+    def _parts(self, entry: Entry) -> list[Tensor]:
+        if self._last is None or self._last[0] != entry.name:
+            self._last = None
+            self._last = entry.name, disassemble(entry, self.source.read(entry.name), self.shapes)
+        return self._last[1]
+
+
+def as_stored(folder: Path, source: Source) -> Source:
+    """See a folder of Hugging Face as stored parts where its architecture has a table, else as it is.
+
+    Raises UserError where its config.json is of a model that cannot be ours; DamagedCheckpoint, OSError.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        return source
+    try:
+        settings = json.loads(read_plain(file))
+        architecture = ARCHITECTURES.get(settings["model_type"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise unreadable(file, error, f"has no model_type: {error}") from None
+    if architecture is None:
+        return source
+    try:
+        model = build(architecture.to_ours(Settings(settings, str(file))), ModelConfig)
+    except UserError as error:
+        raise error if str(folder) in str(error) else UserError(f"{file}: {error}") from None
+    return AsStored(source, architecture.table(model), stored_shapes(model))

@@ -1,0 +1,66 @@
+"""A new run folder with one checkpoint, made of another run."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from hybridtron.config.load import dump
+from hybridtron.convert.formats.checkpoint import CheckpointSink, StoredBox
+from hybridtron.convert.formats.output_folder import output_folder
+from hybridtron.convert.formats.source import TensorInfo
+from hybridtron.data.tokenizer import CONFIG_NAME, FILE_NAME
+from hybridtron.files import replace_file
+from hybridtron.training.config import RunConfig
+from hybridtron.training.run_folder.folder import RunFolder
+from hybridtron.training.run_folder.train_state import STATE_NAME, TrainState, state_content
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes of tensors written so far, and those of all."""
+
+KEPT = (FILE_NAME, CONFIG_NAME, "environment.json")  # of the run that it is made of
+
+
+@contextlib.contextmanager
+def new_run(
+    folder: Path,
+    config: RunConfig,
+    state: TrainState,
+    tensors: Mapping[str, TensorInfo],
+    *,
+    run: Path,
+    files: Sequence[Sequence[StoredBox]] | None = None,
+    updates: int = 0,
+    progress: Progress | None = None,
+) -> Iterator[CheckpointSink]:
+    """Make a run folder whose one checkpoint the block writes; the folder appears when the block ends.
+
+    Args:
+        folder: to make.
+        config: of the new run; its `folder` is replaced.
+        state: where the new run is.
+        tensors: of the checkpoint, see `CheckpointSink`.
+        run: folder of the run that it is made of, whose tokenizer and environment.json are kept.
+        files: what each file of the checkpoint holds, see `CheckpointSink`.
+        updates: number of updates that the optimizer has made.
+        progress: called while tensors are written.
+
+    Raises:
+        UserError: where the folder exists or the disk is too small.
+        OSError: where the system cannot write it.
+    """
+    total = sum(info.size_bytes for info in tensors.values())
+    name = RunFolder(folder).checkpoint(state.step).name
+    extra = {STATE_NAME: state_content(state)}
+    report = (lambda done: progress(done, total)) if progress else None
+    with output_folder(folder, total) as draft:
+        with CheckpointSink(draft / name, tensors, extra, files, updates, report) as sink:
+            yield sink
+        for kept in KEPT:
+            if (run / kept).is_file():
+                shutil.copyfile(run / kept, draft / kept)
+        absolute = config.model_copy(update={"folder": str(folder.absolute())}).with_absolute_paths()
+        replace_file(draft / "config.yaml", dump(absolute))
+        replace_file(draft / "latest", name + "\n")

@@ -1,0 +1,64 @@
+"""Write a checkpoint of any layout as another layout would, without training or process groups."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hybridtron.convert.formats.checkpoint import CheckpointSource, divided
+from hybridtron.convert.layout_files import files_of_layout
+from hybridtron.convert.new_run import Progress, new_run
+from hybridtron.distributed.checkpoint.manifest import Verify
+from hybridtron.errors import UserError
+from hybridtron.training.run_folder.folder import read_config, read_run
+from hybridtron.training.run_folder.train_state import read_state
+
+
+def reshard(
+    run: Path,
+    out: Path,
+    *,
+    tensor: int | None = None,
+    pipeline: int | None = None,
+    files: int | None = None,
+    optimizer: bool = True,
+    verify: Verify = "full",
+    progress: Progress | None = None,
+) -> None:
+    """Copy a checkpoint of a run into a new run folder, divided into files anew; the new run resumes bitwise.
+
+    Args:
+        run: a run folder, of which the latest checkpoint counts, or one checkpoint.
+        out: run folder to make.
+        tensor: tensor-parallel processes; there is a file for each process of the layout, and the new config has it.
+        pipeline: pipeline stages.
+        files: divide into so many files of equal size instead.
+        optimizer: keep the optimizer's tensors; without them the run cannot be resumed, only used.
+        verify: how much of the checkpoint is compared with its checksums first.
+        progress: called while tensors are written.
+
+    Raises:
+        UserError: for a layout that does not divide the model, or where `out` exists or the disk is too small.
+        OSError: where the system cannot read or write.
+    """
+    if files is not None and (files < 1 or tensor is not None or pipeline is not None):
+        raise UserError(f"files = {files}: expected 1 or more, without tensor and pipeline")
+    for name, value in (("tensor", tensor), ("pipeline", pipeline)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} = {value}: expected 1 or more")
+    _, checkpoint = read_run(run)
+    config, state = read_config(checkpoint.parent), read_state(checkpoint)
+    source = CheckpointSource(checkpoint, verify, optimizer)
+    if files is not None:
+        contents = divided(source.tensors, files)
+    else:
+        layout = {"tensor": tensor or 1, "pipeline": pipeline or 1}
+        contents = files_of_layout(config.model, config.data.seq_len, source.tensors, **layout)
+        sequence = config.parallel.sequence and layout["tensor"] > 1
+        changes = {**layout, "sequence": sequence, "virtual_pipeline": 1}  # a file holds one run of layers
+        config = config.model_copy(update={"parallel": config.parallel.model_copy(update=changes)})
+    with new_run(
+        out, config, state, source.tensors, run=checkpoint.parent, files=contents, updates=source.updates,
+        progress=progress,
+    ) as sink:  # fmt: skip
+        for key, box in (each for content in contents for each in content):
+            sink.write(key, source.read(key, *box), box.offsets)
