@@ -12,7 +12,7 @@ import io
 import math
 import os
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -36,8 +36,10 @@ from hybridtron.files import read_plain
 T = TypeVar("T")
 
 _CHECKPOINT = "torch.distributed.checkpoint"
-RECORDS = {  # an entry of bytes, BytesStorageMetadata, is not among them
+BYTES = f"{_CHECKPOINT}.metadata", "BytesStorageMetadata"  # an entry of bytes, which may be left out only
+RECORDS = {
     f"{_CHECKPOINT}.metadata": {
+        "BytesStorageMetadata",
         "ChunkStorageMetadata",
         "Metadata",
         "MetadataIndex",
@@ -74,16 +76,22 @@ _RECORD_TYPES = {name: type(name, (_Record,), {}) for names in RECORDS.values() 
 
 
 class _IndexReader(pickle.Unpickler):
+    def __init__(self, content: bytes, allow_bytes: bool) -> None:
+        super().__init__(io.BytesIO(content))
+        self.allow_bytes = allow_bytes
+
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in VALUES:
             return VALUES[name]
-        if name not in RECORDS.get(module, ()):
+        if name not in RECORDS.get(module, ()) or ((module, name) == BYTES and not self.allow_bytes):
             raise _Foreign(f"{module}.{name}")
         return _RECORD_TYPES[name]
 
 
-def read_safe_index(folder: Path) -> Metadata:
+def read_safe_index(folder: Path, keep: Callable[[str], bool] | None = None) -> Metadata:
     """Read the index of a checkpoint folder, in which every entry is a tensor that lies in a file of the folder.
+
+    With `keep`, entries with other keys are left out, whatever they are.
 
     Raises UserError for a folder that is no checkpoint, or whose index is damaged, names foreign code, holds anything
     but tensors or names a file outside the folder; OSError where the system cannot read it.
@@ -92,7 +100,7 @@ def read_safe_index(folder: Path) -> Metadata:
     if not file.is_file() or not (folder / "metadata.json").is_file():
         raise UserError(f"{folder}: not a checkpoint; expected a folder with metadata.json and .metadata")
     try:
-        return _index(_IndexReader(io.BytesIO(read_plain(file))).load(), folder)
+        return _index(_IndexReader(read_plain(file), keep is not None).load(), folder, keep or (lambda key: True))
     except _Foreign as error:
         raise UserError(f"{file}: names {error}; expected the shapes and places of tensors only") from None
     except Exception as error:  # pickle raises almost anything for damaged bytes
@@ -100,13 +108,13 @@ def read_safe_index(folder: Path) -> Metadata:
 
 
 @contextlib.contextmanager
-def loading_tensors_only(folder: Path) -> Iterator[Metadata]:
+def loading_tensors_only(folder: Path, keep: Callable[[str], bool] | None = None) -> Iterator[Metadata]:
     """Return the index of a checkpoint; until the block ends, put the loaders that run code out of torch's reach.
 
     torch.load is weights-only whatever its caller asks for, and torch's checkpoint reader gets this index for that
-    which it would unpickle. Raises UserError as `read_safe_index` does.
+    which it would unpickle. `keep` and errors are those of `read_safe_index`.
     """
-    index = read_safe_index(folder)
+    index = read_safe_index(folder, keep)
     with (
         patch.dict(os.environ, {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}),
         patch.object(filesystem, "pickle", SimpleNamespace(load=lambda file: index)),
@@ -114,13 +122,14 @@ def loading_tensors_only(folder: Path) -> Iterator[Metadata]:
         yield index
 
 
-def _index(found: object, folder: Path) -> Metadata:
+def _index(found: object, folder: Path, keep: Callable[[str], bool]) -> Metadata:
     """Build torch's index from the records of one."""
     fields = _state(found, "Metadata")
     entries = _checked(fields["state_dict_metadata"], dict)
-    tensors: dict[str, Any] = {_checked(key, str): _tensor(key, entry) for key, entry in entries.items()}
+    tensors: dict[str, Any] = {key: _tensor(key, entry) for key, entry in entries.items() if keep(_checked(key, str))}
     places = _checked(fields["storage_data"], dict)
-    return Metadata(tensors, storage_data=dict(_place(key, place, folder) for key, place in places.items()))
+    kept = {key: place for key, place in places.items() if keep(_checked(_state(key, "MetadataIndex")["fqn"], str))}
+    return Metadata(tensors, storage_data=dict(_place(key, place, folder) for key, place in kept.items()))
 
 
 def _tensor(key: str, entry: object) -> TensorStorageMetadata:

@@ -7,13 +7,34 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.convert.megatron import stand_ins
+from tests.convert.megatron.cases import SEQ_LEN, VOCAB, Case
 
 
-def config(**settings: Any) -> Any:
+LAYOUT: dict[str, int] = {}  # sizes of the groups that exist
+
+
+def build(case: Case) -> nn.Module:
+    """This process's part of a model."""
+    from megatron.core import parallel_state
+    from megatron.core.transformer.moe import moe_utils
+
+    moe_utils.te_general_gemm = None  # which megatron-core leaves undefined without Transformer Engine
+    ends = {
+        "pre_process": parallel_state.is_pipeline_first_stage(),
+        "post_process": parallel_state.is_pipeline_last_stage(),
+    }
+    options = {"vocab_size": VOCAB, "max_sequence_length": SEQ_LEN, **ends, **case.model}
+    torch.manual_seed(1)
+    if case.pattern is None:
+        return _gpt(_config(case), options)
+    return _hybrid(_config(case), {**options, "hybrid_override_pattern": case.pattern})
+
+
+def _config(case: Case) -> Any:
+    from megatron.core.activations import squared_relu
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    defaults = {
+    settings = {
         "num_layers": 2,
         "hidden_size": 32,
         "num_attention_heads": 4,
@@ -30,29 +51,27 @@ def config(**settings: Any) -> Any:
         "add_bias_linear": False,
         "normalization": "RMSNorm",
         "gated_linear_unit": True,
-        "activation_func": torch.nn.functional.silu,
+        "activation_func": {"silu": torch.nn.functional.silu, "squared_relu": squared_relu}[case.activation],
+        "use_mamba_mem_eff_path": False,
     }
-    return TransformerConfig(**(defaults | settings))
+    return TransformerConfig(**settings | LAYOUT | case.config)
 
 
-def gpt(config: Any, stages: tuple[bool, bool] = (True, True), **settings: Any) -> nn.Module:
-    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+def _gpt(config: Any, options: dict[str, Any]) -> nn.Module:
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
     from megatron.core.models.gpt.gpt_model import GPTModel
 
-    spec = get_gpt_layer_local_spec(normalization="RMSNorm", num_experts=config.num_moe_experts)
-    options = {"vocab_size": 64, "max_sequence_length": 64, "position_embedding_type": "rope"} | settings
-    return GPTModel(config, spec, pre_process=stages[0], post_process=stages[1], **options)
+    spec = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm")
+    return GPTModel(config, spec, **options)
 
 
-def hybrid(config: Any, pattern: str, stages: tuple[bool, bool] = (True, True), **settings: Any) -> nn.Module:
-    stand_ins.install()
+def _hybrid(config: Any, options: dict[str, Any]) -> nn.Module:
     import megatron.core.ssm.mamba_block as block
     from megatron.core.models.mamba.mamba_model import MambaModel
     from megatron.core.transformer.torch_norm import WrappedTorchNorm
 
-    block.TENorm = WrappedTorchNorm  # which it names where no spec is asked
-    options = {"vocab_size": 64, "max_sequence_length": 64, "hybrid_override_pattern": pattern} | settings
-    return MambaModel(config, stack_spec(), pre_process=stages[0], post_process=stages[1], **options)
+    block.TENorm = WrappedTorchNorm  # which it names itself, as no part of the spec
+    return MambaModel(config, stack_spec(), **options)
 
 
 def stack_spec() -> Any:
