@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.convert.megatron.cases import SEQ_LEN, VOCAB, Case
 
-
+EXPERTS = "expert_model_parallel_size"
 LAYOUT: dict[str, int] = {}  # sizes of the groups that exist
 
 
@@ -54,7 +54,8 @@ def _config(case: Case) -> Any:
         "activation_func": {"silu": torch.nn.functional.silu, "squared_relu": squared_relu}[case.activation],
         "use_mamba_mem_eff_path": False,
     }
-    return TransformerConfig(**settings | LAYOUT | case.config)
+    sizes = {name: size for name, size in LAYOUT.items() if name != EXPERTS or "num_moe_experts" in case.config}
+    return TransformerConfig(**settings | sizes | case.config)
 
 
 def _gpt(config: Any, options: dict[str, Any]) -> nn.Module:

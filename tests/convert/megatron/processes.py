@@ -1,6 +1,6 @@
 """Two processes that save models with megatron-core, convert what they saved, and load what came of it.
 
-Run as RANK PORT FOLDER. For every case it leaves CASE/{tp1,pp2,tp2}, saved in those layouts, CASE/run, imported from
+For every case it leaves CASE/{tp1,pp2,tp2}, saved in those layouts, CASE/run, imported from
 tp1, CASE/exported, and logits.pt: those of the model in tp1, and of what was loaded from `exported` in tp1 and tp2.
 """
 
@@ -22,9 +22,8 @@ from tests.convert.megatron import models, stand_ins
 from tests.convert.megatron.cases import CASES, SEQ_LEN, VOCAB, Case, arguments
 
 
-def main(rank: int, port: int, folder: Path) -> None:
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+def main(folder: Path) -> None:
+    dist.init_process_group("gloo")
     logits: dict[str, dict[str, Tensor]] = {name: {} for name in CASES}
     with cuda_calls_on_cpu():
         stand_ins.install()
@@ -36,7 +35,7 @@ def main(rank: int, port: int, folder: Path) -> None:
         with layout("pp2", pipeline_model_parallel_size=2):
             for name, case in CASES.items():
                 save(load(case, folder / name / "tp1"), folder / name / "pp2", case)
-    if rank == 0:
+    if dist.get_rank() == 0:
         convert(folder)
     dist.barrier()
     with cuda_calls_on_cpu():
@@ -48,7 +47,7 @@ def main(rank: int, port: int, folder: Path) -> None:
         with layout("tp1"):
             for name, case in CASES.items():
                 logits[name]["exported in tp1"] = logits_of(load(case, folder / name / "exported" / "release", {}))
-    if rank == 0:
+    if dist.get_rank() == 0:
         torch.save(logits, folder / "logits.pt")
     dist.destroy_process_group()
 
@@ -59,7 +58,7 @@ def convert(folder: Path) -> None:
 
     for name in CASES:
         from_megatron(folder / name / "tp1", folder / name / "run")
-        to_megatron(folder / name / "run", folder / name / "exported")
+        to_megatron(folder / name / "run", folder / name / "exported", spec="local")
 
 
 @contextmanager
@@ -85,11 +84,12 @@ def randomized(model: nn.Module) -> nn.Module:
 
 def save(model: nn.Module, folder: Path, case: Case) -> None:
     from megatron.core import dist_checkpointing
+    from megatron.core.transformer.enums import AttnBackend
 
     if dist.get_rank() == 0:
         folder.mkdir(parents=True)
     dist.barrier()
-    values = argparse.Namespace(**arguments(case), activation_func=torch.nn.functional.silu)
+    values = argparse.Namespace(**arguments(case), params_dtype=torch.float32, attention_backend=AttnBackend.auto)
     state = {"model": model.sharded_state_dict(metadata=metadata(case.metadata)), "args": values, "iteration": 7}
     dist_checkpointing.save(state, str(folder))
 
@@ -122,4 +122,4 @@ def logits_of(model: nn.Module) -> Tensor:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(Path(sys.argv[1]))
