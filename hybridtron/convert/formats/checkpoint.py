@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan
 
 from hybridtron.checkpoint_reader import loading, read_common
 from hybridtron.convert.formats.byte_runs import bytes_of, common_runs, read_at, read_runs, write_at
@@ -53,18 +54,24 @@ class CheckpointSource:
         OSError: where the system cannot read it.
     """
 
+    keep: Callable[[str], bool] | None = None  # which entries of the index are read; see `read_safe_index`
+
     def __init__(self, folder: Path, verify: Verify = "full", optimizer: bool = False) -> None:
         manifest.verify(folder, verify)
         self.folder = folder
         with loading(folder) as index:
             self.updates = int(read_common(folder).get("optimizer_updates", 0))
-            entries = {
-                key: entry
-                for key, entry in index.state_dict_metadata.items()
-                if isinstance(entry, TensorStorageMetadata) and (optimizer or not key.startswith(OPTIMIZER))
-            }
-            self.tensors = {key: TensorInfo(tuple(e.size), e.properties.dtype) for key, e in entries.items()}
-            self.chunks = {key: _placed(index, key, entry) for key, entry in entries.items()}
+            self._take(index, lambda key: optimizer or not key.startswith(OPTIMIZER))
+
+    def _take(self, index: Metadata, offered: Callable[[str], bool]) -> None:
+        """Offer the tensors of an index."""
+        entries = {
+            key: entry
+            for key, entry in index.state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata) and offered(key)
+        }
+        self.tensors = {key: TensorInfo(tuple(e.size), e.properties.dtype) for key, e in entries.items()}
+        self.chunks = {key: _placed(index, key, entry) for key, entry in entries.items()}
         self._loaded: tuple[_StorageInfo, Tensor] | None = None
 
     @property
@@ -114,7 +121,7 @@ class CheckpointSource:
             with open_to_read(self.folder / place.relative_path) as file:
                 content = bytearray(place.length)
                 read_at(file.fileno(), place.offset, memoryview(content))
-            with loading_tensors_only(self.folder):
+            with loading_tensors_only(self.folder, self.keep):
                 tensor = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             if not isinstance(tensor, Tensor) or tensor.dtype != dtype or tuple(tensor.shape) != box.sizes:
                 raise ValueError(f"holds something else at byte {place.offset} than its index says")
@@ -213,8 +220,11 @@ class CheckpointSink(FolderSink):
             if descriptor >= 0:
                 os.fsync(descriptor)
         plans = [plan_of(slots) for slots in self.slots]
-        index = index_of(plans)
-        complete(self.draft, index, plans, checksums, self.updates, self.extra)
+        complete(self.draft, self._index(plans), plans, checksums, self.updates, self.extra)
+
+    def _index(self, plans: Sequence[SavePlan]) -> bytes:
+        """Return the content of `.metadata`."""
+        return index_of(plans)
 
     def _checksum(self, state: _SlotState) -> int:
         """Return the checksum of a chunk; of one that was written in pieces, by reading it."""

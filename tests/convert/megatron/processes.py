@@ -7,6 +7,7 @@ tp1, CASE/exported, and logits.pt: those of the model in tp1, and of what was lo
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,8 @@ from tests.convert.megatron.cases import CASES, SEQ_LEN, VOCAB, Case, arguments
 
 
 def main(folder: Path) -> None:
-    dist.init_process_group("gloo")
+    address, rank = os.environ["HYBRIDTRON_RENDEZVOUS"], int(os.environ["RANK"])
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     logits: dict[str, dict[str, Tensor]] = {name: {} for name in CASES}
     with cuda_calls_on_cpu():
         stand_ins.install()
