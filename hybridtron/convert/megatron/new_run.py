@@ -22,7 +22,7 @@ def new_run(out: Path, model: ModelConfig, tensors: Mapping[str, TensorInfo]) ->
     sections = {
         "name": out.name,
         "model": model.model_dump(mode="json", serialize_as_any=True, exclude={"blocks": {"__all__": {"hidden_size"}}}),
-        "data": {"train": "none", "seq_len": 1},
+        "data": {"seq_len": 1},
         "train": {"steps": 1, "global_batch_size": 1},
         "optimizer": {"lr": 1e-4},
     }
