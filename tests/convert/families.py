@@ -40,6 +40,16 @@ class Family(NamedTuple):
 
 _SMALL = {"vocab_size": 258, "hidden_size": 64, "num_hidden_layers": 2}
 _LLAMA = {**_SMALL, "intermediate_size": 96, "num_attention_heads": 4}
+_DELTANET = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+_QWEN3_NEXT = {**_LLAMA, **_DELTANET, "head_dim": 20, "linear_key_head_dim": 12, "linear_value_head_dim": 8}
+_QWEN3_NEXT["partial_rotary_factor"] = 0.3
+_OLMO_HYBRID = {
+    **_LLAMA,
+    **_DELTANET,
+    "linear_key_head_dim": 12,
+    "linear_value_head_dim": 6,
+    "pad_token_id": None,
+}
 FAMILIES = {
     "llama": Family("llama", {**_LLAMA, "num_key_value_heads": 2, "rms_norm_eps": 1e-4}),
     "llama, biases, tied, wide heads": Family(
@@ -50,6 +60,33 @@ FAMILIES = {
     "mistral, odd heads": Family(
         "mistral", {**_LLAMA, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 20,
                     "sliding_window": None},
+    ),
+    "lfm2": Family(
+        "lfm2", {**_LLAMA, "num_hidden_layers": 3, "num_key_value_heads": 2, "full_attn_idxs": [1], "vocab_size": 98,
+                 "pad_token_id": None},
+    ),
+    "lfm2, biases, own head": Family(
+        "lfm2", {**_LLAMA, "num_key_value_heads": 4, "full_attn_idxs": [0], "conv_bias": True, "conv_L_cache": 4,
+                 "pad_token_id": None, "block_auto_adjust_ff_dim": False, "tie_word_embeddings": False,
+                 "norm_eps": 1e-3},
+    ),
+    "qwen3_next, dense": Family(
+        "qwen3_next", {**_QWEN3_NEXT, "num_key_value_heads": 2, "full_attention_interval": 2, "vocab_size": 98,
+                       "mlp_only_layers": [0, 1]},
+    ),
+    "qwen3_next, dense, biases, tied, all channels rotate": Family(
+        "qwen3_next", {**_QWEN3_NEXT, "num_key_value_heads": 4, "layer_types": ["full_attention", "linear_attention"],
+                       "attention_bias": True, "tie_word_embeddings": True, "num_experts": 0, "rms_norm_eps": 1e-3,
+                       "linear_conv_kernel_dim": 3, "partial_rotary_factor": 1.0,
+                       "linear_num_value_heads": 6},
+    ),
+    "olmo_hybrid": Family(
+        "olmo_hybrid", {**_OLMO_HYBRID, "num_hidden_layers": 3, "num_key_value_heads": 2, "rms_norm_eps": 1e-3,
+                        "rope_parameters": {"rope_type": "default", "rope_theta": None}},
+    ),
+    "olmo_hybrid, rotary, biases, wide heads": Family(
+        "olmo_hybrid", {**_OLMO_HYBRID, "attention_bias": True, "head_dim": 24, "linear_allow_neg_eigval": False,
+                        "layer_types": ["full_attention", "linear_attention"], "tie_word_embeddings": True},
     ),
 }  # fmt: skip
 _BIASED = {"use_bias": True, "use_conv_bias": False}

@@ -1,11 +1,15 @@
 """Native architectures of Hugging Face, one module each; `ARCHITECTURES` has them by name."""
 
 from hybridtron.convert.architectures.architecture import Architecture
+from hybridtron.convert.architectures.lfm2 import LFM2
 from hybridtron.convert.architectures.llama import LLAMA, MISTRAL
 from hybridtron.convert.architectures.mamba import FALCON_MAMBA, MAMBA
 from hybridtron.convert.architectures.mamba2 import MAMBA2
 from hybridtron.convert.architectures.nemotron_h import NEMOTRON_H
+from hybridtron.convert.architectures.olmo_hybrid import OLMO_HYBRID
+from hybridtron.convert.architectures.qwen3_next import QWEN3_NEXT
 
 ARCHITECTURES: dict[str, Architecture] = {
-    each.name: each for each in (LLAMA, MISTRAL, MAMBA, FALCON_MAMBA, MAMBA2, NEMOTRON_H)
+    each.name: each
+    for each in (LLAMA, MISTRAL, MAMBA, FALCON_MAMBA, MAMBA2, NEMOTRON_H, LFM2, OLMO_HYBRID, QWEN3_NEXT)
 }

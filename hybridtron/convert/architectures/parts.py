@@ -31,14 +31,38 @@ def outer(model: ModelConfig, embedding: str, norm: str, head: str) -> tuple[lis
     return [Entry(embedding, ("embedding.weight",))], last
 
 
-def attention(theirs: str, ours: str, shapes: Shapes) -> list[Entry]:
-    """Return the entries of attention: q_proj, k_proj, v_proj and o_proj, with the biases that ours has."""
+def attention(
+    theirs: str, ours: str, shapes: Shapes, num_heads: int = 1, out: str = "o_proj", norm: str = "norm"
+) -> list[Entry]:
+    """Return the entries of attention: q_proj, k_proj, v_proj and `out`, with the biases that ours has.
+
+    Where queries and keys are normed, also q_`norm` and k_`norm`. Gates follow the queries of each head.
+    """
     entries = []
     for kind in ("weight", "bias"):
         if f"{ours}qkv.{kind}.q" in shapes:
-            entries += [Entry(f"{theirs}{part}_proj.{kind}", (f"{ours}qkv.{kind}.{part}",)) for part in "qkv"]
+            queries: tuple[str, ...] = (f"{ours}qkv.{kind}.q",)
+            if f"{ours}qkv.{kind}.gate" in shapes:
+                queries += (f"{ours}qkv.{kind}.gate",)
+            entries.append(Entry(f"{theirs}q_proj.{kind}", queries, groups=num_heads if len(queries) > 1 else 1))
+            entries += [Entry(f"{theirs}{part}_proj.{kind}", (f"{ours}qkv.{kind}.{part}",)) for part in "kv"]
         if f"{ours}proj.{kind}" in shapes:
-            entries.append(Entry(f"{theirs}o_proj.{kind}", (f"{ours}proj.{kind}",)))
+            entries.append(Entry(f"{theirs}{out}.{kind}", (f"{ours}proj.{kind}",)))
+    if f"{ours}q_norm_weight" in shapes:
+        entries += [Entry(f"{theirs}{part}_{norm}.weight", (f"{ours}{part}_norm_weight",)) for part in "qk"]
+    return entries
+
+
+def short_conv(theirs: str, ours: str, shapes: Shapes) -> list[Entry]:
+    """Return the entries of a gated short convolution: in_proj, conv and out_proj, with the biases that ours has."""
+    channels, taps = shapes[f"{ours}conv_weight"]
+    entries = [Entry(f"{theirs}conv.weight", (f"{ours}conv_weight",), shape=(channels, 1, taps))]
+    if f"{ours}conv_bias" in shapes:
+        entries.append(Entry(f"{theirs}conv.bias", (f"{ours}conv_bias",)))
+    for kind in ("weight", "bias"):
+        if f"{ours}in_proj.{kind}.B" in shapes:
+            entries.append(Entry(f"{theirs}in_proj.{kind}", tuple(f"{ours}in_proj.{kind}.{part}" for part in "BCx")))
+            entries.append(Entry(f"{theirs}out_proj.{kind}", (f"{ours}out_proj.{kind}",)))
     return entries
 
 
@@ -46,6 +70,37 @@ def swiglu(theirs: str, ours: str) -> list[Entry]:
     """Return the entries of a gated feed-forward layer: gate_proj, up_proj and down_proj."""
     up = [Entry(f"{theirs}{part}_proj.weight", (f"{ours}gate_up.weight.{part}",)) for part in ("gate", "up")]
     return [*up, Entry(f"{theirs}down_proj.weight", (f"{ours}down.weight",))]
+
+
+GATED_DELTANET = ("num_heads", "num_value_heads", "key_dim", "head_dim", "conv_kernel")
+"""Keys of a gated DeltaNet that every architecture with one can express."""
+
+DECAYS = {"A_log": "A_log", "dt_bias": "dt_bias"}
+
+
+def gated_deltanet_block(
+    settings: Settings, num_heads: int, num_value_heads: int, key_dim: int, head_dim: int
+) -> dict[str, Any]:
+    """Return the block of a gated DeltaNet from settings linear_...; the arguments are their defaults."""
+    return {
+        "type": "gated_deltanet",
+        "num_heads": settings.get("linear_num_key_heads", num_heads),
+        "num_value_heads": settings.get("linear_num_value_heads", num_value_heads),
+        "key_dim": settings.get("linear_key_head_dim", key_dim),
+        "head_dim": settings.get("linear_value_head_dim", head_dim),
+        "conv_kernel": settings.get("linear_conv_kernel_dim", 4),
+    }
+
+
+def gated_deltanet_settings(block: Any) -> dict[str, Any]:
+    """Return the settings of a gated DeltaNet: the inverse of `gated_deltanet_block`."""
+    return {
+        "linear_num_key_heads": block.num_heads,
+        "linear_num_value_heads": block.value_heads,
+        "linear_key_head_dim": block.key_size,
+        "linear_value_head_dim": block.value_size,
+        "linear_conv_kernel_dim": block.conv_kernel,
+    }
 
 
 def rotary_base(settings: Settings, default: float = 10000.0, *keys: str) -> float:
@@ -67,6 +122,8 @@ def rotary_base(settings: Settings, default: float = 10000.0, *keys: str) -> flo
     return float(settings.get("rope_theta", default) if base is None else base)
 
 
-def rotary_parameters(base: float) -> dict[str, Any]:
-    """Return the rotary frequencies as transformers 5 writes them, and as older readers expect them."""
-    return {"rope_parameters": {"rope_type": "default", "rope_theta": base}, "rope_theta": base}
+def rotary_parameters(base: float, fraction: float | None = None) -> dict[str, Any]:
+    """Return the rotary frequencies, and which share of the channels rotates where an architecture has that, as
+    transformers 5 writes them and as older readers expect them."""
+    share = {} if fraction is None else {"partial_rotary_factor": fraction}
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": base, **share}, "rope_theta": base, **share}

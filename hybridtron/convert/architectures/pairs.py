@@ -1,0 +1,52 @@
+"""Architectures whose every layer is two of ours: a sequence mixer and a feed-forward layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hybridtron.convert.architectures.architecture import cannot_express
+from hybridtron.convert.architectures.expressing import layer_of, require_equal
+from hybridtron.model.config import ModelConfig
+
+Types = Mapping[str, Sequence[str]]
+"""Types of layers, each with the keys that the architecture can express."""
+
+
+def pattern_of(pairs: Sequence[tuple[str, str]]) -> str:
+    """Return the pattern of these pairs of block names, in which what repeats is written once."""
+    for length in range(1, len(pairs)):
+        repeats = len(pairs) // length
+        if list(pairs[:length]) * repeats == list(pairs):
+            return f"{repeats}*({pattern_of(pairs[:length])})"
+    return " ".join(name for pair in pairs for name in pair)
+
+
+def pairs_of(
+    architecture: str, model: ModelConfig, mixers: Types, feed_forward: Types, *varies: str
+) -> list[tuple[Any, Any]]:
+    """Return the blocks of each pair of layers.
+
+    Raises UserError for a layer that is of none of these types, has a key that the architecture does not have, or
+    differs from the first layer of its type in a key that does not vary.
+    """
+    layers, blocks = range(len(model.layer_names)), []
+    for i in layers:
+        expected = feed_forward if i % 2 else mixers
+        kind = model.blocks[model.layer_names[i]].type
+        if kind not in expected:
+            cannot_express(architecture, model, i, f"expected {' or '.join(expected)} here")
+        blocks.append(layer_of(architecture, model, i, kind, *expected[kind]))
+    if len(blocks) % 2:
+        cannot_express(architecture, model, layers[-1], f"expected {' or '.join(feed_forward)} after it")
+    for kind in (*mixers, *feed_forward):
+        require_equal(architecture, model, [i for i in layers if blocks[i].type == kind], *varies)
+    return list(zip(blocks[::2], blocks[1::2], strict=True))
+
+
+def require_keys(architecture: str, model: ModelConfig, layer: int, **expected: Any) -> None:
+    """Raise UserError unless the block of a layer has these values."""
+    block = model.blocks[model.layer_names[layer]]
+    for key, value in expected.items():
+        if getattr(block, key) != value:
+            cannot_express(architecture, model, layer, f"its {key} is {getattr(block, key)!r}; expected {value!r}")

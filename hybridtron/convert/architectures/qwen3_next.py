@@ -1,0 +1,146 @@
+"""Qwen3-Next: gated DeltaNet and gated attention, each with a gated feed-forward layer, between norms of 1 + weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hybridtron.convert.architectures import parts
+from hybridtron.convert.architectures.architecture import Architecture, Settings, cannot_express
+from hybridtron.convert.architectures.expressing import require_model
+from hybridtron.convert.architectures.pairs import pairs_of, pattern_of, require_keys
+from hybridtron.convert.mapping import Entry, Shapes
+from hybridtron.errors import UserError
+from hybridtron.model.config import ModelConfig
+
+# Settings of experts, which a model without them has too.
+_EXPERTS = (
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+    "num_experts_per_tok",
+    "norm_topk_prob",
+    "output_router_logits",
+    "router_aux_loss_coef",
+)
+_ATTENTION: dict[str, Any] = {"qk_norm": "head", "qk_norm_zero_centered": True, "gate": "element"}
+
+
+def _to_ours(settings: Settings) -> dict[str, Any]:
+    settings.require("hidden_act", "silu", default="silu")
+    settings.ignore(*_EXPERTS)
+    count, interval = settings.need("num_hidden_layers"), settings.get("full_attention_interval", 4)
+    default = ["linear_attention" if (i + 1) % interval else "full_attention" for i in range(count)]
+    types = settings.get("layer_types", default)[:count]
+    bias = settings.get("attention_bias", False)
+    head_dim = settings.get("head_dim", 256)
+    return {
+        "hidden_size": settings.need("hidden_size"),
+        "vocab_size": settings.need("vocab_size"),
+        "norm_eps": settings.get("rms_norm_eps", 1e-6),
+        "tie_embeddings": settings.get("tie_word_embeddings", False),
+        "zero_centered_norms": True,
+        "blocks": {
+            "gdn": parts.gated_deltanet_block(settings, 16, 32, 128, 128),
+            "attn": {
+                "type": "attention",
+                "num_heads": settings.need("num_attention_heads"),
+                "num_kv_heads": settings.get("num_key_value_heads", 2),
+                "head_dim": head_dim,
+                "rotary_base": parts.rotary_base(settings, 10000.0, "partial_rotary_factor"),
+                "rotary_fraction": int(head_dim * _rotary_factor(settings)) / head_dim,
+                "qkv_bias": bias,
+                "proj_bias": bias,
+                **_ATTENTION,
+            },
+            "mlp": {"type": "swiglu", "ffn_hidden_size": settings.need("intermediate_size")},
+        },
+        "pattern": pattern_of(
+            [
+                ("attn" if kind == "full_attention" else "gdn", _feed_forward(settings, layer))
+                for layer, kind in enumerate(types)
+            ]
+        ),
+    }
+
+
+def _rotary_factor(settings: Settings) -> float:
+    rotary = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    return rotary.get("partial_rotary_factor", settings.get("partial_rotary_factor", 0.25))
+
+
+def _feed_forward(settings: Settings, layer: int) -> str:
+    """Return the block of the feed-forward layer of a layer there."""
+    sparse_step = settings.get("decoder_sparse_step", 1)
+    dense = layer in settings.get("mlp_only_layers", ()) or (layer + 1) % sparse_step
+    if not settings.get("num_experts", 512) or dense:
+        return "mlp"
+    raise UserError(f"{settings.file}: layer {layer} has experts, for which there are no layers here")
+
+
+def _to_theirs(model: ModelConfig) -> dict[str, Any]:
+    require_model("qwen3_next", model, "zero_centered_norms")
+    if not model.zero_centered_norms:
+        raise UserError("qwen3_next cannot express model.zero_centered_norms = False")
+    own = ("num_heads", "num_kv_heads", "head_dim", "rotary_base", "rotary_fraction", "qkv_bias", "proj_bias")
+    mixers = {"gated_deltanet": parts.GATED_DELTANET, "attention": (*own, *_ATTENTION)}
+    pairs = pairs_of("qwen3_next", model, mixers, {"swiglu": ("ffn_hidden_size",)})
+    theirs = {
+        "hidden_size": model.hidden_size,
+        "vocab_size": model.vocab_size,
+        "num_hidden_layers": len(pairs),
+        "intermediate_size": pairs[0][1].inner_size,
+        "mlp_only_layers": list(range(len(pairs))),
+        "hidden_act": "silu",
+        "rms_norm_eps": model.norm_eps,
+        "tie_word_embeddings": model.tie_embeddings,
+        "layer_types": [
+            "linear_attention" if mixer.type == "gated_deltanet" else "full_attention" for mixer, _ in pairs
+        ],
+    }
+    for i, (mixer, _) in enumerate(pairs):
+        if mixer.type == "gated_deltanet":
+            theirs |= parts.gated_deltanet_settings(mixer)
+            continue
+        require_keys("qwen3_next", model, 2 * i, **_ATTENTION)
+        if mixer.qkv_bias != mixer.proj_bias:
+            cannot_express("qwen3_next", model, 2 * i, "it has qkv_bias without proj_bias, or the reverse")
+        if not mixer.rotary_dim:
+            cannot_express("qwen3_next", model, 2 * i, "none of its channels rotate")
+        theirs |= {
+            "num_attention_heads": mixer.num_heads,
+            "num_key_value_heads": mixer.kv_heads,
+            "head_dim": mixer.head_size,
+            "attention_bias": mixer.qkv_bias,
+            **parts.rotary_parameters(mixer.rotary_base, mixer.rotary_fraction),
+        }
+    return theirs
+
+
+def _table(model: ModelConfig) -> list[Entry]:
+    shapes = parts.stored_shapes(model)
+    entries, last = parts.outer(model, "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+    for i, name in enumerate(model.layer_names[::2]):
+        theirs, mixer, mlp = f"model.layers.{i}.", f"layers.{2 * i}.", f"layers.{2 * i + 1}."
+        block: Any = model.blocks[name]
+        if block.type == "gated_deltanet":
+            entries += _gated_deltanet(f"{theirs}linear_attn.", f"{mixer}mixer.", shapes, block.num_heads)
+        else:
+            entries += parts.attention(f"{theirs}self_attn.", f"{mixer}mixer.", shapes, block.num_heads)
+        entries += parts.swiglu(f"{theirs}mlp.", f"{mlp}mixer.")
+        entries.append(Entry(f"{theirs}input_layernorm.weight", (f"{mixer}norm.weight",)))
+        entries.append(Entry(f"{theirs}post_attention_layernorm.weight", (f"{mlp}norm.weight",)))
+    return entries + last
+
+
+def _gated_deltanet(theirs: str, ours: str, shapes: Shapes, key_heads: int) -> list[Entry]:
+    """Return the entries of a gated DeltaNet, whose projections are interleaved by key head there."""
+    packed, convolved = f"{ours}in_proj.weight.", tuple(f"{ours}conv_weight.{part}" for part in "qkv")
+    (channels, taps) = (sum(shapes[part][0] for part in convolved), shapes[convolved[0]][1])
+    return [
+        Entry(f"{theirs}in_proj_qkvz.weight", tuple(f"{packed}{part}" for part in "qkvz"), groups=key_heads),
+        Entry(f"{theirs}in_proj_ba.weight", (f"{packed}beta", f"{packed}dt"), groups=key_heads),
+        Entry(f"{theirs}conv1d.weight", convolved, shape=(channels, 1, taps)),
+        *parts.same(theirs, ours, {**parts.DECAYS, "norm.weight": "norm_weight", "out_proj.weight": "out_proj.weight"}),
+    ]
+
+
+QWEN3_NEXT = Architecture("qwen3_next", "Qwen3NextForCausalLM", _to_ours, _to_theirs, _table)
