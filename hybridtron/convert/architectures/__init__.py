@@ -10,6 +10,5 @@ from hybridtron.convert.architectures.olmo_hybrid import OLMO_HYBRID
 from hybridtron.convert.architectures.qwen3_next import QWEN3_NEXT
 
 ARCHITECTURES: dict[str, Architecture] = {
-    each.name: each
-    for each in (LLAMA, MISTRAL, MAMBA, FALCON_MAMBA, MAMBA2, NEMOTRON_H, LFM2, OLMO_HYBRID, QWEN3_NEXT)
+    each.name: each for each in (LLAMA, MISTRAL, MAMBA, FALCON_MAMBA, MAMBA2, NEMOTRON_H, LFM2, OLMO_HYBRID, QWEN3_NEXT)
 }
