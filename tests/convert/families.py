@@ -118,6 +118,30 @@ FAMILIES |= {
                        "layers_block_type": ["full_attention", "linear_attention", "linear_attention", "mlp"]},
     ),
 }  # fmt: skip
+_PAIRS = {**_LLAMA, "num_key_value_heads": 2, "pad_token_id": None}  # a padding token has no gradient there
+_MAMBA_BIASED = {"mamba_proj_bias": True, "mamba_conv_bias": False}
+FAMILIES |= {
+    "bamba": Family(
+        "bamba", {**_PAIRS, "num_hidden_layers": 3, "attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_n_groups": 2,
+                  "mamba_d_state": 24, "mamba_chunk_size": 8},
+    ),
+    "bamba, biases, limits, tied, wide heads": Family(
+        "bamba", {**_PAIRS, **_MAMBA_BIASED, "attn_layer_indices": [0], "mamba_n_heads": 12, "mamba_expand": 3,
+                  "mamba_n_groups": 2, "mamba_d_state": 8, "attention_bias": True, "tie_word_embeddings": True,
+                  "head_dim": 24, "time_step_limit": [0.3, 0.6],
+                  "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.25}},
+    ),
+    "jamba": Family(
+        "jamba", {**_PAIRS, "num_hidden_layers": 3, "attn_layer_period": 4, "attn_layer_offset": 2, "num_experts": 1,
+                  "mamba_d_state": 8, "rms_norm_eps": 1e-4},
+    ),
+    "jamba, experts, biases, tied, wide heads": Family(
+        "jamba", {**_PAIRS, **_MAMBA_BIASED, "num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1,
+                  "num_experts": 4, "num_experts_per_tok": 2, "expert_layer_period": 2, "expert_layer_offset": 0,
+                  "mamba_d_state": 6, "mamba_dt_rank": 5, "mamba_expand": 3, "mamba_d_conv": 3, "head_dim": 24,
+                  "tie_word_embeddings": True},
+    ),
+}  # fmt: skip
 
 
 class Theirs(NamedTuple):

@@ -1,6 +1,8 @@
 """Native architectures of Hugging Face, one module each; `ARCHITECTURES` has them by name."""
 
 from hybridtron.convert.architectures.architecture import Architecture
+from hybridtron.convert.architectures.bamba import BAMBA
+from hybridtron.convert.architectures.jamba import JAMBA
 from hybridtron.convert.architectures.lfm2 import LFM2
 from hybridtron.convert.architectures.llama import LLAMA, MISTRAL
 from hybridtron.convert.architectures.mamba import FALCON_MAMBA, MAMBA
@@ -9,6 +11,7 @@ from hybridtron.convert.architectures.nemotron_h import NEMOTRON_H
 from hybridtron.convert.architectures.olmo_hybrid import OLMO_HYBRID
 from hybridtron.convert.architectures.qwen3_next import QWEN3_NEXT
 
-ARCHITECTURES: dict[str, Architecture] = {
-    each.name: each for each in (LLAMA, MISTRAL, MAMBA, FALCON_MAMBA, MAMBA2, NEMOTRON_H, LFM2, OLMO_HYBRID, QWEN3_NEXT)
-}
+_TRANSFORMERS = (LLAMA, MISTRAL)
+_STATE_SPACES = (MAMBA, FALCON_MAMBA, MAMBA2, NEMOTRON_H, BAMBA, JAMBA)
+_OTHER_HYBRIDS = (LFM2, OLMO_HYBRID, QWEN3_NEXT)
+ARCHITECTURES: dict[str, Architecture] = {each.name: each for each in (*_TRANSFORMERS, *_STATE_SPACES, *_OTHER_HYBRIDS)}

@@ -1,0 +1,146 @@
+"""Bamba: Mamba-2 or attention, each followed by a gated feed-forward layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hybridtron.convert.architectures import parts, state_space
+from hybridtron.convert.architectures.architecture import Architecture, Settings, cannot_express
+from hybridtron.convert.architectures.expressing import layer_of, require_equal, require_model
+from hybridtron.convert.mapping import Entry
+from hybridtron.model.config import ModelConfig
+from hybridtron.pattern.fold import fold
+
+_ROTARY_FRACTION = 0.5  # where rope_parameters give none, whatever stands elsewhere
+
+
+def _to_ours(settings: Settings) -> dict[str, Any]:
+    settings.require("hidden_act", "silu", default="silu")
+    settings.require("mlp_bias", False, default=False)
+    settings.ignore("mamba_d_head", "partial_rotary_factor", "num_logits_to_keep", "z_loss_coefficient")
+    hidden, expand = settings.need("hidden_size"), settings.get("mamba_expand", 2)
+    bias = settings.get("attention_bias", False)
+    rotary = settings.get("rope_parameters") or {}
+    blocks: dict[str, dict[str, Any]] = {
+        "mamba": {
+            "type": "mamba2",
+            "expand": expand,
+            "head_dim": expand * hidden // settings.get("mamba_n_heads", 128),
+            "state_dim": settings.get("mamba_d_state", 256),
+            "num_groups": settings.get("mamba_n_groups", 1),
+            "conv_kernel": settings.get("mamba_d_conv", 4),
+            "conv_bias": settings.get("mamba_conv_bias", True),
+            "proj_bias": settings.get("mamba_proj_bias", False),
+            "chunk_size": settings.get("mamba_chunk_size", 256),
+            **state_space.step_limits(settings),
+        },
+        "attn": {
+            "type": "attention",
+            "num_heads": settings.need("num_attention_heads"),
+            "num_kv_heads": settings.get("num_key_value_heads"),
+            "head_dim": settings.get("head_dim"),
+            "rotary_base": parts.rotary_base(settings, 10000.0, "partial_rotary_factor"),
+            "rotary_fraction": rotary.get("partial_rotary_factor", _ROTARY_FRACTION),
+            "qkv_bias": bias,
+            "proj_bias": bias,
+        },
+    }
+    attention = settings.get("attn_layer_indices", ())
+    layers = ["attn" if i in attention else "mamba" for i in range(settings.need("num_hidden_layers"))]
+    return {
+        "hidden_size": hidden,
+        "vocab_size": settings.need("vocab_size"),
+        "norm_eps": settings.get("rms_norm_eps", 1e-5),
+        "tie_embeddings": settings.get("tie_word_embeddings", False),
+        "blocks": {
+            **{name: block for name, block in blocks.items() if name in layers},
+            "mlp": {"type": "swiglu", "ffn_hidden_size": settings.need("intermediate_size")},
+        },
+        "pattern": fold(tuple(name for layer in layers for name in (layer, "mlp"))),
+    }
+
+
+def _to_theirs(model: ModelConfig) -> dict[str, Any]:
+    name = "bamba"
+    require_model(name, model)
+    state_space.require_pairs(name, model, ("mamba2", "attention"), ("swiglu",))
+    attention, mamba = state_space.layers_of(model, "attention"), state_space.layers_of(model, "mamba2")
+    for i in attention:
+        keys = ("num_heads", "num_kv_heads", "head_dim", "rotary_base", "rotary_fraction", "qkv_bias", "proj_bias")
+        block = layer_of(name, model, i, "attention", *keys)
+        if block.qkv_bias != block.proj_bias:
+            cannot_express(name, model, i, "it has qkv_bias without proj_bias, or the reverse")
+        if not block.rotary_dim:
+            cannot_express(name, model, i, "it has no rotary positions")
+    for i in mamba:
+        layer_of(name, model, i, "mamba2", "dt_limit_min", "dt_limit_max", *state_space.MAMBA2_KEYS)
+    for i in state_space.layers_of(model, "swiglu"):
+        layer_of(name, model, i, "swiglu", "ffn_hidden_size")
+    for layers in (attention, mamba, state_space.layers_of(model, "swiglu")):
+        require_equal(name, model, layers, "chunk_size")
+    theirs: dict[str, Any] = {
+        "hidden_size": model.hidden_size,
+        "vocab_size": model.vocab_size,
+        "num_hidden_layers": len(model.layer_names) // 2,
+        "intermediate_size": state_space.block_of(model, 1).inner_size,
+        "attn_layer_indices": [i // 2 for i in attention],
+        "hidden_act": "silu",
+        "mlp_bias": False,
+        "rms_norm_eps": model.norm_eps,
+        "tie_word_embeddings": model.tie_embeddings,
+        # Of layers that may not be there; their defaults must divide the width.
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "mamba_n_heads": 1,
+    }
+    if attention:
+        theirs |= _attention(model, state_space.block_of(model, attention[0]))
+    if mamba:
+        theirs |= _mamba(state_space.block_of(model, mamba[0]), state_space.whole_expand(name, model, mamba[0]))
+    return theirs
+
+
+def _attention(model: ModelConfig, block: Any) -> dict[str, Any]:
+    rotary = parts.rotary_parameters(block.rotary_base)
+    fraction = {"partial_rotary_factor": block.rotary_fraction}
+    theirs = {
+        "num_attention_heads": block.num_heads,
+        "num_key_value_heads": block.kv_heads,
+        "attention_bias": block.qkv_bias,
+        **rotary,
+        "rope_parameters": {**rotary["rope_parameters"], **fraction},
+    }
+    return theirs | state_space.head_dim(model, block)
+
+
+def _mamba(block: Any, expand: int) -> dict[str, Any]:
+    return {
+        "mamba_expand": expand,
+        "mamba_n_heads": block.num_heads,
+        "mamba_d_head": block.head_dim,
+        "mamba_d_state": block.state_dim,
+        "mamba_n_groups": block.groups,
+        "mamba_d_conv": block.conv_kernel,
+        "mamba_conv_bias": block.conv_bias,
+        "mamba_proj_bias": block.proj_bias,
+        "mamba_chunk_size": block.chunk_size,
+        "time_step_limit": list(block.dt_limit),
+    }
+
+
+def _table(model: ModelConfig) -> list[Entry]:
+    shapes = parts.stored_shapes(model)
+    entries, last = parts.outer(model, "model.embed_tokens.weight", "model.final_layernorm.weight", "lm_head.weight")
+    for i in range(len(model.layer_names) // 2):
+        theirs, mixer, mlp = f"model.layers.{i}.", f"layers.{2 * i}.", f"layers.{2 * i + 1}."
+        entries.append(Entry(f"{theirs}input_layernorm.weight", (f"{mixer}norm.weight",)))
+        if state_space.block_of(model, 2 * i).type == "mamba2":
+            entries += state_space.mamba2(f"{theirs}mamba.", f"{mixer}mixer.", shapes)
+        else:
+            entries += parts.attention(f"{theirs}self_attn.", f"{mixer}mixer.", shapes)
+        entries.append(Entry(f"{theirs}pre_ff_layernorm.weight", (f"{mlp}norm.weight",)))
+        entries += parts.swiglu(f"{theirs}feed_forward.", f"{mlp}mixer.")
+    return entries + last
+
+
+BAMBA = Architecture("bamba", "BambaForCausalLM", _to_ours, _to_theirs, _table)
