@@ -30,6 +30,8 @@ BLOCKS: dict[str, dict[str, Any]] = {
         "top_k": 3,
         "ffn_hidden_size": 8,
         "shared_ffn_hidden_size": 16,
+        "shared_gate": True,
+        "activation": "relu2",
         "score": "sigmoid",
         "scaling_factor": 2.0,
         "balance": "bias",
@@ -93,7 +95,7 @@ BLOCKS["uneven"] = {  # context parallelism cuts the heads of its first branch a
     "type": "parallel",
     "branches": [{"type": "attention", "num_heads": 4}, {"type": "swiglu", "ffn_hidden_size": 34}, BLOCKS["gla"]],
 }
-BLOCKS["tight"] = {**BLOCKS["soft"], "capacity_factor": 1.0}
+BLOCKS["tight"] = {**BLOCKS["soft"], "capacity_factor": 1.0, "activation": "clamped_swiglu", "bias": True}
 BLOCKS["gathered"] = {**BLOCKS["soft"], "dispatcher": "allgather"}
 MODELS: dict[str, dict[str, Any]] = {
     "transformer": {"pattern": "attn ffn near mlp"},

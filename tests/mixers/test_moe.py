@@ -5,9 +5,20 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call, grad, vmap
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import DeepseekV3Config, MixtralConfig
+from transformers import (
+    DeepseekV3Config,
+    GptOssConfig,
+    JambaConfig,
+    MixtralConfig,
+    NemotronHConfig,
+    Qwen3NextConfig,
+)
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
+from transformers.models.jamba.modeling_jamba import JambaSparseMoeBlock
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHMoE
+from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextSparseMoeBlock
 
 from hybridtron.backends.torch import TorchBackend
 from hybridtron.config.load import build
@@ -46,9 +57,10 @@ def tokens(dtype=torch.float32, seed=1):
 def by_definition(module, x):
     """Token by token: output and the layer's own losses."""
     config = module.config
-    logits = x @ module.router_weight.T
+    logits = x @ module.router_weight.T + (module.router_logit_bias if config.bias else 0)
     scores = logits.softmax(-1) if config.score == "softmax" else logits.sigmoid()
     preference = scores if module.router_bias is None else scores + module.router_bias
+    parameters = dict(module.named_parameters())
     y, taken, chosen_by = torch.zeros_like(x), torch.zeros(B, config.num_experts), torch.zeros(B, config.num_experts)
     rows = []
     for t in range(S):
@@ -64,11 +76,15 @@ def by_definition(module, x):
                 if config.capacity_factor is not None and taken[b, i] >= config.capacity_factor * share:
                     continue
                 taken[b, i] += 1
-                gate, up = (module.gate_up[i] @ x[t, b]).chunk(2)
-                out = out + config.scaling_factor * weight * (module.down[i] @ (F.silu(gate) * up))
+                packed = parameters[config.in_name][i] @ x[t, b]
+                if config.bias:
+                    packed = packed + parameters[f"{config.in_name}_bias"][i]
+                y = module.down[i] @ activated(config, packed) + (module.down_bias[i] if config.bias else 0)
+                out = out + config.scaling_factor * weight * y
             if config.shared:
-                gate, up = (module.shared.gate_up.weight @ x[t, b]).chunk(2)
-                out = out + module.shared.down.weight @ (F.silu(gate) * up)
+                gate = (module.shared_gate[0] @ x[t, b]).sigmoid() if config.shared_gate else 1
+                packed = parameters[f"shared.{config.in_name}.weight"] @ x[t, b]
+                out = out + gate * (module.shared.down.weight @ activated(config, packed))
             rows.append(out)
     y = torch.stack(rows).view(S, B, WIDTH)
     p = (scores / scores.sum(-1, keepdim=True)).mean(0)
@@ -76,6 +92,17 @@ def by_definition(module, x):
     own = config.aux_weight * config.num_experts * (f * p).sum(-1).mean()
     own = own + config.z_loss * logits.exp().sum(-1).log().square().mean()
     return y, own
+
+
+def activated(config, x):
+    gate, up = x.chunk(2) if config.activation.endswith("swiglu") else (x, 1)
+    match config.activation:
+        case "clamped_swiglu":
+            gate, up = gate.clamp(max=config.swiglu_limit), up.clamp(-config.swiglu_limit, config.swiglu_limit) + 1
+            return gate * (config.swiglu_alpha * gate).sigmoid() * up
+        case "relu2":
+            return gate.clamp(min=0) ** 2
+    return F.silu(gate) * up
 
 
 VARIANTS = {
@@ -87,6 +114,10 @@ VARIANTS = {
     "not normalised": {"score": "sigmoid", "normalize_top_k": False},
     "bias and shared": {"score": "sigmoid", "balance": "bias", "shared_ffn_hidden_size": 6},
     "bias and aux": {"balance": "bias", "aux_loss": 0.5},
+    "without gates": {"activation": "relu2", "shared_ffn_hidden_size": 6, "score": "sigmoid", "balance": "bias"},
+    "gated shared": {"shared_ffn_hidden_size": 6, "shared_gate": True, "top_k": 3},
+    "biased and clamped": {"activation": "clamped_swiglu", "bias": True, "swiglu_limit": 0.5, "top_k": 3},
+    "biased, without gates": {"activation": "silu", "bias": True},
     "capacity": {"capacity_factor": 0.8, "aux_loss": 0.5, "shared_ffn_hidden_size": 6},
 }
 
@@ -128,7 +159,8 @@ class TestDefinition:
     def test_counts_of_the_account(self, variant):
         config, module = config_of(**VARIANTS[variant]), built(**VARIANTS[variant])
         assert config.parameters() == sum(p.numel() for p in module.parameters())
-        unused = (config.num_experts - config.top_k) * (module.gate_up[0].numel() + module.down[0].numel())
+        own = [p[0].numel() for name, p in module.named_parameters() if config.tensors()[name].experts]
+        unused = (config.num_experts - config.top_k) * sum(own)
         assert config.active_parameters() == config.parameters() - unused
         assert config.state_size(S) == 0
 
@@ -182,6 +214,69 @@ def test_equal_weights_give_the_outputs_of_deepseek_v3():
     )
     copied(ours, theirs.state_dict())
     torch.testing.assert_close(ours(tokens()), theirs(tokens()), rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_equal_weights_give_the_outputs_of_nemotron_h():
+    """Experts without gates, a shared one of its own width."""
+    keys = {"n_routed_experts": 6, "num_experts_per_tok": 3, "n_group": 1, "topk_group": 1, "norm_topk_prob": True}
+    keys |= {"moe_shared_expert_intermediate_size": 8, "routed_scaling_factor": 2.5, "mlp_hidden_act": "relu2"}
+    theirs = randomised(NemotronHMoE(NemotronHConfig(hidden_size=WIDTH, moe_intermediate_size=INNER, **keys)))
+    shared = {"shared_ffn_hidden_size": 8, "activation": "relu2"}
+    ours = built(num_experts=6, top_k=3, score="sigmoid", scaling_factor=2.5, balance="bias", **shared)
+    state = theirs.state_dict()
+    names = {"router_weight": "gate.weight", "router_bias": "gate.e_score_correction_bias", "up": "experts.up_proj"}
+    names |= {"down": "experts.down_proj", "shared.up.weight": "shared_experts.up_proj.weight"}
+    names |= {"shared.down.weight": "shared_experts.down_proj.weight"}
+    ours.load_state_dict({name: state[their] for name, their in names.items()})
+    torch.testing.assert_close(ours(tokens()), theirs(tokens()), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@torch.no_grad()
+def test_equal_weights_give_the_outputs_of_qwen3_next(normalize):
+    """A shared expert times a sigmoid."""
+    keys = {"num_experts": 5, "num_experts_per_tok": 2, "norm_topk_prob": normalize}
+    keys |= {"shared_expert_intermediate_size": 8, "moe_intermediate_size": INNER}
+    theirs = randomised(Qwen3NextSparseMoeBlock(Qwen3NextConfig(hidden_size=WIDTH, **keys)))
+    ours = built(shared_ffn_hidden_size=8, shared_gate=True, normalize_top_k=normalize)
+    state = theirs.state_dict()
+    names = {"router_weight": "gate.weight", "gate_up": "experts.gate_up_proj", "down": "experts.down_proj"}
+    names |= {"shared_gate": "shared_expert_gate.weight", "shared.down.weight": "shared_expert.down_proj.weight"}
+    gate_up = torch.cat([state[f"shared_expert.{name}_proj.weight"] for name in ("gate", "up")])
+    ours.load_state_dict({"shared.gate_up.weight": gate_up, **{name: state[their] for name, their in names.items()}})
+    torch.testing.assert_close(ours(tokens()), theirs(tokens()), rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_equal_weights_give_the_outputs_of_jamba():
+    """A softmax over all experts, of which the chosen scores are not normalised."""
+    keys = {"num_experts": 5, "num_experts_per_tok": 2, "intermediate_size": INNER}
+    theirs = randomised(JambaSparseMoeBlock(JambaConfig(hidden_size=WIDTH, **keys)))
+    ours, state = built(normalize_top_k=False), theirs.state_dict()
+    names = {"router_weight": "router.weight", "gate_up": "experts.gate_up_proj", "down": "experts.down_proj"}
+    ours.load_state_dict({name: state[their] for name, their in names.items()})
+    torch.testing.assert_close(ours(tokens()), theirs(tokens()), rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_equal_weights_give_the_outputs_of_gpt_oss():
+    """Biases, clamped gates, packed and transposed experts; a softmax over the chosen logits is one normalised."""
+    keys = {"num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": INNER}
+    theirs = randomised(GptOssMLP(GptOssConfig(hidden_size=WIDTH, swiglu_limit=1.0, **keys)))
+    ours, state = built(activation="clamped_swiglu", bias=True, swiglu_limit=1.0), theirs.state_dict()
+    gate_up, bias = state["experts.gate_up_proj"].transpose(1, 2), state["experts.gate_up_proj_bias"]
+    ours.load_state_dict(
+        {
+            "router_weight": state["router.weight"],
+            "router_logit_bias": state["router.bias"],
+            "gate_up": torch.cat([gate_up[:, ::2], gate_up[:, 1::2]], 1),
+            "gate_up_bias": torch.cat([bias[:, ::2], bias[:, 1::2]], 1),
+            "down": state["experts.down_proj"].transpose(1, 2),
+            "down_bias": state["experts.down_proj_bias"],
+        }
+    )
+    torch.testing.assert_close(ours(tokens()), theirs(tokens())[0], rtol=0, atol=1e-4)
 
 
 def skewed(**keys):
@@ -287,6 +382,8 @@ class TestLoad:
         ({"top_k": 1, "normalize_top_k": True}, "normalize_top_k = true: expected false with top_k 1"),
         ({"balance": "none", "aux_loss": 0.1}, "aux_loss = 0.1: expected 0 with balance none"),
         ({"capacity_factor": 0}, "capacity_factor = 0"),
+        ({"shared_gate": True}, "shared_gate = true: expected false without a shared expert"),
+        ({"bias": True, "shared_ffn_hidden_size": 8}, "bias = true: expected another value with a shared expert"),
         ({"score": "sigmod"}, "nearest: sigmoid"),
     ],
 )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from hybridtron.config.schema import problem
 from hybridtron.mixers.contract import MixerConfig, linear_flops
 from hybridtron.mixers.facts import Facts
+from hybridtron.mixers.mlp.config import MLPConfig
 from hybridtron.mixers.swiglu.config import SwiGLUConfig
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
@@ -17,7 +18,7 @@ AUX_LOSS = 0.01  # weight of the auxiliary loss where it alone keeps the load ev
 
 
 class MoEConfig(MixerConfig):
-    """Mixture of experts: top_k of num_experts SwiGLU layers for each token, and a shared one for all."""
+    """Mixture of experts: top_k of num_experts feed-forward layers for each token, and a shared one for all."""
 
     type: Literal["moe"]
     num_experts: int = Field(ge=1, description="Experts of the layer.")
@@ -28,6 +29,15 @@ class MoEConfig(MixerConfig):
     shared_ffn_hidden_size: Annotated[int, Facts(at_small_width="proportional")] = Field(
         0, ge=0, description="Inner width of a further expert that every token passes through; 0: none."
     )
+    shared_gate: bool = Field(False, description="Multiply the shared expert by the sigmoid of a linear layer.")
+    activation: Literal["swiglu", "clamped_swiglu", "gelu", "relu2", "silu", "relu"] = Field(
+        "swiglu",
+        description="Of every expert, the shared one too. swiglu is gated; clamped_swiglu is (up + 1) * gate * "
+        "sigmoid(swiglu_alpha * gate) of values within swiglu_limit (gpt-oss); with the others there are no gates.",
+    )
+    swiglu_alpha: float = Field(1.702, gt=0, description="clamped_swiglu: factor inside the sigmoid.")
+    swiglu_limit: float = Field(7.0, gt=0, description="clamped_swiglu: largest gate, and largest absolute up.")
+    bias: bool = Field(False, description="Bias on the router and on both projections of each expert.")
     score: Literal["softmax", "sigmoid"] = Field(
         "softmax", description="How router logits become scores: over all experts, or each by itself."
     )
@@ -66,6 +76,11 @@ class MoEConfig(MixerConfig):
             raise problem("top_k", self.top_k, f"at most num_experts {self.num_experts}")
         if self.normalize_top_k and self.top_k == 1:
             raise problem("normalize_top_k", True, "false with top_k 1, where every weight would be 1")
+        if self.shared_gate and not self.shared_ffn_hidden_size:
+            raise problem("shared_gate", True, "false without a shared expert (shared_ffn_hidden_size)")
+        for key, refused in (("bias", True), ("activation", "clamped_swiglu")):
+            if self.shared_ffn_hidden_size and getattr(self, key) == refused:
+                raise problem(key, refused, "another value with a shared expert, which has no such form")
         if self.balance == "none" and self.aux_loss:
             raise problem("aux_loss", self.aux_loss, "0 with balance none")
         return self
@@ -81,19 +96,41 @@ class MoEConfig(MixerConfig):
         return self.aux_loss
 
     @property
-    def shared(self) -> SwiGLUConfig | None:
+    def gated(self) -> bool:
+        return self.activation in ("swiglu", "clamped_swiglu")
+
+    @property
+    def in_name(self) -> str:
+        """Return the name of the experts' first projection."""
+        return "gate_up" if self.gated else "up"
+
+    @property
+    def shared(self) -> MixerConfig | None:
         """Build the shared expert's own config."""
         if not self.shared_ffn_hidden_size:
             return None
-        return SwiGLUConfig(type="swiglu", hidden_size=self.hidden_size, ffn_hidden_size=self.shared_ffn_hidden_size)
+        sizes: dict[str, Any] = {"hidden_size": self.hidden_size, "ffn_hidden_size": self.shared_ffn_hidden_size}
+        if self.gated:
+            return SwiGLUConfig(type="swiglu", **sizes)
+        return MLPConfig.model_validate({"type": "mlp", "activation": self.activation, **sizes})
 
     def tensors(self) -> dict[str, TensorSpec]:
         experts, hidden, inner = self.num_experts, self.hidden_size, self.ffn_hidden_size
         gate, up = (PackedPart(name, inner, key="ffn_hidden_size") for name in ("gate", "up"))
+        packed = (gate, up) if self.gated else (up,)
+        rows = len(packed) * inner
         specs = {"router_weight": TensorSpec((experts, hidden), Init("input"))}
         if self.balance == "bias":
             specs["router_bias"] = TensorSpec((experts,), Init("zeros"), decay=False, trained=False)
-        specs["gate_up"] = TensorSpec((experts, 2 * inner, hidden), Init("input"), (gate, up), axis=1, experts=True)
+        if self.bias:
+            out = (PackedPart("out", hidden, key="hidden_size"),)  # cut like the work: each share is added once
+            zeros = Init("zeros")
+            specs["router_logit_bias"] = TensorSpec((experts,), zeros, decay=False)
+            specs[f"{self.in_name}_bias"] = TensorSpec((experts, rows), zeros, packed, 1, decay=False, experts=True)
+            specs["down_bias"] = TensorSpec((experts, hidden), zeros, out, 1, decay=False, experts=True)
+        if self.shared_gate:
+            specs["shared_gate"] = TensorSpec((1, hidden), Init("input"))
+        specs[self.in_name] = TensorSpec((experts, rows, hidden), Init("input"), packed, axis=1, experts=True)
         specs["down"] = TensorSpec((experts, hidden, inner), Init("output"), (up,), axis=2, experts=True)
         for name, spec in self.shared.tensors().items() if self.shared else ():
             parts = tuple(replace(part, key="shared_ffn_hidden_size") for part in spec.parts)
@@ -103,9 +140,10 @@ class MoEConfig(MixerConfig):
     def flops(self, seq_len: int) -> int:
         """Count top_k experts for every token, as without a capacity."""
         specs = self.tensors()
-        experts = linear_flops(seq_len, specs["gate_up"], specs["down"]) * self.top_k // self.num_experts
+        experts = linear_flops(seq_len, specs[self.in_name], specs["down"]) * self.top_k // self.num_experts
         shared = self.shared.flops(seq_len) if self.shared else 0
-        return linear_flops(seq_len, specs["router_weight"]) + experts + shared
+        every = [specs[name] for name in ("router_weight", "shared_gate") if name in specs]
+        return linear_flops(seq_len, *every) + experts + shared
 
     def active_parameters(self) -> int:
         experts = sum(spec.numel for spec in self.tensors().values() if spec.experts)

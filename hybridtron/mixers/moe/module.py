@@ -9,7 +9,7 @@ from torch import Tensor
 from hybridtron.backends.base import Backend
 from hybridtron.mixers.mixer import Mixer
 from hybridtron.mixers.moe.config import MoEConfig
-from hybridtron.ops.elementwise.activations import swiglu
+from hybridtron.ops.elementwise.activations import ACTIVATIONS, clamped_swiglu, swiglu
 from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
 from hybridtron.ops.moe.attached_loss import attach_loss
 from hybridtron.ops.moe.grouped_linear import grouped_linear
@@ -45,6 +45,8 @@ class MoE(Mixer):
         config = self.config
         wide = accumulation_dtype(x)
         logits = F.linear(x.to(wide), self.router_weight.to(wide))  # [s, b, experts]
+        if config.bias:
+            logits = logits + self.router_logit_bias.to(wide)
         log_scores = router_log_scores(logits, config.score)
         chosen = choose(log_scores, config.top_k, self.router_bias)
         weights = combining_weights(log_scores, chosen, config.normalizes, config.scaling_factor)
@@ -59,7 +61,8 @@ class MoE(Mixer):
                 kept = within_capacity(chosen, earlier, limit)
         y = self._experts(x, weights, kept)
         if self.shared is not None:
-            y = y + self.shared(x)
+            shared = self.shared(x)
+            y = y + (shared * torch.sigmoid(F.linear(x, self.shared_gate)) if config.shared_gate else shared)
         if not learns:
             return y
         if y.requires_grad and not under_transforms():
@@ -67,7 +70,10 @@ class MoE(Mixer):
         return self._with_losses(y, logits, log_scores, counts)
 
     def core(self, packed: Tensor) -> Tensor:
-        return swiglu(packed)  # [..., 2f] -> [..., f]
+        config = self.config  # [..., 2f], or [..., f] without gates -> [..., f]
+        if config.activation == "clamped_swiglu":
+            return clamped_swiglu(packed, config.swiglu_alpha, config.swiglu_limit)
+        return swiglu(packed) if config.gated else ACTIVATIONS[config.activation](packed)
 
     def rebalance(self, load: Tensor) -> None:
         """Move the bias of the choice after a batch whose choices of each expert, over all processes, were `load`."""
@@ -79,18 +85,40 @@ class MoE(Mixer):
         return x.size(0) * self.backend.sequence.size
 
     def _experts(self, x: Tensor, weights: Tensor, kept: Tensor) -> Tensor:
+        bias = self.config.bias
         if under_transforms():  # which cannot follow sizes that depend on values: all experts, most of them times 0
-            inner = self.run_core(torch.einsum("sbh,eoh->sbeo", x, self.gate_up))
-            inner = (inner * (weights * kept).unsqueeze(-1)).to(x.dtype)  # [s, b, experts, f]
-            return torch.einsum("sbef,ehf->sbh", inner, self.down)
+            weights = weights * kept
+            packed = torch.einsum("sbh,eoh->sbeo", x, self._first())
+            inner = self.run_core(packed + self._first("_bias") if bias else packed)
+            inner = (inner * weights.unsqueeze(-1)).to(x.dtype)  # [s, b, experts, f]
+            y = torch.einsum("sbef,ehf->sbh", inner, self.down)
+            return y + weights.to(x.dtype) @ self.down_bias if bias else y
         tokens, weights, kept = x.flatten(0, 1), weights.flatten(0, 1), kept.flatten(0, 1)
         return self.dispatch(tokens, weights, kept, self._own_experts).view_as(x)
 
     def _own_experts(self, rows: Tensor, counts: list[int], weights: Tensor) -> Tensor:
         """Map rows [n, h] in the order of this process's experts to [n, h], times their weights [n]."""
-        inner = self.run_core(grouped_linear(rows, self.gate_up, counts))  # [n, f]
-        inner = (inner * weights.unsqueeze(-1)).to(rows.dtype)
-        return grouped_linear(inner, self.down, counts)
+        packed, own = grouped_linear(rows, self._first(), counts), None
+        if self.config.bias:
+            own = torch.repeat_interleave(torch.tensor(counts), output_size=len(rows)).to(rows.device)
+            packed = packed + self._first("_bias")[own]
+        inner = (self.run_core(packed) * weights.unsqueeze(-1)).to(rows.dtype)  # [n, f]
+        y = grouped_linear(inner, self.down, counts)
+        return y if own is None else y + self._output_bias(own, weights).to(rows.dtype)
+
+    def _output_bias(self, own: Tensor, weights: Tensor) -> Tensor:
+        """Return the output bias of each row's expert `own` [n], times the row's weight: [n, h].
+
+        It is 0 but in this process's channels, as the outputs of the processes that share an expert are added up.
+        """
+        shard, bias = self.backend.shards.expert_tensor, self.down_bias[own] * weights.unsqueeze(-1)
+        width = bias.shape[1]
+        return F.pad(bias, (shard.rank * width, (shard.size - shard.rank - 1) * width))
+
+    def _first(self, suffix: str = "") -> Tensor:
+        """Return the weights of the experts' first projection, or with `_bias` its biases."""
+        parameter: Tensor = getattr(self, self.config.in_name + suffix)
+        return parameter
 
     def _count_in_backward(self, y: Tensor, chosen: Tensor) -> None:
         """Count choices in the backward pass, which runs once also where activations are computed twice."""

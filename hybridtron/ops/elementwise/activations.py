@@ -42,6 +42,14 @@ def swiglu_reference(x: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
+def clamped_swiglu(x: Tensor, alpha: float, limit: float) -> Tensor:
+    """Compute (up + 1) * gate * sigmoid(alpha * gate) for x [..., 2f] whose first half is the gate and second half is
+    up; the gate is at most `limit`, up within [-limit, limit]. Returns [..., f] (gpt-oss)."""
+    gate, up = x.chunk(2, -1)
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return (up + 1) * gate * torch.sigmoid(alpha * gate)
+
+
 class _Form(NamedTuple):
     """An activation of `inputs` runs of channels; its kernels are NAME_forward and NAME_backward.
 
