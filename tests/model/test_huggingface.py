@@ -21,15 +21,7 @@ from transformers import (
 
 from hybridtron.config.load import build
 from hybridtron.model.config import ModelConfig
-from tests.model.huggingface import (
-    gpt_oss_attention_state,
-    llama_state,
-    load,
-    mamba2_state,
-    mamba_state,
-    nemotron_h_state,
-    qwen3_next_state,
-)
+from tests.model.huggingface import gpt_oss_attention_state, imported, load
 
 BOUND = 1e-4
 
@@ -54,7 +46,7 @@ def worst(ours: torch.nn.Module, theirs: torch.nn.Module, vocab_size: int, seq_l
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("seq_len", [1, 37])
-def test_llama(num_kv_heads, seq_len):
+def test_llama(num_kv_heads, seq_len, tmp_path):
     theirs = randomised(
         LlamaForCausalLM(
             LlamaConfig(
@@ -70,26 +62,12 @@ def test_llama(num_kv_heads, seq_len):
             )
         )
     )
-    config = build(
-        {
-            "hidden_size": 64,
-            "vocab_size": 96,
-            "norm_eps": 1e-5,
-            "blocks": {
-                "attn": {"type": "attention", "num_heads": 4, "num_kv_heads": num_kv_heads},
-                "mlp": {"type": "swiglu", "ffn_hidden_size": 160},
-            },
-            "pattern": "2*(attn mlp)",
-        },
-        ModelConfig,
-    )
-    ours = load(config, llama_state(theirs.state_dict(), 2))
-    assert worst(ours, theirs, 96, seq_len) < BOUND
+    assert worst(imported(theirs, tmp_path), theirs, 96, seq_len) < BOUND
 
 
 @pytest.mark.parametrize("num_groups", [1, 2])
 @pytest.mark.parametrize("seq_len", [1, 16, 37])
-def test_mamba2(num_groups, seq_len):
+def test_mamba2(num_groups, seq_len, tmp_path):
     theirs = randomised(
         Mamba2ForCausalLM(
             Mamba2Config(
@@ -108,30 +86,11 @@ def test_mamba2(num_groups, seq_len):
             )
         )
     )
-    config = build(
-        {
-            "hidden_size": 64,
-            "vocab_size": 96,
-            "norm_eps": 1e-5,
-            "blocks": {
-                "mamba": {
-                    "type": "mamba2",
-                    "head_dim": 16,
-                    "state_dim": 24,
-                    "num_groups": num_groups,
-                    "chunk_size": 16,
-                }
-            },
-            "pattern": "2*mamba",
-        },
-        ModelConfig,
-    )
-    ours = load(config, mamba2_state(theirs.state_dict(), 2))
-    assert worst(ours, theirs, 96, seq_len) < BOUND
+    assert worst(imported(theirs, tmp_path), theirs, 96, seq_len) < BOUND
 
 
 @pytest.mark.parametrize("seq_len", [1, 37])
-def test_nemotron_h(seq_len):
+def test_nemotron_h(seq_len, tmp_path):
     """A hybrid: Mamba-2, attention without positions, squared-ReLU MLP."""
     kinds = "M-M*-"
     names = {"M": "linear_attention", "-": "mlp", "*": "full_attention"}
@@ -150,32 +109,16 @@ def test_nemotron_h(seq_len):
                 ssm_state_size=24,
                 n_groups=2,
                 chunk_size=16,
-                time_step_min=1e-30,  # a floor under the step sizes, which Mamba-2 does not have
                 layer_norm_epsilon=1e-5,
                 tie_word_embeddings=False,
             )
         )
     )
-    config = build(
-        {
-            "hidden_size": 64,
-            "vocab_size": 96,
-            "norm_eps": 1e-5,
-            "blocks": {
-                "M": {"type": "mamba2", "head_dim": 16, "state_dim": 24, "num_groups": 2, "chunk_size": 16},
-                "A": {"type": "attention", "num_heads": 4, "num_kv_heads": 2, "rotary_fraction": 0.0},
-                "F": {"type": "mlp", "ffn_hidden_size": 96, "activation": "relu2"},
-            },
-            "pattern": "M F M A F",
-        },
-        ModelConfig,
-    )
-    ours = load(config, nemotron_h_state(theirs.state_dict(), kinds))
-    assert worst(ours, theirs, 96, seq_len) < BOUND
+    assert worst(imported(theirs, tmp_path), theirs, 96, seq_len) < BOUND
 
 
 @pytest.mark.parametrize("seq_len", [1, 9, 60])
-def test_mistral(seq_len):
+def test_mistral(seq_len, tmp_path):
     """A sliding window of eight tokens."""
     shape = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
     theirs = randomised(
@@ -191,19 +134,7 @@ def test_mistral(seq_len):
             )
         )
     )
-    config = build(
-        {
-            "hidden_size": 64,
-            "vocab_size": 96,
-            "blocks": {
-                "attn": {"type": "attention", "num_heads": 4, "num_kv_heads": 2, "window": 8},
-                "mlp": {"type": "swiglu", "ffn_hidden_size": 96},
-            },
-            "pattern": "2*(attn mlp)",
-        },
-        ModelConfig,
-    )
-    assert worst(load(config, llama_state(theirs.state_dict(), 2)), theirs, 96, seq_len) < BOUND
+    assert worst(imported(theirs, tmp_path), theirs, 96, seq_len) < BOUND
 
 
 @pytest.mark.parametrize("seq_len", [1, 9, 60])
@@ -246,7 +177,7 @@ def test_gpt_oss_attention(seq_len):
 
 
 @pytest.mark.parametrize("seq_len", [1, 37, 70])
-def test_mamba(seq_len):
+def test_mamba(seq_len, tmp_path):
     theirs = randomised(
         MambaForCausalLM(
             MambaConfig(
@@ -259,20 +190,11 @@ def test_mamba(seq_len):
             )
         )
     )
-    config = build(
-        {
-            "hidden_size": 64,
-            "vocab_size": 96,
-            "blocks": {"mamba": {"type": "mamba1", "state_dim": 8}},
-            "pattern": "2*mamba",
-        },
-        ModelConfig,
-    )
-    assert worst(load(config, mamba_state(theirs.state_dict(), 2)), theirs, 96, seq_len) < BOUND
+    assert worst(imported(theirs, tmp_path), theirs, 96, seq_len) < BOUND
 
 
 @pytest.mark.parametrize("seq_len", [1, 37, 70])
-def test_qwen3_next_without_attention(seq_len):
+def test_qwen3_next_without_attention(seq_len, tmp_path):
     """At the model's own epsilon, norms magnify the rounding of small outputs: with other weights than these both sides
     are up to 3e-4 from float64, each as far as the other."""
     torch.manual_seed(2)
@@ -296,24 +218,4 @@ def test_qwen3_next_without_attention(seq_len):
             )
         )
     )
-    config = build(
-        {
-            "hidden_size": 64,
-            "vocab_size": 96,
-            "norm_eps": 1e-6,
-            "blocks": {
-                "delta": {
-                    "type": "gated_deltanet",
-                    "num_heads": 2,
-                    "num_value_heads": 4,
-                    "key_dim": 12,
-                    "head_dim": 16,
-                },
-                "mlp": {"type": "swiglu", "ffn_hidden_size": 96},
-            },
-            "pattern": "2*(delta mlp)",
-        },
-        ModelConfig,
-    )
-    ours = load(config, qwen3_next_state(theirs.state_dict(), 2, **heads))
-    assert worst(ours, theirs, 96, seq_len) < BOUND
+    assert worst(imported(theirs, tmp_path), theirs, 96, seq_len) < BOUND
