@@ -17,6 +17,7 @@ import yaml
 from hybridtron.data.corpus import prepare
 from hybridtron.data.sources import find_sources
 from tests.slurm_cluster import Cluster, missing_programs, running_cluster
+from tests.warm import run as run_warm
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, here and in all processes that tests start
@@ -84,7 +85,7 @@ def hybridtron(tmp_path: Path) -> Hybridtron:
     """Run the command line to its end, in this test's folder, on one thread per process."""
 
     def run(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        return run_warm(
             command(*arguments), cwd=tmp_path, env=environment(**env), capture_output=True, text=True, timeout=300
         )
 

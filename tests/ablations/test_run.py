@@ -17,8 +17,9 @@ from hybridtron.ablations.run import read_ablation, report_ablation
 from hybridtron.config.load import load
 from hybridtron.laws.data.read import read_runs
 from hybridtron.training.callbacks.metrics import read_metrics
+from tests import warm
 from tests.ablations.studies import STEPS, study
-from tests.conftest import command, environment, hear_ctrl_c
+from tests.conftest import command, environment
 
 TIMES = {"tokens_per_s", "flops_per_s", "mfu", "time"}
 
@@ -90,9 +91,9 @@ def test_an_interrupt_saves_and_the_same_command_goes_on(tiny, hybridtron):
     file = tiny.parent / "study.yaml"
     long = ["train.steps=600", "schedule.warmup_steps=1", "train.log_every=1"]
     file.write_text(yaml.safe_dump(study(tiny, seeds=[0], overrides=long, max_parallel=2)))
-    process = subprocess.Popen(
+    process = warm.Popen(
         command("ablate", file), cwd=tiny.parent, env=environment(), stderr=subprocess.PIPE, text=True,
-        start_new_session=True, preexec_fn=hear_ctrl_c,
+        start_new_session=True,
     )  # fmt: skip
     cells = tiny.parent / "study" / "cells"
     deadline = time.monotonic() + 120

@@ -16,8 +16,9 @@ from hybridtron.ablations.config import AblationConfig
 from hybridtron.ablations.run import read_ablation
 from hybridtron.config.load import load
 from hybridtron.training.run_folder.attempts import read_attempts
+from tests import warm
 from tests.ablations.studies import LAYERS, LEARNING_RATE, study
-from tests.conftest import command, environment, hear_ctrl_c
+from tests.conftest import command, environment
 
 pytestmark = pytest.mark.slurm
 
@@ -40,10 +41,10 @@ class Driver:
     def __init__(self, file: Path) -> None:
         launch = file.parent / "slurm.yaml"
         launch.write_text(yaml.safe_dump(LAUNCH))
-        self.process = subprocess.Popen(
+        self.process = warm.Popen(
             command("ablate", file, "--launch", launch), cwd=file.parent, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, env=environment(),
-            start_new_session=True, preexec_fn=hear_ctrl_c,
+            start_new_session=True,
         )  # fmt: skip
 
     def wait_until(self, condition: Callable[[], bool]) -> None:

@@ -9,7 +9,8 @@ import yaml
 
 from hybridtron.cli.main import main
 from hybridtron.mad.scoring.results import RESULTS, read_rows
-from tests.conftest import TINY, command, environment, hear_ctrl_c
+from tests import warm
+from tests.conftest import TINY, command, environment
 
 Ended = namedtuple("Ended", "code out err")
 
@@ -142,9 +143,7 @@ def test_a_dry_run_says_what_there_is_to_train_and_trains_nothing(in_process, tm
 
 def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(hybridtron, tmp_path):
     given = ["mad", "run", "--layers", "mlp", "--preset", "smoke", "--steps", "60", "--nproc", "1", "--out", "out"]
-    process = subprocess.Popen(
-        command(*given), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c
-    )
+    process = warm.Popen(command(*given), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
         if line.startswith("1/6"):
             process.send_signal(signal.SIGINT)

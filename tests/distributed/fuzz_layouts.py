@@ -16,11 +16,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hybridtron.distributed.launch import launch
 from hybridtron.errors import UserError
 from hybridtron.training.validation.resolve import data_parallel_size
 from tests.distributed import walk
 from tests.distributed.layouts import BLOCKS, COMPARED, MODELS, TABLE, Layout
+from tests.warm import launch
 
 CASES, PROCESSES = 12, 4
 _NAMES = sorted(BLOCKS)  # before any case is added to them

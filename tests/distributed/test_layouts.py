@@ -8,7 +8,6 @@ import sys
 
 import pytest
 
-from hybridtron.distributed.launch import launch
 from hybridtron.mixers.registry import MIXERS
 from tests.distributed.layouts import (
     BLOCKS,
@@ -23,6 +22,7 @@ from tests.distributed.layouts import (
     STEPS,
     TABLE,
 )
+from tests.warm import launch
 
 LOSS, NORM, GRADIENT = 1e-5, 1e-4, 1e-4
 HALF = {"half": 200}  # times as far apart, with numbers of bf16

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 
 import pytest
 
 from hybridtron.faults.plan import KINDS, WARM
+from tests import warm
 from tests.conftest import command, environment
 
 SECONDS = 900  # many processes start, on a machine that may be busy
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(SECONDS + 60)
 
 
 def campaign(folder, *arguments):
-    done = subprocess.run(
+    done = warm.run(
         command("faults", *arguments, "--json"),
         cwd=folder,
         env=environment(),

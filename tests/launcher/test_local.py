@@ -19,7 +19,8 @@ from hybridtron.launcher.config import LaunchConfig
 from hybridtron.launcher.job import Job
 from hybridtron.launcher.submit import submit
 from hybridtron.training.run_folder.attempts import read_attempts
-from tests.conftest import command, environment, hear_ctrl_c
+from tests import warm
+from tests.conftest import command, environment
 
 LAUNCH = {"cluster": "local", "processes_per_node": 2, "heartbeat_seconds": 15.0}
 
@@ -45,12 +46,11 @@ def test_a_run_goes_on_after_a_killed_and_a_stopped_rank_and_saves_at_ctrl_c(tin
     launch, run = tmp_path / "launch.yaml", tmp_path / "run"
     launch.write_text(yaml.safe_dump(LAUNCH))
     overrides = ("parallel.tensor=2", "train.steps=1000000", "schedule.type=constant", "checkpoint.save_every=5")
-    process = subprocess.Popen(
+    process = warm.Popen(
         command("launch", tiny, *overrides, "--launch", launch),
         env=environment(),
         cwd=tmp_path,
         stderr=subprocess.PIPE,
-        preexec_fn=hear_ctrl_c,
     )
     wait_for(lambda: (run / "latest").exists(), process)
     os.kill(rank(run, 1, 1), signal.SIGKILL)

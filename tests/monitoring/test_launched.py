@@ -11,6 +11,7 @@ import time
 import hybridtron as ht
 from hybridtron.files import read_last_row
 from hybridtron.monitoring.logs import read_log
+from tests import warm
 from tests.conftest import command, environment
 
 
@@ -18,7 +19,7 @@ def test_a_killed_run_is_shown_with_its_restart_and_followed_over_it(tiny):
     run = tiny.parent / "run"
     (tiny.parent / "local.yaml").write_text("cluster: local\nprocesses_per_node: 1\n")
     keys = ("train.steps=60", "checkpoint.save_every=2", "checkpoint.keep_last=1")
-    launched = subprocess.Popen(
+    launched = warm.Popen(
         command("launch", tiny, *keys, "--launch", tiny.parent / "local.yaml"),
         env=environment(), cwd=tiny.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip

@@ -19,6 +19,7 @@ from hybridtron.errors import UserError
 from hybridtron.monitoring import runs as monitored
 from hybridtron.monitoring import show
 from hybridtron.monitoring.show import table
+from tests import warm
 from tests.conftest import command, environment
 from tests.monitoring.folders import end_run, write_launch, write_run
 
@@ -223,7 +224,7 @@ def test_no_torch_is_imported(tmp_path):
 
 def test_a_finished_run_shows_as_such(tiny, hybridtron):
     assert hybridtron("train", tiny, "train.steps=4").returncode == 0
-    done = subprocess.run(
+    done = warm.run(
         command("runs", tiny.parent, "--json"), env=environment(), capture_output=True, text=True, check=True
     )
     (run,) = json.loads(done.stdout)["runs"]

@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -18,22 +19,33 @@ from hybridtron.training.config import RunConfig
 from hybridtron.training.run import train
 from hybridtron.training.saving import TrainingStopped
 from hybridtron.training.validation.resolve import resolve
+from tests import warm
 from tests.conftest import command, environment
 
 SAVES = ("train.steps=6", "schedule.warmup_steps=1", "checkpoint.save_every=2")
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)), resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+from hybridtron.__main__ import main
+sys.exit(main())
+"""
 
 
 def files_of_at_most(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
+def run_with_files_of_at_most(size, tiny, *arguments):
+    return warm.run(
+        [sys.executable, "-c", LIMITED, str(size), *command(*arguments)[3:]],
+        env=environment(), cwd=tiny.parent, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("layout", [[], ["--nproc", 2, "parallel.tensor=2"]], ids=["one process", "two processes"])
 def test_a_run_whose_checkpoints_do_not_fit_goes_on_to_its_last(layout, tiny):
     run = tiny.parent / "run"
-    done = subprocess.run(
-        command("train", tiny, *SAVES, *layout),
-        env=environment(), cwd=tiny.parent, capture_output=True, text=True, preexec_fn=lambda: files_of_at_most(30_000),
-    )  # fmt: skip
+    done = run_with_files_of_at_most(30_000, tiny, "train", tiny, *SAVES, *layout)
     assert done.returncode == 1, done.stderr
     said = [line for line in done.stderr.splitlines() if "not saved" in line]
     assert said == [
@@ -46,11 +58,7 @@ def test_a_run_whose_checkpoints_do_not_fit_goes_on_to_its_last(layout, tiny):
 
 
 def test_ranks_that_cannot_write_the_file_by_which_they_meet_are_not_started(tiny):
-    done = subprocess.run(
-        command("train", tiny, "--nproc", 2, "parallel.tensor=2"),
-        env=environment(), cwd=tiny.parent, capture_output=True, text=True, timeout=60,
-        preexec_fn=lambda: files_of_at_most(2048),
-    )  # fmt: skip
+    done = run_with_files_of_at_most(2048, tiny, "train", tiny, "--nproc", 2, "parallel.tensor=2")
     assert done.returncode == 1, done.stderr
     assert re.fullmatch(r"hybridtron: error: \S+/rendezvous: File too large\n", done.stderr)
     assert not (tiny.parent / "run").exists()
@@ -111,7 +119,7 @@ def test_a_row_that_does_not_fit_leaves_no_part(tmp_path):
 
 def test_output_that_nobody_reads_ends_no_run(tiny):
     """As with `2>&1 | head -1`."""
-    process = subprocess.Popen(
+    process = warm.Popen(
         command("train", tiny, *SAVES),
         env=environment(), cwd=tiny.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip

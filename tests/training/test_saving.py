@@ -1,7 +1,6 @@
 """Which checkpoints stay, and how they are written while training goes on; and what cannot become one."""
 
 import signal
-import subprocess
 import sys
 import threading
 
@@ -12,6 +11,7 @@ from hybridtron.distributed.checkpoint import CheckpointWriter, manifest, writin
 from hybridtron.training.run_folder.folder import RunFolder
 from hybridtron.training.run_folder.train_state import read_state
 from hybridtron.training.saving import TrainingStopped
+from tests import warm
 from tests.conftest import environment
 
 
@@ -118,7 +118,7 @@ sys.addaudithook(watch)
 ht.train(*sys.argv[2:])
 """
     keys = ("train.steps=6", "checkpoint.save_every=2", "checkpoint.keep_last=1")
-    done = subprocess.run([sys.executable, "-c", code, str(operation), tiny, *keys], env=environment())
+    done = warm.run([sys.executable, "-c", code, str(operation), tiny, *keys], env=environment())
     assert done.returncode == -signal.SIGKILL
     checkpoint = RunFolder(tiny.parent / "run").latest_checkpoint()
     manifest.verify(checkpoint)

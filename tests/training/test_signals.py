@@ -8,6 +8,7 @@ import pytest
 
 import hybridtron as ht
 from hybridtron.training.signals import StopRequest
+from tests import warm
 from tests.conftest import command, environment
 
 LONG = ("train.steps=100000", "schedule.type=constant")
@@ -20,7 +21,7 @@ def endless(tiny):
 
     def start(*more, rows=3):
         with (tiny.parent / "printed").open("w") as printed:
-            process = subprocess.Popen(
+            process = warm.Popen(
                 command("train", tiny, *LONG, *more), env=environment(), cwd=tiny.parent, stderr=printed
             )
         started.append(process)

@@ -23,6 +23,7 @@ from hybridtron.composer.nas.store import Store
 from hybridtron.composer.nas.worker import prepare
 from hybridtron.config.load import build, load
 from hybridtron.errors import UserError
+from tests import warm
 from tests.composer.small import MAD
 from tests.conftest import command, environment
 
@@ -192,7 +193,7 @@ def test_two_workers_and_a_kill_lose_and_repeat_nothing(tmp_path, tiny, folder):
     file = train_search(tmp_path, tiny, folder, evaluations=5)
 
     def start() -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        return warm.Popen(
             command("search", file), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 

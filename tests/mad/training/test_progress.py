@@ -5,6 +5,7 @@ import subprocess
 
 from hybridtron.mad.training.progress import SuiteProgress
 from hybridtron.mad.training.suite import Progress, Steps, Unit
+from tests import warm
 from tests.conftest import command, environment
 from tests.mad.small import row
 
@@ -33,7 +34,7 @@ def test_a_setting_that_is_done_is_a_line_with_its_best_cell(capsys):
 def test_on_a_terminal_the_running_setting_is_a_bar_of_its_steps(tmp_path):
     ours, theirs = pty.openpty()
     arguments = ["mad", "run", "--layers", "mlp", "--preset", "smoke", "--nproc", "1", "--tasks", "compression"]
-    process = subprocess.Popen(
+    process = warm.Popen(
         command(*arguments, "--set", "seq_len=8", "--steps", "150", "--out", "out"),
         cwd=tmp_path,
         env={**environment(), "TERM": "xterm", "COLUMNS": "120"},

@@ -15,6 +15,7 @@ from hybridtron.mad.scoring.aggregate import scores
 from hybridtron.mad.scoring.results import RESULTS, key, read_rows
 from hybridtron.mad.training.presets import preset
 from hybridtron.mad.training.suite import SuiteFailed, chosen_settings, run_suite
+from tests import warm
 from tests.conftest import command, environment
 from tests.mad.small import ARCHITECTURE, PRESET, SETTINGS
 
@@ -181,7 +182,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     arguments = ["mad", "run", "--layers", "mh-attention", "--preset", "smoke", "--nproc", "2", "--out", "out",
                  "--tasks", "compression", "memorization", "in-context-recall", "--set", "seq_len=16",
                  "--steps", "100000"]  # fmt: skip
-    process = subprocess.Popen(
+    process = warm.Popen(
         command(*arguments), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, start_new_session=True
     )
     workers: list[psutil.Process] = []

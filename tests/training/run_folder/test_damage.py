@@ -6,7 +6,6 @@ import errno
 import fcntl
 import json
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from hybridtron.distributed.checkpoint import manifest, reading
 from hybridtron.training.run_folder import train_state
 from hybridtron.training.run_folder.folder import RunFolder, read_config
 from hybridtron.training.run_folder.resume import find_start
+from tests import warm
 from tests.checkpoints import reseal
 from tests.conftest import TINY, command, environment
 
@@ -35,7 +35,7 @@ def finished(tmp_path_factory, corpus):
         "checkpoint": {"save_every": 4, "keep_last": 0},
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
-    subprocess.run(command("train", "tiny.yaml"), env=environment(), cwd=folder, check=True)
+    warm.run(command("train", "tiny.yaml"), env=environment(), cwd=folder, check=True)
     return folder
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from hybridtron.cli.main import main
 from hybridtron.data.indexed_format import check
 from hybridtron.data.tokenizer import ByteTokenizer
 from hybridtron.training.run_folder.folder import read_run
+from tests import warm
 from tests.conftest import TINY, command, environment
 
 
@@ -30,7 +30,7 @@ def run(tmp_path_factory, corpus):
         "checkpoint": {"save_every": 5, "keep_last": 0},
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
-    done = subprocess.run(
+    done = warm.run(
         command("train", folder / "tiny.yaml"), env=environment(), cwd=folder, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr

@@ -16,6 +16,7 @@ from hybridtron.training.run_folder.folder import RunFolder
 from hybridtron.training.run_folder.resume import find_start
 from hybridtron.training.single_process import load as load_model
 from hybridtron.training.validation.resolve import resolve
+from tests import warm
 from tests.conftest import command, environment
 
 STEPS = ("train.steps=40", "checkpoint.save_every=10")
@@ -41,7 +42,7 @@ def uninterrupted(tmp_path_factory, corpus):
     folder = tmp_path_factory.mktemp("uninterrupted")
     data = {**TINY["data"], "train": str(corpus / "train"), "valid": str(corpus / "valid")}
     (folder / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "data": data, "folder": str(folder / "run")}))
-    subprocess.run(command("train", folder / "tiny.yaml", *STEPS), env=environment(), check=True, cwd=folder)
+    warm.run(command("train", folder / "tiny.yaml", *STEPS), env=environment(), check=True, cwd=folder)
     return folder / "run"
 
 
@@ -55,7 +56,7 @@ def assert_equal(run: Path, other: Path) -> None:
 
 def start(config: Path) -> subprocess.Popen:
     """A run that will be interrupted."""
-    return subprocess.Popen(command("train", config, *STEPS), env=environment(), cwd=config.parent)
+    return warm.Popen(command("train", config, *STEPS), env=environment(), cwd=config.parent)
 
 
 def wait_for(process: subprocess.Popen, run: Path, pattern: str) -> None:
