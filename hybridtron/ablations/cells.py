@@ -15,7 +15,7 @@ from hybridtron.ablations.config import AblationConfig, BudgetAxis
 from hybridtron.ablations.equal_size import equal_value, measure
 from hybridtron.ablations.expressions import parse_expression
 from hybridtron.ablations.rules import quantities, ruled_overrides
-from hybridtron.config.compose import compose
+from hybridtron.config.compose import OVERRIDE, compose
 from hybridtron.config.load import build
 from hybridtron.config.nearest import nearest
 from hybridtron.errors import UserError
@@ -128,7 +128,8 @@ class _Builder:
             cell = Cell(name, combination, config, adjusted)
             return cell if self._fulfils(cell) else None
         except UserError as error:
-            raise UserError(f"cell {name}: {error}") from None
+            where = str(error).replace(f"in {OVERRIDE}", "in the overrides and levels of the study")
+            raise UserError(f"cell {name}: {where}") from None
 
     def _overrides(self, combination: Combination) -> list[str]:
         levels = (combination[axis.name] for axis in self.axes)

@@ -17,7 +17,8 @@ from hybridtron.launcher.config import LaunchConfig
 from hybridtron.launcher.handle import Handle
 from hybridtron.launcher.job import Job
 from hybridtron.launcher.slurm import SlurmHandle, SlurmQueue
-from hybridtron.launcher.submit import SUBMITTED, submit
+from hybridtron.launcher.submit import SUBMITTED, allocation_of, submit
+from hybridtron.reporting.numbers import plural
 from hybridtron.training.run_folder.folder import RunFolder
 
 JOBS = "jobs.json"  # of a study: the numbers of the jobs that were submitted to SLURM, by run
@@ -46,6 +47,17 @@ def train_as_jobs(study: Study, runs: Sequence[CellRun], launch: LaunchConfig, o
             for handle in handles.values():
                 handle.wait()
         raise
+
+
+def describe_jobs(runs: Sequence[CellRun], launch: LaunchConfig, max_parallel: int | None) -> str:
+    """Return which jobs `train_as_jobs` would submit for runs, in a line. Raises UserError where one does not fit."""
+    sizes = {allocation_of(Job(run.name, run.config.run_folder, run.config), launch) for run in runs}
+    found = ", ".join(
+        f"{plural(size.nodes, 'node')} x {size.processes_per_node}"
+        for size in sorted(sizes, key=lambda size: size.processes)
+    )
+    at_once = f", at most {max_parallel} at once" if max_parallel else ""
+    return f"{plural(len(runs), 'job')} ({launch.cluster}){at_once}" + (f", of {found} processes" if found else "")
 
 
 def waiting_jobs(study: Study) -> list[str]:

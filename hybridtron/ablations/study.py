@@ -18,7 +18,7 @@ from typing import Any
 from hybridtron.ablations.cells import CellRun, Plan
 from hybridtron.config.load import dump
 from hybridtron.errors import UserError
-from hybridtron.files import lock, open_to_write, read_plain, replace_file
+from hybridtron.files import lock, open_to_write, read_object, replace_file
 from hybridtron.training.run_folder.folder import RunFolder
 
 CONFIG, CONFIGS, CELLS, FAILURES, LOCK = "ablation.yaml", "configs", "cells", "failures.json", ".lock"
@@ -110,8 +110,4 @@ class Study:
             replace_file(self.folder / FAILURES, json.dumps(failures, indent=2) + "\n")
 
     def _failures(self) -> dict[str, str]:
-        try:
-            content = json.loads(read_plain(self.folder / FAILURES))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return {str(name): str(cause) for name, cause in content.items()} if isinstance(content, dict) else {}
+        return {name: str(cause) for name, cause in read_object(self.folder / FAILURES).items()}

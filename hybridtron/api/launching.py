@@ -19,16 +19,16 @@ def launch(config: Config, *overrides: str, launch: Launch | LaunchConfig, dry_r
         config: a YAML file, or a dict with the keys of one.
         overrides: `key=value`, such as `optimizer.lr=1e-3`.
         launch: a launch file, such as configs/launch/slurm.yaml, or a dict with the keys of one.
-        dry_run: submit nothing and return the batch script.
+        dry_run: start nothing; return the batch script, or what would be started on this machine.
 
     Raises:
         UserError: before anything is submitted, where the config, the data, the run folder or the allocation does not
             fit.
     """
-    from hybridtron.launcher.submit import batch_script, submit
+    from hybridtron.launcher import submit as submission
 
     job, settings = prepare(config, *overrides, launch=launch)
-    return batch_script(job, settings) if dry_run else submit([job], settings)[0]
+    return submission.dry_run(job, settings) if dry_run else submission.submit([job], settings)[0]
 
 
 def prepare(config: Config, *overrides: str, launch: Launch | LaunchConfig) -> tuple[Job, LaunchConfig]:

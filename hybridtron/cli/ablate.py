@@ -19,7 +19,7 @@ SUMMARY = "run an ablation or a scaling ladder, or what is missing of it"
 
 def add_arguments(verb: ArgumentParser) -> None:
     """Add the arguments of the verb."""
-    add_config_arguments(verb)
+    add_config_arguments(verb, "max_parallel=4")
     verb.add_argument("--launch", type=Path, metavar="FILE", help="train as jobs of this launch file, such as on SLURM")
     verb.add_argument("--dry-run", action="store_true", help="train nothing: list the runs with their size and state")
     verb.add_argument("--report", action="store_true", help="train nothing: the page of what is finished so far")
@@ -30,15 +30,24 @@ def add_arguments(verb: ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run, list or report an ablation. Returns 1 where a run failed or stopped."""
     from hybridtron.ablations.config import AblationConfig
+    from hybridtron.ablations.jobs import describe_jobs
     from hybridtron.ablations.run import read_ablation, report_ablation
     from hybridtron.config.load import dump, load
+    from hybridtron.launcher.config import read_launch
 
     config = load(options.config, options.overrides, AblationConfig)
     if options.show:
         print(dump(config), end="")
         return 0
     if options.dry_run:
-        _list(read_ablation(config), options.json)
+        ablation = read_ablation(config)
+        where = None if options.launch is None else read_launch(options.launch)
+        jobs = (
+            None if where is None else describe_jobs(ablation.status.missing(ablation.plan), where, config.max_parallel)
+        )
+        _list(ablation, options.json)
+        if jobs and not options.json:
+            print(jobs)
         return 0
     with terminating_signal_as_interrupt():
         ablation, page = report_ablation(config) if options.report else _run(config, options.launch)

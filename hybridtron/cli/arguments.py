@@ -33,12 +33,10 @@ class ArgumentParser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"invalid choice: {value!r}: expected {one_of(value, action.choices)}")
 
 
-def add_config_arguments(verb: argparse.ArgumentParser) -> None:
-    """Add the positional arguments `config` and `overrides`."""
+def add_config_arguments(verb: argparse.ArgumentParser, example: str = "optimizer.lr=1e-3") -> None:
+    """Add the positional arguments `config` and `overrides`, of which the help shows an example."""
     verb.add_argument("config", metavar="CONFIG", type=Path, help="a YAML file")
-    verb.add_argument(
-        "overrides", metavar="key=value", nargs="*", default=[], help="dotted keys, such as optimizer.lr=1e-3"
-    )
+    verb.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=f"dotted keys, such as {example}")
 
 
 def add_json_argument(verb: argparse.ArgumentParser) -> None:

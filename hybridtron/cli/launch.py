@@ -14,7 +14,11 @@ def add_arguments(verb: ArgumentParser) -> None:
     """Add the arguments of the verb."""
     add_config_arguments(verb)
     verb.add_argument("--launch", required=True, type=Path, metavar="FILE", help="such as configs/launch/slurm.yaml")
-    verb.add_argument("--dry-run", action="store_true", help="print the batch script and submit nothing")
+    verb.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the batch script, or what this machine would start, and start nothing",
+    )
     verb.add_argument(
         "--wait", action="store_true", help="wait for the end of a job on a cluster; locally it always is"
     )
@@ -24,11 +28,11 @@ def run(options: argparse.Namespace) -> int:
     """Launch the run. Returns 1 where it failed."""
     from hybridtron.api.launching import prepare
     from hybridtron.launcher.foreground import run_local
-    from hybridtron.launcher.submit import batch_script, submit
+    from hybridtron.launcher.submit import dry_run, submit
 
     job, launch = prepare(options.config, *options.overrides, launch=options.launch)
     if options.dry_run:
-        print(batch_script(job, launch), end="")
+        print(dry_run(job, launch), end="")
         return 0
     if launch.cluster == "local":
         return run_local(job, launch)

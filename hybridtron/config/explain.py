@@ -38,8 +38,8 @@ _BOUNDS = {  # pydantic's error type -> words with the names of its context
     "string_too_short": "text of at least {min_length} characters",
     "string_too_long": "text of at most {max_length} characters",
     "string_pattern_mismatch": "text matching {pattern}",
-    "too_short": "at least {min_length} entries",
-    "too_long": "at most {max_length} entries",
+    "too_short": "a length of at least {min_length}",
+    "too_long": "a length of at most {max_length}",
 }
 
 Path = tuple[str | int, ...]

@@ -31,6 +31,11 @@ def _line(text: str) -> str:
     return text
 
 
+SLURM_ALONE = (
+    "memory_gb", "exclusive", "partition", "account", "qos", "constraint", "time_minutes", "sbatch", "srun", "setup",
+    "container_image", "container_mounts",
+)  # fmt: skip
+
 Word = Annotated[str, AfterValidator(_word)]
 Line = Annotated[str, AfterValidator(_line)]
 
@@ -101,6 +106,10 @@ class LaunchConfig(Strict):
             raise problem("min_nodes", self.min_nodes, f"at most nodes {self.nodes}")
         if self.cluster == "local" and (self.nodes or 1) > 1:
             raise problem("nodes", self.nodes, "1 with cluster local")
+        if self.cluster == "local":
+            for key in SLURM_ALONE:
+                if value := getattr(self, key):
+                    raise problem(key, value, "it only with cluster slurm")
         if self.time_minutes and self.save_seconds >= 60 * self.time_minutes:
             raise problem("save_seconds", self.save_seconds, f"less than time_minutes {self.time_minutes}")
         return self

@@ -121,7 +121,7 @@ def submit_script(
         return str(executor._submit_command(command).job_id)
     except (FailedJobError, FailedSubmissionError, RuntimeError) as error:
         lines = [line for line in str(error).splitlines() if "error" in line.lower()] or [str(error)]
-        raise UserError(f"sbatch: {lines[-1].strip()}") from None
+        raise UserError(f"sbatch: {re.sub('^(sbatch: )?(error: )?', '', lines[-1].strip())}") from None
 
 
 def parameters(name: str, launch: LaunchConfig, spec: Spec) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,12 +14,13 @@ from hybridtron.config.load import dump
 from hybridtron.distributed.launch import usable_cores
 from hybridtron.errors import UserError
 from hybridtron.files import replace_file, require_folder
-from hybridtron.launcher import local, slurm
+from hybridtron.launcher import gpus, local, slurm
 from hybridtron.launcher.allocation import Allocation, allocate
 from hybridtron.launcher.config import LaunchConfig
 from hybridtron.launcher.handle import Handle
 from hybridtron.launcher.job import Job, Spec, make_folder
 from hybridtron.launcher.snapshot import PACKAGE, copy_code, write_environment
+from hybridtron.reporting.numbers import plural
 from hybridtron.training.run_folder.folder import LAUNCHER as FOLDERS
 
 SUBMITTED = Path("launch", "submitted.json")  # in a run folder: the number of its job on SLURM
@@ -60,12 +62,22 @@ def submit(
         return _submit_to_slurm(specs, launch, folder, parallelism)
 
 
-def batch_script(job: Job, launch: LaunchConfig) -> str:
-    """Return the script that `submit` would give to sbatch, and write nothing."""
-    slurm.require_usable_path(job.folder)
+def dry_run(job: Job, launch: LaunchConfig) -> str:
+    """Return what `submit` would start, and write nothing: the script for sbatch, or the processes of this machine.
+
+    Raises UserError as `submit` does, but for what sbatch refuses.
+    """
     folder = job.folder.absolute()
     spec = _spec(job, launch, folder / "code" / "DIGEST" if launch.snapshot_code else PACKAGE.parent)
     command = slurm.batch_command(Path(spec.root), spec.launch_folder / "job.json")
+    if launch.cluster == "local":
+        gpus.require(launch.gpus_per_node)
+        ranks = spec.node_counts[-1] * spec.processes_per_node
+        return (
+            f"{plural(ranks, 'supervisor')} on this machine:\n    {command}\n"
+            f"each of which starts one rank:\n    {shlex.join(spec.command)}\n"
+        )
+    slurm.require_usable_path(job.folder)
     return slurm.script(job.name, folder / "launch" / "slurm", launch, spec, command, None)
 
 
@@ -96,6 +108,8 @@ def _prepare(jobs: Sequence[Job], launch: LaunchConfig, folder: Path) -> list[Sp
     """Check all jobs, then write what their processes read."""
     for job in jobs:
         allocation_of(job, launch)
+        if launch.cluster == "local":
+            gpus.require(launch.gpus_per_node)
         if launch.cluster == "slurm":
             slurm.require_usable_path(job.folder)
         for name in FOLDERS:

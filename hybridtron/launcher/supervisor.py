@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
 LOOKS_PER_SECOND = 500  # at shared files, of all supervisors together, so that many do not burden the file system
+FREE_SECONDS = 5.0  # for processes of a former attempt to let go of the run folder, before a line says so
 PEER_SECONDS = 2.0  # for a rank to end by itself after another has failed
 SETTLE_SECONDS = 15.0  # for the reports of all ranks after a failure
 START_AGAIN = 75  # exit code that asks the local queue to start all tasks again (EX_TEMPFAIL)
@@ -95,7 +96,8 @@ class Supervisor:
 
     def _begin(self, after: int) -> Attempt | None:
         """Begin an attempt, or wait until rank 0's supervisor has begun it; None where that takes too long."""
-        deadline = time.monotonic() + self.config.start_seconds
+        began = time.monotonic()
+        deadline, says_at = began + self.config.start_seconds, began + FREE_SECONDS
         folder = self.spec.launch_folder
         while time.monotonic() < deadline:
             if self.stop_signal and (self.task.rank == 0 or time.monotonic() > self.stop_at + SETTLE_SECONDS):
@@ -106,6 +108,12 @@ class Supervisor:
             elif self._is_free():
                 (folder / "result.json").unlink(missing_ok=True)
                 return new_attempt(folder, self.spec.launch_id, self.task.incarnation, self.processes)
+            elif time.monotonic() > says_at:
+                says_at = float("inf")
+                seconds = f"{self.config.start_seconds:g} s (start_seconds)"
+                self._print(
+                    f"run folder {self.spec.folder}: another process trains it; waiting for its end, {seconds} at most"
+                )
             time.sleep(self.look_seconds)
         if self.stop_signal:
             return None

@@ -22,7 +22,7 @@ def show_plan(plan: Plan, console: Console) -> None:
         for key, value in plan.layout.items()
         if value is True or value not in (1, False, "none")
     )
-    console.print(f"{plan.name} on {plan.gpus} processes: {used or 'one copy of the model'}")
+    console.print(f"{plan.name} on {plural(plan.gpus, 'process', 'processes')}: {used or 'one copy of the model'}")
     console.print(
         f"{plan.parameters:,} parameters, {plan.micro_batches} micro-batches per step and process; busiest "
         f"process {plan.imbalance:.1%} above the mean, pipeline bubble {plan.bubble:.1%}"

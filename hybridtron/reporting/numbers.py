@@ -78,9 +78,9 @@ def byte_size(size: float) -> str:
     return f"{size:.0f} {_BYTE_UNITS[unit]}" if unit == 0 else f"{size:.2f} {_BYTE_UNITS[unit]}"
 
 
-def plural(count: int, noun: str) -> str:
-    """Return a count with its noun: 1 layer, 2,000 steps."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def plural(count: int, noun: str, nouns: str = "") -> str:
+    """Return a count with its noun: 1 layer, 2,000 steps; `nouns` where that takes more than an s."""
+    return f"{count:,} {noun if count == 1 else nouns or f'{noun}s'}"
 
 
 def duration(seconds: float) -> str:

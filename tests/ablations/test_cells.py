@@ -7,8 +7,9 @@ import re
 import pytest
 import yaml
 
+from hybridtron.cli.main import main
 from hybridtron.errors import UserError
-from tests.ablations.studies import LAYERS, LEARNING_RATE, plan
+from tests.ablations.studies import LAYERS, LEARNING_RATE, plan, study
 
 
 def names(made):
@@ -111,3 +112,23 @@ def test_names_follow_the_config_and_the_data_but_not_where_they_lie(tiny, tmp_p
 def test_what_does_not_fit_is_refused(tiny, changes, message):
     with pytest.raises(UserError, match=message):
         plan(tiny, **changes)
+
+
+def test_an_error_in_a_level_is_not_said_to_be_on_the_command_line(tiny, capsys):
+    file = tiny.parent / "study.yaml"
+    axes = {"width": {"type": "grid", "key": "model.hidden_size", "values": [32, 0]}}
+    file.write_text(yaml.safe_dump(study(tiny, axes=axes)))
+    assert main(["ablate", str(file)]) == 2
+    message = capsys.readouterr().err
+    assert "cell width-0: model.hidden_size = 0: expected at least 1" in message
+    assert "(in the overrides and levels of the study)" in message
+    assert main(["ablate", str(file), "max_parallel=0"]) == 2
+    assert "(on the command line)" in capsys.readouterr().err
+
+
+def test_the_help_shows_a_key_of_a_study(capsys):
+    with pytest.raises(SystemExit):
+        main(["ablate", "--help"])
+    printed = capsys.readouterr().out
+    assert "such as max_parallel=4" in printed
+    assert "optimizer.lr" not in printed

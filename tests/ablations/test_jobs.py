@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 
-from hybridtron.ablations.jobs import JOBS, waiting_jobs
+import pytest
+
+from hybridtron.ablations.jobs import JOBS, describe_jobs, waiting_jobs
 from hybridtron.ablations.study import Study
+from hybridtron.errors import UserError
+from hybridtron.launcher.config import LaunchConfig
 from hybridtron.launcher.submit import SUBMITTED
-from tests.ablations.studies import plan
+from tests.ablations.studies import LAYERS, plan
 
 
 def test_jobs_submitted_before_an_interrupt_are_followed(tiny, tmp_path, monkeypatch):
@@ -27,3 +31,10 @@ def test_jobs_submitted_before_an_interrupt_are_followed(tiny, tmp_path, monkeyp
         file.parent.mkdir(parents=True)
         file.write_text(json.dumps({"job": number}))
     assert waiting_jobs(study) == ["7_0", "7_1", "5"]
+
+
+def test_jobs_are_checked_and_described_before_any_is_submitted(tiny):
+    runs = plan(tiny, axes={"layers": LAYERS}).runs
+    assert describe_jobs(runs, LaunchConfig(), 2) == "4 jobs (local), at most 2 at once, of 1 node x 1 processes"
+    with pytest.raises(UserError, match=r"^train.global_batch_size = 4: expected a multiple of .* 3 data"):
+        describe_jobs(runs, LaunchConfig(cluster="slurm", processes_per_node=3), None)

@@ -59,9 +59,12 @@ def test_results_are_read_by_the_laws_and_shown(tiny, hybridtron):
     file = tiny.parent / "study.yaml"
     axes = {"width": {"type": "grid", "key": "model.hidden_size", "values": [32, 64]}}
     file.write_text(yaml.safe_dump(study(tiny, axes=axes, price_per_device_hour=2.0)))
-    listed = hybridtron("ablate", file, "--dry-run")
+    launch = tiny.parent / "local.yaml"
+    launch.write_text("cluster: local\n")
+    listed = hybridtron("ablate", file, "--dry-run", "--launch", launch)
     assert listed.returncode == 0, listed.stderr
     assert listed.stdout.count("missing") == 4
+    assert listed.stdout.splitlines()[-1].startswith("4 jobs (local)")
     assert not (tiny.parent / "study").exists()
     done = hybridtron("ablate", file)
     assert done.returncode == 0, done.stderr

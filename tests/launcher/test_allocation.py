@@ -64,6 +64,16 @@ def test_launch_files_are_valid(file):
     assert read_launch(file).cluster == ("local" if file.stem == "local" else "slurm")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("partition", "h100"), ("time_minutes", 60), ("sbatch", {"reservation": "a"}), ("setup", ["module load cuda"])],
+)
+def test_keys_of_slurm_are_refused_on_this_machine(key, value):
+    with pytest.raises(UserError, match=rf"^{key} = .*: expected it only with cluster slurm"):
+        read_launch({"cluster": "local", key: value})
+    assert read_launch({"cluster": "slurm", key: value})
+
+
 @pytest.mark.parametrize("value", ["a b", "a\nb", "$(x)", "a;b", "`x`", "'"])
 def test_words_of_the_batch_script_cannot_hold_shell(value):
     with pytest.raises(UserError, match="partition"):

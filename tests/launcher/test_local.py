@@ -15,10 +15,14 @@ import yaml
 
 import hybridtron as ht
 from hybridtron.cli.main import main
+from hybridtron.launcher import gpus, supervisor
 from hybridtron.launcher.config import LaunchConfig
-from hybridtron.launcher.job import Job
+from hybridtron.launcher.job import Job, Spec
 from hybridtron.launcher.submit import submit
+from hybridtron.launcher.supervisor import Supervisor
+from hybridtron.launcher.task import Task
 from hybridtron.training.run_folder.attempts import read_attempts
+from hybridtron.training.run_folder.folder import RunFolder
 from tests import warm
 from tests.conftest import command, environment
 
@@ -130,6 +134,43 @@ def test_a_dry_run_prints_the_script_and_imports_no_torch(tiny, tmp_path):
     assert script[0] == "#!/bin/bash"
     assert {"#SBATCH --nodes=1-2", "#SBATCH --mincpus=2", "#SBATCH --partition=h100"} <= set(script)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_on_this_machine_shows_what_it_would_start(tiny, tmp_path):
+    found = ht.launch(tiny, "parallel.tensor=2", launch={"cluster": "local", "processes_per_node": 2}, dry_run=True)
+    assert isinstance(found, str)
+    assert found.startswith("2 supervisors on this machine:\n")
+    assert f"launcher.main import main; sys.exit(main())' {tmp_path / 'run' / 'code' / 'DIGEST'} " in found
+    assert f" train {tmp_path / 'run' / 'launch' / 'config.yaml'} --resume\n" in found
+    assert "sbatch" not in found.lower()
+    assert not (tmp_path / "run").exists()
+
+
+def test_gpus_of_a_machine_without_any_are_refused(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpus, "DEVICES", tmp_path / "dev")
+    local = {"cluster": "local", "gpus_per_node": 1}
+    for dry_run in (False, True):
+        with pytest.raises(ht.UserError, match=r"^gpus_per_node = 1: this machine has no GPU; expected 0"):
+            ht.launch(tiny, launch=local, dry_run=dry_run)
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "nvidia0").touch()
+    assert str(ht.launch(tiny, launch=local, dry_run=True)).startswith("1 supervisor on")
+
+
+def test_a_launch_of_a_run_that_trains_says_that_it_waits(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(supervisor, "FREE_SECONDS", 0.0)
+    running = RunFolder(tmp_path / "run")
+    assert running.lock()
+    settings = LaunchConfig(start_seconds=1.0).model_dump(mode="json")
+    spec = Spec("tiny", str(running.path), "", (), True, (1,), 1, settings, "launch")
+    assert Supervisor(spec, Task(0, 1, 0, "here", 1, "here", "127.0.0.1", None, "run")).run() == 1
+    running.unlock()
+    folder = f"run folder {running.path}"
+    lines = [line for line in capfd.readouterr().err.splitlines() if folder in line]
+    assert lines == [
+        f"hybridtron: {folder}: another process trains it; waiting for its end, 1 s (start_seconds) at most",
+    ]
 
 
 def test_the_python_function_returns_a_handle(tiny, tmp_path):

@@ -16,7 +16,7 @@ from hybridtron.launcher.config import LaunchConfig, read_launch
 from hybridtron.launcher.job import Job, make_folder
 from hybridtron.launcher.slurm import SlurmHandle
 from hybridtron.launcher.snapshot import copy_code
-from hybridtron.launcher.submit import batch_script, submit
+from hybridtron.launcher.submit import dry_run, submit
 from hybridtron.launcher.variables import recorded_environment
 
 WORDS = ["a b", "it's", 'say "x"', "$(touch PWNED)", "`touch PWNED`", "; touch PWNED #", "&& touch PWNED", "a\tb"]
@@ -44,7 +44,7 @@ def test_the_script_runs_nothing_but_srun(word, tmp_path):
     """Bash itself runs the script, with a program in the place of srun that prints its arguments."""
     folder = tmp_path / word
     job = Job(f"name {word} {NEWLINE}", folder, arguments=("describe", word, NEWLINE))
-    script = batch_script(job, LaunchConfig(cluster="slurm", sbatch={"comment": word}))
+    script = dry_run(job, LaunchConfig(cluster="slurm", sbatch={"comment": word}))
     file = tmp_path / "script.sh"
     file.write_text(script)
     assert subprocess.run(["bash", "-n", file]).returncode == 0
@@ -65,7 +65,7 @@ def test_the_script_runs_nothing_but_srun(word, tmp_path):
 @pytest.mark.parametrize("name", ["a\nb", "a\tb", "100%j", "a\\b", "\x1b[2J"])
 def test_paths_that_slurm_cannot_hold_are_refused(name, tmp_path):
     with pytest.raises(ht.UserError, match="expected a path without %") as refused:
-        batch_script(Job("job", tmp_path / name, arguments=("doctor",)), LaunchConfig(cluster="slurm"))
+        dry_run(Job("job", tmp_path / name, arguments=("doctor",)), LaunchConfig(cluster="slurm"))
     assert "\n" not in str(refused.value)
 
 
@@ -188,7 +188,7 @@ def test_where_one_job_is_refused_those_before_are_cancelled(tmp_path, monkeypat
         (bin_folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{bin_folder}:{os.environ['PATH']}")
     jobs = [Job(f"job{n}", tmp_path / f"run{n}", arguments=("doctor",), processes=n) for n in (1, 2)]
-    with pytest.raises(ht.UserError, match="no such size"):
+    with pytest.raises(ht.UserError, match=r"^sbatch: no such size$"):
         submit(jobs, LaunchConfig(cluster="slurm", processes_per_node=2, snapshot_code=False))
     assert log.read_text().splitlines() == ["sbatch", "scancel 7"]
     refused = json.loads((tmp_path / "run2/launch/result.json").read_text())

@@ -80,7 +80,7 @@ class EffectiveTime:
         if seconds is not None and steps is not None and self.mttf_seconds is not None:
             found.append(
                 f"a save stops training for {duration(self.save_seconds / self.saves)}; with a failure every "
-                f"{duration(self.mttf_seconds)}, save every {plural(steps, 'step')} ({seconds / 60:.2g} minutes)"
+                f"{duration(self.mttf_seconds)}, save every {plural(steps, 'step')} ({duration(seconds)})"
             )
         return found
 

@@ -194,13 +194,15 @@ class RunFolder:
         return self.path / name
 
     def _named_by_latest(self) -> str | None:
-        """Return the name that `latest` holds, "" where it cannot be read; None where there is no such file."""
-        pointer = self.path / "latest"
-        if not pointer.exists():
-            return None
+        """Return the name that `latest` holds, "" where that is no text; None where there is no such file.
+
+        Raises OSError where the system cannot read it, which says nothing about the checkpoints.
+        """
         try:
-            return read_plain(pointer).decode().strip()
-        except (OSError, UnicodeDecodeError):
+            return read_plain(self.path / "latest").decode().strip()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except UnicodeDecodeError:
             return ""
 
     def live_checkpoints(self) -> tuple[list[Path], tuple[str, ...]]:

@@ -15,6 +15,7 @@ import yaml
 from hybridtron import checkpoint_reader
 from hybridtron.cli.main import main
 from hybridtron.distributed.checkpoint import manifest, reading
+from hybridtron.training.run_folder import folder as folder_module
 from hybridtron.training.run_folder import train_state
 from hybridtron.training.run_folder.folder import RunFolder, read_config
 from hybridtron.training.run_folder.resume import find_start
@@ -133,6 +134,16 @@ def test_a_checkpoint_that_the_system_cannot_read_stays_where_it_is(place, error
     assert contents(folder / "run") == before
     assert main(resume) == 0
     assert "resumed from run/step_00000008" in capsys.readouterr().err
+
+
+def test_a_pointer_that_the_system_cannot_read_is_not_taken_for_a_damaged_one(folder, capsys, monkeypatch):
+    (folder / "run" / "latest").write_text("step_00000004\n")
+    before = contents(folder / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(folder_module, "read_plain", fails_with(OSError(errno.EIO, "Input/output error", "run/latest")))
+        assert main(["train", "tiny.yaml", "train.steps=9", "--resume"]) == 1
+    assert "run/latest: Input/output error" in capsys.readouterr().err
+    assert contents(folder / "run") == before
 
 
 def test_a_refusal_is_no_damage_whatever_the_run_is_called(folder, capsys):

@@ -52,7 +52,7 @@ def test_the_suggested_interval_is_young_s():
         "effective training time: 63% of 2.6 min; 2 restarts (rank 1 was killed, a fault), 20 steps trained again, "
         "at most 19 s to the first step; 3 saves took 6 s"
     )
-    assert second == "a save stops training for 2 s; with a failure every 75 s, save every 17 steps (0.29 minutes)"
+    assert second == "a save stops training for 2 s; with a failure every 75 s, save every 17 steps (17 s)"
 
 
 def test_a_fall_back_beyond_one_attempt_loses_steps_of_several():
