@@ -88,6 +88,15 @@ FAMILIES = {
         "olmo_hybrid", {**_OLMO_HYBRID, "attention_bias": True, "head_dim": 24, "linear_allow_neg_eigval": False,
                         "layer_types": ["full_attention", "linear_attention"], "tie_word_embeddings": True},
     ),
+    "qwen3, windows": Family(
+        "qwen3", {**_LLAMA, "num_key_value_heads": 2, "head_dim": 24, "use_sliding_window": True, "sliding_window": 7,
+                  "max_window_layers": 1, "tie_word_embeddings": True},
+    ),
+    "qwen3, biases": Family("qwen3", {**_LLAMA, "num_key_value_heads": 4, "head_dim": 12, "attention_bias": True}),
+    "olmo2": Family(
+        "olmo2", {**_LLAMA, "num_key_value_heads": 2, "pad_token_id": None, "vocab_size": 98,
+                  "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+    ),
 }  # fmt: skip
 _BIASED = {"use_bias": True, "use_conv_bias": False}
 _NEMOTRON_H = {

@@ -10,8 +10,9 @@ from hybridtron.convert.architectures.mamba2 import MAMBA2
 from hybridtron.convert.architectures.nemotron_h import NEMOTRON_H
 from hybridtron.convert.architectures.olmo_hybrid import OLMO_HYBRID
 from hybridtron.convert.architectures.qwen3_next import QWEN3_NEXT
+from hybridtron.convert.architectures.qwen3_olmo2 import OLMO2, QWEN3
 
-_TRANSFORMERS = (LLAMA, MISTRAL)
+_TRANSFORMERS = (LLAMA, MISTRAL, QWEN3, OLMO2)
 _STATE_SPACES = (MAMBA, FALCON_MAMBA, MAMBA2, NEMOTRON_H, BAMBA, JAMBA)
 _OTHER_HYBRIDS = (LFM2, OLMO_HYBRID, QWEN3_NEXT)
 ARCHITECTURES: dict[str, Architecture] = {each.name: each for each in (*_TRANSFORMERS, *_STATE_SPACES, *_OTHER_HYBRIDS)}
