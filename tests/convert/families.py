@@ -43,6 +43,12 @@ _LLAMA = {**_SMALL, "intermediate_size": 96, "num_attention_heads": 4}
 _DELTANET = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
 _QWEN3_NEXT = {**_LLAMA, **_DELTANET, "head_dim": 20, "linear_key_head_dim": 12, "linear_value_head_dim": 8}
 _QWEN3_NEXT["partial_rotary_factor"] = 0.3
+_EXPERTS = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 20,
+    "shared_expert_intermediate_size": 28,
+}
 _OLMO_HYBRID = {
     **_LLAMA,
     **_DELTANET,
@@ -79,6 +85,14 @@ FAMILIES = {
                        "attention_bias": True, "tie_word_embeddings": True, "num_experts": 0, "rms_norm_eps": 1e-3,
                        "linear_conv_kernel_dim": 3, "partial_rotary_factor": 1.0,
                        "linear_num_value_heads": 6},
+    ),
+    "qwen3_next, experts": Family(
+        "qwen3_next", {**_QWEN3_NEXT, **_EXPERTS, "num_hidden_layers": 3, "num_key_value_heads": 2,
+                       "full_attention_interval": 2, "mlp_only_layers": [1]},
+    ),
+    "qwen3_next, experts, not normalized": Family(
+        "qwen3_next", {**_QWEN3_NEXT, **_EXPERTS, "num_key_value_heads": 2, "num_experts_per_tok": 3,
+                       "norm_topk_prob": False, "full_attention_interval": 2},
     ),
     "olmo_hybrid": Family(
         "olmo_hybrid", {**_OLMO_HYBRID, "num_hidden_layers": 3, "num_key_value_heads": 2, "rms_norm_eps": 1e-3,

@@ -1,4 +1,4 @@
-"""Qwen3-Next: gated DeltaNet and gated attention, each with a gated feed-forward layer, between norms of 1 + weight."""
+"""Qwen3-Next: gated DeltaNet and gated attention, each with experts or a gated feed-forward layer."""
 
 from __future__ import annotations
 
@@ -12,26 +12,24 @@ from hybridtron.convert.mapping import Entry, Shapes
 from hybridtron.errors import UserError
 from hybridtron.model.config import ModelConfig
 
-# Settings of experts, which a model without them has too.
 _EXPERTS = (
-    "moe_intermediate_size",
-    "shared_expert_intermediate_size",
-    "num_experts_per_tok",
-    "norm_topk_prob",
-    "output_router_logits",
-    "router_aux_loss_coef",
-)
+    "num_experts", "top_k", "ffn_hidden_size", "shared_ffn_hidden_size", "shared_gate", "normalize_top_k", "balance",
+    "aux_loss", "z_loss",
+)  # fmt: skip
 _ATTENTION: dict[str, Any] = {"qk_norm": "head", "qk_norm_zero_centered": True, "gate": "element"}
 
 
 def _to_ours(settings: Settings) -> dict[str, Any]:
     settings.require("hidden_act", "silu", default="silu")
-    settings.ignore(*_EXPERTS)
     count, interval = settings.need("num_hidden_layers"), settings.get("full_attention_interval", 4)
     default = ["linear_attention" if (i + 1) % interval else "full_attention" for i in range(count)]
     types = settings.get("layer_types", default)[:count]
     bias = settings.get("attention_bias", False)
-    head_dim = settings.get("head_dim", 256)
+    head_dim, experts = settings.get("head_dim", 256), _experts(settings)
+    pairs = [
+        ("attn" if kind == "full_attention" else "gdn", _feed_forward(settings, layer))
+        for layer, kind in enumerate(types)
+    ]
     return {
         "hidden_size": settings.need("hidden_size"),
         "vocab_size": settings.need("vocab_size"),
@@ -51,14 +49,10 @@ def _to_ours(settings: Settings) -> dict[str, Any]:
                 "proj_bias": bias,
                 **_ATTENTION,
             },
-            "mlp": {"type": "swiglu", "ffn_hidden_size": settings.need("intermediate_size")},
+            "mlp": {"type": "swiglu", "ffn_hidden_size": settings.get("intermediate_size", 5632)},
+            **({"moe": experts} if any(feed_forward == "moe" for _, feed_forward in pairs) else {}),
         },
-        "pattern": pattern_of(
-            [
-                ("attn" if kind == "full_attention" else "gdn", _feed_forward(settings, layer))
-                for layer, kind in enumerate(types)
-            ]
-        ),
+        "pattern": pattern_of(pairs),
     }
 
 
@@ -67,13 +61,26 @@ def _rotary_factor(settings: Settings) -> float:
     return rotary.get("partial_rotary_factor", settings.get("partial_rotary_factor", 0.25))
 
 
+def _experts(settings: Settings) -> dict[str, Any]:
+    """Return the block of the experts, with a loss that balances them where transformers trains with one."""
+    coefficient, balanced = settings.get("router_aux_loss_coef", 0.001), settings.get("output_router_logits", False)
+    return {
+        "type": "moe",
+        "num_experts": settings.get("num_experts", 512),
+        "top_k": settings.get("num_experts_per_tok", 10),
+        "ffn_hidden_size": settings.get("moe_intermediate_size", 512),
+        "shared_ffn_hidden_size": settings.get("shared_expert_intermediate_size", 512),
+        "shared_gate": True,
+        "normalize_top_k": settings.get("norm_topk_prob", True),
+        **({"aux_loss": coefficient} if balanced else {"balance": "none"}),
+    }
+
+
 def _feed_forward(settings: Settings, layer: int) -> str:
     """Return the block of the feed-forward layer of a layer there."""
     sparse_step = settings.get("decoder_sparse_step", 1)
     dense = layer in settings.get("mlp_only_layers", ()) or (layer + 1) % sparse_step
-    if not settings.get("num_experts", 512) or dense:
-        return "mlp"
-    raise UserError(f"{settings.file}: layer {layer} has experts, for which there are no layers here")
+    return "mlp" if dense or not settings.get("num_experts", 512) else "moe"
 
 
 def _to_theirs(model: ModelConfig) -> dict[str, Any]:
@@ -82,13 +89,12 @@ def _to_theirs(model: ModelConfig) -> dict[str, Any]:
         raise UserError("qwen3_next cannot express model.zero_centered_norms = False")
     own = ("num_heads", "num_kv_heads", "head_dim", "rotary_base", "rotary_fraction", "qkv_bias", "proj_bias")
     mixers = {"gated_deltanet": parts.GATED_DELTANET, "attention": (*own, *_ATTENTION)}
-    pairs = pairs_of("qwen3_next", model, mixers, {"swiglu": ("ffn_hidden_size",)})
+    pairs = pairs_of("qwen3_next", model, mixers, {"swiglu": ("ffn_hidden_size",), "moe": _EXPERTS})
     theirs = {
         "hidden_size": model.hidden_size,
         "vocab_size": model.vocab_size,
         "num_hidden_layers": len(pairs),
-        "intermediate_size": pairs[0][1].inner_size,
-        "mlp_only_layers": list(range(len(pairs))),
+        "mlp_only_layers": [i for i, (_, feed_forward) in enumerate(pairs) if feed_forward.type == "swiglu"],
         "hidden_act": "silu",
         "rms_norm_eps": model.norm_eps,
         "tie_word_embeddings": model.tie_embeddings,
@@ -96,7 +102,8 @@ def _to_theirs(model: ModelConfig) -> dict[str, Any]:
             "linear_attention" if mixer.type == "gated_deltanet" else "full_attention" for mixer, _ in pairs
         ],
     }
-    for i, (mixer, _) in enumerate(pairs):
+    for i, (mixer, feed_forward) in enumerate(pairs):
+        theirs |= _feed_forward_settings(model, 2 * i + 1, feed_forward)
         if mixer.type == "gated_deltanet":
             theirs |= parts.gated_deltanet_settings(mixer)
             continue
@@ -115,6 +122,23 @@ def _to_theirs(model: ModelConfig) -> dict[str, Any]:
     return theirs
 
 
+def _feed_forward_settings(model: ModelConfig, layer: int, block: Any) -> dict[str, Any]:
+    if block.type == "swiglu":
+        return {"intermediate_size": block.inner_size}
+    require_keys("qwen3_next", model, layer, shared_gate=True)
+    if block.balance == "bias":
+        cannot_express("qwen3_next", model, layer, "its balance is 'bias'; expected 'aux' or 'none'")
+    return {
+        "num_experts": block.num_experts,
+        "num_experts_per_tok": block.top_k,
+        "moe_intermediate_size": block.ffn_hidden_size,
+        "shared_expert_intermediate_size": block.shared_ffn_hidden_size,
+        "norm_topk_prob": block.normalizes,
+        "output_router_logits": block.aux_weight > 0,
+        "router_aux_loss_coef": block.aux_weight,
+    }
+
+
 def _table(model: ModelConfig) -> list[Entry]:
     shapes = parts.stored_shapes(model)
     entries, last = parts.outer(model, "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
@@ -125,7 +149,11 @@ def _table(model: ModelConfig) -> list[Entry]:
             entries += _gated_deltanet(f"{theirs}linear_attn.", f"{mixer}mixer.", shapes, block.num_heads)
         else:
             entries += parts.attention(f"{theirs}self_attn.", f"{mixer}mixer.", shapes, block.num_heads)
-        entries += parts.swiglu(f"{theirs}mlp.", f"{mlp}mixer.")
+        feed_forward: Any = model.blocks[model.layer_names[2 * i + 1]]
+        if feed_forward.type == "moe":
+            entries += _moe(f"{theirs}mlp.", f"{mlp}mixer.", feed_forward.num_experts)
+        else:
+            entries += parts.swiglu(f"{theirs}mlp.", f"{mlp}mixer.")
         entries.append(Entry(f"{theirs}input_layernorm.weight", (f"{mixer}norm.weight",)))
         entries.append(Entry(f"{theirs}post_attention_layernorm.weight", (f"{mlp}norm.weight",)))
     return entries + last
@@ -141,6 +169,14 @@ def _gated_deltanet(theirs: str, ours: str, shapes: Shapes, key_heads: int) -> l
         Entry(f"{theirs}conv1d.weight", convolved, shape=(channels, 1, taps)),
         *parts.same(theirs, ours, {**parts.DECAYS, "norm.weight": "norm_weight", "out_proj.weight": "out_proj.weight"}),
     ]
+
+
+def _moe(theirs: str, ours: str, num_experts: int) -> list[Entry]:
+    entries = parts.same(theirs, ours, {"gate.weight": "router_weight", "shared_expert_gate.weight": "shared_gate"})
+    for expert in range(num_experts):
+        for there, here in {"gate_proj": "gate_up.gate", "up_proj": "gate_up.up", "down_proj": "down"}.items():
+            entries.append(Entry(f"{theirs}experts.{expert}.{there}.weight", (ours + here,), expert=expert))
+    return entries + parts.swiglu(f"{theirs}shared_expert.", f"{ours}shared.")
 
 
 QWEN3_NEXT = Architecture("qwen3_next", "Qwen3NextForCausalLM", _to_ours, _to_theirs, _table)

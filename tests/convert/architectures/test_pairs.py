@@ -14,6 +14,7 @@ FULL = {"type": "attention", "num_heads": 4, "qk_norm": "full", "norm_position":
 BLOCKS = {
     "attn": HEAD,
     "near": {**HEAD, "window": 8},
+    "wide": {**HEAD, "window": 9},
     "plain": {"type": "attention", "num_heads": 4},
     "gated": {**HEAD, "qk_norm_zero_centered": True, "gate": "element"},
     "half": {**HEAD, "qk_norm_zero_centered": True, "gate": "element", "qkv_bias": True},
@@ -26,6 +27,15 @@ BLOCKS = {
     "mlp": {"type": "swiglu", "ffn_hidden_size": 48},
     "after": {"type": "swiglu", "ffn_hidden_size": 48, "norm_position": "post"},
     "ffn": {"type": "mlp", "ffn_hidden_size": 48},
+    "alone": {"type": "moe", "num_experts": 4, "ffn_hidden_size": 8},
+    "biased": {
+        "type": "moe",
+        "num_experts": 4,
+        "ffn_hidden_size": 8,
+        "shared_ffn_hidden_size": 8,
+        "shared_gate": True,
+        "balance": "bias",
+    },
 }
 ZERO = {"zero_centered_norms": True}
 REFUSED = {
@@ -39,8 +49,13 @@ REFUSED = {
     "plain norms": ("qwen3_next", "gated mlp", {}, "model.zero_centered_norms = False"),
     "no gate": ("qwen3_next", "attn mlp", ZERO, "layer 0 (attn, attention): its qk_norm_zero_centered is False"),
     "half of the biases": ("qwen3_next", "half mlp", ZERO, "layer 0 (half, attention): it has qkv_bias without"),
+    "no shared expert": ("qwen3_next", "gated alone", ZERO, "layer 1 (alone, moe): its shared_gate is False"),
+    "a bias of the choice": ("qwen3_next", "gated biased", ZERO, "layer 1 (biased, moe): its balance is 'bias'"),
     "an epsilon": ("qwen3_next", "gdn mlp", ZERO, "layer 0 (gdn, gated_deltanet): its norm_eps is 1e-05"),
     "another epsilon": ("olmo_hybrid", "own_eps mlp full after", {}, "layer 0 (own_eps, gated_deltanet): expected"),
+    "another window": ("qwen3", "near mlp wide mlp", {}, "layer 2 (wide, attention): its window is 9; expected 8"),
+    "a norm after, for Qwen3": ("qwen3", "attn after", {}, "layer 1 (after, swiglu): its norm_position is 'post'"),
+    "a norm of heads, for OLMo 2": ("olmo2", "attn mlp", {}, "layer 0 (attn, attention): its qk_norm is 'head'"),
     "a norm before": ("olmo_hybrid", "gdn mlp full mlp", {}, "layer 3 (mlp, swiglu): its norm_position is 'pre'"),
     "a norm after": ("olmo_hybrid", "gdn after full after", {}, "layer 1 (after, swiglu): its norm_position is 'post'"),
     "some channels rotate": ("olmo_hybrid", "gdn mlp part after", {}, "layer 2 (part, attention): only some"),
