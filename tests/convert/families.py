@@ -140,6 +140,11 @@ FAMILIES |= {
                        "time_step_min": 0.05,
                        "layers_block_type": ["full_attention", "linear_attention", "linear_attention", "mlp"]},
     ),
+    "nemotron_h, experts": Family(
+        "nemotron_h", {**_NEMOTRON_H, "n_routed_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
+                       "moe_shared_expert_intermediate_size": 48, "routed_scaling_factor": 2.5,
+                       "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp", "moe"]},
+    ),
 }  # fmt: skip
 _PAIRS = {**_LLAMA, "num_key_value_heads": 2, "pad_token_id": None}  # a padding token has no gradient there
 _MAMBA_BIASED = {"mamba_proj_bias": True, "mamba_conv_bias": False}
@@ -195,6 +200,8 @@ def make_theirs(name: str, folder: Path) -> Theirs:
     with torch.no_grad():
         for parameter in model.parameters():  # norms of ones and biases of zeros hide errors
             parameter += 0.1 * torch.randn_like(parameter)
+        for buffer in saved_buffers(model):
+            buffer += 0.1 * torch.randn_like(buffer)
     model.save_pretrained(folder)
     tokens = torch.randint(model.config.vocab_size, (BATCH, family.tokens + 1))
     output = model(input_ids=tokens, labels=tokens)
@@ -202,8 +209,16 @@ def make_theirs(name: str, folder: Path) -> Theirs:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+        for buffer in saved_buffers(model):
+            buffer.zero_()
     model.save_pretrained(folder / "gradients")
     return Theirs(folder, tokens, output.logits[:, :-1].detach(), output.loss.item(), read_folder(folder / "gradients"))
+
+
+def saved_buffers(model: torch.nn.Module) -> list[Tensor]:
+    """Return the tensors that a model saves and does not train, such as a bias that balances experts."""
+    trained = dict(model.named_parameters(remove_duplicate=False))
+    return [tensor for name, tensor in model.state_dict().items() if name not in trained]
 
 
 @lru_cache(maxsize=64)

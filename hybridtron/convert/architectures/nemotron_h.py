@@ -1,4 +1,4 @@
-"""Nemotron-H: Mamba-2, attention without positions and feed-forward layers, in any order."""
+"""Nemotron-H: Mamba-2, attention without positions, feed-forward layers and mixtures of experts, in any order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from hybridtron.convert.architectures import parts, state_space
 from hybridtron.convert.architectures.architecture import Architecture, Settings, cannot_express
 from hybridtron.convert.architectures.expressing import layer_of, require_equal, require_model
-from hybridtron.convert.mapping import Entry
+from hybridtron.convert.mapping import Entry, Shapes
 from hybridtron.errors import UserError
 from hybridtron.model.config import ModelConfig
 from hybridtron.pattern.fold import fold
@@ -17,17 +17,19 @@ _ACTIVATIONS = {"relu2": "relu2", "silu": "silu", "relu": "relu", "gelu_pytorch_
 _BLOCKS = {  # names that config.json has had -> ours
     "linear_attention": "mamba", "mamba": "mamba", "M": "mamba",
     "full_attention": "attn", "attention": "attn", "*": "attn",
-    "mlp": "mlp", "-": "mlp",
+    "mlp": "mlp", "-": "mlp", "moe": "moe", "E": "moe",
 }  # fmt: skip
-_THEIRS = {"mamba2": "linear_attention", "attention": "full_attention", "mlp": "mlp"}
+_THEIRS = {"mamba2": "linear_attention", "attention": "full_attention", "mlp": "mlp", "moe": "moe"}
 # Of layers that are not there, of initial values, and ways to compute the same; the limits of step sizes that count are
 # time_step_min and no upper one.
-_IGNORED = """expand hidden_dropout mamba_proj_bias mamba_ssm_cache_dtype num_hidden_layers
-    num_logits_to_keep rescale_prenorm_residual residual_in_fp32 rms_norm_eps rope_theta time_step_floor
-    time_step_limit time_step_max time_step_rank use_mamba_kernels mtp_layers_block_type n_group n_routed_experts
-    n_shared_experts moe_intermediate_size moe_latent_size moe_shared_expert_intermediate_size
-    moe_shared_expert_overlap norm_topk_prob num_experts_per_tok output_router_logits routed_scaling_factor
-    topk_group""".split()  # noqa: SIM905
+_IGNORED = """expand hidden_dropout mamba_proj_bias mamba_ssm_cache_dtype num_hidden_layers num_logits_to_keep
+    rescale_prenorm_residual residual_in_fp32 rms_norm_eps rope_theta time_step_floor time_step_limit time_step_max
+    time_step_rank use_mamba_kernels mtp_layers_block_type n_shared_experts moe_shared_expert_overlap
+    output_router_logits""".split()  # noqa: SIM905
+_OF_EXPERTS = """n_group topk_group n_routed_experts num_experts_per_tok norm_topk_prob routed_scaling_factor
+    moe_intermediate_size moe_shared_expert_intermediate_size moe_latent_size""".split()  # noqa: SIM905
+# What of a mixture of experts changes only its training.
+_TRAINING = ("aux_loss", "z_loss", "bias_update_rate")
 
 
 def _to_ours(settings: Settings) -> dict[str, Any]:
@@ -39,6 +41,8 @@ def _to_ours(settings: Settings) -> dict[str, Any]:
     settings.require("sliding_window", None)
     settings.ignore(*_IGNORED)
     layers = _layers(settings)
+    if "moe" not in layers:
+        settings.ignore(*_OF_EXPERTS)
     hidden = settings.need("hidden_size")
     heads, head_dim = settings.get("mamba_num_heads", 128), settings.get("mamba_head_dim", 64)
     blocks: dict[str, dict[str, Any]] = {
@@ -67,6 +71,7 @@ def _to_ours(settings: Settings) -> dict[str, Any]:
             "activation": _ACTIVATIONS[settings.get("mlp_hidden_act", "relu2")],
             "bias": settings.get("mlp_bias", False),
         },
+        "moe": _experts_of(settings) if "moe" in layers else {},
     }
     return {
         "hidden_size": hidden,
@@ -74,6 +79,29 @@ def _to_ours(settings: Settings) -> dict[str, Any]:
         "norm_eps": settings.get("layer_norm_epsilon", 1e-5),
         "blocks": {name: block for name, block in blocks.items() if name in layers},
         "pattern": fold(layers),
+    }
+
+
+def _experts_of(settings: Settings) -> dict[str, Any]:
+    """Return our block of a mixture of experts: ReLU-squared ones by default, chosen by sigmoids and a bias."""
+    for key in ("n_group", "topk_group"):
+        settings.require(key, 1, default=1)
+    settings.require("moe_latent_size", None)
+    settings.require("mlp_bias", False, default=False)
+    top_k, normalized = settings.get("num_experts_per_tok", 2), settings.get("norm_topk_prob", True)
+    if top_k == 1:
+        settings.require("norm_topk_prob", False, default=True)
+    return {
+        "type": "moe",
+        "num_experts": settings.get("n_routed_experts", 8),
+        "top_k": top_k,
+        "ffn_hidden_size": settings.get("moe_intermediate_size", 7688),
+        "shared_ffn_hidden_size": settings.get("moe_shared_expert_intermediate_size", 7688),
+        "activation": _ACTIVATIONS[settings.get("mlp_hidden_act", "relu2")],
+        "score": "sigmoid",
+        "normalize_top_k": normalized,
+        "scaling_factor": settings.get("routed_scaling_factor", 1.0),
+        "balance": "bias",
     }
 
 
@@ -91,22 +119,11 @@ def _layers(settings: Settings) -> tuple[str, ...]:
 
 
 def _to_theirs(model: ModelConfig) -> dict[str, Any]:
-    name = "nemotron_h"
-    require_model(name, model)
+    require_model("nemotron_h", model)
     if model.tie_embeddings:
-        raise UserError(f"{name} cannot express model.tie_embeddings: its output projection has weights of its own")
+        raise UserError("nemotron_h cannot express model.tie_embeddings: its output projection has weights of its own")
     for i in range(len(model.layer_names)):
-        kind = state_space.block_of(model, i).type
-        if kind == "attention":
-            block = layer_of(name, model, i, kind, "num_heads", "num_kv_heads", "head_dim", "rotary_fraction")
-            if block.rotary_dim:
-                cannot_express(name, model, i, "it has rotary positions; expected rotary_fraction 0")
-        elif kind == "mlp":
-            layer_of(name, model, i, kind, "ffn_hidden_size", "activation", "bias")
-        elif kind == "mamba2":
-            layer_of(name, model, i, kind, "dt_limit_min", *state_space.MAMBA2_KEYS)
-        else:
-            cannot_express(name, model, i, "expected mamba2, attention or mlp")
+        _check(model, i, state_space.block_of(model, i).type)
     theirs: dict[str, Any] = {
         "hidden_size": model.hidden_size,
         "vocab_size": model.vocab_size,
@@ -115,11 +132,43 @@ def _to_theirs(model: ModelConfig) -> dict[str, Any]:
         "tie_word_embeddings": False,
         "residual_in_fp32": False,
     }
-    for kind, write in (("mamba2", _mamba), ("attention", _attention), ("mlp", _mlp)):
+    for kind, write in (("mamba2", _mamba), ("attention", _attention), ("moe", _moe), ("mlp", _mlp)):
         if layers := state_space.layers_of(model, kind):
-            require_equal(name, model, layers, "chunk_size")
+            require_equal("nemotron_h", model, layers, "chunk_size", "dispatcher", *_TRAINING)
             theirs |= write(state_space.block_of(model, layers[0]))
     return theirs
+
+
+_KEYS = {
+    "mamba2": ("dt_limit_min", *state_space.MAMBA2_KEYS),
+    "attention": ("num_heads", "num_kv_heads", "head_dim", "rotary_fraction"),
+    "mlp": ("ffn_hidden_size", "activation", "bias"),
+    "moe": ("num_experts", "top_k", "ffn_hidden_size", "shared_ffn_hidden_size", "activation", "score",
+            "normalize_top_k", "scaling_factor", "balance", *_TRAINING),
+}  # fmt: skip
+
+
+def _check(model: ModelConfig, layer: int, kind: str) -> None:
+    """Raise UserError where the architecture does not have this layer."""
+    name = "nemotron_h"
+    if kind not in _KEYS:
+        cannot_express(name, model, layer, f"expected one of {', '.join(_KEYS)}")
+    block = layer_of(name, model, layer, kind, *_KEYS[kind])
+    if kind == "attention" and block.rotary_dim:
+        cannot_express(name, model, layer, "it has rotary positions; expected rotary_fraction 0")
+    if kind in ("mlp", "moe"):
+        if block.activation not in _ACTIVATIONS.values():
+            cannot_express(name, model, layer, f"its activation is {block.activation}")
+        for other in state_space.layers_of(model, "mlp", "moe"):
+            if other < layer and state_space.block_of(model, other).activation != block.activation:
+                cannot_express(name, model, layer, f"its activation is not that of layer {other}")
+    if kind == "moe":
+        if block.score != "sigmoid" or block.balance != "bias":
+            cannot_express(name, model, layer, "expected score sigmoid and balance bias")
+        if not block.shared_ffn_hidden_size or block.num_experts == 1:
+            cannot_express(name, model, layer, "expected a shared expert beside two others or more")
+        if any(state_space.block_of(model, other).bias for other in state_space.layers_of(model, "mlp")):
+            cannot_express(name, model, layer, "it has no biases; expected those of the mlp layers")
 
 
 def _mamba(block: Any) -> dict[str, Any]:
@@ -151,6 +200,23 @@ def _mlp(block: Any) -> dict[str, Any]:
     return {"intermediate_size": block.inner_size, "mlp_hidden_act": activation, "mlp_bias": block.bias}
 
 
+def _moe(block: Any) -> dict[str, Any]:
+    (activation,) = (theirs for theirs, ours in _ACTIVATIONS.items() if ours == block.activation)
+    return {
+        "n_routed_experts": block.num_experts,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": block.top_k,
+        "moe_intermediate_size": block.ffn_hidden_size,
+        "moe_shared_expert_intermediate_size": block.shared_ffn_hidden_size,
+        "mlp_hidden_act": activation,
+        "norm_topk_prob": block.normalizes,
+        "routed_scaling_factor": block.scaling_factor,
+        "n_group": 1,
+        "topk_group": 1,
+        "mlp_bias": False,
+    }
+
+
 def _table(model: ModelConfig) -> list[Entry]:
     shapes = parts.stored_shapes(model)
     entries, last = parts.outer(model, "backbone.embeddings.weight", "backbone.norm_f.weight", "lm_head.weight")
@@ -162,11 +228,26 @@ def _table(model: ModelConfig) -> list[Entry]:
             entries += state_space.mamba2(theirs, ours, shapes)
         elif kind == "attention":
             entries += parts.attention(theirs, ours, shapes)
+        elif kind == "moe":
+            entries += _experts(theirs, ours, model.blocks[name])
         else:
-            names = [f"{way}{{}}.{what}" for way in ("up", "down") for what in ("weight", "bias")]
-            renamed = {each.format("_proj"): each.format("") for each in names if ours + each.format("") in shapes}
-            entries += parts.same(theirs, ours, renamed)
+            entries += _feed_forward(theirs, ours, shapes)
     return entries + last
+
+
+def _feed_forward(theirs: str, ours: str, shapes: Shapes) -> list[Entry]:
+    names = [(way, what) for way in ("up", "down") for what in ("weight", "bias") if f"{ours}{way}.{what}" in shapes]
+    return parts.same(theirs, ours, {f"{way}_proj.{what}": f"{way}.{what}" for way, what in names})
+
+
+def _experts(theirs: str, ours: str, block: Any) -> list[Entry]:
+    names = {"gate.weight": "router_weight", "gate.e_score_correction_bias": "router_bias"}
+    shared = {f"shared_experts.{way}_proj.weight": f"shared.{way}.weight" for way in ("up", "down")}
+    entries = parts.same(theirs, ours, names | shared)
+    for expert in range(block.num_experts):
+        each = f"{theirs}experts.{expert}."
+        entries += [Entry(f"{each}{way}_proj.weight", (ours + way,), expert=expert) for way in ("up", "down")]
+    return entries
 
 
 NEMOTRON_H = Architecture("nemotron_h", "NemotronHForCausalLM", _to_ours, _to_theirs, _table)

@@ -8,6 +8,8 @@ from hybridtron.convert.architectures.architecture import Settings
 from hybridtron.errors import UserError
 from hybridtron.model.config import ModelConfig
 
+_EXPERTS = {"type": "moe", "num_experts": 4, "ffn_hidden_size": 96, "activation": "relu2", "score": "sigmoid",
+            "balance": "bias"}  # fmt: skip
 BLOCKS = {
     "mamba": {"type": "mamba1", "inner_norm": "learned"},
     "bare": {"type": "mamba1"},
@@ -21,6 +23,10 @@ BLOCKS = {
     "ffn": {"type": "mlp"},
     "moe": {"type": "moe", "num_experts": 4, "ffn_hidden_size": 96, "normalize_top_k": False},
     "wide": {"type": "moe", "num_experts": 4, "ffn_hidden_size": 128, "normalize_top_k": False},
+    "relu": {"type": "mlp", "activation": "relu2", "bias": True},
+    "chosen": {**_EXPERTS, "shared_ffn_hidden_size": 32},
+    "soft": {**_EXPERTS, "shared_ffn_hidden_size": 32, "score": "softmax"},
+    "lone": _EXPERTS,
     "divided": {"type": "moe", "num_experts": 4, "ffn_hidden_size": 96},
 }
 
@@ -40,10 +46,15 @@ def model(pattern, **keys):
         ("mamba", "thin thin", "layer 0 (thin, mamba1): its expand is 1.5; expected a whole number"),
         ("falcon_mamba", "bare", "layer 0 (bare, mamba1): its inner_norm is none; expected plain"),
         ("mamba2", "ssd capped", "layer 1 (capped, mamba2): its dt_limit_max is 0.5"),
-        ("nemotron_h", "ssd ffn mlp", "layer 2 (mlp, swiglu): expected mamba2, attention"),
+        ("nemotron_h", "ssd ffn mlp", "layer 2 (mlp, swiglu): expected one of mamba2, attention, mlp, moe"),
         ("nemotron_h", "ssd rotary", "layer 1 (rotary, attention): it has rotary positions"),
         ("nemotron_h", "ffn near", "layer 1 (near, attention): its window is 8"),
         ("nemotron_h", "ffn capped", "layer 1 (capped, mamba2): its dt_limit_max is 0.5"),
+        ("nemotron_h", "ssd moe", "layer 1 (moe, moe): its activation is swiglu"),
+        ("nemotron_h", "relu ffn", "layer 1 (ffn, mlp): its activation is not that of layer 0"),
+        ("nemotron_h", "lone", "layer 0 (lone, moe): expected a shared expert"),
+        ("nemotron_h", "soft", "layer 0 (soft, moe): expected score sigmoid and balance bias"),
+        ("nemotron_h", "relu chosen", "layer 1 (chosen, moe): it has no biases"),
         ("bamba", "ssd mlp ssd", "layer 2 (ssd, mamba2): expected swiglu after it"),
         ("bamba", "ssd attn", "layer 1 (attn, attention): expected swiglu here"),
         ("bamba", "ssd mlp attn mlp", "layer 2 (attn, attention): it has no rotary positions"),
