@@ -12,6 +12,7 @@
     ht.search(CONFIG), ht.scale(PATTERN, TARGET)           find a small hybrid, grow it
     ht.ablate(CONFIG)                                      many runs from one file, compared over seeds
     ht.laws.fit("parametric", "runs.csv")                  a scaling law, with intervals
+    ht.convert.to_hf(RUN, FOLDER), ht.convert.from_hf      checkpoints to Hugging Face folders and back
 
 Everything is imported when it is first used.
 """
@@ -25,7 +26,7 @@ from hybridtron.lazy import lazy_exports
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from hybridtron import laws, mad
+    from hybridtron import convert, laws, mad
     from hybridtron.ablations.run import ablate
     from hybridtron.api.launching import launch
     from hybridtron.api.model import build_model
@@ -46,6 +47,7 @@ __all__ = [
     "UserError",
     "ablate",
     "build_model",
+    "convert",
     "describe",
     "launch",
     "laws",

@@ -103,8 +103,8 @@ class HuggingFaceTokenizer:
             self._text = content.decode()
             config = json.loads(content)
             beside = read_object(path.with_name(CONFIG_NAME))
-            self._eod_name = _end_of_document(path, token_names(config), eod_token, beside, key)
-            self._backend = Backend.from_str(json.dumps(make_unreachable(config, self._eod_name)))
+            self.eod_name = _end_of_document(path, token_names(config), eod_token, beside, key)
+            self._backend = Backend.from_str(json.dumps(make_unreachable(config, self.eod_name)))
         except OSError as error:
             raise UserError(f"{key} = {path}: cannot be read: {error.strerror}") from None
         except UserError:
@@ -146,7 +146,7 @@ class HuggingFaceTokenizer:
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and, with the end-of-document token and the name, tokenizer_config.json."""
         replace_file(folder / FILE_NAME, self._text)
-        config = {"eos_token": self._eod_name, "name_or_path": self.name}
+        config = {"eos_token": self.eod_name, "name_or_path": self.name}
         replace_file(folder / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
 
 

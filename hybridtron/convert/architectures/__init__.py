@@ -1,7 +1,11 @@
-"""Native architectures of Hugging Face, one module each; `ARCHITECTURES` has them by name."""
+"""Architectures of Hugging Face folders, one module each; `ARCHITECTURES` has them by name.
+
+In this order a model becomes the first that can express it; the last one can express every model.
+"""
 
 from hybridtron.convert.architectures.architecture import Architecture
 from hybridtron.convert.architectures.bamba import BAMBA
+from hybridtron.convert.architectures.hybridtron import HYBRIDTRON
 from hybridtron.convert.architectures.jamba import JAMBA
 from hybridtron.convert.architectures.lfm2 import LFM2
 from hybridtron.convert.architectures.llama import LLAMA, MISTRAL
@@ -15,4 +19,5 @@ from hybridtron.convert.architectures.qwen3_olmo2 import OLMO2, QWEN3
 _TRANSFORMERS = (LLAMA, MISTRAL, QWEN3, OLMO2)
 _STATE_SPACES = (MAMBA, FALCON_MAMBA, MAMBA2, NEMOTRON_H, BAMBA, JAMBA)
 _OTHER_HYBRIDS = (LFM2, OLMO_HYBRID, QWEN3_NEXT)
-ARCHITECTURES: dict[str, Architecture] = {each.name: each for each in (*_TRANSFORMERS, *_STATE_SPACES, *_OTHER_HYBRIDS)}
+_IN_ORDER = (*_TRANSFORMERS, *_STATE_SPACES, *_OTHER_HYBRIDS, HYBRIDTRON)
+ARCHITECTURES: dict[str, Architecture] = {each.name: each for each in _IN_ORDER}

@@ -24,7 +24,7 @@ def resolve(config: RunConfig) -> RunConfig:
     size = config.model.vocab_size or -(-tokenizer.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     _check_vocabulary(size, tokenizer)
     config = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": size})})
-    _check_layout(config)
+    check_layout(config)
     return config
 
 
@@ -74,7 +74,7 @@ def _check_vocabulary(size: int, tokenizer: Tokenizer) -> None:
         )
 
 
-def _check_layout(config: RunConfig) -> None:
+def check_layout(config: RunConfig) -> None:
     """Raise UserError where a block does not support the layout of `parallel`."""
     parallel, model = config.parallel, config.model
     specs = model_tensors(model)

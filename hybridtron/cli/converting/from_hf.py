@@ -1,0 +1,44 @@
+"""`hybridtron convert from-hf`: a Hugging Face folder as a run folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from hybridtron.cli.arguments import ArgumentParser, add_json_argument
+from hybridtron.cli.converting.to_hf import add_logits_argument
+from hybridtron.cli.output import print_result
+
+SUMMARY = "a Hugging Face folder as a run folder, from which a run can begin"
+
+
+def add_arguments(verb: ArgumentParser) -> None:
+    """Add the arguments of the verb."""
+    verb.add_argument("folder", metavar="FOLDER", type=Path, help="with config.json and safetensors files")
+    verb.add_argument("out", metavar="OUT", type=Path, help="the run folder to make")
+    ignored = "tensors in FOLDER that may be left over, by name or with * and ?; repeatable"
+    verb.add_argument("--ignore", nargs="+", action="extend", default=[], metavar="NAME", help=ignored)
+    verb.add_argument("--dtype", metavar="D", help="float32 or bfloat16; by default as they are")
+    length = "data.seq_len of the run; by default max_position_embeddings"
+    verb.add_argument("--seq-len", type=int, metavar="N", help=length)
+    add_logits_argument(verb)
+    add_json_argument(verb)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Convert, and print the receipt."""
+    from hybridtron.cli.byte_progress import byte_progress
+    from hybridtron.convert.importing import from_hf
+
+    with byte_progress("from-hf") as progress:
+        receipt = from_hf(
+            options.folder,
+            options.out,
+            ignore=options.ignore,
+            dtype=options.dtype,
+            seq_len=options.seq_len,
+            logits=options.logits,
+            progress=progress,
+        )
+    print_result(receipt, options.json)
+    return 0

@@ -1,0 +1,47 @@
+"""`hybridtron convert to-hf`: a run or checkpoint as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from hybridtron.cli.arguments import ArgumentParser, add_json_argument
+from hybridtron.cli.output import print_result
+
+SUMMARY = "a run or checkpoint as a Hugging Face folder"
+
+
+def add_arguments(verb: ArgumentParser) -> None:
+    """Add the arguments of the verb."""
+    verb.add_argument("run_path", metavar="RUN_OR_CHECKPOINT", type=Path)
+    verb.add_argument("out", metavar="OUT", type=Path, help="the folder to make")
+    native = "such as llama or hybridtron; by default the first that can express the model"
+    verb.add_argument("--as", dest="architecture", metavar="ARCHITECTURE", help=native)
+    dtype = "float32, bfloat16 or float16; by default as they are"
+    verb.add_argument("--dtype", metavar="D", help=dtype)
+    add_logits_argument(verb)
+    add_json_argument(verb)
+
+
+def add_logits_argument(verb: ArgumentParser) -> None:
+    """Add --logits."""
+    compared = "compare logits with transformers' model: auto (small models), always or never (%(default)s)"
+    verb.add_argument("--logits", default="auto", metavar="WHEN", help=compared)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Convert, and print the receipt."""
+    from hybridtron.cli.byte_progress import byte_progress
+    from hybridtron.convert.exporting import to_hf
+
+    with byte_progress("to-hf") as progress:
+        receipt = to_hf(
+            options.run_path,
+            options.out,
+            architecture=options.architecture,
+            dtype=options.dtype,
+            logits=options.logits,
+            progress=progress,
+        )
+    print_result(receipt, options.json)
+    return 0

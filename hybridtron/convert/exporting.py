@@ -1,0 +1,112 @@
+"""From a run folder or checkpoint of ours to a Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hybridtron.config.nearest import one_of
+from hybridtron.convert.architectures import ARCHITECTURES
+from hybridtron.convert.architectures.architecture import Architecture
+from hybridtron.convert.formats.checkpoint import CheckpointSource
+from hybridtron.convert.formats.safetensors import SHARD_BYTES, SafetensorsSink, SafetensorsSource
+from hybridtron.convert.formats.source import TensorInfo
+from hybridtron.convert.importing import CONFIG
+from hybridtron.convert.receipt import Logits, Receipt, check_logits_choice, write_receipt
+from hybridtron.convert.streaming import (
+    Table,
+    chosen_dtype,
+    infos_there,
+    main_dtype,
+    require_same_tensors,
+    write_theirs,
+)
+from hybridtron.convert.tokenizer import GENERATION, IDS, their_files
+from hybridtron.errors import UserError
+from hybridtron.model.config import ModelConfig
+from hybridtron.training.config import RunConfig
+from hybridtron.training.run_folder.folder import read_run
+
+
+def to_hf(
+    run: str | Path,
+    out: str | Path,
+    *,
+    architecture: str | None = None,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    logits: Logits = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> Receipt:
+    """Convert a run, at its latest checkpoint, or one checkpoint to a Hugging Face folder.
+
+    Args:
+        run: a run folder or a checkpoint in it.
+        out: the folder to make.
+        architecture: a name of `ARCHITECTURES`; by default the first that can express the model.
+        dtype: float32, bfloat16 or float16, to convert to; by default every tensor keeps its number format.
+        shard_bytes: of a file, at most.
+        logits: whether to compare logits with transformers' model; see `from_hf`.
+        progress: called with bytes done and in all.
+
+    Raises:
+        UserError: where the architecture cannot express the model, the checkpoint is damaged, or `out` exists.
+    """
+    out = Path(out)
+    check_logits_choice(logits)
+    config, checkpoint = read_run(Path(run))
+    chosen, settings = choose(config.model, architecture)
+    table = Table.of(chosen, config.model)
+    source = CheckpointSource(checkpoint, config.checkpoint.verify)
+    require_same_tensors(str(checkpoint), table.shapes, source.tensors)
+    infos = infos_there(table, source.tensors, chosen_dtype(dtype))
+    files = their_files(config, checkpoint.parent)
+    files[CONFIG] = _config_json(chosen, settings, config, infos, json.loads(files[GENERATION]))
+    total = sum(info.size_bytes for info in infos.values())
+    counted = (lambda done: progress(done, total)) if progress else None
+    with SafetensorsSink(out, infos, files, shard_bytes, counted) as sink:
+        write_theirs(table, source, sink)
+    theirs = SafetensorsSource(out)
+    return write_receipt(
+        "to-hf", table, source, theirs, source_folder=checkpoint, target_folder=out, run=checkpoint, hf=out, into=out,
+        logits=logits,
+    )  # fmt: skip
+
+
+def choose(model: ModelConfig, name: str | None) -> tuple[Architecture, dict[str, Any]]:
+    """Return the architecture of a name, or the first that can express the model, and the settings of config.json.
+
+    Raises UserError where it cannot, with the first layer that does not fit.
+    """
+    if name is not None:
+        if name not in ARCHITECTURES:
+            raise UserError(f"architecture = {name}: expected {one_of(name, ARCHITECTURES)}")
+        return ARCHITECTURES[name], ARCHITECTURES[name].to_theirs(model)
+    for architecture in ARCHITECTURES.values():
+        try:
+            return architecture, architecture.to_theirs(model)
+        except UserError as error:
+            refusal = error
+    raise refusal
+
+
+def _config_json(
+    architecture: Architecture,
+    settings: Mapping[str, Any],
+    config: RunConfig,
+    infos: Mapping[str, TensorInfo],
+    generation: Mapping[str, Any],
+) -> bytes:
+    """Return config.json: what the architecture says, and what transformers wants of every model."""
+    model = config.model
+    content = {
+        "architectures": [architecture.class_name],
+        "model_type": architecture.name,
+        "dtype": str(main_dtype(infos.values())).removeprefix("torch."),
+        **{key: generation.get(key) for key in IDS},
+    }
+    if architecture.name == "hybridtron" or any(model.blocks[name].attends for name in model.layer_names):
+        content["max_position_embeddings"] = config.data.seq_len
+    return json.dumps({**content, **settings}, indent=2).encode() + b"\n"

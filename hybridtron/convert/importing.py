@@ -1,0 +1,141 @@
+"""From a Hugging Face folder to a run folder of ours."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hybridtron.config.load import build, dump
+from hybridtron.config.nearest import one_of
+from hybridtron.convert.architectures import ARCHITECTURES
+from hybridtron.convert.architectures.architecture import Architecture, Settings
+from hybridtron.convert.formats.checkpoint import CheckpointSink, CheckpointSource
+from hybridtron.convert.formats.output_folder import output_folder
+from hybridtron.convert.formats.safetensors import SafetensorsSource
+from hybridtron.convert.receipt import Logits, Receipt, check_logits_choice, write_receipt
+from hybridtron.convert.streaming import Table, chosen_dtype, infos_here, main_dtype, require_same_tensors, write_ours
+from hybridtron.convert.tokenizer import our_files
+from hybridtron.data.tokenizer import FILE_NAME
+from hybridtron.errors import UserError, unreadable
+from hybridtron.files import read_plain, replace_file
+from hybridtron.training.config import RunConfig
+from hybridtron.training.run_folder.train_state import STATE_NAME, TrainState, state_content
+
+logger = logging.getLogger(__name__)
+
+CONFIG = "config.json"
+STEP = "step_00000000"
+SEQ_LEN = 2048  # of a model whose config.json names no length
+
+
+def from_hf(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    ignore: Sequence[str] = (),
+    dtype: str | None = None,
+    seq_len: int | None = None,
+    logits: Logits = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> Receipt:
+    """Convert a Hugging Face folder to a run folder with one checkpoint, of step 0.
+
+    Args:
+        folder: with config.json and safetensors files.
+        out: the run folder to make.
+        ignore: names, or patterns with * and ?, of tensors there that may be left over.
+        dtype: float32 or bfloat16, to convert to; by default every tensor keeps its number format.
+        seq_len: data.seq_len of the run; by default max_position_embeddings.
+        logits: whether to compare logits with transformers' model, in one process and in two; "auto": of small models,
+            where transformers is installed.
+        progress: called with bytes done and in all.
+
+    Raises:
+        UserError: for an architecture or a setting that is not known, tensors left over or missing, damaged files, or
+            an `out` that exists.
+    """
+    folder, out = Path(folder), Path(out)
+    check_logits_choice(logits)
+    settings = read_settings(folder)
+    architecture, model = understand(settings, folder / CONFIG)
+    config = _run_config(out, model, settings, seq_len)
+    table = Table.of(architecture, config.model)
+    source = SafetensorsSource(folder)
+    expected = {entry.name: entry.shape_there(table.shapes) for entry in table.entries}
+    ignored = require_same_tensors(str(folder), expected, source.tensors, ignore)
+    infos = infos_here(table, source.tensors, chosen_dtype(dtype))
+    files, notes = our_files(folder, settings)
+    config = _completed(config, main_dtype(infos.values()), None if FILE_NAME not in files else str(out / FILE_NAME))
+    total = sum(info.size_bytes for info in infos.values())
+    with output_folder(out, total) as draft:
+        state = {STATE_NAME: state_content(TrainState())}
+        counted = (lambda done: progress(done, total)) if progress else None
+        with CheckpointSink(draft / STEP, infos, state, progress=counted) as sink:
+            write_ours(table, source, sink)
+        for name, content in files.items():
+            replace_file(draft / name, content)
+        replace_file(draft / "config.yaml", dump(config))
+        replace_file(draft / "latest", f"{STEP}\n")
+    ours = CheckpointSource(out / STEP, "none")
+    return write_receipt(
+        "from-hf", table, ours, source, source_folder=folder, target_folder=out, run=out, hf=folder, into=out,
+        ignored=ignored, notes=notes, logits=logits,
+    )  # fmt: skip
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Read config.json of a folder. Raises UserError where there is none, or it is damaged."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is no folder; expected one with {CONFIG} and safetensors files")
+    file = folder / CONFIG
+    if not file.exists():
+        raise UserError(f"{folder}: has no {CONFIG}; expected a folder as save_pretrained of transformers writes it")
+    try:
+        values = json.loads(read_plain(file))
+    except (OSError, ValueError, RecursionError) as error:
+        raise unreadable(file, error, "is no JSON") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: damaged: holds no mapping")
+    return values
+
+
+def understand(values: Mapping[str, Any], file: Path) -> tuple[Architecture, dict[str, Any]]:
+    """Return the architecture of config.json, and our `model` section. Raises UserError for what is not known."""
+    kind = values.get("model_type")
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
+        raise UserError(f"{file}: model_type = {kind!r}: expected {one_of(kind, ARCHITECTURES)}")
+    settings = Settings(values, str(file))
+    try:
+        model = ARCHITECTURES[kind].to_ours(settings)
+    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+        logger.debug("settings cannot be read", exc_info=True)
+        raise UserError(f"{file}: a setting has another type than {kind} has: {error}") from None
+    settings.check_all_read()
+    return ARCHITECTURES[kind], model
+
+
+def _run_config(out: Path, model: dict[str, Any], settings: Mapping[str, Any], seq_len: int | None) -> RunConfig:
+    """Return the config of the run, without tokens to train on; its optimizer section is a placeholder."""
+    if seq_len is not None and seq_len < 1:
+        raise UserError(f"seq_len = {seq_len}: expected at least 1")
+    length = seq_len or settings.get("max_position_embeddings") or SEQ_LEN
+    sections = {
+        "name": out.name or "imported",
+        "model": {**model, "backend": "megatron"},
+        "data": {"seq_len": length},
+        "train": {"steps": 1, "global_batch_size": 1},
+        "optimizer": {"lr": 1e-4},
+    }
+    return build(sections, RunConfig)
+
+
+def _completed(config: RunConfig, dtype: torch.dtype, tokenizer: str | None) -> RunConfig:
+    """Return the config with the number format of its parameters, and its tokenizer.json where it has one."""
+    precision = config.precision.model_copy(update={"format": "bf16" if dtype == torch.bfloat16 else "fp32"})
+    data = config.data.model_copy(update={"tokenizer": tokenizer or "byte"})
+    return config.model_copy(update={"precision": precision, "data": data}).with_absolute_paths()

@@ -1,0 +1,122 @@
+"""Compare the logits of a run, in one process and over two, with those of a Hugging Face folder read by transformers.
+
+Run as a program it is one of two processes that hold the model together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hybridtron.checkpoint_reader import load_parameters
+from hybridtron.distributed.config import ParallelConfig
+from hybridtron.errors import UserError
+from hybridtron.model.tensors import model_tensors
+from hybridtron.training.config import RunConfig
+from hybridtron.training.run_folder.folder import read_run
+from hybridtron.training.single_process import Model
+from hybridtron.training.validation.resolve import check_layout
+
+BATCH, LENGTH = 2, 64
+PROCESSES = 2
+
+
+def largest_differences(run: Path, folder: Path) -> tuple[dict[str, float | None], list[str]]:
+    """Return the largest differences of logits on random tokens, in fp32, by layout; and why one is missing."""
+    config = _layout(read_run(run)[0], 1)
+    tokens = torch.randint(config.model.vocab_size, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
+    expected = _transformers_logits(folder, tokens)
+    found: dict[str, float | None] = {"TP1": _distance(_own_logits(run, tokens), expected), "TP2": None}
+    try:
+        check_layout(_layout(config, PROCESSES))
+    except UserError as error:
+        return found, [f"logits at TP2 were not compared: {error}"]
+    found["TP2"] = _distance(_logits_of_two_processes(run, tokens), expected)
+    return found, []
+
+
+def _distance(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max())
+
+
+def _layout(config: RunConfig, tensor: int) -> RunConfig:
+    """Return the config of the model over so many processes of tensor parallelism, in fp32."""
+    has_experts = any(spec.experts for spec in model_tensors(config.model).values())
+    parallel = ParallelConfig(tensor=tensor, sequence=tensor > 1 and has_experts)
+    model = config.model.model_copy(update={"backend": "torch" if tensor == 1 else "megatron"})
+    return config.model_copy(
+        update={
+            "model": model,
+            "parallel": parallel,
+            "precision": config.precision.model_copy(update={"format": "fp32"}),
+            "data": config.data.model_copy(update={"seq_len": LENGTH}),
+        }
+    )
+
+
+@torch.no_grad()
+def _own_logits(run: Path, tokens: Tensor) -> Tensor:
+    config, checkpoint = read_run(run)
+    model = Model(_layout(config, 1))
+    model.load_state_dict(load_parameters(checkpoint, model_tensors(config.model), "none"))
+    return model.eval().logits(tokens)
+
+
+@torch.no_grad()
+def _transformers_logits(folder: Path, tokens: Tensor) -> Tensor:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    with contextlib.suppress(ModuleNotFoundError):
+        import hybridtron.convert.hf  # noqa: F401  # registers the models of ours
+
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+    return logits
+
+
+def _logits_of_two_processes(run: Path, tokens: Tensor) -> Tensor:
+    from hybridtron.distributed.launch import launch
+
+    with tempfile.TemporaryDirectory(prefix="hybridtron-") as folder:
+        torch.save(tokens, Path(folder, "tokens.pt"))
+        command = [sys.executable, "-P", "-m", "hybridtron.convert.logits", str(run.absolute()), folder]
+        if code := launch(command, PROCESSES):
+            raise RuntimeError(f"logits at TP2: a process ended with exit code {code}")
+        logits: Tensor = torch.load(Path(folder, "logits.pt"), weights_only=True)
+        return logits
+
+
+def main() -> None:
+    """Compute the logits as one of the processes, the first of which writes them."""
+    from hybridtron.distributed.cpu_compat import cuda_calls_on_cpu
+
+    with cuda_calls_on_cpu():  # before megatron-core is imported
+        import hybridtron.distributed.engine  # noqa: F401
+    from hybridtron.distributed.checkpoint import load_weights
+    from hybridtron.distributed.environment import read_environment
+    from hybridtron.distributed.groups import process_groups
+    from hybridtron.training.build import build_engine
+
+    warnings.filterwarnings("ignore")  # megatron-core's advice to its developers
+    torch.set_num_threads(1)
+    run, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    config, checkpoint = read_run(run)
+    config = _layout(config, PROCESSES)
+    with process_groups(config.parallel, read_environment()) as parallel_context, torch.no_grad():
+        engine, (model,) = build_engine(config, parallel_context)
+        load_weights(checkpoint, engine, "none")
+        logits = model.eval().logits(torch.load(folder / "tokens.pt", weights_only=True).to(parallel_context.device))
+        if parallel_context.is_main:
+            torch.save(logits.cpu(), folder / "logits.pt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""Convert tensors entry by entry: one of them in memory at a time, and of one that is equal on both sides a box."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hybridtron.checkpoint_reader import stored_as
+from hybridtron.config.nearest import nearest
+from hybridtron.convert.architectures.architecture import Architecture
+from hybridtron.convert.architectures.parts import stored_shapes
+from hybridtron.convert.formats.source import Sink, Source, TensorInfo, boxes
+from hybridtron.convert.mapping import Entry, Shapes, assemble, check_complete, disassemble
+from hybridtron.distributed.checkpoint.boxes import Box
+from hybridtron.errors import UserError
+from hybridtron.model.config import ModelConfig
+from hybridtron.model.tensors import model_tensors
+
+NAMED = 5  # tensors that a message names
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Table:
+    """The tensors of an architecture for one model, and the stored parts of ours that they consist of."""
+
+    architecture: str
+    entries: Sequence[Entry]
+    shapes: Shapes
+    float32: frozenset[str] = field(default_factory=frozenset)  # parts that are float32 in every model
+
+    @classmethod
+    def of(cls, architecture: Architecture, model: ModelConfig) -> Table:
+        """Build the table of a model."""
+        entries, shapes = architecture.table(model), stored_shapes(model)
+        check_complete(entries, shapes)
+        wide = [
+            key
+            for name, spec in model_tensors(model).items()
+            if getattr(spec, "float32", False) or not spec.trained
+            for key, _ in stored_as(name, spec)
+        ]
+        return cls(architecture.name, entries, shapes, frozenset(wide))
+
+
+class Piece(NamedTuple):
+    """A box of a tensor there, and the boxes of our parts that it consists of."""
+
+    entry: Entry
+    there: Box
+    here: list[tuple[str, Box]]
+    is_same: bool  # the one part has the same values in the same order
+
+
+def pieces(table: Table, dtype: Callable[[Entry], torch.dtype]) -> Iterator[Piece]:
+    """Yield what is converted at once: a tensor, or a box of one that is stored equally on both sides."""
+    for entry in table.entries:
+        shape = entry.shape_there(table.shapes)
+        if len(entry.parts) == 1 and shape == table.shapes[entry.parts[0]] and not entry.transposed:
+            for box in boxes(TensorInfo(shape, dtype(entry))):
+                yield Piece(entry, box, [(entry.parts[0], box)], True)
+        else:
+            here = [(part, Box(*entry.box(table.shapes[part]))) for part in entry.parts]
+            yield Piece(entry, Box((0,) * len(shape), shape), here, False)
+
+
+def write_theirs(table: Table, ours: Source, theirs: Sink) -> None:
+    """Write every tensor there from our stored parts."""
+    for piece in pieces(table, lambda entry: theirs.tensors[entry.name].dtype):
+        info = theirs.tensors[piece.entry.name]
+        if not piece.entry.parts:
+            value = torch.full(info.shape, piece.entry.fill or 0.0, dtype=info.dtype)
+        else:
+            parts = [ours.read(part, *box) for part, box in piece.here]
+            value = parts[0] if piece.is_same else assemble(piece.entry, parts)
+        theirs.write(piece.entry.name, value.to(info.dtype), piece.there.offsets)
+
+
+def write_ours(table: Table, theirs: Source, ours: Sink) -> None:
+    """Write our stored parts from the tensors there. Raises UserError where one that we lack is not what it must be."""
+    for piece in pieces(table, lambda entry: theirs.tensors[entry.name].dtype):
+        value = theirs.read(piece.entry.name, *piece.there)
+        if not piece.entry.parts and not bool((value == piece.entry.fill).all()):
+            raise UserError(f"{piece.entry.name}: has other values than {piece.entry.fill}; no layer here has it")
+        for (part, box), found in zip(piece.here, _parts(table, piece, value), strict=True):
+            ours.write(part, found.to(ours.tensors[part].dtype), box.offsets)
+
+
+def differing(table: Table, ours: Source, theirs: Source) -> Iterator[tuple[str, bool]]:
+    """Yield for each tensor there, read back, whether its bytes are those of our parts in its number format.
+
+    Where number formats differ, whichever is the wider is made as narrow as the other.
+    """
+    equal = {entry.name: True for entry in table.entries}
+    for piece in pieces(table, lambda entry: theirs.tensors[entry.name].dtype):
+        value = theirs.read(piece.entry.name, *piece.there)
+        for (part, box), found in zip(piece.here, _parts(table, piece, value), strict=True):
+            kept = ours.read(part, *box)
+            narrow = min(kept.dtype, found.dtype, key=lambda dtype: dtype.itemsize)
+            equal[piece.entry.name] &= is_equal(kept.to(narrow), found.to(narrow))
+    yield from equal.items()
+
+
+def _parts(table: Table, piece: Piece, value: Tensor) -> list[Tensor]:
+    if piece.is_same or not piece.entry.parts:
+        return [value] if piece.is_same else []
+    return disassemble(piece.entry, value, table.shapes)
+
+
+def is_equal(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors of one shape and number format have the same bytes."""
+    one, other = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
+    return torch.equal(one, other)
+
+
+def infos_there(
+    table: Table, ours: Mapping[str, TensorInfo], dtype: torch.dtype | None = None
+) -> dict[str, TensorInfo]:
+    """Return what the tensors there will be, in order. Raises UserError where a tensor's parts differ in format."""
+    main = dtype or main_dtype(ours.values())
+    found = {}
+    for entry in table.entries:
+        dtypes = {_target(table, part, ours[part].dtype, dtype) for part in entry.parts} or {main}
+        if len(dtypes) > 1:
+            raise UserError(f"{entry.name}: its parts {', '.join(entry.parts)} have different number formats")
+        found[entry.name] = TensorInfo(entry.shape_there(table.shapes), dtypes.pop())
+    return found
+
+
+def infos_here(
+    table: Table, theirs: Mapping[str, TensorInfo], dtype: torch.dtype | None = None
+) -> dict[str, TensorInfo]:
+    """Return what our stored parts will be, in order. Raises UserError for a float16 that no dtype converts."""
+    dtypes: dict[str, torch.dtype] = {}
+    for entry in table.entries:
+        for part in entry.parts:
+            own = _target(table, part, theirs[entry.name].dtype, dtype)
+            if own == torch.float16 or not own.is_floating_point:
+                raise UserError(
+                    f"{entry.name}: is {_name(theirs[entry.name].dtype)}; expected float32 or bfloat16, in which "
+                    "models are trained here, or dtype = one of these to convert to"
+                )
+            if dtypes.setdefault(part, own) != own:
+                raise UserError(f"{entry.name}: is {_name(own)}; expected {_name(dtypes[part])} as the rest of {part}")
+    return {part: TensorInfo(shape, dtypes[part]) for part, shape in table.shapes.items()}
+
+
+def _target(table: Table, part: str, found: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
+    """Return the number format that a part gets: as found, or the one wanted where it need not be float32."""
+    return found if wanted is None else torch.float32 if part in table.float32 else wanted
+
+
+def main_dtype(tensors: Iterable[TensorInfo]) -> torch.dtype:
+    """Return the number format of most bytes."""
+    sizes: Counter[torch.dtype] = Counter()
+    for info in tensors:
+        sizes[info.dtype] += info.size_bytes
+    return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+def chosen_dtype(name: str | None) -> torch.dtype | None:
+    """Return the number format of a name. Raises UserError for another name."""
+    if name is not None and name not in DTYPES:
+        close = nearest(name, DTYPES)
+        hint = f" (nearest: {close})" if close else ""
+        raise UserError(f"dtype = {name}: expected one of {', '.join(DTYPES)}{hint}")
+    return None if name is None else DTYPES[name]
+
+
+def require_same_tensors(
+    where: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, TensorInfo], ignore: Sequence[str] = ()
+) -> list[str]:
+    """Return the left-over tensors that patterns of `ignore` match.
+
+    Raises UserError, with their number and the first names, for other left-over ones, for missing ones, for those of
+    another shape, and for a pattern that matches none.
+    """
+    extra = [name for name in found if name not in expected]
+    ignored = [name for name in extra if any(fnmatchcase(name, pattern) for pattern in ignore)]
+    for pattern in ignore:
+        if not any(fnmatchcase(name, pattern) for name in extra):
+            close = nearest(pattern, extra)
+            hint = f" (nearest: {close})" if close else ""
+            raise UserError(f"ignore = {pattern}: matches no tensor that is left over in {where}{hint}")
+    wrong = {
+        "missing": [name for name in expected if name not in found],
+        "left over": [name for name in extra if name not in ignored],
+        "of another shape": [
+            f"{name} {list(found[name].shape)} (expected {list(shape)})"
+            for name, shape in expected.items()
+            if name in found and found[name].shape != shape
+        ],
+    }
+    problems = [f"{len(names)} {what}: {_first(names)}" for what, names in wrong.items() if names]
+    if problems:
+        raise UserError(f"{where}: tensors are {'; '.join(problems)}")
+    return ignored
+
+
+def _first(names: list[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
