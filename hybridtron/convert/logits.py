@@ -110,10 +110,12 @@ def main() -> None:
     run, folder = Path(sys.argv[1]), Path(sys.argv[2])
     config, checkpoint = read_run(run)
     config = _layout(config, PROCESSES)
-    with process_groups(config.parallel, read_environment()) as parallel_context, torch.no_grad():
+    tokens = torch.load(folder / "tokens.pt", weights_only=True)
+    with process_groups(config.parallel, read_environment()) as parallel_context:
         engine, (model,) = build_engine(config, parallel_context)
         load_weights(checkpoint, engine, "none")
-        logits = model.eval().logits(torch.load(folder / "tokens.pt", weights_only=True).to(parallel_context.device))
+        with torch.no_grad():
+            logits = model.eval().logits(tokens.to(parallel_context.device))
         if parallel_context.is_main:
             torch.save(logits.cpu(), folder / "logits.pt")
 

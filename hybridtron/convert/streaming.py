@@ -86,7 +86,7 @@ def write_ours(table: Table, theirs: Source, ours: Sink) -> None:
     """Write our stored parts from the tensors there. Raises UserError where one that we lack is not what it must be."""
     for piece in pieces(table, lambda entry: theirs.tensors[entry.name].dtype):
         value = theirs.read(piece.entry.name, *piece.there)
-        if not piece.entry.parts and not bool((value == piece.entry.fill).all()):
+        if not piece.entry.parts and not bool(value.eq(piece.entry.fill or 0.0).all()):
             raise UserError(f"{piece.entry.name}: has other values than {piece.entry.fill}; no layer here has it")
         for (part, box), found in zip(piece.here, _parts(table, piece, value), strict=True):
             ours.write(part, found.to(ours.tensors[part].dtype), box.offsets)

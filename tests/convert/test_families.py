@@ -9,14 +9,9 @@ import torch
 
 from hybridtron.convert.architectures import ARCHITECTURES
 from hybridtron.distributed.launch import launch
-from tests.convert.families import FAMILIES, build_ours, make_ours, make_theirs, read_folder, to_ours, to_theirs
+from tests.convert.families import FAMILIES, build_ours, make_ours, read_folder, to_ours, to_theirs
 
 LOGITS, LOSS, GRADIENT = 1e-4, 1e-5, 1e-4
-
-
-@pytest.fixture(scope="session")
-def theirs(tmp_path_factory):
-    return {name: make_theirs(name, tmp_path_factory.mktemp("theirs")) for name in FAMILIES}
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,221 @@
+"""Folders of Hugging Face become runs, and runs become folders: bitwise, whole, or not at all."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+
+import hybridtron as ht
+from hybridtron.cli.main import main
+from hybridtron.convert.exporting import to_hf
+from hybridtron.convert.importing import from_hf
+from hybridtron.errors import UserError
+from tests.convert.families import FAMILIES, read_folder
+
+LLAMA = "llama, biases, tied, wide heads"
+
+
+@pytest.fixture(scope="session")
+def imported(theirs, tmp_path_factory):
+    """A Llama as a run folder."""
+    out = tmp_path_factory.mktemp("imported") / "llama"
+    from_hf(theirs[LLAMA].folder, out, seq_len=16, logits="never")
+    return out
+
+
+@pytest.fixture
+def copy(theirs, tmp_path):
+    """A copy of the Llama's folder, to damage."""
+    shutil.copytree(theirs[LLAMA].folder, tmp_path / "copy", ignore=shutil.ignore_patterns("gradients"))
+    return tmp_path / "copy"
+
+
+def change_config(folder, **values):
+    file = folder / "config.json"
+    content = {**json.loads(file.read_text()), **values}
+    file.write_text(json.dumps({key: value for key, value in content.items() if value != "remove"}))
+
+
+def rewrite(folder, tensors):
+    from safetensors.torch import save_file
+
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def assert_same_tensors(one, other):
+    first, second = read_folder(one), read_folder(other)
+    assert sorted(first) == sorted(second)
+    for name, tensor in first.items():
+        assert tensor.dtype == second[name].dtype
+        assert torch.equal(tensor, second[name]), name
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_there_and_back_is_bitwise_the_original(theirs, tmp_path, name):
+    receipt = from_hf(theirs[name].folder, tmp_path / "run", logits="never")
+    assert not receipt.different
+    back = to_hf(tmp_path / "run", tmp_path / "back", architecture=FAMILIES[name].architecture, logits="never")
+    assert not back.different
+    assert_same_tensors(tmp_path / "back", theirs[name].folder)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_as_a_model_of_ours_and_back_is_bitwise_the_run(theirs, tmp_path, name):
+    from_hf(theirs[name].folder, tmp_path / "run", logits="never")
+    to_hf(tmp_path / "run", tmp_path / "ours", architecture="hybridtron", logits="never")
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["architectures"] == ["HybridtronForCausalLM"]
+    from_hf(tmp_path / "ours", tmp_path / "again", logits="never")
+    one, other = (ht.load(tmp_path / run).state_dict() for run in ("run", "again"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert all(key.removeprefix("model.") in one for key in read_folder(tmp_path / "ours"))
+
+
+def test_the_receipt_tells_files_tensors_logits_and_versions(theirs, tmp_path, capsys):
+    source, out = theirs["llama"].folder, tmp_path / "run"
+    assert main(["convert", "from-hf", str(source), str(out), "--json", "--logits", "always"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((out / "conversion.json").read_text())
+    assert printed["equal"] is True
+    assert printed["architecture"] == "llama"
+    assert {tensor["dtype"] for tensor in printed["tensors"]} == {"float32"}
+    assert len(printed["tensors"]) == len(read_folder(source))
+    assert printed["parameters"] == sum(tensor.numel() for tensor in read_folder(source).values())
+    assert re.fullmatch("[0-9a-f]{64}", printed["source_files"]["model.safetensors"])
+    assert {"config.yaml", "latest", "step_00000000/manifest.json"} <= printed["target_files"].keys()
+    assert all(0 <= printed["logits"][layout] < 1e-4 for layout in ("TP1", "TP2"))
+    assert printed["versions"]["transformers"]
+
+
+def test_a_run_becomes_what_expresses_it(imported, tmp_path, capsys):
+    """And transformers gives the logits of the run, whose table says so."""
+    assert main(["convert", "to-hf", str(imported), str(tmp_path / "native"), "--logits", "never"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"architecture +llama", printed)
+    assert re.search(r"equal, read back +(\d+) of \1, bitwise", printed)
+    with pytest.raises(UserError, match=r"mistral cannot express layer 0 \(attn, attention\): its qkv_bias is True"):
+        to_hf(imported, tmp_path / "refused", architecture="mistral")
+    assert not (tmp_path / "refused").exists()
+
+
+def test_what_is_imported_generates_and_is_described(imported, corpus, capsys):
+    assert len(ht.load(imported).generate("the model", 5)) == 1
+    assert main(["describe", str(imported)]) == 0
+    assert main(["eval", str(imported), "--data", str(corpus / "valid"), "--json"]) == 0
+    assert '"loss": ' in capsys.readouterr().out
+    assert main(["train", str(imported / "config.yaml"), "folder=elsewhere"]) == 2
+    assert "data.train is missing" in capsys.readouterr().err
+
+
+def test_a_run_begins_with_an_imported_model(imported, corpus, tmp_path):
+    config = {
+        "name": "goes-on", "folder": str(tmp_path / "run"), "model": model_section(imported),
+        "data": {"train": str(corpus / "train"), "seq_len": 16},
+        "train": {"steps": 1, "global_batch_size": 1, "init_from": str(imported)},
+        "optimizer": {"lr": 1e-30},
+    }  # fmt: skip
+    ht.train(config)
+    before, after = ht.load(imported).state_dict(), ht.load(tmp_path / "run").state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def model_section(run):
+    return ht.load(run).config.model.model_dump(mode="json", serialize_as_any=True)
+
+
+def test_number_formats(theirs, copy, tmp_path):
+    """bf16 stays, float16 needs a word, and a wider one is converted by it."""
+    tensors = {name: tensor.bfloat16() for name, tensor in read_folder(theirs[LLAMA].folder).items()}
+    rewrite(copy, tensors)
+    from_hf(copy, tmp_path / "bf16", logits="never")
+    assert {value.dtype for value in ht.load(tmp_path / "bf16").state_dict().values()} == {torch.bfloat16}
+    to_hf(tmp_path / "bf16", tmp_path / "back", logits="never")
+    assert_same_tensors(tmp_path / "back", copy)
+    rewrite(copy, {name: tensor.half() for name, tensor in tensors.items()})
+    with pytest.raises(UserError, match="is float16; expected float32 or bfloat16"):
+        from_hf(copy, tmp_path / "half")
+    receipt = from_hf(copy, tmp_path / "half", dtype="float32", logits="never")
+    assert not receipt.different
+    with pytest.raises(UserError, match=r"dtype = bfloat: expected one of .*nearest: bfloat16"):
+        from_hf(copy, tmp_path / "other", dtype="bfloat")
+
+
+def test_tensors_too_many_and_too_few(copy, tmp_path):
+    tensors = read_folder(copy)
+    more = {**tensors, "mtp.head.weight": torch.ones(2), "model.rotary.inv_freq": torch.ones(3)}
+    rewrite(copy, more)
+    with pytest.raises(UserError, match=r"2 left over: .*mtp.head.weight"):
+        from_hf(copy, tmp_path / "run")
+    with pytest.raises(UserError, match=r"1 left over: mtp.head.weight"):
+        from_hf(copy, tmp_path / "run", ignore=["*.inv_freq"])
+    with pytest.raises(UserError, match=r"ignore = mtp.heads\*: matches no tensor that is left over"):
+        from_hf(copy, tmp_path / "run", ignore=["*.inv_freq", "mtp.heads*"])
+    receipt = from_hf(copy, tmp_path / "run", ignore=["*.inv_freq", "mtp.head.weight"], logits="never")
+    assert sorted(receipt.ignored) == ["model.rotary.inv_freq", "mtp.head.weight"]
+    fewer = {name: tensor for name, tensor in tensors.items() if "layers.1.self_attn.q" not in name}
+    rewrite(copy, fewer)
+    with pytest.raises(UserError, match=r"2 missing: model.layers.1.self_attn.q_proj.weight, .*q_proj.bias"):
+        from_hf(copy, tmp_path / "again")
+    rewrite(copy, {**tensors, "model.norm.weight": torch.ones(63)})
+    with pytest.raises(UserError, match=r"1 of another shape: model.norm.weight \[63\] \(expected \[64\]\)"):
+        from_hf(copy, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"model_type": "lama"}, r"model_type = 'lama': expected one of .*\(nearest: llama\)"),
+        ({"model_type": "remove"}, "model_type = None: expected one of"),
+        ({"new_kind_of_gate": 2}, "new_kind_of_gate = 2: not known for this architecture"),
+        ({"hidden_size": "remove"}, "hidden_size is missing"),
+        ({"hidden_size": "wide"}, "hidden_size"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_type = 'yarn': expected 'default'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": "remove"}, "rope_type = 'linear'"),
+        ({"mlp_bias": True}, "mlp_bias = True: expected False"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu': expected 'silu'"),
+    ],
+)
+def test_settings_that_are_refused(copy, tmp_path, values, words):
+    change_config(copy, **values)
+    with pytest.raises(UserError, match=words):
+        from_hf(copy, tmp_path / "run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
+
+
+def test_older_settings_of_rotary_positions(copy, tmp_path):
+    change_config(copy, rope_parameters="remove", rope_theta=500.0, rope_scaling=None)
+    from_hf(copy, tmp_path / "run", logits="never")
+    assert ht.load(tmp_path / "run").config.model.blocks["attn"].rotary_base == 500.0
+
+
+def test_folders_that_are_none(copy, tmp_path, imported, capsys):
+    def refused(*arguments):
+        assert main(["convert", *map(str, arguments)]) == 2
+        return capsys.readouterr().err
+
+    assert "is no folder" in refused("from-hf", tmp_path / "nowhere", tmp_path / "out")
+    assert "exists: expected the name of a new folder" in refused("from-hf", copy, copy)
+    assert "exists: expected the name of a new folder" in refused("to-hf", imported, copy)
+    assert "no such run folder or checkpoint" in refused("to-hf", tmp_path / "nowhere", tmp_path / "out")
+    assert "--as = lama: expected one of" in refused("to-hf", imported, tmp_path / "out", "--as", "lama")
+    assert "--logits = 'some': expected one of" in refused("to-hf", imported, tmp_path / "out", "--logits", "some")
+    (copy / "config.json").write_text("{")
+    assert "config.json: damaged" in refused("from-hf", copy, tmp_path / "out")
+    (copy / "config.json").unlink()
+    assert "has no config.json" in refused("from-hf", copy, tmp_path / "out")
+
+
+def test_an_interrupted_conversion_leaves_nothing(copy, tmp_path, imported):
+    def interrupt(done, total):
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    for convert, source in ((from_hf, copy), (to_hf, imported)):
+        with pytest.raises(KeyboardInterrupt):
+            convert(source, tmp_path / "out", progress=interrupt)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
