@@ -1,4 +1,4 @@
-"""A new run folder with one checkpoint, made of another run."""
+"""A new run folder with one checkpoint."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def new_run(
     state: TrainState,
     tensors: Mapping[str, TensorInfo],
     *,
-    run: Path,
+    run: Path | None = None,
     files: Sequence[Sequence[StoredBox]] | None = None,
     updates: int = 0,
     progress: Progress | None = None,
@@ -42,7 +42,7 @@ def new_run(
         config: of the new run; its `folder` is replaced.
         state: where the new run is.
         tensors: of the checkpoint, see `CheckpointSink`.
-        run: folder of the run that it is made of, whose tokenizer and environment.json are kept.
+        run: folder of the run that it is made of, if any, whose tokenizer and environment.json are kept.
         files: what each file of the checkpoint holds, see `CheckpointSink`.
         updates: number of updates that the optimizer has made.
         progress: called while tensors are written.
@@ -59,7 +59,7 @@ def new_run(
         with CheckpointSink(draft / name, tensors, extra, files, updates, report) as sink:
             yield sink
         for kept in KEPT:
-            if (run / kept).is_file():
+            if run is not None and (run / kept).is_file():
                 shutil.copyfile(run / kept, draft / kept)
         absolute = config.model_copy(update={"folder": str(folder.absolute())}).with_absolute_paths()
         replace_file(draft / "config.yaml", dump(absolute))

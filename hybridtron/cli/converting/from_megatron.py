@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from hybridtron.cli.arguments import ArgumentParser
+
 SUMMARY = "a torch_dist checkpoint of megatron-core's GPTModel or MambaModel as a run folder"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of the verb."""
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="the checkpoint, or a --save folder of Megatron-LM")
     parser.add_argument("out", metavar="OUT", type=Path, help="the run folder to make")
     parser.add_argument(
@@ -20,15 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from hybridtron.config.compose import compose
+    """Convert the checkpoint."""
+    from hybridtron.cli.byte_progress import byte_progress
     from hybridtron.convert.megatron.from_megatron import from_megatron
-    from hybridtron.errors import UserError
 
-    model = None
-    if options.config is not None:
-        model = compose(options.config, []).mapping.get("model")
-        if not isinstance(model, dict):
-            raise UserError(f"{options.config}: model: expected this section")
-    from_megatron(options.folder, options.out, model, options.vocab_size)
+    with byte_progress("from-megatron") as progress:
+        from_megatron(options.folder, options.out, options.config, options.vocab_size, progress)
     print(options.out)
     return 0

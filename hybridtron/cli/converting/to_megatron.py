@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from hybridtron.cli.arguments import ArgumentParser
+
 SUMMARY = "a checkpoint as a torch_dist checkpoint of megatron-core's GPTModel or MambaModel"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN_OR_STEP", type=Path, help="a run folder, or one checkpoint in it")
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of the verb."""
+    parser.add_argument("run_path", metavar="RUN_OR_STEP", type=Path, help="a run folder, or one checkpoint in it")
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder to make, for --load of Megatron-LM")
     parser.add_argument(
         "--kind", choices=["gpt", "mamba"], help="GPTModel or MambaModel; by default GPTModel where it has the layers"
@@ -23,8 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    """Convert the checkpoint."""
+    from hybridtron.cli.byte_progress import byte_progress
     from hybridtron.convert.megatron.to_megatron import to_megatron
 
-    to_megatron(options.run, options.out, options.kind, options.spec)
+    with byte_progress("to-megatron") as progress:
+        to_megatron(options.run_path, options.out, options.kind, options.spec, progress)
     print(options.out)
     return 0

@@ -11,7 +11,6 @@ from hybridtron.errors import UserError
 REQUIRED: dict[str, tuple[Any, ...]] = {
     "normalization": ("RMSNorm",),
     "apply_layernorm_1p": (False,),
-    "qk_layernorm": (False,),
     "qk_l2_norm": (False,),
     "multi_latent_attention": (False,),
     "mtp_num_layers": (None, 0),
@@ -22,7 +21,6 @@ REQUIRED: dict[str, tuple[Any, ...]] = {
     "softmax_type": ("vanilla",),
     "softmax_scale": (None,),
     "window_attn_skip_freq": (None,),
-    "attention_output_gate": (False,),
     "experimental_attention_variant": (None,),
     "linear_attention_freq": (None,),
     "heterogeneous_layers_config_path": (None,),
@@ -118,6 +116,8 @@ def _attention(arguments: Arguments) -> dict[str, Any]:
         "window": window[0] + 1 if window is not None and window[0] >= 0 else None,
         "rotary_base": float(arguments.get("rotary_base", 10000)),
         "rotary_fraction": arguments.get("rotary_percent", 1.0) if position == "rope" else 0.0,
+        "qk_norm": "head" if arguments.get("qk_layernorm", False) else "none",
+        "gate": "element" if arguments.get("attention_output_gate", False) else "none",
         "qkv_bias": biased or arguments.get("add_qkv_bias", False),
         "proj_bias": biased,
     }
@@ -157,6 +157,9 @@ def _experts(arguments: Arguments) -> dict[str, Any]:
     if not arguments.get("swiglu", False) or arguments.get("add_bias_linear", True):
         raise arguments.refuse("swiglu", "True, with add_bias_linear = False, as experts are here")
     score, top_k = arguments.get("moe_router_score_function", "softmax"), arguments.get("moe_router_topk", 2)
+    aux = arguments.get("moe_aux_loss_coeff", 0.0)
+    if arguments.get("moe_router_load_balancing_type", "aux_loss") not in ("aux_loss", "seq_aux_loss"):
+        aux = 0.0
     normalize = top_k > 1 if score == "sigmoid" else not arguments.get("moe_router_pre_softmax", False)
     return {
         "type": "moe",
@@ -167,5 +170,8 @@ def _experts(arguments: Arguments) -> dict[str, Any]:
         "score": score,
         "normalize_top_k": normalize,
         "scaling_factor": arguments.get("moe_router_topk_scaling_factor", 1.0),
-        "balance": "bias" if arguments.get("moe_router_enable_expert_bias", False) else "none",
+        "balance": "bias" if arguments.get("moe_router_enable_expert_bias", False) else "aux" if aux else "none",
+        "aux_loss": aux or None,
+        "bias_update_rate": arguments.get("moe_router_bias_update_rate", 1e-3),
+        "z_loss": arguments.get("moe_z_loss_coeff", 0.0),
     }

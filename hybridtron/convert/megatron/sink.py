@@ -7,7 +7,7 @@ import io
 import json
 import math
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +37,21 @@ class MegatronSink(CheckpointSink):
         tensors: every tensor, by its key.
         objects: keys of the objects, all of them None.
         common: content of common.pt.
+        progress: called with the number of bytes of tensors written so far.
     """
 
     def __init__(
-        self, folder: Path, tensors: Mapping[str, TensorInfo], objects: Iterable[str], common: Mapping[str, Any]
+        self,
+        folder: Path,
+        tensors: Mapping[str, TensorInfo],
+        objects: Iterable[str],
+        common: Mapping[str, Any],
+        progress: Callable[[int], None] | None = None,
     ) -> None:
         self.objects = list(objects)
         backends = {**FORMAT, **{f"{kind}_version": 1 for kind in ("sharded_backend", "common_backend")}}
         extra = {"common.pt": _saved(dict(common)), "metadata.json": json.dumps(backends).encode()}
-        super().__init__(folder, tensors, extra | {OBJECTS: _saved([None])})
+        super().__init__(folder, tensors, extra | {OBJECTS: _saved([None])}, progress=progress)
 
     def _index(self, plans: Sequence[SavePlan]) -> bytes:
         """Return the index of the tensors, with the objects added, which all are the same bytes."""

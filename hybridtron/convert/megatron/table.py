@@ -128,13 +128,17 @@ def _layer(block: MixerConfig, theirs: str, ours: str, naming: Naming, shapes: S
 
 
 def _attention(theirs: str, ours: str, groups: int, shapes: Shapes) -> Iterator[Entry]:
-    """Yield attention: of every group of queries its queries, its key and its value, in turn."""
+    """Yield attention: of every group of queries its queries, their gates, its key and its value, in turn."""
     for kind in ("weight", "bias"):
-        qkv = tuple(f"{ours}qkv.{kind}.{part}" for part in "qkv")
-        if qkv[0] in shapes:
+        packed = (f"{ours}qkv.{kind}.{part}" for part in ("q", "gate", "k", "v"))
+        qkv = tuple(part for part in packed if part in shapes)
+        if qkv:
             yield Entry(f"{theirs}linear_qkv.{kind}", qkv, groups=groups)
         if f"{ours}proj.{kind}" in shapes:
             yield Entry(f"{theirs}linear_proj.{kind}", (f"{ours}proj.{kind}",))
+    for part in "qk":
+        if f"{ours}{part}_norm_weight" in shapes:
+            yield Entry(f"{theirs}{part}_layernorm.weight", (f"{ours}{part}_norm_weight",))
 
 
 def _mamba(theirs: str, ours: str, shapes: Shapes) -> Iterator[Entry]:

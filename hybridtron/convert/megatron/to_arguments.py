@@ -6,26 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 from hybridtron.convert.architectures.architecture import cannot_express
+from hybridtron.convert.architectures.expressing import layer_of, require_model
 from hybridtron.convert.megatron.from_arguments import LETTERS
 from hybridtron.convert.megatron.table import CLASSES, Kind
-from hybridtron.errors import UserError
-from hybridtron.mixers.contract import MixerConfig
-from hybridtron.mixers.facts import Facts
 from hybridtron.model.config import ModelConfig
 
-MODEL_KEYS = frozenset({"hidden_size", "blocks", "pattern", "vocab_size", "tie_embeddings", "norm_eps", "init_std"})
-MODEL_KEYS |= {"backend"}
-# Keys that have an argument; those of training and of balance change nothing in a model that is converted.
-KEYS: dict[str, frozenset[str]] = {
-    kind: frozenset(f"type hidden_size {keys}".split())
-    for kind, keys in {
-        "attention": "num_heads num_kv_heads head_dim window rotary_base rotary_fraction qkv_bias proj_bias",
-        "mamba2": "expand head_dim state_dim num_groups conv_kernel",
-        "mlp": "ffn_hidden_size activation bias",
-        "swiglu": "ffn_hidden_size",
-        "moe": "num_experts top_k ffn_hidden_size shared_ffn_hidden_size score normalize_top_k scaling_factor balance "
-        "aux_loss bias_update_rate z_loss",
-    }.items()
+# Keys that have an argument, by type of layer.
+KEYS = {
+    "attention": "num_heads num_kv_heads head_dim window rotary_base rotary_fraction qk_norm gate qkv_bias proj_bias",
+    "mamba2": "expand head_dim state_dim num_groups",
+    "mlp": "ffn_hidden_size activation bias",
+    "swiglu": "ffn_hidden_size",
+    "moe": "num_experts top_k ffn_hidden_size shared_ffn_hidden_size score normalize_top_k scaling_factor balance "
+    "aux_loss bias_update_rate z_loss",
 }
 
 
@@ -38,9 +31,8 @@ def megatron_arguments(model: ModelConfig, kind: Kind) -> dict[str, Any]:
 
     Raises UserError that names the first layer that does not fit, or the model's key.
     """
-    changed = _changed(model, MODEL_KEYS)
-    if changed:
-        raise UserError(f"model.{changed}: megatron-core's {CLASSES[kind]} has nothing like it; expected its default")
+    architecture = f"megatron-core's {CLASSES[kind]}"
+    require_model(architecture, model)
     arguments: dict[str, Any] = {
         "num_layers": len(model.layer_names) // (2 if kind == "gpt" else 1),
         "hidden_size": model.hidden_size,
@@ -55,10 +47,14 @@ def megatron_arguments(model: ModelConfig, kind: Kind) -> dict[str, Any]:
     }
     given: dict[str, Any] = {}
     for i, name in enumerate(model.layer_names):
+        block_type = model.blocks[name].type
+        if block_type not in KEYS:
+            cannot_express(architecture, model, i, "it has no such layer")
+        block = layer_of(architecture, model, i, block_type, *KEYS[block_type].split())
         try:
-            _add(given, _layer(model.blocks[name], model))
+            _add(given, _ARGUMENTS[block_type](block, model))
         except _Unfit as why:
-            cannot_express(f"megatron-core's {CLASSES[kind]}", model, i, str(why))
+            cannot_express(architecture, model, i, str(why))
     return arguments | given | _arrangement(model, kind)
 
 
@@ -69,27 +65,11 @@ def _add(given: dict[str, Any], layer: dict[str, Any]) -> None:
             raise _Unfit(f"its {name} is {value!r}, that of layers before it {given[name]!r}, and it has one for all")
 
 
-def _layer(block: MixerConfig, model: ModelConfig) -> dict[str, Any]:
-    if block.type not in KEYS:
-        raise _Unfit("it has no such layer")
-    changed = _changed(block, KEYS[block.type])
-    if changed:
-        raise _Unfit(f"it has nothing like {changed} = {getattr(block, changed)!r}")
-    return _ARGUMENTS[block.type](block, model)
-
-
-def _changed(config: Any, keys: frozenset[str]) -> str | None:
-    """Return the first other key that changes results and has another value than its default."""
-    for name, field in type(config).model_fields.items():
-        only_speed = any(isinstance(fact, Facts) and fact.speed_only for fact in field.metadata)
-        if name not in keys and not only_speed and getattr(config, name) != field.get_default():
-            return name
-    return None
-
-
 def _attention(block: Any, model: ModelConfig) -> dict[str, Any]:
     if block.proj_bias and not block.qkv_bias:
         raise _Unfit("it has a bias on proj, and none on qkv")
+    if block.qk_norm == "full" or block.gate == "head":
+        raise _Unfit("there the norms of queries and keys are over each head, and gates have a value per channel")
     rotary = {"rotary_base": block.rotary_base, "rotary_percent": block.rotary_fraction}
     return {
         "num_attention_heads": block.num_heads,
@@ -98,6 +78,8 @@ def _attention(block: Any, model: ModelConfig) -> dict[str, Any]:
         "kv_channels": block.head_size,
         "add_bias_linear": block.proj_bias,
         "add_qkv_bias": block.qkv_bias,
+        "qk_layernorm": block.qk_norm == "head",
+        "attention_output_gate": block.gate == "element",
         "window_size": (block.window - 1, 0) if block.window else None,
         "position_embedding_type": "rope" if block.rotary_dim else "none",
         **(rotary if block.rotary_dim else {}),
@@ -105,8 +87,6 @@ def _attention(block: Any, model: ModelConfig) -> dict[str, Any]:
 
 
 def _mamba(block: Any, model: ModelConfig) -> dict[str, Any]:
-    if block.conv_kernel != 4:
-        raise _Unfit(f"its conv_kernel is {block.conv_kernel}, and there it is 4")
     if model.norm_eps != 1e-5:
         raise _Unfit(f"norm_eps is {model.norm_eps}, and inside Mamba layers it is 1e-05 there")
     return {
@@ -147,6 +127,10 @@ def _experts(block: Any, model: ModelConfig) -> dict[str, Any]:
         "moe_router_score_function": block.score,
         "moe_router_pre_softmax": block.score == "softmax" and not block.normalizes,
         "moe_router_topk_scaling_factor": block.scaling_factor if block.scaling_factor != 1 else None,
+        "moe_router_load_balancing_type": "seq_aux_loss" if block.aux_weight else "none",
+        "moe_aux_loss_coeff": block.aux_weight,
+        "moe_z_loss_coeff": block.z_loss or None,
+        "moe_router_bias_update_rate": block.bias_update_rate,
         "moe_router_enable_expert_bias": block.balance == "bias",
         "add_bias_linear": False,
         "swiglu": True,

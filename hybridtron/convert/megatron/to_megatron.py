@@ -13,13 +13,20 @@ from hybridtron.convert.megatron.sink import MegatronSink, common_state, object_
 from hybridtron.convert.megatron.source import RELEASE, TRACKER
 from hybridtron.convert.megatron.table import CLASSES, Kind, Naming, Placed, Spec, is_gpt, kind_of, table
 from hybridtron.convert.megatron.to_arguments import megatron_arguments
+from hybridtron.convert.new_run import Progress
 from hybridtron.errors import UserError
 from hybridtron.files import replace_file
 from hybridtron.model.config import ModelConfig
 from hybridtron.training.run_folder.folder import read_run
 
 
-def to_megatron(run: Path, out: Path, kind: Kind | None = None, spec: Spec = "transformer-engine") -> None:
+def to_megatron(
+    run: Path,
+    out: Path,
+    kind: Kind | None = None,
+    spec: Spec = "transformer-engine",
+    progress: Progress | None = None,
+) -> None:
     """Write a torch_dist checkpoint, `out`/release, which Megatron-LM loads by `--load OUT`.
 
     Args:
@@ -27,6 +34,7 @@ def to_megatron(run: Path, out: Path, kind: Kind | None = None, spec: Spec = "tr
         out: folder to make.
         kind: gpt or mamba: GPTModel or MambaModel; by default GPTModel wherever it has the same layers.
         spec: whose modules megatron-core builds the model of; they differ in the name of a norm before experts.
+        progress: called while tensors are written.
 
     Raises:
         UserError: where there is no checkpoint, it is damaged, or the class cannot express the model, with the first
@@ -43,8 +51,10 @@ def to_megatron(run: Path, out: Path, kind: Kind | None = None, spec: Spec = "tr
     check_complete([each.entry for each in placed], shapes)
     tensors = _tensors(model, placed, shapes, source)
     objects = object_keys(model, placed, naming)
-    with output_folder(out, sum(info.size_bytes for info in tensors.values())) as draft:
-        with MegatronSink(draft / RELEASE, tensors, objects, common_state(arguments, naming)) as sink:
+    common, total = common_state(arguments, naming), sum(info.size_bytes for info in tensors.values())
+    report = (lambda done: progress(done, total)) if progress else None
+    with output_folder(out, total) as draft:
+        with MegatronSink(draft / RELEASE, tensors, objects, common, report) as sink:
             for each in placed:
                 _write(source, sink, each, shapes)
         replace_file(draft / TRACKER, RELEASE)

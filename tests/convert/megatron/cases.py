@@ -25,9 +25,16 @@ EXPERTS = {"num_moe_experts": 4, "moe_router_topk": 2, "moe_ffn_hidden_size": 24
 MAMBA = {"mamba_state_dim": 8, "mamba_head_dim": 8, "mamba_num_groups": 2}
 ROPE = {"position_embedding_type": "rope"}
 CASES = {
-    # Grouped queries, a head size that is not hidden / heads, biases of qkv alone, partial rotary positions.
+    # Grouped queries, a head size that is not hidden / heads, biases of qkv alone, norms of queries and keys, gates,
+    # partial rotary positions.
     "grouped": Case(
-        {"num_query_groups": 2, "kv_channels": 16, "add_qkv_bias": True},
+        {
+            "num_query_groups": 2,
+            "kv_channels": 16,
+            "add_qkv_bias": True,
+            "qk_layernorm": True,
+            "attention_output_gate": True,
+        },
         {**ROPE, "rotary_percent": 0.5},
         arguments={"group_query_attention": True, "swiglu": True, "rotary_percent": 0.5},
     ),
