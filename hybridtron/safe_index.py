@@ -115,11 +115,16 @@ def loading_tensors_only(folder: Path, keep: Callable[[str], bool] | None = None
     which it would unpickle. `keep` and errors are those of `read_safe_index`.
     """
     index = read_safe_index(folder, keep)
-    with (
-        patch.dict(os.environ, {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}),
-        patch.object(filesystem, "pickle", SimpleNamespace(load=lambda file: index)),
-    ):
+    with loading_weights_only(), patch.object(filesystem, "pickle", SimpleNamespace(load=lambda file: index)):
         yield index
+
+
+@contextlib.contextmanager
+def loading_weights_only() -> Iterator[None]:
+    """Make torch.load weights-only in the block, whatever its caller and the environment ask for."""
+    forced = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
+    with patch.dict(os.environ, forced):
+        yield
 
 
 def _index(found: object, folder: Path, keep: Callable[[str], bool]) -> Metadata:

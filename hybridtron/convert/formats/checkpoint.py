@@ -32,7 +32,7 @@ from hybridtron.distributed.checkpoint.layout import Chunk, Slot, file_name, fra
 from hybridtron.distributed.checkpoint.manifest import Verify
 from hybridtron.errors import unreadable
 from hybridtron.files import open_to_read
-from hybridtron.safe_index import loading_tensors_only
+from hybridtron.safe_index import loading_weights_only
 
 OPTIMIZER = "optimizer."  # how the keys of the optimizer's tensors begin
 BLOCK = 8 * 2**20  # bytes that are read at once to compute a checksum
@@ -53,8 +53,6 @@ class CheckpointSource:
         UserError: where the folder is no checkpoint, or is damaged.
         OSError: where the system cannot read it.
     """
-
-    keep: Callable[[str], bool] | None = None  # which entries of the index are read; see `read_safe_index`
 
     def __init__(self, folder: Path, verify: Verify = "full", optimizer: bool = False) -> None:
         manifest.verify(folder, verify)
@@ -121,7 +119,7 @@ class CheckpointSource:
             with open_to_read(self.folder / place.relative_path) as file:
                 content = bytearray(place.length)
                 read_at(file.fileno(), place.offset, memoryview(content))
-            with loading_tensors_only(self.folder, self.keep):
+            with loading_weights_only():
                 tensor = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             if not isinstance(tensor, Tensor) or tensor.dtype != dtype or tuple(tensor.shape) != box.sizes:
                 raise ValueError(f"holds something else at byte {place.offset} than its index says")

@@ -29,8 +29,6 @@ class MegatronSource(CheckpointSource):
     Raises UserError where the folder is no such checkpoint, or is damaged; OSError where the system cannot read it.
     """
 
-    keep = staticmethod(is_parameter)
-
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         file = folder / "metadata.json"
