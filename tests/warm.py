@@ -2,8 +2,8 @@
 
 `Popen` and `run` are those of subprocess. A command `python -m MODULE` or `python -c CODE` becomes a fork, and so do
 the ranks that such a process starts; each has arguments, environment, folder, streams and signals as after an exec, and
-the process that asked for it as its parent. Where that cannot be so, as with another number of threads, it is started
-as subprocess does. Tests of what a start imports use subprocess.
+the process that asked for it as its parent. Where that cannot be so, as in a process with several threads, it is
+started as subprocess does. Tests of what a start imports use subprocess.
 """
 
 from __future__ import annotations
@@ -65,7 +65,11 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         names = inspect.signature(super()._execute_child).parameters  # type: ignore[misc]
         given = dict(zip(list(names)[1:], more, strict=True))
         program = _program(args, given["env"])
-        if program is None or (not _Server.is_this_process and (given["preexec_fn"] or given["pass_fds"])):
+        if _Server.is_this_process:
+            can_fork = threading.active_count() == 1  # a fork has none of the others, which may hold locks
+        else:
+            can_fork = not given["preexec_fn"] and not given["pass_fds"]
+        if program is None or not can_fork:
             super()._execute_child(args, *more)  # type: ignore[misc]
             return
         streams = [given["p2cread"], given["c2pwrite"], given["errwrite"]]
