@@ -111,18 +111,20 @@ def node_down(cluster: Cluster) -> Iterator[None]:
     cluster.stop("node1")
     cluster.call("scontrol", "update", "NodeName=node1", "State=DOWN", "Reason=test")
     yield
-    end_steps()
+    end_steps(cluster)
     cluster.start_node("node1")
     cluster.wait_until_idle()  # it registers, and returns to service by that
 
 
-def end_steps() -> None:
-    """End all steps of SLURM on this machine, with all that they have started."""
-    for step in psutil.process_iter(["cmdline"]):
-        if " ".join(step.info["cmdline"] or ()).startswith("slurmstepd: ["):
+def end_steps(cluster: Cluster) -> None:
+    """End all that jobs of the cluster run, and the processes of SLURM that watch it."""
+    for process in psutil.process_iter(["environ"]):
+        variables = process.info["environ"] or {}
+        if "SLURM_JOB_ID" in variables and variables.get("SLURM_CONF") == cluster.environment["SLURM_CONF"]:
             with contextlib.suppress(psutil.NoSuchProcess):
-                for process in (*step.children(recursive=True), step):
-                    process.kill()
+                watching = [each for each in process.parents() if each.name().startswith("slurmstepd")]
+                for each in (process, *watching):
+                    each.kill()
 
 
 def test_jobs_end_with_the_same_weights_whatever_happens(slurm, tiny, tmp_path):
