@@ -6,14 +6,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from hybridtron.config.load import build
 from hybridtron.convert.architectures import ARCHITECTURES
 from hybridtron.convert.architectures.architecture import Settings
 from hybridtron.convert.architectures.parts import stored_shapes
-from hybridtron.convert.formats.byte_runs import bytes_of, common_runs
+from hybridtron.convert.formats.byte_runs import bytes_of, common_runs, new_tensor
 from hybridtron.convert.formats.source import Shape, Source, TensorInfo
 from hybridtron.convert.mapping import Entry, Shapes, disassemble
 from hybridtron.distributed.checkpoint.boxes import Box
@@ -47,7 +46,7 @@ class AsStored:
             return self.source.read(name, offsets, sizes)
         info = self.tensors[name]
         wanted = Box(offsets or (0,) * len(info.shape), info.shape if sizes is None else sizes)
-        values = torch.empty(wanted.sizes, dtype=info.dtype)
+        values = new_tensor(wanted.sizes, info.dtype)
         width, memory = info.dtype.itemsize, bytes_of(values)
         for entry in self.entries[name]:
             box = Box(*entry.box(self.shapes[name]))

@@ -22,15 +22,24 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, Tenso
 from torch.distributed.checkpoint.planner import SavePlan
 
 from hybridtron.checkpoint_reader import loading, read_common
-from hybridtron.convert.formats.byte_runs import bytes_of, common_runs, read_at, read_runs, write_at
+from hybridtron.convert.formats.byte_runs import bytes_of, common_runs, new_tensor, read_at, read_runs, write_at
 from hybridtron.convert.formats.folder_sink import FolderSink
 from hybridtron.convert.formats.source import Shape, TensorInfo, boxes
 from hybridtron.distributed.checkpoint import manifest
 from hybridtron.distributed.checkpoint.boxes import Box
 from hybridtron.distributed.checkpoint.completing import complete
-from hybridtron.distributed.checkpoint.layout import Chunk, Slot, file_name, frame_of, index_of, plan_of, slots_of
+from hybridtron.distributed.checkpoint.layout import (
+    Chunk,
+    Frame,
+    Slot,
+    file_name,
+    frame_of,
+    index_of,
+    plan_of,
+    slots_of,
+)
 from hybridtron.distributed.checkpoint.manifest import Verify
-from hybridtron.errors import unreadable
+from hybridtron.errors import UserError, unreadable
 from hybridtron.files import open_to_read
 from hybridtron.safe_index import loading_weights_only
 
@@ -46,7 +55,8 @@ class CheckpointSource:
 
     Args:
         folder: the checkpoint.
-        verify: how much of it is compared with its checksums first.
+        verify: how much of it is compared with its checksums: each chunk that is read, when it is read, a sample at
+            once, or nothing. Small files are compared at once.
         optimizer: offer the optimizer's tensors too, not the parameters alone.
 
     Raises:
@@ -55,8 +65,10 @@ class CheckpointSource:
     """
 
     def __init__(self, folder: Path, verify: Verify = "full", optimizer: bool = False) -> None:
-        manifest.verify(folder, verify)
         self.folder = folder
+        self._unverified = _unverified(folder) if verify == "full" else {}
+        if verify == "sampled":
+            manifest.verify(folder, verify)
         with loading(folder) as index:
             self.updates = int(read_common(folder).get("optimizer_updates", 0))
             self._take(index, lambda key: optimizer or not key.startswith(OPTIMIZER))
@@ -81,7 +93,7 @@ class CheckpointSource:
         """Read a box of a tensor; see `Source.read`."""
         info = self.tensors[name]
         wanted = Box(offsets or (0,) * len(info.shape), info.shape if sizes is None else sizes)
-        values = torch.empty(wanted.sizes, dtype=info.dtype)
+        values = new_tensor(wanted.sizes, info.dtype)
         for box, place in self.chunks[name]:
             runs = common_runs(box, wanted)
             if (first := next(runs, None)) is not None:
@@ -98,19 +110,30 @@ class CheckpointSource:
     ) -> None:
         """Read runs of a chunk into the memory of a box."""
         path, frame, width = self.folder / place.relative_path, frame_of(dtype, box.sizes), dtype.itemsize
+        part = self._unverified.pop((place.relative_path, place.offset), None)
+        found = list(runs)
         try:
             with open_to_read(path) as file:
                 header = bytearray(len(frame.header))
                 if place.length == frame.length:
                     read_at(file.fileno(), place.offset, memoryview(header))
                 if header == frame.header:
-                    read_runs(file.fileno(), place.offset + len(header), runs, width, memory)
+                    read_runs(file.fileno(), place.offset + len(header), found, width, memory)
+                    if part:
+                        stored, held, length = found[0]
+                        is_whole = length * width == frame.data_bytes
+                        content = memory[held * width : (held + length) * width] if is_whole else None
+                        _verify_chunk(path, file.fileno(), part, frame, content)
                     return
-            content = bytes_of(self._load(dtype, box, place))
+            if part:
+                manifest.verify_parts(path, [part])
+            loaded = bytes_of(self._load(dtype, box, place))
+        except UserError:
+            raise
         except Exception as error:
             raise unreadable(path, error) from None
-        for stored, held, length in runs:
-            memory[held * width : (held + length) * width] = content[stored * width : (stored + length) * width]
+        for stored, held, length in found:
+            memory[held * width : (held + length) * width] = loaded[stored * width : (stored + length) * width]
 
     def _load(self, dtype: torch.dtype, box: Box, place: _StorageInfo) -> Tensor:
         """Load a chunk that has another frame, whole. The last one is kept."""
@@ -125,6 +148,30 @@ class CheckpointSource:
                 raise ValueError(f"holds something else at byte {place.offset} than its index says")
             self._loaded = place, tensor.contiguous()
         return self._loaded[1]
+
+
+def _unverified(folder: Path) -> dict[tuple[str, int], manifest.StoredTensor]:
+    """Compare the small files of a checkpoint with their checksums; return its chunks, by file and first byte."""
+    files = manifest.checked_sizes(folder)
+    for name, file in files.items():
+        if not file.tensors:
+            manifest.verify_parts(folder / name, [manifest.StoredTensor("", (), 0, file.size, file.crc32)])
+    return {(name, part.start): part for name, file in files.items() for part in file.tensors}
+
+
+def _verify_chunk(
+    path: Path, descriptor: int, part: manifest.StoredTensor, frame: Frame, content: memoryview | None
+) -> None:
+    """Compare a chunk with its checksum, whose bytes may just have been read whole. Raises DamagedCheckpoint."""
+    if content is not None:
+        start = part.start + len(frame.header) + frame.data_bytes
+        trailer = bytearray(part.start + part.length - start)
+        read_at(descriptor, start, memoryview(trailer))
+        if _checksum(frame.header, content, trailer) == part.crc32:
+            return
+    manifest.verify_parts(path, [part])
+    if content is not None:
+        raise ValueError(f"gave other bytes of tensor {part.tensor} when it was read again")
 
 
 def _placed(index: Metadata, key: str, entry: TensorStorageMetadata) -> list[tuple[Box, _StorageInfo]]:
@@ -253,7 +300,7 @@ def _chunk(tensors: Mapping[str, TensorInfo], key: str, box: Box) -> Chunk:
     return Chunk(key, info.shape, box.offsets, torch.empty(box.sizes, dtype=info.dtype, device="meta"))
 
 
-def _checksum(*contents: bytes | memoryview) -> int:
+def _checksum(*contents: bytes | bytearray | memoryview) -> int:
     """Return the CRC-32 of contents, one after another."""
     crc = 0
     for content in contents:

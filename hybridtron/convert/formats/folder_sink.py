@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,8 @@ from hybridtron.files import open_to_write, replace_file
 
 class FolderSink:
     """Base of the sinks; see `Sink`. A format opens its files, puts boxes into them, and completes them.
+
+    A thread puts one box while the caller reads the next, so a tensor that was handed to `write` may not be changed.
 
     Args:
         folder: to make.
@@ -42,6 +45,7 @@ class FolderSink:
         self._left = {name: info.size_bytes for name, info in tensors.items()}
         self._context: AbstractContextManager[None] = contextlib.nullcontext()
         self._files = ExitStack()
+        self._pending: concurrent.futures.Future[None] | None = None
 
     def write(self, name: str, tensor: Tensor, offsets: Shape | None = None) -> None:
         """Write a box of a tensor; see `Sink.write`."""
@@ -53,7 +57,9 @@ class FolderSink:
             or (offsets is None and box.sizes != info.shape)
         ):
             raise ValueError(f"{name}: {tensor.dtype} {list(box.sizes)} at {list(box.offsets)} is no box of {info}")
-        self._put(name, box, bytes_of(tensor.detach().cpu().contiguous()))
+        content = bytes_of(tensor.detach().cpu().contiguous())
+        self._wait()
+        self._pending = self._thread.submit(self._put, name, box, content)
         size = box.numel * info.dtype.itemsize
         self._left[name] -= size
         self.done_bytes += size
@@ -75,13 +81,23 @@ class FolderSink:
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:
         """Hold the folder and its files open, and complete them where the block raises nothing."""
-        with output_folder(self.folder, self.size_bytes) as self.draft, ExitStack() as self._files:
+        with (
+            output_folder(self.folder, self.size_bytes) as self.draft,
+            ExitStack() as self._files,
+            concurrent.futures.ThreadPoolExecutor(1) as self._thread,
+        ):
             self._begin()
             yield
+            self._wait()
             for name, left in self._left.items():
                 if left:
                     raise ValueError(f"{name}: {left} of its {self.tensors[name].size_bytes} bytes were not written")
             self._complete()
+
+    def _wait(self) -> None:
+        """Wait until the last box is written. Raises OSError where it cannot be."""
+        if self._pending:
+            self._pending.result()
 
     def _new_file(self, name: str) -> int:
         """Return the descriptor of a new file, which is closed with the sink."""

@@ -7,10 +7,9 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from hybridtron.convert.formats.byte_runs import bytes_of, common_runs, read_runs, write_at
+from hybridtron.convert.formats.byte_runs import bytes_of, common_runs, new_tensor, read_runs, write_at
 from hybridtron.convert.formats.folder_sink import FolderSink
 from hybridtron.convert.formats.safetensors_header import NAMES, Place, elements, header_of, read_header
 from hybridtron.convert.formats.source import Shape, TensorInfo
@@ -50,7 +49,7 @@ class SafetensorsSource:
         file_name, (info, start) = self._places[name]
         whole = Box((0,) * len(info.shape), info.shape)
         wanted = Box(offsets or whole.offsets, info.shape if sizes is None else sizes)
-        values = torch.empty(wanted.sizes, dtype=info.dtype)
+        values = new_tensor(wanted.sizes, info.dtype)
         path = self.folder / file_name
         try:
             with open_to_read(path) as file:

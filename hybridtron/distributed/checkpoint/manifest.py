@@ -112,6 +112,16 @@ def verify(folder: Path, how: Verify = "full", share: tuple[int, int] = (0, 1)) 
     """
     if how == "none":
         return
+    mine = _share(_parts(checked_sizes(folder)), *share)
+    for name, parts in _by_file(_sample(mine) if how == "sampled" else mine).items():
+        verify_parts(folder / name, parts)
+
+
+def checked_sizes(folder: Path) -> dict[str, StoredFile]:
+    """Read the manifest of a checkpoint, and compare the sizes of all files with it; empty where there is none.
+
+    Raises DamagedCheckpoint, OSError.
+    """
     files = read(folder) or {}
     for name, file in files.items():
         path = folder / name
@@ -119,9 +129,7 @@ def verify(folder: Path, how: Verify = "full", share: tuple[int, int] = (0, 1)) 
             raise DamagedCheckpoint(f"{path}: damaged: is missing")
         if path.stat().st_size != file.size:
             raise DamagedCheckpoint(f"{path}: damaged: has {path.stat().st_size} bytes; expected {file.size}")
-    mine = _share(_parts(files), *share)
-    for name, parts in _by_file(_sample(mine) if how == "sampled" else mine).items():
-        _verify_parts(folder / name, parts)
+    return files
 
 
 def combine(first: int, second: int, length: int) -> int:
@@ -184,7 +192,7 @@ def _by_file(parts: Iterable[Part]) -> dict[str, list[StoredTensor]]:
     return by_file
 
 
-def _verify_parts(path: Path, parts: Sequence[StoredTensor]) -> None:
+def verify_parts(path: Path, parts: Sequence[StoredTensor]) -> None:
     """Read parts of a file and compare their checksums. Raises DamagedCheckpoint, OSError."""
     try:
         with open_to_read(path) as file:

@@ -137,9 +137,14 @@ def test_damage_is_found(tmp_path):
     content = bytearray((folder / "__0_0.distcp").read_bytes())
     content[2000] ^= 1
     (folder / "__0_0.distcp").write_bytes(content)
-    with pytest.raises(DamagedCheckpoint, match="does not match its checksum"):
-        CheckpointSource(folder)
+    for box in ((), ((10, 0), (5, 40))):
+        with pytest.raises(DamagedCheckpoint, match=r"tensor matrix at \[0, 0\] does not match its checksum"):
+            CheckpointSource(folder).read("matrix", *box)
+    assert torch.equal(CheckpointSource(folder).read("vector"), values()["vector"])
     source = CheckpointSource(folder, "none")
+    (folder / "common.pt").write_bytes(bytes((folder / "common.pt").stat().st_size))
+    with pytest.raises(DamagedCheckpoint, match=r"common\.pt"):
+        CheckpointSource(folder)
     (folder / "__0_0.distcp").write_bytes(content[:3000])
     with pytest.raises(DamagedCheckpoint, match=r"__0_0\.distcp: damaged"):
         source.read("matrix")
