@@ -6,7 +6,8 @@ from typing import Any
 
 from hybridtron.convert.architectures import parts, state_space
 from hybridtron.convert.architectures.architecture import Architecture, Settings, cannot_express
-from hybridtron.convert.architectures.expressing import layer_of, require_equal, require_model
+from hybridtron.convert.architectures.expressing import require_model
+from hybridtron.convert.architectures.pairs import pairs_of
 from hybridtron.convert.mapping import Entry
 from hybridtron.model.config import ModelConfig
 from hybridtron.pattern.fold import fold
@@ -60,24 +61,31 @@ def _to_ours(settings: Settings) -> dict[str, Any]:
     }
 
 
+_MIXERS = {
+    "mamba2": ("dt_limit_min", "dt_limit_max", *state_space.MAMBA2_KEYS),
+    "attention": (
+        "num_heads",
+        "num_kv_heads",
+        "head_dim",
+        "rotary_base",
+        "rotary_fraction",
+        "qkv_bias",
+        "proj_bias",
+    ),
+}
+
+
 def _to_theirs(model: ModelConfig) -> dict[str, Any]:
     name = "bamba"
     require_model(name, model)
-    state_space.require_pairs(name, model, ("mamba2", "attention"), ("swiglu",))
+    pairs_of(name, model, _MIXERS, {"swiglu": ("ffn_hidden_size",)}, "chunk_size")
     attention, mamba = state_space.layers_of(model, "attention"), state_space.layers_of(model, "mamba2")
     for i in attention:
-        keys = ("num_heads", "num_kv_heads", "head_dim", "rotary_base", "rotary_fraction", "qkv_bias", "proj_bias")
-        block = layer_of(name, model, i, "attention", *keys)
+        block = state_space.block_of(model, i)
         if block.qkv_bias != block.proj_bias:
             cannot_express(name, model, i, "it has qkv_bias without proj_bias, or the reverse")
         if not block.rotary_dim:
             cannot_express(name, model, i, "it has no rotary positions")
-    for i in mamba:
-        layer_of(name, model, i, "mamba2", "dt_limit_min", "dt_limit_max", *state_space.MAMBA2_KEYS)
-    for i in state_space.layers_of(model, "swiglu"):
-        layer_of(name, model, i, "swiglu", "ffn_hidden_size")
-    for layers in (attention, mamba, state_space.layers_of(model, "swiglu")):
-        require_equal(name, model, layers, "chunk_size")
     theirs: dict[str, Any] = {
         "hidden_size": model.hidden_size,
         "vocab_size": model.vocab_size,
@@ -101,14 +109,11 @@ def _to_theirs(model: ModelConfig) -> dict[str, Any]:
 
 
 def _attention(model: ModelConfig, block: Any) -> dict[str, Any]:
-    rotary = parts.rotary_parameters(block.rotary_base)
-    fraction = {"partial_rotary_factor": block.rotary_fraction}
     theirs = {
         "num_attention_heads": block.num_heads,
         "num_key_value_heads": block.kv_heads,
         "attention_bias": block.qkv_bias,
-        **rotary,
-        "rope_parameters": {**rotary["rope_parameters"], **fraction},
+        **parts.rotary_parameters(block.rotary_base, block.rotary_fraction),
     }
     return theirs | state_space.head_dim(model, block)
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from hybridtron.convert.architectures import parts, state_space
 from hybridtron.convert.architectures.architecture import Architecture, Settings, cannot_express
-from hybridtron.convert.architectures.expressing import layer_of, require_equal, require_model
+from hybridtron.convert.architectures.expressing import require_model
+from hybridtron.convert.architectures.pairs import pairs_of
 from hybridtron.convert.mapping import Entry
 from hybridtron.model.config import ModelConfig
 from hybridtron.pattern.fold import fold
@@ -16,6 +17,14 @@ _IGNORED = """use_mamba_kernels use_mambapy use_associative_scan output_router_l
     num_logits_to_keep""".split()  # noqa: SIM905
 # What of a mixture of experts changes only its training.
 _TRAINING = ("balance", "aux_loss", "z_loss", "bias_update_rate")
+_MIXERS = {
+    "mamba1": (*state_space.MAMBA1_KEYS, "inner_norm", "inner_norm_eps"),
+    "attention": ("num_heads", "num_kv_heads", "head_dim", "rotary_fraction"),
+}
+_FEED_FORWARD = {
+    "swiglu": ("ffn_hidden_size",),
+    "moe": ("num_experts", "top_k", "ffn_hidden_size", "normalize_top_k", *_TRAINING),
+}
 
 
 def _to_ours(settings: Settings) -> dict[str, Any]:
@@ -73,18 +82,10 @@ def _to_ours(settings: Settings) -> dict[str, Any]:
 def _to_theirs(model: ModelConfig) -> dict[str, Any]:
     name = "jamba"
     require_model(name, model)
-    state_space.require_pairs(name, model, ("mamba1", "attention"), ("swiglu", "moe"))
-    keys = {
-        "mamba1": (*state_space.MAMBA1_KEYS, "inner_norm", "inner_norm_eps"),
-        "attention": ("num_heads", "num_kv_heads", "head_dim", "rotary_fraction"),
-        "swiglu": ("ffn_hidden_size",),
-        "moe": ("num_experts", "top_k", "ffn_hidden_size", "normalize_top_k", *_TRAINING),
-    }
-    layers = {kind: state_space.layers_of(model, kind) for kind in keys}
-    for kind, found in layers.items():
-        for i in found:
-            _check(name, model, i, layer_of(name, model, i, kind, *keys[kind]))
-        require_equal(name, model, found, *_TRAINING, "dispatcher")
+    pairs_of(name, model, _MIXERS, _FEED_FORWARD, *_TRAINING, "dispatcher")
+    layers = {kind: state_space.layers_of(model, kind) for kind in (*_MIXERS, *_FEED_FORWARD)}
+    for i in range(len(model.layer_names)):
+        _check(name, model, i, state_space.block_of(model, i))
     for i in layers["moe"] if layers["swiglu"] else ():
         width = state_space.block_of(model, layers["swiglu"][0]).inner_size
         if state_space.block_of(model, i).ffn_hidden_size != width:

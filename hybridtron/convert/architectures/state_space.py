@@ -96,16 +96,6 @@ def block_of(model: ModelConfig, layer: int) -> Any:
     return model.blocks[model.layer_names[layer]]
 
 
-def require_pairs(name: str, model: ModelConfig, mixers: tuple[str, ...], others: tuple[str, ...]) -> None:
-    """Raise UserError unless the layers are, in turn, of a type of `mixers` and of `others`."""
-    for i, layer in enumerate(model.layer_names):
-        expected = others if i % 2 else mixers
-        if model.blocks[layer].type not in expected:
-            cannot_express(name, model, i, f"expected {' or '.join(expected)} here")
-    if len(model.layer_names) % 2:
-        cannot_express(name, model, len(model.layer_names) - 1, f"expected {' or '.join(others)} after it")
-
-
 def head_dim(model: ModelConfig, block: Any) -> dict[str, int]:
     """Return `head_dim` of attention where it is not hidden_size / num_heads, for configs that have no such field."""
     derived = block.head_size * block.num_heads == model.hidden_size
