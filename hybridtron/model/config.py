@@ -31,6 +31,11 @@ class ModelConfig(Strict):
         description="The norms of layers and the final norm multiply by 1 + weight, with weights that begin at zero "
         "(Gemma, Qwen3-Next); norms inside a layer have keys of their own.",
     )
+    embedding_multiplier: float = Field(1.0, gt=0, description="Multiplies the embedded tokens (Granite, muP).")
+    residual_multiplier: float = Field(
+        1.0, gt=0, description="Multiplies what each layer adds to the residual stream (Granite)."
+    )
+    logits_scaling: float = Field(1.0, gt=0, description="Divides the logits (Granite).")
     init_std: float = Field(0.02, gt=0, description="Standard deviation of the initial weights.")
     backend: Literal["megatron", "torch"] = Field(
         "megatron", description="Who builds the layers: megatron-core's parallel modules, or plain PyTorch."

@@ -16,13 +16,16 @@ from hybridtron.model.tensors import model_tensors
 
 
 class Layer(nn.Module):
-    """x + mixer(norm(x)), or x + norm(mixer(x)) where the block says so, [s, b, h] -> [s, b, h].
+    """x + m mixer(norm(x)), or x + m norm(mixer(x)) where the block says so, [s, b, h] -> [s, b, h].
 
-    `recompute` is what the backward pass recomputes: none, selective (inside the mixer's cores) or full.
+    m is `multiplier`. `recompute` is what the backward pass recomputes: none, selective (inside the mixer's cores) or full.
     """
 
-    def __init__(self, block: MixerConfig, norm: nn.Module, backend: Backend, recompute: str = "none") -> None:
+    def __init__(
+        self, block: MixerConfig, norm: nn.Module, backend: Backend, recompute: str = "none", multiplier: float = 1.0
+    ) -> None:
         super().__init__()
+        self.multiplier = multiplier
         self.norm = norm
         self.post_norm = block.norm_position == "post"
         self.recompute = recompute
@@ -35,15 +38,18 @@ class Layer(nn.Module):
         return recomputed(self._forward, x) if self.recompute == "full" else self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
-        return x + (self.norm(self.mixer(x)) if self.post_norm else self.mixer(self.norm(x)))
+        return self._add(x, self.norm(self.mixer(x)) if self.post_norm else self.mixer(self.norm(x)))
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Map the next token of every sequence, [b, h] -> [b, h]; see `hybridtron.mixers.mixer`."""
         if self.post_norm:
             y, state = self.mixer.step(x, state)
-            return x + self._norm_token(y), state
+            return self._add(x, self._norm_token(y)), state
         y, state = self.mixer.step(self._norm_token(x), state)
-        return x + y, state
+        return self._add(x, y), state
+
+    def _add(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + (y if self.multiplier == 1 else y * self.multiplier)
 
     def _norm_token(self, x: Tensor) -> Tensor:
         return self.norm(x.unsqueeze(0)).squeeze(0)
@@ -67,6 +73,7 @@ class LanguageModel(nn.Module):
         specs = model_tensors(config)
         self.stage = stage = stage or whole(config)
         self.tied = config.tie_embeddings
+        self.embedding_multiplier, self.logits_scaling = config.embedding_multiplier, config.logits_scaling
         if stage.is_first or (stage.is_last and self.tied):
             self.embedding = backend.embedding(specs["embedding.weight"])
         self.layers = nn.ModuleDict(
@@ -76,6 +83,7 @@ class LanguageModel(nn.Module):
                     backend.norm(specs[f"layers.{i}.norm.weight"], zero_centered=config.zero_centered_norms),
                     backend,
                     recompute(config.layer_names[i]),
+                    config.residual_multiplier,
                 )
                 for i in range(stage.start, stage.stop)
             }
@@ -98,14 +106,27 @@ class LanguageModel(nn.Module):
 
         With labels, the ids that follow them [b, s]: loss and log partition function, each [s, b] in float32.
         """
-        x = self.embedding(tokens) if self.stage.is_first else self.received  # [s, b, h]
+        x = self.embed(tokens) if self.stage.is_first else self.received  # [s, b, h]
         assert x is not None
         for layer in self.layers.values():
             x = layer(x)
         if not self.stage.is_last:
             return x
-        logits = self.head(self.final_norm(x), self.embedding.weight if self.tied else None)
+        logits = self._project(x)
         return logits if labels is None else self.cross_entropy(logits, labels.transpose(0, 1))
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Map token ids [b, s] to the residual stream before the first layer [s, b, h]."""
+        x: Tensor = self.embedding(tokens)
+        return x if self.embedding_multiplier == 1 else x * self.embedding_multiplier
+
+    def _project(self, x: Tensor) -> Tensor:
+        """Map the residual stream after the last layer [s, b, h] to logits [s, b, vocabulary of this rank]."""
+        x = self.final_norm(x)
+        if self.logits_scaling != 1:
+            x = x / self.logits_scaling
+        logits: Tensor = self.head(x, self.embedding.weight if self.tied else None)
+        return logits
 
     def initial_state(self, batch: int) -> list[State]:
         """Return the state of every layer before the first token."""
@@ -116,12 +137,11 @@ class LanguageModel(nn.Module):
 
         For a model that lies in one process; the state handed in is used up.
         """
-        x, after = self.embedding(tokens.unsqueeze(1)).squeeze(0), []  # [b, h]
+        x, after = self.embed(tokens.unsqueeze(1)).squeeze(0), []  # [b, h]
         for layer, before in zip(self._layers(), state, strict=True):
             x, own = layer.step(x, before)
             after.append(own)
-        logits = self.head(self.final_norm(x.unsqueeze(0)), self.embedding.weight if self.tied else None)  # [1, b, v]
-        return self.gather_logits(logits).squeeze(0), after
+        return self.gather_logits(self._project(x.unsqueeze(0))).squeeze(0), after
 
     def _layers(self) -> list[Layer]:
         return [layer for layer in self.layers.values() if isinstance(layer, Layer)]

@@ -81,7 +81,7 @@ class Model(LanguageModel):
 
     def hidden(self, tokens: Tokens) -> list[Tensor]:
         """Compute the residual stream after each layer: ids [s] or [b, s] -> one [b, s, hidden_size] per layer."""
-        x = self.embedding(self._batch(tokens, 1))  # [s, b, h]
+        x = self.embed(self._batch(tokens, 1))  # [s, b, h]
         states = []
         for layer in self.layers.values():
             x = layer(x)

@@ -29,6 +29,9 @@ class AttentionConfig(MixerConfig):
     window: int | None = Field(None, ge=1, description="Keys that a query sees, itself included; all by default.")
     rotary_base: float = Field(10000.0, gt=0, description="Base of the rotary frequencies (theta).")
     rotary_fraction: float = Field(1.0, ge=0, le=1, description="Share of a head's channels that rotate; 0: none.")
+    softmax_scale: float | None = Field(
+        None, gt=0, description="Multiplies the scores before the softmax; by default 1 / sqrt(head_dim)."
+    )
     sinks: bool = Field(
         False, description="A learned score per head that joins every softmax and has no value (attention sink)."
     )

@@ -89,4 +89,5 @@ class Attention(Mixer):
         return apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        return attention(q, k, v, window, sinks=self.local_heads("sinks") if self.config.sinks else None)
+        sinks = self.local_heads("sinks") if self.config.sinks else None
+        return attention(q, k, v, window, self.config.softmax_scale, sinks)
