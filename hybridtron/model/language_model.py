@@ -18,7 +18,8 @@ from hybridtron.model.tensors import model_tensors
 class Layer(nn.Module):
     """x + m mixer(norm(x)), or x + m norm(mixer(x)) where the block says so, [s, b, h] -> [s, b, h].
 
-    m is `multiplier`. `recompute` is what the backward pass recomputes: none, selective (inside the mixer's cores) or full.
+    m is `multiplier`. `recompute` is what the backward pass recomputes: none, selective (inside the mixer's cores) or
+    full.
     """
 
     def __init__(

@@ -171,6 +171,31 @@ FAMILIES |= {
     ),
 }  # fmt: skip
 
+_GRANITE = {**_PAIRS, "mamba_n_heads": 8, "mamba_n_groups": 2, "mamba_d_state": 24, "mamba_chunk_size": 8}
+_GPT_OSS = {
+    **_PAIRS, "intermediate_size": 20, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 24,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+}  # fmt: skip
+FAMILIES |= {
+    "granitemoehybrid, dense, multipliers": Family(
+        "granitemoehybrid", {**_GRANITE, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+                             "num_hidden_layers": 3, "num_local_experts": 0, "shared_intermediate_size": 40,
+                             "embedding_multiplier": 3.0, "residual_multiplier": 0.4, "logits_scaling": 2.0,
+                             "attention_multiplier": 0.125, "tie_word_embeddings": True},
+    ),
+    "granitemoehybrid, experts, rotary, biases": Family(
+        "granitemoehybrid", {**_GRANITE, **_MAMBA_BIASED, "layer_types": ["full_attention", "linear_attention"],
+                             "num_local_experts": 6, "num_experts_per_tok": 3, "intermediate_size": 20,
+                             "shared_intermediate_size": 24, "position_embedding_type": "rope",
+                             "attention_multiplier": 0.3, "attention_bias": True, "logits_scaling": 4.0},
+    ),
+    "gpt_oss": Family("gpt_oss", {**_GPT_OSS, "sliding_window": 7}),
+    "gpt_oss, all windows, narrow limit": Family(
+        "gpt_oss", {**_GPT_OSS, "layer_types": ["sliding_attention", "sliding_attention"], "sliding_window": 5,
+                    "swiglu_limit": 0.5, "swiglu_alpha": 2.0, "num_experts_per_tok": 3, "tie_word_embeddings": True},
+    ),
+}  # fmt: skip
+
 
 class Theirs(NamedTuple):
     """A model of transformers with random values, and what it computes."""
