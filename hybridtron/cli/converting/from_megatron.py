@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hybridtron.cli.arguments import ArgumentParser
+from hybridtron.cli.arguments import ArgumentParser, add_json_argument
+from hybridtron.cli.output import print_result
 
 SUMMARY = "a torch_dist checkpoint of megatron-core's GPTModel or MambaModel as a run folder"
 
@@ -20,14 +21,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--vocab-size", type=int, help="number of tokens; padding of the vocabulary beyond it is dropped"
     )
+    add_json_argument(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Convert the checkpoint."""
+    """Convert, and print the receipt."""
     from hybridtron.cli.byte_progress import byte_progress
     from hybridtron.convert.megatron.from_megatron import from_megatron
 
     with byte_progress("from-megatron") as progress:
-        from_megatron(options.folder, options.out, options.config, options.vocab_size, progress)
-    print(options.out)
+        receipt = from_megatron(options.folder, options.out, options.config, options.vocab_size, progress)
+    print_result(receipt, options.json)
     return 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hybridtron.cli.arguments import ArgumentParser
+from hybridtron.cli.arguments import ArgumentParser, add_json_argument
+from hybridtron.cli.output import print_result
 
 SUMMARY = "a checkpoint as a torch_dist checkpoint of megatron-core's GPTModel or MambaModel"
 
@@ -23,14 +24,15 @@ def add_arguments(parser: ArgumentParser) -> None:
         default="transformer-engine",
         help="whose modules megatron-core builds layers of (default: transformer-engine)",
     )
+    add_json_argument(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Convert the checkpoint."""
+    """Convert, and print the receipt."""
     from hybridtron.cli.byte_progress import byte_progress
     from hybridtron.convert.megatron.to_megatron import to_megatron
 
     with byte_progress("to-megatron") as progress:
-        to_megatron(options.run_path, options.out, options.kind, options.spec, progress)
-    print(options.out)
+        receipt = to_megatron(options.run_path, options.out, options.kind, options.spec, progress)
+    print_result(receipt, options.json)
     return 0

@@ -9,22 +9,25 @@ from typing import Any
 
 from hybridtron.config.compose import compose
 from hybridtron.config.load import build
-from hybridtron.convert.architectures.parts import stored_shapes
-from hybridtron.convert.formats.checkpoint import CheckpointSink
-from hybridtron.convert.formats.source import TensorInfo
-from hybridtron.convert.mapping import Shapes, check_complete, disassemble
+from hybridtron.convert.formats.checkpoint import CheckpointSource
+from hybridtron.convert.formats.source import Source
 from hybridtron.convert.megatron.arguments import read_arguments
 from hybridtron.convert.megatron.from_arguments import model_section
+from hybridtron.convert.megatron.layers import SingleLayers
 from hybridtron.convert.megatron.source import MegatronSource, iteration_folder
-from hybridtron.convert.megatron.table import CLASSES, Naming, Placed, is_gpt, naming_of, table
+from hybridtron.convert.megatron.table import is_gpt, naming_of, table
 from hybridtron.convert.new_run import Progress, new_run
+from hybridtron.convert.receipt import Receipt, write_receipt
+from hybridtron.convert.streaming import infos_here, require_same_tensors, write_ours
+from hybridtron.convert.vocabulary import ResizedVocabulary
 from hybridtron.errors import UserError
 from hybridtron.model.config import ModelConfig
-from hybridtron.safe_index import shape_text
 from hybridtron.training.config import RunConfig
+from hybridtron.training.run_folder.folder import RunFolder
 from hybridtron.training.run_folder.train_state import TrainState
 
 VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
+NOTES = ("logits were not compared: that would need the training code of Megatron-LM",)
 
 
 def from_megatron(
@@ -33,8 +36,8 @@ def from_megatron(
     config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     vocab_size: int | None = None,
     progress: Progress | None = None,
-) -> None:
-    """Write the run folder `out` with the model of a torch_dist checkpoint.
+) -> Receipt:
+    """Write the run folder `out` with the model of a torch_dist checkpoint; return the receipt, conversion.json.
 
     Args:
         folder: the checkpoint, or a folder of checkpoints with Megatron-LM's tracker file.
@@ -52,19 +55,26 @@ def from_megatron(
     folder = iteration_folder(folder)
     source = MegatronSource(folder)
     model = _model(source, config, vocab_size)
+    _refuse_layer_norm(source)
     naming = naming_of(source.tensors, str(folder))
-    placed = table(model, naming, source.tensors)
-    shapes = stored_shapes(model)
-    _check(source, model, naming, placed, shapes, vocab_size)
-    tensors = {
-        part: TensorInfo(shapes[part], source.tensors[each.entry.name].dtype)
-        for each in placed
-        for part in each.entry.parts
-    }
-    ordered = {part: tensors[part] for part in shapes}
+    if naming.kind == "gpt" and not is_gpt([model.blocks[name].type for name in model.layer_names]):
+        raise UserError(f"{folder}: holds a GPTModel: expected a pattern of attention and mlp, swiglu or moe in turn")
+    theirs: Source = SingleLayers(source) if naming.stacked else source
+    if vocab_size is not None:
+        names = [name for name in VOCABULARY if name in theirs.tensors]
+        names = [name for name in names if theirs.tensors[name].shape[0] > vocab_size]
+        theirs = ResizedVocabulary(theirs, names, vocab_size, drop=names)
+    entries = table(model, naming, theirs.tensors)
+    expected = {entry.name: entry.shape_there(entries.shapes) for entry in entries.entries}
+    require_same_tensors(str(folder), expected, theirs.tensors)
     run = build(_run_sections(out, model), RunConfig)
-    with new_run(out, run, TrainState(), ordered, progress=progress) as sink:
-        _copy(source, sink, placed, shapes)
+    with new_run(out, run, TrainState(), infos_here(entries, theirs.tensors), progress=progress) as sink:
+        write_ours(entries, theirs, sink)
+    ours = CheckpointSource(RunFolder(out).checkpoint(0), "none")
+    return write_receipt(
+        "from-megatron", entries, ours, theirs, source_folder=folder, target_folder=out, run=out, hf=folder, into=out,
+        notes=NOTES, logits="never",
+    )  # fmt: skip
 
 
 def _run_sections(out: Path, model: ModelConfig) -> dict[str, Any]:
@@ -77,15 +87,6 @@ def _run_sections(out: Path, model: ModelConfig) -> dict[str, Any]:
         "train": {"steps": 1, "global_batch_size": 1},
         "optimizer": {"lr": 1e-4},
     }
-
-
-def _copy(source: MegatronSource, sink: CheckpointSink, placed: list[Placed], shapes: Shapes) -> None:
-    for each in placed:
-        entry = each.entry
-        values = source.read(entry.name, *each.box(shapes))
-        boxes = disassemble(entry, values if each.layer is None else values[0], shapes)
-        for part, values in zip(entry.parts, boxes, strict=True):
-            sink.write(part, values, entry.box(shapes[part])[0])
 
 
 def _model(
@@ -106,36 +107,8 @@ def _model(
     return build({**section, "vocab_size": size}, ModelConfig)
 
 
-def _check(
-    source: MegatronSource,
-    model: ModelConfig,
-    naming: Naming,
-    placed: list[Placed],
-    shapes: Shapes,
-    vocab_size: int | None,
-) -> None:
-    """Raise UserError for the first tensor that is left over, missing, or of another shape than the model's."""
-    folder, found = source.folder, source.tensors
-    if naming.kind == "gpt" and not is_gpt([model.blocks[name].type for name in model.layer_names]):
-        raise UserError(f"{folder}: holds a GPTModel: expected a pattern of attention and mlp, swiglu or moe in turn")
-    biases = [key for key in found if key.endswith(("norm.bias", "norm_bias"))]
-    if biases:
-        raise UserError(f"{folder}: {biases[0]}: is of a LayerNorm; expected RMSNorm, which all norms are here")
-    expected: dict[str, tuple[int, ...]] = {}
-    layers = len(model.layer_names) // 2
-    for each in placed:
-        shape = each.entry.shape_there(shapes)
-        expected[each.entry.name] = shape if each.layer is None else (layers, *shape)
-    for key in [*expected, *found]:
-        if key not in found:
-            raise UserError(f"{folder}: {key}: is missing: expected it for a {CLASSES[naming.kind]} like the config's")
-        if key not in expected:
-            raise UserError(f"{folder}: {key}: is left over: the config's {CLASSES[naming.kind]} has no such tensor")
-        shape, there = expected[key], found[key].shape
-        if key in VOCABULARY and vocab_size is not None and there[0] >= shape[0]:
-            there = (shape[0], *there[1:])
-        if there != shape:
-            raise UserError(
-                f"{folder}: {key}: is {shape_text(there)}; expected {shape_text(shape)}, as the config says"
-            )
-    check_complete([each.entry for each in placed], shapes)
+def _refuse_layer_norm(source: Source) -> None:
+    """Raise UserError for a model of LayerNorm, whose norms have biases."""
+    for key in source.tensors:
+        if key.endswith(("norm.bias", "norm_bias")):
+            raise UserError(f"{key}: is of a LayerNorm; expected RMSNorm, which all norms are here")

@@ -5,21 +5,23 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import math
 import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan
 
 from hybridtron.checkpoint_reader import FORMAT
 from hybridtron.convert.formats.checkpoint import CheckpointSink
-from hybridtron.convert.formats.source import TensorInfo
-from hybridtron.convert.megatron.table import FINAL_NORMS, LAYERS, Naming, Placed
+from hybridtron.convert.formats.source import Shape, TensorInfo
+from hybridtron.convert.mapping import Entry
+from hybridtron.convert.megatron.layers import LAYERS, stack, stacked_place
+from hybridtron.convert.megatron.table import FINAL_NORMS, Naming
 from hybridtron.distributed.checkpoint.layout import index_of
 from hybridtron.model.config import ModelConfig
 
@@ -34,7 +36,8 @@ class MegatronSink(CheckpointSink):
 
     Args:
         folder: to make.
-        tensors: every tensor, by its key.
+        tensors: every tensor, by its key, those of each layer by themselves.
+        stacked: whether the tensors of all layers become one, with a first axis of layers.
         objects: keys of the objects, all of them None.
         common: content of common.pt.
         progress: called with the number of bytes of tensors written so far.
@@ -44,14 +47,25 @@ class MegatronSink(CheckpointSink):
         self,
         folder: Path,
         tensors: Mapping[str, TensorInfo],
+        stacked: bool,
         objects: Iterable[str],
         common: Mapping[str, Any],
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        self.objects = list(objects)
+        self.objects, self.stacked = list(objects), stacked
         backends = {**FORMAT, **{f"{kind}_version": 1 for kind in ("sharded_backend", "common_backend")}}
         extra = {"common.pt": _saved(dict(common)), "metadata.json": json.dumps(backends).encode()}
-        super().__init__(folder, tensors, extra | {OBJECTS: _saved([None])}, progress=progress)
+        stored = stack(tensors) if stacked else tensors
+        super().__init__(folder, stored, extra | {OBJECTS: _saved([None])}, progress=progress)
+        self.tensors = {**self.tensors, **tensors}
+
+    def write(self, name: str, tensor: Tensor, offsets: Shape | None = None) -> None:
+        """Write a box of a tensor, or of a layer's; see `Sink.write`."""
+        place = stacked_place(name) if self.stacked else None
+        if place is None:
+            super().write(name, tensor, offsets)
+        else:
+            super().write(place[0], tensor.unsqueeze(0), (place[1], *(offsets or (0,) * tensor.dim())))
 
     def _index(self, plans: Sequence[SavePlan]) -> bytes:
         """Return the index of the tensors, with the objects added, which all are the same bytes."""
@@ -74,32 +88,28 @@ def common_state(arguments: Mapping[str, Any], naming: Naming) -> dict[str, Any]
     }
 
 
-def object_keys(model: ModelConfig, placed: Iterable[Placed], naming: Naming) -> list[str]:
+def object_keys(model: ModelConfig, entries: Iterable[Entry], naming: Naming) -> list[str]:
     """Return the keys of the objects that megatron-core asks for beside the tensors of these entries."""
     layers = len(model.layer_names) // 2
-    axes: dict[str, tuple[int, ...]] = {"output_layer": (), FINAL_NORMS[naming.kind].removesuffix(".weight"): ()}
-    for each in placed:
-        module, _, _ = each.entry.name.partition(".weight")
-        outer = (layers,) if each.layer is not None else ()
-        if module.endswith("self_attention.linear_qkv"):
-            axes[module.replace("linear_qkv", "core_attention")] = outer
-        if module.endswith((*STATEFUL, "pre_mlp_layernorm")) and module.startswith(LAYERS):
-            is_grouped = ".experts.experts.linear_" in module
-            axes[module] = (*outer, _experts(model, module)) if is_grouped else outer
-    return [key for module, sizes in axes.items() for key in _shards(f"{module}._extra_state", sizes)]
+    modules = dict.fromkeys(entry.name.partition(".weight")[0] for entry in entries)
+    found = [f"{module}._extra_state/shard_0_1" for module in ("output_layer", FINAL_NORMS[naming.kind][:-7])]
+    for module in modules:
+        if not module.startswith(LAYERS) or not module.endswith((*STATEFUL, "pre_mlp_layernorm")):
+            continue
+        places = [((), ())] if ".experts.experts.linear_" not in module else _experts(model)
+        for name in (module, module.replace("linear_qkv", "core_attention")):
+            key, layer = (stacked_place(name) if naming.stacked else None) or (name, None)
+            for index, sizes in places:
+                outer = (index, sizes) if layer is None else ((layer, *index), (layers, *sizes))
+                shard, shape = (".".join(map(str, numbers)) for numbers in outer)
+                found.append(f"{key}._extra_state/shard_{shard or 0}_{shape or 1}")
+    return list(dict.fromkeys(found))
 
 
-def _experts(model: ModelConfig, module: str) -> int:
-    return next(block.num_experts for block in model.blocks.values() if block.type == "moe")  # type: ignore[attr-defined]
-
-
-def _shards(key: str, sizes: tuple[int, ...]) -> list[str]:
-    """Return the keys of an object that megatron-core keeps for every index into axes of these sizes."""
-    if not sizes:
-        return [f"{key}/shard_0_1"]
-    shape = ".".join(map(str, sizes))
-    indices = [torch.unravel_index(torch.tensor(i), sizes) for i in range(math.prod(sizes))]
-    return [f"{key}/shard_{'.'.join(str(int(one)) for one in index)}_{shape}" for index in indices]
+def _experts(model: ModelConfig) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Return the index of each expert, with their number."""
+    moe: Any = next(block for block in model.blocks.values() if block.type == "moe")
+    return [((expert,), (moe.num_experts,)) for expert in range(moe.num_experts)]
 
 
 def _saved(value: object) -> bytes:

@@ -5,13 +5,14 @@ They are those that `sharded_state_dict` of megatron-core 0.16.1 gives to `dist_
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from hybridtron.convert.architectures.parts import stored_shapes
-from hybridtron.convert.mapping import Entry, Shape, Shapes
+from hybridtron.convert.mapping import Entry, Shapes, check_complete
+from hybridtron.convert.megatron.layers import LAYERS, NUMBERED
+from hybridtron.convert.streaming import Table
 from hybridtron.errors import UserError
 from hybridtron.mixers.contract import MixerConfig
 from hybridtron.model.config import ModelConfig
@@ -19,7 +20,6 @@ from hybridtron.model.config import ModelConfig
 Kind = Literal["gpt", "mamba"]
 Spec = Literal["transformer-engine", "local"]
 
-LAYERS = "decoder.layers."
 FINAL_NORMS: dict[Kind, str] = {"gpt": "decoder.final_layernorm.weight", "mamba": "decoder.final_norm.weight"}
 CLASSES: dict[Kind, str] = {"gpt": "GPTModel", "mamba": "MambaModel"}
 # A norm belongs to the linear after it in Transformer Engine's modules, and is a module of its own in others.
@@ -49,28 +49,13 @@ class Naming:
     spec: Spec = "transformer-engine"
 
 
-@dataclass(frozen=True)
-class Placed:
-    """An entry's place: the whole of the tensor of its name or, with `layer`, that index of its first axis."""
-
-    entry: Entry
-    layer: int | None = None
-
-    def box(self, shapes: Shapes) -> tuple[Shape, Shape]:
-        """Return offsets and sizes of the entry's values in its tensor."""
-        shape = self.entry.shape_there(shapes)
-        if self.layer is None:
-            return (0,) * len(shape), shape
-        return (self.layer, *(0,) * len(shape)), (1, *shape)
-
-
 def naming_of(keys: Collection[str], file: str) -> Naming:
     """Find out how a checkpoint with tensors of these names is arranged. Raises UserError for no model of the two."""
     kinds: list[Kind] = [kind for kind, norm in FINAL_NORMS.items() if norm in keys]
     if len(kinds) != 1:
         raise UserError(f"{file}: holds neither {' nor '.join(FINAL_NORMS.values())}: no GPTModel or MambaModel")
-    layers = [key.removeprefix(LAYERS) for key in keys if key.startswith(LAYERS)]
-    stacked = bool(layers) and not any(re.match(r"\d+\.", key) for key in layers)
+    layers = [key for key in keys if key.startswith(LAYERS)]
+    stacked = bool(layers) and not any(NUMBERED.fullmatch(key) for key in layers)
     return Naming(kinds[0], stacked, any(key.endswith(("_w", "_v")) for key in layers))
 
 
@@ -89,21 +74,24 @@ def is_gpt(types: list[str]) -> bool:
     )
 
 
-def table(model: ModelConfig, naming: Naming, present: Collection[str] = ()) -> list[Placed]:
-    """Return the entries of all tensors of a model. Of two names for a norm, that which is present counts."""
+def table(model: ModelConfig, naming: Naming, present: Collection[str] = ()) -> Table:
+    """Return the entries of all tensors of a model, with a tensor for each layer even where they are stacked.
+
+    Of two names for a norm, that which is present counts.
+    """
     shapes = stored_shapes(model)
-    placed = [Placed(Entry("embedding.word_embeddings.weight", ("embedding.weight",)))]
+    entries = [Entry("embedding.word_embeddings.weight", ("embedding.weight",))]
     for i, name in enumerate(model.layer_names):
         layer = i // 2 if naming.kind == "gpt" else i
-        theirs = LAYERS if naming.stacked else f"{LAYERS}{layer}."
-        entries = _layer(model.blocks[name], theirs, f"layers.{i}.", naming, shapes)
+        theirs = f"{LAYERS}{layer}."
         norm = _norm(model.blocks[name].type, theirs, naming, present)
         entries.append(Entry(norm, (f"layers.{i}.norm.weight",)))
-        placed += [Placed(entry, layer if naming.stacked else None) for entry in entries]
-    placed.append(Placed(Entry(FINAL_NORMS[naming.kind], ("final_norm.weight",))))
+        entries += _layer(model.blocks[name], theirs, f"layers.{i}.", naming, shapes)
+    entries.append(Entry(FINAL_NORMS[naming.kind], ("final_norm.weight",)))
     if not model.tie_embeddings:
-        placed.append(Placed(Entry("output_layer.weight", ("head.weight",))))
-    return placed
+        entries.append(Entry("output_layer.weight", ("head.weight",)))
+    check_complete(entries, shapes)
+    return Table(f"megatron-core's {CLASSES[naming.kind]}", entries, shapes)
 
 
 def _norm(kind: str, theirs: str, naming: Naming, present: Collection[str]) -> str:

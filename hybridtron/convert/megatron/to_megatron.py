@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hybridtron.convert.architectures.parts import stored_shapes
 from hybridtron.convert.formats.checkpoint import CheckpointSource
 from hybridtron.convert.formats.output_folder import output_folder
-from hybridtron.convert.formats.source import TensorInfo
-from hybridtron.convert.mapping import Shapes, assemble, check_complete
+from hybridtron.convert.megatron.from_megatron import NOTES
+from hybridtron.convert.megatron.layers import SingleLayers
 from hybridtron.convert.megatron.sink import MegatronSink, common_state, object_keys
-from hybridtron.convert.megatron.source import RELEASE, TRACKER
-from hybridtron.convert.megatron.table import CLASSES, Kind, Naming, Placed, Spec, is_gpt, kind_of, table
+from hybridtron.convert.megatron.source import RELEASE, TRACKER, MegatronSource
+from hybridtron.convert.megatron.table import CLASSES, Kind, Naming, Spec, is_gpt, kind_of, table
 from hybridtron.convert.megatron.to_arguments import megatron_arguments
 from hybridtron.convert.new_run import Progress
+from hybridtron.convert.receipt import Receipt, write_receipt
+from hybridtron.convert.streaming import infos_there, require_same_tensors, write_theirs
 from hybridtron.errors import UserError
 from hybridtron.files import replace_file
 from hybridtron.model.config import ModelConfig
@@ -26,8 +27,8 @@ def to_megatron(
     kind: Kind | None = None,
     spec: Spec = "transformer-engine",
     progress: Progress | None = None,
-) -> None:
-    """Write a torch_dist checkpoint, `out`/release, which Megatron-LM loads by `--load OUT`.
+) -> Receipt:
+    """Write a torch_dist checkpoint, `out`/release, which Megatron-LM loads by `--load OUT`; return the receipt.
 
     Args:
         run: a run folder, of which the latest checkpoint is taken, or one checkpoint.
@@ -46,18 +47,22 @@ def to_megatron(
     naming = naming_for(model, kind or kind_of(model), spec)
     arguments = megatron_arguments(model, naming.kind)
     source = CheckpointSource(checkpoint, config.checkpoint.verify)
-    placed = table(model, naming)
-    shapes = stored_shapes(model)
-    check_complete([each.entry for each in placed], shapes)
-    tensors = _tensors(model, placed, shapes, source)
-    objects = object_keys(model, placed, naming)
-    common, total = common_state(arguments, naming), sum(info.size_bytes for info in tensors.values())
+    entries = table(model, naming)
+    require_same_tensors(str(checkpoint), entries.shapes, source.tensors)
+    tensors = infos_there(entries, source.tensors)
+    objects, common = object_keys(model, entries.entries, naming), common_state(arguments, naming)
+    total = sum(info.size_bytes for info in tensors.values())
     report = (lambda done: progress(done, total)) if progress else None
     with output_folder(out, total) as draft:
-        with MegatronSink(draft / RELEASE, tensors, objects, common, report) as sink:
-            for each in placed:
-                _write(source, sink, each, shapes)
+        with MegatronSink(draft / RELEASE, tensors, naming.stacked, objects, common, report) as sink:
+            write_theirs(entries, source, sink)
         replace_file(draft / TRACKER, RELEASE)
+    written = MegatronSource(out / RELEASE)
+    return write_receipt(
+        "to-megatron", entries, source, SingleLayers(written) if naming.stacked else written,
+        source_folder=checkpoint, target_folder=out / RELEASE, run=checkpoint, hf=out, into=out,
+        notes=NOTES, logits="never",
+    )  # fmt: skip
 
 
 def naming_for(model: ModelConfig, kind: Kind, spec: Spec) -> Naming:
@@ -69,20 +74,3 @@ def naming_for(model: ModelConfig, kind: Kind, spec: Spec) -> Naming:
         )
     feed_forward = {each == "moe" for each in types[1::2]}
     return Naming(kind, stacked=kind == "gpt" and len(feed_forward) == 1, spec=spec)
-
-
-def _tensors(
-    model: ModelConfig, placed: list[Placed], shapes: Shapes, source: CheckpointSource
-) -> dict[str, TensorInfo]:
-    tensors = {}
-    for each in placed:
-        shape = each.entry.shape_there(shapes)
-        outer = () if each.layer is None else (len(model.layer_names) // 2,)
-        tensors[each.entry.name] = TensorInfo((*outer, *shape), source.tensors[each.entry.parts[0]].dtype)
-    return tensors
-
-
-def _write(source: CheckpointSource, sink: MegatronSink, each: Placed, shapes: Shapes) -> None:
-    entry = each.entry
-    values = assemble(entry, [source.read(part, *entry.box(shapes[part])) for part in entry.parts])
-    sink.write(entry.name, values if each.layer is None else values.unsqueeze(0), each.box(shapes)[0])
