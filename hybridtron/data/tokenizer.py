@@ -100,7 +100,7 @@ class HuggingFaceTokenizer:
 
         try:
             content = path.read_bytes()
-            self._text = content.decode()
+            self.text = content.decode()
             config = json.loads(content)
             beside = read_object(path.with_name(CONFIG_NAME))
             self.eod_name = _end_of_document(path, token_names(config), eod_token, beside, key)
@@ -145,7 +145,7 @@ class HuggingFaceTokenizer:
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and, with the end-of-document token and the name, tokenizer_config.json."""
-        replace_file(folder / FILE_NAME, self._text)
+        replace_file(folder / FILE_NAME, self.text)
         config = {"eos_token": self.eod_name, "name_or_path": self.name}
         replace_file(folder / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
 
