@@ -11,15 +11,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import hybridtron as ht
 from hybridtron.cli.main import main
+from hybridtron.convert.exporting import to_hf
 from hybridtron.convert.hf.evaluate import evaluate_tasks
 from hybridtron.convert.hf.tokenizer import as_transformers
+from hybridtron.convert.importing import from_hf
 from hybridtron.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer
 from hybridtron.laws.data.read import read_runs
-from hybridtron.model.config import ModelConfig
 from tests.conftest import TINY
-from tests.convert.hf.models import exported
 from tests.data.kinds import byte_level_bpe, saved
-from tests.model import huggingface
 
 QUESTIONS = [
     {"question": f"{a} plus {b} is", "choices": [str(a + b), str(a * b + 7), f"{a}{b}"], "answer": (a + b) % 3}
@@ -85,21 +84,9 @@ def llama():
     return LlamaForCausalLM(LlamaConfig(vocab_size=320, num_key_value_heads=2, initializer_range=0.2, **shape)).eval()
 
 
-@pytest.fixture(scope="module")
-def llama_as_ours(llama):
-    blocks = {
-        "attn": {"type": "attention", "num_heads": 4, "num_kv_heads": 2},
-        "mlp": {"type": "swiglu", "ffn_hidden_size": 48},
-    }
-    sizes = {"hidden_size": 32, "vocab_size": 320, "norm_eps": llama.config.rms_norm_eps}
-    config = ModelConfig.model_validate({**sizes, "blocks": blocks, "pattern": "2*(attn mlp)"})
-    return config, huggingface.load(config, huggingface.llama_state(llama.state_dict(), 2))
-
-
 def test_a_run_its_checkpoints_and_its_export_in_one_table(run, tmp_path):
-    file, model = written(tmp_path), ht.load(run)
-    exported(model, model.config.model, tmp_path / "out")
-    as_transformers(ByteTokenizer()).save_pretrained(tmp_path / "out")
+    file = written(tmp_path)
+    to_hf(run, tmp_path / "out", architecture="hybridtron", logits="never")
     rows = evaluate_tasks([run / "step_00000002", run, tmp_path / "out"], [str(file)])
     expected = [accuracies(ht.load(path).logits) for path in (run / "step_00000002", run, run)]
     assert [by_metric(rows[i : i + 2]) for i in (0, 2, 4)] == [pytest.approx(each) for each in expected]
@@ -126,12 +113,11 @@ def test_results_of_a_run_are_read_by_laws(run, tmp_path):
     assert table["error"].tolist() == pytest.approx([1 - float(rows[0]["value"]), 1 - float(rows[2]["value"])])
 
 
-def test_a_llama_scores_equally_in_its_native_form_and_in_ours(llama, llama_as_ours, tmp_path):
-    config, ours = llama_as_ours
+def test_a_llama_scores_equally_in_its_native_form_and_in_ours(llama, tmp_path):
     llama.save_pretrained(tmp_path / "native")
-    exported(ours, config, tmp_path / "ours")
-    for form in ("native", "ours"):
-        as_transformers(ByteTokenizer()).save_pretrained(tmp_path / form)
+    as_transformers(ByteTokenizer()).save_pretrained(tmp_path / "native")
+    from_hf(tmp_path / "native", tmp_path / "run", logits="never")
+    to_hf(tmp_path / "run", tmp_path / "ours", architecture="hybridtron", logits="never")
     rows = evaluate_tasks([tmp_path / "native", tmp_path / "ours"], [str(written(tmp_path))], batch_size=4)
     expected = accuracies(lambda tokens: llama(tokens).logits)
     assert by_metric(rows[:2]) == by_metric(rows[2:]) == pytest.approx(expected)
