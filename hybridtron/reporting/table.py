@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -76,22 +77,44 @@ class Table:
     __html__ = to_html  # so that templates take a table as it is
 
     def to_terminal(self, console: Console | None = None, header: bool = True) -> str:
-        """Render for a terminal of the console's width, without trailing blanks; cells may be rich `Text`."""
+        """Render for a terminal of the console's width, without trailing blanks; cells may be rich `Text`.
+
+        What would be so wide that words are broken becomes several tables, each with the first column.
+        """
         console = console or terminal()
-        table = RichTable(box=None, pad_edge=False, show_header=header)
-        for column in self.columns:
-            table.add_column(Text(column.label), justify="right" if column.right else "left")
-        for row in self.rows():
-            table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+        groups = self._groups(console)
         with console.capture() as captured:
-            console.print(table)
+            for number, columns in enumerate(groups):
+                if number:
+                    console.print()
+                console.print(_rich_table(columns, header))
         return _TRAILING_BLANKS.sub(lambda end: end[0].replace(" ", ""), captured.get())
+
+    def _groups(self, console: Console) -> list[list[Column]]:
+        """Return the columns in groups that fit into the console's width, each with the first column."""
+        groups, options = [list(self.columns[:1])], console.options.update(width=PIPE_WIDTH)
+        for column in self.columns[1:]:
+            wider = _rich_table([*groups[-1], column], header=True)
+            if len(groups[-1]) > 1 and Measurement.get(console, options, wider).minimum > console.width:
+                groups.append(list(self.columns[:1]))
+            groups[-1].append(column)
+        return groups
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return one mapping per row, from labels to unformatted values."""
         labels = [column.label for column in self.columns]
         values = zip(*(column.values for column in self.columns), strict=True)
         return [dict(zip(labels, row, strict=True)) for row in values]
+
+
+def _rich_table(columns: Sequence[Column], header: bool) -> RichTable:
+    """Return the columns as a table of rich, without lines."""
+    table = RichTable(box=None, pad_edge=False, show_header=header)
+    for column in columns:
+        table.add_column(Text(column.label), justify="right" if column.right else "left")
+    for row in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+    return table
 
 
 def terminal() -> Console:

@@ -105,3 +105,15 @@ def test_numbers_in_nested_values_stay_numbers():
     assert "<td>in_fit, 1</td>" in text
     assert '<th scope="row">limit a_b</th><td>1</td>' in text
     assert '<th scope="row">limit of</th><td>1.5 to 2.5</td>' in text
+
+
+def test_a_table_wider_than_the_terminal_becomes_several_with_the_first_column():
+    labels = ["kind", *(f"quantity_{number}" for number in range(10))]
+    rows = [[f"kind_{row}", *(f"{row}.{column}00000000" for column in range(10))] for row in range(3)]
+    table = Table.from_rows(labels, rows)
+    lines = table.to_terminal(Console(width=80, color_system=None)).splitlines()
+    assert max(map(len, lines)) <= 80
+    words = [word for line in lines for word in line.split()]
+    assert {word for row in [labels, *rows] for word in row} == set(words)
+    assert words.count("kind_0") == lines.count("") + 1 == 2
+    assert len(table.to_terminal(Console(width=200, color_system=None)).splitlines()) == 4
