@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from hybridtron.convert.formats.checkpoint import CheckpointSource
 from hybridtron.convert.formats.safetensors import SHARD_BYTES, SafetensorsSink, SafetensorsSource
 from hybridtron.convert.formats.source import TensorInfo
 from hybridtron.convert.importing import CONFIG
+from hybridtron.convert.new_run import Progress
 from hybridtron.convert.receipt import Logits, Receipt, check_logits_choice, write_receipt
 from hybridtron.convert.streaming import (
     Table,
@@ -38,7 +39,7 @@ def to_hf(
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     logits: Logits = "auto",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Receipt:
     """Convert a run, at its latest checkpoint, or one checkpoint to a Hugging Face folder.
 

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hybridtron.config.load import build, dump
+from hybridtron.config.load import build
 from hybridtron.config.nearest import one_of
 from hybridtron.convert.architectures import ARCHITECTURES
 from hybridtron.convert.architectures.architecture import Architecture, Settings
-from hybridtron.convert.formats.checkpoint import CheckpointSink, CheckpointSource
-from hybridtron.convert.formats.output_folder import output_folder
+from hybridtron.convert.formats.checkpoint import CheckpointSource
 from hybridtron.convert.formats.safetensors import SafetensorsSource
+from hybridtron.convert.new_run import Progress, new_run
 from hybridtron.convert.receipt import Logits, Receipt, check_logits_choice, write_receipt
 from hybridtron.convert.streaming import Table, chosen_dtype, infos_here, main_dtype, require_same_tensors, write_ours
 from hybridtron.convert.tokenizer import our_files
 from hybridtron.data.tokenizer import FILE_NAME
 from hybridtron.errors import UserError, unreadable
-from hybridtron.files import read_plain, replace_file
+from hybridtron.files import read_plain
 from hybridtron.training.config import RunConfig
-from hybridtron.training.run_folder.train_state import STATE_NAME, TrainState, state_content
+from hybridtron.training.run_folder.folder import RunFolder
+from hybridtron.training.run_folder.train_state import TrainState
 
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
-STEP = "step_00000000"
 SEQ_LEN = 2048  # of a model whose config.json names no length
 
 
@@ -41,7 +41,7 @@ def from_hf(
     dtype: str | None = None,
     seq_len: int | None = None,
     logits: Logits = "auto",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Receipt:
     """Convert a Hugging Face folder to a run folder with one checkpoint, of step 0.
 
@@ -71,17 +71,9 @@ def from_hf(
     infos = infos_here(table, source.tensors, chosen_dtype(dtype))
     files, notes = our_files(folder, settings)
     config = _completed(config, main_dtype(infos.values()), None if FILE_NAME not in files else str(out / FILE_NAME))
-    total = sum(info.size_bytes for info in infos.values())
-    with output_folder(out, total) as draft:
-        state = {STATE_NAME: state_content(TrainState())}
-        counted = (lambda done: progress(done, total)) if progress else None
-        with CheckpointSink(draft / STEP, infos, state, progress=counted) as sink:
-            write_ours(table, source, sink)
-        for name, content in files.items():
-            replace_file(draft / name, content)
-        replace_file(draft / "config.yaml", dump(config))
-        replace_file(draft / "latest", f"{STEP}\n")
-    ours = CheckpointSource(out / STEP, "none")
+    with new_run(out, config, TrainState(), infos, small_files=files, progress=progress) as sink:
+        write_ours(table, source, sink)
+    ours = CheckpointSource(RunFolder(out).checkpoint(0), "none")
     return write_receipt(
         "from-hf", table, ours, source, source_folder=folder, target_folder=out, run=out, hf=folder, into=out,
         ignored=ignored, notes=notes, logits=logits,
@@ -138,4 +130,4 @@ def _completed(config: RunConfig, dtype: torch.dtype, tokenizer: str | None) -> 
     """Return the config with the number format of its parameters, and its tokenizer.json where it has one."""
     precision = config.precision.model_copy(update={"format": "bf16" if dtype == torch.bfloat16 else "fp32"})
     data = config.data.model_copy(update={"tokenizer": tokenizer or "byte"})
-    return config.model_copy(update={"precision": precision, "data": data}).with_absolute_paths()
+    return config.model_copy(update={"precision": precision, "data": data})

@@ -11,6 +11,7 @@ from hybridtron.config.load import dump
 from hybridtron.convert.formats.checkpoint import CheckpointSink, StoredBox
 from hybridtron.convert.formats.output_folder import output_folder
 from hybridtron.convert.formats.source import TensorInfo
+from hybridtron.convert.tokenizer import GENERATION
 from hybridtron.data.tokenizer import CONFIG_NAME, FILE_NAME
 from hybridtron.files import replace_file
 from hybridtron.training.config import RunConfig
@@ -20,7 +21,7 @@ from hybridtron.training.run_folder.train_state import STATE_NAME, TrainState, s
 Progress = Callable[[int, int], None]
 """Called with the bytes of tensors written so far, and those of all."""
 
-KEPT = (FILE_NAME, CONFIG_NAME, "environment.json")  # of the run that it is made of
+KEPT = (FILE_NAME, CONFIG_NAME, GENERATION, "environment.json")  # of the run that it is made of
 
 
 @contextlib.contextmanager
@@ -31,6 +32,7 @@ def new_run(
     tensors: Mapping[str, TensorInfo],
     *,
     run: Path | None = None,
+    small_files: Mapping[str, bytes] | None = None,
     files: Sequence[Sequence[StoredBox]] | None = None,
     updates: int = 0,
     progress: Progress | None = None,
@@ -43,6 +45,7 @@ def new_run(
         state: where the new run is.
         tensors: of the checkpoint, see `CheckpointSink`.
         run: folder of the run that it is made of, if any, whose tokenizer and environment.json are kept.
+        small_files: content of further files of the run folder, by name.
         files: what each file of the checkpoint holds, see `CheckpointSink`.
         updates: number of updates that the optimizer has made.
         progress: called while tensors are written.
@@ -61,6 +64,8 @@ def new_run(
         for kept in KEPT:
             if run is not None and (run / kept).is_file():
                 shutil.copyfile(run / kept, draft / kept)
+        for other, content in (small_files or {}).items():
+            replace_file(draft / other, content)
         absolute = config.model_copy(update={"folder": str(folder.absolute())}).with_absolute_paths()
         replace_file(draft / "config.yaml", dump(absolute))
         replace_file(draft / "latest", name + "\n")

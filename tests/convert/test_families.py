@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hybridtron.convert.architectures import ARCHITECTURES
-from hybridtron.distributed.launch import launch
 from tests.convert.families import FAMILIES, build_ours, make_ours, read_folder, to_ours, to_theirs
+from tests.warm import launch
 
 LOGITS, LOSS, GRADIENT = 1e-4, 1e-5, 1e-4
 

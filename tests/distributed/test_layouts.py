@@ -8,6 +8,10 @@ import sys
 
 import pytest
 
+from hybridtron.convert.architectures.hybridtron import HYBRIDTRON
+from hybridtron.convert.formats.checkpoint import CheckpointSource
+from hybridtron.convert.formats.safetensors import SafetensorsSink
+from hybridtron.convert.streaming import Table, infos_there, write_theirs
 from hybridtron.mixers.registry import MIXERS
 from tests.distributed.layouts import (
     BLOCKS,
@@ -22,6 +26,7 @@ from tests.distributed.layouts import (
     STEPS,
     TABLE,
 )
+from tests.distributed.walk import run_config
 from tests.warm import launch
 
 LOSS, NORM, GRADIENT = 1e-5, 1e-4, 1e-4
@@ -30,11 +35,18 @@ HALF = {"half": 200}  # times as far apart, with numbers of bf16
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """Layout -> losses, gradient norms, distance of gradients."""
+def walked(tmp_path_factory):
+    """The folder in which the walk leaves what it found, and checkpoints."""
     folder = tmp_path_factory.mktemp("layouts")
     code = launch([sys.executable, "-m", "tests.distributed.walk", str(folder)], PROCESSES)
     assert code == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(walked):
+    """Layout -> losses, gradient norms, distance of gradients."""
+    folder = walked
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in WALKED}
 
 
@@ -81,6 +93,27 @@ def test_every_gradient_is_that_of_one_process(found, name):
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_run_goes_on_in_another_layout(found, name):
     assert_alike(found, name, RESUMED[name].model, SAVED_AT, STEPS - SAVED_AT)
+
+
+@pytest.fixture(scope="module")
+def exported(walked, tmp_path_factory):
+    """Model -> the safetensors file of its checkpoint that one process wrote."""
+    folder = tmp_path_factory.mktemp("exported")
+    return {model: export(model, walked / f"{model}.start", folder / model) for model in MODELS}
+
+
+def export(model, checkpoint, out):
+    """Write a checkpoint as a Hugging Face folder and return its file of tensors."""
+    source, table = CheckpointSource(checkpoint), Table.of(HYBRIDTRON, run_config(TABLE[model]).model)
+    with SafetensorsSink(out, infos_there(table, source.tensors)) as sink:
+        write_theirs(table, source, sink)
+    return (out / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_checkpoint_of_every_layout_converts_to_the_same_bytes(walked, exported, tmp_path, name):
+    model = LAYOUTS[name].model
+    assert export(model, walked / f"{name}.read", tmp_path / "out") == exported[model]
 
 
 def test_every_primitive_is_laid_out():

@@ -104,6 +104,8 @@ def try_layout(name: str, layout: Layout, parallel_context: ParallelContext, fol
         save(start)
     else:
         checkpoint.load(start, engine)
+        if not layout.after:
+            save(folder / f"{name}.read")
     goes_on = bool(name in MODELS or name in SAVED or layout.after)
     for step in range(SAVED_AT if layout.after else 0, STEPS if goes_on else COMPARED):
         result = engine.train_step(micro_batches(step, parallel_context), lr=1e-2)
