@@ -84,4 +84,4 @@ def as_stored(folder: Path, source: Source) -> Source:
         model = build(architecture.to_ours(Settings(settings, str(file))), ModelConfig)
     except UserError as error:
         raise error if str(folder) in str(error) else UserError(f"{file}: {error}") from None
-    return AsStored(source, architecture.table(model), stored_shapes(model))
+    return AsStored(source, architecture.table_for(model, source.tensors), stored_shapes(model))

@@ -64,8 +64,8 @@ def from_hf(
     settings = read_settings(folder)
     architecture, model = understand(settings, folder / CONFIG)
     config = _run_config(out, model, settings, seq_len)
-    table = Table.of(architecture, config.model)
     source = SafetensorsSource(folder)
+    table = Table.of(architecture, config.model, source.tensors)
     expected = {entry.name: entry.shape_there(table.shapes) for entry in table.entries}
     ignored = require_same_tensors(str(folder), expected, source.tensors, ignore)
     infos = infos_here(table, source.tensors, chosen_dtype(dtype))

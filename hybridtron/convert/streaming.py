@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import NamedTuple
@@ -36,9 +36,9 @@ class Table:
     float32: frozenset[str] = field(default_factory=frozenset)  # parts that are float32 in every model
 
     @classmethod
-    def of(cls, architecture: Architecture, model: ModelConfig) -> Table:
-        """Build the table of a model."""
-        entries, shapes = architecture.table(model), stored_shapes(model)
+    def of(cls, architecture: Architecture, model: ModelConfig, names: Collection[str] = ()) -> Table:
+        """Build the table of a model, for a folder with tensors of these names where there is one already."""
+        entries, shapes = architecture.table_for(model, names), stored_shapes(model)
         check_complete(entries, shapes)
         wide = [
             key

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -21,6 +21,7 @@ class Architecture:
     to_theirs: config.json of a model of ours. Raises UserError that names the first layer that does not fit and why;
         see `cannot_express`.
     table: one entry for every tensor there, in the order in which it is stored.
+    other_tables: the same with other names, under which folders of the architecture have been published.
     """
 
     name: str
@@ -28,6 +29,12 @@ class Architecture:
     to_ours: Callable[[Settings], dict[str, Any]]
     to_theirs: Callable[[ModelConfig], dict[str, Any]]
     table: Callable[[ModelConfig], list[Entry]]
+    other_tables: tuple[Callable[[ModelConfig], list[Entry]], ...] = ()
+
+    def table_for(self, model: ModelConfig, names: Collection[str]) -> list[Entry]:
+        """Return the table of which a folder with tensors of these names has most."""
+        tables = [table(model) for table in (self.table, *self.other_tables)]
+        return max(tables, key=lambda entries: sum(entry.name in names for entry in entries))
 
 
 def cannot_express(architecture: str, model: ModelConfig, layer: int, why: str) -> NoReturn:

@@ -3,6 +3,7 @@ feed-forward layer."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from hybridtron.convert.architectures import parts
@@ -14,11 +15,16 @@ from hybridtron.errors import UserError
 from hybridtron.model.config import ModelConfig
 
 _NORM_EPS = 1e-5  # of gated DeltaNet's outputs, whatever the norm_eps of the model
-# Names as save_pretrained writes them: transformers renames norms of both kinds of layers alike.
-_NORMS = {
+Norms = dict[str, tuple[str, str]]
+"""Names of the norms of a layer there, of its mixer and its feed-forward layer, by the type of the mixer."""
+
+# save_pretrained renames norms of both types of layers alike, which the published models do not.
+_SAVED: Norms = {
     "gated_deltanet": ("attention_layer_norm", "feedforward_layer_norm"),
     "attention": ("feedforward_layer_norm", "post_feedforward_layernorm"),
 }
+_PUBLISHED: Norms = {**_SAVED, "attention": ("post_attention_layernorm", "post_feedforward_layernorm")}
+_IN_MEMORY: Norms = {**_PUBLISHED, "gated_deltanet": ("input_layernorm", "post_attention_layernorm")}
 
 
 def _to_ours(settings: Settings) -> dict[str, Any]:
@@ -130,7 +136,7 @@ def _attention_settings(model: ModelConfig, layer: int) -> dict[str, Any]:
     }
 
 
-def _table(model: ModelConfig) -> list[Entry]:
+def _table(norms: Norms, model: ModelConfig) -> list[Entry]:
     shapes = parts.stored_shapes(model)
     entries, last = parts.outer(model, "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
     for i, name in enumerate(model.layer_names[::2]):
@@ -141,7 +147,7 @@ def _table(model: ModelConfig) -> list[Entry]:
         else:
             entries += parts.attention(f"{theirs}self_attn.", f"{mixer}mixer.", shapes)
         entries += parts.swiglu(f"{theirs}mlp.", f"{mlp}mixer.")
-        for norm, ours in zip(_NORMS[kind], (mixer, mlp), strict=True):
+        for norm, ours in zip(norms[kind], (mixer, mlp), strict=True):
             entries.append(Entry(f"{theirs}{norm}.weight", (f"{ours}norm.weight",)))
     return entries + last
 
@@ -159,4 +165,11 @@ def _gated_deltanet(theirs: str, ours: str, shapes: Shapes) -> list[Entry]:
     return entries + parts.same(theirs, ours, names)
 
 
-OLMO_HYBRID = Architecture("olmo_hybrid", "OlmoHybridForCausalLM", _to_ours, _to_theirs, _table)
+OLMO_HYBRID = Architecture(
+    "olmo_hybrid",
+    "OlmoHybridForCausalLM",
+    _to_ours,
+    _to_theirs,
+    partial(_table, _SAVED),
+    (partial(_table, _PUBLISHED), partial(_table, _IN_MEMORY)),
+)

@@ -110,3 +110,27 @@ def test_experts_of_qwen3_next_need_no_layers_where_all_are_dense():
              "intermediate_size": 48, "num_experts": 8, "decoder_sparse_step": 5}  # fmt: skip
     model = build(ARCHITECTURES["qwen3_next"].to_ours(Settings(dense)), ModelConfig)
     assert model.layer_names == ("gdn", "mlp") * 3 + ("attn", "mlp")
+
+
+def test_names_of_published_olmo_hybrids_are_read():
+    """transformers reads them too, and writes others: of attention layers, and before that of gated DeltaNet."""
+    model = build({"hidden_size": 32, "vocab_size": 64, "blocks": BLOCKS, "pattern": "gdn mlp full after"}, ModelConfig)
+    architecture = ARCHITECTURES["olmo_hybrid"]
+    written = {entry.name: entry for entry in architecture.table(model)}
+    assert architecture.table_for(model, written) == list(written.values())
+    published = {
+        "model.layers.0.attention_layer_norm.weight": "layers.0.norm.weight",
+        "model.layers.0.feedforward_layer_norm.weight": "layers.1.norm.weight",
+        "model.layers.1.post_attention_layernorm.weight": "layers.2.norm.weight",
+        "model.layers.1.post_feedforward_layernorm.weight": "layers.3.norm.weight",
+    }
+    in_memory = {
+        "model.layers.0.input_layernorm.weight": "layers.0.norm.weight",
+        "model.layers.0.post_attention_layernorm.weight": "layers.1.norm.weight",
+        **dict(list(published.items())[2:]),
+    }
+    for norms in (published, in_memory):
+        names = {name for name in written if "layer_norm" not in name and "layernorm" not in name} | norms.keys()
+        table = {entry.name: entry for entry in architecture.table_for(model, names)}
+        assert table.keys() == names
+        assert {name: table[name].parts for name in norms} == {name: (part,) for name, part in norms.items()}
