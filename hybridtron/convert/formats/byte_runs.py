@@ -49,7 +49,7 @@ def new_tensor(sizes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     size = math.prod(sizes) * dtype.itemsize
     if size < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(sizes, dtype=dtype)
-    memory = mmap.mmap(-1, size)
+    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # huge pages are of private memory
     memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(sizes)
 

@@ -96,7 +96,15 @@ class CheckpointSource:
         values = new_tensor(wanted.sizes, info.dtype)
         for box, place in self.chunks[name]:
             runs = common_runs(box, wanted)
-            if (first := next(runs, None)) is not None:
+            if (first := next(runs, None)) is None:
+                continue
+            starts = [a - b for a, b in zip(box.offsets, wanted.offsets, strict=True)]
+            index = tuple(slice(start, start + size) for start, size in zip(starts, box.sizes, strict=True))
+            if first[2] < box.numel and values[index].shape == box.sizes and min(starts, default=0) >= 0:
+                chunk = new_tensor(box.sizes, info.dtype)  # wanted whole, but not in one run
+                self._read_chunk(info.dtype, box, place, iter([(0, 0, box.numel)]), bytes_of(chunk))
+                values[index] = chunk
+            else:
                 self._read_chunk(info.dtype, box, place, itertools.chain([first], runs), bytes_of(values))
         return values
 
