@@ -92,8 +92,10 @@ def _to_theirs(model: ModelConfig) -> dict[str, Any]:
         if attention.window not in (None, *windows[:1]):
             cannot_express(name, model, 2 * i, f"its window is {attention.window}; expected {windows[0]} or none")
         require_keys(name, model, 2 * i + 1, activation="clamped_swiglu", bias=True)
-        if not experts.normalizes or experts.balance == "bias":
-            require_keys(name, model, 2 * i + 1, normalize_top_k=True, balance="none")
+        if not experts.normalizes:
+            require_keys(name, model, 2 * i + 1, normalize_top_k=True)
+        if experts.balance == "bias":
+            require_keys(name, model, 2 * i + 1, balance="none")
     attention, experts = pairs[0]
     return {
         "hidden_size": model.hidden_size,

@@ -157,8 +157,10 @@ def _check(name: str, model: ModelConfig, layer: int, block: Any) -> None:
     elif block.type == "moe":
         if not block.shared_ffn_hidden_size:
             cannot_express(name, model, layer, "it has no shared expert")
-        if not block.normalizes or block.balance == "bias":
-            require_keys(name, model, layer, normalize_top_k=True, balance="none")
+        if not block.normalizes:
+            require_keys(name, model, layer, normalize_top_k=True)
+        if block.balance == "bias":
+            require_keys(name, model, layer, balance="none")
 
 
 def _attention(model: ModelConfig, block: Any) -> dict[str, Any]:
