@@ -30,7 +30,7 @@ class MegatronSource(CheckpointSource):
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self._unverified = folder, {}  # megatron-core writes no checksums
         file = folder / "metadata.json"
         try:
             backends: Any = json.loads(read_plain(file)) if file.exists() else {}

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,10 @@ def main(folder: Path) -> None:
                 save(model, folder / name / "tp2", case)
         with layout("tp1"):
             for name, case in CASES.items():
-                logits[name]["exported in tp1"] = logits_of(load(case, folder / name / "exported" / "release", {}))
+                exported = folder / name / "exported" / "release"
+                logits[name]["exported in tp1"] = logits_of(load(case, exported, {}))
+                padded = replace(case, model={**case.model, "vocab_size": VOCAB + 16})
+                logits[name]["exported, padded"] = logits_of(load(padded, exported, {}))
     if dist.get_rank() == 0:
         torch.save(logits, folder / "logits.pt")
     dist.destroy_process_group()

@@ -47,8 +47,9 @@ def test_every_layout_imports_alike(saved, tmp_path, name, layout):
 
 @pytest.mark.parametrize("name", CASES)
 def test_megatron_core_loads_what_is_exported(logits, name):
-    """In one layout with the very same logits."""
+    """In one layout with the very same logits; also into a model whose vocabulary is padded."""
     assert torch.equal(logits[name]["exported in tp1"], logits[name]["tp1"])
+    assert torch.equal(logits[name]["exported, padded"][..., :VOCAB], logits[name]["tp1"])
     assert (logits[name]["exported in tp2"] - logits[name]["tp1"]).abs().max() < 1e-5
 
 
