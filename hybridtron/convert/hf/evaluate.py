@@ -20,7 +20,7 @@ from hybridtron.convert.hf.modeling import HybridtronForCausalLM
 from hybridtron.convert.hf.tasks import resolve_tasks, templates_without_code
 from hybridtron.convert.hf.tokenizer import as_transformers
 from hybridtron.errors import UserError
-from hybridtron.files import replace_file
+from hybridtron.files import read_plain, replace_file
 from hybridtron.training.callbacks.metrics import read_metrics
 from hybridtron.training.device import take_device
 from hybridtron.training.run_folder.train_state import read_state
@@ -171,13 +171,22 @@ def _write(path: Path, rows: list[Row]) -> None:
     from hybridtron.training.run_folder.folder import read_run_config
 
     file = read_run_config(path)[1] / FILE_NAME
-    before: list[Row] = list(csv.DictReader(io.StringIO(file.read_text()))) if file.is_file() else []
-    together = {(int(row["step"]), row["task"], row["metric"]): row for row in (*before, *rows)}
+    together = {(int(row["step"]), row["task"], row["metric"]): row for row in (*_read(file), *rows)}
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(together[key] for key in sorted(together))
     replace_file(file, text.getvalue())
+
+
+def _read(file: Path) -> list[Row]:
+    """Return the rows of evals.csv, none where it is missing. Raises UserError where it is none of ours."""
+    if not file.exists():
+        return []
+    rows: list[Row] = list(csv.DictReader(io.StringIO(read_plain(file).decode(errors="replace"))))
+    if any(set(row) != set(COLUMNS) or not row["step"].isdecimal() for row in rows):
+        raise UserError(f"{file}: not a table that eval wrote; expected columns {', '.join(COLUMNS)}")
+    return rows
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import sys
 
 import pytest
@@ -213,3 +214,12 @@ def test_a_missing_extra_is_named(run, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     assert main(["eval", str(run), "--tasks", "sums.yaml"]) == 2
     assert "--tasks = sums.yaml: needs the extra hf: no package lm_eval" in capsys.readouterr().err
+
+
+def test_a_foreign_file_in_the_place_of_results_is_left_alone(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run/evals.csv").write_text("a,b\n1,2\n")
+    arguments = ["--tasks", str(written(tmp_path)), "--limit", "1"]
+    assert main(["eval", str(tmp_path / "run"), *arguments]) == 2
+    assert "evals.csv: not a table that eval wrote" in capsys.readouterr().err
+    assert (tmp_path / "run/evals.csv").read_text() == "a,b\n1,2\n"
