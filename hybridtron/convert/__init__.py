@@ -13,7 +13,9 @@ from hybridtron.lazy import lazy_exports
 if TYPE_CHECKING:
     from hybridtron.convert.exporting import to_hf
     from hybridtron.convert.importing import from_hf
+    from hybridtron.convert.megatron.from_megatron import from_megatron
+    from hybridtron.convert.megatron.to_megatron import to_megatron
     from hybridtron.convert.receipt import Receipt
 
-__all__ = ["Receipt", "from_hf", "to_hf"]
+__all__ = ["Receipt", "from_hf", "from_megatron", "to_hf", "to_megatron"]
 __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -6,6 +6,7 @@ Run as a program it is one of two processes that hold the model together.
 from __future__ import annotations
 
 import contextlib
+import errno
 import sys
 import tempfile
 import warnings
@@ -89,7 +90,7 @@ def _logits_of_two_processes(run: Path, tokens: Tensor) -> Tensor:
         torch.save(tokens, Path(folder, "tokens.pt"))
         command = [sys.executable, "-P", "-m", "hybridtron.convert.logits", str(run.absolute()), folder]
         if code := launch(command, PROCESSES):
-            raise RuntimeError(f"logits at TP2: a process ended with exit code {code}")
+            raise OSError(errno.EIO, f"logits at TP2: a process ended with exit code {code}", str(run))
         logits: Tensor = torch.load(Path(folder, "logits.pt"), weights_only=True)
         return logits
 

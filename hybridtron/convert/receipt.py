@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -93,7 +94,7 @@ def write_receipt(
 ) -> Receipt:
     """Compare what was written with what was read, write conversion.json, and return what it holds.
 
-    Raises RuntimeError, after it is written, where a tensor differs.
+    Raises OSError, after it is written, where a tensor differs.
     """
     equal = dict(differing(table, ours, theirs))
     records = [
@@ -119,7 +120,8 @@ def write_receipt(
     )
     replace_file(into / NAME, json.dumps(receipt.as_json(), indent=2) + "\n")
     if receipt.different:
-        raise RuntimeError(f"{target_folder}: {len(receipt.different)} tensors differ, first {receipt.different[0]}")
+        what = f"{len(receipt.different)} tensors are not what was written, first {receipt.different[0]}"
+        raise OSError(errno.EIO, what, str(target_folder))
     return receipt
 
 

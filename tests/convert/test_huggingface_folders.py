@@ -91,6 +91,25 @@ def test_the_receipt_tells_files_tensors_logits_and_versions(theirs, tmp_path, c
     assert printed["versions"]["transformers"]
 
 
+def test_what_is_read_back_otherwise_is_reported(imported, tmp_path, capsys, monkeypatch):
+    """One bit of one tensor is flipped between writing and reading."""
+    from hybridtron.convert import streaming
+
+    def flipped(one, other, is_equal=streaming.is_equal, seen=[]):  # noqa: B006
+        seen.append(one)
+        if len(seen) == 3:
+            one = one.clone()
+            one.view(torch.int32).view(-1)[0] ^= 1
+        return is_equal(one, other)
+
+    monkeypatch.setattr(streaming, "is_equal", flipped)
+    assert main(["convert", "to-hf", str(imported), str(tmp_path / "out"), "--logits", "never"]) == 1
+    assert "1 tensors are not what was written, first model.layers.0." in capsys.readouterr().err
+    receipt = json.loads((tmp_path / "out" / "conversion.json").read_text())
+    assert receipt["equal"] is False
+    assert [tensor["equal"] for tensor in receipt["tensors"]].count(False) == 1
+
+
 def test_a_run_becomes_what_expresses_it(imported, tmp_path, capsys):
     """And transformers gives the logits of the run, whose table says so."""
     assert main(["convert", "to-hf", str(imported), str(tmp_path / "native"), "--logits", "never"]) == 0
