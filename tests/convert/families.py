@@ -62,6 +62,14 @@ FAMILIES = {
         "llama", {**_LLAMA, "attention_bias": True, "tie_word_embeddings": True, "head_dim": 24,
                   "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
     ),
+    "llama, stretched as Llama 3.1": Family(
+        "llama", {**_LLAMA, "rope_parameters": {"rope_type": "llama3", "rope_theta": 50.0, "factor": 8.0,
+                  "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}},
+    ),
+    "mistral, stretched evenly": Family(
+        "mistral", {**_LLAMA, "num_key_value_heads": 2,
+                    "rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.5}},
+    ),
     "mistral, window": Family("mistral", {**_LLAMA, "num_key_value_heads": 2, "sliding_window": 7}),
     "mistral, odd heads": Family(
         "mistral", {**_LLAMA, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 20,
@@ -105,6 +113,10 @@ FAMILIES = {
     "qwen3, windows": Family(
         "qwen3", {**_LLAMA, "num_key_value_heads": 2, "head_dim": 24, "use_sliding_window": True, "sliding_window": 7,
                   "max_window_layers": 1, "tie_word_embeddings": True},
+    ),
+    "qwen3, stretched by YaRN": Family(
+        "qwen3", {**_LLAMA, "num_key_value_heads": 4, "head_dim": 24, "rope_parameters": {
+                  "rope_type": "yarn", "rope_theta": 50.0, "factor": 4.0, "original_max_position_embeddings": 16}},
     ),
     "qwen3, biases": Family("qwen3", {**_LLAMA, "num_key_value_heads": 4, "head_dim": 12, "attention_bias": True}),
     "olmo2": Family(
@@ -190,6 +202,7 @@ FAMILIES |= {
                              "attention_multiplier": 0.3, "attention_bias": True, "logits_scaling": 4.0},
     ),
     "gpt_oss": Family("gpt_oss", {**_GPT_OSS, "sliding_window": 7}),
+    "gpt_oss, stretched as published": Family("gpt_oss", {**_GPT_OSS, "rope_parameters": None}),
     "gpt_oss, all windows, narrow limit": Family(
         "gpt_oss", {**_GPT_OSS, "layer_types": ["sliding_attention", "sliding_attention"], "sliding_window": 5,
                     "swiglu_limit": 0.5, "swiglu_alpha": 2.0, "num_experts_per_tok": 3, "tie_word_embeddings": True},

@@ -54,6 +54,10 @@ VARIANTS = {
     "attention with norms over all heads": {"type": "attention", "num_heads": 4, "num_kv_heads": 2, "qk_norm": "full"},
     "sliding attention": {"type": "attention", "num_heads": 4, "window": 7, "rotary_fraction": 0.5},
     "sliding attention with sinks": {"type": "attention", "num_heads": 4, "window": 7, "sinks": True},
+    "attention with stretched frequencies": {
+        "type": "attention", "num_heads": 4,
+        "rotary_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    },
     "wide sliding attention": {"type": "attention", "num_heads": 4, "window": 80},
     "latent attention without positions": {"type": "mla", "num_heads": 4, "kv_rank": 12, "rotary": False},
     "latent attention without a shared key": {"type": "mla", "num_heads": 4, "kv_rank": 12, "rotary_dim": 0},

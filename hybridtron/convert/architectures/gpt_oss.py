@@ -14,10 +14,15 @@ from hybridtron.model.config import ModelConfig
 from hybridtron.pattern.fold import fold
 
 _BASE = 150000.0
+_SCALING = {  # of a config.json that says nothing about it
+    "type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+    "original_max_position_embeddings": 4096,
+}  # fmt: skip
 _BLOCKS = {"sliding_attention": "near", "full_attention": "far"}
 _TRAINING = ("balance", "aux_loss", "bias_update_rate", "z_loss")  # keys of experts that no trained model needs
 _ATTENTION = (
-    "num_heads", "num_kv_heads", "head_dim", "rotary_base", "window", "sinks", "qkv_bias", "proj_bias",
+    "num_heads", "num_kv_heads", "head_dim", "rotary_base", "rotary_scaling", "window", "sinks", "qkv_bias",
+    "proj_bias",
 )  # fmt: skip
 _EXPERTS = (
     "num_experts", "top_k", "ffn_hidden_size", "activation", "swiglu_alpha", "swiglu_limit", "bias", "normalize_top_k",
@@ -29,8 +34,6 @@ def _to_ours(settings: Settings) -> dict[str, Any]:
     settings.require("hidden_act", "silu", default="silu")
     settings.require("attention_bias", True, default=True)
     settings.ignore("output_router_logits", "router_aux_loss_coef", "experts_per_token", "initial_context_length")
-    if not settings.get("rope_parameters") and not settings.get("rope_scaling"):
-        raise UserError(f"{settings.file}: rope_parameters are missing, which means scaled frequencies ('yarn') there")
     top_k, window = settings.get("num_experts_per_tok", 4), settings.get("sliding_window", 128)
     if top_k == 1:
         raise UserError(f"{settings.file}: num_experts_per_tok = 1: expected at least 2")
@@ -39,7 +42,7 @@ def _to_ours(settings: Settings) -> dict[str, Any]:
         "num_heads": settings.get("num_attention_heads", 64),
         "num_kv_heads": settings.get("num_key_value_heads", 8),
         "head_dim": settings.get("head_dim", 64),
-        "rotary_base": parts.rotary_base(settings, _BASE),
+        **parts.scaled_rotary(settings, _BASE, _SCALING),
         "sinks": True,
         "qkv_bias": True,
         "proj_bias": True,
@@ -115,7 +118,7 @@ def _to_theirs(model: ModelConfig) -> dict[str, Any]:
         "hidden_act": "silu",
         "rms_norm_eps": model.norm_eps,
         "tie_word_embeddings": model.tie_embeddings,
-        **parts.rotary_parameters(attention.rotary_base),
+        **parts.rotary_parameters(attention.rotary_base, scaling=attention.rotary_scaling),
     }
 
 

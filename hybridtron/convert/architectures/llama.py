@@ -32,7 +32,7 @@ def _to_ours(settings: Settings, kv_heads: int | None, keys: dict[str, Any]) -> 
         "num_heads": settings.need("num_attention_heads"),
         "num_kv_heads": kv_heads,
         "head_dim": settings.get("head_dim"),
-        "rotary_base": parts.rotary_base(settings),
+        **parts.scaled_rotary(settings),
         **keys,
     }
     return {
@@ -48,9 +48,9 @@ def _to_ours(settings: Settings, kv_heads: int | None, keys: dict[str, Any]) -> 
 def _to_theirs(name: str, own: tuple[str, ...], model: ModelConfig) -> dict[str, Any]:
     """Return config.json; `own` are the keys of attention that this architecture has and the other has not."""
     require_model(name, model)
-    layers = range(len(model.layer_names))
+    layers, keys = range(len(model.layer_names)), ("num_heads", "num_kv_heads", "head_dim", "rotary_base")
     for i in layers[::2]:
-        layer_of(name, model, i, "attention", "num_heads", "num_kv_heads", "head_dim", "rotary_base", *own)
+        layer_of(name, model, i, "attention", *keys, "rotary_scaling", *own)
         if i + 1 in layers:
             layer_of(name, model, i + 1, "swiglu", "ffn_hidden_size")
     if len(layers) % 2:
@@ -74,7 +74,7 @@ def _to_theirs(name: str, own: tuple[str, ...], model: ModelConfig) -> dict[str,
         "hidden_act": "silu",
         "rms_norm_eps": model.norm_eps,
         "tie_word_embeddings": model.tie_embeddings,
-        **parts.rotary_parameters(attention.rotary_base),
+        **parts.rotary_parameters(attention.rotary_base, scaling=attention.rotary_scaling),
     }
     if name == "mistral":
         return {**theirs, "sliding_window": attention.window}

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from hybridtron.checkpoint_reader import stored_as
+from hybridtron.config.nearest import one_of
+from hybridtron.config.schema import Strict
 from hybridtron.convert.architectures.architecture import Settings
 from hybridtron.convert.mapping import Entry, Shapes
 from hybridtron.errors import UserError
+from hybridtron.mixers.attention.rotary_scaling import LinearScaling, Llama3Scaling, RotaryScaling, YarnScaling
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.tensors import model_tensors
 
@@ -103,27 +106,73 @@ def gated_deltanet_settings(block: Any) -> dict[str, Any]:
     }
 
 
+SCALINGS: dict[str, type[Strict]] = {"linear": LinearScaling, "llama3": Llama3Scaling, "yarn": YarnScaling}
+
+
 def rotary_base(settings: Settings, default: float = 10000.0, *keys: str) -> float:
     """Return the base of the rotary frequencies, in either of the forms that config.json has had.
 
     Raises UserError for frequencies that are scaled, and for parameters besides `keys` that are not known.
     """
-    rotary = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    settings.ignore("rope_parameters", "rope_scaling", "rope_theta")
-    if not isinstance(rotary, Mapping):
-        raise UserError(f"{settings.file}: rope_parameters = {rotary!r}: expected a mapping")
-    kind = rotary.get("rope_type", rotary.get("type", "default"))
+    rotary, kind = _rotary(settings)
     if kind != "default":
         raise UserError(f"{settings.file}: rope_type = {kind!r}: expected 'default', for which there are layers here")
-    for key, value in rotary.items():
-        if key not in ("rope_theta", "rope_type", "type", *keys) and value is not None:
-            raise UserError(f"{settings.file}: rope_parameters.{key} = {value!r}: not known for this architecture")
+    _check_known(settings, rotary, *keys)
     base = rotary.get("rope_theta")
     return float(settings.get("rope_theta", default) if base is None else base)
 
 
-def rotary_parameters(base: float, fraction: float | None = None) -> dict[str, Any]:
+def scaled_rotary(
+    settings: Settings, default: float = 10000.0, default_scaling: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the keys of attention about rotary frequencies, in either of the forms that config.json has had.
+
+    Args:
+        settings: of config.json.
+        default: base of the frequencies where none is given.
+        default_scaling: how the architecture scales them where nothing is given about them.
+
+    Raises UserError for a kind of scaling, and for parameters of it, that are not known.
+    """
+    rotary, kind = _rotary(settings)
+    if not rotary and default_scaling:
+        return {"rotary_base": settings.get("rope_theta", default), "rotary_scaling": dict(default_scaling)}
+    if kind == "default":
+        return {"rotary_base": rotary_base(settings, default)}
+    if kind not in SCALINGS:
+        raise UserError(f"{settings.file}: rope_type = {kind!r}: expected {one_of(kind, ['default', *SCALINGS])}")
+    own = [key for key in SCALINGS[kind].model_fields if key != "type"]
+    _check_known(settings, rotary, *own)
+    base = rotary.get("rope_theta")
+    scaling = {key: rotary[key] for key in own if rotary.get(key) is not None}
+    return {
+        "rotary_base": float(settings.get("rope_theta", default) if base is None else base),
+        "rotary_scaling": {"type": kind, **scaling},
+    }
+
+
+def _rotary(settings: Settings) -> tuple[Mapping[str, Any], str]:
+    """Return what config.json says of rotary frequencies, and its kind. Raises UserError."""
+    rotary = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    settings.ignore("rope_parameters", "rope_scaling", "rope_theta")
+    if not isinstance(rotary, Mapping):
+        raise UserError(f"{settings.file}: rope_parameters = {rotary!r}: expected a mapping")
+    return rotary, str(rotary.get("rope_type", rotary.get("type", "default")))
+
+
+def _check_known(settings: Settings, rotary: Mapping[str, Any], *keys: str) -> None:
+    for key, value in rotary.items():
+        if key not in ("rope_theta", "rope_type", "type", *keys) and value is not None:
+            raise UserError(f"{settings.file}: rope_parameters.{key} = {value!r}: not known for this architecture")
+
+
+def rotary_parameters(
+    base: float, fraction: float | None = None, scaling: RotaryScaling | None = None
+) -> dict[str, Any]:
     """Return the rotary frequencies, and which share of the channels rotates where an architecture has that, as
     transformers 5 writes them and as older readers expect them."""
     share = {} if fraction is None else {"partial_rotary_factor": fraction}
-    return {"rope_parameters": {"rope_type": "default", "rope_theta": base, **share}, "rope_theta": base, **share}
+    if scaling is None:
+        return {"rope_parameters": {"rope_type": "default", "rope_theta": base, **share}, "rope_theta": base, **share}
+    own = scaling.model_dump(exclude={"type"}, exclude_none=True)
+    return {"rope_parameters": {"rope_type": scaling.type, "rope_theta": base, **own, **share}, **share}

@@ -60,7 +60,7 @@ def _to_ours(
                 "type": "attention",
                 "num_heads": settings.need("num_attention_heads"),
                 "num_kv_heads": kv_heads,
-                "rotary_base": parts.rotary_base(settings),
+                **parts.scaled_rotary(settings),
                 "qkv_bias": bias,
                 "proj_bias": bias,
                 **_NORMS[name],
@@ -75,7 +75,9 @@ def _to_ours(
 def _to_theirs(name: str, own: tuple[str, ...], model: ModelConfig) -> dict[str, Any]:
     """Return config.json; `own` are the keys of attention that may vary from layer to layer."""
     require_model(name, model)
-    keys = ("num_heads", "num_kv_heads", "head_dim", "rotary_base", "qkv_bias", "proj_bias", "qk_norm")
+    keys = (
+        "num_heads", "num_kv_heads", "head_dim", "rotary_base", "rotary_scaling", "qkv_bias", "proj_bias", "qk_norm",
+    )  # fmt: skip
     feed_forward = {"swiglu": ("ffn_hidden_size", "norm_position")}
     pairs = pairs_of(name, model, {"attention": (*keys, "norm_position", *own)}, feed_forward, *own)
     position = _NORMS[name]["norm_position"]
@@ -98,7 +100,7 @@ def _to_theirs(name: str, own: tuple[str, ...], model: ModelConfig) -> dict[str,
         "hidden_act": "silu",
         "rms_norm_eps": model.norm_eps,
         "tie_word_embeddings": model.tie_embeddings,
-        **parts.rotary_parameters(attention.rotary_base),
+        **parts.rotary_parameters(attention.rotary_base, scaling=attention.rotary_scaling),
         **(_windows(name, model, [mixer.window for mixer, _ in pairs]) if own else {}),
     }
 

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from hybridtron.config.schema import problem
+from hybridtron.mixers.attention.rotary_scaling import RotaryScaling
 from hybridtron.mixers.contract import MixerConfig, check_divides, check_whole
 from hybridtron.mixers.facts import Facts
 from hybridtron.tensors import Init, PackedPart, TensorSpec
@@ -31,6 +32,9 @@ class AttentionConfig(MixerConfig):
     rotary_fraction: float = Field(1.0, ge=0, le=1, description="Share of a head's channels that rotate; 0: none.")
     softmax_scale: float | None = Field(
         None, gt=0, description="Multiplies the scores before the softmax; by default 1 / sqrt(head_dim)."
+    )
+    rotary_scaling: RotaryScaling | None = Field(
+        None, description="Stretch the rotary frequencies to longer sequences than at first; null: no."
     )
     sinks: bool = Field(
         False, description="A learned score per head that joins every softmax and has no value (attention sink)."

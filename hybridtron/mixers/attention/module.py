@@ -85,7 +85,14 @@ class Attention(Mixer):
         config = self.config
         if not config.rotary_dim:
             return q, k
-        cos, sin = rotary_tables(q.size(1), config.rotary_dim, config.rotary_base, device=q.device, offset=position)
+        cos, sin = rotary_tables(
+            q.size(1),
+            config.rotary_dim,
+            config.rotary_base,
+            device=q.device,
+            offset=position,
+            scaling=config.rotary_scaling,
+        )
         return apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +13,19 @@ from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.native.library import kernels_for, require_kernels
 
 
+class Scaling(Protocol):
+    """Stretches rotary frequencies; see `hybridtron.mixers.attention.rotary_scaling`."""
+
+    @property
+    def magnitude(self) -> float:
+        """Return what rotated channels are multiplied by."""
+        ...
+
+    def scale(self, frequencies: Tensor, base: float) -> Tensor:
+        """Return the frequencies [r] to use in place of `base`'s own."""
+        ...
+
+
 def rotary_tables(
     seq_len: int,
     rotary_dim: int,
@@ -20,12 +33,20 @@ def rotary_tables(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     offset: int = 0,
+    scaling: Scaling | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return cos and sin [seq_len, rotary_dim / 2] of position * base^(-2i / rotary_dim), from position `offset` on."""
+    """Return cos and sin [seq_len, rotary_dim / 2] of position * base^(-2i / rotary_dim), from position `offset` on.
+
+    With `scaling`, of the frequencies that it makes of these, times its magnitude.
+    """
     exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float64, device=device) / rotary_dim
     positions = torch.arange(offset, offset + seq_len, dtype=torch.float64, device=device)
-    angles = torch.outer(positions, base**-exponents)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    frequencies = base**-exponents
+    if scaling is None:
+        angles = torch.outer(positions, frequencies)
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+    angles = torch.outer(positions, scaling.scale(frequencies, base))
+    return (angles.cos() * scaling.magnitude).to(dtype), (angles.sin() * scaling.magnitude).to(dtype)
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from hybridtron.mixers.attention.rotary_scaling import LinearScaling, Llama3Scaling, YarnScaling
 from hybridtron.ops.attention.rotary import apply_rotary, rotary_reference, rotary_tables
 from tests.ops.compare import LENGTHS, assert_matches, assert_vmaps, leaf, token_major
 
@@ -52,3 +53,33 @@ def test_gradients_in_float64():
 def test_vmap():
     tables = rotary_tables(7, 4)
     assert_vmaps(lambda x: apply_rotary(x, *tables), [leaf(2, 7, 2, 6)])
+
+
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+YARN = {"factor": 32.0, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize("base", [100.0, 500000.0])
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        (LinearScaling, {"factor": 3.0}),
+        (Llama3Scaling, LLAMA3),
+        (YarnScaling, YARN),
+        (YarnScaling, {**YARN, "beta_fast": 8.0, "beta_slow": 2.0, "truncate": False}),
+        (YarnScaling, {**YARN, "beta_fast": 1.0, "attention_factor": 2.0}),
+    ],
+)
+def test_stretched_frequencies_are_those_of_transformers(kind, keys, base):
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    name = kind.model_fields["type"].annotation.__args__[0]
+    theirs = LlamaConfig(
+        hidden_size=96, num_attention_heads=2, rope_parameters={"rope_type": name, "rope_theta": base, **keys}
+    )
+    expected, magnitude = ROPE_INIT_FUNCTIONS[name](theirs, "cpu")
+    scaling = kind(type=name, **keys)
+    cos, sin = rotary_tables(2, 48, base, torch.float64, scaling=scaling)
+    torch.testing.assert_close(torch.atan2(sin[1], cos[1]), expected.double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(torch.hypot(cos, sin), torch.full_like(cos, magnitude))
