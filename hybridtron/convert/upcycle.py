@@ -15,6 +15,7 @@ from hybridtron.distributed.checkpoint.boxes import Box, pieces
 from hybridtron.distributed.checkpoint.layout import CHUNK_BYTES
 from hybridtron.distributed.checkpoint.manifest import Verify
 from hybridtron.errors import UserError
+from hybridtron.mixers.moe.config import MoEConfig
 from hybridtron.mixers.swiglu.config import SwiGLUConfig
 from hybridtron.model.initialize import initial_value
 from hybridtron.model.tensors import model_tensors
@@ -99,13 +100,15 @@ def _swiglu_blocks(config: RunConfig, blocks: Sequence[str] | None) -> list[str]
 
 
 def _with_experts(config: RunConfig, names: Sequence[str], num_experts: int, top_k: int) -> RunConfig:
-    """Return the config with mixtures of experts in place of these blocks."""
+    """Return the config with mixtures of experts in place of these blocks, whose other keys they keep."""
     fields = config.model_dump(mode="json", serialize_as_any=True)
     for block in fields["model"]["blocks"].values():
         block.pop("hidden_size", None)
     for name in names:
         block = config.model.blocks[name]
         assert isinstance(block, SwiGLUConfig)
-        moe = {"num_experts": num_experts, "top_k": top_k, "normalize_top_k": True}
-        fields["model"]["blocks"][name] = {"type": "moe", **moe, "ffn_hidden_size": block.inner_size}
+        old = fields["model"]["blocks"][name]
+        kept = {key: value for key, value in old.items() if key in MoEConfig.model_fields}
+        moe = {"type": "moe", "num_experts": num_experts, "top_k": top_k, "normalize_top_k": True}
+        fields["model"]["blocks"][name] = {**kept, **moe, "ffn_hidden_size": block.inner_size}
     return build(fields, RunConfig)

@@ -10,6 +10,7 @@ import yaml
 import hybridtron as ht
 from hybridtron.cli import convert
 from hybridtron.config.load import build
+from hybridtron.convert.architectures.parts import stored_shapes
 from hybridtron.convert.as_stored import as_stored
 from hybridtron.convert.average import average, shares_of
 from hybridtron.convert.formats.checkpoint import CheckpointSource
@@ -233,6 +234,36 @@ def test_an_upcycled_model_gives_the_logits_of_the_dense_one(run, tmp_path):
     for key, origin in (("gate_up.gate", "gate_up.weight.gate"), ("down", "down.weight")):
         assert all(torch.equal(each, before[f"layers.1.mixer.{origin}"]) for each in stored[f"layers.1.mixer.{key}"])
     assert stored["layers.1.mixer.router_weight"].std() == pytest.approx(0.02, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("block", "model"),
+    [({"norm_position": "post"}, {}), ({}, {"zero_centered_norms": True}), ({"ffn_hidden_size": None}, {})],
+)
+def test_an_upcycled_model_keeps_the_other_options_of_its_blocks(block, model, tmp_path):
+    blocks = {
+        "attn": {"type": "attention", "num_heads": 4, "norm_position": block.get("norm_position", "pre")},
+        "mlp": {"type": "swiglu", "ffn_hidden_size": 48, **block},
+    }
+    dense = untrained(tmp_path / "dense", {"blocks": blocks, "pattern": "2*(attn mlp)", **model})
+    upcycle(dense, tmp_path / "moe", 3)
+    sparse = ht.load(tmp_path / "moe")
+    assert sparse.config.model.blocks["mlp"].type == "moe"
+    expected = ht.load(dense).logits(TOKENS)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(sparse.logits(TOKENS), expected, rtol=1e-5, atol=1e-5)
+
+
+def untrained(folder, model, **sections):
+    """A run of random values, also of its norms."""
+    sections = {"data": DATA, **sections, "model": {"hidden_size": 32, "vocab_size": 260, **model}}
+    config = build({**TINY, **sections}, RunConfig)
+    tensors = {key: TensorInfo(shape, torch.float32) for key, shape in stored_shapes(config.model).items()}
+    generator = torch.Generator().manual_seed(2)
+    with new_run(folder, config, TrainState(), tensors) as sink:
+        for key, info in tensors.items():
+            sink.write(key, 0.2 * torch.randn(info.shape, generator=generator))
+    return folder
 
 
 @pytest.mark.parametrize(
