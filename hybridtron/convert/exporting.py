@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -110,4 +111,15 @@ def _config_json(
     }
     if architecture.name == "hybridtron" or any(model.blocks[name].attends for name in model.layer_names):
         content["max_position_embeddings"] = config.data.seq_len
-    return json.dumps({**content, **settings}, indent=2).encode() + b"\n"
+    return json.dumps(_strict({**content, **settings}), indent=2, allow_nan=False).encode() + b"\n"
+
+
+def _strict(value: Any) -> Any:
+    """Return settings with infinite numbers as transformers writes them, since JSON has none."""
+    if isinstance(value, Mapping):
+        return {key: _strict(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(each) for each in value]
+    if isinstance(value, float) and math.isinf(value):
+        return {"__float__": "Infinity" if value > 0 else "-Infinity"}
+    return value

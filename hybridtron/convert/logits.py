@@ -5,7 +5,6 @@ Run as a program it is one of two processes that hold the model together.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import sys
 import tempfile
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hybridtron.checkpoint_reader import load_parameters
+from hybridtron.convert.transformers_model import load_transformers_model, without_kernel_warnings
 from hybridtron.distributed.config import ParallelConfig
 from hybridtron.errors import UserError
 from hybridtron.model.tensors import model_tensors
@@ -32,7 +32,7 @@ def largest_differences(run: Path, folder: Path) -> tuple[dict[str, float | None
     """Return the largest differences of logits on random tokens, in fp32, by layout; and why one is missing."""
     config = _layout(read_run(run)[0], 1)
     tokens = torch.randint(config.model.vocab_size, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
-    expected = _transformers_logits(folder, tokens)
+    expected = transformers_logits(folder, tokens)
     found: dict[str, float | None] = {"TP1": _distance(_own_logits(run, tokens), expected), "TP2": None}
     try:
         check_layout(_layout(config, PROCESSES))
@@ -70,16 +70,10 @@ def _own_logits(run: Path, tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _transformers_logits(folder: Path, tokens: Tensor) -> Tensor:
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    with contextlib.suppress(ModuleNotFoundError):
-        import hybridtron.convert.hf  # noqa: F401  # registers the models of ours
-
-    logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-    logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+def transformers_logits(folder: Path, tokens: Tensor) -> Tensor:
+    model = load_transformers_model(folder, dtype=torch.float32)
+    with without_kernel_warnings():
+        logits: Tensor = model(input_ids=tokens, use_cache=False).logits
     return logits
 
 

@@ -96,7 +96,7 @@ def write_receipt(
 
     Raises OSError, after it is written, where a tensor differs.
     """
-    equal = dict(differing(table, ours, theirs))
+    equal = dict(differing(table, ours, theirs, written="ours" if verb.startswith("from-") else "theirs"))
     records = [
         TensorRecord(name, info.shape, str(info.dtype).removeprefix("torch."), equal[name])
         for name, info in theirs.tensors.items()

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,7 +79,7 @@ def write_theirs(table: Table, ours: Source, theirs: Sink) -> None:
         else:
             parts = [ours.read(part, *box) for part, box in piece.here]
             value = parts[0] if piece.is_same else assemble(piece.entry, parts)
-        theirs.write(piece.entry.name, value.to(info.dtype), piece.there.offsets)
+        theirs.write(piece.entry.name, _converted(piece.entry.name, value, info.dtype), piece.there.offsets)
 
 
 def write_ours(table: Table, theirs: Source, ours: Sink) -> None:
@@ -89,21 +89,32 @@ def write_ours(table: Table, theirs: Source, ours: Sink) -> None:
         if not piece.entry.parts and not bool(value.eq(piece.entry.fill or 0.0).all()):
             raise UserError(f"{piece.entry.name}: has other values than {piece.entry.fill}; no layer here has it")
         for (part, box), found in zip(piece.here, _parts(table, piece, value), strict=True):
-            ours.write(part, found.to(ours.tensors[part].dtype), box.offsets)
+            ours.write(part, _converted(piece.entry.name, found, ours.tensors[part].dtype), box.offsets)
 
 
-def differing(table: Table, ours: Source, theirs: Source) -> Iterator[tuple[str, bool]]:
-    """Yield for each tensor there, read back, whether its bytes are those of our parts in its number format.
+def _converted(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in a number format. Raises UserError where a finite value becomes an infinite one."""
+    found = value.to(dtype)
+    if found.dtype != value.dtype and not torch.equal(found.isfinite(), value.isfinite()):
+        largest = value[value.isfinite()].abs().max().item()
+        raise UserError(f"{name}: its largest value, {largest:.3g}, is beyond {_name(dtype)}; expected another dtype")
+    return found
 
-    Where number formats differ, whichever is the wider is made as narrow as the other.
+
+def differing(
+    table: Table, ours: Source, theirs: Source, *, written: Literal["ours", "theirs"]
+) -> Iterator[tuple[str, bool]]:
+    """Yield for each tensor there, read back, whether it has the bytes that were to be written.
+
+    Those are the bytes of what was read, in the number format of what was written.
     """
     equal = {entry.name: True for entry in table.entries}
     for piece in pieces(table, lambda entry: theirs.tensors[entry.name].dtype):
         value = theirs.read(piece.entry.name, *piece.there)
         for (part, box), found in zip(piece.here, _parts(table, piece, value), strict=True):
             kept = ours.read(part, *box)
-            narrow = min(kept.dtype, found.dtype, key=lambda dtype: dtype.itemsize)
-            equal[piece.entry.name] &= is_equal(kept.to(narrow), found.to(narrow))
+            dtype = kept.dtype if written == "ours" else found.dtype
+            equal[piece.entry.name] &= is_equal(kept.to(dtype), found.to(dtype))
     yield from equal.items()
 
 
@@ -136,7 +147,9 @@ def infos_there(
 def infos_here(
     table: Table, theirs: Mapping[str, TensorInfo], dtype: torch.dtype | None = None
 ) -> dict[str, TensorInfo]:
-    """Return what our stored parts will be, in order. Raises UserError for a float16 that no dtype converts."""
+    """Return what our stored parts will be, in order. Raises UserError for float16, wanted or found."""
+    if dtype == torch.float16:
+        raise UserError("dtype = float16: expected float32 or bfloat16, in which models are trained here")
     dtypes: dict[str, torch.dtype] = {}
     for entry in table.entries:
         for part in entry.parts:

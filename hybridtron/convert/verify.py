@@ -17,6 +17,7 @@ from hybridtron.convert.formats.opening import checkpoint_of, open_source
 from hybridtron.convert.formats.source import Source, boxes
 from hybridtron.convert.inspect import dtype_name
 from hybridtron.convert.new_run import Progress
+from hybridtron.convert.transformers_model import load_transformers_model, without_kernel_warnings
 from hybridtron.errors import UserError
 from hybridtron.reporting.numbers import plural
 from hybridtron.reporting.shown import Shown, show
@@ -61,6 +62,12 @@ class Comparison(Shown):
     @property
     def same(self) -> bool:
         return not self.differences and self.same_logits
+
+    @property
+    def verdict(self) -> str:
+        if not self.same:
+            return "different models"
+        return "same model" if self.logits is not None else "same tensors; logits not compared"
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -150,7 +157,7 @@ def _logits_difference(one: Path, other: Path) -> tuple[float, float]:
     """Return the largest difference of the logits of two models on random tokens, and the largest logit."""
     sizes, functions = zip(*(_logits_of(path) for path in (one, other)), strict=True)
     tokens = torch.randint(min(sizes), TOKENS, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
+    with torch.no_grad(), without_kernel_warnings():
         a, b = (compute(tokens)[..., : min(sizes)].double() for compute in functions)
     gap = (a - b).abs().max().item()
     return (math.inf if math.isnan(gap) else gap), a.abs().max().item()
@@ -161,12 +168,7 @@ def _logits_of(path: Path) -> tuple[int, Callable[[Tensor], Tensor]]:
     if checkpoint_of(path) is not None:
         model = load(path).float()
         return model.config.model.vocab_size, model.logits
-    from transformers import AutoModelForCausalLM
-
-    try:
-        theirs = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False).eval()
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: transformers cannot build it: {str(error).splitlines()[0]}") from None
+    theirs = load_transformers_model(path, dtype=torch.float32)
     return theirs.get_input_embeddings().weight.shape[0], lambda tokens: theirs(tokens, use_cache=False).logits
 
 
@@ -188,4 +190,4 @@ def _(result: Comparison, console: Console) -> None:
         line(f"logits {word}: by at most {result.logits:.3g}, of {result.largest_logit:.3g}")
     elif result.no_logits:
         line(f"logits not compared: {result.no_logits}")
-    line("same model" if result.same else "different models")
+    line(result.verdict)

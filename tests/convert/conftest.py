@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from tests.convert.families import FAMILIES, make_theirs
+from tests.convert.families import make_theirs
 
 
 @pytest.fixture(scope="session")
 def theirs(tmp_path_factory):
-    """Return the models of the table, by the names of its rows."""
-    return {name: make_theirs(name, tmp_path_factory.mktemp("theirs")) for name in FAMILIES}
+    """Return the models of the table, by the names of its rows; each is made when a test asks for it."""
+
+    class Models(dict):
+        def __missing__(self, name):
+            self[name] = make_theirs(name, tmp_path_factory.mktemp("theirs"))
+            return self[name]
+
+    return Models()

@@ -1,6 +1,8 @@
 """The verbs on checkpoints: inspect, verify, reshard, average, upcycle."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from hybridtron.config.load import build
 from hybridtron.convert.architectures.parts import stored_shapes
 from hybridtron.convert.as_stored import as_stored
 from hybridtron.convert.average import average, shares_of
+from hybridtron.convert.exporting import to_hf
 from hybridtron.convert.formats.checkpoint import CheckpointSource
 from hybridtron.convert.formats.safetensors import SafetensorsSink, SafetensorsSource
 from hybridtron.convert.formats.source import TensorInfo, copy
@@ -87,6 +90,24 @@ def test_verify_names_what_differs(run, capsys):
     assert printed["logits_difference"] is None
     assert convert.main(["verify", str(run), str(run)]) == 0
     assert "same model" in capsys.readouterr().out
+    assert convert.main(["verify", str(run), str(run), "--no-logits"]) == 0
+    assert capsys.readouterr().out.endswith("same tensors; logits not compared\n")
+
+
+def test_verify_knows_our_class_of_transformers_in_a_new_process(run, tmp_path):
+    """Where nothing else has registered it."""
+    to_hf(run, tmp_path / "out", architecture="hybridtron", logits="never")
+    code = """
+import sys
+from pathlib import Path
+from hybridtron.convert.verify import verify
+print(verify(*map(Path, sys.argv[1:])))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(run), str(tmp_path / "out")], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.endswith("same model\n")
+    assert "falling back" not in ended.stderr
 
 
 def test_verify_names_tensors_that_one_lacks_or_has_in_another_form(run, tmp_path):

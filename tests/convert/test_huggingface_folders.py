@@ -163,6 +163,44 @@ def test_number_formats(theirs, copy, tmp_path):
         from_hf(copy, tmp_path / "other", dtype="bfloat")
 
 
+def test_a_narrower_number_format_is_equal_to_what_was_converted(copy, tmp_path, capsys):
+    """bf16 and fp16 have the same size, and neither holds every value of the other."""
+    tensors = {name: tensor.bfloat16() for name, tensor in read_folder(copy).items()}
+    tensors["model.norm.weight"] *= 1e-7  # fp16 keeps fewer digits
+    rewrite(copy, tensors)
+    from_hf(copy, tmp_path / "run", logits="never")
+    receipt = to_hf(tmp_path / "run", tmp_path / "half", dtype="float16", logits="never")
+    assert not receipt.different
+    found = read_folder(tmp_path / "half")
+    assert all(torch.equal(found[name], tensor.half()) for name, tensor in tensors.items())
+    assert not torch.equal(found["model.norm.weight"].bfloat16(), tensors["model.norm.weight"])
+    assert main(["convert", "from-hf", str(copy), str(tmp_path / "other"), "--dtype", "float16"]) == 2
+    assert "--dtype = float16: expected float32 or bfloat16" in capsys.readouterr().err
+    rewrite(copy, {**tensors, "model.norm.weight": torch.full((64,), 1e5).bfloat16()})
+    from_hf(copy, tmp_path / "large", logits="never")
+    with pytest.raises(UserError, match=r"model.norm.weight: its largest value, 9.98e\+04, is beyond float16"):
+        to_hf(tmp_path / "large", tmp_path / "beyond", dtype="float16", logits="never")
+    assert not (tmp_path / "beyond").exists()
+
+
+def test_an_unlimited_step_size_is_strict_json(theirs, tmp_path):
+    """As transformers writes it, which reads it back."""
+    from transformers import AutoConfig
+
+    source = theirs["mamba2"].folder
+    from_hf(source, tmp_path / "run", logits="never")
+    to_hf(tmp_path / "run", tmp_path / "back", architecture="mamba2", logits="never")
+
+    def refuse(word):
+        raise ValueError(word)
+
+    written = json.loads((tmp_path / "back" / "config.json").read_text(), parse_constant=refuse)
+    assert written["time_step_limit"] == json.loads((source / "config.json").read_text())["time_step_limit"]
+    assert tuple(AutoConfig.from_pretrained(tmp_path / "back").time_step_limit) == (0.0, float("inf"))
+    from_hf(tmp_path / "back", tmp_path / "again", logits="never")
+    assert ht.load(tmp_path / "again").config.model == ht.load(tmp_path / "run").config.model
+
+
 def test_tensors_too_many_and_too_few(copy, tmp_path):
     tensors = read_folder(copy)
     more = {**tensors, "mtp.head.weight": torch.ones(2), "model.rotary.inv_freq": torch.ones(3)}

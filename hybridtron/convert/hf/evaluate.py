@@ -19,6 +19,7 @@ from hybridtron.convert.hf.configuration import HybridtronConfig
 from hybridtron.convert.hf.modeling import HybridtronForCausalLM
 from hybridtron.convert.hf.tasks import resolve_tasks, templates_without_code
 from hybridtron.convert.hf.tokenizer import as_transformers
+from hybridtron.convert.transformers_model import FROM_FOLDER_ONLY, without_kernel_warnings
 from hybridtron.errors import UserError
 from hybridtron.files import read_plain, replace_file
 from hybridtron.training.callbacks.metrics import read_metrics
@@ -62,7 +63,7 @@ def evaluate_tasks(
     for name, value, least in (("shots", shots, 0), ("limit", limit, 1), ("batch_size", batch_size, 1)):
         if value is not None and value < least:
             raise UserError(f"{name} = {value}: expected at least {least}")
-    with _quiet():
+    with _quiet(), without_kernel_warnings():
         resolved, manager = resolve_tasks(tasks)
         rows: list[Row] = []
         for path in models:
@@ -140,9 +141,9 @@ def _load(path: Path, batch_size: int) -> tuple[Row, HFLM]:
 def _load_folder(path: Path) -> tuple[Any, Any]:
     """Load a folder of Hugging Face, without code from it, and without the network."""
     try:
-        AutoConfig.from_pretrained(path, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True)
-        return model, AutoTokenizer.from_pretrained(path, local_files_only=True)
+        AutoConfig.from_pretrained(path, **FROM_FOLDER_ONLY)
+        model = AutoModelForCausalLM.from_pretrained(path, **FROM_FOLDER_ONLY)
+        return model, AutoTokenizer.from_pretrained(path, **FROM_FOLDER_ONLY)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not a whole Hugging Face folder with a tokenizer: {reason}") from None
