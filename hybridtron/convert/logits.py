@@ -5,6 +5,7 @@ Run as a program it is one of two processes that hold the model together.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from torch import Tensor
 from hybridtron.checkpoint_reader import load_parameters
 from hybridtron.convert.transformers_model import load_transformers_model, without_kernel_warnings
 from hybridtron.distributed.config import ParallelConfig
-from hybridtron.errors import UserError
+from hybridtron.errors import UserError, cause_of
 from hybridtron.model.tensors import model_tensors
 from hybridtron.training.config import RunConfig
 from hybridtron.training.run_folder.folder import read_run
@@ -26,10 +27,12 @@ from hybridtron.training.validation.resolve import check_layout
 
 BATCH, LENGTH = 2, 64
 PROCESSES = 2
+CAUSE = "cause"  # the file in which the first process that fails says why
 
 
-def largest_differences(run: Path, folder: Path) -> tuple[dict[str, float | None], list[str]]:
-    """Return the largest differences of logits on random tokens, in fp32, by layout; and why one is missing."""
+def largest_differences(run: Path, folder: Path) -> tuple[dict[str, float | None], float, list[str]]:
+    """Return the largest differences of logits on random tokens, in fp32, by layout; the largest logit; and why a
+    layout is missing."""
     config = _layout(read_run(run)[0], 1)
     tokens = torch.randint(config.model.vocab_size, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
     expected = transformers_logits(folder, tokens)
@@ -37,9 +40,9 @@ def largest_differences(run: Path, folder: Path) -> tuple[dict[str, float | None
     try:
         check_layout(_layout(config, PROCESSES))
     except UserError as error:
-        return found, [f"logits at TP2 were not compared: {error}"]
+        return found, float(expected.abs().max()), [f"logits at TP2 were not compared: {error}"]
     found["TP2"] = _distance(_logits_of_two_processes(run, tokens), expected)
-    return found, []
+    return found, float(expected.abs().max()), []
 
 
 def _distance(found: Tensor, expected: Tensor) -> float:
@@ -83,8 +86,10 @@ def _logits_of_two_processes(run: Path, tokens: Tensor) -> Tensor:
     with tempfile.TemporaryDirectory(prefix="hybridtron-") as folder:
         torch.save(tokens, Path(folder, "tokens.pt"))
         command = [sys.executable, "-P", "-m", "hybridtron.convert.logits", str(run.absolute()), folder]
-        if code := launch(command, PROCESSES):
-            raise OSError(errno.EIO, f"logits at TP2: a process ended with exit code {code}", str(run))
+        if code := launch(command, PROCESSES, {"CUDA_VISIBLE_DEVICES": ""}, silent=True):
+            file = Path(folder, CAUSE)
+            why = file.read_text() if file.exists() else f"a process ended with exit code {code}"
+            raise OSError(errno.EIO, f"logits at TP2: {why}", str(run))
         logits: Tensor = torch.load(Path(folder, "logits.pt"), weights_only=True)
         return logits
 
@@ -116,4 +121,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:
+        with contextlib.suppress(FileExistsError), open(Path(sys.argv[2], CAUSE), "x") as file:
+            file.write(cause_of(error))
+        raise

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import math
 import platform
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,17 +22,21 @@ from hybridtron.accounting.doctor import installed_version
 from hybridtron.config.nearest import one_of
 from hybridtron.convert.formats.source import Source
 from hybridtron.convert.streaming import Table, differing
-from hybridtron.errors import UserError
+from hybridtron.errors import UserError, cause_of
 from hybridtron.files import open_to_read, replace_file
 from hybridtron.reporting.shown import Shown, show
 from hybridtron.reporting.table import Table as ShownTable
 
+logger = logging.getLogger(__name__)
+
 NAME = "conversion.json"
+TOLERANCE = 1e-4  # of logits, relative to the largest one
 PACKAGES = ("torch", "transformers", "megatron-core", "safetensors")
 BLOCK = 8 * 2**20  # bytes that are hashed at once
 LARGEST = 50_000_000  # parameters of a model whose logits "auto" compares
 
 Logits = Literal["auto", "always", "never"]
+_VERDICTS = {None: "not compared", True: f"agree, within {TOLERANCE:.0e} of the largest", False: "differ"}
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,8 @@ class Receipt(Shown):
     versions: dict[str, str]
     ignored: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    largest_logit: float | None = None
+    same_logits: bool | None = None  # within TOLERANCE of the largest; None where they were not compared
 
     @property
     def different(self) -> list[str]:
@@ -71,10 +79,15 @@ class Receipt(Shown):
 
 
 def check_logits_choice(choice: str) -> None:
-    """Raise UserError for what `logits` may not be."""
+    """Raise UserError for what `logits` may not be, and where `always` cannot be done."""
     choices = ("auto", "always", "never")
     if choice not in choices:
         raise UserError(f"logits = {choice!r}: expected {one_of(choice, choices)}")
+    if choice == "always":
+        try:
+            import transformers  # noqa: F401
+        except ImportError as error:
+            raise UserError(f"logits = 'always': needs transformers, of the extra hf: {error}") from None
 
 
 def write_receipt(
@@ -94,7 +107,8 @@ def write_receipt(
 ) -> Receipt:
     """Compare what was written with what was read, write conversion.json, and return what it holds.
 
-    Raises OSError, after it is written, where a tensor differs.
+    It is written before logits are compared, and again after. Raises OSError where a tensor differs, and what
+    comparing logits raises where `logits` is always.
     """
     equal = dict(differing(table, ours, theirs, written="ours" if verb.startswith("from-") else "theirs"))
     records = [
@@ -103,7 +117,6 @@ def write_receipt(
         if name in equal
     ]
     parameters = sum(math.prod(shape) for shape in table.shapes.values())
-    found, why = _logits(logits, parameters, run, hf)
     receipt = Receipt(
         verb,
         table.architecture,
@@ -113,16 +126,25 @@ def write_receipt(
         hashes(target_folder),
         records,
         parameters,
-        found,
+        {"TP1": None, "TP2": None},
         _versions(),
         list(ignored),
-        [*notes, *why],
+        list(notes),
     )
-    replace_file(into / NAME, json.dumps(receipt.as_json(), indent=2) + "\n")
+    compares = logits != "never" and not receipt.different
+    unfinished = [*notes, "logits were not compared: the conversion was interrupted"] if compares else list(notes)
+    _write(replace(receipt, notes=unfinished), into)
     if receipt.different:
         what = f"{len(receipt.different)} tensors are not what was written, first {receipt.different[0]}"
         raise OSError(errno.EIO, what, str(target_folder))
+    if compares:
+        receipt = _with_logits(receipt, logits, run, hf)
+        _write(receipt, into)
     return receipt
+
+
+def _write(receipt: Receipt, folder: Path) -> None:
+    replace_file(folder / NAME, json.dumps(receipt.as_json(), indent=2, allow_nan=False) + "\n")
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -145,20 +167,33 @@ def _versions() -> dict[str, str]:
     return {"hybridtron": __version__, "python": platform.python_version(), **found}
 
 
-def _logits(choice: Logits, parameters: int, run: Path, hf: Path) -> tuple[dict[str, float | None], list[str]]:
-    """Return the largest differences of logits by layout, and why there are none."""
-    none: dict[str, float | None] = {"TP1": None, "TP2": None}
-    if choice == "never":
-        return none, []
-    if choice == "auto" and parameters > LARGEST:
-        return none, [f"logits were not compared: more than {LARGEST:,} parameters; logits='always' compares them"]
-    if installed_version("transformers") is None:
-        if choice == "always":
-            raise UserError("logits = 'always': needs transformers, of the extra hf")
-        return none, ["logits were not compared: transformers is not installed"]
-    from hybridtron.convert.logits import largest_differences
+def _with_logits(receipt: Receipt, choice: Logits, run: Path, hf: Path) -> Receipt:
+    """Return a receipt with what comparing logits gave, or, where that is not asked for, why it gave nothing."""
+    if choice == "auto" and receipt.parameters > LARGEST:
+        why = f"more than {LARGEST:,} parameters; logits='always' compares them"
+        return replace(receipt, notes=[*receipt.notes, f"logits were not compared: {why}"])
+    try:
+        from hybridtron.convert.logits import largest_differences
 
-    return largest_differences(run, hf)
+        found, largest, why_not = largest_differences(run, hf)
+    except Exception as error:
+        if choice == "always":
+            raise
+        logger.debug("logits cannot be compared", exc_info=True)
+        return replace(receipt, notes=[*receipt.notes, f"logits were not compared: {cause_of(error)}"])
+    notes = [*receipt.notes, *why_not]
+    compared = {key: value for key, value in found.items() if value is not None}
+    notes += [f"logits at {key} differ by no finite number" for key, value in compared.items() if not isfinite(value)]
+    same = all(value <= TOLERANCE * largest for value in compared.values())
+    if not same:
+        notes.append(f"logits differ by more than {TOLERANCE:.0e} of the largest: the models compute something else")
+    return replace(
+        receipt,
+        logits={key: value if value is not None and isfinite(value) else None for key, value in found.items()},
+        largest_logit=largest if isfinite(largest) else None,
+        same_logits=same,
+        notes=notes,
+    )
 
 
 @show.register(Receipt)
@@ -175,6 +210,7 @@ def show_receipt(receipt: Receipt, console: Console) -> None:
         ("tensors", f"{len(receipt.tensors):,} ({formats})"),
         ("parameters", f"{receipt.parameters:,}"),
         ("equal, read back", f"{equal:,} of {len(receipt.tensors):,}, bitwise"),
+        ("logits", _VERDICTS[receipt.same_logits]),
         ("largest difference of logits", ", ".join(f"{key}: {text}" for key, text in differences.items())),
     ]
     if receipt.ignored:

@@ -17,6 +17,7 @@ from hybridtron.convert.formats.opening import checkpoint_of, open_source
 from hybridtron.convert.formats.source import Source, boxes
 from hybridtron.convert.inspect import dtype_name
 from hybridtron.convert.new_run import Progress
+from hybridtron.convert.receipt import TOLERANCE
 from hybridtron.convert.transformers_model import load_transformers_model, without_kernel_warnings
 from hybridtron.errors import UserError
 from hybridtron.reporting.numbers import plural
@@ -25,7 +26,6 @@ from hybridtron.training.single_process import load
 
 SMALL = 200e6  # parameters up to which logits are compared unasked
 TOKENS = (2, 64)  # shape of the random batch
-TOLERANCE = 1e-4  # of logits, relative to the largest one
 NAMED = 10  # differences that are printed
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -20,11 +20,14 @@ GRACE_AFTER_KILL_SECONDS = 5.0  # after one was killed; they have lost what they
 RENDEZVOUS_BYTES = 8192  # of a process at most, in the file through which ranks meet; half of it was measured
 
 
-def launch(command: Sequence[str], num_processes: int) -> int:
+def launch(
+    command: Sequence[str], num_processes: int, extra_env: Mapping[str, str] | None = None, *, silent: bool = False
+) -> int:
     """Run the command num_processes times as ranks of one job; return the first non-zero exit code, else 0.
 
     Ranks meet through a file, so that no port is taken; each is in a session of its own, so that a Ctrl-C at the
-    terminal reaches it once, through this process. Rank 0 shares the terminal; the others' output is errors only.
+    terminal reaches it once, through this process. Rank 0 shares the terminal; the others' output is errors only,
+    and with `silent` nothing of any. `extra_env` is added to the environment.
 
     Raises OSError where that file cannot be as large as it will be: ranks would wait for one another without end.
     """
@@ -35,7 +38,7 @@ def launch(command: Sequence[str], num_processes: int) -> int:
         previous = {number: signal.signal(number, _forward(processes, forwarded)) for number in caught_signals()}
         try:
             for rank in range(num_processes):
-                processes.append(_start(command, rank, num_processes, Path(folder)))
+                processes.append(_start(command, rank, num_processes, Path(folder), extra_env or {}, silent))
             return _wait(processes, forwarded)
         finally:
             for process in processes:
@@ -56,7 +59,9 @@ def _require_space(file: Path, size: int) -> None:
         file.unlink(missing_ok=True)
 
 
-def _start(command: Sequence[str], rank: int, num_processes: int, folder: Path) -> subprocess.Popen[bytes]:
+def _start(
+    command: Sequence[str], rank: int, num_processes: int, folder: Path, extra_env: Mapping[str, str], silent: bool
+) -> subprocess.Popen[bytes]:
     env = {
         **os.environ,
         "PYTHONPATH": _search_path(),
@@ -67,9 +72,13 @@ def _start(command: Sequence[str], rank: int, num_processes: int, folder: Path) 
         "HYBRIDTRON_PARENT": str(os.getpid()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, usable_cores() // num_processes))),
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0"),
+        **extra_env,
     }
-    output = None if rank == 0 else subprocess.DEVNULL
-    return subprocess.Popen(command, env=env, stdout=output, stdin=subprocess.DEVNULL, start_new_session=True)
+    output = None if rank == 0 and not silent else subprocess.DEVNULL
+    errors = subprocess.DEVNULL if silent else None
+    return subprocess.Popen(
+        command, env=env, stdout=output, stderr=errors, stdin=subprocess.DEVNULL, start_new_session=True
+    )
 
 
 def _search_path() -> str:

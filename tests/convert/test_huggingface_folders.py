@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 
 import pytest
 import torch
@@ -108,6 +109,52 @@ def test_what_is_read_back_otherwise_is_reported(imported, tmp_path, capsys, mon
     receipt = json.loads((tmp_path / "out" / "conversion.json").read_text())
     assert receipt["equal"] is False
     assert [tensor["equal"] for tensor in receipt["tensors"]].count(False) == 1
+
+
+def test_other_logits_of_equal_tensors_are_judged(theirs, tmp_path, capsys, monkeypatch):
+    """The base of rotary positions is read wrong; two processes fail, in one line."""
+    from hybridtron.convert import importing
+
+    def falsified(values, file, understand=importing.understand):
+        architecture, model = understand(values, file)
+        model["blocks"]["attn"]["rotary_base"] = 50.0
+        return architecture, model
+
+    monkeypatch.setattr(importing, "understand", falsified)
+    monkeypatch.setattr(
+        "hybridtron.convert.logits._logits_of_two_processes", lambda run, tokens: tokens[..., None] * torch.nan
+    )
+    assert main(["convert", "from-hf", str(theirs[LLAMA].folder), str(tmp_path / "run")]) == 1
+    printed = capsys.readouterr().out
+    assert re.search(r"logits +differ", printed)
+    receipt = json.loads((tmp_path / "run" / "conversion.json").read_text())
+    assert receipt["equal"] is True
+    assert receipt["same_logits"] is False
+    assert receipt["logits"]["TP1"] > 1e-4 * receipt["largest_logit"]
+    assert receipt["logits"]["TP2"] is None
+    assert "logits at TP2 differ by no finite number" in receipt["notes"]
+
+
+def test_the_receipt_outlives_a_comparison_of_logits_that_fails(theirs, tmp_path, capfd, monkeypatch):
+    """Of two processes without a checkpoint: neither's output reaches the terminal."""
+    from hybridtron.convert import logits
+
+    source, real = theirs[LLAMA].folder, logits._logits_of_two_processes
+    monkeypatch.setattr(logits, "_logits_of_two_processes", lambda run, tokens: real(run / "nowhere", tokens))
+    receipt = from_hf(source, tmp_path / "auto")
+    assert receipt.same_logits is None
+    assert any("logits at TP2" in note and "nowhere" in note for note in receipt.notes)
+    with pytest.raises(OSError, match="logits at TP2"):
+        from_hf(source, tmp_path / "always", logits="always")
+    assert json.loads((tmp_path / "always" / "conversion.json").read_text())["equal"] is True
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_always_needs_transformers_before_anything_is_written(theirs, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match="logits = 'always': needs transformers"):
+        from_hf(theirs[LLAMA].folder, tmp_path / "run", logits="always")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_becomes_what_expresses_it(imported, tmp_path, capsys):

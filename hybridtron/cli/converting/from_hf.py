@@ -26,7 +26,7 @@ def add_arguments(verb: ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Convert, and print the receipt."""
+    """Convert, and print the receipt; return 1 where logits differ."""
     from hybridtron.cli.byte_progress import byte_progress
     from hybridtron.convert.importing import from_hf
 
@@ -41,4 +41,4 @@ def run(options: argparse.Namespace) -> int:
             progress=progress,
         )
     print_result(receipt, options.json)
-    return 0
+    return 1 if receipt.same_logits is False else 0

@@ -30,7 +30,7 @@ def add_logits_argument(verb: ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Convert, and print the receipt."""
+    """Convert, and print the receipt; return 1 where logits differ."""
     from hybridtron.cli.byte_progress import byte_progress
     from hybridtron.convert.exporting import to_hf
 
@@ -44,4 +44,4 @@ def run(options: argparse.Namespace) -> int:
             progress=progress,
         )
     print_result(receipt, options.json)
-    return 0
+    return 1 if receipt.same_logits is False else 0
