@@ -283,7 +283,15 @@ def test_tensors_too_many_and_too_few(copy, tmp_path):
             {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "mscale": 2}},
             "mscale = 2: not known",
         ),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "original_max_position_embeddings"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters.factor is missing"),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0}},
+            "rope_parameters.high_freq_factor is missing",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}, "max_position_embeddings": "remove"},
+            "max_position_embeddings is missing",
+        ),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_parameters": "remove"}, "rope_type = 'dynamic'"),
         ({"mlp_bias": True}, "mlp_bias = True: expected False"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu': expected 'silu'"),

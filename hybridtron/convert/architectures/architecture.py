@@ -61,6 +61,11 @@ class Settings:
         value = self.values.get(key)
         return default if value is None else value
 
+    def get_or_null(self, key: str, default: Any) -> Any:
+        """Return a setting, None where it is null, or the default where it is missing."""
+        self._read.add(key)
+        return self.values.get(key, default)
+
     def need(self, key: str) -> Any:
         """Return a setting. Raises UserError where it is missing or null."""
         value = self.get(key)

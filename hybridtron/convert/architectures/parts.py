@@ -107,6 +107,8 @@ def gated_deltanet_settings(block: Any) -> dict[str, Any]:
 
 
 SCALINGS: dict[str, type[Strict]] = {"linear": LinearScaling, "llama3": Llama3Scaling, "yarn": YarnScaling}
+_NEEDED = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor"), "yarn": ("factor",)}
+_LENGTH = "original_max_position_embeddings"
 
 
 def rotary_base(settings: Settings, default: float = 10000.0, *keys: str) -> float:
@@ -136,15 +138,22 @@ def scaled_rotary(
     """
     rotary, kind = _rotary(settings)
     if not rotary and default_scaling:
-        return {"rotary_base": settings.get("rope_theta", default), "rotary_scaling": dict(default_scaling)}
+        length = _original_length(settings, default_scaling)
+        scaling = {**default_scaling, _LENGTH: length}
+        return {"rotary_base": settings.get("rope_theta", default), "rotary_scaling": scaling}
     if kind == "default":
         return {"rotary_base": rotary_base(settings, default)}
     if kind not in SCALINGS:
         raise UserError(f"{settings.file}: rope_type = {kind!r}: expected {one_of(kind, ['default', *SCALINGS])}")
     own = [key for key in SCALINGS[kind].model_fields if key != "type"]
     _check_known(settings, rotary, *own)
+    for key in _NEEDED[kind]:
+        if rotary.get(key) is None:
+            raise UserError(f"{settings.file}: rope_parameters.{key} is missing")
     base = rotary.get("rope_theta")
     scaling = {key: rotary[key] for key in own if rotary.get(key) is not None}
+    if _LENGTH in own:
+        scaling[_LENGTH] = _original_length(settings, rotary)
     return {
         "rotary_base": float(settings.get("rope_theta", default) if base is None else base),
         "rotary_scaling": {"type": kind, **scaling},
@@ -154,10 +163,18 @@ def scaled_rotary(
 def _rotary(settings: Settings) -> tuple[Mapping[str, Any], str]:
     """Return what config.json says of rotary frequencies, and its kind. Raises UserError."""
     rotary = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    settings.ignore("rope_parameters", "rope_scaling", "rope_theta")
+    settings.ignore("rope_parameters", "rope_scaling", "rope_theta", _LENGTH)
     if not isinstance(rotary, Mapping):
         raise UserError(f"{settings.file}: rope_parameters = {rotary!r}: expected a mapping")
     return rotary, str(rotary.get("rope_type", rotary.get("type", "default")))
+
+
+def _original_length(settings: Settings, rotary: Mapping[str, Any]) -> Any:
+    """Return the length before stretching, from where transformers takes it (modeling_rope_utils.py): the setting of
+    that name beside rope_parameters, else the one in it, else max_position_embeddings. Raises UserError."""
+    if _LENGTH in settings.values:
+        return settings.need(_LENGTH)
+    return rotary[_LENGTH] if rotary.get(_LENGTH) is not None else settings.need("max_position_embeddings")
 
 
 def _check_known(settings: Settings, rotary: Mapping[str, Any], *keys: str) -> None:
