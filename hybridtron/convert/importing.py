@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,13 +118,18 @@ def _run_config(out: Path, model: dict[str, Any], settings: Mapping[str, Any], s
         raise UserError(f"seq_len = {seq_len}: expected at least 1")
     length = seq_len or settings.get("max_position_embeddings") or SEQ_LEN
     sections = {
-        "name": out.name or "imported",
+        "name": _run_name(out),
         "model": {**model, "backend": "megatron"},
         "data": {"seq_len": length},
         "train": {"steps": 1, "global_batch_size": 1},
         "optimizer": {"lr": 1e-4},
     }
     return build(sections, RunConfig)
+
+
+def _run_name(out: Path) -> str:
+    """Return a name for the run: the folder's, with a - in place of what names of runs do not have."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", out.name).lstrip("._-") or "imported"
 
 
 def _completed(config: RunConfig, dtype: torch.dtype, tokenizer: str | None) -> RunConfig:

@@ -310,6 +310,12 @@ def test_older_settings_of_rotary_positions(copy, tmp_path):
     assert ht.load(tmp_path / "run").config.model.blocks["attn"].rotary_base == 500.0
 
 
+@pytest.mark.parametrize(("folder", "name"), [("my model", "my-model"), ("_a (b)", "a-b-"), ("é", "imported")])
+def test_the_run_is_named_after_the_folder(copy, tmp_path, folder, name):
+    from_hf(copy, tmp_path / folder, logits="never")
+    assert ht.load(tmp_path / folder).config.name == name
+
+
 def test_folders_that_are_none(copy, tmp_path, imported, capsys):
     def refused(*arguments):
         assert main(["convert", *map(str, arguments)]) == 2

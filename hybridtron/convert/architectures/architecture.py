@@ -73,6 +73,13 @@ class Settings:
             raise UserError(f"{self.file}: {key} is missing")
         return value
 
+    def need_window(self, window: int | None) -> None:
+        """Raise UserError where layer_types has sliding_attention, and there is no window, as transformers does."""
+        if window is None:
+            raise UserError(
+                f"{self.file}: sliding_window = null: expected a width, for layer_types has sliding_attention"
+            )
+
     def require(self, key: str, *allowed: Any, default: Any = None) -> None:
         """Raise UserError unless a setting has one of these values; a missing one has the default."""
         value = self.get(key, default)

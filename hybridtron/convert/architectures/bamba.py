@@ -38,7 +38,7 @@ def _to_ours(settings: Settings) -> dict[str, Any]:
         "attn": {
             "type": "attention",
             "num_heads": settings.need("num_attention_heads"),
-            "num_kv_heads": settings.get("num_key_value_heads"),
+            "num_kv_heads": settings.get_or_null("num_key_value_heads", 8),
             "head_dim": settings.get("head_dim"),
             "rotary_base": parts.rotary_base(settings, 10000.0, "partial_rotary_factor"),
             "rotary_fraction": rotary.get("partial_rotary_factor", _ROTARY_FRACTION),

@@ -34,13 +34,13 @@ def _to_ours(settings: Settings) -> dict[str, Any]:
     settings.require("hidden_act", "silu", default="silu")
     settings.require("attention_bias", True, default=True)
     settings.ignore("output_router_logits", "router_aux_loss_coef", "experts_per_token", "initial_context_length")
-    top_k, window = settings.get("num_experts_per_tok", 4), settings.get("sliding_window", 128)
+    top_k, window = settings.get("num_experts_per_tok", 4), settings.get_or_null("sliding_window", 128)
     if top_k == 1:
         raise UserError(f"{settings.file}: num_experts_per_tok = 1: expected at least 2")
     attention = {
         "type": "attention",
         "num_heads": settings.get("num_attention_heads", 64),
-        "num_kv_heads": settings.get("num_key_value_heads", 8),
+        "num_kv_heads": settings.get_or_null("num_key_value_heads", 8),
         "head_dim": settings.get("head_dim", 64),
         **parts.scaled_rotary(settings, _BASE, _SCALING),
         "sinks": True,
@@ -60,6 +60,8 @@ def _to_ours(settings: Settings) -> dict[str, Any]:
         "balance": "none",
     }
     layers = _layers(settings)
+    if "near" in layers:
+        settings.need_window(window)
     blocks = {"near": {**attention, "window": window}, "far": attention}
     return {
         "hidden_size": settings.need("hidden_size"),

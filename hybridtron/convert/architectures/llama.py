@@ -21,8 +21,8 @@ def _llama_to_ours(settings: Settings) -> dict[str, Any]:
 
 
 def _mistral_to_ours(settings: Settings) -> dict[str, Any]:
-    window = settings.get("sliding_window") if "sliding_window" in settings.values else _WINDOW
-    return _to_ours(settings, settings.get("num_key_value_heads", 8), {"window": window})
+    window = settings.get_or_null("sliding_window", _WINDOW)
+    return _to_ours(settings, settings.get_or_null("num_key_value_heads", 8), {"window": window})
 
 
 def _to_ours(settings: Settings, kv_heads: int | None, keys: dict[str, Any]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def _to_ours(settings: Settings) -> dict[str, Any]:
         "attn": {
             "type": "attention",
             "num_heads": settings.get("num_attention_heads", 32),
-            "num_kv_heads": settings.get("num_key_value_heads", 8),
+            "num_kv_heads": settings.get_or_null("num_key_value_heads", 8),
             "head_dim": settings.get("head_dim", 128),
             "rotary_fraction": 0.0,
         },

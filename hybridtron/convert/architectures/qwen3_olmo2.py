@@ -28,13 +28,14 @@ _NORM_NAMES = {
 
 def _qwen3_to_ours(settings: Settings) -> dict[str, Any]:
     keys = {"head_dim": settings.get("head_dim", 128)}
-    model = _to_ours("qwen3", settings, 1e-6, settings.get("num_key_value_heads", 32), keys)
+    model = _to_ours("qwen3", settings, 1e-6, settings.get_or_null("num_key_value_heads", 32), keys)
     count, first = settings.need("num_hidden_layers"), settings.get("max_window_layers", 28)
-    window = settings.get("sliding_window", 4096) if settings.get("use_sliding_window", False) else None
+    window = settings.get_or_null("sliding_window", 4096) if settings.get("use_sliding_window", False) else None
     settings.ignore("sliding_window")
     default = ["sliding_attention" if window and i >= first else "full_attention" for i in range(count)]
-    near = [window is not None and kind == "sliding_attention" for kind in settings.get("layer_types", default)]
+    near = [kind == "sliding_attention" for kind in settings.get("layer_types", default)]
     if any(near):
+        settings.need_window(window)
         model["blocks"]["near"] = {**model["blocks"]["attn"], "window": window}
     return {**model, "pattern": pattern_of([("near" if each else "attn", "mlp") for each in near])}
 
