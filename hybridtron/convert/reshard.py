@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hybridtron.config.load import build
 from hybridtron.convert.formats.checkpoint import CheckpointSource, divided
 from hybridtron.convert.layout_files import files_of_layout
 from hybridtron.convert.new_run import Progress, new_run
 from hybridtron.distributed.checkpoint.manifest import Verify
 from hybridtron.errors import UserError
+from hybridtron.model.tensors import model_tensors
+from hybridtron.training.config import RunConfig
 from hybridtron.training.run_folder.folder import read_config, read_run
 from hybridtron.training.run_folder.train_state import read_state
+from hybridtron.training.validation.resolve import check_layout
 
 
 def reshard(
@@ -37,7 +41,8 @@ def reshard(
         progress: called while tensors are written.
 
     Raises:
-        UserError: for a layout that does not divide the model, or where `out` exists or the disk is too small.
+        UserError: for a layout that does not divide the model or that training refuses, or where `out` exists or the
+            disk is too small.
         OSError: where the system cannot read or write.
     """
     if files is not None and (files < 1 or tensor is not None or pipeline is not None):
@@ -53,12 +58,22 @@ def reshard(
     else:
         layout = {"tensor": tensor or 1, "pipeline": pipeline or 1}
         contents = files_of_layout(config.model, config.data.seq_len, source.tensors, **layout)
-        sequence = config.parallel.sequence and layout["tensor"] > 1
-        changes = {**layout, "sequence": sequence, "virtual_pipeline": 1}  # a file holds one run of layers
-        config = config.model_copy(update={"parallel": config.parallel.model_copy(update=changes)})
+        config = _laid_out(config, **layout)
     with new_run(
         out, config, state, source.tensors, run=checkpoint.parent, files=contents, updates=source.updates,
         progress=progress,
     ) as sink:  # fmt: skip
         for key, box in (each for content in contents for each in content):
             sink.write(key, source.read(key, *box), box.offsets)
+
+
+def _laid_out(config: RunConfig, tensor: int, pipeline: int) -> RunConfig:
+    """Return the config of the layout. Raises UserError where training refuses it."""
+    experts = any(spec.experts for spec in model_tensors(config.model).values())
+    sequence = tensor > 1 and (config.parallel.sequence or experts)
+    changes = {"tensor": tensor, "pipeline": pipeline, "sequence": sequence}
+    changes["virtual_pipeline"] = 1  # a file holds one run of layers
+    fields = config.model_dump(mode="json", serialize_as_any=True)
+    new = build({**fields, "parallel": {**fields["parallel"], **changes}}, RunConfig)
+    check_layout(new)
+    return new

@@ -27,7 +27,9 @@ from hybridtron.convert.verify import verify
 from hybridtron.convert.vocabulary import ResizedVocabulary
 from hybridtron.errors import UserError
 from hybridtron.training.config import RunConfig
+from hybridtron.training.run_folder.folder import read_config
 from hybridtron.training.run_folder.train_state import TrainState, read_state
+from hybridtron.training.validation.resolve import resolve
 from tests.conftest import TINY
 
 TOKENS = torch.randint(250, (2, 24), generator=torch.Generator().manual_seed(1))
@@ -322,3 +324,39 @@ def test_verbs_write_where_the_command_line_says(run, tmp_path, capsys):
     assert not inspect(Path(tmp_path / "a")).has_optimizer
     with pytest.raises(UserError, match="--files = 0"):
         convert.main(["reshard", str(run), str(tmp_path / "d"), "--files", "0"])
+
+
+@pytest.fixture(scope="module")
+def sparse(config, tmp_path_factory):
+    """A run of two steps of a model with experts, with checkpoints of both."""
+    moe = {"type": "moe", "num_experts": 4, "ffn_hidden_size": 16}
+    blocks = f"model.blocks={json.dumps({**TINY['model']['blocks'], 'moe': moe})}"
+    options = ("train.steps=2", "schedule.warmup_steps=1", "checkpoint.save_every=1", "model.pattern=attn moe")
+    return ht.train(config, f"folder={tmp_path_factory.mktemp('sparse') / 'run'}", *options, blocks).folder
+
+
+def test_a_resharded_mixture_of_experts_is_trained_on(sparse, tmp_path, hybridtron):
+    new = tmp_path / "new"
+    reshard(sparse / "step_00000001", new, tensor=2)
+    assert resolve(read_config(new)).parallel.sequence
+    done = hybridtron("train", new / "config.yaml", "--nproc", 2, "--resume")
+    assert done.returncode == 0, done.stderr
+    losses = [json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1]) for folder in (sparse, new)]
+    assert [row["step"] for row in losses] == [2, 2]
+    assert losses[1]["loss"] == pytest.approx(losses[0]["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "tensor", "message"),
+    [
+        ({"tensor": 2, "sequence": True, "expert_tensor": 32}, 1, "parallel.expert_tensor = 32"),
+        ({"context": 4}, 2, "parallel.tensor x context = 8"),
+    ],
+)
+def test_a_layout_that_training_refuses_is_not_written(parallel, tensor, message, tmp_path):
+    blocks = {"attn": {"type": "attention", "num_heads": 4}, "moe": {"type": "moe", "num_experts": 4}}
+    blocks["moe"]["ffn_hidden_size"] = 16
+    run = untrained(tmp_path / "run", {"blocks": blocks, "pattern": "attn moe"}, parallel=parallel)
+    with pytest.raises(UserError, match=message):
+        reshard(run, tmp_path / "new", tensor=tensor)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
