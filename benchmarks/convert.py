@@ -3,9 +3,10 @@
     python benchmarks/convert.py FOLDER [--size 7b | 1b] [--json FILE]
 
 Makes a checkpoint of random bf16 weights in FOLDER, in the files of tensor parallelism 4 x pipeline 2, box by box;
-copies it with `cp -r` and syncs; converts it to Nemotron-H, checksums verified, and back; and compares every tensor
-with the first checkpoint. Each step is a process of its own, whose peak resident memory is VmHWM of /proc/self/status.
-Seconds are those of the step without the start of the process, with everything brought to disk. FOLDER needs room for
+copies it with `cp -r` and syncs; converts it to Nemotron-H by `to_hf`, checksums verified, and back by `from_hf`; and
+compares every tensor with the first checkpoint. Each step is a process of its own, whose peak resident memory is VmHWM
+of /proc/self/status. Seconds are those of converting, without the start of the process and with everything brought to
+disk; those of the check, which reads every tensor back and hashes every file, stand beside them. FOLDER needs room for
 three checkpoints: 42 GB for 7b, 6 GB for 1b.
 """
 
@@ -67,38 +68,18 @@ def make(folder: Path, size: str) -> None:
             sink.write(key, noise[start : start + box.numel].view(box.sizes), box.offsets)
 
 
-def to_hf(folder: Path, size: str) -> None:
-    """Convert the run to a folder of Hugging Face."""
-    from hybridtron.convert.architectures import ARCHITECTURES
-    from hybridtron.convert.architectures.parts import stored_shapes
-    from hybridtron.convert.formats.opening import open_source
-    from hybridtron.convert.formats.safetensors import SafetensorsSink
-    from hybridtron.convert.formats.source import TensorInfo
-    from hybridtron.convert.mapping import assemble
+def to_hf(folder: Path, size: str) -> dict[str, float]:
+    """Convert the run to a folder of Hugging Face; return the seconds of converting and of checking."""
+    import hybridtron as ht
 
-    architecture, model = ARCHITECTURES["nemotron_h"], config_of(size, folder / "run").model
-    table, shapes, source = architecture.table(model), stored_shapes(model), open_source(folder / "run")
-    tensors = {e.name: TensorInfo(e.shape_there(shapes), source.tensors[e.parts[0]].dtype) for e in table}
-    settings = {**architecture.to_theirs(model), "model_type": architecture.name}
-    with SafetensorsSink(folder / "hf", tensors, {"config.json": json.dumps(settings).encode()}) as sink:
-        for entry in table:
-            parts = [source.read(part, *entry.box(shapes[part])) for part in entry.parts]
-            sink.write(entry.name, assemble(entry, parts))
+    return ht.convert.to_hf(folder / "run", folder / "hf", architecture="nemotron_h", logits="never").seconds
 
 
-def from_hf(folder: Path, size: str) -> None:
-    """Convert the folder of Hugging Face back to a run."""
-    from hybridtron.convert.as_stored import as_stored
-    from hybridtron.convert.formats.opening import open_source
-    from hybridtron.convert.formats.source import copy
-    from hybridtron.convert.new_run import new_run
-    from hybridtron.training.run_folder.train_state import TrainState
+def from_hf(folder: Path, size: str) -> dict[str, float]:
+    """Convert the folder of Hugging Face back to a run; return the seconds of converting and of checking."""
+    import hybridtron as ht
 
-    source = as_stored(folder / "hf", open_source(folder / "hf"))
-    config = config_of(size, folder / "back")
-    with new_run(folder / "back", config, TrainState(), source.tensors, run=folder) as sink:
-        for name in source.tensors:
-            copy(source, sink, name)
+    return ht.convert.from_hf(folder / "hf", folder / "back", logits="never").seconds
 
 
 def compare(folder: Path, size: str) -> None:
@@ -117,16 +98,18 @@ def in_process(step: str, folder: Path, size: str) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def timed(step: Callable[[Path, str], None], folder: Path, size: str) -> dict[str, Any]:
+def timed(step: Callable[[Path, str], dict[str, float] | None], folder: Path, size: str) -> dict[str, Any]:
     """Run a step in this process; return its seconds and the process's peak memory."""
-    import torch  # noqa: F401, its import is no part of the step
+    import hybridtron.convert.exporting  # imports are no part of the step
+    import hybridtron.convert.importing  # noqa: F401
 
     began, cpu = time.perf_counter(), time.process_time()
-    step(folder, size)
+    parts = step(folder, size) or {}
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {
-        "seconds": round(seconds, 2),
+        "seconds": parts.get("convert", round(seconds, 2)),
+        "check_seconds": parts.get("check", 0.0),
         "cpu_seconds": round(cpu, 2),
         "peak_gib": round(int(status["VmHWM"].split()[0]) / 2**20, 3),
     }
@@ -184,7 +167,8 @@ def main() -> None:
         each = found[step]
         print(
             f"{step}: {each['seconds']} s, {each['mb_per_s']} MB/s, {each['share_of_cp']} of the speed of cp -r "
-            f"({each['share_of_cp_and_sync']} with sync), peak memory {each['peak_gib']} GiB"
+            f"({each['share_of_cp_and_sync']} with sync), peak memory {each['peak_gib']} GiB; "
+            f"check: {each['check_seconds']} s"
         )
 
 

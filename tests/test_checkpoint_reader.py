@@ -156,7 +156,7 @@ def test_chunks_that_leave_a_hole_are_refused(folder):
 def test_a_file_that_cannot_be_written_fails_the_save(name, tmp_path, monkeypatch):
     """In all processes, none of which waits for another."""
     from hybridtron.distributed import checkpoint
-    from hybridtron.distributed.checkpoint import manifest, writing
+    from hybridtron.distributed.checkpoint import completing, manifest, writing
 
     def fails(write):
         def call(path, *arguments):
@@ -169,7 +169,7 @@ def test_a_file_that_cannot_be_written_fails_the_save(name, tmp_path, monkeypatc
     config = CONFIGS["small"]
     with process_groups(config.parallel, Environment(0, 1, 0, None, "single")) as parallel_context:
         engine, _ = build_engine(config, parallel_context)
-        for module, function in ((writing, "open_to_write"), (writing, "replace_file"), (manifest, "replace_file")):
+        for module, function in ((writing, "open_to_write"), (completing, "replace_file"), (manifest, "replace_file")):
             monkeypatch.setattr(module, function, fails(getattr(module, function)))
         with pytest.raises(OSError, match=r"^the file: No space left on device$"):
             checkpoint.save(tmp_path, engine, {"more.json": b"{}"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def to_hf(
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     logits: Logits = "auto",
+    check: bool = True,
     progress: Progress | None = None,
 ) -> Receipt:
     """Convert a run, at its latest checkpoint, or one checkpoint to a Hugging Face folder.
@@ -51,6 +53,7 @@ def to_hf(
         dtype: float32, bfloat16 or float16, to convert to; by default every tensor keeps its number format.
         shard_bytes: of a file, at most.
         logits: whether to compare logits with transformers' model; see `from_hf`.
+        check: read back what was written, compare it, and hash all files.
         progress: called with bytes done and in all.
 
     Raises:
@@ -58,6 +61,7 @@ def to_hf(
     """
     out = Path(out)
     check_logits_choice(logits)
+    began = time.perf_counter()
     config, checkpoint = read_run(Path(run))
     chosen, settings = choose(config.model, architecture)
     table = Table.of(chosen, config.model)
@@ -73,7 +77,7 @@ def to_hf(
     theirs = SafetensorsSource(out)
     return write_receipt(
         "to-hf", table, source, theirs, source_folder=checkpoint, target_folder=out, run=checkpoint, hf=out, into=out,
-        logits=logits,
+        logits=logits, check=check, began=began,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ def from_hf(
     dtype: str | None = None,
     seq_len: int | None = None,
     logits: Logits = "auto",
+    check: bool = True,
     progress: Progress | None = None,
 ) -> Receipt:
     """Convert a Hugging Face folder to a run folder with one checkpoint, of step 0.
@@ -54,6 +56,7 @@ def from_hf(
         seq_len: data.seq_len of the run; by default max_position_embeddings.
         logits: whether to compare logits with transformers' model, in one process and in two; "auto": of small models,
             where transformers is installed.
+        check: read back what was written, compare it, and hash all files.
         progress: called with bytes done and in all.
 
     Raises:
@@ -62,6 +65,7 @@ def from_hf(
     """
     folder, out = Path(folder), Path(out)
     check_logits_choice(logits)
+    began = time.perf_counter()
     settings = read_settings(folder)
     architecture, model = understand(settings, folder / CONFIG)
     config = _run_config(out, model, settings, seq_len)
@@ -77,7 +81,7 @@ def from_hf(
     ours = CheckpointSource(RunFolder(out).checkpoint(0), "none")
     return write_receipt(
         "from-hf", table, ours, source, source_folder=folder, target_folder=out, run=out, hf=folder, into=out,
-        ignored=ignored, notes=notes, logits=logits,
+        ignored=ignored, notes=notes, logits=logits, check=check, began=began,
     )  # fmt: skip
 
 

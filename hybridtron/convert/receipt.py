@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import errno
 import hashlib
 import json
 import logging
 import math
 import platform
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from pathlib import Path
@@ -21,7 +23,7 @@ from hybridtron import __version__
 from hybridtron.accounting.doctor import installed_version
 from hybridtron.config.nearest import one_of
 from hybridtron.convert.formats.source import Source
-from hybridtron.convert.streaming import Table, differing
+from hybridtron.convert.streaming import Side, Table, differing
 from hybridtron.errors import UserError, cause_of
 from hybridtron.files import open_to_read, replace_file
 from hybridtron.reporting.shown import Shown, show
@@ -32,7 +34,6 @@ logger = logging.getLogger(__name__)
 NAME = "conversion.json"
 TOLERANCE = 1e-4  # of logits, relative to the largest one
 PACKAGES = ("torch", "transformers", "megatron-core", "safetensors")
-BLOCK = 8 * 2**20  # bytes that are hashed at once
 LARGEST = 50_000_000  # parameters of a model whose logits "auto" compares
 
 Logits = Literal["auto", "always", "never"]
@@ -41,17 +42,20 @@ _VERDICTS = {None: "not compared", True: f"agree, within {TOLERANCE:.0e} of the 
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """A tensor there, and whether what was written is bitwise what was read."""
+    """A tensor there, and whether what was written is bitwise what was read; None where that was not checked."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    equal: bool
+    equal: bool | None
 
 
 @dataclass(frozen=True)
 class Receipt(Shown):
-    """A conversion. Hashes are sha256 by file; differences of logits are the largest, in fp32, or None."""
+    """A conversion. Hashes are sha256 by file; differences of logits are the largest, in fp32, or None.
+
+    `seconds` are those of reading and writing the tensors (convert), of reading them back and of hashes (check).
+    """
 
     verb: str
     architecture: str
@@ -63,6 +67,7 @@ class Receipt(Shown):
     parameters: int
     logits: dict[str, float | None]
     versions: dict[str, str]
+    seconds: dict[str, float]
     ignored: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     largest_logit: float | None = None
@@ -71,11 +76,16 @@ class Receipt(Shown):
     @property
     def different(self) -> list[str]:
         """Return the tensors that are not bitwise equal."""
-        return [tensor.name for tensor in self.tensors if not tensor.equal]
+        return [tensor.name for tensor in self.tensors if tensor.equal is False]
+
+    @property
+    def checked(self) -> bool:
+        """Return whether the tensors were read back."""
+        return all(tensor.equal is not None for tensor in self.tensors)
 
     def as_json(self) -> dict[str, Any]:
         """Return what conversion.json holds."""
-        return {"equal": not self.different, **asdict(self)}
+        return {"equal": not self.different if self.checked else None, **asdict(self)}
 
 
 def check_logits_choice(choice: str) -> None:
@@ -104,30 +114,38 @@ def write_receipt(
     ignored: Sequence[str] = (),
     notes: Sequence[str] = (),
     logits: Logits = "auto",
+    check: bool = True,
+    began: float | None = None,
 ) -> Receipt:
     """Compare what was written with what was read, write conversion.json, and return what it holds.
 
-    It is written before logits are compared, and again after. Raises OSError where a tensor differs, and what
-    comparing logits raises where `logits` is always.
+    It is written before logits are compared, and again after. Without `check` nothing is read back, and there are no
+    hashes. The conversion `began` at this time of `time.perf_counter`.
+
+    Raises OSError, after it is written, where a tensor differs, and what comparing logits raises where `logits` is
+    always.
     """
-    equal = dict(differing(table, ours, theirs, written="ours" if verb.startswith("from-") else "theirs"))
-    records = [
-        TensorRecord(name, info.shape, str(info.dtype).removeprefix("torch."), equal[name])
-        for name, info in theirs.tensors.items()
-        if name in equal
-    ]
-    parameters = sum(math.prod(shape) for shape in table.shapes.values())
+    written = time.perf_counter()
+    seconds = {"convert": round(written - began, 2)} if began is not None else {}
+    if check:
+        checked = _check(table, ours, theirs, source_folder, target_folder, "ours" if verb.startswith("from-") else "theirs")
+        seconds["check"] = round(time.perf_counter() - written, 2)
+    else:
+        checked = {}, {}, {}
+        notes = [*notes, "tensors were not read back, and files have no sha256: check = False"]
+    equal, source_files, target_files = checked
     receipt = Receipt(
         verb,
         table.architecture,
         str(source_folder),
-        hashes(source_folder),
+        source_files,
         str(target_folder),
-        hashes(target_folder),
-        records,
-        parameters,
+        target_files,
+        _records(table, theirs, equal),
+        sum(math.prod(shape) for shape in table.shapes.values()),
         {"TP1": None, "TP2": None},
         _versions(),
+        seconds,
         list(ignored),
         list(notes),
     )
@@ -147,6 +165,25 @@ def _write(receipt: Receipt, folder: Path) -> None:
     replace_file(folder / NAME, json.dumps(receipt.as_json(), indent=2, allow_nan=False) + "\n")
 
 
+def _records(table: Table, theirs: Source, equal: Mapping[str, bool]) -> list[TensorRecord]:
+    names = {entry.name for entry in table.entries}
+    return [
+        TensorRecord(name, info.shape, str(info.dtype).removeprefix("torch."), equal.get(name))
+        for name, info in theirs.tensors.items()
+        if name in names
+    ]
+
+
+def _check(
+    table: Table, ours: Source, theirs: Source, source_folder: Path, target_folder: Path, written: Side
+) -> tuple[Mapping[str, bool], dict[str, str], dict[str, str]]:
+    """Return whether each tensor there is equal, and the hashes of source and target, computed meanwhile."""
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        source_files, target_files = (pool.submit(hashes, folder) for folder in (source_folder, target_folder))
+        equal = dict(differing(table, ours, theirs, written=written))
+        return equal, source_files.result(), target_files.result()
+
+
 def hashes(folder: Path) -> dict[str, str]:
     """Return the sha256 of every file of a folder and of checkpoints in it, but for conversion.json, by its path."""
     found = [*folder.glob("*"), *folder.glob("step_*/*")]
@@ -155,11 +192,8 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with open_to_read(path) as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def _versions() -> dict[str, str]:
@@ -184,8 +218,8 @@ def _with_logits(receipt: Receipt, choice: Logits, run: Path, hf: Path) -> Recei
     notes = [*receipt.notes, *why_not]
     compared = {key: value for key, value in found.items() if value is not None}
     notes += [f"logits at {key} differ by no finite number" for key, value in compared.items() if not isfinite(value)]
-    same = all(value <= TOLERANCE * largest for value in compared.values())
-    if not same:
+    same = all(value <= TOLERANCE * largest for value in compared.values()) if compared else None
+    if same is False:
         notes.append(f"logits differ by more than {TOLERANCE:.0e} of the largest: the models compute something else")
     return replace(
         receipt,
@@ -202,17 +236,20 @@ def show_receipt(receipt: Receipt, console: Console) -> None:
     dtypes = Counter(tensor.dtype for tensor in receipt.tensors)
     formats = ", ".join(f"{count} {dtype}" for dtype, count in dtypes.most_common())
     differences = {key: "not compared" if value is None else f"{value:.1e}" for key, value in receipt.logits.items()}
-    equal = len(receipt.tensors) - len(receipt.different)
+    count = len(receipt.tensors)
+    equal = f"{count - len(receipt.different):,} of {count:,}, bitwise" if receipt.checked else "not checked"
     rows = [
         ("from", receipt.source),
         ("to", receipt.target),
         ("architecture", receipt.architecture),
         ("tensors", f"{len(receipt.tensors):,} ({formats})"),
         ("parameters", f"{receipt.parameters:,}"),
-        ("equal, read back", f"{equal:,} of {len(receipt.tensors):,}, bitwise"),
+        ("equal, read back", equal),
         ("logits", _VERDICTS[receipt.same_logits]),
         ("largest difference of logits", ", ".join(f"{key}: {text}" for key, text in differences.items())),
     ]
+    if receipt.seconds:
+        rows.append(("seconds", ", ".join(f"{step} {seconds}" for step, seconds in receipt.seconds.items())))
     if receipt.ignored:
         rows.append(("ignored", ", ".join(receipt.ignored)))
     console.print(ShownTable.from_rows(("", " "), rows).to_terminal(console, header=False), end="", markup=False)

@@ -22,6 +22,7 @@ from hybridtron.errors import UserError
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.tensors import model_tensors
 
+Side = Literal["ours", "theirs"]
 NAMED = 5  # tensors that a message names
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -102,7 +103,7 @@ def _converted(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def differing(
-    table: Table, ours: Source, theirs: Source, *, written: Literal["ours", "theirs"]
+    table: Table, ours: Source, theirs: Source, *, written: Side
 ) -> Iterator[tuple[str, bool]]:
     """Yield for each tensor there, read back, whether it has the bytes that were to be written.
 

@@ -86,7 +86,7 @@ def test_recomputing_the_cores_of_branches_changes_no_gradient():
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"branches": BRANCHES[:1]}, r"blocks\.x\.branches = .*: expected at least 2 entries"),
+        ({"branches": BRANCHES[:1]}, r"blocks\.x\.branches = .*: expected a length of at least 2"),
         (
             {"branches": [{"type": "gla", "num_heads": 5}, *BRANCHES]},
             r"blocks\.x\.branches\[0\]\.num_heads = 5: .*4, 8",

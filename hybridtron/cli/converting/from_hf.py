@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from hybridtron.cli.arguments import ArgumentParser, add_json_argument
-from hybridtron.cli.converting.to_hf import add_logits_argument
+from hybridtron.cli.converting.to_hf import add_check_arguments
 from hybridtron.cli.output import print_result
 
 SUMMARY = "a Hugging Face folder as a run folder, from which a run can begin"
@@ -21,7 +21,7 @@ def add_arguments(verb: ArgumentParser) -> None:
     verb.add_argument("--dtype", metavar="D", help="float32 or bfloat16; by default as they are")
     length = "data.seq_len of the run; by default max_position_embeddings"
     verb.add_argument("--seq-len", type=int, metavar="N", help=length)
-    add_logits_argument(verb)
+    add_check_arguments(verb)
     add_json_argument(verb)
 
 
@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
             dtype=options.dtype,
             seq_len=options.seq_len,
             logits=options.logits,
+            check=options.check,
             progress=progress,
         )
     print_result(receipt, options.json)

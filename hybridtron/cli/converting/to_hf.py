@@ -19,14 +19,16 @@ def add_arguments(verb: ArgumentParser) -> None:
     verb.add_argument("--as", dest="architecture", metavar="ARCHITECTURE", help=native)
     dtype = "float32, bfloat16 or float16; by default as they are"
     verb.add_argument("--dtype", metavar="D", help=dtype)
-    add_logits_argument(verb)
+    add_check_arguments(verb)
     add_json_argument(verb)
 
 
-def add_logits_argument(verb: ArgumentParser) -> None:
-    """Add --logits."""
+def add_check_arguments(verb: ArgumentParser) -> None:
+    """Add --logits and --no-check."""
     compared = "compare logits with transformers' model: auto (small models), always or never (%(default)s)"
     verb.add_argument("--logits", default="auto", metavar="WHEN", help=compared)
+    unchecked = "do not read back what was written, and hash no files"
+    verb.add_argument("--no-check", dest="check", action="store_false", help=unchecked)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -41,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
             architecture=options.architecture,
             dtype=options.dtype,
             logits=options.logits,
+            check=options.check,
             progress=progress,
         )
     print_result(receipt, options.json)
