@@ -128,7 +128,9 @@ def write_receipt(
     written = time.perf_counter()
     seconds = {"convert": round(written - began, 2)} if began is not None else {}
     if check:
-        checked = _check(table, ours, theirs, source_folder, target_folder, "ours" if verb.startswith("from-") else "theirs")
+        checked = _check(
+            table, ours, theirs, source_folder, target_folder, "ours" if verb.startswith("from-") else "theirs"
+        )
         seconds["check"] = round(time.perf_counter() - written, 2)
     else:
         checked = {}, {}, {}

@@ -102,9 +102,7 @@ def _converted(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     return found
 
 
-def differing(
-    table: Table, ours: Source, theirs: Source, *, written: Side
-) -> Iterator[tuple[str, bool]]:
+def differing(table: Table, ours: Source, theirs: Source, *, written: Side) -> Iterator[tuple[str, bool]]:
     """Yield for each tensor there, read back, whether it has the bytes that were to be written.
 
     Those are the bytes of what was read, in the number format of what was written.

@@ -92,6 +92,20 @@ def test_the_receipt_tells_files_tensors_logits_and_versions(theirs, tmp_path, c
     assert printed["versions"]["transformers"]
 
 
+def test_without_a_check_nothing_is_read_back_and_the_receipt_says_so(imported, tmp_path, capsys):
+    checked, unchecked = tmp_path / "checked", tmp_path / "unchecked"
+    verb = ["convert", "to-hf", str(imported)]
+    assert main([*verb, str(checked), "--logits", "never"]) == 0
+    assert main([*verb, str(unchecked), "--logits", "never", "--no-check"]) == 0
+    assert "not checked" in capsys.readouterr().out
+    receipt, other = (json.loads((out / "conversion.json").read_text()) for out in (unchecked, checked))
+    assert (receipt["equal"], receipt["source_files"], receipt["target_files"]) == (None, {}, {})
+    assert {tensor["equal"] for tensor in receipt["tensors"]} == {None}
+    assert any("not read back" in note for note in receipt["notes"])
+    assert (receipt["seconds"].keys(), other["seconds"].keys()) == ({"convert"}, {"convert", "check"})
+    assert (unchecked / "model.safetensors").read_bytes() == (checked / "model.safetensors").read_bytes()
+
+
 def test_what_is_read_back_otherwise_is_reported(imported, tmp_path, capsys, monkeypatch):
     """One bit of one tensor is flipped between writing and reading."""
     from hybridtron.convert import streaming

@@ -44,7 +44,7 @@ def make_cases(count: int, seed: int) -> dict[str, Layout]:
         pattern, bag = bag[:length], bag[length:]
         model = f"fuzz{seed}_{index}"
         if draw.random() < 0.4:
-            branches = [BLOCKS[name] for name in draw.sample([n for n in names if BLOCKS[n]["type"] != "moe"], 2)]
+            branches = [BLOCKS[name] for name in draw.sample([n for n in names if _can_be_branch(BLOCKS[n])], 2)]
             pattern[-1] = model
             BLOCKS[model] = {"type": "parallel", "branches": branches, "merge": draw.choice(["sum", "mean", "gate"])}
         MODELS[model] = {"pattern": " ".join(pattern), "tie_embeddings": draw.random() < 0.3}
@@ -52,6 +52,10 @@ def make_cases(count: int, seed: int) -> dict[str, Layout]:
         cases[name] = _valid_layout(model, draw)
         TABLE[model], TABLE[name] = Layout(model), cases[name]
     return cases
+
+
+def _can_be_branch(block: dict[str, Any]) -> bool:
+    return block["type"] != "moe" and block.get("norm_position", "pre") == "pre"
 
 
 def _valid_layout(model: str, draw: random.Random) -> Layout:
