@@ -10,13 +10,13 @@ from tests.distributed.layouts import BLOCKS, MODELS, Layout
 
 
 def test_random_models_in_random_layouts_are_those_of_one_process(tmp_path):
-    found = run(CASES, 0, tmp_path)
+    found = run(CASES, 4, tmp_path)
     assert len(found) == CASES == 12
     assert not any(found.values()), found
 
 
 def test_every_primitive_has_its_turn():
-    cases = make_cases(CASES, 0)
+    cases = make_cases(CASES, 4)
     blocks = [BLOCKS[name] for case in cases.values() for name in MODELS[case.model]["pattern"].split()]
     assert {block["type"] for block in blocks} == set(MIXERS)
     used = {key for case in cases.values() for key, value in case.parallel.items() if value not in (1, False, "none")}

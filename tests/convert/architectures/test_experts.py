@@ -46,8 +46,8 @@ def test_windows_of_one_length_alone():
 @pytest.mark.parametrize(
     ("architecture", "keys", "message"),
     [
-        ("gpt_oss", {}, "rope_parameters are missing"),
-        ("gpt_oss", {"rope_parameters": {"rope_type": "yarn", "factor": 32.0}}, "rope_type = 'yarn'"),
+        ("gpt_oss", {"rope_parameters": {"rope_type": "longrope", "factor": 32.0}}, "rope_type = 'longrope'"),
+        ("gpt_oss", {"rope_parameters": {"rope_type": "yarn", "mscale": 2.0}}, "mscale = 2.0"),
         ("gpt_oss", {"rope_parameters": {"rope_type": "default"}, "num_experts_per_tok": 1}, "num_experts_per_tok = 1"),
         ("granitemoehybrid", {"num_experts_per_tok": 1}, "num_experts_per_tok = 1"),
         ("granitemoehybrid", {"layer_types": ["mamba"]}, "layer_types has 1 layers; expected num_hidden_layers 2"),
