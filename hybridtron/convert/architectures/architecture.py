@@ -87,6 +87,12 @@ class Settings:
             expected = " or ".join(repr(each) for each in allowed)
             raise UserError(f"{self.file}: {key} = {value!r}: expected {expected}, for which there are layers here")
 
+    def agree(self, key: str, value: Any) -> None:
+        """Raise UserError where a setting that repeats what others say is there and says another thing."""
+        found = self.get(key)
+        if found is not None and found != value:
+            raise UserError(f"{self.file}: {key} = {found!r}: expected {value!r}, as the other settings say")
+
     def ignore(self, *keys: str) -> None:
         """Take note of settings that change nothing here."""
         self._read.update(keys)

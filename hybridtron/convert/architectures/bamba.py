@@ -22,6 +22,9 @@ def _to_ours(settings: Settings) -> dict[str, Any]:
     hidden, expand = settings.need("hidden_size"), settings.get("mamba_expand", 2)
     bias = settings.get("attention_bias", False)
     rotary = settings.get("rope_parameters") or {}
+    fraction = rotary.get("partial_rotary_factor", _ROTARY_FRACTION)
+    head_dim = settings.get("head_dim") or hidden // settings.need("num_attention_heads")
+    settings.agree("attn_rotary_emb", round(head_dim * fraction))
     blocks: dict[str, dict[str, Any]] = {
         "mamba": {
             "type": "mamba2",
@@ -41,7 +44,7 @@ def _to_ours(settings: Settings) -> dict[str, Any]:
             "num_kv_heads": settings.get_or_null("num_key_value_heads", 8),
             "head_dim": settings.get("head_dim"),
             "rotary_base": parts.rotary_base(settings, 10000.0, "partial_rotary_factor"),
-            "rotary_fraction": rotary.get("partial_rotary_factor", _ROTARY_FRACTION),
+            "rotary_fraction": fraction,
             "qkv_bias": bias,
             "proj_bias": bias,
         },

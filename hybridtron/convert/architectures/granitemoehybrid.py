@@ -31,7 +31,8 @@ _KEYS = {
 def _to_ours(settings: Settings) -> dict[str, Any]:
     settings.require("hidden_act", "silu", default="silu")
     settings.ignore("mamba_d_head", "num_local_experts", "num_experts_per_tok", "intermediate_size", "layer_types")
-    settings.ignore("layers_block_type", "output_router_logits", "router_aux_loss_coef")
+    settings.ignore("layers_block_type", "output_router_logits", "router_aux_loss_coef", "init_method")
+    settings.require("normalization_function", "rmsnorm", default="rmsnorm")
     layers = []
     for i, kind in enumerate(_layer_types(settings)):
         if kind not in _BLOCKS:

@@ -14,7 +14,7 @@ from hybridtron.model.config import ModelConfig
 from hybridtron.pattern.fold import fold
 
 _IGNORED = """use_mamba_kernels use_mambapy use_associative_scan output_router_logits router_aux_loss_coef
-    num_logits_to_keep""".split()  # noqa: SIM905
+    num_logits_to_keep calc_logits_for_entire_prompt n_ctx""".split()  # noqa: SIM905
 # What of a mixture of experts changes only its training.
 _TRAINING = ("balance", "aux_loss", "z_loss", "bias_update_rate")
 _MIXERS = {
@@ -30,6 +30,8 @@ _FEED_FORWARD = {
 def _to_ours(settings: Settings) -> dict[str, Any]:
     settings.require("hidden_act", "silu", default="silu")
     settings.ignore(*_IGNORED)
+    settings.require("mamba_inner_layernorms", True, default=True)
+    settings.require("sliding_window", None)
     rank, inner = settings.get("mamba_dt_rank", "auto"), settings.need("intermediate_size")
     experts = settings.get("num_experts", 16)
     blocks: dict[str, dict[str, Any]] = {

@@ -12,17 +12,24 @@ from hybridtron.convert.mapping import Entry
 from hybridtron.model.config import ModelConfig
 
 # How initial values are drawn, and ways to compute the same.
-_IGNORED = """intermediate_size residual_in_fp32 time_step_scale time_step_min time_step_max time_step_init_scheme
-    time_step_floor rescale_prenorm_residual use_mambapy use_falcon_mambapy use_associative_scan""".split()  # noqa: SIM905
+_IGNORED = """residual_in_fp32 time_step_scale time_step_min time_step_max time_step_init_scheme
+    time_step_floor rescale_prenorm_residual use_mambapy use_falcon_mambapy use_associative_scan
+    fused_add_norm pad_vocab_size_multiple""".split()  # noqa: SIM905
 
 
 def _to_ours(inner_norm: str, settings: Settings) -> dict[str, Any]:
     settings.require("hidden_act", "silu", default="silu")
     settings.ignore(*_IGNORED)
-    rank = settings.get("time_step_rank", "auto")
+    rank, hidden = settings.get("time_step_rank", "auto"), settings.need("hidden_size")
+    # Where it is there, transformers takes it in place of expand x hidden_size: Falcon-Mamba 7B has expand 16 and 8192.
+    inner = settings.get("intermediate_size", settings.get("expand", 2) * hidden)
+    for key, value in {"d_model": hidden, "d_inner": inner, "n_layer": settings.need("num_hidden_layers")}.items():
+        settings.agree(key, value)
+    settings.require("ssm_cfg", {}, None)
+    settings.require("rms_norm", True, default=True)
     block = {
         "type": "mamba1",
-        "expand": settings.get("expand", 2),
+        "expand": inner / hidden,
         "state_dim": settings.get("state_size", 16),
         "dt_rank": None if rank == "auto" else rank,
         "conv_kernel": settings.get("conv_kernel", 4),
@@ -33,7 +40,7 @@ def _to_ours(inner_norm: str, settings: Settings) -> dict[str, Any]:
     if inner_norm != "none":
         block["inner_norm_eps"] = settings.get("mixer_rms_eps", 1e-6)
     return {
-        "hidden_size": settings.need("hidden_size"),
+        "hidden_size": hidden,
         "vocab_size": settings.need("vocab_size"),
         "norm_eps": settings.get("layer_norm_epsilon", 1e-5),
         "tie_embeddings": settings.get("tie_word_embeddings", True),
