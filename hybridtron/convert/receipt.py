@@ -134,7 +134,7 @@ def write_receipt(
         seconds["check"] = round(time.perf_counter() - written, 2)
     else:
         checked = {}, {}, {}
-        notes = [*notes, "tensors were not read back, and files have no sha256: check = False"]
+        notes = [*notes, _UNCHECKED]
     equal, source_files, target_files = checked
     receipt = Receipt(
         verb,
@@ -152,8 +152,7 @@ def write_receipt(
         list(notes),
     )
     compares = logits != "never" and not receipt.different
-    unfinished = [*notes, "logits were not compared: the conversion was interrupted"] if compares else list(notes)
-    _write(replace(receipt, notes=unfinished), into)
+    _write(replace(receipt, notes=[*notes, *[_INTERRUPTED] * compares]), into)
     if receipt.different:
         what = f"{len(receipt.different)} tensors are not what was written, first {receipt.different[0]}"
         raise OSError(errno.EIO, what, str(target_folder))
@@ -161,6 +160,10 @@ def write_receipt(
         receipt = _with_logits(receipt, logits, run, hf)
         _write(receipt, into)
     return receipt
+
+
+_UNCHECKED = "tensors were not read back, and files have no sha256: check = False"
+_INTERRUPTED = "logits were not compared: the conversion was interrupted"
 
 
 def _write(receipt: Receipt, folder: Path) -> None:
