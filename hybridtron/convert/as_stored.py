@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,10 +13,10 @@ from hybridtron.convert.architectures.architecture import Settings
 from hybridtron.convert.architectures.parts import stored_shapes
 from hybridtron.convert.formats.byte_runs import bytes_of, common_runs, new_tensor
 from hybridtron.convert.formats.source import Shape, Source, TensorInfo
+from hybridtron.convert.importing import CONFIG, our_model, read_settings
 from hybridtron.convert.mapping import Entry, Shapes, disassemble
 from hybridtron.distributed.checkpoint.boxes import Box
-from hybridtron.errors import UserError, unreadable
-from hybridtron.files import read_plain
+from hybridtron.errors import UserError
 from hybridtron.model.config import ModelConfig
 
 
@@ -70,18 +69,15 @@ def as_stored(folder: Path, source: Source) -> Source:
 
     Raises UserError where its config.json is of a model that cannot be ours; DamagedCheckpoint, OSError.
     """
-    file = folder / "config.json"
+    file = folder / CONFIG
     if not file.is_file():
         return source
-    try:
-        settings = json.loads(read_plain(file))
-        architecture = ARCHITECTURES.get(settings["model_type"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise unreadable(file, error, f"has no model_type: {error}") from None
+    settings = read_settings(folder)
+    architecture = ARCHITECTURES.get(str(settings.get("model_type")))
     if architecture is None:
         return source
     try:
-        model = build(architecture.to_ours(Settings(settings, str(file))), ModelConfig)
+        model = build(our_model(architecture, Settings(settings, str(file))), ModelConfig)
     except UserError as error:
         raise error if str(folder) in str(error) else UserError(f"{file}: {error}") from None
     return AsStored(source, architecture.table_for(model, source.tensors), stored_shapes(model))

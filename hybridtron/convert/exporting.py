@@ -14,9 +14,9 @@ from hybridtron.convert.architectures import ARCHITECTURES
 from hybridtron.convert.architectures.architecture import Architecture
 from hybridtron.convert.formats.checkpoint import CheckpointSource
 from hybridtron.convert.formats.safetensors import SHARD_BYTES, SafetensorsSink, SafetensorsSource
-from hybridtron.convert.formats.source import TensorInfo
+from hybridtron.convert.formats.source import TensorInfo, dtype_name
 from hybridtron.convert.importing import CONFIG
-from hybridtron.convert.new_run import Progress
+from hybridtron.convert.new_run import Progress, with_total
 from hybridtron.convert.receipt import Logits, Receipt, check_logits_choice, write_receipt
 from hybridtron.convert.streaming import (
     Table,
@@ -71,8 +71,7 @@ def to_hf(
     files = their_files(config, checkpoint.parent)
     files[CONFIG] = _config_json(chosen, settings, config, infos, json.loads(files[GENERATION]))
     total = sum(info.size_bytes for info in infos.values())
-    counted = (lambda done: progress(done, total)) if progress else None
-    with SafetensorsSink(out, infos, files, shard_bytes, counted) as sink:
+    with SafetensorsSink(out, infos, files, shard_bytes, with_total(progress, total)) as sink:
         write_theirs(table, source, sink)
     theirs = SafetensorsSource(out)
     return write_receipt(
@@ -110,7 +109,7 @@ def _config_json(
     content = {
         "architectures": [architecture.class_name],
         "model_type": architecture.name,
-        "dtype": str(main_dtype(infos.values())).removeprefix("torch."),
+        "dtype": dtype_name(main_dtype(infos.values())),
         **{key: generation.get(key) for key in IDS},
     }
     if architecture.name == "hybridtron" or any(model.blocks[name].attends for name in model.layer_names):

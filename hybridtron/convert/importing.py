@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,13 +11,12 @@ from typing import Any
 
 import torch
 
-from hybridtron.config.load import build
 from hybridtron.config.nearest import one_of
 from hybridtron.convert.architectures import ARCHITECTURES
 from hybridtron.convert.architectures.architecture import Architecture, Settings
 from hybridtron.convert.formats.checkpoint import CheckpointSource
 from hybridtron.convert.formats.safetensors import SafetensorsSource
-from hybridtron.convert.new_run import Progress, new_run
+from hybridtron.convert.new_run import Progress, imported_config, new_run
 from hybridtron.convert.receipt import Logits, Receipt, check_logits_choice, write_receipt
 from hybridtron.convert.streaming import Table, chosen_dtype, infos_here, main_dtype, require_same_tensors, write_ours
 from hybridtron.convert.tokenizer import our_files
@@ -68,7 +66,7 @@ def from_hf(
     began = time.perf_counter()
     settings = read_settings(folder)
     architecture, model = understand(settings, folder / CONFIG)
-    config = _run_config(out, model, settings, seq_len)
+    config = imported_config(out, {**model, "backend": "megatron"}, _seq_len(settings, seq_len))
     source = SafetensorsSource(folder)
     table = Table.of(architecture, config.model, source.tensors)
     expected = {entry.name: entry.shape_there(table.shapes) for entry in table.entries}
@@ -107,33 +105,25 @@ def understand(values: Mapping[str, Any], file: Path) -> tuple[Architecture, dic
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise UserError(f"{file}: model_type = {kind!r}: expected {one_of(kind, ARCHITECTURES)}")
     settings = Settings(values, str(file))
-    try:
-        model = ARCHITECTURES[kind].to_ours(settings)
-    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
-        logger.debug("settings cannot be read", exc_info=True)
-        raise UserError(f"{file}: a setting has another type than {kind} has: {error}") from None
+    model = our_model(ARCHITECTURES[kind], settings)
     settings.check_all_read()
     return ARCHITECTURES[kind], model
 
 
-def _run_config(out: Path, model: dict[str, Any], settings: Mapping[str, Any], seq_len: int | None) -> RunConfig:
-    """Return the config of the run, without tokens to train on; its optimizer section is a placeholder."""
-    if seq_len is not None and seq_len < 1:
-        raise UserError(f"seq_len = {seq_len}: expected at least 1")
-    length = seq_len or settings.get("max_position_embeddings") or SEQ_LEN
-    sections = {
-        "name": _run_name(out),
-        "model": {**model, "backend": "megatron"},
-        "data": {"seq_len": length},
-        "train": {"steps": 1, "global_batch_size": 1},
-        "optimizer": {"lr": 1e-4},
-    }
-    return build(sections, RunConfig)
+def our_model(architecture: Architecture, settings: Settings) -> dict[str, Any]:
+    """Return our `model` section of config.json. Raises UserError for what ours cannot be."""
+    try:
+        return architecture.to_ours(settings)
+    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+        logger.debug("settings cannot be read", exc_info=True)
+        raise UserError(f"{settings.file}: a setting has another type than {architecture.name} has: {error}") from None
 
 
-def _run_name(out: Path) -> str:
-    """Return a name for the run: the folder's, with a - in place of what names of runs do not have."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", out.name).lstrip("._-") or "imported"
+def _seq_len(settings: Mapping[str, Any], wanted: int | None) -> int:
+    """Return data.seq_len of the run. Raises UserError."""
+    if wanted is not None and wanted < 1:
+        raise UserError(f"seq_len = {wanted}: expected at least 1")
+    return wanted or settings.get("max_position_embeddings") or SEQ_LEN
 
 
 def _completed(config: RunConfig, dtype: torch.dtype, tokenizer: str | None) -> RunConfig:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from hybridtron.convert.formats.checkpoint import OPTIMIZER, CheckpointSource
 from hybridtron.convert.formats.opening import open_source
-from hybridtron.convert.formats.source import TensorInfo
+from hybridtron.convert.formats.source import TensorInfo, dtype_name
 from hybridtron.reporting.numbers import byte_size, grouped, plural
 from hybridtron.reporting.shown import Shown, show
 from hybridtron.reporting.table import Table
@@ -58,7 +58,7 @@ class Inspection(Shown):
             "bytes": self.size_bytes,
             "files": list(self.files),
             "tensors": {
-                name: {"shape": list(info.shape), "dtype": dtype_name(info), "bytes": info.size_bytes}
+                name: {"shape": list(info.shape), "dtype": dtype_name(info.dtype), "bytes": info.size_bytes}
                 for name, info in self.tensors.items()
             },
         }
@@ -76,16 +76,11 @@ def inspect(path: Path) -> Inspection:
     return Inspection(source.folder, "checkpoint", tuple(source.files), source.tensors, step, source.updates)
 
 
-def dtype_name(info: TensorInfo) -> str:
-    """Return the name of a tensor's number format."""
-    return str(info.dtype).removeprefix("torch.")
-
-
 @show.register(Inspection)
 def _(found: Inspection, console: Console) -> None:
     """Print the table of tensors and a line that sums it up."""
     rows = [
-        (name, " x ".join(map(str, info.shape)) or "scalar", dtype_name(info), byte_size(info.size_bytes))
+        (name, " x ".join(map(str, info.shape)) or "scalar", dtype_name(info.dtype), byte_size(info.size_bytes))
         for name, info in found.tensors.items()
     ]
     table = Table.from_rows(("tensor", "shape", "dtype", "size"), rows, right=("size",)).to_terminal(console)

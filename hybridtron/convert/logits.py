@@ -19,7 +19,7 @@ from hybridtron.checkpoint_reader import load_parameters
 from hybridtron.convert.transformers_model import load_transformers_model, without_kernel_warnings
 from hybridtron.distributed.config import ParallelConfig
 from hybridtron.errors import UserError, cause_of
-from hybridtron.model.tensors import model_tensors
+from hybridtron.model.tensors import has_experts, model_tensors
 from hybridtron.training.config import RunConfig
 from hybridtron.training.run_folder.folder import read_run
 from hybridtron.training.single_process import Model
@@ -51,8 +51,7 @@ def _distance(found: Tensor, expected: Tensor) -> float:
 
 def _layout(config: RunConfig, tensor: int) -> RunConfig:
     """Return the config of the model over so many processes of tensor parallelism, in fp32."""
-    has_experts = any(spec.experts for spec in model_tensors(config.model).values())
-    parallel = ParallelConfig(tensor=tensor, sequence=tensor > 1 and has_experts)
+    parallel = ParallelConfig(tensor=tensor, sequence=tensor > 1 and has_experts(config.model))
     model = config.model.model_copy(update={"backend": "torch" if tensor == 1 else "megatron"})
     return config.model_copy(
         update={

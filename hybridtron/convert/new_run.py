@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from hybridtron.config.load import dump
+from hybridtron.config.load import build, dump
 from hybridtron.convert.formats.checkpoint import CheckpointSink, StoredBox
 from hybridtron.convert.formats.output_folder import output_folder
 from hybridtron.convert.formats.source import TensorInfo
@@ -22,6 +24,28 @@ Progress = Callable[[int, int], None]
 """Called with the bytes of tensors written so far, and those of all."""
 
 KEPT = (FILE_NAME, CONFIG_NAME, GENERATION, "environment.json")  # of the run that it is made of
+
+
+def imported_config(out: Path, model: Mapping[str, Any], seq_len: int) -> RunConfig:
+    """Return the config of an imported run, which has no tokens to train on; train and optimizer are placeholders."""
+    sections = {
+        "name": _run_name(out),
+        "model": model,
+        "data": {"seq_len": seq_len},
+        "train": {"steps": 1, "global_batch_size": 1},
+        "optimizer": {"lr": 1e-4},
+    }
+    return build(sections, RunConfig)
+
+
+def _run_name(out: Path) -> str:
+    """Return a name for the run: the folder's, with a - in place of what names of runs do not have."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", out.name).lstrip("._-") or "imported"
+
+
+def with_total(progress: Progress | None, total: int) -> Callable[[int], None] | None:
+    """Return a report of the bytes written so far that goes on to `progress` with those of all, if there is one."""
+    return (lambda done: progress(done, total)) if progress else None
 
 
 @contextlib.contextmanager
@@ -57,9 +81,8 @@ def new_run(
     total = sum(info.size_bytes for info in tensors.values())
     name = RunFolder(folder).checkpoint(state.step).name
     extra = {STATE_NAME: state_content(state)}
-    report = (lambda done: progress(done, total)) if progress else None
     with output_folder(folder, total) as draft:
-        with CheckpointSink(draft / name, tensors, extra, files, updates, report) as sink:
+        with CheckpointSink(draft / name, tensors, extra, files, updates, with_total(progress, total)) as sink:
             yield sink
         for kept in KEPT:
             if run is not None and (run / kept).is_file():

@@ -22,7 +22,7 @@ from rich.console import Console
 from hybridtron import __version__
 from hybridtron.accounting.doctor import installed_version
 from hybridtron.config.nearest import one_of
-from hybridtron.convert.formats.source import Source
+from hybridtron.convert.formats.source import Source, dtype_name
 from hybridtron.convert.streaming import Side, Table, differing
 from hybridtron.errors import UserError, cause_of
 from hybridtron.files import open_to_read, replace_file
@@ -173,7 +173,7 @@ def _write(receipt: Receipt, folder: Path) -> None:
 def _records(table: Table, theirs: Source, equal: Mapping[str, bool]) -> list[TensorRecord]:
     names = {entry.name for entry in table.entries}
     return [
-        TensorRecord(name, info.shape, str(info.dtype).removeprefix("torch."), equal.get(name))
+        TensorRecord(name, info.shape, dtype_name(info.dtype), equal.get(name))
         for name, info in theirs.tensors.items()
         if name in names
     ]

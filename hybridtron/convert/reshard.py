@@ -10,7 +10,7 @@ from hybridtron.convert.layout_files import files_of_layout
 from hybridtron.convert.new_run import Progress, new_run
 from hybridtron.distributed.checkpoint.manifest import Verify
 from hybridtron.errors import UserError
-from hybridtron.model.tensors import model_tensors
+from hybridtron.model.tensors import has_experts
 from hybridtron.training.config import RunConfig
 from hybridtron.training.run_folder.folder import read_config, read_run
 from hybridtron.training.run_folder.train_state import read_state
@@ -69,8 +69,7 @@ def reshard(
 
 def _laid_out(config: RunConfig, tensor: int, pipeline: int) -> RunConfig:
     """Return the config of the layout. Raises UserError where training refuses it."""
-    experts = any(spec.experts for spec in model_tensors(config.model).values())
-    sequence = tensor > 1 and (config.parallel.sequence or experts)
+    sequence = tensor > 1 and (config.parallel.sequence or has_experts(config.model))
     changes = {"tensor": tensor, "pipeline": pipeline, "sequence": sequence}
     changes["virtual_pipeline"] = 1  # a file holds one run of layers
     fields = config.model_dump(mode="json", serialize_as_any=True)

@@ -15,7 +15,7 @@ from hybridtron.checkpoint_reader import stored_as
 from hybridtron.config.nearest import nearest
 from hybridtron.convert.architectures.architecture import Architecture
 from hybridtron.convert.architectures.parts import stored_shapes
-from hybridtron.convert.formats.source import Sink, Source, TensorInfo, boxes
+from hybridtron.convert.formats.source import Sink, Source, TensorInfo, boxes, dtype_name
 from hybridtron.convert.mapping import Entry, Shapes, assemble, check_complete, disassemble
 from hybridtron.distributed.checkpoint.boxes import Box
 from hybridtron.errors import UserError
@@ -98,7 +98,9 @@ def _converted(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     found = value.to(dtype)
     if found.dtype != value.dtype and not torch.equal(found.isfinite(), value.isfinite()):
         largest = value[value.isfinite()].abs().max().item()
-        raise UserError(f"{name}: its largest value, {largest:.3g}, is beyond {_name(dtype)}; expected another dtype")
+        raise UserError(
+            f"{name}: its largest value, {largest:.3g}, is beyond {dtype_name(dtype)}; expected another dtype"
+        )
     return found
 
 
@@ -155,11 +157,13 @@ def infos_here(
             own = _target(table, part, theirs[entry.name].dtype, dtype)
             if own == torch.float16 or not own.is_floating_point:
                 raise UserError(
-                    f"{entry.name}: is {_name(theirs[entry.name].dtype)}; expected float32 or bfloat16, in which "
+                    f"{entry.name}: is {dtype_name(theirs[entry.name].dtype)}; expected float32 or bfloat16, in which "
                     "models are trained here, or dtype = one of these to convert to"
                 )
             if dtypes.setdefault(part, own) != own:
-                raise UserError(f"{entry.name}: is {_name(own)}; expected {_name(dtypes[part])} as the rest of {part}")
+                raise UserError(
+                    f"{entry.name}: is {dtype_name(own)}; expected {dtype_name(dtypes[part])} as the rest of {part}"
+                )
     return {part: TensorInfo(shape, dtypes[part]) for part, shape in table.shapes.items()}
 
 
@@ -218,7 +222,3 @@ def require_same_tensors(
 def _first(names: list[str]) -> str:
     more = len(names) - NAMED
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

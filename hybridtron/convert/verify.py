@@ -14,10 +14,10 @@ from torch import Tensor
 
 from hybridtron.convert.as_stored import as_stored
 from hybridtron.convert.formats.opening import checkpoint_of, open_source
-from hybridtron.convert.formats.source import Source, boxes
-from hybridtron.convert.inspect import dtype_name
+from hybridtron.convert.formats.source import Source, boxes, dtype_name
 from hybridtron.convert.new_run import Progress
 from hybridtron.convert.receipt import TOLERANCE
+from hybridtron.convert.streaming import is_equal
 from hybridtron.convert.transformers_model import load_transformers_model, without_kernel_warnings
 from hybridtron.errors import UserError
 from hybridtron.reporting.numbers import plural
@@ -134,23 +134,19 @@ def _difference(name: str, first: Source, second: Source, one: Path, other: Path
     mine, theirs = first.tensors[name], second.tensors[name]
     if mine.shape != theirs.shape:
         return Difference(name, f"has the shape {list(mine.shape)}, and {list(theirs.shape)} in {other}")
-    largest, is_equal = 0.0, mine.dtype == theirs.dtype
+    largest, same = 0.0, mine.dtype == theirs.dtype
     for box in boxes(mine):
         a, b = first.read(name, *box), second.read(name, *box)
-        if a.dtype == b.dtype and torch.equal(_bits(a), _bits(b)):
+        if a.dtype == b.dtype and is_equal(a, b):
             continue
-        is_equal = False
+        same = False
         gap = (a.double() - b.double()).abs().max().item()
         largest = max(largest, math.inf if math.isnan(gap) else gap)
-    if is_equal:
+    if same:
         return None
     if mine.dtype != theirs.dtype:
-        return Difference(name, f"is {dtype_name(mine)}, and {dtype_name(theirs)} in {other}", largest)
+        return Difference(name, f"is {dtype_name(mine.dtype)}, and {dtype_name(theirs.dtype)} in {other}", largest)
     return Difference(name, "differs", largest)
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1).view(torch.uint8)
 
 
 def _logits_difference(one: Path, other: Path) -> tuple[float, float]:

@@ -6,6 +6,11 @@ from hybridtron.model.config import ModelConfig
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 
+def has_experts(config: ModelConfig) -> bool:
+    """Return whether a layer has experts, which under tensor parallelism need sequence parallelism too."""
+    return any(spec.experts for spec in model_tensors(config).values())
+
+
 def model_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
     """Declare the parameters of the whole model by name; with tied embeddings the output projection has none."""
     vocabulary = (PackedPart("vocabulary", config.vocab_size, key="vocab_size"),)

@@ -19,25 +19,14 @@ def _to_ours(settings: Settings) -> dict[str, Any]:
     settings.require("hidden_act", "silu", default="silu")
     settings.require("mlp_bias", False, default=False)
     settings.ignore("mamba_d_head", "partial_rotary_factor", "num_logits_to_keep", "z_loss_coefficient")
-    hidden, expand = settings.need("hidden_size"), settings.get("mamba_expand", 2)
+    hidden = settings.need("hidden_size")
     bias = settings.get("attention_bias", False)
     rotary = settings.get("rope_parameters") or {}
     fraction = rotary.get("partial_rotary_factor", _ROTARY_FRACTION)
     head_dim = settings.get("head_dim") or hidden // settings.need("num_attention_heads")
     settings.agree("attn_rotary_emb", round(head_dim * fraction))
     blocks: dict[str, dict[str, Any]] = {
-        "mamba": {
-            "type": "mamba2",
-            "expand": expand,
-            "head_dim": expand * hidden // settings.get("mamba_n_heads", 128),
-            "state_dim": settings.get("mamba_d_state", 256),
-            "num_groups": settings.get("mamba_n_groups", 1),
-            "conv_kernel": settings.get("mamba_d_conv", 4),
-            "conv_bias": settings.get("mamba_conv_bias", True),
-            "proj_bias": settings.get("mamba_proj_bias", False),
-            "chunk_size": settings.get("mamba_chunk_size", 256),
-            **state_space.step_limits(settings),
-        },
+        "mamba": state_space.mamba2_block(settings),
         "attn": {
             "type": "attention",
             "num_heads": settings.need("num_attention_heads"),
@@ -107,7 +96,8 @@ def _to_theirs(model: ModelConfig) -> dict[str, Any]:
     if attention:
         theirs |= _attention(model, state_space.block_of(model, attention[0]))
     if mamba:
-        theirs |= _mamba(state_space.block_of(model, mamba[0]), state_space.whole_expand(name, model, mamba[0]))
+        state_space.whole_expand(name, model, mamba[0])
+        theirs |= state_space.mamba2_settings(state_space.block_of(model, mamba[0]))
     return theirs
 
 
@@ -121,31 +111,13 @@ def _attention(model: ModelConfig, block: Any) -> dict[str, Any]:
     return theirs | state_space.head_dim(model, block)
 
 
-def _mamba(block: Any, expand: int) -> dict[str, Any]:
-    return {
-        "mamba_expand": expand,
-        "mamba_n_heads": block.num_heads,
-        "mamba_d_head": block.head_dim,
-        "mamba_d_state": block.state_dim,
-        "mamba_n_groups": block.groups,
-        "mamba_d_conv": block.conv_kernel,
-        "mamba_conv_bias": block.conv_bias,
-        "mamba_proj_bias": block.proj_bias,
-        "mamba_chunk_size": block.chunk_size,
-        "time_step_limit": list(block.dt_limit),
-    }
-
-
 def _table(model: ModelConfig) -> list[Entry]:
     shapes = parts.stored_shapes(model)
     entries, last = parts.outer(model, "model.embed_tokens.weight", "model.final_layernorm.weight", "lm_head.weight")
     for i in range(len(model.layer_names) // 2):
         theirs, mixer, mlp = f"model.layers.{i}.", f"layers.{2 * i}.", f"layers.{2 * i + 1}."
         entries.append(Entry(f"{theirs}input_layernorm.weight", (f"{mixer}norm.weight",)))
-        if state_space.block_of(model, 2 * i).type == "mamba2":
-            entries += state_space.mamba2(f"{theirs}mamba.", f"{mixer}mixer.", shapes)
-        else:
-            entries += parts.attention(f"{theirs}self_attn.", f"{mixer}mixer.", shapes)
+        entries += state_space.mixer(model, 2 * i, theirs, shapes)
         entries.append(Entry(f"{theirs}pre_ff_layernorm.weight", (f"{mlp}norm.weight",)))
         entries += parts.swiglu(f"{theirs}feed_forward.", f"{mlp}mixer.")
     return entries + last

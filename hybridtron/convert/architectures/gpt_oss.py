@@ -19,14 +19,13 @@ _SCALING = {  # of a config.json that says nothing about it
     "original_max_position_embeddings": 4096,
 }  # fmt: skip
 _BLOCKS = {"sliding_attention": "near", "full_attention": "far"}
-_TRAINING = ("balance", "aux_loss", "bias_update_rate", "z_loss")  # keys of experts that no trained model needs
 _ATTENTION = (
     "num_heads", "num_kv_heads", "head_dim", "rotary_base", "rotary_scaling", "window", "sinks", "qkv_bias",
     "proj_bias",
 )  # fmt: skip
 _EXPERTS = (
     "num_experts", "top_k", "ffn_hidden_size", "activation", "swiglu_alpha", "swiglu_limit", "bias", "normalize_top_k",
-    *_TRAINING,
+    *parts.MOE_TRAINING,
 )  # fmt: skip
 
 
@@ -89,7 +88,7 @@ def _layers(settings: Settings) -> list[str]:
 def _to_theirs(model: ModelConfig) -> dict[str, Any]:
     name = "gpt_oss"
     require_model(name, model)
-    varies = ("window", "dispatcher", *_TRAINING)
+    varies = ("window", "dispatcher", *parts.MOE_TRAINING)
     pairs = pairs_of(name, model, {"attention": _ATTENTION}, {"moe": _EXPERTS}, *varies)
     windows = [attention.window for attention, _ in pairs if attention.window is not None]
     for i, (attention, experts) in enumerate(pairs):

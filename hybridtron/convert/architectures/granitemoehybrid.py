@@ -16,7 +16,6 @@ from hybridtron.pattern.fold import fold
 _MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "logits_scaling")
 _BLOCKS = {"linear_attention": "mamba", "mamba": "mamba", "full_attention": "attn", "attention": "attn"}
 _THEIRS = {"mamba2": "linear_attention", "attention": "full_attention"}
-_TRAINING = ("balance", "aux_loss", "bias_update_rate", "z_loss")  # keys of experts that no trained model needs
 _KEYS = {
     "mamba2": (*state_space.MAMBA2_KEYS, "dt_limit_min", "dt_limit_max"),
     "attention": (
@@ -24,7 +23,9 @@ _KEYS = {
         "proj_bias",
     ),
     "swiglu": ("ffn_hidden_size",),
-    "moe": ("num_experts", "top_k", "ffn_hidden_size", "shared_ffn_hidden_size", "normalize_top_k", *_TRAINING),
+    "moe": (
+        "num_experts", "top_k", "ffn_hidden_size", "shared_ffn_hidden_size", "normalize_top_k", *parts.MOE_TRAINING,
+    ),
 }  # fmt: skip
 
 
@@ -38,7 +39,7 @@ def _to_ours(settings: Settings) -> dict[str, Any]:
         if kind not in _BLOCKS:
             raise UserError(f"{settings.file}: layer {i} of layer_types is {kind!r}: there are no such layers here")
         layers += [_BLOCKS[kind], "moe" if settings.get("num_local_experts", 8) else "mlp"]
-    blocks = {"mamba": _our_mamba, "attn": _our_attention, "mlp": _our_mlp, "moe": _our_experts}
+    blocks = {"mamba": state_space.mamba2_block, "attn": _our_attention, "mlp": _our_mlp, "moe": _our_experts}
     for name in ("mamba", "attn"):
         if name not in layers:
             blocks[name](settings)  # its settings are known, and change nothing
@@ -60,22 +61,6 @@ def _layer_types(settings: Settings) -> list[str]:
     if len(types) != count:
         raise UserError(f"{settings.file}: layer_types has {len(types)} layers; expected num_hidden_layers {count}")
     return list(types)
-
-
-def _our_mamba(settings: Settings) -> dict[str, Any]:
-    hidden, expand = settings.need("hidden_size"), settings.get("mamba_expand", 2)
-    return {
-        "type": "mamba2",
-        "expand": expand,
-        "head_dim": expand * hidden // settings.get("mamba_n_heads", 128),
-        "state_dim": settings.get("mamba_d_state", 256),
-        "num_groups": settings.get("mamba_n_groups", 1),
-        "conv_kernel": settings.get("mamba_d_conv", 4),
-        "conv_bias": settings.get("mamba_conv_bias", True),
-        "proj_bias": settings.get("mamba_proj_bias", False),
-        "chunk_size": settings.get("mamba_chunk_size", 256),
-        **state_space.step_limits(settings),
-    }
 
 
 def _our_attention(settings: Settings) -> dict[str, Any]:
@@ -119,7 +104,7 @@ def _to_theirs(model: ModelConfig) -> dict[str, Any]:
     require_model(name, model, *_MULTIPLIERS)
     mixers = {kind: _KEYS[kind] for kind in ("mamba2", "attention")}
     feed_forward = {kind: _KEYS[kind] for kind in ("swiglu", "moe")}
-    pairs = pairs_of(name, model, mixers, feed_forward, "chunk_size", "dispatcher", *_TRAINING)
+    pairs = pairs_of(name, model, mixers, feed_forward, "chunk_size", "dispatcher", *parts.MOE_TRAINING)
     for i, (mixer, other) in enumerate(pairs):
         _check(name, model, 2 * i, mixer)
         _check(name, model, 2 * i + 1, other)
@@ -177,18 +162,7 @@ def _attention(model: ModelConfig, block: Any) -> dict[str, Any]:
 
 
 def _mamba(model: ModelConfig, block: Any) -> dict[str, Any]:
-    return {
-        "mamba_expand": int(block.expand),
-        "mamba_n_heads": block.num_heads,
-        "mamba_d_head": block.head_dim,
-        "mamba_d_state": block.state_dim,
-        "mamba_n_groups": block.groups,
-        "mamba_d_conv": block.conv_kernel,
-        "mamba_conv_bias": block.conv_bias,
-        "mamba_proj_bias": block.proj_bias,
-        "mamba_chunk_size": block.chunk_size,
-        "time_step_limit": list(block.dt_limit),
-    }
+    return state_space.mamba2_settings(block)
 
 
 def _mlp(model: ModelConfig, block: Any) -> dict[str, Any]:
@@ -213,10 +187,7 @@ def _table(model: ModelConfig) -> list[Entry]:
     for i in range(len(model.layer_names) // 2):
         theirs, mixer, mlp = f"model.layers.{i}.", f"layers.{2 * i}.", f"layers.{2 * i + 1}."
         entries.append(Entry(f"{theirs}input_layernorm.weight", (f"{mixer}norm.weight",)))
-        if state_space.block_of(model, 2 * i).type == "mamba2":
-            entries += state_space.mamba2(f"{theirs}mamba.", f"{mixer}mixer.", shapes)
-        else:
-            entries += parts.attention(f"{theirs}self_attn.", f"{mixer}mixer.", shapes)
+        entries += state_space.mixer(model, 2 * i, theirs, shapes)
         entries.append(Entry(f"{theirs}post_attention_layernorm.weight", (f"{mlp}norm.weight",)))
         mlp = f"{mlp}mixer."
         if state_space.block_of(model, 2 * i + 1).type == "moe":

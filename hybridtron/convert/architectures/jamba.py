@@ -15,15 +15,13 @@ from hybridtron.pattern.fold import fold
 
 _IGNORED = """use_mamba_kernels use_mambapy use_associative_scan output_router_logits router_aux_loss_coef
     num_logits_to_keep calc_logits_for_entire_prompt n_ctx""".split()  # noqa: SIM905
-# What of a mixture of experts changes only its training.
-_TRAINING = ("balance", "aux_loss", "z_loss", "bias_update_rate")
 _MIXERS = {
     "mamba1": (*state_space.MAMBA1_KEYS, "inner_norm", "inner_norm_eps"),
     "attention": ("num_heads", "num_kv_heads", "head_dim", "rotary_fraction"),
 }
 _FEED_FORWARD = {
     "swiglu": ("ffn_hidden_size",),
-    "moe": ("num_experts", "top_k", "ffn_hidden_size", "normalize_top_k", *_TRAINING),
+    "moe": ("num_experts", "top_k", "ffn_hidden_size", "normalize_top_k", *parts.MOE_TRAINING),
 }
 
 
@@ -84,7 +82,7 @@ def _to_ours(settings: Settings) -> dict[str, Any]:
 def _to_theirs(model: ModelConfig) -> dict[str, Any]:
     name = "jamba"
     require_model(name, model)
-    pairs_of(name, model, _MIXERS, _FEED_FORWARD, *_TRAINING, "dispatcher")
+    pairs_of(name, model, _MIXERS, _FEED_FORWARD, *parts.MOE_TRAINING, "dispatcher")
     layers = {kind: state_space.layers_of(model, kind) for kind in (*_MIXERS, *_FEED_FORWARD)}
     for i in range(len(model.layer_names)):
         _check(name, model, i, state_space.block_of(model, i))

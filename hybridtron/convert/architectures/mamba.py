@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from hybridtron.convert.architectures import parts, state_space
+from hybridtron.convert.architectures import state_space
 from hybridtron.convert.architectures.architecture import Architecture, Settings, cannot_express
 from hybridtron.convert.architectures.expressing import layer_of, require_equal, require_model
 from hybridtron.convert.mapping import Entry
@@ -77,13 +77,7 @@ def _to_theirs(name: str, inner_norm: str, model: ModelConfig) -> dict[str, Any]
 
 
 def _table(model: ModelConfig) -> list[Entry]:
-    shapes = parts.stored_shapes(model)
-    entries, last = parts.outer(model, "backbone.embeddings.weight", "backbone.norm_f.weight", "lm_head.weight")
-    for i in range(len(model.layer_names)):
-        theirs, ours = f"backbone.layers.{i}.", f"layers.{i}."
-        entries.append(Entry(f"{theirs}norm.weight", (f"{ours}norm.weight",)))
-        entries += state_space.mamba1(f"{theirs}mixer.", f"{ours}mixer.", shapes)
-    return entries + last
+    return state_space.mamba_table(model, state_space.mamba1)
 
 
 MAMBA = Architecture(

@@ -75,6 +75,9 @@ def swiglu(theirs: str, ours: str) -> list[Entry]:
     return [*up, Entry(f"{theirs}down_proj.weight", (f"{ours}down.weight",))]
 
 
+MOE_TRAINING = ("balance", "aux_loss", "z_loss", "bias_update_rate")
+"""Keys of a mixture of experts that change only its training."""
+
 GATED_DELTANET = ("num_heads", "num_value_heads", "key_dim", "head_dim", "conv_kernel")
 """Keys of a gated DeltaNet that every architecture with one can express."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from hybridtron.convert.architectures import parts
@@ -65,6 +66,58 @@ def mamba2(theirs: str, ours: str, shapes: Shapes) -> list[Entry]:
         conv.append(Entry(f"{theirs}conv1d.bias", tuple(f"{ours}conv_bias.{part}" for part in ("x", "B", "C"))))
     names = {there: here for there, here in _MAMBA2.items() if ours + here in shapes}
     return packed + conv + parts.same(theirs, ours, names)
+
+
+def mixer(model: ModelConfig, layer: int, theirs: str, shapes: Shapes) -> list[Entry]:
+    """Return the entries of a layer of Mamba-2 (`theirs`mamba) or attention (`theirs`self_attn)."""
+    ours = f"layers.{layer}.mixer."
+    if block_of(model, layer).type == "mamba2":
+        return mamba2(f"{theirs}mamba.", ours, shapes)
+    return parts.attention(f"{theirs}self_attn.", ours, shapes)
+
+
+def mamba_table(model: ModelConfig, layer: Callable[[str, str, Shapes], list[Entry]]) -> list[Entry]:
+    """Return the table of a model of Mamba layers alone, whose entries `layer` gives: of a name there and one here."""
+    shapes = parts.stored_shapes(model)
+    entries, last = parts.outer(model, "backbone.embeddings.weight", "backbone.norm_f.weight", "lm_head.weight")
+    for i in range(len(model.layer_names)):
+        theirs, ours = f"backbone.layers.{i}.", f"layers.{i}."
+        entries.append(Entry(f"{theirs}norm.weight", (f"{ours}norm.weight",)))
+        entries += layer(f"{theirs}mixer.", f"{ours}mixer.", shapes)
+    return entries + last
+
+
+def mamba2_block(settings: Settings) -> dict[str, Any]:
+    """Return the block of a Mamba-2 layer from settings mamba_..., as Bamba and Granite have them."""
+    expand = settings.get("mamba_expand", 2)
+    return {
+        "type": "mamba2",
+        "expand": expand,
+        "head_dim": expand * settings.need("hidden_size") // settings.get("mamba_n_heads", 128),
+        "state_dim": settings.get("mamba_d_state", 256),
+        "num_groups": settings.get("mamba_n_groups", 1),
+        "conv_kernel": settings.get("mamba_d_conv", 4),
+        "conv_bias": settings.get("mamba_conv_bias", True),
+        "proj_bias": settings.get("mamba_proj_bias", False),
+        "chunk_size": settings.get("mamba_chunk_size", 256),
+        **step_limits(settings),
+    }
+
+
+def mamba2_settings(block: Any) -> dict[str, Any]:
+    """Return the settings of a Mamba-2 layer, whose expand is whole: the inverse of `mamba2_block`."""
+    return {
+        "mamba_expand": int(block.expand),
+        "mamba_n_heads": block.num_heads,
+        "mamba_d_head": block.head_dim,
+        "mamba_d_state": block.state_dim,
+        "mamba_n_groups": block.groups,
+        "mamba_d_conv": block.conv_kernel,
+        "mamba_conv_bias": block.conv_bias,
+        "mamba_proj_bias": block.proj_bias,
+        "mamba_chunk_size": block.chunk_size,
+        "time_step_limit": list(block.dt_limit),
+    }
 
 
 def whole_expand(name: str, model: ModelConfig, layer: int) -> int:

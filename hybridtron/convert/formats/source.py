@@ -68,6 +68,11 @@ class Sink(Protocol):
         ...
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a number format, such as bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
 def boxes(info: TensorInfo) -> Iterator[Box]:
     """Cut a tensor into contiguous boxes of at most CHUNK_BYTES."""
     return pieces(Box((0,) * len(info.shape), info.shape), CHUNK_BYTES // info.dtype.itemsize)

@@ -16,17 +16,17 @@ from hybridtron.convert.megatron.from_arguments import model_section
 from hybridtron.convert.megatron.layers import SingleLayers
 from hybridtron.convert.megatron.source import MegatronSource, iteration_folder
 from hybridtron.convert.megatron.table import is_gpt, naming_of, table
-from hybridtron.convert.new_run import Progress, new_run
+from hybridtron.convert.new_run import Progress, imported_config, new_run
 from hybridtron.convert.receipt import Receipt, write_receipt
 from hybridtron.convert.streaming import infos_here, require_same_tensors, write_ours
 from hybridtron.convert.vocabulary import ResizedVocabulary
 from hybridtron.errors import UserError
 from hybridtron.model.config import ModelConfig
-from hybridtron.training.config import RunConfig
 from hybridtron.training.run_folder.folder import RunFolder
 from hybridtron.training.run_folder.train_state import TrainState
 
 VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
+SEQ_LEN = 1024  # data.seq_len of the run, which a checkpoint does not say
 NOTES = ("logits were not compared: that would need the training code of Megatron-LM",)
 
 
@@ -67,7 +67,8 @@ def from_megatron(
     entries = table(model, naming, theirs.tensors)
     expected = {entry.name: entry.shape_there(entries.shapes) for entry in entries.entries}
     require_same_tensors(str(folder), expected, theirs.tensors)
-    run = build(_run_sections(out, model), RunConfig)
+    section = model.model_dump(mode="json", serialize_as_any=True, exclude={"blocks": {"__all__": {"hidden_size"}}})
+    run = imported_config(out, section, SEQ_LEN)
     with new_run(out, run, TrainState(), infos_here(entries, theirs.tensors), progress=progress) as sink:
         write_ours(entries, theirs, sink)
     ours = CheckpointSource(RunFolder(out).checkpoint(0), "none")
@@ -75,18 +76,6 @@ def from_megatron(
         "from-megatron", entries, ours, theirs, source_folder=folder, target_folder=out, run=out, hf=folder, into=out,
         notes=NOTES, logits="never",
     )  # fmt: skip
-
-
-def _run_sections(out: Path, model: ModelConfig) -> dict[str, Any]:
-    """Return a config that names the model; what trains it is for the user to say."""
-    blocks = {"blocks": {"__all__": {"hidden_size"}}}
-    return {
-        "name": out.name,
-        "model": model.model_dump(mode="json", serialize_as_any=True, exclude=blocks),
-        "data": {"seq_len": 1024},
-        "train": {"steps": 1, "global_batch_size": 1},
-        "optimizer": {"lr": 1e-4},
-    }
 
 
 def _model(

@@ -12,7 +12,7 @@ from hybridtron.convert.megatron.sink import MegatronSink, common_state, object_
 from hybridtron.convert.megatron.source import RELEASE, TRACKER, MegatronSource
 from hybridtron.convert.megatron.table import CLASSES, Kind, Naming, Spec, is_gpt, kind_of, table
 from hybridtron.convert.megatron.to_arguments import megatron_arguments
-from hybridtron.convert.new_run import Progress
+from hybridtron.convert.new_run import Progress, with_total
 from hybridtron.convert.receipt import Receipt, write_receipt
 from hybridtron.convert.streaming import infos_there, require_same_tensors, write_theirs
 from hybridtron.errors import UserError
@@ -52,9 +52,10 @@ def to_megatron(
     tensors = infos_there(entries, source.tensors)
     objects, common = object_keys(model, entries.entries, naming), common_state(arguments, naming)
     total = sum(info.size_bytes for info in tensors.values())
-    report = (lambda done: progress(done, total)) if progress else None
     with output_folder(out, total) as draft:
-        with MegatronSink(draft / RELEASE, tensors, naming.stacked, objects, common, report) as sink:
+        with MegatronSink(
+            draft / RELEASE, tensors, naming.stacked, objects, common, with_total(progress, total)
+        ) as sink:
             write_theirs(entries, source, sink)
         replace_file(draft / TRACKER, RELEASE)
     written = MegatronSource(out / RELEASE)
