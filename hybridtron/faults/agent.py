@@ -119,6 +119,8 @@ class Agent:
             if self._claim(fault):
                 self._signal_all(signal.SIGTERM)
                 self._later(fault.draw * GRACE_SECONDS, lambda: self._signal_all(signal.SIGKILL))
+        elif kind == "kill_starting" and self._armed(fault).exists():  # a start that was over before its moment
+            self._die_of(fault)
         elif kind == "kill_starting":  # the start after this one is interrupted
             self._armed(fault).write_text(json.dumps({"time": true_time(), "attempt": self.attempt}) + "\n")
             self._die()
