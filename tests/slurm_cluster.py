@@ -127,7 +127,10 @@ class Cluster:
                 daemon.wait()
 
     def start_node(self, node: str) -> None:
-        """Start the daemon of a node."""
+        """Start the daemon of a node as after a reboot: it would take sockets of earlier steps for steps that run, and
+        SLURM would end the job's next start, whose steps have the same numbers."""
+        for stale in (self.folder / f"spool.{node}").glob(f"{node}_*"):
+            stale.unlink()
         self.start("slurmd", "-D", "-f", str(self.folder / "slurm.conf"), "-N", node)
 
     def cancel_all(self) -> None:
