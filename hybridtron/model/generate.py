@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,14 +11,57 @@ from torch import Tensor
 from hybridtron.data.tokenizer import Tokenizer
 from hybridtron.errors import UserError
 from hybridtron.model.language_model import LanguageModel
+from hybridtron.model.sampling import DEFAULT_SAMPLING, Sampling
 
-SMALLEST_TEMPERATURE = 1e-3
+LARGEST_BATCH = 32  # prompts that advance together
 
 NextLogits = Callable[[list[list[int]]], Tensor]
 """Token ids of b sequences of one length -> logits [b, vocabulary] of what follows each."""
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Completion:
+    """How a prompt goes on."""
+
+    prompt: str
+    text: str
+    tokens: tuple[int, ...]  # ids that were drawn, without the end of the document
+    log_probs: tuple[float, ...]  # of each of these given those before it, by the model: as at temperature 1
+    ended_by: str  # max_tokens, document or stop
+
+
+class _Sequence:
+    """One prompt and what has been drawn after it."""
+
+    def __init__(self, prompt: str, tokens: list[int], max_tokens: int, generator: torch.Generator) -> None:
+        self.prompt, self.tokens, self.generator = prompt, tokens, generator
+        self.start, self.limit = len(tokens), len(tokens) + max_tokens
+        self.log_probs: list[float] = []
+        self.text = ""
+        self.ended_by = "" if max_tokens else "max_tokens"
+
+    def extend(self, logits: Tensor, sampling: Sampling, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+        """Add the token that is drawn from logits [vocabulary], and see whether that is the end."""
+        token = sampling.draw(logits, self.tokens, self.generator)
+        if token == tokenizer.eod:
+            self.ended_by = "document"
+            return
+        self.tokens.append(token)
+        self.log_probs.append(float(logits.log_softmax(-1)[token]))
+        if stop:
+            text = _continuation(tokenizer, self.tokens, self.start)
+            found = [place for each in stop if (place := text.find(each)) >= 0]
+            if found:
+                self.text, self.ended_by = text[: min(found)], "stop"
+                return
+        if len(self.tokens) == self.limit:
+            self.ended_by = "max_tokens"
+
+    def completion(self, tokenizer: Tokenizer) -> Completion:
+        text = self.text if self.ended_by == "stop" else _continuation(tokenizer, self.tokens, self.start)
+        return Completion(self.prompt, text, tuple(self.tokens[self.start :]), tuple(self.log_probs), self.ended_by)
+
+
 def generate(
     model: LanguageModel,
     tokenizer: Tokenizer,
@@ -26,55 +69,60 @@ def generate(
     max_tokens: int,
     *,
     context: int,
+    sampling: Sampling = DEFAULT_SAMPLING,
+    stop: Sequence[str] = (),
     tensor_parallel_size: int = 1,
-    temperature: float = 0.8,
-    top_k: int = 0,
     seed: int = 0,
     start_document: bool = True,
     device: torch.device | str = "cpu",
-) -> list[str]:
-    """Continue each prompt by up to max_tokens tokens, or to the end of the document; return the continuations.
+) -> Iterator[Completion]:
+    """Yield how each prompt goes on, by up to max_tokens tokens, or to the end of the document or a `stop` text.
 
     With `start_document` a prompt follows the end-of-document id, as the beginning of a document does in training.
-    Without it a prompt may stand anywhere in a document.
+    Without it a prompt may stand anywhere in a document. A text ends before the first of the `stop` texts in it.
 
-    Each token is drawn from the softmax of the logits over temperature, among the top_k likeliest (0: all); temperature
-    0 takes the likeliest. Every prompt has a generator of its own, started by `seed`, so that its text does not depend
-    on the others; equal prompts give different samples. A model in one process goes on from its state, so that
-    recurrent layers take equally long for every token; it sees at most the last `context` tokens, and at least half as
-    many. One that lies over `tensor_parallel_size` processes, which all call this with the same arguments and get the
-    same text, goes over the last `context` tokens for every token.
+    Every prompt has a generator of its own, started by `seed`, so that its text does not depend on the others; equal
+    prompts give different samples. A model in one process goes on from its state, so that recurrent layers take equally
+    long for every token; it sees at most the last `context` tokens, and at least half as many. One that lies over
+    `tensor_parallel_size` processes, which all call this with the same arguments and get the same text, goes over the
+    last `context` tokens for every token.
 
     Raises:
         UserError: for a number out of range or a prompt that is not UTF-8 text.
     """
-    _check(prompts, max_tokens, temperature, top_k, seed)
-    if not prompts:
-        return []
+    _check(prompts, max_tokens, seed, stop)
     # Equal prompts are to give different samples.
     generators = [torch.Generator().manual_seed(seed + prompts[:i].count(prompt)) for i, prompt in enumerate(prompts)]
     # Of a longer prompt the last `context` tokens count, so that all sequences begin their windows at the same lengths.
     before = [tokenizer.eod] if start_document else []
-    texts = [([*before, *map(int, tokenizer.encode(prompt))] or [tokenizer.eod])[-context:] for prompt in prompts]
-    starts = [len(tokens) for tokens in texts]
-    if tensor_parallel_size == 1:
-        next_logits = _by_steps(model, len(texts), context, device)
-    else:
-        next_logits = _by_windows(model, context, tensor_parallel_size, tokenizer.eod, device)
-    ended = [max_tokens == 0] * len(texts)
-    length = min(starts)
-    while not all(ended):
-        # Sequences advance together. One that has ended goes on with any token, which is not read.
-        logits = next_logits([(tokens + [tokenizer.eod] * length)[:length] for tokens in texts])
-        for i, tokens in enumerate(texts):
-            if ended[i] or len(tokens) > length:
-                continue
-            token = _draw(logits[i, : tokenizer.vocab_size].float().cpu(), temperature, top_k, generators[i])
-            if token != tokenizer.eod:
-                tokens.append(token)
-            ended[i] = token == tokenizer.eod or len(tokens) - starts[i] == max_tokens
+    encoded = [([*before, *map(int, tokenizer.encode(prompt))] or [tokenizer.eod])[-context:] for prompt in prompts]
+    sequences = [
+        _Sequence(prompt, tokens, max_tokens, generator)
+        for prompt, tokens, generator in zip(prompts, encoded, generators, strict=True)
+    ]
+    for i in range(0, len(sequences), LARGEST_BATCH):
+        batch = sequences[i : i + LARGEST_BATCH]
+        if tensor_parallel_size == 1:
+            next_logits = _by_steps(model, len(batch), context, device)
+        else:
+            next_logits = _by_windows(model, context, tensor_parallel_size, tokenizer.eod, device)
+        _extend_together(batch, next_logits, sampling, tokenizer, stop)
+        for each in batch:
+            yield each.completion(tokenizer)
+
+
+@torch.no_grad()
+def _extend_together(
+    batch: Sequence[_Sequence], next_logits: NextLogits, sampling: Sampling, tokenizer: Tokenizer, stop: Sequence[str]
+) -> None:
+    """Extend sequences to their ends, token by token. One that has ended goes on with any token, which is not read."""
+    length = min(len(each.tokens) for each in batch)
+    while not all(each.ended_by for each in batch):
+        logits = next_logits([(each.tokens + [tokenizer.eod] * length)[:length] for each in batch])
+        for each, row in zip(batch, logits, strict=True):
+            if not each.ended_by and len(each.tokens) == length:
+                each.extend(row[: tokenizer.vocab_size].float().cpu(), sampling, tokenizer, stop)
         length += 1
-    return [_continuation(tokenizer, tokens, start) for tokens, start in zip(texts, starts, strict=True)]
 
 
 def _continuation(tokenizer: Tokenizer, tokens: list[int], start: int) -> str:
@@ -87,23 +135,22 @@ def _continuation(tokenizer: Tokenizer, tokens: list[int], start: int) -> str:
     return text.removeprefix(prompt) if text.startswith(prompt) else tokenizer.decode(tokens[start:])
 
 
-def _check(prompts: Sequence[str], max_tokens: int, temperature: float, top_k: int, seed: int) -> None:
-    for name, value in (("max_tokens", max_tokens), ("top_k", top_k), ("seed", seed)):
+def _check(prompts: Sequence[str], max_tokens: int, seed: int, stop: Sequence[str]) -> None:
+    for name, value in (("max_tokens", max_tokens), ("seed", seed)):
         if not isinstance(value, int) or value < 0:
             raise UserError(f"{name} = {value!r}: expected a whole number of at least 0")
-    if not isinstance(temperature, int | float) or not (
-        temperature == 0 or SMALLEST_TEMPERATURE <= temperature < math.inf
-    ):
-        raise UserError(f"temperature = {temperature!r}: expected 0, or a number from {SMALLEST_TEMPERATURE}")
     if seed >= 2**63:
         raise UserError(f"seed = {seed}: expected a whole number from 0 to 2^63 - 1")
-    for prompt in prompts:
-        if not isinstance(prompt, str):
-            raise UserError(f"prompt = {prompt!r}: expected text")
-        try:
-            prompt.encode()
-        except UnicodeEncodeError:
-            raise UserError(f"prompt = {prompt!r}: expected UTF-8 text") from None
+    for name, texts in (("prompt", prompts), ("stop", stop)):
+        for text in texts:
+            if not isinstance(text, str):
+                raise UserError(f"{name} = {text!r}: expected text")
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise UserError(f"{name} = {text!r}: expected UTF-8 text") from None
+    if "" in stop:
+        raise UserError("stop = '': expected text of at least one character")
 
 
 def _by_steps(model: LanguageModel, batch: int, context: int, device: torch.device | str) -> NextLogits:
@@ -139,12 +186,3 @@ def _by_windows(
         return model.logits(window)[:, len(seen[0]) - 1]
 
     return next_logits
-
-
-def _draw(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:
-    if temperature == 0:
-        return int(logits.argmax())
-    if top_k:
-        lowest = logits.topk(min(top_k, logits.numel())).values[-1]
-        logits = logits.masked_fill(logits < lowest, float("-inf"))
-    return int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator))

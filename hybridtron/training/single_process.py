@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,9 @@ from torch import Tensor
 from hybridtron.backends.torch import TorchBackend
 from hybridtron.checkpoint_reader import load_parameters
 from hybridtron.errors import UserError
-from hybridtron.model.generate import generate
+from hybridtron.model.generate import Completion, generate
 from hybridtron.model.language_model import LanguageModel
+from hybridtron.model.sampling import DEFAULT_SAMPLING, Sampling
 from hybridtron.model.tensors import model_tensors
 from hybridtron.training.config import RunConfig
 from hybridtron.training.run_folder.folder import read_run, suggest_older_checkpoint
@@ -95,6 +96,9 @@ class Model(LanguageModel):
         *,
         temperature: float = 0.8,
         top_k: int = 0,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        stop: str | Sequence[str] = (),
         seed: int = 0,
         start_document: bool = True,
     ) -> list[str]:
@@ -105,20 +109,40 @@ class Model(LanguageModel):
             max_tokens: tokens to add at most; a document may end before.
             temperature: 0 takes the likeliest token.
             top_k: draw among the k likeliest tokens; 0: among all.
+            top_p: draw among the fewest likeliest tokens that have this probability together; 1: among all.
+            repetition_penalty: above 1 makes tokens that have occurred less likely.
+            stop: texts before which a continuation ends.
             seed: of the draws; each prompt draws as if it were alone.
             start_document: a prompt begins a document, after the end-of-document id; else it stands within one.
 
         Raises:
             UserError: for a number out of range, or a prompt that is not UTF-8 text.
         """
+        sampling = Sampling(repetition_penalty, temperature, top_k, top_p)
+        completions = self.complete(
+            prompts, max_tokens, sampling=sampling, stop=stop, seed=seed, start_document=start_document
+        )
+        return [each.text for each in completions]
+
+    def complete(
+        self,
+        prompts: str | Sequence[str],
+        max_tokens: int = 100,
+        *,
+        sampling: Sampling = DEFAULT_SAMPLING,
+        stop: str | Sequence[str] = (),
+        seed: int = 0,
+        start_document: bool = True,
+    ) -> Iterator[Completion]:
+        """Yield what `generate` returns with its tokens, their log probabilities and what ended it."""
         return generate(
             self,
             self.tokenizer,
             [prompts] if isinstance(prompts, str) else list(prompts),
             max_tokens,
             context=self.config.data.seq_len,
-            temperature=temperature,
-            top_k=top_k,
+            sampling=sampling,
+            stop=[stop] if isinstance(stop, str) else list(stop),
             seed=seed,
             start_document=start_document,
             device=self.device,

@@ -8,9 +8,11 @@ import torch
 from hybridtron.backends.torch import TorchBackend
 from hybridtron.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer
 from hybridtron.errors import UserError
-from hybridtron.model.generate import generate
+from hybridtron.model.generate import LARGEST_BATCH
+from hybridtron.model.generate import generate as complete
 from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel
+from hybridtron.model.sampling import Sampling
 from tests.data.kinds import saved, sentencepiece_bpe
 from tests.training.runs import resolved_tiny
 
@@ -20,6 +22,12 @@ def model(**keys):
     built = LanguageModel(config, TorchBackend())
     initialize(built, config, seed=0)
     return built
+
+
+def generate(*arguments, **options):
+    """Return the texts of completions; settings of `Sampling` are among the options."""
+    settings = {key: options.pop(key) for key in Sampling.__dataclass_fields__ if key in options}
+    return [each.text for each in complete(*arguments, sampling=Sampling(**settings), **options)]
 
 
 def text(tokens=12, prompt="ab", **options):
@@ -95,12 +103,43 @@ def test_equal_prompts_give_different_samples():
     assert second != first
 
 
+def test_more_prompts_than_go_together_and_equal_ones_among_them():
+    prompts = [*"abcdefgh" * (LARGEST_BATCH // 8), "a", "zz"]
+    together = generate(model(), ByteTokenizer(), prompts, 3, context=32, seed=3)
+    assert together[-1] == text(3, "zz", seed=3)
+    assert together[0] == text(3, "a", seed=3)
+    assert together[LARGEST_BATCH] == text(3, "a", seed=3 + LARGEST_BATCH // 8)
+
+
+def test_a_text_ends_before_the_first_stop_text_in_it():
+    whole = text(12, temperature=0)
+    stop = whole[5:8]
+    (found,) = complete(
+        model(), ByteTokenizer(), ["ab"], 12, context=32, sampling=Sampling(temperature=0), stop=["never", stop]
+    )
+    assert (found.text, found.ended_by) == (whole[: whole.index(stop)], "stop")
+    assert ByteTokenizer().decode(found.tokens) == whole[: whole.index(stop) + len(stop)]
+
+
+def test_log_probabilities_are_those_of_the_model():
+    built, tokenizer = model(), ByteTokenizer()
+    (found,) = complete(built, tokenizer, ["ab"], 6, context=32, sampling=Sampling(temperature=1.5, top_k=20))
+    ids = torch.tensor([[tokenizer.eod, *b"ab", *found.tokens]])
+    expected = built.logits(ids).detach()[0, :, : tokenizer.vocab_size].log_softmax(-1)
+    for i, (token, log_prob) in enumerate(zip(found.tokens, found.log_probs, strict=True)):
+        assert log_prob == pytest.approx(float(expected[2 + i, token]), abs=1e-5)
+    assert found.ended_by == "max_tokens"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"max_tokens": 2.5}, "max_tokens = 2.5: expected a whole number"),
         ({"top_k": 1.5}, "top_k = 1.5: expected a whole number"),
         ({"temperature": "hot"}, "temperature = 'hot'"),
+        ({"top_p": 0}, "top_p = 0: expected a number above 0, up to 1"),
+        ({"repetition_penalty": -1}, "repetition_penalty = -1: expected a number above 0"),
+        ({"stop": [""]}, "stop = '': expected text of at least one character"),
         ({"prompts": [5]}, "prompt = 5: expected text"),
     ],
 )

@@ -65,7 +65,7 @@ def _sample(context: TrainContext) -> dict[str, str]:
         return {}
     tokenizer = load_tokenizer(config.data.tokenizer)
     prompt = _prompt(corpus, tokenizer)
-    (text,) = generate(
+    (completion,) = generate(
         context.chunks[0],
         tokenizer,
         [prompt],
@@ -75,7 +75,7 @@ def _sample(context: TrainContext) -> dict[str, str]:
         seed=config.seed,
         device=context.parallel_context.device,
     )
-    return {"sample_prompt": prompt, "sample": text}
+    return {"sample_prompt": prompt, "sample": completion.text}
 
 
 def _prompt(corpus: Corpus, tokenizer: Tokenizer) -> str:

@@ -128,6 +128,41 @@ def test_generate(run, capsys):
     assert capsys.readouterr().out == f"the {texts[0]}\n"
 
 
+def test_several_prompts_are_continued_one_after_the_other(run, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("a model\nthe scan\n")
+    (tmp_path / "prompts.jsonl").write_text('"a model"\n{"prompt": "the scan"}\n')
+    printed = []
+    for given in (
+        ["--prompt", "a model", "--prompt", "the scan"],
+        *(["--prompts", str(tmp_path / f"prompts.{end}")] for end in ("txt", "jsonl")),
+    ):
+        assert main(["generate", str(run), *given, "--tokens", "4", "--json", "--log-probs"]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] == printed[2]
+    first, second = map(json.loads, printed[0].splitlines())
+    assert (first["prompt"], second["prompt"]) == ("a model", "the scan")
+    assert len(first["tokens"]) == len(first["log_probs"]) == 4
+    assert main(["generate", str(run), "--prompt", "a model", "--prompt", "the scan", "--tokens", "4"]) == 0
+    assert capsys.readouterr().out == f"--- 1 of 2\na model{first['text']}\n\n--- 2 of 2\nthe scan{second['text']}\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "prompt is missing: expected --prompt TEXT or --prompts FILE"),
+        (["--prompt", "a", "--log-probs"], "--log-probs: expected --json beside it"),
+        (["--prompt", "a", "--top-p", "2"], "--top-p = 2.0: expected a number above 0, up to 1"),
+        (["--prompts", "none.txt"], "--prompts = none.txt: No such file or directory"),
+        (["--prompts", "bad.jsonl"], "bad.jsonl, line 2: expected a JSON text, or an object with a text as prompt"),
+    ],
+)
+def test_prompts_that_are_none(run, tmp_path, monkeypatch, capsys, given, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.jsonl").write_text('"a"\n[1]\n')
+    assert main(["generate", str(run), *given]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_doctor(capsys):
     assert main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
