@@ -111,16 +111,17 @@ def node_down(cluster: Cluster) -> Iterator[None]:
     cluster.stop("node1")
     cluster.call("scontrol", "update", "NodeName=node1", "State=DOWN", "Reason=test")
     yield
-    end_steps(cluster)
+    end_steps(cluster, "node1")
     cluster.start_node("node1")
     cluster.wait_until_idle()  # it registers, and returns to service by that
 
 
-def end_steps(cluster: Cluster) -> None:
-    """End all that jobs of the cluster run, and the processes of SLURM that watch it."""
+def end_steps(cluster: Cluster, node: str) -> None:
+    """End all that jobs run on a node of the cluster, and the processes of SLURM that watch it."""
     for process in psutil.process_iter(["environ"]):
         variables = process.info["environ"] or {}
-        if "SLURM_JOB_ID" in variables and variables.get("SLURM_CONF") == cluster.environment["SLURM_CONF"]:
+        of_cluster = variables.get("SLURM_CONF") == cluster.environment["SLURM_CONF"]
+        if of_cluster and variables.get("SLURMD_NODENAME") == node:
             with contextlib.suppress(psutil.NoSuchProcess):
                 watching = [each for each in process.parents() if each.name().startswith("slurmstepd")]
                 for each in (process, *watching):
