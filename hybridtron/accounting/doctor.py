@@ -32,15 +32,16 @@ def examine() -> dict[str, Any]:
     """
     import torch
 
-    from hybridtron.distributed.cpu_compat import MEGATRON_VERSION
+    from hybridtron.distributed.megatron_versions import unsupported
     from hybridtron.ops.dispatch import implementation_table
     from hybridtron.ops.native import library
 
     cuda = torch.cuda.is_available()
     required = {name: installed_version(name) for name in REQUIRED}
     problems = [f"{name} is missing: pip install {name}" for name, found in required.items() if found is None]
-    if not cuda and required["megatron-core"] not in (None, MEGATRON_VERSION):
-        problems.append(f"megatron-core is {required['megatron-core']}; on a CPU {MEGATRON_VERSION} is needed")
+    megatron = required["megatron-core"]
+    if megatron and (problem := unsupported(megatron)):
+        problems.append(problem)
     apex = _apex()
     if apex == "not NVIDIA's":
         problems.append("the installed apex is PyPI's web toolkit, not NVIDIA's: pip uninstall apex")

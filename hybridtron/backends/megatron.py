@@ -30,7 +30,7 @@ from hybridtron.ops.elementwise.cross_entropy import cross_entropy
 from hybridtron.tensors import PackedPart, Shard, Shards, TensorSpec
 
 
-def _unused(weight: Tensor) -> None:
+def leave_uninitialized(weight: Tensor) -> None:
     """Initialize nothing, in place of megatron-core: values must not depend on the layout."""
 
 
@@ -123,7 +123,7 @@ class MegatronBackend(Backend):
 
     @property
     def _shared_options(self) -> dict[str, Any]:
-        return {"config": self.config, "init_method": _unused, "tp_group": self.group}
+        return {"config": self.config, "init_method": leave_uninitialized, "tp_group": self.group}
 
     def dispatcher(
         self, kind: DispatcherKind, num_experts: int, top_k: int, capacity_factor: float | None

@@ -1,4 +1,4 @@
-"""Let megatron-core 0.16.1 train on CPU with gloo. Where CUDA is usable, nothing here has an effect.
+"""Let megatron-core train on CPU with gloo. Where CUDA is usable, nothing here has an effect.
 
 megatron-core names the CUDA device in many places, some as literals ("cuda", "torch.cuda.FloatTensor"). Inside
 `cuda_calls_on_cpu` those mean the CPU: a few functions of torch.cuda are replaced and a torch-function mode rewrites
@@ -19,9 +19,9 @@ from unittest.mock import patch
 import torch
 from torch.overrides import TorchFunctionMode
 
+from hybridtron.backends.installation import hide_unusable_transformer_engine
+from hybridtron.distributed.megatron_versions import unsupported
 from hybridtron.errors import UserError
-
-MEGATRON_VERSION = "0.16.1"
 
 
 def _names_cuda(device: object) -> bool:
@@ -65,14 +65,15 @@ class _IdleStream:
 def cuda_calls_on_cpu() -> Iterator[None]:
     """Send calls that name CUDA to the CPU inside the block; import megatron-core there, not before.
 
-    Raises UserError when the installed megatron-core is not the version that this was written for.
+    A Transformer Engine that is broken looks absent to megatron-core from then on.
+    Raises UserError when the installed megatron-core is not one that this was written for.
     """
+    hide_unusable_transformer_engine()
     if torch.cuda.is_available():
         yield
         return
-    found = version("megatron-core")
-    if found != MEGATRON_VERSION:
-        raise UserError(f"megatron-core {found} is installed; on a CPU, hybridtron needs {MEGATRON_VERSION}")
+    if problem := unsupported(version("megatron-core")):
+        raise UserError(problem)
     replacements = _cuda_replacements()
     with (
         patch.multiple(torch.cuda, **replacements),

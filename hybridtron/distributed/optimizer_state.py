@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from megatron.core.optimizer import ChainedOptimizer
@@ -46,15 +46,22 @@ def local_tensors(optimizer: ChainedOptimizer) -> Iterator[LocalTensor]:
 
 def updates(optimizer: ChainedOptimizer) -> int:
     """Return the number of updates that Adam has made."""
-    steps = [state["step"] for each in optimizer.chained_optimizers for state in each.optimizer.state.values()]
-    return max((int(step) for step in steps), default=0)
+    return max((int(counts["step"]) for counts in _counts(optimizer) if "step" in counts), default=0)
 
 
 def set_updates(optimizer: ChainedOptimizer, count: int) -> None:
     """Set the number of updates that Adam has made."""
+    for counts in _counts(optimizer):
+        step = counts.get("step", 0)
+        counts["step"] = torch.full_like(step, count) if isinstance(step, Tensor) else count
+
+
+def _counts(optimizer: ChainedOptimizer) -> Iterator[dict[str, Any]]:
+    """Yield the dictionaries in which Adam counts its updates: torch's for each parameter, Transformer Engine's and
+    apex's for each group of them."""
     for each in optimizer.chained_optimizers:
-        for values in each.optimizer.state.values():
-            values["step"] = torch.full_like(values["step"], count)
+        adam = each.optimizer
+        yield from adam.state.values() if isinstance(adam, torch.optim.AdamW) else adam.param_groups
 
 
 def _held(optimizer: MegatronOptimizer) -> Iterator[tuple[nn.Parameter, Tensor, int]]:
@@ -82,5 +89,6 @@ def _begin(optimizer: MegatronOptimizer) -> None:
     for group in adam.param_groups:
         for parameter in group["params"]:
             if not adam.state[parameter]:
-                adam.state[parameter] = {"step": torch.zeros((), device=parameter.device)}
-                adam.state[parameter] |= {kind: torch.zeros_like(parameter.data) for kind in MOMENTS}
+                adam.state[parameter] = {kind: torch.zeros_like(parameter.data) for kind in MOMENTS}
+                if isinstance(adam, torch.optim.AdamW):
+                    adam.state[parameter]["step"] = torch.zeros((), device=parameter.device)

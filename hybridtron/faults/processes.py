@@ -50,6 +50,9 @@ def import_everything() -> None:
     """Import what training needs, so that forked ranks start within a second."""
     import torch
 
+    from hybridtron.backends.installation import hide_unusable_transformer_engine
+
+    hide_unusable_transformer_engine()
     for module in PRELOADED:
         importlib.import_module(module)
     torch.set_num_threads(1)

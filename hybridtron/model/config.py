@@ -37,8 +37,10 @@ class ModelConfig(Strict):
     )
     logits_scaling: float = Field(1.0, gt=0, description="Divides the logits (Granite).")
     init_std: float = Field(0.02, gt=0, description="Standard deviation of the initial weights.")
-    backend: Literal["megatron", "torch"] = Field(
-        "megatron", description="Who builds the layers: megatron-core's parallel modules, or plain PyTorch."
+    backend: Literal["auto", "torch", "megatron", "transformer_engine"] = Field(
+        "auto",
+        description="Who builds the layers: plain PyTorch, megatron-core's parallel modules or Transformer Engine's. "
+        "auto: Transformer Engine for bf16 on CUDA where it is installed, otherwise megatron-core.",
     )
 
     @model_validator(mode="before")

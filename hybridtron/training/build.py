@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from hybridtron.backends.base import Backend
+from hybridtron.backends.installation import transformer_engine_problem
 from hybridtron.distributed.groups import ParallelContext
+from hybridtron.errors import UserError
 from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel
 from hybridtron.model.stage import cut, imbalance, stage_costs
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
     from hybridtron.distributed.engine import Engine
 
+BackendName = Literal["torch", "megatron", "transformer_engine"]
+
 
 def build_chunks(config: RunConfig, parallel_context: ParallelContext) -> tuple[list[LanguageModel], TransformerConfig]:
     """Build the model chunks (runs of layers) of this process's pipeline stage on its device.
@@ -27,24 +31,9 @@ def build_chunks(config: RunConfig, parallel_context: ParallelContext) -> tuple[
 
     model, parallel = config.model, config.parallel
     megatron = megatron_config(model.hidden_size, parallel, config.precision)
-    backend: Backend
-    if model.backend == "torch":
-        from hybridtron.backends.torch import TorchBackend
-
-        backend = TorchBackend(megatron.params_dtype, parallel_context.device, model.norm_eps)
-    else:
-        from hybridtron.backends.megatron import MegatronBackend
-
-        backend = MegatronBackend(
-            megatron,
-            parallel_context.shards,
-            parallel_context.tensor_group,
-            parallel_context.context_group,
-            parallel_context.sequence_group,
-            parallel_context.expert_groups,
-            parallel_context.device,
-            model.norm_eps,
-        )
+    backend = make_backend(
+        choose_backend(config, parallel_context.device.type), megatron, parallel_context, model.norm_eps
+    )
     stages = cut(model, parallel.num_stages, config.data.seq_len)
     chunks = []
     for stage in stages[parallel_context.pipeline.rank :: parallel.pipeline]:
@@ -53,6 +42,48 @@ def build_chunks(config: RunConfig, parallel_context: ParallelContext) -> tuple[
             initialize(chunk, model, config.seed, parallel_context.shards)
         chunks.append(chunk)
     return chunks, megatron
+
+
+def choose_backend(config: RunConfig, device: str) -> BackendName:
+    """Return who builds the layers on this kind of device.
+
+    `auto` takes Transformer Engine for bf16 on CUDA where it is usable; in fp32 it would multiply in TF32. On the meta
+    device megatron-core's modules stand for Transformer Engine's, which do not run there.
+    Raises UserError where `transformer_engine` is asked for and not usable.
+    """
+    name, narrow = config.model.backend, config.precision.format != "fp32"
+    if name in ("torch", "megatron"):
+        return name
+    if device == "meta" or (name == "auto" and not (narrow and device == "cuda")):
+        return "megatron"
+    problem = transformer_engine_problem()
+    if problem and name == "transformer_engine":
+        raise UserError(f"model.backend = transformer_engine: {problem}; or expected auto, megatron or torch")
+    return "megatron" if problem else "transformer_engine"
+
+
+def make_backend(
+    name: BackendName, megatron: TransformerConfig, parallel_context: ParallelContext, norm_eps: float
+) -> Backend:
+    """Make the backend of that name over the groups of this process."""
+    if name == "torch":
+        from hybridtron.backends.torch import TorchBackend
+
+        return TorchBackend(megatron.params_dtype, parallel_context.device, norm_eps)
+    if name == "megatron":
+        from hybridtron.backends.megatron import MegatronBackend as Chosen
+    else:
+        from hybridtron.backends.transformer_engine import TransformerEngineBackend as Chosen
+    return Chosen(
+        megatron,
+        parallel_context.shards,
+        parallel_context.tensor_group,
+        parallel_context.context_group,
+        parallel_context.sequence_group,
+        parallel_context.expert_groups,
+        parallel_context.device,
+        norm_eps,
+    )
 
 
 def build_engine(config: RunConfig, parallel_context: ParallelContext) -> tuple[Engine, list[LanguageModel]]:

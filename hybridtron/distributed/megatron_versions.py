@@ -1,0 +1,30 @@
+"""The releases of megatron-core that hybridtron works with, and what differs between them.
+
+Python 3.11 gets 0.16.1, Python 3.12 and newer get 0.19.2. Both have what `engine.py`, the megatron backend and
+`cpu_compat.py` use, by the same names and with the same arguments; what has to be told apart is listed here.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import version
+
+OLDEST, BELOW = "0.16.1", "0.20"
+
+
+def installed_release() -> tuple[int, ...]:
+    """Return the numbers of the installed megatron-core's version."""
+    return release(version("megatron-core"))
+
+
+def release(text: str) -> tuple[int, ...]:
+    """Return the numbers that a version begins with: 0.16.1 of `0.16.1rc0+local`."""
+    found = re.match(r"\d+(\.\d+)*", text)
+    return tuple(int(number) for number in found[0].split(".")) if found else ()
+
+
+def unsupported(text: str) -> str | None:
+    """Return why this version of megatron-core is not supported, in one line, or None where it is."""
+    if release(OLDEST) <= release(text) < release(BELOW):
+        return None
+    return f"megatron-core {text} is installed; hybridtron needs at least {OLDEST} and below {BELOW}"

@@ -1,0 +1,45 @@
+"""Who builds the layers: `model.backend`, by device, number format and what is installed."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from hybridtron.errors import UserError
+from hybridtron.training import build
+
+
+def choose(backend, device, number_format="bf16"):
+    config = SimpleNamespace(model=SimpleNamespace(backend=backend), precision=SimpleNamespace(format=number_format))
+    return build.choose_backend(config, device)
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Say what is wrong with Transformer Engine; None: nothing."""
+    return lambda problem: monkeypatch.setattr(build, "transformer_engine_problem", lambda: problem)
+
+
+def test_auto_takes_transformer_engine_for_bf16_on_cuda_where_it_is_usable(installed):
+    installed(None)
+    assert choose("auto", "cuda") == "transformer_engine"
+    assert choose("auto", "cuda", "fp32") == "megatron"
+    assert choose("auto", "cpu") == "megatron"
+    installed("Transformer Engine is not installed")
+    assert choose("auto", "cuda") == "megatron"
+
+
+def test_a_dry_run_has_megatron_cores_modules_for_it(installed):
+    installed("Transformer Engine needs a CUDA device")
+    assert choose("transformer_engine", "meta") == choose("auto", "meta") == "megatron"
+
+
+def test_a_named_backend_is_taken_or_refused_in_one_line(installed):
+    installed("Transformer Engine needs a CUDA device")
+    assert choose("torch", "cuda") == "torch"
+    assert choose("megatron", "cpu") == "megatron"
+    with pytest.raises(
+        UserError, match=r"^model.backend = transformer_engine: Transformer Engine needs a CUDA device;"
+    ):
+        choose("transformer_engine", "cpu")
+    installed(None)
+    assert choose("transformer_engine", "cuda", "fp32") == "transformer_engine"
