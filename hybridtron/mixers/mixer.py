@@ -20,13 +20,12 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hybridtron.backends.base import Backend
 from hybridtron.mixers.contract import MixerConfig
-from hybridtron.ops.elementwise.norm import rms_norm
+from hybridtron.ops.elementwise.norm import norm_and_gate
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.tensors import PackedPart
 
@@ -145,7 +144,7 @@ class Mixer(nn.Module):
 
         `eps` is the model's by default.
         """
-        return (rms_norm(y, self.of_all_heads("norm_weight"), eps or self.backend.norm_eps) * F.silu(z)).flatten(-2)
+        return norm_and_gate(y, z, self.of_all_heads("norm_weight"), eps or self.backend.norm_eps).flatten(-2)
 
     def local_heads(self, name: str) -> Tensor:
         """Return this process's share of a parameter over heads or channels, as `core` needs it."""

@@ -15,15 +15,15 @@ torch.set_num_threads(1)
 LENGTHS = (1, 7, 63, 64, 65, 1000)  # around a chunk of 64
 
 
-def token_major(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def token_major(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
     """A leaf of shape [b, s, ...] in memory as a slice of [s, b, ..., more], which is how the ops are called."""
     batch, seq_len, *rest, width = shape
-    memory = torch.randn(seq_len, batch, *rest, width + 3, dtype=dtype)
+    memory = torch.randn(seq_len, batch, *rest, width + 3, dtype=dtype, device=device)
     return memory.transpose(0, 1)[..., :width].detach().requires_grad_()
 
 
-def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(*shape, dtype=dtype, requires_grad=True)
+def leaf(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
+    return torch.randn(*shape, dtype=dtype, device=device, requires_grad=True)
 
 
 def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -11,10 +11,10 @@ from hybridtron.ops.attention.rotary import apply_rotary, rotary_tables
 from hybridtron.ops.attention.softmax import attention
 from hybridtron.ops.conv.long_conv import long_conv
 from hybridtron.ops.conv.outer_conv import outer_conv
-from hybridtron.ops.conv.short_conv import short_conv
+from hybridtron.ops.conv.short_conv import gated_short_conv, short_conv
 from hybridtron.ops.elementwise.activations import relu2, swiglu
 from hybridtron.ops.elementwise.cross_entropy import cross_entropy
-from hybridtron.ops.elementwise.norm import gated_rms_norm, rms_norm
+from hybridtron.ops.elementwise.norm import gated_rms_norm, norm_and_gate, rms_norm
 from hybridtron.ops.linear_attention.delta_rule import gated_delta_rule
 from hybridtron.ops.linear_attention.gla import gla
 from hybridtron.ops.linear_attention.kernelized import linear_attention
@@ -45,12 +45,14 @@ CALLS = {
     "rwkv6": (lambda *t: rwkv6(*t, 2), (HEADS, HEADS, HEADS, -HEADS, torch.ones(2, 8))),
     "gated_delta_rule": (lambda *t: gated_delta_rule(*t, 2), (HEADS, HEADS, HEADS, HEAD_GATES, -HEAD_GATES)),
     "short_conv": (short_conv, (X, torch.ones(6, 4))),
+    "gated_short_conv": (gated_short_conv, (X, X, X, torch.ones(6, 4))),
     "long_conv": (long_conv, (LONG, torch.ones(6, 30))),
     "convolve": (long_conv, (LONG, torch.ones(6, 30))),
     "outer_conv": (outer_conv, (HEADS, HEADS, HEADS, torch.ones(2, 4))),
     "grouped_linear": (lambda *t: grouped_linear(*t, (1, 3)), (torch.ones(4, 6), torch.ones(2, 5, 6))),
     "rms_norm": (lambda *t: rms_norm(*t, 1e-5), (X, torch.ones(6))),
     "gated_rms_norm": (lambda *t: gated_rms_norm(*t, 1e-5, 2), (X, X, torch.ones(6))),
+    "norm_and_gate": (lambda *t: norm_and_gate(*t, 1e-5), (HEADS, HEADS, torch.ones(8))),
     "swiglu": (swiglu, (X,)),
     "relu2": (relu2, (X,)),
     "cross_entropy": (lambda x: cross_entropy(x, torch.zeros(2, 4, dtype=torch.long)), (X,)),

@@ -75,8 +75,8 @@ def test_a_dry_run_keeps_the_bytes_of_a_real_pass(case, device, number_format):
 
 
 def test_both_devices_differ_where_other_tensors_are_kept():
-    block = {"type": "hyena", "filter_layers": 2}
-    kept = {device: sum(run_stage(config_of(block), 1, 0, device).passes.kept.values()) for device in CUDA}
+    config = config_of(CASES["attention"])
+    kept = {device: sum(run_stage(config, 1, 0, device).passes.kept.values()) for device in CUDA}
     assert kept["gpu"] > kept["cpu"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from hybridtron.mixers.mixer import Mixer
-from hybridtron.ops.conv.short_conv import short_conv, short_conv_step
+from hybridtron.ops.conv.short_conv import gated_short_conv, short_conv_step
 
 
 class ShortConv(Mixer):
@@ -14,7 +14,7 @@ class ShortConv(Mixer):
     def core(self, packed: Tensor) -> Tensor:
         before, after, x = (part.transpose(0, 1) for part in packed.chunk(3, -1))  # [b, s, channels]
         bias = self.local_heads("conv_bias") if self.config.bias else None
-        return (after * short_conv(before * x, self.local_heads("conv_weight"), bias)).transpose(0, 1)
+        return gated_short_conv(before, x, after, self.local_heads("conv_weight"), bias).transpose(0, 1)
 
     def initial_state(self, batch: int) -> Tensor:
         """Return the inputs of the convolution before the first token, zeros [b, k - 1, h]."""

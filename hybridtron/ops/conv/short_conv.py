@@ -14,6 +14,8 @@ from hybridtron.ops.device import device_type
 from hybridtron.ops.dispatch import Implementation, otherwise, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
 from hybridtron.ops.elementwise.row_blocks import block_length, enough, runs
+from hybridtron.ops.triton import short_conv as triton_short_conv
+from hybridtron.ops.triton.launch import triton_kernels
 
 aten = torch.ops.aten
 
@@ -27,7 +29,19 @@ def short_conv(
 
     x [b, s, c], weight [c, k], bias [c]; returns [b, s, c] laid out in memory as x is.
     """
-    return select("short_conv", x)(x, weight, bias, activation)
+    return select("short_conv", x, weight, bias, activation)(x, weight, bias, activation)
+
+
+def gated_short_conv(before: Tensor, x: Tensor, after: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute after * short_conv(before * x): a short convolution between two gates, all [b, s, c]."""
+    return select("gated_short_conv", before, x, after, weight, bias)(before, x, after, weight, bias)
+
+
+def composed_gated_short_conv(
+    before: Tensor, x: Tensor, after: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """Compute `gated_short_conv` by products and `short_conv`."""
+    return after * short_conv(before * x, weight, bias)
 
 
 def short_conv_reference(
@@ -139,12 +153,32 @@ def _correlate(rows: Tensor, taps: list[Tensor], start: Tensor | None) -> Tensor
 register(
     "short_conv",
     "short convolution",
+    triton_kernels(
+        triton_short_conv.short_conv,
+        f"at most {triton_short_conv.MAX_TAPS} taps, or {triton_short_conv.MAX_SILU_TAPS} before SiLU",
+        lambda x, weight, bias, activation: (
+            weight.shape[1] <= (triton_short_conv.MAX_SILU_TAPS if activation else triton_short_conv.MAX_TAPS)
+        ),
+    ),
     Implementation(
         "PyTorch, shifted multiply-adds",
         "under a torch.func transform or on CUDA",
-        lambda x: under_transforms() or device_type(x.device) == "cuda",
+        lambda x, *_: under_transforms() or device_type(x.device) == "cuda",
         short_conv_reference,
     ),
     otherwise("PyTorch, in tiles", _ShortConv.apply),
-    sample=lambda one: (one,),
+    sample=lambda one: (one, one, None, None),
+)
+register(
+    "gated_short_conv",
+    "short convolution between gates",
+    triton_kernels(
+        triton_short_conv.gated_short_conv,
+        f"gates of the dtype of x, at most {triton_short_conv.MAX_TAPS} taps",
+        lambda before, x, after, weight, bias: (
+            before.dtype == x.dtype == after.dtype and weight.shape[1] <= triton_short_conv.MAX_TAPS
+        ),
+    ),
+    otherwise("short_conv and products", composed_gated_short_conv),
+    sample=lambda one: (one, one, one, one, None),
 )

@@ -15,6 +15,8 @@ from hybridtron.ops.dispatch import Implementation, kernels, otherwise, plain, r
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.elementwise.row_blocks import as_rows, from_rows, row_order, split_rows
 from hybridtron.ops.native.library import pieces, require_kernels
+from hybridtron.ops.triton import norm as triton_norm
+from hybridtron.ops.triton.launch import triton_kernels
 
 aten = torch.ops.aten
 
@@ -50,7 +52,20 @@ def gated_rms_norm(x: Tensor, z: Tensor, weight: Tensor, eps: float, num_groups:
     x and z are [..., c], weight [c]; num_groups divides c. Accumulated in float32; returned in the dtype of x,
     laid out in memory as z is.
     """
-    return select("gated_rms_norm")(x, z, weight, eps, num_groups)
+    return select("gated_rms_norm", x, z, weight, num_groups)(x, z, weight, eps, num_groups)
+
+
+def norm_and_gate(x: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Compute rms_norm(x) * silu(z) over the last axis: norm first, then gate.
+
+    x and z are [..., heads, d], weight [d]. The norm is accumulated in float32.
+    """
+    return select("norm_and_gate", x, z, weight)(x, z, weight, eps)
+
+
+def composed_norm_and_gate(x: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Compute `norm_and_gate` by two operations."""
+    return rms_norm(x, weight, eps) * F.silu(z)
 
 
 def gated_rms_norm_reference(x: Tensor, z: Tensor, weight: Tensor, eps: float, num_groups: int) -> Tensor:
@@ -157,6 +172,12 @@ register(
     "rms_norm",
     "rms norm",
     plain(rms_norm_reference),
+    triton_kernels(
+        triton_norm.rms_norm,
+        f"a weight of another dtype than x, at most {triton_norm.MAX_WIDTH} channels",
+        # torch.nn.functional.rms_norm would round such a weight to the dtype of x.
+        lambda x, weight: weight.dtype != x.dtype and len(weight) <= triton_norm.MAX_WIDTH,
+    ),
     Implementation(
         "torch.nn.functional.rms_norm",
         "on CUDA",
@@ -174,5 +195,23 @@ register(
     "gated_rms_norm",
     "gated rms norm",
     plain(gated_rms_norm_reference),
+    triton_kernels(
+        triton_norm.gated_rms_norm,
+        f"at most {triton_norm.MAX_WIDTH} channels in a group",
+        lambda x, z, weight, num_groups: len(weight) <= num_groups * triton_norm.MAX_WIDTH,
+    ),
     otherwise("PyTorch, in blocks of rows", _GatedRMSNorm.apply),
+    sample=lambda one: (one, one, one[0], 1),
+)
+register(
+    "norm_and_gate",
+    "rms norm, then gate",
+    triton_kernels(
+        triton_norm.norm_and_gate,
+        f"at most {triton_norm.MAX_WIDTH} channels in a head",
+        lambda x, z, weight: len(weight) <= triton_norm.MAX_WIDTH,
+    ),
+    kernels(composed_norm_and_gate),
+    otherwise("rms_norm and silu", composed_norm_and_gate),
+    sample=lambda one: (one, one, one[0]),
 )

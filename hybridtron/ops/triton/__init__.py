@@ -1,0 +1,1 @@
+"""Operations by Triton kernels: functions with their own gradients, which launch what lies in `kernels`."""
