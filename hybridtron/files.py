@@ -9,11 +9,12 @@ import errno
 import fcntl
 import io
 import json
+import math
 import os
 import shutil
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeGuard
@@ -201,6 +202,20 @@ def read_last_row(path: Path) -> dict[str, Any] | None:
 def is_number(value: object) -> TypeGuard[int | float]:
     """Return whether a value of JSON is a number, finite as a float, and no truth value."""
     return type(value) in (int, float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
+
+
+def json_text(value: Any, indent: int | None = 2) -> str:
+    """Return a value as JSON. JSON has no NaN and no infinite numbers: they become null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """Return a value of JSON with None in place of numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def open_rows(path: Path) -> tuple[io.FileIO, list[Line]]:

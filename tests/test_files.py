@@ -12,6 +12,7 @@ from hybridtron.errors import UserError
 from hybridtron.files import (
     DAMAGED,
     append_rows,
+    json_text,
     lock,
     open_rows,
     open_to_write,
@@ -104,6 +105,16 @@ def test_an_object_is_empty_where_its_file_holds_none(tmp_path):
         assert read_object(file) == {}
     file.write_text('{"x": 1}')
     assert read_object(file) == {"x": 1}
+
+
+def test_json_has_null_for_numbers_that_are_not_finite():
+    value = {"a": [float("nan"), 1.5, {"b": float("inf")}], "c": (-float("inf"), 2, True, None, "x")}
+    text = json_text(value)
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "a": [None, 1.5, {"b": None}],
+        "c": [None, 2, True, None, "x"],
+    }
+    assert json_text({}, indent=None) == "{}"
 
 
 def test_only_the_link_is_removed(tmp_path):

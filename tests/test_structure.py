@@ -97,6 +97,11 @@ def test_the_search_for_circles_finds_one():
     assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
 
 
+def test_verbs_print_json_by_the_function_that_knows_no_nan():
+    verbs = [name for name in modules() if name.startswith("hybridtron.cli.")]
+    assert [name for name in verbs if "json.dump" in ast.unparse(modules()[name])] == []
+
+
 def test_files_are_short():
     lines = {str(path): len(path.read_text().splitlines()) for path in (ROOT / "hybridtron").rglob("*.py")}
     assert {path: count for path, count in lines.items() if count > MAX_FILE_LINES} == {}

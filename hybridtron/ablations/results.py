@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from hybridtron.ablations.axes import Axis, Level
 from hybridtron.ablations.cells import Cell, CellRun, Plan
 from hybridtron.ablations.compare import TEST, Comparison, compare, corrected
 from hybridtron.ablations.study import Status, Study
+from hybridtron.files import json_text
 from hybridtron.laws.data.columns import SYNONYMS
 from hybridtron.reporting.shown import Shown
 from hybridtron.training.callbacks.metrics import read_metrics
@@ -209,4 +209,4 @@ def _devices(run: CellRun) -> int:
 
 def dump_json(ablation: Ablation) -> str:
     """Return the results as JSON."""
-    return json.dumps(ablation.as_json(), indent=2) + "\n"
+    return json_text(ablation.as_json()) + "\n"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from hybridtron.cli.arguments import ArgumentParser, add_json_argument
+from hybridtron.files import json_text
 
 SUMMARY = "what is installed and which path each operation will take"
 
@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> int:
 
     report = examine()
     if options.json:
-        print(json.dumps(report, indent=2))
+        print(json_text(report))
     else:
         show(report)
     return 0

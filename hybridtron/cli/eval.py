@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from hybridtron.cli.arguments import ArgumentParser, add_json_argument
 from hybridtron.errors import UserError
+from hybridtron.files import json_text
 
 SUMMARY = "loss, perplexity and bits per byte of a run on held-out text; or results on tasks of lm-eval"
 
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
 
     result = evaluate_run(options.run_paths[0], options.data, options.sequences)
     if options.json:
-        print(json.dumps(result, indent=2))
+        print(json_text(result))
         return 0
     bits = result["bits_per_byte"]
     bits_text = "unknown (no byte count beside the tokens)" if bits is None else f"{bits:.4f}"
@@ -64,7 +64,7 @@ def _run_tasks(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
     )
     if options.json:
-        print(json.dumps(rows, indent=2))
+        print(json_text(rows))
         return 0
     from hybridtron.reporting.table import Column, Table, decimal_column
 

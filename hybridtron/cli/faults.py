@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 
 from hybridtron.cli.arguments import ArgumentParser, add_json_argument
+from hybridtron.files import json_text
 
 SUMMARY = "inject faults into tiny runs, and check that they recover bit by bit"
 
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
             "date": time.strftime("%Y-%m-%d", time.gmtime(began)),
             "seconds": round(time.time() - began),
         }
-        print(json.dumps(as_json(results, conditions), indent=1))
+        print(json_text(as_json(results, conditions), indent=1))
     else:
         print(table_of(results).to_terminal())
     return 1 if any(result.outcome == WRONG for result in results) else 0

@@ -10,6 +10,7 @@ from typing import Any
 
 from hybridtron.cli.arguments import ArgumentParser, add_json_argument
 from hybridtron.errors import UserError
+from hybridtron.files import json_text
 
 SUMMARY = "continue a prompt, or several"
 
@@ -66,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
         if options.json:
             row: dict[str, Any] = asdict(completion)
             shown = row if options.log_probs else {key: row[key] for key in ("prompt", "text")}
-            print(json.dumps(shown), flush=True)
+            print(json_text(shown, indent=None), flush=True)
             continue
         if len(prompts) > 1:
             print(f"{'' if number == 1 else chr(10)}--- {number} of {len(prompts)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +11,7 @@ from rich.console import Console
 
 from hybridtron.cli.arguments import ArgumentParser, naming_options
 from hybridtron.errors import UserError
+from hybridtron.files import json_text
 from hybridtron.laws import LAWS, Law, find_law, fit
 from hybridtron.laws.data.columns import SYNONYMS
 from hybridtron.reporting.publish import require_usable
@@ -115,7 +115,7 @@ def _fit(options: argparse.Namespace) -> int:
         result = fit(law, runs, **given)
         page = result.report(out)
     if as_json:
-        print(json.dumps(result.to_json(), indent=2, allow_nan=False))
+        print(json_text(result.to_json()))
     else:
         show(result, terminal())
         print(f"\n{page}")

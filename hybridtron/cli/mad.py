@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from hybridtron.cli.arguments import ArgumentParser, naming_options
 from hybridtron.cli.jobs import add_launch_argument
 from hybridtron.cli.mad_jobs import run_tasks_as_jobs
 from hybridtron.errors import UserError
+from hybridtron.files import json_text
 from hybridtron.mad.models.architecture import Architecture, from_layers, from_model, from_pattern, with_width
 from hybridtron.mad.models.iso_state import iso_state
 from hybridtron.mad.models.layers import LAYERS, WIDTH
@@ -159,7 +159,7 @@ def _run(options: argparse.Namespace) -> int:
     processes = options.processes or default_processes(device)
     planned = plan_training(architecture, chosen, settings, options.seeds, options.out)
     if options.dry_run:
-        print(json.dumps(planned._asdict(), indent=2) if options.json else f"{architecture.name}: {planned}")
+        print(json_text(planned._asdict()) if options.json else f"{architecture.name}: {planned}")
         return 0
     view = SuiteProgress(chosen.accuracy)
     view.print(f"{architecture.name}: {planned}")
@@ -201,7 +201,7 @@ def _run(options: argparse.Namespace) -> int:
     for line in (*(told for _, told in named if told), *(line for score in made for line in score.left_out)):
         view.print(line)
     if options.json:
-        print(json.dumps([score.as_json() for score in made], indent=2))
+        print(json_text([score.as_json() for score in made]))
     else:
         print_scores(made)
     return 0
@@ -214,7 +214,7 @@ def _report(options: argparse.Namespace) -> int:
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if options.json:
-        print(json.dumps([score.as_json() for score in made], indent=2))
+        print(json_text([score.as_json() for score in made]))
     else:
         print_scores(made)
         print(f"\n{out / 'report.html'}")

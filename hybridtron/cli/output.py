@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 from collections.abc import Iterator
 from typing import Any, Protocol
+
+from hybridtron.files import json_text
 
 LAUNCHER = "HYBRIDTRON_PARENT"  # the variable by which --nproc gives its process id to the processes that it starts
 
@@ -21,7 +22,7 @@ class Result(Protocol):
 def print_result(result: Result, as_json: bool) -> None:
     """Print a result as JSON or as people read it."""
     if as_json:
-        print(json.dumps(result.as_json(), indent=2))
+        print(json_text(result.as_json()))
         return
     from hybridtron.reporting.shown import show
     from hybridtron.reporting.table import terminal

@@ -130,6 +130,16 @@ def test_verify_names_tensors_that_one_lacks_or_has_in_another_form(run, tmp_pat
     assert result.largest == max((value.double() - value.bfloat16().double()).abs().max() for value in values) > 0
 
 
+def test_verify_prints_strict_json_where_a_tensor_has_no_numbers(tmp_path, capsys):
+    for name, value in (("one", 1.0), ("other", torch.nan)):
+        with SafetensorsSink(tmp_path / name, {"w": TensorInfo((2,), torch.float32)}) as sink:
+            sink.write("w", torch.full((2,), value))
+    assert convert.main(["verify", str(tmp_path / "one"), str(tmp_path / "other"), "--no-logits", "--json"]) == 1
+    printed = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert printed["largest_difference"] is None
+    assert printed["differences"] == [{"tensor": "w", "reason": "differs", "largest": None}]
+
+
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     """A Llama of Hugging Face with random weights."""

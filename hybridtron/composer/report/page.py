@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from hybridtron.composer.report.evaluations import read_evaluations
 from hybridtron.composer.report.outcome import Outcome
 from hybridtron.composer.report.plots import draw, votes_name
 from hybridtron.config.load import dump
-from hybridtron.files import replace_file
+from hybridtron.files import json_text, replace_file
 from hybridtron.reporting.page import render
 
 TARGETS = {  # models to grow a pattern to, by the blocks that they have
@@ -28,7 +27,7 @@ def write_page(outcome: Outcome, folder: Path) -> Path:
     images = draw(outcome, evaluations.engines)
     for name, png in images.items():
         replace_file(folder / name, png)
-    replace_file(folder / "result.json", json.dumps(outcome.as_json(), indent=2) + "\n")
+    replace_file(folder / "result.json", json_text(outcome.as_json()) + "\n")
     written = folder / "report.html"
     settings, following = dump(outcome.search.config), _next_command(outcome)
     content = {"settings": settings, "next": following, "tables": tables, "votes_name": votes_name}
