@@ -33,7 +33,6 @@ REQUIRED: dict[str, tuple[Any, ...]] = {
     "moe_expert_capacity_factor": (None,),
     "moe_apply_probs_on_input": (False,),
     "moe_latent_size": (None,),
-    "moe_shared_expert_gate": (False,),
 }
 LETTERS = {"M": "mamba", "*": "attn", "-": "mlp", "E": "moe"}  # of hybrid_override_pattern, and our names
 
@@ -139,23 +138,28 @@ def _mamba(arguments: Arguments) -> dict[str, Any]:
 
 def _feed_forward(arguments: Arguments) -> dict[str, Any]:
     width, biased = arguments.need("ffn_hidden_size"), arguments.get("add_bias_linear", True)
-    if arguments.get("swiglu", False):
+    activation = _activation(arguments)
+    if activation == "swiglu":
         if biased:
             raise arguments.refuse("add_bias_linear", "False with swiglu, which has no biases here")
         return {"type": "swiglu", "ffn_hidden_size": width}
-    fused_gelu = biased and arguments.get("bias_gelu_fusion", False)
-    if arguments.get("squared_relu", False):
-        activation = "relu2"
-    elif arguments.get("openai_gelu", False) or fused_gelu:
-        activation = "gelu"
-    else:
-        raise arguments.refuse("openai_gelu", "True (gelu is its tanh form here), swiglu or squared_relu")
     return {"type": "mlp", "ffn_hidden_size": width, "activation": activation, "bias": biased}
 
 
+def _activation(arguments: Arguments) -> str:
+    fused_gelu = arguments.get("add_bias_linear", True) and arguments.get("bias_gelu_fusion", False)
+    if arguments.get("swiglu", False):
+        return "swiglu"
+    if arguments.get("squared_relu", False):
+        return "relu2"
+    if arguments.get("openai_gelu", False) or fused_gelu:
+        return "gelu"
+    raise arguments.refuse("openai_gelu", "True (gelu is its tanh form here), swiglu or squared_relu")
+
+
 def _experts(arguments: Arguments) -> dict[str, Any]:
-    if not arguments.get("swiglu", False) or arguments.get("add_bias_linear", True):
-        raise arguments.refuse("swiglu", "True, with add_bias_linear = False, as experts are here")
+    if arguments.get("add_bias_linear", True):
+        raise arguments.refuse("add_bias_linear", "False with experts")
     score, top_k = arguments.get("moe_router_score_function", "softmax"), arguments.get("moe_router_topk", 2)
     aux = arguments.get("moe_aux_loss_coeff", 0.0)
     if arguments.get("moe_router_load_balancing_type", "aux_loss") not in ("aux_loss", "seq_aux_loss"):
@@ -167,6 +171,8 @@ def _experts(arguments: Arguments) -> dict[str, Any]:
         "top_k": top_k,
         "ffn_hidden_size": arguments.get("moe_ffn_hidden_size", arguments.get("ffn_hidden_size")),
         "shared_ffn_hidden_size": arguments.get("moe_shared_expert_intermediate_size", 0),
+        "shared_gate": arguments.get("moe_shared_expert_gate", False),
+        "activation": _activation(arguments),
         "score": score,
         "normalize_top_k": normalize,
         "scaling_factor": arguments.get("moe_router_topk_scaling_factor", 1.0),

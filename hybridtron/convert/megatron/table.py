@@ -168,13 +168,18 @@ def _experts(theirs: str, ours: str, singletons: bool, shapes: Shapes) -> Iterat
     yield Entry(f"{theirs}router.weight", (f"{ours}router_weight",))
     if f"{ours}router_bias" in shapes:
         yield Entry(f"{theirs}router.expert_bias", (f"{ours}router_bias",))
-    if singletons:
-        for expert in range(shapes[f"{ours}down"][0]):
-            one = f"{theirs}experts.experts.{expert}."
-            yield from _gate_and_up(f"{one}linear_fc1.weight", f"{ours}gate_up", True, expert=expert)
-            yield Entry(f"{one}linear_fc2.weight", (f"{ours}down",), expert=expert)
-    else:
-        yield from _gate_and_up(f"{theirs}experts.experts.linear_fc1.weight", f"{ours}gate_up", False, axis=1)
-        yield Entry(f"{theirs}experts.experts.linear_fc2.weight", (f"{ours}down",))
-    if f"{ours}shared.down.weight" in shapes:
+    every = f"{theirs}experts.experts."
+    gated = f"{ours}up" not in shapes
+    for expert in range(shapes[f"{ours}down"][0]) if singletons else [None]:
+        one = every if expert is None else f"{every}{expert}."
+        if gated:
+            yield from _gate_and_up(f"{one}linear_fc1.weight", f"{ours}gate_up", singletons, 1, expert)
+        else:
+            yield Entry(f"{one}linear_fc1.weight", (f"{ours}up",), expert=expert)
+        yield Entry(f"{one}linear_fc2.weight", (f"{ours}down",), expert=expert)
+    if f"{ours}shared_gate" in shapes:
+        yield Entry(f"{theirs}shared_experts.gate_weight", (f"{ours}shared_gate",))
+    if f"{ours}shared.down.weight" in shapes and gated:
         yield from _gated(f"{theirs}shared_experts.", f"{ours}shared.", singletons)
+    elif f"{ours}shared.down.weight" in shapes:
+        yield from _feed_forward(f"{theirs}shared_experts.", f"{ours}shared.", shapes)

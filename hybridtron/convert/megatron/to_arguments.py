@@ -17,8 +17,8 @@ KEYS = {
     "mamba2": "expand head_dim state_dim num_groups",
     "mlp": "ffn_hidden_size activation bias",
     "swiglu": "ffn_hidden_size",
-    "moe": "num_experts top_k ffn_hidden_size shared_ffn_hidden_size score normalize_top_k scaling_factor balance "
-    "aux_loss bias_update_rate z_loss",
+    "moe": "num_experts top_k ffn_hidden_size shared_ffn_hidden_size shared_gate activation score normalize_top_k "
+    "scaling_factor balance aux_loss bias_update_rate z_loss",
 }
 
 
@@ -98,20 +98,20 @@ def _mamba(block: Any, model: ModelConfig) -> dict[str, Any]:
 
 
 def _feed_forward(block: Any, model: ModelConfig) -> dict[str, Any]:
-    if block.activation not in ("gelu", "relu2"):
-        raise _Unfit(f"it has no argument for the activation {block.activation}")
-    gelu = block.activation == "gelu"
-    return {
-        "ffn_hidden_size": block.inner_size,
-        "add_bias_linear": block.bias,
-        "swiglu": False,
-        "openai_gelu": gelu,  # the tanh form
-        "squared_relu": not gelu,
-    }
+    width = {"ffn_hidden_size": block.inner_size, "add_bias_linear": block.bias}
+    return width | _activation(block.activation)
 
 
 def _gated(block: Any, model: ModelConfig) -> dict[str, Any]:
-    return {"ffn_hidden_size": block.inner_size, "add_bias_linear": False, "swiglu": True}
+    return {"ffn_hidden_size": block.inner_size, "add_bias_linear": False, **_activation("swiglu")}
+
+
+def _activation(name: str) -> dict[str, Any]:
+    """Return the arguments of an activation; openai_gelu is the tanh form of gelu."""
+    arguments = {"swiglu": "swiglu", "gelu": "openai_gelu", "relu2": "squared_relu"}
+    if name not in arguments:
+        raise _Unfit(f"it has no argument for the activation {name}")
+    return {argument: argument == arguments[name] for argument in arguments.values()}
 
 
 def _experts(block: Any, model: ModelConfig) -> dict[str, Any]:
@@ -132,8 +132,9 @@ def _experts(block: Any, model: ModelConfig) -> dict[str, Any]:
         "moe_z_loss_coeff": block.z_loss or None,
         "moe_router_bias_update_rate": block.bias_update_rate,
         "moe_router_enable_expert_bias": block.balance == "bias",
+        "moe_shared_expert_gate": block.shared_gate,
         "add_bias_linear": False,
-        "swiglu": True,
+        **_activation(block.activation),
     }
 
 

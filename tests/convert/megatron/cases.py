@@ -59,6 +59,17 @@ CASES = {
         ROPE,
         arguments={"num_experts": 4, "swiglu": True},
     ),
+    "ungated experts": Case(
+        {
+            **EXPERTS,
+            "gated_linear_unit": False,
+            "moe_shared_expert_intermediate_size": 40,
+            "moe_shared_expert_gate": True,
+        },
+        ROPE,
+        activation="squared_relu",
+        arguments={"num_experts": 4, "squared_relu": True},
+    ),
     "hybrid": Case(
         {**EXPERTS, **MAMBA, "num_layers": 6, "is_hybrid_model": True, "num_query_groups": 2},
         pattern="M*M-E*",
