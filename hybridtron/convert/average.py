@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from hybridtron.convert.formats.checkpoint import CheckpointSource
+from hybridtron.convert.formats.checkpoint import CheckpointSource, StoredBox
 from hybridtron.convert.formats.source import boxes
 from hybridtron.convert.new_run import Progress, new_run
+from hybridtron.convert.workers import for_each
 from hybridtron.distributed.checkpoint.manifest import Verify
 from hybridtron.errors import UserError
 from hybridtron.training.run_folder.folder import RunFolder, read_config, read_run
@@ -51,12 +52,15 @@ def average(
     last = folders[-1]
     config, tensors = read_config(last.parent), sources[-1].tensors
     with new_run(out, config, read_state(last), tensors, run=last.parent, progress=progress) as sink:
-        for name, info in tensors.items():
-            for box in boxes(info):
-                total = torch.zeros(box.sizes, dtype=torch.float32)
-                for share, source in zip(shares, sources, strict=True):
-                    total.add_(source.read(name, *box).float(), alpha=share)
-                sink.write(name, total.to(info.dtype), box.offsets)
+
+        def write_average(place: StoredBox) -> None:
+            name, box = place
+            total = torch.zeros(box.sizes, dtype=torch.float32)
+            for share, source in zip(shares, sources, strict=True):
+                total.add_(source.read(name, *box).float(), alpha=share)
+            sink.write(name, total.to(tensors[name].dtype), box.offsets)
+
+        for_each(write_average, ((name, box) for name, info in tensors.items() for box in boxes(info)))
 
 
 def shares_of(count: int, weights: Sequence[float] | None, ema: float | None) -> list[float]:

@@ -23,7 +23,7 @@ from hybridtron import __version__
 from hybridtron.accounting.doctor import installed_version
 from hybridtron.config.nearest import one_of
 from hybridtron.convert.formats.source import Source, dtype_name
-from hybridtron.convert.streaming import Side, Table, differing
+from hybridtron.convert.streaming import Side, Table, compare
 from hybridtron.errors import UserError, cause_of
 from hybridtron.files import open_to_read, replace_file
 from hybridtron.reporting.shown import Shown, show
@@ -54,7 +54,9 @@ class TensorRecord:
 class Receipt(Shown):
     """A conversion. Hashes are sha256 by file; differences of logits are the largest, in fp32, or None.
 
-    `seconds` are those of reading and writing the tensors (convert), of reading them back and of hashes (check).
+    `vocabulary` has the rows of the embedding that were read and written, where their number was to change; shapes and
+    `parameters` are those after that. `seconds` are those of reading and writing the tensors (convert), of reading them
+    back and of hashes (check).
     """
 
     verb: str
@@ -70,6 +72,7 @@ class Receipt(Shown):
     seconds: dict[str, float]
     ignored: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    vocabulary: dict[str, int] | None = None
     largest_logit: float | None = None
     same_logits: bool | None = None  # within TOLERANCE of the largest; None where they were not compared
 
@@ -113,6 +116,7 @@ def write_receipt(
     into: Path,
     ignored: Sequence[str] = (),
     notes: Sequence[str] = (),
+    vocabulary: dict[str, int] | None = None,
     logits: Logits = "auto",
     check: bool = True,
     began: float | None = None,
@@ -127,10 +131,9 @@ def write_receipt(
     """
     written = time.perf_counter()
     seconds = {"convert": round(written - began, 2)} if began is not None else {}
+    side: Side = "ours" if verb.startswith("from-") else "theirs"
     if check:
-        checked = _check(
-            table, ours, theirs, source_folder, target_folder, "ours" if verb.startswith("from-") else "theirs"
-        )
+        checked = _check(table, ours, theirs, source_folder, target_folder, side)
         seconds["check"] = round(time.perf_counter() - written, 2)
     else:
         checked = {}, {}, {}
@@ -150,16 +153,21 @@ def write_receipt(
         seconds,
         list(ignored),
         list(notes),
+        vocabulary,
     )
-    compares = logits != "never" and not receipt.different
-    _write(replace(receipt, notes=[*notes, *[_INTERRUPTED] * compares]), into)
+    compares = [_INTERRUPTED] if logits != "never" and not receipt.different else []
+    _write(replace(receipt, notes=[*notes, *compares]), into)
     if receipt.different:
-        what = f"{len(receipt.different)} tensors are not what was written, first {receipt.different[0]}"
-        raise OSError(errno.EIO, what, str(target_folder))
+        raise _differs(receipt)
     if compares:
         receipt = _with_logits(receipt, logits, run, hf)
         _write(receipt, into)
     return receipt
+
+
+def _differs(receipt: Receipt) -> OSError:
+    what = f"{len(receipt.different)} tensors are not what was written, first {receipt.different[0]}"
+    return OSError(errno.EIO, what, receipt.target)
 
 
 _UNCHECKED = "tensors were not read back, and files have no sha256: check = False"
@@ -185,7 +193,7 @@ def _check(
     """Return whether each tensor there is equal, and the hashes of source and target, computed meanwhile."""
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         source_files, target_files = (pool.submit(hashes, folder) for folder in (source_folder, target_folder))
-        equal = dict(differing(table, ours, theirs, written=written))
+        equal = compare(table, ours, theirs, written=written)
         return equal, source_files.result(), target_files.result()
 
 
@@ -255,6 +263,8 @@ def show_receipt(receipt: Receipt, console: Console) -> None:
     ]
     if receipt.seconds:
         rows.append(("seconds", ", ".join(f"{step} {seconds}" for step, seconds in receipt.seconds.items())))
+    if receipt.vocabulary:
+        rows.append(("vocabulary", "{read:,} rows read, {written:,} written".format_map(receipt.vocabulary)))
     if receipt.ignored:
         rows.append(("ignored", ", ".join(receipt.ignored)))
     console.print(ShownTable.from_rows(("", " "), rows).to_terminal(console, header=False), end="", markup=False)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from hybridtron.config.load import build
-from hybridtron.convert.formats.checkpoint import CheckpointSource, divided
+from hybridtron.convert.formats.checkpoint import CheckpointSource, StoredBox, divided
 from hybridtron.convert.layout_files import files_of_layout
 from hybridtron.convert.new_run import Progress, new_run
+from hybridtron.convert.workers import for_each
 from hybridtron.distributed.checkpoint.manifest import Verify
 from hybridtron.errors import UserError
 from hybridtron.model.tensors import has_experts
@@ -63,8 +65,12 @@ def reshard(
         out, config, state, source.tensors, run=checkpoint.parent, files=contents, updates=source.updates,
         progress=progress,
     ) as sink:  # fmt: skip
-        for key, box in (each for content in contents for each in content):
+
+        def copy_box(place: StoredBox) -> None:
+            key, box = place
             sink.write(key, source.read(key, *box), box.offsets)
+
+        for_each(copy_box, itertools.chain.from_iterable(contents))
 
 
 def _laid_out(config: RunConfig, tensor: int, pipeline: int) -> RunConfig:

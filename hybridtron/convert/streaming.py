@@ -1,4 +1,4 @@
-"""Convert tensors entry by entry: one of them in memory at a time, and of one that is equal on both sides a box."""
+"""Convert tensors entry by entry: a few of them in memory at a time, and of a very large one a box."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from hybridtron.convert.architectures.architecture import Architecture
 from hybridtron.convert.architectures.parts import stored_shapes
 from hybridtron.convert.formats.source import Sink, Source, TensorInfo, boxes, dtype_name
 from hybridtron.convert.mapping import Entry, Shapes, assemble, check_complete, disassemble
+from hybridtron.convert.workers import for_each
 from hybridtron.distributed.checkpoint.boxes import Box
 from hybridtron.errors import UserError
 from hybridtron.model.config import ModelConfig
@@ -24,6 +25,7 @@ from hybridtron.model.tensors import model_tensors
 
 Side = Literal["ours", "theirs"]
 NAMED = 5  # tensors that a message names
+LARGE = 256 * 2**20  # bytes of a tensor above which it is converted in chunks
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -56,24 +58,47 @@ class Piece(NamedTuple):
     entry: Entry
     there: Box
     here: list[tuple[str, Box]]
-    is_same: bool  # the one part has the same values in the same order
+    is_same: bool  # the one box has the same values in the same order
 
 
 def pieces(table: Table, dtype: Callable[[Entry], torch.dtype]) -> Iterator[Piece]:
-    """Yield what is converted at once: a tensor, or a box of one that is stored equally on both sides."""
+    """Yield what is converted at once: a tensor, or a box of a part that has the same rows on both sides."""
     for entry in table.entries:
         shape = entry.shape_there(table.shapes)
-        if len(entry.parts) == 1 and shape == table.shapes[entry.parts[0]] and not entry.transposed:
-            for box in boxes(TensorInfo(shape, dtype(entry))):
-                yield Piece(entry, box, [(entry.parts[0], box)], True)
+        if _has_same_rows(entry, shape, table.shapes):
+            first = 0
+            for part in entry.parts:
+                for box in _large_boxes(TensorInfo(table.shapes[part], dtype(entry))):
+                    there = Box((first + box.offsets[0], *box.offsets[1:]), box.sizes) if shape else box
+                    yield Piece(entry, there, [(part, box)], True)
+                first += table.shapes[part][0] if shape else 0
         else:
             here = [(part, Box(*entry.box(table.shapes[part]))) for part in entry.parts]
             yield Piece(entry, Box((0,) * len(shape), shape), here, False)
 
 
+def _has_same_rows(entry: Entry, shape: tuple[int, ...], shapes: Shapes) -> bool:
+    """Return whether the rows of the parts follow one another in the tensor there."""
+    if not entry.parts or entry.transposed or entry.expert is not None:
+        return False
+    if len(entry.parts) == 1:
+        return shape == shapes[entry.parts[0]]
+    rows = sum(shapes[part][0] for part in entry.parts)
+    return entry.axis == 0 and entry.groups == 1 and all(shape == (rows, *shapes[part][1:]) for part in entry.parts)
+
+
+def _large_boxes(info: TensorInfo) -> Iterable[Box]:
+    """Return the boxes that are converted one at a time: all of a tensor, or chunks of a very large one.
+
+    All of it, so that chunks of a checkpoint that hold some of its columns are read once, and in one run.
+    """
+    return [Box((0,) * len(info.shape), info.shape)] if info.size_bytes <= LARGE else boxes(info)
+
+
 def write_theirs(table: Table, ours: Source, theirs: Sink) -> None:
     """Write every tensor there from our stored parts."""
-    for piece in pieces(table, lambda entry: theirs.tensors[entry.name].dtype):
+
+    def convert(piece: Piece) -> None:
         info = theirs.tensors[piece.entry.name]
         if not piece.entry.parts:
             value = torch.full(info.shape, piece.entry.fill or 0.0, dtype=info.dtype)
@@ -82,15 +107,20 @@ def write_theirs(table: Table, ours: Source, theirs: Sink) -> None:
             value = parts[0] if piece.is_same else assemble(piece.entry, parts)
         theirs.write(piece.entry.name, _converted(piece.entry.name, value, info.dtype), piece.there.offsets)
 
+    for_each(convert, pieces(table, lambda entry: theirs.tensors[entry.name].dtype))
+
 
 def write_ours(table: Table, theirs: Source, ours: Sink) -> None:
     """Write our stored parts from the tensors there. Raises UserError where one that we lack is not what it must be."""
-    for piece in pieces(table, lambda entry: theirs.tensors[entry.name].dtype):
+
+    def convert(piece: Piece) -> None:
         value = theirs.read(piece.entry.name, *piece.there)
         if not piece.entry.parts and not bool(value.eq(piece.entry.fill or 0.0).all()):
             raise UserError(f"{piece.entry.name}: has other values than {piece.entry.fill}; no layer here has it")
         for (part, box), found in zip(piece.here, _parts(table, piece, value), strict=True):
             ours.write(part, _converted(piece.entry.name, found, ours.tensors[part].dtype), box.offsets)
+
+    for_each(convert, pieces(table, lambda entry: theirs.tensors[entry.name].dtype))
 
 
 def _converted(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -104,19 +134,23 @@ def _converted(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     return found
 
 
-def differing(table: Table, ours: Source, theirs: Source, *, written: Side) -> Iterator[tuple[str, bool]]:
-    """Yield for each tensor there, read back, whether it has the bytes that were to be written.
+def compare(table: Table, ours: Source, theirs: Source, *, written: Side) -> dict[str, bool]:
+    """Return for each tensor there, read back, whether it has the bytes that were to be written.
 
     Those are the bytes of what was read, in the number format of what was written.
     """
     equal = {entry.name: True for entry in table.entries}
-    for piece in pieces(table, lambda entry: theirs.tensors[entry.name].dtype):
+
+    def compare_piece(piece: Piece) -> None:
         value = theirs.read(piece.entry.name, *piece.there)
         for (part, box), found in zip(piece.here, _parts(table, piece, value), strict=True):
             kept = ours.read(part, *box)
             dtype = kept.dtype if written == "ours" else found.dtype
-            equal[piece.entry.name] &= is_equal(kept.to(dtype), found.to(dtype))
-    yield from equal.items()
+            if not is_equal(kept.to(dtype), found.to(dtype)):
+                equal[piece.entry.name] = False
+
+    for_each(compare_piece, pieces(table, lambda entry: theirs.tensors[entry.name].dtype))
+    return equal
 
 
 def _parts(table: Table, piece: Piece, value: Tensor) -> list[Tensor]:

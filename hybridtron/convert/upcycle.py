@@ -11,6 +11,7 @@ from hybridtron.config.nearest import one_of
 from hybridtron.convert.formats.checkpoint import CheckpointSource
 from hybridtron.convert.formats.source import TensorInfo, boxes
 from hybridtron.convert.new_run import Progress, new_run
+from hybridtron.convert.workers import for_each
 from hybridtron.distributed.checkpoint.boxes import Box, pieces
 from hybridtron.distributed.checkpoint.layout import CHUNK_BYTES
 from hybridtron.distributed.checkpoint.manifest import Verify
@@ -60,16 +61,17 @@ def upcycle(
     names = _swiglu_blocks(dense, blocks)
     config = _with_experts(dense, names, num_experts, top_k)
     source = CheckpointSource(checkpoint, verify)
-    changed = [i for i, name in enumerate(config.model.layer_names) if name in names]
-    origin = {f"layers.{i}.mixer.{new}": f"layers.{i}.mixer.{old}" for i in changed for new, old in ORIGIN.items()}
-    specs = model_tensors(config.model)
-    tensors = {}
+    layers = [f"layers.{i}.mixer." for i, name in enumerate(config.model.layer_names) if name in names]
+    origin = {layer + new: layer + old for layer in layers for new, old in ORIGIN.items()}
+    specs, tensors = model_tensors(config.model), {}
     for name, spec in specs.items():
         for key, shape in stored_as(name, spec):
             like = source.tensors.get(origin.get(key, key))
             tensors[key] = TensorInfo(shape, like.dtype if like else dense.precision.dtype)
     with new_run(out, config, TrainState(), tensors, run=checkpoint.parent, progress=progress) as sink:
-        for key, info in tensors.items():
+
+        def write_tensor(key: str) -> None:
+            info = tensors[key]
             if key in source.tensors:
                 for box in boxes(info):
                     sink.write(key, source.read(key, *box), box.offsets)
@@ -81,6 +83,8 @@ def upcycle(
                         sink.write(key, values.unsqueeze(0), (number, *box.offsets))
             else:
                 sink.write(key, initial_value(config.model, key, specs[key], config.seed).to(info.dtype))
+
+        for_each(write_tensor, tensors)
 
 
 # Keys of an expert's tensors -> of those of the dense layer.

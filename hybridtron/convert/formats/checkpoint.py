@@ -145,8 +145,9 @@ class CheckpointSource:
 
     def _load(self, dtype: torch.dtype, box: Box, place: _StorageInfo) -> Tensor:
         """Load a chunk that has another frame, whole. The last one is kept."""
-        if self._loaded is None or self._loaded[0] is not place:
-            self._loaded = None
+        loaded = self._loaded
+        if loaded is None or loaded[0] is not place:
+            loaded = self._loaded = None
             with open_to_read(self.folder / place.relative_path) as file:
                 content = bytearray(place.length)
                 read_at(file.fileno(), place.offset, memoryview(content))
@@ -154,8 +155,8 @@ class CheckpointSource:
                 tensor = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             if not isinstance(tensor, Tensor) or tensor.dtype != dtype or tuple(tensor.shape) != box.sizes:
                 raise ValueError(f"holds something else at byte {place.offset} than its index says")
-            self._loaded = place, tensor.contiguous()
-        return self._loaded[1]
+            loaded = self._loaded = place, tensor.contiguous()
+        return loaded[1]
 
 
 def _unverified(folder: Path) -> dict[tuple[str, int], manifest.StoredTensor]:

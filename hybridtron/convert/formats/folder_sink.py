@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -22,7 +22,7 @@ from hybridtron.files import open_to_write, replace_file
 class FolderSink:
     """Base of the sinks; see `Sink`. A format opens its files, puts boxes into them, and completes them.
 
-    A thread puts one box while the caller reads the next, so a tensor that was handed to `write` may not be changed.
+    Several threads may write, each other boxes.
 
     Args:
         folder: to make.
@@ -45,7 +45,7 @@ class FolderSink:
         self._left = {name: info.size_bytes for name, info in tensors.items()}
         self._context: AbstractContextManager[None] = contextlib.nullcontext()
         self._files = ExitStack()
-        self._pending: concurrent.futures.Future[None] | None = None
+        self._lock = threading.Lock()
 
     def write(self, name: str, tensor: Tensor, offsets: Shape | None = None) -> None:
         """Write a box of a tensor; see `Sink.write`."""
@@ -57,14 +57,13 @@ class FolderSink:
             or (offsets is None and box.sizes != info.shape)
         ):
             raise ValueError(f"{name}: {tensor.dtype} {list(box.sizes)} at {list(box.offsets)} is no box of {info}")
-        content = bytes_of(tensor.detach().cpu().contiguous())
-        self._wait()
-        self._pending = self._thread.submit(self._put, name, box, content)
+        self._put(name, box, bytes_of(tensor.detach().cpu().contiguous()))
         size = box.numel * info.dtype.itemsize
-        self._left[name] -= size
-        self.done_bytes += size
-        if self.progress:
-            self.progress(self.done_bytes)
+        with self._lock:
+            self._left[name] -= size
+            self.done_bytes += size
+            if self.progress:
+                self.progress(self.done_bytes)
 
     def add_file(self, name: str, content: bytes) -> None:
         """Write a further small file; see `Sink.add_file`."""
@@ -84,20 +83,13 @@ class FolderSink:
         with (
             output_folder(self.folder, self.size_bytes) as self.draft,
             ExitStack() as self._files,
-            concurrent.futures.ThreadPoolExecutor(1) as self._thread,
         ):
             self._begin()
             yield
-            self._wait()
             for name, left in self._left.items():
                 if left:
                     raise ValueError(f"{name}: {left} of its {self.tensors[name].size_bytes} bytes were not written")
             self._complete()
-
-    def _wait(self) -> None:
-        """Wait until the last box is written. Raises OSError where it cannot be."""
-        if self._pending:
-            self._pending.result()
 
     def _new_file(self, name: str) -> int:
         """Return the descriptor of a new file, which is closed with the sink."""

@@ -35,7 +35,7 @@ class Source(Protocol):
     def tensors(self) -> Mapping[str, TensorInfo]: ...
 
     def read(self, name: str, offsets: Shape | None = None, sizes: Shape | None = None) -> Tensor:
-        """Read a box of a tensor, or all of it; only the bytes of the box are read.
+        """Read a box of a tensor, or all of it; only the bytes of the box are read. Several threads may read.
 
         Raises DamagedCheckpoint where the file is cut, OSError where the system cannot read it.
         """
@@ -57,7 +57,7 @@ class Sink(Protocol):
     def __exit__(self, *error: object) -> bool | None: ...
 
     def write(self, name: str, tensor: Tensor, offsets: Shape | None = None) -> None:
-        """Write a box of a tensor that begins at `offsets`, or all of it. Each element is written once.
+        """Write a box of a tensor that begins at `offsets`, or all of it. Each element is written once, by any thread.
 
         Raises OSError.
         """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
 ALIGNMENT = 64  # bytes; that of a tensor's bytes within what torch.save writes
+_switching = threading.Lock()  # of torch's options, which hold for the process
 CHUNK_BYTES = 64 * 2**20  # of a stored chunk, at most; a reader holds one at a time
 
 
@@ -86,13 +88,14 @@ class _Recorder:
 def frame_of(dtype: torch.dtype, shape: tuple[int, ...]) -> Frame:
     """Return the frame of a tensor. Its bytes are never allocated."""
     recorder = _Recorder()
-    checksums = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(False)  # those of a zip file would change with the bytes
-    try:
-        with torch.serialization.skip_data():
-            torch.save(torch.empty(shape, dtype=dtype), recorder)  # type: ignore[arg-type]
-    finally:
-        torch.serialization.set_crc32_options(checksums)
+    with _switching:
+        checksums = torch.serialization.get_crc32_options()
+        torch.serialization.set_crc32_options(False)  # those of a zip file would change with the bytes
+        try:
+            with torch.serialization.skip_data():
+                torch.save(torch.empty(shape, dtype=dtype), recorder)  # type: ignore[arg-type]
+        finally:
+            torch.serialization.set_crc32_options(checksums)
     header, trailer = map(bytes, recorder.written)
     return Frame(header, recorder.hole, trailer)
 
