@@ -4,17 +4,21 @@ One set of eight processes saves all of them; the tests convert what they left.
 """
 
 import hashlib
+import json
 import sys
 
 import pytest
 
+from hybridtron.config.load import dump
 from hybridtron.convert.architectures import ARCHITECTURES
 from hybridtron.convert.architectures.parts import stored_shapes
+from hybridtron.convert.exporting import to_hf
 from hybridtron.convert.formats.checkpoint import CheckpointSink, CheckpointSource
 from hybridtron.convert.formats.safetensors import SafetensorsSink
 from hybridtron.convert.formats.source import TensorInfo, copy
 from hybridtron.convert.mapping import assemble
 from hybridtron.distributed.launch import launch
+from hybridtron.training.run_folder.train_state import STATE_NAME, TrainState, state_content
 from tests.convert.save_layouts import LAYOUTS, PROCESSES, config_of, world_size
 
 CASES = [(model, layout) for model, layouts in LAYOUTS.items() for layout in layouts if layout != "one"]
@@ -62,6 +66,29 @@ def test_every_layout_converts_to_the_same_folder(model, layout, saved, tmp_path
     expected = digests(to_hugging_face(saved / model / "one", tmp_path / "one", model))
     assert len(expected) > 3
     assert digests(to_hugging_face(checkpoint, tmp_path / "out", model)) == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "architecture", "layout"),
+    [("dense", "nemotron_h", "tp2 sp pp4"), ("sparse", "hybridtron", "tp2 sp pp2 dp2 ep4")],
+)
+def test_a_run_of_any_layout_becomes_the_same_folder(model, architecture, layout, saved, tmp_path):
+    """With config.json, tokenizer and generation settings; the receipts differ in what they read alone."""
+    folders, receipts = [], []
+    for each in ("one", layout):
+        checkpoint = saved / model / each
+        (saved / model / "config.yaml").write_text(dump(config_of(model, each)))
+        (checkpoint / STATE_NAME).write_bytes(state_content(TrainState()))
+        to_hf(checkpoint, tmp_path / each, shard_bytes=50_000, logits="never")
+        receipts.append(json.loads((tmp_path / each / "conversion.json").read_text()))
+        folders.append(digests(tmp_path / each))
+        del folders[-1]["conversion.json"]
+    assert folders[0] == folders[1]
+    assert {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"} <= folders[0].keys()
+    assert sum(name.endswith(".safetensors") for name in folders[0]) > 1
+    assert (receipts[0]["architecture"], receipts[0]["equal"]) == (architecture, True)
+    different = {key for key, value in receipts[0].items() if receipts[1][key] != value}
+    assert {"source", "source_files", "target"} <= different <= {"source", "source_files", "target", "seconds"}
 
 
 @pytest.mark.parametrize("model", LAYOUTS)
