@@ -12,9 +12,10 @@ from typing import Any
 from hybridtron.config.nearest import one_of
 from hybridtron.convert.architectures import ARCHITECTURES
 from hybridtron.convert.architectures.architecture import Architecture
+from hybridtron.convert.architectures.parts import stored_shapes
 from hybridtron.convert.formats.checkpoint import CheckpointSource
 from hybridtron.convert.formats.safetensors import SHARD_BYTES, SafetensorsSink, SafetensorsSource
-from hybridtron.convert.formats.source import TensorInfo, dtype_name
+from hybridtron.convert.formats.source import Source, TensorInfo, dtype_name
 from hybridtron.convert.importing import CONFIG
 from hybridtron.convert.new_run import Progress, with_total
 from hybridtron.convert.receipt import Logits, Receipt, check_logits_choice, write_receipt
@@ -27,6 +28,8 @@ from hybridtron.convert.streaming import (
     write_theirs,
 )
 from hybridtron.convert.tokenizer import GENERATION, IDS, their_files
+from hybridtron.convert.vocabulary import VOCABULARY, ResizedVocabulary, check_vocabulary_size, with_vocabulary
+from hybridtron.data.tokenizer import load as load_tokenizer
 from hybridtron.errors import UserError
 from hybridtron.model.config import ModelConfig
 from hybridtron.training.config import RunConfig
@@ -39,6 +42,7 @@ def to_hf(
     *,
     architecture: str | None = None,
     dtype: str | None = None,
+    vocab_size: int | None = None,
     shard_bytes: int = SHARD_BYTES,
     logits: Logits = "auto",
     check: bool = True,
@@ -51,32 +55,41 @@ def to_hf(
         out: the folder to make.
         architecture: a name of `ARCHITECTURES`; by default the first that can express the model.
         dtype: float32, bfloat16 or float16, to convert to; by default every tensor keeps its number format.
+        vocab_size: rows of embedding and output projection: those beyond are left out, missing ones are zeros.
         shard_bytes: of a file, at most.
         logits: whether to compare logits with transformers' model; see `from_hf`.
         check: read back what was written, compare it, and hash all files.
         progress: called with bytes done and in all.
 
     Raises:
-        UserError: where the architecture cannot express the model, the checkpoint is damaged, or `out` exists.
+        UserError: where the architecture cannot express the model, the checkpoint is damaged, `out` exists, or tokens
+            are in use beyond `vocab_size`.
     """
     out = Path(out)
     check_logits_choice(logits)
     began = time.perf_counter()
     config, checkpoint = read_run(Path(run))
+    files = their_files(config, checkpoint.parent)
+    generation, shapes, vocabulary = json.loads(files[GENERATION]), stored_shapes(config.model), None
+    if vocab_size is not None:
+        rows, tokenizer = config.model.vocab_size, load_tokenizer(config.data.tokenizer)
+        check_vocabulary_size(vocab_size, rows, tokenizer, generation)
+        vocabulary, config = {"read": rows, "written": vocab_size}, with_vocabulary(config, vocab_size)
     chosen, settings = choose(config.model, architecture)
     table = Table.of(chosen, config.model)
-    source = CheckpointSource(checkpoint, config.checkpoint.verify)
-    require_same_tensors(str(checkpoint), table.shapes, source.tensors)
+    source: Source = CheckpointSource(checkpoint, config.checkpoint.verify)
+    require_same_tensors(str(checkpoint), shapes, source.tensors)
+    if vocab_size is not None:
+        source = ResizedVocabulary(source, shapes.keys() & VOCABULARY, vocab_size, drop=VOCABULARY)
     infos = infos_there(table, source.tensors, chosen_dtype(dtype))
-    files = their_files(config, checkpoint.parent)
-    files[CONFIG] = _config_json(chosen, settings, config, infos, json.loads(files[GENERATION]))
+    files[CONFIG] = _config_json(chosen, settings, config, infos, generation)
     total = sum(info.size_bytes for info in infos.values())
     with SafetensorsSink(out, infos, files, shard_bytes, with_total(progress, total)) as sink:
         write_theirs(table, source, sink)
     theirs = SafetensorsSource(out)
     return write_receipt(
         "to-hf", table, source, theirs, source_folder=checkpoint, target_folder=out, run=checkpoint, hf=out, into=out,
-        logits=logits, check=check, began=began,
+        vocabulary=vocabulary, logits=logits, check=check, began=began,
     )  # fmt: skip
 
 

@@ -16,10 +16,12 @@ from hybridtron.convert.architectures import ARCHITECTURES
 from hybridtron.convert.architectures.architecture import Architecture, Settings
 from hybridtron.convert.formats.checkpoint import CheckpointSource
 from hybridtron.convert.formats.safetensors import SafetensorsSource
+from hybridtron.convert.formats.source import Source
 from hybridtron.convert.new_run import Progress, imported_config, new_run
 from hybridtron.convert.receipt import Logits, Receipt, check_logits_choice, write_receipt
 from hybridtron.convert.streaming import Table, chosen_dtype, infos_here, main_dtype, require_same_tensors, write_ours
 from hybridtron.convert.tokenizer import our_files
+from hybridtron.convert.vocabulary import ResizedVocabulary, names_of_vocabulary, padded_size, with_vocabulary
 from hybridtron.data.tokenizer import FILE_NAME
 from hybridtron.errors import UserError, unreadable
 from hybridtron.files import read_plain
@@ -40,6 +42,7 @@ def from_hf(
     ignore: Sequence[str] = (),
     dtype: str | None = None,
     seq_len: int | None = None,
+    pad_vocab_to: int | None = None,
     logits: Logits = "auto",
     check: bool = True,
     progress: Progress | None = None,
@@ -52,6 +55,7 @@ def from_hf(
         ignore: names, or patterns with * and ?, of tensors there that may be left over.
         dtype: float32 or bfloat16, to convert to; by default every tensor keeps its number format.
         seq_len: data.seq_len of the run; by default max_position_embeddings.
+        pad_vocab_to: add rows of zeros to embedding and output projection, up to a multiple of this.
         logits: whether to compare logits with transformers' model, in one process and in two; "auto": of small models,
             where transformers is installed.
         check: read back what was written, compare it, and hash all files.
@@ -67,10 +71,17 @@ def from_hf(
     settings = read_settings(folder)
     architecture, model = understand(settings, folder / CONFIG)
     config = imported_config(out, {**model, "backend": "megatron"}, _seq_len(settings, seq_len))
-    source = SafetensorsSource(folder)
+    source: Source = SafetensorsSource(folder)
     table = Table.of(architecture, config.model, source.tensors)
     expected = {entry.name: entry.shape_there(table.shapes) for entry in table.entries}
     ignored = require_same_tensors(str(folder), expected, source.tensors, ignore)
+    vocabulary = None
+    if pad_vocab_to is not None:
+        rows = padded_size(config.model.vocab_size, pad_vocab_to)
+        vocabulary = {"read": config.model.vocab_size, "written": rows}
+        config = with_vocabulary(config, rows)
+        source = ResizedVocabulary(source, names_of_vocabulary(table.entries), rows)
+        table = Table.of(architecture, config.model, source.tensors)
     infos = infos_here(table, source.tensors, chosen_dtype(dtype))
     files, notes = our_files(folder, settings)
     config = _completed(config, main_dtype(infos.values()), None if FILE_NAME not in files else str(out / FILE_NAME))
@@ -79,7 +90,7 @@ def from_hf(
     ours = CheckpointSource(RunFolder(out).checkpoint(0), "none")
     return write_receipt(
         "from-hf", table, ours, source, source_folder=folder, target_folder=out, run=out, hf=folder, into=out,
-        ignored=ignored, notes=notes, logits=logits, check=check, began=began,
+        ignored=ignored, notes=notes, vocabulary=vocabulary, logits=logits, check=check, began=began,
     )  # fmt: skip
 
 

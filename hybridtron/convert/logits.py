@@ -11,6 +11,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,8 +35,10 @@ def largest_differences(run: Path, folder: Path) -> tuple[dict[str, float | None
     """Return the largest differences of logits on random tokens, in fp32, by layout; the largest logit; and why a
     layout is missing."""
     config = _layout(read_run(run)[0], 1)
-    tokens = torch.randint(config.model.vocab_size, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
-    expected = transformers_logits(folder, tokens)
+    theirs = load_transformers_model(folder, dtype=torch.float32)
+    vocab_size = min(config.model.vocab_size, theirs.get_input_embeddings().weight.shape[0])  # one may have padding
+    tokens = torch.randint(vocab_size, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
+    expected = _their_logits(theirs, tokens)[..., :vocab_size]
     found: dict[str, float | None] = {"TP1": _distance(_own_logits(run, tokens), expected), "TP2": None}
     try:
         check_layout(_layout(config, PROCESSES))
@@ -46,7 +49,7 @@ def largest_differences(run: Path, folder: Path) -> tuple[dict[str, float | None
 
 
 def _distance(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).abs().max())
+    return float((found[..., : expected.shape[-1]] - expected).abs().max())
 
 
 def _layout(config: RunConfig, tensor: int) -> RunConfig:
@@ -71,9 +74,13 @@ def _own_logits(run: Path, tokens: Tensor) -> Tensor:
     return model.eval().logits(tokens)
 
 
-@torch.no_grad()
 def transformers_logits(folder: Path, tokens: Tensor) -> Tensor:
-    model = load_transformers_model(folder, dtype=torch.float32)
+    """Return the logits that transformers' model of a folder gives in fp32, [b, s, v]."""
+    return _their_logits(load_transformers_model(folder, dtype=torch.float32), tokens)
+
+
+@torch.no_grad()
+def _their_logits(model: Any, tokens: Tensor) -> Tensor:
     with without_kernel_warnings():
         logits: Tensor = model(input_ids=tokens, use_cache=False).logits
     return logits

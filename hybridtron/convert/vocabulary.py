@@ -1,14 +1,52 @@
-"""Rows of padding that a vocabulary has in one format and not in another."""
+"""The size of a vocabulary, which may have rows of padding in one format and not in another."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hybridtron.convert.formats.source import Shape, Source, TensorInfo
+from hybridtron.convert.mapping import Entry
+from hybridtron.convert.tokenizer import IDS
+from hybridtron.data.tokenizer import Tokenizer
 from hybridtron.errors import UserError
+from hybridtron.training.config import RunConfig
+
+VOCABULARY = ("embedding.weight", "head.weight")  # our stored parts with a row for each token
+
+
+def names_of_vocabulary(entries: Iterable[Entry]) -> list[str]:
+    """Return the names of the tensors there that have a row for each token."""
+    return [entry.name for entry in entries if set(entry.parts) & set(VOCABULARY)]
+
+
+def with_vocabulary(config: RunConfig, vocab_size: int) -> RunConfig:
+    """Return the config of a run whose vocabulary has this size."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": vocab_size})})
+
+
+def padded_size(vocab_size: int, multiple: int) -> int:
+    """Return the smallest multiple that holds the vocabulary. Raises UserError."""
+    if multiple < 1:
+        raise UserError(f"pad_vocab_to = {multiple}: expected at least 1")
+    return -(-vocab_size // multiple) * multiple
+
+
+def check_vocabulary_size(vocab_size: int, rows: int, tokenizer: Tokenizer, generation: Mapping[str, Any]) -> None:
+    """Raise UserError where a vocabulary of this size lacks rows, of those that there are, which tokens have.
+
+    Tokens are those of the tokenizer, and the ids in the generation settings.
+    """
+    values = (generation.get(key) for key in IDS)
+    ids = [each for value in values for each in (value if isinstance(value, list) else [value])]
+    tokens = max([tokenizer.vocab_size, *(each + 1 for each in ids if isinstance(each, int))])
+    if vocab_size < min(tokens, rows):
+        raise UserError(
+            f"vocab_size = {vocab_size}: expected at least {min(tokens, rows)}, the number of tokens in use"
+        )
 
 
 class ResizedVocabulary:
@@ -43,6 +81,8 @@ class ResizedVocabulary:
         if stored == info:
             return self.source.read(name, offsets, sizes)
         rows = max(0, min(sizes[0], stored.shape[0] - offsets[0]))
+        if rows == sizes[0]:
+            return self.source.read(name, offsets, sizes)
         values = torch.zeros(sizes, dtype=info.dtype)
         if rows:
             values[:rows] = self.source.read(name, offsets, (rows, *sizes[1:]))

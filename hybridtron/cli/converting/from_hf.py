@@ -21,6 +21,8 @@ def add_arguments(verb: ArgumentParser) -> None:
     verb.add_argument("--dtype", metavar="D", help="float32 or bfloat16; by default as they are")
     length = "data.seq_len of the run; by default max_position_embeddings"
     verb.add_argument("--seq-len", type=int, metavar="N", help=length)
+    padding = "add rows of zeros to embedding and output projection, up to a multiple of this"
+    verb.add_argument("--pad-vocab-to", type=int, metavar="MULTIPLE", help=padding)
     add_check_arguments(verb)
     add_json_argument(verb)
 
@@ -37,6 +39,7 @@ def run(options: argparse.Namespace) -> int:
             ignore=options.ignore,
             dtype=options.dtype,
             seq_len=options.seq_len,
+            pad_vocab_to=options.pad_vocab_to,
             logits=options.logits,
             check=options.check,
             progress=progress,

@@ -19,6 +19,8 @@ def add_arguments(verb: ArgumentParser) -> None:
     verb.add_argument("--as", dest="architecture", metavar="ARCHITECTURE", help=native)
     dtype = "float32, bfloat16 or float16; by default as they are"
     verb.add_argument("--dtype", metavar="D", help=dtype)
+    rows = "rows of embedding and output projection; by default as many as RUN has, with its padding"
+    verb.add_argument("--vocab-size", type=int, metavar="N", help=rows)
     add_check_arguments(verb)
     add_json_argument(verb)
 
@@ -42,6 +44,7 @@ def run(options: argparse.Namespace) -> int:
             options.out,
             architecture=options.architecture,
             dtype=options.dtype,
+            vocab_size=options.vocab_size,
             logits=options.logits,
             check=options.check,
             progress=progress,

@@ -60,9 +60,11 @@ def from_megatron(
     if naming.kind == "gpt" and not is_gpt([model.blocks[name].type for name in model.layer_names]):
         raise UserError(f"{folder}: holds a GPTModel: expected a pattern of attention and mlp, swiglu or moe in turn")
     theirs: Source = SingleLayers(source) if naming.stacked else source
+    vocabulary = None
     if vocab_size is not None:
         names = [name for name in VOCABULARY if name in theirs.tensors]
         names = [name for name in names if theirs.tensors[name].shape[0] > vocab_size]
+        vocabulary = {"read": theirs.tensors[names[0]].shape[0], "written": vocab_size} if names else None
         theirs = ResizedVocabulary(theirs, names, vocab_size, drop=names)
     entries = table(model, naming, theirs.tensors)
     expected = {entry.name: entry.shape_there(entries.shapes) for entry in entries.entries}
@@ -74,7 +76,7 @@ def from_megatron(
     ours = CheckpointSource(RunFolder(out).checkpoint(0), "none")
     return write_receipt(
         "from-megatron", entries, ours, theirs, source_folder=folder, target_folder=out, run=out, hf=folder, into=out,
-        notes=NOTES, logits="never",
+        notes=NOTES, vocabulary=vocabulary, logits="never",
     )  # fmt: skip
 
 
