@@ -11,22 +11,9 @@ import triton.language as tl
 
 @triton.jit
 def norm_forward(
-    x,
-    z,
-    weight,
-    out,
-    inverse_rms,
-    rows,
-    x_stride,
-    z_stride,
-    weight_stride,
-    eps,
-    GROUPS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    GATE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr,
-):
+    x, z, weight, out, inverse_rms, rows, x_stride, z_stride, weight_stride, eps, GROUPS: tl.constexpr,
+    WIDTH: tl.constexpr, GATE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
+):  # fmt: skip
     """Write out [rows, GROUPS * WIDTH] and inverse_rms [rows, GROUPS] of x and z; rows of both are strided."""
     group = tl.program_id(1)
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -51,25 +38,9 @@ def norm_forward(
 
 @triton.jit
 def norm_backward(
-    x,
-    z,
-    weight,
-    inverse_rms,
-    grad,
-    dx,
-    dz,
-    dweight,
-    rows,
-    x_stride,
-    z_stride,
-    weight_stride,
-    grad_stride,
-    GROUPS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    GATE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr,
-):
+    x, z, weight, inverse_rms, grad, dx, dz, dweight, rows, x_stride, z_stride, weight_stride, grad_stride,
+    GROUPS: tl.constexpr, WIDTH: tl.constexpr, GATE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
+):  # fmt: skip
     """Write dx and dz [rows, GROUPS * WIDTH], and dweight [programs, GROUPS, WIDTH], the sums of each program."""
     group = tl.program_id(1)
     column = tl.arange(0, BLOCK_WIDTH)

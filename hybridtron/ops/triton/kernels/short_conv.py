@@ -32,22 +32,9 @@ def _load_input(x, before, token, channel, x_stride, before_stride, seq_len, cha
 
 @triton.jit
 def _convolve(
-    x,
-    before,
-    weight,
-    bias,
-    token,
-    channel,
-    x_stride,
-    before_stride,
-    seq_len,
-    channels,
-    TAPS: tl.constexpr,
-    GATED: tl.constexpr,
-    BIAS: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-):
+    x, before, weight, bias, token, channel, x_stride, before_stride, seq_len, channels, TAPS: tl.constexpr,
+    GATED: tl.constexpr, BIAS: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
     """Return the convolution, before its activation, at these tokens and channels."""
     total = tl.zeros((BLOCK_TOKENS, BLOCK_CHANNELS), dtype=tl.float32)
     if BIAS:
@@ -61,49 +48,20 @@ def _convolve(
 
 @triton.jit
 def short_conv_forward(
-    x,
-    before,
-    after,
-    weight,
-    bias,
-    out,
-    seq_len,
-    channels,
-    x_batch,
-    x_stride,
-    before_batch,
-    before_stride,
-    after_batch,
-    after_stride,
-    out_batch,
-    out_stride,
-    TAPS: tl.constexpr,
-    GATED: tl.constexpr,
-    BIAS: tl.constexpr,
-    SILU: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-):
+    x, before, after, weight, bias, out, seq_len, channels, x_batch, x_stride, before_batch, before_stride, after_batch,
+    after_stride, out_batch, out_stride, TAPS: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr,
+    SILU: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Write out, the convolution with its activation or gates."""
     sequence = tl.program_id(2).to(tl.int64)
     token = tl.program_id(0).to(tl.int64) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    x += sequence * x_batch
+    before += sequence * before_batch
     y = _convolve(
-        x + sequence * x_batch,
-        before + sequence * before_batch,
-        weight,
-        bias,
-        token,
-        channel,
-        x_stride,
-        before_stride,
-        seq_len,
-        channels,
-        TAPS,
-        GATED,
-        BIAS,
-        BLOCK_TOKENS,
-        BLOCK_CHANNELS,
-    )
+        x, before, weight, bias, token, channel, x_stride, before_stride, seq_len, channels, TAPS, GATED, BIAS,
+        BLOCK_TOKENS, BLOCK_CHANNELS,
+    )  # fmt: skip
     if SILU:
         y = y * tl.sigmoid(y)
     if GATED:
@@ -115,37 +73,11 @@ def short_conv_forward(
 
 @triton.jit
 def short_conv_backward(
-    x,
-    before,
-    after,
-    weight,
-    bias,
-    grad,
-    dx,
-    dbefore,
-    dafter,
-    sums,
-    seq_len,
-    channels,
-    x_batch,
-    x_stride,
-    before_batch,
-    before_stride,
-    after_batch,
-    after_stride,
-    grad_batch,
-    grad_stride,
-    dx_batch,
-    dx_stride,
-    TAPS: tl.constexpr,
-    GATED: tl.constexpr,
-    BIAS: tl.constexpr,
-    SILU: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    BLOCK_TAPS: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-):
+    x, before, after, weight, bias, grad, dx, dbefore, dafter, sums, seq_len, channels, x_batch, x_stride, before_batch,
+    before_stride, after_batch, after_stride, grad_batch, grad_stride, dx_batch, dx_stride, TAPS: tl.constexpr,
+    GATED: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr, BLOCKS: tl.constexpr, BLOCK_TAPS: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
     """Write dx, and dbefore and dafter laid out as dx; and the gradients of taps and bias in `sums`
     [sequences, programs, TAPS + 1, channels], which each program adds up over BLOCKS blocks of tokens."""
     sequence = tl.program_id(2).to(tl.int64)
@@ -167,22 +99,9 @@ def short_conv_backward(
             g = _load(grad, later, channel, grad_stride, seq_len, channels)
             if SILU or (GATED and shift == 0):
                 y = _convolve(
-                    x,
-                    before,
-                    weight,
-                    bias,
-                    later,
-                    channel,
-                    x_stride,
-                    before_stride,
-                    seq_len,
-                    channels,
-                    TAPS,
-                    GATED,
-                    BIAS,
-                    BLOCK_TOKENS,
-                    BLOCK_CHANNELS,
-                )
+                    x, before, weight, bias, later, channel, x_stride, before_stride, seq_len, channels, TAPS, GATED,
+                    BIAS, BLOCK_TOKENS, BLOCK_CHANNELS,
+                )  # fmt: skip
                 if GATED and shift == 0:
                     activated = y * tl.sigmoid(y) if SILU else y
                     tl.store(dafter + target, (g * activated).to(dafter.dtype.element_ty), mask=inside)
