@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridtron.ops.attention.flash_window import FLASH_WINDOW
 from hybridtron.ops.attention.fused_shapes import fused_without_values
 from hybridtron.ops.attention.query_blocks import BlockAttention, QueryBlock, group, mask_of, query_blocks, ungroup
 from hybridtron.ops.device import device_type
@@ -44,7 +45,7 @@ def attention(
     1 / sqrt(d) by default. sinks [h] are the scores of sinks in the softmaxes. Returns [b, s, h, d of v].
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return select("attention", scale, q, k, v, sinks)(q, k, v, window, scale, sinks)
+    return select("attention", window, scale, q, k, v, sinks)(q, k, v, window, scale, sinks)
 
 
 def attention_flops(seq_len: int, num_heads: int, head_dim: int, window: int | None = None) -> int:
@@ -146,7 +147,7 @@ def _block_attention(
     return BlockAttention.apply(q, k, v, window, scale, sinks, native)
 
 
-def _native(scale: float, q: Tensor, *others: Tensor | None) -> bool:
+def _native(window: int | None, scale: float, q: Tensor, *others: Tensor | None) -> bool:
     """Return whether the kernels can work on scores of these tensors, which are in the dtype of accumulation."""
     fits = all(t is None or (device_type(t.device) == "cpu" and type(t) in PLAIN) for t in (q, *others))
     if scale <= 0 or not fits or accumulation_dtype(q) is not torch.float32:
@@ -158,10 +159,11 @@ register(
     "attention",
     "attention",
     plain(_plain_attention),
+    FLASH_WINDOW,
     Implementation(
         "scaled_dot_product_attention",
         "on CUDA",
-        lambda scale, q, *_: device_type(q.device) == "cuda",
+        lambda window, scale, q, *_: device_type(q.device) == "cuda",
         _fused_attention,
         partial(_fused_attention, kernel=fused_without_values),
     ),
@@ -172,5 +174,5 @@ register(
         partial(_block_attention, native=True),
     ),
     otherwise("PyTorch, in blocks of queries", partial(_block_attention, native=False)),
-    sample=lambda one: (1.0, one),
+    sample=lambda one: (None, 1.0, *3 * (one.new_ones(1, 1, 1, 8),), None),
 )

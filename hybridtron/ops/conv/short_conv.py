@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hybridtron.ops.conv.vendor import CAUSAL_CONV1D
 from hybridtron.ops.device import device_type
 from hybridtron.ops.dispatch import Implementation, otherwise, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
@@ -153,6 +154,7 @@ def _correlate(rows: Tensor, taps: list[Tensor], start: Tensor | None) -> Tensor
 register(
     "short_conv",
     "short convolution",
+    CAUSAL_CONV1D,
     triton_kernels(
         triton_short_conv.short_conv,
         f"at most {triton_short_conv.MAX_TAPS} taps, or {triton_short_conv.MAX_SILU_TAPS} before SiLU",
@@ -167,7 +169,7 @@ register(
         short_conv_reference,
     ),
     otherwise("PyTorch, in tiles", _ShortConv.apply),
-    sample=lambda one: (one, one, None, None),
+    sample=lambda one: (one.new_ones(1, 1, 8), one.new_ones(8, 4), None, None),
 )
 register(
     "gated_short_conv",

@@ -22,6 +22,7 @@ from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.native.library import kernels_for, require_kernels
 from hybridtron.ops.recurrence import run_steps
 from hybridtron.ops.ssm.selective_scan_tiles import TiledScan
+from hybridtron.ops.ssm.vendor import SELECTIVE_SCAN
 
 MAX_STATES = 64  # MOST_STATES of native/selective_scan.c
 _SEGMENT, _BLOCK = 32, 32  # SEGMENT and BLOCK of native/selective_scan.c
@@ -120,6 +121,7 @@ register(
     "selective_scan",
     "mamba1 scan",
     plain(_plain_scan),
+    SELECTIVE_SCAN,
     Implementation(
         "C kernels",
         f"float32 on a CPU, at most {MAX_STATES} states",

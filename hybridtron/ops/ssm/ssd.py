@@ -11,6 +11,9 @@ where S is the state before the chunk, and exp(c_l) S + sum_j exp(c_l - c_j) dt_
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +22,7 @@ from hybridtron.ops.dispatch import otherwise, plain, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.recurrence import run_steps
 from hybridtron.ops.ssm.ssd_tiles import TiledSSD
+from hybridtron.ops.ssm.vendor import SSD
 
 
 def ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, chunk_size: int) -> Tensor:
@@ -28,12 +32,26 @@ def ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None
     Returns y [b, s, h, p] laid out in memory as x is. `chunk_size` is the most tokens a chunk may have and changes
     speed, not results. Decays are kept in float32 (float64 for float64 inputs); matmuls take the dtype of x.
     """
+    return select("ssd", x, dt, A, B, C, D)(x, dt, A, B, C, D, chunk_size)
+
+
+def _in_even_chunks(
+    of_chunks: Callable[..., Tensor],
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    chunk_size: int,
+) -> Tensor:
+    """Compute `ssd` by a function that takes a multiple of the chunk's length and the length."""
     seq_len, (count, length) = x.shape[1], chunks_of(x.shape[1], chunk_size)
     if count * length > seq_len:
         padding = count * length - seq_len
         x, B, C = (F.pad(tensor, (0, 0, 0, 0, 0, padding)) for tensor in (x, B, C))
         dt = F.pad(dt, (0, 0, 0, padding))
-    return select("ssd")(x, dt, A, B, C, D, length)[:, :seq_len]
+    return of_chunks(x, dt, A, B, C, D, length)[:, :seq_len]
 
 
 def ssd_reference(
@@ -100,4 +118,11 @@ def _plain_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
     return y.transpose(2, 3).flatten(1, 2).to(x.dtype)
 
 
-register("ssd", "ssd", plain(_plain_ssd), otherwise("PyTorch, in chunks and tiles", TiledSSD.apply))
+register(
+    "ssd",
+    "ssd",
+    plain(partial(_in_even_chunks, _plain_ssd)),
+    SSD,
+    otherwise("PyTorch, in chunks and tiles", partial(_in_even_chunks, TiledSSD.apply)),
+    sample=lambda one: (heads := one.new_ones(1, 1, 1, 8), heads[..., 0], one[0], heads, heads, one[0]),
+)
