@@ -201,6 +201,7 @@ def _identity(config: RunConfig) -> dict[str, Any]:
     for key in UNNAMED:
         identity.pop(key)
     identity["train"].pop("wandb")
+    identity["data"].pop("loader")
     used = set(config.model.layer_names)
     identity["model"]["blocks"] = {name: block for name, block in identity["model"]["blocks"].items() if name in used}
     return identity

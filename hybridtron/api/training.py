@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     from hybridtron.training.run import Run
 
 
-def train(config: Config, *overrides: str, callbacks: Sequence[Callback] = (), resume: bool = False) -> Run:
+def train(
+    config: Config,
+    *overrides: str,
+    callbacks: Sequence[Callback] = (),
+    resume: bool = False,
+    profile: bool = False,
+    profile_steps: str | None = None,
+) -> Run:
     """Train a config, as `hybridtron train` does; return the run, whose `metrics` are plain rows.
 
     Args:
@@ -21,6 +28,8 @@ def train(config: Config, *overrides: str, callbacks: Sequence[Callback] = (), r
         overrides: `key=value`, such as `optimizer.lr=1e-3`.
         callbacks: called at every step, evaluation, save and at the end, after those that write the run's files.
         resume: continue from the latest checkpoint of the run folder, if there is one.
+        profile: write a trace of some steps, and a table of where their time goes, into the run folder.
+        profile_steps: the steps to profile, `FIRST-LAST` or one; by default three, after nine that warm up.
 
     Raises:
         UserError: before anything is written, where the config, the data or the run folder does not fit.
@@ -37,4 +46,4 @@ def train(config: Config, *overrides: str, callbacks: Sequence[Callback] = (), r
     with warnings.catch_warnings():
         for module in ("megatron", "torch"):  # they warn their developers of what no user can change
             warnings.filterwarnings("ignore", module=module)
-        return train(resolved, read_environment(), resume, callbacks)
+        return train(resolved, read_environment(), resume, callbacks, profile, profile_steps)

@@ -23,6 +23,12 @@ def add_arguments(verb: ArgumentParser) -> None:
     add_config_arguments(verb)
     verb.add_argument("--nproc", type=int, default=None, metavar="N", help="processes to start on this machine")
     verb.add_argument("--resume", action="store_true", help="continue from the latest checkpoint, if there is one")
+    verb.add_argument(
+        "--profile", action="store_true", help="write a trace and a table of some steps into the run folder"
+    )
+    verb.add_argument(
+        "--profile-steps", metavar="FIRST-LAST", help="steps that --profile takes (default: three, after nine)"
+    )
     add_print_argument(verb)
 
 
@@ -47,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     from hybridtron.training.saving import TrainingStopped
 
     try:
-        train(config, environment, options.resume)
+        train(config, environment, options.resume, profile=options.profile, profile_steps=options.profile_steps)
     except TrainingStopped as error:
         heartbeat.send(cause=str(error))
         if is_reporting_process():
@@ -77,7 +83,11 @@ def _show(config: RunConfig, num_processes: int | None) -> int:
 def _is_finished(
     options: argparse.Namespace, config: RunConfig, world_size: int, size_name: str, report: bool
 ) -> bool:  # fmt: skip
-    """Return whether the run has nothing left to do, and print its summary if so. Needs no torch."""
+    """Return whether the run has nothing left to do, and print its summary if so. Needs no torch.
+
+    Raises UserError where --profile-steps names steps that are not trained.
+    """
+    from hybridtron.training.profiling.steps import profiled_steps
     from hybridtron.training.report import print_finished_run
     from hybridtron.training.run_folder.folder import RunFolder
     from hybridtron.training.run_folder.resume import find_start
@@ -86,7 +96,11 @@ def _is_finished(
     data_parallel_size(config, world_size, size_name)
     folder = RunFolder(config.run_folder)
     start = find_start(folder, config, options.resume)
-    return print_finished_run(folder, start, config, lambda text: print(text, file=sys.stderr) if report else None)
+    if print_finished_run(folder, start, config, lambda text: print(text, file=sys.stderr) if report else None):
+        return True
+    if options.profile_steps and start.state.step < config.train.steps:
+        profiled_steps(options.profile_steps, start.state.step, config.train.steps)
+    return False
 
 
 def _train_in_processes(options: argparse.Namespace, config: RunConfig) -> int:
@@ -111,7 +125,13 @@ def _train_in_processes(options: argparse.Namespace, config: RunConfig) -> int:
     require_memory(config, options.nproc)
     require_same_tokens(RunFolder(config.run_folder), open_corpus(config))
     command = python_command("train", str(options.config), *options.overrides)
-    return launch(command + ["--resume"] * options.resume, options.nproc)
+    return launch(command + _flags(options), options.nproc)
+
+
+def _flags(options: argparse.Namespace) -> list[str]:
+    """Return the flags that each process is given."""
+    steps = ["--profile-steps", options.profile_steps] if options.profile_steps else []
+    return ["--resume"] * options.resume + ["--profile"] * options.profile + steps
 
 
 def require_devices(nproc: int, gpus: int | None) -> None:

@@ -17,5 +17,7 @@ Reading it for training:
     config            the `data` section of a run's config
     dataset           TokenDataset: the infinite training order and the fixed evaluation windows
     batches           micro-batches of one data-parallel rank
+    loader            what gives a training step its micro-batches: memory-mapped files, or
+    dali              NVIDIA DALI
     bigram            the yardstick that a model's validation bits per byte are compared with
 """

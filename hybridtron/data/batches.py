@@ -24,9 +24,20 @@ def global_batch(
 ) -> Iterator[MicroBatch]:
     """Yield the micro-batches of training step `step` (from 0) for data-parallel rank `dp_rank`.
 
+    They hold the samples of `sample_indices`, which raises UserError at the call.
+    """
+    indices = sample_indices(step, global_batch_size, micro_batch_size, dp_rank, dp_size)
+    return _micro_batches(dataset.samples, indices, micro_batch_size)
+
+
+def sample_indices(
+    step: int, global_batch_size: int, micro_batch_size: int, dp_rank: int, dp_size: int
+) -> np.ndarray:  # fmt: skip
+    """Return the samples of training step `step` (from 0) for data-parallel rank `dp_rank`, int64.
+
     Step t takes samples t * G to (t + 1) * G - 1 of the dataset's order, G = global_batch_size; each rank takes one
-    contiguous block of them. Which samples a step takes therefore does not depend on the layout. Raises UserError at
-    the call where G is not a multiple of micro_batch_size * dp_size.
+    contiguous block of them. Which samples a step takes therefore does not depend on the layout. Raises UserError where
+    G is not a multiple of micro_batch_size * dp_size.
     """
     unit = micro_batch_size * dp_size
     if global_batch_size < 1 or global_batch_size % unit:
@@ -36,8 +47,7 @@ def global_batch(
             f"(nearest: {max(1, round(global_batch_size / unit)) * unit})"
         )
     share = global_batch_size // dp_size
-    indices = step * global_batch_size + np.arange(dp_rank * share, (dp_rank + 1) * share, dtype=np.int64)
-    return _micro_batches(dataset.samples, indices, micro_batch_size)
+    return step * global_batch_size + np.arange(dp_rank * share, (dp_rank + 1) * share, dtype=np.int64)
 
 
 def eval_batches(
@@ -63,5 +73,9 @@ def _micro_batches(
     import torch
 
     for start in range(0, len(indices), micro_batch_size):
-        windows = torch.from_numpy(read(indices[start : start + micro_batch_size]))  # [b, s + 1]
-        yield MicroBatch(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
+        yield micro_batch(torch.from_numpy(read(indices[start : start + micro_batch_size])))
+
+
+def micro_batch(windows: "torch.Tensor") -> MicroBatch:
+    """Split windows [b, s + 1] into tokens and labels."""
+    return MicroBatch(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())

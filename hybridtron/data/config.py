@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 from pydantic import Field
 
@@ -31,6 +32,11 @@ class DataConfig(Strict):
         "byte", description="`byte`, or the path of a Hugging Face tokenizer.json; data and run folders keep a copy."
     )
     seq_len: int = Field(ge=1, description="Tokens per sequence.")
+    loader: Literal["mmap", "dali"] = Field(
+        "mmap",
+        description="What reads training batches: memory-mapped files, or NVIDIA DALI (extra dali), which prepares "
+        "batches ahead and copies them to the GPU. The batches are the same.",
+    )
 
     def with_absolute_paths(self) -> DataConfig:
         """Return the same files by absolute paths."""

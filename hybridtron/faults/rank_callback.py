@@ -40,14 +40,16 @@ def wrap_training(agent: Agent) -> None:
     """Let every training of this process call the agent, and draw no plot, which takes longer than all else."""
     train, write_all = run.train, writing.write_all
 
-    def train_with_faults(config: Any, environment: Any, resume: bool = False, callbacks: Any = ()) -> run.Run:
-        return train(config, environment, resume, [*callbacks, FaultCallback(agent)])
+    def train_with_faults(
+        config: Any, environment: Any, resume: bool = False, callbacks: Any = (), **options: Any
+    ) -> run.Run:
+        return train(config, environment, resume, [*callbacks, FaultCallback(agent)], **options)
 
     def write(stream: Any, content: Any) -> None:
         agent.on_write(stream, content)
         write_all(stream, content)
 
-    run.train = train_with_faults
+    run.train = train_with_faults  # type: ignore[assignment]
     for method in ("on_save", "on_train_end"):
         setattr(LossPlot, method, getattr(Callback, method))
     writing.write_all = write

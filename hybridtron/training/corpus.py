@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hybridtron.data.config import STANDARD_LIBRARY
+from hybridtron.data.dali import require_dali
 from hybridtron.data.dataset import TokenDataset
 from hybridtron.data.indexed_format import fingerprint
 from hybridtron.data.report import read_corpus_report, read_report
@@ -41,10 +42,15 @@ class Corpus:
 
 
 def open_corpus(config: RunConfig) -> Corpus:
-    """Open the token files. Raises UserError where they are missing, damaged, too short or of another tokenizer."""
+    """Open the token files.
+
+    Raises UserError where they are missing, damaged, too short or of another tokenizer, or the loader is not installed.
+    """
     data = config.data
     if data.train is None:
         raise UserError("data.train is missing: expected training tokens, PATH of PATH.bin and PATH.idx, or stdlib")
+    if data.loader == "dali":
+        require_dali()
     train, prefix = _open(config, "train", data.train)
     held_out = open_held_out(config) if data.valid is not None else None
     sources = {"data.train": data.train, "data.tokenizer": data.tokenizer}

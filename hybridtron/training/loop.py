@@ -11,7 +11,8 @@ from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from hybridtron.data.batches import eval_batches, global_batch
+from hybridtron.data.batches import eval_batches
+from hybridtron.data.loader import make_loader
 from hybridtron.distributed.groups import ParallelContext
 from hybridtron.errors import cause_of
 from hybridtron.training.build import build_engine
@@ -48,6 +49,15 @@ class Trainer:
         self.config, self.corpus, self.parallel_context = config, corpus, parallel_context
         self.folder, self.callbacks, self.print_line = folder, callbacks, print_line
         self.engine, self.chunks = build_engine(config, parallel_context)
+        self.load_batches = make_loader(
+            config.data.loader,
+            corpus.train,
+            config.train.global_batch_size,
+            config.train.micro_batch_size,
+            parallel_context.data_rank,
+            parallel_context.data_size,
+            parallel_context.device,
+        )
         self.saver = Saver(config, self.engine, folder, print_line, self._saved) if folder else None
         self.state = TrainState()
         self.valid_loss: float | None = None
@@ -86,7 +96,6 @@ class Trainer:
                 if self.saver and (stop or self.saver.is_due(step)):
                     self.saver.save(self.state, is_last=bool(stop) or step == steps)
                     stop = stop or self._stop_reason()
-                throughput.start()
             if self.saver:
                 self.saver.finish(is_last=True)
             self.phases.enter(END)
@@ -148,6 +157,7 @@ class Trainer:
         """Update, evaluate where that is due, and pass the metrics to the callbacks."""
         self.phases.enter(STEP)
         self._call(lambda callback, context: callback.before_step(context))
+        throughput.start()
         result, lr = self._update()
         self.losses.append(result.loss)
         throughput.stop(self.config.tokens_per_step)
@@ -165,21 +175,13 @@ class Trainer:
 
     def _update(self) -> tuple[StepResult, float]:
         """Train on the next batch; return the result and the learning rate."""
-        config, parallel_context = self.config, self.parallel_context
-        batches = global_batch(
-            self.corpus.train,
-            self.state.step,
-            config.train.global_batch_size,
-            config.train.micro_batch_size,
-            parallel_context.data_rank,
-            parallel_context.data_size,
-        )
-        lr = learning_rate(config, self.state.step + 1)
-        result = self.engine.train_step(list(batches), lr)
+        batches = self.load_batches(self.state.step)
+        lr = learning_rate(self.config, self.state.step + 1)
+        result = self.engine.train_step(batches, lr)
         self.state = replace(
             self.state,
             step=self.state.step + 1,
-            tokens=self.state.tokens + config.tokens_per_step,
+            tokens=self.state.tokens + self.config.tokens_per_step,
             skipped=self.state.skipped + (not result.applied),
             skipped_in_a_row=0 if result.applied else self.state.skipped_in_a_row + 1,
         )

@@ -20,6 +20,7 @@ from hybridtron.training.callbacks.base import Callback, Row
 from hybridtron.training.callbacks.closing_report import ClosingReport
 from hybridtron.training.callbacks.metrics import MetricsFile, read_metrics
 from hybridtron.training.callbacks.plot import LossPlot
+from hybridtron.training.callbacks.profiler import Profiler
 from hybridtron.training.callbacks.progress import ProgressBar
 from hybridtron.training.callbacks.tensorboard import TensorBoard
 from hybridtron.training.callbacks.wandb import WeightsAndBiases, require_wandb
@@ -27,6 +28,7 @@ from hybridtron.training.config import RunConfig
 from hybridtron.training.heartbeat import Heartbeat, is_supervised
 from hybridtron.training.loop import Trainer
 from hybridtron.training.phases import Phases
+from hybridtron.training.profiling.steps import profiled_steps
 from hybridtron.training.report import print_finished_run
 from hybridtron.training.run_folder.attempts import FAILED, STOPPED
 from hybridtron.training.run_folder.folder import RunFolder
@@ -50,12 +52,20 @@ class Run:
         return read_metrics(RunFolder(self.folder).metrics_file)
 
 
-def train(config: RunConfig, environment: Environment, resume: bool = False, callbacks: Sequence[Callback] = ()) -> Run:
+def train(
+    config: RunConfig,
+    environment: Environment,
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
+    profile: bool = False,
+    profile_steps: str | None = None,
+) -> Run:
     """Train or continue a resolved config as one of the environment's processes.
 
     Each process calls its own `callbacks`, after those that write the run's files. Where no step is left to train, the
-    run's folder is not changed. Raises UserError before anything is written where the data, the layout or the run
-    folder does not fit; TrainingStopped where too many steps in a row were skipped.
+    run's folder is not changed. The first process profiles some steps where `profile` is set, those of `profile_steps`
+    (FIRST-LAST) where that is given. Raises UserError before anything is written where the data, the layout, the run
+    folder or the profiled steps do not fit; TrainingStopped where too many steps in a row were skipped.
     """
     for callback in callbacks:
         _check_callback(callback)
@@ -67,6 +77,8 @@ def train(config: RunConfig, environment: Environment, resume: bool = False, cal
     is_main = environment.rank == 0
     if print_finished_run(folder, start, config, lambda text: print(text, file=sys.stderr) if is_main else None):
         return Run(folder.path, folder.read_summary(start.state.step))
+    profiles = (profile or profile_steps) and start.state.step < config.train.steps
+    profiled = profiled_steps(profile_steps, start.state.step, config.train.steps) if profiles else None
     prepared = prepare(folder, config, start, environment.world_size)
     progress, report = ProgressBar(visible=is_main), ClosingReport(folder)
     with stop_requests(is_main) as stop, process_groups(config.parallel, environment) as parallel_context:
@@ -78,8 +90,12 @@ def train(config: RunConfig, environment: Environment, resume: bool = False, cal
         def build(run: Prepared) -> Trainer:
             writers = [log, *_writers(config, folder)] if is_main and run.trains else []
             own = [Heartbeat()] if is_supervised() else []
-            every = [*own, *writers, progress, report, *callbacks]
-            return Trainer(run.config, run.corpus, parallel_context, folder, every, progress.print_line, phases)
+            profilers = [Profiler(folder.path, profiled)] if profiled and is_main else []
+            every = [*profilers, *own, *writers, progress, report, *callbacks]
+            trainer = Trainer(run.config, run.corpus, parallel_context, folder, every, progress.print_line, phases)
+            for profiler in profilers:
+                profiler.trainer = trainer
+            return trainer
 
         trainer, start = restore(folder, prepared, find, build)
         try:

@@ -100,6 +100,7 @@ def _short_run(settings: ShortRunConfig, config: SearchConfig) -> Evaluator:
         identity.pop(key)
     identity["model"].pop("pattern")
     identity["train"].pop("wandb")  # changes nothing that is measured
+    identity["data"].pop("loader")
     for key in ("train", "valid", "tokenizer"):  # what is in the files, wherever they are
         identity["data"][key] = corpus.fingerprints[f"data.{key}"]
     return Evaluator(evaluate, {"type": "train", "run": identity}, "negative held-out loss")

@@ -1,7 +1,7 @@
 """A run on disk: config, metrics and checkpoints, and how each survives a kill at any moment.
 
     config.yaml   environment.json  metrics.jsonl   changes.jsonl  tensorboard/  loss.png
-    summary.json  step_00000100/    latest          abandoned/      damaged/        attempts.jsonl
+    summary.json  step_00000100/    latest          abandoned/      damaged/        attempts.jsonl    profile/
 
 A checkpoint is written into `step_N.partial-*`, renamed when whole, and only then named by `latest`, which is replaced
 atomically: whatever `latest` names is complete. A run that goes on from an older checkpoint moves those beyond it into
@@ -59,7 +59,7 @@ FILES = (
     CONFIG_NAME,
     LOCK,
 )
-FOLDERS = ("tensorboard", "wandb", "abandoned", "damaged")
+FOLDERS = ("tensorboard", "profile", "wandb", "abandoned", "damaged")
 LAUNCHER = ("launch", "logs", "code")  # folders that `hybridtron launch` makes before training
 NUMBERS = ("step", "loss", "valid_loss", "valid_bits_per_byte", "bigram_bits_per_byte")  # of summary.json
 

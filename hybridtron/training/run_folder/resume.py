@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hybridtron.training.corpus import Corpus
 
 # The architecture, the seed and the order of the data stay; of these keys (and all below them) a run may change.
-FREE = ("train", "optimizer", "schedule", "checkpoint", "parallel", "name", "folder", "model.backend")
+FREE = ("train", "optimizer", "schedule", "checkpoint", "parallel", "name", "folder", "model.backend", "data.loader")
 FIXED_IN_TRAIN = ("train.global_batch_size", "train.init_from")
 TOKENS = ("data.train", "data.valid", "data.tokenizer")  # paths that may change where what they hold stays the same
 LARGEST_RISE = 2  # of the learning rate from one step to the next that is not told: that of a warm-up's second step

@@ -1,0 +1,34 @@
+"""What gives training its micro-batches, by data.loader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from hybridtron.data.batches import MicroBatch, global_batch
+from hybridtron.data.dataset import TokenDataset
+
+if TYPE_CHECKING:
+    import torch
+
+Loader = Callable[[int], Sequence[MicroBatch]]  # the micro-batches of a step, counted from 0
+
+
+def make_loader(
+    kind: str,
+    dataset: TokenDataset,
+    global_batch_size: int,
+    micro_batch_size: int,
+    dp_rank: int,
+    dp_size: int,
+    device: torch.device,
+) -> Loader:
+    """Return the loader of one data-parallel rank; the micro-batches of a step do not depend on `kind`.
+
+    Raises UserError where DALI is asked for and not installed.
+    """
+    if kind == "dali":
+        from hybridtron.data.dali import DaliLoader
+
+        return DaliLoader(dataset, global_batch_size, micro_batch_size, dp_rank, dp_size, device)
+    return lambda step: list(global_batch(dataset, step, global_batch_size, micro_batch_size, dp_rank, dp_size))
