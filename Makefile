@@ -13,7 +13,7 @@ QUICK = tests/accounting/test_describe.py tests/api/test_door.py tests/backends 
 	tests/mad/tasks tests/mixers/test_contract.py tests/model/test_initialize.py tests/ops/conv tests/reporting \
 	tests/test_pattern.py tests/test_structure.py tests/test_tensors.py tests/training/test_lr_schedule.py
 
-.PHONY: train test quick cluster lint docs reference clean
+.PHONY: train test quick cluster gpu lint docs reference clean
 
 train: .venv/base
 	$(BIN)/hybridtron train configs/runs/quickstart.yaml --resume
@@ -27,6 +27,10 @@ quick: .venv/dev lint
 # Jobs that meet each fault on a private SLURM cluster: some minutes, best on a machine without other load.
 cluster: .venv/dev
 	$(BIN)/python -m pytest -m cluster
+
+# Tests on a CUDA device, within 8 minutes on one H100: in the environment of $(PYTHON), as docs/gpu.md makes it.
+gpu:
+	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m pytest -m gpu tests/gpu
 
 lint: .venv/dev
 	$(BIN)/ruff check .

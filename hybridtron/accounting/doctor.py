@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
+from hybridtron.accounting.gpu_report import PACKAGES, describe_gpu, gpu_packages
 from hybridtron.reporting.table import Table, terminal
 
 REQUIRED = (
@@ -24,11 +25,12 @@ OPTIONAL = {
 
 
 def examine() -> dict[str, Any]:
-    """Return a JSON-ready report: {python, platform, required, optional, apex, device, processes, native_kernels,
-    operations, implementations, optimizer, problems}.
+    """Return a JSON-ready report: {python, platform, required, optional, apex, device, gpu, gpu_packages, processes,
+    native_kernels, operations, implementations, optimizer, problems}.
 
-    `operations` maps each operation to the implementation that a float32 call takes on this machine;
-    `implementations` is the whole table of `hybridtron.ops.dispatch` with the conditions.
+    `gpu` describes the GPU, None where there is none. `operations` maps each operation to the implementation that a
+    float32 call takes on this machine; `implementations` is the whole table of `hybridtron.ops.dispatch` with the
+    conditions, and with what a bfloat16 call takes on CUDA.
     """
     import torch
 
@@ -45,6 +47,8 @@ def examine() -> dict[str, Any]:
     apex = _apex()
     if apex == "not NVIDIA's":
         problems.append("the installed apex is PyPI's web toolkit, not NVIDIA's: pip uninstall apex")
+    kernels = gpu_packages(try_imports=cuda)
+    problems += [package["problem"] for package in kernels.values() if package["problem"]]
     table = implementation_table(torch.device("cuda" if cuda else "cpu"))
     return {
         "python": platform.python_version(),
@@ -53,6 +57,8 @@ def examine() -> dict[str, Any]:
         "optional": {name: installed_version(name) for name in OPTIONAL},
         "apex": apex,
         "device": torch.cuda.get_device_name() if cuda else f"CPU, torch threads: {torch.get_num_threads()}",
+        "gpu": describe_gpu(),
+        "gpu_packages": kernels,
         "processes": "nccl" if cuda else "gloo, megatron-core under the CPU shim",
         "native_kernels": library.status() or "compiled for this machine",
         "operations": {row["label"]: row["taken"] for row in table},
@@ -66,8 +72,14 @@ def show(report: dict[str, Any]) -> None:
     """Print a report of `examine` as tables."""
     console = terminal()
     rows = [(name, report[name]) for name in ("python", "platform", "device", "processes")]
+    rows += [(f"GPU {key}", found or Text("unknown", "dim")) for key, found in (report["gpu"] or {}).items()]
     rows += [(name, found or Text("missing", "red")) for name, found in report["required"].items()]
-    rows += [(name, found or _not_installed(OPTIONAL[name])) for name, found in report["optional"].items()]
+    optional = {name: found for name, found in report["optional"].items() if name not in report["gpu_packages"]}
+    rows += [(name, found or _not_installed(OPTIONAL[name])) for name, found in optional.items()]
+    for package in PACKAGES:
+        found = report["gpu_packages"][package.name]
+        state = Text(found["problem"], "red") if found["problem"] else found["version"]
+        rows.append((package.name, state or _not_installed(f"for GPUs: {package.purpose}")))
     rows += [
         ("apex", report["apex"] or _not_installed("fused weight gradients without Transformer Engine")),
         ("optimizer", report["optimizer"]),
@@ -86,13 +98,13 @@ def _not_installed(purpose: str) -> Text:
 
 
 def _implementations(rows: list[dict[str, Any]]) -> Table:
-    """Build the table of operations: what a float32 call takes on this machine, and what else there is and when."""
+    """Build the table of operations: what a float32 call takes here, a bfloat16 one on CUDA, and what else there is."""
     others = [
         "\n".join(f"{one['name']}: {one['condition']}" for one in row["implementations"] if one["name"] != row["taken"])
         for row in rows
     ]
-    shown = [(row["label"], row["taken"], other) for row, other in zip(rows, others, strict=True)]
-    return Table.from_rows(("operation", "taken for float32", "and otherwise"), shown)
+    shown = [(row["label"], row["taken"], row["taken_on_cuda"], other) for row, other in zip(rows, others, strict=True)]
+    return Table.from_rows(("operation", "taken for float32", "for bfloat16 on CUDA", "and otherwise"), shown)
 
 
 def installed_version(package: str) -> str | None:

@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from hybridtron.distributed.config import ParallelConfig, PrecisionConfig
 from hybridtron.distributed.expert_load import ExpertLoads, fractions
+from hybridtron.distributed.gradient_norm import norm_of, squared_norms
 from hybridtron.distributed.groups import ParallelContext, gather
 from hybridtron.errors import UserError, cause_of
 from hybridtron.ops.moe.attached_loss import attached_losses_scale
@@ -151,14 +152,14 @@ class Engine:
         # What a layer attaches is a mean over sequences, of which processes that share them give a part each; the
         # gradients of those are averaged like those of copies.
         with attached_losses_scale(self.parallel_context.context.size / len(micro_batches)):
-            loss = self._mean(self._run(micro_batches, forward_only=False))
+            mean = self._mean(self._run(micro_batches, forward_only=False))
         load = self.expert_loads.total()
         for group in self.optimizer.param_groups:
             # All from the config, since a loaded checkpoint brings the values that it was saved with.
             group["lr"], group["betas"], group["eps"] = lr, self.adamw.betas, self.adamw.eps
             group["weight_decay"] = self.adamw.weight_decay * group["wd_mult"]
         self.optimizer.prepare_grads()
-        grad_norm = float(self.optimizer.get_grad_norm())
+        loss, grad_norm, shares = _read(mean, squared_norms(self.optimizer, mean.device), fractions(load))
         applied = self.agree(math.isfinite(loss) and math.isfinite(grad_norm))
         if applied:
             if self.adamw.clip_grad:
@@ -166,7 +167,7 @@ class Engine:
                     clip_grad_by_total_norm_fp32(optimizer.get_parameters(), self.adamw.clip_grad, grad_norm)
             self.optimizer.step_with_ready_grads()
             self.expert_loads.rebalance(load)
-        return StepResult(loss, grad_norm, applied, fractions(load))
+        return StepResult(loss, grad_norm, applied, shares)
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[MicroBatch], counted: int) -> float:
@@ -176,16 +177,19 @@ class Engine:
         """
         for replica in self.replicas:
             replica.eval()
-        return self._mean(self._run(micro_batches, forward_only=True), counted)
+        return float(self._mean(self._run(micro_batches, forward_only=True), counted))
 
     def agree(self, mine: bool) -> bool:
         """Return True where every process passes true."""
         return bool(self.largest(0 if mine else 1) == 0)
 
     def largest(self, mine: int) -> int:
-        """Return the largest of all processes' values."""
-        value = torch.tensor(mine, device=self.parallel_context.device)
-        dist.all_reduce(value, dist.ReduceOp.MAX)
+        """Return the largest of all processes' values. A GPU goes on working meanwhile."""
+        if self.parallel_context.world_size == 1:
+            return int(mine)
+        group = self.parallel_context.control_group
+        value = torch.tensor(mine, device="cpu" if group else self.parallel_context.device)
+        dist.all_reduce(value, dist.ReduceOp.MAX, group)
         return int(value)
 
     def first_failure(self, action: Callable[[], object]) -> str | None:
@@ -217,22 +221,37 @@ class Engine:
         )
         return losses
 
-    def _mean(self, losses: list[Tensor], counted: int | None = None) -> float:
+    def _mean(self, losses: list[Tensor], counted: int | None = None) -> Tensor:
         """Average over the sequences of all processes, each counted by one process of the last stage."""
         total = torch.zeros(2, dtype=torch.float64, device=self.parallel_context.device)  # sum, number
         if losses and self.parallel_context.shards.tensor.rank == 0:
             own = torch.cat(losses).double()[:counted]
             total = torch.stack([own.sum(), torch.full_like(own, 1.0).sum()])
         dist.all_reduce(total)
-        return float(total[0] / total[1])
+        return total[0] / total[1]
 
     def _forward(self, micro_batches: Iterator[MicroBatch], replica: nn.Module) -> tuple[Any, Any]:
         """Run one micro-batch through a chunk; return its output and the function that makes a loss of it."""
         context, device = self.parallel_context.context, self.parallel_context.device
         tokens, labels = (
-            t.chunk(context.size, 1)[context.rank].to(device, non_blocking=True) for t in next(micro_batches)
+            to_device(t.chunk(context.size, 1)[context.rank], device) for t in next(micro_batches)
         )  # [b, s / cp]
         return replica(tokens, labels), partial(_mean_loss, z_loss=self.z_loss, shares=context.size)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to the device; to a GPU from pinned memory, so that nothing waits for the copy."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def _read(mean: Tensor, squares: Tensor, shares: dict[str, Tensor]) -> tuple[float, float, dict[str, list[float]]]:
+    """Return the mean loss, the norm of all gradients and the experts' shares: all that a step reads, in one copy."""
+    sizes = [1, len(squares), *(len(share) for share in shares.values())]
+    joined = torch.cat([mean.reshape(1), squares.double(), *(share.double() for share in shares.values())])
+    (loss,), squared, *loads = (part.tolist() for part in joined.cpu().split(sizes))
+    return loss, norm_of(squared), dict(zip(shares, loads, strict=True))
 
 
 def _mean_loss(output: tuple[Tensor, Tensor], z_loss: float, shares: int) -> tuple[Tensor, Tensor]:

@@ -56,9 +56,9 @@ class ExpertLoads:
             module.rebalance(total[name])
 
 
-def fractions(total: dict[str, Tensor]) -> dict[str, list[float]]:
+def fractions(total: dict[str, Tensor]) -> dict[str, Tensor]:
     """Compute each expert's share of its layer's choices, by layer: `3`, or `3.branches.0` of several mixers."""
     return {
-        name.removeprefix("layers.").replace(".mixer", "", 1): (load / load.sum().clamp_min(1)).tolist()
+        name.removeprefix("layers.").replace(".mixer", "", 1): load / load.sum().clamp_min(1)
         for name, load in total.items()
     }

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -52,6 +52,7 @@ class ParallelContext:
     data_size: int
     replica: Shard  # among the processes that hold the same shards: data and context together
     expert_replica: Shard  # among those that hold the same experts
+    control_group: dist.ProcessGroup | None = None  # of all, for CPU tensors; None: the default group
 
     @property
     def is_main(self) -> bool:
@@ -74,7 +75,10 @@ def process_groups(parallel: ParallelConfig, environment: Environment) -> Iterat
         _initialize_torch_distributed(environment, backend)
         try:
             make_groups(parallel)
-            yield parallel_context_of(parallel, environment.rank, environment.world_size, device)
+            context = parallel_context_of(parallel, environment.rank, environment.world_size, device)
+            if backend == "nccl" and environment.world_size > 1:  # so that agreeing to stop waits for no kernel
+                context = replace(context, control_group=dist.new_group(backend="gloo"))
+            yield context
         finally:
             destroy_groups()
             gc.collect()  # an engine refers to itself; gloo's threads run, and spin, until it and its groups are gone

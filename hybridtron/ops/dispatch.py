@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hybridtron.ops.device import choosing_for
 from hybridtron.ops.elementwise.precision import under_transforms
 from hybridtron.ops.native.library import kernels_for
 
@@ -66,21 +67,33 @@ def have_no_values(arguments: tuple[Any, ...]) -> bool:
 
 
 def implementation_table(device: torch.device) -> list[dict[str, Any]]:
-    """Return, for each operation, what an ordinary float32 call takes on the device and all implementations."""
+    """Return, for each operation, all implementations and which an ordinary call takes: in float32 on the device, and
+    in bfloat16 on CUDA with the packages that are installed here."""
     package = importlib.import_module("hybridtron.ops")
     for module in pkgutil.walk_packages(package.__path__, "hybridtron.ops."):
         if "triton.kernels" not in module.name:  # they import Triton and register nothing
             importlib.import_module(module.name)
     one = torch.ones(1, 1, device=device)
+    half = torch.ones(1, 1, device=device if device.type == "cuda" else "meta", dtype=torch.bfloat16)
     return [
         {
             "operation": name,
             "label": label,
-            "taken": next(entry.name for entry in implementations if entry.accepts(*sample(one))),
+            "taken": _taken(implementations, sample(one)),
+            "taken_on_cuda": _taken_on_cuda(implementations, sample(half)),
             "implementations": [{"name": entry.name, "condition": entry.condition} for entry in implementations],
         }
         for name, (label, implementations, sample) in sorted(OPERATIONS.items())
     ]
+
+
+def _taken(implementations: tuple[Implementation, ...], arguments: tuple[Any, ...]) -> str:
+    return next(entry.name for entry in implementations if entry.accepts(*arguments))
+
+
+def _taken_on_cuda(implementations: tuple[Implementation, ...], arguments: tuple[Any, ...]) -> str:
+    with choosing_for("cuda"):
+        return _taken(implementations, arguments)
 
 
 def plain(function: Callable[..., Any]) -> Implementation:

@@ -1,0 +1,123 @@
+"""Training steps of the slices: ours in every format, beside megatron-core's own stack at the same shapes."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from gpu_parts.families import SLICES, Slice, run_config
+from gpu_parts.megatron_stack import build_megatron
+from gpu_parts.own_stack import build_own, train_step
+from gpu_parts.rows import Row, attempted, first_line
+from gpu_parts.timing import Budget, interleaved, median, ratio
+from hybridtron.accounting.describe import describe
+from hybridtron.distributed.environment import Environment
+from hybridtron.distributed.groups import ParallelContext, process_groups
+from hybridtron.training.config import RunConfig
+
+FORMATS = ("bf16", "tensorwise", "delayed", "blockwise")
+SEQ_LENS = {4096: 2, 8192: 1}  # sequences of a micro-batch
+PEAKS = {"H100 PCIe": (756e12, 1513e12), "H100": (989e12, 1979e12), "H200": (989e12, 1979e12)}  # dense bf16, fp8
+REPEATS = 8
+
+
+def peak_of(name: str, is_fp8: bool) -> float | None:
+    """Return the dense peak of a device by its name, in FLOP/s."""
+    return next((peaks[is_fp8] for part, peaks in PEAKS.items() if part in name), None)
+
+
+def slice_rows(quick: bool, tiny: bool, budget: Budget) -> Iterator[Row]:
+    """Yield a row for each slice, format, length and side; those that matter most come first."""
+    lengths = {32: 1} if tiny else SEQ_LENS
+    wanted = [
+        (part, name, seq_len)
+        for seq_len in list(lengths)[: 1 if quick else None]
+        for part in SLICES[: 1 if quick else None]
+        for name in FORMATS[: 2 if quick else None]
+    ]
+    environment = Environment(0, 1, 0, None, "single")
+    first = run_config(SLICES[0], 32, 1, {}, tiny=True)
+    with process_groups(first.parallel, environment) as context:
+        for part, name, seq_len in wanted:
+            call = partial(_pair, part, name, seq_len, lengths[seq_len], tiny, context, budget)
+            yield from attempted("slice", _label(part, name, seq_len), call)
+            _free()
+        if not tiny and not quick:
+            call = partial(_pair, SLICES[0], "bf16", 8192, 1, tiny, context, budget, recompute="full")
+            yield from attempted("slice", _label(SLICES[0], "bf16", 8192, "full"), call)
+
+
+def _precision(name: str, tiny: bool) -> dict[str, Any]:
+    """Return the `precision` section of a format; on a CPU FP8 is emulated."""
+    if name == "bf16":
+        return {"format": "bf16"}
+    return {"format": "fp8", "recipe": name, **({"emulate": True} if tiny else {})}
+
+
+def _pair(
+    part: Slice,
+    name: str,
+    seq_len: int,
+    batch: int,
+    tiny: bool,
+    context: ParallelContext,
+    budget: Budget,
+    recompute: str = "none",
+) -> list[Row]:
+    """Time a step of ours and of megatron-core's stack in turn."""
+    budget.require(5)
+    model = {} if name == "bf16" or tiny else {"backend": "transformer_engine"}
+    config = run_config(part, seq_len, batch, _precision(name, tiny), tiny, **model)
+    parallel = config.parallel.model_copy(update={"recompute": recompute})
+    config = config.model_copy(update={"parallel": parallel})
+    steps = {"ours": train_step(build_own(config, context), config)}
+    rows: list[Row] = []
+    try:
+        if recompute == "none":
+            engine = build_megatron(part, config, None if name == "bf16" else name, context)
+            steps["megatron-core"] = train_step(engine, config)
+            steps["megatron-core"]()
+    except Exception as error:
+        steps.pop("megatron-core", None)
+        rows.append(Row("slice", f"{_label(part, name, seq_len, recompute)}, megatron-core", error=first_line(error)))
+    found = interleaved(steps, context.device, 1 if tiny else REPEATS, budget, warmup=1 if tiny else 3)
+    for side, times in reversed(found.items()):
+        label = f"{_label(part, name, seq_len, recompute)}, {side}"
+        row = _row(label, config, name, median(times), recompute, context.device)
+        if side == "ours" and "megatron-core" in found:
+            row = row._replace(ratio=ratio(times, found["megatron-core"]))
+        rows.insert(0, row)
+    return rows
+
+
+def _label(part: Slice, name: str, seq_len: int, recompute: str = "none") -> str:
+    length = f"{seq_len // 1024}k" if seq_len >= 1024 else str(seq_len)
+    return f"{part.name}, {name}, {length}" + (f", recompute {recompute}" if recompute != "none" else "")
+
+
+def _row(label: str, config: RunConfig, name: str, seconds: float, recompute: str, device: torch.device) -> Row:
+    flops = 3 * describe(config.model, config.data.seq_len).flops_forward * config.train.global_batch_size
+    peak = peak_of(torch.cuda.get_device_name(device), name != "bf16") if device.type == "cuda" else None
+    rate = flops / seconds
+    return Row(
+        "slice",
+        label,
+        seconds=seconds,
+        tokens_per_s=config.tokens_per_step / seconds,
+        tflops=rate / 1e12,
+        mfu=rate / peak if peak else None,
+        hfu=rate * 4 / 3 / peak if peak and recompute == "full" else None,
+        memory_gb=torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None,
+    )
+
+
+def _free() -> None:
+    """Give the memory of the last pair back."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()

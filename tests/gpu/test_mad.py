@@ -1,0 +1,56 @@
+"""MAD on CUDA: cells trained in one pass, one by one, and on a CPU reach the same weights and scores."""
+
+import functools
+
+import pytest
+import torch
+
+import hybridtron as ht
+from hybridtron.mad import from_layers, generate
+from hybridtron.mad.models.proxy_model import initial_values
+from hybridtron.mad.training.adamw import StackedAdamW
+from hybridtron.mad.training.stack import Stack, can_stack
+from tests.gpu.comparison import distance
+
+pytestmark = pytest.mark.gpu
+
+LAYERS = {
+    "attention": ["mh-attention", "swiglu"],
+    "mamba": ["mamba", "mlp"],
+    "hyena": ["mh-hyena", "moe-mlp"],
+    "linear attention": ["mh-linear-attention", "swiglu"],
+}
+STEPS, CELLS = 5, 3
+SAME = 1e-3
+
+
+def trained(layers, device, one_pass):
+    """Return the weights [cells, parameters] after some steps at three learning rates, and the last losses [cells]."""
+    arrays = generate("in-context-recall", {}, "train", seed=0, num_examples=16)
+    ids, targets = (torch.from_numpy(array).long().to(device) for array in arrays)
+    config = from_layers(layers).model(16, ids.shape[1])
+    assert can_stack(config)
+    values = [initial_values(config, False, seed) for seed in range(CELLS)]
+    stack = Stack(config, False, values, device=str(device), one_pass=one_pass)
+    optimizer, lr = StackedAdamW(stack.flat, (0.9, 0.98)), torch.tensor([[1e-4], [5e-4], [1e-3]], device=device)
+    for _ in range(STEPS):
+        losses, gradients = stack.gradients(ids, targets)
+        optimizer.step(stack.flat, gradients, lr, torch.zeros_like(lr))
+    return stack.flat, losses
+
+
+@functools.cache
+def on_cpu(name):
+    return trained(LAYERS[name], "cpu", one_pass=False)
+
+
+@pytest.mark.parametrize("one_pass", [True, False], ids=["in one pass", "one by one"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_cells_reach_the_weights_of_a_cpu(cuda, name, one_pass):
+    for found, expected in zip(trained(LAYERS[name], cuda, one_pass), on_cpu(name), strict=True):
+        assert distance(found, expected) < SAME
+
+
+def test_a_small_setting_is_scored(cuda):
+    score = ht.mad.score("mh-attention swiglu", preset="smoke", tasks="in-context-recall", device=str(cuda))
+    assert 0 <= score.mean <= 1

@@ -1,0 +1,90 @@
+"""Training on CUDA: the quickstart's losses are those of a CPU, and a step waits for the device once."""
+
+import warnings
+
+import pytest
+import torch
+
+from hybridtron.api.configs import read_training_config
+from hybridtron.data.batches import global_batch
+from hybridtron.distributed.environment import Environment
+from hybridtron.distributed.groups import process_groups
+from hybridtron.mixers.registry import MIXERS
+from hybridtron.training.corpus import open_corpus
+from tests.gpu.conftest import QUICKSTART, losses, train_on, write_config
+from tests.gpu.primitives import PRIMITIVES
+
+pytestmark = pytest.mark.gpu
+
+STEPS = 12
+SHORT = [f"train.steps={STEPS}", "train.log_every=1", "train.eval_every=0", "train.sample_tokens=0"]
+SHORT += ["checkpoint.save_every=0", "schedule.decay_steps=4", "schedule.warmup_steps=4"]
+SAME_LOSS = 2e-3  # relative; float32 on both
+NEAR_LOSS = 2e-2  # bfloat16 against float32
+
+
+@pytest.fixture(scope="module")
+def on_cpu(tmp_path_factory):
+    """The losses of the quickstart's first steps on a CPU."""
+    folder = tmp_path_factory.mktemp("cpu")
+    return losses(train_on("cpu", QUICKSTART, *SHORT, f"folder={folder / 'run'}"))
+
+
+@pytest.mark.parametrize("backend", ["megatron", "torch"])
+def test_the_quickstart_has_the_losses_of_a_cpu(tmp_path, on_cpu, backend):
+    rows = train_on("cuda", QUICKSTART, *SHORT, f"folder={tmp_path / 'run'}", f"model.backend={backend}")
+    assert len(on_cpu) == STEPS
+    torch.testing.assert_close(losses(rows), on_cpu, rtol=SAME_LOSS, atol=0)
+
+
+def test_the_quickstart_in_bfloat16_is_near_them(tmp_path, on_cpu):
+    rows = train_on("cuda", QUICKSTART, *SHORT, f"folder={tmp_path / 'run'}", "precision.format=bf16")
+    torch.testing.assert_close(losses(rows), on_cpu, rtol=NEAR_LOSS, atol=0)
+    assert all(row["mfu"] is None or 0 < row["mfu"] < 1 for row in rows if "mfu" in row)
+
+
+def test_all_primitives_train_together(tmp_path, corpus):
+    """In bfloat16, with the distributed optimizer and recomputation."""
+    blocks = {name: {"type": name, **PRIMITIVES[name]} for name in MIXERS}
+    model = {"hidden_size": 256, "blocks": blocks, "pattern": " ".join(blocks)}
+    config = write_config(tmp_path, corpus, model=model)
+    more = ["precision.format=bf16", "parallel.distributed_optimizer=true", "parallel.recompute=selective"]
+    rows = train_on("cuda", config, "train.steps=15", "optimizer.lr=1e-3", "data.seq_len=128", *more)
+    found = losses(rows)
+    assert found.isfinite().all()
+    assert found[-3:].mean() < found[0] - 0.2
+
+
+@pytest.mark.usefixtures("needs_cuda")
+class TestSynchronisations:
+    """A step of the engine waits for the device once: to read loss, norm of the gradients and expert loads."""
+
+    @pytest.mark.parametrize("block", [name for name in MIXERS if name not in ("moe", "parallel")])
+    def test_one_for_a_step(self, tmp_path, corpus, block):
+        assert waits_of_a_step(tmp_path, corpus, {"x": {"type": block, **PRIMITIVES[block]}}) == 1
+
+    def test_with_experts_one_more_for_a_layer_and_micro_batch(self, tmp_path, corpus):
+        """The counts of rows of each expert."""
+        assert waits_of_a_step(tmp_path, corpus, {"x": {"type": "moe", **PRIMITIVES["moe"]}}) <= 1 + 2 * 2
+
+
+def waits_of_a_step(folder, corpus, blocks):
+    """Count what PyTorch reports as synchronising in the third step of two micro-batches of a model of two layers."""
+    from hybridtron.training.build import build_engine  # imports megatron-core, which process_groups must come before
+
+    model = {"hidden_size": 256, "blocks": blocks, "pattern": "2*x", "backend": "torch"}
+    config = read_training_config(write_config(folder, corpus, model=model), "precision.format=bf16")
+    dataset = open_corpus(config).train
+    with process_groups(config.parallel, Environment(0, 1, 0, None, "single")) as parallel_context:
+        engine, _ = build_engine(config, parallel_context)
+        for step in range(3):
+            batches = list(global_batch(dataset, step, 4, 2, 0, 1))
+            torch.cuda.synchronize()
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                torch.cuda.set_sync_debug_mode("warn" if step == 2 else "default")
+                try:
+                    engine.train_step(batches, 1e-3)
+                finally:
+                    torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message).lower() for warning in caught)
