@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from hybridtron.backends.installation import import_problem
+
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
