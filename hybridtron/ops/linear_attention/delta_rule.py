@@ -18,10 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridtron.ops.dispatch import always, register
+from hybridtron.ops.dispatch import otherwise, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
-from hybridtron.ops.linear_attention.gla import STRONGEST, binary_chunks
+from hybridtron.ops.linear_attention.decays import STRONGEST
+from hybridtron.ops.linear_attention.gla import binary_chunks
 from hybridtron.ops.recurrence import run_steps
+from hybridtron.ops.triton import delta_rule as triton_delta_rule
+from hybridtron.ops.triton.launch import triton_kernels
 
 
 def gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, chunk_size: int) -> Tensor:
@@ -31,6 +34,11 @@ def gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, c
     keys. g (not positive) and beta [b, s, h]. Returns [b, s, h, p]. `chunk_size`, a power of two, is the most tokens a
     chunk may have and changes speed, not results.
     """
+    return select("gated_delta_rule", q, k, v, g, beta)(q, k, v, g, beta, chunk_size)
+
+
+def _in_chunks(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, chunk_size: int) -> Tensor:
+    """Compute `gated_delta_rule` in PyTorch."""
     dtype, out_dtype, seq_len, groups = accumulation_dtype(q), v.dtype, q.shape[1], q.shape[2]
     count, length = _chunks(seq_len, chunk_size)
     padding = (0, 0, 0, 0, 0, count * length - seq_len)
@@ -121,4 +129,14 @@ def _chunks(seq_len: int, chunk_size: int) -> tuple[int, int]:
     return count, max(2, length)
 
 
-register("gated_delta_rule", "gated delta rule", always("PyTorch, in chunks", gated_delta_rule))
+register(
+    "gated_delta_rule",
+    "gated delta rule",
+    triton_kernels(
+        triton_delta_rule.gated_delta_rule,
+        f"keys of at most {triton_delta_rule.MAX_KEY_DIM} channels",
+        lambda q, *_: q.shape[-1] <= triton_delta_rule.MAX_KEY_DIM,
+    ),
+    otherwise("PyTorch, in chunks", _in_chunks),
+    sample=lambda one: (*3 * (one.new_ones(1, 1, 1, 8),), *2 * (one.new_ones(1, 1, 1),)),
+)

@@ -15,22 +15,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridtron.ops.dispatch import always, register
+from hybridtron.ops.dispatch import otherwise, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.linear_attention.decays import STRONGEST
 from hybridtron.ops.recurrence import run_steps
-
-# Log decay. Of a state, e^-40 is nothing; a sum of decays with far larger ones in it loses the digits of the others.
-STRONGEST = -40.0
+from hybridtron.ops.triton import gla as triton_gla
+from hybridtron.ops.triton.launch import triton_kernels
 
 _SMALLEST = 4  # tokens of a block that is no longer halved
 
 
 def gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor, chunk_size: int) -> Tensor:
-    """Compute gated linear attention over whole sequences from a zero state, by matmuls over halved chunks.
+    """Compute gated linear attention over whole sequences from a zero state, by matmuls over chunks.
 
     q, k and g [b, s, h, n], g being the logarithms of the decays (not positive); v [b, s, h, p]. Returns [b, s, h, p].
     `chunk_size`, a power of two, is the most tokens a chunk may have and changes speed, not results.
     """
+    return select("gla", q, k, v, g)(q, k, v, g, chunk_size)
+
+
+def _halved_chunks(q: Tensor, k: Tensor, v: Tensor, g: Tensor, chunk_size: int) -> Tensor:
+    """Compute `gla` in PyTorch."""
     dtype, out_dtype, seq_len = accumulation_dtype(q), v.dtype, q.shape[1]
     count, length = binary_chunks(seq_len, chunk_size)
     padding = (0, 0, 0, 0, 0, count * length - seq_len)
@@ -121,4 +126,10 @@ def binary_chunks(seq_len: int, chunk_size: int) -> tuple[int, int]:
     return count, 1 << (-(-seq_len // count) - 1).bit_length()
 
 
-register("gla", "gla", always("PyTorch, in chunks", gla))
+register(
+    "gla",
+    "gla",
+    triton_kernels(triton_gla.gla),
+    otherwise("PyTorch, in chunks", _halved_chunks),
+    sample=lambda one: 4 * (one.new_ones(1, 1, 1, 8),),
+)

@@ -1,0 +1,33 @@
+"""Loads and stores that kernels of chunked scans share."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_tile(x, row, column, rows, columns, stride):
+    """Return x[row, column] as float32, zeros outside of rows x columns; rows are `stride` elements apart."""
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    return tl.load(x + row[:, None] * stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_tile(x, row, column, rows, columns, stride, value):
+    """Write value into x[row, column] inside of rows x columns."""
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    tl.store(x + row[:, None] * stride + column[None, :], value.to(x.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def load_row(x, row, column, rows, columns, stride):
+    """Return x[row, column] of one row as float32, zeros outside of rows x columns."""
+    inside = column < tl.where(row < rows, columns, 0)
+    return tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_values(x, row, rows, stride):
+    """Return x[row] as float32, zeros outside; rows are `stride` elements apart."""
+    return tl.load(x + row * stride, mask=row < rows, other=0.0).to(tl.float32)
