@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hybridtron.ops.elementwise.cross_entropy import cross_entropy
+from hybridtron.ops.elementwise.cross_entropy import cross_entropy, linear_cross_entropy
 from hybridtron.ops.elementwise.norm import rms_norm
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.tensors import WHOLE, PackedPart, Shard, Shards, TensorSpec
@@ -146,6 +146,18 @@ class Backend:
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Compute loss and log partition function, each [...], of local logits [..., local vocabulary] and targets."""
         return cross_entropy(logits, targets)
+
+    def projected_cross_entropy(
+        self, head: nn.Module, x: Tensor, shared_weight: Tensor | None, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Compute `cross_entropy` of the logits head(x), x [..., h]; `shared_weight` is that of a tied embedding.
+
+        Where one process has the whole vocabulary, kernels need not store the logits whole.
+        """
+        if self.shards.tensor.size > 1:
+            return self.cross_entropy(head(x, shared_weight), targets)
+        weight: Any = head.weight if shared_weight is None else shared_weight
+        return linear_cross_entropy(x, weight, targets, lambda: head(x, shared_weight))
 
     def gather_logits(self, logits: Tensor) -> Tensor:
         """Gather local logits to logits over the whole vocabulary, on every rank."""

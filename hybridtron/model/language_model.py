@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -93,7 +94,7 @@ class LanguageModel(nn.Module):
             self.final_norm = backend.norm(specs["final_norm.weight"], zero_centered=config.zero_centered_norms)
             head = specs["embedding.weight" if self.tied else "head.weight"]
             self.head = backend.column_linear(head, shared=self.tied)
-        self.cross_entropy = backend.cross_entropy
+        self.projected_cross_entropy = backend.projected_cross_entropy
         self.gather_logits = backend.gather_logits
         self.received: Tensor | None = None
 
@@ -113,21 +114,30 @@ class LanguageModel(nn.Module):
             x = layer(x)
         if not self.stage.is_last:
             return x
-        logits = self._project(x)
-        return logits if labels is None else self.cross_entropy(logits, labels.transpose(0, 1))
+        if labels is None:
+            return self._project(x)
+        return self.projected_cross_entropy(self.head, self._norm(x), self._tied_weight, labels.transpose(0, 1))
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Map token ids [b, s] to the residual stream before the first layer [s, b, h]."""
         x: Tensor = self.embedding(tokens)
         return x if self.embedding_multiplier == 1 else x * self.embedding_multiplier
 
+    def _norm(self, x: Tensor) -> Tensor:
+        """Map the residual stream after the last layer [s, b, h] to the input of the output projection."""
+        x = self.final_norm(x)
+        return x if self.logits_scaling == 1 else x / self.logits_scaling
+
     def _project(self, x: Tensor) -> Tensor:
         """Map the residual stream after the last layer [s, b, h] to logits [s, b, vocabulary of this rank]."""
-        x = self.final_norm(x)
-        if self.logits_scaling != 1:
-            x = x / self.logits_scaling
-        logits: Tensor = self.head(x, self.embedding.weight if self.tied else None)
+        logits: Tensor = self.head(self._norm(x), self._tied_weight)
         return logits
+
+    @property
+    def _tied_weight(self) -> Tensor | None:
+        """Return the weight of the embedding where it is that of the output projection too."""
+        weight: Any = self.embedding.weight if self.tied else None
+        return weight
 
     def initial_state(self, batch: int) -> list[State]:
         """Return the state of every layer before the first token."""

@@ -13,7 +13,7 @@ from hybridtron.ops.conv.long_conv import long_conv
 from hybridtron.ops.conv.outer_conv import outer_conv
 from hybridtron.ops.conv.short_conv import gated_short_conv, short_conv
 from hybridtron.ops.elementwise.activations import relu2, swiglu
-from hybridtron.ops.elementwise.cross_entropy import cross_entropy
+from hybridtron.ops.elementwise.cross_entropy import cross_entropy, linear_cross_entropy
 from hybridtron.ops.elementwise.norm import gated_rms_norm, norm_and_gate, rms_norm
 from hybridtron.ops.linear_attention.delta_rule import gated_delta_rule
 from hybridtron.ops.linear_attention.gla import gla
@@ -56,6 +56,10 @@ CALLS = {
     "swiglu": (swiglu, (X,)),
     "relu2": (relu2, (X,)),
     "cross_entropy": (lambda x: cross_entropy(x, torch.zeros(2, 4, dtype=torch.long)), (X,)),
+    "linear_cross_entropy": (
+        lambda x, w: linear_cross_entropy(x, w, torch.zeros(2, 4, dtype=torch.long), lambda: x @ w.t()),
+        (X, torch.ones(5, 6)),
+    ),
 }
 # other arguments and the implementation that they take
 OTHER_CALLS = [

@@ -19,6 +19,8 @@ from torch.autograd.function import once_differentiable
 from hybridtron.ops.conv.short_conv import short_conv
 from hybridtron.ops.dispatch import Implementation, otherwise, plain, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.triton import toeplitz
+from hybridtron.ops.triton.launch import triton_kernels
 
 DIRECT_TAPS = 20  # that are added up one by one
 _SEGMENT = 3  # filter lengths in a segment
@@ -35,7 +37,7 @@ def long_conv(u: Tensor, h: Tensor) -> Tensor:
     2-norms of its filter and of its channel over the s tokens.
     """
     h = h[:, : u.shape[1]].to(accumulation_dtype(u))
-    return select("long_conv", h.shape[1])(u, h)
+    return select("long_conv", u, h)(u, h)
 
 
 def _add_taps(u: Tensor, h: Tensor) -> Tensor:
@@ -129,9 +131,14 @@ def _segment_length(seq_len: int, taps: int) -> int:
 register(
     "long_conv",
     "long convolution",
-    Implementation("short_conv", f"at most {DIRECT_TAPS} taps", lambda taps: taps <= DIRECT_TAPS, _add_taps),
+    Implementation("short_conv", f"at most {DIRECT_TAPS} taps", lambda u, h: h.shape[1] <= DIRECT_TAPS, _add_taps),
+    triton_kernels(
+        toeplitz.long_conv,
+        f"at most {toeplitz.MAX_TAPS} taps, a filter for at least {toeplitz.MIN_COLUMNS} channels times sequences",
+        toeplitz.fits,
+    ),
     otherwise("convolve, in segments", _convolve_segments),
-    sample=lambda one: (DIRECT_TAPS + 1,),
+    sample=lambda one: (one.unsqueeze(0), one.expand(1, DIRECT_TAPS + 1)),
 )
 register(
     "convolve",

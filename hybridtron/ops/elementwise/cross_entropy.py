@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch.autograd.function import once_differentiable
 from hybridtron.ops.dispatch import otherwise, plain, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.elementwise.row_blocks import as_rows, from_rows, row_order, split_rows
+from hybridtron.ops.triton import cross_entropy as triton_cross_entropy
+from hybridtron.ops.triton.launch import triton_kernels
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -19,7 +22,17 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     logits [..., V] of any float dtype, targets [...] of integers in [0, V). Returns (nll [...], log_z [...]) in float32
     (float64 for float64 logits), where log_z = log sum_v exp(logits_v) and nll = log_z - logits[target].
     """
-    return select("cross_entropy")(logits, targets)
+    return select("cross_entropy", logits)(logits, targets)
+
+
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, targets: Tensor, project: Callable[[], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Compute `cross_entropy` of the output projection x weight^T; x [..., h], weight [V, h], targets [...].
+
+    `project` returns the logits [..., V], for implementations that need them whole.
+    """
+    return select("linear_cross_entropy", x, weight)(x, weight, targets, project)
 
 
 def cross_entropy_reference(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,5 +80,18 @@ register(
     "cross_entropy",
     "cross-entropy",
     plain(cross_entropy_reference),
+    triton_kernels(triton_cross_entropy.cross_entropy),
     otherwise("PyTorch, in blocks of rows", _CrossEntropy.apply),
+    sample=lambda one: (one,),
+)
+register(
+    "linear_cross_entropy",
+    "output projection and cross-entropy",
+    triton_kernels(
+        lambda x, weight, targets, project: triton_cross_entropy.linear_cross_entropy(x, weight, targets),
+        "weight of the dtype of x",
+        lambda x, weight: x.dtype == weight.dtype,
+    ),
+    otherwise("linear and cross-entropy", lambda x, weight, targets, project: cross_entropy(project(), targets)),
+    sample=lambda one: (one, one),
 )

@@ -71,6 +71,11 @@ def _find(kernel: str) -> Any:
     return getattr(importlib.import_module(f"hybridtron.ops.triton.kernels.{module}"), name)
 
 
+def widen(x: Tensor) -> bool:
+    """Return whether products of matrices like x must be of float32: Triton's interpreter has none of bfloat16."""
+    return x.dtype == torch.bfloat16 and not x.is_cuda
+
+
 def ceil_div(count: int, size: int) -> int:
     """Return how many blocks of `size` cover `count`."""
     return -(-count // size)

@@ -46,11 +46,11 @@ class _ShortConv(torch.autograd.Function):
         activation: Literal["silu"] | None,
     ) -> Tensor:
         gated = before is not None
-        x, before, after = (_channels_contiguous(x if t is None else t) for t in (x, before, after))
+        x, before, after = (channels_contiguous(x if t is None else t) for t in (x, before, after))
         weight = weight.contiguous()
         batch, seq_len, channels = x.shape
         flags = {"TAPS": weight.shape[1], "GATED": gated, "BIAS": bias is not None, "SILU": activation == "silu"}
-        tile, out = _tile(channels), _empty_like(x)
+        tile, out = _tile(channels), empty_like(x)
         grid = ceil_div(seq_len, tile["BLOCK_TOKENS"]), ceil_div(channels, tile["BLOCK_CHANNELS"]), batch
         launch(
             "short_conv:short_conv_forward", grid, x, before, after, weight, weight if bias is None else bias, out,
@@ -64,9 +64,9 @@ class _ShortConv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, before, after, weight, bias = ctx.saved_tensors
-        grad, flags = _channels_contiguous(grad), ctx.flags
+        grad, flags = channels_contiguous(grad), ctx.flags
         (batch, seq_len, channels), taps = x.shape, flags["TAPS"]
-        tile, dx = _tile(channels), _empty_like(x)
+        tile, dx = _tile(channels), empty_like(x)
         dbefore, dafter = (torch.empty_like(dx) if flags["GATED"] else dx for _ in range(2))
         token_blocks = ceil_div(seq_len, tile["BLOCK_TOKENS"])
         blocks = min(_BACKWARD_BLOCKS, token_blocks)
@@ -83,11 +83,12 @@ class _ShortConv(torch.autograd.Function):
         return dx, *gates, of_taps[:taps].t().to(weight.dtype), dbias, None
 
 
-def _channels_contiguous(x: Tensor) -> Tensor:
+def channels_contiguous(x: Tensor) -> Tensor:
+    """Return x [..., c], or a copy where its channels are strided."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _empty_like(x: Tensor) -> Tensor:
+def empty_like(x: Tensor) -> Tensor:
     """Allocate [b, s, c], with tokens or sequences outermost in memory as in x."""
     batch, seq_len, channels = x.shape
     if x.stride(0) < x.stride(1):
