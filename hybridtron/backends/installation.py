@@ -23,13 +23,14 @@ logger = logging.getLogger(__name__)
 
 MINIMUM = (2, 11)  # whose source the backend was written against
 INSTALL = "pip install --no-build-isolation 'transformer_engine[pytorch]'"
+NEEDS_CUDA = "Transformer Engine needs a CUDA device"
 _PACKAGES = ("transformer_engine", "transformer_engine_torch", "transformer_engine_cu12", "transformer_engine_cu13")
 
 
 def transformer_engine_problem() -> str | None:
     """Return why Transformer Engine is not usable in this process, in one line, or None where it is."""
     if not torch.cuda.is_available():
-        return "Transformer Engine needs a CUDA device"
+        return NEEDS_CUDA
     if problem := import_problem():
         return problem
     found = version("transformer_engine")
@@ -105,6 +106,8 @@ def _remedy(error: Exception) -> str:
     name = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if name and not name.startswith("transformer_engine"):
         return f"{name} is missing: pip install {name}"
+    if "shared object" in str(error) and not isinstance(error, FileNotFoundError):
+        return "expected this library of CUDA's toolkit, or from the packages that torch's CUDA build brings"
     return (
         f"expected transformer_engine, transformer_engine_torch and one of _cu12 and _cu13, of one version: {INSTALL}"
     )

@@ -20,7 +20,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from hybridtron.backends.installation import hide_unusable_transformer_engine
-from hybridtron.distributed.megatron_versions import unsupported
+from hybridtron.distributed.megatron_versions import silence_known_messages, unsupported
 from hybridtron.errors import UserError
 
 
@@ -69,6 +69,7 @@ def cuda_calls_on_cpu() -> Iterator[None]:
     Raises UserError when the installed megatron-core is not one that this was written for.
     """
     hide_unusable_transformer_engine()
+    silence_known_messages()
     if torch.cuda.is_available():
         yield
         return

@@ -69,6 +69,8 @@ def process_groups(parallel: ParallelConfig, environment: Environment) -> Iterat
     require_no_process_groups()
     with cuda_calls_on_cpu():
         _die_with_launcher()
+        if parallel.tensor > 1:  # CUDA starts messages in the order of their calls, before the products beside them
+            os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
         device = _choose_device(environment)
         backend = "nccl" if device.type == "cuda" else "gloo"
         logger.debug("rank %d of %d joins by %s, on %s", environment.rank, environment.world_size, backend, device)

@@ -1,20 +1,15 @@
 """The releases of megatron-core that hybridtron works with, and what differs between them.
 
 Python 3.11 gets 0.16.1, Python 3.12 and newer get 0.19.2. Both have what `engine.py`, the megatron backend and
-`cpu_compat.py` use, by the same names and with the same arguments; what has to be told apart is listed here.
+`cpu_compat.py` use, by the same names and with the same arguments, and train alike. They differ in what they log.
 """
 
 from __future__ import annotations
 
+import logging
 import re
-from importlib.metadata import version
 
 OLDEST, BELOW = "0.16.1", "0.20"
-
-
-def installed_release() -> tuple[int, ...]:
-    """Return the numbers of the installed megatron-core's version."""
-    return release(version("megatron-core"))
 
 
 def release(text: str) -> tuple[int, ...]:
@@ -28,3 +23,13 @@ def unsupported(text: str) -> str | None:
     if release(OLDEST) <= release(text) < release(BELOW):
         return None
     return f"megatron-core {text} is installed; hybridtron needs at least {OLDEST} and below {BELOW}"
+
+
+def silence_known_messages() -> None:
+    """Keep megatron-core from logging what it tells its callers about and hybridtron leaves to it on purpose."""
+    logging.getLogger("megatron.core.distributed.distributed_data_parallel").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return whether a record is not 0.19's about the layout of gradient buffers, which it makes as 0.16 did."""
+    return "full_param_layout not provided" not in str(record.msg)

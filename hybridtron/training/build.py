@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from hybridtron.backends.base import Backend
-from hybridtron.backends.installation import transformer_engine_problem
+from hybridtron.backends.installation import NEEDS_CUDA, transformer_engine_problem
 from hybridtron.distributed.groups import ParallelContext
 from hybridtron.errors import UserError
 from hybridtron.model.initialize import initialize
@@ -56,7 +56,7 @@ def choose_backend(config: RunConfig, device: str) -> BackendName:
         return name
     if device == "meta" or (name == "auto" and not (narrow and device == "cuda")):
         return "megatron"
-    problem = transformer_engine_problem()
+    problem = transformer_engine_problem() if device == "cuda" else NEEDS_CUDA
     if problem and name == "transformer_engine":
         raise UserError(f"model.backend = transformer_engine: {problem}; or expected auto, megatron or torch")
     return "megatron" if problem else "transformer_engine"

@@ -17,7 +17,10 @@ BROKEN = {
         "raise AssertionError('Transformer Engine package version mismatch.')",
         ["AssertionError: Transformer Engine package version mismatch)", "transformer_engine_torch"],
     ),
-    "a missing library": ("import ctypes; ctypes.CDLL('libcudnn_absent.so')", ["OSError: libcudnn_absent.so"]),
+    "a missing library": (
+        "import ctypes; ctypes.CDLL('libcudnn_absent.so')",
+        ["OSError: libcudnn_absent.so", "this library of CUDA's"],
+    ),
     "a missing package": ("import onnxscript_absent", ["onnxscript_absent is missing: pip install onnxscript_absent"]),
 }
 
