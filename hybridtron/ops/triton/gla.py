@@ -57,7 +57,7 @@ class _Call(NamedTuple):
         """Return the constants of a kernel: the named ones of N, P, SUB, BLOCK_N and BLOCK_P, and those of all."""
         block_n, block_p = block_of(self.key_dim, _BLOCK), block_of(self.head_dim, _BLOCK)
         values = {"N": self.key_dim, "P": self.head_dim, "SUB": _SUB, "BLOCK_N": block_n, "BLOCK_P": block_p}
-        shared = {"CHUNK": self.chunk, "PRECISION": self.precision, "num_warps": 4, "num_stages": 2}
+        shared = {"CHUNK": self.chunk, "PRECISION": self.precision, "num_warps": 8, "num_stages": 2}
         return {name: values[name] for name in names} | shared
 
     def blocks(self, name: str) -> int:
