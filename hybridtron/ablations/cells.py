@@ -202,6 +202,8 @@ def _identity(config: RunConfig) -> dict[str, Any]:
         identity.pop(key)
     identity["train"].pop("wandb")
     identity["data"].pop("loader")
+    if config.precision.format != "fp8":
+        identity["precision"] = {"format": config.precision.format}
     used = set(config.model.layer_names)
     identity["model"]["blocks"] = {name: block for name, block in identity["model"]["blocks"].items() if name in used}
     return identity

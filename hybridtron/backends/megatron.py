@@ -16,6 +16,8 @@ from megatron.core.tensor_parallel import (
     VocabParallelEmbedding,
     gather_from_sequence_parallel_region,
     gather_from_tensor_model_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
@@ -27,6 +29,7 @@ from hybridtron.backends.even_dispatch import EvenDispatcher
 from hybridtron.backends.megatron_dispatch import MegatronDispatcher
 from hybridtron.backends.vocab_parallel import vocab_parallel_cross_entropy
 from hybridtron.ops.elementwise.cross_entropy import cross_entropy
+from hybridtron.ops.fp8.linear import Operands, fp8_linear
 from hybridtron.tensors import PackedPart, Shard, Shards, TensorSpec
 
 
@@ -35,13 +38,30 @@ def leave_uninitialized(weight: Tensor) -> None:
 
 
 class _ColumnLinear(ColumnParallelLinear):
+    fp8: Operands | None = None  # with them it multiplies FP8 numbers, emulated
+
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        return super().forward(x, weight)[0]
+        if self.fp8 is None:
+            return super().forward(x, weight)[0]
+        if self.sequence_parallel:
+            x = gather_from_sequence_parallel_region(x, group=self.tp_group)
+        elif self.tp_group.size() > 1:
+            x = _SummedGradient.apply(x, self.tp_group)
+        return fp8_linear(x, self.weight, self.bias, self.fp8)
 
 
 class _RowLinear(RowParallelLinear):
+    fp8: Operands | None = None
+
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)[0]
+        if self.fp8 is None:
+            return super().forward(x)[0]
+        partial = fp8_linear(x, self.weight, None, self.fp8)
+        reduce = reduce_from_tensor_model_parallel_region
+        if self.sequence_parallel:
+            reduce = reduce_scatter_to_sequence_parallel_region
+        y = reduce(partial, group=self.tp_group)
+        return y if self.bias is None else y + self.bias
 
 
 class _Embedding(VocabParallelEmbedding):

@@ -9,11 +9,14 @@ from torch import Tensor, nn
 from hybridtron.backends.base import Backend, Dispatcher, DispatcherKind
 from hybridtron.backends.dispatch import dispatch_locally
 from hybridtron.backends.even_dispatch import EvenDispatcher
+from hybridtron.ops.fp8.linear import Operands, fp8_linear
 from hybridtron.tensors import TensorSpec
 
 
 class Linear(nn.Module):
-    """y = x W^T + b, with the weight its own or handed in."""
+    """y = x W^T + b, with the weight its own or handed in. With `fp8` operands it multiplies FP8 numbers, emulated."""
+
+    fp8: Operands | None = None
 
     def __init__(self, weight: nn.Parameter | None, bias: nn.Parameter | None) -> None:
         super().__init__()
@@ -24,7 +27,7 @@ class Linear(nn.Module):
         if weight is None:
             assert self.weight is not None
             weight = self.weight
-        return F.linear(x, weight, self.bias)
+        return F.linear(x, weight, self.bias) if self.fp8 is None else fp8_linear(x, weight, self.bias, self.fp8)
 
 
 class Embedding(nn.Module):

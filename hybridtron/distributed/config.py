@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     import torch
 
 Recompute = Literal["none", "selective", "full"]
+Recipe = Literal["tensorwise", "delayed", "blockwise", "mxfp8"]
+
+AMAX_HISTORY = 16  # steps whose largest values set the scales of recipe delayed
+FP8_ALIGNMENT: dict[Recipe, int] = {"tensorwise": 16, "delayed": 16, "mxfp8": 32, "blockwise": 128}
 
 
 class ParallelConfig(Strict):
@@ -68,13 +72,48 @@ class ParallelConfig(Strict):
 class PrecisionConfig(Strict):
     """Number formats."""
 
-    format: Literal["fp32", "bf16"] = Field(
-        "fp32", description="Parameters and activations; with bf16 the optimizer keeps fp32 copies of the parameters."
+    format: Literal["fp32", "bf16", "fp8"] = Field(
+        "fp32",
+        description="Parameters and activations; with bf16 the optimizer keeps fp32 copies of the parameters. fp8: as "
+        "bf16, and linears of layers multiply numbers of 8 bits.",
     )
+    recipe: Recipe = Field(
+        "tensorwise",
+        description="fp8: where scales come from. tensorwise: the largest value of a tensor. delayed: the largest "
+        f"value of the last {AMAX_HISTORY} steps. blockwise: the largest value of each 128 values of activations and "
+        "gradients, and of each 128 x 128 of weights. mxfp8: that of each 32 values.",
+    )
+    first_last_bf16: int = Field(
+        0, ge=0, description="fp8: layers at the beginning, and as many at the end, whose linears stay in bf16."
+    )
+    skip: list[str] = Field(
+        [],
+        description="fp8: linears that stay in bf16: all of a block (`attn`) or one of it (`attn.proj`); `*` is any "
+        "text (`*.proj`).",
+    )
+    emulate: bool = Field(
+        False,
+        description="fp8: round values as FP8 hardware does and multiply them in fp32, which works on any device; "
+        "false: multiply in FP8, by Transformer Engine on a GPU.",
+    )
+    change_on_resume: bool = Field(
+        False,
+        description="Let a resumed run change the keys above, between bf16 and fp8 too; otherwise it keeps them.",
+    )
+
+    @property
+    def parameter_format(self) -> Literal["fp32", "bf16"]:
+        """Return the format of parameters and activations."""
+        return "bf16" if self.format == "fp8" else self.format
 
     @property
     def dtype(self) -> torch.dtype:
         """Return the type of parameters and activations."""
         import torch
 
-        return {"fp32": torch.float32, "bf16": torch.bfloat16}[self.format]
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[self.parameter_format]
+
+    @property
+    def alignment(self) -> int:
+        """Return what the sizes of a product of FP8 numbers must be multiples of."""
+        return FP8_ALIGNMENT[self.recipe]

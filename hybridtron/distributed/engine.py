@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from hybridtron.distributed.config import ParallelConfig, PrecisionConfig
 from hybridtron.distributed.expert_load import ExpertLoads, fractions
+from hybridtron.distributed.fp8 import FP8Emulation
 from hybridtron.distributed.gradient_norm import norm_of, squared_norms
 from hybridtron.distributed.groups import ParallelContext, gather
 from hybridtron.errors import UserError, cause_of
@@ -78,7 +79,7 @@ def megatron_config(hidden_size: int, parallel: ParallelConfig, precision: Preci
         batch_p2p_comm=not interleaved,
         params_dtype=dtype,
         pipeline_dtype=dtype,
-        bf16=precision.format == "bf16",
+        bf16=precision.parameter_format == "bf16",
         use_cpu_initialization=not torch.cuda.is_available(),
         perform_initialization=False,
         gradient_accumulation_fusion=False,
@@ -100,12 +101,14 @@ class Engine:
         adamw: AdamW,
         z_loss: float = 0.0,
         distributed_optimizer: bool = False,
+        fp8: FP8Emulation | None = None,
     ) -> None:
         self.chunks = list(chunks)
         self.specs = specs
         self.parallel_context = parallel_context
         self.z_loss = z_loss
         self.adamw = adamw
+        self.fp8 = fp8
         for index, chunk in enumerate(self.chunks):
             _annotate(chunk, specs, config.sequence_parallel, index if len(self.chunks) > 1 else None)
         ddp = DistributedDataParallelConfig(
@@ -167,6 +170,8 @@ class Engine:
                     clip_grad_by_total_norm_fp32(optimizer.get_parameters(), self.adamw.clip_grad, grad_norm)
             self.optimizer.step_with_ready_grads()
             self.expert_loads.rebalance(load)
+        if self.fp8:
+            self.fp8.end_step(applied)
         return StepResult(loss, grad_norm, applied, shares)
 
     @torch.no_grad()

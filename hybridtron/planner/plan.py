@@ -211,7 +211,7 @@ def _sent(
 ) -> dict[str, int]:
     """Count the bytes that one process sends in a step, by group and kind; scalars are left out."""
     parallel, model = config.parallel, config.model
-    width = FORMAT_BYTES[config.precision.format]
+    width = FORMAT_BYTES[config.precision.parameter_format]
     sent = Counter(
         {f"{group} {kind}": size * micro_batches for (group, kind), size in run.sent_per_micro_batch.items()}
     )

@@ -45,9 +45,9 @@ def num_shards(spec: TensorSpec, config: RunConfig) -> int:
 
 def value_bytes(config: RunConfig, spec: TensorSpec) -> int:
     """Return the bytes of one element of a parameter."""
-    return FORMAT_BYTES[FLOAT32 if spec.keeps_float32 else config.precision.format]
+    return FORMAT_BYTES[FLOAT32 if spec.keeps_float32 else config.precision.parameter_format]
 
 
 def optimizer_bytes(config: RunConfig, spec: TensorSpec) -> int:
     """Return the bytes that the optimizer keeps of one element of a parameter."""
-    return OPTIMIZER_BYTES[FLOAT32 if spec.float32 else config.precision.format] if spec.trained else 0
+    return OPTIMIZER_BYTES[FLOAT32 if spec.float32 else config.precision.parameter_format] if spec.trained else 0

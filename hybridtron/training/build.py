@@ -10,6 +10,7 @@ from hybridtron.distributed.groups import ParallelContext
 from hybridtron.errors import UserError
 from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel
+from hybridtron.model.quantized import quantized_linears
 from hybridtron.model.stage import cut, imbalance, stage_costs
 from hybridtron.model.tensors import model_tensors
 from hybridtron.training.config import RunConfig
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     from hybridtron.distributed.engine import Engine
+    from hybridtron.distributed.fp8 import FP8Emulation
 
 BackendName = Literal["torch", "megatron", "transformer_engine"]
 
@@ -91,6 +93,7 @@ def build_engine(config: RunConfig, parallel_context: ParallelContext) -> tuple[
     from hybridtron.distributed.engine import AdamW, Engine
 
     chunks, megatron = build_chunks(config, parallel_context)
+    fp8 = _emulate_fp8(config, chunks, parallel_context)
     optimizer = config.optimizer
     adamw = AdamW(optimizer.weight_decay, optimizer.betas, optimizer.eps, optimizer.clip_grad)
     engine = Engine(
@@ -101,8 +104,24 @@ def build_engine(config: RunConfig, parallel_context: ParallelContext) -> tuple[
         adamw,
         config.train.z_loss,
         config.parallel.distributed_optimizer,
+        fp8,
     )
     return engine, chunks
+
+
+def _emulate_fp8(
+    config: RunConfig, chunks: list[LanguageModel], parallel_context: ParallelContext
+) -> FP8Emulation | None:
+    """Make the linears of the chunks multiply FP8 numbers where the config asks for emulation."""
+    from hybridtron.distributed.fp8 import FP8Emulation
+
+    precision = config.precision
+    linears = {linear.name: linear.spec for linear in quantized_linears(config.model, precision)}
+    if not linears:
+        return None
+    if not precision.emulate:
+        raise UserError("precision.emulate = false: expected true, which rounds to FP8 and multiplies in fp32")
+    return FP8Emulation(chunks, linears, precision.recipe, parallel_context)
 
 
 def describe_stages(config: RunConfig) -> str:

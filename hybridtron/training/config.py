@@ -14,6 +14,7 @@ from hybridtron.config.schema import FolderName, Strict, problem
 from hybridtron.data.config import DataConfig
 from hybridtron.distributed.config import ParallelConfig, PrecisionConfig
 from hybridtron.model.config import ModelConfig
+from hybridtron.model.quantized import unknown_entry
 
 
 class TrainConfig(Strict):
@@ -137,6 +138,7 @@ class RunConfig(Strict):
             expected = f"at most train.steps {train.steps}, such as {_shorter(train.steps, schedule)}"
             yield problem("schedule.warmup_steps", schedule.warmup_steps, expected)
         yield from self._layout_problems()
+        yield from self._precision_problems()
 
     def _layout_problems(self) -> Iterator[Exception]:
         parallel, model = self.parallel, self.model
@@ -163,6 +165,19 @@ class RunConfig(Strict):
             for name in parallel.recompute:
                 if name not in model.blocks:
                     yield problem(f"parallel.recompute.{name}", parallel.recompute[name], one_of(name, model.blocks))
+
+    def _precision_problems(self) -> Iterator[Exception]:
+        precision, model = self.precision, self.model
+        if unknown := unknown_entry(model, precision.skip):
+            yield problem("precision.skip", *unknown)
+        if precision.format != "fp8":
+            return
+        if not precision.emulate and model.backend in ("torch", "megatron"):
+            expected = f"true with model.backend {model.backend}, which rounds to FP8 and multiplies in fp32"
+            yield problem("precision.emulate", False, expected)
+        if 2 * precision.first_last_bf16 >= len(model.layer_names):
+            expected = f"less than half of the {len(model.layer_names)} layers, or format bf16"
+            yield problem("precision.first_last_bf16", precision.first_last_bf16, expected)
 
     @property
     def run_folder(self) -> Path:

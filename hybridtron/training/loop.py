@@ -62,6 +62,7 @@ class Trainer:
         self.state = TrainState()
         self.valid_loss: float | None = None
         self.evaluated_at = -1  # step
+        self.fp8_statistics: dict[str, Any] | None = None
         self.stop_raised = False
         self.failed_writers: list[Callback] = []
         self.losses: list[float] = []  # of the steps since the last logged one
@@ -132,6 +133,7 @@ class Trainer:
             self.corpus,
             self.folder,
             self.valid_loss,
+            self.fp8_statistics,
             self.print_line,
         )
         for callback in callbacks:
@@ -177,7 +179,10 @@ class Trainer:
         """Train on the next batch; return the result and the learning rate."""
         batches = self.load_batches(self.state.step)
         lr = learning_rate(self.config, self.state.step + 1)
+        self._collect_fp8(self.state.step + 1)
         result = self.engine.train_step(batches, lr)
+        if (fp8 := self.engine.fp8) and fp8.state.collects:
+            self.fp8_statistics = fp8.take_statistics()
         self.state = replace(
             self.state,
             step=self.state.step + 1,
@@ -186,6 +191,13 @@ class Trainer:
             skipped_in_a_row=0 if result.applied else self.state.skipped_in_a_row + 1,
         )
         return result, lr
+
+    def _collect_fp8(self, step: int) -> None:
+        """Let FP8 linears collect statistics in the steps that a run folder records of them."""
+        self.fp8_statistics = None
+        if fp8 := self.engine.fp8:
+            train = self.config.train
+            fp8.state.collects = self.folder is not None and (step % train.log_every == 0 or step in (1, train.steps))
 
     def _evaluate(self) -> None:
         """Compute the held-out loss."""

@@ -7,7 +7,11 @@ from typing import Any
 
 SEQ_LEN, GLOBAL_BATCH, MICRO_BATCH = 16, 8, 2
 COMPARED, STEPS, SAVED_AT = 5, 8, 3  # steps of every layout, of those that go on, and before a checkpoint
-PRECISION = {"half": "bf16"}  # of a model; else fp32
+PRECISION: dict[str, dict[str, Any]] = {  # of a model; else fp32
+    "half": {"format": "bf16"},
+    "tensorwise": {"format": "fp8", "emulate": True, "skip": ["mamba.in_proj"]},
+    "delayed": {"format": "fp8", "emulate": True, "skip": ["mamba.in_proj"], "recipe": "delayed"},
+}
 VOCAB = 64
 
 BLOCKS: dict[str, dict[str, Any]] = {
@@ -101,6 +105,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "transformer": {"pattern": "attn ffn near mlp"},
     "hybrid": {"pattern": "mamba attn mlp mamba mlp"},
     "half": {"pattern": "mamba attn mlp mamba"},
+    "tensorwise": {"pattern": "mamba attn mlp soft"},
+    "delayed": {"pattern": "mamba attn mlp soft"},
     "tied": {"pattern": "mamba mlp attn mlp", "tie_embeddings": True},
     "moe": {"pattern": "attn soft mamba sigmoid"},
     "dropping": {"pattern": "attn tight ffn"},
@@ -170,6 +176,11 @@ LAYOUTS: dict[str, Layout] = {
     "normed tp2 cp2": _layout("normed", **TP, **CP),
     "half dp2 do": _layout("half", 2, **DO),
     "half pp2 vpp2 dp2 do": _layout("half", 2, **VPP, **DO),
+    "tensorwise tp2 sp": _layout("tensorwise", **SP),
+    "tensorwise cp2": _layout("tensorwise", **CP),
+    "delayed tp2 sp ep2": _layout("delayed", **SP, **EP),
+    "delayed dp2 do": _layout("delayed", 2, **DO),
+    "delayed pp2": _layout("delayed", **PP),
     "tied tp2": _layout("tied", **TP),
     "tied pp2": _layout("tied", **PP),
     "tied pp2 vpp2 dp2 do": _layout("tied", 2, **VPP, **DO),
@@ -210,6 +221,7 @@ RESUMED: dict[str, Layout] = {
         ("tied tp2", "pp2 vpp2", VPP),
         ("half", "dp2 do", {"data": 2, **DO}),
         ("half dp2 do", "tp2", TP),
+        ("delayed pp2", "tp2 sp", SP),
         ("moe dp2 ep2", "one", {}),
         ("moe tp2 sp ep2", "pp2 dp2 ep2 do", {"data": 2, **PP, **EP, **DO}),
         ("moe dp2 ep2 do", "tp2 sp etp2", {**SP, **ETP}),

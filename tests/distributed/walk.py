@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from hybridtron.config.load import build
+from hybridtron.distributed.config import PrecisionConfig
 from hybridtron.distributed.environment import Environment, read_environment
 from hybridtron.distributed.groups import ParallelContext, process_groups
 from hybridtron.training.build import build_engine
@@ -41,7 +42,7 @@ def run_config(layout: Layout) -> RunConfig:
     model = {"hidden_size": 32, "vocab_size": 320, "blocks": BLOCKS, **MODELS[layout.model]}
     train = {"steps": STEPS, "global_batch_size": GLOBAL_BATCH, "micro_batch_size": MICRO_BATCH, "z_loss": 1e-3}
     config = {"name": "walk", "seed": 3, "model": model, "train": train, "parallel": layout.parallel}
-    config |= {"precision": {"format": PRECISION.get(layout.model, "fp32")}}
+    config |= {"precision": PRECISION.get(layout.model, {})}
     config |= {"data": {"train": "none", "seq_len": SEQ_LEN, "tokenizer": "byte"}, "optimizer": {"lr": 1e-2}}
     return resolve(build(config, RunConfig))
 
@@ -131,6 +132,8 @@ def main() -> None:
         from hybridtron.distributed import engine as engine_module
 
     torch.set_num_threads(1)
+    # Models in FP8 have fp32 parameters here: the rounding of bf16 would hide what a layout does to scales.
+    PrecisionConfig.parameter_format = property(lambda self: "bf16" if self.format == "bf16" else "fp32")
     engine_module.BUCKET_ELEMENTS = (
         5000  # several buckets of gradients, with padding between them, in models this small
     )

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.distributed.checkpoint.planner import SavePlan
@@ -23,6 +24,7 @@ def complete(
     checksums: Sequence[Sequence[int]],
     updates: int,
     extra: Mapping[str, bytes] | None = None,
+    fp8: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the index, the small files, those of `extra` by name, and last the manifest. Raises OSError.
 
@@ -33,9 +35,10 @@ def complete(
         checksums: of each process's chunks, in order.
         updates: number of updates that Adam has made.
         extra: content of further small files, by name.
+        fp8: state of FP8 linears, see `hybridtron.ops.fp8.state`.
     """
     common = io.BytesIO()
-    torch.save({"optimizer_updates": updates}, common)
+    torch.save({"optimizer_updates": updates} | ({"fp8": fp8} if fp8 else {}), common)
     versions = {f"{kind}_version": 1 for kind in ("sharded_backend", "common_backend")}
     small = {
         "common.pt": common.getvalue(),

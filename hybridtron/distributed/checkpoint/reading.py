@@ -69,11 +69,14 @@ def _read_weights(folder: Path, engine: Engine) -> None:
 def _read(folder: Path, engine: Engine) -> None:
     """Read what this process holds."""
     with loading(folder) as index:
-        updates = read_common(folder).get("optimizer_updates")
+        common = read_common(folder)
+        updates = common.get("optimizer_updates")
         if type(updates) is not int:
             raise ValueError(f"optimizer_updates is {updates!r}; expected a whole number")
         _read_chunks(folder, index, held_chunks(engine))
         optimizer_state.set_updates(engine.optimizer, updates)
+        if engine.fp8:  # a checkpoint of another number format has no state of it
+            engine.fp8.state.load_state_dict(common.get("fp8", {"amax_history": {}}))
 
 
 def _read_chunks(folder: Path, index: Metadata, chunks: Iterable[Chunk]) -> None:

@@ -42,6 +42,7 @@ class CheckpointWriter:
         self.index = b""
         self.buffer: Tensor | None = None
         self.updates = 0
+        self.fp8: dict[str, Any] | None = None  # state of FP8 linears, the same in all processes
 
     def prepare(self) -> None:
         """Plan, at the first call, what every process writes. All processes call this.
@@ -71,6 +72,7 @@ class CheckpointWriter:
         if self.engine.parallel_context.device.type == "cuda":
             torch.cuda.current_stream().synchronize()
         self.updates = optimizer_state.updates(self.engine.optimizer)
+        self.fp8 = self.engine.fp8.state.state_dict() if self.engine.fp8 else None
 
     def write(self, folder: Path) -> list[int]:
         """Write the staged file of this process; return the checksum of each of its chunks. Raises OSError."""
@@ -97,7 +99,7 @@ class CheckpointWriter:
     ) -> None:
         """Write the index, the small files, those of `extra` by name, and last the manifest. Raises OSError."""
         updates = max(updates for _, updates in gathered)
-        complete(folder, self.index, self.plans, [checksums for checksums, _ in gathered], updates, extra)
+        complete(folder, self.index, self.plans, [checksums for checksums, _ in gathered], updates, extra, self.fp8)
 
     def _new_buffer(self, slots: Sequence[Slot]) -> Tensor:
         """Return a buffer with the frames of all chunks, and zeros between them."""

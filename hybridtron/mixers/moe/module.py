@@ -11,6 +11,7 @@ from hybridtron.mixers.mixer import Mixer
 from hybridtron.mixers.moe.config import MoEConfig
 from hybridtron.ops.elementwise.activations import ACTIVATIONS, clamped_swiglu, swiglu
 from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
+from hybridtron.ops.fp8.linear import Operands, fp8_grouped_linear
 from hybridtron.ops.moe.attached_loss import attach_loss
 from hybridtron.ops.moe.grouped_linear import grouped_linear
 from hybridtron.ops.moe.routing import (
@@ -37,6 +38,7 @@ class MoE(Mixer):
         if "router_bias" not in self.specs:
             self.router_bias = None
         self.shared = config.shared.build(backend) if config.shared else None
+        self.fp8: dict[str, Operands] = {}  # of the projections that multiply FP8 numbers
         self.dispatch = backend.dispatcher(config.dispatcher, config.num_experts, config.top_k, config.capacity_factor)
         load = torch.zeros(config.num_experts, dtype=torch.int64, device=self.router_weight.device)
         self.register_buffer("expert_load", load, persistent=False)
@@ -98,13 +100,19 @@ class MoE(Mixer):
 
     def _own_experts(self, rows: Tensor, counts: list[int], weights: Tensor) -> Tensor:
         """Map rows [n, h] in the order of this process's experts to [n, h], times their weights [n]."""
-        packed, own = grouped_linear(rows, self._first(), counts), None
+        packed, own = self._multiply(rows, self.config.in_name, counts), None
         if self.config.bias:
             own = torch.repeat_interleave(torch.tensor(counts), output_size=len(rows)).to(rows.device)
             packed = packed + self._first("_bias")[own]
         inner = (self.run_core(packed) * weights.unsqueeze(-1)).to(rows.dtype)  # [n, f]
-        y = grouped_linear(inner, self.down, counts)
+        y = self._multiply(inner, "down", counts)
         return y if own is None else y + self._output_bias(own, weights).to(rows.dtype)
+
+    def _multiply(self, rows: Tensor, name: str, counts: list[int]) -> Tensor:
+        """Multiply the rows of each of this process's experts by its weight of a projection."""
+        if operands := self.fp8.get(name):
+            return fp8_grouped_linear(rows, getattr(self, name), counts, operands)
+        return grouped_linear(rows, getattr(self, name), counts)
 
     def _output_bias(self, own: Tensor, weights: Tensor) -> Tensor:
         """Return the output bias of each row's expert `own` [n], times the row's weight: [n, h].

@@ -5,6 +5,7 @@ attempt_log.py       attempts.jsonl
 metrics.py           metrics.jsonl
 tensorboard.py       tensorboard/
 plot.py              loss.png
+fp8.py               fp8.jsonl and fp8.png
 progress.py          a progress bar, or a line per logged step
 wandb.py             Weights & Biases
 closing_report.py    summary.json and the last lines of the output

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ class TrainContext:
     corpus: Corpus
     folder: RunFolder | None  # None where nothing is written
     valid_loss: float | None  # of the latest evaluation
+    fp8_statistics: Mapping[str, Any] | None  # of the step just trained, where they were collected: see docs/fp8.md
     print_line: Callable[[str], None]  # print a line of output beside the progress bar; only the main process does
 
 

@@ -1,10 +1,10 @@
-"""loss.png, drawn from metrics.jsonl as a run is saved."""
+"""loss.png, drawn from metrics.jsonl as a run is saved, and other pictures of rows."""
 
 from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from hybridtron.files import replace_file
@@ -14,12 +14,14 @@ from hybridtron.training.callbacks.metrics import read_metrics
 LARGEST_SHARE = 0.01  # of the time of training that drawing may take
 
 
-class LossPlot(FileWriter):
-    """Draw the loss curve of a metrics file after a save, where the time since the last drawing allows it, and at the
-    end."""
+class RowsPlot(FileWriter):
+    """Draw the rows of a file after a save, where the time since the last drawing allows it, and at the end.
 
-    def __init__(self, metrics_file: Path, file: Path) -> None:
-        self.metrics_file, self.file = metrics_file, file
+    `plot` is given the rows, the file to write and a title.
+    """
+
+    def __init__(self, rows_file: Path, file: Path, plot: Callable[[Iterable[Row], Path, str], None]) -> None:
+        self.rows_file, self.file, self.plot = rows_file, file, plot
         self.title = ""
         self.is_behind = False  # the run was saved after the last drawing
         self.next_drawing = 0.0  # of time.monotonic()
@@ -37,10 +39,17 @@ class LossPlot(FileWriter):
 
     def _draw(self) -> None:
         start = time.monotonic()
-        plot_loss(read_metrics(self.metrics_file), self.file, self.title)
+        self.plot(read_metrics(self.rows_file), self.file, self.title)
         self.is_behind = False
         end = time.monotonic()
         self.next_drawing = end + (end - start) / LARGEST_SHARE
+
+
+class LossPlot(RowsPlot):
+    """Draw the loss curve of a metrics file."""
+
+    def __init__(self, metrics_file: Path, file: Path) -> None:
+        super().__init__(metrics_file, file, plot_loss)
 
 
 def plot_loss(rows: Iterable[Row], file: Path, title: str) -> None:

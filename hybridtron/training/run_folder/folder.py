@@ -2,6 +2,7 @@
 
     config.yaml   environment.json  metrics.jsonl   changes.jsonl  tensorboard/  loss.png
     summary.json  step_00000100/    latest          abandoned/      damaged/        attempts.jsonl    profile/
+    fp8.jsonl     fp8.png (with precision.format fp8)
 
 A checkpoint is written into `step_N.partial-*`, renamed when whole, and only then named by `latest`, which is replaced
 atomically: whatever `latest` names is complete. A run that goes on from an older checkpoint moves those beyond it into
@@ -53,6 +54,8 @@ FILES = (
     "changes.jsonl",
     "attempts.jsonl",
     "loss.png",
+    "fp8.jsonl",
+    "fp8.png",
     "summary.json",
     "latest",
     FILE_NAME,
@@ -83,6 +86,14 @@ class RunFolder:
     @property
     def plot_file(self) -> Path:
         return self.path / "loss.png"
+
+    @property
+    def fp8_file(self) -> Path:
+        return self.path / "fp8.jsonl"
+
+    @property
+    def fp8_plot_file(self) -> Path:
+        return self.path / "fp8.png"
 
     @property
     def summary_file(self) -> Path:

@@ -69,25 +69,34 @@ def find_start(
         return Start(weights=_initial_weights(config))
     folder.require_plain()
     before = read_config(folder.path)
-    was, now = _fixed(before), _fixed(config)
-    for key in sorted(was.keys() | now.keys()):
-        if was.get(key) != now.get(key):
-            raise UserError(
-                f"{key} = {now.get(key)}: expected {was.get(key)} as in {folder.path}, since a resumed run keeps its "
-                "architecture and its order of data"
-            )
+    _require_same(folder, before, config)
     start = _newest_whole(folder, damaged)
     if start.checkpoint is None:  # it stopped before its first checkpoint
         start = replace(start, weights=_initial_weights(config))
     checkpoint, state = start.checkpoint, start.state
     if state.step > config.train.steps:
         raise UserError(f"train.steps = {config.train.steps}: expected at least {state.step}, as {checkpoint} has")
-    was, now = _free(before), _free(config)
+    was, now = _free(before) | _precision(before), _free(config) | _precision(config)
     keys = [*now, *(key for key in was if key not in now)]
     changes = [Change(key, was.get(key), now.get(key)) for key in keys if was.get(key) != now.get(key)]
     if 0 < state.step < config.train.steps:
         changes += _jump(learning_rate(before, state.step), learning_rate(config, state.step + 1))
     return replace(start, changes=tuple(changes))
+
+
+def _require_same(folder: RunFolder, before: RunConfig, config: RunConfig) -> None:
+    """Raise UserError for a key that differs from the run's and may not change."""
+    was, now, way = _fixed(before), _fixed(config), ""
+    if before.precision.parameter_format == config.precision.parameter_format:
+        way = ", or precision.change_on_resume true beside it"
+    if not way or not config.precision.change_on_resume:
+        was, now = was | _precision(before), now | _precision(config)
+    for key in sorted(was.keys() | now.keys(), key=lambda key: (key != "precision.format", key)):
+        if was.get(key) != now.get(key):
+            raise UserError(
+                f"{key} = {now.get(key)}: expected {was.get(key)} as in {folder.path}, since a resumed run keeps "
+                + (f"it{way}" if way and key.startswith("precision.") else "its architecture and its order of data")
+            )
 
 
 def _initial_weights(config: RunConfig) -> Path | None:
@@ -170,13 +179,21 @@ def _fixed(config: RunConfig) -> dict[str, Any]:
     model = config.model
     names = model.layer_names
     flat = {key: value for key, value in _flat(config).items() if not _is_free(key)}
-    kept = {key: value for key, value in flat.items() if not key.startswith(("model.blocks.", "model.pattern"))}
+    apart = ("model.blocks.", "model.pattern", "precision.")
+    kept = {key: value for key, value in flat.items() if not key.startswith(apart)}
     # Cuts into pipeline stages belong to the layout; blocks that no layer uses, and keys of speed, to nothing.
     kept["model.pattern"] = str(Pattern(names))
     for name in sorted(set(names)):
         for key, value in model.blocks[name].model_dump(exclude=set(_speed_keys(model.blocks[name]))).items():
             kept[f"model.blocks.{name}.{key}"] = value
     return kept
+
+
+def _precision(config: RunConfig) -> dict[str, Any]:
+    """Return the number format, and with fp8 how values become FP8, by key."""
+    precision = config.precision
+    names = ("format", "recipe", "first_last_bf16", "skip", "emulate") if precision.format == "fp8" else ("format",)
+    return {f"precision.{name}": getattr(precision, name) for name in names}
 
 
 def _speed_keys(block: MixerConfig) -> list[str]:

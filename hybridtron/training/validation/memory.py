@@ -19,7 +19,7 @@ def require_memory(config: RunConfig, world_size: int, available: int | None = N
     one layer's output. Gradients, optimizer state and activations come on top; whatever could work passes.
     """
     available = machine_memory() if available is None else available
-    number, train, model = FORMAT_BYTES[config.precision.format], config.train, config.model
+    number, train, model = FORMAT_BYTES[config.precision.parameter_format], config.train, config.model
     parameters = describe(model, config.data.seq_len).total
     weights = parameters * number // world_size
     if weights > available:

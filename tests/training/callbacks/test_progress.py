@@ -9,7 +9,7 @@ from tests.training.runs import resolved_tiny
 def shown_of_a_run(visible, capsys):
     config = resolved_tiny()
     state = SimpleNamespace(step=0, skipped_in_a_row=0)
-    context = TrainContext(config, *cast("list[Any]", [state, (), None, None, None, None, print]))
+    context = TrainContext(config, *cast("list[Any]", [state, (), None, None, None, None, None, print]))
     progress = ProgressBar(visible)
     progress.on_train_start(context)
     rate = config.tokens_per_step * (config.train.steps - 1) / 90  # 90 s are left after the first step

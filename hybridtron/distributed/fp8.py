@@ -1,0 +1,66 @@
+"""FP8 emulation of a model that is laid out over processes: scales do not depend on the layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hybridtron.distributed.config import AMAX_HISTORY
+from hybridtron.distributed.groups import ParallelContext
+from hybridtron.ops.fp8.linear import Operands
+from hybridtron.ops.fp8.state import FP8State
+from hybridtron.tensors import TensorSpec
+
+
+class FP8Emulation:
+    """The FP8 linears of a model and their state, in one process.
+
+    An operand's amax is the largest of the processes that hold parts of it: those of tensor and context parallelism.
+    So a micro-batch has the same scales in every layout; only experts that are sent tokens of several micro-batches
+    (expert parallelism over data-parallel processes) share their scales.
+    """
+
+    def __init__(
+        self,
+        chunks: Sequence[nn.Module],
+        linears: Mapping[str, TensorSpec],
+        recipe: str,
+        parallel_context: ParallelContext,
+    ) -> None:
+        """Make the linears of these runs of layers multiply in FP8; `linears` are those of the whole model, as name
+        and weight."""
+        self.parallel_context = parallel_context
+        experts = {name: spec.shape[0] if spec.experts else 1 for name, spec in linears.items()}
+        self.state = FP8State(recipe, experts, AMAX_HISTORY, parallel_context.device)
+        modules = {name: module for chunk in chunks for name, module in chunk.named_modules()}
+        for name, spec in linears.items():
+            parent, _, part = name.rpartition(".")
+            if spec.experts and parent in modules:
+                shard = parallel_context.shards.expert
+                held = spec.shape[0] // shard.size
+                own = slice(shard.rank * held, (shard.rank + 1) * held)
+                modules[parent].fp8[part] = Operands.of(self.state, name, own, self._reduce_operand)
+            elif name in modules:
+                modules[name].fp8 = Operands.of(self.state, name, slice(0, 1), self._reduce_operand)
+
+    def end_step(self, applied: bool) -> None:
+        """Update the scales of recipe delayed after a step; all processes call this."""
+        self.state.end_step(self._reduce_all, applied)
+
+    def take_statistics(self) -> dict[str, Any]:
+        """Return the statistics of all linears since they began to be collected; all processes call this."""
+        return self.state.take_statistics(lambda tensor: dist.all_reduce(tensor), self._reduce_all)
+
+    def _reduce_operand(self, amax: Tensor) -> None:
+        """Take the largest over the processes that hold other parts of an operand."""
+        if amax.is_meta:  # a dry run, which does not count scalars
+            return
+        for group in (self.parallel_context.tensor_group, self.parallel_context.context_group):
+            if group.size() > 1:
+                dist.all_reduce(amax, dist.ReduceOp.MAX, group=group)
+
+    def _reduce_all(self, tensor: Tensor) -> None:
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)

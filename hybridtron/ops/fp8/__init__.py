@@ -1,0 +1,1 @@
+"""FP8 numbers, scales and linears: emulated, on any device."""
