@@ -156,6 +156,22 @@ class TensorSpec:
         for whole, held in self._runs(shards):
             full[whole] = local[held]
 
+    def held_rows(
+        self, start: int, stop: int, shards: Shards
+    ) -> list[tuple[tuple[slice, ...], tuple[slice, ...]]]:  # fmt: skip
+        """Locate what one process holds of the rows `start` to `stop` - 1 of the first axis.
+
+        Return pairs of an index into these rows and the index into the shard.
+        """
+        found = []
+        for whole, held in self._runs(shards):
+            first, last = max(start, whole[0].start), min(stop, whole[0].stop)
+            if first < last:
+                begin = held[0].start + first - whole[0].start
+                rows, target = slice(first - start, last - start), slice(begin, begin + last - first)
+                found.append(((rows, *whole[1:]), (target, *held[1:])))
+        return found
+
     def _runs(self, shards: Shards) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
         """Locate one process's shard: yield pairs of an index into the whole and the index into the shard."""
         whole = [slice(0, length) for length in self.shape]

@@ -1,11 +1,14 @@
 """Initial values: a function of the seed and the name alone."""
 
+import pytest
 import torch
 
 from hybridtron.backends.torch import TorchBackend
+from hybridtron.model import initialize as initializing
 from hybridtron.model.initialize import initial_value, initialize
 from hybridtron.model.language_model import LanguageModel
 from hybridtron.model.tensors import model_tensors
+from hybridtron.tensors import Init, PackedPart, Shard, Shards, TensorSpec
 from tests.training.runs import resolved_tiny
 
 
@@ -79,3 +82,34 @@ def test_undecayed_parameters_are_norms_biases_and_the_scan_s_own():
         "mixer.D",
         "mixer.norm_weight",
     }
+
+
+@pytest.mark.parametrize("kind", ["input", "output", "embedding", "normal", "uniform", "log_uniform", "ones", "zeros"])
+@pytest.mark.parametrize("shape", [(3,), (97_001,), (1200, 64), (1201, 77), (40_001, 3), (5, 130, 130)])
+def test_blocks_give_the_values_of_one_draw(kind, shape):
+    config, init = resolved_tiny().model, Init(kind, 0.5, 2.0)
+    whole = initializing._draw(init, shape, initializing._generator(3, "name"), config)
+    assert torch.equal(initial_value(config, "name", TensorSpec(shape, init), 3), whole)
+
+
+@pytest.mark.parametrize("kind", ["input", "uniform"])
+@pytest.mark.parametrize(("shape", "axis"), [((1200, 77), 0), ((1201, 120), 1), ((4, 200, 130), 1), ((4, 60, 200), 2)])
+def test_each_shard_holds_its_pieces_of_the_whole(kind, shape, axis):
+    config, length = resolved_tiny().model, shape[axis]
+    parts = (PackedPart("a", length // 10), PackedPart("b", length - length // 10))
+    spec = TensorSpec(shape, Init(kind, -1.0, 1.0), parts, axis, experts=len(shape) == 3)
+    whole = initial_value(config, "name", spec, 3)
+    for rank in range(2):
+        shard = Shard(rank, 2)
+        shards = Shards(shard, shard, Shard(1 - rank, 2)) if spec.experts else Shards(shard)
+        assert torch.equal(initial_value(config, "name", spec, 3, shards), spec.shard(whole, shards))
+
+
+def test_threads_change_no_value(monkeypatch):
+    config = resolved_tiny().model
+    model = LanguageModel(config, TorchBackend())
+    monkeypatch.setattr(initializing, "SMALL_MODEL", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    initialize(model, config, seed=3)
+    expected = all_values(config, 3)
+    assert all(torch.equal(parameter, expected[name]) for name, parameter in model.named_parameters())
