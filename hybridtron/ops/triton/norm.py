@@ -13,7 +13,7 @@ from hybridtron.ops.triton.launch import ceil_div, launch, power_of_two
 
 MAX_WIDTH = 16384  # channels of a group, which a program holds at once
 _NO_GATE, _GATE_FIRST, _GATE_LAST = 0, 1, 2  # GATE of the kernels
-_TILE_ELEMENTS = 4096
+_TILE_ELEMENTS = 2048
 _BACKWARD_PROGRAMS = 1024  # about; each leaves one row of partial sums for the weight's gradient
 
 
@@ -44,7 +44,7 @@ class _Tile(NamedTuple):
     def of(cls, width: int) -> _Tile:
         block = power_of_two(width)
         rows = max(1, min(32, _TILE_ELEMENTS // block))
-        return cls(rows, block, max(1, min(16, rows * block // 512)))
+        return cls(rows, block, max(1, min(16, rows * block // 256)))
 
     def constants(self, groups: int, width: int, gate: int) -> dict[str, int]:
         """Return the constants of a kernel."""

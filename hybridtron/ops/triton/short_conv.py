@@ -17,6 +17,7 @@ from hybridtron.ops.triton.launch import ceil_div, launch, power_of_two
 MAX_TAPS = 32
 MAX_SILU_TAPS = 8  # of which backward computes the square
 _TILE_ELEMENTS, _TILE_CHANNELS = 2048, 128
+_BACKWARD_TILE_ELEMENTS = 1024  # more would not fit the registers
 _BACKWARD_BLOCKS = 8  # of tokens, over which a program adds up the gradient of the taps
 
 
@@ -50,7 +51,7 @@ class _ShortConv(torch.autograd.Function):
         weight = weight.contiguous()
         batch, seq_len, channels = x.shape
         flags = {"TAPS": weight.shape[1], "GATED": gated, "BIAS": bias is not None, "SILU": activation == "silu"}
-        tile, out = _tile(channels), empty_like(x)
+        tile, out = _tile(channels, _TILE_ELEMENTS), empty_like(x)
         grid = ceil_div(seq_len, tile["BLOCK_TOKENS"]), ceil_div(channels, tile["BLOCK_CHANNELS"]), batch
         launch(
             "short_conv:short_conv_forward", grid, x, before, after, weight, weight if bias is None else bias, out,
@@ -66,7 +67,7 @@ class _ShortConv(torch.autograd.Function):
         x, before, after, weight, bias = ctx.saved_tensors
         grad, flags = channels_contiguous(grad), ctx.flags
         (batch, seq_len, channels), taps = x.shape, flags["TAPS"]
-        tile, dx = _tile(channels), empty_like(x)
+        tile, dx = _tile(channels, _BACKWARD_TILE_ELEMENTS), empty_like(x)
         dbefore, dafter = (torch.empty_like(dx) if flags["GATED"] else dx for _ in range(2))
         token_blocks = ceil_div(seq_len, tile["BLOCK_TOKENS"])
         blocks = min(_BACKWARD_BLOCKS, token_blocks)
@@ -100,7 +101,7 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [stride for tensor in tensors for stride in tensor.stride()[:2]]
 
 
-def _tile(channels: int) -> dict[str, int]:
-    """Return the block sizes of a program."""
+def _tile(channels: int, elements: int) -> dict[str, int]:
+    """Return the block sizes of a program that works on so many elements at a time."""
     width = min(_TILE_CHANNELS, power_of_two(channels))
-    return {"BLOCK_TOKENS": min(64, _TILE_ELEMENTS // width), "BLOCK_CHANNELS": width, "num_warps": 4}
+    return {"BLOCK_TOKENS": min(64, elements // width), "BLOCK_CHANNELS": width, "num_warps": 4}

@@ -30,6 +30,7 @@ def test_gated_short_conv(tokens, channels, taps):
 def test_programs_join_without_a_seam(monkeypatch):
     """Several blocks of channels, and several programs that each add up several blocks of tokens."""
     monkeypatch.setattr("hybridtron.ops.triton.short_conv._TILE_ELEMENTS", 32)
+    monkeypatch.setattr("hybridtron.ops.triton.short_conv._BACKWARD_TILE_ELEMENTS", 32)
     monkeypatch.setattr("hybridtron.ops.triton.short_conv._TILE_CHANNELS", 4)
     monkeypatch.setattr("hybridtron.ops.triton.short_conv._BACKWARD_BLOCKS", 2)
     inputs = token_major(1, 20, 5), leaf(5, 3), leaf(5)
