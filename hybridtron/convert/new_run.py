@@ -59,6 +59,7 @@ def new_run(
     small_files: Mapping[str, bytes] | None = None,
     files: Sequence[Sequence[StoredBox]] | None = None,
     updates: int = 0,
+    fp8: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Iterator[CheckpointSink]:
     """Make a run folder whose one checkpoint the block writes; the folder appears when the block ends.
@@ -72,6 +73,7 @@ def new_run(
         small_files: content of further files of the run folder, by name.
         files: what each file of the checkpoint holds, see `CheckpointSink`.
         updates: number of updates that the optimizer has made.
+        fp8: state of FP8 linears.
         progress: called while tensors are written.
 
     Raises:
@@ -82,7 +84,7 @@ def new_run(
     name = RunFolder(folder).checkpoint(state.step).name
     extra = {STATE_NAME: state_content(state)}
     with output_folder(folder, total) as draft:
-        with CheckpointSink(draft / name, tensors, extra, files, updates, with_total(progress, total)) as sink:
+        with CheckpointSink(draft / name, tensors, extra, files, updates, with_total(progress, total), fp8) as sink:
             yield sink
         for kept in KEPT:
             if run is not None and (run / kept).is_file():

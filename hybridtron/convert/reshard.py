@@ -16,6 +16,7 @@ from hybridtron.model.tensors import has_experts
 from hybridtron.training.config import RunConfig
 from hybridtron.training.run_folder.folder import read_config, read_run
 from hybridtron.training.run_folder.train_state import read_state
+from hybridtron.training.validation.alignment import check_alignment
 from hybridtron.training.validation.resolve import check_layout
 
 
@@ -63,7 +64,7 @@ def reshard(
         config = _laid_out(config, **layout)
     with new_run(
         out, config, state, source.tensors, run=checkpoint.parent, files=contents, updates=source.updates,
-        progress=progress,
+        fp8=source.fp8, progress=progress,
     ) as sink:  # fmt: skip
 
         def copy_box(place: StoredBox) -> None:
@@ -81,4 +82,5 @@ def _laid_out(config: RunConfig, tensor: int, pipeline: int) -> RunConfig:
     fields = config.model_dump(mode="json", serialize_as_any=True)
     new = build({**fields, "parallel": {**fields["parallel"], **changes}}, RunConfig)
     check_layout(new)
+    check_alignment(new)
     return new

@@ -106,6 +106,10 @@ def test_resuming_is_exact_and_keeps_the_recipe(tiny, hybridtron):
     assert "or precision.change_on_resume true beside it" in refused.stderr
     assert train(halves, "--resume").returncode == 0
     assert losses(halves) == losses(whole)
+    assert hybridtron("convert", "reshard", halves, tiny.parent / "resharded", "--files", "2").returncode == 0
+    kept = torch.load(tiny.parent / "resharded" / "step_00000020" / "common.pt", weights_only=True)["fp8"]
+    at_the_end = torch.load(halves / "step_00000020" / "common.pt", weights_only=True)["fp8"]
+    assert all(torch.equal(kept["amax_history"][name], history) for name, history in at_the_end["amax_history"].items())
     longer = ["train.steps=22", "precision.recipe=tensorwise", "precision.change_on_resume=true"]
     changed = train(halves, "--resume", *longer)
     assert changed.returncode == 0, changed.stderr

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +71,8 @@ class CheckpointSource:
         if verify == "sampled":
             manifest.verify(folder, verify)
         with loading(folder) as index:
-            self.updates = int(read_common(folder).get("optimizer_updates", 0))
+            common = read_common(folder)
+            self.updates, self.fp8 = int(common.get("optimizer_updates", 0)), common.get("fp8")
             self._take(index, lambda key: optimizer or not key.startswith(OPTIMIZER))
 
     def _take(self, index: Metadata, offered: Callable[[str], bool]) -> None:
@@ -220,6 +222,7 @@ class CheckpointSink(FolderSink):
         files: what each file holds, in order, at most CHUNK_BYTES in a box; by default all of it in one file. See
             `divided`.
         updates: number of updates that the optimizer has made.
+        fp8: state of FP8 linears, as `CheckpointSource.fp8` has it.
         progress: called with the number of bytes of tensors written so far.
     """
 
@@ -231,11 +234,12 @@ class CheckpointSink(FolderSink):
         files: Sequence[Sequence[StoredBox]] | None = None,
         updates: int = 0,
         progress: Callable[[int], None] | None = None,
+        fp8: Mapping[str, Any] | None = None,
     ) -> None:
         contents = files if files is not None else divided(tensors)
         self.slots = [slots_of([_chunk(tensors, key, box) for key, box in content]) for content in contents]
         super().__init__(folder, tensors, sum(slots[-1].stop for slots in self.slots if slots), progress)
-        self.extra, self.updates = dict(extra or {}), updates
+        self.extra, self.updates, self.fp8 = dict(extra or {}), updates, fp8
         self._states: list[list[_SlotState]] = []
         self._by_key: dict[str, list[_SlotState]] = {}
         self._descriptors: list[int] = []
@@ -274,7 +278,7 @@ class CheckpointSink(FolderSink):
             if descriptor >= 0:
                 os.fsync(descriptor)
         plans = [plan_of(slots) for slots in self.slots]
-        complete(self.draft, self._index(plans), plans, checksums, self.updates, self.extra)
+        complete(self.draft, self._index(plans), plans, checksums, self.updates, self.extra, self.fp8)
 
     def _index(self, plans: Sequence[SavePlan]) -> bytes:
         """Return the content of `.metadata`."""
