@@ -15,8 +15,9 @@ from hybridtron.ops.triton.chunks import block_of, chunk_length, precision_of, s
 from hybridtron.ops.triton.launch import ceil_div, launch, power_of_two
 
 MAX_KEY_DIM = 256  # channels of a key, which a program holds at once
-_BLOCK = 64  # channels of keys or values that a program takes, at most
-_STATE_ELEMENTS = 8192  # of the state that a program holds
+# Larger blocks would not fit into the registers of a program.
+_KEY_BLOCK, _VALUE_BLOCK = 64, 32  # channels, at most
+_STATE_ELEMENTS = 4096  # of the state that a program holds
 
 
 def gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, chunk_size: int) -> Tensor:
@@ -63,8 +64,8 @@ class _Call(NamedTuple):
         values = {
             "N": key_dim,
             "P": head_dim,
-            "BLOCK_N": block_of(key_dim, _BLOCK),
-            "BLOCK_P": block_of(head_dim, _BLOCK),
+            "BLOCK_N": block_of(key_dim, _KEY_BLOCK),
+            "BLOCK_P": block_of(head_dim, _VALUE_BLOCK),
             "ALL_N": all_n,
             "LEVELS": self.chunk.bit_length() - 1,
         }
@@ -79,11 +80,16 @@ class _Call(NamedTuple):
 
     def per_state(self) -> dict[str, Any]:
         """Return the constants of a kernel that holds a state's rows whole."""
-        block = block_of(self.dims[1], min(_BLOCK, _STATE_ELEMENTS // max(16, power_of_two(self.dims[0]))))
+        block = block_of(self.dims[1], min(_KEY_BLOCK, _STATE_ELEMENTS // max(16, power_of_two(self.dims[0]))))
         return self.constants("N", "P", "ALL_N") | {"BLOCK_P": block}
 
-    def blocks(self, dim: int) -> int:
-        return ceil_div(dim, block_of(dim, _BLOCK))
+    @property
+    def key_blocks(self) -> int:
+        return ceil_div(self.dims[0], block_of(self.dims[0], _KEY_BLOCK))
+
+    @property
+    def value_blocks(self) -> int:
+        return ceil_div(self.dims[1], block_of(self.dims[1], _VALUE_BLOCK))
 
     def matrices(self) -> Tensor:
         """Return memory for a matrix per chunk [b h, padded, chunk]."""
@@ -108,11 +114,12 @@ class _Call(NamedTuple):
         )  # fmt: skip
         for x, out, keys in ((self.k, known, True), (self.v, corrections, False)):
             dim, constants = x.shape[-1], self.constants()
+            block = block_of(dim, _KEY_BLOCK)
             if not keys:
                 constants["REPEATS"] = 1
             launch(
-                "delta_rule:delta_apply", (self.chunks, self.blocks(dim), self.sequences), inverse, x, self.beta,
-                self.total, out, *self.extents, D=dim, KEYS=keys, BLOCK=block_of(dim, _BLOCK), **constants,
+                "delta_rule:delta_apply", (self.chunks, ceil_div(dim, block), self.sequences), inverse, x, self.beta,
+                self.total, out, *self.extents, D=dim, KEYS=keys, BLOCK=block, **constants,
             )  # fmt: skip
         constants = self.per_state()
         launch(
@@ -132,7 +139,7 @@ class _GatedDeltaRule(torch.autograd.Function):
         _, _, corrections, states = call.solve()
         out = torch.empty_like(call.v)
         launch(
-            "delta_rule:delta_outputs", (call.chunks, call.blocks(call.dims[1]), call.sequences), call.q, call.k,
+            "delta_rule:delta_outputs", (call.chunks, call.value_blocks, call.sequences), call.q, call.k,
             call.total, corrections, states, out, *call.extents, **call.constants("N", "P", "BLOCK_N", "BLOCK_P"),
         )  # fmt: skip
         return out
@@ -144,15 +151,14 @@ class _GatedDeltaRule(torch.autograd.Function):
         inverse, known, corrections, states = call.solve()
         dcorrections, dstates = _state_gradients(call, known, grad)
         dr, dscores, doverlaps = call.of_heads(call.dims[1]), call.matrices(), call.matrices()
-        dv, dbeta, dtotal = torch.empty_like(call.v), call.beta.new_empty(call.beta.shape), torch.empty_like(call.total)
-        dbeta = dbeta.float()
+        dv, dbeta, dtotal = (torch.empty_like(t) for t in (call.v, call.beta.float(), call.total))
         tensors = (call.q, call.k, call.v, call.beta, call.total, inverse, corrections, grad, dcorrections)
         constants = call.constants("N", "P", "BLOCK_N", "BLOCK_P")
         launch(
             "delta_rule_backward:delta_matrix_gradients", (call.chunks, call.sequences), *tensors, dr, dv, dbeta,
             dtotal, dscores, doverlaps, *call.extents, **constants,
         )  # fmt: skip
-        blocks = call.blocks(call.dims[0])
+        blocks = call.key_blocks
         dq, dk = call.of_heads(call.dims[0]), call.of_heads(call.dims[0])
         more_beta, more_total = dbeta.new_empty(blocks, *dbeta.shape), dtotal.new_empty(blocks, *dtotal.shape)
         launch(
@@ -169,7 +175,7 @@ def _state_gradients(call: _Call, known: Tensor, grad: Tensor) -> tuple[Tensor, 
     """Return the gradients of corrections and of the states after chunks."""
     dcorrections, dstates = call.of_heads(call.dims[1]), call.states()
     launch(
-        "delta_rule_backward:delta_correction_gradients", (call.chunks, call.blocks(call.dims[1]), call.sequences),
+        "delta_rule_backward:delta_correction_gradients", (call.chunks, call.value_blocks, call.sequences),
         call.q, call.k, call.total, grad, dcorrections, *call.extents,
         **call.constants("N", "P", "BLOCK_N", "BLOCK_P"),
     )  # fmt: skip
