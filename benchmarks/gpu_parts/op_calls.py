@@ -14,10 +14,10 @@ from hybridtron.ops.attention.rotary import apply_rotary, rotary_tables
 from hybridtron.ops.attention.softmax import attention, attention_flops
 from hybridtron.ops.conv.long_conv import long_conv, long_conv_fft_flops
 from hybridtron.ops.conv.outer_conv import outer_conv, outer_conv_flops
-from hybridtron.ops.conv.short_conv import short_conv
+from hybridtron.ops.conv.short_conv import gated_short_conv, short_conv
 from hybridtron.ops.elementwise.activations import relu2, swiglu
-from hybridtron.ops.elementwise.cross_entropy import cross_entropy
-from hybridtron.ops.elementwise.norm import gated_rms_norm, rms_norm
+from hybridtron.ops.elementwise.cross_entropy import cross_entropy, linear_cross_entropy
+from hybridtron.ops.elementwise.norm import gated_rms_norm, norm_and_gate, rms_norm
 from hybridtron.ops.linear_attention.delta_rule import gated_delta_rule, gated_delta_rule_flops
 from hybridtron.ops.linear_attention.gla import gla, gla_flops
 from hybridtron.ops.linear_attention.kernelized import linear_attention, linear_attention_flops
@@ -244,6 +244,22 @@ CALLS: dict[str, OpCall] = {
     "gated_rms_norm": OpCall(
         lambda draw: [*(draw.sequence(draw.sizes.channels) for _ in range(2)), draw.normal(draw.sizes.channels)],
         lambda size, x, z, weight: gated_rms_norm(x, z, weight, EPS, size.groups),
+    ),
+    "norm_and_gate": OpCall(
+        lambda draw: [draw.heads(), draw.heads(), draw.normal(draw.sizes.head_dim)],
+        lambda size, x, z, weight: norm_and_gate(x, z, weight, EPS),
+    ),
+    "gated_short_conv": OpCall(
+        lambda draw: [*(draw.sequence(draw.sizes.channels) for _ in range(3)), draw.normal(draw.sizes.channels, 7)],
+        lambda size, before, x, after, weight: gated_short_conv(before, x, after, weight),
+    ),
+    "linear_cross_entropy": OpCall(
+        lambda draw: [
+            draw.sequence(draw.sizes.channels),
+            draw.of(draw.normal(draw.sizes.vocab, draw.sizes.channels).detach().float() / draw.sizes.channels**0.5),
+        ],
+        lambda size, x, weight: linear_cross_entropy(x, weight, _targets(size, x), lambda: F.linear(x, weight))[0],
+        lambda s: 2.0 * s.batch * s.seq_len * s.channels * s.vocab,
     ),
     "swiglu": OpCall(lambda draw: [draw.sequence(2 * draw.sizes.channels)], lambda size, x: swiglu(x)),
     "relu2": OpCall(lambda draw: [draw.sequence(draw.sizes.channels)], lambda size, x: relu2(x)),

@@ -9,8 +9,8 @@ from hybridtron.backends.base import Experts
 
 def dispatch_locally(tokens: Tensor, weights: Tensor, chosen: Tensor, experts: Experts) -> Tensor:
     """Run the experts of a process that holds them all; a `Dispatcher`."""
-    by_expert = chosen.T  # [experts, n]
-    index = by_expert.nonzero()[:, 1]  # the tokens of the first expert, then those of the second, ...
-    counts = chosen.sum(0).tolist()
-    rows = experts(tokens.index_select(0, index), counts, weights.T.masked_select(by_expert))
+    counts = chosen.sum(0).tolist()  # the one wait for a GPU; what follows has sizes that are known
+    chosen_by = chosen.T.nonzero_static(size=sum(counts))  # the first expert's tokens, then the second's, ...
+    expert, index = chosen_by.unbind(1)
+    rows = experts(tokens.index_select(0, index), counts, weights[index, expert])
     return tokens.new_zeros(tokens.shape).index_add_(0, index, rows)

@@ -36,9 +36,10 @@ def in_bfloat16(tmp_path_factory, corpus):
 
 
 def fp8(recipe):
+    """Leave out the one linear whose width, which has one channel per head in it, blocks do not divide."""
     if recipe == "mxfp8" and torch.cuda.get_device_capability() < (10, 0):
         pytest.skip("MXFP8 needs a GPU of compute capability 10.0 (Blackwell)")
-    return ["precision.format=fp8", f"precision.recipe={recipe}"]
+    return ["precision.format=fp8", f"precision.recipe={recipe}", "precision.skip=[mamba.in_proj]"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

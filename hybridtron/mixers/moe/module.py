@@ -102,7 +102,8 @@ class MoE(Mixer):
         """Map rows [n, h] in the order of this process's experts to [n, h], times their weights [n]."""
         packed, own = self._multiply(rows, self.config.in_name, counts), None
         if self.config.bias:
-            own = torch.repeat_interleave(torch.tensor(counts), output_size=len(rows)).to(rows.device)
+            own = torch.repeat_interleave(torch.tensor(counts), output_size=len(rows))
+            own = own.to(rows.device, non_blocking=True)
             packed = packed + self._first("_bias")[own]
         inner = (self.run_core(packed) * weights.unsqueeze(-1)).to(rows.dtype)  # [n, f]
         y = self._multiply(inner, "down", counts)
