@@ -34,7 +34,7 @@ def _fill(model: nn.Module, config: ModelConfig, seed: int, shards: Shards) -> N
         if parameter.numel() > SMALL:
             parameter.normal_(std=config.init_std)
         else:
-            parameter.copy_(specs[name].shard(initial_value(config, name, specs[name], seed), shards))
+            parameter.copy_(initial_value(config, name, specs[name], seed, shards))
 
 
 def train_step(engine: Engine, config: RunConfig) -> Step:

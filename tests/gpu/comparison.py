@@ -19,4 +19,5 @@ def assert_near(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], bo
     """Compare tensors by name; every distance that is too large, or not a number, is shown."""
     assert actual.keys() == expected.keys()
     found = {name: distance(actual[name], expected[name]) for name in expected}
-    assert {name: value for name, value in found.items() if not value <= bound} == {}
+    far = {name: value for name, value in found.items() if not value <= bound}
+    assert far == {}, f"above {bound}: {far}"

@@ -13,7 +13,8 @@ pytestmark = pytest.mark.gpu
 # Distances relative to the norm of the whole tensor.
 LOSSES, GRADIENTS = 1e-5, 1e-3  # float32 on both, with other orders of addition
 HALF = 0.05  # bfloat16 on CUDA, float32 with the same weights on a CPU
-HALF_ROUTED = 0.2  # rounding sends a few tokens to other experts
+HALF_OF = dict.fromkeys(ROUTED, 0.2)  # rounding sends a few tokens to other experts
+HALF_OF["mamba2 with limited steps and biases"] = 0.1  # and moves a few steps over their limit, where gradients end
 
 
 def trained_once(model, ids):
@@ -41,7 +42,7 @@ class TestPrimitive:
     def test_bfloat16_losses_and_gradients_are_near_those_of_float32_on_the_cpu(self, cuda, case):
         half, wide = built(case, cuda, torch.bfloat16), built(case)
         wide.load_state_dict({name: value.float().cpu() for name, value in half.state_dict().items()})
-        bound = HALF_ROUTED if case in ROUTED else HALF
+        bound = HALF_OF.get(case, HALF)
         for found, wanted in zip(trained_once(half, tokens())[:2], trained_once(wide, tokens())[:2], strict=True):
             assert_near(found, wanted, bound)
 
