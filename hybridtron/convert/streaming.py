@@ -15,6 +15,7 @@ from hybridtron.checkpoint_reader import stored_as
 from hybridtron.config.nearest import nearest
 from hybridtron.convert.architectures.architecture import Architecture
 from hybridtron.convert.architectures.parts import stored_shapes
+from hybridtron.convert.formats.byte_runs import BUFFER
 from hybridtron.convert.formats.source import Sink, Source, TensorInfo, boxes, dtype_name
 from hybridtron.convert.mapping import Entry, Shapes, assemble, check_complete, disassemble
 from hybridtron.convert.workers import for_each
@@ -25,7 +26,6 @@ from hybridtron.model.tensors import model_tensors
 
 Side = Literal["ours", "theirs"]
 NAMED = 5  # tensors that a message names
-LARGE = 256 * 2**20  # bytes of a tensor above which it is converted in chunks
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -92,7 +92,7 @@ def _large_boxes(info: TensorInfo) -> Iterable[Box]:
 
     All of it, so that chunks of a checkpoint that hold some of its columns are read once, and in one run.
     """
-    return [Box((0,) * len(info.shape), info.shape)] if info.size_bytes <= LARGE else boxes(info)
+    return [Box((0,) * len(info.shape), info.shape)] if info.size_bytes <= BUFFER else boxes(info)
 
 
 def write_theirs(table: Table, ours: Source, theirs: Sink) -> None:
@@ -162,6 +162,8 @@ def _parts(table: Table, piece: Piece, value: Tensor) -> list[Tensor]:
 def is_equal(one: Tensor, other: Tensor) -> bool:
     """Return whether two tensors of one shape and number format have the same bytes."""
     one, other = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
+    if not any(number % 8 for number in (len(one), one.storage_offset(), other.storage_offset())):
+        one, other = one.view(torch.int64), other.view(torch.int64)  # compared four times as fast
     return torch.equal(one, other)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import math
 import mmap
 import os
+import weakref
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -13,6 +16,9 @@ from torch import Tensor
 
 from hybridtron.distributed.checkpoint.boxes import Box
 
+BUFFER = 128 * 2**20  # bytes of address space of a buffer, of which only those used take memory
+WRITTEN = 256 * 2**10  # bytes at a time: for more Linux looks for large pages of its cache, which takes far longer
+KEPT = 8  # buffers that are kept for reuse
 LARGE = 4 * 2**20  # bytes from which a tensor gets huge pages, which take a tenth of the time to hand out
 Run = tuple[int, int, int]  # where it begins in one box and in the other, and its length, in elements
 
@@ -45,13 +51,29 @@ def _starts(box: Box, offsets: tuple[int, ...], outer: tuple[int, ...]) -> list[
 
 
 def new_tensor(sizes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return a tensor to read into."""
+    """Return a tensor to read into; its values are arbitrary."""
     size = math.prod(sizes) * dtype.itemsize
     if size < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(sizes, dtype=dtype)
-    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # huge pages are of private memory
+    memory = _take(size)
+    view = memoryview(memory)  # which lives as long as the tensor's memory is in use
+    if len(memory) == BUFFER:
+        weakref.finalize(view, _unused.append, memory).atexit = False
+    return torch.frombuffer(view, dtype=dtype, count=math.prod(sizes)).view(sizes)
+
+
+# Memory of tensors that are gone, for the next ones: handing out new pages takes longer than reading into them.
+_unused: collections.deque[mmap.mmap] = collections.deque(maxlen=KEPT)
+
+
+def _take(size: int) -> mmap.mmap:
+    """Return memory of at least `size` bytes: a buffer, used before where one is free, or what is larger than that."""
+    if size <= BUFFER:
+        with contextlib.suppress(IndexError):
+            return _unused.pop()
+    memory = mmap.mmap(-1, max(size, BUFFER), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # huge pages are of private memory
     memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype).view(sizes)
+    return memory
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
@@ -83,5 +105,5 @@ def write_at(descriptor: int, position: int, *contents: bytes | memoryview) -> N
     for content in contents:
         view = memoryview(content)
         while view:
-            count = os.pwrite(descriptor, view, position)
+            count = os.pwrite(descriptor, view[:WRITTEN], position)
             position, view = position + count, view[count:]

@@ -242,14 +242,14 @@ class CheckpointSink(FolderSink):
         self.extra, self.updates, self.fp8 = dict(extra or {}), updates, fp8
         self._states: list[list[_SlotState]] = []
         self._by_key: dict[str, list[_SlotState]] = {}
-        self._descriptors: list[int] = []
+        self._file_of: list[int] = []  # descriptors, -1 for a process without tensors
 
     def add_file(self, name: str, content: bytes) -> None:
         """Write a further small file, which the manifest names; see `Sink.add_file`."""
         self.extra[name] = content
 
     def _begin(self) -> None:
-        self._descriptors = [self._new_file(file_name(rank)) if slots else -1 for rank, slots in enumerate(self.slots)]
+        self._file_of = [self._new_file(file_name(rank)) if slots else -1 for rank, slots in enumerate(self.slots)]
         self._states = [[_SlotState(slot, rank) for slot in slots] for rank, slots in enumerate(self.slots)]
         for state in itertools.chain.from_iterable(self._states):
             self._by_key.setdefault(state.slot.chunk.key, []).append(state)
@@ -260,7 +260,7 @@ class CheckpointSink(FolderSink):
             runs = list(common_runs(state.box, box))
             if not runs:
                 continue
-            descriptor, slot = self._descriptors[state.file], state.slot
+            descriptor, slot = self._file_of[state.file], state.slot
             header, trailer = slot.frame.header, slot.frame.trailer + state.padding
             views = [(stored, content[held * width : (held + length) * width]) for stored, held, length in runs]
             if len(views) == 1 and len(views[0][1]) == slot.frame.data_bytes:
@@ -275,8 +275,7 @@ class CheckpointSink(FolderSink):
     def _complete(self) -> None:
         checksums = [[self._checksum(state) for state in states] for states in self._states]
         for descriptor in self._descriptors:
-            if descriptor >= 0:
-                os.fsync(descriptor)
+            os.fsync(descriptor)
         plans = [plan_of(slots) for slots in self.slots]
         complete(self.draft, self._index(plans), plans, checksums, self.updates, self.extra, self.fp8)
 
@@ -291,7 +290,7 @@ class CheckpointSink(FolderSink):
         crc, slot = 0, state.slot
         for start in range(slot.start, slot.stop, BLOCK):
             block = bytearray(min(BLOCK, slot.stop - start))
-            read_at(self._descriptors[state.file], start, memoryview(block))
+            read_at(self._file_of[state.file], start, memoryview(block))
             crc = zlib.crc32(block, crc)
         return crc
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Self
@@ -17,6 +18,8 @@ from hybridtron.convert.formats.output_folder import output_folder
 from hybridtron.convert.formats.source import Shape, TensorInfo
 from hybridtron.distributed.checkpoint.boxes import Box
 from hybridtron.files import open_to_write, replace_file
+
+FLUSHED = 256 * 2**20  # bytes after which a thread brings files to disk while more is written
 
 
 class FolderSink:
@@ -46,6 +49,8 @@ class FolderSink:
         self._context: AbstractContextManager[None] = contextlib.nullcontext()
         self._files = ExitStack()
         self._lock = threading.Lock()
+        self._descriptors: list[int] = []
+        self._flushes: list[Future[None]] = []
 
     def write(self, name: str, tensor: Tensor, offsets: Shape | None = None) -> None:
         """Write a box of a tensor; see `Sink.write`."""
@@ -61,6 +66,8 @@ class FolderSink:
         size = box.numel * info.dtype.itemsize
         with self._lock:
             self._left[name] -= size
+            if (self.done_bytes + size) // FLUSHED > self.done_bytes // FLUSHED:
+                self._flushes.append(self._flusher.submit(self._flush))
             self.done_bytes += size
             if self.progress:
                 self.progress(self.done_bytes)
@@ -83,9 +90,12 @@ class FolderSink:
         with (
             output_folder(self.folder, self.size_bytes) as self.draft,
             ExitStack() as self._files,
+            ThreadPoolExecutor(1) as self._flusher,
         ):
             self._begin()
             yield
+            for flush in self._flushes:
+                flush.result()
             for name, left in self._left.items():
                 if left:
                     raise ValueError(f"{name}: {left} of its {self.tensors[name].size_bytes} bytes were not written")
@@ -93,7 +103,14 @@ class FolderSink:
 
     def _new_file(self, name: str) -> int:
         """Return the descriptor of a new file, which is closed with the sink."""
-        return self._files.enter_context(open_to_write(self.draft / name, os.O_EXCL)).fileno()
+        descriptor = self._files.enter_context(open_to_write(self.draft / name, os.O_EXCL)).fileno()
+        self._descriptors.append(descriptor)
+        return descriptor
+
+    def _flush(self) -> None:
+        """Bring to disk what is written so far. Raises OSError."""
+        for descriptor in self._descriptors:
+            os.fdatasync(descriptor)
 
     def _begin(self) -> None:
         """Make the files."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from hybridtron.convert.formats.byte_runs import bytes_of, common_runs, new_tensor, read_runs, write_at
 from hybridtron.convert.formats.folder_sink import FolderSink
 from hybridtron.convert.formats.safetensors_header import NAMES, Place, elements, header_of, read_header
+from hybridtron.convert.formats.safetensors_header import PICKLES as MAGIC
 from hybridtron.convert.formats.source import Shape, TensorInfo
 from hybridtron.distributed.checkpoint.boxes import Box
 from hybridtron.errors import DamagedCheckpoint, UserError, unreadable
@@ -78,13 +79,19 @@ def _nothing_there(folder: Path) -> str:
     """Say what a folder without safetensors files holds instead."""
     if not folder.is_dir():
         return "no such folder"
-    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern) if _is_pickle(path))
     if not pickles:
         return f"has no {FILE} and no {INDEX}"
     return (
         f"holds {pickles[0]}, a pickle of torch.save, which can run code when it is read; expected {FILE}, which "
         "save_pretrained of transformers writes"
     )
+
+
+def _is_pickle(path: Path) -> bool:
+    """Return whether a file begins as torch.save writes it."""
+    with open_to_read(path) as file:
+        return file.read(8).startswith(MAGIC)
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -160,7 +167,7 @@ class SafetensorsSink(FolderSink):
             write_at(descriptor, start + stored * width, content[held * width : (held + length) * width])
 
     def _complete(self) -> None:
-        for descriptor in {descriptor for descriptor, _ in self._where.values()}:
+        for descriptor in self._descriptors:
             os.fsync(descriptor)
         if list(self.shards) != [FILE]:
             totals = {"total_parameters": elements(self.tensors), "total_size": self.size_bytes}
