@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     if options.tasks is not None:
         return _run_tasks(options)
     if len(options.run_paths) > 1:
-        raise UserError(f"{options.run_paths[1]}: expected one run or checkpoint without tasks")
+        raise UserError(f"{options.run_paths[1]}: expected one run or checkpoint; several are for tasks")
     from hybridtron.training.evaluate import evaluate_run
 
     result = evaluate_run(options.run_paths[0], options.data, options.sequences)

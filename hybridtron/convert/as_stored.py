@@ -13,10 +13,9 @@ from hybridtron.convert.architectures.architecture import Settings
 from hybridtron.convert.architectures.parts import stored_shapes
 from hybridtron.convert.formats.byte_runs import bytes_of, common_runs, new_tensor
 from hybridtron.convert.formats.source import Shape, Source, TensorInfo
-from hybridtron.convert.importing import CONFIG, our_model, read_settings
+from hybridtron.convert.importing import CONFIG, naming_file, our_model, read_settings
 from hybridtron.convert.mapping import Entry, Shapes, disassemble
 from hybridtron.distributed.checkpoint.boxes import Box
-from hybridtron.errors import UserError
 from hybridtron.model.config import ModelConfig
 
 
@@ -76,8 +75,6 @@ def as_stored(folder: Path, source: Source) -> Source:
     architecture = ARCHITECTURES.get(str(settings.get("model_type")))
     if architecture is None:
         return source
-    try:
+    with naming_file(file):
         model = build(our_model(architecture, Settings(settings, str(file))), ModelConfig)
-    except UserError as error:
-        raise error if str(folder) in str(error) else UserError(f"{file}: {error}") from None
     return AsStored(source, architecture.table_for(model, source.tensors), stored_shapes(model))

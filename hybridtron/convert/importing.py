@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,9 @@ def from_hf(
     began = time.perf_counter()
     settings = read_settings(folder)
     architecture, model = understand(settings, folder / CONFIG)
-    config = imported_config(out, {**model, "backend": "megatron"}, _seq_len(settings, seq_len))
+    length = _seq_len(settings, seq_len)
+    with naming_file(folder / CONFIG):
+        config = imported_config(out, {**model, "backend": "megatron"}, length)
     source: Source = SafetensorsSource(folder)
     table = Table.of(architecture, config.model, source.tensors)
     expected = {entry.name: entry.shape_there(table.shapes) for entry in table.entries}
@@ -108,6 +111,15 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{file}: damaged: holds no mapping")
     return values
+
+
+@contextlib.contextmanager
+def naming_file(file: Path) -> Iterator[None]:
+    """Name a file in a UserError of the block that does not name it."""
+    try:
+        yield
+    except UserError as error:
+        raise error if str(file) in str(error) else UserError(f"{file}: {error}") from None
 
 
 def understand(values: Mapping[str, Any], file: Path) -> tuple[Architecture, dict[str, Any]]:

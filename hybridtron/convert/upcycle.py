@@ -54,8 +54,7 @@ def upcycle(
             small.
         OSError: where the system cannot read or write.
     """
-    if not 2 <= top_k <= num_experts:
-        raise UserError(f"top_k = {top_k}: expected 2 to num_experts ({num_experts}), so that its weights add up to 1")
+    _check_experts(num_experts, top_k)
     _, checkpoint = read_run(run)
     dense = read_config(checkpoint.parent)
     names = _swiglu_blocks(dense, blocks)
@@ -89,6 +88,14 @@ def upcycle(
 
 # Keys of an expert's tensors -> of those of the dense layer.
 ORIGIN = {"gate_up.gate": "gate_up.weight.gate", "gate_up.up": "gate_up.weight.up", "down": "down.weight"}
+
+
+def _check_experts(num_experts: int, top_k: int) -> None:
+    """Raise UserError where an expert's weights would not add up to 1, or there are fewer than two."""
+    if num_experts < 2:
+        raise UserError(f"num_experts = {num_experts}: expected at least 2")
+    if not 2 <= top_k <= num_experts:
+        raise UserError(f"top_k = {top_k}: expected 2 to num_experts ({num_experts}), so that its weights add up to 1")
 
 
 def _swiglu_blocks(config: RunConfig, blocks: Sequence[str] | None) -> list[str]:

@@ -23,6 +23,9 @@ class TensorInfo:
     shape: Shape
     dtype: torch.dtype
 
+    def __str__(self) -> str:
+        return f"{dtype_name(self.dtype)} {list(self.shape)}"
+
     @property
     def size_bytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
