@@ -9,8 +9,11 @@ and FlashAttention's kernels through torch, with windows and sinks that its own 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
+import torch
 import transformer_engine.pytorch as te
 from torch import Tensor, nn
 
@@ -18,13 +21,21 @@ from hybridtron.backends.megatron import MegatronBackend, leave_uninitialized
 from hybridtron.tensors import TensorSpec
 
 
-class _Linear(te.Linear):
-    """Adds weight gradients to the float32 buffer of megatron-core's data parallelism, where there is one."""
+class Linear(te.Linear):
+    """Adds weight gradients to the float32 buffer of megatron-core's data parallelism, where there is one.
+
+    Whether it multiplies FP8 numbers is set by `hybridtron.backends.transformer_engine_fp8`.
+    """
+
+    fp8_context: Callable[[], AbstractContextManager[None]] = nullcontext
+    fp8_alignment = 1  # without gradients, other numbers of tokens are multiplied in bf16
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         assert weight is None, "the weight is this module's own"
         self.fuse_wgrad_accumulation = hasattr(self.weight, "main_grad")
-        return super().forward(x)
+        in_fp8 = torch.is_grad_enabled() or x.shape[:-1].numel() % self.fp8_alignment == 0
+        with self.fp8_context() if in_fp8 else nullcontext():
+            return super().forward(x)
 
 
 class TransformerEngineBackend(MegatronBackend):
@@ -49,7 +60,7 @@ class TransformerEngineBackend(MegatronBackend):
 
     def _linear(self, mode: Literal["column", "row"], weight: TensorSpec, bias: TensorSpec | None) -> nn.Module:
         width, length = weight.shape
-        return _Linear(
+        return Linear(
             length,
             width,
             bias=bias is not None,

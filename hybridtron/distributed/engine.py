@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from hybridtron.distributed.config import ParallelConfig, PrecisionConfig
 from hybridtron.distributed.expert_load import ExpertLoads, fractions
-from hybridtron.distributed.fp8 import FP8Emulation
+from hybridtron.distributed.fp8 import FP8Linears
 from hybridtron.distributed.gradient_norm import norm_of, squared_norms
 from hybridtron.distributed.groups import ParallelContext, gather
 from hybridtron.errors import UserError, cause_of
@@ -101,7 +101,7 @@ class Engine:
         adamw: AdamW,
         z_loss: float = 0.0,
         distributed_optimizer: bool = False,
-        fp8: FP8Emulation | None = None,
+        fp8: FP8Linears | None = None,
     ) -> None:
         self.chunks = list(chunks)
         self.specs = specs

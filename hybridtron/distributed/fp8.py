@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -13,6 +13,37 @@ from hybridtron.distributed.groups import ParallelContext
 from hybridtron.ops.fp8.linear import Operands
 from hybridtron.ops.fp8.state import FP8State
 from hybridtron.tensors import TensorSpec
+
+
+class FP8Memory(Protocol):
+    """What FP8 linears remember between steps, the same in all processes. They count statistics while it `collects`."""
+
+    collects: bool
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint stores of it."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what a checkpoint stores. Raises ValueError for another content."""
+        ...
+
+
+class FP8Linears(Protocol):
+    """The FP8 linears of a model in one process: emulated, or Transformer Engine's."""
+
+    @property
+    def state(self) -> FP8Memory:
+        """Return what they remember."""
+        ...
+
+    def end_step(self, applied: bool) -> None:
+        """Update what they remember after a step; all processes call this."""
+        ...
+
+    def take_statistics(self) -> dict[str, Any]:
+        """Return statistics by linear and role since the last call; all processes call this."""
+        ...
 
 
 class FP8Emulation:

@@ -48,6 +48,7 @@ class ParallelContext:
     sequence_group: dist.ProcessGroup  # those that hold the runs of a sequence between mixers, in their order
     expert_groups: ExpertGroups
     pipeline: Shard
+    stage_group: dist.ProcessGroup  # all processes of this one's pipeline stage
     data_rank: int
     data_size: int
     replica: Shard  # among the processes that hold the same shards: data and context together
@@ -207,6 +208,7 @@ def parallel_context_of(parallel: ParallelConfig, rank: int, world_size: int, de
         sequence_group=state.get_tensor_and_context_parallel_group() if parallel.sequence else context,
         expert_groups=ExpertGroups(expert, expert_tensor, state.get_expert_tensor_and_model_parallel_group()),
         pipeline=_shard_of(state.get_pipeline_model_parallel_group()),
+        stage_group=state.get_amax_reduction_group(with_context_parallel=True),
         data_rank=state.get_data_parallel_rank(),
         data_size=state.get_data_parallel_world_size(),
         replica=_shard_of(state.get_data_parallel_group(with_context_parallel=True)),

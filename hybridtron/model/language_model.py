@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -97,6 +98,7 @@ class LanguageModel(nn.Module):
         self.projected_cross_entropy = backend.projected_cross_entropy
         self.gather_logits = backend.gather_logits
         self.received: Tensor | None = None
+        self.forward_context: Callable[[], AbstractContextManager[None]] = nullcontext  # of the layers
 
     def set_input_tensor(self, received: Sequence[Tensor | None]) -> None:
         """Set the output [s, b, h] of the stage before, as the only entry."""
@@ -110,8 +112,9 @@ class LanguageModel(nn.Module):
         """
         x = self.embed(tokens) if self.stage.is_first else self.received  # [s, b, h]
         assert x is not None
-        for layer in self.layers.values():
-            x = layer(x)
+        with self.forward_context():
+            for layer in self.layers.values():
+                x = layer(x)
         if not self.stage.is_last:
             return x
         if labels is None:

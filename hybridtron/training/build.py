@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from hybridtron.backends.base import Backend
 from hybridtron.backends.installation import NEEDS_CUDA, transformer_engine_problem
+from hybridtron.distributed.config import AMAX_HISTORY
 from hybridtron.distributed.groups import ParallelContext
 from hybridtron.errors import UserError
 from hybridtron.model.initialize import initialize
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     from hybridtron.distributed.engine import Engine
-    from hybridtron.distributed.fp8 import FP8Emulation
+    from hybridtron.distributed.fp8 import FP8Linears
 
 BackendName = Literal["torch", "megatron", "transformer_engine"]
 
@@ -49,16 +50,21 @@ def build_chunks(config: RunConfig, parallel_context: ParallelContext) -> tuple[
 def choose_backend(config: RunConfig, device: str) -> BackendName:
     """Return who builds the layers on this kind of device.
 
-    `auto` takes Transformer Engine for bf16 on CUDA where it is usable; in fp32 it would multiply in TF32. On the meta
-    device megatron-core's modules stand for Transformer Engine's, which do not run there.
-    Raises UserError where `transformer_engine` is asked for and not usable.
+    `auto` takes Transformer Engine for bf16 and FP8 on CUDA where it is usable; in fp32 it would multiply in TF32. On
+    the meta device megatron-core's modules stand for Transformer Engine's, which do not run there.
+    Raises UserError where `transformer_engine` is asked for, or FP8 without emulation, and it is not usable.
     """
-    name, narrow = config.model.backend, config.precision.format != "fp32"
+    name, precision = config.model.backend, config.precision
     if name in ("torch", "megatron"):
         return name
-    if device == "meta" or (name == "auto" and not (narrow and device == "cuda")):
+    emulates = precision.format == "fp8" and precision.emulate
+    if emulates and name == "transformer_engine":
+        raise UserError("model.backend = transformer_engine: expected auto, megatron or torch, which emulate FP8")
+    if device == "meta" or emulates or (name == "auto" and precision.format == "fp32"):
         return "megatron"
     problem = transformer_engine_problem() if device == "cuda" else NEEDS_CUDA
+    if problem and precision.format == "fp8":
+        raise UserError(f"precision.emulate = False: {problem}; expected true, which works on any device")
     if problem and name == "transformer_engine":
         raise UserError(f"model.backend = transformer_engine: {problem}; or expected auto, megatron or torch")
     return "megatron" if problem else "transformer_engine"
@@ -93,7 +99,7 @@ def build_engine(config: RunConfig, parallel_context: ParallelContext) -> tuple[
     from hybridtron.distributed.engine import AdamW, Engine
 
     chunks, megatron = build_chunks(config, parallel_context)
-    fp8 = _emulate_fp8(config, chunks, parallel_context)
+    fp8 = _use_fp8(config, chunks, parallel_context)
     optimizer = config.optimizer
     adamw = AdamW(optimizer.weight_decay, optimizer.betas, optimizer.eps, optimizer.clip_grad)
     engine = Engine(
@@ -109,19 +115,26 @@ def build_engine(config: RunConfig, parallel_context: ParallelContext) -> tuple[
     return engine, chunks
 
 
-def _emulate_fp8(
-    config: RunConfig, chunks: list[LanguageModel], parallel_context: ParallelContext
-) -> FP8Emulation | None:
-    """Make the linears of the chunks multiply FP8 numbers where the config asks for emulation."""
-    from hybridtron.distributed.fp8 import FP8Emulation
-
+def _use_fp8(config: RunConfig, chunks: list[LanguageModel], parallel_context: ParallelContext) -> FP8Linears | None:
+    """Make the linears of the chunks multiply FP8 numbers, where the config asks for it."""
     precision = config.precision
     linears = {linear.name: linear.spec for linear in quantized_linears(config.model, precision)}
     if not linears:
         return None
-    if not precision.emulate:
-        raise UserError("precision.emulate = false: expected true, which rounds to FP8 and multiplies in fp32")
-    return FP8Emulation(chunks, linears, precision.recipe, parallel_context)
+    if precision.emulate:
+        from hybridtron.distributed.fp8 import FP8Emulation
+
+        return FP8Emulation(chunks, linears, precision.recipe, parallel_context)
+    from hybridtron.backends.recipes import unavailable
+    from hybridtron.backends.transformer_engine_fp8 import TransformerEngineFP8
+
+    if problem := unavailable(precision.recipe):
+        raise UserError(f"precision.recipe = {precision.recipe}: {problem} Expected another, or precision.emulate true")
+    if precision.recipe == "delayed" and config.parallel.recompute != "none":
+        raise UserError("precision.recipe = delayed: expected tensorwise with parallel.recompute, or recompute none")
+    return TransformerEngineFP8(
+        chunks, linears, precision.recipe, AMAX_HISTORY, precision.alignment, parallel_context.stage_group
+    )
 
 
 def describe_stages(config: RunConfig) -> str:

@@ -8,9 +8,9 @@ from hybridtron.errors import UserError
 from hybridtron.training import build
 
 
-def choose(backend, device, number_format="bf16"):
-    config = SimpleNamespace(model=SimpleNamespace(backend=backend), precision=SimpleNamespace(format=number_format))
-    return build.choose_backend(config, device)
+def choose(backend, device, number_format="bf16", emulate=False):
+    precision = SimpleNamespace(format=number_format, emulate=emulate)
+    return build.choose_backend(SimpleNamespace(model=SimpleNamespace(backend=backend), precision=precision), device)
 
 
 @pytest.fixture
@@ -43,3 +43,17 @@ def test_a_named_backend_is_taken_or_refused_in_one_line(installed):
         choose("transformer_engine", "cpu")
     installed(None)
     assert choose("transformer_engine", "cuda", "fp32") == "transformer_engine"
+
+
+def test_fp8_is_transformer_engines_or_emulated(installed):
+    installed(None)
+    assert choose("auto", "cuda", "fp8") == "transformer_engine"
+    assert choose("auto", "cuda", "fp8", emulate=True) == "megatron"
+    with pytest.raises(UserError, match=r"^model.backend = transformer_engine: expected auto, megatron or torch"):
+        choose("transformer_engine", "cuda", "fp8", emulate=True)
+    installed("Transformer Engine needs a CUDA device")
+    assert choose("auto", "meta", "fp8") == "megatron"
+    with pytest.raises(
+        UserError, match=r"^precision.emulate = False: Transformer Engine needs a CUDA device; expected"
+    ):
+        choose("auto", "cpu", "fp8")
