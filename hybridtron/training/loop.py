@@ -182,7 +182,7 @@ class Trainer:
         self._collect_fp8(self.state.step + 1)
         result = self.engine.train_step(batches, lr)
         if (fp8 := self.engine.fp8) and fp8.state.collects:
-            self.fp8_statistics = fp8.take_statistics()
+            self.fp8_statistics = fp8.take_statistics() or None  # Transformer Engine has none
         self.state = replace(
             self.state,
             step=self.state.step + 1,
