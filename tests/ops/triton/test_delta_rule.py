@@ -53,5 +53,6 @@ def test_bfloat16():
 
 
 def test_blocks_of_channels_join_without_a_seam(monkeypatch):
-    monkeypatch.setattr("hybridtron.ops.triton.delta_rule._BLOCK", 16)
+    for name in ("_KEY_BLOCK", "_VALUE_BLOCK"):
+        monkeypatch.setattr(f"hybridtron.ops.triton.delta_rule.{name}", 16)
     assert_matches(op, gated_delta_rule_reference, arguments(33, heads=1, key_dim=24, head_dim=40), 3e-5)
