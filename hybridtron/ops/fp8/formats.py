@@ -29,6 +29,11 @@ class Quantized(NamedTuple):
         """Return the represented values [rows, columns] in float32."""
         return self.data.float() * self.inverses()
 
+    def factors(self) -> tuple[Tensor, Tensor | float]:
+        """Return a float32 matrix and a number that products of it are to be multiplied by."""
+        numbers = self.data.float()
+        return (numbers, self.inverse) if self.block is None else (numbers * self.inverses(), 1.0)
+
 
 def round_to(scaled: Tensor, dtype: torch.dtype) -> Tensor:
     """Round float32 values to FP8, to nearest even; what is too large becomes the largest number, NaN stays."""

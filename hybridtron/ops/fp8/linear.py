@@ -52,7 +52,8 @@ class _FP8GroupedLinear(torch.autograd.Function):
         weights = operands.weight.quantize(weight.unbind(), is_recorded)
         out = rows.new_empty(len(rows), weight.shape[1])
         for y, (x, _), (w, _) in zip(out.split(counts), inputs, weights, strict=True):
-            y.copy_(x.values() @ w.values().T)
+            (left, scale), (right, other) = x.factors(), w.factors()
+            y.copy_((left @ right.T).mul_(scale * other))
         kept = [over_rows for _, over_rows in (*inputs, *weights)]
         ctx.save_for_backward(*(tensor for each in kept for tensor in each[:2]))
         ctx.blocks = [each.block for each in kept]
@@ -67,8 +68,9 @@ class _FP8GroupedLinear(torch.autograd.Function):
         grads = ctx.operands.grad.quantize(grad.split(ctx.counts), True)
         drows, dweight = [], []
         for x, w, (over_columns, over_rows) in zip(kept[:count], kept[count:], grads, strict=True):
-            dy = over_columns.values()
-            drows.append((dy @ w.values()).to(ctx.dtypes[0]))
-            dy = dy if over_rows is over_columns else over_rows.values()
-            dweight.append((dy.T @ x.values()).to(ctx.dtypes[1]))
+            (dy, scale), (right, other) = over_columns.factors(), w.factors()
+            drows.append((dy @ right).mul_(scale * other).to(ctx.dtypes[0]))
+            dy, scale = (dy, scale) if over_rows is over_columns else over_rows.factors()
+            right, other = x.factors()
+            dweight.append((dy.T @ right).mul_(scale * other).to(ctx.dtypes[1]))
         return torch.cat(drows), torch.stack(dweight), None, None, None

@@ -158,4 +158,4 @@ class Operand:
 
 def _largest(x: Tensor) -> Tensor:
     """Return the largest absolute value; 0 of nothing."""
-    return x.abs().amax() if x.numel() else x.new_zeros(())
+    return torch.linalg.vector_norm(x, torch.inf) if x.numel() else x.new_zeros(())
