@@ -10,8 +10,8 @@ import torch
 
 from gpu_parts.op_calls import CALLS, TINY, WIDE, Draw, OpCall, Sizes
 from gpu_parts.rows import Row, attempted
-from gpu_parts.slices import peak_of
 from gpu_parts.timing import Budget, interleaved, median
+from hybridtron.accounting.peak import peak_flops_per_s
 from hybridtron.ops.dispatch import OPERATIONS, Implementation, implementation_table
 
 BANDWIDTHS = {"H100 PCIe": 2.0e12, "H100": 3.35e12, "H200": 4.8e12}  # bytes a second
@@ -68,5 +68,6 @@ def _floor(moved: int, flops: float, device: torch.device, seconds: float) -> fl
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    bandwidth, peak = next((rate for part, rate in BANDWIDTHS.items() if part in name), None), peak_of(name, False)
+    bandwidth = next((rate for part, rate in BANDWIDTHS.items() if part in name), None)
+    peak = peak_flops_per_s(device, "bf16")
     return max(moved / bandwidth, flops / peak) / seconds if bandwidth and peak else None

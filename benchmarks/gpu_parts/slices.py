@@ -15,19 +15,14 @@ from gpu_parts.own_stack import build_own, train_step
 from gpu_parts.rows import Row, attempted, first_line
 from gpu_parts.timing import Budget, interleaved, median, ratio
 from hybridtron.accounting.describe import describe
+from hybridtron.accounting.peak import peak_flops_per_s
 from hybridtron.distributed.environment import Environment
 from hybridtron.distributed.groups import ParallelContext, process_groups
 from hybridtron.training.config import RunConfig
 
 FORMATS = ("bf16", "tensorwise", "delayed", "blockwise")
 SEQ_LENS = {4096: 2, 8192: 1}  # sequences of a micro-batch
-PEAKS = {"H100 PCIe": (756e12, 1513e12), "H100": (989e12, 1979e12), "H200": (989e12, 1979e12)}  # dense bf16, fp8
 REPEATS = 8
-
-
-def peak_of(name: str, is_fp8: bool) -> float | None:
-    """Return the dense peak of a device by its name, in FLOP/s."""
-    return next((peaks[is_fp8] for part, peaks in PEAKS.items() if part in name), None)
 
 
 def slice_rows(quick: bool, tiny: bool, budget: Budget) -> Iterator[Row]:
@@ -104,7 +99,7 @@ def _label(part: Slice, name: str, seq_len: int, recompute: str = "none") -> str
 
 def _row(label: str, config: RunConfig, name: str, seconds: float, recompute: str, device: torch.device) -> Row:
     flops = 3 * describe(config.model, config.data.seq_len).flops_forward * config.train.global_batch_size
-    peak = peak_of(torch.cuda.get_device_name(device), name != "bf16") if device.type == "cuda" else None
+    peak = peak_flops_per_s(device, "bf16" if name == "bf16" else "fp8")
     rate = flops / seconds
     return Row(
         "slice",

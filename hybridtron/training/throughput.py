@@ -16,7 +16,9 @@ class Throughput:
     def __init__(self, config: RunConfig, parallel_context: ParallelContext) -> None:
         forward = describe(config.model, config.data.seq_len).flops_forward / config.data.seq_len
         self.flops_per_token = 3 * forward  # the backward pass counts twice
-        device_peak = peak_flops_per_s(parallel_context.device, config.precision.parameter_format)
+        precision = config.precision
+        multiplied = precision.parameter_format if precision.emulate else precision.format
+        device_peak = peak_flops_per_s(parallel_context.device, multiplied)
         self.peak = device_peak * parallel_context.world_size if device_peak else None
         self.reset()
         self.start()
