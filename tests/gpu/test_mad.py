@@ -21,7 +21,7 @@ LAYERS = {
     "linear attention": ["mh-linear-attention", "swiglu"],
 }
 STEPS, CELLS = 5, 3
-SAME = 1e-3
+WEIGHTS, LOSSES = 1e-2, 5e-3  # Adam's first steps magnify what rounding does to tiny gradients
 
 
 def trained(layers, device, one_pass):
@@ -47,10 +47,12 @@ def on_cpu(name):
 @pytest.mark.parametrize("one_pass", [True, False], ids=["in one pass", "one by one"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_cells_reach_the_weights_of_a_cpu(cuda, name, one_pass):
-    for found, expected in zip(trained(LAYERS[name], cuda, one_pass), on_cpu(name), strict=True):
-        assert distance(found, expected) < SAME
+    (weights, losses), (expected, expected_losses) = trained(LAYERS[name], cuda, one_pass), on_cpu(name)
+    assert distance(weights, expected) < WEIGHTS
+    assert distance(losses, expected_losses) < LOSSES
 
 
 def test_a_small_setting_is_scored(cuda):
     score = ht.mad.score("mh-attention swiglu", preset="smoke", tasks="in-context-recall", device=str(cuda))
-    assert 0 <= score.mean <= 1
+    assert score.overall
+    assert all(0 <= estimate.mean <= 1 for estimate in score.overall.values())
