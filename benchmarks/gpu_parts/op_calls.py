@@ -141,9 +141,10 @@ def _selective_scan(draw: Draw) -> list[Tensor]:
     return [draw.sequence(size.channels), steps, rates, *keys, draw.normal(size.channels, wide=True)]
 
 
-def _filters(draw: Draw, taps: int) -> Tensor:
+def _filters(draw: Draw, taps: int, channels_each: int = 1) -> Tensor:
     decay = torch.exp(-torch.arange(taps) / (taps / 4)) / taps**0.5
-    return draw.of(draw.normal(draw.sizes.channels, taps, wide=True).detach().cpu().float() * decay, wide=True)
+    count = draw.sizes.channels // channels_each
+    return draw.of(draw.normal(count, taps, wide=True).detach().cpu().float() * decay, wide=True)
 
 
 def _counts(size: Sizes) -> list[int]:
@@ -210,9 +211,9 @@ CALLS: dict[str, OpCall] = {
         lambda size, x, weight: short_conv(x, weight, activation="silu"),
     ),
     "long_conv": OpCall(
-        lambda draw: [draw.sequence(draw.sizes.channels), _filters(draw, min(128, draw.sizes.seq_len))],
+        lambda draw: [draw.sequence(draw.sizes.channels), _filters(draw, min(128, draw.sizes.seq_len), 16)],
         lambda size, *t: long_conv(*t),
-        lambda s: s.batch * long_conv_fft_flops(s.seq_len, s.channels, s.channels, min(128, s.seq_len)),
+        lambda s: s.batch * long_conv_fft_flops(s.seq_len, s.channels // 16, s.channels, min(128, s.seq_len)),
     ),
     "convolve": OpCall(
         lambda draw: [draw.sequence(draw.sizes.channels), _filters(draw, draw.sizes.seq_len)],
@@ -272,3 +273,22 @@ CALLS: dict[str, OpCall] = {
 
 def _targets(size: Sizes, logits: Tensor) -> Tensor:
     return torch.arange(size.batch * size.seq_len, device=logits.device).view(logits.shape[:-1]) % size.vocab
+
+
+# Calls of implementations that do not take those of CALLS, by operation and implementation.
+SPECIAL_CALLS: dict[tuple[str, str], OpCall] = {
+    ("attention", "flash attention of PyTorch"): OpCall(
+        _qkv,
+        lambda size, q, k, v: attention(q, k, v, window=size.seq_len // 4),
+        lambda s: s.batch * attention_flops(s.seq_len, s.heads, s.head_dim, s.seq_len // 4),
+    ),
+    ("rms_norm", "Triton"): OpCall(
+        lambda draw: [draw.sequence(draw.sizes.channels), draw.normal(draw.sizes.channels, wide=True)],
+        lambda size, x, weight: rms_norm(x, weight, EPS),
+    ),
+}
+
+
+def call_of(operation: str, implementation: str) -> OpCall:
+    """Return the call that an implementation of an operation is tested and timed by."""
+    return SPECIAL_CALLS.get((operation, implementation), CALLS[operation])

@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import torch
 
-from gpu_parts.op_calls import CALLS, TINY, WIDE, Draw, OpCall, Sizes
+from gpu_parts.op_calls import CALLS, TINY, WIDE, Draw, OpCall, Sizes, call_of
 from gpu_parts.rows import Row, attempted
 from gpu_parts.timing import Budget, interleaved, median
 from hybridtron.accounting.peak import peak_flops_per_s
@@ -32,7 +32,7 @@ def _rows(name: str, entry: Implementation, size: Sizes, device: torch.device, b
     budget.require(1)
     if name not in CALLS:
         raise LookupError("has no call in gpu_parts/op_calls.py")
-    call, operation = CALLS[name], OPERATIONS[name]
+    call, operation = call_of(name, entry.name), OPERATIONS[name]
     with patch.dict(OPERATIONS, {name: operation._replace(implementations=(entry,))}):
         try:
             return [_timed(name, entry.name, call, size, device, budget)]

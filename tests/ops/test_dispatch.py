@@ -12,6 +12,7 @@ from hybridtron.ops.attention.softmax import attention
 from hybridtron.ops.conv.long_conv import long_conv
 from hybridtron.ops.conv.outer_conv import outer_conv
 from hybridtron.ops.conv.short_conv import gated_short_conv, short_conv
+from hybridtron.ops.device import choosing_for
 from hybridtron.ops.elementwise.activations import relu2, swiglu
 from hybridtron.ops.elementwise.cross_entropy import cross_entropy, linear_cross_entropy
 from hybridtron.ops.elementwise.norm import gated_rms_norm, norm_and_gate, rms_norm
@@ -163,3 +164,13 @@ def test_doctor_says_what_a_bfloat16_call_takes_on_cuda(capsys):
     printed = " ".join(capsys.readouterr().out.split())
     for row in table().values():
         assert f"{row['label']} {row['taken']} {row['taken_on_cuda']}" in printed
+
+
+@pytest.mark.parametrize(("sequences", "taken"), [(65535, "Triton"), (65536, "PyTorch, in chunks")])
+def test_scans_with_more_programs_than_a_grid_of_cuda_has_are_left_to_pytorch(sequences, taken):
+    heads = torch.empty(sequences, 1, 1, 16, device="meta")
+    with choosing_for("cuda"):
+        for name, inputs in {"gla": 4 * (heads,), "gated_delta_rule": (*3 * (heads,), *2 * (heads[..., 0],))}.items():
+            function = dispatch.select(name, *inputs)
+            found = [each.name for each in dispatch.OPERATIONS[name].implementations if each.function is function]
+            assert found == [taken]

@@ -24,7 +24,7 @@ from hybridtron.ops.linear_attention.decays import STRONGEST
 from hybridtron.ops.linear_attention.gla import binary_chunks
 from hybridtron.ops.recurrence import run_steps
 from hybridtron.ops.triton import delta_rule as triton_delta_rule
-from hybridtron.ops.triton.launch import triton_kernels
+from hybridtron.ops.triton.launch import MAX_BLOCKS, triton_kernels
 
 
 def gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, chunk_size: int) -> Tensor:
@@ -134,8 +134,8 @@ register(
     "gated delta rule",
     triton_kernels(
         triton_delta_rule.gated_delta_rule,
-        f"keys of at most {triton_delta_rule.MAX_KEY_DIM} channels",
-        lambda q, *_: q.shape[-1] <= triton_delta_rule.MAX_KEY_DIM,
+        f"keys of at most {triton_delta_rule.MAX_KEY_DIM} channels, at most {MAX_BLOCKS} sequences times heads",
+        lambda q, k, v, *_: q.shape[-1] <= triton_delta_rule.MAX_KEY_DIM and v.shape[0] * v.shape[2] <= MAX_BLOCKS,
     ),
     otherwise("PyTorch, in chunks", _in_chunks),
     sample=lambda one: (*3 * (one.new_ones(1, 1, 1, 8),), *2 * (one.new_ones(1, 1, 1),)),

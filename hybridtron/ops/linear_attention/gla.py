@@ -20,7 +20,7 @@ from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.linear_attention.decays import STRONGEST
 from hybridtron.ops.recurrence import run_steps
 from hybridtron.ops.triton import gla as triton_gla
-from hybridtron.ops.triton.launch import triton_kernels
+from hybridtron.ops.triton.launch import MAX_BLOCKS, triton_kernels
 
 _SMALLEST = 4  # tokens of a block that is no longer halved
 
@@ -129,7 +129,11 @@ def binary_chunks(seq_len: int, chunk_size: int) -> tuple[int, int]:
 register(
     "gla",
     "gla",
-    triton_kernels(triton_gla.gla),
+    triton_kernels(
+        triton_gla.gla,
+        f"at most {MAX_BLOCKS} sequences times heads",
+        lambda q, *_: q.shape[0] * q.shape[2] <= MAX_BLOCKS,
+    ),
     otherwise("PyTorch, in chunks", _halved_chunks),
     sample=lambda one: 4 * (one.new_ones(1, 1, 1, 8),),
 )

@@ -23,6 +23,7 @@ from hybridtron.ops.elementwise.precision import under_transforms
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PLAIN = (Tensor, nn.Parameter)
+MAX_BLOCKS = 65535  # that CUDA takes along the second or third axis of a grid
 
 
 def triton_kernels(
