@@ -32,7 +32,6 @@ PACKAGES = (
     GpuPackage("triton", "triton", "own kernels"),
     GpuPackage("mamba-ssm", "mamba_ssm.ops.selective_scan_interface", "kernels of Mamba's scans"),
     GpuPackage("causal-conv1d", "causal_conv1d", "the kernel of short convolutions"),
-    GpuPackage("flash-attn", "flash_attn", "another kernel of attention"),
     GpuPackage("nvidia-dali", "nvidia.dali", "data.loader dali"),
 )
 DALI = ("nvidia-dali", "nvidia-dali-cuda130", "nvidia-dali-cuda120")

@@ -34,8 +34,8 @@ class DataConfig(Strict):
     seq_len: int = Field(ge=1, description="Tokens per sequence.")
     loader: Literal["mmap", "dali"] = Field(
         "mmap",
-        description="What reads training batches: memory-mapped files, or NVIDIA DALI (extra dali), which prepares "
-        "batches ahead and copies them to the GPU. The batches are the same.",
+        description="What reads training batches: memory-mapped files, or NVIDIA DALI (extra dali), which copies "
+        "micro-batches to the GPU ahead. The batches are the same.",
     )
 
     def with_absolute_paths(self) -> DataConfig:

@@ -1,7 +1,7 @@
 """Conditions of implementations that call CUDA kernels of other packages.
 
-A package is imported when an op first gets tensors on CUDA that its kernels could take. Where it is missing, or does
-not import, the next implementation is taken.
+A package is imported when an op first gets tensors on CUDA that its kernels could take. Where it is missing, does not
+import, or HYBRIDTRON_VENDOR_KERNELS=0 is set, the next implementation is taken.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import functools
 import importlib
 import importlib.util
 import logging
+import os
 from types import ModuleType
 from typing import Any
 
@@ -26,7 +27,9 @@ def on_cuda(*tensors: Tensor | None) -> bool:
 
     A dry run's tensors without values are not: it takes the PyTorch form instead of a vendor's kernels.
     """
-    return not under_transforms() and all(t is None or (t.is_cuda and type(t) in PLAIN) for t in tensors)
+    if under_transforms() or os.environ.get("HYBRIDTRON_VENDOR_KERNELS") == "0":
+        return False
+    return all(t is None or (t.is_cuda and type(t) in PLAIN) for t in tensors)
 
 
 def usable(module: str) -> bool:

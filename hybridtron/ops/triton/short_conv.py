@@ -47,7 +47,8 @@ class _ShortConv(torch.autograd.Function):
         activation: Literal["silu"] | None,
     ) -> Tensor:
         gated = before is not None
-        x, before, after = (channels_contiguous(x if t is None else t) for t in (x, before, after))
+        x = channels_contiguous(x)
+        before, after = (x if t is None else channels_contiguous(t) for t in (before, after))
         weight = weight.contiguous()
         batch, seq_len, channels = x.shape
         flags = {"TAPS": weight.shape[1], "GATED": gated, "BIAS": bias is not None, "SILU": activation == "silu"}

@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hybridtron.ops.triton import cross_entropy, launch, norm, short_conv, toeplitz
+from hybridtron.ops.triton import cross_entropy, delta_rule, gla, launch, norm, short_conv, toeplitz
 
 TARGET = GPUTarget("cuda", 90, 32)
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64"}
@@ -75,5 +75,8 @@ if __name__ == "__main__":
     run(lambda *t: short_conv.short_conv(*t, "silu"), x, leaf(64, 4), leaf(64))
     run(lambda *t: short_conv.gated_short_conv(*t, None), x, x, x, leaf(64, 3))
     run(lambda *t: cross_entropy.linear_cross_entropy(*t, targets), x, leaf(80, 64))
+    keys, values, gates = leaf(1, 100, 2, 128), leaf(1, 100, 2, 64), leaf(1, 100, 2)
+    run(lambda *t: gla.gla(*t, 64), keys, keys, values, keys)
+    run(lambda *t: delta_rule.gated_delta_rule(*t, 64), keys, keys, values, gates, gates)
     for dtype in (torch.bfloat16, torch.float32):
         run(toeplitz.long_conv, leaf(2, 24, 64, dtype=dtype), leaf(4, 32, dtype=torch.float32))

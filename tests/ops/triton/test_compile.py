@@ -15,6 +15,7 @@ def test_kernels_compile_for_an_h100(tmp_path):
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     compiled = {line.split()[0] for line in done.stdout.splitlines()}
-    for module in ("cross_entropy", "norm", "short_conv", "toeplitz"):
-        source = (ROOT / "hybridtron" / "ops" / "triton" / "kernels" / f"{module}.py").read_text()
-        assert {f"{module}:{name}" for name in re.findall(r"@triton.jit\ndef ([a-z]\w+)", source)} <= compiled
+    sources = (ROOT / "hybridtron" / "ops" / "triton").glob("*.py")
+    launched = {name for file in sources for name in re.findall(r'"([a-z_]+:[a-z_]+)"', file.read_text())}
+    assert len(launched) > 20
+    assert compiled == launched
