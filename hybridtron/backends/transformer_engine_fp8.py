@@ -7,8 +7,8 @@ linears that stay in bf16 leave it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -52,7 +52,7 @@ class TransformerEngineFP8:
         self.state = DelayedState(recipe, names if delayed else [], history)
         for chunk in chunks:
             if delayed:
-                chunk.forward_context = region
+                chunk.forward_context = partial(self._forward, region)
             for name, module in chunk.named_modules():
                 if not isinstance(module, Linear):
                     continue
@@ -62,6 +62,14 @@ class TransformerEngineFP8:
                     self.state.add(name, module, te_recipe)
                 else:
                     module.fp8_context, module.fp8_alignment = region, alignment
+
+    @contextmanager
+    def _forward(self, region: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+        """Enter the region of `delayed`. Passes without gradients leave no trace in the histories."""
+        with region():
+            yield
+        if not torch.is_grad_enabled():
+            self.state.forget_forward()
 
     def end_step(self, applied: bool) -> None:
         """Collect what the linears of all processes remember; all processes call this."""
@@ -91,6 +99,12 @@ class DelayedState:
         module.init_fp8_meta_tensors(recipe)
         self.held[name] = module
 
+    def forget_forward(self) -> None:
+        """Drop the largest values of a forward pass that no update of the scales follows: those of an evaluation."""
+        rows = [module.fp8_meta["scaling_fwd"].amax_history[0] for module in self.held.values()]
+        if rows:
+            torch._foreach_zero_(rows)
+
     @torch.no_grad()
     def collect(self) -> None:
         """Gather histories and scales of all processes."""
@@ -116,20 +130,27 @@ class DelayedState:
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the histories of linears that a state names; others stay empty. Raises ValueError for another
-        content."""
+        content.
+
+        Each process reads those of all linears: without communication, since another may have failed to read.
+        """
         histories, scales = state.get("amax_history"), state.get("scale", {})
         if not isinstance(histories, Mapping) or not isinstance(scales, Mapping):
             raise ValueError("FP8 state has no amax_history, or its scale is no table")
-        for name, module in self.held.items():
+        empty = torch.cat([torch.zeros(self.length, len(ROLES)), torch.ones(1, len(ROLES))])
+        columns = dict.fromkeys(self.names, empty)
+        for name in self.names:
             if name not in histories:
                 continue
             history = _checked(f"amax_history of {name}", histories[name], (self.length, len(ROLES), 1)).squeeze(-1)
             scale = torch.where(history.amax(0) > 0, _LARGEST / history.amax(0), 1.0)
             if name in scales:
                 scale = _checked(f"scale of {name}", scales[name], (len(ROLES),))
-            self._write(module, torch.cat([history, scale.unsqueeze(0)]))
-        self.collected = None
-        self.collect()
+            columns[name] = torch.cat([history, scale.unsqueeze(0)])
+            columns[name][self.length - 1] = 0.0  # the row of the micro-batch to come
+            if name in self.held:
+                self._write(self.held[name], columns[name])
+        self.collected = torch.cat(list(columns.values()), 1) if columns else None
 
     def _read(self, name: str) -> Tensor:
         """Return a linear's histories, latest first, and scales: [history + 1, roles]."""
@@ -139,8 +160,7 @@ class DelayedState:
         return torch.cat([history.flip(0), scale.unsqueeze(0)])
 
     def _write(self, module: te.Linear, rows: Tensor) -> None:
-        history, scale = rows[:-1].flip(0), rows[-1]  # the first row is that of the micro-batch to come
-        history[0] = 0.0
+        history, scale = rows[:-1].flip(0), rows[-1]
         forward, backward = (module.fp8_meta[key] for key in ("scaling_fwd", "scaling_bwd"))
         for target, source in ((forward, slice(0, 2)), (backward, slice(2, 3))):
             width = source.stop - source.start

@@ -49,9 +49,9 @@ class FP8Linears(Protocol):
 class FP8Emulation:
     """The FP8 linears of a model and their state, in one process.
 
-    An operand's amax is the largest of the processes that hold parts of it: those of tensor and context parallelism.
-    So a micro-batch has the same scales in every layout; only experts that are sent tokens of several micro-batches
-    (expert parallelism over data-parallel processes) share their scales.
+    An operand's amax is the largest of the processes that hold parts of it: those of tensor and context parallelism,
+    and of an expert those that hold its channels. So a micro-batch has the same scales in every layout; only experts
+    that are sent tokens of several micro-batches (laid out over data-parallel processes) share their scales.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class FP8Emulation:
                 shard = parallel_context.shards.expert
                 held = spec.shape[0] // shard.size
                 own = slice(shard.rank * held, (shard.rank + 1) * held)
-                modules[parent].fp8[part] = Operands.of(self.state, name, own, self._reduce_operand)
+                modules[parent].fp8[part] = Operands.of(self.state, name, own, self._reduce_expert)
             elif name in modules:
                 modules[name].fp8 = Operands.of(self.state, name, slice(0, 1), self._reduce_operand)
 
@@ -87,9 +87,18 @@ class FP8Emulation:
 
     def _reduce_operand(self, amax: Tensor) -> None:
         """Take the largest over the processes that hold other parts of an operand."""
+        self._reduce(amax, self.parallel_context.tensor_group, self.parallel_context.context_group)
+
+    def _reduce_expert(self, amax: Tensor) -> None:
+        """Take the largest over the processes that hold other parts of an operand of experts, whose channels may be cut
+        over processes with other micro-batches."""
+        self._reduce_operand(amax)
+        self._reduce(amax, self.parallel_context.expert_groups.tensor)
+
+    def _reduce(self, amax: Tensor, *groups: dist.ProcessGroup) -> None:
         if amax.is_meta:  # a dry run, which does not count scalars
             return
-        for group in (self.parallel_context.tensor_group, self.parallel_context.context_group):
+        for group in groups:
             if group.size() > 1:
                 dist.all_reduce(amax, dist.ReduceOp.MAX, group=group)
 

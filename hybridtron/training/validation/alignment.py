@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from hybridtron.errors import UserError
 from hybridtron.model.quantized import QuantizedLinear, quantized_linears
 from hybridtron.tensors import Shard, Shards
@@ -11,7 +13,8 @@ from hybridtron.training.config import RunConfig, multiples
 def check_alignment(config: RunConfig) -> None:
     """Raise UserError where a linear that multiplies FP8 numbers, or a micro-batch, has a size that does not fit.
 
-    Each process's own sizes count: of the weight that tensor parallelism leaves it, and of its tokens.
+    Each process's own sizes count: of the weight that tensor parallelism leaves it, and of its tokens, which
+    Transformer Engine rounds to FP8 before sequence parallelism gathers them.
     """
     linears = {linear.label: linear for linear in quantized_linears(config.model, config.precision)}
     multiple = config.precision.alignment
@@ -24,9 +27,10 @@ def check_alignment(config: RunConfig) -> None:
             f"a multiple of {multiple} ({multiples(size, multiple)}), or precision.skip with {', '.join(unfit)}"
         )
     parallel, batch = config.parallel, config.train.micro_batch_size
-    tokens = batch * config.data.seq_len // parallel.context
+    cuts = {"context": parallel.context, "tensor": parallel.tensor if parallel.sequence else 1}
+    tokens = batch * config.data.seq_len // math.prod(cuts.values())
     if linears and tokens % multiple:
-        cut = f" / parallel.context {parallel.context}" if parallel.context > 1 else ""
+        cut = "".join(f" / parallel.{key} {size}" for key, size in cuts.items() if size > 1)
         raise UserError(
             f"precision.recipe = {config.precision.recipe}: micro_batch_size {batch} x seq_len {config.data.seq_len}"
             f"{cut} = {tokens} tokens; expected a multiple of {multiple} ({multiples(tokens, multiple)})"
