@@ -24,7 +24,6 @@ from hybridtron.training.corpus import open_corpus
 from hybridtron.training.validation.resolve import resolve
 
 LONGEST_NAME = 80  # characters of a cell's name; the hash after it tells apart what is cut
-UNNAMED = ("name", "folder", "checkpoint")  # sections that change nothing that is measured
 
 
 @dataclass(frozen=True)
@@ -197,13 +196,7 @@ class _Fingerprints:
 
 def _identity(config: RunConfig) -> dict[str, Any]:
     """Return the parts of a config that decide what is measured: blocks that no layer uses are none of them."""
-    identity = config.model_dump(mode="json", serialize_as_any=True)
-    for key in UNNAMED:
-        identity.pop(key)
-    identity["train"].pop("wandb")
-    identity["data"].pop("loader")
-    if config.precision.format != "fp8":
-        identity["precision"] = {"format": config.precision.format}
+    identity = config.identity()
     used = set(config.model.layer_names)
     identity["model"]["blocks"] = {name: block for name, block in identity["model"]["blocks"].items() if name in used}
     return identity

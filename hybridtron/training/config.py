@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -182,6 +182,21 @@ class RunConfig(Strict):
     @property
     def run_folder(self) -> Path:
         return Path(self.folder) if self.folder else Path("checkpoints") / self.name
+
+    def identity(self) -> dict[str, Any]:
+        """Return the sections that decide what is measured, without names, places and keys that have no effect.
+
+        The default backend has the name of the default before it: studies and searches that began with that go on.
+        """
+        identity = self.model_dump(mode="json", serialize_as_any=True, exclude={"name", "folder", "checkpoint"})
+        identity["train"].pop("wandb")
+        identity["data"].pop("loader")
+        identity["precision"].pop("change_on_resume")
+        if self.precision.format != "fp8":
+            identity["precision"] = {"format": self.precision.format}
+        backend = self.model.backend
+        identity["model"]["backend"] = {"auto": "megatron", "megatron": "megatron-core"}.get(backend, backend)
+        return identity
 
     def with_absolute_paths(self) -> RunConfig:
         """Return the same run with absolute paths of its data and of the weights that it begins with."""

@@ -95,12 +95,9 @@ def _short_run(settings: ShortRunConfig, config: SearchConfig) -> Evaluator:
         loss = train_proxy(run_of(layers, seed))
         return {"score": -loss, "valid_loss": loss} if math.isfinite(loss) else {"score": None, "valid_loss": None}
 
-    identity = first.model_dump(mode="json", serialize_as_any=True)
-    for key in ("name", "folder", "seed", "checkpoint"):
-        identity.pop(key)
+    identity = first.identity()
+    identity.pop("seed")
     identity["model"].pop("pattern")
-    identity["train"].pop("wandb")  # changes nothing that is measured
-    identity["data"].pop("loader")
     for key in ("train", "valid", "tokenizer"):  # what is in the files, wherever they are
         identity["data"][key] = corpus.fingerprints[f"data.{key}"]
     return Evaluator(evaluate, {"type": "train", "run": identity}, "negative held-out loss")

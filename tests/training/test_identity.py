@@ -1,0 +1,25 @@
+"""What of a config decides whether results are those of the same run."""
+
+from hybridtron.config.load import load
+from hybridtron.training.config import RunConfig
+from tests.conftest import ROOT
+
+
+def identity(*overrides):
+    return load(ROOT / "configs" / "runs" / "quickstart.yaml", list(overrides), RunConfig).identity()
+
+
+def test_keys_that_came_later_do_not_part_older_results():
+    """As of the release before `model.backend: auto`, `data.loader` and the keys of FP8."""
+    found = identity()
+    assert found["model"]["backend"] == "megatron"
+    assert found["precision"] == {"format": "fp32"}
+    assert set(found["data"]) == {"train", "valid", "tokenizer", "seq_len"}
+    assert found == identity("name=other", "data.loader=dali", "precision.change_on_resume=true")
+
+
+def test_what_changes_a_result_is_told_apart():
+    fp8 = ("precision.format=fp8", "precision.emulate=true")
+    configs = ((), ("model.backend=megatron",), ("model.backend=torch",), ("seed=2",), fp8)
+    found = [identity(*overrides) for overrides in (*configs, (*fp8, "precision.recipe=delayed"))]
+    assert all(one != other for i, one in enumerate(found) for other in found[:i])
