@@ -22,7 +22,7 @@ import torch
 logger = logging.getLogger(__name__)
 
 MINIMUM = (2, 11)  # whose source the backend was written against
-INSTALL = "pip install --no-build-isolation 'transformer_engine[pytorch]'"
+INSTALL = "pip install --no-build-isolation 'transformer-engine[core-cu13,pytorch]>=2.11,<2.12'"
 NEEDS_CUDA = "Transformer Engine needs a CUDA device"
 _PACKAGES = ("transformer_engine", "transformer_engine_torch", "transformer_engine_cu12", "transformer_engine_cu13")
 

@@ -130,8 +130,6 @@ def _use_fp8(config: RunConfig, chunks: list[LanguageModel], parallel_context: P
 
     if problem := unavailable(precision.recipe):
         raise UserError(f"precision.recipe = {precision.recipe}: {problem} Expected another, or precision.emulate true")
-    if precision.recipe == "delayed" and config.parallel.recompute != "none":
-        raise UserError("precision.recipe = delayed: expected tensorwise with parallel.recompute, or recompute none")
     return TransformerEngineFP8(
         chunks, linears, precision.recipe, AMAX_HISTORY, precision.alignment, parallel_context.stage_group
     )

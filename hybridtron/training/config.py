@@ -175,6 +175,10 @@ class RunConfig(Strict):
         if not precision.emulate and model.backend in ("torch", "megatron"):
             expected = f"true with model.backend {model.backend}, which rounds to FP8 and multiplies in fp32"
             yield problem("precision.emulate", False, expected)
+        recomputes = any(self.parallel.recompute_of(name) != "none" for name in model.layer_names)
+        if precision.recipe == "delayed" and not precision.emulate and recomputes:  # its scales would change twice
+            expected = "tensorwise, or emulate true, or parallel.recompute none"
+            yield problem("precision.recipe", "delayed", expected)
         if 2 * precision.first_last_bf16 >= len(model.layer_names):
             expected = f"less than half of the {len(model.layer_names)} layers, or format bf16"
             yield problem("precision.first_last_bf16", precision.first_last_bf16, expected)

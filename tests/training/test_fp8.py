@@ -74,7 +74,9 @@ def test_refusals_name_what_to_do():
     short = ["data.seq_len=24", "train.micro_batch_size=1"]
     cut = ["model.blocks.attn={type: attention, num_heads: 6, num_kv_heads: 2, head_dim: 8}", "parallel.tensor=2"]
     gathered = ["data.seq_len=40", "train.micro_batch_size=2", "parallel.tensor=2", "parallel.sequence=true"]
+    twice = ["precision.emulate=false", "precision.recipe=delayed", "parallel.recompute={attn: full}"]
     for overrides, message in (
+        (twice, "precision.recipe = 'delayed': expected tensorwise, or emulate true, or parallel.recompute none"),
         ([*gathered, "precision.skip=[mamba]"], r"2 x seq_len 40 / parallel.tensor 2 = 40 tokens; expected a multiple"),
         (short, "1 x seq_len 24 = 24 tokens; expected a multiple of 16"),
         ([*cut, "precision.skip=[mamba]"], "attn.qkv has 40 outputs .* parallel.tensor sets it"),
