@@ -12,10 +12,11 @@ import io
 import math
 import os
 import pickle
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 from unittest.mock import patch
 
 import numpy as np
@@ -119,12 +120,37 @@ def loading_tensors_only(folder: Path, keep: Callable[[str], bool] | None = None
         yield index
 
 
-@contextlib.contextmanager
-def loading_weights_only() -> Iterator[None]:
-    """Make torch.load weights-only in the block, whatever its caller and the environment ask for."""
-    forced = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
-    with patch.dict(os.environ, forced):
-        yield
+class _WeightsOnly:
+    """Environment in which torch.load is weights-only, while any thread needs it."""
+
+    FORCED: ClassVar = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
+
+    def __init__(self) -> None:
+        self.lock, self.users = threading.Lock(), 0
+        self.environment = patch.dict(os.environ, self.FORCED)
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.users:
+                self.environment.start()
+            self.users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.users -= 1
+            if not self.users:
+                self.environment.stop()
+
+
+_WEIGHTS_ONLY = _WeightsOnly()
+
+
+def loading_weights_only() -> contextlib.AbstractContextManager[None]:
+    """Make torch.load weights-only in the block, whatever its caller and the environment ask for.
+
+    Threads may be in such blocks at once: the environment changes with the first and returns with the last.
+    """
+    return _WEIGHTS_ONLY
 
 
 def _index(found: object, folder: Path, keep: Callable[[str], bool]) -> Metadata:

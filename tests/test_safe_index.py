@@ -1,5 +1,6 @@
 """A checkpoint's index may name nothing that runs code."""
 
+import contextlib
 import os
 import pickle
 
@@ -18,7 +19,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import WriteItemType
 
 from hybridtron.errors import UserError
-from hybridtron.safe_index import loading_tensors_only, read_safe_index
+from hybridtron.safe_index import loading_tensors_only, loading_weights_only, read_safe_index
 
 
 def write_index(checkpoint, name="tensors.distcp", offset=0, length=9, sizes=((2, 3),), **changes):
@@ -122,6 +123,17 @@ def test_no_loader_runs_code_while_tensors_are_loaded(checkpoint, monkeypatch):
         assert FileSystemReader(checkpoint).read_metadata() is index
     assert not (checkpoint / "owned").exists()
     assert FileSystemReader.__init__.__globals__["pickle"] is pickle
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
+def test_loading_stays_weights_only_until_the_last_thread_is_done(monkeypatch):
+    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
+    first, second = loading_weights_only(), loading_weights_only()
+    with contextlib.ExitStack() as earlier:
+        earlier.enter_context(first)
+        with second:
+            earlier.close()  # the one that began first ends first, as threads may
+            assert os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] == "1"
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
 
 

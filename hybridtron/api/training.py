@@ -46,4 +46,4 @@ def train(
     with warnings.catch_warnings():
         for module in ("megatron", "torch"):  # they warn their developers of what no user can change
             warnings.filterwarnings("ignore", module=module)
-        return train(resolved, read_environment(), resume, callbacks, profile, profile_steps)
+        return train(resolved, read_environment(), resume, callbacks, profile=profile, profile_steps=profile_steps)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -31,14 +29,14 @@ class EvenDispatcher:
 
     def __call__(self, tokens: Tensor, weights: Tensor, chosen: Tensor, experts: Experts) -> Tensor:
         if self.groups is None or self.groups.both.size() == 1:
-            return self._locally(tokens, weights, chosen, experts)
+            return self._locally(tokens, weights, experts)
         return self.send(tokens, weights, chosen, experts)
 
-    def _locally(self, tokens: Tensor, weights: Tensor, chosen: Tensor, experts: Experts) -> Tensor:
+    def _locally(self, tokens: Tensor, weights: Tensor, experts: Experts) -> Tensor:
         """Take the shapes of `dispatch_locally`, and keep what it keeps."""
         rows = self._of_one_expert(tokens) * self.num_experts
-        index = torch.empty(rows, 2, dtype=torch.long, device=tokens.device)[:, 1]
-        given = self._through(experts, tokens.index_select(0, index), _Selected.apply(weights.T, chosen.T, rows))
+        expert, index = torch.empty(rows, 2, dtype=torch.long, device=tokens.device).unbind(1)
+        given = self._through(experts, tokens.index_select(0, index), weights[index, expert])
         return tokens.new_zeros(tokens.shape).index_add_(0, index, given)
 
     def _to_their_experts(self, tokens: Tensor, weights: Tensor, chosen: Tensor, experts: Experts) -> Tensor:
@@ -64,19 +62,6 @@ class EvenDispatcher:
 
     def _through(self, experts: Experts, rows: Tensor, factors: Tensor) -> Tensor:
         return experts(rows, [len(rows) // self.held] * self.held, factors)
-
-
-class _Selected(torch.autograd.Function):
-    """`x.masked_select(mask)` with a known number of results."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, mask: Tensor, count: int) -> Tensor:
-        ctx.save_for_backward(x, mask)
-        return x.new_empty(count)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return torch.empty_like(ctx.saved_tensors[0]), None, None
 
 
 def _fitted(x: Tensor, rows: int) -> Tensor:

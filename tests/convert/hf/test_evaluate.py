@@ -200,7 +200,7 @@ def test_tags_of_task_files_are_refused(run, tmp_path, capsys):
         (["{run}", "--tasks", "{file},{file}"], "sums is named twice"),
         (["{run}", "--tasks", "{file}", "--batch-size", "0"], "--batch-size = 0: expected at least 1"),
         (["{run}", "--tasks", "{file}", "--data", "x"], "--data: expected without"),
-        (["{run}", "{run}"], "expected one run or checkpoint without"),
+        (["{run}", "{run}"], "expected one run or checkpoint; several are for tasks"),
         (["{folder}", "--tasks", "{file}"], "neither a run folder"),
     ],
 )
