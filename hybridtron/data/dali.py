@@ -29,7 +29,7 @@ def require_dali() -> None:
 
 
 class DaliLoader:
-    """The micro-batches of one data-parallel rank, prepared ahead by a DALI pipeline and copied to `device`.
+    """The micro-batches of one data-parallel rank, read by a DALI pipeline and copied to `device`.
 
     The pipeline asks the dataset for the samples that the memory-mapped loader reads, in the same order: it can begin
     at any step. Raises UserError where DALI is not installed, or where the batch cannot be divided.

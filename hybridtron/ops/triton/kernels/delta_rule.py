@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hybridtron.ops.triton.kernels.tiles import load_tile, load_values, store_tile
+from hybridtron.ops.triton.kernels.tiles import load_tile, load_values, products, store_tile
 
 
 @triton.jit
@@ -39,20 +39,6 @@ def decays_between(sums, CHUNK: tl.constexpr, STRICT: tl.constexpr):
     if STRICT:
         seen = token[:, None] > token[None, :]
     return tl.exp(tl.where(seen, sums[:, None] - sums[None, :], float("-inf")))
-
-
-@triton.jit
-def products(
-    x, y, row, rows, stride, N: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr
-):
-    """Return x y^T over N channels of the rows of a chunk."""
-    acc = tl.zeros((CHUNK, CHUNK), dtype=tl.float32)
-    for start in range(0, N, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        left = load_tile(x, row, column, rows, N, stride)
-        right = load_tile(y, row, column, rows, N, stride)
-        acc += tl.dot(left, tl.trans(right), input_precision=PRECISION)
-    return acc
 
 
 @triton.jit

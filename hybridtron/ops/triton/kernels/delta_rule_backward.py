@@ -8,8 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hybridtron.ops.triton.kernels.delta_rule import decays_between, products
-from hybridtron.ops.triton.kernels.tiles import load_tile, load_values, store_tile
+from hybridtron.ops.triton.kernels.delta_rule import decays_between
+from hybridtron.ops.triton.kernels.tiles import load_tile, load_values, products, store_tile
 
 
 @triton.jit

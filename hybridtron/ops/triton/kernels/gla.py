@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hybridtron.ops.triton.kernels.tiles import load_row, load_tile, store_tile
+from hybridtron.ops.triton.kernels.tiles import load_row, load_tile, products, store_tile
 
 
 @triton.jit
@@ -62,12 +62,7 @@ def gla_score_gradients(
     v += (sequence * seq_len * heads + head) * P
     token = tl.arange(0, CHUNK)
     row = tl.program_id(0).to(tl.int64) * CHUNK + token
-    acc = tl.zeros((CHUNK, CHUNK), dtype=tl.float32)
-    for start in range(0, P, BLOCK_P):
-        column = start + tl.arange(0, BLOCK_P)
-        slopes = load_tile(dy, row, column, seq_len, P, heads * P)
-        values = load_tile(v, row, column, seq_len, P, heads * P)
-        acc += tl.dot(slopes, tl.trans(values), input_precision=PRECISION)
+    acc = products(dy, v, row, seq_len, heads * P, P, CHUNK, BLOCK_P, PRECISION)
     acc = tl.where(token[:, None] >= token[None, :], acc, 0.0)
     dscores += tl.program_id(1).to(tl.int64) * padded * CHUNK
     store_tile(dscores, row, token, padded, CHUNK, CHUNK, acc)

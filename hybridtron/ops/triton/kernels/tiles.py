@@ -1,4 +1,4 @@
-"""Loads and stores that kernels of chunked scans share."""
+"""Loads, stores and products that kernels of chunked scans share."""
 
 from __future__ import annotations
 
@@ -31,3 +31,17 @@ def load_row(x, row, column, rows, columns, stride):
 def load_values(x, row, rows, stride):
     """Return x[row] as float32, zeros outside; rows are `stride` elements apart."""
     return tl.load(x + row * stride, mask=row < rows, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def products(
+    x, y, row, rows, stride, N: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr
+):
+    """Return x y^T over N channels of the rows of a chunk."""
+    acc = tl.zeros((CHUNK, CHUNK), dtype=tl.float32)
+    for start in range(0, N, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        left = load_tile(x, row, column, rows, N, stride)
+        right = load_tile(y, row, column, rows, N, stride)
+        acc += tl.dot(left, tl.trans(right), input_precision=PRECISION)
+    return acc
