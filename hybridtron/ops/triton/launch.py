@@ -41,23 +41,16 @@ def takes(*arguments: Any) -> bool:
     tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
     if under_transforms() or any(device_type(t.device) != "cuda" or t.dtype not in DTYPES for t in tensors):
         return False
-    if is_switched_off():
+    if os.environ.get("HYBRIDTRON_TRITON") == "0":
         return False
     if dispatch.have_no_values(tuple(tensors)):
         return True
-    return all(t.is_cuda and type(t) in _PLAIN for t in tensors) and unusable() is None
-
-
-def is_switched_off() -> bool:
-    return os.environ.get("HYBRIDTRON_TRITON") == "0"
+    return all(t.is_cuda and type(t) in _PLAIN for t in tensors) and is_installed()
 
 
 @functools.cache
-def unusable() -> str | None:
-    """Return the reason why no Triton kernel is taken on a GPU of this machine, or None."""
-    if is_switched_off():
-        return "switched off by HYBRIDTRON_TRITON=0"
-    return None if importlib.util.find_spec("triton") else "triton is not installed"
+def is_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def launch(kernel: str, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
