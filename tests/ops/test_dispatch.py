@@ -25,6 +25,7 @@ from hybridtron.ops.native import library
 from hybridtron.ops.ssm.mamba2 import mamba2_core
 from hybridtron.ops.ssm.selective_scan import selective_scan
 from hybridtron.ops.ssm.ssd import ssd
+from hybridtron.ops.triton import launch
 
 CPU = torch.device("cpu")
 X, HEADS = torch.ones(2, 4, 6), torch.ones(2, 4, 2, 8)
@@ -174,3 +175,11 @@ def test_scans_with_more_programs_than_a_grid_of_cuda_has_are_left_to_pytorch(se
             function = dispatch.select(name, *inputs)
             found = [each.name for each in dispatch.OPERATIONS[name].implementations if each.function is function]
             assert found == [taken]
+
+
+def test_the_environment_switches_triton_kernels_off_in_dry_runs_too(monkeypatch):
+    tokens = torch.empty(2, 8, device="meta", dtype=torch.bfloat16)
+    with choosing_for("cuda"):
+        assert launch.takes(tokens)
+        monkeypatch.setenv("HYBRIDTRON_TRITON", "0")
+        assert not launch.takes(tokens)
