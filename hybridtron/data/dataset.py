@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hybridtron.data.document_starts import DocumentStarts
 from hybridtron.data.hashing import mix, permute
 from hybridtron.data.indexed_format import check
 from hybridtron.errors import UserError
@@ -35,6 +36,7 @@ class TokenDataset:
                 f"sample takes seq_len + 1; expected at most {files.num_tokens - 1}"
             )
         self._tokens = files.tokens()
+        self._documents = DocumentStarts(files)
         self._vocab_size: int | None = None
         self.prefix = Path(prefix)
         self.seq_len = seq_len
@@ -47,12 +49,20 @@ class TokenDataset:
 
     def samples(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Read training samples, [len(indices), seq_len + 1] int64."""
+        return self._read(self._starts(indices))
+
+    def documents(self, indices: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+        """Return, for each training sample, the lengths of the pieces of documents that its seq_len + 1 tokens consist
+        of, in order. Reads no tokens."""
+        return self._documents.pieces(self._starts(indices), self.seq_len + 1)
+
+    def _starts(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the first token of each training sample in the stream, uint64."""
         epochs, positions = np.divmod(np.asarray(indices, dtype=np.uint64), np.uint64(self.num_windows))
         keys = mix(self._seed_key ^ mix(epochs))
         windows = permute(positions, self.num_windows, keys)
         num_offsets = min(self.seq_len, self.num_tokens - self.num_windows * self.seq_len)
-        starts = windows * np.uint64(self.seq_len) + mix(~keys) % np.uint64(num_offsets)
-        return self._read(starts)
+        return windows * np.uint64(self.seq_len) + mix(~keys) % np.uint64(num_offsets)
 
     def sample(self, index: int) -> np.ndarray:
         """Read training sample `index`, [seq_len + 1] int64."""
@@ -63,13 +73,21 @@ class TokenDataset:
 
         They depend on the data, `seq_len` and `num_samples` alone. Raises UserError where so many do not fit.
         """
+        return self._read(self._eval_starts(indices, num_samples))
+
+    def eval_documents(self, indices: Sequence[int] | np.ndarray, num_samples: int) -> list[np.ndarray]:
+        """Return, for each of the windows that `eval_windows` reads, the lengths of its pieces of documents, like
+        `documents`."""
+        return self._documents.pieces(self._eval_starts(indices, num_samples), self.seq_len + 1)
+
+    def _eval_starts(self, indices: Sequence[int] | np.ndarray, num_samples: int) -> np.ndarray:
         if not 1 <= num_samples <= self.num_eval_windows:
             raise UserError(
                 f"{num_samples} evaluation sequences of {self.seq_len} tokens do not fit: {self.prefix} has "
                 f"{self.num_tokens} tokens, which is {self.num_eval_windows} sequences"
             )
         windows = np.asarray(indices, dtype=np.int64) * self.num_eval_windows // num_samples
-        return self._read(windows * self.seq_len)
+        return windows * self.seq_len
 
     def eval_window(self, index: int, num_samples: int) -> np.ndarray:
         """Read evaluation window `index` of `num_samples`, [seq_len + 1] int64."""

@@ -63,6 +63,7 @@ class IndexedFiles:
     dtype: np.dtype
     num_documents: int
     num_tokens: int
+    num_sequences: int
 
     def tokens(self) -> np.ndarray:
         """Return all token ids as one memory-mapped stream, [num_tokens], that cannot be written to."""
@@ -110,7 +111,7 @@ def check(prefix: Path) -> IndexedFiles:
     marks = np.fromfile(path, dtype="<i8", count=num_marks, offset=HEADER.size + 12 * num_sequences)
     if num_marks == 0 or marks[0] != 0 or marks[-1] != num_sequences or (np.diff(marks) < 0).any():
         raise UserError(f"{path}: its document marks do not lead from 0 to its {num_sequences} sequences")
-    return IndexedFiles(prefix, dtype, num_marks - 1, num_tokens)
+    return IndexedFiles(prefix, dtype, num_marks - 1, num_tokens, num_sequences)
 
 
 def fingerprint(prefix: Path) -> str:

@@ -1,5 +1,6 @@
 """The training order and the evaluation windows, over tokens that tell their own position."""
 
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +150,35 @@ def test_samples_are_those_read_through_megatron_core(dtype, tmp_path):
     for index in range(dataset.num_eval_windows):
         expected = theirs.bin_reader.read(theirs.index.dtype, 17, 16 * index * np.dtype(dtype).itemsize)
         assert np.array_equal(dataset.eval_window(index, dataset.num_eval_windows), expected)
+
+
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory):
+    """Documents of 0 to 40 tokens, each of one sequence or two, and the document of every token."""
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    prefix, numbers = tmp_path_factory.mktemp("documents") / "train", np.random.default_rng(0)
+    sizes = [0, 0, 1, 40, 0, 1, 1, *numbers.integers(0, 20, 20), 17, 0]
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.int32)
+    for number, size in enumerate(sizes):
+        builder.add_document(np.zeros(size), [size] if number % 2 else [size // 3, size - size // 3])
+    builder.finalize(f"{prefix}.idx")
+    return prefix, np.repeat(np.arange(len(sizes)), sizes)
+
+
+@pytest.mark.parametrize("seq_len", [1, 5, 16, 60])
+def test_pieces_of_documents_are_those_of_the_tokens(marked, seq_len):
+    prefix, document = marked
+    dataset = TokenDataset(prefix, seq_len, seed=3)
+    dataset._tokens = document  # a sample's ids are the documents of its tokens
+    train, evaluation = np.arange(3 * dataset.num_windows), np.arange(dataset.num_eval_windows)
+    for windows, pieces in (
+        (dataset.samples(train), dataset.documents(train)),
+        (
+            dataset.eval_windows(evaluation, len(evaluation)),
+            dataset.eval_documents(evaluation, len(evaluation)),
+        ),
+    ):
+        expected = [[len(list(run)) for _, run in groupby(window)] for window in windows.tolist()]
+        assert [lengths.tolist() for lengths in pieces] == expected
+    assert dataset.documents([]) == []
