@@ -7,6 +7,7 @@
     run = ht.train("configs/runs/quickstart.yaml")         a training run, with its metrics
     ht.launch(CONFIG, launch="configs/launch/slurm.yaml")  the same as a job, started again after failures
     ht.runs("checkpoints")                                 state and progress of the runs under a folder
+    ht.compare(RUN, RUN, out=FOLDER)                       their losses, costs and settings that differ
     ht.describe(CONFIG), ht.plan(CONFIG, gpus=1024)        what a model is, what a layout costs
     ht.mad.score("mh-hyena swiglu", preset="smoke")        the six MAD tasks
     ht.search(CONFIG), ht.scale(PATTERN, TARGET)           find a small hybrid, grow it
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from hybridtron.ablations.run import ablate
     from hybridtron.api.launching import launch
     from hybridtron.api.model import build_model
-    from hybridtron.api.monitoring import runs
+    from hybridtron.api.monitoring import compare, runs
     from hybridtron.api.study import describe, plan
     from hybridtron.api.training import train
     from hybridtron.composer import scale, search
@@ -47,6 +48,7 @@ __all__ = [
     "UserError",
     "ablate",
     "build_model",
+    "compare",
     "convert",
     "describe",
     "launch",

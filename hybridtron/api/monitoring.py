@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hybridtron.monitoring.compare.comparison import Comparison
     from hybridtron.monitoring.runs import Runs
 
 
@@ -22,3 +23,25 @@ def runs(folder: str | Path = "checkpoints") -> Runs:
     from hybridtron.monitoring.runs import read_runs
 
     return read_runs(Path(folder))
+
+
+def compare(*runs: str | Path, out: str | Path | None = None) -> Comparison:
+    """Compare runs, finished or not: losses and their noise, costs, settings that differ; `print` shows tables.
+
+    Args:
+        runs: run folders.
+        out: a folder for the report: a page, its pictures and result.json. None: no report is written.
+
+    Raises:
+        UserError: where a folder is no run folder, or `out` holds other files.
+    """
+    from hybridtron.monitoring.compare.comparison import read_comparison
+    from hybridtron.monitoring.compare.report import write_report  # also registers how a comparison is printed
+    from hybridtron.reporting.publish import require_usable
+
+    if out is not None:
+        require_usable(Path(out))
+    comparison = read_comparison(map(Path, runs))
+    if out is not None:
+        write_report(comparison, Path(out))
+    return comparison

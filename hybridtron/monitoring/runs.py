@@ -85,7 +85,7 @@ def find_run_folders(folder: Path, depth: int = DEPTH) -> list[Path]:
 def read_status(folder: Path, name: str, jobs: Mapping[str, str]) -> RunStatus:
     """Read what is known of a run; what cannot be read is noted and left out."""
     run = RunStatus(name, str(folder))
-    config = _read_config(folder, run.notes)
+    config = read_raw_config(folder, run.notes)
     run.steps = _positive(_section(config, "train").get("steps"))
     row: dict[str, Any] = {}
     attempts: list[Attempt] = []
@@ -109,7 +109,7 @@ def read_status(folder: Path, name: str, jobs: Mapping[str, str]) -> RunStatus:
     return run
 
 
-def _read_config(folder: Path, notes: list[str]) -> dict[str, Any]:
+def read_raw_config(folder: Path, notes: list[str]) -> dict[str, Any]:
     """Read a run's config, which the launcher wrote where training has not begun."""
     for name in ("config.yaml", "launch/config.yaml"):
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from hybridtron.config.flat import flat
 from hybridtron.config.type_words import value_text
 from hybridtron.errors import UserError
 from hybridtron.files import append_rows, open_rows
@@ -178,9 +179,9 @@ def _fixed(config: RunConfig) -> dict[str, Any]:
     """Return the keys that may not change on resume, with their values."""
     model = config.model
     names = model.layer_names
-    flat = {key: value for key, value in _flat(config).items() if not _is_free(key)}
+    fixed = {key: value for key, value in _flat(config).items() if not _is_free(key)}
     apart = ("model.blocks.", "model.pattern", "precision.")
-    kept = {key: value for key, value in flat.items() if not key.startswith(apart)}
+    kept = {key: value for key, value in fixed.items() if not key.startswith(apart)}
     # Cuts into pipeline stages belong to the layout; blocks that no layer uses, and keys of speed, to nothing.
     kept["model.pattern"] = str(Pattern(names))
     for name in sorted(set(names)):
@@ -203,11 +204,11 @@ def _speed_keys(block: MixerConfig) -> list[str]:
 
 def _free(config: RunConfig) -> dict[str, Any]:
     """Return the keys that may change on resume, with their values."""
-    flat = {key: value for key, value in _flat(config).items() if _is_free(key) and key not in ("name", "folder")}
+    free = {key: value for key, value in _flat(config).items() if _is_free(key) and key not in ("name", "folder")}
     for name in sorted(set(config.model.layer_names)):
         block = config.model.blocks[name]
-        flat |= {f"model.blocks.{name}.{key}": getattr(block, key) for key in _speed_keys(block)}
-    return flat | {"model.pattern": str(config.model.parsed_pattern)}  # its layers are the same: its cuts
+        free |= {f"model.blocks.{name}.{key}": getattr(block, key) for key in _speed_keys(block)}
+    return free | {"model.pattern": str(config.model.parsed_pattern)}  # its layers are the same: its cuts
 
 
 def _is_free(key: str) -> bool:
@@ -217,14 +218,4 @@ def _is_free(key: str) -> bool:
 
 def _flat(config: RunConfig) -> dict[str, Any]:
     """Return the config as dotted key -> value, with absolute paths of data."""
-    flat: dict[str, Any] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict) and value:
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else key, inner)
-        else:
-            flat[prefix] = list(value) if isinstance(value, tuple) else value
-
-    walk("", config.with_absolute_paths().model_dump(mode="json", serialize_as_any=True))
-    return flat
+    return flat(config.with_absolute_paths().model_dump(mode="json", serialize_as_any=True))
