@@ -32,11 +32,22 @@ class DataConfig(Strict):
         "byte", description="`byte`, or the path of a Hugging Face tokenizer.json; data and run folders keep a copy."
     )
     seq_len: int = Field(ge=1, description="Tokens per sequence.")
+    documents: Literal["flow", "isolate"] = Field(
+        "flow",
+        description="Whether the documents of a sequence see each other. flow: they do, across the end-of-document "
+        "token. isolate: attention, recurrent state, convolutions and positions begin anew at each document, whose "
+        "first token is not predicted.",
+    )
     loader: Literal["mmap", "dali"] = Field(
         "mmap",
         description="What reads training batches: memory-mapped files, or NVIDIA DALI (extra dali), which copies "
         "micro-batches to the GPU ahead. The batches are the same.",
     )
+
+    @property
+    def isolates(self) -> bool:
+        """Return whether documents are kept apart."""
+        return self.documents == "isolate"
 
     def with_absolute_paths(self) -> DataConfig:
         """Return the same files by absolute paths."""

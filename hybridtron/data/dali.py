@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hybridtron.data.batches import MicroBatch, micro_batch, sample_indices
+from hybridtron.data.batches import MicroBatch, micro_batch, sample_indices, step_documents
 from hybridtron.data.dataset import TokenDataset
 from hybridtron.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+    from hybridtron.documents import Documents
 
 
 def require_dali() -> None:
@@ -43,8 +45,10 @@ class DaliLoader:
         dp_rank: int,
         dp_size: int,
         device: torch.device,
+        isolate: bool = False,
     ) -> None:
         require_dali()
+        self.isolate = isolate
         self.dataset, self.micro_batch_size, self.device = dataset, micro_batch_size, device
         self._layout = (global_batch_size, micro_batch_size, dp_rank, dp_size)
         self._micro_batches = len(sample_indices(0, *self._layout)) // micro_batch_size
@@ -56,7 +60,10 @@ class DaliLoader:
         if step != self._next_step:  # the first step of a run, also of a resumed one
             self._batches = self._start(step)
         self._next_step = step + 1
-        return [micro_batch(next(self._batches)[0]["windows"]) for _ in range(self._micro_batches)]
+        documents: Sequence[Documents | None] = [None] * self._micro_batches
+        if self.isolate:
+            documents = step_documents(self.dataset, step, *self._layout)
+        return [micro_batch(next(self._batches)[0]["windows"], each) for each in documents]
 
     def _windows(self, step: int) -> Iterator[np.ndarray]:
         """Read the windows [b, s + 1] of all micro-batches from a step on, without end."""

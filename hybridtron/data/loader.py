@@ -22,13 +22,17 @@ def make_loader(
     dp_rank: int,
     dp_size: int,
     device: torch.device,
+    isolate: bool = False,
 ) -> Loader:
     """Return the loader of one data-parallel rank; the micro-batches of a step do not depend on `kind`.
+
+    With `isolate` they come with their documents.
 
     Raises UserError where DALI is asked for and not installed.
     """
     if kind == "dali":
         from hybridtron.data.dali import DaliLoader
 
-        return DaliLoader(dataset, global_batch_size, micro_batch_size, dp_rank, dp_size, device)
-    return lambda step: list(global_batch(dataset, step, global_batch_size, micro_batch_size, dp_rank, dp_size))
+        return DaliLoader(dataset, global_batch_size, micro_batch_size, dp_rank, dp_size, device, isolate)
+    layout = (global_batch_size, micro_batch_size, dp_rank, dp_size, isolate)
+    return lambda step: list(global_batch(dataset, step, *layout))

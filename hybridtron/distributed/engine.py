@@ -1,8 +1,8 @@
 """A model laid out over processes, with its optimizer: training passes, guarded updates, evaluation.
 
 This is where megatron-core's schedules, data parallelism and optimizers are driven. A model is one module for each run
-of layers that this process holds. Its forward takes (tokens, labels) and returns the loss and the log partition
-function of each position, or in a stage before the last what the next stage is given by `set_input_tensor`.
+of layers that this process holds. Its forward takes (tokens, labels, documents) and returns the loss and the log
+partition function of each position, or in a stage before the last what the next stage is given by `set_input_tensor`.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ from hybridtron.distributed.expert_load import ExpertLoads, fractions
 from hybridtron.distributed.fp8 import FP8Linears
 from hybridtron.distributed.gradient_norm import norm_of, squared_norms
 from hybridtron.distributed.groups import ParallelContext, gather
+from hybridtron.documents import Documents
 from hybridtron.errors import UserError, cause_of
 from hybridtron.ops.moe.attached_loss import attached_losses_scale
 from hybridtron.tensors import TensorSpec
 
 BUCKET_ELEMENTS = 40_000_000  # gradients reduced in one message
 
-MicroBatch = tuple[Tensor, Tensor]  # tokens and labels, each [micro_batch_size, seq_len]
+# Tokens and labels, each [micro_batch_size, seq_len], and their documents where these are kept apart.
+MicroBatch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Documents | None]
 
 
 @dataclass(frozen=True)
@@ -237,11 +239,17 @@ class Engine:
 
     def _forward(self, micro_batches: Iterator[MicroBatch], replica: nn.Module) -> tuple[Any, Any]:
         """Run one micro-batch through a chunk; return its output and the function that makes a loss of it."""
-        context, device = self.parallel_context.context, self.parallel_context.device
-        tokens, labels = (
-            to_device(t.chunk(context.size, 1)[context.rank], device) for t in next(micro_batches)
-        )  # [b, s / cp]
-        return replica(tokens, labels), partial(_mean_loss, z_loss=self.z_loss, shares=context.size)
+        tokens, labels, *rest = next(micro_batches)
+        documents = rest[0] if rest else None
+        weights = None if documents is None else self._own_run(documents.weights)
+        output = replica(self._own_run(tokens), self._own_run(labels), documents)
+        shares = self.parallel_context.context.size
+        return output, partial(_mean_loss, weights=weights, z_loss=self.z_loss, shares=shares)
+
+    def _own_run(self, values: Tensor) -> Tensor:
+        """Return the part of [b, s] for the tokens that this process holds, [b, s / cp], on its device."""
+        context = self.parallel_context.context
+        return to_device(values.chunk(context.size, 1)[context.rank], self.parallel_context.device)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -259,12 +267,16 @@ def _read(mean: Tensor, squares: Tensor, shares: dict[str, Tensor]) -> tuple[flo
     return loss, norm_of(squared), dict(zip(shares, loads, strict=True))
 
 
-def _mean_loss(output: tuple[Tensor, Tensor], z_loss: float, shares: int) -> tuple[Tensor, Tensor]:
-    """Return the loss to minimise, and the loss of each sequence to report.
+def _mean_loss(
+    output: tuple[Tensor, Tensor], weights: Tensor | None, z_loss: float, shares: int
+) -> tuple[Tensor, Tensor]:
+    """Return the loss to minimise, and the loss of each sequence to report, with weights [b, s] of the positions.
 
-    The z-loss keeps log Z near 0 (Chowdhery et al. 2022, PaLM, section 5).
+    The z-loss, of all positions, keeps log Z near 0 (Chowdhery et al. 2022, PaLM, section 5).
     """
     nll, log_z = output
+    if weights is not None:
+        nll = nll * weights.t()
     loss = nll.mean()
     reported = nll.detach().mean(0)  # [s, b] -> [b]
     if z_loss:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hybridtron.backends.base import Backend
+from hybridtron.documents import Documents, isolated
 from hybridtron.mixers.contract import MixerConfig
 from hybridtron.ops.elementwise.norm import norm_and_gate
 from hybridtron.ops.elementwise.precision import accumulation_dtype
@@ -83,10 +84,11 @@ class Mixer(nn.Module):
         """Return the length of each part of the input of `core`."""
         return self.backend.core_sizes(self.packing)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.project_out(self.over_sequence(self.project_in(x)))
+    def forward(self, x: Tensor, documents: Documents | None = None) -> Tensor:
+        """Map [s, b, h] to [s, b, h]; with documents, each of them as if it were a sequence by itself."""
+        return self.project_out(self.over_sequence(self.project_in(x, documents), documents))
 
-    def project_in(self, x: Tensor) -> Tensor:
+    def project_in(self, x: Tensor, documents: Documents | None = None) -> Tensor:
         """Map [s, b, h] to the input of `core` [s, b, c]."""
         return getattr(self, self.in_name)(x)
 
@@ -103,11 +105,11 @@ class Mixer(nn.Module):
         """Return core(packed), recomputed by the backward pass where `recompute_core` is set."""
         return recompute(self.core, packed) if self.recompute_core else self.core(packed)
 
-    def over_sequence(self, packed: Tensor) -> Tensor:
-        """Apply `core` to whole sequences; a channel mixer needs only its own tokens."""
+    def over_sequence(self, packed: Tensor, documents: Documents | None = None) -> Tensor:
+        """Apply `core` to whole sequences, or to each document; a channel mixer needs only its own tokens."""
         if self.config.kind == "channel":
             return self.run_core(packed)
-        return self.backend.with_full_sequence(self.run_core, packed, self.packing)
+        return self.backend.with_full_sequence(isolated(self.run_core, documents), packed, self.packing)
 
     def initial_state(self, batch: int) -> State:
         """Return the state before the first token. A recurrent state is float32 where parameters are narrower."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from hybridtron.backends.base import Backend
+from hybridtron.documents import Documents
 from hybridtron.mixers.contract import MixerConfig
 from hybridtron.mixers.mixer import Mixer, State
 from hybridtron.mixers.mixer import recompute as recomputed
@@ -37,11 +39,13 @@ class Layer(nn.Module):
             if isinstance(module, Mixer):
                 module.recompute_core = recompute == "selective"
 
-    def forward(self, x: Tensor) -> Tensor:
-        return recomputed(self._forward, x) if self.recompute == "full" else self._forward(x)
+    def forward(self, x: Tensor, documents: Documents | None = None) -> Tensor:
+        forward = partial(self._forward, documents=documents)
+        return recomputed(forward, x) if self.recompute == "full" else forward(x)
 
-    def _forward(self, x: Tensor) -> Tensor:
-        return self._add(x, self.norm(self.mixer(x)) if self.post_norm else self.mixer(self.norm(x)))
+    def _forward(self, x: Tensor, documents: Documents | None) -> Tensor:
+        y = self.norm(self.mixer(x, documents)) if self.post_norm else self.mixer(self.norm(x), documents)
+        return self._add(x, y)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Map the next token of every sequence, [b, h] -> [b, h]; see `hybridtron.mixers.mixer`."""
@@ -104,17 +108,20 @@ class LanguageModel(nn.Module):
         """Set the output [s, b, h] of the stage before, as the only entry."""
         (self.received,) = received
 
-    def forward(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tensor, labels: Tensor | None = None, documents: Documents | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Map token ids [b, s] to logits [s, b, vocabulary of this rank], or to the output [s, b, h] of a stage before
         the last.
 
-        With labels, the ids that follow them [b, s]: loss and log partition function, each [s, b] in float32.
+        With labels, the ids that follow them [b, s]: loss and log partition function, each [s, b] in float32. With
+        `documents`, those that the sequences consist of, layers treat each as a sequence by itself.
         """
         x = self.embed(tokens) if self.stage.is_first else self.received  # [s, b, h]
         assert x is not None
         with self.forward_context():
             for layer in self.layers.values():
-                x = layer(x)
+                x = layer(x, documents)
         if not self.stage.is_last:
             return x
         if labels is None:

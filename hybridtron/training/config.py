@@ -195,6 +195,8 @@ class RunConfig(Strict):
         identity = self.model_dump(mode="json", serialize_as_any=True, exclude={"name", "folder", "checkpoint"})
         identity["train"].pop("wandb")
         identity["data"].pop("loader")
+        if not self.data.isolates:
+            identity["data"].pop("documents")
         identity["precision"].pop("change_on_resume")
         if self.precision.format != "fp8":
             identity["precision"] = {"format": self.precision.format}

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from hybridtron.data.batches import eval_batches
+from hybridtron.data.batches import MicroBatch, eval_batches
 from hybridtron.errors import UserError
 from hybridtron.training.corpus import open_held_out
 from hybridtron.training.device import take_device
 from hybridtron.training.run_folder.folder import read_run
-from hybridtron.training.single_process import load
+from hybridtron.training.single_process import Model, load
 
 LARGEST_EXPONENT = 700  # of e, in a float
 
@@ -31,8 +32,15 @@ def evaluate_run(path: Path, data: str | None, sequences: int | None) -> dict[st
     num_tokens = held_out.sequences * config.data.seq_len
     model = load(checkpoint, device=take_device())
     with torch.no_grad():
-        micro_batches, counted = eval_batches(held_out.tokens, held_out.sequences, config.train.micro_batch_size, 0, 1)
-        losses = [model(*(t.to(model.device) for t in batch))[0].double().mean(0) for batch in micro_batches]
+        micro_batches, counted = eval_batches(
+            held_out.tokens,
+            held_out.sequences,
+            config.train.micro_batch_size,
+            dp_rank=0,
+            dp_size=1,
+            isolate=config.data.isolates,
+        )
+        losses = [_losses(model, batch) for batch in micro_batches]
     loss = float(torch.cat(losses)[:counted].mean())
     return {
         "checkpoint": str(checkpoint),
@@ -44,3 +52,12 @@ def evaluate_run(path: Path, data: str | None, sequences: int | None) -> dict[st
         "perplexity": math.exp(loss) if loss < LARGEST_EXPONENT else None,
         "bits_per_byte": held_out.bits_per_byte(loss),
     }
+
+
+def _losses(model: Model, batch: MicroBatch) -> Tensor:
+    """Compute the loss of each sequence of a micro-batch, [b]."""
+    tokens, labels = batch.tokens.to(model.device), batch.labels.to(model.device)
+    losses: Tensor = model(tokens, labels, batch.documents)[0].double()  # [s, b]
+    if batch.documents is not None:
+        losses = losses * batch.documents.weights.t().to(model.device)
+    return losses.mean(0)

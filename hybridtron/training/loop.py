@@ -57,6 +57,7 @@ class Trainer:
             parallel_context.data_rank,
             parallel_context.data_size,
             parallel_context.device,
+            config.data.isolates,
         )
         self.saver = Saver(config, self.engine, folder, print_line, self._saved) if folder else None
         self.state = TrainState()
@@ -212,6 +213,7 @@ class Trainer:
             self.parallel_context.data_rank,
             self.parallel_context.data_size,
             multiple=parallel.pipeline if parallel.virtual_pipeline > 1 else 1,  # as the interleaved schedule requires
+            isolate=self.config.data.isolates,
         )
         self.valid_loss, self.evaluated_at = self.engine.evaluate(list(batches), counted), self.state.step
         self._call(lambda callback, context: callback.on_evaluation(context))

@@ -116,7 +116,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "rwkv": {"pattern": "time channel attn time channel"},
     "uneven": {"pattern": "uneven ffn"},
     "normed": {"pattern": "full after gated per_head", "zero_centered_norms": True},
+    "packed": {"pattern": "attn mamba channel selective experts beside"},
 }
+ISOLATED = {"packed"}  # models whose sequences hold documents that are kept apart
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,12 @@ LAYOUTS: dict[str, Layout] = {
     "normed tp2": _layout("normed", **TP),
     "normed tp2 sp core recomputed": _layout("normed", **SP, recompute="selective"),
     "normed tp2 cp2": _layout("normed", **TP, **CP),
+    "packed tp2": _layout("packed", **TP),
+    "packed tp2 sp core recomputed": _layout("packed", **SP, recompute="selective"),
+    "packed cp2": _layout("packed", **CP),
+    "packed pp2 vpp2": _layout("packed", **VPP),
+    "packed dp2 do": _layout("packed", 2, **DO),
+    "packed tp2 sp cp2 pp2 recomputed": _layout("packed", **SP, **CP, **PP, recompute="full"),
     "half dp2 do": _layout("half", 2, **DO),
     "half pp2 vpp2 dp2 do": _layout("half", 2, **VPP, **DO),
     "tensorwise tp2 sp": _layout("tensorwise", **SP),

@@ -11,10 +11,12 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from hybridtron.config.load import build
+from hybridtron.data.batches import MicroBatch, micro_batch, step_documents
 from hybridtron.distributed.config import PrecisionConfig
 from hybridtron.distributed.environment import Environment, read_environment
 from hybridtron.distributed.groups import ParallelContext, process_groups
@@ -25,6 +27,7 @@ from tests.distributed.layouts import (
     BLOCKS,
     COMPARED,
     GLOBAL_BATCH,
+    ISOLATED,
     MICRO_BATCH,
     MODELS,
     PRECISION,
@@ -43,17 +46,34 @@ def run_config(layout: Layout) -> RunConfig:
     train = {"steps": STEPS, "global_batch_size": GLOBAL_BATCH, "micro_batch_size": MICRO_BATCH, "z_loss": 1e-3}
     config = {"name": "walk", "seed": 3, "model": model, "train": train, "parallel": layout.parallel}
     config |= {"precision": PRECISION.get(layout.model, {})}
-    config |= {"data": {"train": "none", "seq_len": SEQ_LEN, "tokenizer": "byte"}, "optimizer": {"lr": 1e-2}}
+    data = {"train": "none", "seq_len": SEQ_LEN, "tokenizer": "byte"}
+    config |= {"data": data | ({"documents": "isolate"} if layout.model in ISOLATED else {}), "optimizer": {"lr": 1e-2}}
     return resolve(build(config, RunConfig))
 
 
-def micro_batches(step: int, parallel_context: ParallelContext) -> list[tuple[torch.Tensor, torch.Tensor]]:
+class Documents:
+    """Documents of random lengths, among them of 1 token, and whole sequences."""
+
+    @staticmethod
+    def documents(indices: np.ndarray) -> list[np.ndarray]:
+        pieces = []
+        for index in indices:
+            numbers = np.random.default_rng(index)
+            cuts = np.flatnonzero(numbers.random(SEQ_LEN) < (index % 4) / 8) + 1
+            pieces.append(np.diff([0, *cuts, SEQ_LEN + 1]))
+        return pieces
+
+
+def micro_batches(step: int, parallel_context: ParallelContext, isolate: bool) -> list[MicroBatch]:
     """Random text whose first half the second half repeats; this process's contiguous block of the global batch."""
     half = torch.randint(VOCAB, (GLOBAL_BATCH, SEQ_LEN // 2 + 1), generator=torch.Generator().manual_seed(step))
     text = torch.cat([half, half], 1)
-    share = GLOBAL_BATCH // parallel_context.data_size
-    own = text[parallel_context.data_rank * share : (parallel_context.data_rank + 1) * share]
-    return [(row[:, :SEQ_LEN], row[:, 1 : SEQ_LEN + 1]) for row in own.split(MICRO_BATCH)]
+    rank, size = parallel_context.data_rank, parallel_context.data_size
+    windows = text.chunk(size)[rank][:, : SEQ_LEN + 1].split(MICRO_BATCH)
+    if not isolate:
+        return [micro_batch(each) for each in windows]
+    documents = step_documents(Documents, step, GLOBAL_BATCH, MICRO_BATCH, rank, size)
+    return [micro_batch(*each) for each in zip(windows, documents, strict=True)]
 
 
 def gathered_gradients(engine, parallel_context: ParallelContext) -> dict[str, torch.Tensor]:
@@ -109,7 +129,7 @@ def try_layout(name: str, layout: Layout, parallel_context: ParallelContext, fol
             save(folder / f"{name}.read")
     goes_on = bool(name in MODELS or name in SAVED or layout.after)
     for step in range(SAVED_AT if layout.after else 0, STEPS if goes_on else COMPARED):
-        result = engine.train_step(micro_batches(step, parallel_context), lr=1e-2)
+        result = engine.train_step(micro_batches(step, parallel_context, config.data.isolates), lr=1e-2)
         found["losses"].append(result.loss)
         found["grad_norms"].append(result.grad_norm)
         found["expert_loads"].append(result.expert_load)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from hybridtron.documents import Documents
 from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops
 from hybridtron.mixers.hyena_experts.config import HyenaExpertsConfig
 from hybridtron.mixers.hyena_experts.module import HyenaExperts
@@ -59,7 +60,7 @@ class SoftMoEConfig(MixerConfig):
 class SoftMoE(Mixer):
     """Gated experts whose outputs are all mixed."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, documents: Documents | None = None) -> Tensor:
         value, gate = F.linear(x, self.up).chunk(2, -1)
         outputs = F.linear(value * F.gelu(gate, approximate="tanh"), self.down)  # [s, b, h * experts]
         weights = soft_weights(F.linear(x, self.router_weight, self.router_bias), self.config.top_k)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridtron.documents import Documents
 from hybridtron.mixers.mixer import Mixer
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.linear_attention.gla import gla, gla_step
@@ -21,7 +22,7 @@ class GLA(Mixer):
     def packing(self) -> tuple[PackedPart, ...]:
         return self.config.core_parts
 
-    def project_in(self, x: Tensor) -> Tensor:
+    def project_in(self, x: Tensor, documents: Documents | None = None) -> Tensor:
         return torch.cat([self.in_proj(x), self.gate_up(F.linear(x, self.gate_down))], -1)
 
     def core(self, packed: Tensor) -> Tensor:

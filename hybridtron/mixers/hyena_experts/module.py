@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridtron.documents import Documents
 from hybridtron.mixers.hyena.module import Hyena, join_runs
 from hybridtron.mixers.mixer import ConvState
 from hybridtron.ops.elementwise.precision import accumulation_dtype
@@ -16,8 +17,8 @@ class HyenaExperts(Hyena):
     Parts of the projection are q, k and v, in each one expert after another.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.over_sequence(self.in_proj(x))
+    def forward(self, x: Tensor, documents: Documents | None = None) -> Tensor:
+        y = self.over_sequence(self.in_proj(x), documents)
         y = join_runs(y, self.backend.context_parallel_size, self.config.num_experts)
         return self.out_proj(self.combine(self._experts(y), self.backend.to_local_heads(x)))
 

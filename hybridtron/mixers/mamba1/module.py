@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridtron.documents import Documents, isolated
 from hybridtron.mixers.mixer import ConvState, Mixer
 from hybridtron.ops.conv.short_conv import short_conv, short_conv_step
 from hybridtron.ops.elementwise.norm import rms_norm
@@ -30,9 +31,10 @@ class Mamba1(Mixer):
         shared = PackedPart("shared", copies, sum(self.config.shared_sizes.values()))
         return (*self.specs["in_proj.weight"].parts, shared)
 
-    def project_in(self, x: Tensor) -> Tensor:
+    def project_in(self, x: Tensor, documents: Documents | None = None) -> Tensor:
         x, z = self.in_proj(x).chunk(2, -1)  # [s, b, inner]
-        x = self.backend.with_full_sequence(self.convolve, x, self.specs["conv_weight"].parts)
+        convolve = isolated(self.convolve, documents)
+        x = self.backend.with_full_sequence(convolve, x, self.specs["conv_weight"].parts)
         shared = self.backend.to_local_heads(self._shared(x))  # [s, b, dt + B + C]
         return torch.cat([x, z] + [shared] * self.backend.context_parallel_size, -1)
 

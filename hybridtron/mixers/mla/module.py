@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridtron.documents import Documents
 from hybridtron.mixers.mixer import Mixer
 from hybridtron.ops.attention.rotary import apply_rotary, rotary_tables
 from hybridtron.ops.attention.softmax import attention
@@ -37,7 +38,7 @@ class MLA(Mixer):
         shared = PackedPart("shared", copies, self.config.rotary_dim)
         return (*parts, shared) if self.config.rotary_dim else parts
 
-    def project_in(self, x: Tensor) -> Tensor:
+    def project_in(self, x: Tensor, documents: Documents | None = None) -> Tensor:
         shared, latent = self._latent(x)
         copies = [self.backend.to_local_heads(shared)] * self.backend.context_parallel_size
         return torch.cat([self._queries(x), self.kv_up(latent)] + (copies if self.config.rotary_dim else []), -1)

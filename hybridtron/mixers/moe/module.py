@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridtron.backends.base import Backend
+from hybridtron.documents import Documents
 from hybridtron.mixers.mixer import Mixer
 from hybridtron.mixers.moe.config import MoEConfig
 from hybridtron.ops.elementwise.activations import ACTIVATIONS, clamped_swiglu, swiglu
@@ -43,7 +44,7 @@ class MoE(Mixer):
         load = torch.zeros(config.num_experts, dtype=torch.int64, device=self.router_weight.device)
         self.register_buffer("expert_load", load, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, documents: Documents | None = None) -> Tensor:
         config = self.config
         wide = accumulation_dtype(x)
         logits = F.linear(x.to(wide), self.router_weight.to(wide))  # [s, b, experts]

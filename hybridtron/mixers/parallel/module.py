@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridtron.backends.base import Backend
+from hybridtron.documents import Documents
 from hybridtron.mixers.mixer import Mixer, State
 from hybridtron.mixers.parallel.config import ParallelMixersConfig
 from hybridtron.ops.elementwise.precision import accumulation_dtype
@@ -20,8 +21,8 @@ class ParallelMixers(Mixer):
         super().__init__(config, backend)
         self.branches = nn.ModuleList(branch.build(backend) for branch in config.branches)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._merge(x, [branch(x) for branch in self._branches()])
+    def forward(self, x: Tensor, documents: Documents | None = None) -> Tensor:
+        return self._merge(x, [branch(x, documents) for branch in self._branches()])
 
     def initial_state(self, batch: int) -> State:
         return tuple(branch.initial_state(batch) for branch in self._branches())

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridtron.documents import Documents
 from hybridtron.mixers.mixer import Mixer
 from hybridtron.mixers.rwkv6.config import MIXED
 from hybridtron.mixers.token_shift import before_each
@@ -31,9 +32,9 @@ class RWKV6(Mixer):
     def packing(self) -> tuple[PackedPart, ...]:
         return self.config.core_parts
 
-    def project_in(self, x: Tensor) -> Tensor:
+    def project_in(self, x: Tensor, documents: Documents | None = None) -> Tensor:
         x = self.backend.to_local_heads(x)
-        return self._project(x, before_each(x, self.backend))
+        return self._project(x, before_each(x, self.backend, documents))
 
     def core(self, packed: Tensor) -> Tensor:
         w, k, v, r, g = (

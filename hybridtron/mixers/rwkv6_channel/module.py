@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridtron.documents import Documents
 from hybridtron.mixers.mixer import Mixer
 from hybridtron.mixers.token_shift import before_each
 from hybridtron.ops.elementwise.activations import ACTIVATIONS
@@ -17,15 +18,15 @@ class RWKV6Channel(Mixer):
     def core(self, packed: Tensor) -> Tensor:
         return ACTIVATIONS["relu2"](packed)  # [s, b, f] -> [s, b, f]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, documents: Documents | None = None) -> Tensor:
         whole = self.backend.to_local_heads(x)
-        before = before_each(whole, self.backend)
+        before = before_each(whole, self.backend, documents)
         value = self.value(self.run_core(self._key(whole, before, self.of_all_heads("mix_key"))))
         if len(whole) > len(x):  # sequence parallelism: receptances of the own run of tokens
             run = len(x) * self.backend.shards.tensor.rank
             before = before[run : run + len(x)]
         else:
-            before = before_each(x, self.backend)  # `whole` sends gradients to the inner channels' owners
+            before = before_each(x, self.backend, documents)  # `whole` sends gradients to the inner channels' owners
         return self._receptance(x, before) * value
 
     def initial_state(self, batch: int) -> Tensor:
