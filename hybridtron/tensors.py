@@ -90,6 +90,9 @@ class TensorSpec:
     alone.
 
     `float32` parameters, and those that are not trained, keep float32 values where the others are bf16.
+
+    `muon` says whether `optimizer.type: muon` updates it with Muon, as it does by default the matrices that are drawn
+    as linears are (`input`, `output`); AdamW updates the others.
     """
 
     shape: tuple[int, ...]
@@ -100,6 +103,7 @@ class TensorSpec:
     experts: bool = False
     trained: bool = True
     float32: bool = False
+    muon: bool = True
 
     def __post_init__(self) -> None:
         if not all(self.shape):
@@ -117,6 +121,13 @@ class TensorSpec:
     def keeps_float32(self) -> bool:
         """Return whether the parameter is float32 in a bf16 model."""
         return self.float32 or not self.trained
+
+    @property
+    def takes_muon(self) -> bool:
+        """Return whether Muon may update the parameter: a linear's matrix, or one for each expert."""
+        is_linear = isinstance(self.init, Init) and self.init.kind in ("input", "output")
+        matrix = self.shape[1:] if self.experts else self.shape
+        return self.muon and is_linear and self.trained and len(matrix) == 2 and min(matrix) > 1
 
     @property
     def numel(self) -> int:

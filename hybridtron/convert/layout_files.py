@@ -15,7 +15,8 @@ from hybridtron.model.stage import cut, stage_tensors
 from hybridtron.model.tensors import model_tensors
 from hybridtron.tensors import TensorSpec, indivisible
 
-KINDS = ("", *(f"{OPTIMIZER}{kind}." for kind in ("exp_avg", "exp_avg_sq", "param")))  # how keys of a parameter begin
+# How keys of a parameter begin.
+KINDS = ("", *(f"{OPTIMIZER}{kind}." for kind in ("exp_avg", "exp_avg_sq", "momentum", "param")))
 
 
 def files_of_layout(

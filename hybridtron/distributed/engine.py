@@ -17,10 +17,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.enums import ModelType
-from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
-from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
-from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
@@ -31,6 +28,7 @@ from hybridtron.distributed.expert_load import ExpertLoads, fractions
 from hybridtron.distributed.fp8 import FP8Linears
 from hybridtron.distributed.gradient_norm import norm_of, squared_norms
 from hybridtron.distributed.groups import ParallelContext, gather
+from hybridtron.distributed.optimizer import AdamW, make_optimizer, set_rates
 from hybridtron.documents import Documents
 from hybridtron.errors import UserError, cause_of
 from hybridtron.ops.moe.attached_loss import attached_losses_scale
@@ -40,16 +38,6 @@ BUCKET_ELEMENTS = 40_000_000  # gradients reduced in one message
 
 # Tokens and labels, each [micro_batch_size, seq_len], and their documents where these are kept apart.
 MicroBatch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Documents | None]
-
-
-@dataclass(frozen=True)
-class AdamW:
-    """What the optimizer needs besides the learning rate, which every step is given."""
-
-    weight_decay: float
-    betas: tuple[float, float]
-    eps: float
-    clip_grad: float  # 0: gradients are not clipped
 
 
 @dataclass(frozen=True)
@@ -121,29 +109,7 @@ class Engine:
         for replica in self.replicas:
             replica.broadcast_params()
         self.expert_loads = ExpertLoads(self.chunks, specs, parallel_context.device)
-        self.optimizer = get_megatron_optimizer(
-            MegatronOptimizerConfig(
-                optimizer="adam",
-                lr=0.0,
-                weight_decay=adamw.weight_decay,
-                adam_beta1=adamw.betas[0],
-                adam_beta2=adamw.betas[1],
-                adam_eps=adamw.eps,
-                clip_grad=adamw.clip_grad,
-                params_dtype=config.params_dtype,
-                bf16=config.bf16,
-                use_distributed_optimizer=distributed_optimizer,
-            ),
-            self.replicas,
-            config_overrides={
-                ParamKey(predicate=ParamPredicate("undecayed", lambda parameter: not parameter.decay)): {"wd_mult": 0.0}
-            },
-            use_gloo_process_groups=False,
-        )
-        for optimizer in self.optimizer.chained_optimizers:
-            if isinstance(optimizer.optimizer, torch.optim.AdamW):  # one pass over the state instead of ten
-                for group in optimizer.optimizer.param_groups:
-                    group["fused"] = True
+        self.optimizer = make_optimizer(self.replicas, config, adamw, distributed_optimizer, parallel_context)
         config.finalize_model_grads_func = finalize_model_grads
         config.grad_scale_func = self.optimizer.scale_loss
 
@@ -159,10 +125,7 @@ class Engine:
         with attached_losses_scale(self.parallel_context.context.size / len(micro_batches)):
             mean = self._mean(self._run(micro_batches, forward_only=False))
         load = self.expert_loads.total()
-        for group in self.optimizer.param_groups:
-            # All from the config, since a loaded checkpoint brings the values that it was saved with.
-            group["lr"], group["betas"], group["eps"] = lr, self.adamw.betas, self.adamw.eps
-            group["weight_decay"] = self.adamw.weight_decay * group["wd_mult"]
+        set_rates(self.optimizer, self.adamw, lr)
         self.optimizer.prepare_grads()
         loss, grad_norm, shares = _read(mean, squared_norms(self.optimizer, mean.device), fractions(load))
         applied = self.agree(math.isfinite(loss) and math.isfinite(grad_norm))
@@ -303,6 +266,8 @@ def _annotate(model: Any, specs: dict[str, TensorSpec], sequence_parallel: bool,
             "partition_stride": 1,
             "sequence_parallel": sequence_parallel and not spec.parts,
             "allreduce": not spec.experts,
+            "full_name": name,
+            "spec": spec,
             "decay": spec.decay,
             "shared_embedding": tied and name.startswith("embedding."),
             "shared": name.startswith("embedding.") and stage is not None and not stage.is_first,

@@ -1,30 +1,34 @@
 """The optimizer's tensors as a checkpoint stores them: by parameter name, whichever optimizer holds them.
 
-What Adam keeps of parameter NAME is stored as `optimizer.exp_avg.NAME` and `optimizer.exp_avg_sq.NAME`, of a bf16
-parameter also its fp32 values as `optimizer.param.NAME`. Settings come from the config, so a run may change its
-optimizer with its layout. (megatron-core's own form of the distributed optimizer's state shifts what follows the first
-padded bucket of gradients.)
+What Adam keeps of parameter NAME is stored as `optimizer.exp_avg.NAME` and `optimizer.exp_avg_sq.NAME`, what Muon
+keeps as `optimizer.momentum.NAME`, of a bf16 parameter also its fp32 values as `optimizer.param.NAME`. Settings come
+from the config, so a run may change its optimizer's settings with its layout. (megatron-core's own form of the
+distributed optimizer's state shifts what follows the first padded bucket of gradients.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params, MegatronOptimizer
+from megatron.core.optimizer.optimizer import MegatronOptimizer
 from torch import Tensor, nn
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from hybridtron.distributed.held_parameters import held_parameters
+from hybridtron.distributed.muon import MuonBesideAdamW
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
+MOMENTUM = "momentum"  # of Muon
+KINDS = (*MOMENTS, MOMENTUM, "param")
 
 
 class LocalTensor(NamedTuple):
     """What the optimizer of this process keeps of a parameter: all of it, or a flat run that begins at `start`."""
 
-    kind: str  # exp_avg, exp_avg_sq or param
+    kind: str  # exp_avg, exp_avg_sq, momentum or param
     parameter: nn.Parameter
     data: Tensor
     start: int
@@ -34,14 +38,29 @@ class LocalTensor(NamedTuple):
 def local_tensors(optimizer: ChainedOptimizer) -> Iterator[LocalTensor]:
     """Yield every tensor that the optimizer keeps in this process, in the order of the parameters."""
     for each in optimizer.chained_optimizers:
-        _begin(each)
+        _begin(_adam(each))
         is_sharded = isinstance(each, DistributedOptimizer)
-        for kind in (*MOMENTS, "param"):
-            for parameter, main, start in _held(each):
-                if kind == "param" and parameter.dtype == torch.float32:
-                    continue
-                data = main.data if kind == "param" else each.optimizer.state[main][kind]
-                yield LocalTensor(kind, parameter, data, start, is_sharded)
+        for kind in KINDS:
+            for parameter, main, start in held_parameters(each):
+                data = _kept(each, kind, parameter, main)
+                if data is not None:
+                    yield LocalTensor(kind, parameter, data, start, is_sharded)
+
+
+def _kept(optimizer: MegatronOptimizer, kind: str, parameter: nn.Parameter, main: Tensor) -> Tensor | None:
+    """Return the tensor of a kind that the optimizer keeps of a parameter, if it does."""
+    if kind == "param":
+        return None if parameter.dtype == torch.float32 else main.data
+    matrices = optimizer.optimizer.matrices if isinstance(optimizer.optimizer, MuonBesideAdamW) else {}
+    if parameter in matrices:
+        return matrices[parameter].momentum if kind == MOMENTUM else None
+    return None if kind == MOMENTUM else _adam(optimizer).state[main][kind]
+
+
+def _adam(optimizer: MegatronOptimizer) -> torch.optim.Optimizer:
+    """Return the AdamW of one of megatron-core's optimizers."""
+    inner = optimizer.optimizer
+    return inner.adamw if isinstance(inner, MuonBesideAdamW) else inner
 
 
 def updates(optimizer: ChainedOptimizer) -> int:
@@ -60,32 +79,12 @@ def _counts(optimizer: ChainedOptimizer) -> Iterator[dict[str, Any]]:
     """Yield the dictionaries in which Adam counts its updates: torch's for each parameter, Transformer Engine's and
     apex's for each group of them."""
     for each in optimizer.chained_optimizers:
-        adam = each.optimizer
+        adam = _adam(each)
         yield from adam.state.values() if isinstance(adam, torch.optim.AdamW) else adam.param_groups
 
 
-def _held(optimizer: MegatronOptimizer) -> Iterator[tuple[nn.Parameter, Tensor, int]]:
-    """Yield each parameter of the model, what the optimizer updates for it here, and where in it that begins."""
-    if isinstance(optimizer, DistributedOptimizer):
-        # Not by megatron-core's own index into its groups, which is wrong where a group has bf16 and fp32 parameters.
-        shards = [*optimizer.shard_fp32_from_float16_groups, *optimizer.shard_fp32_groups]
-        models = [*optimizer.model_float16_groups, *optimizer.model_fp32_groups]
-        mains = dict(zip(chain(*models), chain(*shards), strict=True))
-        for parameter in optimizer.model_param_group_index_map:
-            yield parameter, mains[parameter], optimizer._get_model_param_range_map(parameter)["param"].start
-        return
-    groups = [(group["params"], group["params"]) for group in optimizer.optimizer.param_groups]
-    if isinstance(optimizer, Float16OptimizerWithFloat16Params):
-        groups = list(zip(optimizer.float16_groups, optimizer.fp32_from_float16_groups, strict=True))
-        groups += [(group, group) for group in optimizer.fp32_from_fp32_groups]
-    for parameters, mains in groups:
-        for parameter, main in zip(parameters, mains, strict=True):
-            yield parameter, main, 0
-
-
-def _begin(optimizer: MegatronOptimizer) -> None:
+def _begin(adam: torch.optim.Optimizer) -> None:
     """Give what was never updated the state that Adam starts with."""
-    adam = optimizer.optimizer
     for group in adam.param_groups:
         for parameter in group["params"]:
             if not adam.state[parameter]:

@@ -22,5 +22,6 @@ def model_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
             specs[f"layers.{i}.mixer.{key}"] = spec
     specs["final_norm.weight"] = norm
     if not config.tie_embeddings:
-        specs["head.weight"] = TensorSpec((config.vocab_size, config.hidden_size), Init("input"), vocabulary)
+        head = (config.vocab_size, config.hidden_size)
+        specs["head.weight"] = TensorSpec(head, Init("input"), vocabulary, muon=False)
     return specs

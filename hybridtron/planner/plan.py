@@ -14,7 +14,15 @@ from hybridtron.model.tensors import model_tensors
 from hybridtron.planner.checkpoint_size import CheckpointSize, checkpoint_size
 from hybridtron.planner.dry_run import Device, StageRun, run_stage
 from hybridtron.planner.memory import Capacity, Fit, StageMemory
-from hybridtron.planner.share import GRADIENT_BYTES, Replicas, first_shards, num_shards, optimizer_bytes, value_bytes
+from hybridtron.planner.share import (
+    GRADIENT_BYTES,
+    Replicas,
+    first_shards,
+    num_shards,
+    optimizer_bytes,
+    uses_muon,
+    value_bytes,
+)
 from hybridtron.reporting.shown import Shown
 from hybridtron.tensors import TensorSpec
 from hybridtron.training.config import RunConfig
@@ -231,6 +239,9 @@ def _sent(
             sent[f"{group} all_gather"] += round(ring * value_bytes(config, spec) * count)
         else:
             sent[f"{group} all_reduce"] += round(2 * ring * GRADIENT_BYTES * count)
+        if spec.parts and uses_muon(config, spec):  # gathers the pieces of a matrix
+            ways = parallel.expert_tensor if spec.experts else parallel.tensor
+            sent[f"{'expert tensor' if spec.experts else 'tensor'} all_gather"] += (ways - 1) * width * count
         if parallel.sequence and not spec.parts and not spec.experts:
             sent["tensor all_reduce"] += round(2 * (parallel.tensor - 1) / parallel.tensor * GRADIENT_BYTES * count)
         if model.tie_embeddings and name == "embedding.weight" and parallel.pipeline > 1:

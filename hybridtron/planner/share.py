@@ -10,7 +10,7 @@ from hybridtron.tensors import Shard, Shards, TensorSpec
 from hybridtron.training.config import RunConfig
 
 GRADIENT_BYTES = 4
-OPTIMIZER_BYTES = {"fp32": 8, "bf16": 12}  # two moments, and with bf16 the fp32 copy
+STATE_BYTES = 4  # of one moment, or an fp32 copy
 FLOAT32 = "fp32"
 
 
@@ -50,4 +50,13 @@ def value_bytes(config: RunConfig, spec: TensorSpec) -> int:
 
 def optimizer_bytes(config: RunConfig, spec: TensorSpec) -> int:
     """Return the bytes that the optimizer keeps of one element of a parameter."""
-    return OPTIMIZER_BYTES[FLOAT32 if spec.float32 else config.precision.parameter_format] if spec.trained else 0
+    if not spec.trained:
+        return 0
+    moments = 1 if uses_muon(config, spec) else 2
+    copies = value_bytes(config, spec) < STATE_BYTES
+    return STATE_BYTES * (moments + copies)
+
+
+def uses_muon(config: RunConfig, spec: TensorSpec) -> bool:
+    """Return whether Muon updates a parameter."""
+    return config.optimizer.type == "muon" and spec.takes_muon

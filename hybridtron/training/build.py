@@ -96,12 +96,15 @@ def make_backend(
 
 def build_engine(config: RunConfig, parallel_context: ParallelContext) -> tuple[Engine, list[LanguageModel]]:
     """Build the engine that trains this process's model chunks, and return both."""
-    from hybridtron.distributed.engine import AdamW, Engine
+    from hybridtron.distributed.engine import Engine
+    from hybridtron.distributed.muon import Muon
+    from hybridtron.distributed.optimizer import AdamW
 
     chunks, megatron = build_chunks(config, parallel_context)
     fp8 = _use_fp8(config, chunks, parallel_context)
     optimizer = config.optimizer
-    adamw = AdamW(optimizer.weight_decay, optimizer.betas, optimizer.eps, optimizer.clip_grad)
+    muon = Muon(**optimizer.muon.model_dump()) if optimizer.type == "muon" else None
+    adamw = AdamW(optimizer.weight_decay, optimizer.betas, optimizer.eps, optimizer.clip_grad, muon)
     engine = Engine(
         chunks,
         model_tensors(config.model),

@@ -46,14 +46,39 @@ class TrainConfig(Strict):
     )
 
 
+class MuonConfig(Strict):
+    """Muon for the matrices of linears (Jordan et al. 2024; Liu et al. 2025, arXiv 2502.16982)."""
+
+    lr_ratio: float = Field(1.0, gt=0, description="Muon's learning rate as a multiple of optimizer.lr.")
+    momentum: float = Field(0.95, ge=0, lt=1, description="Decay of the mean of gradients.")
+    nesterov: bool = Field(True, description="Look one step ahead along the momentum.")
+    ns_steps: int = Field(5, ge=1, le=99, description="Newton-Schulz iterations that orthogonalise an update.")
+    scale: Literal["match_rms_adamw", "spectral"] = Field(
+        "match_rms_adamw",
+        description="Factor of a matrix's orthogonal update. match_rms_adamw: 0.2 sqrt(max(rows, columns)), so that "
+        "AdamW's learning rate and weight decay serve. spectral: sqrt(max(1, rows / columns)).",
+    )
+
+
 class OptimizerConfig(Strict):
     """AdamW with decoupled weight decay; norms, biases, A_log, D and dt_bias are not decayed."""
 
+    type: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="muon: Muon for the matrices of linears, AdamW for embedding, output projection, norms and others.",
+    )
     lr: float = Field(gt=0, description="Peak learning rate.")
     weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay, times the learning rate.")
     betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of the first and second moment.")
     eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
     clip_grad: float = Field(1.0, ge=0, description="Largest norm of all gradients together; 0: no limit.")
+    muon: MuonConfig = Field(MuonConfig(), description="With type muon.")
+
+    @model_validator(mode="after")
+    def _muon_is_used(self) -> OptimizerConfig:
+        if self.type != "muon" and self.muon != MuonConfig():
+            raise problem("type", self.type, "muon, with keys under optimizer.muon")
+        return self
 
     @field_validator("betas")
     @classmethod
@@ -197,6 +222,9 @@ class RunConfig(Strict):
         identity["data"].pop("loader")
         if not self.data.isolates:
             identity["data"].pop("documents")
+        if self.optimizer.type == "adamw":
+            for key in ("type", "muon"):
+                identity["optimizer"].pop(key)
         identity["precision"].pop("change_on_resume")
         if self.precision.format != "fp8":
             identity["precision"] = {"format": self.precision.format}

@@ -10,7 +10,12 @@ COMPARED, STEPS, SAVED_AT = 5, 8, 3  # steps of every layout, of those that go o
 PRECISION: dict[str, dict[str, Any]] = {  # of a model; else fp32
     "half": {"format": "bf16"},
     "tensorwise": {"format": "fp8", "emulate": True, "skip": ["mamba.in_proj"]},
+    "halfmuon": {"format": "bf16"},
     "delayed": {"format": "fp8", "emulate": True, "skip": ["mamba.in_proj"], "recipe": "delayed"},
+}
+OPTIMIZER: dict[str, dict[str, Any]] = {  # of a model; else AdamW
+    "muon": {"type": "muon"},
+    "halfmuon": {"type": "muon", "muon": {"scale": "spectral", "lr_ratio": 2.0, "nesterov": False}},
 }
 VOCAB = 64
 
@@ -115,6 +120,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "states": {"pattern": "sinks learned shared gla delta selective normed limited beside latent"},
     "rwkv": {"pattern": "time channel attn time channel"},
     "uneven": {"pattern": "uneven ffn"},
+    "muon": {"pattern": "attn soft mamba delta mlp"},
+    "halfmuon": {"pattern": "mamba attn mlp mamba"},
     "normed": {"pattern": "full after gated per_head", "zero_centered_norms": True},
     "packed": {"pattern": "attn mamba channel selective experts beside"},
 }
@@ -211,6 +218,12 @@ LAYOUTS: dict[str, Layout] = {
     "dropping dp2 ep2": _layout("dropping", 2, **EP),
     "dropping dp2 etp2": _layout("dropping", 2, **ETP),
     "dropping tp2 sp cp2 ep4": _layout("dropping", **SP, **CP, expert=4),
+    "muon tp2 sp": _layout("muon", **SP),
+    "muon tp2 sp pp2 ep2": _layout("muon", **SP, **PP, **EP),
+    "muon dp2 do": _layout("muon", 2, **DO),
+    "muon dp4 ep2 do": _layout("muon", 4, **EP, **DO),
+    "muon tp2 sp dp2 etp2 do": _layout("muon", 2, **SP, **ETP, **DO),
+    "halfmuon dp2 do": _layout("halfmuon", 2, **DO),
     "gathered dp2 ep2": _layout("gathered", 2, **EP),
     "gathered tp2 sp dp2 ep2 etp2": _layout("gathered", 2, **SP, **EP, **ETP),
 }  # fmt: skip
@@ -231,6 +244,9 @@ RESUMED: dict[str, Layout] = {
         ("half dp2 do", "tp2", TP),
         ("delayed pp2", "tp2 sp", SP),
         ("moe dp2 ep2", "one", {}),
+        ("muon tp2 sp dp2 etp2 do", "one", {}),
+        ("muon", "pp2 dp2 ep2 do", {"data": 2, **PP, **EP, **DO}),
+        ("halfmuon dp2 do", "tp2 pp2", {**TP, **PP}),
         ("moe tp2 sp ep2", "pp2 dp2 ep2 do", {"data": 2, **PP, **EP, **DO}),
         ("moe dp2 ep2 do", "tp2 sp etp2", {**SP, **ETP}),
     ]

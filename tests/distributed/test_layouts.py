@@ -31,7 +31,7 @@ from tests.warm import launch
 
 LOSS, NORM, GRADIENT = 1e-5, 1e-4, 1e-4
 WALKED = tuple(TABLE)  # before other tests add to it
-HALF = {"half": 200, "tensorwise": 200, "delayed": 200}  # times as far apart, with numbers of bf16 and FP8
+HALF = dict.fromkeys(("half", "halfmuon", "tensorwise", "delayed"), 200)  # times as far apart: bf16 and FP8
 
 
 @pytest.fixture(scope="module")

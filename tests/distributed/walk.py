@@ -30,6 +30,7 @@ from tests.distributed.layouts import (
     ISOLATED,
     MICRO_BATCH,
     MODELS,
+    OPTIMIZER,
     PRECISION,
     SAVED,
     SAVED_AT,
@@ -47,7 +48,8 @@ def run_config(layout: Layout) -> RunConfig:
     config = {"name": "walk", "seed": 3, "model": model, "train": train, "parallel": layout.parallel}
     config |= {"precision": PRECISION.get(layout.model, {})}
     data = {"train": "none", "seq_len": SEQ_LEN, "tokenizer": "byte"}
-    config |= {"data": data | ({"documents": "isolate"} if layout.model in ISOLATED else {}), "optimizer": {"lr": 1e-2}}
+    config |= {"data": data | ({"documents": "isolate"} if layout.model in ISOLATED else {})}
+    config |= {"optimizer": {"lr": 1e-2, **OPTIMIZER.get(layout.model, {})}}
     return resolve(build(config, RunConfig))
 
 

@@ -5,6 +5,7 @@ import math
 import resource
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,13 @@ BLOCKS["gathered"] = {**BLOCKS["moe"], "dispatcher": "allgather"}
 BLOCKS["tight"] = {**BLOCKS["moe"], "capacity_factor": 0.5}
 
 
-def planned(pattern, gpus, model=(), **parallel):
+def planned(pattern, gpus, model=(), optimizer=(), precision="fp32", **parallel):
     config = {"name": "x", "model": {"hidden_size": HIDDEN, "vocab_size": VOCAB, "blocks": BLOCKS, "pattern": pattern}}
     config["model"] |= dict(model)
-    config |= {"train": {"steps": 1, "global_batch_size": 16, "micro_batch_size": BATCH}, "optimizer": {"lr": 1e-3}}
+    config |= {"train": {"steps": 1, "global_batch_size": 16, "micro_batch_size": BATCH}}
+    config |= {"optimizer": {"lr": 1e-3, **dict(optimizer)}}
     config |= {"data": {"train": "none", "seq_len": SEQ_LEN, "tokenizer": "byte"}, "parallel": parallel}
+    config |= {"precision": {"format": precision}}
     return plan(resolve(build(config, RunConfig)), gpus, dry_run=True)
 
 
@@ -94,6 +97,19 @@ def test_tokens_travel_to_experts_and_back(what):
 def test_the_plain_backend_plans_experts_too():
     (stage,) = planned("attn moe", 1, {"backend": "torch"}).stages
     assert stage.sent_bytes_per_step == {}
+
+
+@pytest.mark.parametrize("number_format", ["fp32", "bf16"])
+def test_muon_keeps_one_moment_of_a_matrix_and_gathers_its_pieces(number_format):
+    (adamw,), (muon,) = (
+        planned("attn mlp", 2, (), {"type": kind}, precision=number_format, tensor=2).stages
+        for kind in ("adamw", "muon")
+    )
+    own = (4 * HIDDEN * HIDDEN + 3 * HIDDEN * FFN) // 2  # elements of matrices in one of two processes
+    width = {"fp32": 4, "bf16": 2}[number_format]
+    assert adamw.optimizer_bytes - muon.optimizer_bytes == 4 * own
+    more = Counter(muon.sent_bytes_per_step) - Counter(adamw.sent_bytes_per_step)
+    assert more == {"tensor all_gather": width * own}
 
 
 def test_copies_reduce_gradients_or_share_the_optimizer():

@@ -14,12 +14,13 @@ def test_keys_that_came_later_do_not_part_older_results():
     found = identity()
     assert found["model"]["backend"] == "megatron"
     assert found["precision"] == {"format": "fp32"}
+    assert set(found["optimizer"]) == {"lr", "weight_decay", "betas", "eps", "clip_grad"}
     assert set(found["data"]) == {"train", "valid", "tokenizer", "seq_len"}
     assert found == identity("name=other", "data.loader=dali", "precision.change_on_resume=true")
 
 
 def test_what_changes_a_result_is_told_apart():
     fp8 = ("precision.format=fp8", "precision.emulate=true")
-    configs = ((), ("model.backend=megatron",), ("model.backend=torch",), ("seed=2",), fp8)
+    configs = ((), ("model.backend=megatron",), ("model.backend=torch",), ("seed=2",), ("optimizer.type=muon",), fp8)
     found = [identity(*overrides) for overrides in (*configs, (*fp8, "precision.recipe=delayed"))]
     assert all(one != other for i, one in enumerate(found) for other in found[:i])

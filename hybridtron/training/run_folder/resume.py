@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # The architecture, the seed and the order of the data stay; of these keys (and all below them) a run may change.
 FREE = ("train", "optimizer", "schedule", "checkpoint", "parallel", "name", "folder", "model.backend", "data.loader")
-FIXED_IN_TRAIN = ("train.global_batch_size", "train.init_from")
+FIXED = ("train.global_batch_size", "train.init_from", "optimizer.type")  # of these
 TOKENS = ("data.train", "data.valid", "data.tokenizer")  # paths that may change where what they hold stays the same
 LARGEST_RISE = 2  # of the learning rate from one step to the next that is not told: that of a warm-up's second step
 
@@ -96,8 +96,13 @@ def _require_same(folder: RunFolder, before: RunConfig, config: RunConfig) -> No
         if was.get(key) != now.get(key):
             raise UserError(
                 f"{key} = {now.get(key)}: expected {was.get(key)} as in {folder.path}, since a resumed run keeps "
-                + (f"it{way}" if way and key.startswith("precision.") else "its architecture and its order of data")
+                + (f"it{way}" if way and key.startswith("precision.") else _what_stays(key))
             )
+
+
+def _what_stays(key: str) -> str:
+    """Return what a resumed run keeps, of which a key is a part."""
+    return "its optimizer's state" if key.startswith("optimizer.") else "its architecture and its order of data"
 
 
 def _initial_weights(config: RunConfig) -> Path | None:
@@ -213,7 +218,7 @@ def _free(config: RunConfig) -> dict[str, Any]:
 
 def _is_free(key: str) -> bool:
     """Return whether a key outside the blocks may change on resume."""
-    return key in TOKENS or (key not in FIXED_IN_TRAIN and any(f"{key}.".startswith(f"{free}.") for free in FREE))
+    return key in TOKENS or (key not in FIXED and any(f"{key}.".startswith(f"{free}.") for free in FREE))
 
 
 def _flat(config: RunConfig) -> dict[str, Any]:

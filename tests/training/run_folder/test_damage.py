@@ -412,6 +412,7 @@ CHANGES = {
     "data.seq_len": "data.seq_len=16",
     "train.global_batch_size": "train.global_batch_size=8",
     "precision.format": "precision.format=bf16",
+    "optimizer.type": "optimizer.type=muon",
     "model.blocks.mlp.ffn_hidden_size": "model.blocks.mlp.ffn_hidden_size=128",
     "train.steps": "train.steps=6",
 }
