@@ -66,14 +66,23 @@ def stored_as(name: str, spec: TensorSpec) -> list[tuple[str, tuple[int, ...]]]:
 
 def compare_parameters(folder: Path, index: Metadata, specs: dict[str, TensorSpec]) -> None:
     """Raise UserError where the tensors of a checkpoint's index are not those declared, by name and whole shape."""
-    stored = {key: tuple(entry.size) for key, entry in _parameters(index)}
-    expected = dict(entry for name, spec in specs.items() for entry in stored_as(name, spec))
+    stored, expected = stored_shapes(index), expected_shapes(specs)
     for key in sorted(stored.keys() | expected.keys()):
         if stored.get(key) != expected.get(key):
             raise UserError(
                 f"{folder}: parameter {key} is {_shape(stored.get(key))} there; expected "
                 f"{_shape(expected.get(key))}, as its config says"
             )
+
+
+def stored_shapes(index: Metadata) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of an index that is not the optimizer's, by key."""
+    return {key: tuple(entry.size) for key, entry in _parameters(index)}
+
+
+def expected_shapes(specs: dict[str, TensorSpec]) -> dict[str, tuple[int, ...]]:
+    """Return key and shape of each tensor that a checkpoint stores for these parameters."""
+    return dict(entry for name, spec in specs.items() for entry in stored_as(name, spec))
 
 
 def _parameters(index: Metadata) -> list[tuple[str, TensorStorageMetadata]]:

@@ -28,9 +28,10 @@ from hybridtron.convert.streaming import (
     write_theirs,
 )
 from hybridtron.convert.tokenizer import GENERATION, IDS, their_files
-from hybridtron.convert.vocabulary import VOCABULARY, ResizedVocabulary, check_vocabulary_size, with_vocabulary
+from hybridtron.convert.vocabulary import ResizedVocabulary, check_vocabulary_size, with_vocabulary
 from hybridtron.data.tokenizer import load as load_tokenizer
 from hybridtron.errors import UserError
+from hybridtron.initial_weights import VOCABULARY
 from hybridtron.model.config import ModelConfig
 from hybridtron.training.config import RunConfig
 from hybridtron.training.run_folder.folder import read_run

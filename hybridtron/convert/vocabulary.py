@@ -13,9 +13,8 @@ from hybridtron.convert.mapping import Entry
 from hybridtron.convert.tokenizer import IDS
 from hybridtron.data.tokenizer import Tokenizer
 from hybridtron.errors import UserError
+from hybridtron.initial_weights import VOCABULARY
 from hybridtron.training.config import RunConfig
-
-VOCABULARY = ("embedding.weight", "head.weight")  # our stored parts with a row for each token
 
 
 def names_of_vocabulary(entries: Iterable[Entry]) -> list[str]:

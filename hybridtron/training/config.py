@@ -16,6 +16,8 @@ from hybridtron.distributed.config import ParallelConfig, PrecisionConfig
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.quantized import unknown_entry
 
+INIT_KEYS = ("init_map", "init_missing", "init_left_over", "init_vocabulary")  # of train, beside init_from
+
 
 class TrainConfig(Strict):
     """How long, in what portions, and what is watched."""
@@ -25,7 +27,27 @@ class TrainConfig(Strict):
         None,
         min_length=1,
         description="Run folder or checkpoint whose weights the run begins with, at step 0; by default random weights. "
-        "It must have the same parameters; its layout, number format and data do not matter.",
+        "It must have the same parameters, but for what the next four keys say; its layout, number format and data do "
+        "not matter.",
+    )
+    init_map: dict[str, str | None] = Field(
+        {},
+        description="Names in this model -> names in init_from, such as `layers.4: layers.1`, `attn: attn` (its layers "
+        "of a block, in order) or `head: embedding`; null keeps random values. Once it names a layer or a block, other "
+        "layers have no source.",
+    )
+    init_missing: list[str] = Field(
+        [],
+        description="Parameters of this model that init_from may lack, which then keep random values: names, "
+        "beginnings of names such as `layers.3`, patterns with *, or blocks.",
+    )
+    init_left_over: list[str] = Field(
+        [], description="Parameters of init_from that this model may lack, named in the same way."
+    )
+    init_vocabulary: Literal["same", "extend", "cut"] = Field(
+        "same",
+        description="Rows of embedding and output projection. same: as many as init_from has. extend: more, of which "
+        "the new ones keep random values. cut: fewer, without the last ones.",
     )
     global_batch_size: int = Field(ge=1, description="Sequences per optimizer step, over all processes.")
     micro_batch_size: int = Field(1, ge=1, description="Sequences per forward pass of one process.")
@@ -148,6 +170,9 @@ class RunConfig(Strict):
 
     def _disagreements(self) -> Iterator[Exception]:
         train, schedule = self.train, self.schedule
+        for key in INIT_KEYS:
+            if train.init_from is None and getattr(train, key) != TrainConfig.model_fields[key].default:
+                yield problem(f"train.{key}", getattr(train, key), "train.init_from beside it")
         if train.global_batch_size % train.micro_batch_size:
             expected = f"a divisor of train.global_batch_size {train.global_batch_size}"
             yield problem("train.micro_batch_size", train.micro_batch_size, expected)
@@ -219,6 +244,9 @@ class RunConfig(Strict):
         """
         identity = self.model_dump(mode="json", serialize_as_any=True, exclude={"name", "folder", "checkpoint"})
         identity["train"].pop("wandb")
+        for key in INIT_KEYS:
+            if getattr(self.train, key) == TrainConfig.model_fields[key].default:
+                identity["train"].pop(key)
         identity["data"].pop("loader")
         if not self.data.isolates:
             identity["data"].pop("documents")

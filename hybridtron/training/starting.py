@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hybridtron.data.tokenizer import load as load_tokenizer
 from hybridtron.distributed.groups import call_everywhere, gather
 from hybridtron.errors import DamagedCheckpoint, UserError
+from hybridtron.initial_weights import brief
 from hybridtron.training.build import describe_stages
 from hybridtron.training.config import RunConfig
 from hybridtron.training.corpus import Corpus, open_corpus
@@ -66,7 +68,7 @@ def restore(
         trainer.state = start.state
         if start.checkpoint is None:
             if start.weights:
-                _load_weights(start.weights, trainer)
+                return trainer, replace(start, initial=_load_weights(start, trainer))
             return trainer, start
         try:
             _load(start.checkpoint, trainer)
@@ -97,14 +99,23 @@ def _load(checkpoint: Path, trainer: Trainer) -> None:
     checkpoints.load(checkpoint, trainer.engine, trainer.config.checkpoint.verify)
 
 
-def _load_weights(checkpoint: Path, trainer: Trainer) -> None:
-    """Read the weights that a new run begins with. Raises UserError where they are those of another model."""
+def _load_weights(start: Start, trainer: Trainer) -> dict[str, Any]:
+    """Read the weights that a new run begins with, and return what environment.json says of them.
+
+    Raises UserError where they are those of another model.
+    """
     from hybridtron.distributed import checkpoint as checkpoints
 
+    assert start.weights is not None
+    verify = trainer.config.checkpoint.verify
     try:
-        checkpoints.load_weights(checkpoint, trainer.engine, trainer.config.checkpoint.verify)
+        matched = checkpoints.load_weights(start.weights, trainer.engine, verify, start.rules)
     except UserError as error:
         raise type(error)(f"train.init_from: {error}") from None
+    lists = {"init_random": matched.random, "init_left_over": matched.left_over}
+    initial: dict[str, Any] = {"init_from": os.path.abspath(start.weights)}
+    initial |= {key: brief(names) for key, names in lists.items() if names}
+    return initial | ({"init_new_rows": matched.new_rows} if matched.new_rows else {})
 
 
 def begin(trainer: Trainer, folder: RunFolder, start: Start) -> None:
@@ -134,19 +145,25 @@ def begin(trainer: Trainer, folder: RunFolder, start: Start) -> None:
     if config.parallel.num_stages > 1:
         trainer.print_line(describe_stages(config))
     if start.weights:
-        trainer.print_line(f"begins with the weights of {start.weights}")
+        trainer.print_line(f"begins with the weights of {start.weights}{_remainder(start.initial)}")
     if start.checkpoint:
         trainer.print_line(f"resumed from {start.checkpoint} at step {start.state.step}")
     for change in start.changes:
         trainer.print_line(f"{change} from step {start.state.step + 1}" if trains else f"{change}: not used")
 
 
-def _initial_weights(folder: RunFolder, start: Start) -> str | None:
-    """Return the checkpoint whose weights the run began with, for environment.json, which keeps it on resume."""
+def _remainder(initial: Mapping[str, Any]) -> str:
+    """Return what does not come from the weights that the run begins with, or is not used of them, in words."""
+    words = {"init_random": "random: {}", "init_left_over": "not used: {}", "init_new_rows": "new vocabulary rows: {}"}
+    said = {key: ", ".join(value) if isinstance(value, list) else value for key, value in initial.items()}
+    return "".join(f"; {text.format(said[key])}" for key, text in words.items() if key in said)
+
+
+def _initial_weights(folder: RunFolder, start: Start) -> dict[str, Any]:
+    """Return whose weights the run began with, for environment.json, which keeps it on resume."""
     if start.checkpoint is None:
-        return os.path.abspath(start.weights) if start.weights else None
-    recorded = folder.read_environment().get("init_from")
-    return recorded if isinstance(recorded, str) else None
+        return dict(start.initial)
+    return {key: value for key, value in folder.read_environment().items() if key.startswith("init_")}
 
 
 def _claim(trainer: Trainer, folder: RunFolder) -> None:

@@ -124,8 +124,20 @@ MODELS: dict[str, dict[str, Any]] = {
     "halfmuon": {"pattern": "mamba attn mlp mamba"},
     "normed": {"pattern": "full after gated per_head", "zero_centered_norms": True},
     "packed": {"pattern": "attn mamba channel selective experts beside"},
+    "mapped": {"pattern": "attn mamba mamba mlp mlp", "vocab_size": 384},
 }
 ISOLATED = {"packed"}  # models whose sequences hold documents that are kept apart
+INITIAL: dict[str, tuple[str, dict[str, Any]]] = {  # model -> the one whose weights it begins with, and train.init_*
+    "mapped": (
+        "hybrid",
+        {
+            "init_map": {"attn": "attn", "layers.1": "layers.3", "layers.2": "layers.3", "layers.3": "layers.4",
+                         "layers.4": None},
+            "init_left_over": ["layers.0", "layers.2"],
+            "init_vocabulary": "extend",
+        },
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -189,6 +201,7 @@ LAYOUTS: dict[str, Layout] = {
     "packed pp2 vpp2": _layout("packed", **VPP),
     "packed dp2 do": _layout("packed", 2, **DO),
     "packed tp2 sp cp2 pp2 recomputed": _layout("packed", **SP, **CP, **PP, recompute="full"),
+    "mapped tp2 pp2": _layout("mapped", **TP, **PP),
     "half dp2 do": _layout("half", 2, **DO),
     "half pp2 vpp2 dp2 do": _layout("half", 2, **VPP, **DO),
     "tensorwise tp2 sp": _layout("tensorwise", **SP),

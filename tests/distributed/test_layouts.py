@@ -7,6 +7,7 @@ import json
 import sys
 
 import pytest
+import torch
 
 from hybridtron.convert.architectures.hybridtron import HYBRIDTRON
 from hybridtron.convert.formats.checkpoint import CheckpointSource
@@ -114,6 +115,23 @@ def export(model, checkpoint, out):
 def test_a_checkpoint_of_every_layout_converts_to_the_same_bytes(walked, exported, tmp_path, name):
     model = LAYOUTS[name].model
     assert export(model, walked / f"{name}.read", tmp_path / "out") == exported[model]
+
+
+def test_mapped_layers_begin_with_the_tensors_of_their_sources(walked):
+    """In four processes, bit by bit; the same bytes as in one process are another test's."""
+    source, mapped = CheckpointSource(walked / "hybrid.start"), CheckpointSource(walked / "mapped tp2 pp2.read")
+    layers = {"0": "1", "1": "3", "2": "3", "3": "4"}
+    compared = 0
+    for name in mapped.tensors:
+        first, _, rest = name.removeprefix("layers.").partition(".")
+        if name.startswith("layers.") and first in layers:
+            assert torch.equal(mapped.read(name), source.read(f"layers.{layers[first]}.{rest}")), name
+            compared += 1
+    assert compared >= 20
+    for name in ("embedding.weight", "head.weight"):
+        assert torch.equal(mapped.read(name)[:320], source.read(name))
+        assert mapped.read(name)[320:].std() > 0.01
+    assert not torch.equal(mapped.read("layers.4.mixer.down.weight"), source.read("layers.2.mixer.down.weight"))
 
 
 def test_every_primitive_is_laid_out():

@@ -22,11 +22,13 @@ from hybridtron.distributed.environment import Environment, read_environment
 from hybridtron.distributed.groups import ParallelContext, process_groups
 from hybridtron.training.build import build_engine
 from hybridtron.training.config import RunConfig
+from hybridtron.training.init_map import weight_rules
 from hybridtron.training.validation.resolve import data_parallel_size, resolve
 from tests.distributed.layouts import (
     BLOCKS,
     COMPARED,
     GLOBAL_BATCH,
+    INITIAL,
     ISOLATED,
     MICRO_BATCH,
     MODELS,
@@ -123,10 +125,16 @@ def try_layout(name: str, layout: Layout, parallel_context: ParallelContext, fol
         checkpoint.save(target, engine)
 
     start = folder / f"{layout.after or layout.model}.{'checkpoint' if layout.after else 'start'}"
+    if layout.model in INITIAL:
+        source, keys = INITIAL[layout.model]
+        train = config.train.model_copy(update=keys)
+        rules = weight_rules(train, config.model, run_config(TABLE[source]).model)
+        checkpoint.load_weights(folder / f"{source}.start", engine, rules=rules)
     if name in MODELS:
         save(start)
     else:
-        checkpoint.load(start, engine)
+        if layout.model not in INITIAL:
+            checkpoint.load(start, engine)
         if not layout.after:
             save(folder / f"{name}.read")
     goes_on = bool(name in MODELS or name in SAVED or layout.after)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
 import yaml
 
+from hybridtron.api.model import build_model
 from hybridtron.cli.main import main
+from hybridtron.training.run_folder.folder import read_run
 from hybridtron.training.single_process import load
 from tests.conftest import TINY
 
@@ -106,6 +109,112 @@ def test_other_parameters_are_named_and_nothing_is_written(trained, capfd, chang
     assert "error: train.init_from: " in error
     assert words in error
     assert not (trained / "refused").exists()
+
+
+def test_each_parameter_that_differs_is_named_with_the_nearest(trained, capfd):
+    """One that is missing, one of another shape and one that is left over, a line each."""
+    change = ("model.blocks.attn.qkv_bias=true", "model.pattern=mamba mlp attn", "model.vocab_size=384")
+    assert train(trained, "refused", *change) == 2
+    lines = capfd.readouterr().err.splitlines()
+    (first,) = [i for i, line in enumerate(lines) if "error: train.init_from: " in line]
+    found = "\n".join(lines[first:])
+    assert "parameter embedding.weight is 320 x 32 there; expected 384 x 32, as the config says, or train." in found
+    assert "parameter layers.2.mixer.qkv.bias.k is absent there; expected 16, as the config says" in found
+    assert "train.init_missing can name it" in found
+    assert re.search(r"parameter layers.3.mixer.\S+ is \S.* there; expected absent, .*train.init_left_over", found)
+    assert "(nearest: layers." in found
+    assert not (trained / "refused").exists()
+
+
+def test_listed_parameters_keep_random_values_and_others_are_dropped(trained, capfd):
+    listed = ('train.init_missing=["*.bias"]', "train.init_left_over=[ffn]")
+    assert train(trained, "listed", "model.blocks.attn.qkv_bias=true", "model.pattern=mamba mlp attn", *listed) == 0
+    assert "random: layers.2; not used: layers.3" in capfd.readouterr().err
+    before, after = weights(trained / "first"), weights(trained / "listed")
+    assert torch.equal(after["layers.2.mixer.qkv.weight"], before["layers.2.mixer.qkv.weight"])
+    environment = json.loads((trained / "listed" / "environment.json").read_text())
+    assert (environment["init_random"], environment["init_left_over"]) == (["layers.2"], ["layers.3"])
+    summary = json.loads((trained / "listed" / "summary.json").read_text())
+    assert summary["init_from"] == environment["init_from"] == str(trained / "first" / "step_00000003")
+
+
+def test_new_vocabulary_rows_keep_the_values_of_the_seed(trained, capfd):
+    assert train(trained, "larger", "model.vocab_size=384", "train.init_vocabulary=extend") == 0
+    assert "new vocabulary rows: 64" in capfd.readouterr().err
+    before, after = weights(trained / "first"), weights(trained / "larger")
+    drawn = initial_parameters(read_run(trained / "larger")[0])
+    for name in ("embedding.weight", "head.weight"):
+        assert torch.equal(after[name][:320], before[name])
+        assert torch.equal(after[name][320:], drawn[name][320:])
+    assert train(trained, "smaller", f"train.init_from={trained / 'larger'}", "train.init_vocabulary=cut") == 0
+    assert torch.equal(weights(trained / "smaller")["head.weight"], before["head.weight"])
+
+
+def initial_parameters(config):
+    """The random values that a run begins with."""
+    return dict(build_model(config).named_parameters())
+
+
+MAPS = {
+    "block": (
+        "mamba mlp mamba mlp attn",
+        "{mamba: mamba, mlp: mlp, attn: attn}",
+        "2 layers of mamba here, 1 of mamba",
+    ),
+    "range": ("mamba mlp attn ffn", "{layers.4: layers.0}", "layers.4: expected layers.0 to layers.3"),
+    "source": ("mamba mlp attn ffn", "{layers.0: layers.9}", "layers.0 = layers.9: expected layers.0 to layers.3"),
+    "type": ("mamba mlp attn ffn", "{layers.1: layers.2}", "is of type attention there; expected swiglu"),
+    "name": ("mamba mlp attn ffn", "{attm: attn}", "attm: expected a layer, such as layers.0, or one of"),
+    "unmapped": ("mamba mlp attn ffn", "{attn: attn}", "layers.0 has no source in train.init_map"),
+}
+
+
+@pytest.mark.parametrize("case", MAPS)
+def test_a_map_that_does_not_fit_is_refused(trained, capfd, case):
+    pattern, init_map, words = MAPS[case]
+    assert train(trained, "refused", f"model.pattern={pattern}", f"train.init_map={init_map}") == 2
+    error = capfd.readouterr().err
+    assert words in error
+    assert "train.init_" in error
+    assert not (trained / "refused").exists()
+
+
+def test_layers_are_taken_by_name_into_another_pattern_and_the_run_resumes(trained, capfd):
+    """Its first loss is that of the mapped layers, not of random ones."""
+    init_map = "{attn: attn, mlp: mlp, layers.2: layers.0, layers.3: layers.0, head: embedding, layers.4: null}"
+    change = ("model.pattern=attn mlp mamba mamba ffn", f"train.init_map={init_map}")
+    change += ("train.init_left_over=[ffn, head]",)
+    assert train(trained, "mapped", *change) == 0
+    assert "random: layers.4; not used: " in capfd.readouterr().err
+    before, after = weights(trained / "first"), weights(trained / "mapped")
+    for layer, source in {"0": "2", "1": "1", "2": "0", "3": "0"}.items():
+        mine = {name.removeprefix(f"layers.{layer}."): v for name, v in after.items() if f"layers.{layer}." in name}
+        assert mine
+        assert all(torch.equal(value, before[f"layers.{source}.{name}"]) for name, value in mine.items())
+    assert torch.equal(after["head.weight"], before["embedding.weight"])
+    assert not torch.equal(after["layers.4.mixer.up.weight"], before["layers.3.mixer.up.weight"])
+    assert train(trained, "mapped", *change, "train.steps=2", "--resume") == 0
+    assert json.loads((trained / "mapped" / "environment.json").read_text())["init_random"] == ["layers.4"]
+    other = [change[0], change[2], "train.init_map={layers.0: null}", "train.steps=3", "--resume"]
+    assert train(trained, "mapped", *other) == 2
+    assert "train.init_map" in capfd.readouterr().err
+
+
+def test_training_goes_on_from_the_trained_loss_on_other_data(trained, corpus, tmp_path):
+    """The first step's loss is that of the trained model on the new tokens, well below a random model's."""
+    data = (f"data.train={corpus / 'valid'}", "train.init_from=null")
+    assert main(["train", str(trained / "first.yaml"), *data[:1], f"train.init_from={trained / 'first'}",
+                 f"folder={tmp_path / 'on'}", "seed=8", *STILL]) == 0  # fmt: skip
+    assert main(["train", str(trained / "first.yaml"), *data, f"folder={tmp_path / 'random'}", "seed=8", *STILL]) == 0
+    trained_loss, random_loss = (
+        json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])["loss"] for name in ("on", "random")
+    )
+    assert trained_loss < random_loss - 0.1
+
+
+def test_keys_beside_no_source_are_refused(trained, capfd):
+    assert main(["train", str(trained / "first.yaml"), "train.init_vocabulary=extend"]) == 2
+    assert "train.init_vocabulary = 'extend': expected train.init_from beside it" in capfd.readouterr().err
 
 
 def test_without_training_tokens_a_model_is_not_trained(trained, capfd):

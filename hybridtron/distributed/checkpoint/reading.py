@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadPlan
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from hybridtron.checkpoint_reader import compare_parameters, loading, read_common
+from hybridtron.checkpoint_reader import expected_shapes, loading, read_common, stored_shapes
 from hybridtron.distributed import optimizer_state
 from hybridtron.distributed.checkpoint import manifest
 from hybridtron.distributed.checkpoint.chunks import held_chunks
@@ -26,6 +25,7 @@ from hybridtron.distributed.checkpoint.layout import Chunk
 from hybridtron.distributed.engine import Engine
 from hybridtron.distributed.groups import call_everywhere
 from hybridtron.errors import UserError
+from hybridtron.initial_weights import MatchedWeights, WeightRules, match_weights
 from hybridtron.safe_index import shape_text
 
 
@@ -47,23 +47,46 @@ def load(folder: Path, engine: Engine, verify: manifest.Verify = "full") -> None
     call_everywhere(lambda: _read(folder, engine))
 
 
-def load_weights(folder: Path, engine: Engine, verify: manifest.Verify = "full") -> None:
+def load_weights(
+    folder: Path, engine: Engine, verify: manifest.Verify = "full", rules: WeightRules | None = None
+) -> MatchedWeights:
     """Read the parameters alone into the engine, and into the fp32 copies that its optimizer keeps of narrower ones.
 
     Arguments and exceptions are those of `load`. Number formats may differ; the checkpoint must have exactly the
-    parameters of the model.
+    parameters of the model, but for what `rules` allow: a UserError has a line for each parameter that differs. Returns
+    which parameter was read from which; those without a source keep the values that the engine has.
     """
     context = engine.parallel_context
     call_everywhere(lambda: manifest.verify(folder, verify, (context.rank, context.world_size)))
-    call_everywhere(lambda: _read_weights(folder, engine))
+    stored = call_everywhere(lambda: _stored_shapes(folder))
+    try:
+        matched = match_weights(stored, expected_shapes(engine.specs), rules or WeightRules())
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+    call_everywhere(lambda: _read_weights(folder, engine, matched, stored))
+    return matched
 
 
-def _read_weights(folder: Path, engine: Engine) -> None:
-    """Read the parameters that this process holds, and its fp32 copies."""
-    held = [replace(chunk, key=chunk.key.removeprefix("optimizer.param.")) for chunk in held_chunks(engine)]
+def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     with loading(folder) as index:
-        compare_parameters(folder, index, engine.specs)
-        _read_chunks(folder, index, [chunk for chunk in held if not chunk.key.startswith("optimizer.")])
+        return stored_shapes(index)
+
+
+def _read_weights(folder: Path, engine: Engine, matched: MatchedWeights, stored: Mapping[str, tuple[int, ...]]) -> None:
+    """Read the parameters that this process holds, and its fp32 copies."""
+    chunks = []
+    for held in held_chunks(engine):
+        source = matched.sources.get(held.key.removeprefix("optimizer.param."))
+        if source is not None and (chunk := _in_source(held, source, stored[source])):
+            chunks.append(chunk)
+    with loading(folder) as index:
+        _read_chunks(folder, index, chunks)
+
+
+def _in_source(chunk: Chunk, source: str, shape: tuple[int, ...]) -> Chunk | None:
+    """Return the part of a chunk that another tensor has, as a chunk of that; None where it has none of its rows."""
+    rows = min(chunk.data.shape[0], shape[0] - chunk.offsets[0])
+    return Chunk(source, shape, chunk.offsets, chunk.data.narrow(0, 0, rows)) if rows > 0 else None
 
 
 def _read(folder: Path, engine: Engine) -> None:

@@ -37,6 +37,8 @@ class ClosingReport(Callback):
         is_main, mttf_hours = context.parallel_context.is_main, context.config.checkpoint.mttf_hours
         if is_main:
             self.summary |= self._losses(context)
+            if initial := self.folder.read_environment().get("init_from"):
+                self.summary["init_from"] = initial
             self.summary["effective_time"] = read_effective_time(self.folder.path, mttf_hours).as_json()
         self.summary |= _sample(context)
         if is_main:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,11 +21,14 @@ PACKAGES = ("torch", "megatron-core", "numpy", "transformer-engine", "mamba-ssm"
 
 
 def environment_info(
-    config: RunConfig, parallel_context: ParallelContext, corpus: Corpus, init_from: str | None = None
+    config: RunConfig,
+    parallel_context: ParallelContext,
+    corpus: Corpus,
+    initial_weights: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return the content of environment.json; `tokens` are fingerprints of the data.
 
-    `init_from` is the checkpoint whose weights the run began with, where it did not begin with random ones.
+    `initial_weights` says which checkpoint's weights the run began with (init_from), and what came from elsewhere.
     """
     cuda = parallel_context.device.type == "cuda"
     return {
@@ -42,7 +47,7 @@ def environment_info(
             "data": parallel_context.data_size,
         },
         "tokens": corpus.fingerprints,
-        **({"init_from": init_from} if init_from else {}),
+        **initial_weights,
     }
 
 

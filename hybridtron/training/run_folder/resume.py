@@ -13,9 +13,11 @@ from hybridtron.config.flat import flat
 from hybridtron.config.type_words import value_text
 from hybridtron.errors import UserError
 from hybridtron.files import append_rows, open_rows
+from hybridtron.initial_weights import WeightRules
 from hybridtron.mixers.contract import MixerConfig
 from hybridtron.pattern import Pattern
-from hybridtron.training.config import RunConfig
+from hybridtron.training.config import INIT_KEYS, RunConfig
+from hybridtron.training.init_map import weight_rules
 from hybridtron.training.lr_schedule import learning_rate
 from hybridtron.training.run_folder.folder import RunFolder, read_config, read_run
 from hybridtron.training.run_folder.train_state import TrainState, read_state
@@ -25,7 +27,12 @@ if TYPE_CHECKING:
 
 # The architecture, the seed and the order of the data stay; of these keys (and all below them) a run may change.
 FREE = ("train", "optimizer", "schedule", "checkpoint", "parallel", "name", "folder", "model.backend", "data.loader")
-FIXED = ("train.global_batch_size", "train.init_from", "optimizer.type")  # of these
+FIXED = (
+    "train.global_batch_size",
+    "train.init_from",
+    *(f"train.{key}" for key in INIT_KEYS),
+    "optimizer.type",
+)  # of these
 TOKENS = ("data.train", "data.valid", "data.tokenizer")  # paths that may change where what they hold stays the same
 LARGEST_RISE = 2  # of the learning rate from one step to the next that is not told: that of a warm-up's second step
 
@@ -49,6 +56,8 @@ class Start:
 
     checkpoint: Path | None = None
     weights: Path | None = None  # a checkpoint of another run, whose weights a new run begins with
+    rules: WeightRules | None = None  # by which the parameters of both are matched
+    initial: Mapping[str, Any] = field(default_factory=dict)  # what environment.json says of them
     state: TrainState = field(default_factory=TrainState)
     changes: tuple[Change, ...] = ()
     damaged: Mapping[str, str] = field(default_factory=dict)  # newer checkpoints: name -> error, newest first
@@ -67,13 +76,13 @@ def find_start(
     folder.require_makeable()
     if not resume or not folder.config_file.is_file():
         folder.require_unused()
-        return Start(weights=_initial_weights(config))
+        return _from_weights(Start(), config)
     folder.require_plain()
     before = read_config(folder.path)
     _require_same(folder, before, config)
     start = _newest_whole(folder, damaged)
     if start.checkpoint is None:  # it stopped before its first checkpoint
-        start = replace(start, weights=_initial_weights(config))
+        start = _from_weights(start, config)
     checkpoint, state = start.checkpoint, start.state
     if state.step > config.train.steps:
         raise UserError(f"train.steps = {config.train.steps}: expected at least {state.step}, as {checkpoint} has")
@@ -105,14 +114,18 @@ def _what_stays(key: str) -> str:
     return "its optimizer's state" if key.startswith("optimizer.") else "its architecture and its order of data"
 
 
-def _initial_weights(config: RunConfig) -> Path | None:
-    """Return the checkpoint whose weights a new run begins with, if any. Raises UserError where there is none."""
+def _from_weights(start: Start, config: RunConfig) -> Start:
+    """Return the start of a new run with the checkpoint whose weights it begins with, if any.
+
+    Raises UserError where there is none, or where train.init_map does not fit both models.
+    """
     if config.train.init_from is None:
-        return None
+        return start
     try:
-        return read_run(Path(config.train.init_from))[1]
+        source, checkpoint = read_run(Path(config.train.init_from))
     except UserError as error:
         raise type(error)(f"train.init_from: {error}") from None
+    return replace(start, weights=checkpoint, rules=weight_rules(config.train, config.model, source.model))
 
 
 def _newest_whole(folder: RunFolder, known: Mapping[str, str]) -> Start:
@@ -218,7 +231,8 @@ def _free(config: RunConfig) -> dict[str, Any]:
 
 def _is_free(key: str) -> bool:
     """Return whether a key outside the blocks may change on resume."""
-    return key in TOKENS or (key not in FIXED and any(f"{key}.".startswith(f"{free}.") for free in FREE))
+    fixed, free = (any(f"{key}.".startswith(f"{one}.") for one in keys) for keys in (FIXED, FREE))
+    return key in TOKENS or (free and not fixed)
 
 
 def _flat(config: RunConfig) -> dict[str, Any]:
