@@ -1,4 +1,4 @@
-"""Several runs beside each other: loss curves, settings that differ, losses with their noise. Imports no torch.
+"""Several runs beside each other: loss curves, settings that differ, losses with their noise.
 
 run.py          one run, read from its folder
 noise.py        how much the last held-out losses of a run scatter

@@ -33,18 +33,23 @@ class WeightsAndBiases(Callback):
     def on_train_start(self, context: TrainContext) -> None:
         """Open the W&B run, with the config."""
         import wandb
+        from wandb.errors import Error
 
         id_file = self.folder.path / "wandb_id"
         if not id_file.exists():
             replace_file(id_file, uuid4().hex[:12])
-        self.run = wandb.init(
-            project=self.project,
-            name=context.config.name,
-            dir=str(self.folder.path),
-            config=context.config.model_dump(mode="json", serialize_as_any=True),
-            id=read_plain(id_file).decode(),
-            resume="allow",
-        )
+        try:
+            self.run = wandb.init(
+                project=self.project,
+                name=context.config.name,
+                dir=str(self.folder.path),
+                config=context.config.model_dump(mode="json", serialize_as_any=True),
+                id=read_plain(id_file).decode(),
+                resume="allow",
+            )
+        except Error as error:
+            text = " ".join(str(error).split())
+            raise UserError(f"train.wandb = {self.project}: {text} (WANDB_MODE=offline needs no account)") from None
 
     def after_step(self, context: TrainContext, row: Row, logged: bool) -> None:
         """Log the scalars of a logged step."""
