@@ -88,10 +88,17 @@ def to_hf(
     with SafetensorsSink(out, infos, files, shard_bytes, with_total(progress, total)) as sink:
         write_theirs(table, source, sink)
     theirs = SafetensorsSource(out)
+    notes = [_ONE_DOCUMENT] if config.data.isolates else []
     return write_receipt(
         "to-hf", table, source, theirs, source_folder=checkpoint, target_folder=out, run=checkpoint, hf=out, into=out,
-        vocabulary=vocabulary, logits=logits, check=check, began=began,
+        notes=notes, vocabulary=vocabulary, logits=logits, check=check, began=began,
     )  # fmt: skip
+
+
+# A note in the receipt.
+_ONE_DOCUMENT = (
+    "trained with data.documents isolate: a sequence is one document; packed ones need position_ids that restart"
+)
 
 
 def choose(model: ModelConfig, name: str | None) -> tuple[Architecture, dict[str, Any]]:
@@ -126,6 +133,8 @@ def _config_json(
         "dtype": dtype_name(main_dtype(infos.values())),
         **{key: generation.get(key) for key in IDS},
     }
+    if architecture.name == "hybridtron" and config.data.isolates:
+        content["documents"] = config.data.documents
     if architecture.name == "hybridtron" or any(model.blocks[name].attends for name in model.layer_names):
         content["max_position_embeddings"] = config.data.seq_len
     return json.dumps(_strict({**content, **settings}), indent=2, allow_nan=False).encode() + b"\n"

@@ -87,7 +87,8 @@ def from_hf(
         table = Table.of(architecture, config.model, source.tensors)
     infos = infos_here(table, source.tensors, chosen_dtype(dtype))
     files, notes = our_files(folder, settings)
-    config = _completed(config, main_dtype(infos.values()), None if FILE_NAME not in files else str(out / FILE_NAME))
+    tokenizer = str(out / FILE_NAME) if FILE_NAME in files else "byte"
+    config = _completed(config, main_dtype(infos.values()), tokenizer, settings.get("documents") == "isolate")
     with new_run(out, config, TrainState(), infos, small_files=files, progress=progress) as sink:
         write_ours(table, source, sink)
     ours = CheckpointSource(RunFolder(out).checkpoint(0), "none")
@@ -149,8 +150,9 @@ def _seq_len(settings: Mapping[str, Any], wanted: int | None) -> int:
     return wanted or settings.get("max_position_embeddings") or SEQ_LEN
 
 
-def _completed(config: RunConfig, dtype: torch.dtype, tokenizer: str | None) -> RunConfig:
-    """Return the config with the number format of its parameters, and its tokenizer.json where it has one."""
+def _completed(config: RunConfig, dtype: torch.dtype, tokenizer: str, isolate: bool) -> RunConfig:
+    """Return the config with its number format, its tokenizer, and what becomes of documents."""
     precision = config.precision.model_copy(update={"format": "bf16" if dtype == torch.bfloat16 else "fp32"})
-    data = config.data.model_copy(update={"tokenizer": tokenizer or "byte"})
+    documents = "isolate" if isolate else "flow"
+    data = config.data.model_copy(update={"tokenizer": tokenizer, "documents": documents})
     return config.model_copy(update={"precision": precision, "data": data})

@@ -211,6 +211,10 @@ class RunConfig(Strict):
                 f"{written} stages (pipeline x virtual_pipeline) as the pattern's '|' cut it, or a pattern without '|'"
             )
             yield problem("parallel.pipeline", parallel.pipeline, expected)
+        for name in sorted(set(model.layer_names)) if self.data.isolates else ():
+            if any(getattr(mixer, "capacity_factor", None) is not None for mixer in model.blocks[name].mixers):
+                limit = f"model.blocks.{name}.capacity_factor"
+                yield problem("data.documents", "isolate", f"flow with {limit}, which is a share of whole sequences")
         if isinstance(parallel.recompute, dict):
             for name in parallel.recompute:
                 if name not in model.blocks:

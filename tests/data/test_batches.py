@@ -72,3 +72,40 @@ def test_what_cannot_be_divided_is_refused_at_the_call(dataset):
         global_batch(dataset, 0, 10, 2, 0, 2)
     with pytest.raises(UserError, match="do not fit"):
         eval_batches(dataset, 1000, 4, 0, 1)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """Documents of 1 to 39 tokens, whose ids are their numbers."""
+    prefix, lengths = tmp_path_factory.mktemp("documents") / "train", np.tile(np.arange(1, 40), 5)
+    np.repeat(np.arange(len(lengths), dtype=np.uint16), lengths).tofile(bin_path(prefix))
+    write_index(idx_path(prefix), lengths, np.dtype(np.uint16))
+    return TokenDataset(prefix, seq_len=32, seed=3)
+
+
+class TestDocuments:
+    @staticmethod
+    def check(batches, counted_sequences):
+        """Check lengths and weights against the ids, over the micro-batches of all ranks."""
+        tokens, labels = (torch.cat([batch[i] for batch in batches]) for i in range(2))
+        weights = torch.cat([batch.documents.weights for batch in batches])
+        counted = (tokens == labels)[:counted_sequences]
+        scale = counted.numel() / int(counted.sum())
+        assert scale > 1.02
+        torch.testing.assert_close(weights, (tokens == labels) * scale, rtol=1e-6, atol=0)
+        lengths = [pieces.tolist() for batch in batches for pieces in batch.documents.lengths]
+        assert lengths == [row.unique_consecutive(return_counts=True)[1].tolist() for row in tokens]
+
+    @pytest.mark.parametrize(("micro_batch_size", "dp_size"), [(12, 1), (3, 2), (2, 3)])
+    def test_of_a_step(self, packed, micro_batch_size, dp_size):
+        for step in (0, 7):
+            layouts = [(step, 12, micro_batch_size, rank, dp_size) for rank in range(dp_size)]
+            self.check([batch for layout in layouts for batch in global_batch(packed, *layout, isolate=True)], 12)
+
+    @pytest.mark.parametrize(("micro_batch_size", "dp_size"), [(4, 1), (2, 3)])
+    def test_of_an_evaluation(self, packed, micro_batch_size, dp_size):
+        ranks = [eval_batches(packed, 10, micro_batch_size, rank, dp_size, isolate=True) for rank in range(dp_size)]
+        self.check([batch for batches, _ in ranks for batch in batches], 10)
+
+    def test_they_are_not_told_where_they_flow(self, packed):
+        assert all(batch.documents is None for batch in global_batch(packed, 0, 12, 3, 0, 1))

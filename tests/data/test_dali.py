@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 def dataset(tmp_path_factory):
     prefix = tmp_path_factory.mktemp("tokens") / "train"
     np.arange(5000, dtype=np.uint16).tofile(bin_path(prefix))
-    write_index(idx_path(prefix), np.array([5000]), np.dtype(np.uint16))
+    write_index(idx_path(prefix), np.array([4000, 7, 60, 1, 932]), np.dtype(np.uint16))
     return TokenDataset(prefix, seq_len=32, seed=3)
 
 
@@ -48,6 +48,17 @@ def test_the_same_batches_in_the_same_order(dataset, micro_batch_size, dp_size):
                 assert torch.equal(ours.labels, theirs.labels)
                 assert theirs.tokens.dtype == torch.int64
                 assert theirs.tokens.is_contiguous()
+
+
+def test_the_same_documents(dataset):
+    for step in (0, 1, 7):
+        load_batches = make_loader("dali", dataset, 12, 3, 1, 2, CPU, isolate=True)
+        for ours, theirs in zip(
+            global_batch(dataset, step, 12, 3, 1, 2, isolate=True), load_batches(step), strict=True
+        ):
+            assert torch.equal(ours.tokens, theirs.tokens)
+            assert torch.equal(ours.documents.weights, theirs.documents.weights)
+            assert list(map(list, ours.documents.lengths)) == list(map(list, theirs.documents.lengths))
 
 
 def test_batches_stay_as_they_are_while_later_ones_are_read(dataset):

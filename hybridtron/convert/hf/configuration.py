@@ -11,11 +11,15 @@ from hybridtron.model.config import ModelConfig
 
 
 class HybridtronConfig(PreTrainedConfig):
-    """Holds the `model` section of our config under the key `model`, and what transformers writes for itself."""
+    """Holds the `model` section of our config under the key `model`, and what transformers writes for itself.
+
+    `documents` is data.documents of the run: isolate where packed documents were kept apart in training.
+    """
 
     model_type = "hybridtron"
 
     model: dict[str, Any] | None = None
+    documents: str = "flow"
 
     @property
     def section(self) -> ModelConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
@@ -14,6 +15,7 @@ from hybridtron.backends.dispatch import dispatch_locally
 from hybridtron.backends.torch import TorchBackend
 from hybridtron.convert.hf.cache import HybridtronCache, own_tokens_first
 from hybridtron.convert.hf.configuration import HybridtronConfig
+from hybridtron.documents import Documents
 from hybridtron.errors import UserError
 from hybridtron.mixers.mixer import Mixer
 from hybridtron.mixers.moe.module import MoE
@@ -35,7 +37,8 @@ class HybridtronForCausalLM(PreTrainedModel, GenerationMixin):
     """A `LanguageModel` under the name `model`: its parameters are those of our checkpoints, whole, after `model.`.
 
     Positions follow from the attention mask: what it leaves out, on either side, changes nothing for other tokens. The
-    logits there repeat those after the last token before. Losses count no token without one before it.
+    logits there repeat those after the last token before. Documents that are packed into rows without padding, of
+    which `position_ids` count the tokens from 0, are each as if alone. Losses count no token without one before it.
     """
 
     config_class = HybridtronConfig
@@ -107,36 +110,61 @@ class HybridtronForCausalLM(PreTrainedModel, GenerationMixin):
             labels: equal to `input_ids`, with -100 for what does not count.
             use_cache: whether to return a cache. By default only where one is given.
             logits_to_keep: of how many of the last tokens, or of which, to return logits; 0: of all.
-            kwargs: passed to the loss.
+            kwargs: `position_ids` [b, s] that begin at 0 in each of the documents packed into a row, as the flattening
+                collator of transformers makes them; others are passed to the loss.
 
         Raises:
             ValueError: for a mask of another shape, or inputs that the model does not take.
         """
-        for name in ("inputs_embeds", "position_ids"):
-            if kwargs.pop(name, None) is not None:
-                raise ValueError(f"{name}: expected input_ids and attention_mask, from which positions follow")
+        if kwargs.pop("inputs_embeds", None) is not None:
+            raise ValueError("inputs_embeds: expected input_ids")
         mask = _mask(input_ids, attention_mask)
+        documents = self._documents(mask, kwargs.pop("position_ids", None), past_key_values)
         input_ids = input_ids.masked_fill(~mask, 0)  # padding may have an id of its own
         cache = past_key_values
-        if use_cache and cache is None:
+        if use_cache and cache is None and documents is None:
             cache = HybridtronCache()
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         if cache is None:
-            logits = self._parallel(input_ids, mask)[:, kept]
+            logits = self._parallel(input_ids, mask, documents)[:, kept]
         else:
             last_only = isinstance(logits_to_keep, int) and logits_to_keep == 1
             logits = cache.advance(self.model, input_ids, mask, last_only)[:, slice(None) if last_only else kept]
         loss = None
         if labels is not None:
             first = (mask.cumsum(1) == 1) & mask
+            if documents is not None:
+                first = documents.starts(labels.device).t()
             counted = labels.masked_fill(first, -100) if past_key_values is None else labels
             loss = self.loss_function(
                 logits=logits.contiguous(), labels=counted, vocab_size=self.config.vocab_size, **kwargs
             )
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
 
-    def _parallel(self, tokens: Tensor, mask: Tensor) -> Tensor:
+    def _documents(self, mask: Tensor, position_ids: Tensor | None, cache: HybridtronCache | None) -> Documents | None:
+        """Return the documents that restarting positions [b, s] mark; None where each row is one, as the mask says.
+
+        Raises ValueError for other positions.
+        """
+        if position_ids is None:
+            return None
+        if position_ids.shape != mask.shape or cache is not None:
+            what = "none with a cache" if cache is not None else f"[b, s] of input_ids {list(mask.shape)}"
+            raise ValueError(f"position_ids {list(position_ids.shape)}: expected {what}")
+        if bool((position_ids == mask.cumsum(1) - 1)[mask].all()):
+            return None
+        starts = position_ids == 0
+        follows = torch.nn.functional.pad(position_ids[:, :-1] + 1, (1, 0))
+        if not bool(mask.all()) or not bool((starts | (position_ids == follows)).all()) or not bool(starts[:, 0].all()):
+            raise ValueError("position_ids: expected 0, 1, 2 ... in each document of rows without padding")
+        if self._limits_experts():
+            raise ValueError("position_ids: expected one document a row, as capacities of experts are shares of a row")
+        return Documents(tuple(_lengths(row) for row in starts.cpu().numpy()), torch.ones_like(mask, dtype=torch.float))
+
+    def _parallel(self, tokens: Tensor, mask: Tensor, documents: Documents | None) -> Tensor:
         """Map ids [b, s] to logits [b, s, v], over all tokens at once."""
+        if documents is not None:
+            return self.model.gather_logits(self.model(tokens, documents=documents)).transpose(0, 1)
         if bool(mask.all()):
             return self.model.logits(tokens)
         packed = own_tokens_first(tokens, mask)
@@ -160,6 +188,11 @@ class HybridtronForCausalLM(PreTrainedModel, GenerationMixin):
     def _limits_experts(self) -> bool:
         mixers = (module for module in self.modules() if isinstance(module, Mixer))
         return any(getattr(mixer.config, "capacity_factor", None) is not None for mixer in mixers)
+
+
+def _lengths(starts: np.ndarray) -> np.ndarray:
+    """Return the lengths of the documents that begin where `starts` [s] is true."""
+    return np.diff(np.append(np.flatnonzero(starts), len(starts)))
 
 
 def _mask(tokens: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, DataCollatorWithFlattening
 
 from hybridtron.convert.hf import HybridtronForCausalLM
+from hybridtron.convert.hf.cache import HybridtronCache
 from hybridtron.errors import UserError
 from tests.convert.hf.models import case, exported, loaded, trained
 from tests.mixers.test_contract import CASES
@@ -144,3 +145,35 @@ def test_inputs_that_it_does_not_take_are_refused(tmp_path):
         model(TOKENS, position_ids=torch.arange(20))
     with pytest.raises(ValueError, match=r"attention_mask \[3, 5\]"):
         model(TOKENS, attention_mask=torch.ones(3, 5))
+
+
+@pytest.mark.parametrize("name", ["attention", "mamba1", "rwkv6", "hyena", "hyena_experts", "parallel"])
+def test_position_ids_that_restart_keep_documents_apart(name, tmp_path):
+    """As the flattening collator of transformers packs them."""
+    model = loaded(name, tmp_path)
+    collate = DataCollatorWithFlattening(return_position_ids=True)
+    rows = [TOKENS[i, :length].tolist() for i, length in enumerate(LENGTHS)]
+    packed = collate([{"input_ids": row, "labels": row} for row in rows])
+    result = model(**packed)
+    alone = [model(torch.tensor([row]), labels=torch.tensor([row])) for row in rows]
+    torch.testing.assert_close(result.logits[0], torch.cat([each.logits[0] for each in alone]), atol=1e-5, rtol=1e-5)
+    expected = sum(each.loss * (length - 1) for each, length in zip(alone, LENGTHS, strict=True)) / (sum(LENGTHS) - 3)
+    torch.testing.assert_close(result.loss, expected, atol=1e-5, rtol=1e-5)
+    whole = model(packed["input_ids"], labels=packed["input_ids"], position_ids=packed["position_ids"])
+    torch.testing.assert_close(whole.loss, expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(model(packed["input_ids"]).logits, result.logits, atol=1e-4)
+
+
+def test_position_ids_of_one_document_change_nothing_and_others_are_refused(tmp_path):
+    model = loaded("attention", tmp_path)
+    assert torch.equal(model(TOKENS, position_ids=torch.arange(20).expand(3, 20)).logits, model(TOKENS).logits)
+    tokens, mask = padded("left")
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    assert torch.equal(
+        model(tokens, attention_mask=mask, position_ids=positions).logits, model(tokens, attention_mask=mask).logits
+    )
+    for wrong in (torch.arange(20) + 1, torch.arange(20) * 2, torch.arange(20).roll(3)):
+        with pytest.raises(ValueError, match="position_ids: expected 0, 1, 2"):
+            model(TOKENS, position_ids=wrong.expand(3, 20))
+    with pytest.raises(ValueError, match="none with a cache"):
+        model(TOKENS, position_ids=torch.arange(20).expand(3, 20), past_key_values=HybridtronCache())
