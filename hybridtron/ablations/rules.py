@@ -23,7 +23,7 @@ def quantities(config: RunConfig) -> dict[str, float]:
     (elements per sequence), both at data.seq_len; steps, tokens and flops of the whole training.
     """
     account = describe(config.model, config.data.seq_len)
-    tokens = config.train.steps * config.tokens_per_step
+    tokens = config.tokens(0, config.train.steps)
     per_token = 3 * account.flops_forward / config.data.seq_len
     return {
         "parameters": account.total,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from hybridtron.data.batch_sizes import BatchSizes
 from hybridtron.data.dataset import TokenDataset
 from hybridtron.errors import UserError
 
@@ -25,7 +26,7 @@ class MicroBatch(NamedTuple):
 def global_batch(
     dataset: TokenDataset,
     step: int,
-    global_batch_size: int,
+    global_batch_size: int | BatchSizes,
     micro_batch_size: int,
     dp_rank: int,
     dp_size: int,
@@ -41,33 +42,46 @@ def global_batch(
 
 
 def step_documents(
-    dataset: TokenDataset, step: int, global_batch_size: int, micro_batch_size: int, dp_rank: int, dp_size: int
+    dataset: TokenDataset,
+    step: int,
+    global_batch_size: int | BatchSizes,
+    micro_batch_size: int,
+    dp_rank: int,
+    dp_size: int,
 ) -> "list[Documents]":
     """Return the documents of a rank's micro-batches of training step `step`. A loss is the mean over the tokens of the
     global batch that count, whose documents every rank reads."""
     own = sample_indices(step, global_batch_size, micro_batch_size, dp_rank, dp_size)
-    every = step * global_batch_size + np.arange(global_batch_size)
+    first, size = _span(global_batch_size, step)
+    every = first + np.arange(size)
     return _documents(dataset.documents(every), own - every[0], micro_batch_size)
 
 
 def sample_indices(
-    step: int, global_batch_size: int, micro_batch_size: int, dp_rank: int, dp_size: int
+    step: int, global_batch_size: int | BatchSizes, micro_batch_size: int, dp_rank: int, dp_size: int
 ) -> np.ndarray:  # fmt: skip
     """Return the samples of training step `step` (from 0) for data-parallel rank `dp_rank`, int64.
 
-    Step t takes samples t * G to (t + 1) * G - 1 of the dataset's order, G = global_batch_size; each rank takes one
-    contiguous block of them. Which samples a step takes therefore does not depend on the layout. Raises UserError where
-    G is not a multiple of micro_batch_size * dp_size.
+    Step t takes samples t * G to (t + 1) * G - 1 of the dataset's order, G = global_batch_size, or where that varies
+    the samples after those of the steps before; each rank takes one contiguous block of them. Which samples a step
+    takes therefore does not depend on the layout. Raises UserError where G is not a multiple of micro_batch_size *
+    dp_size.
     """
+    first, size = _span(global_batch_size, step)
     unit = micro_batch_size * dp_size
-    if global_batch_size < 1 or global_batch_size % unit:
+    if size < 1 or size % unit:
         raise UserError(
-            f"train.global_batch_size = {global_batch_size}: expected a multiple of micro_batch_size "
+            f"train.global_batch_size = {size}: expected a multiple of micro_batch_size "
             f"{micro_batch_size} x data-parallel size {dp_size} "
-            f"(nearest: {max(1, round(global_batch_size / unit)) * unit})"
+            f"(nearest: {max(1, round(size / unit)) * unit})"
         )
-    share = global_batch_size // dp_size
-    return step * global_batch_size + np.arange(dp_rank * share, (dp_rank + 1) * share, dtype=np.int64)
+    share = size // dp_size
+    return first + np.arange(dp_rank * share, (dp_rank + 1) * share, dtype=np.int64)
+
+
+def _span(sizes: int | BatchSizes, step: int) -> tuple[int, int]:
+    """Return the first sample of a step, and how many there are."""
+    return (sizes if isinstance(sizes, BatchSizes) else BatchSizes(sizes)).span(step)
 
 
 def eval_batches(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hybridtron.data.batch_sizes import BatchSizes
 from hybridtron.data.batches import MicroBatch, micro_batch, sample_indices, step_documents
 from hybridtron.data.dataset import TokenDataset
 from hybridtron.errors import UserError
@@ -40,7 +41,7 @@ class DaliLoader:
     def __init__(
         self,
         dataset: TokenDataset,
-        global_batch_size: int,
+        global_batch_size: int | BatchSizes,
         micro_batch_size: int,
         dp_rank: int,
         dp_size: int,
@@ -51,7 +52,7 @@ class DaliLoader:
         self.isolate = isolate
         self.dataset, self.micro_batch_size, self.device = dataset, micro_batch_size, device
         self._layout = (global_batch_size, micro_batch_size, dp_rank, dp_size)
-        self._micro_batches = len(sample_indices(0, *self._layout)) // micro_batch_size
+        sample_indices(0, *self._layout)  # refuses a batch that cannot be divided
         self._next_step = -1
         self._batches: Iterator[Any] = iter(())
 
@@ -60,7 +61,8 @@ class DaliLoader:
         if step != self._next_step:  # the first step of a run, also of a resumed one
             self._batches = self._start(step)
         self._next_step = step + 1
-        documents: Sequence[Documents | None] = [None] * self._micro_batches
+        micro_batches = len(sample_indices(step, *self._layout)) // self.micro_batch_size
+        documents: Sequence[Documents | None] = [None] * micro_batches
         if self.isolate:
             documents = step_documents(self.dataset, step, *self._layout)
         return [micro_batch(next(self._batches)[0]["windows"], each) for each in documents]

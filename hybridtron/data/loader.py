@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from hybridtron.data.batch_sizes import BatchSizes
 from hybridtron.data.batches import MicroBatch, global_batch
 from hybridtron.data.dataset import TokenDataset
 
@@ -17,7 +18,7 @@ Loader = Callable[[int], Sequence[MicroBatch]]  # the micro-batches of a step, c
 def make_loader(
     kind: str,
     dataset: TokenDataset,
-    global_batch_size: int,
+    global_batch_size: int | BatchSizes,
     micro_batch_size: int,
     dp_rank: int,
     dp_size: int,

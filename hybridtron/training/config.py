@@ -7,14 +7,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from hybridtron.config.nearest import one_of
 from hybridtron.config.schema import FolderName, Strict, problem
+from hybridtron.data.batch_sizes import BatchSizes
 from hybridtron.data.config import DataConfig
 from hybridtron.distributed.config import ParallelConfig, PrecisionConfig
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.quantized import unknown_entry
+from hybridtron.training.optimizer_config import DECAYING, OptimizerConfig, ScheduleConfig
+
+
+class BatchStage(Strict):
+    """Steps with a smaller global batch."""
+
+    steps: int = Field(ge=1, description="Steps of the stage.")
+    global_batch_size: int = Field(ge=1, description="Sequences per optimizer step in them.")
+
 
 INIT_KEYS = ("init_map", "init_missing", "init_left_over", "init_vocabulary")  # of train, beside init_from
 
@@ -50,6 +60,10 @@ class TrainConfig(Strict):
         "the new ones keep random values. cut: fewer, without the last ones.",
     )
     global_batch_size: int = Field(ge=1, description="Sequences per optimizer step, over all processes.")
+    batch_warmup: list[BatchStage] = Field(
+        default_factory=list,
+        description="Stages at the beginning, one after another, with other global batches; then global_batch_size.",
+    )
     micro_batch_size: int = Field(1, ge=1, description="Sequences per forward pass of one process.")
     z_loss: float = Field(0.0, ge=0, description="Weight of the squared log partition function in the loss.")
     log_every: int = Field(10, ge=1, description="Steps between rows of metrics.")
@@ -67,58 +81,12 @@ class TrainConfig(Strict):
         None, min_length=1, description="Weights & Biases project that the metrics are sent to (extra wandb)."
     )
 
-
-class MuonConfig(Strict):
-    """Muon for the matrices of linears (Jordan et al. 2024; Liu et al. 2025, arXiv 2502.16982)."""
-
-    lr_ratio: float = Field(1.0, gt=0, description="Muon's learning rate as a multiple of optimizer.lr.")
-    momentum: float = Field(0.95, ge=0, lt=1, description="Decay of the mean of gradients.")
-    nesterov: bool = Field(True, description="Look one step ahead along the momentum.")
-    ns_steps: int = Field(5, ge=1, le=99, description="Newton-Schulz iterations that orthogonalise an update.")
-    scale: Literal["match_rms_adamw", "spectral"] = Field(
-        "match_rms_adamw",
-        description="Factor of a matrix's orthogonal update. match_rms_adamw: 0.2 sqrt(max(rows, columns)), so that "
-        "AdamW's learning rate and weight decay serve. spectral: sqrt(max(1, rows / columns)).",
-    )
-
-
-class OptimizerConfig(Strict):
-    """AdamW with decoupled weight decay; norms, biases, A_log, D and dt_bias are not decayed."""
-
-    type: Literal["adamw", "muon"] = Field(
-        "adamw",
-        description="muon: Muon for the matrices of linears, AdamW for embedding, output projection, norms and others.",
-    )
-    lr: float = Field(gt=0, description="Peak learning rate.")
-    weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay, times the learning rate.")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of the first and second moment.")
-    eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
-    clip_grad: float = Field(1.0, ge=0, description="Largest norm of all gradients together; 0: no limit.")
-    muon: MuonConfig = Field(MuonConfig(), description="With type muon.")
-
-    @model_validator(mode="after")
-    def _muon_is_used(self) -> OptimizerConfig:
-        if self.type != "muon" and self.muon != MuonConfig():
-            raise problem("type", self.type, "muon, with keys under optimizer.muon")
-        return self
-
-    @field_validator("betas")
-    @classmethod
-    def _inside_unit_interval(cls, betas: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in betas):
-            raise problem("", list(betas), "two numbers, each at least 0 and below 1")
-        return betas
-
-
-class ScheduleConfig(Strict):
-    """Learning rate over the run: a linear warm-up, then one of three shapes."""
-
-    type: Literal["cosine", "wsd", "constant"] = Field(
-        "cosine", description="cosine: to min_lr_ratio at the last step. wsd: constant, then a linear decay. constant."
-    )
-    warmup_steps: int = Field(0, ge=0, description="Steps from 0 to the peak.")
-    decay_steps: int = Field(0, ge=0, description="wsd: steps of the final decay.")
-    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="Final learning rate as a share of the peak.")
+    @property
+    def batch_sizes(self) -> BatchSizes:
+        """Return the global batch size of every step."""
+        return BatchSizes(
+            self.global_batch_size, tuple((stage.steps, stage.global_batch_size) for stage in self.batch_warmup)
+        )
 
 
 class CheckpointConfig(Strict):
@@ -182,13 +150,33 @@ class RunConfig(Strict):
                 f"{train.steps} together, such as {_shorter(train.steps, schedule)}"
             )
             yield problem("schedule.decay_steps", schedule.decay_steps, expected)
-        if schedule.type != "wsd" and schedule.decay_steps:
+        if schedule.type == "power":
+            yield from self._power_problems()
+        if schedule.type not in DECAYING and schedule.decay_steps:
             yield problem("schedule.decay_steps", schedule.decay_steps, f"0 with type {schedule.type}")
         if schedule.warmup_steps > train.steps:
             expected = f"at most train.steps {train.steps}, such as {_shorter(train.steps, schedule)}"
             yield problem("schedule.warmup_steps", schedule.warmup_steps, expected)
+        yield from self._batch_problems()
         yield from self._layout_problems()
         yield from self._precision_problems()
+
+    def _power_problems(self) -> Iterator[Exception]:
+        steps, schedule = self.train.steps, self.schedule
+        if schedule.decay_steps > steps - schedule.warmup_steps:
+            expected = f"at most train.steps - warmup_steps = {max(0, steps - schedule.warmup_steps)}"
+            yield problem("schedule.decay_steps", schedule.decay_steps, expected)
+        if 0 < schedule.flat_steps < schedule.warmup_steps:
+            expected = f"at least warmup_steps {schedule.warmup_steps}, or 0 for as many"
+            yield problem("schedule.flat_steps", schedule.flat_steps, expected)
+
+    def _batch_problems(self) -> Iterator[Exception]:
+        train = self.train
+        for i, stage in enumerate(train.batch_warmup):
+            if stage.global_batch_size % train.micro_batch_size:
+                expected = f"a multiple of train.micro_batch_size {train.micro_batch_size} "
+                expected += f"({multiples(stage.global_batch_size, train.micro_batch_size)})"
+                yield problem(f"train.batch_warmup.{i}.global_batch_size", stage.global_batch_size, expected)
 
     def _layout_problems(self) -> Iterator[Exception]:
         parallel, model = self.parallel, self.model
@@ -251,12 +239,13 @@ class RunConfig(Strict):
         for key in INIT_KEYS:
             if getattr(self.train, key) == TrainConfig.model_fields[key].default:
                 identity["train"].pop(key)
+        if not self.train.batch_warmup:
+            identity["train"].pop("batch_warmup")
+        identity["optimizer"] = self.optimizer.identity()
+        identity["schedule"] = self.schedule.identity()
         identity["data"].pop("loader")
         if not self.data.isolates:
             identity["data"].pop("documents")
-        if self.optimizer.type == "adamw":
-            for key in ("type", "muon"):
-                identity["optimizer"].pop(key)
         identity["precision"].pop("change_on_resume")
         if self.precision.format != "fp8":
             identity["precision"] = {"format": self.precision.format}
@@ -272,7 +261,13 @@ class RunConfig(Strict):
 
     @property
     def tokens_per_step(self) -> int:
+        """Return the tokens of a step after those of train.batch_warmup."""
         return self.train.global_batch_size * self.data.seq_len
+
+    def tokens(self, first: int, stop: int) -> int:
+        """Return the tokens of the steps from `first` (from 0) to `stop` - 1."""
+        sizes = self.train.batch_sizes
+        return (sizes.samples(stop) - sizes.samples(first)) * self.data.seq_len
 
 
 def multiples(value: int, of: int) -> str:

@@ -52,7 +52,7 @@ class Trainer:
         self.load_batches = make_loader(
             config.data.loader,
             corpus.train,
-            config.train.global_batch_size,
+            config.train.batch_sizes,
             config.train.micro_batch_size,
             parallel_context.data_rank,
             parallel_context.data_size,
@@ -160,10 +160,11 @@ class Trainer:
         """Update, evaluate where that is due, and pass the metrics to the callbacks."""
         self.phases.enter(STEP)
         self._call(lambda callback, context: callback.before_step(context))
+        before = self.state.tokens
         throughput.start()
         result, lr = self._update()
         self.losses.append(result.loss)
-        throughput.stop(self.config.tokens_per_step)
+        throughput.stop(self.state.tokens - before)
         step, train = self.state.step, self.config.train
         due = step == train.steps or (train.eval_every and step % train.eval_every == 0)
         evaluated = bool(due) and self.corpus.held_out is not None
@@ -187,7 +188,7 @@ class Trainer:
         self.state = replace(
             self.state,
             step=self.state.step + 1,
-            tokens=self.state.tokens + self.config.tokens_per_step,
+            tokens=self.state.tokens + self.config.tokens(self.state.step, self.state.step + 1),
             skipped=self.state.skipped + (not result.applied),
             skipped_in_a_row=0 if result.applied else self.state.skipped_in_a_row + 1,
         )

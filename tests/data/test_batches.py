@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from hybridtron.data.batch_sizes import BatchSizes
 from hybridtron.data.batches import eval_batches, global_batch
 from hybridtron.data.dataset import TokenDataset
 from hybridtron.data.indexed_format import bin_path, idx_path, write_index
@@ -42,6 +43,18 @@ def test_no_layout_changes_what_a_step_sees(dataset, micro_batch_size, dp_size):
         tokens, labels = union(lambda rank: global_batch(dataset, step, 12, micro_batch_size, rank, dp_size), dp_size)  # noqa: B023
         assert np.array_equal(tokens, expected[:, :-1])
         assert np.array_equal(labels, expected[:, 1:])
+
+
+@pytest.mark.parametrize(("micro_batch_size", "dp_size"), [(6, 1), (1, 3), (3, 2)])
+def test_growing_batches_take_one_sample_after_another_in_any_layout(dataset, micro_batch_size, dp_size):
+    sizes = BatchSizes(24, ((2, 6), (3, 12)))
+    spans = [sizes.span(step) for step in range(7)]
+    assert spans == [(0, 6), (6, 6), (12, 12), (24, 12), (36, 12), (48, 24), (72, 24)]
+    assert [sizes.samples(steps) for steps in (0, 2, 5, 6)] == [0, 12, 48, 72]
+    for step, (first, size) in enumerate(spans):
+        expected = dataset.samples(np.arange(first, first + size))
+        tokens, _ = union(lambda rank: global_batch(dataset, step, sizes, micro_batch_size, rank, dp_size), dp_size)  # noqa: B023
+        assert np.array_equal(tokens, expected[:, :-1])
 
 
 @pytest.mark.parametrize("num_samples", [1, 7, 12])

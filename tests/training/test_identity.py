@@ -15,6 +15,8 @@ def test_keys_that_came_later_do_not_part_older_results():
     assert found["model"]["backend"] == "megatron"
     assert found["precision"] == {"format": "fp32"}
     assert set(found["optimizer"]) == {"lr", "weight_decay", "betas", "eps", "clip_grad"}
+    assert set(found["schedule"]) == {"type", "warmup_steps", "decay_steps", "min_lr_ratio"}
+    assert "batch_warmup" not in found["train"]
     assert set(found["data"]) == {"train", "valid", "tokenizer", "seq_len"}
     assert found == identity("name=other", "data.loader=dali", "precision.change_on_resume=true")
 
@@ -22,5 +24,7 @@ def test_keys_that_came_later_do_not_part_older_results():
 def test_what_changes_a_result_is_told_apart():
     fp8 = ("precision.format=fp8", "precision.emulate=true")
     configs = ((), ("model.backend=megatron",), ("model.backend=torch",), ("seed=2",), ("optimizer.type=muon",), fp8)
+    configs += (("schedule.decay_shape=1-sqrt",), ("schedule.type=power",))
+    configs += (("train.batch_warmup=[{steps: 9, global_batch_size: 16}]",),)
     found = [identity(*overrides) for overrides in (*configs, (*fp8, "precision.recipe=delayed"))]
     assert all(one != other for i, one in enumerate(found) for other in found[:i])

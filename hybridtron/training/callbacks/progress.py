@@ -25,7 +25,7 @@ class ProgressBar(Callback):
         steps = config.train.steps
         if self.view.bars or logged:
             status = f"loss {row['loss']:.4f}  {short_number(float(f'{rate:.2g}'))} tokens/s"
-            left = f"  {duration((steps - step) * config.tokens_per_step / rate)} left" if step < steps else ""
+            left = f"  {duration(config.tokens(step, steps) / rate)} left" if step < steps else ""
             self.view.update(config.name, step, steps, status, f"step {step}/{steps}  {status}{left}")
         if context.state.skipped_in_a_row:
             self.print_line(f"step {step}: loss {row['step_loss']} or a gradient is not finite; the step is skipped")

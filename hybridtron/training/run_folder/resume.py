@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 FREE = ("train", "optimizer", "schedule", "checkpoint", "parallel", "name", "folder", "model.backend", "data.loader")
 FIXED = (
     "train.global_batch_size",
+    "train.batch_warmup",
     "train.init_from",
     *(f"train.{key}" for key in INIT_KEYS),
     "optimizer.type",

@@ -32,7 +32,7 @@ def resolve(config: RunConfig) -> RunConfig:
 
 def data_parallel_size(config: RunConfig, world_size: int, size_name: str = "world_size") -> int:
     """Return the number of copies of the model in world_size processes. Raises UserError where that is uneven."""
-    parallel, train = config.parallel, config.train
+    parallel = config.parallel
     size = parallel.model_size
     if world_size % size:
         keys = [key for key in ("tensor", "context", "pipeline") if getattr(parallel, key) > 1]
@@ -52,20 +52,29 @@ def data_parallel_size(config: RunConfig, world_size: int, size_name: str = "wor
             f"parallel.expert = {parallel.expert}: expected expert x expert_tensor = {experts} to divide the {stage} "
             f"processes of a pipeline stage (tensor x context x data; possible: {_divisors(stage)})"
         )
-    portion = train.micro_batch_size * copies
-    if train.global_batch_size % portion:
-        raise UserError(
-            f"train.global_batch_size = {train.global_batch_size}: expected a multiple of micro_batch_size "
-            f"{train.micro_batch_size} x {copies} data-parallel processes = {portion} "
-            f"({multiples(train.global_batch_size, portion)})"
-        )
-    micro_batches = train.global_batch_size // portion
-    if parallel.virtual_pipeline > 1 and micro_batches % parallel.pipeline:
-        raise UserError(
-            f"parallel.virtual_pipeline = {parallel.virtual_pipeline}: each process has {micro_batches} micro-batches "
-            f"per step; expected a multiple of parallel.pipeline {parallel.pipeline} for the interleaved schedule"
-        )
+    _check_batches(config, copies)
     return copies
+
+
+def _check_batches(config: RunConfig, copies: int) -> None:
+    """Raise UserError where a global batch cannot be divided evenly over so many copies of the model."""
+    parallel, train = config.parallel, config.train
+    portion = train.micro_batch_size * copies
+    stages = enumerate(train.batch_warmup)
+    sizes = {f"batch_warmup.{i}.global_batch_size": stage.global_batch_size for i, stage in stages}
+    for key, size in {"global_batch_size": train.global_batch_size, **sizes}.items():
+        if size % portion:
+            raise UserError(
+                f"train.{key} = {size}: expected a multiple of micro_batch_size {train.micro_batch_size} x {copies} "
+                f"data-parallel processes = {portion} ({multiples(size, portion)})"
+            )
+        micro_batches = size // portion
+        if parallel.virtual_pipeline > 1 and micro_batches % parallel.pipeline:
+            raise UserError(
+                f"parallel.virtual_pipeline = {parallel.virtual_pipeline}: each process has {micro_batches} "
+                f"micro-batches per step; expected a multiple of parallel.pipeline {parallel.pipeline} for the "
+                "interleaved schedule"
+            )
 
 
 def _check_vocabulary(size: int, tokenizer: Tokenizer) -> None:

@@ -1,0 +1,98 @@
+"""Sections of a run's config about its updates: optimizer and learning rate schedule."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from hybridtron.config.schema import Strict, problem
+
+
+class MuonConfig(Strict):
+    """Muon for the matrices of linears (Jordan et al. 2024; Liu et al. 2025, arXiv 2502.16982)."""
+
+    lr_ratio: float = Field(1.0, gt=0, description="Muon's learning rate as a multiple of optimizer.lr.")
+    momentum: float = Field(0.95, ge=0, lt=1, description="Decay of the mean of gradients.")
+    nesterov: bool = Field(True, description="Look one step ahead along the momentum.")
+    ns_steps: int = Field(5, ge=1, le=99, description="Newton-Schulz iterations that orthogonalise an update.")
+    scale: Literal["match_rms_adamw", "spectral"] = Field(
+        "match_rms_adamw",
+        description="Factor of a matrix's orthogonal update. match_rms_adamw: 0.2 sqrt(max(rows, columns)), so that "
+        "AdamW's learning rate and weight decay serve. spectral: sqrt(max(1, rows / columns)).",
+    )
+
+
+class OptimizerConfig(Strict):
+    """AdamW with decoupled weight decay; norms, biases, A_log, D and dt_bias are not decayed."""
+
+    type: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="muon: Muon for the matrices of linears, AdamW for embedding, output projection, norms and others.",
+    )
+    lr: float = Field(gt=0, description="Peak learning rate.")
+    weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay, times the learning rate.")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of the first and second moment.")
+    eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
+    clip_grad: float = Field(1.0, ge=0, description="Largest norm of all gradients together; 0: no limit.")
+    muon: MuonConfig = Field(MuonConfig(), description="With type muon.")
+
+    @model_validator(mode="after")
+    def _muon_is_used(self) -> OptimizerConfig:
+        if self.type != "muon" and self.muon != MuonConfig():
+            raise problem("type", self.type, "muon, with keys under optimizer.muon")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Return the keys that have an effect, without those that came later and are at their defaults."""
+        return self.model_dump(mode="json", exclude={"type", "muon"} if self.type == "adamw" else set())
+
+    @field_validator("betas")
+    @classmethod
+    def _inside_unit_interval(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise problem("", list(betas), "two numbers, each at least 0 and below 1")
+        return betas
+
+
+DECAYING = ("wsd", "power")  # schedules that may end with a decay
+
+
+class ScheduleConfig(Strict):
+    """Learning rate over the run: a linear warm-up, then one of four shapes."""
+
+    type: Literal["cosine", "wsd", "power", "constant"] = Field(
+        "cosine",
+        description="cosine: to min_lr_ratio at the last step. wsd: constant, then a decay. power: falls as a power of "
+        "the step, then a decay. constant.",
+    )
+    warmup_steps: int = Field(0, ge=0, description="Steps from 0 to the peak.")
+    decay_steps: int = Field(0, ge=0, description="wsd, power: steps of the final decay.")
+    decay_shape: Literal["linear", "1-sqrt"] = Field(
+        "linear", description="wsd, power: with the share x of the decay done, 1 - x, or 1 - sqrt(x)."
+    )
+    min_lr_ratio: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Final learning rate as a share of the peak; with power, of what it is without the decay.",
+    )
+    exponent: float = Field(0.51, gt=0, description="power: the learning rate falls as step^-exponent.")
+    flat_steps: int = Field(
+        0, ge=0, description="power: the last step at the peak, from which it falls; 0: warmup_steps."
+    )
+
+    @model_validator(mode="after")
+    def _only_keys_of_the_type(self) -> ScheduleConfig:
+        for key, types in {"decay_shape": DECAYING, "exponent": ("power",), "flat_steps": ("power",)}.items():
+            value, default = getattr(self, key), type(self).model_fields[key].default
+            if self.type not in types and value != default:
+                raise problem(key, value, f"{default} with type {self.type}")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Return the keys that have an effect, without those that came later and are at their defaults."""
+        unused = set() if self.type == "power" else {"exponent", "flat_steps"}
+        return self.model_dump(
+            mode="json", exclude=unused | ({"decay_shape"} if self.decay_shape == "linear" else set())
+        )
