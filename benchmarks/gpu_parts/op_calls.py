@@ -11,21 +11,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridtron.ops.attention.rotary import apply_rotary, rotary_tables
-from hybridtron.ops.attention.softmax import attention, attention_flops
-from hybridtron.ops.conv.long_conv import long_conv, long_conv_fft_flops
-from hybridtron.ops.conv.outer_conv import outer_conv, outer_conv_flops
+from hybridtron.ops.attention.softmax import attention
+from hybridtron.ops.conv.long_conv import long_conv
+from hybridtron.ops.conv.outer_conv import outer_conv
 from hybridtron.ops.conv.short_conv import gated_short_conv, short_conv
 from hybridtron.ops.elementwise.activations import relu2, swiglu
 from hybridtron.ops.elementwise.cross_entropy import cross_entropy, linear_cross_entropy
 from hybridtron.ops.elementwise.norm import gated_rms_norm, norm_and_gate, rms_norm
-from hybridtron.ops.linear_attention.delta_rule import gated_delta_rule, gated_delta_rule_flops
-from hybridtron.ops.linear_attention.gla import gla, gla_flops
-from hybridtron.ops.linear_attention.kernelized import linear_attention, linear_attention_flops
+from hybridtron.ops.flops import (
+    attention_flops,
+    gated_delta_rule_flops,
+    gla_flops,
+    linear_attention_flops,
+    long_conv_fft_flops,
+    outer_conv_flops,
+    ssd_flops,
+)
+from hybridtron.ops.linear_attention.delta_rule import gated_delta_rule
+from hybridtron.ops.linear_attention.gla import gla
+from hybridtron.ops.linear_attention.kernelized import linear_attention
 from hybridtron.ops.linear_attention.rwkv6 import rwkv6
 from hybridtron.ops.moe.grouped_linear import grouped_linear
 from hybridtron.ops.ssm.mamba2 import mamba2_core
 from hybridtron.ops.ssm.selective_scan import selective_scan
-from hybridtron.ops.ssm.ssd import ssd, ssd_flops
+from hybridtron.ops.ssm.ssd import ssd
 
 EPS = 1e-5
 

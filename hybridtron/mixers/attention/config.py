@@ -10,6 +10,7 @@ from hybridtron.config.schema import problem
 from hybridtron.mixers.attention.rotary_scaling import RotaryScaling
 from hybridtron.mixers.contract import MixerConfig, check_divides, check_whole
 from hybridtron.mixers.facts import Facts
+from hybridtron.ops.flops import attention_flops
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 _BIASES = {"qkv_bias": True, "proj_bias": True}
@@ -116,8 +117,6 @@ class AttentionConfig(MixerConfig):
         return specs
 
     def core_flops(self, seq_len: int) -> int:
-        from hybridtron.ops.attention.softmax import attention_flops
-
         return attention_flops(seq_len, self.num_heads, self.head_size, self.window)
 
     def state_size(self, seq_len: int) -> int:

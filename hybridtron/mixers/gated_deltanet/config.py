@@ -10,6 +10,7 @@ from hybridtron.config.schema import problem
 from hybridtron.mixers.contract import MixerConfig, check_divides, check_power_of_two
 from hybridtron.mixers.facts import Facts
 from hybridtron.mixers.step_size import StepSizeBias
+from hybridtron.ops.flops import gated_delta_rule_flops
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 
@@ -86,8 +87,6 @@ class GatedDeltaNetConfig(MixerConfig):
         }
 
     def core_flops(self, seq_len: int) -> int:
-        from hybridtron.ops.linear_attention.delta_rule import gated_delta_rule_flops
-
         sizes = (self.num_heads, self.value_heads, self.key_size, self.value_size, self.chunk_size)
         return gated_delta_rule_flops(seq_len, *sizes)
 

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from hybridtron.mixers.contract import MixerConfig, check_divides, check_power_of_two, check_whole
 from hybridtron.mixers.facts import Facts
+from hybridtron.ops.flops import gla_flops
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 
@@ -71,8 +72,6 @@ class GLAConfig(MixerConfig):
 
     def core_flops(self, seq_len: int) -> int:
         """Count all but queries times keys of neighbouring tokens, an elementwise step of `ops.gla`."""
-        from hybridtron.ops.linear_attention.gla import gla_flops
-
         return gla_flops(seq_len, self.num_heads, self.key_size, self.value_size, self.chunk_size)
 
     def state_size(self, seq_len: int) -> int:

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 from hybridtron.config.schema import problem
 from hybridtron.mixers.contract import MixerConfig
 from hybridtron.mixers.facts import Facts
+from hybridtron.ops.flops import long_conv_fft_flops
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 
@@ -96,8 +97,6 @@ class ImplicitFilterConfig(MixerConfig):
 
     def unseen_flops(self, seq_len: int) -> int:
         """Count the transforms of a convolution of as many channels as filters."""
-        from hybridtron.ops.conv.long_conv import long_conv_fft_flops
-
         return long_conv_fft_flops(seq_len, self.filters, self.filters, seq_len)
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from hybridtron.config.schema import problem
 from hybridtron.mixers.contract import MixerConfig, check_divides
 from hybridtron.mixers.facts import Facts
+from hybridtron.ops.flops import linear_attention_flops
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 _MAD = {"feature_map": "hadamard", "shared_feature_map": True, "normalize": True, "eps": 1e-12}
@@ -97,8 +98,6 @@ class LinearAttentionConfig(MixerConfig):
         return specs
 
     def core_flops(self, seq_len: int) -> int:
-        from hybridtron.ops.linear_attention.kernelized import linear_attention_flops
-
         sizes = (self.num_heads, self.features, self.value_size, self.chunk_size)
         again = (self.num_heads - 1) * self.shared_feature_map  # heads beside the first that go through a shared map
         mapped = 2 * seq_len * again * 4 * self.key_size**2

@@ -11,6 +11,7 @@ from hybridtron.config.schema import problem
 from hybridtron.mixers.contract import MixerConfig, check_divides, nearest_divisors
 from hybridtron.mixers.facts import Facts
 from hybridtron.mixers.step_size import StepSizeBias
+from hybridtron.ops.flops import ssd_flops
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 
@@ -101,8 +102,6 @@ class Mamba2Config(MixerConfig):
         return specs
 
     def core_flops(self, seq_len: int) -> int:
-        from hybridtron.ops.ssm.ssd import ssd_flops
-
         return ssd_flops(seq_len, self.num_heads, self.head_dim, self.groups, self.state_dim, self.chunk_size)
 
     def state_size(self, seq_len: int) -> int:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from hybridtron.mixers.contract import check_divides
 from hybridtron.mixers.facts import Facts
 from hybridtron.mixers.hyena.config import ProjectedHyenaConfig
+from hybridtron.ops.flops import outer_conv_flops
 
 
 class MultiHeadHyenaConfig(ProjectedHyenaConfig):
@@ -35,13 +36,9 @@ class MultiHeadHyenaConfig(ProjectedHyenaConfig):
         return self.inner_size // self.num_heads
 
     def core_flops(self, seq_len: int) -> int:
-        from hybridtron.ops.conv.outer_conv import outer_conv_flops
-
         return super().core_flops(seq_len) + outer_conv_flops(seq_len, self.num_heads, self.head_dim)[0]
 
     def unseen_flops(self, seq_len: int) -> int:
-        from hybridtron.ops.conv.outer_conv import outer_conv_flops
-
         return outer_conv_flops(seq_len, self.num_heads, self.head_dim)[1]
 
     @property

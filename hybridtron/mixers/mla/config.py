@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from hybridtron.config.schema import problem
 from hybridtron.mixers.contract import MixerConfig, check_divides
 from hybridtron.mixers.facts import Facts
+from hybridtron.ops.flops import attention_flops
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 
@@ -86,8 +87,6 @@ class MLAConfig(MixerConfig):
         return specs
 
     def core_flops(self, seq_len: int) -> int:
-        from hybridtron.ops.attention.softmax import attention_flops
-
         return attention_flops(seq_len, self.num_heads, 1) * (self.query_size + self.value_size) // 2
 
     def state_size(self, seq_len: int) -> int:

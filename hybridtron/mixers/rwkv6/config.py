@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from hybridtron.mixers.contract import MixerConfig, check_divides, check_power_of_two
 from hybridtron.mixers.facts import Facts
+from hybridtron.ops.flops import gla_flops
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 if TYPE_CHECKING:
@@ -92,8 +93,6 @@ class RWKV6Config(MixerConfig):
         }
 
     def core_flops(self, seq_len: int) -> int:
-        from hybridtron.ops.linear_attention.gla import gla_flops
-
         return gla_flops(seq_len, self.num_heads, self.head_dim, self.head_dim, self.chunk_size)
 
     def state_size(self, seq_len: int) -> int:

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from hybridtron.mixers.contract import MixerConfig, check_divides
 from hybridtron.mixers.facts import Facts
+from hybridtron.ops.flops import long_conv_fft_flops, modal_filter_flops
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 _GROUP_SIZE = 16  # channels that share an explicit filter by default
@@ -67,8 +68,6 @@ class ExplicitFilterConfig(StripedHyenaConfig):
         return {"filter_weight": TensorSpec(shape, Init("uniform", -bound, bound), groups)}
 
     def unseen_flops(self, seq_len: int) -> int:
-        from hybridtron.ops.conv.long_conv import long_conv_fft_flops
-
         return long_conv_fft_flops(seq_len, self.groups, self.hidden_size, self.filter_length)
 
     def state_size(self, seq_len: int) -> int:
@@ -125,13 +124,9 @@ class HyenaLIConfig(StripedHyenaConfig):
         }
 
     def core_flops(self, seq_len: int) -> int:
-        from hybridtron.ops.conv.modal_filter import modal_filter_flops
-
         return super().core_flops(seq_len) + modal_filter_flops(self.groups, self.filter_order, seq_len)
 
     def unseen_flops(self, seq_len: int) -> int:
-        from hybridtron.ops.conv.long_conv import long_conv_fft_flops
-
         return long_conv_fft_flops(seq_len, self.groups, self.hidden_size, seq_len)
 
     def state_size(self, seq_len: int) -> int:

@@ -8,52 +8,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hybridtron.ops.cuts import QueryBlock, query_blocks
 from hybridtron.ops.elementwise.precision import accumulation_dtype
-from hybridtron.ops.elementwise.row_blocks import runs
 from hybridtron.ops.native.library import require_kernels
 
 aten = torch.ops.aten
 
-_QUERIES = 64  # per block: larger wastes matmuls above the diagonal, smaller makes them inefficient
 _SCORES = 1 << 17  # scores in work at a time: 512 KiB of float32 stay in a core's cache
 _KEPT_PROBABILITIES = 1 << 24  # above this many (64 MiB of float32 a layer) backward computes them again
-
-
-class QueryBlock(NamedTuple):
-    """Queries [start, stop), the keys [first, last) that any of them sees, and the key from which a mask is needed.
-
-    A query stands at a key and sees the `window` keys up to it, or all without a window.
-    """
-
-    start: int
-    stop: int
-    first: int
-    last: int
-    masked: int
-    window: int | None
-
-    @property
-    def num_queries(self) -> int:
-        return self.stop - self.start
-
-    @property
-    def position(self) -> int:
-        """Return the key at which the first query stands."""
-        return self.last - self.num_queries
-
-    @property
-    def num_keys(self) -> int:
-        return self.last - self.first
-
-
-def query_blocks(num_queries: int, num_keys: int, window: int | None) -> list[QueryBlock]:
-    ahead = num_keys - num_queries  # query i stands at key i + ahead
-    blocks = []
-    for run in runs(num_queries, _QUERIES):
-        first = 0 if window is None else max(0, run.start + ahead - window + 1)
-        masked = run.start + ahead if window is None else first
-        blocks.append(QueryBlock(run.start, run.stop, first, run.stop + ahead, masked, window))
-    return blocks
 
 
 def mask_of(block: QueryBlock, like: Tensor) -> Tensor:

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from hybridtron.ops.attention.flash_window import FLASH_WINDOW
 from hybridtron.ops.attention.fused_shapes import fused_without_values
-from hybridtron.ops.attention.query_blocks import BlockAttention, QueryBlock, group, mask_of, query_blocks, ungroup
+from hybridtron.ops.attention.query_blocks import BlockAttention, group, mask_of, ungroup
+from hybridtron.ops.cuts import QueryBlock, query_blocks, runs
 from hybridtron.ops.device import device_type
 from hybridtron.ops.dispatch import Implementation, otherwise, plain, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
-from hybridtron.ops.elementwise.row_blocks import runs
 from hybridtron.ops.native.declarations import PLAIN
 from hybridtron.ops.native.library import load
 
@@ -46,12 +46,6 @@ def attention(
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return select("attention", window, scale, q, k, v, sinks)(q, k, v, window, scale, sinks)
-
-
-def attention_flops(seq_len: int, num_heads: int, head_dim: int, window: int | None = None) -> int:
-    """Count the matmul FLOPs of the forward pass of one sequence, with the keys and values as wide as the queries."""
-    blocks = query_blocks(seq_len, seq_len, window)
-    return sum(4 * num_heads * head_dim * block.num_queries * block.num_keys for block in blocks)
 
 
 def attention_reference(

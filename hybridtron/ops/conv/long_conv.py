@@ -8,7 +8,6 @@ tokens, transforms pass the taps at 20 taps, and always the product with the fil
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -17,13 +16,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hybridtron.ops.conv.short_conv import short_conv
+from hybridtron.ops.cuts import DIRECT_TAPS, fft_size, segment_length
 from hybridtron.ops.dispatch import Implementation, otherwise, plain, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.triton import toeplitz
 from hybridtron.ops.triton.launch import triton_kernels
-
-DIRECT_TAPS = 20  # that are added up one by one
-_SEGMENT = 3  # filter lengths in a segment
 
 
 def long_conv(u: Tensor, h: Tensor) -> Tensor:
@@ -47,7 +44,7 @@ def _add_taps(u: Tensor, h: Tensor) -> Tensor:
 def _convolve_segments(u: Tensor, h: Tensor) -> Tensor:
     seq_len = u.shape[1]
     grouped = u.to(h.dtype).unflatten(-1, (len(h), -1)).permute(0, 2, 3, 1)  # [b, g, d, s]
-    length = _segment_length(seq_len, h.shape[1])
+    length = segment_length(seq_len, h.shape[1])
     if length == seq_len:
         y = convolve(grouped, h, seq_len)
     else:
@@ -96,36 +93,6 @@ class _Convolve(torch.autograd.Function):
         grad_f = torch.fft.rfft(grad, size)
         dh = torch.fft.irfft((grad_f * u_f.conj()).sum((0, 2)), size)[..., :taps]
         return torch.fft.irfft(grad_f.mul_(h_f.conj().unsqueeze(-2)), size)[..., :seq_len], dh, None, None
-
-
-def long_conv_fft_flops(seq_len: int, filters: int, channels: int, taps: int) -> int:
-    """Count the FLOPs of the Fourier transforms of one sequence and of the filters, and of multiplying them."""
-    taps = min(taps, seq_len)
-    if taps <= DIRECT_TAPS:
-        return 0
-    length = _segment_length(seq_len, taps)
-    segments = -(-seq_len // length)
-    return convolve_fft_flops(length + taps - 1, filters, segments * channels)
-
-
-def convolve_fft_flops(least: int, filters: int, signals: int) -> int:
-    """Count the FLOPs of `convolve` on so many signals and filters whose lengths add up to `least` + 1.
-
-    A real transform of size n is counted as 2.5 n log2(n), half of the usual 5 n log2(n) of a complex one.
-    """
-    size = fft_size(least)
-    transform = 2.5 * size * math.log2(size)
-    return round((2 * signals + filters) * transform) + 6 * (size // 2 + 1) * signals
-
-
-def fft_size(least: int) -> int:
-    """Return the smallest of 1, 3, 5, 9 and 15 times a power of two, even and not below `least`."""
-    return min(odd << max(1, (-(-least // odd) - 1).bit_length()) for odd in (1, 3, 5, 9, 15))
-
-
-def _segment_length(seq_len: int, taps: int) -> int:
-    length = _SEGMENT * taps
-    return length if 2 * length < seq_len else seq_len
 
 
 register(

@@ -7,10 +7,10 @@ S_t = exp(a_i) S_{t-1} + u_t and y_t = sum_i r_i S_t.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
+
+from hybridtron.ops.cuts import modal_filter_shape
 
 
 def modal_filter(log_poles: Tensor, residues: Tensor, length: int) -> Tensor:
@@ -25,17 +25,6 @@ def modal_filter(log_poles: Tensor, residues: Tensor, length: int) -> Tensor:
     late = residues.unsqueeze(-1) * (log_poles.unsqueeze(-1) * coarse).exp()  # [g, n, multiples]
     early = (log_poles.unsqueeze(-1) * fine).exp()  # [g, n, rest]
     return (late.transpose(1, 2) @ early).flatten(1)[:, :length]
-
-
-def modal_filter_flops(groups: int, modes: int, length: int) -> int:
-    """Count the matmul FLOPs of making the filters; the backward pass takes twice as many."""
-    return 2 * groups * modes * math.prod(modal_filter_shape(length))
-
-
-def modal_filter_shape(length: int) -> tuple[int, int]:
-    """Return into how many lags, and how many multiples of them, a length is cut."""
-    rest = math.isqrt(length - 1) + 1
-    return rest, -(-length // rest)
 
 
 def modal_step(state: Tensor, u: Tensor, log_poles: Tensor, residues: Tensor) -> tuple[Tensor, Tensor]:

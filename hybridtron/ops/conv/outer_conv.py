@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from hybridtron.ops.conv import outer_conv_fft, outer_conv_pairs
+from hybridtron.ops.cuts import PAIRS_FACTOR, takes_pairs
 from hybridtron.ops.dispatch import Implementation, otherwise, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
-
-PAIRS_FACTOR = 6  # d^2 tokens; pairs are as fast as transforms at 6 (d = 8), 8 (16), 9 (32) and 4.5 d^2 (64) on a core
 
 
 def outer_conv(q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:
@@ -53,13 +52,6 @@ def outer_conv_reference(q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:
         weights = h[:, : t + 1].flip(-1).t()[..., None, None]  # [t + 1, m, 1, 1]
         outputs.append((q[:, t].unsqueeze(-1) * (weights * added[:, : t + 1]).sum(1)).sum(-2))
     return torch.stack(outputs, 1)
-
-
-def outer_conv_flops(seq_len: int, heads: int, head_dim: int) -> tuple[int, int]:
-    """Count the FLOPs of the forward pass of one sequence: of matmuls, and of Fourier transforms."""
-    if select("outer_conv", seq_len, head_dim) is by_pairs:
-        return outer_conv_pairs.pairs_flops(seq_len, heads, head_dim), 0
-    return 0, outer_conv_fft.fft_flops(seq_len, heads, head_dim)
 
 
 class _OuterConv(torch.autograd.Function):
@@ -131,7 +123,7 @@ register(
     Implementation(
         "PyTorch, by pairs of tokens",
         f"at most {PAIRS_FACTOR} head_dim^2 tokens",
-        lambda seq_len, head_dim: seq_len <= PAIRS_FACTOR * head_dim * head_dim,
+        takes_pairs,
         by_pairs,
     ),
     otherwise("PyTorch, by Fourier transforms", by_fft),

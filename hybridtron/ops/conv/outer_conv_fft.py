@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hybridtron.ops.conv.long_conv import convolve_fft_flops, fft_size
 from hybridtron.ops.conv.outer_conv_pairs import heads_and_sequences
-from hybridtron.ops.elementwise.row_blocks import block_length, runs
+from hybridtron.ops.cuts import fft_size, runs
+from hybridtron.ops.elementwise.row_blocks import block_length
 
 _SIGNALS = 32  # transformed at a time at least: a call makes its tables anew
 
@@ -53,11 +53,6 @@ def gradients(
         dk[at][:, :, rows] = dproducts.mul_(v[at].unsqueeze(2)).sum(3)
     dh = torch.fft.irfft(dfilters_f[:, 0, 0, 0], size)[:, :seq_len]
     return dq.permute(1, 3, 0, 2), dk.permute(1, 3, 0, 2), dv.permute(1, 3, 0, 2), dh
-
-
-def fft_flops(seq_len: int, heads: int, head_dim: int) -> int:
-    """Count the FLOPs of `forward` on one sequence, of transforms and the products of their results."""
-    return convolve_fft_flops(2 * seq_len - 1, heads, heads * head_dim * head_dim)
 
 
 def _by_channel(t: Tensor) -> Tensor:

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridtron.ops.cuts import TILE_ROWS, num_pairs, runs
 from hybridtron.ops.device import device_type
-from hybridtron.ops.elementwise.row_blocks import block_length, runs
+from hybridtron.ops.elementwise.row_blocks import block_length
 
-_ROWS = 128  # queries of a tile: more waste matmuls above the diagonal, fewer make them inefficient
 _COLUMNS = 512  # keys of a tile on a CPU; elsewhere all
 _KEPT_SCORES = 1 << 24  # above this many (64 MiB of float32 a layer) backward computes them again
 
@@ -24,7 +24,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, h: Tensor, keep: bool) -> tuple[Ten
     """Return y [b, s, m, d] and the scores of all tiles [m, b, n] for `gradients`; n is 0 if they are not kept."""
     batch, seq_len, heads, _ = q.shape
     q, k, v, ramp = *_arranged(q, k, v), _ramp(h)
-    num_scores = _num_scores(seq_len)
+    num_scores = num_pairs(seq_len)
     keep = keep and heads * batch * num_scores <= _KEPT_SCORES
     kept = q.new_empty(heads, batch, num_scores if keep else 0)
     y = torch.zeros_like(q)
@@ -72,15 +72,6 @@ def gradients(
     return dq, dk, dv, dramp[:, q.shape[2] - 1 :]
 
 
-def pairs_flops(seq_len: int, heads: int, head_dim: int) -> int:
-    """Count the FLOPs of the matmuls of `forward` on one sequence."""
-    return heads * 2 * 2 * _num_scores(seq_len) * head_dim
-
-
-def _num_scores(seq_len: int) -> int:
-    return sum((rows.stop - rows.start) * rows.stop for rows in runs(seq_len, _ROWS))
-
-
 def _arranged(q: Tensor, k: Tensor, v: Tensor) -> Iterator[Tensor]:
     """Return each as [m, b, s, d], keys and values last token first."""
     return (t.permute(2, 0, 1, 3).contiguous() for t in (q, k.flip(1), v.flip(1)))
@@ -94,7 +85,7 @@ def _ramp(h: Tensor) -> Tensor:
 def _tiles(q: Tensor) -> Iterator[tuple[slice, slice, slice]]:
     """Yield queries, keys (last first) and the places among the kept scores of every tile of q [.., s, d]."""
     seq_len, place = q.shape[-2], 0
-    for rows in runs(seq_len, _ROWS):
+    for rows in runs(seq_len, TILE_ROWS):
         first = seq_len - rows.stop
         for columns in runs(rows.stop, _COLUMNS if device_type(q.device) == "cpu" else seq_len):
             size = (rows.stop - rows.start) * (columns.stop - columns.start)
@@ -106,7 +97,7 @@ def _matrices_at_a_time(q: Tensor) -> Iterator[tuple[slice, slice]]:
     """Yield heads and sequences of q [m, b, s, d] whose tiles stay in cache together."""
     heads, batch, seq_len, _ = q.shape
     columns = min(seq_len, _COLUMNS) if device_type(q.device) == "cpu" else seq_len
-    return heads_and_sequences(heads, batch, block_length(min(seq_len, _ROWS) * columns, q.device))
+    return heads_and_sequences(heads, batch, block_length(min(seq_len, TILE_ROWS) * columns, q.device))
 
 
 def heads_and_sequences(heads: int, batch: int, step: int) -> Iterator[tuple[slice, slice]]:

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hybridtron.ops.conv.vendor import CAUSAL_CONV1D
+from hybridtron.ops.cuts import runs
 from hybridtron.ops.device import device_type
 from hybridtron.ops.dispatch import Implementation, otherwise, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
-from hybridtron.ops.elementwise.row_blocks import block_length, enough, runs
+from hybridtron.ops.elementwise.row_blocks import block_length, enough
 from hybridtron.ops.triton import short_conv as triton_short_conv
 from hybridtron.ops.triton.launch import triton_kernels
 

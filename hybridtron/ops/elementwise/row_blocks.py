@@ -22,12 +22,6 @@ CPU_BLOCK_ELEMENTS = 1 << 17  # 512 KiB of float32: the few arrays that one op t
 DEVICE_BLOCK_ELEMENTS = 1 << 26
 
 
-def runs(length: int, step: int) -> Iterator[slice]:
-    """Yield slices of `step`, the last one shorter, that cover `range(length)`."""
-    for start in range(0, length, step):
-        yield slice(start, min(start + step, length))
-
-
 def block_length(row_elements: int, device: torch.device) -> int:
     """Return how many rows of `row_elements` elements make a block, at least one."""
     elements = CPU_BLOCK_ELEMENTS if device_type(device) == "cpu" else DEVICE_BLOCK_ELEMENTS

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridtron.ops.cuts import delta_rule_chunks
 from hybridtron.ops.dispatch import otherwise, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.linear_attention.decays import STRONGEST
-from hybridtron.ops.linear_attention.gla import binary_chunks
 from hybridtron.ops.recurrence import run_steps
 from hybridtron.ops.triton import delta_rule as triton_delta_rule
 from hybridtron.ops.triton.launch import MAX_BLOCKS, triton_kernels
@@ -40,7 +40,7 @@ def gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, c
 def _in_chunks(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, chunk_size: int) -> Tensor:
     """Compute `gated_delta_rule` in PyTorch."""
     dtype, out_dtype, seq_len, groups = accumulation_dtype(q), v.dtype, q.shape[1], q.shape[2]
-    count, length = _chunks(seq_len, chunk_size)
+    count, length = delta_rule_chunks(seq_len, chunk_size)
     padding = (0, 0, 0, 0, 0, count * length - seq_len)
     q, k, v, g, beta = (
         F.pad(t.to(dtype), padding).unflatten(1, (-1, length)).transpose(2, 3)
@@ -109,24 +109,6 @@ def gated_delta_rule_step(
     recalled = (key.unsqueeze(-2) @ state).squeeze(-2)
     state = state + key.unsqueeze(-1) * (beta.to(state.dtype).unsqueeze(-1) * (value - recalled)).unsqueeze(-2)
     return (query.unsqueeze(-2) @ state).squeeze(-2).to(v.dtype), state
-
-
-def gated_delta_rule_flops(
-    seq_len: int, num_groups: int, num_heads: int, key_dim: int, head_dim: int, chunk_size: int
-) -> int:
-    """Count the matmul FLOPs of the forward pass of one sequence; the backward pass takes twice as many."""
-    count, length = _chunks(seq_len, chunk_size)
-    square = 2 * length * length
-    inversion = sum(2 * length * (1 << level) ** 2 for level in range(1, length.bit_length() - 1))
-    within = num_groups * 2 * square * key_dim + num_heads * (inversion + 2 * square * head_dim)
-    between = num_heads * (square * key_dim + 3 * 2 * length * key_dim * head_dim)
-    return count * within + (count - 1) * between
-
-
-def _chunks(seq_len: int, chunk_size: int) -> tuple[int, int]:
-    """Return `binary_chunks` with at least two tokens, between which there is something to solve."""
-    count, length = binary_chunks(seq_len, chunk_size)
-    return count, max(2, length)
 
 
 register(

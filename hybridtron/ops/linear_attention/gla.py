@@ -15,14 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridtron.ops.cuts import GLA_BLOCK, binary_chunks
 from hybridtron.ops.dispatch import otherwise, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.linear_attention.decays import STRONGEST
 from hybridtron.ops.recurrence import run_steps
 from hybridtron.ops.triton import gla as triton_gla
 from hybridtron.ops.triton.launch import MAX_BLOCKS, triton_kernels
-
-_SMALLEST = 4  # tokens of a block that is no longer halved
 
 
 def gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor, chunk_size: int) -> Tensor:
@@ -60,7 +59,7 @@ def _halved_chunks(q: Tensor, k: Tensor, v: Tensor, g: Tensor, chunk_size: int) 
 def _within_chunks(q: Tensor, k: Tensor, v: Tensor, total: Tensor) -> Tensor:
     """Compute attention within each chunk: q, k and total [..., l, n], v [..., l, p] -> [..., l, p]."""
     length = q.shape[-2]
-    size = min(_SMALLEST, length)
+    size = min(GLA_BLOCK, length)
     qs, ks, vs, sums = (t.unflatten(-2, (-1, size)) for t in (q, k, v, total))  # [..., blocks, size, .]
     y = (_small_scores(qs, ks, sums) @ vs).flatten(-3, -2)
     while size < length:
@@ -102,28 +101,6 @@ def gla_step(state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple
     query, key, value, log_decay = (t.to(state.dtype) for t in (q, k, v, g))
     state = log_decay.exp().unsqueeze(-1) * state + key.unsqueeze(-1) * value.unsqueeze(-2)
     return (query.unsqueeze(-2) @ state).squeeze(-2).to(v.dtype), state
-
-
-def gla_flops(seq_len: int, num_heads: int, key_dim: int, head_dim: int, chunk_size: int) -> int:
-    """Count the matmul FLOPs of the forward pass of one sequence; the backward pass takes twice as many.
-
-    Not among them: queries times keys in the smallest blocks, 2 key_dim * 4 per token and head, by elementwise steps.
-    """
-    count, length = binary_chunks(seq_len, chunk_size)
-    size = min(_SMALLEST, length)
-    per_token = 2 * size * head_dim
-    while size < length:
-        per_token += size * (key_dim + head_dim)  # half of the tokens see `size` others
-        size *= 2
-    within = count * length * num_heads * per_token
-    between = (count - 1) * 2 * 2 * length * num_heads * key_dim * head_dim
-    return within + between
-
-
-def binary_chunks(seq_len: int, chunk_size: int) -> tuple[int, int]:
-    """Return the fewest chunks of at most `chunk_size` tokens, a power of two, and their equal length, another."""
-    count = -(-seq_len // chunk_size)
-    return count, 1 << (-(-seq_len // count) - 1).bit_length()
 
 
 register(

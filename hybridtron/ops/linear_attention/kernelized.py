@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridtron.ops.cuts import chunks_of
 from hybridtron.ops.dispatch import always, register
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.recurrence import run_steps
-from hybridtron.ops.ssm.ssd import chunks_of
 
 EPS = 1e-6  # added to the sum of the weights
 
@@ -64,16 +64,6 @@ def linear_attention_step(
     if normalize:
         y = y[..., :-1] / (y[..., -1:] + eps)
     return y.to(v.dtype), state
-
-
-def linear_attention_flops(
-    seq_len: int, num_heads: int, features: int, head_dim: int, chunk_size: int, normalize: bool
-) -> int:
-    """Count the matmul FLOPs of the forward pass of one sequence; the backward pass takes twice as many."""
-    (count, length), width = chunks_of(seq_len, chunk_size), head_dim + normalize
-    within = count * 2 * length * length * num_heads * (features + width)
-    between = (count - 1) * 2 * 2 * length * num_heads * features * width
-    return within + between
 
 
 def taylor_features(x: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
+from hybridtron.ops.cuts import chunks_of
 from hybridtron.ops.elementwise.row_blocks import CPU_BLOCK_ELEMENTS
 from hybridtron.ops.native.library import pieces
-from hybridtron.ops.ssm.ssd import chunks_of
 
 PerSequence = TypeVar("PerSequence", "Kept", "Sums")
 

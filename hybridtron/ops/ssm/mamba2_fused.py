@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.elementwise.row_blocks import runs
+from hybridtron.ops.cuts import runs
 from hybridtron.ops.native.library import Kernels, require_kernels
 from hybridtron.ops.ssm.mamba2_buffers import Buffers, Kept, Sizes, Sums, Weights, views
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hybridtron.ops.cuts import runs
 from hybridtron.ops.elementwise.precision import accumulation_dtype
-from hybridtron.ops.elementwise.row_blocks import block_length, enough, runs
+from hybridtron.ops.elementwise.row_blocks import block_length, enough
 
 _SEGMENT = 32  # tokens; a state is kept per segment
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridtron.ops.cuts import chunks_of
 from hybridtron.ops.dispatch import otherwise, plain, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.recurrence import run_steps
@@ -76,20 +77,6 @@ def ssd_step(
     if D is not None:
         y = y + D.to(wide.dtype).unsqueeze(-1) * inputs
     return y.to(x.dtype), wide.to(state.dtype)
-
-
-def ssd_flops(seq_len: int, num_heads: int, head_dim: int, num_groups: int, state_size: int, chunk_size: int) -> int:
-    """Count the matmul FLOPs of the forward pass of one sequence; the backward pass takes twice as many."""
-    count, length = chunks_of(seq_len, chunk_size)
-    within = count * 2 * length * length * (num_groups * state_size + num_heads * head_dim)
-    between = (count - 1) * 2 * 2 * length * num_heads * head_dim * state_size
-    return within + between
-
-
-def chunks_of(seq_len: int, chunk_size: int) -> tuple[int, int]:
-    """Return the fewest chunks of at most `chunk_size` tokens, and their length: 300 tokens by 256 are 2 of 150."""
-    count = -(-seq_len // chunk_size)
-    return count, -(-seq_len // count)
 
 
 def _plain_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, length: int) -> Tensor:

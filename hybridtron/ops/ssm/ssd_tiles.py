@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hybridtron.ops.cuts import runs
 from hybridtron.ops.device import device_type
 from hybridtron.ops.elementwise.precision import accumulation_dtype
-from hybridtron.ops.elementwise.row_blocks import CPU_BLOCK_ELEMENTS, DEVICE_BLOCK_ELEMENTS, runs
+from hybridtron.ops.elementwise.row_blocks import CPU_BLOCK_ELEMENTS, DEVICE_BLOCK_ELEMENTS
 
 _SMALLEST_STEP = 1e-20  # stands for smaller steps, zero included: the gradient of a step is found by dividing by it
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.elementwise.row_blocks import as_rows, enough, from_rows, row_order, runs
+from hybridtron.ops.cuts import runs
+from hybridtron.ops.elementwise.row_blocks import as_rows, enough, from_rows, row_order
 from hybridtron.ops.triton.launch import ceil_div, launch, power_of_two
 
 _BLOCK_LOGITS = 1 << 27  # in memory at a time: 256 MiB of bfloat16

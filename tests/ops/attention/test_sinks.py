@@ -2,13 +2,8 @@ import pytest
 import torch
 
 from hybridtron.ops.attention import query_blocks
-from hybridtron.ops.attention.softmax import (
-    _fused_attention,
-    _plain_attention,
-    attention,
-    attention_flops,
-    attention_reference,
-)
+from hybridtron.ops.attention.softmax import _fused_attention, _plain_attention, attention, attention_reference
+from hybridtron.ops.flops import attention_flops
 from tests.ops.compare import (
     LENGTHS,
     assert_causal,

@@ -3,7 +3,8 @@ import torch
 
 from hybridtron.ops.attention import query_blocks
 from hybridtron.ops.attention import softmax as module
-from hybridtron.ops.attention.softmax import attention, attention_flops, attention_reference
+from hybridtron.ops.attention.softmax import attention, attention_reference
+from hybridtron.ops.flops import attention_flops
 from tests.ops.compare import LENGTHS, assert_causal, assert_matches, assert_vmaps, count_flops, leaf, token_major
 
 pytestmark = pytest.mark.usefixtures("form")

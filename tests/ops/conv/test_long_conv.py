@@ -4,8 +4,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from hybridtron.ops.conv import long_conv as module
-from hybridtron.ops.conv.long_conv import convolve, fft_size, long_conv, long_conv_fft_flops, long_conv_reference
+from hybridtron.ops.conv.long_conv import convolve, long_conv, long_conv_reference
+from hybridtron.ops.cuts import fft_size
+from hybridtron.ops.flops import long_conv_fft_flops
 from tests.ops.compare import assert_causal, assert_matches, assert_vmaps, leaf, token_major
 
 LENGTHS = (1, 7, 59, 60, 61, 300, 1000)  # around a segment of 60, three times 20 taps and one more
@@ -49,7 +50,7 @@ def test_bfloat16(taps):
 def test_gradients_in_float64(monkeypatch):
     monkeypatch.setattr("hybridtron.ops.conv.long_conv.DIRECT_TAPS", 1)
     inputs = [leaf(2, 11, 4, dtype=torch.float64), leaf(2, 3, dtype=torch.float64)]  # in segments of nine
-    monkeypatch.setattr(module, "_SEGMENT", 1)
+    monkeypatch.setattr("hybridtron.ops.cuts.SEGMENT", 1)
     assert torch.autograd.gradcheck(long_conv, inputs)
 
 

@@ -3,7 +3,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybridtron.ops.conv.long_conv import long_conv
-from hybridtron.ops.conv.modal_filter import modal_filter, modal_filter_flops, modal_step
+from hybridtron.ops.conv.modal_filter import modal_filter, modal_step
+from hybridtron.ops.flops import modal_filter_flops
 from tests.ops.compare import assert_matches, assert_vmaps, leaf
 
 LENGTHS = (1, 7, 35, 36, 37, 1000)

@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybridtron.ops.conv import outer_conv_pairs
-from hybridtron.ops.conv.outer_conv import by_fft, by_pairs, outer_conv, outer_conv_flops, outer_conv_reference
+from hybridtron.ops.conv.outer_conv import by_fft, by_pairs, outer_conv, outer_conv_reference
+from hybridtron.ops.flops import outer_conv_flops
 from tests.ops.compare import (
     assert_causal,
     assert_matches,

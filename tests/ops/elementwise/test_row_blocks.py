@@ -1,6 +1,7 @@
 import torch
 
-from hybridtron.ops.elementwise.row_blocks import as_rows, block_length, from_rows, row_order, runs, split_rows
+from hybridtron.ops.cuts import runs
+from hybridtron.ops.elementwise.row_blocks import as_rows, block_length, from_rows, row_order, split_rows
 
 
 def test_runs_cover_everything_once():

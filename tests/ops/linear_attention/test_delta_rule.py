@@ -2,9 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hybridtron.ops.flops import gated_delta_rule_flops
 from hybridtron.ops.linear_attention.delta_rule import (
     gated_delta_rule,
-    gated_delta_rule_flops,
     gated_delta_rule_reference,
     gated_delta_rule_step,
 )

@@ -2,7 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hybridtron.ops.linear_attention.gla import binary_chunks, gla, gla_flops, gla_reference, gla_step
+from hybridtron.ops.cuts import binary_chunks
+from hybridtron.ops.flops import gla_flops
+from hybridtron.ops.linear_attention.gla import gla, gla_reference, gla_step
 from tests.ops.compare import LENGTHS, assert_causal, assert_matches, assert_vmaps, count_flops, token_major
 
 

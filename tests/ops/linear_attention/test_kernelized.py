@@ -1,10 +1,10 @@
 import pytest
 import torch
 
+from hybridtron.ops.flops import linear_attention_flops
 from hybridtron.ops.linear_attention.kernelized import (
     elu_features,
     linear_attention,
-    linear_attention_flops,
     linear_attention_reference,
     linear_attention_step,
     taylor_features,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hybridtron.ops.linear_attention.gla import gla_flops
+from hybridtron.ops.flops import gla_flops
 from hybridtron.ops.linear_attention.rwkv6 import rwkv6, rwkv6_reference, rwkv6_step
 from tests.ops.compare import assert_causal, assert_matches, assert_vmaps, count_flops, leaf, token_major
 

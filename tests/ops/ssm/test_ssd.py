@@ -2,8 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hybridtron.ops.flops import ssd_flops
 from hybridtron.ops.ssm import ssd as module
-from hybridtron.ops.ssm.ssd import ssd, ssd_flops, ssd_reference, ssd_step
+from hybridtron.ops.ssm.ssd import ssd, ssd_reference, ssd_step
 from tests.ops.compare import LENGTHS, assert_causal, assert_matches, assert_vmaps, count_flops, leaf, token_major
 
 HEADS = [(4, 1), (4, 2), (3, 3)]
