@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy  # its parts are imported at their first use
 
 LEVEL = 0.95  # of every interval
 Losses = Mapping[int, float]  # by seed
@@ -67,8 +67,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """Return Student's 95 % interval of a mean; None for fewer than two values."""
     if len(values) < 2:
         return None
-    mean, error = float(np.mean(values)), float(stats.sem(values))
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)) * error
+    mean, error = float(np.mean(values)), float(scipy.stats.sem(values))
+    reach = float(scipy.stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)) * error
     return mean - reach, mean + reach
 
 
@@ -95,7 +95,7 @@ def _p_value(differences: np.ndarray) -> float:
         return 1.0 if differences[0] == 0 else 0.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # differences that are nearly equal
-        p = float(stats.ttest_1samp(differences, 0.0).pvalue)
+        p = float(scipy.stats.ttest_1samp(differences, 0.0).pvalue)
     return p if math.isfinite(p) else 1.0
 
 

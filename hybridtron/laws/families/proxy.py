@@ -13,9 +13,9 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import scipy  # its parts are imported at their first use
 from numpy.typing import NDArray
 from scipy.special import ndtri
-from scipy.stats import pearsonr, permutation_test, rankdata, spearmanr
 
 from hybridtron.errors import UserError
 from hybridtron.laws.data.runs import Runs
@@ -37,7 +37,7 @@ def permutation_p(x: Array, y: Array, seed: int) -> tuple[float, str]:
     """
     x, y = x - x.mean(), y - y.mean()
     orders = math.factorial(len(x)) if len(x) <= _EXACT else _DRAWS
-    found = permutation_test(
+    found = scipy.stats.permutation_test(
         (y,), lambda order, axis=-1: np.abs((order * x).sum(axis)), permutation_type="pairings", vectorized=True,
         n_resamples=orders, alternative="greater", batch=5000, rng=np.random.default_rng([seed, 5]),
     )  # fmt: skip
@@ -119,10 +119,10 @@ def fit(runs: Runs, settings: Settings) -> Fit:
     _require_two(runs.source, score, loss)
     n = len(score)
     warnings = []
-    spearman = float(spearmanr(score, loss).statistic)
-    pearson = pearsonr(score, loss)
+    spearman = float(scipy.stats.spearmanr(score, loss).statistic)
+    pearson = scipy.stats.pearsonr(score, loss)
     linear = float(pearson.statistic)
-    p, smallest, counted = rank_p(rankdata(score), rankdata(loss), settings.seed)
+    p, smallest, counted = rank_p(scipy.stats.rankdata(score), scipy.stats.rankdata(loss), settings.seed)
     linear_p, _ = permutation_p(score, loss, settings.seed)
     intervals = None
     if n < FEWEST:
@@ -140,7 +140,9 @@ def fit(runs: Runs, settings: Settings) -> Fit:
     status, facts = judge(p, spearman, intervals)
     slope, offset = np.polyfit(score, loss, 1)
     perplexity = np.exp(np.minimum(loss, 700.0))
-    others = [spearmanr(np.delete(score, i), np.delete(loss, i)).statistic for i in range(n)] if n > 3 else []
+    others = (
+        [scipy.stats.spearmanr(np.delete(score, i), np.delete(loss, i)).statistic for i in range(n)] if n > 3 else []
+    )
     return Fit(
         parameters=parameters,
         objective=float(((loss - offset - slope * score) ** 2).sum()),
@@ -149,7 +151,7 @@ def fit(runs: Runs, settings: Settings) -> Fit:
         intervals=intervals,
         settings={"objective": "squared residual of loss about the straight line in the score, summed"},
         sensitivity={
-            "pearson_with_perplexity": float(pearsonr(score, perplexity).statistic),
+            "pearson_with_perplexity": float(scipy.stats.pearsonr(score, perplexity).statistic),
             "pearson_p": linear_p,
             "spearman_without_one_point": {"lowest": min(others), "highest": max(others)} if others else None,
         },

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy  # its parts are imported at their first use
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from scipy.special import huber
 
 Array = NDArray[np.float64]
@@ -142,7 +142,7 @@ def second_route(problem: Problem, seed: int) -> tuple[Array, float]:
                 value, slope = gradient(stage, (problem.lower + span * x)[None])
                 return float(value[0]) / unit, slope[0] * span / unit
 
-            result = minimize(
+            result = scipy.optimize.minimize(
                 scaled, (start - problem.lower) / span, jac=True, method="L-BFGS-B",
                 bounds=[(0.0, 1.0)] * len(start), options={"maxiter": 400, "maxcor": 20, "ftol": 1e-13, "gtol": 1e-10},
             )  # fmt: skip
