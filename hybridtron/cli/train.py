@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from hybridtron.cli.arguments import ArgumentParser, add_config_arguments, add_print_argument
 from hybridtron.cli.output import LAUNCHER, is_reporting_process
 from hybridtron.errors import UserError, cause_of
+from hybridtron.imports import collector_paused
 
 if TYPE_CHECKING:
     from hybridtron.training.config import RunConfig
@@ -47,11 +49,12 @@ def run(options: argparse.Namespace) -> int:
     size_name = "nproc" if environment.world_size == 1 else f"processes of {environment.launcher}"
     if _is_finished(options, config, environment.world_size, size_name, report=environment.rank == 0):
         return 0
-    from hybridtron.distributed.groups import is_lost_process
-    from hybridtron.training import heartbeat
-    from hybridtron.training.run import train
-    from hybridtron.training.saving import TrainingStopped
-
+    with collector_paused():
+        from hybridtron.distributed.groups import is_lost_process
+        from hybridtron.training import heartbeat
+        from hybridtron.training.run import train
+        from hybridtron.training.saving import TrainingStopped
+    gc.freeze()  # modules are no garbage at the end either
     try:
         train(config, environment, options.resume, profile=options.profile, profile_steps=options.profile_steps)
     except TrainingStopped as error:

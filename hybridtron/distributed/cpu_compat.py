@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -22,6 +24,10 @@ from torch.overrides import TorchFunctionMode
 from hybridtron.backends.installation import hide_unusable_transformer_engine
 from hybridtron.distributed.megatron_versions import silence_known_messages, unsupported
 from hybridtron.errors import UserError
+from hybridtron.imports import collector_paused, hidden
+
+# What megatron-core imports where it is installed, for features that are not used here or need CUDA.
+UNUSED = ("apex", "nvtx", "tensorboard", "torch.utils.tensorboard", "triton", "wandb")
 
 
 def _names_cuda(device: object) -> bool:
@@ -91,11 +97,13 @@ def _correct_megatron() -> None:
     with _import_uncompiled():
         _correct_moe_dispatch()
         _correct_uneven_collectives()
+        _leave_compiler_out_of_optimizers()
 
 
 @contextlib.contextmanager
 def _import_uncompiled() -> Iterator[None]:
-    """Import megatron-core without torch.compile: its fusions would need a C++ compiler and seconds at start-up."""
+    """Import megatron-core without torch.compile, whose fusions would need a C++ compiler and seconds at start-up, and
+    without optional packages."""
 
     def uncompiled(function: Callable[..., Any] | None = None, **_: Any) -> Any:
         return function if function is not None else lambda f: f
@@ -103,7 +111,7 @@ def _import_uncompiled() -> Iterator[None]:
     compile_function = torch.compile
     torch.compile = uncompiled  # type: ignore[assignment]
     try:
-        with warnings.catch_warnings():
+        with collector_paused(), hidden(*UNUSED), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that Transformer Engine and apex are absent is known
             yield
     finally:
@@ -126,6 +134,27 @@ def _cuda_replacements() -> dict[str, Any]:
         "get_rng_state": lambda *_, **__: torch.get_rng_state(),
         "set_rng_state": lambda state, *_, **__: torch.set_rng_state(state),
     }
+
+
+def _leave_compiler_out_of_optimizers() -> None:
+    """Let torch's Adam and AdamW work without torch.compile, which torch imports to switch it off in them.
+
+    It takes half a second to import. What was imported or used before stays as it is.
+    """
+    optimizer = torch.optim.Optimizer
+    if "torch._dynamo" in sys.modules:
+        return
+    for method in (optimizer.add_param_group, optimizer.zero_grad, optimizer.state_dict, optimizer.load_state_dict):
+        function = inspect.unwrap(method)
+        setattr(function, "__dynamo_disable", function)
+    update = inspect.unwrap(torch.optim.Adam.step)
+
+    @functools.wraps(update)
+    def step(self: torch.optim.Adam, closure: Callable[[], Any] | None = None) -> Any:
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            return update(self, closure)
+
+    torch.optim.Adam.step = step  # type: ignore[method-assign]
 
 
 def _correct_moe_dispatch() -> None:
