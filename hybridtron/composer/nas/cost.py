@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from hybridtron.composer.engines.discrete import Observation
 from hybridtron.composer.nas.config import CostConfig
 from hybridtron.composer.nas.evaluators import require_blocks
-from hybridtron.composer.nas.space import Pattern
+from hybridtron.composer.nas.space import Pattern, Space
 from hybridtron.config.load import load
+from hybridtron.errors import UserError
+from hybridtron.files import read_plain
 from hybridtron.training.config import RunConfig
 
+WORDS_OF_MEASURED = {
+    "train_ms": "milliseconds of a training step",
+    "prefill_ms": "milliseconds of reading the prompt",
+    "decode_ms": "milliseconds of the next token",
+    "state_bytes": "bytes of state per sequence",
+}
 AUGMENTATION = 0.05  # weight of the sum beside the smaller term, which keeps dominated patterns behind
 
 
@@ -29,7 +39,10 @@ class Cost:
 
 
 def read_cost(config: CostConfig, blocks: Sequence[str]) -> Cost:
-    """Read the cost of each block from a run's config; raises UserError where it lacks one."""
+    """Read the cost of each block from a run's config or a table; raises UserError where it lacks one."""
+    if config.table is not None:
+        return _read_table(config, Path(config.table), blocks)
+    assert config.model is not None
     run = load(config.model, config.overrides, RunConfig)
     seq_len = config.seq_len or run.data.seq_len
     require_blocks(f"cost.model = {config.model}", blocks, run.model.blocks)
@@ -42,6 +55,48 @@ def read_cost(config: CostConfig, blocks: Sequence[str]) -> Cost:
     }
     label, costs = by_measure[config.measure]
     return Cost(label, tuple(float(cost) for cost in costs))
+
+
+def _read_table(config: CostConfig, path: Path, blocks: Sequence[str]) -> Cost:
+    """Read measured costs of layers at one length and batch size."""
+    place = f"cost.table = {path}"
+    try:
+        rows = list(csv.DictReader(read_plain(path).decode().splitlines()))
+    except UnicodeDecodeError:
+        raise UserError(f"{place}: is no text; expected layers.csv of hybridtron efficiency") from None
+    missing = {"layer", "length", "batch", config.measure} - (rows[0].keys() if rows else set())
+    if missing:
+        raise UserError(f"{place}: has no column {sorted(missing)[0]}; expected layers.csv of hybridtron efficiency")
+    try:
+        measured = {(int(r["length"]), int(r["batch"]), r["layer"]): float(r[config.measure]) for r in rows}
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{place}: holds a word in place of a number; expected layers.csv of hybridtron efficiency"
+        ) from None
+    settings = sorted({(length, batch) for length, batch, _ in measured})
+    lengths = [length for length, batch in settings if batch == config.batch]
+    seq_len = config.seq_len or (lengths[0] if len(lengths) == 1 else None)
+    if (seq_len, config.batch) not in settings:
+        known = ", ".join(f"{length} x {batch}" for length, batch in settings)
+        raise UserError(
+            f"cost.seq_len = {seq_len}, cost.batch = {config.batch}: not measured in {path}; expected one of {known}"
+        )
+    costs = {
+        layer: cost for (length, batch, layer), cost in measured.items() if (length, batch) == (seq_len, config.batch)
+    }
+    require_blocks(place, blocks, costs)
+    words = WORDS_OF_MEASURED[config.measure]
+    label = f"{words} at {seq_len:,} tokens, batch {config.batch}, of {path.name}"
+    return Cost(label, tuple(costs[name] for name in blocks))
+
+
+def limited(space: Space, cost: Cost, limit: float) -> Space:
+    """Return the patterns of a space that cost at most `limit`; raises UserError where there are none."""
+    within = replace(space, costs=cost.layers, limit=limit)
+    if not within.size:
+        least = f"{space.layers} of the cheapest layer cost {space.layers * min(cost.layers):g}, {cost.label}"
+        raise UserError(f"cost.limit = {limit:g}: no pattern of the space costs so little; expected more: {least}")
+    return within
 
 
 def pareto_front(observations: Sequence[Observation], cost: Cost) -> list[int]:

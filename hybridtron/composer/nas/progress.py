@@ -74,14 +74,13 @@ class Progress:
         return next((u for u in units if u not in self.claims or not store.is_alive(self.claims[u])), None)
 
 
-def read_progress(config: SearchConfig, rows: Sequence[Row]) -> Progress:
-    """Read the state of a search from all rows of its record.
+def read_progress(config: SearchConfig, whole: Space, rows: Sequence[Row]) -> Progress:
+    """Read the state of a search of the space `whole` from all rows of its record.
 
     What was proposed for a step whose space has changed since, as what the step before hands on has, counts no more;
     its results stay, for patterns that are proposed again. Raises UserError for a row that is damaged, and where a step
     finds no pattern around what the step before handed on.
     """
-    whole = config.space.patterns
     results: dict[Unit, Row] = {}
     claims: dict[Unit, str] = {}
     proposals: dict[int, list[Pattern]] = {}

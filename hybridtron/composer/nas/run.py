@@ -58,7 +58,7 @@ def report_search(config: SearchConfig) -> tuple[Outcome, Path]:
     prepared = prepare(config)
     with closing(Store(folder, prepared.identity())) as store:
         with store.locked() as rows:
-            progress = read_progress(config, rows)
+            progress = read_progress(config, prepared.space, rows)
         while progress.steps and not progress.steps[-1].finished:
             progress.steps.pop()
         if not progress.steps:

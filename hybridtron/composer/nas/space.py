@@ -8,6 +8,7 @@ states are refused.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,8 @@ class Space:
     never_first: frozenset[int] = frozenset()
     never_last: frozenset[int] = frozenset()
     never_adjacent: frozenset[tuple[int, int]] = frozenset()  # (block, the one after it)
+    costs: tuple[float, ...] = ()  # of a layer, by block; empty: no limit
+    limit: float = math.inf  # of the sum over a pattern's layers
 
     @cached_property
     def size(self) -> int:
@@ -124,7 +127,7 @@ class Space:
 
     @cached_property
     def _counted(self) -> tuple[int, ...]:
-        return tuple(sorted({*self.at_most, *self.at_least}))
+        return tuple(sorted({*self.at_most, *self.at_least, *range(len(self.costs))}))
 
     def _next(self, position: int, state: State, block: int) -> State | None:
         """Return the state after `block` at `position`; None where that is not allowed."""
@@ -142,16 +145,19 @@ class Space:
         return None if used is None else (block, run if block in self.longest_run else 1, used, own)
 
     def _use(self, uses: Uses, block: int) -> Uses | None:
-        """Return the uses with one more of `block`; None where that is too many."""
+        """Return the uses with one more of `block`; None where that is too many, or costs more than the limit."""
         if block not in self._counted:
             return uses
         place = self._counted.index(block)
         count = uses[place] + 1
-        if block not in self.at_most:
-            count = min(count, self.at_least[block])  # more than enough is all the same
-        elif count > self.at_most[block]:
+        if count > self.at_most.get(block, count):
             return None
-        return (*uses[:place], count, *uses[place + 1 :])
+        if block not in self.at_most and not self.costs:
+            count = min(count, self.at_least[block])  # more than enough is all the same
+        used = (*uses[:place], count, *uses[place + 1 :])
+        if self.costs and math.fsum(n * cost for n, cost in zip(used, self.costs, strict=True)) > self.limit:
+            return None
+        return used
 
     def _missing(self, uses: Uses) -> int:
         """Count the layers that `at_least` still requires."""
@@ -184,11 +190,11 @@ class Space:
         ends = sum(min(self.longest_run.get(block, 1), layers) for block in range(len(self.blocks)))
         ways = [1] + [0] * layers  # of uses that add up to the index
         for block in self._counted:
-            most = self.at_most.get(block, self.at_least.get(block, 0))
+            most = self.at_most.get(block, layers if self.costs else self.at_least.get(block, 0))
             sums = [0, *accumulate(ways)]
             ways = [sums[total + 1] - sums[max(0, total - most)] for total in range(layers + 1)]
         by_depth = list(accumulate(ways))[1:]
-        if self.at_most.keys() == set(range(len(self.blocks))):
+        if self.costs or self.at_most.keys() == set(range(len(self.blocks))):
             by_depth = ways[1:]  # every layer is counted
         return ends * sum(by_depth)
 

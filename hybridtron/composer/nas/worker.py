@@ -12,10 +12,10 @@ import numpy as np
 from hybridtron.composer.engines.bayesian import Bayesian, require_botorch
 from hybridtron.composer.engines.discrete import History, Observation, new_patterns
 from hybridtron.composer.nas.config import SearchConfig
-from hybridtron.composer.nas.cost import Cost, read_cost, scalarised
+from hybridtron.composer.nas.cost import Cost, limited, read_cost, scalarised
 from hybridtron.composer.nas.evaluators import Evaluator, make_evaluator
 from hybridtron.composer.nas.progress import Progress, Step, Unit, read_progress
-from hybridtron.composer.nas.space import Pattern
+from hybridtron.composer.nas.space import Pattern, Space
 from hybridtron.composer.nas.store import Row, Store
 from hybridtron.errors import UserError
 
@@ -33,11 +33,13 @@ class Search:
     config: SearchConfig
     evaluator: Evaluator
     cost: Cost | None
+    space: Space  # the patterns that may be tried
 
     def identity(self) -> dict[str, Any]:
         """Return what must be the same for two searches to share a folder."""
         sections = self.config.model_dump(mode="json", include={"space", "seeds", "methodology"})
-        cost = {"label": self.cost.label, "layers": list(self.cost.layers)} if self.cost else None
+        limit = {"limit": self.space.limit} if self.space.costs else {}
+        cost = {"label": self.cost.label, "layers": list(self.cost.layers), **limit} if self.cost else None
         return {**sections, "cost": cost, "evaluator": self.evaluator.identity}
 
 
@@ -46,8 +48,11 @@ def prepare(config: SearchConfig) -> Search:
     if isinstance(config.engine, Bayesian):
         require_botorch()
     cost = read_cost(config.cost, config.space.blocks) if config.cost else None
-    read_progress(config, [])  # refuses what the methodology cannot build
-    return Search(config, make_evaluator(config), cost)
+    space = config.space.patterns
+    if cost and config.cost and config.cost.limit is not None:
+        space = limited(space, cost, config.cost.limit)
+    read_progress(config, space, [])  # refuses what the methodology cannot build
+    return Search(config, make_evaluator(config), cost, space)
 
 
 def work(search: Search, store: Store, watch: Callable[[Progress], None]) -> Progress:
@@ -57,7 +62,7 @@ def work(search: Search, store: Store, watch: Callable[[Progress], None]) -> Pro
     """
     while True:
         with store.locked() as rows:
-            progress = read_progress(search.config, rows)
+            progress = read_progress(search.config, search.space, rows)
             watch(progress)
             if progress.is_complete or progress.is_stuck:
                 break
@@ -100,7 +105,7 @@ def _propose(search: Search, step: Step, count: int, generator: np.random.Genera
     seen = [*step.finished, *(Observation(pattern, worst) for pattern in step.failed)]
     history = History(step.space, seen, step.pending, search.config.seed)
     engine = search.config.engine
-    if search.cost is None:
+    if search.cost is None or search.space.costs:  # within a limit the score alone counts
         return engine.propose(history, count, generator)
     found: list[Pattern] = []
     for _ in range(count):  # a weight of its own for each

@@ -66,7 +66,7 @@ def _mean_tasks(rows: list[Mapping[str, Any]]) -> dict[str, float]:
 
 def _engines(outcome: Outcome, folder: Path) -> dict[Pattern, str]:
     """Return the first engine that proposed each pattern; the config's where no row names an engine."""
-    whole = outcome.search.config.space.patterns
+    whole = outcome.search.space
     lines = (folder / "evaluations.jsonl").read_text().splitlines()
     proposals = [row for row in map(json.loads, lines) if row["row"] == "propose"]
     named = any("engine" in row for row in proposals)

@@ -43,7 +43,7 @@ class Outcome(Shown):
     step: Step
     aggregate: Aggregate
     surrogate: SurrogateFit | None  # None without BoTorch, or with too few different scores
-    front: list[int] | None  # of `observations`; None without a cost
+    front: list[int] | None  # of `observations`; None without a cost, or with a limit
 
     @property
     def observations(self) -> Sequence[Observation]:
@@ -149,7 +149,7 @@ class Outcome(Shown):
             "name": self.search.config.name,
             "evaluated": self.num_evaluated,
             "failed": sum(len(step.failed) for step in self.progress.steps),
-            "patterns_in_space": self.search.config.space.patterns.size,
+            "patterns_in_space": self.search.space.size,
             "complete": self.progress.is_complete,
             "quantity": self.search.evaluator.quantity,
             "pattern": self.text(self.aggregate.pattern),
@@ -199,7 +199,7 @@ def read_outcome(search: Search, progress: Progress) -> Outcome:
     """Return the result of a search that has aggregated at least one step."""
     step = progress.steps[-1]
     assert step.aggregate is not None
-    front = pareto_front(step.finished, search.cost) if search.cost else None
+    front = pareto_front(step.finished, search.cost) if search.cost and not search.space.costs else None
     return Outcome(search, progress, step, step.aggregate, fit_surrogate(step), front)
 
 

@@ -40,7 +40,7 @@ def _next_command(outcome: Outcome) -> dict[str, Any]:
     """Return the command that makes a training config of the result, its target and the blocks that this has."""
     config, pattern = outcome.search.config, outcome.aggregate.pattern
     blocks = sorted(set(outcome.step.space.names(pattern)))
-    if config.cost:
+    if config.cost and config.cost.model:
         target = shlex.join([config.cost.model, *config.cost.overrides])
     else:
         target = next((model for names, model in TARGETS.items() if {*blocks} <= {*names}), UNKNOWN_TARGET)

@@ -10,7 +10,15 @@ from hybridtron.composer.report.evaluations import Evaluations
 from hybridtron.composer.report.outcome import Outcome, ranked, rule_patterns, winner
 from hybridtron.reporting.table import Column, Table, decimal_column, integer_column
 
-COSTS = {"flops": "FLOPs per token", "parameters": "parameters", "cache": "elements of cache"}
+COSTS = {
+    "flops": "FLOPs per token",
+    "parameters": "parameters",
+    "cache": "elements of cache",
+    "state_bytes": "bytes of state",
+    "train_ms": "ms of a training step",
+    "prefill_ms": "ms of the prompt",
+    "decode_ms": "ms of the next token",
+}
 FRONT_SHOWN = 10  # patterns of the Pareto front in the terminal and in the page's first card
 
 
@@ -28,7 +36,9 @@ def score_columns(outcome: Outcome, observations: Sequence[Observation]) -> list
         columns.append(decimal_column("standard error", [o.error for o in observations]))
     if outcome.search.cost and outcome.search.config.cost:
         label = COSTS[outcome.search.config.cost.measure]
-        columns.append(integer_column(label, [outcome.search.cost(o.pattern) for o in observations]))
+        costs = [outcome.search.cost(o.pattern) for o in observations]
+        is_time = outcome.search.config.cost.measure.endswith("_ms")
+        columns.append(decimal_column(label, costs) if is_time else integer_column(label, costs))
     return columns
 
 

@@ -83,8 +83,9 @@ def test_another_aggregator_builds_on_its_own_choice_and_the_first_finds_all_it_
 def test_a_dead_end_is_told_before_the_first_row(tmp_path):
     space = {"blocks": ["attn", "mlp"], "layers": 4, "never_adjacent": [["attn", "attn"], ["mlp", "mlp"]]}
     methodology = {"type": "middle_incremental", "step_layers": 1}
+    settings = config(tmp_path / "x", space=space, methodology=methodology)
     with pytest.raises(UserError, match="step 1 of middle_incremental finds no pattern"):
-        read_progress(config(tmp_path / "x", space=space, methodology=methodology), [])
+        read_progress(settings, settings.space.patterns, [])
 
 
 RESULT = {"row": "result", "pattern": "attn mlp mlp", "seed": 0, "score": 0.5}

@@ -22,6 +22,8 @@ SPACES = {
     "runs": Space(BLOCKS, 6, longest_run={ATTN: 1, MLP: 2}),
     "ends": Space(BLOCKS, 4, never_first=frozenset({ATTN}), never_last=frozenset({MAMBA, MLP})),
     "neighbours": Space(BLOCKS, 5, never_adjacent=frozenset({(ATTN, ATTN), (MAMBA, ATTN)})),
+    "limit": Space(BLOCKS, 6, costs=(3.0, 1.0, 0.5), limit=8.0),
+    "limit and counts": Space(BLOCKS, 6, at_most={MLP: 2}, at_least={ATTN: 1}, costs=(3.0, 1.0, 0.5), limit=8.0),
     "all at once": Space(
         BLOCKS, 7, {2: MLP}, {ATTN: 2}, {MAMBA: 2}, {MLP: 3}, frozenset({ATTN}), frozenset(), frozenset({(ATTN, ATTN)})
     ),
@@ -39,6 +41,7 @@ def allowed(space: Space, pattern: tuple[int, ...]) -> bool:
         and all(length <= space.longest_run.get(block, 99) for block, length in runs)
         and pattern[0] not in space.never_first
         and pattern[-1] not in space.never_last
+        and (not space.costs or sum(space.costs[block] for block in pattern) <= space.limit)
         and not any(pair in space.never_adjacent for pair in pairwise(pattern))
     )
 

@@ -42,7 +42,7 @@ def score(layers, seed=0) -> dict:
 
 def searched(folder: Path, evaluate=score, cost=None, **changes) -> Search:
     settings = config(folder, **changes)
-    return Search(settings, Evaluator(evaluate, {}, "score"), cost)
+    return Search(settings, Evaluator(evaluate, {}, "score"), cost, settings.space.patterns)
 
 
 def run(search: Search):
@@ -123,7 +123,7 @@ def test_a_failed_pattern_counts_as_the_worst_not_as_pending(tmp_path):
     progress = run(search)
     step = progress.steps[-1]
     listening = search.config.model_copy(update={"engine": Listening(type="listening")})
-    _propose(Search(listening, search.evaluator, None), step, 1, np.random.default_rng(0))
+    _propose(Search(listening, search.evaluator, None, search.space), step, 1, np.random.default_rng(0))
     worst = min(o.score for o in step.finished)
     assert seen["pending"] == []
     assert [o for o in seen["finished"] if o.pattern in step.failed] == [Observation(p, worst) for p in step.failed]

@@ -303,3 +303,61 @@ def test_the_searches_that_are_supplied_can_start(name, monkeypatch):
     monkeypatch.chdir(MODELS.parents[1])
     search = prepare(load(MODELS.parent / "search" / name, [], SearchConfig))
     assert search.identity()["space"]["layers"] == search.config.space.layers
+
+
+TABLE = """layer,length,batch,parameters,train_ms,prefill_ms,decode_ms,state_bytes
+attn,512,1,10,9,3,0.5,1000
+mlp,512,1,10,8,2,0.2,0
+attn,2048,1,10,9,3,2.0,4000
+mlp,2048,1,10,8,2,0.2,0
+"""
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "layers.csv"
+    path.write_text(TABLE)
+    return str(path)
+
+
+def test_a_search_under_a_measured_limit_tries_only_patterns_that_keep_it(folder, table):
+    cost = {"measure": "decode_ms", "table": table, "seq_len": 2048, "limit": 4.7}
+    outcome, page = run_search(config(folder, cost=cost, evaluations=30, engine={"type": "exhaustive"}))
+    spent = [outcome.search.cost(o.pattern) for o in outcome.observations]
+    assert max(spent) <= 4.7
+    layers = outcome.search.config.space.layers
+    everything = [2.0 * n + 0.2 * (layers - n) for n in range(layers + 1)]
+    assert any(total > 4.7 for total in everything)
+    assert outcome.front is None
+    assert "at most 4.7 milliseconds of the next token at 2,048 tokens" in page.read_text()
+
+
+@pytest.mark.parametrize("content", ["", "layer,length\nattn,8\n", TABLE.replace("0.5", "fast"), "\x00\xff"])
+def test_a_table_of_something_else_is_refused(folder, table, content):
+    Path(table).write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=r"cost\.table = .*expected layers\.csv"):
+        run_search(config(folder, cost={"measure": "decode_ms", "table": table, "seq_len": 512}))
+
+
+def test_a_measured_cost_is_an_objective_without_a_limit(folder, table):
+    outcome, _ = run_search(config(folder, cost={"measure": "state_bytes", "table": table, "seq_len": 512}))
+    assert {row["cost"] % 1000 for row in outcome.pareto()} == {0}
+
+
+@pytest.mark.parametrize(
+    ("cost", "message"),
+    [
+        ({"measure": "decode_ms"}, r"cost\.table = null: expected layers\.csv"),
+        ({"measure": "flops"}, r"cost\.model = null: expected a run's config file"),
+        ({"measure": "decode_ms", "table": "T", "model": "x.yaml"}, r"cost\.model = 'x.yaml': expected nothing"),
+        ({"measure": "decode_ms", "table": "T"}, r"cost\.seq_len = None, cost\.batch = 1: not measured in .* 512 x 1"),
+        ({"measure": "decode_ms", "table": "T", "seq_len": 64}, r"cost\.seq_len = 64.*expected one of 512 x 1, 2048 x"),
+        ({"measure": "decode_ms", "table": "T", "seq_len": 512, "limit": 0.1}, r"cost\.limit = 0\.1: no pattern"),
+    ],
+)
+def test_a_cost_that_cannot_be_read_is_refused(folder, table, cost, message):
+    if "table" in cost:
+        cost = {**cost, "table": table}
+    with pytest.raises((UserError, ValueError), match=message):
+        run_search(config(folder, cost=cost))
+    assert not folder.exists()
