@@ -9,6 +9,7 @@
     ht.runs("checkpoints")                                 state and progress of the runs under a folder
     ht.compare(RUN, RUN, out=FOLDER)                       their losses, costs and settings that differ
     ht.describe(CONFIG), ht.plan(CONFIG, gpus=1024)        what a model is, what a layout costs
+    ht.match_size(CONFIG, OTHER)                           the width at which a model is as large as another
     ht.mad.score("mh-hyena swiglu", preset="smoke")        the six MAD tasks
     ht.search(CONFIG), ht.scale(PATTERN, TARGET)           find a small hybrid, grow it
     ht.ablate(CONFIG)                                      many runs from one file, compared over seeds
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from hybridtron import convert, laws, mad
     from hybridtron.ablations.run import ablate
     from hybridtron.api.launching import launch
+    from hybridtron.api.matching import match_size
     from hybridtron.api.model import build_model
     from hybridtron.api.monitoring import compare, runs
     from hybridtron.api.study import describe, plan
@@ -55,6 +57,7 @@ __all__ = [
     "laws",
     "load",
     "mad",
+    "match_size",
     "plan",
     "runs",
     "scale",

@@ -20,6 +20,7 @@ from hybridtron.ablations.config import (
 )
 from hybridtron.ablations.expressions import Expression, parse_expression
 from hybridtron.config import yaml_text
+from hybridtron.config.dotted import value_at
 from hybridtron.errors import UserError
 from hybridtron.reporting.numbers import short_number
 
@@ -137,7 +138,7 @@ def _grid(name: str, axis: GridAxis, base: Mapping[str, Any], alone: bool) -> Ax
         Level(_level_name(value), (f"{axis.key}={yaml_text.write_inline(value)}",), _number(value))
         for value in axis.values
     ]
-    own = base_value(base, axis.key)
+    own = value_at(base, axis.key)
     reference = next((level for level, value in zip(levels, axis.values, strict=True) if value == own), None)
     if reference is None and alone:
         reference = Level(_level_name(own) if own is not None else BASE, (), _number(own))
@@ -180,14 +181,6 @@ def _draw(generator: np.random.Generator, some: RangeConfig) -> int | float:
     if some.multiple_of is None:
         return float(f"{value:.6g}")
     return max(1, round(value / some.multiple_of)) * some.multiple_of
-
-
-def base_value(base: Mapping[str, Any], key: str) -> Any:
-    """Return the value of a dotted key in nested mappings; None where it is missing."""
-    node: Any = base
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, Mapping) else None
-    return node
 
 
 def _number(value: Any) -> int | float | None:

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from hybridtron.ablations.axes import Axis, Combination, Level, axis_value, base_value, cell_name, combinations
+from hybridtron.ablations.axes import Axis, Combination, Level, axis_value, cell_name, combinations
 from hybridtron.ablations.axes import expand_axes as expand
 from hybridtron.ablations.config import AblationConfig, BudgetAxis
 from hybridtron.ablations.equal_size import equal_value, measure
 from hybridtron.ablations.expressions import parse_expression
 from hybridtron.ablations.rules import quantities, ruled_overrides
 from hybridtron.config.compose import OVERRIDE, compose
+from hybridtron.config.dotted import value_at
 from hybridtron.config.load import build
 from hybridtron.config.nearest import nearest
 from hybridtron.errors import UserError
@@ -148,7 +149,7 @@ class _Builder:
         name = cell_name(reference, self.axes)
         if name not in self.targets:
             self.targets[name] = measure(self._build(self._overrides(reference)), equal.of)
-        own = base_value(config.model_dump(mode="json", serialize_as_any=True), equal.key)
+        own = value_at(config.model_dump(mode="json", serialize_as_any=True), equal.key)
         found = equal_value(
             config, equal, self.targets[name], lambda value: self._build([*overrides, f"{equal.key}={value}"])
         )
@@ -162,7 +163,7 @@ class _Builder:
                 return axis_value(cell.combination, name)
             if name in cell.numbers:
                 return cell.numbers[name]
-            value = base_value(mapping, name)
+            value = value_at(mapping, name)
             if value is None or isinstance(value, dict):
                 close = nearest(name, [*cell.combination, *cell.numbers, *_keys(mapping)])
                 raise UserError(

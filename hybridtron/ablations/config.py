@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from hybridtron.ablations.expressions import parse_expression
+from hybridtron.accounting.equal_size import Measure
 from hybridtron.config.nearest import one_of
 from hybridtron.config.schema import FolderName, Strict, problem
 from hybridtron.errors import UserError
@@ -21,7 +22,6 @@ Key = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0
 AxisName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=24)]
 LevelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=40)]
 Quantity = Literal["parameters", "non_embedding", "flops_per_token", "state", "tokens", "flops", "steps"]
-Measure = Literal["parameters", "non_embedding", "flops", "state"]
 
 
 class GridAxis(Strict):

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from hybridtron.ablations.axes import base_value
 from hybridtron.ablations.config import BudgetAxis, RuleConfig
 from hybridtron.accounting.describe import describe
 from hybridtron.config import yaml_text
+from hybridtron.config.dotted import value_at
 from hybridtron.errors import UserError
 from hybridtron.training.config import RunConfig
 
@@ -70,7 +70,7 @@ def _budget_tokens(numbers: Mapping[str, float], budget: tuple[str, float], axis
 
 def _value(key: str, rule: RuleConfig, numbers: Mapping[str, float], mapping: Mapping[str, Any]) -> int | float:
     """Return the value of a key by its power law, a whole number for a key that holds one."""
-    present = base_value(mapping, key)
+    present = value_at(mapping, key)
     if present is not None and (isinstance(present, bool) or not isinstance(present, int | float)):
         raise UserError(f"rules.{key}: holds {present!r}; expected a key that holds a number")
     logarithm = math.log(rule.coefficient)

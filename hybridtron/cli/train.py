@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from hybridtron.cli.arguments import ArgumentParser, add_config_arguments, add_print_argument
+from hybridtron.cli.matching import add_match_arguments, print_match
 from hybridtron.cli.output import LAUNCHER, is_reporting_process
 from hybridtron.errors import UserError, cause_of
 from hybridtron.imports import collector_paused
@@ -23,6 +24,7 @@ SUMMARY = "train a model, or continue a run"
 def add_arguments(verb: ArgumentParser) -> None:
     """Add the arguments of the verb."""
     add_config_arguments(verb)
+    add_match_arguments(verb)
     verb.add_argument("--nproc", type=int, default=None, metavar="N", help="processes to start on this machine")
     verb.add_argument("--resume", action="store_true", help="continue from the latest checkpoint, if there is one")
     verb.add_argument(
@@ -39,6 +41,7 @@ def run(options: argparse.Namespace) -> int:
     from hybridtron.api.configs import read_training_config
     from hybridtron.distributed.environment import read_environment
 
+    print_match(options)
     config = read_training_config(options.config, *options.overrides)
     if options.show:
         return _show(config, options.nproc)
