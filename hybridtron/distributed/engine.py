@@ -28,6 +28,7 @@ from hybridtron.distributed.expert_load import ExpertLoads, fractions
 from hybridtron.distributed.fp8 import FP8Linears
 from hybridtron.distributed.gradient_norm import norm_of, squared_norms
 from hybridtron.distributed.groups import ParallelContext, gather
+from hybridtron.distributed.layer_statistics import LayerStatistics
 from hybridtron.distributed.optimizer import AdamW, make_optimizer, set_rates
 from hybridtron.documents import Documents
 from hybridtron.errors import UserError, cause_of
@@ -110,11 +111,13 @@ class Engine:
             replica.broadcast_params()
         self.expert_loads = ExpertLoads(self.chunks, specs, parallel_context.device)
         self.optimizer = make_optimizer(self.replicas, config, adamw, distributed_optimizer, parallel_context)
+        self.layer_statistics: LayerStatistics | None = None  # of the next step
         config.finalize_model_grads_func = finalize_model_grads
         config.grad_scale_func = self.optimizer.scale_loss
 
     def train_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
         """Update the parameters from this process's micro-batches, unless the loss or a gradient is not finite."""
+        statistics, self.layer_statistics = self.layer_statistics, None
         for replica in self.replicas:
             replica.train()
             replica.zero_grad_buffer()
@@ -127,6 +130,8 @@ class Engine:
         load = self.expert_loads.total()
         set_rates(self.optimizer, self.adamw, lr)
         self.optimizer.prepare_grads()
+        if statistics:
+            statistics.before_update()
         loss, grad_norm, shares = _read(mean, squared_norms(self.optimizer, mean.device), fractions(load))
         applied = self.agree(math.isfinite(loss) and math.isfinite(grad_norm))
         if applied:
@@ -135,9 +140,16 @@ class Engine:
                     clip_grad_by_total_norm_fp32(optimizer.get_parameters(), self.adamw.clip_grad, grad_norm)
             self.optimizer.step_with_ready_grads()
             self.expert_loads.rebalance(load)
+            if statistics:
+                statistics.after_update()
         if self.fp8:
             self.fp8.end_step(applied)
         return StepResult(loss, grad_norm, applied, shares)
+
+    def collect_layer_statistics(self) -> LayerStatistics:
+        """Return what collects the per-layer norms of the next training step, and gives them after it."""
+        self.layer_statistics = LayerStatistics(self.chunks, self.specs, self.optimizer, self.parallel_context)
+        return self.layer_statistics
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[MicroBatch], counted: int) -> float:

@@ -76,6 +76,12 @@ class TrainConfig(Strict):
         ge=1,
         description="Steps in a row that may be skipped for a non-finite loss or gradient; then the run stops.",
     )
+    layer_statistics_every: int = Field(
+        0,
+        ge=0,
+        description="Steps between rows of layer_statistics.jsonl: RMS of activations, gradient norm and size of the "
+        "update of each layer; 0: none.",
+    )
     sample_tokens: int = Field(0, ge=0, description="Tokens of sample text printed at the end.")
     wandb: str | None = Field(
         None, min_length=1, description="Weights & Biases project that the metrics are sent to (extra wandb)."
@@ -235,7 +241,8 @@ class RunConfig(Strict):
         The default backend has the name of the default before it: studies and searches that began with that go on.
         """
         identity = self.model_dump(mode="json", serialize_as_any=True, exclude={"name", "folder", "checkpoint"})
-        identity["train"].pop("wandb")
+        for key in ("wandb", "layer_statistics_every"):
+            identity["train"].pop(key)
         for key in INIT_KEYS:
             if getattr(self.train, key) == TrainConfig.model_fields[key].default:
                 identity["train"].pop(key)

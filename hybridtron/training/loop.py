@@ -64,6 +64,7 @@ class Trainer:
         self.valid_loss: float | None = None
         self.evaluated_at = -1  # step
         self.fp8_statistics: dict[str, Any] | None = None
+        self.layer_statistics: dict[str, dict[str, float | None]] | None = None
         self.stop_raised = False
         self.failed_writers: list[Callback] = []
         self.losses: list[float] = []  # of the steps since the last logged one
@@ -136,6 +137,7 @@ class Trainer:
             self.valid_loss,
             self.fp8_statistics,
             self.print_line,
+            self.layer_statistics,
         )
         for callback in callbacks:
             try:
@@ -182,7 +184,11 @@ class Trainer:
         batches = self.load_batches(self.state.step)
         lr = learning_rate(self.config, self.state.step + 1)
         self._collect_fp8(self.state.step + 1)
+        every = self.config.train.layer_statistics_every
+        is_collected = self.folder is not None and every and (self.state.step + 1) % every == 0
+        statistics = self.engine.collect_layer_statistics() if is_collected else None
         result = self.engine.train_step(batches, lr)
+        self.layer_statistics = statistics.take() if statistics else None
         if (fp8 := self.engine.fp8) and fp8.state.collects:
             self.fp8_statistics = fp8.take_statistics() or None  # Transformer Engine has none
         self.state = replace(

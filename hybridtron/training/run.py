@@ -19,6 +19,7 @@ from hybridtron.training.callbacks.attempt_log import AttemptLog
 from hybridtron.training.callbacks.base import Callback, Row
 from hybridtron.training.callbacks.closing_report import ClosingReport
 from hybridtron.training.callbacks.fp8 import FP8File, FP8Plot
+from hybridtron.training.callbacks.layer_statistics import LayerStatisticsFile, LayerStatisticsPlot
 from hybridtron.training.callbacks.metrics import MetricsFile, read_metrics
 from hybridtron.training.callbacks.plot import LossPlot
 from hybridtron.training.callbacks.profiler import Profiler
@@ -157,6 +158,9 @@ def _writers(config: RunConfig, folder: RunFolder) -> list[Callback]:
     ]
     if config.precision.format == "fp8":
         writers += [FP8File(folder.fp8_file), FP8Plot(folder.fp8_file, folder.fp8_plot_file)]
+    if config.train.layer_statistics_every:
+        file, picture = folder.layer_statistics_file, folder.layer_statistics_plot_file
+        writers += [LayerStatisticsFile(file), LayerStatisticsPlot(file, picture)]
     if config.train.wandb is not None:
         writers.append(WeightsAndBiases(config.train.wandb, folder))
     return writers

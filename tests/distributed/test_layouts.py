@@ -30,7 +30,7 @@ from tests.distributed.layouts import (
 from tests.distributed.walk import run_config
 from tests.warm import launch
 
-LOSS, NORM, GRADIENT = 1e-5, 1e-4, 1e-4
+LOSS, NORM, GRADIENT, STATISTICS = 1e-5, 1e-4, 1e-4, 2e-5
 WALKED = tuple(TABLE)  # before other tests add to it
 HALF = dict.fromkeys(("half", "halfmuon", "tensorwise", "delayed"), 200)  # times as far apart: bf16 and FP8
 
@@ -89,6 +89,18 @@ def test_every_gradient_is_that_of_one_process(found, name):
     distances = found[name]["gradient_distance"]
     assert len(distances) >= 15
     assert all(far < GRADIENT for far in distances.values()), distances
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_norms_of_every_layer_are_those_of_one_process(found, name):
+    model = LAYOUTS[name].model
+    layers, expected = found[name]["layer_statistics"], found[model]["layer_statistics"]
+    assert len(layers) == len(MODELS[model]["pattern"].split()) + 2
+    squares = [numbers["grad_norm"] ** 2 for numbers in layers.values()]
+    assert sum(squares) ** 0.5 == pytest.approx(found[name]["grad_norms"][0], rel=NORM)
+    assert layers == {
+        layer: pytest.approx(numbers, rel=STATISTICS * HALF.get(model, 1)) for layer, numbers in expected.items()
+    }
 
 
 @pytest.mark.parametrize("name", RESUMED)

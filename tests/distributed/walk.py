@@ -139,7 +139,10 @@ def try_layout(name: str, layout: Layout, parallel_context: ParallelContext, fol
             save(folder / f"{name}.read")
     goes_on = bool(name in MODELS or name in SAVED or layout.after)
     for step in range(SAVED_AT if layout.after else 0, STEPS if goes_on else COMPARED):
+        statistics = engine.collect_layer_statistics() if step == 0 else None
         result = engine.train_step(micro_batches(step, parallel_context, config.data.isolates), lr=1e-2)
+        if statistics:
+            found["layer_statistics"] = statistics.take()
         found["losses"].append(result.loss)
         found["grad_norms"].append(result.grad_norm)
         found["expert_loads"].append(result.expert_load)

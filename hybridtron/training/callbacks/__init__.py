@@ -6,6 +6,7 @@ metrics.py           metrics.jsonl
 tensorboard.py       tensorboard/
 plot.py              loss.png
 fp8.py               fp8.jsonl and fp8.png
+layer_statistics.py  layer_statistics.jsonl and layer_statistics.png
 progress.py          a progress bar, or a line per logged step
 wandb.py             Weights & Biases
 closing_report.py    summary.json and the last lines of the output

@@ -73,18 +73,19 @@ def tag_of(key: str) -> str:
 def hyperparameters(config: RunConfig) -> dict[str, str | float | bool]:
     """Return name, pattern and parameters of a run, then its settings by dotted key, lists as text.
 
-    Blocks that no layer uses, places and keys without a value are left out.
+    Blocks that no layer uses, keys without a value and those that have no effect on losses are left out.
     """
     account = describe(config.model, config.data.seq_len)
     found: dict[str, str | float | bool] = {
         "name": config.name, "model.pattern": str(config.model.pattern), "parameters": account.total,
         "parameters.active": account.active,
     }  # fmt: skip
-    settings = config.model_dump(mode="json", serialize_as_any=True, exclude={"folder", "name"}, exclude_none=True)
+    settings = config.identity()  # without places and what has no effect on the numbers
     used = set(config.model.layer_names)
     settings["model"]["blocks"] = {name: block for name, block in settings["model"]["blocks"].items() if name in used}
     for key, value in flat(settings).items():
-        found.setdefault(key, value if isinstance(value, bool | int | float | str) else str(value))
+        if value is not None:
+            found.setdefault(key, value if isinstance(value, bool | int | float | str) else str(value))
     return found
 
 

@@ -3,6 +3,7 @@
     config.yaml   environment.json  metrics.jsonl   changes.jsonl  tensorboard/  loss.png
     summary.json  step_00000100/    latest          abandoned/      damaged/        attempts.jsonl    profile/
     fp8.jsonl     fp8.png (with precision.format fp8)
+    layer_statistics.jsonl   layer_statistics.png (with train.layer_statistics_every)
 
 A checkpoint is written into `step_N.partial-*`, renamed when whole, and only then named by `latest`, which is replaced
 atomically: whatever `latest` names is complete. A run that goes on from an older checkpoint moves those beyond it into
@@ -56,6 +57,8 @@ FILES = (
     "loss.png",
     "fp8.jsonl",
     "fp8.png",
+    "layer_statistics.jsonl",
+    "layer_statistics.png",
     "summary.json",
     "latest",
     FILE_NAME,
@@ -94,6 +97,14 @@ class RunFolder:
     @property
     def fp8_plot_file(self) -> Path:
         return self.path / "fp8.png"
+
+    @property
+    def layer_statistics_file(self) -> Path:
+        return self.path / "layer_statistics.jsonl"
+
+    @property
+    def layer_statistics_plot_file(self) -> Path:
+        return self.path / "layer_statistics.png"
 
     @property
     def summary_file(self) -> Path:
