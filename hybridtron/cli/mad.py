@@ -14,6 +14,7 @@ from hybridtron.cli.mad_jobs import run_tasks_as_jobs
 from hybridtron.errors import UserError
 from hybridtron.files import json_text
 from hybridtron.mad.models.architecture import Architecture, from_layers, from_model, from_pattern, with_width
+from hybridtron.mad.models.equal_size import with_size_of
 from hybridtron.mad.models.iso_state import iso_state
 from hybridtron.mad.models.layers import LAYERS, WIDTH
 from hybridtron.mad.models.shrink import DEPTH
@@ -104,6 +105,13 @@ def _add_run(verbs: argparse._SubParsersAction[ArgumentParser]) -> None:
         "--dim", type=int, metavar="N", dest="hidden_size", help=f"width of --layers and --pattern ({WIDTH})"
     )
     verb.add_argument("--iso-state", action="store_true", help="change layers so that the state is 4,096 in all")
+    verb.add_argument(
+        "--match-parameters", metavar="PATTERN", help="a baseline of MAD layers, whose number of parameters to have"
+    )
+    verb.add_argument(
+        "--adjust", metavar="KEY",
+        help="the width changed for that: hidden_size or blocks.NAME.KEY (the largest feed-forward layer's)",
+    )  # fmt: skip
     verb.add_argument("--preset", default="paper", metavar="P", help=f"{', '.join(PRESETS)} (%(default)s)")
     verb.add_argument(
         "--tasks", "--task", nargs="+", action="extend", default=[], metavar="TASK", help="by default all six"
@@ -241,7 +249,15 @@ def _architecture(options: argparse.Namespace, chosen: Preset) -> Architecture:
             made = replace(made, notes=(*made.notes, "its own layers, without mad-lab's routing and heads"))
     if options.hidden_size is not None:
         made = with_width(made, options.hidden_size)
-    return iso_state(made) if options.iso_state else made
+    made = iso_state(made) if options.iso_state else made
+    if options.match_parameters is None:
+        if options.adjust is not None:
+            raise UserError(f"adjust = {options.adjust}: is for match_parameters; expected a baseline there")
+        return made
+    baseline = from_pattern(options.match_parameters, chosen.match_mad_lab)
+    if options.hidden_size is not None:
+        baseline = with_width(baseline, options.hidden_size)
+    return with_size_of(made, baseline, adjust=options.adjust)
 
 
 def changed_settings(words: Sequence[str]) -> dict[str, int | float]:

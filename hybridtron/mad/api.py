@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from hybridtron.errors import UserError
 from hybridtron.mad.models.architecture import Architecture, from_layers, from_pattern
 from hybridtron.mad.models.candidate import Candidate
+from hybridtron.mad.models.equal_size import with_size_of
 from hybridtron.mad.models.iso_state import iso_state as with_iso_state
 from hybridtron.mad.models.module import Factory, ModuleCandidate, from_module, require_picklable
 from hybridtron.mad.report import write  # noqa: F401  # registers how a score is printed
@@ -30,6 +31,8 @@ def score(
     processes: int = 1,
     device: str = "cpu",
     iso_state: bool = False,
+    match_parameters: str | Sequence[str] | Architecture | None = None,
+    adjust: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     setting: Mapping[str, int | float] | None = None,
     data: str | Path | None = None,
@@ -47,6 +50,9 @@ def score(
             `if __name__ == "__main__":`.
         device: `cpu`, `cuda` or, for one of several GPUs, `cuda:1`.
         iso_state: change layers so that their states add up to 4,096 elements.
+        match_parameters: a baseline, given as `pattern` is; one width is changed so that the architecture has as many
+            parameters, within 1 %.
+        adjust: that width, `hidden_size` or `blocks.NAME.KEY`; by default that of the largest feed-forward layer.
         on_progress: called after each setting.
         data: folder of examples as mad-lab stores them, for preset `madlab`; by default they are generated.
         setting: changes from each task's baseline; trains that one setting of each task.
@@ -61,6 +67,13 @@ def score(
         if not isinstance(candidate, Architecture):
             raise UserError("iso_state: is for layers of MAD; expected none with a module")
         candidate = with_iso_state(candidate)
+    if adjust is not None and match_parameters is None:
+        raise UserError(f"adjust = {adjust}: is for match_parameters; expected a baseline there")
+    if match_parameters is not None:
+        baseline = _candidate(match_parameters, chosen.match_mad_lab)
+        if not isinstance(candidate, Architecture) or not isinstance(baseline, Architecture):
+            raise UserError("match_parameters: is for layers of MAD; expected none with a module")
+        candidate = with_size_of(candidate, baseline, adjust=adjust)
     if processes > 1 and isinstance(candidate, ModuleCandidate):
         require_picklable(candidate, processes)
     names = [tasks] if isinstance(tasks, str) else list(tasks or ())

@@ -21,14 +21,15 @@ def summary(made: Sequence[Score]) -> Table:
 
 
 def accuracies(made: Sequence[Score]) -> Table:
-    """Return both kinds of accuracy, that which selects first: two rows for each score."""
+    """Return both kinds of accuracy, that which selects first, with the sizes: two rows for each score."""
     rows = [
         [name, kind, _mean(score, kind), *_cells(score, kind)]
         for name, score in zip(labels(made), made, strict=True)
         for kind in sorted(KINDS, key=lambda kind: kind != score.headline)
     ]
     names = ["mean", *LABELS.values()]
-    return Table.from_rows(["architecture", "kind", *names], rows, right=names)
+    columns = Table.from_rows(["architecture", "kind", *names], rows, right=names).columns
+    return Table([*columns, *_sizes([score for score in made for _ in KINDS])])
 
 
 def by_setting(made: Sequence[Score], task: str) -> Table:

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from hybridtron.errors import UserError
+from hybridtron.mad.report import tables
 from hybridtron.mad.report.write import conditions, print_scores, read_scores, write_report
 from hybridtron.mad.scoring.aggregate import by_procedure
 from hybridtron.mad.scoring.results import opened_for_adding
@@ -225,3 +226,12 @@ def test_a_few_steps_are_no_evidence(tmp_path, steps):
     write_report(made, warnings, tmp_path / "report")
     page = (tmp_path / "report" / "report.html").read_text()
     assert f"At most {steps} steps a cell: no evidence about architectures." in page
+
+
+def test_tables_of_accuracies_have_the_sizes(folder):
+    made, _ = read_scores([folder])
+    for table in (tables.summary(made), tables.accuracies(made)):
+        columns = {column.label: list(column.values) for column in table.columns}
+        times = len(columns["parameters"]) // len(made)
+        assert columns["parameters"] == [score.parameters for score in made for _ in range(times)]
+        assert len(columns["parameters"]) == len(columns["mean"])

@@ -1,0 +1,73 @@
+"""Make an architecture as large as another, so that tasks compare layers at equal parameters, FLOPs or state."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hybridtron.accounting.equal_size import (
+    WIDTH,
+    WORDS,
+    Measure,
+    default_key,
+    fit_size,
+    measure,
+    require_whole_number,
+)
+from hybridtron.config.dotted import value_at
+from hybridtron.config.nearest import one_of
+from hybridtron.errors import UserError
+from hybridtron.mad.models.architecture import Architecture
+from hybridtron.mad.models.candidate import SEQ_LEN
+
+TOLERANCE = 0.01  # one unit of a width is about 0.1 % of a model of this size
+
+
+def size(architecture: Architecture, of: Measure = "non_embedding") -> float:
+    """Return the size of an architecture at 128 tokens; MAD counts parameters without embedding and output."""
+    return measure(architecture.model(vocab_size=16, seq_len=SEQ_LEN), SEQ_LEN, of)
+
+
+def with_size_of(
+    architecture: Architecture,
+    reference: Architecture,
+    of: Measure = "non_embedding",
+    adjust: str | None = None,
+    tolerance: float = TOLERANCE,
+) -> Architecture:
+    """Return the architecture with one width changed so that it is as large as a reference; a note gives both sizes.
+
+    `adjust` is `hidden_size` or `blocks.NAME.KEY`; by default the width of the feed-forward block that has most
+    parameters, or hidden_size where there is none.
+
+    Raises:
+        UserError: where the key holds no whole number, or no allowed value comes within the tolerance, with the
+            nearest ones.
+    """
+    target = size(reference, of)
+    key = adjust or default_key(architecture.model(vocab_size=16, seq_len=SEQ_LEN), SEQ_LEN, of)
+    place = f"adjust = {key}"
+    words = key.split(".")
+    if key != WIDTH and (len(words) != 3 or words[0] != "blocks" or words[1] not in architecture.blocks):
+        keys = [WIDTH, *(f"blocks.{name}.KEY" for name in architecture.blocks)]
+        raise UserError(f"{place}: expected {one_of(key, keys)}")
+    own = architecture.hidden_size if key == WIDTH else value_at({"blocks": architecture.blocks}, key)
+    was = require_whole_number(place, own)
+    made = architecture
+    if size(architecture, of) != target:
+        fit = fit_size(target, was, lambda value: size(_with_value(architecture, key, value), of))
+        value = fit.within(tolerance)
+        if value is None:
+            reason = fit.describe(tolerance, of, reference.name)
+            raise UserError(f"{place}: {reason}; expected another key")
+        made = _with_value(architecture, key, value)
+        key += f" {was} -> {value}"
+    reached = size(made, of)
+    note = f"{reached:,.0f} {WORDS[of]}, {100 * (reached / target - 1):+.2f} % from {reference.name}, by {key}"
+    return replace(made, notes=(*architecture.notes, note))
+
+
+def _with_value(architecture: Architecture, key: str, value: int) -> Architecture:
+    if key == WIDTH:
+        return replace(architecture, hidden_size=value)
+    _, name, inner = key.split(".")
+    return replace(architecture, blocks=architecture.blocks | {name: {**architecture.blocks[name], inner: value}})
