@@ -66,6 +66,12 @@ class MinGRU(Mixer):
         """Return zeros [b, c]."""
         return self.in_proj.weight.new_zeros(batch, self.config.hidden_size)
 
+    def prefill_core(self, packed: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Map gate and candidate [s, b, 2 c] of the next tokens to h [s, b, c], with what is left of the state."""
+        gate, _ = packed.chunk(2, -1)
+        h = self.core(packed) + torch.sigmoid(-gate).cumprod(0) * state
+        return h, h[-1]
+
     def step_core(self, packed: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Map gate and candidate [b, 2 c] of one token to h [b, c]."""
         gate, candidate = packed.chunk(2, -1)

@@ -4,13 +4,14 @@ Most primitives are a projection, a core operation on whole sequences and a proj
 
     y = out_proj(core(in_proj(x)))           # x and y [s, b, h]
 
-They define `core` and, to generate, `initial_state` and `step_core`; a channel mixer, which looks at each token by
-itself, needs neither of these:
+They define `core` and, to generate, `initial_state`, `prefill_core` and `step_core`; a channel mixer, which looks at
+each token by itself, needs none of these three:
 
     state = mixer.initial_state(batch)
+    y, state = mixer.prefill(x, state)       # x and y [s, b, h]: the next tokens of every sequence, in parallel
     y, state = mixer.step(x, state)          # x and y [b, h]: the next token of every sequence
 
-Steps give what `forward` gives for the whole sequence, except that no capacity of experts, which is a share of a whole
+Both give what `forward` gives for the whole sequence, except that no capacity of experts, which is a share of a whole
 sequence, limits them. They run in one process that holds all heads (tensor and context parallel size 1).
 """
 
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -30,7 +32,7 @@ from hybridtron.ops.elementwise.norm import norm_and_gate
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.tensors import PackedPart
 
-State = Any  # tensors whose first axis is the sequences, in tuples; attention adds the number of tokens seen
+State = Any  # tensors whose first axis is the sequences, and caches of tokens (`token_cache`), in tuples
 
 
 def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -126,6 +128,26 @@ class Mixer(nn.Module):
         """Return the inputs of the short convolution `conv_weight` before the first token, zeros [b, k - 1, c]."""
         channels, taps = self.conv_weight.shape
         return self.conv_weight.new_zeros(batch, taps - 1, channels)
+
+    def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Map the next tokens of every sequence, [s, b, h] -> [s, b, h], and return the state after the last one.
+
+        The state handed in is used up: its memory may hold the new one.
+        """
+        if self.config.kind == "channel":  # every token as a sequence of its own
+            return self(x.flatten(0, 1).unsqueeze(0)).view_as(x), state
+        if type(self).prefill_core is Mixer.prefill_core:  # of a primitive that has only steps
+            outputs = []
+            for token in x:
+                y, state = self.step(token, state)
+                outputs.append(y)
+            return torch.stack(outputs), state
+        y, state = self.prefill_core(self.project_in(x), state)
+        return self.project_out(y), state
+
+    def prefill_core(self, packed: Tensor, state: State) -> tuple[Tensor, State]:
+        """Apply `core` to the next tokens of every sequence, [s, b, c] -> [s, b, c'], and return their state."""
+        raise NotImplementedError
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Map the next token of every sequence, [b, h] -> [b, h], and return the state after it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -24,3 +25,8 @@ def before_each(x: Tensor, backend: Backend, documents: Documents | None = None)
         return shifted if documents is None else shifted.masked_fill(documents.starts(x.device).unsqueeze(-1), 0.0)
 
     return backend.with_full_sequence(shift, filled, parts)[..., : x.shape[-1]]
+
+
+def before_each_next(x: Tensor, before: Tensor) -> Tensor:
+    """Shift [s, b, h] by one token, with the token `before` [b, h] at the first."""
+    return torch.cat([before.unsqueeze(0), x[:-1]])

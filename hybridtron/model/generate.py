@@ -10,13 +10,14 @@ from torch import Tensor
 
 from hybridtron.data.tokenizer import Tokenizer
 from hybridtron.errors import UserError
+from hybridtron.model.batch_state import BatchState
 from hybridtron.model.language_model import LanguageModel
 from hybridtron.model.sampling import DEFAULT_SAMPLING, Sampling
 
 LARGEST_BATCH = 32  # prompts that advance together
 
 NextLogits = Callable[[list[list[int]]], Tensor]
-"""Token ids of b sequences of one length -> logits [b, vocabulary] of what follows each."""
+"""Token ids of b sequences -> logits [b, vocabulary] of what follows each."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,10 @@ def generate(
     Without it a prompt may stand anywhere in a document. A text ends before the first of the `stop` texts in it.
 
     Every prompt has a generator of its own, started by `seed`, so that its text does not depend on the others; equal
-    prompts give different samples. A model in one process goes on from its state, so that recurrent layers take equally
-    long for every token; it sees at most the last `context` tokens, and at least half as many. One that lies over
-    `tensor_parallel_size` processes, which all call this with the same arguments and get the same text, goes over the
-    last `context` tokens for every token.
+    prompts give different samples. A model in one process reads the prompts in parallel and goes on from its state, so
+    that recurrent layers take equally long for every token; it sees at most the last `context` tokens, and at least
+    half as many. One that lies over `tensor_parallel_size` processes, which all call this with the same arguments and
+    get the same text, goes over the last `context` tokens for every token.
 
     Raises:
         UserError: for a number out of range or a prompt that is not UTF-8 text.
@@ -93,7 +94,7 @@ def generate(
     _check(prompts, max_tokens, seed, stop)
     # Equal prompts are to give different samples.
     generators = [torch.Generator().manual_seed(seed + prompts[:i].count(prompt)) for i, prompt in enumerate(prompts)]
-    # Of a longer prompt the last `context` tokens count, so that all sequences begin their windows at the same lengths.
+    # Of a longer prompt the last `context` tokens count.
     before = [tokenizer.eod] if start_document else []
     encoded = [([*before, *map(int, tokenizer.encode(prompt))] or [tokenizer.eod])[-context:] for prompt in prompts]
     sequences = [
@@ -103,7 +104,7 @@ def generate(
     for i in range(0, len(sequences), LARGEST_BATCH):
         batch = sequences[i : i + LARGEST_BATCH]
         if tensor_parallel_size == 1:
-            next_logits = _by_steps(model, len(batch), context, device)
+            next_logits = _by_state(model, context, max_tokens, device)
         else:
             next_logits = _by_windows(model, context, tensor_parallel_size, tokenizer.eod, device)
         _extend_together(batch, next_logits, sampling, tokenizer, stop)
@@ -115,14 +116,12 @@ def generate(
 def _extend_together(
     batch: Sequence[_Sequence], next_logits: NextLogits, sampling: Sampling, tokenizer: Tokenizer, stop: Sequence[str]
 ) -> None:
-    """Extend sequences to their ends, token by token. One that has ended goes on with any token, which is not read."""
-    length = min(len(each.tokens) for each in batch)
+    """Extend sequences to their ends, token by token."""
     while not all(each.ended_by for each in batch):
-        logits = next_logits([(each.tokens + [tokenizer.eod] * length)[:length] for each in batch])
+        logits = next_logits([each.tokens for each in batch])[:, : tokenizer.vocab_size].float().cpu()
         for each, row in zip(batch, logits, strict=True):
-            if not each.ended_by and len(each.tokens) == length:
-                each.extend(row[: tokenizer.vocab_size].float().cpu(), sampling, tokenizer, stop)
-        length += 1
+            if not each.ended_by:
+                each.extend(row, sampling, tokenizer, stop)
 
 
 def _continuation(tokenizer: Tokenizer, tokens: list[int], start: int) -> str:
@@ -153,20 +152,28 @@ def _check(prompts: Sequence[str], max_tokens: int, seed: int, stop: Sequence[st
         raise UserError("stop = '': expected text of at least one character")
 
 
-def _by_steps(model: LanguageModel, batch: int, context: int, device: torch.device | str) -> NextLogits:
-    """Continue from the state after the tokens of the last call."""
-    state, first, seen = model.initial_state(batch), 0, 0  # what is in the state: tokens[first:seen]
+def _by_state(model: LanguageModel, context: int, max_tokens: int, device: torch.device | str) -> NextLogits:
+    """Continue from the state after the tokens of the last call; a sequence that is as it was goes on with any token.
+
+    One that passes the context begins anew with its last half.
+    """
+    state: BatchState | None = None
+    first: list[int] = []  # what is in the state: tokens[first:] of each sequence
 
     def next_logits(texts: list[list[int]]) -> Tensor:
-        nonlocal state, first, seen
-        length = len(texts[0])
-        if length - first > context:  # begin anew, with room for as many again
-            first = seen = length - (context + 1) // 2
-            state = model.initial_state(batch)
-        for i in range(seen, length):
-            logits, state = model.step(torch.tensor([tokens[i] for tokens in texts], device=device), state)
-        seen = length
-        return logits
+        nonlocal state, first
+        first = first or [0] * len(texts)
+        windows = [text[start:] for text, start in zip(texts, first, strict=True)]
+        if state is None or any(len(window) > context for window in windows):
+            windows = [window[-((context + 1) // 2) :] if len(window) > context else window for window in windows]
+            first = [len(text) - len(window) for text, window in zip(texts, windows, strict=True)]
+            longest = max(map(len, windows))
+            state, new = BatchState(model, len(texts), room=longest + min(max_tokens, context - longest)), windows
+        else:
+            new = [text[-1:] for text in texts]
+        counts = list(map(len, new))
+        padded = [tokens + [0] * (max(counts) - len(tokens)) for tokens in new]
+        return state.advance(torch.tensor(padded, device=device), counts)
 
     return next_logits
 
@@ -174,15 +181,16 @@ def _by_steps(model: LanguageModel, batch: int, context: int, device: torch.devi
 def _by_windows(
     model: LanguageModel, context: int, multiple_of: int, filler: int, device: torch.device | str
 ) -> NextLogits:
-    """Run over the last `context` tokens, filled up at their end to a multiple.
+    """Run over the last `context` tokens of each, filled up at their ends to one length, and that to a multiple.
 
     Sequence parallelism needs that, and a causal model does not notice.
     """
 
     def next_logits(texts: list[list[int]]) -> Tensor:
         seen = [tokens[-context:] for tokens in texts]
-        padding = [filler] * (-len(seen[0]) % multiple_of)
-        window = torch.tensor([tokens + padding for tokens in seen], device=device)  # [b, s]
-        return model.logits(window)[:, len(seen[0]) - 1]
+        longest = max(map(len, seen))
+        length = longest + -longest % multiple_of
+        window = torch.tensor([tokens + [filler] * (length - len(tokens)) for tokens in seen], device=device)  # [b, s]
+        return model.logits(window)[torch.arange(len(seen)), [len(tokens) - 1 for tokens in seen]]
 
     return next_logits

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hybridtron.backends.base import Backend
@@ -17,6 +18,8 @@ from hybridtron.mixers.mixer import recompute as recomputed
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.stage import Stage, whole
 from hybridtron.model.tensors import model_tensors
+
+PREFILL_TOKENS = 4096  # of all sequences, read at a time
 
 
 class Layer(nn.Module):
@@ -46,6 +49,11 @@ class Layer(nn.Module):
     def _forward(self, x: Tensor, documents: Documents | None) -> Tensor:
         y = self.norm(self.mixer(x, documents)) if self.post_norm else self.mixer(self.norm(x), documents)
         return self._add(x, y)
+
+    def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Map the next tokens of every sequence, [s, b, h] -> [s, b, h]; see `hybridtron.mixers.mixer`."""
+        y, state = self.mixer.prefill(x if self.post_norm else self.norm(x), state)
+        return self._add(x, self.norm(y) if self.post_norm else y), state
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Map the next token of every sequence, [b, h] -> [b, h]; see `hybridtron.mixers.mixer`."""
@@ -152,6 +160,23 @@ class LanguageModel(nn.Module):
     def initial_state(self, batch: int) -> list[State]:
         """Return the state of every layer before the first token."""
         return [layer.mixer.initial_state(batch) for layer in self._layers()]
+
+    def prefill(self, tokens: Tensor, state: list[State], *, all_logits: bool = False) -> tuple[Tensor, list[State]]:
+        """Map the next tokens of every sequence, ids [b, s], to the logits [b, vocabulary] after the last one, or
+        [b, s, vocabulary] after each, and the new state.
+
+        As `step` for each of them, but in parallel: in pieces of at most PREFILL_TOKENS, so that memory does not grow
+        with the length of a prompt. For a model that lies in one process; the state handed in is used up.
+        """
+        parts: list[Tensor] = []
+        states = list(state)
+        for piece in tokens.split(max(1, PREFILL_TOKENS // len(tokens)), 1):
+            x = self.embed(piece)  # [s, b, h]
+            for i, layer in enumerate(self._layers()):
+                x, states[i] = layer.prefill(x, states[i])
+            parts = [*parts, x] if all_logits else [x[-1:]]
+        logits = self.gather_logits(self._project(torch.cat(parts))).transpose(0, 1)
+        return logits if all_logits else logits[:, 0], states
 
     def step(self, tokens: Tensor, state: list[State]) -> tuple[Tensor, list[State]]:
         """Map the next token of every sequence, ids [b], to the logits [b, vocabulary] after it and the new state.

@@ -7,8 +7,11 @@ from torch.utils._pytree import tree_leaves
 
 from hybridtron.backends.torch import TorchBackend
 from hybridtron.config.schema import dispatch
+from hybridtron.mixers.implicit_filter.cache import InputCache
 from hybridtron.mixers.mixer import Mixer
 from hybridtron.mixers.registry import MIXERS
+from hybridtron.mixers.state_rows import reserve, take_rows
+from hybridtron.mixers.token_cache import TokenCache
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel
@@ -113,6 +116,20 @@ def noisy(model):
     return model
 
 
+def held(state):
+    """The tensors of a state, of caches what they hold."""
+    if isinstance(state, TokenCache):
+        return list(state.held())
+    if isinstance(state, InputCache):
+        return held(state.inputs)
+    return [state] if torch.is_tensor(state) else [tensor for part in state for tensor in held(part)]
+
+
+def assert_near(one, other, bound=1e-5):
+    """Within the bound, times the largest magnitude where that is above 1."""
+    torch.testing.assert_close(one, other, atol=bound * max(1.0, float(other.abs().max())), rtol=0)
+
+
 def test_every_primitive_has_a_row_here():
     assert PRIMITIVES.keys() == MIXERS.keys()
 
@@ -183,6 +200,51 @@ class TestPrimitive:
             steps.append(y)
         assert y.dtype == torch.bfloat16
         assert (torch.stack(steps) - whole).norm() <= HALF_BOUND * whole.norm()
+
+    @torch.no_grad()
+    def test_prefill_gives_the_outputs_and_the_state_of_steps(self, primitive):
+        mixer = noisy(built(primitive)).layers["0"].mixer
+        chunk = getattr(mixer.config, "chunk_size", 64)
+        lengths = [1, chunk - 1, chunk, chunk + 1] + [1000] * (primitive in PRIMITIVES)
+        x = torch.randn(lengths[-1], 1, WIDTH, generator=torch.Generator().manual_seed(0))
+        states, whole, state = {}, [], mixer.initial_state(1)
+        for t in range(len(x)):
+            y, state = mixer.step(x[t], state)
+            whole.append(y)
+            if t + 1 in lengths:
+                states[t + 1] = take_rows(state, torch.tensor([0]))
+        own = type(mixer).prefill is not Mixer.prefill or type(mixer).prefill_core is not Mixer.prefill_core
+        assert own or mixer.config.kind == "channel"  # neither reads token after token
+        for length in lengths:
+            y, state = mixer.prefill(x[:length], mixer.initial_state(1))
+            assert_near(y, torch.stack(whole[:length]))
+            for one, other in zip(held(state), held(states[length]), strict=True):
+                # A step of hyena_li multiplies by rounded decays, whose error grows with the tokens.
+                assert_near(one, other, 2e-5 if primitive == "hyena_li" else 1e-5)
+
+    @torch.no_grad()
+    def test_prefill_in_pieces_and_a_step_after_it_give_what_the_whole_sequence_gives(self, primitive):
+        mixer = noisy(built(primitive)).layers["0"].mixer
+        x = torch.randn(STEPS, 2, WIDTH, generator=torch.Generator().manual_seed(0))
+        whole = mixer(x)
+        for pieces in ([STEPS - 1], [1, 1, 3, STEPS - 6], [60, 5, STEPS - 66], [50, 50, STEPS - 101]):
+            outputs, state = [], reserve(mixer.initial_state(2), STEPS)
+            for piece in x[:-1].split(pieces):
+                y, state = mixer.prefill(piece, state)
+                outputs.append(y)
+            y, state = mixer.step(x[-1], state)
+            assert_near(torch.cat([*outputs, y.unsqueeze(0)]), whole)
+
+    @torch.no_grad()
+    def test_prefill_in_bfloat16_gives_what_the_whole_sequence_gives(self, primitive):
+        mixer = noisy(built(primitive)).bfloat16().layers["0"].mixer
+        x = torch.randn(STEPS, 2, WIDTH, generator=torch.Generator().manual_seed(0)).bfloat16()
+        whole, state, outputs = mixer(x), mixer.initial_state(2), []
+        for piece in x.split([70, 50, STEPS - 120]):
+            y, state = mixer.prefill(piece, state)
+            outputs.append(y)
+        assert y.dtype == torch.bfloat16
+        assert (torch.cat(outputs) - whole).norm() <= HALF_BOUND * whole.norm()
 
     def test_in_bfloat16_outputs_and_gradients_are_near_those_of_float32(self, primitive):
         """With the same rounded weights and inputs; distances relative to the size of the whole tensor."""

@@ -154,14 +154,21 @@ def test_the_space_between_prompt_and_continuation_stays(tmp_path):
     words = [int(i) for i in tokenizer.encode("the cat sat on the mat")]
 
     class Recital:
-        """A model that gives the next of `words` for certain."""
+        """A model that gives the next of `words` for certain; its state is how many tokens it has read."""
+
+        def get_parameter(self, name):
+            return torch.zeros(tokenizer.vocab_size, 1)
 
         def initial_state(self, batch):
-            return 0
+            return [torch.zeros(batch, dtype=torch.long)]
 
         def step(self, ids, state):
-            following = [*words, tokenizer.eod][state]  # after the end-of-document id comes the first
-            return torch.nn.functional.one_hot(torch.tensor([following]), tokenizer.vocab_size).float() * 100, state + 1
+            return self.prefill(ids.unsqueeze(1), state)
+
+        def prefill(self, ids, state):
+            read = state[0] + ids.shape[1]  # the first is the end-of-document id
+            following = torch.tensor([*words, tokenizer.eod])[read - 1]
+            return torch.nn.functional.one_hot(following, tokenizer.vocab_size).float() * 100, [read]
 
     (text,) = generate(Recital(), tokenizer, ["the cat"], 100, context=64, temperature=0)
     assert "the cat" + text == tokenizer.decode(words)

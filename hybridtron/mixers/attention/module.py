@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from hybridtron.mixers.mixer import Mixer
+from hybridtron.mixers.token_cache import TokenCache
 from hybridtron.ops.attention.rotary import apply_rotary, rotary_tables
 from hybridtron.ops.attention.softmax import attention
+from hybridtron.ops.attention.step import attention_step, rotate_step
 from hybridtron.ops.elementwise.norm import rms_norm, sharded_rms_norm
 from hybridtron.ops.elementwise.precision import accumulation_dtype
-
-_FIRST_CAPACITY = 64  # tokens; a cache doubles when it is full
-
-
-class KeyValueCache(NamedTuple):
-    """Rotated keys, and values. With a window, token t has the index t modulo the window."""
-
-    keys: Tensor  # [b, capacity, kv_heads, d]
-    values: Tensor
-    seen: int  # tokens so far
 
 
 class Attention(Mixer):
@@ -37,28 +27,44 @@ class Attention(Mixer):
         y = self._attend(q, k, v, self.config.window)
         return self._gate(y, *gates).flatten(2).transpose(0, 1)
 
-    def initial_state(self, batch: int) -> KeyValueCache:
+    def initial_state(self, batch: int) -> TokenCache:
+        """Return an empty cache of rotated keys and of values, [b, kv_heads, tokens, d] each."""
         config = self.config
-        capacity = min(_FIRST_CAPACITY, config.window or _FIRST_CAPACITY)
-        empty = next(self.qkv.parameters()).new_empty(batch, capacity, config.kv_heads, config.head_size)
-        return KeyValueCache(empty, torch.empty_like(empty), 0)
+        empty = next(self.qkv.parameters()).new_empty(batch, config.kv_heads, 0, config.head_size)
+        return TokenCache((empty, empty), window=config.window)
 
-    def step_core(self, packed: Tensor, state: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
-        window, (keys, values, seen) = self.config.window, state
-        q, k, v, *gates = packed.unsqueeze(1).split(self.core_sizes, -1)
-        q, k, v = self._heads(q, k, v)  # [b, 1, heads, d]
-        q, k = self._rotate(seen, q, k)
-        index = seen % window if window else seen
-        if index == keys.shape[1]:
-            capacity = min(2 * index, window or 2 * index)
-            keys, values = (torch.cat([t, torch.empty_like(t[:, : capacity - index])], 1) for t in (keys, values))
-        keys[:, index], values[:, index] = k[:, 0], v[:, 0]
-        held = min(seen + 1, window or seen + 1)
-        y = self._attend(q, keys[:, :held], values[:, :held], None)
-        return self._gate(y, *gates).flatten(1), KeyValueCache(keys, values, seen + 1)
+    def prefill_core(self, packed: Tensor, state: TokenCache) -> tuple[Tensor, TokenCache]:
+        q, k, v, *gates = (part.transpose(0, 1) for part in packed.split(self.core_sizes, -1))
+        q, k, v = self._heads(q, k, v)
+        q, k = self._rotate(state.seen, q, k)
+        new = (k.transpose(1, 2), v.transpose(1, 2))
+        if state.window:  # the memory may not hold all keys that the first of these queries sees
+            k, v = (torch.cat(pair, 2).transpose(1, 2) for pair in zip(state.in_order(), new, strict=True))
+        state, first = state.append(*new), not state.seen
+        if not state.window and not first:
+            k, v = (t.transpose(1, 2) for t in state.held())
+        y = self._attend(q, k, v, self.config.window)
+        return self._gate(y, *gates).flatten(2).transpose(0, 1), state
+
+    def step_core(self, packed: Tensor, state: TokenCache) -> tuple[Tensor, TokenCache]:
+        config = self.config
+        q, k, v, *gates = packed.split(self.core_sizes, -1)
+        q, k, v = self._heads(q, k, v)  # [b, heads, d]
+        if config.rotary_dim:
+            q, k = (
+                rotate_step(
+                    t, state.position(), state.seen, config.rotary_dim, config.rotary_base, config.rotary_scaling
+                )
+                for t in (q, k)
+            )
+        state = state.append(k.unsqueeze(2), v.unsqueeze(2))
+        sinks = self.local_heads("sinks") if config.sinks else None
+        keys, values = state.held()
+        y = attention_step(q, keys, values, config.softmax_scale, sinks, state.own_tokens())
+        return self._gate(y, *gates).flatten(1), state
 
     def _heads(self, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
-        """Map queries, keys and values [b, s, heads * d] to [b, s, heads, d], queries and keys normed."""
+        """Map queries, keys and values [..., heads * d] to [..., heads, d], queries and keys normed."""
         if self.config.qk_norm == "full":
             q, k = self._norm(q, "q_norm_weight"), self._norm(k, "k_norm_weight")
         q, k, v = (part.unflatten(-1, (-1, self.config.head_size)) for part in (q, k, v))
@@ -77,8 +83,8 @@ class Attention(Mixer):
         return sharded_rms_norm(x, weight, eps, channels, self.backend.sum_over_heads)
 
     def _gate(self, y: Tensor, gates: Tensor | None = None) -> Tensor:
-        """Multiply outputs [b, s, heads, d] by the sigmoid of gates [b, s, heads or heads * d], where there are any."""
-        return y if gates is None else y * gates.unflatten(-1, (y.shape[2], -1)).sigmoid()
+        """Multiply outputs [..., heads, d] by the sigmoid of gates [..., heads or heads * d], where there are any."""
+        return y if gates is None else y * gates.unflatten(-1, (y.shape[-2], -1)).sigmoid()
 
     def _rotate(self, position: int, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Give queries and keys of tokens from `position` on their rotary positions."""

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridtron.mixers.mixer import ConvState, Mixer
-from hybridtron.ops.conv.short_conv import short_conv, short_conv_step
+from hybridtron.ops.conv.short_conv import short_conv, short_conv_prefill, short_conv_step
 from hybridtron.ops.elementwise.precision import accumulation_dtype
-from hybridtron.ops.linear_attention.delta_rule import gated_delta_rule, gated_delta_rule_step
+from hybridtron.ops.linear_attention.delta_rule import gated_delta_rule, gated_delta_rule_prefill, gated_delta_rule_step
 
 _L2_EPS = 1e-6  # under the root of the length of queries and keys, as in the authors' code
 
@@ -28,6 +28,13 @@ class GatedDeltaNet(Mixer):
         config = self.config
         memory = self.zero_state(batch, config.value_heads, config.key_size, config.value_size)
         return ConvState(self.zero_conv_inputs(batch), memory)
+
+    def prefill_core(self, packed: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
+        conv_input, *rest = self._split(packed.transpose(0, 1))
+        convolved, conv = short_conv_prefill(state.conv, conv_input, self.conv_weight, activation="silu")
+        q, k, v, z, g, beta = self._heads(convolved, *rest)  # [b, s, heads, .]
+        y, memory = gated_delta_rule_prefill(state.memory, q, k, v, g, beta, self.config.chunk_size)
+        return self.norm_and_gate(y, z, self.config.norm_eps).transpose(0, 1), ConvState(conv, memory)
 
     def step_core(self, packed: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
         conv_input, *rest = self._split(packed)

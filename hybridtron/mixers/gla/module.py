@@ -11,7 +11,7 @@ from torch import Tensor
 from hybridtron.documents import Documents
 from hybridtron.mixers.mixer import Mixer
 from hybridtron.ops.elementwise.precision import accumulation_dtype
-from hybridtron.ops.linear_attention.gla import gla, gla_step
+from hybridtron.ops.linear_attention.gla import gla, gla_prefill, gla_step
 from hybridtron.tensors import PackedPart
 
 
@@ -32,6 +32,11 @@ class GLA(Mixer):
     def initial_state(self, batch: int) -> Tensor:
         config = self.config
         return self.zero_state(batch, config.num_heads, config.key_size, config.value_size)
+
+    def prefill_core(self, packed: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v, z, g = (part.transpose(0, 1) for part in self._heads(packed))  # [b, s, heads, .]
+        y, state = gla_prefill(state, q, k, v, g, self.config.chunk_size)
+        return self.norm_and_gate(y, z).transpose(0, 1), state
 
     def step_core(self, packed: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v, z, g = self._heads(packed)  # [b, heads, .]

@@ -12,7 +12,7 @@ from hybridtron.mixers.implicit_filter.config import ImplicitFilterConfig
 from hybridtron.mixers.implicit_filter.module import ImplicitFilter, with_skip
 from hybridtron.mixers.mixer import ConvState, Mixer
 from hybridtron.ops.conv.long_conv import long_conv
-from hybridtron.ops.conv.short_conv import short_conv, short_conv_step
+from hybridtron.ops.conv.short_conv import short_conv, short_conv_prefill, short_conv_step
 
 
 class ProjectedHyena(Mixer):
@@ -39,8 +39,13 @@ class ProjectedHyena(Mixer):
         """Combine q, k, v [b, s, channels] and filters [filters, s] -> [b, s, channels]."""
         raise NotImplementedError
 
+    def mix_more(self, q: Tensor, inputs: tuple[Tensor, ...], h: Tensor) -> Tensor:
+        """Apply `mix` to the last tokens: q [b, s, channels], all that was kept [b, t, channels], filters h
+        [filters, t]."""
+        raise NotImplementedError
+
     def kept(self, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-        """Return what later tokens need of k and v [b, channels]."""
+        """Return what later tokens need of k and v [..., channels]."""
         raise NotImplementedError
 
     def mix_last(self, q: Tensor, inputs: tuple[Tensor, ...], h: Tensor) -> Tensor:
@@ -52,11 +57,22 @@ class ProjectedHyena(Mixer):
         empty = self.conv_weight.new_empty(batch, self.config.inner_size)
         return ConvState(self.zero_conv_inputs(batch), InputCache.empty(self.kept(empty, empty), self.skip))
 
+    def prefill_core(self, packed: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
+        inputs = self._in_roles(packed).transpose(0, 1)
+        streams, conv = short_conv_prefill(state.conv, inputs, self.conv_weight, self.conv_bias)
+        q, v, k = streams.chunk(ROLES, -1)  # [b, s, channels]
+        cache = state.memory.add(self.kept(k, v), self._filters)
+        y = self.mix_more(q, cache.inputs.held(), cache.filters[:, : cache.inputs.seen])
+        return y.to(packed.dtype).transpose(0, 1), ConvState(conv, cache)
+
     def step_core(self, packed: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
         streams, conv = short_conv_step(state.conv, self._in_roles(packed), self.conv_weight, self.conv_bias)
         q, v, k = streams.chunk(ROLES, -1)
-        cache = state.memory.add(self.kept(k, v), lambda tokens: with_skip(self.filter(tokens), self.skip))
+        cache = state.memory.add(tuple(u.unsqueeze(1) for u in self.kept(k, v)), self._filters)
         return self.mix_last(q, *cache.held()).to(packed.dtype), ConvState(conv, cache)
+
+    def _filters(self, tokens: int) -> Tensor:
+        return with_skip(self.filter(tokens), self.skip)
 
     def _in_roles(self, packed: Tensor) -> Tensor:
         """Put projections [..., c] as q, v and k side by side, runs of channels one after another in each."""
@@ -71,6 +87,9 @@ class Hyena(ProjectedHyena):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:
         return q * long_conv(k * v, h)
+
+    def mix_more(self, q: Tensor, inputs: tuple[Tensor, ...], h: Tensor) -> Tensor:
+        return q * long_conv(inputs[0], h)[:, -q.shape[1] :]
 
     def kept(self, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
         return (k * v,)

@@ -22,6 +22,10 @@ class HyenaExperts(Hyena):
         y = join_runs(y, self.backend.context_parallel_size, self.config.num_experts)
         return self.out_proj(self.combine(self._experts(y), self.backend.to_local_heads(x)))
 
+    def prefill(self, x: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
+        y, state = self.prefill_core(self.in_proj(x), state)
+        return self.out_proj(self.combine(self._experts(y), x)), state
+
     def step(self, x: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
         y, state = self.step_core(self.in_proj(x.unsqueeze(0)).squeeze(0), state)
         return self.out_proj(self.combine(self._experts(y), x).unsqueeze(0)).squeeze(0), state

@@ -12,6 +12,7 @@ from hybridtron.mixers.mixer import Mixer
 from hybridtron.ops.linear_attention.kernelized import (
     elu_features,
     linear_attention,
+    linear_attention_prefill,
     linear_attention_step,
     taylor_features,
 )
@@ -38,6 +39,13 @@ class LinearAttention(Mixer):
     def initial_state(self, batch: int) -> Tensor:
         config = self.config
         return self.zero_state(batch, config.num_heads, config.features, config.value_size + config.normalizes)
+
+    def prefill_core(self, packed: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.config
+        q, k, v = (part.transpose(0, 1) for part in self._heads(packed))  # [b, s, heads, .]
+        q, k = self._features(q, k)
+        y, state = linear_attention_prefill(state, q, k, v, config.chunk_size, config.normalizes, config.eps)
+        return y.flatten(2).transpose(0, 1), state
 
     def step_core(self, packed: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v = self._heads(packed)  # [b, heads, .]

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from hybridtron.documents import Documents, isolated
 from hybridtron.mixers.mixer import ConvState, Mixer
-from hybridtron.ops.conv.short_conv import short_conv, short_conv_step
+from hybridtron.ops.conv.short_conv import short_conv, short_conv_prefill, short_conv_step
 from hybridtron.ops.elementwise.norm import rms_norm
 from hybridtron.ops.elementwise.precision import accumulation_dtype
-from hybridtron.ops.ssm.selective_scan import selective_scan, selective_scan_step
+from hybridtron.ops.ssm.selective_scan import selective_scan, selective_scan_prefill, selective_scan_step
 from hybridtron.tensors import PackedPart
 
 
@@ -51,6 +51,14 @@ class Mamba1(Mixer):
 
     def initial_state(self, batch: int) -> ConvState:
         return ConvState(self.zero_conv_inputs(batch), self.zero_state(batch, *self.A_log.shape))
+
+    def prefill(self, x: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
+        x, z = self.in_proj(x).chunk(2, -1)  # [s, b, inner]
+        bias = self.conv_bias if self.config.conv_bias else None
+        x, conv = short_conv_prefill(state.conv, x.transpose(0, 1), self.conv_weight, bias, "silu")
+        dt, B, C = self._shared(x).split(list(self.config.shared_sizes.values()), -1)  # [b, s, .]
+        y, ssm = selective_scan_prefill(state.memory, x, self._steps(dt), self._rates(), B, C, self.D)
+        return self.project_out(y.transpose(0, 1) * F.silu(z)), ConvState(conv, ssm)
 
     def step(self, x: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
         x, z = self.in_proj(x.unsqueeze(0)).squeeze(0).chunk(2, -1)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from hybridtron.mixers.mixer import ConvState, Mixer
-from hybridtron.ops.conv.short_conv import short_conv_step
+from hybridtron.ops.conv.short_conv import short_conv_prefill, short_conv_step
 from hybridtron.ops.elementwise.norm import gated_rms_norm
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.ssm.mamba2 import mamba2_core, step_sizes
-from hybridtron.ops.ssm.ssd import ssd_step
+from hybridtron.ops.ssm.ssd import ssd_prefill, ssd_step
 
 
 class Mamba2(Mixer):
@@ -38,19 +37,42 @@ class Mamba2(Mixer):
         memory = self.zero_state(batch, config.num_heads, config.head_dim, config.state_dim)
         return ConvState(self.zero_conv_inputs(batch), memory)
 
+    def prefill_core(self, packed: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
+        z, conv_input, dt = (part.transpose(0, 1) for part in self._split(packed))  # [b, s, .]
+        convolved, conv = short_conv_prefill(state.conv, conv_input, self.conv_weight, self._conv_bias, "silu")
+        x, dt, A, b, c = self._scanned(convolved, dt)
+        y, ssm = ssd_prefill(state.memory, x, dt, A, b, c, self.D, self.config.chunk_size)
+        return self._norm_and_gate(y, z).transpose(0, 1), ConvState(conv, ssm)
+
     def step_core(self, packed: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
-        config, sizes = self.config, self.core_sizes
-        z, *convolved, dt = packed.split(sizes, -1)
-        conv_input = torch.cat(convolved, -1)
-        bias = self.conv_bias if config.conv_bias else None
-        conv_output, conv = short_conv_step(state.conv, conv_input, self.conv_weight, bias, "silu")
+        z, conv_input, dt = self._split(packed)
+        convolved, conv = short_conv_step(state.conv, conv_input, self.conv_weight, self._conv_bias, "silu")
+        y, ssm = ssd_step(state.memory, *self._scanned(convolved, dt), self.D)
+        return self._norm_and_gate(y, z), ConvState(conv, ssm)
+
+    @property
+    def _conv_bias(self) -> Tensor | None:
+        return self.conv_bias if self.config.conv_bias else None
+
+    def _split(self, packed: Tensor) -> tuple[Tensor, ...]:
+        """Split into z, the channels of the convolution together, and dt."""
+        z, *convolved, dt = self.core_sizes
+        return packed.split([z, sum(convolved), dt], -1)
+
+    def _scanned(self, convolved: Tensor, dt: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return the arguments of `ssd`: x, dt, A, B and C, tokens [..., heads or groups, .]."""
+        config, dtype = self.config, accumulation_dtype(dt)
         x, b, c = (
             part.unflatten(-1, (-1, width))
             for part, width in zip(
-                conv_output.split(sizes[1:-1], -1), (config.head_dim, config.state_dim, config.state_dim), strict=True
+                convolved.split(self.core_sizes[1:-1], -1),
+                (config.head_dim, config.state_dim, config.state_dim),
+                strict=True,
             )
-        )  # [b, heads or groups, .]
-        steps = step_sizes(dt.to(state.memory.dtype), self.dt_bias, config.dt_limit)
-        y, ssm = ssd_step(state.memory, x, steps, -self.A_log.to(steps.dtype).exp(), b, c, self.D)
-        y = gated_rms_norm(y.flatten(1), z, self.norm_weight, self.backend.norm_eps, config.groups)
-        return y, ConvState(conv, ssm)
+        )
+        steps = step_sizes(dt.to(dtype), self.dt_bias, config.dt_limit)
+        return x, steps, -self.A_log.to(dtype).exp(), b, c
+
+    def _norm_and_gate(self, y: Tensor, z: Tensor) -> Tensor:
+        """Map outputs [..., heads, p] to [..., heads * p], normed and gated."""
+        return gated_rms_norm(y.flatten(-2), z, self.norm_weight, self.backend.norm_eps, self.config.groups)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from hybridtron.mixers.hyena.module import ProjectedHyena
-from hybridtron.ops.conv.outer_conv import outer_conv
+from hybridtron.ops.conv.outer_conv import outer_conv, outer_conv_prefill
 
 
 class MultiHeadHyena(ProjectedHyena):
@@ -13,6 +13,9 @@ class MultiHeadHyena(ProjectedHyena):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:
         return outer_conv(*self._heads(q, k, v), h).flatten(2)
+
+    def mix_more(self, q: Tensor, inputs: tuple[Tensor, ...], h: Tensor) -> Tensor:
+        return outer_conv_prefill(*self._heads(q, *inputs), h).flatten(2)
 
     def kept(self, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
         return k, v

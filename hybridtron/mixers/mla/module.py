@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,17 +10,12 @@ from torch import Tensor
 
 from hybridtron.documents import Documents
 from hybridtron.mixers.mixer import Mixer
+from hybridtron.mixers.token_cache import TokenCache
 from hybridtron.ops.attention.rotary import apply_rotary, rotary_tables
 from hybridtron.ops.attention.softmax import attention
+from hybridtron.ops.attention.step import attention_step, rotate_step
 from hybridtron.ops.elementwise.norm import rms_norm
 from hybridtron.tensors import PackedPart
-
-_FIRST_CAPACITY = 64  # tokens; a cache doubles when it is full
-
-
-class LatentCache(NamedTuple):
-    latents: Tensor  # [b, capacity, rotary_dim + kv_rank]: the shared key, rotated, and the normed latent
-    seen: int  # tokens so far
 
 
 class MLA(Mixer):
@@ -53,27 +47,44 @@ class MLA(Mixer):
             q, k = self._rotate(0, q), torch.cat([key, k], -1)
         return attention(q, k, v).flatten(2).transpose(0, 1)
 
-    def initial_state(self, batch: int) -> LatentCache:
-        return LatentCache(self.kv_down.new_empty(batch, _FIRST_CAPACITY, len(self.kv_down)), 0)
+    def initial_state(self, batch: int) -> TokenCache:
+        """Return an empty cache of the shared key, rotated, and the normed latent [b, tokens, rotary_dim + kv_rank]."""
+        return TokenCache((self.kv_down.new_empty(batch, 0, len(self.kv_down)),))
 
-    def step(self, x: Tensor, state: LatentCache) -> tuple[Tensor, LatentCache]:
+    def prefill(self, x: Tensor, state: TokenCache) -> tuple[Tensor, TokenCache]:
+        """Make keys and values of all latents, those in the cache too."""
+        config = self.config
+        shared, latent = (part.transpose(0, 1) for part in self._latent(x))  # [b, s, .]
+        q = self._rotate(state.seen, self._queries(x).transpose(0, 1).unflatten(-1, (-1, config.query_size)))
+        shared = self._rotate(state.seen, shared.unsqueeze(2)).squeeze(2)
+        state = state.append(torch.cat([shared, latent], -1))
+        shared, latent = state.held()[0].split([config.rotary_dim, config.kv_rank], -1)
+        k, v = self.kv_up(latent).split([part.size for part in self.specs["kv_up.weight"].parts], -1)
+        k, v = k.unflatten(-1, (-1, config.key_size)), v.unflatten(-1, (-1, config.value_size))
+        if config.rotary_dim:
+            k = torch.cat([shared.unsqueeze(2).expand(-1, -1, k.shape[2], -1), k], -1)
+        return self.project_out(attention(q, k, v).flatten(2).transpose(0, 1)), state
+
+    def step(self, x: Tensor, state: TokenCache) -> tuple[Tensor, TokenCache]:
         """Attend to the latents as keys and values of one head, each head's key projection moved into its query."""
-        config, (cache, seen) = self.config, state
+        config, (position, seen) = self.config, (state.position(), state.seen)
         shared, latent = self._latent(x)
-        q = self._rotate(seen, self._queries(x.unsqueeze(0)).unflatten(-1, (-1, config.query_size)).transpose(0, 1))
-        shared = self._rotate(seen, shared.unsqueeze(1).unsqueeze(1)).flatten(1)
-        if seen == cache.shape[1]:
-            cache = torch.cat([cache, torch.empty_like(cache)], 1)
-        cache[:, seen] = torch.cat([shared, latent], -1)
+        q = self._queries(x.unsqueeze(0)).squeeze(0).unflatten(-1, (-1, config.query_size))
+        if config.rotary and config.rotary_dim:
+            q = rotate_step(q, position, seen, config.rotary_dim, config.rotary_base)
+            shared = rotate_step(shared.unsqueeze(1), position, seen, config.rotary_dim, config.rotary_base).squeeze(1)
+        state = state.append(torch.cat([shared, latent], -1).unsqueeze(1))
         sizes = [part.size for part in self.specs["kv_up.weight"].parts]
         keys, values = (w.unflatten(0, (config.num_heads, -1)) for w in self.kv_up.weight.split(sizes))
-        meeting, own = q.split([config.rotary_dim, config.key_size], -1)  # [b, 1, heads, .]
-        q = torch.cat([meeting, torch.einsum("bshn,hnr->bshr", own, keys)], -1)
-        q = q * (q.shape[-1] / config.query_size) ** 0.5  # attention divides by the root of the longer width
-        held = cache[:, : seen + 1].unsqueeze(2)
-        y = attention(q, held, held[..., config.rotary_dim :])[:, 0]  # [b, heads, rank]
+        meeting, own = q.split([config.rotary_dim, config.key_size], -1)  # [b, heads, .]
+        q = torch.cat([meeting, torch.einsum("bhn,hnr->bhr", own, keys)], -1)
+        held = state.held()[0].unsqueeze(1)  # [b, 1, tokens, .]
+        scale = config.query_size**-0.5
+        y = attention_step(
+            q, held, held[..., config.rotary_dim :], scale, visible=state.own_tokens()
+        )  # [b, heads, rank]
         y = torch.einsum("bhr,hvr->bhv", y, values).flatten(1)
-        return self.project_out(y.unsqueeze(0)).squeeze(0), LatentCache(cache, seen + 1)
+        return self.project_out(y.unsqueeze(0)).squeeze(0), state
 
     def _latent(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map [..., h] to the shared key [..., rotary_dim] and the normed latent [..., kv_rank]."""

@@ -27,6 +27,11 @@ class ParallelMixers(Mixer):
     def initial_state(self, batch: int) -> State:
         return tuple(branch.initial_state(batch) for branch in self._branches())
 
+    def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        read = [branch.prefill(x, before) for branch, before in zip(self._branches(), state, strict=True)]
+        outputs, states = zip(*read, strict=True)
+        return self._merge(x, outputs), states
+
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         stepped = [branch.step(x, before) for branch, before in zip(self._branches(), state, strict=True)]
         outputs, states = zip(*stepped, strict=True)

@@ -12,9 +12,9 @@ from torch import Tensor
 from hybridtron.documents import Documents
 from hybridtron.mixers.mixer import Mixer
 from hybridtron.mixers.rwkv6.config import MIXED
-from hybridtron.mixers.token_shift import before_each
+from hybridtron.mixers.token_shift import before_each, before_each_next
 from hybridtron.ops.elementwise.precision import accumulation_dtype
-from hybridtron.ops.linear_attention.rwkv6 import rwkv6, rwkv6_step
+from hybridtron.ops.linear_attention.rwkv6 import rwkv6, rwkv6_prefill, rwkv6_step
 from hybridtron.tensors import PackedPart
 
 _NORM_EPS = 64e-5  # of the norm over each head, as in the authors' code
@@ -37,9 +37,7 @@ class RWKV6(Mixer):
         return self._project(x, before_each(x, self.backend, documents))
 
     def core(self, packed: Tensor) -> Tensor:
-        w, k, v, r, g = (
-            part.unflatten(-1, (-1, self.config.head_dim)).transpose(0, 1) for part in packed.chunk(5, -1)
-        )  # [b, s, heads, d]
+        w, k, v, r, g = (part.transpose(0, 1) for part in self._heads(packed))  # [b, s, heads, d]
         y = rwkv6(r, k, v, self._log_decay(w), self._per_head("bonus"), self.config.chunk_size)
         return self._norm_and_gate(y, g).transpose(0, 1)
 
@@ -48,11 +46,21 @@ class RWKV6(Mixer):
         heads = self.zero_state(batch, config.num_heads, config.head_dim, config.head_dim)
         return RWKV6State(self.mix_base.new_zeros(batch, config.hidden_size), heads)
 
+    def prefill(self, x: Tensor, state: RWKV6State) -> tuple[Tensor, RWKV6State]:
+        packed = self._project(x, before_each_next(x, state.before))
+        w, k, v, r, g = (part.transpose(0, 1) for part in self._heads(packed))  # [b, s, heads, d]
+        log_w, bonus = self._log_decay(w), self._per_head("bonus")
+        y, heads = rwkv6_prefill(state.heads, r, k, v, log_w, bonus, self.config.chunk_size)
+        return self.project_out(self._norm_and_gate(y, g).transpose(0, 1)), RWKV6State(x[-1].clone(), heads)
+
     def step(self, x: Tensor, state: RWKV6State) -> tuple[Tensor, RWKV6State]:
-        packed = self._project(x.unsqueeze(0), state.before.unsqueeze(0)).squeeze(0)
-        w, k, v, r, g = (part.unflatten(-1, (-1, self.config.head_dim)) for part in packed.chunk(5, -1))
+        w, k, v, r, g = self._heads(self._project(x.unsqueeze(0), state.before.unsqueeze(0)).squeeze(0))
         y, heads = rwkv6_step(state.heads, r, k, v, self._log_decay(w), self._per_head("bonus"))
         return self.project_out(self._norm_and_gate(y, g).unsqueeze(0)).squeeze(0), RWKV6State(x, heads)
+
+    def _heads(self, packed: Tensor) -> tuple[Tensor, ...]:
+        """Split [..., 5 heads * d] into w, k, v, r and g [..., heads, d]."""
+        return packed.unflatten(-1, (5, -1, self.config.head_dim)).unbind(-3)
 
     def _project(self, x: Tensor, before: Tensor) -> Tensor:
         """Map tokens and those before them, [s, b, h] each, to w, k, v, r and g of this rank [s, b, 5 heads * d]."""

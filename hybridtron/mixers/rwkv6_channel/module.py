@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hybridtron.documents import Documents
 from hybridtron.mixers.mixer import Mixer
-from hybridtron.mixers.token_shift import before_each
+from hybridtron.mixers.token_shift import before_each, before_each_next
 from hybridtron.ops.elementwise.activations import ACTIVATIONS
 
 
@@ -32,6 +32,11 @@ class RWKV6Channel(Mixer):
     def initial_state(self, batch: int) -> Tensor:
         """Return the token before the first, zeros [b, h]."""
         return self.mix_key.new_zeros(batch, len(self.mix_key))
+
+    def prefill(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        before = before_each_next(x, state)
+        value = self.value(self.core(self._key(x, before, self.mix_key)))
+        return self._receptance(x, before) * value, x[-1].clone()
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         value = self.value(self.core(self._key(x, state, self.mix_key)).unsqueeze(0)).squeeze(0)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from hybridtron.mixers.mixer import ConvState, Mixer
 from hybridtron.ops.conv.long_conv import long_conv
-from hybridtron.ops.conv.modal_filter import modal_filter, modal_step
-from hybridtron.ops.conv.short_conv import short_conv, short_conv_step
+from hybridtron.ops.conv.modal_filter import modal_filter, modal_prefill, modal_step
+from hybridtron.ops.conv.short_conv import short_conv, short_conv_prefill, short_conv_step
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.tensors import Init, TensorSpec
 
@@ -38,11 +38,21 @@ class StripedHyena(Mixer):
         """Return what the filters know of k * v before the first token: inputs [b, taps - 1, h] or modes [b, h, n]."""
         raise NotImplementedError
 
+    def prefill_core(self, packed: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
+        streams, conv = short_conv_prefill(state.conv, packed.transpose(0, 1), self.conv_weight)
+        q, k, v = streams.chunk(3, -1)  # [b, s, channels]
+        y, inputs = self.convolve_more(state.memory, k * v)
+        return (q * self._add_skip(y, k * v)).transpose(0, 1), ConvState(conv, inputs)
+
     def step_core(self, packed: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
         streams, conv = short_conv_step(state.conv, packed, self.conv_weight)
         q, k, v = streams.chunk(3, -1)
         y, inputs = self.convolve_next(state.memory, k * v)
         return q * self._add_skip(y, k * v), ConvState(conv, inputs)
+
+    def convolve_more(self, inputs: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Convolve the next inputs u [b, s, h]: return their outputs, and what the filters remember after them."""
+        raise NotImplementedError
 
     def convolve_next(self, inputs: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Convolve the next input u [b, h]: return its output, and what the filters remember after it."""
@@ -57,6 +67,10 @@ class _Explicit(StripedHyena):
 
     def initial_inputs(self, batch: int) -> Tensor:
         return self.filter_weight.new_zeros(batch, self.filter_weight.shape[1] - 1, self.config.hidden_size)
+
+    def convolve_more(self, inputs: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        taps, seen = self.filter_weight.shape[1], torch.cat([inputs, u], 1)
+        return long_conv(seen, self.filters(taps))[:, taps - 1 :], seen[:, u.shape[1] :].clone()
 
     def convolve_next(self, inputs: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         h = self.filters(self.filter_weight.shape[1])
@@ -91,6 +105,10 @@ class HyenaLI(StripedHyena):
 
     def initial_inputs(self, batch: int) -> Tensor:
         return self.zero_state(batch, self.config.hidden_size, self.config.filter_order)
+
+    def convolve_more(self, inputs: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        carried, inputs = modal_prefill(inputs, u, *self._modes())
+        return long_conv(u, self.filters(u.shape[1])) + carried, inputs
 
     def convolve_next(self, inputs: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         return modal_step(inputs, u, *self._modes())

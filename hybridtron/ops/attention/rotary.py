@@ -16,6 +16,8 @@ from hybridtron.ops.native.library import kernels_for, require_kernels
 class Scaling(Protocol):
     """Stretches rotary frequencies; see `hybridtron.mixers.attention.rotary_scaling`."""
 
+    def __hash__(self) -> int: ...
+
     @property
     def magnitude(self) -> float:
         """Return what rotated channels are multiplied by."""

@@ -27,6 +27,21 @@ def modal_filter(log_poles: Tensor, residues: Tensor, length: int) -> Tensor:
     return (late.transpose(1, 2) @ early).flatten(1)[:, :length]
 
 
+def modal_prefill(state: Tensor, u: Tensor, log_poles: Tensor, residues: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute what state [b, c, n] adds to the convolution of u [b, s, c]; returns it [b, s, c], and the state after u.
+
+    To it `long_conv` adds u under `modal_filter`.
+    """
+    (_, seq_len, channels), groups, dtype = u.shape, len(log_poles), state.dtype
+    ages = torch.arange(seq_len, dtype=dtype, device=u.device)
+    poles = log_poles.to(dtype).unsqueeze(-1)
+    held, added = state.unflatten(1, (groups, -1)), u.to(dtype).unflatten(2, (groups, channels // groups))
+    decays = (poles * (ages + 1)).exp()  # [g, n, s]
+    y = torch.einsum("gns,bgcn->bsgc", residues.to(dtype).unsqueeze(-1) * decays, held).flatten(2)
+    new = torch.einsum("gns,bsgc->bgcn", (poles * ages.flip(0)).exp(), added)
+    return y.to(u.dtype), (new + decays[..., -1].unsqueeze(1) * held).flatten(1, 2)
+
+
 def modal_step(state: Tensor, u: Tensor, log_poles: Tensor, residues: Tensor) -> tuple[Tensor, Tensor]:
     """Compute one token of the convolution: state [b, c, n], u [b, c]; returns y [b, c] and the state.
 

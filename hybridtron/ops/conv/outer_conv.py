@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hybridtron.ops.conv import outer_conv_fft, outer_conv_pairs
-from hybridtron.ops.cuts import PAIRS_FACTOR, takes_pairs
+from hybridtron.ops.cuts import PAIRS_FACTOR, runs, takes_pairs
 from hybridtron.ops.dispatch import Implementation, otherwise, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 
@@ -31,6 +31,27 @@ def outer_conv(q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:
     seq_len, dtype = q.shape[1], accumulation_dtype(v)
     form = select("outer_conv", seq_len, q.shape[-1])
     return form(q.to(dtype), k.to(dtype), v.to(dtype), h[:, :seq_len].to(dtype)).to(v.dtype)
+
+
+def outer_conv_prefill(q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:
+    """Compute `outer_conv` of the last s of t tokens: q [b, s, m, d], k and v [b, t, m, d], h [m, t] -> [b, s, m, d].
+
+    Earlier tokens are read in blocks of s, whose weights h_{t - j} are a view of the filter.
+    """
+    seq_len, dtype = q.shape[1], accumulation_dtype(v)
+    before = k.shape[1] - seq_len
+    y = outer_conv(q, k[:, before:], v[:, before:], h)
+    if not before:
+        return y
+    queries, keys, values = (t.to(dtype).transpose(1, 2) for t in (q, k, v))  # [b, m, ., d]
+    carried, reversed_taps = torch.zeros_like(queries), h.to(dtype).flip(-1)  # tap i at t - 1 - i
+    for block in runs(before, seq_len):
+        scores = queries @ keys[:, :, block].transpose(-1, -2)
+        # Query i stands at before + i, key j at block.start + j: its tap is at (t - 1 - before - i) + block.start + j.
+        part = reversed_taps[:, block.start : block.stop + seq_len - 1]
+        weights = part.unfold(-1, block.stop - block.start, 1).flip(1)  # [m, s, keys]
+        carried = carried + (scores * weights) @ values[:, :, block]
+    return (y + carried.transpose(1, 2)).to(v.dtype)
 
 
 def by_pairs(q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:

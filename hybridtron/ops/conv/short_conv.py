@@ -75,6 +75,14 @@ def short_conv_step(
     return (F.silu(y) if activation else y).to(x.dtype), window[:, 1:]
 
 
+def short_conv_prefill(
+    cache: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: Literal["silu"] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Compute `short_conv` of x [b, s, c] after the inputs in cache [b, k - 1, c]; returns y and the cache."""
+    inputs, before = torch.cat([cache, x], 1), cache.shape[1]
+    return short_conv(inputs, weight, bias, activation)[:, before:], inputs[:, x.shape[1] :].clone()
+
+
 class _ShortConv(torch.autograd.Function):
     """Works tile by tile on copies that lie together in cache, and keeps its inputs alone for backward."""
 

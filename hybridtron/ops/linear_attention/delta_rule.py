@@ -13,6 +13,7 @@ Its inverse is made by matmuls from the inverses of its halves, which is forward
 from __future__ import annotations
 
 from itertools import zip_longest
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,27 +38,52 @@ def gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, c
     return select("gated_delta_rule", q, k, v, g, beta)(q, k, v, g, beta, chunk_size)
 
 
+class _Chunks(NamedTuple):
+    """A sequence in chunks: m groups of r heads each."""
+
+    q: Tensor  # [b, chunks, m, 1, l, n]
+    k: Tensor
+    beta: Tensor  # [b, chunks, m, r, l, 1]
+    total: Tensor  # c_i, the sum of g up to i
+    decays: Tensor  # exp(c_i - c_j) for j <= i, else 0 [b, chunks, m, r, l, l]
+    inverse: Tensor  # of I + T
+    corrections: Tensor  # of a zero state [b, chunks, m, r, l, p]
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, chunk_size: int) -> _Chunks:
+        dtype, seq_len, groups = accumulation_dtype(q), q.shape[1], q.shape[2]
+        count, length = delta_rule_chunks(seq_len, chunk_size)
+        padding = (0, 0, 0, 0, 0, count * length - seq_len)
+        q, k, v, g, beta = (
+            F.pad(t.to(dtype), padding).unflatten(1, (-1, length)).transpose(2, 3)
+            for t in (q, k, v, g.unsqueeze(-1), beta.unsqueeze(-1))
+        )  # [b, chunks, m or h, l, .]
+        q, k = q.unsqueeze(3), k.unsqueeze(3)
+        v, g, beta = (t.unflatten(2, (groups, -1)) for t in (v, g, beta))  # [b, chunks, m, r, l, .]
+        total = g.clamp_min(STRONGEST).cumsum(-2)
+        later = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+        decays = (total - total.transpose(-1, -2)).masked_fill(later, -torch.inf).exp()
+        inverse = _inverse((beta * decays * (k @ k.transpose(-1, -2))).tril(-1))
+        return cls(q, k, beta, total, decays, inverse, inverse @ (beta * v))
+
+    def read(self, corrections: Tensor) -> Tensor:
+        """Return what each token reads of its own chunk [b, chunks, m, r, l, p]."""
+        return (self.decays * (self.q @ self.k.transpose(-1, -2))) @ corrections
+
+
+def _joined(y: Tensor, like: Tensor) -> Tensor:
+    """Map [b, chunks, m, r, l, p] to [b, s, h, p], with the tokens and the dtype of `like`."""
+    return y.flatten(2, 3).transpose(2, 3).flatten(1, 2)[:, : like.shape[1]].to(like.dtype)
+
+
 def _in_chunks(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, chunk_size: int) -> Tensor:
     """Compute `gated_delta_rule` in PyTorch."""
-    dtype, out_dtype, seq_len, groups = accumulation_dtype(q), v.dtype, q.shape[1], q.shape[2]
-    count, length = delta_rule_chunks(seq_len, chunk_size)
-    padding = (0, 0, 0, 0, 0, count * length - seq_len)
-    q, k, v, g, beta = (
-        F.pad(t.to(dtype), padding).unflatten(1, (-1, length)).transpose(2, 3)
-        for t in (q, k, v, g.unsqueeze(-1), beta.unsqueeze(-1))
-    )  # [b, chunks, m or h, l, .]
-    q, k = q.unsqueeze(3), k.unsqueeze(3)  # [b, chunks, m, 1, l, n], for the r = h / m heads of a group
-    v, g, beta = (t.unflatten(2, (groups, -1)) for t in (v, g, beta))  # [b, chunks, m, r, l, .]
-    total = g.clamp_min(STRONGEST).cumsum(-2)
-    later = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-    decays = (total - total.transpose(-1, -2)).masked_fill(later, -torch.inf).exp()  # [b, chunks, m, r, l, l]
-    keys = k.transpose(-1, -2)
-    inverse = _inverse((beta * decays * (k @ keys)).tril(-1))
-    corrections = inverse @ (beta * v)  # of a zero state
-    if count > 1:
-        known = inverse[:, 1:] @ (beta * total.exp() * k)[:, 1:]  # times the state: what it already says  [.., l, n]
+    chunks = _Chunks.of(q, k, v, g, beta, chunk_size)
+    queries, keys, strengths, total, _, inverse, corrections = chunks
+    if total.shape[1] > 1:
+        known = inverse[:, 1:] @ (strengths * total.exp() * keys)[:, 1:]  # times the state: what it already says
         carry = total[:, :-1, ..., -1:, :]
-        faded = (k[:, :-1] * (carry - total[:, :-1]).exp()).transpose(-1, -2)
+        faded = (keys[:, :-1] * (carry - total[:, :-1]).exp()).transpose(-1, -2)
         first, *rest = corrections.unbind(1)
         solved, states = [first], [faded[:, 0] @ first]
         per_chunk = (known.unbind(1), rest, faded[:, 1:].unbind(1), carry[:, 1:].exp().unbind(1))
@@ -66,11 +92,30 @@ def _in_chunks(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, chunk_s
             if fading is not None:
                 states.append(decay * states[-1] + fading @ solved[-1])
         corrections = torch.stack(solved, 1)
-    y = (decays * (q @ keys)) @ corrections
-    if count > 1:
-        carried = (q[:, 1:] * total[:, 1:].exp()) @ torch.stack(states, 1)
+    y = chunks.read(corrections)
+    if total.shape[1] > 1:
+        carried = (queries[:, 1:] * total[:, 1:].exp()) @ torch.stack(states, 1)
         y = torch.cat([y[:, :1], y[:, 1:] + carried], 1)
-    return y.flatten(2, 3).transpose(2, 3).flatten(1, 2)[:, :seq_len].to(out_dtype)
+    return _joined(y, v)
+
+
+def gated_delta_rule_prefill(
+    state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, chunk_size: int
+) -> tuple[Tensor, Tensor]:
+    """Compute `gated_delta_rule` from state [b, h, n, p]; returns y [b, s, h, p] and the state after the last token."""
+    chunks = _Chunks.of(q, k, v, g, beta, chunk_size)
+    queries, keys, strengths, total, _, inverse, corrections = chunks
+    known = inverse @ (strengths * total.exp() * keys)
+    carry = total[..., -1:, :]
+    faded = (keys * (carry - total).exp()).transpose(-1, -2)
+    memory, solved, states = state.unflatten(1, (q.shape[2], -1)), [], []
+    per_chunk = (known.unbind(1), corrections.unbind(1), faded.unbind(1), carry.exp().unbind(1))
+    for known_keys, correction, fading, decay in zip(*per_chunk, strict=True):
+        states.append(memory)
+        solved.append(correction - known_keys @ memory)
+        memory = decay * memory + fading @ solved[-1]
+    y = chunks.read(torch.stack(solved, 1)) + (queries * total.exp()) @ torch.stack(states, 1)
+    return _joined(y, v), memory.flatten(1, 2)
 
 
 def _inverse(strict: Tensor) -> Tensor:

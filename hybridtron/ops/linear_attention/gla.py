@@ -19,7 +19,7 @@ from hybridtron.ops.cuts import GLA_BLOCK, binary_chunks
 from hybridtron.ops.dispatch import otherwise, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.linear_attention.decays import STRONGEST
-from hybridtron.ops.recurrence import run_steps
+from hybridtron.ops.recurrence import run_steps, sums_around
 from hybridtron.ops.triton import gla as triton_gla
 from hybridtron.ops.triton.launch import MAX_BLOCKS, triton_kernels
 
@@ -101,6 +101,16 @@ def gla_step(state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple
     query, key, value, log_decay = (t.to(state.dtype) for t in (q, k, v, g))
     state = log_decay.exp().unsqueeze(-1) * state + key.unsqueeze(-1) * value.unsqueeze(-2)
     return (query.unsqueeze(-2) @ state).squeeze(-2).to(v.dtype), state
+
+
+def gla_prefill(state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
+    """Compute `gla` from state [b, h, n, p]; returns y [b, s, h, p] and the state after the last token."""
+    query, key, value, log_decays = (t.to(state.dtype) for t in (q, k, v, g))
+    before, after = sums_around(log_decays)
+    carried = torch.einsum("bshn,bhnp->bshp", query * before.exp(), state)
+    y = gla(q, k, v, g, chunk_size) + carried
+    added = torch.einsum("bshn,bshp->bhnp", key * after.exp(), value)
+    return y.to(v.dtype), torch.addcmul(added, before[:, -1].exp().unsqueeze(-1), state)
 
 
 register(

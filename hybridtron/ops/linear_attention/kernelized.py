@@ -66,6 +66,20 @@ def linear_attention_step(
     return y.to(v.dtype), state
 
 
+def linear_attention_prefill(
+    state: Tensor, q: Tensor, k: Tensor, v: Tensor, chunk_size: int, normalize: bool, eps: float = EPS
+) -> tuple[Tensor, Tensor]:
+    """Compute `linear_attention` from the state of `linear_attention_step`; returns y [b, s, h, p] and the state."""
+    query, key, wide = (t.to(state.dtype) for t in (q, k, v))
+    if normalize:
+        wide = F.pad(wide, (0, 1), value=1.0)
+    y = linear_attention(query, key, wide, chunk_size, normalize=False)
+    y = y + torch.einsum("bshn,bhnp->bshp", query, state)
+    if normalize:
+        y = y[..., :-1] / (y[..., -1:] + eps)
+    return y.to(v.dtype), state + torch.einsum("bshn,bshp->bhnp", key, wide)
+
+
 def taylor_features(x: Tensor) -> Tensor:
     """Map [..., d] to [..., 1 + d + d^2], whose inner products are 1 + s + s^2 / 2 for s = x . y / sqrt(d).
 

@@ -9,6 +9,7 @@ form is that of `gla`, and the current token is added.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from hybridtron.ops.dispatch import always, register
 from hybridtron.ops.elementwise.precision import accumulation_dtype
-from hybridtron.ops.linear_attention.gla import gla
+from hybridtron.ops.linear_attention.gla import gla, gla_prefill
 from hybridtron.ops.recurrence import run_steps
 
 
@@ -29,10 +30,14 @@ def rwkv6(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, chunk_size:
     """
     dtype = accumulation_dtype(v)
     r, k, v_wide = (t.to(dtype) for t in (r, k, v))
-    decays = log_w.to(dtype)
-    k_before, v_before, decays_before = (F.pad(t[:, :-1], (0, 0, 0, 0, 1, 0)) for t in (k, v_wide, decays))
     bonus = (r * u.to(dtype) * k).sum(-1, keepdim=True) * v_wide
+    k_before, v_before, decays_before = _one_later(k, v_wide, log_w.to(dtype))
     return (gla(r, k_before, v_before, decays_before, chunk_size) + bonus).to(v.dtype)
+
+
+def _one_later(*sequences: Tensor) -> Iterator[Tensor]:
+    """Yield each [b, s, h, .] one token later, with zeros in front."""
+    return (F.pad(t[:, :-1], (0, 0, 0, 0, 1, 0)) for t in sequences)
 
 
 def rwkv6_reference(
@@ -49,6 +54,18 @@ def rwkv6_step(state: Tensor, r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u:
     added = key.unsqueeze(-1) * value.unsqueeze(-2)
     y = (receptance.unsqueeze(-2) @ (state + bonus.unsqueeze(-1) * added)).squeeze(-2)
     return y.to(v.dtype), decay.exp().unsqueeze(-1) * state + added
+
+
+def rwkv6_prefill(
+    state: Tensor, r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, chunk_size: int
+) -> tuple[Tensor, Tensor]:
+    """Compute `rwkv6` from state [b, h, n, p]; returns y [b, s, h, p] and the state after the last token."""
+    r, k, v_wide, decays = (t.to(state.dtype) for t in (r, k, v, log_w))
+    bonus = (r * u.to(state.dtype) * k).sum(-1, keepdim=True) * v_wide
+    k_before, v_before, decays_before = _one_later(k, v_wide, decays)
+    y, state = gla_prefill(state, r, k_before, v_before, decays_before, chunk_size)  # state: without the last token
+    state = decays[:, -1].exp().unsqueeze(-1) * state + k[:, -1].unsqueeze(-1) * v_wide[:, -1].unsqueeze(-2)
+    return (y + bonus).to(v.dtype), state
 
 
 register("rwkv6", "rwkv6", always("PyTorch, in chunks", rwkv6))

@@ -7,9 +7,11 @@
 
 enum { BLOCK = 32, SEGMENT = 32, MOST_STATES = 64 }; /* SEGMENT and MOST_STATES as in ops/ssm/selective_scan.py */
 
-INLINE void scan_block(long count, long first, long seq_len, long width, long states, const float *x, long x_step, const float *dt, long dt_step, const float *A, const float *B, long b_step, const float *C, long c_step, const float *D, float *starts, float *y, long y_step) {
+INLINE void scan_block(long count, long first, long seq_len, long width, long states, const float *x, long x_step, const float *dt, long dt_step, const float *A, const float *B, long b_step, const float *C, long c_step, const float *D, float *carried, float *starts, float *y, long y_step) {
     float h[MOST_STATES * BLOCK];
     memset(h, 0, sizeof(float) * states * BLOCK);
+    if (carried)
+        for (long n = 0; n < states; n++) memcpy(h + n * BLOCK, carried + n * width + first, sizeof(float) * count);
     for (long t = 0; t < seq_len; t++) {
         const float *input = x + t * x_step + first, *duration = dt + t * dt_step + first;
         float added[BLOCK], sum[BLOCK];
@@ -32,21 +34,24 @@ INLINE void scan_block(long count, long first, long seq_len, long width, long st
         }
         memcpy(y + t * y_step + first, sum, sizeof(float) * count);
     }
+    if (carried)
+        for (long n = 0; n < states; n++) memcpy(carried + n * width + first, h + n * BLOCK, sizeof(float) * count);
 }
 
-/* y, and the states before every segment, starts [segments, states, width]. */
+/* y, and the states before every segment, starts [segments, states, width]. `carried` is the state before the first
+ * token, without it zeros, and becomes that after the last one. */
 KERNEL scan_forward(long seq_len, long width, long states,
     const float *x SHAPE(seq_len, width) STRIDES(x_step), long x_step, const float *dt SHAPE(seq_len, width) STRIDES(dt_step), long dt_step,
     const float *A SHAPE(states, width), const float *B SHAPE(seq_len, states) STRIDES(b_step), long b_step,
-    const float *C SHAPE(seq_len, states) STRIDES(c_step), long c_step, const float *D SHAPE(width),
+    const float *C SHAPE(seq_len, states) STRIDES(c_step), long c_step, const float *D SHAPE(width), float *carried SHAPE(states, width) OPTIONAL,
     float *starts SHAPE(ceil_div(seq_len, SEGMENT), states, width), float *y SHAPE(seq_len, width) STRIDES(y_step), long y_step, int threads)
     REQUIRE(states <= MOST_STATES) {
     long blocks = ceil_div(width, BLOCK);
     PARALLEL(seq_len * width * states)
     for (long block = 0; block < blocks; block++) {
         long first = block * BLOCK, count = least(BLOCK, width - first);
-        if (count == BLOCK) scan_block(BLOCK, first, seq_len, width, states, x, x_step, dt, dt_step, A, B, b_step, C, c_step, D, starts, y, y_step);
-        else scan_block(count, first, seq_len, width, states, x, x_step, dt, dt_step, A, B, b_step, C, c_step, D, starts, y, y_step);
+        if (count == BLOCK) scan_block(BLOCK, first, seq_len, width, states, x, x_step, dt, dt_step, A, B, b_step, C, c_step, D, carried, starts, y, y_step);
+        else scan_block(count, first, seq_len, width, states, x, x_step, dt, dt_step, A, B, b_step, C, c_step, D, carried, starts, y, y_step);
     }
 }
 

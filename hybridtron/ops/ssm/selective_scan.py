@@ -10,7 +10,7 @@ No chunk of it is a matrix product. Where the compiled kernels serve it takes on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from hybridtron.ops.dispatch import Implementation, otherwise, plain, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.native.library import kernels_for, require_kernels
-from hybridtron.ops.recurrence import run_steps
+from hybridtron.ops.recurrence import run_steps, sums_around
 from hybridtron.ops.ssm.selective_scan_tiles import TiledScan
 from hybridtron.ops.ssm.vendor import SELECTIVE_SCAN
 
@@ -68,20 +68,46 @@ def _plain_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tenso
     return y.to(x.dtype)
 
 
+def selective_scan_prefill(
+    state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute `selective_scan` from state [b, d, n]; returns y [b, s, d] and the state after the last token.
+
+    Without gradients the compiled kernels start from a state. Otherwise what the state adds is computed beside a scan
+    from zero, one of its n elements after another.
+    """
+    if A.shape[1] > MAX_STATES or torch.is_grad_enabled() or kernels_for(state, x, dt, A, B, C, D) is None:
+        return _beside_scan(state, x, dt, A, B, C, D)
+    carried = state.transpose(1, 2).contiguous()  # [b, n, d]
+    if carried.data_ptr() == state.data_ptr():
+        carried = carried.clone()
+    x, dt, B, C = (_with_rows(t) for t in (x, dt, B, C))
+    y, _ = _scan_forward(x, dt, A.t().contiguous(), B, C, D.contiguous(), carried.unbind())
+    return y, carried.transpose(1, 2)
+
+
+def _beside_scan(
+    state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
+) -> tuple[Tensor, Tensor]:
+    inputs, steps, rates, b, c = (t.to(state.dtype) for t in (x, dt, A, B, C))
+    before, after = sums_around(steps)
+    y, stepped, states = selective_scan(x, dt, A, B, C, D).to(state.dtype), steps * inputs, []
+    for n, held in enumerate(state.unbind(-1)):
+        rate = rates[:, n]
+        left = (before * rate).exp()
+        y = y + c[..., n : n + 1] * left * held.unsqueeze(1)
+        states.append(left[:, -1] * held + ((after * rate).exp() * stepped * b[..., n : n + 1]).sum(1))
+    return y.to(x.dtype), torch.stack(states, -1)
+
+
 class _NativeScan(torch.autograd.Function):
     """Sequence by sequence; of the states only those before every segment of tokens are kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
         x, dt, B, C = (_with_rows(t) for t in (x, dt, B, C))
-        columns, skip, (batch, seq_len, width) = A.t().contiguous(), D.contiguous(), x.shape  # A as [n, d]
-        y, starts = torch.empty_like(x), x.new_empty(batch, -(-seq_len // _SEGMENT), *columns.shape)
-        kernels = require_kernels()
-        for index in range(batch):
-            kernels.scan_forward(
-                seq_len, width, len(columns), *_rows(x[index], dt[index]), columns, *_rows(B[index], C[index]), skip,
-                starts[index], *_rows(y[index]),
-            )  # fmt: skip
+        columns, skip = A.t().contiguous(), D.contiguous()  # A as [n, d]
+        y, starts = _scan_forward(x, dt, columns, B, C, skip, [None] * len(x))
         ctx.save_for_backward(x, dt, columns, B, C, skip, starts)
         return y
 
@@ -103,6 +129,21 @@ class _NativeScan(torch.autograd.Function):
             torch.sum(sums[0], 0, out=dB[index])
             torch.sum(sums[1], 0, out=dC[index])
         return dx, ddt, dA.t(), dB, dC, dD
+
+
+def _scan_forward(
+    x: Tensor, dt: Tensor, columns: Tensor, B: Tensor, C: Tensor, skip: Tensor, carried: Sequence[Tensor | None]
+) -> tuple[Tensor, Tensor]:
+    """Return y and the states before every segment [b, segments, n, d]; `carried` [n, d] of each sequence is read and
+    overwritten by its state after the last token, None stands for zeros."""
+    (batch, seq_len, width), kernels = x.shape, require_kernels()
+    y, starts = torch.empty_like(x), x.new_empty(batch, -(-seq_len // _SEGMENT), *columns.shape)
+    for index in range(batch):
+        kernels.scan_forward(
+            seq_len, width, len(columns), *_rows(x[index], dt[index]), columns, *_rows(B[index], C[index]), skip,
+            carried[index], starts[index], *_rows(y[index]),
+        )  # fmt: skip
+    return y, starts
 
 
 def _with_rows(x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from hybridtron.ops.cuts import chunks_of
 from hybridtron.ops.dispatch import otherwise, plain, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
-from hybridtron.ops.recurrence import run_steps
+from hybridtron.ops.recurrence import run_steps, sums_around
 from hybridtron.ops.ssm.ssd_tiles import TiledSSD
 from hybridtron.ops.ssm.vendor import SSD
 
@@ -77,6 +77,20 @@ def ssd_step(
     if D is not None:
         y = y + D.to(wide.dtype).unsqueeze(-1) * inputs
     return y.to(x.dtype), wide.to(state.dtype)
+
+
+def ssd_prefill(
+    state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, chunk_size: int
+) -> tuple[Tensor, Tensor]:
+    """Compute `ssd` from state [b, h, p, n]; returns y [b, s, h, p] and the state after the last token."""
+    dtype, groups = state.dtype, B.shape[2]
+    steps, held = dt.to(dtype), state.unflatten(1, (groups, -1))  # [b, g, r, p, n]
+    before, after = sums_around(steps * A.to(dtype))  # [b, s, h]
+    inputs = (x.to(dtype) * (after.exp() * steps).unsqueeze(-1)).unflatten(2, (groups, -1))
+    carried = torch.einsum("bsgn,bgrpn->bsgrp", C.to(dtype), held).flatten(2, 3) * before.exp().unsqueeze(-1)
+    y = ssd(x, dt, A, B, C, D, chunk_size) + carried
+    added = torch.einsum("bsgrp,bsgn->bgrpn", inputs, B.to(dtype)).flatten(1, 2)
+    return y.to(x.dtype), torch.addcmul(added, before[:, -1].exp()[..., None, None], state)
 
 
 def _plain_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, length: int) -> Tensor:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hybridtron.convert.hf import HybridtronCache
+from hybridtron.model.language_model import LanguageModel
 from tests.convert.hf.models import loaded
 from tests.mixers.test_contract import CASES
 
@@ -92,9 +93,10 @@ def test_a_cache_of_a_conversation_is_taken_up_again(tmp_path):
     assert torch.equal(again, model.generate(longer, attention_mask=ones, use_cache=False, **OPTIONS))
 
 
-def test_sequences_of_a_recurrent_model_step_together(tmp_path):
-    """Those of attention step with others of their length."""
+@pytest.mark.parametrize("name", ["mamba2", "attention", "sliding attention", "hyena"])
+def test_sequences_of_different_lengths_step_together(name, tmp_path, monkeypatch):
+    batches = []
+    monkeypatch.setattr(LanguageModel, "step", lambda *a, own=LanguageModel.step: batches.append(len(a[1])) or own(*a))
     tokens, mask = batch("left")
-    for name, groups in (("mamba2", 1), ("attention", 3)):
-        model = loaded(name, tmp_path / name)
-        assert len(model(tokens, attention_mask=mask, use_cache=True).past_key_values.groups) == groups
+    loaded(name, tmp_path).generate(tokens, attention_mask=mask, **OPTIONS)
+    assert batches == [len(tokens)] * (NEW - 1)  # the first token follows from the prompts
