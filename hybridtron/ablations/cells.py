@@ -19,6 +19,7 @@ from hybridtron.config.compose import OVERRIDE, compose
 from hybridtron.config.dotted import value_at
 from hybridtron.config.load import build
 from hybridtron.config.nearest import nearest
+from hybridtron.data.blend_config import without_paths
 from hybridtron.errors import UserError
 from hybridtron.training.config import RunConfig
 from hybridtron.training.corpus import open_corpus
@@ -210,8 +211,7 @@ def _run(cell: Cell, seed: int, config: AblationConfig, fingerprints: _Fingerpri
     except UserError as error:
         raise UserError(f"cell {cell.name}: {error}") from None
     identity = _identity(cell.config) | {"seed": seed}
-    for key in ("train", "valid", "tokenizer"):
-        identity["data"][key] = held[f"data.{key}"]
+    identity["data"] = without_paths(identity["data"], held)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{cell.name.replace('+', 'p')[:LONGEST_NAME].rstrip('._-')}-s{seed}-{digest}"
     folder = config.study_folder / "cells" / name

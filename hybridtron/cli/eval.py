@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hybridtron.cli.arguments import ArgumentParser, add_json_argument
 from hybridtron.errors import UserError
@@ -39,12 +41,19 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json_text(result))
         return 0
+    print(f"{result['checkpoint']} on {result['data']}, {result['sequences']} sequences of {result['seq_len']} tokens")
+    for name, source in result.get("sources", {}).items():
+        print(f"{name}: {_losses_text(source)}")
+    print(("together, by weight: " if "sources" in result else "") + _losses_text(result))
+    return 0
+
+
+def _losses_text(result: Mapping[str, Any]) -> str:
+    """Return loss, perplexity and bits per byte as text."""
     bits = result["bits_per_byte"]
     bits_text = "unknown (no byte count beside the tokens)" if bits is None else f"{bits:.4f}"
     perplexity = "inf" if result["perplexity"] is None else f"{result['perplexity']:.3f}"
-    print(f"{result['checkpoint']} on {result['data']}, {result['sequences']} sequences of {result['seq_len']} tokens")
-    print(f"loss {result['loss']:.4f}  perplexity {perplexity}  bits per byte {bits_text}")
-    return 0
+    return f"loss {result['loss']:.4f}  perplexity {perplexity}  bits per byte {bits_text}"
 
 
 def _run_tasks(options: argparse.Namespace) -> int:

@@ -121,7 +121,7 @@ def _problem(error: Any, place: _Place, root: type[pydantic.BaseModel]) -> _Prob
     if kind == "missing":  # of a list with a fixed number of entries
         return _Problem(path[:-1], f"expected {type_words(place.within)}", shown)
     if kind == PROBLEM:
-        path += tuple(part for part in context["key"].split(".") if part)
+        path += tuple(int(part[1:-1]) if part.startswith("[") else part for part in context["key"].split(".") if part)
         if context.get("missing"):
             return _Problem(path, f"{_MISSING}: expected {context['expected']}")
         return _Problem(path, f"expected {context['expected']}", value_text(context["value"]))

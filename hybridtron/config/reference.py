@@ -105,6 +105,9 @@ def _inner(annotation: Any, key: str) -> tuple[str, list[type[Strict]]]:
     """Return the sections in a value of this type, and the key of one of them: `key`, `key.NAME` or `key[]`."""
     members = union_members(annotation)
     models = [member for member in members if is_model(member) and issubclass(member, Strict)]
+    lists = [member for member in members if list_items(member) is not None]
+    if not models and len(members) > 1 and len(lists) == 1:  # such as text or a list of sections
+        members = lists
     if models or len(members) != 1:
         return key, models
     items = list_items(members[0])

@@ -56,7 +56,7 @@ def problem(key: str, value: object, expected: str) -> Exception:
     """Build an exception for validators to raise; it is printed as `PLACE.KEY = VALUE: expected EXPECTED (in FILE)`.
 
     `key` is relative to what is being validated: "" for the field of a field validator or the whole model of a model
-    validator, else a key below it, with dots between levels.
+    validator, else a key below it, with dots between levels and `[0]` for an entry of a list.
     """
     return PydanticCustomError(PROBLEM, "expected {expected}", {"key": key, "value": value, "expected": expected})
 

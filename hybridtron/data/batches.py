@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from hybridtron.data.batch_sizes import BatchSizes
+from hybridtron.data.blend import TrainingTokens
 from hybridtron.data.dataset import TokenDataset
 from hybridtron.errors import UserError
 
@@ -24,7 +25,7 @@ class MicroBatch(NamedTuple):
 
 
 def global_batch(
-    dataset: TokenDataset,
+    dataset: TrainingTokens,
     step: int,
     global_batch_size: int | BatchSizes,
     micro_batch_size: int,
@@ -42,7 +43,7 @@ def global_batch(
 
 
 def step_documents(
-    dataset: TokenDataset,
+    dataset: TrainingTokens,
     step: int,
     global_batch_size: int | BatchSizes,
     micro_batch_size: int,

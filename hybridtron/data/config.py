@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from hybridtron.config.schema import Strict
-
-STANDARD_LIBRARY = "stdlib"
+from hybridtron.config.nearest import one_of
+from hybridtron.config.schema import Strict, problem
+from hybridtron.data.blend_config import (
+    STANDARD_LIBRARY,
+    DataSource,
+    DataStage,
+    Sources,
+    absolute,
+    as_sources,
+    check_weights,
+)
 
 
 class DataConfig(Strict):
@@ -19,14 +27,21 @@ class DataConfig(Strict):
     `stdlib` stands for the sources of the running interpreter's standard library, prepared under data/ when first used.
     """
 
-    train: str | None = Field(
+    train: Sources = Field(
         None,
-        min_length=1,
-        description="Training tokens: PATH of PATH.bin and PATH.idx, or `stdlib`; not needed by a model that is not "
-        "trained, such as an imported one.",
+        description="Training tokens: PATH of PATH.bin and PATH.idx, or `stdlib`; or several sources, as a list of "
+        "mappings or Megatron's `[weight, path, weight, path, ...]`. Not needed by a model that is not trained, such "
+        "as an imported one.",
     )
-    valid: str | None = Field(
-        None, min_length=1, description="Held-out tokens, likewise; without them nothing is evaluated."
+    valid: Sources = Field(
+        None,
+        description="Held-out tokens, likewise; without them nothing is evaluated. Of several sources the loss of each "
+        "is reported, and as that of the whole their mean by weight.",
+    )
+    stages: tuple[DataStage, ...] = Field(
+        (),
+        description="Other weights of the sources of data.train from some step on. Before the first stage those of "
+        "data.train hold.",
     )
     tokenizer: str = Field(
         "byte", description="`byte`, or the path of a Hugging Face tokenizer.json; data and run folders keep a copy."
@@ -49,11 +64,44 @@ class DataConfig(Strict):
         """Return whether documents are kept apart."""
         return self.documents == "isolate"
 
+    @model_validator(mode="after")
+    def _stages_fit(self) -> DataConfig:
+        for error in self._stage_problems():
+            raise error
+        return self
+
+    def _stage_problems(self) -> Iterator[Exception]:
+        names = [source.name or "" for source in self.train_sources]
+        if self.stages and len(names) < 2:
+            yield problem("stages", [stage.model_dump() for stage in self.stages], "none without several sources")
+        for position, stage in enumerate(self.stages):
+            key = f"stages.[{position}]"
+            if position and stage.start_step <= self.stages[position - 1].start_step:
+                yield problem(f"{key}.start_step", stage.start_step, "a later step than the stage before")
+            for name in stage.weights:
+                if name not in names:
+                    yield problem(
+                        f"{key}.weights.{name}", stage.weights[name], f"a source of data.train: {one_of(name, names)}"
+                    )
+            check_weights([(f"{key}.weights.{name}", weight) for name, weight in stage.weights.items()])
+
+    @property
+    def train_sources(self) -> tuple[DataSource, ...]:
+        """Return the training sources; none where none are given."""
+        return as_sources(self.train)
+
+    @property
+    def valid_sources(self) -> tuple[DataSource, ...]:
+        """Return the held-out sources; none where none are given."""
+        return as_sources(self.valid)
+
     def with_absolute_paths(self) -> DataConfig:
         """Return the same files by absolute paths."""
 
-        def absolute(source: str | None, *words: str) -> str | None:
-            return source if source is None or source in words else os.path.abspath(source)
+        def absolute_paths(sources: Sources) -> Sources:
+            if isinstance(sources, str):
+                return absolute(sources, STANDARD_LIBRARY)
+            return sources and tuple(source.with_absolute_path() for source in sources)
 
-        paths = {"train": absolute(self.train, STANDARD_LIBRARY), "valid": absolute(self.valid, STANDARD_LIBRARY)}
+        paths = {"train": absolute_paths(self.train), "valid": absolute_paths(self.valid)}
         return self.model_copy(update={**paths, "tokenizer": absolute(self.tokenizer, "byte")})

@@ -10,7 +10,7 @@ import numpy as np
 
 from hybridtron.data.batch_sizes import BatchSizes
 from hybridtron.data.batches import MicroBatch, micro_batch, sample_indices, step_documents
-from hybridtron.data.dataset import TokenDataset
+from hybridtron.data.blend import TrainingTokens
 from hybridtron.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class DaliLoader:
 
     def __init__(
         self,
-        dataset: TokenDataset,
+        dataset: TrainingTokens,
         global_batch_size: int | BatchSizes,
         micro_batch_size: int,
         dp_rank: int,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from hybridtron.data.batch_sizes import BatchSizes
 from hybridtron.data.batches import MicroBatch, global_batch
-from hybridtron.data.dataset import TokenDataset
+from hybridtron.data.blend import TrainingTokens
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +17,7 @@ Loader = Callable[[int], Sequence[MicroBatch]]  # the micro-batches of a step, c
 
 def make_loader(
     kind: str,
-    dataset: TokenDataset,
+    dataset: TrainingTokens,
     global_batch_size: int | BatchSizes,
     micro_batch_size: int,
     dp_rank: int,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -161,16 +162,19 @@ def _model_of(path: Path, mode: Mode, depth: int, iso_state: bool) -> Candidate:
 def _held_out_loss(path: Path, data: str | None, sequences: int | None) -> HeldOutLoss:
     found = evaluate_run(path, data, sequences)
     config, checkpoint = read_run(path)
-    section = config.data.model_copy(update={"valid": found["data"]})
-    prefix = open_held_out(config.model_copy(update={"data": section}), sequences).tokens.prefix
-    report = read_report(prefix)
+    section = config.data.model_copy(update={"valid": data or config.data.valid})
+    held_out = open_held_out(config.model_copy(update={"data": section}), sequences).sources
+    reports = [report for source in held_out if (report := read_report(source.tokens.prefix))]
+    texts = [(report.documents, report.bytes) for report in reports]
+    prints = [fingerprint(source.tokens.prefix) for source in held_out]
+    shares = [source.share for source in held_out] if len(held_out) > 1 else []
     return HeldOutLoss(
         checkpoint=checkpoint.resolve(),
         loss=found["loss"],
         bits_per_byte=found["bits_per_byte"],
         tokenizer=load_tokenizer(config.data.tokenizer).fingerprint,
-        tokens=fingerprint(prefix),
-        text=(report.documents, report.bytes) if report else None,
+        tokens=" ".join(map(str, [*prints, *shares])),
+        text=(*itertools.chain(*texts), *shares) if len(reports) == len(held_out) else None,
         seq_len=found["seq_len"],
         data=found["data"],
     )

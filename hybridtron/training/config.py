@@ -253,6 +253,8 @@ class RunConfig(Strict):
         identity["data"].pop("loader")
         if not self.data.isolates:
             identity["data"].pop("documents")
+        if not self.data.stages:
+            identity["data"].pop("stages")
         identity["precision"].pop("change_on_resume")
         if self.precision.format != "fp8":
             identity["precision"] = {"format": self.precision.format}

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from hybridtron.data.batches import MicroBatch, eval_batches
 from hybridtron.errors import UserError
-from hybridtron.training.corpus import open_held_out
+from hybridtron.training.config import RunConfig
+from hybridtron.training.corpus import HeldOutSource, open_held_out
 from hybridtron.training.device import take_device
 from hybridtron.training.run_folder.folder import read_run
 from hybridtron.training.single_process import Model, load
@@ -20,7 +21,10 @@ LARGEST_EXPONENT = 700  # of e, in a float
 
 
 def evaluate_run(path: Path, data: str | None, sequences: int | None) -> dict[str, Any]:
-    """Compute loss (nats per token), perplexity and bits per byte over evenly spaced held-out sequences."""
+    """Compute loss (nats per token), perplexity and bits per byte over evenly spaced held-out sequences.
+
+    Of several sources the result has those of each, and of the whole as `HeldOut.loss` defines it.
+    """
     if sequences is not None and sequences < 1:
         raise UserError(f"sequences = {sequences}: expected at least 1")
     config, checkpoint = read_run(path)
@@ -29,29 +33,42 @@ def evaluate_run(path: Path, data: str | None, sequences: int | None) -> dict[st
         raise UserError(f"{path}: its config has no data.valid; expected data = PREFIX of token files")
     config = config.model_copy(update={"data": section})
     held_out = open_held_out(config, sequences)
-    num_tokens = held_out.sequences * config.data.seq_len
     model = load(checkpoint, device=take_device())
+    losses = [_loss_on(source, model, config) for source in held_out.sources]
+    loss, number = held_out.loss(losses), sum(source.sequences for source in held_out.sources)
+    result: dict[str, Any] = {
+        "checkpoint": str(checkpoint),
+        "data": ", ".join(source.path for source in held_out.sources),
+        "sequences": number,
+        "seq_len": config.data.seq_len,
+        "tokens": number * config.data.seq_len,
+        **_in_units(loss, held_out.bits_per_byte(loss)),
+    }
+    if len(losses) > 1:
+        result["sources"] = {
+            source.name: {
+                "data": source.path,
+                "share": source.share,
+                "sequences": source.sequences,
+                **_in_units(loss, source.bits_per_byte(loss)),
+            }
+            for source, loss in zip(held_out.sources, losses, strict=True)
+        }
+    return result
+
+
+def _loss_on(source: HeldOutSource, model: Model, config: RunConfig) -> float:
     with torch.no_grad():
         micro_batches, counted = eval_batches(
-            held_out.tokens,
-            held_out.sequences,
+            source.tokens,
+            source.sequences,
             config.train.micro_batch_size,
             dp_rank=0,
             dp_size=1,
             isolate=config.data.isolates,
         )
         losses = [_losses(model, batch) for batch in micro_batches]
-    loss = float(torch.cat(losses)[:counted].mean())
-    return {
-        "checkpoint": str(checkpoint),
-        "data": section.valid,
-        "sequences": held_out.sequences,
-        "seq_len": config.data.seq_len,
-        "tokens": num_tokens,
-        "loss": loss,
-        "perplexity": math.exp(loss) if loss < LARGEST_EXPONENT else None,
-        "bits_per_byte": held_out.bits_per_byte(loss),
-    }
+    return float(torch.cat(losses)[:counted].mean())
 
 
 def _losses(model: Model, batch: MicroBatch) -> Tensor:
@@ -61,3 +78,8 @@ def _losses(model: Model, batch: MicroBatch) -> Tensor:
     if batch.documents is not None:
         losses = losses * batch.documents.weights.t().to(model.device)
     return losses.mean(0)
+
+
+def _in_units(loss: float, bits_per_byte: float | None) -> dict[str, float | None]:
+    perplexity = math.exp(loss) if loss < LARGEST_EXPONENT else None
+    return {"loss": loss, "perplexity": perplexity, "bits_per_byte": bits_per_byte}

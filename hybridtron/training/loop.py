@@ -18,7 +18,7 @@ from hybridtron.errors import cause_of
 from hybridtron.training.build import build_engine
 from hybridtron.training.callbacks.base import Callback, FileWriter, Row, StopTraining, TrainContext
 from hybridtron.training.config import RunConfig
-from hybridtron.training.corpus import Corpus
+from hybridtron.training.corpus import Corpus, HeldOutSource
 from hybridtron.training.lr_schedule import learning_rate
 from hybridtron.training.phases import END, EVALUATION, SAVE, STEP, Phases
 from hybridtron.training.run_folder.folder import RunFolder
@@ -62,6 +62,7 @@ class Trainer:
         self.saver = Saver(config, self.engine, folder, print_line, self._saved) if folder else None
         self.state = TrainState()
         self.valid_loss: float | None = None
+        self.valid_losses: tuple[float, ...] = ()  # of each held-out source
         self.evaluated_at = -1  # step
         self.fp8_statistics: dict[str, Any] | None = None
         self.layer_statistics: dict[str, dict[str, float | None]] | None = None
@@ -138,6 +139,7 @@ class Trainer:
             self.fp8_statistics,
             self.print_line,
             self.layer_statistics,
+            self.valid_losses,
         )
         for callback in callbacks:
             try:
@@ -208,23 +210,27 @@ class Trainer:
             fp8.state.collects = self.folder is not None and (step % train.log_every == 0 or step in (1, train.steps))
 
     def _evaluate(self) -> None:
-        """Compute the held-out loss."""
+        """Compute the held-out loss of each source and of the whole."""
         before = self.phases.phase
         self.phases.enter(EVALUATION)
-        held_out, parallel = self.corpus.held_out, self.config.parallel
-        assert held_out is not None
+        assert self.corpus.held_out is not None
+        self.valid_losses = tuple(self._loss_on(source) for source in self.corpus.held_out.sources)
+        self.valid_loss, self.evaluated_at = self.corpus.held_out.loss(self.valid_losses), self.state.step
+        self._call(lambda callback, context: callback.on_evaluation(context))
+        self.phases.enter(before)
+
+    def _loss_on(self, source: HeldOutSource) -> float:
+        parallel = self.config.parallel
         batches, counted = eval_batches(
-            held_out.tokens,
-            held_out.sequences,
+            source.tokens,
+            source.sequences,
             self.config.train.micro_batch_size,
             self.parallel_context.data_rank,
             self.parallel_context.data_size,
             multiple=parallel.pipeline if parallel.virtual_pipeline > 1 else 1,  # as the interleaved schedule requires
             isolate=self.config.data.isolates,
         )
-        self.valid_loss, self.evaluated_at = self.engine.evaluate(list(batches), counted), self.state.step
-        self._call(lambda callback, context: callback.on_evaluation(context))
-        self.phases.enter(before)
+        return self.engine.evaluate(list(batches), counted)
 
     def _row(self, result: StepResult, lr: float, throughput: Throughput, evaluated: bool) -> Row:
         """Return the metrics of the step that was just trained."""
@@ -242,9 +248,10 @@ class Trainer:
         }
         if result.expert_load:
             row["expert_load"] = result.expert_load
-        if evaluated and self.corpus.held_out and self.valid_loss is not None:
-            row["valid_loss"] = self.valid_loss
-            row["valid_bits_per_byte"] = self.corpus.held_out.bits_per_byte(self.valid_loss)
+        for name, used in self.corpus.usage(self.state.tokens // self.config.data.seq_len).items():
+            row[f"epochs/{name}"] = used["epochs"]
+        if evaluated and self.corpus.held_out:
+            row |= self.corpus.held_out.row(self.valid_losses)
         return row
 
     def _saved(self, state: TrainState) -> None:

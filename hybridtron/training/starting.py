@@ -146,6 +146,9 @@ def begin(trainer: Trainer, folder: RunFolder, start: Start) -> None:
         trainer.print_line(describe_stages(config))
     if start.weights:
         trainer.print_line(f"begins with the weights of {start.weights}{_remainder(start.initial)}")
+    if trains:
+        for warning in trainer.corpus.repeated(config.train.batch_sizes.samples(config.train.steps)):
+            trainer.print_line(warning)
     if start.checkpoint:
         trainer.print_line(f"resumed from {start.checkpoint} at step {start.state.step}")
     for change in start.changes:

@@ -15,6 +15,7 @@ from hybridtron.composer.nas.store import Row
 from hybridtron.config.compose import compose
 from hybridtron.config.load import build
 from hybridtron.config.nearest import nearest, one_of
+from hybridtron.data.blend_config import without_paths
 from hybridtron.errors import UserError
 from hybridtron.mixers.registry import MIXERS
 from hybridtron.pattern import Pattern
@@ -98,8 +99,7 @@ def _short_run(settings: ShortRunConfig, config: SearchConfig) -> Evaluator:
     identity = first.identity()
     identity.pop("seed")
     identity["model"].pop("pattern")
-    for key in ("train", "valid", "tokenizer"):  # what is in the files, wherever they are
-        identity["data"][key] = corpus.fingerprints[f"data.{key}"]
+    identity["data"] = without_paths(identity["data"], corpus.fingerprints)
     return Evaluator(evaluate, {"type": "train", "run": identity}, "negative held-out loss")
 
 

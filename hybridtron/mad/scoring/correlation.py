@@ -22,14 +22,17 @@ from hybridtron.mad.scoring.score import Score
 
 @dataclass(frozen=True)
 class HeldOutLoss:
-    """A checkpoint's loss in nats per token and bits per byte, and on what: `text` is of the bytes, where known."""
+    """A checkpoint's loss in nats per token and bits per byte, and on what.
+
+    `text` has documents and bytes of each held-out source, where known, and of several their shares.
+    """
 
     checkpoint: Path
     loss: float
     bits_per_byte: float | None
     tokenizer: str
     tokens: str
-    text: tuple[int, int] | None
+    text: tuple[float, ...] | None
     seq_len: int
     data: str
 

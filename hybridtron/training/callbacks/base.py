@@ -39,6 +39,7 @@ class TrainContext:
     fp8_statistics: Mapping[str, Any] | None  # of the step just trained, where they were collected: see docs/fp8.md
     print_line: Callable[[str], None]  # print a line of output beside the progress bar; only the main process does
     layer_statistics: Mapping[str, Mapping[str, float | None]] | None = None  # of the step, where train asks for them
+    valid_losses: Sequence[float] = ()  # of the latest evaluation, of each held-out source of the corpus
 
 
 class Callback:

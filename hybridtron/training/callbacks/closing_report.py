@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hybridtron.data.bigram import LARGEST_VOCABULARY, bigram_bits_per_byte, fit_bigram
+from hybridtron.data.blend import Blend
 from hybridtron.data.tokenizer import Tokenizer
 from hybridtron.data.tokenizer import load as load_tokenizer
 from hybridtron.files import replace_file
@@ -39,6 +40,8 @@ class ClosingReport(Callback):
             self.summary |= self._losses(context)
             if initial := self.folder.read_environment().get("init_from"):
                 self.summary["init_from"] = initial
+            if used := context.corpus.usage(context.state.tokens // context.config.data.seq_len):
+                self.summary["train_sources"] = used
             self.summary["effective_time"] = read_effective_time(self.folder.path, mttf_hours).as_json()
         self.summary |= _sample(context)
         if is_main:
@@ -49,12 +52,18 @@ class ClosingReport(Callback):
         """Return the last training loss, the held-out loss and bits per byte, and a bigram model's bits per byte."""
         rows = read_metrics(self.folder.metrics_file)
         held_out, loss = context.corpus.held_out, context.valid_loss
-        return {
+        losses = {
             "loss": rows[-1].get("loss") if rows else None,
             "valid_loss": loss,
             "valid_bits_per_byte": held_out.bits_per_byte(loss) if held_out and loss is not None else None,
             "bigram_bits_per_byte": _bigram(context.config, context.corpus),
         }
+        if held_out and loss is not None and len(held_out.sources) > 1:
+            losses["valid_sources"] = {
+                source.name: {"loss": loss, "bits_per_byte": source.bits_per_byte(loss)}
+                for source, loss in zip(held_out.sources, context.valid_losses, strict=True)
+            }
+        return losses
 
 
 def _sample(context: TrainContext) -> dict[str, str]:
@@ -82,16 +91,23 @@ def _sample(context: TrainContext) -> dict[str, str]:
 
 def _prompt(corpus: Corpus, tokenizer: Tokenizer) -> str:
     """Return the first words of the first held-out document, or without held-out tokens of the first document."""
-    window = (corpus.held_out.tokens if corpus.held_out else corpus.train).eval_window(0, 1)[:PROMPT_TOKENS]
+    train = corpus.train.sources[0] if isinstance(corpus.train, Blend) else corpus.train
+    tokens = corpus.held_out.sources[0].tokens if corpus.held_out else train
+    window = tokens.eval_window(0, 1)[:PROMPT_TOKENS]
     ends = np.flatnonzero(window == tokenizer.eod)
     text = tokenizer.decode(window[: ends[0]] if len(ends) else window)
     return text.rstrip("\ufffd") or text  # the window may end within a character
 
 
 def _bigram(config: RunConfig, corpus: Corpus) -> float | None:
-    """Return the bits per byte of a bigram model of the training tokens on the held-out tokens, if they are known."""
-    held_out = corpus.held_out
-    if held_out is None or held_out.bytes_per_token is None or config.model.vocab_size > LARGEST_VOCABULARY:
+    """Return the bits per byte of a bigram model of the training tokens on the held-out tokens, if they are known.
+
+    There is none for several sources of either.
+    """
+    if isinstance(corpus.train, Blend) or corpus.held_out is None or len(corpus.held_out.sources) > 1:
         return None
-    table = fit_bigram(corpus.train_prefix, config.model.vocab_size)
-    return bigram_bits_per_byte(table, held_out.tokens, held_out.sequences, held_out.bytes_per_token)
+    (source,) = corpus.held_out.sources
+    if source.bytes_per_token is None or config.model.vocab_size > LARGEST_VOCABULARY:
+        return None
+    table = fit_bigram(corpus.train.prefix, config.model.vocab_size)
+    return bigram_bits_per_byte(table, source.tokens, source.sequences, source.bytes_per_token)

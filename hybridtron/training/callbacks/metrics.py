@@ -40,8 +40,8 @@ class MetricsFile(FileWriter):
     def on_train_end(self, context: TrainContext) -> None:
         """Append the row of the last step of a run that a callback stopped, with its evaluation."""
         if self.unwritten:
-            valid = {} if context.valid_loss is None else {"valid_loss": context.valid_loss}
-            self._append(self.unwritten | valid)
+            held_out = context.corpus.held_out if context.valid_loss is not None else None
+            self._append(self.unwritten | (held_out.row(context.valid_losses) if held_out else {}))
 
     def _append(self, row: Row) -> None:
         if self.stream:

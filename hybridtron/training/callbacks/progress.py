@@ -32,7 +32,11 @@ class ProgressBar(Callback):
         if "valid_loss" in row:
             bits = row["valid_bits_per_byte"]
             in_bits = "" if bits is None else f" = {bits:.3f} bits per byte"
-            self.print_line(f"step {step}: held-out loss {row['valid_loss']:.4f}{in_bits}")
+            apart = [
+                f"{key.partition('/')[2]} {loss:.4f}" for key, loss in row.items() if key.startswith("valid_loss/")
+            ]
+            of_each = f" ({', '.join(apart)})" if apart else ""
+            self.print_line(f"step {step}: held-out loss {row['valid_loss']:.4f}{in_bits}{of_each}")
 
     def close(self) -> None:
         """Give the terminal back."""

@@ -31,6 +31,7 @@ TAGS = {
     "flops_per_s": "speed/flops_per_s",
     "mfu": "speed/mfu",
 }
+FOLDERS = {"busiest_expert": "routing", "epochs": "data"}  # of the tags of other metrics
 COMPARED = ("loss/train", "loss/valid", "loss/valid_bits_per_byte")  # metrics in the table of hyperparameters
 
 
@@ -66,8 +67,11 @@ class TensorBoard(FileWriter):
 
 
 def tag_of(key: str) -> str:
-    """Return the tag of a number in a row; those that are not in TAGS come after the losses too."""
-    return TAGS.get(key) or f"{'routing' if key.startswith('busiest_expert/') else 'more'}/{key}"
+    """Return the tag of a number in a row, also of one source; those that are not in TAGS come after the losses too."""
+    name, slash, source = key.partition("/")
+    if name in TAGS:
+        return TAGS[name] + slash + source
+    return f"{FOLDERS.get(name, 'more')}/{key}"
 
 
 def hyperparameters(config: RunConfig) -> dict[str, str | float | bool]:

@@ -68,6 +68,8 @@ FILES = (
 FOLDERS = ("tensorboard", "profile", "wandb", "abandoned", "damaged")
 LAUNCHER = ("launch", "logs", "code")  # folders that `hybridtron launch` makes before training
 NUMBERS = ("step", "loss", "valid_loss", "valid_bits_per_byte", "bigram_bits_per_byte")  # of summary.json
+BITS_UNKNOWN = ("bits_per_byte", None)
+OF_SOURCES = {"train_sources": ("samples", "epochs"), "valid_sources": ("loss", "bits_per_byte")}  # numbers of each
 
 
 @dataclass
@@ -196,7 +198,7 @@ class RunFolder:
         Empty where there is none.
         """
         summary = read_object(self.summary_file)
-        sound = {key: value for key, value in summary.items() if key not in NUMBERS or is_number(value)}
+        sound = {key: value for key, value in summary.items() if _is_sound(key, value)}
         return sound if sound.get("step") == step else {}
 
     def latest_checkpoint(self) -> Path | None:
@@ -273,6 +275,18 @@ class RunFolder:
                     except OSError as error:
                         logger.warning("%s: cannot be deleted: %s", old, error.strerror)
         return final
+
+
+def _is_sound(key: str, value: Any) -> bool:
+    """Return whether a value of summary.json has the numbers that belong there; bits per byte may be null."""
+    if key not in OF_SOURCES:
+        return key not in NUMBERS or is_number(value)
+    sources = value.values() if isinstance(value, dict) else [None]
+    return all(
+        isinstance(source, dict)
+        and all(is_number(source.get(name)) or (name, source.get(name)) == BITS_UNKNOWN for name in OF_SOURCES[key])
+        for source in sources
+    )
 
 
 def _move_into(folder: Path, path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -34,7 +35,8 @@ FIXED = (
     *(f"train.{key}" for key in INIT_KEYS),
     "optimizer.type",
 )  # of these
-TOKENS = ("data.train", "data.valid", "data.tokenizer")  # paths that may change where what they hold stays the same
+# Paths that may change where what they hold stays the same, and names; of held-out sources also the weights.
+TOKENS = re.compile(r"data\.(tokenizer|train|valid|(train|valid)\[\d+]\.(path|name)|valid\[\d+]\.weight)")
 LARGEST_RISE = 2  # of the learning rate from one step to the next that is not told: that of a warm-up's second step
 
 
@@ -102,7 +104,8 @@ def _require_same(folder: RunFolder, before: RunConfig, config: RunConfig) -> No
         way = ", or precision.change_on_resume true beside it"
     if not way or not config.precision.change_on_resume:
         was, now = was | _precision(before), now | _precision(config)
-    for key in sorted(was.keys() | now.keys(), key=lambda key: (key != "precision.format", key)):
+    first = ("precision.format", "data.train")
+    for key in sorted(was.keys() | now.keys(), key=lambda key: (key not in first, key)):
         if was.get(key) != now.get(key):
             raise UserError(
                 f"{key} = {now.get(key)}: expected {was.get(key)} as in {folder.path}, since a resumed run keeps "
@@ -165,16 +168,15 @@ def require_same_tokens(folder: RunFolder, corpus: Corpus) -> list[Change]:
     recorded = folder.read_environment().get("tokens")
     was = {key: text for key, text in recorded.items() if isinstance(text, str)} if isinstance(recorded, dict) else {}
     now = corpus.fingerprints
-    for key in ("data.train", "data.tokenizer"):
-        if key in was and now[key] != was[key]:
-            what = "tokens" if key == "data.train" else "tokenizer"
+    changed = [key for key in now if key in was and now[key] != was[key]]
+    for key in changed:
+        if not key.startswith("data.valid"):
+            what = "tokenizer" if key == "data.tokenizer" else "tokens"
             raise UserError(
                 f"{key} = {corpus.sources[key]}: holds other {what} than the run in {folder.path} began with; expected "
                 "the same, wherever they lie"
             )
-    held_out = "data.valid"
-    changed = held_out in was and held_out in now and was[held_out] != now[held_out]
-    return [Change(f"tokens of {held_out}", was[held_out], now[held_out])] if changed else []
+    return [Change(f"tokens of {key}", was[key], now[key]) for key in changed]
 
 
 def as_recorded(folder: RunFolder, config: RunConfig) -> RunConfig:
@@ -201,12 +203,19 @@ def _fixed(config: RunConfig) -> dict[str, Any]:
     fixed = {key: value for key, value in _flat(config).items() if not _is_free(key)}
     apart = ("model.blocks.", "model.pattern", "precision.")
     kept = {key: value for key, value in fixed.items() if not key.startswith(apart)}
+    # Numbers of entries are compared before the keys of each.
+    kept["data.train"] = _count(max(1, len(config.data.train_sources)), "source")
+    kept["data.stages"] = _count(len(config.data.stages), "stage")
     # Cuts into pipeline stages belong to the layout; blocks that no layer uses, and keys of speed, to nothing.
     kept["model.pattern"] = str(Pattern(names))
     for name in sorted(set(names)):
         for key, value in model.blocks[name].model_dump(exclude=set(_speed_keys(model.blocks[name]))).items():
             kept[f"model.blocks.{name}.{key}"] = value
     return kept
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _precision(config: RunConfig) -> dict[str, Any]:
@@ -233,9 +242,24 @@ def _free(config: RunConfig) -> dict[str, Any]:
 def _is_free(key: str) -> bool:
     """Return whether a key outside the blocks may change on resume."""
     fixed, free = (any(f"{key}.".startswith(f"{one}.") for one in keys) for keys in (FIXED, FREE))
-    return key in TOKENS or (free and not fixed)
+    return TOKENS.fullmatch(key) is not None or (free and not fixed)
 
 
 def _flat(config: RunConfig) -> dict[str, Any]:
     """Return the config as dotted key -> value, with absolute paths of data."""
-    return flat(config.with_absolute_paths().model_dump(mode="json", serialize_as_any=True))
+    mapping = config.with_absolute_paths().model_dump(mode="json", serialize_as_any=True)
+    return flat({**mapping, "data": _by_source(mapping["data"])})
+
+
+def _by_source(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a data section with a key for each entry of its lists, and stages without names of sources."""
+    found = {key: value for key, value in data.items() if key not in ("train", "valid", "stages")}
+    for split in ("train", "valid"):
+        if isinstance(data[split], list) and len(data[split]) > 1:
+            found |= {f"{split}[{position}]": source for position, source in enumerate(data[split])}
+        else:
+            found[split] = data[split][0]["path"] if isinstance(data[split], list) else data[split]
+    for position, stage in enumerate(data["stages"]):
+        weights = {f"weights[{i}]": stage["weights"].get(source["name"], 0) for i, source in enumerate(data["train"])}
+        found[f"stages[{position}]"] = {"start_step": stage["start_step"], **weights}
+    return found
