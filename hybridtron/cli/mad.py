@@ -110,7 +110,7 @@ def _add_run(verbs: argparse._SubParsersAction[ArgumentParser]) -> None:
     )
     verb.add_argument(
         "--adjust", metavar="KEY",
-        help="the width changed for that: hidden_size or blocks.NAME.KEY (the largest feed-forward layer's)",
+        help="the width changed for that, such as model.hidden_size (that of the largest feed-forward layer)",
     )  # fmt: skip
     verb.add_argument("--preset", default="paper", metavar="P", help=f"{', '.join(PRESETS)} (%(default)s)")
     verb.add_argument(

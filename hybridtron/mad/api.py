@@ -52,7 +52,8 @@ def score(
         iso_state: change layers so that their states add up to 4,096 elements.
         match_parameters: a baseline, given as `pattern` is; one width is changed so that the architecture has as many
             parameters, within 1 %.
-        adjust: that width, `hidden_size` or `blocks.NAME.KEY`; by default that of the largest feed-forward layer.
+        adjust: that width, `model.hidden_size` or `model.blocks.NAME.KEY`; by default that of the largest
+            feed-forward layer.
         on_progress: called after each setting.
         data: folder of examples as mad-lab stores them, for preset `madlab`; by default they are generated.
         setting: changes from each task's baseline; trains that one setting of each task.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hybridtron.accounting.equal_size import (
-    WIDTH,
     WORDS,
     Measure,
     default_key,
@@ -19,6 +18,7 @@ from hybridtron.errors import UserError
 from hybridtron.mad.models.architecture import Architecture
 from hybridtron.mad.models.candidate import SEQ_LEN
 
+_WIDTH = "model.hidden_size"
 TOLERANCE = 0.01  # one unit of a width is about 0.1 % of a model of this size
 
 
@@ -36,22 +36,21 @@ def with_size_of(
 ) -> Architecture:
     """Return the architecture with one width changed so that it is as large as a reference; a note gives both sizes.
 
-    `adjust` is `hidden_size` or `blocks.NAME.KEY`; by default the width of the feed-forward block that has most
-    parameters, or hidden_size where there is none.
+    `adjust` is `model.hidden_size` or `model.blocks.NAME.KEY`; by default the width of the feed-forward block
+    that has most parameters, or the first where there is none.
 
     Raises:
         UserError: where the key holds no whole number, or no allowed value comes within the tolerance, with the
             nearest ones.
     """
     target = size(reference, of)
-    key = adjust or default_key(architecture.model(vocab_size=16, seq_len=SEQ_LEN), SEQ_LEN, of)
+    key = adjust or f"model.{default_key(architecture.model(vocab_size=16, seq_len=SEQ_LEN), SEQ_LEN, of)}"
     place = f"adjust = {key}"
-    words = key.split(".")
-    if key != WIDTH and (len(words) != 3 or words[0] != "blocks" or words[1] not in architecture.blocks):
-        keys = [WIDTH, *(f"blocks.{name}.KEY" for name in architecture.blocks)]
-        raise UserError(f"{place}: expected {one_of(key, keys)}")
-    own = architecture.hidden_size if key == WIDTH else value_at({"blocks": architecture.blocks}, key)
-    was = require_whole_number(place, own)
+    known = {"model": {"hidden_size": architecture.hidden_size, "blocks": architecture.blocks}}
+    if key != _WIDTH and (key.count(".") != 3 or value_at(known, key.rpartition(".")[0]) is None):
+        choices = [_WIDTH, *(f"model.blocks.{name}.KEY" for name in architecture.blocks)]
+        raise UserError(f"{place}: expected {one_of(key, choices)}")
+    was = require_whole_number(place, value_at(known, key))
     made = architecture
     if size(architecture, of) != target:
         fit = fit_size(target, was, lambda value: size(_with_value(architecture, key, value), of))
@@ -67,7 +66,7 @@ def with_size_of(
 
 
 def _with_value(architecture: Architecture, key: str, value: int) -> Architecture:
-    if key == WIDTH:
+    if key == _WIDTH:
         return replace(architecture, hidden_size=value)
-    _, name, inner = key.split(".")
+    _, _, name, inner = key.split(".")
     return replace(architecture, blocks=architecture.blocks | {name: {**architecture.blocks[name], inner: value}})
