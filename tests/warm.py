@@ -11,8 +11,10 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import gc
 import importlib
 import inspect
+import io
 import json
 import os
 import runpy
@@ -31,13 +33,22 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 PRELOADED = (
-    "matplotlib.backends.backend_agg",
-    "matplotlib.figure",
+    "rich._emoji_codes",
     "rich.progress",
-    "torch._dynamo",
+    "tensorboard.plugins.hparams.metadata",
+    "pydantic.dataclasses",
+    "torch.utils.serialization.config",
+    "hybridtron.accounting.picture",
+    "hybridtron.api.study",
+    "hybridtron.backends.torch",
     "hybridtron.cli.main",
-    "hybridtron.training.run",
+    "hybridtron.distributed.checkpoint.reading",
+    "hybridtron.mixers.mlp.module",
+    "hybridtron.monitoring.show",
+    "hybridtron.planner.show",
     "hybridtron.training.callbacks.progress",
+    "hybridtron.training.evaluate",
+    "hybridtron.training.run",
 )
 HEADER = struct.Struct("q")
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
@@ -163,9 +174,12 @@ def _serve(connection: socket.socket) -> None:
     from hybridtron.faults.processes import import_everything
 
     with warnings.catch_warnings(action="ignore"):
+        import_everything()
         for module in PRELOADED:
             importlib.import_module(module)
-        import_everything()
+    _draw()
+    gc.collect()
+    gc.freeze()
     _Server.is_this_process = True
     subprocess.Popen = Popen  # type: ignore[misc]
     while True:
@@ -181,6 +195,15 @@ def _serve(connection: socket.socket) -> None:
         connection.sendall(b".")
         for stream in streams:
             os.close(stream)
+
+
+def _draw() -> None:
+    """Draw a picture, after which matplotlib knows its fonts."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained")
+    figure.subplots().set(xlabel="1", title="1")
+    figure.savefig(io.BytesIO(), format="png")
 
 
 def _fork(

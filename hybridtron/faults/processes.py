@@ -21,6 +21,7 @@ POLL_SECONDS = 0.02
 PEER_SECONDS = 3.0  # for forked ranks to end by themselves after another has failed
 PACKAGE_ROOT = Path(__file__).parents[2]
 PRELOADED = (
+    "megatron.core.transformer.multi_token_prediction",  # which its schedules import in the first step
     "psutil",
     "torch.utils.tensorboard",
     "hybridtron.backends.megatron",
@@ -50,11 +51,11 @@ def import_everything() -> None:
     """Import what training needs, so that forked ranks start within a second."""
     import torch
 
-    from hybridtron.backends.installation import hide_unusable_transformer_engine
+    from hybridtron.distributed.cpu_compat import cuda_calls_on_cpu
 
-    hide_unusable_transformer_engine()
-    for module in PRELOADED:
-        importlib.import_module(module)
+    with cuda_calls_on_cpu():
+        for module in PRELOADED:
+            importlib.import_module(module)
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()  # otherwise a collection in a rank looks at, and copies, all that was imported
