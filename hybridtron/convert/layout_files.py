@@ -16,7 +16,7 @@ from hybridtron.model.tensors import model_tensors
 from hybridtron.tensors import TensorSpec, indivisible
 
 # How keys of a parameter begin.
-KINDS = ("", *(f"{OPTIMIZER}{kind}." for kind in ("exp_avg", "exp_avg_sq", "momentum", "param")))
+KINDS = ("", *(f"{OPTIMIZER}{kind}." for kind in ("exp_avg", "exp_avg_sq", "momentum", "param", "ema")))
 
 
 def files_of_layout(

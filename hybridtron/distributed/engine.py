@@ -30,6 +30,7 @@ from hybridtron.distributed.gradient_norm import norm_of, squared_norms
 from hybridtron.distributed.groups import ParallelContext, gather
 from hybridtron.distributed.layer_statistics import LayerStatistics
 from hybridtron.distributed.optimizer import AdamW, make_optimizer, set_rates
+from hybridtron.distributed.weight_average import WeightAverage
 from hybridtron.documents import Documents
 from hybridtron.errors import UserError, cause_of
 from hybridtron.ops.moe.attached_loss import attached_losses_scale
@@ -112,6 +113,7 @@ class Engine:
         self.expert_loads = ExpertLoads(self.chunks, specs, parallel_context.device)
         self.optimizer = make_optimizer(self.replicas, config, adamw, distributed_optimizer, parallel_context)
         self.layer_statistics: LayerStatistics | None = None  # of the next step
+        self.average = WeightAverage(self.optimizer, self.replicas, *adamw.ema) if adamw.ema else None
         config.finalize_model_grads_func = finalize_model_grads
         config.grad_scale_func = self.optimizer.scale_loss
 
@@ -138,7 +140,11 @@ class Engine:
             if self.adamw.clip_grad:
                 for optimizer in self.optimizer.chained_optimizers:
                     clip_grad_by_total_norm_fp32(optimizer.get_parameters(), self.adamw.clip_grad, grad_norm)
+            if self.average:
+                self.average.require_begun()
             self.optimizer.step_with_ready_grads()
+            if self.average:
+                self.average.after_update()
             self.expert_loads.rebalance(load)
             if statistics:
                 statistics.after_update()

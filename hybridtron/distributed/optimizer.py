@@ -26,6 +26,7 @@ class AdamW:
     eps: float
     clip_grad: float  # 0: gradients are not clipped
     muon: Muon | None = None  # for the parameters that take it
+    ema: tuple[float, int] | None = None  # decay of an average of the weights, and updates between its own
 
 
 def make_optimizer(

@@ -1,9 +1,10 @@
 """The optimizer's tensors as a checkpoint stores them: by parameter name, whichever optimizer holds them.
 
 What Adam keeps of parameter NAME is stored as `optimizer.exp_avg.NAME` and `optimizer.exp_avg_sq.NAME`, what Muon
-keeps as `optimizer.momentum.NAME`, of a bf16 parameter also its fp32 values as `optimizer.param.NAME`. Settings come
-from the config, so a run may change its optimizer's settings with its layout. (megatron-core's own form of the
-distributed optimizer's state shifts what follows the first padded bucket of gradients.)
+keeps as `optimizer.momentum.NAME`, of a bf16 parameter also its fp32 values as `optimizer.param.NAME`, and the average
+of weights as `optimizer.ema.NAME`. Settings come from the config, so a run may change its optimizer's settings with its
+layout. (megatron-core's own form of the distributed optimizer's state shifts what follows the first padded bucket of
+gradients.)
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from hybridtron.distributed.muon import MuonBesideAdamW
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 MOMENTUM = "momentum"  # of Muon
+EMA = "ema"  # the average of weights that `WeightAverage` keeps beside the optimizer
 KINDS = (*MOMENTS, MOMENTUM, "param")
 
 
 class LocalTensor(NamedTuple):
     """What the optimizer of this process keeps of a parameter: all of it, or a flat run that begins at `start`."""
 
-    kind: str  # exp_avg, exp_avg_sq, momentum or param
+    kind: str  # exp_avg, exp_avg_sq, momentum, param or ema
     parameter: nn.Parameter
     data: Tensor
     start: int

@@ -24,7 +24,7 @@ class CheckpointSize:
     """
 
     weights_bytes: int
-    optimizer_bytes: int  # moments, with bf16 parameters also their fp32 values
+    optimizer_bytes: int  # moments, with bf16 parameters their fp32 values, the average of weights
     total_bytes: int
     files: int  # of tensors, one of each process
     small_files: int

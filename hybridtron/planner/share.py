@@ -10,7 +10,7 @@ from hybridtron.tensors import Shard, Shards, TensorSpec
 from hybridtron.training.config import RunConfig
 
 GRADIENT_BYTES = 4
-STATE_BYTES = 4  # of one moment, or an fp32 copy
+STATE_BYTES = 4  # of one moment, an fp32 copy or an average
 FLOAT32 = "fp32"
 
 
@@ -54,7 +54,7 @@ def optimizer_bytes(config: RunConfig, spec: TensorSpec) -> int:
         return 0
     moments = 1 if uses_muon(config, spec) else 2
     copies = value_bytes(config, spec) < STATE_BYTES
-    return STATE_BYTES * (moments + copies)
+    return STATE_BYTES * (moments + copies + (config.optimizer.ema is not None))
 
 
 def uses_muon(config: RunConfig, spec: TensorSpec) -> bool:

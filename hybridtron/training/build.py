@@ -104,7 +104,8 @@ def build_engine(config: RunConfig, parallel_context: ParallelContext) -> tuple[
     fp8 = _use_fp8(config, chunks, parallel_context)
     optimizer = config.optimizer
     muon = Muon(**optimizer.muon.model_dump()) if optimizer.type == "muon" else None
-    adamw = AdamW(optimizer.weight_decay, optimizer.betas, optimizer.eps, optimizer.clip_grad, muon)
+    ema = (optimizer.ema.decay, optimizer.ema.every) if optimizer.ema else None
+    adamw = AdamW(optimizer.weight_decay, optimizer.betas, optimizer.eps, optimizer.clip_grad, muon, ema)
     engine = Engine(
         chunks,
         model_tensors(config.model),

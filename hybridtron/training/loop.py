@@ -63,6 +63,7 @@ class Trainer:
         self.state = TrainState()
         self.valid_loss: float | None = None
         self.valid_losses: tuple[float, ...] = ()  # of each held-out source
+        self.ema_valid_loss: float | None = None  # of the average of weights
         self.evaluated_at = -1  # step
         self.fp8_statistics: dict[str, Any] | None = None
         self.layer_statistics: dict[str, dict[str, float | None]] | None = None
@@ -140,6 +141,7 @@ class Trainer:
             self.print_line,
             self.layer_statistics,
             self.valid_losses,
+            self.ema_valid_loss,
         )
         for callback in callbacks:
             try:
@@ -216,6 +218,10 @@ class Trainer:
         assert self.corpus.held_out is not None
         self.valid_losses = tuple(self._loss_on(source) for source in self.corpus.held_out.sources)
         self.valid_loss, self.evaluated_at = self.corpus.held_out.loss(self.valid_losses), self.state.step
+        if self.engine.average:
+            with self.engine.average.in_place_of_weights():
+                losses = tuple(self._loss_on(source) for source in self.corpus.held_out.sources)
+            self.ema_valid_loss = self.corpus.held_out.loss(losses)
         self._call(lambda callback, context: callback.on_evaluation(context))
         self.phases.enter(before)
 
@@ -252,6 +258,8 @@ class Trainer:
             row[f"epochs/{name}"] = used["epochs"]
         if evaluated and self.corpus.held_out:
             row |= self.corpus.held_out.row(self.valid_losses)
+            if self.ema_valid_loss is not None:
+                row["ema_valid_loss"] = self.ema_valid_loss
         return row
 
     def _saved(self, state: TrainState) -> None:

@@ -23,6 +23,13 @@ class MuonConfig(Strict):
     )
 
 
+class EMAConfig(Strict):
+    """Exponential moving average of the weights, in float32, beside those that are trained."""
+
+    decay: float = Field(0.999, gt=0, lt=1, description="What the average so far counts for; the weights: the rest.")
+    every: int = Field(1, ge=1, description="Updates between those of the average.")
+
+
 class OptimizerConfig(Strict):
     """AdamW with decoupled weight decay; norms, biases, A_log, D and dt_bias are not decayed."""
 
@@ -36,6 +43,9 @@ class OptimizerConfig(Strict):
     eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
     clip_grad: float = Field(1.0, ge=0, description="Largest norm of all gradients together; 0: no limit.")
     muon: MuonConfig = Field(MuonConfig(), description="With type muon.")
+    ema: EMAConfig | None = Field(
+        None, description="Keep an average of the weights, and evaluate it too; null: keep none."
+    )
 
     @model_validator(mode="after")
     def _muon_is_used(self) -> OptimizerConfig:
@@ -45,7 +55,8 @@ class OptimizerConfig(Strict):
 
     def identity(self) -> dict[str, Any]:
         """Return the keys that have an effect, without those that came later and are at their defaults."""
-        return self.model_dump(mode="json", exclude={"type", "muon"} if self.type == "adamw" else set())
+        unused = {"type", "muon"} if self.type == "adamw" else set()
+        return self.model_dump(mode="json", exclude=unused | ({"ema"} if self.ema is None else set()))
 
     @field_validator("betas")
     @classmethod

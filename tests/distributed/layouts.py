@@ -14,8 +14,12 @@ PRECISION: dict[str, dict[str, Any]] = {  # of a model; else fp32
     "delayed": {"format": "fp8", "emulate": True, "skip": ["mamba.in_proj"], "recipe": "delayed"},
 }
 OPTIMIZER: dict[str, dict[str, Any]] = {  # of a model; else AdamW
-    "muon": {"type": "muon"},
-    "halfmuon": {"type": "muon", "muon": {"scale": "spectral", "lr_ratio": 2.0, "nesterov": False}},
+    "muon": {"type": "muon", "ema": {"decay": 0.8}},
+    "halfmuon": {
+        "type": "muon",
+        "ema": {"decay": 0.9, "every": 2},
+        "muon": {"scale": "spectral", "lr_ratio": 2.0, "nesterov": False},
+    },
 }
 VOCAB = 64
 

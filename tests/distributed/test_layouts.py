@@ -20,6 +20,7 @@ from tests.distributed.layouts import (
     GLOBAL_BATCH,
     LAYOUTS,
     MODELS,
+    OPTIMIZER,
     PROCESSES,
     RESUMED,
     SAVED_AT,
@@ -106,6 +107,15 @@ def test_norms_of_every_layer_are_those_of_one_process(found, name):
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_run_goes_on_in_another_layout(found, name):
     assert_alike(found, name, RESUMED[name].model, SAVED_AT, STEPS - SAVED_AT)
+
+
+@pytest.mark.parametrize("name", [n for n in WALKED if TABLE[n].model in OPTIMIZER])
+def test_the_average_of_weights_has_the_loss_of_one_process(found, name):
+    """Also where a checkpoint of another layout brought it."""
+    model = TABLE[name].model
+    expected = found[model]["ema_loss"]
+    assert abs(expected - found[model]["losses"][COMPARED - 1]) > 1e-2
+    assert found[name]["ema_loss"] == pytest.approx(expected, abs=LOSS * HALF.get(model, 1))
 
 
 @pytest.fixture(scope="module")

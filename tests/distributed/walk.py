@@ -110,6 +110,16 @@ def distance(gradients: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
     }
 
 
+def average_loss(engine, batches) -> float:
+    """The loss of the average of weights; the weights themselves must be the same bits afterwards."""
+    before = [parameter.clone() for chunk in engine.chunks for parameter in chunk.parameters()]
+    with engine.average.in_place_of_weights():
+        loss = engine.evaluate(batches, len(batches) * MICRO_BATCH)
+    after = [parameter for chunk in engine.chunks for parameter in chunk.parameters()]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    return loss
+
+
 def try_layout(name: str, layout: Layout, parallel_context: ParallelContext, folder: Path) -> dict:
     from hybridtron.distributed import checkpoint
 
@@ -153,6 +163,8 @@ def try_layout(name: str, layout: Layout, parallel_context: ParallelContext, fol
                 torch.save(gradients, reference)
             elif parallel_context.is_main:
                 found["gradient_distance"] = distance(gradients, torch.load(reference))
+        if step + 1 == COMPARED and engine.average:
+            found["ema_loss"] = average_loss(engine, micro_batches(0, parallel_context, isolate=False))
         if step + 1 == SAVED_AT and name in SAVED:
             save(folder / f"{name}.checkpoint")
     return found

@@ -25,6 +25,9 @@ def test_what_changes_a_result_is_told_apart():
     fp8 = ("precision.format=fp8", "precision.emulate=true")
     configs = ((), ("model.backend=megatron",), ("model.backend=torch",), ("seed=2",), ("optimizer.type=muon",), fp8)
     configs += (("schedule.decay_shape=1-sqrt",), ("schedule.type=power",))
-    configs += (("train.batch_warmup=[{steps: 9, global_batch_size: 16}]",),)
+    configs += (
+        ("optimizer.ema.decay=0.9",),
+        ("train.batch_warmup=[{steps: 9, global_batch_size: 16}]",),
+    )
     found = [identity(*overrides) for overrides in (*configs, (*fp8, "precision.recipe=delayed"))]
     assert all(one != other for i, one in enumerate(found) for other in found[:i])

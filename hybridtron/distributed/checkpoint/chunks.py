@@ -6,6 +6,7 @@ the data-parallel replicas, so that all of them write at once. The distributed o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -63,7 +64,8 @@ def _runs(engine: Engine) -> Iterator[_Run]:
         for name, parameter in chunk.named_parameters():
             names[id(parameter)] = name
             yield _run(engine, name, name, parameter, parameter.detach(), 0)
-    for state in optimizer_state.local_tensors(engine.optimizer):
+    averages = engine.average.local_tensors() if engine.average else ()
+    for state in itertools.chain(optimizer_state.local_tensors(engine.optimizer), averages):
         name = names[id(state.parameter)]
         run = _run(engine, f"optimizer.{state.kind}.{name}", name, state.parameter, state.data, state.start)
         yield replace(run, replica=Shard()) if state.is_sharded else run

@@ -64,6 +64,8 @@ def load_weights(
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
     call_everywhere(lambda: _read_weights(folder, engine, matched, stored))
+    if engine.average:
+        engine.average.begin()
     return matched
 
 
@@ -96,8 +98,15 @@ def _read(folder: Path, engine: Engine) -> None:
         updates = common.get("optimizer_updates")
         if type(updates) is not int:
             raise ValueError(f"optimizer_updates is {updates!r}; expected a whole number")
-        _read_chunks(folder, index, held_chunks(engine))
+        prefix = f"optimizer.{optimizer_state.EMA}."
+        averaged = any(key.startswith(prefix) for key in index.state_dict_metadata)
+        held = [chunk for chunk in held_chunks(engine) if averaged or not chunk.key.startswith(prefix)]
+        _read_chunks(folder, index, held)
         optimizer_state.set_updates(engine.optimizer, updates)
+        if engine.average:
+            engine.average.updates = updates
+            if not averaged:  # the run did not average before
+                engine.average.begin()
         if engine.fp8:  # a checkpoint of another number format has no state of it
             engine.fp8.state.load_state_dict(common.get("fp8", {"amax_history": {}}))
 

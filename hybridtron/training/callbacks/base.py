@@ -40,6 +40,7 @@ class TrainContext:
     print_line: Callable[[str], None]  # print a line of output beside the progress bar; only the main process does
     layer_statistics: Mapping[str, Mapping[str, float | None]] | None = None  # of the step, where train asks for them
     valid_losses: Sequence[float] = ()  # of the latest evaluation, of each held-out source of the corpus
+    ema_valid_loss: float | None = None  # that of the average of weights, with optimizer.ema
 
 
 class Callback:

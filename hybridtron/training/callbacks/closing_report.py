@@ -57,6 +57,7 @@ class ClosingReport(Callback):
             "valid_loss": loss,
             "valid_bits_per_byte": held_out.bits_per_byte(loss) if held_out and loss is not None else None,
             "bigram_bits_per_byte": _bigram(context.config, context.corpus),
+            **({} if context.ema_valid_loss is None else {"ema_valid_loss": context.ema_valid_loss}),
         }
         if held_out and loss is not None and len(held_out.sources) > 1:
             losses["valid_sources"] = {

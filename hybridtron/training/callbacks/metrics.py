@@ -13,7 +13,7 @@ from hybridtron.training.callbacks.base import FileWriter, Row, TrainContext
 
 NUMBERS = (
     "step", "tokens", "loss", "step_loss", "valid_loss", "valid_bits_per_byte", "lr", "grad_norm", "time", "skipped",
-    "tokens_per_s", "flops_per_s", "mfu",
+    "ema_valid_loss", "tokens_per_s", "flops_per_s", "mfu",
 )  # fmt: skip
 
 
@@ -41,7 +41,8 @@ class MetricsFile(FileWriter):
         """Append the row of the last step of a run that a callback stopped, with its evaluation."""
         if self.unwritten:
             held_out = context.corpus.held_out if context.valid_loss is not None else None
-            self._append(self.unwritten | (held_out.row(context.valid_losses) if held_out else {}))
+            averaged = {} if context.ema_valid_loss is None else {"ema_valid_loss": context.ema_valid_loss}
+            self._append(self.unwritten | (held_out.row(context.valid_losses) if held_out else {}) | averaged)
 
     def _append(self, row: Row) -> None:
         if self.stream:

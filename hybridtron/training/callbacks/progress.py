@@ -36,7 +36,8 @@ class ProgressBar(Callback):
                 f"{key.partition('/')[2]} {loss:.4f}" for key, loss in row.items() if key.startswith("valid_loss/")
             ]
             of_each = f" ({', '.join(apart)})" if apart else ""
-            self.print_line(f"step {step}: held-out loss {row['valid_loss']:.4f}{in_bits}{of_each}")
+            averaged = f"; {row['ema_valid_loss']:.4f} with the average of weights" if "ema_valid_loss" in row else ""
+            self.print_line(f"step {step}: held-out loss {row['valid_loss']:.4f}{in_bits}{of_each}{averaged}")
 
     def close(self) -> None:
         """Give the terminal back."""

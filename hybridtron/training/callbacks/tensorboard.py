@@ -23,6 +23,7 @@ TAGS = {
     "step_loss": "loss/train_step",
     "valid_loss": "loss/valid",
     "valid_bits_per_byte": "loss/valid_bits_per_byte",
+    "ema_valid_loss": "loss/valid_ema",
     "lr": "optimizer/lr",
     "grad_norm": "optimizer/grad_norm",
     "skipped": "optimizer/skipped",

@@ -67,7 +67,8 @@ FILES = (
 )
 FOLDERS = ("tensorboard", "profile", "wandb", "abandoned", "damaged")
 LAUNCHER = ("launch", "logs", "code")  # folders that `hybridtron launch` makes before training
-NUMBERS = ("step", "loss", "valid_loss", "valid_bits_per_byte", "bigram_bits_per_byte")  # of summary.json
+LOSSES = ("loss", "valid_loss", "ema_valid_loss", "valid_bits_per_byte", "bigram_bits_per_byte")
+NUMBERS = ("step", *LOSSES)  # of summary.json
 BITS_UNKNOWN = ("bits_per_byte", None)
 OF_SOURCES = {"train_sources": ("samples", "epochs"), "valid_sources": ("loss", "bits_per_byte")}  # numbers of each
 
