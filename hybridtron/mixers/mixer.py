@@ -18,7 +18,7 @@ sequence, limits them. They run in one process that holds all heads (tensor and 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hybridtron.backends.base import Backend
-from hybridtron.documents import Documents, isolated
+from hybridtron.documents import Documents
 from hybridtron.mixers.contract import MixerConfig
 from hybridtron.ops.elementwise.norm import norm_and_gate
 from hybridtron.ops.elementwise.precision import accumulation_dtype
@@ -111,7 +111,12 @@ class Mixer(nn.Module):
         """Apply `core` to whole sequences, or to each document; a channel mixer needs only its own tokens."""
         if self.config.kind == "channel":
             return self.run_core(packed)
-        return self.backend.with_full_sequence(isolated(self.run_core, documents), packed, self.packing)
+        core = self.run_core if documents is None else partial(self.isolated_core, documents=documents)
+        return self.backend.with_full_sequence(core, packed, self.packing)
+
+    def isolated_core(self, packed: Tensor, documents: Documents) -> Tensor:
+        """Return the core of each document by itself, [s, b, c] -> [s, b, c']."""
+        return documents.apart(self.run_core, packed)
 
     def initial_state(self, batch: int) -> State:
         """Return the state before the first token. A recurrent state is float32 where parameters are narrower."""

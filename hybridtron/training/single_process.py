@@ -113,7 +113,8 @@ class Model(LanguageModel):
             repetition_penalty: above 1 makes tokens that have occurred less likely.
             stop: texts before which a continuation ends.
             seed: of the draws; each prompt draws as if it were alone.
-            start_document: a prompt begins a document, after the end-of-document id; else it stands within one.
+            start_document: a prompt begins a document, after the end-of-document id; else it stands within one. In
+                training with data.documents isolate nothing stands before a document, nor does it here.
 
         Raises:
             UserError: for a number out of range, or a prompt that is not UTF-8 text.
@@ -144,7 +145,7 @@ class Model(LanguageModel):
             sampling=sampling,
             stop=[stop] if isinstance(stop, str) else list(stop),
             seed=seed,
-            start_document=start_document,
+            start_document=start_document and not self.config.data.isolates,
             device=self.device,
         )
 

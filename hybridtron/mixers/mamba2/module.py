@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
-from hybridtron.mixers.mixer import ConvState, Mixer
+from hybridtron.documents import Documents
+from hybridtron.mixers.mixer import ConvState, Mixer, recompute
 from hybridtron.ops.conv.short_conv import short_conv_prefill, short_conv_step
 from hybridtron.ops.elementwise.norm import gated_rms_norm
 from hybridtron.ops.elementwise.precision import accumulation_dtype
@@ -15,7 +18,7 @@ from hybridtron.ops.ssm.ssd import ssd_prefill, ssd_step
 class Mamba2(Mixer):
     """Selective state space with a decay per head; parts of the projection are z, x, B, C and dt."""
 
-    def core(self, packed: Tensor) -> Tensor:
+    def core(self, packed: Tensor, documents: Documents | None = None) -> Tensor:
         config, log = self.config, self.local_heads("A_log")
         return mamba2_core(
             packed,
@@ -30,7 +33,13 @@ class Mamba2(Mixer):
             chunk_size=config.chunk_size,
             eps=self.backend.norm_eps,
             dt_limit=config.dt_limit,
+            documents=documents,
         )
+
+    def isolated_core(self, packed: Tensor, documents: Documents) -> Tensor:
+        """Leave documents to the operation, whose kernels go from one to the next where they lie."""
+        core = partial(self.core, documents=documents)
+        return recompute(core, packed) if self.recompute_core else core(packed)
 
     def initial_state(self, batch: int) -> ConvState:
         config = self.config

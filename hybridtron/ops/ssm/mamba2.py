@@ -7,11 +7,13 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridtron.documents import Documents, isolated
 from hybridtron.ops.conv.short_conv import short_conv
 from hybridtron.ops.dispatch import Implementation, otherwise, register, select
 from hybridtron.ops.elementwise.norm import gated_rms_norm
 from hybridtron.ops.native.library import kernels_for
 from hybridtron.ops.ssm.mamba2_buffers import Sizes
+from hybridtron.ops.ssm.mamba2_documents import FusedDocuments, spans
 from hybridtron.ops.ssm.mamba2_fused import FusedMamba2
 from hybridtron.ops.ssm.ssd import ssd
 
@@ -34,21 +36,29 @@ def mamba2_core(
     chunk_size: int,
     eps: float,
     dt_limit: Limits = NO_LIMIT,
+    documents: Documents | None = None,
 ) -> Tensor:
     """Compute [s, b, heads * p] from z, x, B, C and dt in the channels of packed [s, b, z + x + B + C + dt].
 
     x, B and C pass the causal convolution, conv_weight [x + B + C, k], and SiLU; `ssd` runs over them with steps
     softplus(dt + dt_bias), clamped to dt_limit, and A, negative; its result is gated by z and normed over the heads
     that share B and C.
-    dt_bias, A and D are [heads], norm_weight [heads * p].
+    dt_bias, A and D are [heads], norm_weight [heads * p]. Each of the `documents` is computed as a sequence by itself.
     """
     sizes = Sizes.of(packed, conv_weight, D, head_dim, state_dim, chunk_size)
     if conv_bias is None:
         conv_bias = conv_weight.new_zeros(conv_weight.size(0))
     weights = (conv_weight, conv_bias, dt_bias, A, D, norm_weight)
-    if dt_limit != NO_LIMIT:  # which the kernels do not have
-        return composed_mamba2(sizes, eps, packed, *weights, dt_limit=dt_limit)
-    return select("mamba2_core", packed, sizes.taps, *weights)(sizes, eps, packed, *weights)
+    if documents is not None and dt_limit == NO_LIMIT and _native(packed, sizes.taps, *weights):
+        return FusedDocuments.apply(spans(sizes, documents.lengths), eps, packed, *weights)
+
+    def core(packed: Tensor) -> Tensor:
+        sizes = Sizes.of(packed, conv_weight, D, head_dim, state_dim, chunk_size)
+        if dt_limit != NO_LIMIT:  # which the kernels do not have
+            return composed_mamba2(sizes, eps, packed, *weights, dt_limit=dt_limit)
+        return select("mamba2_core", packed, sizes.taps, *weights)(sizes, eps, packed, *weights)
+
+    return isolated(core, documents)(packed)
 
 
 def step_sizes(dt: Tensor, dt_bias: Tensor, limits: Limits) -> Tensor:

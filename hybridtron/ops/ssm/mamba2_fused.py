@@ -25,7 +25,7 @@ class FusedMamba2(torch.autograd.Function):
         weights = Weights(*(tensor.contiguous() for tensor in (conv_weight.t(), *others)))
         kept = Kept.empty(packed, sizes)
         out = packed.new_empty(sizes.seq_len, sizes.batch, sizes.inner)
-        run = _Run(require_kernels(), weights, sizes, Buffers.empty(packed, sizes))
+        run = Run(require_kernels(), weights, sizes, Buffers.empty(packed, sizes))
         for index in range(sizes.batch):
             run.forward(packed[:, index], eps, views(kept, index), out[:, index])
         ctx.save_for_backward(packed, *weights, *kept)
@@ -40,7 +40,7 @@ class FusedMamba2(torch.autograd.Function):
         if grad.stride(-1) != 1:
             grad = grad.contiguous()
         dpacked, sums = torch.empty_like(packed), Sums.empty(packed, sizes)
-        run = _Run(require_kernels(), weights, sizes, Buffers.empty(packed, sizes))
+        run = Run(require_kernels(), weights, sizes, Buffers.empty(packed, sizes))
         for index in range(sizes.batch):
             run.backward(packed[:, index], views(kept, index), grad[:, index], dpacked[:, index], views(sums, index))
         conv = sums.conv.sum((0, 1))  # [k + 1, channels]
@@ -53,7 +53,7 @@ def _batch(x: Tensor) -> Tensor:
     return x.view(-1, *x.shape[2:])
 
 
-class _Run(NamedTuple):
+class Run(NamedTuple):
     """What all sequences of a pass share."""
 
     kernels: Kernels

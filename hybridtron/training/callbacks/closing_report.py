@@ -85,6 +85,7 @@ def _sample(context: TrainContext) -> dict[str, str]:
         context=config.data.seq_len,
         tensor_parallel_size=context.parallel_context.shards.tensor.size,
         seed=config.seed,
+        start_document=not config.data.isolates,
         device=context.parallel_context.device,
     )
     return {"sample_prompt": prompt, "sample": completion.text}
