@@ -210,6 +210,26 @@ def test_paths_that_hold_the_same_tokens_do_not_differ(tmp_path):
     assert ht.compare(tmp_path / "a", tmp_path / "b").differences == {"data.train": ["/a", "/b"]}
 
 
+def test_sources_of_a_blend_are_compared_one_by_one(tmp_path):
+    for name, weight in {"a": 0.5, "b": 0.75}.items():
+        file = with_held_out(tmp_path / name, FALLING) / "metrics.jsonl"
+        last = json.loads(file.read_text().splitlines()[-1]) | {"valid_loss/web": 2.0 + weight, "valid_loss/code": 1.5}
+        file.write_text(json.dumps(last) + "\n")
+        train = [{"path": f"/{name}/web", "weight": weight}, {"path": "/code", "weight": 1 - weight}]
+        config = {"name": name, "train": {"steps": 100}, "data": {"train": train}}
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(config))
+        tokens = {"data.train[0].path": "the same", "data.train[1].path": "other", "data.tokenizer": "x"}
+        (tmp_path / name / "environment.json").write_text(json.dumps({"tokens": tokens}))
+    found = ht.compare(tmp_path / "a", tmp_path / "b", out=tmp_path / "out")
+    assert found.differences == {"data.train[0].weight": [0.5, 0.75], "data.train[1].weight": [0.5, 0.25]}
+    assert [run["valid_loss_by_source"] for run in found.as_json()["runs"]] == [
+        {"web": 2.5, "code": 1.5},
+        {"web": 2.75, "code": 1.5},
+    ]
+    page = Page((tmp_path / "out" / "report.html").read_text())
+    assert [["run", "web", "code"], ["a", "2.5000", "1.5000"], ["b", "2.7500", "1.5000"]] in page.tables
+
+
 def test_a_smoothed_curve_keeps_a_line_and_its_ends():
     line = [5 - 0.001 * k for k in range(3001)]
     found = smooth({"steps": [float(k) for k in range(3001)], "loss": line})

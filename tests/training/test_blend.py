@@ -136,7 +136,7 @@ def test_tensorboard_has_every_source(whole):
 
     events = EventAccumulator(str(whole / "tensorboard"))
     events.Reload()
-    tags = ("data/epochs", "loss/valid", "loss/valid_bits_per_byte")
+    tags = ("progress/epochs", "loss/valid", "loss/valid_bits_per_byte")
     wanted = {f"{tag}/{name}" for tag in tags for name in WEIGHTS}
     assert wanted <= set(events.Tags()["scalars"])
 

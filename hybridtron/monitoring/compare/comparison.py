@@ -99,7 +99,7 @@ class Comparison(Shown):
                 found.append(
                     f"Bits per byte are not known of {', '.join(missing)}: the bytes of the held-out text are not."
                 )
-        elif unequal := [key for key in HELD_OUT_KEYS if key in self.differences]:
+        elif unequal := [key for key in self.differences if key.partition("[")[0] in HELD_OUT_KEYS]:
             found.append(f"Held-out losses are of different tokens: {', '.join(unequal)} is not the same in all runs.")
         tokens = {run.held_out["tokens"][-1] for run in self.runs if run.held_out["tokens"]}
         if len(tokens) > 1:

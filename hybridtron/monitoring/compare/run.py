@@ -82,6 +82,13 @@ class ComparedRun:
         return noise_of(self.held_out["tokens"], self.held_out["loss"])
 
     @property
+    def valid_by_source(self) -> dict[str, float]:
+        """Return the last held-out loss of each of several sources; empty for one source."""
+        rows = [row for row in self.rows if row.get("valid_loss") is not None]
+        keys = {key: key.partition("/")[2] for key in (rows[-1] if rows else {}) if key.startswith("valid_loss/")}
+        return {source: rows[-1][key] for key, source in keys.items() if is_number(rows[-1][key])}
+
+    @property
     def bits_per_nat(self) -> float | None:
         """Return bits per byte of a loss of one nat per token, which depends on the tokenizer and the held-out text."""
         for row in reversed(self.rows):
@@ -136,6 +143,7 @@ class ComparedRun:
             "tokens_per_s": self.tokens_per_s,
             "train_loss": self.train_loss,
             "valid_loss": self.valid_loss,
+            "valid_loss_by_source": self.valid_by_source,
             "valid_loss_noise": self.valid_noise,
             "valid_bits_per_byte": self.bits_per_byte,
             "notes": self.notes,

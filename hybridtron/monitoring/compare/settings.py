@@ -23,7 +23,7 @@ def settings_of(
         environment: environment.json, of which versions, the device and the number of processes are taken.
         blocks: the blocks that a layer uses, each with the keys that are not at their default; None: not known.
     """
-    found = {key: value for key, value in flat(config).items() if key not in LEFT_OUT}
+    found = {key: value for key, value in _by_element(flat(config)).items() if key not in LEFT_OUT}
     if blocks is not None:
         used = tuple(f"model.blocks.{name}." for name in blocks)
         unused = {key for key in found if key.startswith("model.blocks.") and not key.startswith(used)}
@@ -32,6 +32,18 @@ def settings_of(
     for key, value in recorded.items():
         if any(f"{key}.".startswith(f"{name}.") for name in ENVIRONMENT):
             found[f"environment.{key}"] = value
+    return found
+
+
+def _by_element(settings: Mapping[str, Value]) -> dict[str, Value]:
+    """Return settings with those in lists of mappings, such as sources of data, by element: LIST[0].KEY."""
+    found: dict[str, Value] = {}
+    for key, value in settings.items():
+        if isinstance(value, list) and value and all(isinstance(element, Mapping) for element in value):
+            for position, element in enumerate(value):
+                found |= flat(element, f"{key}[{position}]")
+        else:
+            found[key] = value
     return found
 
 

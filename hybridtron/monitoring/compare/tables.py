@@ -33,6 +33,14 @@ def losses(comparison: Comparison) -> Table:
     return Table([column for column in shown if any(value is not None for value in column.values)])
 
 
+def sources(comparison: Comparison) -> Table:
+    """Return the held-out loss of each run on each of several sources; no rows where no run has several."""
+    runs = [run for run in comparison.runs if run.valid_by_source]
+    names = dict.fromkeys(name for run in runs for name in run.valid_by_source)
+    losses = [decimal_column(name, [run.valid_by_source.get(name) for run in runs]) for name in names]
+    return Table([Column("run", [run.name for run in runs]), *losses])
+
+
 def costs(comparison: Comparison) -> Table:
     """Return how large each run is and what it has taken so far."""
     runs = comparison.runs

@@ -32,7 +32,7 @@ TAGS = {
     "flops_per_s": "speed/flops_per_s",
     "mfu": "speed/mfu",
 }
-FOLDERS = {"busiest_expert": "routing", "epochs": "data"}  # of the tags of other metrics
+FOLDERS = {"busiest_expert": "routing", "epochs": "progress"}  # of the tags of other metrics
 COMPARED = ("loss/train", "loss/valid", "loss/valid_bits_per_byte")  # metrics in the table of hyperparameters
 
 
