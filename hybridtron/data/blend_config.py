@@ -174,3 +174,22 @@ def without_paths(section: Mapping[str, Any], fingerprints: Mapping[str, str]) -
             for stage in section["stages"]
         ]
     return found
+
+
+def by_source(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a data section, as plain values, with a key for each source of several, such as `train[1]`.
+
+    A single source is its path. Weights of stages are by place, `stages[0].weights[1]`, so that names do not matter.
+    """
+    found = {key: value for key, value in data.items() if key != "stages"}
+    for split in ("train", "valid"):
+        sources = data.get(split)
+        if isinstance(sources, list) and len(sources) > 1:
+            del found[split]
+            found |= {f"{split}[{position}]": source for position, source in enumerate(sources)}
+        elif isinstance(sources, list):
+            found[split] = sources[0]["path"]
+    for position, stage in enumerate(data.get("stages") or ()):
+        weights = {f"weights[{i}]": stage["weights"].get(source["name"], 0) for i, source in enumerate(data["train"])}
+        found[f"stages[{position}]"] = {"start_step": stage["start_step"], **weights}
+    return found

@@ -239,3 +239,13 @@ def test_errors_name_the_source(config, corpora, capsys):
 
     assert "nowhere/train" in refused(f"data.train=[1, {corpora}/web/train, 1, nowhere/train]", "data.stages=[]")
     assert "data.train[1].weight = -1.0: expected more than 0" in refused(f"data.train=[1, {corpora}/web/train, -1, b]")
+
+
+def test_stages_begin_at_their_step_also_after_a_batch_warmup(config):
+    """Four steps of two samples and three of four come before step 7."""
+    warmup = ["train.batch_warmup=[{steps: 4, global_batch_size: 2}]"]
+    train = open_corpus(resolve(load(config, warmup, RunConfig))).train
+    web, code, math = train.counts(40) - train.counts(4 * 2 + 3 * 4)
+    assert web == 0
+    assert math > 5 * code
+    assert train.counts(20)[0] == 14

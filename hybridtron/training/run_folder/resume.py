@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hybridtron.config.flat import flat
 from hybridtron.config.type_words import value_text
+from hybridtron.data.blend_config import by_source
 from hybridtron.errors import UserError
 from hybridtron.files import append_rows, open_rows
 from hybridtron.initial_weights import WeightRules
@@ -248,18 +249,4 @@ def _is_free(key: str) -> bool:
 def _flat(config: RunConfig) -> dict[str, Any]:
     """Return the config as dotted key -> value, with absolute paths of data."""
     mapping = config.with_absolute_paths().model_dump(mode="json", serialize_as_any=True)
-    return flat({**mapping, "data": _by_source(mapping["data"])})
-
-
-def _by_source(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a data section with a key for each entry of its lists, and stages without names of sources."""
-    found = {key: value for key, value in data.items() if key not in ("train", "valid", "stages")}
-    for split in ("train", "valid"):
-        if isinstance(data[split], list) and len(data[split]) > 1:
-            found |= {f"{split}[{position}]": source for position, source in enumerate(data[split])}
-        else:
-            found[split] = data[split][0]["path"] if isinstance(data[split], list) else data[split]
-    for position, stage in enumerate(data["stages"]):
-        weights = {f"weights[{i}]": stage["weights"].get(source["name"], 0) for i, source in enumerate(data["train"])}
-        found[f"stages[{position}]"] = {"start_step": stage["start_step"], **weights}
-    return found
+    return flat({**mapping, "data": by_source(mapping["data"])})
