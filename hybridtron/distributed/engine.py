@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from hybridtron.distributed.config import ParallelConfig, PrecisionConfig
 from hybridtron.distributed.expert_load import ExpertLoads, fractions
 from hybridtron.distributed.fp8 import FP8Linears
+from hybridtron.distributed.gradient_clipping import clip_groups
 from hybridtron.distributed.gradient_norm import norm_of, squared_norms
 from hybridtron.distributed.groups import ParallelContext, gather
 from hybridtron.distributed.layer_statistics import LayerStatistics
@@ -134,6 +135,8 @@ class Engine:
         self.optimizer.prepare_grads()
         if statistics:
             statistics.before_update()
+        if self.adamw.clip_groups:
+            clip_groups(self.optimizer, self.adamw.clip_groups, self.parallel_context)
         loss, grad_norm, shares = _read(mean, squared_norms(self.optimizer, mean.device), fractions(load))
         applied = self.agree(math.isfinite(loss) and math.isfinite(grad_norm))
         if applied:

@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
+from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params, MegatronOptimizer
 from torch import Tensor
+
+from hybridtron.distributed.groups import ParallelContext
 
 
 def held_parameters(optimizer: MegatronOptimizer) -> Iterator[tuple[Any, Tensor, int]]:
@@ -28,3 +31,16 @@ def held_parameters(optimizer: MegatronOptimizer) -> Iterator[tuple[Any, Tensor,
     for parameters, mains in groups:
         for parameter, main in zip(parameters, mains, strict=True):
             yield parameter, main, 0
+
+
+def counted_parameters(optimizer: ChainedOptimizer, context: ParallelContext) -> Iterator[tuple[Any, Tensor]]:
+    """Yield parameters with what the optimizer updates here, so that all processes together yield each element once."""
+    for each in optimizer.chained_optimizers:
+        is_sharded = isinstance(each, DistributedOptimizer)
+        for parameter, main, _ in held_parameters(each):
+            spec = parameter.spec
+            tensor = context.shards.expert_tensor if spec.experts else context.shards.tensor
+            replica = context.expert_replica if spec.experts else context.replica
+            is_copy = parameter.shared or (not spec.parts and tensor.rank) or (not is_sharded and replica.rank)
+            if not is_copy:
+                yield parameter, main

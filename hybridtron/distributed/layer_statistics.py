@@ -14,11 +14,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core.optimizer import ChainedOptimizer
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor, nn
 
 from hybridtron.distributed.groups import ParallelContext
-from hybridtron.distributed.held_parameters import held_parameters
+from hybridtron.distributed.held_parameters import counted_parameters
 from hybridtron.tensors import TensorSpec
 
 EMBEDDING, OUTPUT = "embedding", "output"  # beside the layers, which are named by their numbers
@@ -95,16 +94,8 @@ class LayerStatistics:
 
     def _counted(self) -> Iterator[tuple[str, Tensor]]:
         """Yield what this process updates and no process of a lower rank does, with its layer."""
-        context = self.parallel_context
-        for each in self.optimizer.chained_optimizers:
-            is_sharded = isinstance(each, DistributedOptimizer)
-            for parameter, main, _ in held_parameters(each):
-                spec = parameter.spec
-                tensor = context.shards.expert_tensor if spec.experts else context.shards.tensor
-                replica = context.expert_replica if spec.experts else context.replica
-                is_copy = parameter.shared or (not spec.parts and tensor.rank) or (not is_sharded and replica.rank)
-                if not is_copy:
-                    yield _layer(self.names[id(parameter)]), main
+        for parameter, main in counted_parameters(self.optimizer, self.parallel_context):
+            yield _layer(self.names[id(parameter)]), main
 
 
 def _layer(name: str) -> str:

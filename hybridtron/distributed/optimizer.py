@@ -13,6 +13,7 @@ from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import nn
 
+from hybridtron.distributed.gradient_clipping import ClipGroup
 from hybridtron.distributed.groups import ParallelContext
 from hybridtron.distributed.muon import Muon, MuonBesideAdamW
 
@@ -25,6 +26,7 @@ class AdamW:
     betas: tuple[float, float]
     eps: float
     clip_grad: float  # 0: gradients are not clipped
+    clip_groups: Sequence[ClipGroup] = ()  # limits of groups of parameters, before that of all
     muon: Muon | None = None  # for the parameters that take it
     ema: tuple[float, int] | None = None  # decay of an average of the weights, and updates between its own
 

@@ -25,3 +25,14 @@ def model_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
         head = (config.vocab_size, config.hidden_size)
         specs["head.weight"] = TensorSpec(head, Init("input"), vocabulary, muon=False)
     return specs
+
+
+GROUPS = ("embedding", "head", "norms")  # of parameters, beside the blocks
+
+
+def parameter_group(config: ModelConfig, name: str) -> str:
+    """Return the group of a parameter: embedding, head, norms (of layers and the end), or the name of its block."""
+    first, *rest = name.split(".")
+    if first != "layers":
+        return "norms" if first == "final_norm" else first
+    return "norms" if rest[1] == "norm" else config.layer_names[int(rest[0])]

@@ -13,7 +13,7 @@ from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel
 from hybridtron.model.quantized import quantized_linears
 from hybridtron.model.stage import cut, imbalance, stage_costs
-from hybridtron.model.tensors import model_tensors
+from hybridtron.model.tensors import model_tensors, parameter_group
 from hybridtron.training.config import RunConfig
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from hybridtron.distributed.engine import Engine
     from hybridtron.distributed.fp8 import FP8Linears
+    from hybridtron.distributed.gradient_clipping import ClipGroup
 
 BackendName = Literal["torch", "megatron", "transformer_engine"]
 
@@ -105,7 +106,9 @@ def build_engine(config: RunConfig, parallel_context: ParallelContext) -> tuple[
     optimizer = config.optimizer
     muon = Muon(**optimizer.muon.model_dump()) if optimizer.type == "muon" else None
     ema = (optimizer.ema.decay, optimizer.ema.every) if optimizer.ema else None
-    adamw = AdamW(optimizer.weight_decay, optimizer.betas, optimizer.eps, optimizer.clip_grad, muon, ema)
+    adamw = AdamW(
+        optimizer.weight_decay, optimizer.betas, optimizer.eps, optimizer.clip_grad, _clip_groups(config), muon, ema
+    )
     engine = Engine(
         chunks,
         model_tensors(config.model),
@@ -117,6 +120,16 @@ def build_engine(config: RunConfig, parallel_context: ParallelContext) -> tuple[
         fp8,
     )
     return engine, chunks
+
+
+def _clip_groups(config: RunConfig) -> list[ClipGroup]:
+    """Return the groups of parameters whose gradients have limits of their own."""
+    from hybridtron.distributed.gradient_clipping import ClipGroup
+
+    names: dict[str, list[str]] = {}
+    for name in model_tensors(config.model):
+        names.setdefault(parameter_group(config.model, name), []).append(name)
+    return [ClipGroup(limit, frozenset(names[group])) for group, limit in config.optimizer.clip_groups.items()]
 
 
 def _use_fp8(config: RunConfig, chunks: list[LanguageModel], parallel_context: ParallelContext) -> FP8Linears | None:

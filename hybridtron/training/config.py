@@ -16,6 +16,7 @@ from hybridtron.data.config import DataConfig
 from hybridtron.distributed.config import ParallelConfig, PrecisionConfig
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.quantized import unknown_entry
+from hybridtron.model.tensors import GROUPS
 from hybridtron.training.optimizer_config import DECAYING, OptimizerConfig, ScheduleConfig
 
 
@@ -164,6 +165,7 @@ class RunConfig(Strict):
             expected = f"at most train.steps {train.steps}, such as {_shorter(train.steps, schedule)}"
             yield problem("schedule.warmup_steps", schedule.warmup_steps, expected)
         yield from self._batch_problems()
+        yield from self._clip_problems()
         yield from self._layout_problems()
         yield from self._precision_problems()
 
@@ -175,6 +177,13 @@ class RunConfig(Strict):
         if 0 < schedule.flat_steps < schedule.warmup_steps:
             expected = f"at least warmup_steps {schedule.warmup_steps}, or 0 for as many"
             yield problem("schedule.flat_steps", schedule.flat_steps, expected)
+
+    def _clip_problems(self) -> Iterator[Exception]:
+        model = self.model
+        groups = [*dict.fromkeys(model.layer_names), *(g for g in GROUPS if g != "head" or not model.tie_embeddings)]
+        for name, limit in self.optimizer.clip_groups.items():
+            if name not in groups:
+                yield problem(f"optimizer.clip_groups.{name}", limit, one_of(name, groups))
 
     def _batch_problems(self) -> Iterator[Exception]:
         train = self.train

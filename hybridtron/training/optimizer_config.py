@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -42,6 +42,11 @@ class OptimizerConfig(Strict):
     betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of the first and second moment.")
     eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
     clip_grad: float = Field(1.0, ge=0, description="Largest norm of all gradients together; 0: no limit.")
+    clip_groups: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {},
+        description="Largest norms of the gradients of groups, applied before clip_grad: names of blocks, embedding, "
+        "head, norms (of layers and the last one).",
+    )
     muon: MuonConfig = Field(MuonConfig(), description="With type muon.")
     ema: EMAConfig | None = Field(
         None, description="Keep an average of the weights, and evaluate it too; null: keep none."
@@ -56,7 +61,8 @@ class OptimizerConfig(Strict):
     def identity(self) -> dict[str, Any]:
         """Return the keys that have an effect, without those that came later and are at their defaults."""
         unused = {"type", "muon"} if self.type == "adamw" else set()
-        return self.model_dump(mode="json", exclude=unused | ({"ema"} if self.ema is None else set()))
+        unused |= {key for key in ("ema", "clip_groups") if not getattr(self, key)}
+        return self.model_dump(mode="json", exclude=unused)
 
     @field_validator("betas")
     @classmethod

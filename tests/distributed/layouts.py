@@ -14,7 +14,11 @@ PRECISION: dict[str, dict[str, Any]] = {  # of a model; else fp32
     "delayed": {"format": "fp8", "emulate": True, "skip": ["mamba.in_proj"], "recipe": "delayed"},
 }
 OPTIMIZER: dict[str, dict[str, Any]] = {  # of a model; else AdamW
-    "muon": {"type": "muon", "ema": {"decay": 0.8}},
+    "muon": {
+        "type": "muon",
+        "ema": {"decay": 0.8},
+        "clip_groups": {"embedding": 0.1, "head": 0.2, "norms": 0.01, "soft": 0.05, "attn": 9.0},
+    },
     "halfmuon": {
         "type": "muon",
         "ema": {"decay": 0.9, "every": 2},
