@@ -10,6 +10,7 @@
     ht.compare(RUN, RUN, out=FOLDER)                       their losses, costs and settings that differ
     ht.describe(CONFIG), ht.plan(CONFIG, gpus=1024)        what a model is, what a layout costs
     ht.match_size(CONFIG, OTHER)                           the width at which a model is as large as another
+    ht.measure_efficiency([CONFIG, OTHER])                 what models cost to train and to generate with, here
     ht.mad.score("mh-hyena swiglu", preset="smoke")        the six MAD tasks
     ht.search(CONFIG), ht.scale(PATTERN, TARGET)           find a small hybrid, grow it
     ht.ablate(CONFIG)                                      many runs from one file, compared over seeds
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from hybridtron import convert, laws, mad
     from hybridtron.ablations.run import ablate
+    from hybridtron.api.efficiency import measure_efficiency
     from hybridtron.api.launching import launch
     from hybridtron.api.matching import match_size
     from hybridtron.api.model import build_model
@@ -58,6 +60,7 @@ __all__ = [
     "load",
     "mad",
     "match_size",
+    "measure_efficiency",
     "plan",
     "runs",
     "scale",

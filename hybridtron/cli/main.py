@@ -19,6 +19,7 @@ from hybridtron.cli import (
     converting,
     describe,
     doctor,
+    efficiency,
     faults,
     generate,
     launch,
@@ -38,7 +39,23 @@ logger = logging.getLogger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FAILING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-VERBS = (train, launch, evaluate, generate, runs, compare, logs, describe, plan, search, scale, ablate, faults, doctor)
+VERBS = (
+    train,
+    launch,
+    evaluate,
+    generate,
+    runs,
+    compare,
+    logs,
+    describe,
+    plan,
+    efficiency,
+    search,
+    scale,
+    ablate,
+    faults,
+    doctor,
+)
 # Verbs with verbs of their own: hybridtron.cli.NAME has their parser and `main(arguments)`, imported when they run.
 NESTED_VERBS = {
     "mad": ("data|run|report", "six synthetic tasks that rank architectures in minutes"),

@@ -1,0 +1,75 @@
+"""Seconds of parts, phase by phase, in repeats that take turns, so that what else the machine does hits all alike."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from hybridtron.efficiency.machine import finish, seconds
+from hybridtron.efficiency.parts import Part
+
+PHASES = ("train", "prefill", "decode")
+DECODED = 8  # tokens of one measurement
+
+Times = dict[str, dict[str, list[float]]]
+"""Seconds by part and phase, of each repeat; of decoding those of one token."""
+
+
+def measure_times(
+    parts: Mapping[str, Part], batch: int, length: int, repeats: int, advance: Callable[[], None] = lambda: None
+) -> Times:
+    """Time every phase of every part. The first run of each is not counted. `advance` is called after each repeat."""
+    for part in parts.values():
+        part.prepare(batch, length)
+        part.train()
+        part.release()
+        part.prefill()
+        part.make_room()
+        part.decode()
+    times: Times = {name: {phase: [] for phase in PHASES} for name in parts}
+    for _ in range(repeats):
+        for name, part in parts.items():
+            times[name]["train"].append(seconds(part.train, part.device))
+            part.release()
+            times[name]["prefill"].append(seconds(part.prefill, part.device))
+            part.make_room()
+            times[name]["decode"].append(seconds(partial(_decode, part), part.device) / DECODED)
+        advance()
+    return times
+
+
+def _decode(part: Part) -> None:
+    for _ in range(DECODED):
+        part.decode()
+
+
+def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
+    """Return the most memory that a call takes beside what is there before it; None where nothing counts it."""
+    gc.collect()
+    if device.type == "cuda":
+        finish(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the highest resident memory is counted anew
+        before = _resident("VmRSS")
+        call()
+        return max(0, _resident("VmHWM") - before)
+    except (OSError, AttributeError):
+        return None
+
+
+def _resident(entry: str) -> int:
+    """Return a number of bytes from this process's status."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{entry}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no line {entry}")

@@ -1,0 +1,154 @@
+"""What is timed: a whole model, or each of its distinct layers by itself and what stands at its ends.
+
+A model's time by parts is the sum over its layers. So models can be measured that do not fit the machine whole, and
+layers that several models share are measured once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hybridtron.backends.torch import TorchBackend
+from hybridtron.mixers.state_rows import reserve
+from hybridtron.model.initialize import initialize
+from hybridtron.model.language_model import LanguageModel, Layer
+from hybridtron.model.stage import Stage, whole
+from hybridtron.training.config import RunConfig
+
+ENDS = "embedding and output"
+ROOM = 64  # tokens that a part can go on by after its prompt, before its caches grow
+
+
+class Part:
+    """A module that is trained, reads a prompt and goes on by single tokens, on random input of one size.
+
+    `prefill` makes the state that `decode` goes on from, once `make_room` has given its caches memory for that.
+    """
+
+    def __init__(self, name: str, config: RunConfig, stage: Stage, device: torch.device) -> None:
+        self.name, self.config, self.device = name, config, device
+        backend = TorchBackend(config.precision.dtype, device, config.model.norm_eps)
+        self.model = LanguageModel(config.model, backend, stage)
+        initialize(self.model, config.model, config.seed)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True) if trained else None
+        self.state: Any = None
+        self.state_bytes = 0  # of the tensors of the state after the prompt, per sequence
+
+    def prepare(self, batch: int, length: int) -> None:
+        """Make the input of so many sequences of so many tokens."""
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(self.config.model.vocab_size, (batch, length + 1), generator=generator)
+        self.tokens = tokens.to(self.device)
+        self.state = None
+
+    def release(self) -> None:
+        """Drop the state and all gradients."""
+        self.state = None
+        self.model.zero_grad(set_to_none=True)
+
+    def train(self) -> None:
+        """Make one training step: forward, backward, AdamW."""
+        self.model.zero_grad(set_to_none=True)
+        self.loss().backward()
+        if self.optimizer:
+            self.optimizer.step()
+
+    def loss(self) -> Tensor:
+        """Return a scalar that depends on all outputs."""
+        loss: Tensor = self.model(self.tokens[:, :-1].contiguous(), self.tokens[:, 1:].contiguous())[0].mean()
+        return loss
+
+    @torch.no_grad()
+    def prefill(self) -> None:
+        """Read the whole input, up to the logits of its last token."""
+        _, self.state = self.model.prefill(self.tokens[:, :-1], self._empty_state())
+
+    def _empty_state(self) -> Any:
+        """Return the state before the first token, with memory for the prompt."""
+        batch, length = self.tokens[:, :-1].shape
+        return [reserve(layer.mixer.initial_state(batch), length) for layer in self.layers]
+
+    def make_room(self) -> None:
+        """Give the state's caches memory for ROOM tokens more than the prompt; count the state's bytes before that."""
+        self.state_bytes = sum(t.numel() * t.element_size() for t in tensors_of(self.state)) // len(self.tokens)
+        self.state = [reserve(state, self.tokens.shape[1] - 1 + ROOM) for state in self.state]
+
+    @torch.no_grad()
+    def decode(self) -> None:
+        """Go on by one token, up to its logits."""
+        _, self.state = self.model.step(self.tokens[:, -1], self.state)
+
+    @property
+    def layers(self) -> list[Layer]:
+        return [layer for layer in self.model.layers.values() if isinstance(layer, Layer)]
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+class LayerPart(Part):
+    """One layer between others: its input is the residual stream."""
+
+    def __init__(self, name: str, config: RunConfig, index: int, device: torch.device) -> None:
+        super().__init__(name, config, Stage(1, 3, index, index + 1), device)
+        (self.layer,) = self.layers
+
+    def prepare(self, batch: int, length: int) -> None:
+        super().prepare(batch, length)
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randn(length, batch, self.config.model.hidden_size, generator=generator)  # [s, b, h]
+        self.x = x.to(self.device, self.config.precision.dtype)
+
+    def loss(self) -> Tensor:
+        y: Tensor = self.layer(self.x.detach().requires_grad_())
+        return y.float().mean()
+
+    @torch.no_grad()
+    def prefill(self) -> None:
+        _, state = self.layer.prefill(self.x, *self._empty_state())
+        self.state = [state]
+
+    @torch.no_grad()
+    def decode(self) -> None:
+        _, state = self.layer.step(self.x[-1], *self.state)
+        self.state = [state]
+
+
+def tensors_of(state: Any) -> list[Tensor]:
+    """Return the tensors in a state of nested tuples and lists."""
+    if isinstance(state, Tensor):
+        return [state]
+    return [tensor for each in state for tensor in tensors_of(each)] if isinstance(state, list | tuple) else []
+
+
+def whole_model(config: RunConfig, device: torch.device) -> Part:
+    """Return a model as one part."""
+    return Part(config.name, config, whole(config.model), device)
+
+
+def parts_of(configs: Sequence[RunConfig], device: torch.device) -> tuple[dict[str, Part], list[Counter[str]]]:
+    """Return the distinct parts of several models, and how often each model has each of them."""
+    parts: dict[str, Part] = {}
+    counts: list[Counter[str]] = []
+    for config in configs:
+        model, of_model = config.model, Counter[str]()
+        shared = (model.hidden_size, model.norm_eps, model.zero_centered_norms, config.precision.format)
+        for index, name in enumerate(model.layer_names):
+            block = model.blocks[name]
+            key = f"{name} {shared} {block.model_dump_json()}"
+            of_model[key] += 1
+            if key not in parts:
+                parts[key] = LayerPart(name, config, index, device)
+        key = f"{ENDS} {shared} {model.vocab_size} {model.tie_embeddings}"
+        of_model[key] += 1
+        if key not in parts:
+            parts[key] = Part(ENDS, config, Stage(0, 1, 0, 0), device)
+        counts.append(of_model)
+    return parts, counts

@@ -1,0 +1,218 @@
+"""Models at several context lengths and batch sizes: rates, memory, and ratios to the first model."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+
+from hybridtron.accounting.describe import Account, describe
+from hybridtron.efficiency.machine import Machine, measure_machine
+from hybridtron.efficiency.measure import PHASES, Times, measure_times, peak_bytes
+from hybridtron.efficiency.parts import Part, parts_of, whole_model
+from hybridtron.reporting.shown import Shown
+from hybridtron.training.config import RunConfig
+
+RESAMPLES = 2000  # of a bootstrap interval
+COVERAGE = 0.95
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as fast as the first model: the median over repeats, each divided by the first model's, and the
+    ends of its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a model does at one context length and batch size. Seconds are medians over repeats: of a training step, of
+    reading all prompts, and of the next token of all sequences."""
+
+    model: str
+    length: int
+    batch: int
+    seconds: dict[str, float]  # by phase
+    ratios: dict[str, Ratio]
+    floor_seconds: dict[str, float]
+    state_bytes: int  # per sequence, measured
+    state_bytes_formula: int
+    peak_bytes: dict[str, int | None]  # training; prefill and decoding, beside parameters
+    largest_batch: int  # sequences of this length whose states fit beside the parameters
+
+    @property
+    def tokens_per_s(self) -> dict[str, float]:
+        tokens = {"train": self.batch * self.length, "prefill": self.batch * self.length, "decode": self.batch}
+        return {phase: tokens[phase] / self.seconds[phase] for phase in PHASES}
+
+    @property
+    def share_of_floor(self) -> dict[str, float]:
+        return {phase: self.floor_seconds[phase] / self.seconds[phase] for phase in PHASES}
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "tokens_per_s": self.tokens_per_s, "share_of_floor": self.share_of_floor}
+
+
+@dataclass(frozen=True)
+class PartTimes:
+    """What one layer takes at one context length and batch size: milliseconds by phase."""
+
+    part: str
+    length: int
+    batch: int
+    parameters: int
+    milliseconds: dict[str, float]
+    state_bytes: int
+
+
+@dataclass(frozen=True)
+class Efficiency(Shown):
+    models: dict[str, Account]
+    machine: Machine
+    number_format: str
+    repeats: int
+    by_block: bool
+    rates: tuple[Rates, ...]
+    parts: tuple[PartTimes, ...]  # of each distinct layer, with by_block
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "models": {name: account.as_json() for name, account in self.models.items()},
+            "machine": asdict(self.machine),
+            "number_format": self.number_format,
+            "repeats": self.repeats,
+            "by_block": self.by_block,
+            "rates": [rates.as_json() for rates in self.rates],
+            "parts": [asdict(part) for part in self.parts],
+        }
+
+
+def measure_models(
+    configs: Sequence[RunConfig],
+    lengths: Sequence[int],
+    batch_sizes: Sequence[int],
+    repeats: int,
+    by_block: bool,
+    device: torch.device,
+    advance: Callable[[str], None] = lambda setting: None,
+) -> Efficiency:
+    """Measure all models at all settings. The configs are resolved and have names of their own.
+
+    `advance` is called with the setting after each of its repeats.
+    """
+    machine = measure_machine(device, configs[0].precision.dtype)
+    if by_block:
+        parts, counts = parts_of(configs, device)
+    else:
+        parts = {config.name: whole_model(config, device) for config in configs}
+        counts = [Counter([config.name]) for config in configs]
+    rates, part_times = [], []
+    for length in lengths:
+        for batch in batch_sizes:
+            setting = f"{batch} x {length}"
+            times = measure_times(parts, batch, length, repeats, partial(advance, setting))
+            measured = [
+                _rates(config, count, parts, times, length, batch, machine, by_block)
+                for config, count in zip(configs, counts, strict=True)
+            ]
+            rates += [_with_ratios(each, count, counts[0], times) for each, count in zip(measured, counts, strict=True)]
+            part_times += [_part_times(parts[name], times[name], length, batch) for name in parts] if by_block else []
+            for part in parts.values():
+                part.release()
+    models = {config.name: describe(config.model, max(lengths), config.name) for config in configs}
+    number_format = configs[0].precision.parameter_format
+    return Efficiency(models, machine, number_format, repeats, by_block, tuple(rates), tuple(part_times))
+
+
+def _rates(
+    config: RunConfig,
+    count: Mapping[str, int],
+    parts: Mapping[str, Part],
+    times: Times,
+    length: int,
+    batch: int,
+    machine: Machine,
+    by_block: bool,
+) -> Rates:
+    """Return the rates of one model, without ratios."""
+    account = describe(config.model, length, config.name)
+    number_format = config.precision.parameter_format
+    parameter_bytes = account.total * torch.empty(0, dtype=config.precision.dtype).element_size()
+    formula = account.state_bytes[number_format]
+    state_bytes = sum(n * parts[name].state_bytes for name, n in count.items())
+    return Rates(
+        model=config.name,
+        length=length,
+        batch=batch,
+        seconds={phase: median(_totals(times, count, phase)) for phase in PHASES},
+        ratios={},
+        floor_seconds=_floors(account, parameter_bytes, batch, machine, number_format),
+        state_bytes=state_bytes,
+        state_bytes_formula=formula,
+        peak_bytes={} if by_block else _peaks(parts[config.name]),
+        largest_batch=max(0, (machine.memory_bytes - parameter_bytes) // max(1, formula)),
+    )
+
+
+def _totals(times: Times, count: Mapping[str, int], phase: str) -> list[float]:
+    """Return the seconds of a model in each repeat: the sum over its parts."""
+    return [sum(row) for row in zip(*([n * t for t in times[name][phase]] for name, n in count.items()), strict=True)]
+
+
+def _floors(
+    account: Account, parameter_bytes: int, batch: int, machine: Machine, number_format: str
+) -> dict[str, float]:
+    """Return the seconds that no program can beat at this machine's rates.
+
+    Training and prefill need their matrix products; decoding needs those, or to read all parameters once and each
+    sequence's state.
+    """
+    forward = batch * account.flops_forward / machine.flops_per_s
+    moved = parameter_bytes + batch * account.state_bytes[number_format]
+    products = 2 * batch * account.active / machine.flops_per_s
+    return {"train": 3 * forward, "prefill": forward, "decode": max(moved / machine.bytes_per_s, products)}
+
+
+def _peaks(part: Part) -> dict[str, int | None]:
+    """Return the memory of a training step and of reading and going on, beside parameters and optimizer state."""
+    part.release()
+    train = peak_bytes(part.train, part.device)
+    part.release()
+
+    def generate() -> None:
+        part.prefill()
+        part.make_room()
+        part.decode()
+
+    return {"train": train, "generate": peak_bytes(generate, part.device)}
+
+
+def _with_ratios(rates: Rates, count: Mapping[str, int], base: Mapping[str, int], times: Times) -> Rates:
+    """Return the rates with ratios to the base model."""
+    ratios = {}
+    for phase in PHASES:
+        pairs = zip(_totals(times, base, phase), _totals(times, count, phase), strict=True)
+        ratios[phase] = _ratio([theirs / mine for theirs, mine in pairs])
+    return replace(rates, ratios=ratios)
+
+
+def _ratio(paired: Sequence[float]) -> Ratio:
+    """Return the median with its percentile bootstrap interval, from a fixed seed."""
+    generator = random.Random(0)
+    medians = sorted(median(generator.choices(paired, k=len(paired))) for _ in range(RESAMPLES))
+    cut = round((1 - COVERAGE) / 2 * RESAMPLES)
+    return Ratio(median(paired), medians[cut], medians[-1 - cut])
+
+
+def _part_times(part: Part, times: Mapping[str, Sequence[float]], length: int, batch: int) -> PartTimes:
+    milliseconds = {phase: 1000 * median(times[phase]) for phase in PHASES}
+    return PartTimes(part.name, length, batch, part.num_parameters, milliseconds, part.state_bytes)

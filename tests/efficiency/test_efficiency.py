@@ -1,0 +1,179 @@
+"""Measured efficiency: parts add up to models, rates follow from times, and the page says so."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+
+import pytest
+import torch
+
+import hybridtron as ht
+from hybridtron.accounting.describe import describe
+from hybridtron.api.configs import read_model_config
+from hybridtron.cli.main import main
+from hybridtron.efficiency.measure import peak_bytes
+from hybridtron.efficiency.parts import parts_of, whole_model
+from hybridtron.efficiency.study import _ratio
+
+CPU = torch.device("cpu")
+ATTENTION, HYBRID = "2*(attn mlp)", "mamba mlp attn mlp"
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("efficiency") / "page"
+    result = ht.measure_efficiency(
+        [ATTENTION, HYBRID], lengths=[8, 16], batch_sizes=[1, 2], repeats=2, by_block=True, threads=1, out=folder
+    )
+    return result, folder
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_parts_of_models_have_all_their_parameters(tied):
+    configs = [read_model_config(pattern, f"model.tie_embeddings={tied}") for pattern in (ATTENTION, HYBRID)]
+    parts, counts = parts_of(configs, CPU)
+    for config, count in zip(configs, counts, strict=True):
+        total = sum(n * parts[name].num_parameters for name, n in count.items())
+        assert total == describe(config.model, 8).total
+
+
+def test_layers_that_models_share_are_measured_once():
+    parts, counts = parts_of([read_model_config(pattern) for pattern in (ATTENTION, HYBRID)], CPU)
+    assert sorted(part.name for part in parts.values()) == ["attn", "embedding and output", "mamba", "mlp"]
+    assert [Counter({parts[key].name: n for key, n in count.items()}) for count in counts] == [
+        {"attn": 2, "mlp": 2, "embedding and output": 1},
+        {"attn": 1, "mlp": 2, "mamba": 1, "embedding and output": 1},
+    ]
+
+
+def test_a_block_of_another_shape_is_a_part_of_its_own():
+    wide = read_model_config(ATTENTION, "model.blocks.mlp.ffn_hidden_size=64")
+    parts, _ = parts_of([read_model_config(ATTENTION), wide], CPU)
+    assert sorted(part.name for part in parts.values()) == ["attn", "embedding and output", "mlp", "mlp"]
+
+
+def test_the_state_after_a_prompt_is_as_large_as_the_formula_says():
+    config = read_model_config("attn mlp")
+    part = whole_model(config, CPU)
+    part.prepare(2, 96)
+    part.prefill()
+    part.make_room()
+    assert part.state_bytes == describe(config.model, 96).state_bytes["fp32"]
+
+
+def test_decoding_goes_on_from_the_prompt():
+    part = whole_model(read_model_config(HYBRID), CPU)
+    part.prepare(2, 12)
+    part.prefill()
+    logits, _ = part.model.step(part.tokens[:, -1], part.state)
+    torch.testing.assert_close(logits, part.model.logits(part.tokens)[:, -1], atol=1e-5, rtol=1e-4)
+
+
+def test_training_a_part_changes_its_parameters():
+    parts, _ = parts_of([read_model_config(HYBRID)], CPU)
+    for part in parts.values():
+        part.prepare(1, 8)
+        before = {name: value.clone() for name, value in part.model.named_parameters()}
+        part.train()
+        changed = {name for name, value in part.model.named_parameters() if not torch.equal(value, before[name])}
+        assert changed == set(before)
+
+
+def test_there_is_a_row_for_every_model_length_and_batch(measured):
+    rows = measured[0].rates
+    expected = {(m, s, b) for m in measured[0].models for s in (8, 16) for b in (1, 2)}
+    assert {(row.model, row.length, row.batch) for row in rows} == expected
+    assert len(rows) == len(expected)
+
+
+def test_a_model_by_blocks_takes_the_sum_of_its_layers(measured):
+    result = measured[0]
+    layers = {part.part: part for part in result.parts if (part.length, part.batch) == (8, 1)}
+    of_model = Counter(["attn", "attn", "mlp", "mlp", "embedding and output"])
+    (row,) = (row for row in result.rates if (row.model, row.length, row.batch) == (next(iter(result.models)), 8, 1))
+    assert row.state_bytes == sum(n * layers[name].state_bytes for name, n in of_model.items())
+    # Of two repeats the median is the mean, so that medians add up.
+    total = sum(n * layers[name].milliseconds["prefill"] for name, n in of_model.items())
+    assert 1000 * row.seconds["prefill"] == pytest.approx(total)
+
+
+def test_rates_follow_from_times(measured):
+    for row in measured[0].rates:
+        assert row.tokens_per_s["train"] == pytest.approx(row.batch * row.length / row.seconds["train"])
+        assert row.tokens_per_s["decode"] == pytest.approx(row.batch / row.seconds["decode"])
+        assert all(share > 0 for share in row.share_of_floor.values())
+
+
+def test_the_first_model_is_the_base_of_ratios(measured):
+    base = next(iter(measured[0].models))
+    for row in measured[0].rates:
+        for ratio in row.ratios.values():
+            assert ratio.low <= ratio.value <= ratio.high
+            if row.model == base:
+                assert (ratio.low, ratio.value, ratio.high) == (1, 1, 1)
+
+
+def test_the_interval_of_a_ratio_is_that_of_the_median():
+    ratio = _ratio([1.0, 1.1, 1.2, 1.3, 5.0])
+    assert (ratio.value, ratio.low, ratio.high) == (1.2, 1.0, 5.0)
+
+
+def test_the_page_and_its_files_hold_what_was_measured(measured):
+    result, folder = measured
+    page = (folder / "report.html").read_text()
+    assert all(name in page for name in result.models)
+    assert "batch-2.png" not in page
+    assert json.loads((folder / "efficiency.json").read_text())["rates"][0]["batch"] == 1
+    assert {path.name for path in folder.glob("*.png")} == {"batch-1.png", "batch-2.png"}
+    rows = list(csv.DictReader((folder / "layers.csv").open()))
+    assert len(rows) == len(result.parts) == 4 * 2 * 2
+    assert {"layer", "length", "batch", "decode_ms", "state_bytes"} <= rows[0].keys()
+
+
+def test_the_peak_of_a_call_counts_what_it_makes():
+    size = 1 << 28
+    peak = peak_bytes(lambda: torch.ones(size // 4), CPU)
+    assert 0.99 * size <= peak <= 1.2 * size  # the system counts resident pages in portions
+
+
+def test_the_command_prints_json_of_whole_models(capsys):
+    command = ["efficiency", ATTENTION, "--lengths", "4", "--repeats", "1", "--threads", "1", "--json"]
+    assert main([*command, "model.hidden_size=32", "model.blocks.attn.num_heads=2"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["by_block"] is False
+    assert printed["parts"] == []
+    assert printed["rates"][0]["peak_bytes"].keys() == {"train", "generate"}
+    assert printed["models"][printed["rates"][0]["model"]]["pattern"] == "2*(attn mlp)"
+
+
+def test_models_of_one_name_are_named_by_their_patterns(measured):
+    assert list(measured[0].models) == ["2*(attn mlp)", "mamba mlp attn mlp"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lengths", "0"], "--lengths = 0: expected whole numbers of at least 1"),
+        (["--lengths", "8,x"], "argument --lengths: 8,x: expected whole numbers such as 512,2048"),
+        (["--repeats", "0"], "--repeats = 0"),
+        (["--threads", "0"], "--threads = 0"),
+        (["--lengths", "8", "model.hiden_size=8"], "hidden_size"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line(capsys, arguments, message):
+    try:
+        code = main(["efficiency", ATTENTION, *arguments])
+    except SystemExit as left:
+        code = left.code
+    error = capsys.readouterr().err
+    assert code == 2
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    assert main(["efficiency", ATTENTION, "--out", str(tmp_path)]) == 2
+    assert "holds mine.txt" in capsys.readouterr().err
