@@ -12,3 +12,12 @@ def value_at(mapping: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
         node = node.get(part) if isinstance(node, Mapping) else None
     return node
+
+
+def with_value_at(mapping: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """Return a copy of nested mappings with a dotted key set; mappings that are missing on the way are made."""
+    first, _, rest = key.partition(".")
+    if rest:
+        inner = mapping.get(first)
+        value = with_value_at(inner if isinstance(inner, Mapping) else {}, rest, value)
+    return {**mapping, first: value}

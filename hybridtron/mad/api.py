@@ -21,6 +21,8 @@ from hybridtron.mad.training.presets import Preset
 from hybridtron.mad.training.presets import preset as find_preset
 from hybridtron.mad.training.suite import Progress, chosen_settings, require_seeds, run_suite
 
+Layers = str | Sequence[str]  # of MAD: a pattern or a list
+
 
 def score(
     pattern: str | Sequence[str] | Candidate | Factory,
@@ -31,11 +33,11 @@ def score(
     processes: int = 1,
     device: str = "cpu",
     iso_state: bool = False,
-    match_parameters: str | Sequence[str] | Architecture | None = None,
-    adjust: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     setting: Mapping[str, int | float] | None = None,
     data: str | Path | None = None,
+    match_parameters: Layers | Architecture | None = None,
+    adjust: str | None = None,
 ) -> Score:
     """Train an architecture on MAD's tasks and return its score.
 
@@ -63,18 +65,7 @@ def score(
         SuiteFailed: where a process died.
     """
     chosen = find_preset(preset, data=data)
-    candidate = _candidate(pattern, chosen.match_mad_lab)
-    if iso_state:
-        if not isinstance(candidate, Architecture):
-            raise UserError("iso_state: is for layers of MAD; expected none with a module")
-        candidate = with_iso_state(candidate)
-    if adjust is not None and match_parameters is None:
-        raise UserError(f"adjust = {adjust}: is for match_parameters; expected a baseline there")
-    if match_parameters is not None:
-        baseline = _candidate(match_parameters, chosen.match_mad_lab)
-        if not isinstance(candidate, Architecture) or not isinstance(baseline, Architecture):
-            raise UserError("match_parameters: is for layers of MAD; expected none with a module")
-        candidate = with_size_of(candidate, baseline, adjust=adjust)
+    candidate = _adjusted(_candidate(pattern, chosen.match_mad_lab), chosen, iso_state, match_parameters, adjust)
     if processes > 1 and isinstance(candidate, ModuleCandidate):
         require_picklable(candidate, processes)
     names = [tasks] if isinstance(tasks, str) else list(tasks or ())
@@ -96,3 +87,25 @@ def _candidate(pattern: str | Sequence[str] | Candidate | Factory, match_mad_lab
     if callable(pattern):
         return from_module(pattern)
     return from_pattern(pattern, match_mad_lab) if isinstance(pattern, str) else from_layers(pattern, match_mad_lab)
+
+
+def _adjusted(
+    candidate: Candidate,
+    chosen: Preset,
+    iso_state: bool,
+    match_parameters: Layers | Architecture | None,
+    adjust: str | None,
+) -> Candidate:
+    """Return the candidate with the state or the size that is asked for. Raises UserError where it has no such size."""
+    if iso_state:
+        if not isinstance(candidate, Architecture):
+            raise UserError("iso_state: is for layers of MAD; expected none with a module")
+        candidate = with_iso_state(candidate)
+    if adjust is not None and match_parameters is None:
+        raise UserError(f"adjust = {adjust}: is for match_parameters; expected a baseline there")
+    if match_parameters is not None:
+        baseline = _candidate(match_parameters, chosen.match_mad_lab)
+        if not isinstance(candidate, Architecture) or not isinstance(baseline, Architecture):
+            raise UserError("match_parameters: is for layers of MAD; expected none with a module")
+        candidate = with_size_of(candidate, baseline, adjust=adjust)
+    return candidate

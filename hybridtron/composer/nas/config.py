@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from hybridtron.accounting.equal_size import Measure
 from hybridtron.composer.engines.bayesian import Bayesian
 from hybridtron.composer.engines.discrete import Evolution, Exhaustive, RandomSearch
 from hybridtron.composer.nas.space import Space
@@ -152,6 +153,25 @@ class CostConfig(Strict):
         return self
 
 
+class EqualSizeConfig(Strict):
+    """Compare patterns at equal size: one width of each is changed until it is as large as a baseline."""
+
+    pattern: str = Field(description="The baseline: a pattern of the evaluator's blocks, such as `3*(attn mlp)`.")
+    of: Measure = Field(
+        "parameters",
+        description="What is made equal: parameters, those without embeddings, forward FLOPs per token, or state. MAD "
+        "counts parameters without embeddings.",
+    )
+    key: str | None = Field(
+        None,
+        description="The width: model.hidden_size or model.blocks.NAME.KEY; by default that of a pattern's largest "
+        "feed-forward block, or model.hidden_size where it has none.",
+    )
+    tolerance: float = Field(
+        0.01, gt=0, lt=1, description="Largest relative difference; a pattern that is farther off gets no score."
+    )
+
+
 class FunctionConfig(Strict):
     """A closed-form objective with a known optimum, to test engines: a random field with couplings of neighbours."""
 
@@ -207,6 +227,9 @@ class SearchConfig(Strict):
     cost: CostConfig | None = Field(
         None, description="With it, a Pareto front of score and cost is looked for, or the best score under a limit."
     )
+    equal_size: EqualSizeConfig | None = Field(
+        None, description="With it, all patterns are as large as a baseline; by default blocks are as they are written."
+    )
 
     @field_validator("seeds")
     @classmethod
@@ -214,6 +237,12 @@ class SearchConfig(Strict):
         if len(set(seeds)) < len(seeds) or min(seeds) < 0:
             raise problem("", seeds, "different whole numbers, each at least 0")
         return seeds
+
+    @model_validator(mode="after")
+    def _has_models_to_size(self) -> SearchConfig:
+        if self.equal_size and self.evaluator.type == "function":
+            raise problem("equal_size", self.equal_size.pattern, "nothing with evaluator.type function")
+        return self
 
     @model_validator(mode="after")
     def _steps_fit(self) -> SearchConfig:

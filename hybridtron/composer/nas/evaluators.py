@@ -11,16 +11,22 @@ from typing import Any
 
 from hybridtron.composer.nas.closed_form import Chain
 from hybridtron.composer.nas.config import FunctionConfig, MADConfig, SearchConfig, ShortRunConfig
+from hybridtron.composer.nas.sizes import Sizes, Width
 from hybridtron.composer.nas.store import Row
 from hybridtron.config.compose import compose
+from hybridtron.config.dotted import with_value_at
 from hybridtron.config.load import build
 from hybridtron.config.nearest import nearest, one_of
 from hybridtron.data.blend_config import without_paths
 from hybridtron.errors import UserError
 from hybridtron.mixers.registry import MIXERS
+from hybridtron.model.config import ModelConfig
 from hybridtron.pattern import Pattern
 
 logger = logging.getLogger(__name__)
+
+
+Evaluate = Callable[[Sequence[str], int], Row]
 
 
 @dataclass(frozen=True)
@@ -29,12 +35,14 @@ class Evaluator:
     larger is better and None is none that is finite, and details beside it.
 
     `identity` tells two evaluators apart whose scores cannot be compared; `optimum` is the best score, if known.
+    `sizes` has the parameters of patterns, where patterns are models.
     """
 
-    evaluate: Callable[[Sequence[str], int], Row]
+    evaluate: Evaluate
     identity: dict[str, Any]
     quantity: str
     optimum: float | None = None
+    sizes: Sizes | None = None
 
 
 def make_evaluator(config: SearchConfig) -> Evaluator:
@@ -80,31 +88,43 @@ def _short_run(settings: ShortRunConfig, config: SearchConfig) -> Evaluator:
     known = model.get("blocks") if isinstance(model, dict) else None
     require_blocks(place, config.space.blocks, known if isinstance(known, dict) else {})
 
-    def run_of(layers: Sequence[str], seed: int) -> RunConfig:
+    def run_of(layers: Sequence[str], seed: int, width: Width | None = None) -> RunConfig:
         model = {**composed.mapping["model"], "pattern": " ".join(layers)}
+        model = with_value_at(model, *width) if width else model
         return resolve(build({**composed.mapping, "seed": seed, "model": model}, RunConfig, composed.provenance))
+
+    def model_of(layers: Sequence[str], width: Width | None) -> ModelConfig:
+        return run_of(layers, config.seeds[0], width).model
 
     with _at(place):
         first = run_of([config.space.blocks[0]] * config.space.layers, config.seeds[0])
         if first.data.valid is None:
             raise UserError("has no data.valid; expected held-out tokens to score on")
         corpus = open_corpus(first)  # tells what is missing before anything is trained
+    with _at("equal_size"):
+        sizes = Sizes(model_of, first.data.seq_len, "parameters", config.equal_size)
 
     def evaluate(layers: Sequence[str], seed: int) -> Row:
         from hybridtron.training.proxy_run import train_proxy
 
-        loss = train_proxy(run_of(layers, seed))
+        loss = train_proxy(run_of(layers, seed, sizes.width(layers)))
         return {"score": -loss, "valid_loss": loss} if math.isfinite(loss) else {"score": None, "valid_loss": None}
 
     identity = first.identity()
     identity.pop("seed")
     identity["model"].pop("pattern")
     identity["data"] = without_paths(identity["data"], corpus.fingerprints)
-    return Evaluator(evaluate, {"type": "train", "run": identity}, "negative held-out loss")
+    return Evaluator(
+        _scored(evaluate, sizes),
+        {"type": "train", "run": identity, **_equal(config)},
+        "negative held-out loss",
+        sizes=sizes,
+    )
 
 
 def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
     from hybridtron.mad.models.architecture import Architecture
+    from hybridtron.mad.models.candidate import SEQ_LEN
     from hybridtron.mad.tasks.protocol import TASKS, complete
     from hybridtron.mad.training.presets import preset
 
@@ -116,21 +136,29 @@ def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
     with _at("evaluator.tasks"):
         chosen = {name: complete(name, setting) for name, setting in wanted.items()}
 
-    def architecture(layers: Sequence[str]) -> Architecture:
+    def architecture(layers: Sequence[str], width: Width | None = None) -> Architecture:
         used = {name: settings.blocks[name] for name in dict.fromkeys(layers)}
+        keys: dict[str, Any] = {"blocks": used, "hidden_size": settings.hidden_size}
+        keys = with_value_at(keys, *width) if width else keys
         pattern = str(Pattern(tuple(layers)))
-        return Architecture(pattern, used, pattern, settings.hidden_size)
+        return Architecture(pattern, keys["blocks"], pattern, keys["hidden_size"])
+
+    def model_of(layers: Sequence[str], width: Width | None) -> ModelConfig:
+        require_blocks("equal_size.pattern", layers, settings.blocks)
+        return architecture(layers, width).model(vocab_size=16, seq_len=SEQ_LEN)
 
     with _at("evaluator"):
         for name in config.space.blocks:
             architecture([name]).account()  # tells what is wrong with a block before anything is trained
+    with _at("equal_size"):
+        sizes = Sizes(model_of, SEQ_LEN, "non_embedding", config.equal_size)
 
     def evaluate(layers: Sequence[str], seed: int) -> Row:
         from hybridtron.mad.scoring.aggregate import scores
         from hybridtron.mad.training.loop import train_setting
         from hybridtron.training.device import take_device
 
-        candidate, device = architecture(layers), take_device()
+        candidate, device = architecture(layers, sizes.width(layers)), take_device()
         rows = [
             row
             for name, setting in chosen.items()
@@ -145,8 +173,27 @@ def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
         "blocks": {name: settings.blocks[name] for name in config.space.blocks},
         "tasks": chosen,
         "protocol": protocol.as_json(),
+        **_equal(config),
     }
-    return Evaluator(evaluate, identity, "mean accuracy")
+    return Evaluator(_scored(evaluate, sizes), identity, "mean accuracy", sizes=sizes)
+
+
+def _equal(config: SearchConfig) -> dict[str, Any]:
+    """Return what equal sizes add to the identity of an evaluator; nothing where sizes are left alone."""
+    return {"equal_size": config.equal_size.model_dump()} if config.equal_size else {}
+
+
+def _scored(evaluate: Evaluate, sizes: Sizes) -> Evaluate:
+    """Return an evaluation that records an error in place of a score for a pattern that has no right size."""
+
+    def scored(layers: Sequence[str], seed: int) -> Row:
+        try:
+            sizes.width(layers)
+        except UserError as error:
+            return {"score": None, "error": str(error)}
+        return evaluate(layers, seed)
+
+    return scored
 
 
 @contextlib.contextmanager

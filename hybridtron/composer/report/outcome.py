@@ -109,6 +109,12 @@ class Outcome(Shown):
             return None
         return "The best cluster holds one pattern only, so that every vote returns the best single pattern."
 
+    @property
+    def equal_size(self) -> str | None:
+        """Return what size all patterns were given, in words; None where sizes are as the blocks are written."""
+        sizes = self.search.evaluator.sizes
+        return sizes.sentence if sizes else None
+
     def alternatives(self) -> list[dict[str, Any]]:
         """Return the pattern and score of each rule: N_0, N_1, N_all and the best single pattern."""
         patterns = rule_patterns(self.step)
@@ -126,6 +132,8 @@ class Outcome(Shown):
         row: dict[str, Any] = {"pattern": self.text(observation.pattern), "score": observation.score}
         if len(self.search.config.seeds) > 1:
             row["standard_error"] = observation.error
+        if self.search.evaluator.sizes:
+            row["parameters"] = self.search.evaluator.sizes.parameters(self.step.space.names(observation.pattern))
         if self.search.cost:
             row["cost"] = self.search.cost(observation.pattern)
         return row
@@ -170,6 +178,7 @@ class Outcome(Shown):
             "optimum": self.optimum,
             "surrogate_rank_correlation": self.surrogate.correlation if self.surrogate else None,
             "surrogate_observations": len(self.surrogate.scores) if self.surrogate else None,
+            "equal_size": self.equal_size,
             "cost": self.search.cost.label if self.search.cost else None,
             "pareto": self.pareto(),
             "steps": [self._step_row(step) for step in self.progress.steps],

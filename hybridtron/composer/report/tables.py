@@ -29,11 +29,21 @@ def pattern_columns(outcome: Outcome, patterns: Sequence[tuple[int, ...]]) -> li
     return columns + ([Column("Composer", letters)] if any(letters) else [])
 
 
+def parameter_columns(outcome: Outcome, patterns: Sequence[tuple[int, ...]]) -> list[Column]:
+    """Return the parameters of patterns, where the evaluator has models."""
+    sizes = outcome.search.evaluator.sizes
+    names = outcome.step.space.names
+    cost = outcome.search.config.cost
+    label = "parameters evaluated" if cost and cost.measure == "parameters" else "parameters"
+    return [integer_column(label, [sizes.parameters(names(p)) for p in patterns])] if sizes else []
+
+
 def score_columns(outcome: Outcome, observations: Sequence[Observation]) -> list[Column]:
-    """Return scores, with their error over several seeds and their cost where the search has one."""
+    """Return scores, with their error over several seeds, parameters, and their cost where the search has one."""
     columns = [decimal_column("score", [o.score for o in observations])]
     if len(outcome.search.config.seeds) > 1:
         columns.append(decimal_column("standard error", [o.error for o in observations]))
+    columns += parameter_columns(outcome, [o.pattern for o in observations])
     if outcome.search.cost and outcome.search.config.cost:
         label = COSTS[outcome.search.config.cost.measure]
         costs = [outcome.search.cost(o.pattern) for o in observations]
@@ -82,6 +92,7 @@ def rules(outcome: Outcome, step: Step) -> Table:
         Column("rule", list(found)),
         *pattern_columns(outcome, list(found.values())),
         decimal_column("score", known),
+        *parameter_columns(outcome, list(found.values())),
         Column("evaluated", ["no" if score is None else "yes" for score in known]),
     ])  # fmt: skip
 
