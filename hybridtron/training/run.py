@@ -157,10 +157,11 @@ def _writers(config: RunConfig, folder: RunFolder) -> list[Callback]:
         LossPlot(folder.metrics_file, folder.plot_file),
     ]
     if config.precision.format == "fp8":
-        writers += [FP8File(folder.fp8_file), FP8Plot(folder.fp8_file, folder.fp8_plot_file)]
+        rows = folder.path / "fp8.jsonl"
+        writers += [FP8File(rows), FP8Plot(rows, rows.with_suffix(".png"))]
     if config.train.layer_statistics_every:
-        file, picture = folder.layer_statistics_file, folder.layer_statistics_plot_file
-        writers += [LayerStatisticsFile(file), LayerStatisticsPlot(file, picture)]
+        rows = folder.path / "layer_statistics.jsonl"
+        writers += [LayerStatisticsFile(rows), LayerStatisticsPlot(rows, rows.with_suffix(".png"))]
     if config.train.wandb is not None:
         writers.append(WeightsAndBiases(config.train.wandb, folder))
     return writers

@@ -94,22 +94,6 @@ class RunFolder:
         return self.path / "loss.png"
 
     @property
-    def fp8_file(self) -> Path:
-        return self.path / "fp8.jsonl"
-
-    @property
-    def fp8_plot_file(self) -> Path:
-        return self.path / "fp8.png"
-
-    @property
-    def layer_statistics_file(self) -> Path:
-        return self.path / "layer_statistics.jsonl"
-
-    @property
-    def layer_statistics_plot_file(self) -> Path:
-        return self.path / "layer_statistics.png"
-
-    @property
     def summary_file(self) -> Path:
         return self.path / "summary.json"
 
