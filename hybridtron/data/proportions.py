@@ -28,11 +28,12 @@ FRAMES_KEPT = 4
 
 @dataclass(frozen=True)
 class Frame:
-    """The sources of a run of samples, their places in their sources, and each source's samples before the run."""
+    """The sources of a run of samples, their places in their sources, and what each source has before and in it."""
 
     sources: np.ndarray  # [num_samples] int64
     places: np.ndarray  # [num_samples] int64
-    before: tuple[int, ...]
+    before: tuple[int, ...]  # samples of each source before the frame
+    positions: tuple[np.ndarray, ...]  # of each source's samples in the frame, ascending
 
 
 class Proportions:
@@ -64,18 +65,18 @@ class Proportions:
         """Return how many of the first `num_samples` samples each source has."""
         number, inside = divmod(num_samples, self._frame_size)
         frame = self._frame(number)
-        more = np.bincount(frame.sources[:inside], minlength=len(self._parts))
-        return [before + int(count) for before, count in zip(frame.before, more, strict=True)]
+        pairs = zip(frame.before, frame.positions, strict=True)
+        return [before + int(np.searchsorted(positions, inside)) for before, positions in pairs]
 
     def _make_frame(self, number: int) -> Frame:
         start, stop = number * self._frame_size, (number + 1) * self._frame_size
         before, after = self._counts_at(start), self._counts_at(stop)
         sources = np.array(self._schedule(start, stop, before, after), dtype=np.int64)
         places = np.empty_like(sources)
-        for source, count in enumerate(before):
-            here = sources == source
-            places[here] = count + np.arange(int(here.sum()))
-        return Frame(sources, places, tuple(before))
+        positions = tuple(np.flatnonzero(sources == source) for source in range(len(before)))
+        for count, here in zip(before, positions, strict=True):
+            places[here] = count + np.arange(len(here))
+        return Frame(sources, places, tuple(before), positions)
 
     def _counts_at(self, border: int) -> list[int]:
         """Return how many samples each source has before the border of two frames."""
