@@ -64,17 +64,28 @@ def fit_bigram(prefix: Path | str, vocab_size: int, smoothing: float = 1.0) -> B
     return Bigram(vocab_size, pairs, np.log(probs), unseen_log_weights, np.log(unigram_probs))
 
 
-def bigram_bits_per_byte(bigram: Bigram, dataset: TokenDataset, num_samples: int, bytes_per_token: float) -> float:
+def bigram_bits_per_byte(
+    bigram: Bigram, dataset: TokenDataset, num_samples: int, bytes_per_token: float, isolate: bool = False
+) -> float:
     """Compute the bits per byte of `bigram` on the same windows and targets that a model is evaluated on.
 
-    `bytes_per_token` is the split's (SplitReport.bytes_per_token).
+    `bytes_per_token` is the split's (SplitReport.bytes_per_token). With `isolate` the first tokens of documents are no
+    targets.
     """
-    total = 0.0
+    total, targets = 0.0, 0
     rows = max(1, BLOCK // dataset.seq_len)
     for start in range(0, num_samples, rows):
-        windows = dataset.eval_windows(np.arange(start, min(start + rows, num_samples)), num_samples)
-        total += float(bigram.log_probs(windows[:, :-1].ravel(), windows[:, 1:].ravel()).sum())
-    return -total / (num_samples * dataset.seq_len) / math.log(2) / bytes_per_token
+        indices = np.arange(start, min(start + rows, num_samples))
+        windows = dataset.eval_windows(indices, num_samples)
+        log_probs = bigram.log_probs(windows[:, :-1].ravel(), windows[:, 1:].ravel())
+        if isolate:
+            pieces = np.concatenate(dataset.eval_documents(indices, num_samples))
+            begins = np.zeros(windows.size, bool)
+            begins[np.cumsum(pieces) - pieces] = True
+            log_probs = log_probs[~begins.reshape(windows.shape)[:, 1:].ravel()]
+        total += float(log_probs.sum())
+        targets += len(log_probs)
+    return -total / max(1, targets) / math.log(2) / bytes_per_token
 
 
 def _count_pairs(tokens: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -62,6 +62,16 @@ def test_bits_per_byte_are_the_mean_over_the_evaluation_windows(prefix):
     assert bigram_bits_per_byte(fitted, dataset, 7, bytes_per_token=3.5) == pytest.approx(expected, rel=1e-12)
 
 
+def test_first_tokens_of_isolated_documents_are_no_targets(tmp_path):
+    prefix = write_tokens(tmp_path / "documents", np.random.default_rng(0).integers(0, 25, 400))
+    write_index(idx_path(prefix), np.full(80, 5), np.dtype(np.uint16))  # 5 tokens each
+    fitted, dataset = fit_bigram(prefix, vocab_size=25), TokenDataset(prefix, seq_len=50)
+    windows = dataset.eval_windows(np.arange(7), 7)
+    inside = [(row[k : k + 1], row[k + 1 : k + 2]) for row in windows for k in range(50) if (k + 1) % 5]
+    expected = -sum(fitted.log_probs(*pair)[0] for pair in inside) / len(inside) / math.log(2)
+    assert bigram_bits_per_byte(fitted, dataset, 7, 1.0, isolate=True) == pytest.approx(expected, rel=1e-12)
+
+
 def test_a_repeating_text_costs_next_to_nothing_and_noise_its_entropy(tmp_path):
     repeating = write_tokens(tmp_path / "repeating", [65, 66, 67, 68] * 2000)
     fitted = fit_bigram(repeating, 257)

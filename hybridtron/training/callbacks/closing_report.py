@@ -112,4 +112,4 @@ def _bigram(config: RunConfig, corpus: Corpus) -> float | None:
     if source.bytes_per_token is None or config.model.vocab_size > LARGEST_VOCABULARY:
         return None
     table = fit_bigram(corpus.train.prefix, config.model.vocab_size)
-    return bigram_bits_per_byte(table, source.tokens, source.sequences, source.bytes_per_token)
+    return bigram_bits_per_byte(table, source.tokens, source.sequences, source.bytes_per_token, config.data.isolates)
