@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -24,6 +25,8 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which a test of any file may do
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, here and in all processes that tests start
 
+gc.disable()  # until all tests are collected
+
 ROOT = Path(__file__).parent.parent
 
 TINY = {
@@ -44,6 +47,13 @@ TINY = {
     "optimizer": {"lr": 3e-3},
     "schedule": {"warmup_steps": 4},
 }
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported and collected out of garbage collections, of which each training in a test makes one."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
