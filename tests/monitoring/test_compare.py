@@ -210,6 +210,17 @@ def test_paths_that_hold_the_same_tokens_do_not_differ(tmp_path):
     assert ht.compare(tmp_path / "a", tmp_path / "b").differences == {"data.train": ["/a", "/b"]}
 
 
+def test_a_run_that_averages_its_weights_has_a_loss_of_the_average(tmp_path):
+    plain, averaged = (with_held_out(tmp_path / name, FALLING) for name in ("plain", "averaged"))
+    assert "average of weights" not in str(ht.compare(plain))
+    with (averaged / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 101, "tokens": 6464, "loss": 4.0, "ema_valid_loss": 2.875}) + "\n")
+    found = ht.compare(plain, averaged)
+    assert [run["ema_valid_loss"] for run in found.as_json()["runs"]] == [None, 2.875]
+    assert "with the average of weights" in str(found)
+    assert "2.8750" in str(found)
+
+
 def test_sources_of_a_blend_are_compared_one_by_one(tmp_path):
     for name, weight in {"a": 0.5, "b": 0.75}.items():
         file = with_held_out(tmp_path / name, FALLING) / "metrics.jsonl"

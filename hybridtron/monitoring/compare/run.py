@@ -82,6 +82,13 @@ class ComparedRun:
         return noise_of(self.held_out["tokens"], self.held_out["loss"])
 
     @property
+    def ema_valid_loss(self) -> float | None:
+        """Return the last held-out loss of the average of weights, where the run keeps one."""
+        return next(
+            (row["ema_valid_loss"] for row in reversed(self.rows) if is_number(row.get("ema_valid_loss"))), None
+        )
+
+    @property
     def valid_by_source(self) -> dict[str, float]:
         """Return the last held-out loss of each of several sources; empty for one source."""
         rows = [row for row in self.rows if row.get("valid_loss") is not None]
@@ -143,6 +150,7 @@ class ComparedRun:
             "tokens_per_s": self.tokens_per_s,
             "train_loss": self.train_loss,
             "valid_loss": self.valid_loss,
+            "ema_valid_loss": self.ema_valid_loss,
             "valid_loss_by_source": self.valid_by_source,
             "valid_loss_noise": self.valid_noise,
             "valid_bits_per_byte": self.bits_per_byte,

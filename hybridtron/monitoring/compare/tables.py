@@ -23,6 +23,7 @@ def losses(comparison: Comparison) -> Table:
         Column("step", [_step(run) for run in runs], right=True),
         decimal_column("training loss", [run.train_loss for run in runs], places),
         decimal_column("held-out loss", [run.valid_loss for run in runs], places),
+        decimal_column("with the average of weights", [run.ema_valid_loss for run in runs], places),
         Column("bits per byte", [run.bits_per_byte for run in runs], lambda value: f"{value:.{places}f}", right=True),
         Column("noise", [_noise(comparison.noise(run)) for run in runs], right=True, note=_unit(comparison)),
     ]
