@@ -188,7 +188,7 @@ def test_a_list_of_one_source_is_the_plain_path(config, corpora):
             {"names": ("web", "math", "code"), "stages": [{"start_step": 7, "weights": {"code": 0.9, "math": 0.1}}]},
             "data.train[1].path = {corpora}/math/train: holds other tokens than",
         ),
-        ({"stages": []}, "data.stages = 0 stages: expected 1 stage as in"),
+        ({"stages": []}, "data.stages = 0 stages before step 12: expected 1 stage before step 12 as in"),
         (
             {"stages": [{"start_step": 7, "weights": {"math": 0.9, "code": 0.2}}]},
             "data.stages[0].weights[1] = 0.2: expected 0.1",
@@ -203,6 +203,20 @@ def test_what_a_resumed_run_may_not_change(config, whole, corpora, capsys, chang
     overrides += [f"data.stages={json.dumps(change['stages'])}"] if "stages" in change else []
     assert main(["train", str(config), f"folder={whole}", f"train.steps={STEPS + 1}", *overrides, "--resume"]) == 2
     assert message.format(corpora=corpora) in capsys.readouterr().err
+
+
+def test_a_stage_that_has_not_begun_may_change(config, capsys):
+    """A stage from step 4 on gives the same whether it was there from the beginning or is decided upon at step 4."""
+    late = "data.stages=[{start_step: 4, weights: {web: 1}}, {start_step: 6, weights: {math: 1, code: 3}}]"
+    planned = run(config, "planned", late, "train.steps=8")
+    folder = run(config, "decided", "train.steps=4")
+    capsys.readouterr()
+    run(config, "decided", late, "train.steps=8", "--resume")
+    shown = capsys.readouterr().err
+    assert "data.stages[0].start_step 7 -> 4 from step 5" in shown
+    assert "data.stages[1].weights[1] null -> 3.0 from step 5" in shown
+    assert numbers(folder)[4:] == numbers(planned)[4:]
+    assert_equal_weights(folder, planned)
 
 
 def test_a_source_that_is_read_many_times_is_named_before_training(config, capsys):

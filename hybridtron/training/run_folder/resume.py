@@ -36,8 +36,11 @@ FIXED = (
     *(f"train.{key}" for key in INIT_KEYS),
     "optimizer.type",
 )  # of these
-# Paths that may change where what they hold stays the same, and names; of held-out sources also the weights.
-TOKENS = re.compile(r"data\.(tokenizer|train|valid|(train|valid)\[\d+]\.(path|name)|valid\[\d+]\.weight)")
+# Paths may change where what they hold stays the same, and names; of held-out sources also the weights. Stages that
+# have begun are compared apart.
+TOKENS = re.compile(
+    r"data\.(tokenizer|train|valid|(train|valid)\[\d+]\.(path|name)|valid\[\d+]\.weight|stages\[\d+]\..*)"
+)
 LARGEST_RISE = 2  # of the learning rate from one step to the next that is not told: that of a warm-up's second step
 
 
@@ -88,6 +91,7 @@ def find_start(
     if start.checkpoint is None:  # it stopped before its first checkpoint
         start = _from_weights(start, config)
     checkpoint, state = start.checkpoint, start.state
+    _require_equal(folder, _begun_stages(before, state.step), _begun_stages(config, state.step))
     if state.step > config.train.steps:
         raise UserError(f"train.steps = {config.train.steps}: expected at least {state.step}, as {checkpoint} has")
     was, now = _free(before) | _precision(before), _free(config) | _precision(config)
@@ -105,6 +109,11 @@ def _require_same(folder: RunFolder, before: RunConfig, config: RunConfig) -> No
         way = ", or precision.change_on_resume true beside it"
     if not way or not config.precision.change_on_resume:
         was, now = was | _precision(before), now | _precision(config)
+    _require_equal(folder, was, now, way)
+
+
+def _require_equal(folder: RunFolder, was: Mapping[str, Any], now: Mapping[str, Any], way: str = "") -> None:
+    """Raise UserError for the first key that differs; `way` says how a key of precision may change."""
     first = ("precision.format", "data.train")
     for key in sorted(was.keys() | now.keys(), key=lambda key: (key not in first, key)):
         if was.get(key) != now.get(key):
@@ -204,15 +213,21 @@ def _fixed(config: RunConfig) -> dict[str, Any]:
     fixed = {key: value for key, value in _flat(config).items() if not _is_free(key)}
     apart = ("model.blocks.", "model.pattern", "precision.")
     kept = {key: value for key, value in fixed.items() if not key.startswith(apart)}
-    # Numbers of entries are compared before the keys of each.
-    kept["data.train"] = _count(max(1, len(config.data.train_sources)), "source")
-    kept["data.stages"] = _count(len(config.data.stages), "stage")
+    kept["data.train"] = _count(max(1, len(config.data.train_sources)), "source")  # compared before the keys of each
     # Cuts into pipeline stages belong to the layout; blocks that no layer uses, and keys of speed, to nothing.
     kept["model.pattern"] = str(Pattern(names))
     for name in sorted(set(names)):
         for key, value in model.blocks[name].model_dump(exclude=set(_speed_keys(model.blocks[name]))).items():
             kept[f"model.blocks.{name}.{key}"] = value
     return kept
+
+
+def _begun_stages(config: RunConfig, step: int) -> dict[str, Any]:
+    """Return the stages of data.stages that have given samples before a step (from 0), by key."""
+    number = sum(stage.start_step < step for stage in config.data.stages)
+    places = tuple(f"data.stages[{position}]." for position in range(number))
+    begun = {key: value for key, value in _flat(config).items() if key.startswith(places)}
+    return {"data.stages": f"{_count(number, 'stage')} before step {step}", **begun}
 
 
 def _count(number: int, noun: str) -> str:
