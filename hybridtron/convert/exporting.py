@@ -6,8 +6,11 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from hybridtron.config.nearest import one_of
 from hybridtron.convert.architectures import ARCHITECTURES
@@ -17,14 +20,16 @@ from hybridtron.convert.formats.checkpoint import CheckpointSource
 from hybridtron.convert.formats.safetensors import SHARD_BYTES, SafetensorsSink, SafetensorsSource
 from hybridtron.convert.formats.source import Source, TensorInfo, dtype_name
 from hybridtron.convert.importing import CONFIG
-from hybridtron.convert.new_run import Progress, with_total
+from hybridtron.convert.new_run import Progress, new_run, with_total
 from hybridtron.convert.receipt import Logits, Receipt, check_logits_choice, write_receipt
 from hybridtron.convert.streaming import (
     Table,
     chosen_dtype,
+    infos_here,
     infos_there,
     main_dtype,
     require_same_tensors,
+    write_ours,
     write_theirs,
 )
 from hybridtron.convert.tokenizer import GENERATION, IDS, their_files
@@ -35,6 +40,7 @@ from hybridtron.initial_weights import VOCABULARY
 from hybridtron.model.config import ModelConfig
 from hybridtron.training.config import RunConfig
 from hybridtron.training.run_folder.folder import read_run
+from hybridtron.training.run_folder.train_state import TrainState
 
 
 def to_hf(
@@ -92,6 +98,7 @@ def to_hf(
     return write_receipt(
         "to-hf", table, source, theirs, source_folder=checkpoint, target_folder=out, run=checkpoint, hf=out, into=out,
         notes=notes, vocabulary=vocabulary, logits=logits, check=check, began=began,
+        rounded=None if dtype is None else partial(_write_run, table, theirs, config),
     )  # fmt: skip
 
 
@@ -99,6 +106,12 @@ def to_hf(
 _ONE_DOCUMENT = (
     "trained with data.documents isolate: a sequence is one document; packed ones need position_ids that restart"
 )
+
+
+def _write_run(table: Table, theirs: Source, config: RunConfig, folder: Path) -> None:
+    """Write the values of an exported folder as a run folder, in float32, which holds them exactly."""
+    with new_run(folder, config, TrainState(), infos_here(table, theirs.tensors, torch.float32)) as sink:
+        write_ours(table, theirs, sink)
 
 
 def choose(model: ModelConfig, name: str | None) -> tuple[Architecture, dict[str, Any]]:

@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,20 @@ from hybridtron.config.nearest import one_of
 from hybridtron.convert.architectures import ARCHITECTURES
 from hybridtron.convert.architectures.architecture import Architecture, Settings
 from hybridtron.convert.formats.checkpoint import CheckpointSource
-from hybridtron.convert.formats.safetensors import SafetensorsSource
+from hybridtron.convert.formats.safetensors import SHARD_BYTES, SafetensorsSink, SafetensorsSource
 from hybridtron.convert.formats.source import Source
 from hybridtron.convert.new_run import Progress, imported_config, new_run
 from hybridtron.convert.receipt import Logits, Receipt, check_logits_choice, write_receipt
-from hybridtron.convert.streaming import Table, chosen_dtype, infos_here, main_dtype, require_same_tensors, write_ours
+from hybridtron.convert.streaming import (
+    Table,
+    chosen_dtype,
+    infos_here,
+    infos_there,
+    main_dtype,
+    require_same_tensors,
+    write_ours,
+    write_theirs,
+)
 from hybridtron.convert.tokenizer import our_files
 from hybridtron.convert.vocabulary import ResizedVocabulary, names_of_vocabulary, padded_size, with_vocabulary
 from hybridtron.data.tokenizer import FILE_NAME
@@ -95,7 +105,19 @@ def from_hf(
     return write_receipt(
         "from-hf", table, ours, source, source_folder=folder, target_folder=out, run=out, hf=folder, into=out,
         ignored=ignored, notes=notes, vocabulary=vocabulary, logits=logits, check=check, began=began,
+        rounded=None if dtype is None else partial(_write_folder, table, ours, settings, vocabulary),
     )  # fmt: skip
+
+
+def _write_folder(
+    table: Table, ours: Source, settings: Mapping[str, Any], vocabulary: Mapping[str, int] | None, folder: Path
+) -> None:
+    """Write the values of an imported run as a Hugging Face folder, in float32, which holds them exactly."""
+    if vocabulary is not None:
+        settings = {**settings, "vocab_size": vocabulary["written"]}
+    infos, files = infos_there(table, ours.tensors, torch.float32), {CONFIG: json.dumps(settings).encode()}
+    with SafetensorsSink(folder, infos, files, SHARD_BYTES, None) as sink:
+        write_theirs(table, ours, sink)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -9,9 +9,10 @@ import json
 import logging
 import math
 import platform
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from pathlib import Path
@@ -120,25 +121,25 @@ def write_receipt(
     logits: Logits = "auto",
     check: bool = True,
     began: float | None = None,
+    rounded: Callable[[Path], None] | None = None,
 ) -> Receipt:
     """Compare what was written with what was read, write conversion.json, and return what it holds.
 
     It is written before logits are compared, and again after. Without `check` nothing is read back, and there are no
-    hashes. The conversion `began` at this time of `time.perf_counter`.
+    hashes. The conversion `began` at this time of `time.perf_counter`. Where number formats were converted, `rounded`
+    writes the source with rounded values, whose logits are compared: rounding moves them by more than TOLERANCE.
 
     Raises OSError, after it is written, where a tensor differs, and what comparing logits raises where `logits` is
     always.
     """
     written = time.perf_counter()
     seconds = {"convert": round(written - began, 2)} if began is not None else {}
-    side: Side = "ours" if verb.startswith("from-") else "theirs"
     if check:
-        checked = _check(table, ours, theirs, source_folder, target_folder, side)
+        equal, source_files, target_files = _check(table, ours, theirs, source_folder, target_folder, verb)
         seconds["check"] = round(time.perf_counter() - written, 2)
     else:
-        checked = {}, {}, {}
+        equal, source_files, target_files = {}, {}, {}
         notes = [*notes, _UNCHECKED]
-    equal, source_files, target_files = checked
     receipt = Receipt(
         verb,
         table.architecture,
@@ -160,7 +161,7 @@ def write_receipt(
     if receipt.different:
         raise _differs(receipt)
     if compares:
-        receipt = _with_logits(receipt, logits, run, hf)
+        receipt = _with_logits(receipt, logits, run, hf, rounded)
         _write(receipt, into)
     return receipt
 
@@ -188,9 +189,10 @@ def _records(table: Table, theirs: Source, equal: Mapping[str, bool]) -> list[Te
 
 
 def _check(
-    table: Table, ours: Source, theirs: Source, source_folder: Path, target_folder: Path, written: Side
+    table: Table, ours: Source, theirs: Source, source_folder: Path, target_folder: Path, verb: str
 ) -> tuple[Mapping[str, bool], dict[str, str], dict[str, str]]:
     """Return whether each tensor there is equal, and the hashes of source and target, computed meanwhile."""
+    written: Side = "ours" if verb.startswith("from-") else "theirs"
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         source_files, target_files = (pool.submit(hashes, folder) for folder in (source_folder, target_folder))
         equal = compare(table, ours, theirs, written=written)
@@ -214,7 +216,9 @@ def _versions() -> dict[str, str]:
     return {"hybridtron": __version__, "python": platform.python_version(), **found}
 
 
-def _with_logits(receipt: Receipt, choice: Logits, run: Path, hf: Path) -> Receipt:
+def _with_logits(
+    receipt: Receipt, choice: Logits, run: Path, hf: Path, rounded: Callable[[Path], None] | None
+) -> Receipt:
     """Return a receipt with what comparing logits gave, or, where that is not asked for, why it gave nothing."""
     if choice == "auto" and receipt.parameters > LARGEST:
         why = f"more than {LARGEST:,} parameters; logits='always' compares them"
@@ -222,7 +226,12 @@ def _with_logits(receipt: Receipt, choice: Logits, run: Path, hf: Path) -> Recei
     try:
         from hybridtron.convert.logits import largest_differences
 
-        found, largest, why_not = largest_differences(run, hf)
+        with tempfile.TemporaryDirectory(prefix="hybridtron-") as folder:
+            if rounded is not None:
+                source = Path(folder, "rounded")
+                rounded(source)
+                run, hf = (run, source) if receipt.verb.startswith("from-") else (source, hf)
+            found, largest, why_not = largest_differences(run, hf)
     except Exception as error:
         if choice == "always":
             raise

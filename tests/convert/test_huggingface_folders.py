@@ -12,6 +12,7 @@ import torch
 
 import hybridtron as ht
 from hybridtron.cli.main import main
+from hybridtron.convert import logits
 from hybridtron.convert.exporting import to_hf
 from hybridtron.convert.importing import from_hf
 from hybridtron.errors import UserError
@@ -151,8 +152,6 @@ def test_other_logits_of_equal_tensors_are_judged(theirs, tmp_path, capsys, monk
 
 def test_the_receipt_outlives_a_comparison_of_logits_that_fails(theirs, tmp_path, capfd, monkeypatch):
     """Of two processes without a checkpoint: neither's output reaches the terminal."""
-    from hybridtron.convert import logits
-
     source, real = theirs[LLAMA].folder, logits._logits_of_two_processes
     monkeypatch.setattr(logits, "_logits_of_two_processes", lambda run, tokens: real(run / "nowhere", tokens))
     receipt = from_hf(source, tmp_path / "auto")
@@ -244,6 +243,16 @@ def test_a_narrower_number_format_is_equal_to_what_was_converted(copy, tmp_path,
     assert not (tmp_path / "beyond").exists()
 
 
+def test_logits_are_compared_with_those_of_rounded_weights(copy, tmp_path, monkeypatch):
+    """Rounding alone moves logits further than they may differ."""
+    monkeypatch.setattr(logits, "_logits_of_two_processes", logits._own_logits)
+    from_hf(copy, tmp_path / "wide", logits="never")
+    found = from_hf(copy, tmp_path / "narrow", dtype="bfloat16", pad_vocab_to=7, logits="always")
+    assert found.same_logits
+    assert logits.largest_differences(tmp_path / "narrow", copy)[0]["TP1"] > 1e-4 * found.largest_logit
+    assert to_hf(tmp_path / "wide", tmp_path / "exported", dtype="bfloat16", logits="always").same_logits
+
+
 def test_an_unlimited_step_size_is_strict_json(theirs, tmp_path):
     """As transformers writes it, which reads it back."""
     from transformers import AutoConfig
@@ -307,6 +316,7 @@ def test_tensors_too_many_and_too_few(copy, tmp_path):
             "max_position_embeddings is missing",
         ),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_parameters": "remove"}, "rope_type = 'dynamic'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type = 'dynamic'"),  # transformers prefers it
         ({"mlp_bias": True}, "mlp_bias = True: expected False"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu': expected 'silu'"),
     ],
