@@ -94,11 +94,10 @@ def to_hf(
     with SafetensorsSink(out, infos, files, shard_bytes, with_total(progress, total)) as sink:
         write_theirs(table, source, sink)
     theirs = SafetensorsSource(out)
-    notes = [_ONE_DOCUMENT] if config.data.isolates else []
     return write_receipt(
         "to-hf", table, source, theirs, source_folder=checkpoint, target_folder=out, run=checkpoint, hf=out, into=out,
-        notes=notes, vocabulary=vocabulary, logits=logits, check=check, began=began,
-        rounded=None if dtype is None else partial(_write_run, table, theirs, config),
+        notes=[_ONE_DOCUMENT] if config.data.isolates else [], vocabulary=vocabulary, logits=logits, check=check,
+        began=began, rounded=None if dtype is None else partial(_write_run, table, theirs, config),
     )  # fmt: skip
 
 

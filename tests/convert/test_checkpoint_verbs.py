@@ -232,6 +232,8 @@ def test_an_average_is_that_of_its_checkpoints(run, tmp_path):
         for key, value in found.items():
             torch.testing.assert_close(value, share * first[key] + (1 - share) * last[key], rtol=1e-6, atol=1e-8)
     assert ht.load(tmp_path / "equal").logits(TOKENS).isfinite().all()
+    with pytest.raises(UserError, match=r"has no optimizer state to resume from; expected .*train.init_from="):
+        ht.train(tmp_path / "equal", "train.steps=6", resume=True)
 
 
 def test_bf16_is_averaged_in_float32():

@@ -164,8 +164,11 @@ def scaled_rotary(
 
 
 def _rotary(settings: Settings) -> tuple[Mapping[str, Any], str]:
-    """Return what config.json says of rotary frequencies, and its kind. Raises UserError."""
-    rotary = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    """Return what config.json says of rotary frequencies, and its kind. Raises UserError.
+
+    Of two settings transformers takes the older one, rope_scaling (modeling_rope_utils.py).
+    """
+    rotary = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
     settings.ignore("rope_parameters", "rope_scaling", "rope_theta", _LENGTH)
     if not isinstance(rotary, Mapping):
         raise UserError(f"{settings.file}: rope_parameters = {rotary!r}: expected a mapping")

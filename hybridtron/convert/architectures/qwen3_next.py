@@ -57,7 +57,7 @@ def _to_ours(settings: Settings) -> dict[str, Any]:
 
 
 def _rotary_factor(settings: Settings) -> float:
-    rotary = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    rotary = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
     return rotary.get("partial_rotary_factor", settings.get("partial_rotary_factor", 0.25))
 
 

@@ -34,6 +34,8 @@ def output_folder(folder: Path, size_bytes: int = 0) -> Iterator[Path]:
         UserError: where the folder exists, cannot be made, is being written by another process, or the disk has too
             little room.
     """
+    if not folder.name:
+        raise UserError(f"{str(folder)!r}: expected the name of a new folder")
     draft = folder.with_name(folder.name + PARTIAL)
     if os.path.lexists(folder):
         raise UserError(f"{folder}: exists: expected the name of a new folder")

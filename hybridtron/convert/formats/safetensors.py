@@ -81,7 +81,8 @@ def _nothing_there(folder: Path) -> str:
         return "no such folder"
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern) if _is_pickle(path))
     if not pickles:
-        return f"has no {FILE} and no {INDEX}"
+        shards = sorted(path.name for path in folder.glob("*.safetensors"))
+        return f"has no {FILE} and no {INDEX}" + (f" that names {shards[0]} and the other files" if shards else "")
     return (
         f"holds {pickles[0]}, a pickle of torch.save, which can run code when it is read; expected {FILE}, which "
         "save_pretrained of transformers writes"

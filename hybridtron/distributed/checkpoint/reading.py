@@ -154,6 +154,11 @@ class _ChunkPlanner(DefaultLoadPlanner):
     def _entry(self, index: Metadata, key: str, chunk: Chunk) -> TensorStorageMetadata:
         """Return what the index says of a tensor. Raises UserError where it is missing or has another shape."""
         entry = index.state_dict_metadata.get(key)
+        if entry is None and not any(name.startswith("optimizer.") for name in index.state_dict_metadata):
+            raise UserError(
+                f"{self.folder}: has no optimizer state to resume from; expected a new run that begins with its "
+                f"weights, by train.init_from={self.folder}"
+            )
         if not isinstance(entry, TensorStorageMetadata) or tuple(entry.size) != chunk.shape:
             there = shape_text(tuple(entry.size)) if isinstance(entry, TensorStorageMetadata) else "absent"
             raise UserError(

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -178,7 +179,7 @@ def test_a_wrong_index_is_refused(sharded):
     refused({"weight_map": [1]}, "no mapping", DamagedCheckpoint)
     refused("{", "has no weight_map", DamagedCheckpoint)
     (sharded / INDEX).unlink()
-    with pytest.raises(UserError, match=f"has no {FILE} and no {INDEX}"):
+    with pytest.raises(UserError, match=f"has no {FILE} and no {INDEX} that names model-00001-of-"):
         SafetensorsSource(sharded)
 
 
@@ -193,6 +194,8 @@ def test_an_existing_folder_is_refused(single):
     with pytest.raises(UserError, match="single: exists: expected the name of a new folder"):
         write(single)
     assert (single / FILE).read_bytes() == before
+    with pytest.raises(UserError, match=r"'\.': expected the name of a new folder"):
+        write(Path())
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, ValueError])
