@@ -21,7 +21,7 @@ from hybridtron.training.optimizer_config import DECAYING, OptimizerConfig, Sche
 
 
 class BatchStage(Strict):
-    """Steps with a smaller global batch."""
+    """Steps with a global batch of another size."""
 
     steps: int = Field(ge=1, description="Steps of the stage.")
     global_batch_size: int = Field(ge=1, description="Sequences per optimizer step in them.")

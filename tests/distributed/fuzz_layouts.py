@@ -19,7 +19,7 @@ from typing import Any
 from hybridtron.errors import UserError
 from hybridtron.training.validation.resolve import data_parallel_size
 from tests.distributed import walk
-from tests.distributed.layouts import BLOCKS, COMPARED, MODELS, TABLE, Layout
+from tests.distributed.layouts import BLOCKS, COMPARED, MODELS, OPTIMIZER, TABLE, Layout
 from tests.warm import launch
 
 CASES, PROCESSES = 12, 4
@@ -48,6 +48,7 @@ def make_cases(count: int, seed: int) -> dict[str, Layout]:
             pattern[-1] = model
             BLOCKS[model] = {"type": "parallel", "branches": branches, "merge": draw.choice(["sum", "mean", "gate"])}
         MODELS[model] = {"pattern": " ".join(pattern), "tie_embeddings": draw.random() < 0.3}
+        OPTIMIZER[model] = {"type": "muon"} if index % 2 else {}
         name = f"{model} in its layout"
         cases[name] = _valid_layout(model, draw)
         TABLE[model], TABLE[name] = Layout(model), cases[name]

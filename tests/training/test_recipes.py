@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 
+from hybridtron.api.study import plan
 from hybridtron.cli.main import main
 from hybridtron.convert.formats.checkpoint import CheckpointSource
 from hybridtron.convert.reshard import reshard
@@ -94,6 +95,11 @@ def test_momentum_and_averages_are_resharded(folder):
         assert torch.equal(moved[name], tensor), name
     kinds = {name.split(".")[1] for name in moved if name.startswith("optimizer.")}
     assert kinds == {"exp_avg", "exp_avg_sq", "momentum", "ema"}
+
+
+def test_the_plan_counts_what_the_checkpoint_holds(folder):
+    stored = sum(tensor.nbytes for tensor in tensors(folder / "whole").values())
+    assert plan(folder / "run.yaml", gpus=1).checkpoint.total_bytes == stored
 
 
 def test_an_average_may_begin_on_resume_and_growing_batches_may_not_change(folder, monkeypatch, capsys):
