@@ -125,7 +125,13 @@ def match_size(
         raise UserError(f"{reference.name}: has no {WORDS[of]}; expected a model that has some")
     key = adjust or f"model.{default_key(own.model, seq_len, of)}"
     place = f"adjust = {key}"
-    was = require_whole_number(place, value_at(own.model_dump(mode="json", serialize_as_any=True), key))
+    keys = own.model_dump(mode="json", serialize_as_any=True)
+    section, _, name = key.rpartition(".")
+    siblings = value_at(keys, section) if section else keys
+    if not isinstance(siblings, dict) or name not in siblings:
+        choices = siblings if isinstance(siblings, dict) else keys
+        raise UserError(f"{place}: no such key; expected {one_of(name if choices is siblings else key, choices)}")
+    was = require_whole_number(place, siblings[name])
 
     def build(value: int) -> RunConfig:
         return read_model_config(config, *overrides, f"{key}={value}")

@@ -210,6 +210,7 @@ LAYOUTS: dict[str, Layout] = {
     "packed dp2 do": _layout("packed", 2, **DO),
     "packed tp2 sp cp2 pp2 recomputed": _layout("packed", **SP, **CP, **PP, recompute="full"),
     "mapped tp2 pp2": _layout("mapped", **TP, **PP),
+    "mapped dp2 do": _layout("mapped", 2, **DO),
     "half dp2 do": _layout("half", 2, **DO),
     "half pp2 vpp2 dp2 do": _layout("half", 2, **VPP, **DO),
     "tensorwise tp2 sp": _layout("tensorwise", **SP),
