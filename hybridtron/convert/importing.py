@@ -76,9 +76,8 @@ def from_hf(
         UserError: for an architecture or a setting that is not known, tensors left over or missing, damaged files, or
             an `out` that exists.
     """
-    folder, out = Path(folder), Path(out)
+    folder, out, began = Path(folder), Path(out), time.perf_counter()
     check_logits_choice(logits)
-    began = time.perf_counter()
     settings = read_settings(folder)
     architecture, model = understand(settings, folder / CONFIG)
     length = _seq_len(settings, seq_len)
