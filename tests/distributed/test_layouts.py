@@ -97,8 +97,11 @@ def test_norms_of_every_layer_are_those_of_one_process(found, name):
     model = LAYOUTS[name].model
     layers, expected = found[name]["layer_statistics"], found[model]["layer_statistics"]
     assert len(layers) == len(MODELS[model]["pattern"].split()) + 2
-    squares = [numbers["grad_norm"] ** 2 for numbers in layers.values()]
-    assert sum(squares) ** 0.5 == pytest.approx(found[name]["grad_norms"][0], rel=NORM)
+    whole = sum(numbers["grad_norm"] ** 2 for numbers in layers.values()) ** 0.5
+    if "clip_groups" in OPTIMIZER.get(model, {}):  # which comes before the norm of all gradients
+        assert whole > found[name]["grad_norms"][0]
+    else:
+        assert whole == pytest.approx(found[name]["grad_norms"][0], rel=NORM)
     assert layers == {
         layer: pytest.approx(numbers, rel=STATISTICS * HALF.get(model, 1)) for layer, numbers in expected.items()
     }
