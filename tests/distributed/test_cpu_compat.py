@@ -1,5 +1,6 @@
 """megatron-core is imported, and CUDA calls go to the CPU, inside process groups only."""
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -76,10 +77,43 @@ WITHOUT_MEGATRON = {
 }
 
 
-@pytest.mark.parametrize("what", WITHOUT_MEGATRON)
-def test_does_not_import_megatron(what, tmp_path):
+IN_FORKS = """
+import json, os, traceback
+failed = []
+for name, code in json.loads(sys.argv[1]).items():
+    child = os.fork()
+    if not child:
+        try:
+            exec(code, globals())
+            require_no_megatron()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        failed.append(name)
+print()
+print(json.dumps(failed))
+"""
+
+
+@pytest.fixture(scope="module")
+def importing_megatron(tmp_path_factory):
+    """Run all in forks of one interpreter that has imported torch alone; return the names of those that failed."""
+    pieces = {name: textwrap.dedent(code) for name, code in WITHOUT_MEGATRON.items()}
     repository = environment()["PYTHONPATH"]
-    run(f"REPOSITORY = {repository!r}\n" + textwrap.dedent(WITHOUT_MEGATRON[what]) + "require_no_megatron()", tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", f"REPOSITORY = {repository!r}\n{PROLOGUE}{IN_FORKS}", json.dumps(pieces)],
+        env=environment(), cwd=tmp_path_factory.mktemp("forks"), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    print(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("what", WITHOUT_MEGATRON)
+def test_does_not_import_megatron(what, importing_megatron):
+    assert what not in importing_megatron
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA calls are CUDA's where it is usable")

@@ -38,7 +38,7 @@ def test_a_killed_rank_is_named_and_the_others_end_soon(monkeypatch, capfd):
 
 def test_ranks_import_nothing_from_the_current_folder(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    for name in ("yaml", "argparse", "torch"):
+    for name in ("yaml", "argparse", "numpy", "torch"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('from the current folder')")
     for path in ("", f"{os.pathsep}/nowhere{os.pathsep}", str(ROOT)):
         monkeypatch.setenv("PYTHONPATH", path)
