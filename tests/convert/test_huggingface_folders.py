@@ -202,6 +202,31 @@ def test_a_run_begins_with_an_imported_model(imported, corpus, tmp_path):
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+def test_layers_of_an_imported_model_are_taken_by_name(imported, corpus, tmp_path):
+    """Its first two layers, twice, and a larger vocabulary."""
+    model = model_section(imported)
+    names, rows = ht.load(imported).config.model.layer_names, model["vocab_size"]
+    model |= {"pattern": " ".join(names[:2] * 2), "vocab_size": rows + 64}
+    config = {
+        "name": "mapped", "folder": str(tmp_path / "run"), "model": model,
+        "data": {"train": str(corpus / "train"), "seq_len": 16},
+        "train": {
+            "steps": 1, "global_batch_size": 1, "init_from": str(imported), "init_vocabulary": "extend",
+            "init_map": {f"layers.{i}": f"layers.{i % 2}" for i in range(4)},
+            "init_left_over": [f"layers.{i}" for i in range(2, len(names))],
+        },
+        "optimizer": {"lr": 1e-30},
+    }  # fmt: skip
+    ht.train(config)
+    before, after = ht.load(imported).state_dict(), ht.load(tmp_path / "run").state_dict()
+    assert torch.equal(after["embedding.weight"][:rows], before["embedding.weight"])
+    layers = [name for name in after if name.startswith("layers.")]
+    assert len({name.split(".")[1] for name in layers}) == 4
+    for name in layers:
+        _, index, rest = name.split(".", 2)
+        assert torch.equal(after[name], before[f"layers.{int(index) % 2}.{rest}"])
+
+
 def model_section(run):
     return ht.load(run).config.model.model_dump(mode="json", serialize_as_any=True)
 
