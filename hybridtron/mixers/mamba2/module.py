@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from hybridtron.documents import Documents
 from hybridtron.mixers.mixer import ConvState, Mixer, recompute
-from hybridtron.ops.conv.short_conv import short_conv_prefill, short_conv_step
+from hybridtron.ops.conv.short_conv import short_conv_step
 from hybridtron.ops.elementwise.norm import gated_rms_norm
 from hybridtron.ops.elementwise.precision import accumulation_dtype
-from hybridtron.ops.ssm.mamba2 import mamba2_core, step_sizes
-from hybridtron.ops.ssm.ssd import ssd_prefill, ssd_step
+from hybridtron.ops.ssm.mamba2 import mamba2_core, mamba2_prefill, step_sizes
+from hybridtron.ops.ssm.ssd import ssd_step
 
 
 class Mamba2(Mixer):
     """Selective state space with a decay per head; parts of the projection are z, x, B, C and dt."""
 
     def core(self, packed: Tensor, documents: Documents | None = None) -> Tensor:
-        config, log = self.config, self.local_heads("A_log")
-        return mamba2_core(
-            packed,
-            self.local_heads("conv_weight"),
-            self.local_heads("conv_bias") if config.conv_bias else None,
-            self.local_heads("dt_bias"),
-            -log.to(accumulation_dtype(log)).exp(),
-            self.local_heads("D"),
-            self.local_heads("norm_weight"),
-            head_dim=config.head_dim,
-            state_dim=config.state_dim,
-            chunk_size=config.chunk_size,
-            eps=self.backend.norm_eps,
-            dt_limit=config.dt_limit,
-            documents=documents,
-        )
+        return mamba2_core(packed, *self._weights(), **self._settings(), documents=documents)
 
     def isolated_core(self, packed: Tensor, documents: Documents) -> Tensor:
         """Leave documents to the operation, whose kernels go from one to the next where they lie."""
@@ -47,41 +33,37 @@ class Mamba2(Mixer):
         return ConvState(self.zero_conv_inputs(batch), memory)
 
     def prefill_core(self, packed: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
-        z, conv_input, dt = (part.transpose(0, 1) for part in self._split(packed))  # [b, s, .]
-        convolved, conv = short_conv_prefill(state.conv, conv_input, self.conv_weight, self._conv_bias, "silu")
-        x, dt, A, b, c = self._scanned(convolved, dt)
-        y, ssm = ssd_prefill(state.memory, x, dt, A, b, c, self.D, self.config.chunk_size)
-        return self._norm_and_gate(y, z).transpose(0, 1), ConvState(conv, ssm)
+        y, conv, memory = mamba2_prefill(state.conv, state.memory, packed, *self._weights(), **self._settings())
+        return y, ConvState(conv, memory)
 
     def step_core(self, packed: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
-        z, conv_input, dt = self._split(packed)
-        convolved, conv = short_conv_step(state.conv, conv_input, self.conv_weight, self._conv_bias, "silu")
-        y, ssm = ssd_step(state.memory, *self._scanned(convolved, dt), self.D)
-        return self._norm_and_gate(y, z), ConvState(conv, ssm)
+        config, sizes = self.config, self.core_sizes
+        conv_weight, conv_bias, dt_bias, A, D, norm_weight = self._weights()
+        z, conv_input, dt = packed.split([sizes[0], sum(sizes[1:-1]), sizes[-1]], -1)
+        convolved, conv = short_conv_step(state.conv, conv_input, conv_weight, conv_bias, "silu")
+        x, b, c = convolved.split(sizes[1:-1], -1)
+        x = x.unflatten(-1, (-1, config.head_dim))  # [b, heads or groups, .]
+        b, c = b.unflatten(-1, (-1, config.state_dim)), c.unflatten(-1, (-1, config.state_dim))
+        steps = step_sizes(dt.to(A.dtype), dt_bias, config.dt_limit)
+        y, memory = ssd_step(state.memory, x, steps, A, b, c, D)
+        y = gated_rms_norm(y.flatten(1), z, norm_weight, self.backend.norm_eps, config.groups)
+        return y, ConvState(conv, memory)
 
-    @property
-    def _conv_bias(self) -> Tensor | None:
-        return self.conv_bias if self.config.conv_bias else None
-
-    def _split(self, packed: Tensor) -> tuple[Tensor, ...]:
-        """Split into z, the channels of the convolution together, and dt."""
-        z, *convolved, dt = self.core_sizes
-        return packed.split([z, sum(convolved), dt], -1)
-
-    def _scanned(self, convolved: Tensor, dt: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return the arguments of `ssd`: x, dt, A, B and C, tokens [..., heads or groups, .]."""
-        config, dtype = self.config, accumulation_dtype(dt)
-        x, b, c = (
-            part.unflatten(-1, (-1, width))
-            for part, width in zip(
-                convolved.split(self.core_sizes[1:-1], -1),
-                (config.head_dim, config.state_dim, config.state_dim),
-                strict=True,
-            )
+    def _weights(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+        """Return the arguments of `mamba2_core` after the tokens."""
+        log = self.local_heads("A_log")
+        return (
+            self.local_heads("conv_weight"),
+            self.local_heads("conv_bias") if self.config.conv_bias else None,
+            self.local_heads("dt_bias"),
+            -log.to(accumulation_dtype(log)).exp(),
+            self.local_heads("D"),
+            self.local_heads("norm_weight"),
         )
-        steps = step_sizes(dt.to(dtype), self.dt_bias, config.dt_limit)
-        return x, steps, -self.A_log.to(dtype).exp(), b, c
 
-    def _norm_and_gate(self, y: Tensor, z: Tensor) -> Tensor:
-        """Map outputs [..., heads, p] to [..., heads * p], normed and gated."""
-        return gated_rms_norm(y.flatten(-2), z, self.norm_weight, self.backend.norm_eps, self.config.groups)
+    def _settings(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "head_dim": config.head_dim, "state_dim": config.state_dim, "chunk_size": config.chunk_size,
+            "eps": self.backend.norm_eps, "dt_limit": config.dt_limit,
+        }  # fmt: skip

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hybridtron.documents import Documents, isolated
-from hybridtron.ops.conv.short_conv import short_conv
+from hybridtron.ops.conv.short_conv import short_conv, short_conv_prefill
 from hybridtron.ops.dispatch import Implementation, otherwise, register, select
 from hybridtron.ops.elementwise.norm import gated_rms_norm
 from hybridtron.ops.native.library import kernels_for
 from hybridtron.ops.ssm.mamba2_buffers import Sizes
 from hybridtron.ops.ssm.mamba2_documents import FusedDocuments, spans
-from hybridtron.ops.ssm.mamba2_fused import FusedMamba2
-from hybridtron.ops.ssm.ssd import ssd
+from hybridtron.ops.ssm.mamba2_fused import FusedMamba2, fused_mamba2_prefill
+from hybridtron.ops.ssm.ssd import ssd, ssd_prefill
 
 MAX_CONV_TAPS = 16  # MOST_TAPS of native/mamba2.c
 Limits = tuple[float, float]
@@ -59,6 +60,44 @@ def mamba2_core(
         return select("mamba2_core", packed, sizes.taps, *weights)(sizes, eps, packed, *weights)
 
     return isolated(core, documents)(packed)
+
+
+def mamba2_prefill(
+    conv: Tensor,
+    memory: Tensor,
+    packed: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    norm_weight: Tensor,
+    *,
+    head_dim: int,
+    state_dim: int,
+    chunk_size: int,
+    eps: float,
+    dt_limit: Limits = NO_LIMIT,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute `mamba2_core` after the inputs of the convolution in conv [b, k - 1, x + B + C] from memory [b, h, p, n].
+
+    Returns [s, b, heads * p], and both after the last token. Where no gradients are wanted the kernels
+    are used, which give none.
+    """
+    sizes = Sizes.of(packed, conv_weight, D, head_dim, state_dim, chunk_size)
+    z, conv_input, dt = (part.transpose(0, 1) for part in packed.split([sizes.inner, sizes.channels, sizes.heads], -1))
+    bias = conv_weight.new_zeros(len(conv_weight)) if conv_bias is None else conv_bias
+    weights, kept = (conv_weight, bias, dt_bias, A, D, norm_weight), sizes.taps - 1
+    plain = dt_limit != NO_LIMIT or torch.is_grad_enabled() or sizes.length < kept
+    if not plain and _native(packed, sizes.taps, *weights):
+        first, _ = short_conv_prefill(conv, conv_input[:, :kept], conv_weight, conv_bias, activation="silu")
+        y, memory = fused_mamba2_prefill(sizes, eps, first, memory, packed, *weights)
+        return y, conv_input[:, sizes.seq_len - kept :].clone(), memory
+    convolved, conv = short_conv_prefill(conv, conv_input, conv_weight, conv_bias, activation="silu")
+    split = convolved.split([count * width for count, width in sizes.convolved], -1)
+    x, b, c = (part.unflatten(-1, size) for part, size in zip(split, sizes.convolved, strict=True))
+    y, memory = ssd_prefill(memory, x, step_sizes(dt.float(), dt_bias, dt_limit), A, b, c, D, chunk_size)
+    return gated_rms_norm(y.flatten(2), z, norm_weight, eps, sizes.groups).transpose(0, 1), conv, memory
 
 
 def step_sizes(dt: Tensor, dt_bias: Tensor, limits: Limits) -> Tensor:

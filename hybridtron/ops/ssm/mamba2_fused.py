@@ -48,6 +48,26 @@ class FusedMamba2(torch.autograd.Function):
         return None, None, dpacked, conv[:-1].t(), conv[-1], *rest
 
 
+def fused_mamba2_prefill(
+    sizes: Sizes, eps: float, first: Tensor, memory: Tensor, packed: Tensor, conv_weight: Tensor, *others: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute `FusedMamba2` from memory [b, h, p, n]; return its output and memory.
+
+    `first` [b, k - 1, channels] is what the convolution makes of the first tokens, which follow on others.
+    """
+    weights = Weights(*(tensor.contiguous() for tensor in (conv_weight.t(), *others)))
+    kept = views(Kept.empty(packed, sizes._replace(batch=1)), 0)
+    run = Run(require_kernels(), weights, sizes, Buffers.empty(packed, sizes))
+    out = packed.new_empty(sizes.seq_len, sizes.batch, sizes.inner)
+    states = memory.new_empty(sizes.chunks + 1, sizes.heads, sizes.state_dim, sizes.head_dim)  # before each, and after
+    after = torch.empty_like(memory)
+    for index in range(sizes.batch):
+        states[0] = memory[index].transpose(1, 2)
+        run.prefill(packed[:, index], eps, first[index], kept, states, out[:, index])
+        after[index] = states[-1].transpose(1, 2)
+    return out, after
+
+
 def _batch(x: Tensor) -> Tensor:
     """View [chunks, heads, i, j] as [chunks heads, i, j]."""
     return x.view(-1, *x.shape[2:])
@@ -73,12 +93,18 @@ class Run(NamedTuple):
             start += count * width
         return buffers.convolved
 
-    def forward(self, packed: Tensor, eps: float, kept: Kept, out: Tensor) -> None:
-        """Write `kept` and out [s, heads * p] of one sequence from packed [s, .]."""
+    def within_chunks(self, packed: Tensor, kept: Kept, first: Tensor | None = None) -> list[Tensor]:
+        """Write what tokens of a chunk see of each other, and the decays, into `kept`; return x, B and C.
+
+        `first` [k - 1, channels] takes the place of the convolution's first outputs.
+        """
         kernels, weights, sizes, buffers = self
-        s, _, h, p, g, n, _, chunks, length, _ = sizes
-        y, inverse, scores, states, (dt, total, inject, carry) = kept
+        s, _, h, _, g, _, _, chunks, length, _ = sizes
+        y, _, scores, _, (dt, total, inject, carry) = kept
         x, b, c = self.convolve(packed)
+        if first is not None:
+            for out, part in zip((x, b, c), first.split([n * width for n, width in sizes.convolved], -1), strict=True):
+                out[0, :, : len(first)] = part.unflatten(-1, (out.shape[1], -1)).transpose(0, 1)
         raw, step = packed[:, sizes.inner + sizes.channels :], packed.stride(0)
         kernels.decays_forward(s, length, h, raw, step, weights.dt_bias, weights.A, dt, total, inject, carry)
         for run in runs(chunks, len(buffers.matrices)):
@@ -87,6 +113,37 @@ class Run(NamedTuple):
             torch.bmm(_batch(c[run]), _batch(b[run]).transpose(1, 2), out=_batch(scores[run]))
             kernels.ssd_matrices(count, h, g, length, scores[run], total[run], dt[run], weights.D, matrices)
             torch.bmm(_batch(matrices), _batch(x[run]), out=_batch(y[run]))
+        return [x, b, c]
+
+    def norm_and_gate(self, packed: Tensor, eps: float, kept: Kept, out: Tensor) -> None:
+        """Write out [s, heads * p] from y of `kept`, gated by z of packed and normed."""
+        s, _, h, p, g, _, _, _, length, _ = self.sizes
+        self.kernels.gated_norm_forward(
+            s, length, h, p, g, kept.y, packed, packed.stride(0), self.weights.norm, eps, out, out.stride(0),
+            kept.inverse,
+        )  # fmt: skip
+
+    def prefill(self, packed: Tensor, eps: float, first: Tensor, kept: Kept, states: Tensor, out: Tensor) -> None:
+        """Write out [s, heads * p] of one sequence from packed [s, .] and the state before the first chunk, states[0],
+        and the states after each chunk, states[1:]."""
+        _, _, h, _, g, n, _, chunks, length, _ = self.sizes
+        x, b, c = self.within_chunks(packed, kept, first)
+        _, _, inject, carry = kept.decays
+        scaled = packed.new_empty(chunks, h, length, n)
+        self.kernels.scale_tokens(chunks, h, g, length, n, b, inject, scaled)
+        torch.bmm(_batch(scaled).transpose(1, 2), _batch(x), out=_batch(states[1:]))
+        for chunk, decay in enumerate(carry[..., -1:, None].unbind()):
+            states[chunk + 1].addcmul_(states[chunk], decay)
+        self.kernels.scale_tokens(chunks, h, g, length, n, c, carry, scaled)
+        torch.baddbmm(_batch(kept.y), _batch(scaled), _batch(states[:-1]), out=_batch(kept.y))
+        self.norm_and_gate(packed, eps, kept, out)
+
+    def forward(self, packed: Tensor, eps: float, kept: Kept, out: Tensor) -> None:
+        """Write `kept` and out [s, heads * p] of one sequence from packed [s, .]."""
+        kernels, _, sizes, buffers = self
+        _, _, h, p, g, n, _, chunks, length, _ = sizes
+        y, _, _, states, (_, _, inject, carry) = kept
+        x, b, c = self.within_chunks(packed, kept)
         if chunks > 1:
             scaled = buffers.scaled
             kernels.scale_tokens(chunks - 1, h, g, length, n, b, inject, scaled)
@@ -95,9 +152,7 @@ class Run(NamedTuple):
             kernels.scale_tokens(chunks - 1, h, g, length, n, c[1:], carry[1:], scaled)
             later = _batch(y[1:])
             torch.baddbmm(later, _batch(scaled), _batch(states), out=later)
-        kernels.gated_norm_forward(
-            s, length, h, p, g, y, packed, step, weights.norm, eps, out, out.stride(0), inverse
-        )  # fmt: skip
+        self.norm_and_gate(packed, eps, kept, out)
 
     def backward(self, packed: Tensor, kept: Kept, grad: Tensor, dpacked: Tensor, sums: Sums) -> None:
         """Write dpacked [s, .] and `sums` of one sequence from grad [s, heads * p]."""
