@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import yaml
 
 from hybridtron.config.load import build
+from hybridtron.convert import from_hf, to_hf
 from hybridtron.data.dataset import TokenDataset
 from hybridtron.data.indexed_format import bin_path, idx_path, write_index
 from hybridtron.errors import UserError
@@ -115,3 +116,11 @@ def test_capacities_of_experts_are_refused_beside_it():
     model = {**TINY["model"], "blocks": {**TINY["model"]["blocks"], "ffn": experts}}
     with pytest.raises(UserError, match=r"data\.documents.*isolate.*flow.*model\.blocks\.ffn\.capacity_factor"):
         build({**TINY, "model": model, "data": DATA}, RunConfig)
+
+
+def test_conversion_keeps_it(folder, tmp_path):
+    receipt = to_hf(folder / "whole", tmp_path / "hf", architecture="hybridtron", logits="never")
+    assert any("position_ids" in note for note in receipt.notes)
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["documents"] == "isolate"
+    from_hf(tmp_path / "hf", tmp_path / "back", logits="never")
+    assert load(tmp_path / "back").config.data.documents == "isolate"
