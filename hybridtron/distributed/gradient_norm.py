@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from megatron.core.optimizer import ChainedOptimizer
+from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
 from torch import Tensor
 
 
@@ -21,11 +21,17 @@ def squared_norms(optimizer: ChainedOptimizer, device: torch.device) -> Tensor:
     """
     each = optimizer.chained_optimizers
     if len(each) == 1 or optimizer.grads_states_parallel_group_is_shared():
-        grads = [grad for one in each for grad in one.get_main_grads_for_grad_norm()]
+        grads = [grad for one in each for grad in _grads(one)]
         return _squared_norm(grads, each[0].get_grad_stats_parallel_group(), device)
-    return torch.cat(
-        [_squared_norm(one.get_main_grads_for_grad_norm(), one.get_grad_stats_parallel_group(), device) for one in each]
-    )
+    return torch.cat([_squared_norm(_grads(one), one.get_grad_stats_parallel_group(), device) for one in each])
+
+
+def _grads(optimizer: MegatronOptimizer) -> Sequence[Tensor]:
+    """Return the gradients of an optimizer that count; megatron-core 0.19 gives the method another name."""
+    old, new = "get_main_grads_for_grad_norm", "get_grads_for_grad_norm"
+    named = old if hasattr(optimizer, old) else new
+    grads: Sequence[Tensor] = getattr(optimizer, named)()
+    return grads
 
 
 def norm_of(squares: Sequence[float]) -> float:
