@@ -46,7 +46,10 @@ ONE_LINE = {
     "wrong type": (["train.steps=many"], ["train.steps", "many", "whole number"]),
     "number for text": (["name=3"], ["name", "3", "text"]),
     "value out of bounds": (["train.steps=0"], ["train.steps", "0", "at least 1"]),
-    "unknown choice": (["schedule.type=cosin"], ["schedule.type", "cosin", "cosine, wsd, constant", "nearest: cosine"]),
+    "unknown choice": (
+        ["schedule.type=cosin"],
+        ["schedule.type", "cosin", "cosine, wsd, power, constant", "nearest: cosine"],
+    ),
     "unknown primitive": (["model.blocks.attn.type=atention"], ["atention", "mamba2", "nearest: attention"]),
     "heads that do not divide": (["model.blocks.attn.num_heads=5"], ["num_heads", "5", "hidden_size 32", "4, 8"]),
     "kv heads that do not divide": (["model.blocks.attn.num_kv_heads=3"], ["num_kv_heads", "3", "num_heads 4", "2, 4"]),
@@ -67,7 +70,7 @@ ONE_LINE = {
     "no processes": (["--nproc", "0"], ["--nproc", "0", "at least 1"]),
     "what the optimizer is": (
         ["optimizer.type=adam"],
-        ["optimizer.type", "expected one of lr,", "AdamW with"],
+        ["optimizer.type", "adam", "expected one of adamw, muon", "nearest: adamw"],
     ),
     "what the model is": (["model.name=gpt"], ["model.name", "unknown key", "expected one of hidden_size,"]),
     "decay longer than the run": (["schedule.type=wsd"], ["schedule.decay_steps", "0", "wsd"]),
