@@ -26,7 +26,7 @@ class Wrapped(nn.Module):
     def set_input_tensor(self, tensor: Any) -> None:
         """Do nothing: there is one stage."""
 
-    def forward(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, labels: Tensor, documents: None = None) -> tuple[Tensor, Tensor]:
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         nll = self.model(tokens, positions, None, labels=labels).transpose(0, 1)
         return nll, torch.zeros_like(nll)
