@@ -22,9 +22,10 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from train_step import MODELS, quiet, transformers
 
 from hybridtron.backends.torch import TorchBackend
@@ -63,7 +64,7 @@ def decode_ours(model: LanguageModel, tokens: Tensor) -> Callable[[], None]:
     return run
 
 
-def decode_theirs(model: nn.Module, tokens: Tensor) -> Callable[[], None]:
+def decode_theirs(model: Any, tokens: Tensor) -> Callable[[], None]:
     def run() -> None:
         model.generate(
             tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=DECODED + 1, do_sample=False,
@@ -77,7 +78,6 @@ def decode_theirs(model: nn.Module, tokens: Tensor) -> Callable[[], None]:
 def measure(name: str, repeats: int, long: bool) -> dict[str, float]:
     config, theirs = MODELS[name]()
     theirs.eval()
-    theirs.config.use_cache = True
     model = LanguageModel(config, TorchBackend())
     initialize(model, config, seed=0)
     tokens = torch.randint(256, (max(BATCHES), LONG), generator=torch.Generator().manual_seed(0))

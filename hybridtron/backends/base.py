@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridtron.ops.elementwise.cross_entropy import cross_entropy, linear_cross_entropy
@@ -50,6 +51,12 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight = 1 + self.weight.to(accumulation_dtype(self.weight)) if self.zero_centered else self.weight
         return rms_norm(x, weight, self.eps)
+
+    def step(self, x: Tensor) -> Tensor:
+        """Norm one token of every sequence [b, h]; the fused form is for many tokens."""
+        if self.zero_centered or x.device.type != "cpu" or not x.dtype == self.weight.dtype == torch.float32:
+            return self(x)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 class Backend:

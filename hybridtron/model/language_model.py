@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridtron.backends.base import Backend
+from hybridtron.backends.base import Backend, RMSNorm
 from hybridtron.documents import Documents
 from hybridtron.mixers.contract import MixerConfig
 from hybridtron.mixers.mixer import Mixer, State
@@ -67,7 +67,7 @@ class Layer(nn.Module):
         return x + (y if self.multiplier == 1 else y * self.multiplier)
 
     def _norm_token(self, x: Tensor) -> Tensor:
-        return self.norm(x.unsqueeze(0)).squeeze(0)
+        return self.norm.step(x) if isinstance(self.norm, RMSNorm) else self.norm(x.unsqueeze(0)).squeeze(0)
 
 
 class LanguageModel(nn.Module):

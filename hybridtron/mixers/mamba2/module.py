@@ -10,7 +10,7 @@ from torch import Tensor
 from hybridtron.documents import Documents
 from hybridtron.mixers.mixer import ConvState, Mixer, recompute
 from hybridtron.ops.conv.short_conv import short_conv_step
-from hybridtron.ops.elementwise.norm import gated_rms_norm
+from hybridtron.ops.elementwise.norm import gated_rms_norm, gated_rms_norm_reference
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.ssm.mamba2 import mamba2_core, mamba2_prefill, step_sizes
 from hybridtron.ops.ssm.ssd import ssd_step
@@ -46,7 +46,10 @@ class Mamba2(Mixer):
         b, c = b.unflatten(-1, (-1, config.state_dim)), c.unflatten(-1, (-1, config.state_dim))
         steps = step_sizes(dt.to(A.dtype), dt_bias, config.dt_limit)
         y, memory = ssd_step(state.memory, x, steps, A, b, c, D)
-        y = gated_rms_norm(y.flatten(1), z, norm_weight, self.backend.norm_eps, config.groups)
+        norm = (
+            gated_rms_norm_reference if z.device.type == "cpu" else gated_rms_norm
+        )  # the fused form is for many tokens
+        y = norm(y.flatten(1), z, norm_weight, self.backend.norm_eps, config.groups)
         return y, ConvState(conv, memory)
 
     def _weights(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:

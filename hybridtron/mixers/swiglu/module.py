@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hybridtron.mixers.mixer import Mixer
-from hybridtron.ops.elementwise.activations import swiglu
+from hybridtron.mixers.mixer import Mixer, State
+from hybridtron.ops.elementwise.activations import swiglu, swiglu_reference
 
 
 class SwiGLU(Mixer):
@@ -15,3 +15,7 @@ class SwiGLU(Mixer):
 
     def core(self, packed: Tensor) -> Tensor:
         return swiglu(packed)  # [s, b, 2f] -> [s, b, f]
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        y = swiglu_reference(self.project_in(x.unsqueeze(0)))  # the fused form is for many tokens
+        return self.project_out(y).squeeze(0), state

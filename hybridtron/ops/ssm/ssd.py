@@ -68,15 +68,15 @@ def ssd_step(
     state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Compute one token: state [b, h, p, n], x [b, h, p], dt [b, h], B and C [b, g, n]; return y [b, h, p], state."""
-    wide, repeats = state.to(accumulation_dtype(state)), x.shape[1] // B.shape[1]
-    inputs, steps = x.to(wide.dtype), dt.to(wide.dtype)
-    B, C = (tensor.to(wide.dtype).repeat_interleave(repeats, 1) for tensor in (B, C))  # [b, h, n]
-    decay = torch.exp(steps * A.to(wide.dtype))
-    wide = decay[..., None, None] * wide + (steps.unsqueeze(-1) * inputs).unsqueeze(-1) * B.unsqueeze(-2)
-    y = (wide @ C.unsqueeze(-1)).squeeze(-1)
+    dtype, by_group = accumulation_dtype(state), (B.shape[1], -1)
+    inputs, steps, b, c = (t.to(dtype) for t in (x, dt, B, C))
+    decayed = torch.exp(steps * A.to(dtype))[..., None, None] * state.to(dtype)
+    stepped = (steps.unsqueeze(-1) * inputs).unflatten(1, by_group).unsqueeze(-1)  # [b, g, r, p, 1]
+    wide = torch.addcmul(decayed.unflatten(1, by_group), stepped, b[:, :, None, None])  # [b, g, r, p, n]
+    y = (wide.flatten(2, 3) @ c.unsqueeze(-1)).view_as(inputs)
     if D is not None:
-        y = y + D.to(wide.dtype).unsqueeze(-1) * inputs
-    return y.to(x.dtype), wide.to(state.dtype)
+        y = torch.addcmul(y, D.to(dtype).unsqueeze(-1), inputs)
+    return y.to(x.dtype), wide.flatten(1, 2).to(state.dtype)
 
 
 def ssd_prefill(
