@@ -9,18 +9,17 @@ import os
 import re
 import socket
 import stat
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from hybridtron import __version__
+from hybridtron.checkout import DIRTY, PACKAGE, changes, commit
 from hybridtron.files import remove_folder, replace_file
 from hybridtron.launcher.job import OTHERS_WRITE
 from hybridtron.launcher.variables import recorded_environment
 
-PACKAGE = Path(__file__).parents[1]
 LARGEST_DIFF = 5_000_000  # bytes of uncommitted changes that are kept
 NOTES = ("git.txt", "changes.diff")  # beside the package in its copy
 
@@ -35,7 +34,7 @@ def write_environment(folder: Path) -> None:
         "python": sys.version,
         "executable": sys.executable,
         "hybridtron": __version__,
-        "git": git_state()[0],
+        "git": commit(),
         "variables": recorded_environment(),
     }
     replace_file(folder / "environment.json", json.dumps(content, indent=2) + "\n")
@@ -68,10 +67,10 @@ def copy_code(folder: Path) -> Path:
     for path, content in contents.items():
         (draft / path).parent.mkdir(parents=True, exist_ok=True)
         (draft / path).write_bytes(content)
-    commit, changes = git_state()
-    replace_file(draft / "git.txt", f"{commit or 'no git checkout'}\n")
-    if changes:
-        replace_file(draft / "changes.diff", changes)
+    head = commit()
+    replace_file(draft / "git.txt", f"{head or 'no git checkout'}\n")
+    if head and head.endswith(DIRTY):
+        replace_file(draft / "changes.diff", changes()[:LARGEST_DIFF])
     os.replace(draft, final)
     return final
 
@@ -91,19 +90,3 @@ def _is_copy(root: Path, contents: Mapping[Path, bytes]) -> bool:
         return all((root / path).read_bytes() == content for path, content in contents.items())
     except FileNotFoundError:
         return False
-
-
-def git_state() -> tuple[str | None, bytes]:
-    """Return the commit of the package's checkout, with -dirty where files differ, and their differences."""
-    commit = _git("describe", "--always", "--abbrev=40", "--dirty", "--exclude=*").decode().strip()
-    changes = _git("diff", "--binary", "HEAD", "--", str(PACKAGE)) if commit.endswith("-dirty") else b""
-    return commit or None, changes[:LARGEST_DIFF]
-
-
-def _git(*arguments: str) -> bytes:
-    """Return the output of git in the package's folder; empty where that is no checkout."""
-    command = ["git", "-C", str(PACKAGE), *arguments]
-    try:
-        return subprocess.run(command, capture_output=True, check=True, stdin=subprocess.DEVNULL).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return b""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 
 from hybridtron import __version__
 from hybridtron.accounting.doctor import installed_version
+from hybridtron.checkout import commit
 from hybridtron.distributed.groups import ParallelContext
 from hybridtron.training.config import RunConfig
 from hybridtron.training.corpus import Corpus
@@ -33,7 +32,7 @@ def environment_info(
     cuda = parallel_context.device.type == "cuda"
     return {
         "hybridtron": __version__,
-        "git_hash": _git_hash(),
+        "git_hash": commit(),
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := installed_version(name))},
         "platform": platform.platform(),
@@ -49,23 +48,3 @@ def environment_info(
         "tokens": corpus.fingerprints,
         **initial_weights,
     }
-
-
-def _git_hash() -> str | None:
-    """Return the commit of the checkout this code runs from, with `-dirty` for changes; None outside one."""
-    folder = Path(__file__).parent
-    command = [
-        "git",
-        "--no-optional-locks",
-        "-C",
-        str(folder),
-        "describe",
-        "--always",
-        "--abbrev=40",
-        "--dirty",
-        "--exclude=*",
-    ]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

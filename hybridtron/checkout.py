@@ -1,0 +1,33 @@
+"""The git checkout that this package runs from.
+
+Nothing here takes a lock of the checkout, which a process that ends in the middle would leave behind.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+DIRTY = "-dirty"
+
+
+def commit() -> str | None:
+    """Return the commit of the checkout, with DIRTY where tracked files differ; None outside one."""
+    head = _git("rev-parse", "HEAD").decode().strip()
+    changed = head and _git("--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
+    return head + DIRTY if changed else head or None
+
+
+def changes() -> bytes:
+    """Return how the package's files differ from the commit."""
+    return _git("-c", "diff.autoRefreshIndex=false", "diff", "--binary", "HEAD", "--", str(PACKAGE))
+
+
+def _git(*arguments: str) -> bytes:
+    """Return the output of git in the package's folder; empty where that is no checkout."""
+    command = ["git", "-C", str(PACKAGE), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, check=True, stdin=subprocess.DEVNULL).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return b""

@@ -1,0 +1,53 @@
+"""The commit of the checkout, without its locks."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from hybridtron import checkout
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    def git(*arguments: str) -> str:
+        identity = ("-c", "user.name=x", "-c", "user.email=x@localhost")
+        return subprocess.run(
+            ["git", "-C", tmp_path, *identity, *arguments], check=True, capture_output=True, text=True
+        ).stdout
+
+    git("init", "-q")
+    (tmp_path / "a.py").write_text("a = 1\n")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    monkeypatch.setattr(checkout, "PACKAGE", tmp_path)
+    return tmp_path, git("rev-parse", "HEAD").strip()
+
+
+def test_the_commit_says_whether_tracked_files_differ(repository):
+    folder, head = repository
+    assert checkout.commit() == head
+    (folder / "new.py").write_text("b = 1\n")
+    assert checkout.commit() == head
+    (folder / "a.py").write_text("a = 2\n")
+    assert checkout.commit() == f"{head}-dirty"
+    assert b"+a = 2" in checkout.changes()
+
+
+def test_nothing_writes_to_the_repository(repository):
+    folder, head = repository
+    index = folder / ".git" / "index"
+    (folder / "a.py").touch()  # so that what the index remembers of the file is out of date
+    before = index.stat().st_mtime_ns
+    (folder / ".git" / "index.lock").write_text("held by another")
+    assert checkout.commit() == head
+    assert checkout.changes() == b""
+    assert index.stat().st_mtime_ns == before
+
+
+def test_outside_a_repository_there_is_no_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkout, "PACKAGE", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(Path(tmp_path).parent))
+    assert checkout.commit() is None
