@@ -39,14 +39,14 @@ class WeightRules:
     def partner(self, name: str) -> str | None:
         """Return the name in the checkpoint of a parameter of the model; None where it has none."""
         for prefix in sorted(self.prefixes, key=len, reverse=True):
-            if name == prefix or name.startswith(f"{prefix}."):
+            if _begins(prefix, name):
                 source = self.prefixes[prefix]
                 return None if source is None else source + name[len(prefix) :]
         return None if self._is_unmapped(name) else name
 
     def requires_partner(self, name: str) -> bool:
         """Return whether a parameter of the model may not keep its initial values."""
-        kept = any(_names(prefix, name) and source is None for prefix, source in self.prefixes.items())
+        kept = any(_begins(prefix, name) and source is None for prefix, source in self.prefixes.items())
         return not kept and not any(_names(pattern, name) for pattern in self.missing)
 
     def _is_unmapped(self, name: str) -> bool:
@@ -74,6 +74,7 @@ def match_weights(stored: Mapping[str, Shape], expected: Mapping[str, Shape], ru
     Raises:
         UserError: with a line for each tensor that is missing, left over or of another shape, and the nearest names.
     """
+    _require_used("init_map", rules.prefixes, expected, _begins)
     _require_used("init_missing", rules.missing, expected)
     _require_used("init_left_over", rules.left_over, stored)
     partners = {name: partner for name in expected if (partner := rules.partner(name)) is not None}
@@ -107,16 +108,24 @@ def _names(pattern: str, name: str) -> bool:
     return name.startswith(f"{pattern}.") or fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
 
-def _require_used(key: str, patterns: Iterable[str], names: Iterable[str]) -> None:
+def _begins(prefix: str, name: str) -> bool:
+    """Return whether a prefix is this stored tensor's name, or the beginning of it up to a dot."""
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+def _require_used(
+    key: str, entries: Iterable[str], names: Iterable[str], stands_for: Callable[[str, str], bool] = _names
+) -> None:
     """Raise UserError for an entry that stands for no parameter."""
     names = list(names)
-    for pattern in patterns:
-        if not any(_names(pattern, name) for name in names):
-            where = "the model" if key == "init_missing" else "the checkpoint"
-            close = nearest(pattern, {*names, *brief(names)})
+    pattern = ", the beginning of one or a pattern such as layers.3.*" if stands_for is _names else ", or its beginning"
+    for entry in entries:
+        if not any(stands_for(entry, name) for name in names):
+            where = "the checkpoint" if key == "init_left_over" else "the model"
+            close = nearest(entry, {*names, *brief(names)})
             raise UserError(
-                f"train.{key}: {pattern}: stands for no parameter of {where}; expected a name, the beginning of one or "
-                "a pattern such as layers.3.*" + (f" (nearest: {close})" if close else "")
+                f"train.{key}: {entry}: stands for no parameter of {where}; expected a name{pattern}"
+                + (f" (nearest: {close})" if close else "")
             )
 
 

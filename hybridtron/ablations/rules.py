@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from hybridtron.ablations.config import BudgetAxis, RuleConfig
@@ -50,8 +51,9 @@ def ruled_overrides(
     mapping = config.model_dump(mode="json", serialize_as_any=True)
     values = {key: _value(key, rule, numbers, mapping) for key, rule in rules.items() if "steps" not in rule.powers}
     if budget or BATCH in values:
-        batch = values.get(BATCH, config.train.global_batch_size)
-        values[STEPS] = max(1, round(tokens / (batch * config.data.seq_len)))
+        sizes = config.train.batch_sizes
+        sizes = replace(sizes, final=int(values.get(BATCH, sizes.final)))
+        values[STEPS] = max(1, round(sizes.steps(tokens / config.data.seq_len)))
     numbers["steps"] = values.get(STEPS, config.train.steps)
     late = {key: rule for key, rule in rules.items() if "steps" in rule.powers}
     values |= {key: _value(key, rule, numbers, mapping) for key, rule in late.items()}

@@ -21,6 +21,15 @@ class BatchSizes:
             first, step = first + steps * size, step - steps
         return first + step * self.final, self.final
 
+    def steps(self, samples: float) -> float:
+        """Return the number of steps from the beginning, also of parts of one, that take so many samples."""
+        first = 0
+        for steps, size in self.warmup:
+            if samples < steps * size:
+                return first + samples / size
+            first, samples = first + steps, samples - steps * size
+        return first + samples / self.final
+
     def samples(self, steps: int) -> int:
         """Return the number of samples in so many steps from the beginning."""
         return self.span(steps)[0]

@@ -18,6 +18,14 @@ def test_groups_of_equal_flops_have_them(tiny):
     assert len({cell.config.train.steps for cell in made.cells}) == 4
 
 
+def test_a_budget_counts_the_smaller_batches_of_a_warm_up(tiny):
+    warm_up = "train.batch_warmup=[{steps: 9, global_batch_size: 2}]"
+    made = plan(tiny, axes={"budget": {"type": "budget", "flops": [1.06e8, 4e9]}}, overrides=[warm_up])
+    short, long = made.cells
+    assert short.config.train.steps < 9 < long.config.train.steps
+    assert [cell.numbers["flops"] for cell in made.cells] == pytest.approx([1.06e8, 4e9], rel=0.05)
+
+
 def test_a_ratio_counts_the_parameters_it_says(tiny):
     axes = {"budget": {"type": "budget", "tokens_per_parameter": [0.5, 2], "count": "non_embedding"}}
     made = plan(tiny, axes=axes)

@@ -165,6 +165,12 @@ MAPS = {
     "source": ("mamba mlp attn ffn", "{layers.0: layers.9}", "layers.0 = layers.9: expected layers.0 to layers.3"),
     "type": ("mamba mlp attn ffn", "{layers.1: layers.2}", "is of type attention there; expected swiglu"),
     "name": ("mamba mlp attn ffn", "{attm: attn}", "attm: expected a layer, such as layers.0, or one of"),
+    "unused": (
+        "mamba mlp attn ffn",
+        "{layers.0.mixer.Alog: null}",
+        "layers.0.mixer.Alog: stands for no parameter of the model; expected a name, or its beginning "
+        "(nearest: layers.0.mixer.A_log)",
+    ),
     "unmapped": ("mamba mlp attn ffn", "{attn: attn}", "layers.0 has no source in train.init_map"),
 }
 

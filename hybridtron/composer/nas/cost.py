@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,12 +69,12 @@ def _read_table(config: CostConfig, path: Path, blocks: Sequence[str]) -> Cost:
     if missing:
         raise UserError(f"{place}: has no column {sorted(missing)[0]}; expected layers.csv of hybridtron efficiency")
     try:
-        measured = {(int(r["length"]), int(r["batch"]), r["layer"]): float(r[config.measure]) for r in rows}
+        measured = [((int(r["length"]), int(r["batch"])), r["layer"], float(r[config.measure])) for r in rows]
     except (TypeError, ValueError):
         raise UserError(
             f"{place}: holds a word in place of a number; expected layers.csv of hybridtron efficiency"
         ) from None
-    settings = sorted({(length, batch) for length, batch, _ in measured})
+    settings = sorted({setting for setting, _, _ in measured})
     lengths = [length for length, batch in settings if batch == config.batch]
     seq_len = config.seq_len or (lengths[0] if len(lengths) == 1 else None)
     if (seq_len, config.batch) not in settings:
@@ -81,13 +82,21 @@ def _read_table(config: CostConfig, path: Path, blocks: Sequence[str]) -> Cost:
         raise UserError(
             f"cost.seq_len = {seq_len}, cost.batch = {config.batch}: not measured in {path}; expected one of {known}"
         )
-    costs = {
-        layer: cost for (length, batch, layer), cost in measured.items() if (length, batch) == (seq_len, config.batch)
-    }
+    costs: dict[str, list[float]] = {}
+    for setting, layer, cost in measured:
+        if setting == (seq_len, config.batch):
+            costs.setdefault(layer, []).append(cost)
     require_blocks(place, blocks, costs)
+    for name in blocks:
+        if len(costs[name]) > 1:
+            raise UserError(
+                f"{place}: has {len(costs[name])} layers of the name {name}; expected one, as models of one width have"
+            )
+        if not 0 <= costs[name][0] < math.inf:
+            raise UserError(f"{place}: {config.measure} of {name} is {costs[name][0]}; expected a number of at least 0")
     words = WORDS_OF_MEASURED[config.measure]
     label = f"{words} at {seq_len:,} tokens, batch {config.batch}, of {path.name}"
-    return Cost(label, tuple(costs[name] for name in blocks))
+    return Cost(label, tuple(costs[name][0] for name in blocks))
 
 
 def limited(space: Space, cost: Cost, limit: float) -> Space:

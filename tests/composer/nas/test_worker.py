@@ -339,6 +339,21 @@ def test_a_table_of_something_else_is_refused(folder, table, content):
         run_search(config(folder, cost={"measure": "decode_ms", "table": table, "seq_len": 512}))
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("mlp,512,1,20,16,4,0.4,0\n", "has 2 layers of the name mlp; expected one"),  # of a wider model
+        ("mlp,64,1,10,8,2,nan,0\nattn,64,1,10,9,3,0.5,0\n", "decode_ms of mlp is nan; expected a number of at least 0"),
+    ],
+)
+def test_a_table_that_gives_a_layer_no_single_cost_is_refused(folder, table, row, message):
+    Path(table).write_text(TABLE + row)
+    seq_len = int(row.split(",")[1])
+    with pytest.raises(UserError, match=rf"cost\.table = .*: {message}"):
+        run_search(config(folder, cost={"measure": "decode_ms", "table": table, "seq_len": seq_len}))
+    assert not folder.exists()
+
+
 def test_a_measured_cost_is_an_objective_without_a_limit(folder, table):
     outcome, _ = run_search(config(folder, cost={"measure": "state_bytes", "table": table, "seq_len": 512}))
     assert {row["cost"] % 1000 for row in outcome.pareto()} == {0}
