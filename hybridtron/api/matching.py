@@ -125,13 +125,9 @@ def match_size(
         raise UserError(f"{reference.name}: has no {WORDS[of]}; expected a model that has some")
     key = adjust or f"model.{default_key(own.model, seq_len, of)}"
     place = f"adjust = {key}"
-    keys = own.model_dump(mode="json", serialize_as_any=True)
-    section, _, name = key.rpartition(".")
-    siblings = value_at(keys, section) if section else keys
-    if not isinstance(siblings, dict) or name not in siblings:
-        choices = siblings if isinstance(siblings, dict) else keys
-        raise UserError(f"{place}: no such key; expected {one_of(name if choices is siblings else key, choices)}")
-    was = require_whole_number(place, siblings[name])
+    was = _own_value(own, key, place)
+    if was is not None and was % multiple_of == 0 and measure(own.model, seq_len, of) == target:
+        return Match(key, was, was, of, target, target, reference.name, "", own)
 
     def build(value: int) -> RunConfig:
         return read_model_config(config, *overrides, f"{key}={value}")
@@ -143,6 +139,20 @@ def match_size(
     built = build(value)
     size = measure(built.model, seq_len, of)
     return Match(key, value, was, of, size, target, reference.name, fit.refusal, built)
+
+
+def _own_value(config: RunConfig, key: str, place: str) -> int | None:
+    """Return the value of a key that may be adjusted. Raises UserError where it is none."""
+    keys = config.model_dump(mode="json", serialize_as_any=True)
+    section, _, name = key.rpartition(".")
+    siblings = value_at(keys, section) if section else keys
+    if not isinstance(siblings, dict) or name not in siblings:
+        choices = siblings if isinstance(siblings, dict) else keys
+        raise UserError(f"{place}: no such key; expected {one_of(name if choices is siblings else key, choices)}")
+    was = require_whole_number(place, siblings[name])
+    if not key.startswith("model."):
+        raise UserError(f"{place}: changes no size of a model; expected a key below model")
+    return was
 
 
 def _advice(key: str, fit: Fit) -> str:

@@ -47,7 +47,7 @@ class Rates:
     state_bytes: int  # per sequence, measured
     state_bytes_formula: int
     peak_bytes: dict[str, int | None]  # training; prefill and decoding, beside parameters
-    largest_batch: int  # sequences of this length whose states fit beside the parameters
+    largest_batch: int  # sequences of this length whose measured states fit beside the parameters
 
     @property
     def tokens_per_s(self) -> dict[str, float]:
@@ -147,7 +147,6 @@ def _rates(
     account = describe(config.model, length, config.name)
     number_format = config.precision.parameter_format
     parameter_bytes = account.total * torch.empty(0, dtype=config.precision.dtype).element_size()
-    formula = account.state_bytes[number_format]
     state_bytes = sum(n * parts[name].state_bytes for name, n in count.items())
     return Rates(
         model=config.name,
@@ -157,9 +156,9 @@ def _rates(
         ratios={},
         floor_seconds=_floors(account, parameter_bytes, batch, machine, number_format),
         state_bytes=state_bytes,
-        state_bytes_formula=formula,
+        state_bytes_formula=account.state_bytes[number_format],
         peak_bytes={} if by_block else _peaks(parts[config.name]),
-        largest_batch=max(0, (machine.memory_bytes - parameter_bytes) // max(1, formula)),
+        largest_batch=max(0, (machine.memory_bytes - parameter_bytes) // max(1, state_bytes)),
     )
 
 

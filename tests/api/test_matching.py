@@ -54,6 +54,14 @@ def test_state_is_matched_by_the_size_of_the_state():
     assert match.size == match.target
 
 
+def test_a_model_that_is_as_large_already_keeps_its_value():
+    """Also where another would do, as of a block that the pattern does not have."""
+    blocks = {**TINY["model"]["blocks"], "more": {"type": "swiglu", "ffn_hidden_size": 48}}
+    hybrid = {"hidden_size": 64, "blocks": blocks, "pattern": "mamba mlp attn mlp"}
+    match = ht.match_size(hybrid, hybrid, adjust="model.blocks.more.ffn_hidden_size")
+    assert (match.value, match.difference) == (48, 0)
+
+
 @pytest.fixture
 def two(tmp_path, tiny):
     """The tiny hybrid, and a config of the same blocks with attention alone, which needs no other file."""
@@ -100,6 +108,7 @@ def test_training_takes_the_width_that_matches(two, capsys):
             ["--adjust", "optimizer.lr"],
             "--adjust = optimizer.lr: holds 0.003; expected a key that holds a whole number",
         ),
+        (["--adjust", "train.steps"], "--adjust = train.steps: changes no size of a model; expected a key below model"),
         (["--multiple-of", "64"], "--adjust = model.blocks.mlp.ffn_hidden_size: no value comes within 0.001 of the "),
         (["--tolerance", "2"], "--tolerance = 2.0: expected a number between 0 and 1"),
     ],

@@ -106,6 +106,12 @@ def test_rates_follow_from_times(measured):
         assert all(share > 0 for share in row.share_of_floor.values())
 
 
+def test_the_largest_batch_has_room_for_the_states_as_they_are(measured):
+    for row in measured[0].rates:  # caches of 64 tokens, where the formula counts 8 or 16
+        free = measured[0].machine.memory_bytes - 4 * measured[0].models[row.model].total
+        assert free - row.state_bytes < row.largest_batch * row.state_bytes <= free
+
+
 def test_the_first_model_is_the_base_of_ratios(measured):
     base = next(iter(measured[0].models))
     for row in measured[0].rates:
