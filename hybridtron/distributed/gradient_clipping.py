@@ -27,7 +27,7 @@ class ClipGroup(NamedTuple):
 def clip_groups(optimizer: ChainedOptimizer, groups: Sequence[ClipGroup], context: ParallelContext) -> None:
     """Scale down the gradients of each group whose norm is above its limit. No device is waited for.
 
-    A gradient that is not finite makes its whole group so.
+    A gradient that is not finite, or whose norm is not, makes its whole group so.
     """
     squares = torch.zeros(len(groups), device=context.device)
     row = {name: index for index, group in enumerate(groups) for name in group.names}
@@ -37,6 +37,7 @@ def clip_groups(optimizer: ChainedOptimizer, groups: Sequence[ClipGroup], contex
     dist.all_reduce(squares)
     limits = torch.tensor([group.limit for group in groups]).to(context.device, non_blocking=True)
     scales: Tensor = (limits / (squares.sqrt() + EPS)).clamp_max(1.0)
+    scales = scales.where(squares.isfinite(), torch.nan)
     for each in optimizer.chained_optimizers:
         for parameter, main, _ in held_parameters(each):
             if parameter.full_name in row and main.grad is not None:

@@ -6,6 +6,7 @@ import torch
 from hybridtron.api.configs import read_training_config
 from hybridtron.data.batches import global_batch
 from hybridtron.distributed.environment import Environment
+from hybridtron.distributed.gradient_clipping import clip_groups
 from hybridtron.distributed.groups import process_groups
 from hybridtron.errors import UserError
 from hybridtron.model.tensors import parameter_group
@@ -63,6 +64,18 @@ def test_the_limit_of_all_comes_after_those_of_groups(corpus):
     clipped, total, _ = gradients(corpus, LIMITS, clip_grad=0.01)
     assert total > 0.02
     assert norm(clipped.values()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_norm_that_is_not_finite_leaves_no_finite_gradient(corpus):
+    """So that the step is skipped, where zeros in place of gradients would be an update."""
+    config = config_of(corpus, LIMITS)
+    with process_groups(config.parallel, Environment(0, 1, 0, None, "single")) as parallel_context:
+        engine, (model,) = build_engine(config, parallel_context)
+        model.embedding.weight.main_grad.fill_(1e25)  # whose square is beyond float32
+        engine.optimizer.prepare_grads()
+        clip_groups(engine.optimizer, engine.adamw.clip_groups, parallel_context)
+        assert not model.embedding.weight.grad.isfinite().any()
+        assert model.final_norm.weight.grad.isfinite().all()
 
 
 def test_an_unknown_group_is_refused_with_the_nearest(corpus):

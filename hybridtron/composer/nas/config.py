@@ -150,6 +150,10 @@ class CostConfig(Strict):
             raise problem("model", None, f"a run's config file, for {self.measure}")
         if not measured and self.table is not None:
             raise problem("table", self.table, f"nothing with {self.measure}, which is computed")
+        if measured and self.overrides:
+            raise problem("overrides", self.overrides, f"none with {self.measure}, which the table has")
+        if not measured and self.batch != 1:
+            raise problem("batch", self.batch, f"1 with {self.measure}, which is computed")
         return self
 
 

@@ -100,6 +100,8 @@ def _short_run(settings: ShortRunConfig, config: SearchConfig) -> Evaluator:
         first = run_of([config.space.blocks[0]] * config.space.layers, config.seeds[0])
         if first.data.valid is None:
             raise UserError("has no data.valid; expected held-out tokens to score on")
+        if first.train.init_from is not None:
+            raise UserError("has train.init_from; expected none: every pattern is trained from random weights")
         corpus = open_corpus(first)  # tells what is missing before anything is trained
     with _at("equal_size"):
         sizes = Sizes(model_of, first.data.seq_len, "parameters", config.equal_size)

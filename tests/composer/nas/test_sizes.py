@@ -55,6 +55,12 @@ def test_a_training_run_is_sized_by_its_own_config(tiny):
     assert sizes.parameters(("attn", "attn", "mlp")) > 320 * 32
 
 
+def test_a_run_that_begins_with_weights_is_refused(tiny):
+    run = {"type": "train", "run": str(tiny), "overrides": ["train.init_from=other"]}
+    with pytest.raises(UserError, match=r"evaluator.*has train\.init_from; expected none: every pattern is trained"):
+        make_evaluator(config(evaluator=run))
+
+
 def test_the_report_has_parameters_and_says_what_was_made_equal(tmp_path):
     """Attention alone has no fine width: it gets no score, and says why."""
     outcome, page = run_search(config(folder=str(tmp_path / "search"), equal_size=EQUAL))

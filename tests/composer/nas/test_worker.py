@@ -365,6 +365,8 @@ def test_a_measured_cost_is_an_objective_without_a_limit(folder, table):
         ({"measure": "decode_ms"}, r"cost\.table = null: expected layers\.csv"),
         ({"measure": "flops"}, r"cost\.model = null: expected a run's config file"),
         ({"measure": "decode_ms", "table": "T", "model": "x.yaml"}, r"cost\.model = 'x.yaml': expected nothing"),
+        ({"measure": "decode_ms", "table": "T", "overrides": ["size=1b"]}, r"cost\.overrides = .*: expected none with"),
+        ({"measure": "flops", "model": "x.yaml", "batch": 2}, r"cost\.batch = 2: expected 1 with flops"),
         ({"measure": "decode_ms", "table": "T"}, r"cost\.seq_len = None, cost\.batch = 1: not measured in .* 512 x 1"),
         ({"measure": "decode_ms", "table": "T", "seq_len": 64}, r"cost\.seq_len = 64.*expected one of 512 x 1, 2048 x"),
         ({"measure": "decode_ms", "table": "T", "seq_len": 512, "limit": 0.1}, r"cost\.limit = 0\.1: no pattern"),
