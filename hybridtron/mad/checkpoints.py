@@ -176,6 +176,7 @@ def _held_out_loss(path: Path, data: str | None, sequences: int | None) -> HeldO
         tokens=" ".join(map(str, [*prints, *shares])),
         text=(*itertools.chain(*texts), *shares) if len(reports) == len(held_out) else None,
         seq_len=found["seq_len"],
+        documents=config.data.documents,
         data=found["data"],
     )
 
@@ -185,6 +186,8 @@ def _comparable(losses: Sequence[HeldOutLoss], on_message: Callable[[str], None]
     lengths = sorted({loss.seq_len for loss in losses})
     if len(lengths) > 1:
         on_message(f"warning: losses at contexts of {' and '.join(map(str, lengths))} tokens")
+    if len({loss.documents for loss in losses}) > 1:
+        on_message("warning: losses with data.documents flow and isolate, which are means over different tokens")
     try:
         return *in_one_unit(losses), ""
     except UserError as error:

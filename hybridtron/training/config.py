@@ -191,7 +191,7 @@ class RunConfig(Strict):
             if stage.global_batch_size % train.micro_batch_size:
                 expected = f"a multiple of train.micro_batch_size {train.micro_batch_size} "
                 expected += f"({multiples(stage.global_batch_size, train.micro_batch_size)})"
-                yield problem(f"train.batch_warmup.{i}.global_batch_size", stage.global_batch_size, expected)
+                yield problem(f"train.batch_warmup[{i}].global_batch_size", stage.global_batch_size, expected)
 
     def _layout_problems(self) -> Iterator[Exception]:
         parallel, model = self.parallel, self.model

@@ -123,6 +123,6 @@ def test_a_batch_that_cannot_be_divided_is_refused(folder, monkeypatch, capsys):
     one = "train.batch_warmup=[{steps: 2, global_batch_size: 3}]"
     assert main(["train", "run.yaml", "folder=x", one]) == 2
     message = capsys.readouterr().err
-    assert "train.batch_warmup.0.global_batch_size = 3: expected a multiple of train.micro_batch_size 2" in message
+    assert "train.batch_warmup[0].global_batch_size = 3: expected a multiple of train.micro_batch_size 2" in message
     assert main(["train", "run.yaml", "folder=x", "--nproc", "4"]) == 2
-    assert "train.batch_warmup.0.global_batch_size = 4: expected a multiple of" in capsys.readouterr().err
+    assert "train.batch_warmup[0].global_batch_size = 4: expected a multiple of" in capsys.readouterr().err

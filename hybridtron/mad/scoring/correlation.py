@@ -34,6 +34,7 @@ class HeldOutLoss:
     tokens: str
     text: tuple[float, ...] | None
     seq_len: int
+    documents: str
     data: str
 
 

@@ -61,7 +61,7 @@ def _check_batches(config: RunConfig, copies: int) -> None:
     parallel, train = config.parallel, config.train
     portion = train.micro_batch_size * copies
     stages = enumerate(train.batch_warmup)
-    sizes = {f"batch_warmup.{i}.global_batch_size": stage.global_batch_size for i, stage in stages}
+    sizes = {f"batch_warmup[{i}].global_batch_size": stage.global_batch_size for i, stage in stages}
     for key, size in {"global_batch_size": train.global_batch_size, **sizes}.items():
         if size % portion:
             raise UserError(

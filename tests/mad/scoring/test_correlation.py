@@ -6,6 +6,7 @@ import pytest
 
 from hybridtron.errors import UserError
 from hybridtron.mad import scores
+from hybridtron.mad.checkpoints import _comparable
 from hybridtron.mad.scoring.correlation import HeldOutLoss, Point, as_points, correlate, in_one_unit
 from tests.mad.small import row
 
@@ -16,7 +17,7 @@ def points(scores, losses):
 
 def loss(**changes):
     about = {"checkpoint": Path("run", "step_1"), "loss": 2.0, "bits_per_byte": 1.1, "tokenizer": "a",
-             "tokens": "x", "text": (3, 900), "seq_len": 32, "data": "valid"}  # fmt: skip
+             "tokens": "x", "text": (3, 900), "seq_len": 32, "documents": "flow", "data": "valid"}  # fmt: skip
     return HeldOutLoss(**about | changes)
 
 
@@ -63,6 +64,18 @@ def test_checkpoints_of_one_proxy_are_one_point(tmp_path):
     assert "7 checkpoints are 2 different models" in remarks[0]
     found = correlate(made, tmp_path, "nats per token", remarks)
     assert "Not evidence: 2 points are too few" in " ".join(found["verdict"])
+
+
+def test_losses_over_other_contexts_or_documents_are_named():
+    messages = []
+    assert _comparable([loss(), loss(loss=3.0)], messages.append)[0] == [2.0, 3.0]
+    assert not messages
+    _comparable([loss(), loss(seq_len=64)], messages.append)
+    _comparable([loss(), loss(documents="isolate")], messages.append)
+    assert messages == [
+        "warning: losses at contexts of 32 and 64 tokens",
+        "warning: losses with data.documents flow and isolate, which are means over different tokens",
+    ]
 
 
 def test_losses_are_compared_in_one_unit_and_on_one_text():
