@@ -40,11 +40,13 @@ def run(options: argparse.Namespace) -> int:
     from hybridtron.api.efficiency import measure_efficiency
     from hybridtron.reporting.progress import ProgressView
 
+    configs = [word for word in options.configs if "=" not in word or Path(word).exists()]  # no pattern has a =
     view = ProgressView(seconds_between_lines=10)
     try:
         measured = measure_efficiency(
-            options.configs,
+            configs,
             *options.overrides,
+            *(word for word in options.configs if word not in configs),
             lengths=options.lengths,
             batch_sizes=options.batch_sizes,
             repeats=options.repeats,

@@ -21,7 +21,11 @@ def add_match_arguments(verb: argparse.ArgumentParser) -> None:
     """Add --match-parameters and its siblings, of which one may be given, and --adjust, --tolerance, --multiple-of."""
     one = verb.add_mutually_exclusive_group()
     for of in MEASURES:
-        words = {"non_embedding": "parameters without embeddings", "flops": "forward FLOPs per token"}.get(of, of)
+        words = {
+            "non_embedding": "parameters without embeddings",
+            "flops": "forward FLOPs per token",
+            "state": "elements of state",
+        }.get(of, of)
         one.add_argument(
             f"--match-{of.replace('_', '-')}", metavar=("CONFIG", "key=value"), dest=f"match_{of}", nargs="+",
             help=f"set a width so that the {words} are those of this config or run folder, with its overrides",

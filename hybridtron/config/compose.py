@@ -174,6 +174,8 @@ def _override(tree: _Tree, override: str) -> None:
         raise UserError(f"override {override!r}: {error}; expected a YAML value, in quotes if it is text") from None
     node: Any = tree
     for depth, part in enumerate(parts[:-1], start=1):
+        if isinstance(held := node.get(part), _Leaf) and held.value is None:
+            del node[part]  # as a resolved config has it: a key below makes a mapping of it
         node = node.setdefault(part, {})
         if isinstance(node, _Leaf):
             held, found = ".".join(parts[:depth]), value_text(node.value)

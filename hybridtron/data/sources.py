@@ -76,10 +76,17 @@ def find_sources(
     held_out = set(chosen.files)
     split = "train" if valid else None
     train = [replace(source, split=split) for path, source in others.files.items() if path not in held_out]
-    for what, files, given in (("train", train, inputs), ("valid", list(chosen.files.values()), valid)):
+    groups = (("train", train, inputs, others), ("valid", list(chosen.files.values()), valid, chosen))
+    for what, files, given, found in groups:
         if given and not files:
-            suffixes = " ".join((*text_suffixes, *JSONL_SUFFIXES))
-            raise UserError(f"no file left for {what} in {' '.join(map(str, given))}; expected files with {suffixes}")
+            known = " ".join((*text_suffixes, *JSONL_SUFFIXES))
+            ignored = (
+                f"; of other suffixes: {len(found.ignored)}, such as {found.ignored[0].name}" if found.ignored else ""
+            )
+            raise UserError(
+                f"no file left for {what} in {' '.join(map(str, given))}; expected files with {known} "
+                f"(text_suffixes names others){ignored}"
+            )
     files = train + [replace(source, split="valid") for source in chosen.files.values()]
     return SourceList(files, list(dict.fromkeys(others.ignored + chosen.ignored)))
 

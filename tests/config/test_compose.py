@@ -181,3 +181,8 @@ def test_a_table_of_sizes_that_is_none_is_refused(folder, table):
     folder(bad=f"sizes: {table}\nsize: small\n")
     with pytest.raises(UserError, match=r"sizes = .*expected a mapping from size to keys"):
         compose("bad.yaml")
+
+
+def test_a_key_below_null_makes_a_mapping_of_it(folder):
+    folder(top="optimizer: {ema: null}\n")
+    assert compose("top.yaml", ["optimizer.ema.decay=0.9"]).mapping == {"optimizer": {"ema": {"decay": 0.9}}}

@@ -77,11 +77,18 @@ def test_files_for_validation_are_taken_out_of_the_inputs(folder):
         (["b.txt"], {"valid": ["b.txt"]}, "no file left for train"),
         (["."], {"valid": ["empty"]}, "no file left for valid"),
         (["empty"], {}, "no file left for train"),
+        (
+            ["code"],
+            {},
+            r"no file left for train in .*\(text_suffixes names others\); of other suffixes: 1, such as a.py",
+        ),
         (["."], {"text_suffixes": ["md"]}, "text_suffixes = md: expected the suffix"),
     ],
 )
 def test_what_cannot_be_a_corpus(folder, inputs, options, message):
     (folder / "empty").mkdir()
+    (folder / "code").mkdir()
+    (folder / "code" / "a.py").touch()
     options = {key: [folder / v for v in values] if key == "valid" else values for key, values in options.items()}
     with pytest.raises(UserError, match=message):
         find_sources([folder / name for name in inputs], **options)

@@ -146,7 +146,8 @@ def test_the_peak_of_a_call_counts_what_it_makes():
 
 def test_the_command_prints_json_of_whole_models(capsys):
     command = ["efficiency", ATTENTION, "--lengths", "4", "--repeats", "1", "--threads", "1", "--json"]
-    assert main([*command, "model.hidden_size=32", "model.blocks.attn.num_heads=2"]) == 0
+    command[2:2] = ["model.hidden_size=32"]  # right after the models, or at the end
+    assert main([*command, "model.blocks.attn.num_heads=2"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["by_block"] is False
     assert printed["parts"] == []
@@ -166,6 +167,7 @@ def test_models_of_one_name_are_named_by_their_patterns(measured):
         (["--repeats", "0"], "--repeats = 0"),
         (["--threads", "0"], "--threads = 0"),
         (["--lengths", "8", "model.hiden_size=8"], "hidden_size"),
+        (["model.hiden_size=8", "--lengths", "8"], "hidden_size"),
     ],
 )
 def test_bad_arguments_are_refused_in_one_line(capsys, arguments, message):

@@ -17,6 +17,7 @@ from hybridtron.monitoring.compare.comparison import read_comparison
 from hybridtron.monitoring.compare.noise import noise_of
 from hybridtron.monitoring.compare.plots import draw
 from hybridtron.monitoring.compare.run import smooth
+from hybridtron.monitoring.compare.settings import differences
 from tests.conftest import TINY
 from tests.monitoring.folders import end_run, write_run
 
@@ -176,6 +177,9 @@ def test_noise_is_the_scatter_around_a_falling_line():
     assert noise_of(tokens, [4 - 0.1 * k for k in range(10)]) == pytest.approx(0, abs=1e-12)
     assert noise_of(tokens, FALLING) == pytest.approx(0.0234, abs=5e-4)  # sqrt(6/4) of 0.02, less what a line takes
     assert noise_of(tokens[:3], FALLING[:3]) is None
+    bent = [3.5563, 2.6794, 2.3224, 2.1129, 1.9887, 1.9490]  # the losses of a short run bend, which is no noise
+    assert noise_of([10.0, 20.0, 30.0, 40.0, 50.0, 60.0], bent) == pytest.approx(0.0134, abs=5e-4)
+    assert noise_of([10.0, 20.0, 30.0, 40.0], bent[:4]) == pytest.approx(0.2432, abs=5e-4)  # four do not tell
 
 
 def test_a_difference_smaller_than_the_noise_is_named(tmp_path):
@@ -239,6 +243,12 @@ def test_sources_of_a_blend_are_compared_one_by_one(tmp_path):
     ]
     page = Page((tmp_path / "out" / "report.html").read_text())
     assert [["run", "web", "code"], ["a", "2.5000", "1.5000"], ["b", "2.7500", "1.5000"]] in page.tables
+
+
+def test_an_empty_list_or_mapping_has_no_row_beside_those_of_its_parts():
+    empty = {"data.stages": [], "optimizer.clip_groups": {}}
+    full = {"data.stages[0].start_step": 3, "optimizer.clip_groups.attn": 0.5}
+    assert differences([empty, full], [{}, {}], [{}, {}]) == {key: [None, value] for key, value in full.items()}
 
 
 def test_a_smoothed_curve_keeps_a_line_and_its_ends():

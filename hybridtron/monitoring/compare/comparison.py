@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridtron.errors import UserError
-from hybridtron.monitoring.compare.noise import FEWEST, LAST
+from hybridtron.monitoring.compare.noise import CURVED, FEWEST, LAST
 from hybridtron.monitoring.compare.run import ComparedRun, read_run
 from hybridtron.monitoring.compare.settings import Value, differences
 from hybridtron.monitoring.queue import queued_jobs
@@ -20,8 +20,9 @@ from hybridtron.reporting.shown import Shown
 LOSS, BITS = "held-out loss", "bits per byte"
 HELD_OUT_KEYS = ("data.valid", "data.seq_len", "train.eval_sequences", "data.documents")  # decide which tokens count
 NOISE = (
-    f"Noise is the standard deviation of the last {LAST} held-out losses (at least {FEWEST}) around the straight line "
-    "through them over tokens. It is the scatter within one run: another seed usually changes the loss by more."
+    f"Noise is the standard deviation of the last {LAST} held-out losses (at least {FEWEST}) around a straight line "
+    f"through them over tokens or, from {CURVED} losses on, around a parabola over log tokens where that fits better. "
+    "It is the scatter within one run: another seed usually changes the loss by more."
 )
 
 

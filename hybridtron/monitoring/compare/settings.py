@@ -65,6 +65,8 @@ def differences(
             name = key.split(".")[2]
             found.setdefault(f"model.blocks.{name}", [some.get(name) for some in blocks])
             continue
+        if any(some.get(key) in ([], {}) for some in settings) and any(_has_part(some, key) for some in settings):
+            continue  # the rows of its parts tell
         values = [some.get(key) for some in settings]
         if all(value == values[0] for value in values[1:]):
             continue
@@ -72,3 +74,8 @@ def differences(
         if None in held or any(value != held[0] for value in held):
             found[key] = values
     return found
+
+
+def _has_part(settings: Mapping[str, Value], key: str) -> bool:
+    """Return whether settings have a key below this one."""
+    return any(name.startswith((f"{key}.", f"{key}[")) for name in settings)
