@@ -13,7 +13,8 @@ PRECISION: dict[str, dict[str, Any]] = {  # of a model; else fp32
     "halfmuon": {"format": "bf16"},
     "delayed": {"format": "fp8", "emulate": True, "skip": ["mamba.in_proj"], "recipe": "delayed"},
 }
-OPTIMIZER: dict[str, dict[str, Any]] = {  # of a model; else AdamW
+OPTIMIZER: dict[str, dict[str, Any]] = {  # of a model; else AdamW alone
+    "tied": {"ema": {"decay": 0.8}, "clip_groups": {"embedding": 0.1, "norms": 0.01}},
     "muon": {
         "type": "muon",
         "ema": {"decay": 0.8},
