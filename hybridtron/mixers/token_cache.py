@@ -42,12 +42,17 @@ class TokenCache(NamedTuple):
         return self._replace(entries=tuple(grown))
 
     def append(self, *new: Tensor) -> TokenCache:
-        """Write the entries [b, ..., s, c] of the next s tokens into the memory of this cache, or into a larger one."""
+        """Write the entries [b, ..., s, c] of the next s tokens into the memory of this cache, or into a larger one.
+
+        Where gradients are wanted the memory is copied, so that the backward pass finds it as it was.
+        """
         tokens, seen, window = new[0].shape[-2], self.seen, self.window
         after = seen + tokens
         cache = self
         if min(after, window or after) > self.capacity:
             cache = self.reserve(max(after, 2 * self.capacity, FIRST_CAPACITY))
+        if any(t.requires_grad for t in (*cache.entries, *new)):  # a backward pass reads what was held before
+            cache = cache._replace(entries=tuple(t.clone() for t in cache.entries))
         kept = min(tokens, window or tokens)
         first = (after - kept) % window if window else seen
         until_end = min(kept, cache.capacity - first) if window else kept

@@ -15,6 +15,7 @@ from hybridtron.mixers.token_cache import TokenCache
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel
+from hybridtron.ops.moe.attached_loss import attached_losses_scale
 
 PRIMITIVES = {
     "attention": {"num_heads": 4, "num_kv_heads": 2},
@@ -234,6 +235,24 @@ class TestPrimitive:
                 outputs.append(y)
             y, state = mixer.step(x[-1], state)
             assert_near(torch.cat([*outputs, y.unsqueeze(0)]), whole)
+
+    def test_gradients_go_back_through_pieces_and_a_step(self, primitive):
+        """Without the losses that balance experts, which are means over the tokens of a call."""
+        mixer = noisy(built(primitive)).layers["0"].mixer
+        x = torch.randn(30, 2, WIDTH, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        outputs, state = [], mixer.initial_state(2)
+        with attached_losses_scale(0.0):
+            for piece in x[:-1].split([11, 12, 6]):
+                y, state = mixer.prefill(piece, state)
+                outputs.append(y)
+            y, _ = mixer.step(x[-1], state)
+            whole = mixer(x)
+        trained = [parameter for parameter in mixer.parameters() if parameter.requires_grad]
+        gradients = (
+            torch.autograd.grad(y.square().sum(), [x, *trained]) for y in (torch.cat([*outputs, y.unsqueeze(0)]), whole)
+        )
+        for one, other in zip(*gradients, strict=True):
+            assert_near(one, other)
 
     @torch.no_grad()
     def test_prefill_in_bfloat16_gives_what_the_whole_sequence_gives(self, primitive):
