@@ -19,6 +19,7 @@ from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from hybridtron.checkpoint_keys import OPTIMIZER
 from hybridtron.distributed.checkpoint import manifest
 from hybridtron.distributed.checkpoint.manifest import Verify
 from hybridtron.errors import UserError, unreadable
@@ -90,7 +91,7 @@ def _parameters(index: Metadata) -> list[tuple[str, TensorStorageMetadata]]:
     return [
         (key, entry)
         for key, entry in index.state_dict_metadata.items()
-        if isinstance(entry, TensorStorageMetadata) and not key.startswith("optimizer.")
+        if isinstance(entry, TensorStorageMetadata) and not key.startswith(OPTIMIZER)
     ]
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hybridtron.convert.formats.checkpoint import OPTIMIZER, CheckpointSource, StoredBox
+from hybridtron.checkpoint_keys import EMA, OPTIMIZER, optimizer_key
+from hybridtron.convert.formats.checkpoint import CheckpointSource, StoredBox
 from hybridtron.convert.formats.source import boxes
 from hybridtron.convert.new_run import Progress, new_run
 from hybridtron.convert.workers import for_each
@@ -13,7 +14,7 @@ from hybridtron.errors import UserError
 from hybridtron.training.run_folder.folder import read_config, read_run
 from hybridtron.training.run_folder.train_state import read_state
 
-EMA = f"{OPTIMIZER}ema."  # how the keys of averages begin
+AVERAGE = optimizer_key(EMA)  # how the keys of averages begin
 
 
 def ema(run: Path, out: Path, *, verify: Verify = "full", progress: Progress | None = None) -> None:
@@ -32,7 +33,7 @@ def ema(run: Path, out: Path, *, verify: Verify = "full", progress: Progress | N
     """
     _, checkpoint = read_run(run)
     source = CheckpointSource(checkpoint, verify, optimizer=True)
-    if not any(key.startswith(EMA) for key in source.tensors):
+    if not any(key.startswith(AVERAGE) for key in source.tensors):
         raise UserError(f"{checkpoint}: has no average of weights; expected a checkpoint of a run with optimizer.ema")
     tensors = {key: info for key, info in source.tensors.items() if not key.startswith(OPTIMIZER)}
     config, state = read_config(checkpoint.parent), read_state(checkpoint)
@@ -40,7 +41,7 @@ def ema(run: Path, out: Path, *, verify: Verify = "full", progress: Progress | N
 
         def write_average(place: StoredBox) -> None:
             name, box = place
-            average = source.read(EMA + name if EMA + name in source.tensors else name, *box)
+            average = source.read(AVERAGE + name if AVERAGE + name in source.tensors else name, *box)
             sink.write(name, average.to(tensors[name].dtype), box.offsets)
 
         for_each(write_average, ((name, box) for name, info in tensors.items() for box in boxes(info)))

@@ -10,7 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from hybridtron.convert.formats.checkpoint import OPTIMIZER, CheckpointSource
+from hybridtron.checkpoint_keys import OPTIMIZER
+from hybridtron.convert.formats.checkpoint import CheckpointSource
 from hybridtron.convert.formats.opening import open_source
 from hybridtron.convert.formats.source import TensorInfo, dtype_name
 from hybridtron.reporting.numbers import byte_size, grouped, plural

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from hybridtron.checkpoint_keys import KINDS, optimizer_key
 from hybridtron.checkpoint_reader import stored_as
-from hybridtron.convert.formats.checkpoint import OPTIMIZER, StoredBox
+from hybridtron.convert.formats.checkpoint import StoredBox
 from hybridtron.convert.formats.source import TensorInfo
 from hybridtron.distributed.checkpoint.boxes import Box, pieces
 from hybridtron.distributed.checkpoint.layout import CHUNK_BYTES
@@ -15,8 +16,7 @@ from hybridtron.model.stage import cut, stage_tensors
 from hybridtron.model.tensors import model_tensors
 from hybridtron.tensors import TensorSpec, indivisible
 
-# How keys of a parameter begin.
-KINDS = ("", *(f"{OPTIMIZER}{kind}." for kind in ("exp_avg", "exp_avg_sq", "momentum", "param", "ema")))
+PREFIXES = ("", *(optimizer_key(kind) for kind in KINDS))  # how keys of a parameter begin
 
 
 def files_of_layout(
@@ -39,12 +39,12 @@ def files_of_layout(
     for stage in cut(model, pipeline, seq_len):
         for name, spec in stage_tensors(model, specs, stage).items():
             for key, shape in stored_as(name, spec):
-                for kind in KINDS:
-                    if info := left.pop(kind + key, None):  # a tied embedding is the first stage's
+                for prefix in PREFIXES:
+                    if info := left.pop(prefix + key, None):  # a tied embedding is the first stage's
                         for rank, box in enumerate(_shares(spec, shape, tensor)):
                             most = CHUNK_BYTES // info.dtype.itemsize
                             held = contents[stage.index * tensor + rank]
-                            held += [(kind + key, piece) for piece in pieces(box, most)]
+                            held += [(prefix + key, piece) for piece in pieces(box, most)]
     for key in left:
         raise UserError(f"tensor {key} is none of the model's")
     return contents

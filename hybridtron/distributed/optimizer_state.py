@@ -18,19 +18,15 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from torch import Tensor, nn
 
+from hybridtron.checkpoint_keys import FLOAT32_VALUES, MOMENTS, MOMENTUM
 from hybridtron.distributed.held_parameters import held_parameters
 from hybridtron.distributed.muon import MuonBesideAdamW
-
-MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
-MOMENTUM = "momentum"  # of Muon
-EMA = "ema"  # the average of weights that `WeightAverage` keeps beside the optimizer
-KINDS = (*MOMENTS, MOMENTUM, "param")
 
 
 class LocalTensor(NamedTuple):
     """What the optimizer of this process keeps of a parameter: all of it, or a flat run that begins at `start`."""
 
-    kind: str  # exp_avg, exp_avg_sq, momentum, param or ema
+    kind: str  # of checkpoint_keys.KINDS
     parameter: nn.Parameter
     data: Tensor
     start: int
@@ -42,7 +38,7 @@ def local_tensors(optimizer: ChainedOptimizer) -> Iterator[LocalTensor]:
     for each in optimizer.chained_optimizers:
         _begin(_adam(each))
         is_sharded = isinstance(each, DistributedOptimizer)
-        for kind in KINDS:
+        for kind in (*MOMENTS, MOMENTUM, FLOAT32_VALUES):  # `WeightAverage` has EMA
             for parameter, main, start in held_parameters(each):
                 data = _kept(each, kind, parameter, main)
                 if data is not None:
@@ -51,7 +47,7 @@ def local_tensors(optimizer: ChainedOptimizer) -> Iterator[LocalTensor]:
 
 def _kept(optimizer: MegatronOptimizer, kind: str, parameter: nn.Parameter, main: Tensor) -> Tensor | None:
     """Return the tensor of a kind that the optimizer keeps of a parameter, if it does."""
-    if kind == "param":
+    if kind == FLOAT32_VALUES:
         return None if parameter.dtype == torch.float32 else main.data
     matrices = optimizer.optimizer.matrices if isinstance(optimizer.optimizer, MuonBesideAdamW) else {}
     if parameter in matrices:

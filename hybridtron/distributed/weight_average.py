@@ -13,8 +13,9 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 from torch import Tensor
 
+from hybridtron.checkpoint_keys import EMA
 from hybridtron.distributed.held_parameters import held_parameters
-from hybridtron.distributed.optimizer_state import EMA, LocalTensor
+from hybridtron.distributed.optimizer_state import LocalTensor
 
 
 class WeightAverage:

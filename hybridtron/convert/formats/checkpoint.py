@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan
 
+from hybridtron.checkpoint_keys import OPTIMIZER
 from hybridtron.checkpoint_reader import loading, read_common
 from hybridtron.convert.formats.byte_runs import bytes_of, common_runs, new_tensor, read_at, read_runs, write_at
 from hybridtron.convert.formats.folder_sink import FolderSink
@@ -44,7 +45,6 @@ from hybridtron.errors import UserError, unreadable
 from hybridtron.files import open_to_read
 from hybridtron.safe_index import loading_weights_only
 
-OPTIMIZER = "optimizer."  # how the keys of the optimizer's tensors begin
 BLOCK = 8 * 2**20  # bytes that are read at once to compute a checksum
 
 StoredBox = tuple[str, Box]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from hybridtron.checkpoint_keys import optimizer_key
 from hybridtron.distributed import optimizer_state
 from hybridtron.distributed.checkpoint.boxes import Box, boxes_of_run, pieces
 from hybridtron.distributed.checkpoint.layout import CHUNK_BYTES, Chunk
@@ -67,7 +68,7 @@ def _runs(engine: Engine) -> Iterator[_Run]:
     averages = engine.average.local_tensors() if engine.average else ()
     for state in itertools.chain(optimizer_state.local_tensors(engine.optimizer), averages):
         name = names[id(state.parameter)]
-        run = _run(engine, f"optimizer.{state.kind}.{name}", name, state.parameter, state.data, state.start)
+        run = _run(engine, optimizer_key(state.kind, name), name, state.parameter, state.data, state.start)
         yield replace(run, replica=Shard()) if state.is_sharded else run
 
 

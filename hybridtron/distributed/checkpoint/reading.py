@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadPlan
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from hybridtron.checkpoint_keys import EMA, FLOAT32_VALUES, OPTIMIZER, optimizer_key
 from hybridtron.checkpoint_reader import expected_shapes, loading, read_common, stored_shapes
 from hybridtron.distributed import optimizer_state
 from hybridtron.distributed.checkpoint import manifest
@@ -78,7 +79,7 @@ def _read_weights(folder: Path, engine: Engine, matched: MatchedWeights, stored:
     """Read the parameters that this process holds, and its fp32 copies."""
     chunks = []
     for held in held_chunks(engine):
-        source = matched.sources.get(held.key.removeprefix("optimizer.param."))
+        source = matched.sources.get(held.key.removeprefix(optimizer_key(FLOAT32_VALUES)))
         if source is not None and (chunk := _in_source(held, source, stored[source])):
             chunks.append(chunk)
     with loading(folder) as index:
@@ -98,7 +99,7 @@ def _read(folder: Path, engine: Engine) -> None:
         updates = common.get("optimizer_updates")
         if type(updates) is not int:
             raise ValueError(f"optimizer_updates is {updates!r}; expected a whole number")
-        prefix = f"optimizer.{optimizer_state.EMA}."
+        prefix = optimizer_key(EMA)
         averaged = any(key.startswith(prefix) for key in index.state_dict_metadata)
         held = [chunk for chunk in held_chunks(engine) if averaged or not chunk.key.startswith(prefix)]
         _read_chunks(folder, index, held)
@@ -148,13 +149,13 @@ class _ChunkPlanner(DefaultLoadPlanner):
 
     def _stored_key(self, index: Metadata, key: str) -> str:
         """Return the key to read a tensor from: where a parameter was bf16 and is fp32 now, that of its fp32 values."""
-        values = f"optimizer.param.{key}"
+        values = optimizer_key(FLOAT32_VALUES, key)
         return values if values in index.state_dict_metadata and values not in self.chunks else key
 
     def _entry(self, index: Metadata, key: str, chunk: Chunk) -> TensorStorageMetadata:
         """Return what the index says of a tensor. Raises UserError where it is missing or has another shape."""
         entry = index.state_dict_metadata.get(key)
-        if entry is None and not any(name.startswith("optimizer.") for name in index.state_dict_metadata):
+        if entry is None and not any(name.startswith(OPTIMIZER) for name in index.state_dict_metadata):
             raise UserError(
                 f"{self.folder}: has no optimizer state to resume from; expected a new run that begins with its "
                 f"weights, by train.init_from={self.folder}"
