@@ -56,6 +56,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    """Thaw what was frozen, which Triton would report as leaks."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train and valid token files of a few thousand bytes each."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from hybridtron.cli.arguments import ArgumentParser, add_config_arguments, add_p
 from hybridtron.cli.matching import add_match_arguments, print_match
 from hybridtron.cli.output import LAUNCHER, is_reporting_process
 from hybridtron.errors import UserError, cause_of
-from hybridtron.imports import collector_paused
+from hybridtron.imports import collector_paused, freeze_imported
 
 if TYPE_CHECKING:
     from hybridtron.training.config import RunConfig
@@ -57,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
         from hybridtron.training import heartbeat
         from hybridtron.training.run import train
         from hybridtron.training.saving import TrainingStopped
-    gc.freeze()  # modules are no garbage at the end either
+    freeze_imported()
     try:
         train(config, environment, options.resume, profile=options.profile, profile_steps=options.profile_steps)
     except TrainingStopped as error:

@@ -60,3 +60,12 @@ ht.train(sys.argv[1], "train.steps=2", "schedule.warmup_steps=1", callbacks=[cal
 print(*callback.imported)"""
     unneeded = {"torch._dynamo", "torch._inductor", "matplotlib", "pandas", "scipy", "transformers", "wandb"}
     assert not unneeded & imported(code, str(tiny), folder=str(tmp_path))
+
+
+@pytest.mark.parametrize("imported", ["json", "triton"])
+def test_what_is_frozen_is_reported_as_no_leak(imported):
+    lines = (f"import gc, {imported}", "from hybridtron.imports import freeze_imported", "freeze_imported()")
+    code = "\n".join([*lines, "print(gc.get_freeze_count())"])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (int(done.stdout) > 0) is (imported != "triton")
