@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 
 MATRIX = {"cpu": 2048, "cuda": 8192}  # rows of the square matrices that are multiplied
-COPIED_BYTES = {"cpu": 1 << 28, "cuda": 1 << 31}
+READ_ROWS = {"cpu": 8192, "cuda": 32768}  # of the square matrix that is read to multiply it by a vector
 TRIALS = 5
 
 
 @dataclass(frozen=True)
 class Machine:
-    """`flops_per_s` is that of matrix products in the models' number format; `bytes_per_s` counts reads and writes."""
+    """`flops_per_s` is that of matrix products in the models' number format, `bytes_per_s` that of reading memory."""
 
     name: str
     threads: int
@@ -26,12 +26,12 @@ class Machine:
 
 
 def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
-    """Measure the best of some large matrix products and of some copies of memory."""
-    rows, size = MATRIX[device.type], COPIED_BYTES[device.type]
-    a, b = (torch.randn(rows, rows, device=device).to(dtype) for _ in range(2))
-    source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
-    flops = 2 * rows**3 / min(seconds(lambda: a @ b, device) for _ in range(TRIALS))
-    moved = 2 * size / min(seconds(lambda: target.copy_(source), device) for _ in range(TRIALS))
+    """Measure the best of some products of large matrices, and of a larger one by a vector."""
+    a, b = (torch.randn(MATRIX[device.type], MATRIX[device.type], device=device).to(dtype) for _ in range(2))
+    flops = 2 * len(a) ** 3 / min(seconds(lambda: a @ b, device) for _ in range(TRIALS))
+    read = torch.ones(READ_ROWS[device.type], READ_ROWS[device.type], device=device, dtype=dtype)
+    vector = torch.ones(len(read), device=device, dtype=dtype)
+    moved = read.numel() * read.element_size() / min(seconds(lambda: read @ vector, device) for _ in range(TRIALS))
     return Machine(_name(device), torch.get_num_threads(), flops, moved, memory_of(device))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hybridtron.accounting.describe import Account, describe
+from hybridtron.accounting.describe import FORMAT_BYTES, Account, describe
 from hybridtron.efficiency.machine import Machine, measure_machine
 from hybridtron.efficiency.measure import PHASES, Times, measure_times, peak_bytes
 from hybridtron.efficiency.parts import Part, parts_of, whole_model
@@ -146,7 +146,7 @@ def _rates(
     """Return the rates of one model, without ratios."""
     account = describe(config.model, length, config.name)
     number_format = config.precision.parameter_format
-    parameter_bytes = account.total * torch.empty(0, dtype=config.precision.dtype).element_size()
+    parameter_bytes = account.total * FORMAT_BYTES[number_format]
     state_bytes = sum(n * parts[name].state_bytes for name, n in count.items())
     return Rates(
         model=config.name,
@@ -154,7 +154,7 @@ def _rates(
         batch=batch,
         seconds={phase: median(_totals(times, count, phase)) for phase in PHASES},
         ratios={},
-        floor_seconds=_floors(account, parameter_bytes, batch, machine, number_format),
+        floor_seconds=_floors(account, batch, machine, number_format),
         state_bytes=state_bytes,
         state_bytes_formula=account.state_bytes[number_format],
         peak_bytes={} if by_block else _peaks(parts[config.name]),
@@ -167,18 +167,20 @@ def _totals(times: Times, count: Mapping[str, int], phase: str) -> list[float]:
     return [sum(row) for row in zip(*([n * t for t in times[name][phase]] for name, n in count.items()), strict=True)]
 
 
-def _floors(
-    account: Account, parameter_bytes: int, batch: int, machine: Machine, number_format: str
-) -> dict[str, float]:
+def _floors(account: Account, batch: int, machine: Machine, number_format: str) -> dict[str, float]:
     """Return the seconds that no program can beat at this machine's rates.
 
-    Training and prefill need their matrix products; decoding needs those, or to read all parameters once and each
-    sequence's state.
+    Training needs its matrix products. So does prefill, which computes logits of the last token alone. Decoding needs
+    those, or to read once the parameters that a token uses (of an embedding of its own one row) and each sequence's
+    state.
     """
+    config = account.config
     forward = batch * account.flops_forward / machine.flops_per_s
-    moved = parameter_bytes + batch * account.state_bytes[number_format]
-    products = 2 * batch * account.active / machine.flops_per_s
-    return {"train": 3 * forward, "prefill": forward, "decode": max(moved / machine.bytes_per_s, products)}
+    unread_logits = 2 * batch * (account.seq_len - 1) * config.hidden_size * config.vocab_size / machine.flops_per_s
+    used = account.active - (0 if config.tie_embeddings else config.hidden_size * config.vocab_size)
+    moved = used * FORMAT_BYTES[number_format] + batch * account.state_bytes[number_format]
+    decode = max(moved / machine.bytes_per_s, 2 * batch * used / machine.flops_per_s)
+    return {"train": 3 * forward, "prefill": forward - unread_logits, "decode": decode}
 
 
 def _peaks(part: Part) -> dict[str, int | None]:

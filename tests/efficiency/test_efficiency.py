@@ -13,9 +13,10 @@ import hybridtron as ht
 from hybridtron.accounting.describe import describe
 from hybridtron.api.configs import read_model_config
 from hybridtron.cli.main import main
+from hybridtron.efficiency.machine import Machine
 from hybridtron.efficiency.measure import peak_bytes
 from hybridtron.efficiency.parts import parts_of, whole_model
-from hybridtron.efficiency.study import _ratio
+from hybridtron.efficiency.study import _floors, _ratio
 
 CPU = torch.device("cpu")
 ATTENTION, HYBRID = "2*(attn mlp)", "mamba mlp attn mlp"
@@ -185,3 +186,14 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("mine")
     assert main(["efficiency", ATTENTION, "--out", str(tmp_path)]) == 2
     assert "holds mine.txt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_floors_leave_out_logits_and_rows_of_the_embedding_that_nobody_reads(tied):
+    account = describe(read_model_config(ATTENTION, f"model.tie_embeddings={tied}").model, 16)
+    table = account.config.hidden_size * account.config.vocab_size
+    floors = _floors(account, 3, Machine("", 1, 1.0, 1.0, 1), "fp32")
+    assert floors["train"] == 3 * 3 * account.flops_forward
+    assert floors["prefill"] == 3 * (account.flops_forward - 15 * 2 * table)
+    used = account.total - (0 if tied else table)
+    assert floors["decode"] == max(4 * used + 3 * account.state_bytes["fp32"], 2 * 3 * used)
