@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,3 +124,17 @@ def test_docstrings_of_functions_begin_with_a_verb():
 def is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     """Return whether a method is read like a field, whose docstring may name it."""
     return any("property" in ast.unparse(decorator) for decorator in node.decorator_list)
+
+
+def test_an_installation_has_every_file_of_the_package():
+    """A checkout has them anyway; a wheel has what package-data names."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    named = {
+        path for package, patterns in settings.items() for each in patterns for path in folder_of(package).glob(each)
+    }
+    files = {path for path in (ROOT / "hybridtron").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert sorted(path for path in files - named if path.suffix not in (".py", ".so")) == []
+
+
+def folder_of(package: str) -> Path:
+    return ROOT.joinpath(*package.split("."))
