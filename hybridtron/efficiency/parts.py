@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from hybridtron.backends.torch import TorchBackend
 from hybridtron.mixers.state_rows import reserve
@@ -76,7 +77,8 @@ class Part:
 
     def make_room(self) -> None:
         """Give the state's caches memory for ROOM tokens more than the prompt; count the state's bytes before that."""
-        self.state_bytes = sum(t.numel() * t.element_size() for t in tensors_of(self.state)) // len(self.tokens)
+        tensors = [leaf for leaf in tree_leaves(self.state) if isinstance(leaf, Tensor)]
+        self.state_bytes = sum(t.numel() * t.element_size() for t in tensors) // len(self.tokens)
         self.state = [reserve(state, self.tokens.shape[1] - 1 + ROOM) for state in self.state]
 
     @torch.no_grad()
@@ -119,13 +121,6 @@ class LayerPart(Part):
     def decode(self) -> None:
         _, state = self.layer.step(self.x[-1], *self.state)
         self.state = [state]
-
-
-def tensors_of(state: Any) -> list[Tensor]:
-    """Return the tensors in a state of nested tuples and lists."""
-    if isinstance(state, Tensor):
-        return [state]
-    return [tensor for each in state for tensor in tensors_of(each)] if isinstance(state, list | tuple) else []
 
 
 def whole_model(config: RunConfig, device: torch.device) -> Part:

@@ -163,12 +163,17 @@ def scaled_rotary(
     }
 
 
-def _rotary(settings: Settings) -> tuple[Mapping[str, Any], str]:
-    """Return what config.json says of rotary frequencies, and its kind. Raises UserError.
+def rotary_settings(settings: Settings) -> Any:
+    """Return what config.json says of rotary frequencies, as it stands there; empty for nothing.
 
     Of two settings transformers takes the older one, rope_scaling (modeling_rope_utils.py).
     """
-    rotary = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
+    return settings.get("rope_scaling") or settings.get("rope_parameters") or {}
+
+
+def _rotary(settings: Settings) -> tuple[Mapping[str, Any], str]:
+    """Return what config.json says of rotary frequencies, and its kind. Raises UserError."""
+    rotary = rotary_settings(settings)
     settings.ignore("rope_parameters", "rope_scaling", "rope_theta", _LENGTH)
     if not isinstance(rotary, Mapping):
         raise UserError(f"{settings.file}: rope_parameters = {rotary!r}: expected a mapping")

@@ -57,8 +57,8 @@ def _to_ours(settings: Settings) -> dict[str, Any]:
 
 
 def _rotary_factor(settings: Settings) -> float:
-    rotary = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
-    return rotary.get("partial_rotary_factor", settings.get("partial_rotary_factor", 0.25))
+    in_general = settings.get("partial_rotary_factor", 0.25)
+    return parts.rotary_settings(settings).get("partial_rotary_factor", in_general)
 
 
 def _experts(settings: Settings) -> dict[str, Any]:
