@@ -36,7 +36,6 @@ class LayerStatistics:
     ) -> None:
         """Watch the layers of `chunks` until `take` is called."""
         self.optimizer, self.parallel_context = optimizer, parallel_context
-        self.names = {id(parameter): name for chunk in chunks for name, parameter in chunk.named_parameters()}
         layers = dict.fromkeys(_layer(name) for name in specs)
         numbers = sorted((layer for layer in layers if layer.isdecimal()), key=int)
         self.rows = {layer: row for row, layer in enumerate([EMBEDDING, *numbers, OUTPUT])}
@@ -95,7 +94,7 @@ class LayerStatistics:
     def _counted(self) -> Iterator[tuple[str, Tensor]]:
         """Yield what this process updates and no process of a lower rank does, with its layer."""
         for parameter, main in counted_parameters(self.optimizer, self.parallel_context):
-            yield _layer(self.names[id(parameter)]), main
+            yield _layer(parameter.full_name), main
 
 
 def _layer(name: str) -> str:
