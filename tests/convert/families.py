@@ -152,6 +152,11 @@ FAMILIES |= {
                        "time_step_min": 0.05,
                        "layers_block_type": ["full_attention", "linear_attention", "linear_attention", "mlp"]},
     ),
+    "nemotron_h, experts in groups and a latent space": Family(
+        "nemotron_h", {**_NEMOTRON_H, "n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
+                       "moe_shared_expert_intermediate_size": 48, "moe_latent_size": 16, "n_group": 4, "topk_group": 2,
+                       "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"]},
+    ),
     "nemotron_h, experts": Family(
         "nemotron_h", {**_NEMOTRON_H, "n_routed_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
                        "moe_shared_expert_intermediate_size": 48, "routed_scaling_factor": 2.5,

@@ -114,6 +114,15 @@ BLOCKS["uneven"] = {  # context parallelism cuts the heads of its first branch a
     "branches": [{"type": "attention", "num_heads": 4}, {"type": "swiglu", "ffn_hidden_size": 34}, BLOCKS["gla"]],
 }
 BLOCKS["tight"] = {**BLOCKS["soft"], "capacity_factor": 1.0, "activation": "clamped_swiglu", "bias": True}
+BLOCKS["grouped"] = {
+    **BLOCKS["sigmoid"],
+    "score": "sqrt_softplus",
+    "latent_size": 16,
+    "num_groups": 4,
+    "top_groups": 2,
+    "aux_loss": 0.1,
+}
+BLOCKS["narrow"] = {**BLOCKS["tight"], "latent_size": 16}
 BLOCKS["gathered"] = {**BLOCKS["soft"], "dispatcher": "allgather"}
 MODELS: dict[str, dict[str, Any]] = {
     "transformer": {"pattern": "attn ffn near mlp"},
@@ -129,6 +138,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "states": {"pattern": "sinks learned shared gla delta selective normed limited beside latent"},
     "rwkv": {"pattern": "time channel attn time channel"},
     "uneven": {"pattern": "uneven ffn"},
+    "latents": {"pattern": "attn grouped mamba narrow"},
     "muon": {"pattern": "attn soft mamba delta mlp"},
     "halfmuon": {"pattern": "mamba attn mlp mamba"},
     "normed": {"pattern": "full after gated per_head", "zero_centered_norms": True},
@@ -241,6 +251,11 @@ LAYOUTS: dict[str, Layout] = {
     "dropping dp2 ep2": _layout("dropping", 2, **EP),
     "dropping dp2 etp2": _layout("dropping", 2, **ETP),
     "dropping tp2 sp cp2 ep4": _layout("dropping", **SP, **CP, expert=4),
+    "latents tp2 sp ep2": _layout("latents", **SP, **EP),
+    "latents cp2 ep2": _layout("latents", **CP, **EP),
+    "latents pp2": _layout("latents", **PP),
+    "latents pp2 vpp2": _layout("latents", **VPP),
+    "latents dp2 etp2 do": _layout("latents", 2, **ETP, **DO),
     "muon tp2 sp": _layout("muon", **SP),
     "muon tp2 sp pp2 ep2": _layout("muon", **SP, **PP, **EP),
     "muon dp2 do": _layout("muon", 2, **DO),
@@ -269,6 +284,7 @@ RESUMED: dict[str, Layout] = {
         ("moe dp2 ep2", "one", {}),
         ("muon tp2 sp dp2 etp2 do", "one", {}),
         ("muon", "pp2 dp2 ep2 do", {"data": 2, **PP, **EP, **DO}),
+        ("latents tp2 sp ep2", "pp2 dp2 do", {"data": 2, **PP, **DO}),
         ("halfmuon dp2 do", "tp2 pp2", {**TP, **PP}),
         ("moe tp2 sp ep2", "pp2 dp2 ep2 do", {"data": 2, **PP, **EP, **DO}),
         ("moe dp2 ep2 do", "tp2 sp etp2", {**SP, **ETP}),

@@ -47,6 +47,10 @@ PRIMITIVES = {
     "rwkv6_channel": {"ffn_hidden_size": 48},
 }
 VARIANTS = {
+    "experts in a latent space and groups": {
+        "type": "moe", "num_experts": 8, "top_k": 3, "num_groups": 4, "top_groups": 2, "latent_size": 8,
+        "ffn_hidden_size": 24, "shared_ffn_hidden_size": 16, "activation": "relu2", "score": "sqrt_softplus",
+    },
     "attention with sinks": {"type": "attention", "num_heads": 4, "num_kv_heads": 2, "sinks": True},
     "attention with a norm and a gate per head": {
         "type": "attention", "num_heads": 4, "num_kv_heads": 2, "qk_norm": "head", "gate": "head",

@@ -6,14 +6,18 @@ import torch.nn.functional as F
 from torch.func import functional_call, grad, vmap
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
+    BailingHybridConfig,
     DeepseekV3Config,
+    DeepseekV4Config,
     GptOssConfig,
     JambaConfig,
     MixtralConfig,
     NemotronHConfig,
     Qwen3NextConfig,
 )
+from transformers.models.bailing_hybrid.modeling_bailing_hybrid import BailingHybridMoE
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
+from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4TopKRouter
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
 from transformers.models.jamba.modeling_jamba import JambaSparseMoeBlock
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
@@ -28,6 +32,7 @@ from hybridtron.mixers.registry import MIXERS
 from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel
 from hybridtron.ops.moe.attached_loss import attached_losses_scale
+from hybridtron.ops.moe.routing import choose, combining_weights, router_log_scores
 from hybridtron.training.config import RunConfig
 from hybridtron.training.validation.resolve import data_parallel_size, resolve
 from tests.conftest import TINY
@@ -58,29 +63,34 @@ def by_definition(module, x):
     """Token by token: output and the layer's own losses."""
     config = module.config
     logits = x @ module.router_weight.T + (module.router_logit_bias if config.bias else 0)
-    scores = logits.softmax(-1) if config.score == "softmax" else logits.sigmoid()
+    scores = SCORES[config.score](logits)
     preference = scores if module.router_bias is None else scores + module.router_bias
     parameters = dict(module.named_parameters())
     y, taken, chosen_by = torch.zeros_like(x), torch.zeros(B, config.num_experts), torch.zeros(B, config.num_experts)
     rows = []
     for t in range(S):
         for b in range(B):
-            experts = preference[t, b].topk(config.top_k).indices
+            groups = preference[t, b].unflatten(0, (config.num_groups, -1))
+            best = groups.sort(-1).values[:, -2:].sum(-1).topk(config.top_groups).indices
+            outside = torch.ones_like(groups, dtype=torch.bool).index_fill(0, best, False).flatten()
+            experts = preference[t, b].masked_fill(outside, -torch.inf).topk(config.top_k).indices
             weights = scores[t, b, experts]
             if config.normalizes:
                 weights = weights / weights.sum()
-            out = torch.zeros(WIDTH, dtype=x.dtype)
+            token = module.latent_down @ x[t, b] if config.latent_size else x[t, b]
+            out = torch.zeros_like(token)
             for i, weight in zip(experts.tolist(), weights, strict=True):
                 chosen_by[b, i] += 1
                 share = S * config.top_k / config.num_experts
                 if config.capacity_factor is not None and taken[b, i] >= config.capacity_factor * share:
                     continue
                 taken[b, i] += 1
-                packed = parameters[config.in_name][i] @ x[t, b]
+                packed = parameters[config.in_name][i] @ token
                 if config.bias:
                     packed = packed + parameters[f"{config.in_name}_bias"][i]
                 y = module.down[i] @ activated(config, packed) + (module.down_bias[i] if config.bias else 0)
                 out = out + config.scaling_factor * weight * y
+            out = module.latent_up @ out if config.latent_size else out
             if config.shared:
                 gate = (module.shared_gate[0] @ x[t, b]).sigmoid() if config.shared_gate else 1
                 packed = parameters[f"shared.{config.in_name}.weight"] @ x[t, b]
@@ -92,6 +102,13 @@ def by_definition(module, x):
     own = config.aux_weight * config.num_experts * (f * p).sum(-1).mean()
     own = own + config.z_loss * logits.exp().sum(-1).log().square().mean()
     return y, own
+
+
+SCORES = {
+    "softmax": lambda logits: logits.softmax(-1),
+    "sigmoid": torch.sigmoid,
+    "sqrt_softplus": lambda logits: (1 + logits.exp()).log().sqrt(),
+}
 
 
 def activated(config, x):
@@ -118,6 +135,18 @@ VARIANTS = {
     "gated shared": {"shared_ffn_hidden_size": 6, "shared_gate": True, "top_k": 3},
     "biased and clamped": {"activation": "clamped_swiglu", "bias": True, "swiglu_limit": 0.5, "top_k": 3},
     "biased, without gates": {"activation": "silu", "bias": True},
+    "latent": {"latent_size": 4, "shared_ffn_hidden_size": 6, "activation": "relu2", "aux_loss": 0.5},
+    "latent with biases and a capacity": {"latent_size": 6, "bias": True, "activation": "silu", "capacity_factor": 5.0},
+    "groups": {"num_experts": 8, "num_groups": 4, "top_groups": 2, "top_k": 3, "score": "sigmoid", "balance": "bias"},
+    "root of softplus": {"score": "sqrt_softplus", "top_k": 3, "scaling_factor": 1.5, "aux_loss": 0.5},
+    "latent groups": {
+        "latent_size": 4,
+        "num_experts": 8,
+        "num_groups": 4,
+        "top_groups": 2,
+        "score": "sqrt_softplus",
+        "z_loss": 0.1,
+    },
     "capacity": {"capacity_factor": 0.8, "aux_loss": 0.5, "shared_ffn_hidden_size": 6},
 }
 
@@ -230,6 +259,78 @@ def test_equal_weights_give_the_outputs_of_nemotron_h():
     names |= {"shared.down.weight": "shared_experts.down_proj.weight"}
     ours.load_state_dict({name: state[their] for name, their in names.items()})
     torch.testing.assert_close(ours(tokens()), theirs(tokens()), rtol=1e-5, atol=1e-4)
+
+
+def assert_same_with_gradients(ours, theirs, names):
+    """Outputs within 1e-4 and gradients within 1e-3 of their norm, on equal weights; `names` are ours -> theirs."""
+    state = theirs.state_dict()
+    ours.load_state_dict({name: joined(state, their) for name, their in names.items()})
+    x, other = tokens(), tokens()
+    y, expected = ours(x), theirs(other)
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-4)
+    assert expected.std() > 0.1
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
+    (y * weight).sum().backward()
+    (expected * weight).sum().backward()
+    gradients = {name: p.grad for name, p in theirs.named_parameters()}
+    pairs = {"x": (x.grad, other.grad)}
+    pairs |= {n: (p.grad, joined(gradients, names[n])) for n, p in ours.named_parameters() if p.requires_grad}
+    for name, (one, reference) in pairs.items():
+        assert (one - reference).norm() < 1e-3 * reference.norm(), name
+
+
+def joined(values, names):
+    return torch.cat([values[name] for name in names]) if isinstance(names, tuple) else values[names]
+
+
+ROUTER = {"router_weight": "gate.weight", "router_bias": "gate.e_score_correction_bias"}
+GROUPS = {"num_experts": 8, "top_k": 3, "num_groups": 4, "top_groups": 2, "score": "sigmoid", "balance": "bias"}
+GROUPS |= {"scaling_factor": 2.5, "aux_loss": 0.0}
+THEIR_GROUPS = {"num_experts_per_tok": 3, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5}
+THEIR_GROUPS |= {"norm_topk_prob": True, "moe_intermediate_size": INNER, "hidden_size": WIDTH}
+
+
+def test_a_latent_mixture_is_that_of_nemotron_h():
+    """With groups, experts without gates at a quarter of the width, and a shared one at the full width."""
+    keys = {"moe_shared_expert_intermediate_size": 8, "mlp_hidden_act": "relu2", "moe_latent_size": 4}
+    theirs = randomised(NemotronHMoE(NemotronHConfig(n_routed_experts=8, **keys, **THEIR_GROUPS)))
+    ours = built(shared_ffn_hidden_size=8, activation="relu2", latent_size=4, **GROUPS)
+    names = {**ROUTER, "up": "experts.up_proj", "down": "experts.down_proj"}
+    names |= {"latent_down": "fc1_latent_proj.weight", "latent_up": "fc2_latent_proj.weight"}
+    names |= {f"shared.{way}.weight": f"shared_experts.{way}_proj.weight" for way in ("up", "down")}
+    assert_same_with_gradients(ours, theirs, names)
+
+
+@pytest.mark.parametrize(
+    ("layer", "config", "experts"),
+    [(DeepseekV3MoE, DeepseekV3Config, "n_routed_experts"), (BailingHybridMoE, BailingHybridConfig, "num_experts")],
+)
+def test_choice_in_groups_is_that_of(layer, config, experts):
+    keys = {experts: 8, ("n_shared_experts" if experts != "num_experts" else "num_shared_experts"): 1}
+    theirs = randomised(layer(config(**keys, **THEIR_GROUPS)))
+    assert theirs.gate.num_group == 4
+    ours = built(shared_ffn_hidden_size=INNER, **GROUPS)
+    names = {**ROUTER, "gate_up": "experts.gate_up_proj", "down": "experts.down_proj"}
+    names["shared.gate_up.weight"] = tuple(f"shared_experts.{way}_proj.weight" for way in ("gate", "up"))
+    names["shared.down.weight"] = "shared_experts.down_proj.weight"
+    assert_same_with_gradients(ours, theirs, names)
+
+
+def test_scores_by_roots_of_softplus_are_those_of_deepseek_v4():
+    """Weights and choice of its router."""
+    config = DeepseekV4Config(
+        hidden_size=WIDTH, n_routed_experts=8, num_experts_per_tok=3, routed_scaling_factor=1.5,
+        scoring_func="sqrtsoftplus",
+    )  # fmt: skip
+    theirs, x = randomised(DeepseekV4TopKRouter(config)), tokens()
+    _, expected, indices = theirs(x)
+    expected = torch.zeros(S * B, 8).scatter(-1, indices, expected).view(S, B, 8)
+    log_scores = router_log_scores(F.linear(x, theirs.weight), "sqrt_softplus")
+    weights = combining_weights(log_scores, choose(log_scores, 3, theirs.e_score_correction_bias), True, 1.5)
+    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-5)
+    for one, other in zip(*(torch.autograd.grad(y.square().sum(), [x, theirs.weight]) for y in (weights, expected)),
+                          strict=True):  # fmt: skip
+        assert (one - other).norm() < 1e-3 * other.norm()
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -354,6 +455,13 @@ class TestLoad:
         module = built(capacity_factor=0.5)
         assert load_of(module, tokens()).sum() == S * B * 2
 
+    def test_counts_choices_in_groups(self):
+        """A bias makes one group the best: its two experts share all choices."""
+        module = built(**{**GROUPS, "top_groups": 1, "top_k": 2})
+        with torch.no_grad():
+            module.router_bias.copy_(torch.tensor([0.0, 0, 5, 5, 0, 0, 0, 0]))
+        assert load_of(module, tokens()).tolist() == [0, 0, S * B, S * B, 0, 0, 0, 0]
+
     def test_is_not_counted_without_a_backward_pass(self):
         module = built()
         module(tokens())
@@ -384,6 +492,9 @@ class TestLoad:
         ({"capacity_factor": 0}, "capacity_factor = 0"),
         ({"shared_gate": True}, "shared_gate = true: expected false without a shared expert"),
         ({"bias": True, "shared_ffn_hidden_size": 8}, "bias = true: expected another value with a shared expert"),
+        ({"num_groups": 2}, "num_groups = 2: expected a divisor of num_experts 5 \\(nearest: 1, 5\\)"),
+        ({"num_groups": 5, "top_groups": 6}, "top_groups = 6: expected at most num_groups 5"),
+        ({"num_groups": 5}, "top_k = 2: expected at most the 1 experts of top_groups 1"),
         ({"score": "sigmod"}, "nearest: sigmoid"),
     ],
 )

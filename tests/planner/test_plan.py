@@ -23,6 +23,7 @@ BLOCKS = {
     "moe": {"type": "moe", "num_experts": 4, "top_k": 2, "ffn_hidden_size": 32},
 }
 BLOCKS["gathered"] = {**BLOCKS["moe"], "dispatcher": "allgather"}
+BLOCKS["latent"] = {**BLOCKS["moe"], "latent_size": HIDDEN // 4}
 BLOCKS["tight"] = {**BLOCKS["moe"], "capacity_factor": 0.5}
 
 
@@ -65,6 +66,11 @@ def test_a_pipeline_sends_residuals_both_ways():
 # A token's copies go to the experts, results return; weights go alone. Half of it stays with its process.
 MESSAGES = {
     "to other experts": ("moe", {"expert": 2}, {"expert all_to_all": 4 * 2 * RESIDUAL // 2 + 2 * 2 * 256 // 2}),
+    "at the width of a latent space": (
+        "latent",
+        {"expert": 2},
+        {"expert all_to_all": 4 * 2 * RESIDUAL // 4 // 2 + 2 * 2 * 256 // 2},
+    ),
     "as many as experts take": ("tight", {"expert": 2}, {"expert all_to_all": 4 * RESIDUAL // 2 + 2 * 256 // 2}),
     "to other channels": (
         "moe",

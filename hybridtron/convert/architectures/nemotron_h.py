@@ -84,9 +84,6 @@ def _to_ours(settings: Settings) -> dict[str, Any]:
 
 def _experts_of(settings: Settings) -> dict[str, Any]:
     """Return our block of a mixture of experts: ReLU-squared ones by default, chosen by sigmoids and a bias."""
-    for key in ("n_group", "topk_group"):
-        settings.require(key, 1, default=1)
-    settings.require("moe_latent_size", None)
     settings.require("mlp_bias", False, default=False)
     top_k, normalized = settings.get("num_experts_per_tok", 2), settings.get("norm_topk_prob", True)
     if top_k == 1:
@@ -98,6 +95,9 @@ def _experts_of(settings: Settings) -> dict[str, Any]:
         "ffn_hidden_size": settings.get("moe_intermediate_size", 7688),
         "shared_ffn_hidden_size": settings.get("moe_shared_expert_intermediate_size", 7688),
         "activation": _ACTIVATIONS[settings.get("mlp_hidden_act", "relu2")],
+        "latent_size": settings.get_or_null("moe_latent_size", None) or 0,
+        "num_groups": settings.get("n_group", 1),
+        "top_groups": settings.get("topk_group", 1),
         "score": "sigmoid",
         "normalize_top_k": normalized,
         "scaling_factor": settings.get("routed_scaling_factor", 1.0),
@@ -144,7 +144,7 @@ _KEYS = {
     "attention": ("num_heads", "num_kv_heads", "head_dim", "rotary_fraction"),
     "mlp": ("ffn_hidden_size", "activation", "bias"),
     "moe": ("num_experts", "top_k", "ffn_hidden_size", "shared_ffn_hidden_size", "activation", "score",
-            "normalize_top_k", "scaling_factor", "balance", *_TRAINING),
+            "normalize_top_k", "scaling_factor", "balance", "latent_size", "num_groups", "top_groups", *_TRAINING),
 }  # fmt: skip
 
 
@@ -211,8 +211,9 @@ def _moe(block: Any) -> dict[str, Any]:
         "mlp_hidden_act": activation,
         "norm_topk_prob": block.normalizes,
         "routed_scaling_factor": block.scaling_factor,
-        "n_group": 1,
-        "topk_group": 1,
+        **({"moe_latent_size": block.latent_size} if block.latent_size else {}),
+        "n_group": block.num_groups,
+        "topk_group": block.top_groups,
         "mlp_bias": False,
     }
 
@@ -243,7 +244,8 @@ def _feed_forward(theirs: str, ours: str, shapes: Shapes) -> list[Entry]:
 def _experts(theirs: str, ours: str, block: Any) -> list[Entry]:
     names = {"gate.weight": "router_weight", "gate.e_score_correction_bias": "router_bias"}
     shared = {f"shared_experts.{way}_proj.weight": f"shared.{way}.weight" for way in ("up", "down")}
-    entries = parts.same(theirs, ours, names | shared)
+    latent = {f"fc{i}_latent_proj.weight": f"latent_{way}" for i, way in ((1, "down"), (2, "up")) if block.latent_size}
+    entries = parts.same(theirs, ours, names | shared | latent)
     for expert in range(block.num_experts):
         each = f"{theirs}experts.{expert}."
         entries += [Entry(f"{each}{way}_proj.weight", (ours + way,), expert=expert) for way in ("up", "down")]

@@ -115,6 +115,8 @@ def _activation(name: str) -> dict[str, Any]:
 
 
 def _experts(block: Any, model: ModelConfig) -> dict[str, Any]:
+    if block.score not in ("softmax", "sigmoid"):
+        raise _Unfit(f"its score is {block.score}")
     if block.score == "sigmoid" and block.normalizes != (block.top_k > 1):
         raise _Unfit("there the scores of several experts are divided by their sum where score is sigmoid")
     if block.balance == "bias" and block.score != "sigmoid":

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from hybridtron.config.schema import problem
-from hybridtron.mixers.contract import MixerConfig, linear_flops
+from hybridtron.mixers.contract import MixerConfig, check_divides, linear_flops
 from hybridtron.mixers.facts import Facts
 from hybridtron.mixers.mlp.config import MLPConfig
 from hybridtron.mixers.swiglu.config import SwiGLUConfig
@@ -29,6 +29,12 @@ class MoEConfig(MixerConfig):
     shared_ffn_hidden_size: Annotated[int, Facts(at_small_width="proportional")] = Field(
         0, ge=0, description="Inner width of a further expert that every token passes through; 0: none."
     )
+    latent_size: Annotated[int, Facts(at_small_width="proportional")] = Field(
+        0,
+        ge=0,
+        description="Width at which the routed experts work, between a projection of the tokens down and one of their "
+        "sum up (LatentMoE, Nemotron 3); router and shared expert see the full width. 0: the model's width.",
+    )
     shared_gate: bool = Field(False, description="Multiply the shared expert by the sigmoid of a linear layer.")
     activation: Literal["swiglu", "clamped_swiglu", "gelu", "relu2", "silu", "relu"] = Field(
         "swiglu",
@@ -38,8 +44,17 @@ class MoEConfig(MixerConfig):
     swiglu_alpha: float = Field(1.702, gt=0, description="clamped_swiglu: factor inside the sigmoid.")
     swiglu_limit: float = Field(7.0, gt=0, description="clamped_swiglu: largest gate, and largest absolute up.")
     bias: bool = Field(False, description="Bias on the router and on both projections of each expert.")
-    score: Literal["softmax", "sigmoid"] = Field(
-        "softmax", description="How router logits become scores: over all experts, or each by itself."
+    num_groups: int = Field(1, ge=1, description="Groups of neighbouring experts, of which a token enters some.")
+    top_groups: int = Field(
+        1,
+        ge=1,
+        description="Groups from which a token chooses its experts: those whose two highest scores have the largest "
+        "sum (DeepSeek-V3).",
+    )
+    score: Literal["softmax", "sigmoid", "sqrt_softplus"] = Field(
+        "softmax",
+        description="How router logits become scores: over all experts, or each by itself, as a sigmoid or as the "
+        "square root of a softplus (DeepSeek V4).",
     )
     normalize_top_k: bool | None = Field(
         None, description="Divide the chosen scores by their sum; by default where top_k is 2 or more."
@@ -74,6 +89,7 @@ class MoEConfig(MixerConfig):
     def _keys_agree(self) -> MoEConfig:
         if self.top_k > self.num_experts:
             raise problem("top_k", self.top_k, f"at most num_experts {self.num_experts}")
+        self._check_groups()
         if self.normalize_top_k and self.top_k == 1:
             raise problem("normalize_top_k", True, "false with top_k 1, where every weight would be 1")
         if self.shared_gate and not self.shared_ffn_hidden_size:
@@ -84,6 +100,14 @@ class MoEConfig(MixerConfig):
         if self.balance == "none" and self.aux_loss:
             raise problem("aux_loss", self.aux_loss, "0 with balance none")
         return self
+
+    def _check_groups(self) -> None:
+        check_divides("num_groups", self.num_groups, self.num_experts, "num_experts")
+        if self.top_groups > self.num_groups:
+            raise problem("top_groups", self.top_groups, f"at most num_groups {self.num_groups}")
+        reachable = self.top_groups * (self.num_experts // self.num_groups)
+        if self.top_k > reachable:
+            raise problem("top_k", self.top_k, f"at most the {reachable} experts of top_groups {self.top_groups}")
 
     @property
     def normalizes(self) -> bool:
@@ -98,6 +122,11 @@ class MoEConfig(MixerConfig):
     @property
     def gated(self) -> bool:
         return self.activation in ("swiglu", "clamped_swiglu")
+
+    @property
+    def expert_width(self) -> int:
+        """Return the width of what the routed experts are given and return."""
+        return self.latent_size or self.hidden_size
 
     @property
     def in_name(self) -> str:
@@ -116,6 +145,7 @@ class MoEConfig(MixerConfig):
 
     def tensors(self) -> dict[str, TensorSpec]:
         experts, hidden, inner = self.num_experts, self.hidden_size, self.ffn_hidden_size
+        width = self.expert_width
         gate, up = (PackedPart(name, inner, key="ffn_hidden_size") for name in ("gate", "up"))
         packed = (gate, up) if self.gated else (up,)
         rows = len(packed) * inner
@@ -123,15 +153,20 @@ class MoEConfig(MixerConfig):
         if self.balance == "bias":
             specs["router_bias"] = TensorSpec((experts,), Init("zeros"), decay=False, trained=False)
         if self.bias:
-            out = (PackedPart("out", hidden, key="hidden_size"),)  # cut like the work: each share is added once
+            key = "latent_size" if self.latent_size else "hidden_size"
+            out = (PackedPart("out", width, key=key),)  # cut like the work: each share is added once
             zeros = Init("zeros")
             specs["router_logit_bias"] = TensorSpec((experts,), zeros, decay=False)
             specs[f"{self.in_name}_bias"] = TensorSpec((experts, rows), zeros, packed, 1, decay=False, experts=True)
-            specs["down_bias"] = TensorSpec((experts, hidden), zeros, out, 1, decay=False, experts=True)
+            specs["down_bias"] = TensorSpec((experts, width), zeros, out, 1, decay=False, experts=True)
         if self.shared_gate:
             specs["shared_gate"] = TensorSpec((1, hidden), Init("input"))
-        specs[self.in_name] = TensorSpec((experts, rows, hidden), Init("input"), packed, axis=1, experts=True)
-        specs["down"] = TensorSpec((experts, hidden, inner), Init("output"), (up,), axis=2, experts=True)
+        if self.latent_size:
+            specs["latent_down"] = TensorSpec((width, hidden), Init("input"))
+            specs["latent_up"] = TensorSpec((hidden, width), Init("output"))
+        into = Init("input" if self.latent_size else "output")  # the residual stream, or the latent space
+        specs[self.in_name] = TensorSpec((experts, rows, width), Init("input"), packed, axis=1, experts=True)
+        specs["down"] = TensorSpec((experts, width, inner), into, (up,), axis=2, experts=True)
         for name, spec in self.shared.tensors().items() if self.shared else ():
             parts = tuple(replace(part, key="shared_ffn_hidden_size") for part in spec.parts)
             specs[f"shared.{name}"] = replace(spec, parts=parts)
@@ -142,7 +177,8 @@ class MoEConfig(MixerConfig):
         specs = self.tensors()
         experts = linear_flops(seq_len, specs[self.in_name], specs["down"]) * self.top_k // self.num_experts
         shared = self.shared.flops(seq_len) if self.shared else 0
-        every = [specs[name] for name in ("router_weight", "shared_gate") if name in specs]
+        once = ("router_weight", "shared_gate", "latent_down", "latent_up")
+        every = [specs[name] for name in once if name in specs]
         return linear_flops(seq_len, *every) + experts + shared
 
     def active_parameters(self) -> int:

@@ -51,7 +51,7 @@ class MoE(Mixer):
         if config.bias:
             logits = logits + self.router_logit_bias.to(wide)
         log_scores = router_log_scores(logits, config.score)
-        chosen = choose(log_scores, config.top_k, self.router_bias)
+        chosen = choose(log_scores, config.top_k, self.router_bias, config.num_groups, config.top_groups)
         weights = combining_weights(log_scores, chosen, config.normalizes, config.scaling_factor)
         learns = torch.is_grad_enabled()
         kept, counts = chosen, None
@@ -62,7 +62,7 @@ class MoE(Mixer):
             if config.capacity_factor is not None:
                 limit = capacity(self._seq_len(x), config.num_experts, config.top_k, config.capacity_factor)
                 kept = within_capacity(chosen, earlier, limit)
-        y = self._experts(x, weights, kept)
+        y = self._routed(x, weights, kept)
         if self.shared is not None:
             shared = self.shared(x)
             y = y + (shared * torch.sigmoid(F.linear(x, self.shared_gate)) if config.shared_gate else shared)
@@ -86,6 +86,15 @@ class MoE(Mixer):
 
     def _seq_len(self, x: Tensor) -> int:
         return x.size(0) * self.backend.sequence.size
+
+    def _routed(self, x: Tensor, weights: Tensor, kept: Tensor) -> Tensor:
+        """Return the sum of the chosen experts' outputs [s, b, h]; they work in the latent space where there is one.
+
+        Every process projects its own tokens, before they are sent and after they come back.
+        """
+        if not self.config.latent_size:
+            return self._experts(x, weights, kept)
+        return F.linear(self._experts(F.linear(x, self.latent_down), weights, kept), self.latent_up)
 
     def _experts(self, x: Tensor, weights: Tensor, kept: Tensor) -> Tensor:
         bias = self.config.bias

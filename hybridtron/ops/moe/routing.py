@@ -12,21 +12,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Score = Literal["softmax", "sigmoid"]
+Score = Literal["softmax", "sigmoid", "sqrt_softplus"]
+
+_LINEAR = -20.0  # logit up to which the softplus is an exponential in float32
 
 
 def router_log_scores(logits: Tensor, kind: Score) -> Tensor:
-    """Return the logarithm of each token's score of each expert: a softmax over the experts, or a sigmoid for each."""
-    return logits.log_softmax(-1) if kind == "softmax" else F.logsigmoid(logits)
+    """Return the logarithm of each token's score of each expert: a softmax over the experts, a sigmoid for each, or
+    the root of a softplus for each (DeepSeek V4)."""
+    match kind:
+        case "softmax":
+            return logits.log_softmax(-1)
+        case "sigmoid":
+            return F.logsigmoid(logits)
+    # Below _LINEAR, log softplus(x) is x.
+    log_softplus = F.softplus(logits.clamp_min(_LINEAR)).log()
+    return 0.5 * torch.where(logits < _LINEAR, logits, log_softplus)
 
 
-def choose(log_scores: Tensor, top_k: int, bias: Tensor | None = None) -> Tensor:
+def choose(
+    log_scores: Tensor, top_k: int, bias: Tensor | None = None, num_groups: int = 1, top_groups: int = 1
+) -> Tensor:
     """Choose the `top_k` experts of highest score for each token, as a mask of the shape of `log_scores`.
 
-    `bias` [experts] is added to scores for this choice alone (Wang et al. 2024, arXiv 2408.15664, equation 3).
+    `bias` [experts] is added to scores for this choice alone (Wang et al. 2024, arXiv 2408.15664, equation 3). With
+    several groups of experts, only those of the `top_groups` groups whose two highest values have the largest sum
+    can be chosen (DeepSeek-AI 2024, arXiv 2412.19437, section 2.1.2).
     """
     preference = log_scores.detach() if bias is None else log_scores.detach().exp() + bias
     chosen = torch.zeros_like(preference, dtype=torch.bool)
+    if num_groups > 1:
+        values = (preference - preference.amax(-1, keepdim=True)).exp() if bias is None else preference
+        values = values.unflatten(-1, (num_groups, -1))
+        strength = values.topk(min(2, values.shape[-1]), -1).values.sum(-1)  # [..., groups]
+        left_out = torch.ones_like(strength, dtype=torch.bool).scatter(-1, strength.topk(top_groups, -1).indices, False)
+        preference = preference.masked_fill(left_out.repeat_interleave(values.shape[-1], -1), -torch.inf)
     return chosen.scatter(-1, preference.topk(top_k, -1).indices, True)
 
 

@@ -111,6 +111,9 @@ def test_arguments_that_we_have_no_layers_for_are_refused_by_name(change):
         (model("s g", s=MAMBA, g={"type": "gla", "num_heads": 2}), r"layer 1 \(g, gla\)"),
         (model("a m b m", a=ATTENTION, b={**ATTENTION, "num_heads": 2}, m=SWIGLU), "layer 2 .*num_attention_heads"),
         (model("a m", a=ATTENTION, m={"type": "mlp", "activation": "relu"}), "layer 1 .*activation relu"),
+        (model("a m", a=ATTENTION, m={**EXPERTS, "latent_size": 8}), "layer 1 .*its latent_size is 8"),
+        (model("a m", a=ATTENTION, m={**EXPERTS, "num_groups": 2, "top_groups": 2}), "layer 1 .*its num_groups is 2"),
+        (model("a m", a=ATTENTION, m={**EXPERTS, "score": "sqrt_softplus"}), "layer 1 .*its score is sqrt_softplus"),
     ],
 )
 def test_a_model_that_megatron_cannot_express_is_refused_by_its_first_layer(config, message):

@@ -23,7 +23,7 @@ def logits(dtype=torch.float64):
     return leaf(S, B, EXPERTS, dtype=dtype)
 
 
-@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid", "sqrt_softplus"])
 @pytest.mark.parametrize("top_k", [1, 2, EXPERTS])
 class TestChoice:
     def test_takes_the_highest_scores(self, kind, top_k):
@@ -57,6 +57,40 @@ def test_scores_are_shares_or_stand_alone():
     x = logits()
     torch.testing.assert_close(router_log_scores(x, "softmax").exp().sum(-1), torch.ones(S, B, dtype=torch.float64))
     torch.testing.assert_close(router_log_scores(x, "sigmoid").exp(), 1 / (1 + (-x).exp()))
+    torch.testing.assert_close(router_log_scores(x, "sqrt_softplus").exp(), (1 + x.exp()).log().sqrt())
+
+
+@pytest.mark.parametrize("level", [-1e4, -100.0, -20.5, -19.5, 0.0, 100.0])
+def test_roots_of_softplus_hold_at_any_logits(level):
+    x = (level + torch.tensor([0.0, 0.5, -1.0])).requires_grad_()
+    log_scores = router_log_scores(x, "sqrt_softplus")
+    double = x.detach().double()
+    expected = 0.5 * (double if level < -700 else double.exp().log1p().log())
+    torch.testing.assert_close(log_scores.double(), expected, rtol=1e-6, atol=1e-6)
+    (gradient,) = torch.autograd.grad(log_scores.sum(), x)
+    torch.testing.assert_close(gradient, torch.full_like(x, 0.5) if level < -10 else gradient)
+    assert (gradient > 0).all()
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("num_groups", "top_groups", "top_k"), [(4, 2, 3), (2, 1, 2), (8, 3, 2), (4, 4, 3)])
+def test_choice_within_the_best_groups(biased, num_groups, top_groups, top_k):
+    """Written out token by token; with all groups it is the choice without groups."""
+    log_scores = router_log_scores(leaf(S, B, 8, dtype=torch.float64), "sigmoid").detach()
+    bias = torch.linspace(-0.5, 0.5, 8, dtype=torch.float64) if biased else None
+    values = log_scores.exp() + (bias if biased else 0)
+    chosen = choose(log_scores, top_k, bias, num_groups, top_groups)
+    size = 8 // num_groups
+    for t in range(S):
+        for b in range(B):
+            own = values[t, b].tolist()
+            strength = [sum(sorted(own[g * size : (g + 1) * size])[-2:]) for g in range(num_groups)]
+            best = sorted(range(num_groups), key=lambda g: -strength[g])[:top_groups]
+            allowed = [i for i in range(8) if i // size in best]
+            expected = sorted(sorted(allowed, key=lambda i: -own[i])[:top_k])
+            assert chosen[t, b].nonzero().flatten().tolist() == expected
+    if top_groups == num_groups:
+        assert torch.equal(chosen, choose(log_scores, top_k, bias))
 
 
 def test_a_bias_matters_to_the_choice_alone():
@@ -163,11 +197,11 @@ def test_the_bias_moves_by_the_sign_of_the_load_error():
     assert balancing_step(torch.tensor([10, 2, 6, 6]), 0.5).tolist() == [-0.5, 0.5, 0, 0]
 
 
-@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
-def test_vmap(kind):
+@pytest.mark.parametrize(("kind", "num_groups"), [("softmax", 1), ("sigmoid", 1), ("sqrt_softplus", EXPERTS)])
+def test_vmap(kind, num_groups):
     def everything(x):
         scores = router_log_scores(x, kind)
-        chosen = choose(scores, 2)
+        chosen = choose(scores, 2, None, num_groups, max(1, num_groups - 2))
         kept = within_capacity(chosen, torch.zeros_like(chosen[0], dtype=torch.int64), 5)
         weights = combining_weights(scores, kept, True, 2.0)
         return weights, balance_loss(scores, chosen.sum(0), S, 2), router_z_loss(x, S)
