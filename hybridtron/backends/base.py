@@ -69,6 +69,7 @@ class Backend:
     name: str
     sequence = Shard()  # which run of every sequence is this process's, between mixers
     context_parallel_size = 1
+    sequence_parallel = False  # whether tensor-parallel processes share the tokens out between mixers
 
     def __init__(self, dtype: torch.dtype, device: torch.device | str, norm_eps: float, shards: Shards = WHOLE) -> None:
         self.dtype = dtype

@@ -124,6 +124,7 @@ class MegatronBackend(Backend):
         self.group = tensor_parallel_group
         self.context_group = context_parallel_group
         self.context_parallel_size = context_parallel_group.size()
+        self.sequence_parallel = config.sequence_parallel
         self.sequence_group = sequence_group
         self.sequence = Shard(sequence_group.rank(), sequence_group.size())
         self.expert_groups = expert_groups

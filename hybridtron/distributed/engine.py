@@ -54,13 +54,16 @@ class StepResult:
     expert_load: dict[str, list[float]] = field(default_factory=dict)
 
 
-def megatron_config(hidden_size: int, parallel: ParallelConfig, precision: PrecisionConfig) -> TransformerConfig:
-    """Build the config that megatron-core asks for, most of which only concerns its own layers."""
+def megatron_config(travelling_width: int, parallel: ParallelConfig, precision: PrecisionConfig) -> TransformerConfig:
+    """Build the config that megatron-core asks for, most of which only concerns its own layers.
+
+    `travelling_width` is that of the tensor [s, b, width] which travels between pipeline stages.
+    """
     dtype = precision.dtype
     interleaved = parallel.virtual_pipeline > 1
     return TransformerConfig(
         num_layers=parallel.num_stages,
-        hidden_size=hidden_size,
+        hidden_size=travelling_width,
         num_attention_heads=parallel.tensor,
         kv_channels=1,
         tensor_model_parallel_size=parallel.tensor,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hybridtron.distributed.groups import ParallelContext
 from hybridtron.distributed.held_parameters import counted_parameters
+from hybridtron.model.residual.stream import Stream
 from hybridtron.tensors import TensorSpec
 
 EMBEDDING, OUTPUT = "embedding", "output"  # beside the layers, which are named by their numbers
@@ -76,9 +77,9 @@ class LayerStatistics:
         sums = [dict(zip(SUMS, row, strict=True)) for row in self.sums.tolist()]
         return {layer: _numbers(sums[row], layer.isdecimal()) for layer, row in self.rows.items()}
 
-    def _add_activations(self, layer: str, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def _add_activations(self, layer: str, module: nn.Module, inputs: tuple[Any, ...], output: Stream) -> None:
         """Add up what a layer adds to the residual stream, and the stream after it; of the first also that before."""
-        x, after = inputs[0].detach(), output.detach()
+        x, after = inputs[0].states[0].detach(), output.states[0].detach()
         self._add(layer, "output", after - x)
         self._add(layer, "residual", after)
         self.sums[self.rows[layer], SUMS.index("elements")] += after.numel()

@@ -109,17 +109,17 @@ class LayerPart(Part):
         self.x = x.to(self.device, self.config.precision.dtype)
 
     def loss(self) -> Tensor:
-        y: Tensor = self.layer(self.x.detach().requires_grad_())
-        return y.float().mean()
+        stream = self.layer(self.model.begin(self.x.detach().requires_grad_()))
+        return self.model.end(stream).float().mean()
 
     @torch.no_grad()
     def prefill(self) -> None:
-        _, state = self.layer.prefill(self.x, *self._empty_state())
+        _, state = self.layer.prefill(self.model.begin(self.x), *self._empty_state())
         self.state = [state]
 
     @torch.no_grad()
     def decode(self) -> None:
-        _, state = self.layer.step(self.x[-1], *self.state)
+        _, state = self.layer.step(self.model.begin(self.x[-1]), *self.state)
         self.state = [state]
 
 

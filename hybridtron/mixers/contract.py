@@ -64,6 +64,15 @@ class MixerConfig(Strict):
         return {key: entry for key, entry in stated if isinstance(entry, Facts)}
 
     @property
+    def carries(self) -> dict[str, int]:
+        """Return the values that the first layer with such a value makes for all later ones: name -> channels.
+
+        A process holds a tensor-parallel share of the channels for all tokens of its run, [s, b, channels], before the
+        exchange of context parallelism. See `hybridtron.mixers.mixer`.
+        """
+        return {}
+
+    @property
     def mixers(self) -> tuple[MixerConfig, ...]:
         """Return the mixers that the block consists of: itself, unless it has branches."""
         return (self,)

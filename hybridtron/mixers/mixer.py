@@ -11,6 +11,13 @@ each token by itself, needs none of these three:
     y, state = mixer.prefill(x, state)       # x and y [s, b, h]: the next tokens of every sequence, in parallel
     y, state = mixer.step(x, state)          # x and y [b, h]: the next token of every sequence
 
+A mixer whose config `carries` values reads and returns those of the earlier layers too, [s, b, channels] or, in a step,
+[b, channels] by name, as the last argument and the last result of all three:
+
+    y, carried = mixer(x, documents, carried)
+    y, state, carried = mixer.prefill(x, state, carried)
+    y, state, carried = mixer.step(x, state, carried)
+
 Both give what `forward` gives for the whole sequence, except that no capacity of experts, which is a share of a whole
 sequence, limits them. They run in one process that holds all heads (tensor and context parallel size 1).
 """
@@ -19,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +39,11 @@ from hybridtron.ops.elementwise.norm import norm_and_gate
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.tensors import PackedPart
 
+X = TypeVar("X")  # a tensor, or several in tuples and mappings
 State = Any  # tensors whose first axis is the sequences, and caches of tokens (`token_cache`), in tuples
 
 
-def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def recompute(function: Callable[[X], X], x: X) -> X:
     """Return function(x), keeping x alone for the backward pass, which recomputes the rest (Chen et al. 2016)."""
     return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
 

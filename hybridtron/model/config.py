@@ -68,6 +68,16 @@ class ModelConfig(Strict):
         self.parsed_pattern  # noqa: B018
         return self
 
+    @model_validator(mode="after")
+    def _carried_values_fit(self) -> ModelConfig:
+        made: dict[str, tuple[str, int]] = {}
+        for name in dict.fromkeys(self.layer_names):
+            for value, width in self.blocks[name].carries.items():
+                first, expected = made.setdefault(value, (name, width))
+                if width != expected:
+                    raise problem(f"blocks.{name}", f"{value} of {width} channels", f"{expected}, as in {first}")
+        return self
+
     @cached_property
     def parsed_pattern(self) -> Pattern:
         return parse(self.pattern, known_names=list(self.blocks))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridtron.backends.base import Backend, RMSNorm
+from hybridtron.backends.base import Backend
 from hybridtron.documents import Documents
 from hybridtron.mixers.contract import MixerConfig
 from hybridtron.mixers.mixer import Mixer, State
 from hybridtron.mixers.mixer import recompute as recomputed
 from hybridtron.model.config import ModelConfig
+from hybridtron.model.residual.plain import Residual, apply_norm
+from hybridtron.model.residual.stream import Packing, Stream
 from hybridtron.model.stage import Stage, whole
 from hybridtron.model.tensors import model_tensors
 
@@ -23,51 +25,70 @@ PREFILL_TOKENS = 4096  # of all sequences, read at a time
 
 
 class Layer(nn.Module):
-    """x + m mixer(norm(x)), or x + m norm(mixer(x)) where the block says so, [s, b, h] -> [s, b, h].
+    """A mixer with its norm and its place in the residual stream, stream -> stream.
 
-    m is `multiplier`. `recompute` is what the backward pass recomputes: none, selective (inside the mixer's cores) or
-    full.
+    The norm stands before the mixer, or after it where the block says so. `recompute` is what the backward pass
+    recomputes: none, selective (inside the mixer's cores) or full.
     """
 
     def __init__(
-        self, block: MixerConfig, norm: nn.Module, backend: Backend, recompute: str = "none", multiplier: float = 1.0
+        self, block: MixerConfig, norm: nn.Module, residual: Residual, backend: Backend, recompute: str = "none"
     ) -> None:
         super().__init__()
-        self.multiplier = multiplier
         self.norm = norm
+        self.residual = residual
         self.post_norm = block.norm_position == "post"
+        self.carries = bool(block.carries)
         self.recompute = recompute
         self.mixer = block.build(backend)
         for module in self.mixer.modules():
             if isinstance(module, Mixer):
                 module.recompute_core = recompute == "selective"
 
-    def forward(self, x: Tensor, documents: Documents | None = None) -> Tensor:
+    def forward(self, stream: Stream, documents: Documents | None = None) -> Stream:
         forward = partial(self._forward, documents=documents)
-        return recomputed(forward, x) if self.recompute == "full" else forward(x)
+        return recomputed(forward, stream) if self.recompute == "full" else forward(stream)
 
-    def _forward(self, x: Tensor, documents: Documents | None) -> Tensor:
-        y = self.norm(self.mixer(x, documents)) if self.post_norm else self.mixer(self.norm(x), documents)
-        return self._add(x, y)
+    def _forward(self, stream: Stream, documents: Documents | None) -> Stream:
+        x, mixing = self._read(stream)
+        if self.carries:
+            y, carried = self.mixer(x, documents, stream.carried)
+        else:
+            y, carried = self.mixer(x, documents), stream.carried
+        return self._write(stream, y, mixing, carried)
 
-    def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Map the next tokens of every sequence, [s, b, h] -> [s, b, h]; see `hybridtron.mixers.mixer`."""
-        y, state = self.mixer.prefill(x if self.post_norm else self.norm(x), state)
-        return self._add(x, self.norm(y) if self.post_norm else y), state
+    def prefill(self, stream: Stream, state: State) -> tuple[Stream, State]:
+        """Map the next tokens of every sequence, [s, b, ...] -> [s, b, ...]; see `hybridtron.mixers.mixer`."""
+        return self._advance(self.mixer.prefill, stream, state)
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Map the next token of every sequence, [b, h] -> [b, h]; see `hybridtron.mixers.mixer`."""
-        if self.post_norm:
-            y, state = self.mixer.step(x, state)
-            return self._add(x, self._norm_token(y)), state
-        y, state = self.mixer.step(self._norm_token(x), state)
-        return self._add(x, y), state
+    def step(self, stream: Stream, state: State) -> tuple[Stream, State]:
+        """Map the next token of every sequence, [b, ...] -> [b, ...]; see `hybridtron.mixers.mixer`."""
+        return self._advance(self.mixer.step, stream, state)
 
-    def _add(self, x: Tensor, y: Tensor) -> Tensor:
-        return x + (y if self.multiplier == 1 else y * self.multiplier)
+    def _advance(self, function: Callable[..., Any], stream: Stream, state: State) -> tuple[Stream, State]:
+        """Generate by a function of the mixer."""
+        x, mixing = self._read(stream)
+        if self.carries:
+            y, state, carried = function(x, state, stream.carried)
+        else:
+            (y, state), carried = function(x, state), stream.carried
+        return self._write(stream, y, mixing, carried), state
 
-    def _norm_token(self, x: Tensor) -> Tensor:
-        return self.norm.step(x) if isinstance(self.norm, RMSNorm) else self.norm(x.unsqueeze(0)).squeeze(0)
+    def _read(self, stream: Stream) -> tuple[Tensor, Any]:
+        """Return the input of the mixer, and what the residual topology needs to write its output."""
+        return self.residual.read(stream.states, _same if self.post_norm else self._norm)
+
+    def _write(self, stream: Stream, y: Tensor, mixing: Any, carried: Mapping[str, Tensor]) -> Stream:
+        """Return the stream after the layer, from the output of the mixer."""
+        return Stream(self.residual.write(stream.states, self._norm(y) if self.post_norm else y, mixing), carried)
+
+    def _norm(self, x: Tensor) -> Tensor:
+        """Norm all tokens [s, b, h] or one token of every sequence [b, h]."""
+        return apply_norm(self.norm, x)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 class LanguageModel(nn.Module):
@@ -75,6 +96,7 @@ class LanguageModel(nn.Module):
 
     Their names do not depend on the stage. `recompute` gives, for a block, what its backward pass recomputes: none,
     selective (the mixer's core operation) or full. A stage that is not the first takes its input by `set_input_tensor`.
+    `travelling_width` is the width of the tensor that travels between stages, by default that of the stream.
     """
 
     def __init__(
@@ -83,9 +105,11 @@ class LanguageModel(nn.Module):
         backend: Backend,
         stage: Stage | None = None,
         recompute: Callable[[str], str] = lambda block: "none",
+        travelling_width: int = 0,
     ) -> None:
         super().__init__()
         specs = model_tensors(config)
+        self.packing = Packing(config, backend.shards.tensor.size, backend.sequence_parallel, travelling_width)
         self.stage = stage = stage or whole(config)
         self.tied = config.tie_embeddings
         self.embedding_multiplier, self.logits_scaling = config.embedding_multiplier, config.logits_scaling
@@ -96,9 +120,9 @@ class LanguageModel(nn.Module):
                 str(i): Layer(
                     config.blocks[config.layer_names[i]],
                     backend.norm(specs[f"layers.{i}.norm.weight"], zero_centered=config.zero_centered_norms),
+                    Residual(config.residual_multiplier),
                     backend,
                     recompute(config.layer_names[i]),
-                    config.residual_multiplier,
                 )
                 for i in range(stage.start, stage.stop)
             }
@@ -113,25 +137,28 @@ class LanguageModel(nn.Module):
         self.forward_context: Callable[[], AbstractContextManager[None]] = nullcontext  # of the layers
 
     def set_input_tensor(self, received: Sequence[Tensor | None]) -> None:
-        """Set the output [s, b, h] of the stage before, as the only entry."""
+        """Set the output [s, b, width] of the stage before, as the only entry."""
         (self.received,) = received
 
     def forward(
         self, tokens: Tensor, labels: Tensor | None = None, documents: Documents | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Map token ids [b, s] to logits [s, b, vocabulary of this rank], or to the output [s, b, h] of a stage before
-        the last.
+        """Map token ids [b, s] to logits [s, b, vocabulary of this rank], or to the output [s, b, width] of a stage
+        before the last.
 
         With labels, the ids that follow them [b, s]: loss and log partition function, each [s, b] in float32. With
         `documents`, those that the sequences consist of, layers treat each as a sequence by itself.
         """
-        x = self.embed(tokens) if self.stage.is_first else self.received  # [s, b, h]
-        assert x is not None
+        if self.stage.is_first:
+            stream = self.begin(self.embed(tokens))
+        else:
+            assert self.received is not None
+            stream = self.packing.unpack(self.received, self.stage.start)
         with self.forward_context():
-            for layer in self.layers.values():
-                x = layer(x, documents)
+            stream = self.run_layers(stream, documents)
         if not self.stage.is_last:
-            return x
+            return self.packing.pack(stream)
+        x = self.end(stream)
         if labels is None:
             return self._project(x)
         return self.projected_cross_entropy(self.head, self._norm(x), self._tied_weight, labels.transpose(0, 1))
@@ -140,6 +167,20 @@ class LanguageModel(nn.Module):
         """Map token ids [b, s] to the residual stream before the first layer [s, b, h]."""
         x: Tensor = self.embedding(tokens)
         return x if self.embedding_multiplier == 1 else x * self.embedding_multiplier
+
+    def begin(self, x: Tensor) -> Stream:
+        """Return the stream before the first layer, from the embedded tokens [s, b, h] or [b, h]."""
+        return Stream((x,), {})
+
+    def run_layers(self, stream: Stream, documents: Documents | None = None) -> Stream:
+        """Map the stream before this stage's first layer to that after its last one."""
+        for layer in self.layers.values():
+            stream = layer(stream, documents)
+        return stream
+
+    def end(self, stream: Stream) -> Tensor:
+        """Map the stream after the last layer to the input of the final norm, [s, b, h] or [b, h]."""
+        return stream.states[0]
 
     def _norm(self, x: Tensor) -> Tensor:
         """Map the residual stream after the last layer [s, b, h] to the input of the output projection."""
@@ -171,9 +212,10 @@ class LanguageModel(nn.Module):
         parts: list[Tensor] = []
         states = list(state)
         for piece in tokens.split(max(1, PREFILL_TOKENS // len(tokens)), 1):
-            x = self.embed(piece)  # [s, b, h]
+            stream = self.begin(self.embed(piece))
             for i, layer in enumerate(self._layers()):
-                x, states[i] = layer.prefill(x, states[i])
+                stream, states[i] = layer.prefill(stream, states[i])
+            x = self.end(stream)
             parts = [*parts, x] if all_logits else [x[-1:]]
         logits = self.gather_logits(self._project(torch.cat(parts))).transpose(0, 1)
         return logits if all_logits else logits[:, 0], states
@@ -183,11 +225,11 @@ class LanguageModel(nn.Module):
 
         For a model that lies in one process; the state handed in is used up.
         """
-        x, after = self.embed(tokens.unsqueeze(1)).squeeze(0), []  # [b, h]
+        stream, after = self.begin(self.embed(tokens.unsqueeze(1)).squeeze(0)), []
         for layer, before in zip(self._layers(), state, strict=True):
-            x, own = layer.step(x, before)
+            stream, own = layer.step(stream, before)
             after.append(own)
-        return self.gather_logits(self._project(x.unsqueeze(0))).squeeze(0), after
+        return self.gather_logits(self._project(self.end(stream).unsqueeze(0))).squeeze(0), after
 
     def _layers(self) -> list[Layer]:
         return [layer for layer in self.layers.values() if isinstance(layer, Layer)]

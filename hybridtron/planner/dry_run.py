@@ -143,7 +143,7 @@ def _pass(config: RunConfig, chunk: LanguageModel, parallel_context: ParallelCon
     """Run a chunk forward and backward and count what its tensors take."""
     batch, run = config.train.micro_batch_size, config.data.seq_len // parallel_context.context.size
     shards = parallel_context.shards.tensor.size if config.parallel.sequence else 1
-    shape = (run // shards, batch, config.model.hidden_size)
+    shape = (run // shards, batch, chunk.packing.width)
     memory = LiveMemory(chunk.parameters(), Phase(EMBEDDING))
     with memory:
         tokens = torch.empty(batch, run, dtype=torch.long)

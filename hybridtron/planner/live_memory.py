@@ -89,9 +89,10 @@ def mark_phases(memory: LiveMemory, forward: Phase, module: nn.Module) -> None:
     def start_backward(grad: Tensor) -> None:
         memory.enter(replace(forward, backward=True))
 
-    def at_output(_: nn.Module, inputs: Any, output: Tensor) -> None:
-        if output.requires_grad:
-            output.register_hook(start_backward)
+    def at_output(_: nn.Module, inputs: Any, output: Any) -> None:
+        tensor = tree_leaves(output)[0]
+        if tensor.requires_grad:
+            tensor.register_hook(start_backward)
 
     module.register_forward_pre_hook(lambda *_: memory.enter(forward))
     module.register_forward_hook(at_output)

@@ -9,6 +9,7 @@ from typing import Any
 
 from hybridtron.accounting.describe import FORMAT_BYTES
 from hybridtron.errors import UserError
+from hybridtron.model.residual.stream import Packing
 from hybridtron.model.stage import Stage, cut, imbalance, stage_costs, stage_tensors
 from hybridtron.model.tensors import model_tensors
 from hybridtron.planner.checkpoint_size import CheckpointSize, checkpoint_size
@@ -223,8 +224,10 @@ def _sent(
     sent = Counter(
         {f"{group} {kind}": size * micro_batches for (group, kind), size in run.sent_per_micro_batch.items()}
     )
+    stages = cut(model, parallel.num_stages, config.data.seq_len)
+    travelling = Packing(model, parallel.tensor, parallel.sequence).widest(stages)
     run_length = config.data.seq_len // parallel.context // (parallel.tensor if parallel.sequence else 1)
-    message = run_length * config.train.micro_batch_size * model.hidden_size * width
+    message = run_length * config.train.micro_batch_size * travelling * width
     for stage in own:
         sent["pipeline send"] += message * micro_batches * ((not stage.is_first) + (not stage.is_last))
     for name, count in counts.items():

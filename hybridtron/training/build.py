@@ -12,6 +12,7 @@ from hybridtron.errors import UserError
 from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel
 from hybridtron.model.quantized import quantized_linears
+from hybridtron.model.residual.stream import Packing
 from hybridtron.model.stage import cut, imbalance, stage_costs
 from hybridtron.model.tensors import model_tensors, parameter_group
 from hybridtron.training.config import RunConfig
@@ -34,14 +35,15 @@ def build_chunks(config: RunConfig, parallel_context: ParallelContext) -> tuple[
     from hybridtron.distributed.engine import megatron_config
 
     model, parallel = config.model, config.parallel
-    megatron = megatron_config(model.hidden_size, parallel, config.precision)
+    stages = cut(model, parallel.num_stages, config.data.seq_len)
+    width = Packing(model, parallel.tensor, parallel.sequence).widest(stages)
+    megatron = megatron_config(width, parallel, config.precision)
     backend = make_backend(
         choose_backend(config, parallel_context.device.type), megatron, parallel_context, model.norm_eps
     )
-    stages = cut(model, parallel.num_stages, config.data.seq_len)
     chunks = []
     for stage in stages[parallel_context.pipeline.rank :: parallel.pipeline]:
-        chunk = LanguageModel(model, backend, stage, parallel.recompute_of)
+        chunk = LanguageModel(model, backend, stage, parallel.recompute_of, width)
         if parallel_context.device.type != "meta":
             initialize(chunk, model, config.seed, parallel_context.shards)
         chunks.append(chunk)

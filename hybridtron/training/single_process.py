@@ -82,11 +82,11 @@ class Model(LanguageModel):
 
     def hidden(self, tokens: Tokens) -> list[Tensor]:
         """Compute the residual stream after each layer: ids [s] or [b, s] -> one [b, s, hidden_size] per layer."""
-        x = self.embed(self._batch(tokens, 1))  # [s, b, h]
+        stream = self.begin(self.embed(self._batch(tokens, 1)))
         states = []
         for layer in self.layers.values():
-            x = layer(x)
-            states.append(x.transpose(0, 1))
+            stream = layer(stream)
+            states.append(self.end(stream).transpose(0, 1))
         return states
 
     def generate(

@@ -99,8 +99,7 @@ class ProxyModel(LanguageModel):
 
     def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
         x = self.embedding(tokens)  # [s, b, h]
-        for layer in self.layers.values():
-            x = layer(x)
+        x = self.end(self.run_layers(self.begin(x)))
         if self.autoencoder:
             x = x[-1] + position_code(len(x), self.width, x).unsqueeze(1)
             for step in self.decoder:

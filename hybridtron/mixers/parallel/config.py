@@ -53,6 +53,9 @@ class ParallelMixersConfig(MixerConfig):
             if branch.norm_position != "pre":
                 key = f"branches[{index}].norm_position"
                 raise problem(key, branch.norm_position, "nothing: the branches share the norm of their layer")
+            if branch.carries:
+                expected = "a mixer without values of earlier layers, which need a layer of their own"
+                raise problem(f"branches[{index}]", branch.type, expected)
         return self
 
     @property

@@ -7,7 +7,8 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from hybridtron.training.phases import EVALUATION as EVALUATION_PHASE
 from hybridtron.training.phases import SAVE as SAVE_PHASE
@@ -102,10 +103,11 @@ def _follow(stack: ExitStack, clock: PartClock, module: nn.Module, part: str, la
     def begin(module: nn.Module, inputs: Any) -> None:
         clock.begin(f"{FORWARD}: {part}", f"{FORWARD}: {label}")
 
-    def end(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    def end(module: nn.Module, inputs: Any, output: Any) -> None:
         clock.end()
-        if output.requires_grad:
-            output.register_hook(lambda gradient: clock.switch(f"{BACKWARD}: {part}", f"{BACKWARD}: {label}"))
+        tensor = tree_leaves(output)[0]
+        if tensor.requires_grad:
+            tensor.register_hook(lambda gradient: clock.switch(f"{BACKWARD}: {part}", f"{BACKWARD}: {label}"))
 
     stack.callback(module.register_forward_pre_hook(begin).remove)
     stack.callback(module.register_forward_hook(end).remove)

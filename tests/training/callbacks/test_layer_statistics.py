@@ -29,7 +29,7 @@ class PlainStatistics(ht.Callback):
                 x = model.embed(tokens)
                 self.activations["embedding"] = (None, rms(x))
                 for name, layer in model.layers.items():
-                    after = layer(x)
+                    after = layer(model.begin(x)).states[0]
                     self.activations[name] = (rms(after - x), rms(after))
                     x = after
             self.before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
