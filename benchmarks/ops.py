@@ -39,6 +39,7 @@ from hybridtron.ops.conv.short_conv import short_conv
 from hybridtron.ops.linear_attention.delta_rule import gated_delta_rule, gated_delta_rule_step
 from hybridtron.ops.linear_attention.gla import gla, gla_step
 from hybridtron.ops.linear_attention.kernelized import linear_attention, linear_attention_step
+from hybridtron.ops.linear_attention.retention import retention, retention_step
 from hybridtron.ops.linear_attention.rwkv6 import rwkv6, rwkv6_step
 from hybridtron.ops.ssm.selective_scan import selective_scan, selective_scan_step
 from hybridtron.ops.ssm.ssd import ssd, ssd_step
@@ -191,6 +192,7 @@ def projections(length: int) -> list[Tensor]:
 
 
 SQUARE_STATE = (HEADS, WIDTH, WIDTH)
+FADING = -(2.0 ** -torch.arange(1, HEADS + 1))  # log decays of retention
 OPS: dict[str, Op] = {
     "attention": Op(projections, attention, square, sdpa, "torch SDPA", logarithmic=False),
     "attention, window 256": Op(
@@ -212,6 +214,13 @@ OPS: dict[str, Op] = {
         lambda s: [positive(heads(s)), positive(heads(s)), heads(s)],
         partial(linear_attention, chunk_size=CHUNK, normalize=False),
         partial(scan, partial(linear_attention_step, normalize=False), SQUARE_STATE, 3),
+        None,
+        "",
+    ),
+    "retention": Op(
+        projections,
+        partial(retention, log_decay=FADING, chunk_size=CHUNK),
+        partial(scan, partial(retention_step, log_decay=FADING), SQUARE_STATE, 3),
         None,
         "",
     ),

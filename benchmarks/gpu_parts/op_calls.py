@@ -4,6 +4,7 @@ benchmarks/gpu.py times."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ from hybridtron.ops.flops import (
 from hybridtron.ops.linear_attention.delta_rule import gated_delta_rule
 from hybridtron.ops.linear_attention.gla import gla
 from hybridtron.ops.linear_attention.kernelized import linear_attention
+from hybridtron.ops.linear_attention.retention import retention
 from hybridtron.ops.linear_attention.rwkv6 import rwkv6
 from hybridtron.ops.moe.grouped_linear import grouped_linear
 from hybridtron.ops.ssm.mamba2 import mamba2_core
@@ -191,6 +193,13 @@ CALLS: dict[str, OpCall] = {
         lambda draw: [draw.of(t.detach().abs()) for t in (draw.heads(), draw.heads())] + [draw.heads()],
         lambda size, q, k, v: linear_attention(q, k, v, size.chunk, True),
         lambda s: s.batch * linear_attention_flops(s.seq_len, s.heads, s.head_dim, s.head_dim, s.chunk, True),
+    ),
+    "retention": OpCall(
+        _same_heads,
+        lambda size, q, k, v: retention(
+            q, k, v, -(2.0 ** -torch.arange(1, size.heads + 1, device=q.device)), size.chunk
+        ),
+        _heads_flops(partial(linear_attention_flops, normalize=False)),
     ),
     "gla": OpCall(
         lambda draw: [*_same_heads(draw), draw.log_decays(draw.sizes.heads, draw.sizes.head_dim)],

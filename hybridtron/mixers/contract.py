@@ -118,6 +118,11 @@ class MixerConfig(Strict):
         module = importlib.import_module(f"{type(self).__module__.rpartition('.')[0]}.module")
         return getattr(module, type(self).__name__.removesuffix("Config"))(self, backend)
 
+    def for_layer(self, index: int, count: int) -> MixerConfig:
+        """Return the config of the block in layer `index` of the `count` layers of sequences: itself, unless the
+        primitive depends on its depth."""
+        return self
+
     def parameters(self) -> int:
         """Count all parameters."""
         return sum(spec.numel for spec in self.tensors().values())

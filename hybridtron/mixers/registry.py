@@ -6,6 +6,7 @@ from hybridtron.mixers.gated_deltanet.config import GatedDeltaNetConfig
 from hybridtron.mixers.gla.config import GLAConfig
 from hybridtron.mixers.hyena.config import HyenaConfig
 from hybridtron.mixers.hyena_experts.config import HyenaExpertsConfig
+from hybridtron.mixers.lightning_attention.config import LightningAttentionConfig
 from hybridtron.mixers.linear_attention.config import LinearAttentionConfig
 from hybridtron.mixers.mamba1.config import Mamba1Config
 from hybridtron.mixers.mamba2.config import Mamba2Config
@@ -24,6 +25,7 @@ MIXERS: dict[str, type[MixerConfig]] = {
     "attention": AttentionConfig,
     "mla": MLAConfig,
     "linear_attention": LinearAttentionConfig,
+    "lightning_attention": LightningAttentionConfig,
     "gla": GLAConfig,
     "gated_deltanet": GatedDeltaNetConfig,
     "mamba1": Mamba1Config,

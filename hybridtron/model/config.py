@@ -86,3 +86,9 @@ class ModelConfig(Strict):
     def layer_names(self) -> tuple[str, ...]:
         """Return the block name of each layer, in order."""
         return self.parsed_pattern.layers
+
+    def layer_block(self, index: int) -> MixerConfig:
+        """Return the config of layer `index`: its block, told which of the layers of sequences it is (`for_layer`)."""
+        kinds = [self.blocks[name].kind for name in self.layer_names]
+        before, count = (some.count("sequence") for some in (kinds[:index], kinds))
+        return self.blocks[self.layer_names[index]].for_layer(before, count)

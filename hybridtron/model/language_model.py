@@ -118,7 +118,7 @@ class LanguageModel(nn.Module):
         self.layers = nn.ModuleDict(
             {
                 str(i): Layer(
-                    config.blocks[config.layer_names[i]],
+                    config.layer_block(i),
                     backend.norm(specs[f"layers.{i}.norm.weight"], zero_centered=config.zero_centered_norms),
                     Residual(config.residual_multiplier),
                     backend,

@@ -25,10 +25,11 @@ BLOCKS = {
     "mr": {"type": "hyena_mr", "filter_length": 24},
     "li": {"type": "hyena_li", "filter_order": 4},
     "experts": {"type": "hyena_experts", "num_experts": 4, "expert_size": 8, "bias": True},
+    "light": {"type": "lightning_attention", "num_heads": 4, "key_dim": 4, "chunk_size": 16},
     "time": {"type": "rwkv6", "head_dim": 8, "mix_rank": 4, "decay_rank": 8},
     "channel": {"type": "rwkv6_channel"},
 }
-PATTERNS = ["short se li", "hyena heads experts", "narrow", "2*(mr li)", "time channel"]
+PATTERNS = ["short se li", "hyena heads experts", "narrow", "2*(mr li)", "time channel", "light"]
 
 
 def model_and_config(pattern):

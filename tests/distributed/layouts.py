@@ -108,6 +108,20 @@ BLOCKS |= {
     "per_head": {"type": "attention", "num_heads": 4, "qk_norm": "head", "gate": "head", "qkv_bias": True},
     "after": {"type": "swiglu", "ffn_hidden_size": 32, "norm_position": "post"},
 }
+BLOCKS |= {
+    "lightning": {"type": "lightning_attention", "num_heads": 4, "chunk_size": 8},
+    "retention": {
+        "type": "lightning_attention",
+        "num_heads": 4,
+        "key_dim": 4,
+        "decay": "retnet",
+        "activation": "none",
+        "norm": "head",
+        "gate": "silu",
+        "rotary": True,
+        "chunk_size": 8,
+    },
+}
 BLOCKS["beside"] = {"type": "parallel", "branches": [BLOCKS["gla"], BLOCKS["near"], BLOCKS["mlp"]], "merge": "gate"}
 BLOCKS["uneven"] = {  # context parallelism cuts the heads of its first branch and leaves the 34 units of the second
     "type": "parallel",
@@ -137,6 +151,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "hyenas": {"pattern": "short hyena heads se mr li experts mlp"},
     "states": {"pattern": "sinks learned shared gla delta selective normed limited beside latent"},
     "rwkv": {"pattern": "time channel attn time channel"},
+    "linear": {"pattern": "lightning retention mlp lightning"},
     "uneven": {"pattern": "uneven ffn"},
     "latents": {"pattern": "attn grouped mamba narrow"},
     "muon": {"pattern": "attn soft mamba delta mlp"},
@@ -205,7 +220,7 @@ LAYOUTS: dict[str, Layout] = {
     "hybrid tp2 sp core recomputed": _layout("hybrid", **SP, recompute="selective"),
     "hybrid cp2 some recomputed": _layout("hybrid", **CP, recompute={"mamba": "full", "attn": "selective"}),
     **{f"{model} {name}": _layout(model, **layout)  # type: ignore[arg-type]
-       for model in ("hyenas", "states", "rwkv")
+       for model in ("hyenas", "states", "rwkv", "linear")
        for name, layout in {"tp2": TP, "tp2 sp": SP, "cp2": CP, "pp2": PP, "tp2 sp cp2": {**SP, **CP}}.items()},
     "hyenas tp2 sp core recomputed": _layout("hyenas", **SP, recompute="selective"),
     "states tp2 sp core recomputed": _layout("states", **SP, recompute="selective"),

@@ -16,6 +16,7 @@ PRIMITIVES: dict[str, dict[str, Any]] = {
     "attention": {"num_heads": 4, "num_kv_heads": 2},
     "mla": {"num_heads": 4, "value_dim": 64, "kv_rank": 64, "q_rank": 128, "rotary_dim": 32},
     "linear_attention": {"num_heads": 4, "chunk_size": 64},
+    "lightning_attention": {"num_heads": 4, "chunk_size": 64},
     "gla": {"num_heads": 4, "chunk_size": 64},
     "gated_deltanet": {"num_heads": 2, "num_value_heads": 4, "key_dim": 64, "head_dim": 64, "chunk_size": 64},
     "mamba1": {"state_dim": 16},

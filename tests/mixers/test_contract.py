@@ -21,6 +21,7 @@ PRIMITIVES = {
     "attention": {"num_heads": 4, "num_kv_heads": 2},
     "mla": {"num_heads": 4, "value_dim": 6, "kv_rank": 12, "q_rank": 20, "rotary_dim": 4},
     "linear_attention": {"num_heads": 4, "chunk_size": 8},
+    "lightning_attention": {"num_heads": 4, "chunk_size": 16},
     "gla": {"num_heads": 2, "chunk_size": 16},
     "gated_deltanet": {"num_heads": 2, "num_value_heads": 4, "key_dim": 8, "head_dim": 12, "chunk_size": 8},
     "mamba1": {"state_dim": 4},
@@ -75,6 +76,13 @@ VARIANTS = {
     },
     "linear attention, learned for all heads": {
         "type": "linear_attention", "num_heads": 4, "feature_map": "hadamard", "shared_feature_map": True,
+    },
+    "lightning attention as in RetNet": {
+        "type": "lightning_attention", "num_heads": 4, "key_dim": 4, "decay": "retnet", "activation": "none",
+        "norm": "head", "gate": "silu", "rotary": True,
+    },
+    "lightning attention with a constant decay": {
+        "type": "lightning_attention", "num_heads": 2, "decay": "constant", "decay_factor": 0.9, "norm": "head",
     },
     "hyena without inner layers": {"type": "hyena", "filter_order": 4, "filter_layers": 0},
     "gated_deltanet with signs": {"type": "gated_deltanet", "num_heads": 4, "allow_negative": True},

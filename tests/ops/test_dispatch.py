@@ -19,6 +19,7 @@ from hybridtron.ops.elementwise.norm import gated_rms_norm, norm_and_gate, rms_n
 from hybridtron.ops.linear_attention.delta_rule import gated_delta_rule
 from hybridtron.ops.linear_attention.gla import gla
 from hybridtron.ops.linear_attention.kernelized import linear_attention
+from hybridtron.ops.linear_attention.retention import retention
 from hybridtron.ops.linear_attention.rwkv6 import rwkv6
 from hybridtron.ops.moe.grouped_linear import grouped_linear
 from hybridtron.ops.native import library
@@ -43,6 +44,7 @@ CALLS = {
     ),
     "ssd": (lambda *t: ssd(*t, 2), (HEADS, -HEAD_GATES, -torch.ones(2), HEADS, HEADS, torch.ones(2))),
     "linear_attention": (lambda *t: linear_attention(*t, 2, True), (HEADS, HEADS, HEADS)),
+    "retention": (lambda *t: retention(*t, -torch.ones(2), 2), (HEADS, HEADS, HEADS)),
     "gla": (lambda *t: gla(*t, 2), (HEADS, HEADS, HEADS, -HEADS)),
     "rwkv6": (lambda *t: rwkv6(*t, 2), (HEADS, HEADS, HEADS, -HEADS, torch.ones(2, 8))),
     "gated_delta_rule": (lambda *t: gated_delta_rule(*t, 2), (HEADS, HEADS, HEADS, HEAD_GATES, -HEAD_GATES)),

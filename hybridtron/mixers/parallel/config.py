@@ -68,6 +68,9 @@ class ParallelMixersConfig(MixerConfig):
         each = [branch.capabilities for branch in self.branches]
         return Capabilities(**{name: all(getattr(one, name) for one in each) for name in vars(each[0])})
 
+    def for_layer(self, index: int, count: int) -> ParallelMixersConfig:
+        return self.model_copy(update={"branches": [branch.for_layer(index, count) for branch in self.branches]})
+
     def tensors(self) -> dict[str, TensorSpec]:
         specs = {
             f"branches.{index}.{name}": spec
