@@ -26,7 +26,7 @@ FAMILIES = (
     "transformer_pp", "llama3_2", "sandwich", "striped_1_2", "hyena", "mh_hyena", "mamba", "mamba2",
     "striped_hyena_50", "striped_hyena_25", "striped_hyena_8", "striped_mamba", "striped_hyena_moe",
     "striped_hyena_experts_moe", "nemotron_h", "composite_stacked", "composite_stretched",
-    "falcon_h1_like", "lfm2_like", "olmo_hybrid_like", "qwen3_next_like", "samba_like",
+    "falcon_h1_like", "lfm2_like", "nemotron_3_like", "olmo_hybrid_like", "qwen3_next_like", "samba_like",
 )  # fmt: skip
 AT_MOST = 0.03
 # Where a family is bound to published widths or to a rule that rounds: its distance from the nominal size, in percent.
@@ -95,7 +95,7 @@ def test_attention_shares_are_those_of_the_name(name):
         "hyena": 0, "mh_hyena": 0, "mamba": 0, "mamba2": 0, "striped_hyena_50": 1 / 2, "striped_hyena_25": 1 / 4,
         "striped_hyena_8": 1 / 12, "striped_hyena_moe": 1 / 4, "striped_hyena_experts_moe": 1 / 4,
         "striped_mamba": 1 / 7, "nemotron_h": 4 / 28, "falcon_h1_like": 0, "lfm2_like": 6 / 16,
-        "olmo_hybrid_like": 1 / 4, "qwen3_next_like": 1 / 4, "samba_like": 1 / 2,
+        "nemotron_3_like": 1 / 4, "olmo_hybrid_like": 1 / 4, "qwen3_next_like": 1 / 4, "samba_like": 1 / 2,
     }  # fmt: skip
     assert share == pytest.approx(expected.get(name, 1), abs=0.03)
 
