@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from hybridtron.config.schema import Strict, dispatch, problem
 from hybridtron.mixers.contract import MixerConfig
+from hybridtron.mixers.identity import block_identity
 from hybridtron.mixers.registry import MIXERS
 from hybridtron.pattern import Pattern, is_name, parse
 
@@ -78,6 +79,12 @@ class ModelConfig(Strict):
                     raise problem(f"blocks.{name}", f"{value} of {width} channels", f"{expected}, as in {first}")
         return self
 
+    def identity(self) -> dict[str, Any]:
+        """Return the keys that decide what is measured, without those that came later and have their default."""
+        dumped = self.model_dump(mode="json", serialize_as_any=True)
+        kept = {key: value for key, value in dumped.items() if key in _FIRST_KEYS or value != _default(key)}
+        return kept | {"blocks": {name: block_identity(block) for name, block in dumped["blocks"].items()}}
+
     @cached_property
     def parsed_pattern(self) -> Pattern:
         return parse(self.pattern, known_names=list(self.blocks))
@@ -92,3 +99,14 @@ class ModelConfig(Strict):
         kinds = [self.blocks[name].kind for name in self.layer_names]
         before, count = (some.count("sequence") for some in (kinds[:index], kinds))
         return self.blocks[self.layer_names[index]].for_layer(before, count)
+
+
+# Keys of the section that are part of its identity at their default too.
+_FIRST_KEYS = frozenset(
+    """hidden_size blocks pattern vocab_size tie_embeddings norm_eps zero_centered_norms embedding_multiplier
+    residual_multiplier logits_scaling init_std backend""".split()  # noqa: SIM905
+)
+
+
+def _default(key: str) -> Any:
+    return ModelConfig.model_fields[key].get_default(call_default_factory=True)

@@ -268,6 +268,7 @@ class RunConfig(Strict):
         if self.precision.format != "fp8":
             identity["precision"] = {"format": self.precision.format}
         backend = self.model.backend
+        identity["model"] = self.model.identity()
         identity["model"]["backend"] = {"auto": "megatron", "megatron": "megatron-core"}.get(backend, backend)
         return identity
 

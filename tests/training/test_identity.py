@@ -1,6 +1,8 @@
 """What of a config decides whether results are those of the same run."""
 
-from hybridtron.config.load import load
+from hybridtron.config.load import build, load
+from hybridtron.mixers.identity import FIRST_KEYS
+from hybridtron.model.config import ModelConfig
 from hybridtron.training.config import RunConfig
 from tests.conftest import ROOT
 
@@ -19,6 +21,24 @@ def test_keys_that_came_later_do_not_part_older_results():
     assert "batch_warmup" not in found["train"]
     assert set(found["data"]) == {"train", "valid", "tokenizer", "seq_len"}
     assert found == identity("name=other", "data.loader=dali", "precision.change_on_resume=true")
+
+
+def test_later_keys_of_blocks_count_where_they_are_set():
+    """Those of branches too; at their default they part no older results."""
+
+    def of_moe(**keys):
+        block = {"type": "moe", "num_experts": 4, "ffn_hidden_size": 8, **keys}
+        both = {"type": "parallel", "branches": [block, {"type": "swiglu", "ffn_hidden_size": 8}]}
+        model = {"hidden_size": 16, "pattern": "moe both", "blocks": {"moe": block, "both": both}}
+        return build(model, ModelConfig).identity()
+
+    plain = of_moe()
+    assert set(FIRST_KEYS["moe"].split()) == set(plain["blocks"]["moe"]) - {"type"}
+    assert plain["blocks"]["both"]["branches"][0].keys() == plain["blocks"]["moe"].keys()
+    assert of_moe(latent_size=0, num_groups=1) == plain
+    latent = of_moe(latent_size=8)
+    assert latent["blocks"]["moe"] == plain["blocks"]["moe"] | {"latent_size": 8}
+    assert latent["blocks"]["both"]["branches"][0]["latent_size"] == 8
 
 
 def test_what_changes_a_result_is_told_apart():

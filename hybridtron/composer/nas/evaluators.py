@@ -19,6 +19,7 @@ from hybridtron.config.load import build
 from hybridtron.config.nearest import nearest, one_of
 from hybridtron.data.blend_config import without_paths
 from hybridtron.errors import UserError
+from hybridtron.mixers.identity import block_identity
 from hybridtron.mixers.registry import MIXERS
 from hybridtron.model.config import ModelConfig
 from hybridtron.pattern import Pattern
@@ -172,7 +173,7 @@ def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
         return {"score": score.overall[kind].mean, "tasks": tasks}
 
     identity = settings.model_dump(include={"type", "hidden_size"}) | {
-        "blocks": {name: settings.blocks[name] for name in config.space.blocks},
+        "blocks": {name: block_identity(settings.blocks[name]) for name in config.space.blocks},
         "tasks": chosen,
         "protocol": protocol.as_json(),
         **_equal(config),

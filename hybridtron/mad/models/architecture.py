@@ -24,6 +24,7 @@ from hybridtron.mad.models.layers import (
 from hybridtron.mad.models.shrink import DEPTH, shrink
 from hybridtron.mad.models.soft_experts import SOFT_EXPERTS
 from hybridtron.mixers.contract import MixerConfig
+from hybridtron.mixers.identity import block_identity
 from hybridtron.mixers.registry import MIXERS
 from hybridtron.model.config import ModelConfig
 from hybridtron.pattern import Pattern, parse
@@ -48,7 +49,8 @@ class Architecture(ConfigCandidate):
 
     def fingerprint(self) -> str:
         """Return twelve digits that change with anything that changes what is trained."""
-        text = json.dumps([self.blocks, self.pattern, self.hidden_size, self.norm_eps], sort_keys=True)
+        blocks = {name: block_identity(block) for name, block in self.blocks.items()}
+        text = json.dumps([blocks, self.pattern, self.hidden_size, self.norm_eps], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def _block(self, block: dict[str, Any], seq_len: int) -> dict[str, Any] | MixerConfig:

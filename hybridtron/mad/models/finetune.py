@@ -62,7 +62,7 @@ class TrainedLayers(ConfigCandidate):
 def from_trained(name: str, config: ModelConfig, parameters: Mapping[str, Tensor], mode: Mode) -> TrainedLayers:
     """Take the layers among all parameters of a trained model, by the names of `LanguageModel`."""
     weights = {key: value.detach().float().cpu() for key, value in parameters.items() if key.startswith(_LAYERS)}
-    digest = hashlib.sha256(json.dumps([mode, config.model_dump(mode="json")], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([mode, config.identity()], sort_keys=True).encode())
     for key in sorted(weights):
         digest.update(key.encode())
         digest.update(weights[key].contiguous().numpy().tobytes())
