@@ -6,8 +6,8 @@
 The models of benchmarks/train_step.py, float32. Three figures of each, ratios being medians over repeats in turn:
 
 * prompt: a prompt of 2,048 tokens read in parallel (LanguageModel.prefill), against the parallel pass without a state;
-* decode: tokens after a prompt of 128 and with it, at batch 1 and 8, always the likeliest, against `generate` of
-  transformers;
+* decode: 32 tokens after a prompt of 128 and with it, at batch 1 and 8, always the likeliest, against `generate` of
+  transformers; and these tokens alone: less the time of the prompt and the first token;
 * with --long: a parallel pass over 8,192 tokens, against transformers.
 
 Processor time, in one process, so that other work on the machine disturbs less.
@@ -47,27 +47,50 @@ def in_turn(repeats: int, *functions: Callable[[], object]) -> tuple[list[float]
     """Return the median seconds of each function, and the median of the last one's over the first one's."""
     for function in functions:
         function()
-    rounds = [[seconds(function) for function in functions] for _ in range(repeats)]
+    rounds = rounds_of(repeats, *functions)
     ratio = statistics.median(times[-1] / times[0] for times in rounds)
     return [statistics.median(column) for column in zip(*rounds, strict=True)], ratio
 
 
-def decode_ours(model: LanguageModel, tokens: Tensor) -> Callable[[], None]:
+def rounds_of(repeats: int, *functions: Callable[[], object]) -> list[list[float]]:
+    return [[seconds(function) for function in functions] for _ in range(repeats)]
+
+
+def decoding(repeats: int, ours: LanguageModel, theirs: Any, tokens: Tensor) -> dict[str, float]:
+    """Return speeds and ratios of decoding after prompts [b, s], with the prompts and alone."""
+    functions = []
+    for count in (DECODED, 0):
+        functions += [decode_ours(ours, tokens, count), decode_theirs(theirs, tokens, count)]
+    for function in functions:
+        function()
+    rounds = rounds_of(repeats, *functions)
+    alone = [(own - own_prompt, other - other_prompt) for own, other, own_prompt, other_prompt in rounds]
+    batch, drawn = len(tokens), len(tokens) * DECODED
+    return {
+        f"decode_tokens_per_s_{batch}": drawn / statistics.median(own for own, *_ in rounds),
+        f"decode_ratio_{batch}": statistics.median(other / own for own, other, *_ in rounds),
+        f"decode_alone_tokens_per_s_{batch}": drawn / statistics.median(own for own, _ in alone),
+        f"decode_alone_ratio_{batch}": statistics.median(other / own for own, other in alone),
+    }
+
+
+def decode_ours(model: LanguageModel, tokens: Tensor, count: int) -> Callable[[], None]:
+    """Return a function that reads the prompts and draws count + 1 tokens, of which it reads `count`."""
     batch = len(tokens)
 
     def run() -> None:
         state = BatchState(model, batch, room=BEFORE + DECODED)
         following = state.advance(tokens, [BEFORE] * batch).argmax(-1, keepdim=True)
-        for _ in range(DECODED):
+        for _ in range(count):
             following = state.advance(following, [1] * batch).argmax(-1, keepdim=True)
 
     return run
 
 
-def decode_theirs(model: Any, tokens: Tensor) -> Callable[[], None]:
+def decode_theirs(model: Any, tokens: Tensor, count: int) -> Callable[[], None]:
     def run() -> None:
         model.generate(
-            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=DECODED + 1, do_sample=False,
+            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=count + 1, do_sample=False,
             eos_token_id=None, pad_token_id=0, use_cache=True,
         )  # fmt: skip
 
@@ -87,9 +110,7 @@ def measure(name: str, repeats: int, long: bool) -> dict[str, float]:
     )
     row = {"prompt_tokens_per_s": PROMPT / own, "prompt_of_pass": ratio}
     for batch in BATCHES:
-        before = tokens[:batch, :BEFORE]
-        (own, _), ratio = in_turn(repeats, decode_ours(model, before), decode_theirs(theirs, before))
-        row |= {f"decode_tokens_per_s_{batch}": batch * DECODED / own, f"decode_ratio_{batch}": ratio}
+        row |= decoding(repeats, model, theirs, tokens[:batch, :BEFORE])
     if long:
         whole = tokens[:1]
         (own, _), ratio = in_turn(repeats, lambda: model.logits(whole), lambda: theirs(whole, use_cache=False))

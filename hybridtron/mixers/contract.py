@@ -63,6 +63,10 @@ class MixerConfig(Strict):
         stated = [(key, entry) for key, field in cls.model_fields.items() for entry in field.metadata]
         return {key: entry for key, entry in stated if isinstance(entry, Facts)}
 
+    def changed_keys(self) -> set[str]:
+        """Return the keys that are required or away from their default."""
+        return set(self.model_dump(exclude_defaults=True))
+
     @property
     def carries(self) -> dict[str, int]:
         """Return the values that the first layer with such a value makes for all later ones: name -> channels.

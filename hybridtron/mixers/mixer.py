@@ -35,8 +35,10 @@ from torch.utils.checkpoint import checkpoint
 from hybridtron.backends.base import Backend
 from hybridtron.documents import Documents
 from hybridtron.mixers.contract import MixerConfig
+from hybridtron.mixers.prepared_step import PreparedStep
 from hybridtron.ops.elementwise.norm import norm_and_gate
 from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.native.library import Kernels
 from hybridtron.tensors import PackedPart
 
 X = TypeVar("X")  # a tensor, or several in tuples and mappings
@@ -175,6 +177,14 @@ class Mixer(nn.Module):
     def step_core(self, packed: Tensor, state: State) -> tuple[Tensor, State]:
         """Apply `core` to the next token of every sequence: [b, c] -> [b, c'], and return the state after it."""
         raise NotImplementedError
+
+    def prepare_step_core(self, kernels: Kernels, packed: Tensor, y: Tensor, state: State) -> PreparedStep | None:
+        """Prepare `step_core` from the memory of packed [b, c] into that of y [b, c'], going on from `state`.
+
+        For plain float32 on a CPU. Parameters are read at each step, so that they may change in place. Returns None
+        where there are no kernels for this primitive or its options; otherwise the state handed in is used up.
+        """
+        return None
 
     def norm_and_gate(self, y: Tensor, z: Tensor, eps: float | None = None) -> Tensor:
         """Norm each head's outputs y [..., heads, d] by `norm_weight` [d], and gate: -> [..., heads * d].

@@ -10,6 +10,7 @@ from torch import Tensor
 from hybridtron.mixers.mixer import State
 from hybridtron.mixers.state_rows import join_rows, reserve, take_rows, without_padding
 from hybridtron.model.language_model import LanguageModel
+from hybridtron.model.step_plan import StepPlan, plan_steps
 
 
 class BatchState:
@@ -22,10 +23,23 @@ class BatchState:
     def __init__(self, model: LanguageModel, batch: int, room: int = 0) -> None:
         """Begin `batch` sequences; caches get memory for `room` tokens of each at once."""
         embedding = model.get_parameter("embedding.weight")
-        self.model, self.state, self.room = model, model.initial_state(batch), room
+        self.model, self.room = model, room
+        self._state: list[State] = model.initial_state(batch)
+        self._plan: StepPlan | None = None  # holds the state while it takes steps
         self.order = list(range(batch))  # the sequence at each place of the state
         self.lengths = [0] * batch  # tokens of each sequence
         self.logits = embedding.new_zeros(batch, len(embedding))  # after its last token, zeros before the first [b, v]
+
+    @property
+    def state(self) -> list[State]:
+        """The state of every layer."""
+        if self._plan is not None:
+            self._state, self._plan = self._plan.state(), None
+        return self._state
+
+    @state.setter
+    def state(self, state: list[State]) -> None:
+        self._state, self._plan = state, None
 
     def take(self, rows: Sequence[int]) -> None:
         """Keep the sequences `rows`, in that order; one may be taken several times, or not at all."""
@@ -42,16 +56,36 @@ class BatchState:
         history = self.logits.new_zeros(shape) if all_logits else None
         if history is not None:
             history[:, 0] = self.logits
-        logits = self.logits.clone()
         if set(counts) == {1}:
-            logits[self.order], self.state = self.model.step(tokens[self.order, 0], self.state)
+            logits = self._step(tokens[:, 0])
             if history is not None:
                 history[:, 1] = logits
         else:
+            logits = self.logits.clone()
             self._prefill(tokens, counts, logits, history)
         self.logits = logits
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
         return logits if history is None else history
+
+    def _step(self, tokens: Tensor) -> Tensor:
+        """Read one token of each sequence [b]; return the logits [b, v] after it."""
+        in_order = self.order == list(range(len(self.order)))
+        after = self._step_in_place(tokens if in_order else tokens[self.order])
+        if in_order:
+            return after
+        logits = torch.empty_like(after)
+        logits[self.order] = after
+        return logits
+
+    def _step_in_place(self, tokens: Tensor) -> Tensor:
+        """Take a step of the sequences as they lie in the state."""
+        if self._plan is not None and self._plan.usable:
+            return self._plan.step(tokens).clone()
+        if (plan := plan_steps(self.model, self.state, len(tokens))) is None:
+            logits, self.state = self.model.step(tokens, self.state)
+            return logits
+        self._plan = plan
+        return plan.step(tokens).clone()
 
     def _prefill(self, tokens: Tensor, counts: Sequence[int], logits: Tensor, history: Tensor | None) -> None:
         """Read tokens in parallel; write the logits after the last of each sequence, and after each in `history`."""

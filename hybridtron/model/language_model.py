@@ -200,7 +200,7 @@ class LanguageModel(nn.Module):
 
     def initial_state(self, batch: int) -> list[State]:
         """Return the state of every layer before the first token."""
-        return [layer.mixer.initial_state(batch) for layer in self._layers()]
+        return [layer.mixer.initial_state(batch) for layer in self.step_layers]
 
     def prefill(self, tokens: Tensor, state: list[State], *, all_logits: bool = False) -> tuple[Tensor, list[State]]:
         """Map the next tokens of every sequence, ids [b, s], to the logits [b, vocabulary] after the last one, or
@@ -213,7 +213,7 @@ class LanguageModel(nn.Module):
         states = list(state)
         for piece in tokens.split(max(1, PREFILL_TOKENS // len(tokens)), 1):
             stream = self.begin(self.embed(piece))
-            for i, layer in enumerate(self._layers()):
+            for i, layer in enumerate(self.step_layers):
                 stream, states[i] = layer.prefill(stream, states[i])
             x = self.end(stream)
             parts = [*parts, x] if all_logits else [x[-1:]]
@@ -226,12 +226,13 @@ class LanguageModel(nn.Module):
         For a model that lies in one process; the state handed in is used up.
         """
         stream, after = self.begin(self.embed(tokens.unsqueeze(1)).squeeze(0)), []
-        for layer, before in zip(self._layers(), state, strict=True):
+        for layer, before in zip(self.step_layers, state, strict=True):
             stream, own = layer.step(stream, before)
             after.append(own)
         return self.gather_logits(self._project(self.end(stream).unsqueeze(0))).squeeze(0), after
 
-    def _layers(self) -> list[Layer]:
+    @property
+    def step_layers(self) -> list[Layer]:
         return [layer for layer in self.layers.values() if isinstance(layer, Layer)]
 
     def logits(self, tokens: Tensor) -> Tensor:

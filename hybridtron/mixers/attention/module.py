@@ -6,12 +6,19 @@ import torch
 from torch import Tensor
 
 from hybridtron.mixers.mixer import Mixer
-from hybridtron.mixers.token_cache import TokenCache
+from hybridtron.mixers.prepared_step import PreparedStep
+from hybridtron.mixers.token_cache import FIRST_CAPACITY, TokenCache
 from hybridtron.ops.attention.rotary import apply_rotary, rotary_tables
 from hybridtron.ops.attention.softmax import attention
-from hybridtron.ops.attention.step import attention_step, rotate_step
+from hybridtron.ops.attention.step import attention_step, rotary_table, rotate_step
 from hybridtron.ops.elementwise.norm import rms_norm, sharded_rms_norm
 from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.native.library import Kernels
+
+_WITH_KERNELS = {
+    "type", "norm_position", "num_heads", "num_kv_heads", "head_dim", "window", "rotary_base", "rotary_fraction",
+    "softmax_scale", "rotary_scaling", "sinks", "qkv_bias", "proj_bias",
+}  # fmt: skip
 
 
 class Attention(Mixer):
@@ -62,6 +69,30 @@ class Attention(Mixer):
         keys, values = state.held()
         y = attention_step(q, keys, values, config.softmax_scale, sinks, state.own_tokens())
         return self._gate(y, *gates).flatten(1), state
+
+    def prepare_step_core(self, kernels: Kernels, packed: Tensor, y: Tensor, state: TokenCache) -> PreparedStep | None:
+        config, batch = self.config, len(packed)
+        if not config.changed_keys() <= _WITH_KERNELS:
+            return None
+        if state.length == state.capacity < (config.window or state.capacity + 1):
+            state = state.reserve(max(2 * state.capacity, FIRST_CAPACITY))
+        keys, values = (t.contiguous() for t in state.entries)
+        whole_ring = config.window and state.capacity >= config.window
+        positions = 1 << max(8, state.seen.bit_length()) if whole_ring else state.capacity
+        cos, sin = rotary_table(positions, config.rotary_dim, config.rotary_base, config.rotary_scaling)
+        padding = [0] * batch if state.padding is None else state.padding.tolist()
+        counts = torch.tensor([state.seen, *padding])
+        scale = config.head_size**-0.5 if config.softmax_scale is None else config.softmax_scale
+        step = kernels.attention_step.prepare(
+            batch, config.num_heads, config.kv_heads, config.head_size, config.rotary_dim // 2, positions,
+            state.capacity, config.window or 0, packed, cos, sin, self.sinks if config.sinks else None, scale,
+            keys, values, counts, y,
+        )  # fmt: skip
+
+        def after() -> TokenCache:
+            return state._replace(entries=(keys, values), seen=int(counts[0]))
+
+        return PreparedStep([step], after, positions - state.seen)
 
     def _heads(self, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
         """Map queries, keys and values [..., heads * d] to [..., heads, d], queries and keys normed."""

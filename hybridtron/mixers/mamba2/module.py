@@ -9,11 +9,18 @@ from torch import Tensor
 
 from hybridtron.documents import Documents
 from hybridtron.mixers.mixer import ConvState, Mixer, recompute
+from hybridtron.mixers.prepared_step import PreparedStep
 from hybridtron.ops.conv.short_conv import short_conv_step
 from hybridtron.ops.elementwise.norm import gated_rms_norm, gated_rms_norm_reference
 from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.native.library import Kernels
 from hybridtron.ops.ssm.mamba2 import mamba2_core, mamba2_prefill, step_sizes
 from hybridtron.ops.ssm.ssd import ssd_step
+
+_WITH_KERNELS = {
+    "type", "norm_position", "expand", "head_dim", "state_dim", "num_groups", "conv_kernel", "conv_bias", "proj_bias",
+    "dt_limit_min", "dt_limit_max", "chunk_size",
+}  # fmt: skip
 
 
 class Mamba2(Mixer):
@@ -51,6 +58,18 @@ class Mamba2(Mixer):
         )  # the fused form is for many tokens
         y = norm(y.flatten(1), z, norm_weight, self.backend.norm_eps, config.groups)
         return y, ConvState(conv, memory)
+
+    def prepare_step_core(self, kernels: Kernels, packed: Tensor, y: Tensor, state: ConvState) -> PreparedStep | None:
+        config = self.config
+        if not config.changed_keys() <= _WITH_KERNELS:
+            return None
+        state = ConvState(state.conv.contiguous(), state.memory.contiguous())
+        sizes = (len(packed), config.num_heads, config.groups, config.head_dim, config.state_dim, config.conv_kernel)
+        step = kernels.mamba2_step.prepare(
+            *sizes, packed, state.conv, self.conv_weight, self.conv_bias if config.conv_bias else None, self.dt_bias,
+            self.A_log, self.D, *config.dt_limit, self.norm_weight, self.backend.norm_eps, state.memory, y,
+        )  # fmt: skip
+        return PreparedStep([step], lambda: state)
 
     def _weights(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
         """Return the arguments of `mamba2_core` after the tokens."""

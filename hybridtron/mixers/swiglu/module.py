@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from hybridtron.mixers.mixer import Mixer, State
+from hybridtron.mixers.prepared_step import PreparedStep
 from hybridtron.ops.elementwise.activations import swiglu, swiglu_reference
+from hybridtron.ops.native.library import Kernels
 
 
 class SwiGLU(Mixer):
@@ -19,3 +21,6 @@ class SwiGLU(Mixer):
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         y = swiglu_reference(self.project_in(x.unsqueeze(0)))  # the fused form is for many tokens
         return self.project_out(y).squeeze(0), state
+
+    def prepare_step_core(self, kernels: Kernels, packed: Tensor, y: Tensor, state: State) -> PreparedStep:
+        return PreparedStep([kernels.swiglu_forward.prepare(*y.shape, packed, packed.stride(0), y)])

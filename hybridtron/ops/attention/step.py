@@ -57,6 +57,13 @@ def rotate_step(
 
 
 @lru_cache(maxsize=8)
+def rotary_table(positions: int, rotary_dim: int, base: float, scaling: Scaling | None = None) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines [positions, rotary_dim / 2] of the angles that `rotate_step` turns by, on the CPU."""
+    with torch.inference_mode(False):
+        return rotary_tables(positions, rotary_dim, base, scaling=scaling)
+
+
+@lru_cache(maxsize=8)
 def _tables(
     positions: int, rotary_dim: int, base: float, device: torch.device, scaling: Scaling | None
 ) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,8 +25,21 @@ _PARAMETER = re.compile(
 _COMMA = re.compile(r", (?![^(]*\))")  # outside of parentheses
 _CONSTANT = re.compile(r"(\w+) = (\d+)")
 _LARGEST = 1 << 60  # integer: kernels add two without overflow; the tensors that they index bound their products
-_TYPES = {"array": ctypes.c_void_p, "long": ctypes.c_long, "float": ctypes.c_float}
+_TYPES = {"float*": ctypes.c_void_p, "long*": ctypes.c_void_p, "long": ctypes.c_long, "float": ctypes.c_float}
 PLAIN = (Tensor, nn.Parameter)
+
+PreparedCall = Callable[[], object]
+
+
+class CheckedKernel:
+    """A kernel, called now or prepared."""
+
+    def __init__(self, call: Callable[..., None], prepare: Callable[..., PreparedCall]) -> None:
+        self.call = call
+        self.prepare = prepare  # checks arguments now and returns a call of them for later; it holds their memory
+
+    def __call__(self, *arguments: Tensor | float | None) -> None:
+        self.call(*arguments)
 
 
 class _Condition(NamedTuple):
@@ -38,11 +52,15 @@ class _Condition(NamedTuple):
 
 
 class _Parameter(NamedTuple):
-    kind: str  # "long" or "float", or "array" with a shape
+    kind: str  # "long" or "float", or "long*" or "float*" with a shape
     name: str
     shape: str
     strides: str  # those of all axes but the last, or "" where the array is contiguous
     optional: bool
+
+    @property
+    def is_array(self) -> bool:
+        return self.kind.endswith("*")
 
     @property
     def conditions(self) -> Iterator[_Condition]:
@@ -55,7 +73,8 @@ class _Parameter(NamedTuple):
             yield _Condition(f"0 <= {name} <= {_LARGEST}", ValueError, name, f"0 to {_LARGEST}")
         else:
             unless = f"{name} is None or " if self.optional else ""
-            yield _Condition(f"({unless}is_plain({name}))", TypeError, name, "a plain float32 tensor on the CPU")
+            check, dtype = ("is_plain", "float32") if self.kind == "float*" else ("is_plain_int64", "int64")
+            yield _Condition(f"({unless}{check}({name}))", TypeError, name, f"a plain {dtype} tensor on the CPU")
             layout = f"at least [{self.shape}], " + (f"strides [{self.strides}, 1]" if self.strides else "contiguous")
             yield _Condition(f"({unless}{self._fits})", ValueError, name, layout)
 
@@ -75,26 +94,27 @@ class _Parameter(NamedTuple):
         return " and ".join([f"len(sizes := {name}.shape) == {len(shape)} and (steps := {name}.stride())", *axes])
 
 
-def is_plain(tensor: Any) -> bool:
-    """Return whether a kernel may read the tensor's memory as float32: no subclass, no lazily negated view."""
-    if type(tensor) not in PLAIN or tensor.dtype is not torch.float32 or tensor.is_neg():
+def is_plain(tensor: Any, dtype: torch.dtype = torch.float32) -> bool:
+    """Return whether a kernel may read the tensor's memory as `dtype`: no subclass, no lazily negated view."""
+    if type(tensor) not in PLAIN or tensor.dtype is not dtype or tensor.is_neg():
         return False
     return device_type(tensor.device) == "cpu"
 
 
-def checked_kernels(library: ctypes.CDLL, source: str) -> Iterator[tuple[str, Callable[..., None]]]:
+def checked_kernels(library: ctypes.CDLL, source: str) -> Iterator[tuple[str, CheckedKernel]]:
     """Yield the name and the checked call of every kernel that the C source declares."""
     enums = re.findall(r"enum \{(.*?)\}", source)
     constants = {name: int(value) for name, value in _CONSTANT.findall(" ".join(enums))}
     scope = {
         **constants,
         "is_plain": is_plain,
+        "is_plain_int64": partial(is_plain, dtype=torch.int64),
         "ceil_div": _ceil_div,
         "pieces": lambda n: _ceil_div(n, constants["ROWS"]),
     }
     for name, declared, required in _KERNEL.findall(source):
         parameters = [
-            _Parameter("array" if star else kind, own, shape, strides, bool(optional))
+            _Parameter(kind + star, own, shape, strides, bool(optional))
             for kind, star, own, shape, strides, optional in _PARAMETER.findall(declared)
         ]
         yield name, _checked_call(name, library[name], parameters, required, scope)
@@ -106,12 +126,12 @@ def _ceil_div(a: int, b: int) -> int:
 
 def _checked_call(
     kernel: str, function: Any, parameters: list[_Parameter], required: str, scope: dict[str, Any]
-) -> Callable[..., None]:
-    """Return a call of the function that first checks the number, the types and the extents of its arguments."""
+) -> CheckedKernel:
+    """Return calls of the function that first check the number, the types and the extents of its arguments."""
     function.argtypes = [*(_TYPES[parameter.kind] for parameter in parameters), ctypes.c_int]
     function.restype = None
     names = [parameter.name for parameter in parameters]
-    by_kind = sorted(parameters, key=lambda parameter: parameter.kind == "array")  # extents are known before arrays
+    by_kind = sorted(parameters, key=lambda parameter: parameter.is_array)  # extents are known before arrays
     conditions = [condition for parameter in by_kind for condition in parameter.conditions]
     first_array = next(index for index, condition in enumerate(conditions) if "is_plain" in condition.expression)
     conditions[first_array:first_array] = [
@@ -131,29 +151,37 @@ def _checked_call(
 
     addresses = (
         name
-        if kind != "array"
+        if not parameter.is_array
         else f"None if {name} is None else {name}.data_ptr()"
-        if optional
+        if parameter.optional
         else f"{name}.data_ptr()"
-        for kind, name, _, _, optional in parameters
+        for name, parameter in zip(names, parameters, strict=True)
     )
     all_hold = " and ".join(condition.expression for condition in conditions)
     passed = compiled(f"({', '.join(addresses)}, ) if {all_hold} else None")
     required_array = next(
-        index for index, (kind, *_, optional) in enumerate(parameters) if kind == "array" and not optional
+        index for index, parameter in enumerate(parameters) if parameter.is_array and not parameter.optional
     )
 
-    def call(*arguments: Tensor | float | None) -> None:
+    def check(arguments: tuple[Tensor | float | None, ...]) -> tuple[Any, ...]:
         if len(arguments) != len(names):
             raise TypeError(f"kernel {kernel}: {len(arguments)} arguments, expected {len(names)}: {', '.join(names)}")
         if (values := passed(*arguments)) is None:
             raise refuse(arguments)
-        array = arguments[required_array]
+        return values
+
+    def call(*arguments: Tensor | float | None) -> None:
+        values, array = check(arguments), arguments[required_array]
         if isinstance(array, Tensor) and array.is_meta:
             return  # a dry run: there are no values
         function(*values, torch.get_num_threads())
 
-    return call
+    def prepare(*arguments: Tensor | float | None) -> PreparedCall:
+        prepared = partial(function, *check(arguments), torch.get_num_threads())
+        prepared.__dict__["arguments"] = arguments  # keeps their memory
+        return prepared
+
+    return CheckedKernel(call, prepare)
 
 
 def _explain(condition: _Condition, values: dict[str, Any]) -> str:

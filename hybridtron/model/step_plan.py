@@ -1,0 +1,181 @@
+"""Steps of a model as a list of prepared calls on fixed memory.
+
+A step is short: for a small model on a CPU, calling modules and operations takes longer than the arithmetic. A plan
+does that work once. Weights are used where they lie, so that they may change in place between steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hybridtron.backends.base import RMSNorm
+from hybridtron.mixers.mixer import Mixer, State
+from hybridtron.mixers.prepared_step import PreparedStep
+from hybridtron.model.language_model import LanguageModel, Layer
+from hybridtron.model.residual.plain import Residual
+from hybridtron.model.residual.stream import Stream
+from hybridtron.ops.elementwise.precision import under_transforms
+from hybridtron.ops.native.declarations import PreparedCall, is_plain
+from hybridtron.ops.native.library import Kernels, load
+
+MOST_ROWS = 16  # sequences whose linears take our kernel; of more, MKL's products are faster
+
+
+class StepPlan:
+    """Steps of a model that lies in one process; see `plan_steps`."""
+
+    def __init__(self, model: LanguageModel, kernels: Kernels, state: Sequence[State], batch: int) -> None:
+        prepare = _Preparation(kernels, batch, model.embed(torch.zeros(1, 1, dtype=torch.long)).shape[-1])
+        embedding, x = model.get_parameter("embedding.weight").detach(), prepare.x
+        head = model.get_parameter("embedding.weight") if model.tied else model.head.weight
+        assert isinstance(head, Tensor)
+        self.tokens = torch.zeros(batch, dtype=torch.long)
+        self.logits = torch.empty(batch, len(head))
+        self.layers = [prepare.layer(layer, own) for layer, own in zip(model.step_layers, state, strict=True)]
+        self.calls: list[PreparedCall] = [partial(torch.index_select, embedding, 0, self.tokens, out=x)]
+        if model.embedding_multiplier != 1:
+            self.calls.append(partial(x.mul_, model.embedding_multiplier))
+        self.calls += [call for layer in self.layers for call in layer.calls]
+        self.calls += prepare.norm(x, model.final_norm, prepare.normed, scale=1 / model.logits_scaling)
+        self.calls += prepare.linear(prepare.normed, head, None, self.logits)
+        self.left = min((layer.limit for layer in self.layers), default=1 << 60)
+        self.threads = torch.get_num_threads()
+        self.parameters = [*model.parameters()]
+        self.addresses = [parameter.data_ptr() for parameter in self.parameters]
+
+    @property
+    def usable(self) -> bool:
+        """Return whether a step can be taken: caches have room, and parameters lie where they did."""
+        if not self.left or torch.get_num_threads() != self.threads:
+            return False
+        return [parameter.data_ptr() for parameter in self.parameters] == self.addresses
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Map the next token of every sequence, ids [b], to the logits [b, vocabulary] after it.
+
+        The next step writes into their memory.
+        """
+        self.tokens.copy_(tokens)
+        for call in self.calls:
+            call()
+        self.left -= 1
+        return self.logits
+
+    def state(self) -> list[State]:
+        """Return the state after the steps that were taken, for use without this plan."""
+        return [layer.state() for layer in self.layers]
+
+
+def plan_steps(model: Any, state: Sequence[State], batch: int) -> StepPlan | None:
+    """Prepare steps of `batch` sequences that go on from `state`, which is used up.
+
+    Returns None where the model is not one of plain float32 on a CPU in one process, or there are no compiled kernels.
+    Layers without kernels, or parts of them, take their plain steps.
+    """
+    kernels = load()[0]
+    if kernels is None or under_transforms() or not isinstance(model, LanguageModel):
+        return None
+    if not (model.stage.is_first and model.stage.is_last) or not all(map(is_plain, model.parameters())):
+        return None
+    if type(model.final_norm) is not RMSNorm or not _is_plain_linear(model.head):
+        return None
+    if any(layer.mixer.backend.shards.tensor.size > 1 for layer in model.step_layers):
+        return None
+    if any(type(layer.residual) is not Residual for layer in model.step_layers):
+        return None
+    return StepPlan(model, kernels, state, batch)
+
+
+def _is_plain_linear(module: Any) -> bool:
+    """Return whether it multiplies by a weight of its own or a tied one; not where FP8 is emulated, nor for None."""
+    return module is not None and getattr(module, "fp8", module) is None
+
+
+class _Preparation:
+    """Memory of one step that layers share, and calls on it."""
+
+    def __init__(self, kernels: Kernels, batch: int, width: int) -> None:
+        self.kernels, self.batch = kernels, batch
+        self.x, self.normed = torch.empty(batch, width), torch.empty(batch, width)
+        self.buffers: dict[tuple[str, int], Tensor] = {}
+        self.carried: Mapping[str, Tensor] = {}  # values of earlier layers
+
+    def buffer(self, use: str, width: int) -> Tensor:
+        return self.buffers.setdefault((use, width), torch.empty(self.batch, width))
+
+    def layer(self, layer: Layer, state: State) -> PreparedStep:
+        """Prepare a layer's steps on the residual stream."""
+        mixer, x = layer.mixer, self.x
+        before: Any = getattr(mixer, mixer.in_name, None)
+        after: Any = getattr(mixer, mixer.out_name, None)
+        if (
+            layer.carries
+            or type(layer.norm) is not RMSNorm
+            or not (_is_plain_linear(before) and _is_plain_linear(after))
+        ):
+            return self.plain(partial(self.step, layer), x, x, state)
+        packed, y = self.buffer("packed", len(before.weight)), self.buffer("y", after.weight.shape[1])
+        core = mixer.prepare_step_core(self.kernels, packed, y, state)
+        if core is None and _has_plain_step(mixer):
+            core = self.plain(mixer.step_core, packed, y, state)
+        if core is None:
+            return self.plain(partial(self.step, layer), x, x, state)
+        calls = [] if layer.post_norm else self.norm(x, layer.norm, self.normed)
+        calls += self.linear(x if layer.post_norm else self.normed, before.weight, before.bias, packed)
+        calls += core.calls
+        if layer.post_norm:
+            calls += self.linear(y, after.weight, after.bias, self.normed)
+            calls += self.norm(self.normed, layer.norm, x, scale=layer.residual.multiplier, add=True)
+        else:
+            calls += self.linear(y, after.weight, after.bias, x, scale=layer.residual.multiplier, add=True)
+        return core._replace(calls=calls)
+
+    def step(self, layer: Layer, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Take a step of a whole layer from the residual stream x [b, h]."""
+        stream, state = layer.step(Stream((x,), self.carried), state)
+        self.carried = stream.carried
+        return stream.states[0], state
+
+    def plain(
+        self, step: Callable[[Tensor, State], tuple[Tensor, State]], x: Tensor, y: Tensor, state: State
+    ) -> PreparedStep:
+        """Prepare a step in PyTorch from the memory of x into that of y."""
+
+        def call() -> None:
+            nonlocal state
+            # A state may hold its input, whose memory the next step writes.
+            out, state = step(x.clone(), state)
+            y.copy_(out)
+
+        return PreparedStep([call], lambda: state)
+
+    def norm(self, x: Tensor, norm: Any, y: Tensor, *, scale: float = 1.0, add: bool = False) -> list[PreparedCall]:
+        offset = 1.0 if norm.zero_centered else 0.0
+        return [self.kernels.norm_step.prepare(*x.shape, x, norm.weight, offset, norm.eps, scale, int(add), y)]
+
+    def linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, *, scale: float = 1.0, add: bool = False
+    ) -> list[PreparedCall]:
+        """Prepare y = scale * (x weight^T + bias), or the sum of y and that."""
+        if self.batch <= MOST_ROWS:
+            return [self.kernels.linear_step.prepare(*x.shape, len(weight), x, weight, bias, scale, int(add), y)]
+
+        def call() -> None:
+            out = F.linear(x, weight, bias)
+            y.add_(out, alpha=scale) if add else torch.mul(out, scale, out=y)
+
+        return [call]
+
+
+def _has_plain_step(mixer: Mixer) -> bool:
+    """Return whether a step is the core's between the two linears."""
+    own = type(mixer)
+    return mixer.config.kind == "sequence" and all(
+        getattr(own, name) is getattr(Mixer, name) for name in ("step", "project_in", "project_out")
+    )
