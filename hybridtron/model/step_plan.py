@@ -41,6 +41,8 @@ class StepPlan:
         self.calls: list[PreparedCall] = [partial(torch.index_select, embedding, 0, self.tokens, out=x)]
         if model.embedding_multiplier != 1:
             self.calls.append(partial(x.mul_, model.embedding_multiplier))
+        if any(layer.carries for layer in model.step_layers):
+            self.calls.append(prepare.begin)
         self.calls += [call for layer in self.layers for call in layer.calls]
         self.calls += prepare.norm(x, model.final_norm, prepare.normed, scale=1 / model.logits_scaling)
         self.calls += prepare.linear(prepare.normed, head, None, self.logits)
@@ -135,6 +137,10 @@ class _Preparation:
         else:
             calls += self.linear(y, after.weight, after.bias, x, scale=layer.residual.multiplier, add=True)
         return core._replace(calls=calls)
+
+    def begin(self) -> None:
+        """Forget the values of the last step's layers."""
+        self.carried = {}
 
     def step(self, layer: Layer, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Take a step of a whole layer from the residual stream x [b, h]."""
