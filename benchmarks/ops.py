@@ -41,6 +41,7 @@ from hybridtron.ops.linear_attention.gla import gla, gla_step
 from hybridtron.ops.linear_attention.kernelized import linear_attention, linear_attention_step
 from hybridtron.ops.linear_attention.retention import retention, retention_step
 from hybridtron.ops.linear_attention.rwkv6 import rwkv6, rwkv6_step
+from hybridtron.ops.linear_attention.rwkv7 import rwkv7, rwkv7_step
 from hybridtron.ops.ssm.selective_scan import selective_scan, selective_scan_step
 from hybridtron.ops.ssm.ssd import ssd, ssd_step
 
@@ -191,6 +192,11 @@ def projections(length: int) -> list[Tensor]:
     return [heads(length), heads(length), heads(length)]
 
 
+def rwkv7_inputs(length: int) -> list[Tensor]:
+    a = unit(heads(length))
+    return [heads(length), -0.6 * torch.rand_like(a), heads(length), heads(length), a, -a * torch.rand_like(a)]
+
+
 SQUARE_STATE = (HEADS, WIDTH, WIDTH)
 FADING = -(2.0 ** -torch.arange(1, HEADS + 1))  # log decays of retention
 OPS: dict[str, Op] = {
@@ -235,6 +241,13 @@ OPS: dict[str, Op] = {
         lambda s: [*projections(s), log_decays(1, s, HEADS, WIDTH), torch.randn(HEADS, WIDTH)],
         partial(rwkv6, chunk_size=CHUNK),
         partial(scan, rwkv6_step, SQUARE_STATE, 4),
+        None,
+        "",
+    ),
+    "rwkv7": Op(
+        rwkv7_inputs,
+        partial(rwkv7, chunk_size=CHUNK),
+        partial(scan, rwkv7_step, SQUARE_STATE, 6),
         None,
         "",
     ),

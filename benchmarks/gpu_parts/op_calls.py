@@ -26,6 +26,7 @@ from hybridtron.ops.flops import (
     linear_attention_flops,
     long_conv_fft_flops,
     outer_conv_flops,
+    rwkv7_flops,
     ssd_flops,
 )
 from hybridtron.ops.linear_attention.delta_rule import gated_delta_rule
@@ -33,6 +34,7 @@ from hybridtron.ops.linear_attention.gla import gla
 from hybridtron.ops.linear_attention.kernelized import linear_attention
 from hybridtron.ops.linear_attention.retention import retention
 from hybridtron.ops.linear_attention.rwkv6 import rwkv6
+from hybridtron.ops.linear_attention.rwkv7 import rwkv7
 from hybridtron.ops.moe.grouped_linear import grouped_linear
 from hybridtron.ops.ssm.mamba2 import mamba2_core
 from hybridtron.ops.ssm.selective_scan import selective_scan
@@ -110,6 +112,11 @@ class OpCall(NamedTuple):
     inputs: Callable[[Draw], list[Tensor]]
     call: Callable[..., Tensor]
     flops: Callable[[Sizes], float] = lambda size: 0.0
+
+
+def _rwkv7(draw: Draw) -> list[Tensor]:
+    decays = draw.of(-0.6 * torch.sigmoid(draw.heads().detach().float()), wide=True)
+    return [draw.heads(), decays, draw.heads(), draw.heads(), draw.keys(), draw.heads()]
 
 
 def _qkv(draw: Draw) -> list[Tensor]:
@@ -214,6 +221,11 @@ CALLS: dict[str, OpCall] = {
         ],
         lambda size, r, k, v, w, u: rwkv6(r, k, v, w, u, size.chunk),
         _heads_flops(gla_flops),
+    ),
+    "rwkv7": OpCall(
+        _rwkv7,
+        lambda size, q, g, k, v, a, rates: rwkv7(q, g, k, v, a, -a * rates.sigmoid(), min(size.chunk, 64)),
+        lambda s: s.batch * rwkv7_flops(s.seq_len, s.heads, s.head_dim, s.head_dim, min(s.chunk, 64)),
     ),
     "gated_delta_rule": OpCall(
         lambda draw: [

@@ -17,6 +17,7 @@ from hybridtron.mixers.moe.config import MoEConfig
 from hybridtron.mixers.parallel.config import ParallelMixersConfig
 from hybridtron.mixers.rwkv6.config import RWKV6Config
 from hybridtron.mixers.rwkv6_channel.config import RWKV6ChannelConfig
+from hybridtron.mixers.rwkv7.config import RWKV7Config
 from hybridtron.mixers.short_conv.config import ShortConvConfig
 from hybridtron.mixers.striped_hyena.config import HyenaLIConfig, HyenaMRConfig, HyenaSEConfig
 from hybridtron.mixers.swiglu.config import SwiGLUConfig
@@ -43,4 +44,5 @@ MIXERS: dict[str, type[MixerConfig]] = {
     "hyena_experts": HyenaExpertsConfig,
     "rwkv6": RWKV6Config,
     "rwkv6_channel": RWKV6ChannelConfig,
+    "rwkv7": RWKV7Config,
 }

@@ -101,3 +101,13 @@ def outer_conv_flops(seq_len: int, heads: int, head_dim: int) -> tuple[int, int]
 def modal_filter_flops(groups: int, modes: int, length: int) -> int:
     """Count the matmul FLOPs of making the filters; the backward pass takes twice as many."""
     return 2 * groups * modes * math.prod(modal_filter_shape(length))
+
+
+def rwkv7_flops(seq_len: int, num_heads: int, key_dim: int, head_dim: int, chunk_size: int) -> int:
+    """Count the matmul FLOPs of the forward pass of one sequence; the backward pass takes twice as many."""
+    count, length = delta_rule_chunks(seq_len, chunk_size)
+    square = 2 * length * length
+    inversion = sum(2 * length * (1 << level) ** 2 for level in range(1, length.bit_length() - 1))
+    within = 4 * square * key_dim + inversion + 4 * square * head_dim
+    between = square * key_dim + 4 * 2 * length * key_dim * head_dim
+    return num_heads * (count * within + (count - 1) * between)

@@ -28,8 +28,18 @@ BLOCKS = {
     "light": {"type": "lightning_attention", "num_heads": 4, "key_dim": 4, "chunk_size": 16},
     "time": {"type": "rwkv6", "head_dim": 8, "mix_rank": 4, "decay_rank": 8},
     "channel": {"type": "rwkv6_channel"},
+    "time7": {"type": "rwkv7", "head_dim": 8, "gate_rank": 6},
+    "channel7": {"type": "rwkv6_channel", "receptance": False},
 }
-PATTERNS = ["short se li", "hyena heads experts", "narrow", "2*(mr li)", "time channel", "light"]
+PATTERNS = [
+    "short se li",
+    "hyena heads experts",
+    "narrow",
+    "2*(mr li)",
+    "time channel",
+    "light",
+    "time7 channel7 time7",
+]
 
 
 def model_and_config(pattern):

@@ -121,6 +121,16 @@ BLOCKS |= {
         "rotary": True,
         "chunk_size": 8,
     },
+    "time7": {
+        "type": "rwkv7",
+        "head_dim": 8,
+        "decay_rank": 4,
+        "rate_rank": 4,
+        "gate_rank": 6,
+        "value_rank": 4,
+        "chunk_size": 8,
+    },
+    "channel7": {"type": "rwkv6_channel", "ffn_hidden_size": 32, "receptance": False},
 }
 BLOCKS["beside"] = {"type": "parallel", "branches": [BLOCKS["gla"], BLOCKS["near"], BLOCKS["mlp"]], "merge": "gate"}
 BLOCKS["uneven"] = {  # context parallelism cuts the heads of its first branch and leaves the 34 units of the second
@@ -151,7 +161,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "hyenas": {"pattern": "short hyena heads se mr li experts mlp"},
     "states": {"pattern": "sinks learned shared gla delta selective normed limited beside latent"},
     "rwkv": {"pattern": "time channel attn time channel"},
-    "linear": {"pattern": "lightning retention mlp lightning"},
+    "linear": {"pattern": "lightning time7 retention channel7 time7 lightning"},
     "uneven": {"pattern": "uneven ffn"},
     "latents": {"pattern": "attn grouped mamba narrow"},
     "muon": {"pattern": "attn soft mamba delta mlp"},

@@ -41,6 +41,7 @@ PRIMITIVES: dict[str, dict[str, Any]] = {
     "hyena_experts": {"num_experts": 4, "top_k": 2, "expert_size": 64, "filter_order": 16},
     "rwkv6": {"head_dim": 64, "mix_rank": 16, "decay_rank": 16, "chunk_size": 64},
     "rwkv6_channel": {"ffn_hidden_size": 512},
+    "rwkv7": {"head_dim": 64, "decay_rank": 16, "rate_rank": 16, "gate_rank": 32, "value_rank": 16},
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "attention with sinks": {"type": "attention", "num_heads": 4, "num_kv_heads": 2, "sinks": True},

@@ -46,6 +46,7 @@ PRIMITIVES = {
     "hyena_experts": {"num_experts": 4, "top_k": 2, "expert_size": 8, "filter_order": 4, "bias": True},
     "rwkv6": {"head_dim": 8, "mix_rank": 4, "decay_rank": 4, "chunk_size": 8},
     "rwkv6_channel": {"ffn_hidden_size": 48},
+    "rwkv7": {"head_dim": 16, "decay_rank": 4, "rate_rank": 5, "gate_rank": 6, "value_rank": 3, "chunk_size": 8},
 }
 VARIANTS = {
     "experts in a latent space and groups": {
@@ -84,6 +85,8 @@ VARIANTS = {
     "lightning attention with a constant decay": {
         "type": "lightning_attention", "num_heads": 2, "decay": "constant", "decay_factor": 0.9, "norm": "head",
     },
+    "rwkv7 without a value residual": {"type": "rwkv7", "head_dim": 32, "value_residual": False},
+    "channel mixing of rwkv7": {"type": "rwkv6_channel", "ffn_hidden_size": 48, "receptance": False},
     "hyena without inner layers": {"type": "hyena", "filter_order": 4, "filter_layers": 0},
     "gated_deltanet with signs": {"type": "gated_deltanet", "num_heads": 4, "allow_negative": True},
     "mamba1 with plain inner norms": {"type": "mamba1", "state_dim": 4, "inner_norm": "plain", "inner_norm_eps": 1e-3},

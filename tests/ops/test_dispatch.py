@@ -21,6 +21,7 @@ from hybridtron.ops.linear_attention.gla import gla
 from hybridtron.ops.linear_attention.kernelized import linear_attention
 from hybridtron.ops.linear_attention.retention import retention
 from hybridtron.ops.linear_attention.rwkv6 import rwkv6
+from hybridtron.ops.linear_attention.rwkv7 import rwkv7
 from hybridtron.ops.moe.grouped_linear import grouped_linear
 from hybridtron.ops.native import library
 from hybridtron.ops.ssm.mamba2 import mamba2_core
@@ -47,6 +48,7 @@ CALLS = {
     "retention": (lambda *t: retention(*t, -torch.ones(2), 2), (HEADS, HEADS, HEADS)),
     "gla": (lambda *t: gla(*t, 2), (HEADS, HEADS, HEADS, -HEADS)),
     "rwkv6": (lambda *t: rwkv6(*t, 2), (HEADS, HEADS, HEADS, -HEADS, torch.ones(2, 8))),
+    "rwkv7": (lambda *t: rwkv7(*t, 2), (HEADS, -HEADS / 2, HEADS, HEADS, -HEADS / 3, HEADS / 3)),
     "gated_delta_rule": (lambda *t: gated_delta_rule(*t, 2), (HEADS, HEADS, HEADS, HEAD_GATES, -HEAD_GATES)),
     "short_conv": (short_conv, (X, torch.ones(6, 4))),
     "gated_short_conv": (gated_short_conv, (X, X, X, torch.ones(6, 4))),

@@ -16,16 +16,21 @@ from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 class RWKV6ChannelConfig(MixerConfig):
     """RWKV-6 channel mixing: sigmoid(receptance(x_r)) * value(relu(key(x_k))^2), of mixtures with the token before.
-    Mixtures start alike at every depth; the authors' code shifts them with the layer."""
+    Mixtures start alike at every depth; the authors' code shifts them with the layer. RWKV-7's is without receptance,
+    with an inner width of 4 hidden_size."""
 
     type: Literal["rwkv6_channel"]
     ffn_hidden_size: Annotated[int | None, Facts(at_small_width="proportional")] = Field(
         None, ge=1, description="Inner width; by default 3.5 hidden_size, rounded up to a multiple of 32."
     )
+    receptance: bool = Field(True, description="Gate outputs by receptances; false: value(relu(key(x_k))^2) alone.")
 
     kind = "channel"
     multiplied = ("key_weight", "receptance_weight")
-    mad_layers: ClassVar = {"rwkv6-channel-mixer": {"ffn_hidden_size": 512}}
+    mad_layers: ClassVar = {
+        "rwkv7-channel-mixer": {"ffn_hidden_size": 512, "receptance": False},
+        "rwkv6-channel-mixer": {"ffn_hidden_size": 512},
+    }
 
     @property
     def inner_size(self) -> int:
@@ -34,10 +39,11 @@ class RWKV6ChannelConfig(MixerConfig):
     def tensors(self) -> dict[str, TensorSpec]:
         width, inner = self.hidden_size, (PackedPart("key", self.inner_size, key="ffn_hidden_size"),)
         ramp = Ramp(1.0, 0.0)
-        return {
+        specs = {
             "mix_key": TensorSpec((width,), ramp, decay=False),
             "mix_receptance": TensorSpec((width,), ramp, decay=False),
             "key_weight": TensorSpec((self.inner_size, width), Init("input"), inner),
             "receptance_weight": TensorSpec((width, width), Init("input")),
             "value.weight": TensorSpec((width, self.inner_size), Init("output"), inner, axis=1),
         }
+        return {name: spec for name, spec in specs.items() if self.receptance or "receptance" not in name}

@@ -22,12 +22,14 @@ class RWKV6Channel(Mixer):
         whole = self.backend.to_local_heads(x)
         before = before_each(whole, self.backend, documents)
         value = self.value(self.run_core(self._key(whole, before, self.of_all_heads("mix_key"))))
+        if not self.config.receptance:
+            return self._gated(value, x, before)
         if len(whole) > len(x):  # sequence parallelism: receptances of the own run of tokens
             run = len(x) * self.backend.shards.tensor.rank
             before = before[run : run + len(x)]
         else:
             before = before_each(x, self.backend, documents)  # `whole` sends gradients to the inner channels' owners
-        return self._receptance(x, before) * value
+        return self._gated(value, x, before)
 
     def initial_state(self, batch: int) -> Tensor:
         """Return the token before the first, zeros [b, h]."""
@@ -36,14 +38,18 @@ class RWKV6Channel(Mixer):
     def prefill(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         before = before_each_next(x, state)
         value = self.value(self.core(self._key(x, before, self.mix_key)))
-        return self._receptance(x, before) * value, x[-1].clone()
+        return self._gated(value, x, before), x[-1].clone()
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         value = self.value(self.core(self._key(x, state, self.mix_key)).unsqueeze(0)).squeeze(0)
-        return self._receptance(x, state) * value, x
+        return self._gated(value, x, state), x
 
     def _key(self, x: Tensor, before: Tensor, mix: Tensor) -> Tensor:
         return F.linear(x + (before - x) * mix, self.key_weight)
 
-    def _receptance(self, x: Tensor, before: Tensor) -> Tensor:
-        return torch.sigmoid(F.linear(x + (before - x) * self.mix_receptance, self.receptance_weight))
+    def _gated(self, value: Tensor, x: Tensor, before: Tensor) -> Tensor:
+        """Multiply values by the receptances of their tokens, where there are any."""
+        if not self.config.receptance:
+            return value
+        mixed = x + (before - x) * self.mix_receptance
+        return torch.sigmoid(F.linear(mixed, self.receptance_weight)) * value
