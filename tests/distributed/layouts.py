@@ -169,6 +169,17 @@ MODELS: dict[str, dict[str, Any]] = {
     "normed": {"pattern": "full after gated per_head", "zero_centered_norms": True},
     "packed": {"pattern": "attn mamba channel selective experts beside"},
     "mapped": {"pattern": "attn mamba mamba mlp mlp", "vocab_size": 384},
+    "grouped": {"pattern": "attn mlp mamba ffn", "residual": {"type": "parallel"}},
+    "sandwich": {"pattern": "attn mlp mamba ffn", "residual": {"type": "sandwich"}},
+    "hyper": {
+        "pattern": "attn mlp mamba ffn after",
+        "init_std": 0.1,
+        "residual": {"type": "hyper_connections", "streams": 3, "sinkhorn_iterations": 4},
+    },
+    "depth": {
+        "pattern": "attn mlp mamba ffn after",
+        "residual": {"type": "attention_residuals", "block_size": 2},
+    },
 }
 ISOLATED = {"packed"}  # models whose sequences hold documents that are kept apart
 INITIAL: dict[str, tuple[str, dict[str, Any]]] = {  # model -> the one whose weights it begins with, and train.init_*
@@ -235,6 +246,15 @@ LAYOUTS: dict[str, Layout] = {
     "hyenas tp2 sp core recomputed": _layout("hyenas", **SP, recompute="selective"),
     "states tp2 sp core recomputed": _layout("states", **SP, recompute="selective"),
     "rwkv tp2 sp core recomputed": _layout("rwkv", **SP, recompute="selective"),
+    **{f"{model} {name}": _layout(model, **layout)  # type: ignore[arg-type]
+       for model, names in {
+           "grouped": ("tp2 sp", "pp2", "pp2 vpp2"), "sandwich": ("tp2 sp", "pp2"),
+           "hyper": ("tp2 sp", "cp2", "pp2", "pp2 vpp2", "tp2 pp2 recomputed"),
+           "depth": ("tp2 sp", "cp2", "pp2", "pp2 vpp2", "tp2 pp2 recomputed"),
+       }.items()
+       for name, layout in {
+           "tp2 sp": SP, "cp2": CP, "pp2": PP, "pp2 vpp2": VPP, "tp2 pp2 recomputed": {**TP, **PP, "recompute": "full"},
+       }.items() if name in names},
     "uneven tp2 cp2": _layout("uneven", **TP, **CP),
     "normed tp2": _layout("normed", **TP),
     "normed tp2 sp core recomputed": _layout("normed", **SP, recompute="selective"),
@@ -303,6 +323,8 @@ RESUMED: dict[str, Layout] = {
         ("hybrid tp2 cp2", "pp4", {"pipeline": 4}),
         ("tied pp2 vpp2 dp2 do", "tp2", TP),
         ("tied tp2", "pp2 vpp2", VPP),
+        ("hyper tp2 sp", "pp2 vpp2", VPP),
+        ("depth pp2 vpp2", "tp2 sp", SP),
         ("half", "dp2 do", {"data": 2, **DO}),
         ("half dp2 do", "tp2", TP),
         ("delayed pp2", "tp2 sp", SP),
