@@ -94,7 +94,7 @@ class ModelConfig(Strict):
     def identity(self) -> dict[str, Any]:
         """Return the keys that decide what is measured, without those that came later and have their default."""
         dumped = self.model_dump(mode="json", serialize_as_any=True)
-        kept = {key: value for key, value in dumped.items() if key in _FIRST_KEYS or value != _default(key)}
+        kept = {k: value for k, value in dumped.items() if k in _FIRST_KEYS or getattr(self, k) != _default(k)}
         return kept | {"blocks": {name: block_identity(block) for name, block in dumped["blocks"].items()}}
 
     @cached_property

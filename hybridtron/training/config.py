@@ -268,8 +268,6 @@ class RunConfig(Strict):
         identity["precision"].pop("change_on_resume")
         if self.precision.format != "fp8":
             identity["precision"] = {"format": self.precision.format}
-        if self.model.residual.type == "plain":
-            identity["model"].pop("residual")
         backend = self.model.backend
         identity["model"] = self.model.identity()
         identity["model"]["backend"] = {"auto": "megatron", "megatron": "megatron-core"}.get(backend, backend)
