@@ -131,6 +131,16 @@ BLOCKS |= {
         "chunk_size": 8,
     },
     "channel7": {"type": "rwkv6_channel", "ffn_hidden_size": 32, "receptance": False},
+    "rotating": {"type": "mamba3", "head_dim": 16, "state_dim": 8, "num_groups": 4, "chunk_size": 8},
+    "ranked": {
+        "type": "mamba3",
+        "head_dim": 16,
+        "state_dim": 8,
+        "num_groups": 4,
+        "mimo_rank": 2,
+        "chunk_size": 8,
+        "output_norm": True,
+    },
 }
 BLOCKS["beside"] = {"type": "parallel", "branches": [BLOCKS["gla"], BLOCKS["near"], BLOCKS["mlp"]], "merge": "gate"}
 BLOCKS["uneven"] = {  # context parallelism cuts the heads of its first branch and leaves the 34 units of the second
@@ -162,6 +172,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "states": {"pattern": "sinks learned shared gla delta selective normed limited beside latent"},
     "rwkv": {"pattern": "time channel attn time channel"},
     "linear": {"pattern": "lightning time7 retention channel7 time7 lightning"},
+    "mamba3": {"pattern": "rotating ranked rotating ffn"},
     "uneven": {"pattern": "uneven ffn"},
     "latents": {"pattern": "attn grouped mamba narrow"},
     "muon": {"pattern": "attn soft mamba delta mlp"},
@@ -241,7 +252,7 @@ LAYOUTS: dict[str, Layout] = {
     "hybrid tp2 sp core recomputed": _layout("hybrid", **SP, recompute="selective"),
     "hybrid cp2 some recomputed": _layout("hybrid", **CP, recompute={"mamba": "full", "attn": "selective"}),
     **{f"{model} {name}": _layout(model, **layout)  # type: ignore[arg-type]
-       for model in ("hyenas", "states", "rwkv", "linear")
+       for model in ("hyenas", "states", "rwkv", "linear", "mamba3")
        for name, layout in {"tp2": TP, "tp2 sp": SP, "cp2": CP, "pp2": PP, "tp2 sp cp2": {**SP, **CP}}.items()},
     "hyenas tp2 sp core recomputed": _layout("hyenas", **SP, recompute="selective"),
     "states tp2 sp core recomputed": _layout("states", **SP, recompute="selective"),
