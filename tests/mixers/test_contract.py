@@ -1,5 +1,7 @@
 """What every primitive owes: one row per primitive."""
 
+import math
+
 import pytest
 import torch
 from torch.func import functional_call, stack_module_state, vmap
@@ -26,7 +28,6 @@ PRIMITIVES = {
     "gated_deltanet": {"num_heads": 2, "num_value_heads": 4, "key_dim": 8, "head_dim": 12, "chunk_size": 8},
     "mamba1": {"state_dim": 4},
     "mamba2": {"head_dim": 16, "state_dim": 8, "num_groups": 2, "chunk_size": 8},
-    "mamba3": {"head_dim": 16, "state_dim": 8, "num_groups": 2, "chunk_size": 8},
     "swiglu": {"ffn_hidden_size": 48},
     "mlp": {"ffn_hidden_size": 48, "bias": True},
     "moe": {"num_experts": 4, "ffn_hidden_size": 24, "shared_ffn_hidden_size": 16, "z_loss": 1e-2},
@@ -69,6 +70,17 @@ VARIANTS = {
         "type": "attention", "num_heads": 4,
         "rotary_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
     },
+    "attention with capped scores and normed outputs": {
+        "type": "attention", "num_heads": 4, "num_kv_heads": 2, "softcap": 1.5, "output_norm": True,
+        "length_scaling": {"type": "inkling", "floor": 16, "scale": 0.5},
+    },
+    "attention with forget gates": {
+        "type": "attention", "num_heads": 4, "num_kv_heads": 2, "forget_gate": True, "rotary_fraction": 0.0,
+    },
+    "sliding attention with sinks, capped scores and forget gates": {
+        "type": "attention", "num_heads": 4, "window": 7, "sinks": True, "softcap": 1.5, "forget_gate": True,
+        "gate": "element", "length_scaling": {"type": "llama4", "floor": 16, "scale": 0.5},
+    },
     "wide sliding attention": {"type": "attention", "num_heads": 4, "window": 80},
     "latent attention without positions": {"type": "mla", "num_heads": 4, "kv_rank": 12, "rotary": False},
     "latent attention without a shared key": {"type": "mla", "num_heads": 4, "kv_rank": 12, "rotary_dim": 0},
@@ -97,10 +109,6 @@ VARIANTS = {
     "mamba2 with limited steps and biases": {
         "type": "mamba2", "head_dim": 16, "state_dim": 8, "chunk_size": 8, "proj_bias": True, "conv_bias": False,
         "dt_limit_min": 0.02, "dt_limit_max": 0.05,
-    },
-    "mamba3 with ranks, norms and heavy tails": {
-        "type": "mamba3", "head_dim": 16, "state_dim": 10, "num_groups": 2, "mimo_rank": 3, "chunk_size": 8,
-        "rotary_fraction": 1.0, "decay_activation": "heavy_tail", "output_norm": True,
     },
     "parallel sum with an MLP": {
         "type": "parallel",
@@ -321,12 +329,19 @@ class TestPrimitive:
                 torch.testing.assert_close(gradients[name][i], parameter.grad, atol=1e-5, rtol=1e-4)
 
     def test_its_state_has_the_declared_bytes(self, primitive):
-        """Of several tensors the widest is the state: beside a recurrent one lie inputs of a short convolution."""
+        """Of several tensors the widest is the state: beside a recurrent one lie inputs of a short convolution.
+
+        What a cache holds of a token may differ in width.
+        """
         config = model_config(primitive).blocks["x"]
         module = LanguageModel(model_config(primitive), TorchBackend(torch.bfloat16)).layers["0"].mixer
         for part, mixer in zip(config.mixers, getattr(module, "branches", [module]), strict=True):
-            state = [leaf for leaf in tree_leaves(mixer.initial_state(1)) if torch.is_tensor(leaf)]
-            width = max((tensor.element_size() for tensor in state), default=0)
+            state = mixer.initial_state(1)
+            tensors = [leaf for leaf in tree_leaves(state) if torch.is_tensor(leaf)]
+            width = max((tensor.element_size() for tensor in tensors), default=0)
+            if isinstance(state, TokenCache):
+                elements = [math.prod(t.shape[:-2]) * t.shape[-1] for t in tensors]
+                width = sum(n * t.element_size() for n, t in zip(elements, tensors, strict=True)) / sum(elements)
             assert part.state_bytes(64, 2) == part.state_size(64) * width
 
     def test_flops_grow_with_the_sequence_and_state_is_a_count(self, primitive):

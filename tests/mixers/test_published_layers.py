@@ -9,8 +9,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import DeepseekV3Config, Lfm2Config, RwkvConfig
-from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention, DeepseekV3RotaryEmbedding
+from transformers import Lfm2Config, RwkvConfig
 from transformers.models.lfm2.modeling_lfm2 import Lfm2ShortConv
 from transformers.models.rwkv.modeling_rwkv import RwkvFeedForward
 
@@ -287,37 +286,3 @@ def test_gated_linear_attention(chunk_size):
             y[:, i] += seen * v[:, j]
     y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-5) * w["norm_weight"] * F.silu(z)
     assert_same(mixer, x, y.flatten(2) @ w["out_proj.weight"].T)
-
-
-@pytest.mark.parametrize("q_rank", [None, 20])
-def test_latent_attention_is_that_of_deepseek_v3(q_rank):
-    """Whose heads end with the rotated channels, and whose latent comes before the shared key."""
-    heads, nope, rope, value, rank = 4, 8, 4, 6, 12
-    mixer, x, weights = built(
-        32, type="mla", num_heads=heads, head_dim=nope, value_dim=value, kv_rank=rank, q_rank=q_rank, rotary_dim=rope
-    )
-    config = DeepseekV3Config(
-        hidden_size=32, num_attention_heads=heads, num_key_value_heads=heads, q_lora_rank=q_rank, kv_lora_rank=rank,
-        qk_rope_head_dim=rope, qk_nope_head_dim=nope, v_head_dim=value, rope_interleave=False,
-        attn_implementation="eager",
-    )  # fmt: skip
-    theirs = DeepseekV3Attention(config, layer_idx=0).double()
-    down, up, q = weights["kv_down"], weights["kv_up.weight"], weights["q.weight"].unflatten(0, (heads, -1))
-    keys, values = (w.unflatten(0, (heads, -1)) for w in up.split([heads * nope, heads * value]))
-    state = {
-        "kv_a_proj_with_mqa.weight": torch.cat([down[rope:], down[:rope]]),
-        "kv_a_layernorm.weight": weights["kv_norm"],
-        "kv_b_proj.weight": torch.cat([keys, values], 1).flatten(0, 1),
-        ("q_b_proj" if q_rank else "q_proj") + ".weight": torch.cat([q[:, rope:], q[:, :rope]], 1).flatten(0, 1),
-        "o_proj.weight": weights["out_proj.weight"],
-    }
-    if q_rank:
-        state |= {"q_a_proj.weight": weights["q_down"], "q_a_layernorm.weight": weights["q_norm"]}
-        theirs.q_a_layernorm.variance_epsilon = 1e-5
-    theirs.kv_a_layernorm.variance_epsilon = 1e-5
-    theirs.load_state_dict(state)
-    tokens = x.double().transpose(0, 1)
-    positions = DeepseekV3RotaryEmbedding(config)(tokens, torch.arange(SEQ_LEN).unsqueeze(0))
-    mask = torch.full((SEQ_LEN, SEQ_LEN), -math.inf, dtype=torch.float64).triu(1)[None, None]
-    with torch.no_grad():
-        assert_same(mixer, x, theirs(tokens, positions, mask)[0])

@@ -37,6 +37,7 @@ HEAD_GATES = -torch.ones(2, 4, 2)
 # a call of each operation on its first float32 argument
 CALLS = {
     "attention": (attention, (HEADS, HEADS, HEADS)),
+    "adjusted_attention": (lambda *t: attention(*t, None, None, None, 2.0), (HEADS, HEADS, HEADS)),
     "apply_rotary": (apply_rotary, (HEADS, *rotary_tables(4, 8))),
     "selective_scan": (selective_scan, (X, X, -torch.ones(6, 3), X[..., :3], X[..., :3], torch.ones(6))),
     "mamba2_core": (

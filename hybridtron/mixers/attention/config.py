@@ -1,4 +1,4 @@
-"""Causal self-attention with grouped keys and values, rotary positions; optionally a window, sinks, norms, a gate."""
+"""Causal self-attention with grouped keys and values and rotary positions, and its options."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from hybridtron.config.schema import problem
+from hybridtron.mixers.attention.length_scaling import LengthScaling
 from hybridtron.mixers.attention.rotary_scaling import RotaryScaling
 from hybridtron.mixers.contract import MixerConfig, check_divides, check_whole
 from hybridtron.mixers.facts import Facts
@@ -18,7 +19,10 @@ _MAD_WINDOW = 33  # a token and the 32 before it
 
 
 class AttentionConfig(MixerConfig):
-    """Causal softmax attention (MHA or GQA), rotary positions; options: sliding window, sinks, query-key norm, gate."""
+    """Causal softmax attention (MHA or GQA), rotary positions; options: sliding window, sinks, norms, gates, softcap.
+
+    A score is softcap(scale q k) + the sum of log forget gates from the token after the key to the query.
+    """
 
     type: Literal["attention"]
     num_heads: Annotated[int, Facts(at_small_width="heads")] = Field(ge=1, description="Query heads.")
@@ -51,6 +55,18 @@ class AttentionConfig(MixerConfig):
         "none",
         description="Multiply the heads' outputs by the sigmoid of a projection of the input: a value per channel or "
         "per head (arXiv 2505.06708).",
+    )
+    output_norm: bool = Field(False, description="RMS norm of each head's outputs, before they are gated.")
+    softcap: float | None = Field(
+        None, gt=0, description="Scores x become softcap * tanh(x / softcap) before the softmax (Gemma 2); null: no."
+    )
+    forget_gate: bool = Field(
+        False,
+        description="A gate per head and token, the sigmoid of a projection with a bias; the logarithms of those "
+        "between key and query are added to the score (FoX, arXiv 2503.02130).",
+    )
+    length_scaling: LengthScaling | None = Field(
+        None, description="Multiply queries by a logarithm of their position; null: no."
     )
     qkv_bias: bool = Field(False, description="Bias on the query, key, value and gate projections.")
     proj_bias: bool = Field(False, description="Bias on the output projection.")
@@ -99,6 +115,8 @@ class AttentionConfig(MixerConfig):
         packed: tuple[PackedPart, ...] = (queries, keys, values)
         if self.gate != "none":
             packed += (PackedPart("gate", self.num_heads, self._gates_per_head, "num_heads"),)
+        if self.forget_gate:
+            packed += (PackedPart("forget", self.num_heads, key="num_heads"),)
         rows = sum(part.size for part in packed)
         specs = {"qkv.weight": TensorSpec((rows, self.hidden_size), Init("input"), packed)}
         if self.qkv_bias:
@@ -108,9 +126,11 @@ class AttentionConfig(MixerConfig):
             for part in (queries, keys):
                 size, parts = (part.size, (part,)) if self.qk_norm == "full" else (self.head_size, ())
                 specs[f"{part.name}_norm_weight"] = TensorSpec((size,), init, parts, decay=False)
-        if self.sinks:
-            heads = PackedPart("sinks", self.num_heads, key="num_heads")
-            specs["sinks"] = TensorSpec((self.num_heads,), Init("zeros"), (heads,), decay=False)
+        for name in ["sinks"] * self.sinks + ["forget_bias"] * self.forget_gate:
+            heads = PackedPart(name, self.num_heads, key="num_heads")
+            specs[name] = TensorSpec((self.num_heads,), Init("zeros"), (heads,), decay=False)
+        if self.output_norm:
+            specs["output_norm_weight"] = TensorSpec((self.head_size,), Init("ones"), decay=False)
         specs["proj.weight"] = TensorSpec((self.hidden_size, queries.size), Init("output"), (queries,), axis=1)
         if self.proj_bias:
             specs["proj.bias"] = TensorSpec((self.hidden_size,), Init("zeros"), decay=False)
@@ -120,4 +140,12 @@ class AttentionConfig(MixerConfig):
         return attention_flops(seq_len, self.num_heads, self.head_size, self.window)
 
     def state_size(self, seq_len: int) -> int:
-        return 2 * self.kv_heads * self.head_size * min(seq_len, self.window or seq_len)
+        return self._held_tokens(seq_len) * (2 * self.kv_heads * self.head_size + self.num_heads * self.forget_gate)
+
+    def state_bytes(self, seq_len: int, parameter_bytes: int) -> int:
+        """Count the bytes of `state_size` elements; sums of log forget gates are in float64."""
+        sums = self._held_tokens(seq_len) * self.num_heads * self.forget_gate
+        return (self.state_size(seq_len) - sums) * parameter_bytes + 8 * sums
+
+    def _held_tokens(self, seq_len: int) -> int:
+        return min(seq_len, self.window or seq_len)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hybridtron.mixers.mixer import Mixer
@@ -28,35 +29,40 @@ class Attention(Mixer):
 
     def core(self, packed: Tensor) -> Tensor:
         # Split before transposing: the gradients are then joined in the order that the projection wants.
-        q, k, v, *gates = (part.transpose(0, 1) for part in packed.split(self.core_sizes, -1))
-        q, k, v = self._heads(q, k, v)
-        q, k = self._rotate(0, q, k)
-        y = self._attend(q, k, v, self.config.window)
-        return self._gate(y, *gates).flatten(2).transpose(0, 1)
+        parts = {name: part.transpose(0, 1) for name, part in self._parts(packed).items()}
+        q, k, v = self._heads(parts)
+        q, k = self._place(0, q, k)
+        y = self._attend(q, k, v, self._decays(parts))
+        return self._norm_and_gate(y, parts).flatten(2).transpose(0, 1)
 
     def initial_state(self, batch: int) -> TokenCache:
-        """Return an empty cache of rotated keys and of values, [b, kv_heads, tokens, d] each."""
+        """Return an empty cache of rotated keys and of values, [b, kv_heads, tokens, d] each; with forget gates also of
+        the sums of their logarithms [b, tokens, heads], in float64, which a long sequence needs."""
         config = self.config
         empty = next(self.qkv.parameters()).new_empty(batch, config.kv_heads, 0, config.head_size)
-        return TokenCache((empty, empty), window=config.window)
+        sums = [empty.new_empty(batch, 0, config.num_heads, dtype=torch.float64)] * config.forget_gate
+        return TokenCache((empty, empty, *sums), window=config.window)
 
     def prefill_core(self, packed: Tensor, state: TokenCache) -> tuple[Tensor, TokenCache]:
-        q, k, v, *gates = (part.transpose(0, 1) for part in packed.split(self.core_sizes, -1))
-        q, k, v = self._heads(q, k, v)
-        q, k = self._rotate(state.seen, q, k)
-        new = (k.transpose(1, 2), v.transpose(1, 2))
+        parts = {name: part.transpose(0, 1) for name, part in self._parts(packed).items()}
+        q, k, v = self._heads(parts)
+        q, k = self._place(state.seen, q, k)
+        decays = self._decays(parts, state)
+        new = (k.transpose(1, 2), v.transpose(1, 2), *([] if decays is None else [decays]))
+        seen = new
         if state.window:  # the memory may not hold all keys that the first of these queries sees
-            k, v = (torch.cat(pair, 2).transpose(1, 2) for pair in zip(state.in_order(), new, strict=True))
+            seen = tuple(torch.cat(pair, -2) for pair in zip(state.in_order(), new, strict=True))
         state, first = state.append(*new), not state.seen
         if not state.window and not first:
-            k, v = (t.transpose(1, 2) for t in state.held())
-        y = self._attend(q, k, v, self.config.window)
-        return self._gate(y, *gates).flatten(2).transpose(0, 1), state
+            seen = state.held()
+        k, v, *sums = seen
+        y = self._attend(q, k.transpose(1, 2), v.transpose(1, 2), *sums)
+        return self._norm_and_gate(y, parts).flatten(2).transpose(0, 1), state
 
     def step_core(self, packed: Tensor, state: TokenCache) -> tuple[Tensor, TokenCache]:
         config = self.config
-        q, k, v, *gates = packed.split(self.core_sizes, -1)
-        q, k, v = self._heads(q, k, v)  # [b, heads, d]
+        parts = self._parts(packed)
+        q, k, v = self._heads(parts)  # [b, heads, d]
         if config.rotary_dim:
             q, k = (
                 rotate_step(
@@ -64,11 +70,16 @@ class Attention(Mixer):
                 )
                 for t in (q, k)
             )
-        state = state.append(k.unsqueeze(2), v.unsqueeze(2))
+        if config.length_scaling is not None:
+            q = self._scale_by_length(q, torch.as_tensor(state.position(), device=q.device).reshape(-1, 1, 1))
+        decays = self._decays({name: part.unsqueeze(1) for name, part in parts.items()}, state)
+        state = state.append(k.unsqueeze(2), v.unsqueeze(2), *([] if decays is None else [decays]))
         sinks = self.local_heads("sinks") if config.sinks else None
-        keys, values = state.held()
-        y = attention_step(q, keys, values, config.softmax_scale, sinks, state.own_tokens())
-        return self._gate(y, *gates).flatten(1), state
+        keys, values, *sums = state.held()
+        if decays is not None:
+            decays = decays - sums[0]
+        y = attention_step(q, keys, values, config.softmax_scale, sinks, state.own_tokens(), config.softcap, decays)
+        return self._norm_and_gate(y, parts).flatten(1), state
 
     def prepare_step_core(self, kernels: Kernels, packed: Tensor, y: Tensor, state: TokenCache) -> PreparedStep | None:
         config, batch = self.config, len(packed)
@@ -94,8 +105,13 @@ class Attention(Mixer):
 
         return PreparedStep([step], after, positions - state.seen)
 
-    def _heads(self, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+    def _parts(self, packed: Tensor) -> dict[str, Tensor]:
+        """Split the projection [..., c] into its parts, by name."""
+        return dict(zip((part.name for part in self.packing), packed.split(self.core_sizes, -1), strict=True))
+
+    def _heads(self, parts: dict[str, Tensor]) -> list[Tensor]:
         """Map queries, keys and values [..., heads * d] to [..., heads, d], queries and keys normed."""
+        q, k, v = (parts[name] for name in "qkv")
         if self.config.qk_norm == "full":
             q, k = self._norm(q, "q_norm_weight"), self._norm(k, "k_norm_weight")
         q, k, v = (part.unflatten(-1, (-1, self.config.head_size)) for part in (q, k, v))
@@ -113,25 +129,44 @@ class Attention(Mixer):
             return rms_norm(x, weight, eps)
         return sharded_rms_norm(x, weight, eps, channels, self.backend.sum_over_heads)
 
-    def _gate(self, y: Tensor, gates: Tensor | None = None) -> Tensor:
-        """Multiply outputs [..., heads, d] by the sigmoid of gates [..., heads or heads * d], where there are any."""
-        return y if gates is None else y * gates.unflatten(-1, (y.shape[-2], -1)).sigmoid()
+    def _norm_and_gate(self, y: Tensor, parts: dict[str, Tensor]) -> Tensor:
+        """Norm outputs [..., heads, d] and multiply them by sigmoids of gates [..., heads or heads * d]."""
+        if self.config.output_norm:
+            y = rms_norm(y, self.of_all_heads("output_norm_weight"), self.backend.norm_eps)
+        return y * parts["gate"].unflatten(-1, (y.shape[-2], -1)).sigmoid() if "gate" in parts else y
 
-    def _rotate(self, position: int, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Give queries and keys of tokens from `position` on their rotary positions."""
+    def _decays(self, parts: dict[str, Tensor], state: TokenCache | None = None) -> Tensor | None:
+        """Return sums of log forget gates [b, s, heads] in float64, those of the tokens in the cache included."""
+        if "forget" not in parts:
+            return None
+        logits = parts["forget"].double() + self.local_heads("forget_bias").double()
+        sums = F.logsigmoid(logits).cumsum(1)
+        if state is None or not state.seen:
+            return sums
+        return sums + state.entries[2][:, (state.seen - 1) % (state.window or state.seen)].unsqueeze(1)
+
+    def _place(self, position: int, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotate and scale queries and keys [b, s, heads, d] of tokens from `position` on."""
         config = self.config
-        if not config.rotary_dim:
-            return q, k
-        cos, sin = rotary_tables(
-            q.size(1),
-            config.rotary_dim,
-            config.rotary_base,
-            device=q.device,
-            offset=position,
-            scaling=config.rotary_scaling,
-        )
-        return apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
+        if config.rotary_dim:
+            cos, sin = rotary_tables(
+                q.size(1),
+                config.rotary_dim,
+                config.rotary_base,
+                device=q.device,
+                offset=position,
+                scaling=config.rotary_scaling,
+            )
+            q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
+        if config.length_scaling is not None:
+            positions = torch.arange(position, position + q.size(1), device=q.device)
+            q = self._scale_by_length(q, positions.view(-1, 1, 1))
+        return q, k
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        sinks = self.local_heads("sinks") if self.config.sinks else None
-        return attention(q, k, v, window, self.config.softmax_scale, sinks)
+    def _scale_by_length(self, q: Tensor, positions: Tensor) -> Tensor:
+        return (q * self.config.length_scaling.factors(positions + 1).to(accumulation_dtype(q))).to(q.dtype)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, decays: Tensor | None = None) -> Tensor:
+        config = self.config
+        sinks = self.local_heads("sinks") if config.sinks else None
+        return attention(q, k, v, config.window, config.softmax_scale, sinks, config.softcap, decays)

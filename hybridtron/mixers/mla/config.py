@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from hybridtron.config.schema import problem
+from hybridtron.mixers.attention.rotary_scaling import RotaryScaling
 from hybridtron.mixers.contract import MixerConfig, check_divides
 from hybridtron.mixers.facts import Facts
 from hybridtron.ops.flops import attention_flops
@@ -36,6 +37,14 @@ class MLAConfig(MixerConfig):
     )
     rotary: bool = Field(True, description="Rotate those channels by position; false: no positions (Kimi Linear).")
     rotary_base: float = Field(10000.0, gt=0, description="Base of the rotary frequencies (theta).")
+    rotary_scaling: RotaryScaling | None = Field(
+        None, description="Stretch the rotary frequencies to longer sequences than at first; null: no."
+    )
+    softmax_scale: float | None = Field(
+        None,
+        gt=0,
+        description="Multiplies the scores before the softmax; by default 1 / sqrt(head_dim + rotary_dim).",
+    )
 
     attends = True
     shares_state = False

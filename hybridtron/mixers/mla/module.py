@@ -45,7 +45,7 @@ class MLA(Mixer):
         if shared:
             key = self._rotate(0, shared[0].unsqueeze(2)).expand(-1, -1, k.shape[2], -1)
             q, k = self._rotate(0, q), torch.cat([key, k], -1)
-        return attention(q, k, v).flatten(2).transpose(0, 1)
+        return attention(q, k, v, scale=config.softmax_scale).flatten(2).transpose(0, 1)
 
     def initial_state(self, batch: int) -> TokenCache:
         """Return an empty cache of the shared key, rotated, and the normed latent [b, tokens, rotary_dim + kv_rank]."""
@@ -63,7 +63,8 @@ class MLA(Mixer):
         k, v = k.unflatten(-1, (-1, config.key_size)), v.unflatten(-1, (-1, config.value_size))
         if config.rotary_dim:
             k = torch.cat([shared.unsqueeze(2).expand(-1, -1, k.shape[2], -1), k], -1)
-        return self.project_out(attention(q, k, v).flatten(2).transpose(0, 1)), state
+        y = attention(q, k, v, scale=config.softmax_scale)
+        return self.project_out(y.flatten(2).transpose(0, 1)), state
 
     def step(self, x: Tensor, state: TokenCache) -> tuple[Tensor, TokenCache]:
         """Attend to the latents as keys and values of one head, each head's key projection moved into its query."""
@@ -71,15 +72,15 @@ class MLA(Mixer):
         shared, latent = self._latent(x)
         q = self._queries(x.unsqueeze(0)).squeeze(0).unflatten(-1, (-1, config.query_size))
         if config.rotary and config.rotary_dim:
-            q = rotate_step(q, position, seen, config.rotary_dim, config.rotary_base)
-            shared = rotate_step(shared.unsqueeze(1), position, seen, config.rotary_dim, config.rotary_base).squeeze(1)
+            rotation = (position, seen, config.rotary_dim, config.rotary_base, config.rotary_scaling)
+            q, shared = rotate_step(q, *rotation), rotate_step(shared.unsqueeze(1), *rotation).squeeze(1)
         state = state.append(torch.cat([shared, latent], -1).unsqueeze(1))
         sizes = [part.size for part in self.specs["kv_up.weight"].parts]
         keys, values = (w.unflatten(0, (config.num_heads, -1)) for w in self.kv_up.weight.split(sizes))
         meeting, own = q.split([config.rotary_dim, config.key_size], -1)  # [b, heads, .]
         q = torch.cat([meeting, torch.einsum("bhn,hnr->bhr", own, keys)], -1)
         held = state.held()[0].unsqueeze(1)  # [b, 1, tokens, .]
-        scale = config.query_size**-0.5
+        scale = config.softmax_scale or config.query_size**-0.5
         y = attention_step(
             q, held, held[..., config.rotary_dim :], scale, visible=state.own_tokens()
         )  # [b, heads, rank]
@@ -101,6 +102,12 @@ class MLA(Mixer):
         config = self.config
         if not config.rotary or not config.rotary_dim:
             return x
-        return apply_rotary(
-            x, *rotary_tables(x.shape[1], config.rotary_dim, config.rotary_base, device=x.device, offset=position)
+        cos, sin = rotary_tables(
+            x.shape[1],
+            config.rotary_dim,
+            config.rotary_base,
+            device=x.device,
+            offset=position,
+            scaling=config.rotary_scaling,
         )
+        return apply_rotary(x, cos, sin)

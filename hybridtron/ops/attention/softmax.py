@@ -7,6 +7,10 @@ more than half of the full square, a windowed one grows linearly with its length
 With a sink a query may attend to nothing, which it else does by heaping weight on the first tokens (Xiao et al. 2023,
 arXiv 2309.17453); a learned score per head as in gpt-oss (OpenAI 2025, arXiv 2508.10925). The sink takes
 exp(sink) / (exp(sink) + Z) of a softmax whose sum is Z, so its outputs shrink by sigmoid(log Z - sink).
+
+Scores may be limited to +-softcap (Gemma 2, arXiv 2408.00118), and may decay with what lies between key and query: with
+forget gates f (Lin et al. 2025, arXiv 2503.02130) the sum of log f over the tokens after the key up to the query is
+added. Neither exists in PyTorch's fused kernels.
 """
 
 from __future__ import annotations
@@ -17,10 +21,12 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from hybridtron.ops.attention.flash_window import FLASH_WINDOW
 from hybridtron.ops.attention.fused_shapes import fused_without_values
 from hybridtron.ops.attention.query_blocks import BlockAttention, group, mask_of, ungroup
+from hybridtron.ops.attention.tiles import TiledAttention
 from hybridtron.ops.cuts import QueryBlock, query_blocks, runs
 from hybridtron.ops.device import device_type
 from hybridtron.ops.dispatch import Implementation, otherwise, plain, register, select
@@ -38,14 +44,22 @@ def attention(
     window: int | None = None,
     scale: float | None = None,
     sinks: Tensor | None = None,
+    softcap: float | None = None,
+    decays: Tensor | None = None,
 ) -> Tensor:
     """Compute softmax(scale q k^T) v; a query sees no key after it and, with a window, only the last `window` keys.
 
     q [b, s, h, d], k and v [b, t, kv, d] with kv dividing h and t >= s: the last query is at the last key. `scale` is
-    1 / sqrt(d) by default. sinks [h] are the scores of sinks in the softmaxes. Returns [b, s, h, d of v].
+    1 / sqrt(d) by default. sinks [h] are the scores of sinks in the softmaxes. With `softcap` scores x become
+    softcap * tanh(x / softcap). `decays` [b, t, h] are sums of log forget gates up to each key; that of the query minus
+    that of the key is added to the score, after the cap. They are best in float64: near keys matter, and sums grow.
+    Returns [b, s, h, d of v].
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return select("attention", window, scale, q, k, v, sinks)(q, k, v, window, scale, sinks)
+    arguments = (q, k, v, window, scale, sinks)
+    if softcap is None and decays is None:
+        return select("attention", window, scale, q, k, v, sinks)(*arguments)
+    return select("adjusted_attention", window, scale, q, k, v, sinks, decays)(*arguments, softcap, decays)
 
 
 def attention_reference(
@@ -55,33 +69,85 @@ def attention_reference(
     window: int | None = None,
     scale: float | None = None,
     sinks: Tensor | None = None,
+    softcap: float | None = None,
+    decays: Tensor | None = None,
 ) -> Tensor:
     """Compute `attention` by its formula in float64, over the full square of scores and a column of the sinks."""
     num_queries, num_keys, repeats = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
     q, k, v = q.double(), k.double().repeat_interleave(repeats, 2), v.double().repeat_interleave(repeats, 2)
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if decays is not None:
+        by_head = decays.double().transpose(1, 2)
+        scores = scores + by_head[..., -num_queries:, None] - by_head.unsqueeze(2)
     scores = scores + mask_of(QueryBlock(0, num_queries, 0, num_keys, 0, window), scores)
     if sinks is not None:
         scores = torch.cat([scores, sinks.double()[:, None, None].expand(*scores.shape[:3], 1)], -1)
     return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1)[..., :num_keys], v)
 
 
-def _plain_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, sinks: Tensor | None) -> Tensor:
-    """Compute the same blocks in differentiable, batchable operations."""
-    batch, heads, kv, dtype = q.shape[0], q.shape[2], k.shape[2], accumulation_dtype(q)
+def _plain_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None,
+    scale: float,
+    sinks: Tensor | None,
+    softcap: float | None = None,
+    decays: Tensor | None = None,
+    *,
+    recomputed: bool = False,
+) -> Tensor:
+    """Compute the same blocks in differentiable, batchable operations.
+
+    With `recomputed` the backward pass computes each block again, so that no scores are kept.
+    """
+    kv, dtype = k.shape[2], accumulation_dtype(q)
     keys, values = group(k.to(dtype), kv), group(v.to(dtype), kv)
     outputs = []
     for block in query_blocks(q.shape[1], k.shape[1], window):
-        queries = group(q[:, block.start : block.stop].to(dtype) * scale, kv)
-        scores = queries @ keys[:, block.first : block.last].transpose(1, 2)  # [b * kv, h / kv * queries, keys]
-        mask = F.pad(mask_of(block, q), (block.masked - block.first, 0)).to(dtype)
-        scores = (scores.unflatten(1, (-1, block.num_queries)) + mask).flatten(1, 2)
-        y = ungroup(scores.softmax(-1) @ values[:, block.first : block.last], batch, heads)  # [b, queries, h, d]
-        if sinks is not None:
-            log_sum = ungroup(scores.logsumexp(-1, keepdim=True), batch, heads)
-            y = y * torch.sigmoid(log_sum - sinks.to(dtype).unsqueeze(-1))
-        outputs.append(y)
+        of_block = partial(_plain_block, block=block, scale=scale, softcap=softcap)
+        arguments = (
+            q[:, block.start : block.stop],
+            keys[:, block.first : block.last],
+            values[:, block.first : block.last],
+            sinks,
+            None if decays is None else decays[:, block.first : block.last],
+        )
+        outputs.append(checkpoint(of_block, *arguments, use_reentrant=False) if recomputed else of_block(*arguments))
     return torch.cat(outputs, 1).to(q.dtype)
+
+
+def _plain_block(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    sinks: Tensor | None,
+    decays: Tensor | None,
+    *,
+    block: QueryBlock,
+    scale: float,
+    softcap: float | None,
+) -> Tensor:
+    """Compute one block: q [b, queries, h, d], keys and values [b * kv, keys, d], decays [b, keys, h]."""
+    batch, heads, dtype = q.shape[0], q.shape[2], keys.dtype
+    queries = group(q.to(dtype) * scale, len(keys) // batch)
+    scores = queries @ keys.transpose(1, 2)  # [b * kv, h / kv * queries, keys]
+    mask = F.pad(mask_of(block, q), (block.masked - block.first, 0)).to(dtype)
+    scores = scores.unflatten(1, (-1, block.num_queries))
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if decays is not None:
+        by_head = (decays - decays[:, block.position - block.first].unsqueeze(1)).transpose(1, 2).to(dtype)
+        between = by_head[..., -block.num_queries :].unsqueeze(-1) - by_head.unsqueeze(2)
+        scores = scores + between.reshape(scores.shape)
+    scores = (scores + mask).flatten(1, 2)
+    y = ungroup(scores.softmax(-1) @ values, batch, heads)  # [b, queries, h, d]
+    if sinks is None:
+        return y
+    log_sum = ungroup(scores.logsumexp(-1, keepdim=True), batch, heads)
+    return y * torch.sigmoid(log_sum - sinks.to(dtype).unsqueeze(-1))
 
 
 def _fused_attention(
@@ -141,6 +207,21 @@ def _block_attention(
     return BlockAttention.apply(q, k, v, window, scale, sinks, native)
 
 
+def _tiled_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None,
+    scale: float,
+    sinks: Tensor | None,
+    softcap: float | None = None,
+    decays: Tensor | None = None,
+) -> Tensor:
+    """Compute tiles of scores with their own gradient."""
+    sinks = None if sinks is None else sinks.to(accumulation_dtype(q)).contiguous()
+    return TiledAttention.apply(q, k, v, window, scale, sinks, softcap or 0.0, decays)
+
+
 def _native(window: int | None, scale: float, q: Tensor, *others: Tensor | None) -> bool:
     """Return whether the kernels can work on scores of these tensors, which are in the dtype of accumulation."""
     fits = all(t is None or (device_type(t.device) == "cpu" and type(t) in PLAIN) for t in (q, *others))
@@ -169,4 +250,12 @@ register(
     ),
     otherwise("PyTorch, in blocks of queries", partial(_block_attention, native=False)),
     sample=lambda one: (None, 1.0, *3 * (one.new_ones(1, 1, 1, 8),), None),
+)
+register(
+    "adjusted_attention",
+    "attention with capped or decaying scores",
+    plain(_plain_attention),
+    Implementation("C kernels for the softmax", "float32 or narrower on a CPU, scale > 0", _native, _tiled_attention),
+    otherwise("PyTorch, in blocks of queries", partial(_plain_attention, recomputed=True)),
+    sample=lambda one: (None, 1.0, *3 * (one.new_ones(1, 1, 1, 8),), None, None),
 )

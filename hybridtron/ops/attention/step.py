@@ -21,20 +21,33 @@ def attention_step(
     scale: float | None = None,
     sinks: Tensor | None = None,
     visible: Tensor | None = None,
+    softcap: float | None = None,
+    decays: Tensor | None = None,
 ) -> Tensor:
     """Compute `attention` of one query a sequence: q [b, h, d], k [b, kv, t, d] and v [b, kv, t, e] -> [b, h, e].
 
-    `visible` [b, t] says which keys a sequence has; by default all.
+    `visible` [b, t] says which keys a sequence has; by default all. `decays` [b, t, h] are added to the scores: that of
+    the query minus that of each key.
     """
     kv, scale = k.shape[1], q.shape[-1] ** -0.5 if scale is None else scale
     queries = q.unflatten(1, (kv, -1))  # the heads of a group are rows of one matrix
     mask = None if visible is None else visible[:, None, None]
-    if sinks is None:
+    if decays is not None:
+        decays = decays.transpose(1, 2).unflatten(1, (kv, -1))  # [b, kv, h / kv, t]
+    if sinks is None and softcap is None:
+        if decays is not None:
+            mask = decays.to(q.dtype) if mask is None else decays.to(q.dtype).masked_fill(~mask, -torch.inf)
         return F.scaled_dot_product_attention(queries, k, v, attn_mask=mask, scale=scale).flatten(1, 2)
     dtype = accumulation_dtype(q)
     scores = (queries.to(dtype) * scale) @ k.to(dtype).transpose(-1, -2)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if decays is not None:
+        scores = scores + decays.to(dtype)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
+    if sinks is None:
+        return (scores.softmax(-1) @ v.to(dtype)).flatten(1, 2).to(q.dtype)
     share = torch.sigmoid(scores.logsumexp(-1, keepdim=True) - sinks.to(dtype).view(kv, -1, 1))
     return (share * (scores.softmax(-1) @ v.to(dtype))).flatten(1, 2).to(q.dtype)
 

@@ -53,6 +53,7 @@ def calls():
             relu2(leaf(3, 10)),
             rms_norm(leaf(3, 10), leaf(10), 1e-5),
             attention(apply_rotary(q, *rotary_tables(9, 6)), q, q, sinks=leaf(4)),
+            attention(q, q, q, softcap=2.0, decays=-leaf(2, 9, 4).exp().cumsum(1)),
             selective_scan(*test_selective_scan.arguments(40)),
             test_mamba2.core(*test_mamba2.arguments(9, 4, 2), chunk_size=3),
         ]
@@ -158,6 +159,9 @@ def test_numbers_that_are_none_are_refused(calls, name):
         ("rotate", 4, 5, "2 * half <= width"),
         ("softmax_forward", 1, 0, "queries >= 1"),
         ("softmax_backward", 3, 1 << 40, "queries + ahead <= keys"),
+        ("softmax_tile_forward", 1, 0, "queries >= 1"),
+        ("softmax_tile_forward", 8, None, "(own is None) == (decays is None)"),
+        ("softmax_tile_backward", 4, 0, "window >= 1"),
         ("scan_forward", 2, 65, "states <= MOST_STATES"),
         ("conv_forward", 1, 0, "length >= 1"),
         ("conv_backward", 4, 17, "1 <= taps <= MOST_TAPS"),
