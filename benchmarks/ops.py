@@ -42,6 +42,7 @@ from hybridtron.ops.linear_attention.kernelized import linear_attention, linear_
 from hybridtron.ops.linear_attention.retention import retention, retention_step
 from hybridtron.ops.linear_attention.rwkv6 import rwkv6, rwkv6_step
 from hybridtron.ops.linear_attention.rwkv7 import rwkv7, rwkv7_step
+from hybridtron.ops.ssm.mamba3 import Mamba3State, mamba3, mamba3_step
 from hybridtron.ops.ssm.selective_scan import selective_scan, selective_scan_step
 from hybridtron.ops.ssm.ssd import ssd, ssd_step
 
@@ -188,6 +189,25 @@ def dual_form(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor)
     return y.flatten(1, 2) + skip
 
 
+def mamba3_loop(*inputs: Tensor) -> Tensor:
+    """Mamba-3 token by token."""
+    x, _, _, _, theta, B, _, D = inputs
+    sizes = ((*x.shape[2:3], x.shape[4], B.shape[4]), B.shape[2:], x.shape[2:], theta.shape[2:])
+    state, outputs = Mamba3State(*(torch.zeros(1, *size) for size in sizes)), []
+    for x, dt, decay, mix, theta, B, C in zip(*(tensor.unbind(1) for tensor in inputs[:-1]), strict=True):
+        y, state = mamba3_step(state, x, dt, decay, mix, theta, B, C, D)
+        outputs.append(y)
+    return torch.stack(outputs, 1)
+
+
+def mamba3_inputs(length: int, rank: int) -> list[Tensor]:
+    """x, dt, log decays, mixes, angular velocities, B, C and D."""
+    dt = F.softplus(torch.randn(1, length, HEADS) - 3)
+    wide = [torch.randn(1, length, HEADS, rank, WIDTH) for _ in range(3)]
+    mix, theta = torch.rand(1, length, HEADS), math.pi * torch.randn(1, length, HEADS, WIDTH // 4).tanh()
+    return [wide[0], dt, -dt * torch.rand(HEADS) - 1e-3, mix, theta, *wide[1:], torch.randn(HEADS)]
+
+
 def projections(length: int) -> list[Tensor]:
     return [heads(length), heads(length), heads(length)]
 
@@ -290,6 +310,12 @@ OPS: dict[str, Op] = {
         dual_form,
         "Mamba-2 paper's listing",
     ),
+    **{
+        f"mamba3, rank {rank}": Op(
+            partial(mamba3_inputs, rank=rank), partial(mamba3, chunk_size=CHUNK), mamba3_loop, None, ""
+        )
+        for rank in (1, 4)
+    },
     "short_conv": Op(
         lambda s: [torch.randn(1, s, CHANNELS), torch.randn(CHANNELS, 4)], short_conv, shifted, conv1d, "torch conv1d"
     ),

@@ -67,13 +67,14 @@ def describe(config: ModelConfig, seq_len: int, name: str = "model") -> Account:
     """Count parameters, FLOPs and state of every layer. The vocabulary size must be resolved."""
     specs = model_tensors(config)
     blocks = [config.blocks[name] for name in config.layer_names]
+    flops = [block.flops(seq_len) + config.residual.flops(config, i, seq_len) for i, block in enumerate(blocks)]
     layers = tuple(
         LayerAccount(
             index=i,
             block=block_name,
             type=block.type,
-            parameters=block.parameters() + config.hidden_size,
-            flops_per_token=_whole(block.flops(seq_len) / seq_len),
+            parameters=sum(spec.numel for key, spec in specs.items() if key.startswith(f"layers.{i}.")),
+            flops_per_token=_whole(flops[i] / seq_len),
             state_size=block.state_size(seq_len),
         )
         for i, (block_name, block) in enumerate(zip(config.layer_names, blocks, strict=True))
@@ -87,7 +88,8 @@ def describe(config: ModelConfig, seq_len: int, name: str = "model") -> Account:
         total=total,
         embedding=sum(spec.numel for key, spec in specs.items() if key.split(".")[0] in ("embedding", "head")),
         active=total - sum(block.parameters() - block.active_parameters() for block in blocks),
-        flops_forward=sum(block.flops(seq_len) for block in blocks)
+        flops_forward=sum(flops)
+        + config.residual.end_flops(config, seq_len)
         + 2 * seq_len * math.prod((config.hidden_size, config.vocab_size)),
         state_size=sum(layer.state_size for layer in layers),
         state_bytes={

@@ -10,6 +10,7 @@ from hybridtron.mixers.lightning_attention.config import LightningAttentionConfi
 from hybridtron.mixers.linear_attention.config import LinearAttentionConfig
 from hybridtron.mixers.mamba1.config import Mamba1Config
 from hybridtron.mixers.mamba2.config import Mamba2Config
+from hybridtron.mixers.mamba3.config import Mamba3Config
 from hybridtron.mixers.mh_hyena.config import MultiHeadHyenaConfig
 from hybridtron.mixers.mla.config import MLAConfig
 from hybridtron.mixers.mlp.config import MLPConfig
@@ -31,6 +32,7 @@ MIXERS: dict[str, type[MixerConfig]] = {
     "gated_deltanet": GatedDeltaNetConfig,
     "mamba1": Mamba1Config,
     "mamba2": Mamba2Config,
+    "mamba3": Mamba3Config,
     "swiglu": SwiGLUConfig,
     "mlp": MLPConfig,
     "moe": MoEConfig,

@@ -11,9 +11,13 @@ from hybridtron.config.schema import Strict, dispatch, problem
 from hybridtron.mixers.contract import MixerConfig
 from hybridtron.mixers.identity import block_identity
 from hybridtron.mixers.registry import MIXERS
+from hybridtron.model.residual.config import RESIDUALS, PlainResidualConfig, ResidualConfig
 from hybridtron.pattern import Pattern, is_name, parse
+from hybridtron.tensors import Init, TensorSpec
 
 Block = Annotated[SerializeAsAny[MixerConfig], BeforeValidator(lambda value: dispatch(value, MIXERS))]
+
+Residual = Annotated[SerializeAsAny[ResidualConfig], BeforeValidator(lambda value: dispatch(value, RESIDUALS))]
 
 
 class ModelConfig(Strict):
@@ -35,6 +39,9 @@ class ModelConfig(Strict):
     embedding_multiplier: float = Field(1.0, gt=0, description="Multiplies the embedded tokens (Granite, muP).")
     residual_multiplier: float = Field(
         1.0, gt=0, description="Multiplies what each layer adds to the residual stream (Granite)."
+    )
+    residual: Residual = Field(
+        default_factory=PlainResidualConfig, description="How layers read from and write to the residual stream."
     )
     logits_scaling: float = Field(1.0, gt=0, description="Divides the logits (Granite).")
     init_std: float = Field(0.02, gt=0, description="Standard deviation of the initial weights.")
@@ -70,6 +77,11 @@ class ModelConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _residual_fits(self) -> ModelConfig:
+        self.residual.check(self)
+        return self
+
+    @model_validator(mode="after")
     def _carried_values_fit(self) -> ModelConfig:
         made: dict[str, tuple[str, int]] = {}
         for name in dict.fromkeys(self.layer_names):
@@ -82,12 +94,17 @@ class ModelConfig(Strict):
     def identity(self) -> dict[str, Any]:
         """Return the keys that decide what is measured, without those that came later and have their default."""
         dumped = self.model_dump(mode="json", serialize_as_any=True)
-        kept = {key: value for key, value in dumped.items() if key in _FIRST_KEYS or value != _default(key)}
+        kept = {k: value for k, value in dumped.items() if k in _FIRST_KEYS or getattr(self, k) != _default(k)}
         return kept | {"blocks": {name: block_identity(block) for name, block in dumped["blocks"].items()}}
 
     @cached_property
     def parsed_pattern(self) -> Pattern:
         return parse(self.pattern, known_names=list(self.blocks))
+
+    @property
+    def norm_spec(self) -> TensorSpec:
+        """Return the declaration of the weight of a norm over the hidden size."""
+        return TensorSpec((self.hidden_size,), Init("zeros" if self.zero_centered_norms else "ones"), decay=False)
 
     @property
     def layer_names(self) -> tuple[str, ...]:

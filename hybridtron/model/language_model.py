@@ -16,7 +16,8 @@ from hybridtron.mixers.contract import MixerConfig
 from hybridtron.mixers.mixer import Mixer, State
 from hybridtron.mixers.mixer import recompute as recomputed
 from hybridtron.model.config import ModelConfig
-from hybridtron.model.residual.plain import Residual, apply_norm
+from hybridtron.model.residual import plain
+from hybridtron.model.residual.build import residual_end, residual_layer
 from hybridtron.model.residual.stream import Packing, Stream
 from hybridtron.model.stage import Stage, whole
 from hybridtron.model.tensors import model_tensors
@@ -32,7 +33,7 @@ class Layer(nn.Module):
     """
 
     def __init__(
-        self, block: MixerConfig, norm: nn.Module, residual: Residual, backend: Backend, recompute: str = "none"
+        self, block: MixerConfig, norm: nn.Module, residual: plain.Layer, backend: Backend, recompute: str = "none"
     ) -> None:
         super().__init__()
         self.norm = norm
@@ -84,7 +85,7 @@ class Layer(nn.Module):
 
     def _norm(self, x: Tensor) -> Tensor:
         """Norm all tokens [s, b, h] or one token of every sequence [b, h]."""
-        return apply_norm(self.norm, x)
+        return plain.apply_norm(self.norm, x)
 
 
 def _same(x: Tensor) -> Tensor:
@@ -115,12 +116,14 @@ class LanguageModel(nn.Module):
         self.embedding_multiplier, self.logits_scaling = config.embedding_multiplier, config.logits_scaling
         if stage.is_first or (stage.is_last and self.tied):
             self.embedding = backend.embedding(specs["embedding.weight"])
+        norm = partial(backend.norm, config.norm_spec, zero_centered=config.zero_centered_norms)
+        self.residual_end = residual_end(config, backend, stage.is_last)
         self.layers = nn.ModuleDict(
             {
                 str(i): Layer(
                     config.layer_block(i),
-                    backend.norm(specs[f"layers.{i}.norm.weight"], zero_centered=config.zero_centered_norms),
-                    Residual(config.residual_multiplier),
+                    norm() if config.residual.has_norm(i) else nn.Identity(),
+                    residual_layer(config, i, backend),
                     backend,
                     recompute(config.layer_names[i]),
                 )
@@ -128,7 +131,7 @@ class LanguageModel(nn.Module):
             }
         )
         if stage.is_last:
-            self.final_norm = backend.norm(specs["final_norm.weight"], zero_centered=config.zero_centered_norms)
+            self.final_norm = norm()
             head = specs["embedding.weight" if self.tied else "head.weight"]
             self.head = backend.column_linear(head, shared=self.tied)
         self.projected_cross_entropy = backend.projected_cross_entropy
@@ -170,7 +173,7 @@ class LanguageModel(nn.Module):
 
     def begin(self, x: Tensor) -> Stream:
         """Return the stream before the first layer, from the embedded tokens [s, b, h] or [b, h]."""
-        return Stream((x,), {})
+        return Stream(self.residual_end.begin(x), {})
 
     def run_layers(self, stream: Stream, documents: Documents | None = None) -> Stream:
         """Map the stream before this stage's first layer to that after its last one."""
@@ -180,7 +183,8 @@ class LanguageModel(nn.Module):
 
     def end(self, stream: Stream) -> Tensor:
         """Map the stream after the last layer to the input of the final norm, [s, b, h] or [b, h]."""
-        return stream.states[0]
+        x: Tensor = self.residual_end(stream.states)
+        return x
 
     def _norm(self, x: Tensor) -> Tensor:
         """Map the residual stream after the last layer [s, b, h] to the input of the output projection."""

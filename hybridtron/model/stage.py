@@ -53,10 +53,9 @@ def stage_costs(config: ModelConfig, stages: Sequence[Stage], seq_len: int, edge
     """Count the forward FLOPs of each stage for one sequence, with `edges` also of embedding and output projection."""
     flops = {name: block.flops(seq_len) for name, block in config.blocks.items() if name in set(config.layer_names)}
     first, last = _edges(config, seq_len) if edges else (0, 0)
+    layers = [flops[name] + config.residual.flops(config, i, seq_len) for i, name in enumerate(config.layer_names)]
     return [
-        sum(flops[name] for name in config.layer_names[stage.start : stage.stop])
-        + first * (edges and stage.is_first)
-        + last * (edges and stage.is_last)
+        sum(layers[stage.start : stage.stop]) + first * (edges and stage.is_first) + last * (edges and stage.is_last)
         for stage in stages
     ]
 
@@ -112,7 +111,7 @@ def stage_tensors(config: ModelConfig, specs: dict[str, TensorSpec], stage: Stag
     if stage.is_first or (stage.is_last and config.tie_embeddings):
         held.add("embedding")
     if stage.is_last:
-        held |= {"final_norm", "head"}
+        held |= {"final_norm", "head", "residual_end"}
 
     def owner(name: str) -> str:
         first, second, *_ = name.split(".")

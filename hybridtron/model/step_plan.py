@@ -18,7 +18,7 @@ from hybridtron.backends.base import RMSNorm
 from hybridtron.mixers.mixer import Mixer, State
 from hybridtron.mixers.prepared_step import PreparedStep
 from hybridtron.model.language_model import LanguageModel, Layer
-from hybridtron.model.residual.plain import Residual
+from hybridtron.model.residual import plain
 from hybridtron.model.residual.stream import Stream
 from hybridtron.ops.elementwise.precision import under_transforms
 from hybridtron.ops.native.declarations import PreparedCall, is_plain
@@ -89,7 +89,7 @@ def plan_steps(model: Any, state: Sequence[State], batch: int) -> StepPlan | Non
         return None
     if any(layer.mixer.backend.shards.tensor.size > 1 for layer in model.step_layers):
         return None
-    if any(type(layer.residual) is not Residual for layer in model.step_layers):
+    if any(type(layer.residual) is not plain.Layer for layer in model.step_layers):
         return None
     return StepPlan(model, kernels, state, batch)
 

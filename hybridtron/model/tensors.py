@@ -14,25 +14,33 @@ def has_experts(config: ModelConfig) -> bool:
 def model_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
     """Declare the parameters of the whole model by name; with tied embeddings the output projection has none."""
     vocabulary = (PackedPart("vocabulary", config.vocab_size, key="vocab_size"),)
-    norm = TensorSpec((config.hidden_size,), Init("zeros" if config.zero_centered_norms else "ones"), decay=False)
     specs = {"embedding.weight": TensorSpec((config.vocab_size, config.hidden_size), Init("embedding"), vocabulary)}
     for i, name in enumerate(config.layer_names):
-        specs[f"layers.{i}.norm.weight"] = norm
+        if config.residual.has_norm(i):
+            specs[f"layers.{i}.norm.weight"] = config.norm_spec
+        for key, spec in config.residual.tensors(config, i).items():
+            specs[f"layers.{i}.residual.{key}"] = spec
         for key, spec in config.blocks[name].tensors().items():
             specs[f"layers.{i}.mixer.{key}"] = spec
-    specs["final_norm.weight"] = norm
+    for key, spec in config.residual.end_tensors(config).items():
+        specs[f"residual_end.{key}"] = spec
+    specs["final_norm.weight"] = config.norm_spec
     if not config.tie_embeddings:
         head = (config.vocab_size, config.hidden_size)
         specs["head.weight"] = TensorSpec(head, Init("input"), vocabulary, muon=False)
     return specs
 
 
-GROUPS = ("embedding", "head", "norms")  # of parameters, beside the blocks
+GROUPS = ("embedding", "head", "norms", "residual")  # of parameters, beside the blocks
 
 
 def parameter_group(config: ModelConfig, name: str) -> str:
-    """Return the group of a parameter: embedding, head, norms (of layers and the end), or the name of its block."""
+    """Return the group of a parameter: embedding, head, norms (of layers and the end), residual (what mixes states of
+    the residual topology), or the name of its block."""
     first, *rest = name.split(".")
     if first != "layers":
-        return "norms" if first == "final_norm" else first
-    return "norms" if rest[1] == "norm" else config.layer_names[int(rest[0])]
+        return {"final_norm": "norms", "residual_end": "residual"}.get(first, first)
+    index, owner, *rest = rest
+    if owner == "norm" or (owner == "residual" and rest[0] == "norm"):
+        return "norms"
+    return "residual" if owner == "residual" else config.layer_names[int(index)]

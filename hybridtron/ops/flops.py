@@ -33,6 +33,19 @@ def ssd_flops(seq_len: int, num_heads: int, head_dim: int, num_groups: int, stat
     return within + between
 
 
+def mamba3_flops(seq_len: int, num_heads: int, head_dim: int, state_size: int, rank: int, chunk_size: int) -> int:
+    """Count the matmul FLOPs of the forward pass of one sequence; the backward pass takes twice as many.
+
+    Not among them: the product of a token's own B and C where the rank is 1, an elementwise step.
+    """
+    count, length = chunks_of(seq_len, max(1, chunk_size // rank))
+    rows = length * rank
+    within = count * 2 * rows * rows * (state_size + head_dim)
+    between = (count - 1) * 2 * 2 * rows * head_dim * state_size
+    own = seq_len * 2 * rank * rank * (state_size + head_dim) if rank > 1 else 0
+    return num_heads * (within + between + own)
+
+
 def linear_attention_flops(
     seq_len: int, num_heads: int, features: int, head_dim: int, chunk_size: int, normalize: bool
 ) -> int:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_map
+
+State = TypeVar("State")  # a tensor, or a tuple of them
 
 
-def run_steps(step: Callable[..., tuple[Tensor, Tensor]], state: Tensor, *sequences: Tensor) -> tuple[Tensor, Tensor]:
+def run_steps(step: Callable[..., tuple[Tensor, State]], state: State, *sequences: Tensor) -> tuple[Tensor, State]:
     """Run y, state = step(state, *tokens) over sequences [b, s, ...] in float64; return y [b, s, ...] and the state."""
-    state, outputs = state.double(), []
+    state, outputs = tree_map(Tensor.double, state), []
     for tokens in zip(*(sequence.double().unbind(1) for sequence in sequences), strict=True):
         y, state = step(state, *tokens)
         outputs.append(y)

@@ -180,7 +180,8 @@ class RunConfig(Strict):
 
     def _clip_problems(self) -> Iterator[Exception]:
         model = self.model
-        groups = [*dict.fromkeys(model.layer_names), *(g for g in GROUPS if g != "head" or not model.tie_embeddings)]
+        absent = {"head": model.tie_embeddings, "residual": not model.residual.end_tensors(model)}
+        groups = [*dict.fromkeys(model.layer_names), *(group for group in GROUPS if not absent.get(group))]
         for name, limit in self.optimizer.clip_groups.items():
             if name not in groups:
                 yield problem(f"optimizer.clip_groups.{name}", limit, one_of(name, groups))

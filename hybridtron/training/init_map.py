@@ -8,6 +8,7 @@ from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
 from hybridtron.initial_weights import WeightRules
 from hybridtron.model.config import ModelConfig
+from hybridtron.model.tensors import model_tensors
 from hybridtron.training.config import TrainConfig
 
 
@@ -84,7 +85,7 @@ def _require_layer(place: str, name: str, model: ModelConfig) -> None:
         if index >= count:
             raise UserError(f"{place}: expected layers.0 to layers.{count - 1}")
         return
-    others = ["embedding", "final_norm", *([] if model.tie_embeddings else ["head"])]
+    others = [first for first in dict.fromkeys(n.split(".")[0] for n in model_tensors(model)) if first != "layers"]
     if name.split(".")[0] not in others:
         choices = [*model.blocks, *others, f"layers.{count - 1}"]
         raise UserError(f"{place}: expected a layer, such as layers.0, or {one_of(name, choices)}")

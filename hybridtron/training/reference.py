@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hybridtron.config.reference import render
 from hybridtron.mixers.registry import MIXERS
+from hybridtron.model.residual.config import RESIDUALS
 from hybridtron.training.config import RunConfig
 
 INTRO = """Every key of a run's config, generated from the schema (`make docs`). A file may begin with
@@ -18,7 +19,7 @@ group, and `|` marks where a pipeline stage may end. Each layer is norm, block, 
 def page() -> str:
     """Return the reference page of all config keys, as Markdown."""
     sections = [("Layer patterns", PATTERN)]
-    return render(RunConfig, "Configuration", INTRO, {"model.blocks": MIXERS}, sections)
+    return render(RunConfig, "Configuration", INTRO, {"model.blocks": MIXERS, "model.residual": RESIDUALS}, sections)
 
 
 if __name__ == "__main__":

@@ -131,6 +131,16 @@ BLOCKS |= {
         "chunk_size": 8,
     },
     "channel7": {"type": "rwkv6_channel", "ffn_hidden_size": 32, "receptance": False},
+    "rotating": {"type": "mamba3", "head_dim": 16, "state_dim": 8, "num_groups": 4, "chunk_size": 8},
+    "ranked": {
+        "type": "mamba3",
+        "head_dim": 16,
+        "state_dim": 8,
+        "num_groups": 4,
+        "mimo_rank": 2,
+        "chunk_size": 8,
+        "output_norm": True,
+    },
 }
 BLOCKS |= {
     "capped": {
@@ -189,6 +199,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "states": {"pattern": "sinks learned shared gla delta selective normed limited beside latent"},
     "rwkv": {"pattern": "time channel attn time channel"},
     "linear": {"pattern": "lightning time7 retention channel7 time7 lightning"},
+    "mamba3": {"pattern": "rotating ranked rotating ffn"},
     "uneven": {"pattern": "uneven ffn"},
     "latents": {"pattern": "attn grouped mamba narrow"},
     "muon": {"pattern": "attn soft mamba delta mlp"},
@@ -197,6 +208,17 @@ MODELS: dict[str, dict[str, Any]] = {
     "options": {"pattern": "capped forgetting stretched mlp"},
     "packed": {"pattern": "attn mamba channel selective experts beside"},
     "mapped": {"pattern": "attn mamba mamba mlp mlp", "vocab_size": 384},
+    "grouped": {"pattern": "attn mlp mamba ffn", "residual": {"type": "parallel"}},
+    "sandwich": {"pattern": "attn mlp mamba ffn", "residual": {"type": "sandwich"}},
+    "hyper": {
+        "pattern": "attn mlp mamba ffn after",
+        "init_std": 0.1,
+        "residual": {"type": "hyper_connections", "streams": 3, "sinkhorn_iterations": 4},
+    },
+    "depth": {
+        "pattern": "attn mlp mamba ffn after",
+        "residual": {"type": "attention_residuals", "block_size": 2},
+    },
 }
 ISOLATED = {"packed"}  # models whose sequences hold documents that are kept apart
 INITIAL: dict[str, tuple[str, dict[str, Any]]] = {  # model -> the one whose weights it begins with, and train.init_*
@@ -258,11 +280,20 @@ LAYOUTS: dict[str, Layout] = {
     "hybrid tp2 sp core recomputed": _layout("hybrid", **SP, recompute="selective"),
     "hybrid cp2 some recomputed": _layout("hybrid", **CP, recompute={"mamba": "full", "attn": "selective"}),
     **{f"{model} {name}": _layout(model, **layout)  # type: ignore[arg-type]
-       for model in ("hyenas", "states", "rwkv", "linear")
+       for model in ("hyenas", "states", "rwkv", "linear", "mamba3")
        for name, layout in {"tp2": TP, "tp2 sp": SP, "cp2": CP, "pp2": PP, "tp2 sp cp2": {**SP, **CP}}.items()},
     "hyenas tp2 sp core recomputed": _layout("hyenas", **SP, recompute="selective"),
     "states tp2 sp core recomputed": _layout("states", **SP, recompute="selective"),
     "rwkv tp2 sp core recomputed": _layout("rwkv", **SP, recompute="selective"),
+    **{f"{model} {name}": _layout(model, **layout)  # type: ignore[arg-type]
+       for model, names in {
+           "grouped": ("tp2 sp", "pp2", "pp2 vpp2"), "sandwich": ("tp2 sp", "pp2"),
+           "hyper": ("tp2 sp", "cp2", "pp2", "pp2 vpp2", "tp2 pp2 recomputed"),
+           "depth": ("tp2 sp", "cp2", "pp2", "pp2 vpp2", "tp2 pp2 recomputed"),
+       }.items()
+       for name, layout in {
+           "tp2 sp": SP, "cp2": CP, "pp2": PP, "pp2 vpp2": VPP, "tp2 pp2 recomputed": {**TP, **PP, "recompute": "full"},
+       }.items() if name in names},
     "uneven tp2 cp2": _layout("uneven", **TP, **CP),
     "normed tp2": _layout("normed", **TP),
     "normed tp2 sp core recomputed": _layout("normed", **SP, recompute="selective"),
@@ -335,6 +366,8 @@ RESUMED: dict[str, Layout] = {
         ("hybrid tp2 cp2", "pp4", {"pipeline": 4}),
         ("tied pp2 vpp2 dp2 do", "tp2", TP),
         ("tied tp2", "pp2 vpp2", VPP),
+        ("hyper tp2 sp", "pp2 vpp2", VPP),
+        ("depth pp2 vpp2", "tp2 sp", SP),
         ("half", "dp2 do", {"data": 2, **DO}),
         ("half dp2 do", "tp2", TP),
         ("delayed pp2", "tp2 sp", SP),

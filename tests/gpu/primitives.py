@@ -21,6 +21,7 @@ PRIMITIVES: dict[str, dict[str, Any]] = {
     "gated_deltanet": {"num_heads": 2, "num_value_heads": 4, "key_dim": 64, "head_dim": 64, "chunk_size": 64},
     "mamba1": {"state_dim": 16},
     "mamba2": {"head_dim": 64, "state_dim": 64, "num_groups": 2, "chunk_size": 64},
+    "mamba3": {"head_dim": 64, "state_dim": 64, "num_groups": 2, "chunk_size": 64},
     "swiglu": {"ffn_hidden_size": 512},
     "mlp": {"ffn_hidden_size": 512, "bias": True},
     "moe": {"num_experts": 4, "ffn_hidden_size": 128, "shared_ffn_hidden_size": 128, "z_loss": 1e-2},
@@ -49,6 +50,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mamba2 with limited steps and biases": {
         "type": "mamba2", "head_dim": 64, "state_dim": 64, "proj_bias": True, "conv_bias": False,
         "dt_limit_min": 0.02, "dt_limit_max": 0.05,
+    },
+    "mamba3 with ranks": {
+        "type": "mamba3", "head_dim": 64, "state_dim": 64, "mimo_rank": 4, "output_norm": True,
     },
     "moe with biases and a capacity": {
         "type": "moe", "num_experts": 4, "ffn_hidden_size": 128, "bias": True, "capacity_factor": 1.0,

@@ -28,6 +28,7 @@ PRIMITIVES = {
     "gated_deltanet": {"num_heads": 2, "num_value_heads": 4, "key_dim": 8, "head_dim": 12, "chunk_size": 8},
     "mamba1": {"state_dim": 4},
     "mamba2": {"head_dim": 16, "state_dim": 8, "num_groups": 2, "chunk_size": 8},
+    "mamba3": {"head_dim": 16, "state_dim": 8, "num_groups": 2, "chunk_size": 8},
     "swiglu": {"ffn_hidden_size": 48},
     "mlp": {"ffn_hidden_size": 48, "bias": True},
     "moe": {"num_experts": 4, "ffn_hidden_size": 24, "shared_ffn_hidden_size": 16, "z_loss": 1e-2},
@@ -109,6 +110,10 @@ VARIANTS = {
     "mamba2 with limited steps and biases": {
         "type": "mamba2", "head_dim": 16, "state_dim": 8, "chunk_size": 8, "proj_bias": True, "conv_bias": False,
         "dt_limit_min": 0.02, "dt_limit_max": 0.05,
+    },
+    "mamba3 with ranks, norms and heavy tails": {
+        "type": "mamba3", "head_dim": 16, "state_dim": 10, "num_groups": 2, "mimo_rank": 3, "chunk_size": 8,
+        "rotary_fraction": 1.0, "decay_activation": "heavy_tail", "output_norm": True,
     },
     "parallel sum with an MLP": {
         "type": "parallel",

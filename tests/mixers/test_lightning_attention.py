@@ -155,13 +155,11 @@ def test_a_layer_knows_its_depth_in_every_stage_and_slice():
     assert config.model_dump() == build(config.model_dump(), ModelConfig).model_dump()
 
 
-def test_the_same_weights_at_another_depth_give_other_logits():
-    tokens = torch.randint(VOCAB, (1, SEQ_LEN))
-    first, second = built(config_of("light mlp attn")), built(config_of("attn mlp light"))
-    y = torch.randn(SEQ_LEN, 1, WIDTH)
-    second.layers["2"].load_state_dict(first.layers["0"].state_dict())
-    assert not torch.allclose(first.layers["0"](y), second.layers["2"](y), atol=1e-3)
-    assert first.logits(tokens).isfinite().all()
+def test_the_same_weights_at_another_depth_give_other_outputs():
+    first, second = (built(config_of(pattern)).layers for pattern in ("light mlp attn", "attn mlp light"))
+    second["2"].load_state_dict(first["0"].state_dict())
+    x = torch.randn(SEQ_LEN, 1, WIDTH)
+    assert not torch.allclose(first["0"].mixer(x), second["2"].mixer(x), atol=1e-3)
 
 
 @pytest.mark.parametrize("block", [LIGHTNING, RETNET])

@@ -19,6 +19,7 @@ def test_keys_that_came_later_do_not_part_older_results():
     assert set(found["optimizer"]) == {"lr", "weight_decay", "betas", "eps", "clip_grad"}
     assert set(found["schedule"]) == {"type", "warmup_steps", "decay_steps", "min_lr_ratio"}
     assert "batch_warmup" not in found["train"]
+    assert "residual" not in found["model"]
     assert set(found["data"]) == {"train", "valid", "tokenizer", "seq_len"}
     assert found == identity("name=other", "data.loader=dali", "precision.change_on_resume=true")
 
@@ -44,7 +45,7 @@ def test_later_keys_of_blocks_count_where_they_are_set():
 def test_what_changes_a_result_is_told_apart():
     fp8 = ("precision.format=fp8", "precision.emulate=true")
     configs = ((), ("model.backend=megatron",), ("model.backend=torch",), ("seed=2",), ("optimizer.type=muon",), fp8)
-    configs += (("schedule.decay_shape=1-sqrt",), ("schedule.type=power",))
+    configs += (("schedule.decay_shape=1-sqrt",), ("schedule.type=power",), ("model.residual.type=sandwich",))
     configs += (
         ("optimizer.ema.decay=0.9",),
         ("train.batch_warmup=[{steps: 9, global_batch_size: 16}]",),

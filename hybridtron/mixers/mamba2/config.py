@@ -8,27 +8,17 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from hybridtron.config.schema import problem
-from hybridtron.mixers.contract import MixerConfig, check_divides, nearest_divisors
 from hybridtron.mixers.facts import Facts
+from hybridtron.mixers.state_space_heads import StateSpaceHeadsConfig
 from hybridtron.mixers.step_size import StepSizeBias
 from hybridtron.ops.flops import ssd_flops
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 
-class Mamba2Config(MixerConfig):
+class Mamba2Config(StateSpaceHeadsConfig):
     """Mamba-2 (SSD): short convolution, selective state space, gated norm."""
 
     type: Literal["mamba2"]
-    expand: float = Field(2.0, gt=0, description="Inner width as a multiple of hidden_size.")
-    head_dim: Annotated[int, Facts(at_small_width="head_channels")] = Field(64, ge=1, description="Channels per head.")
-    state_dim: Annotated[int, Facts(sets_state="free")] = Field(
-        128, ge=1, description="State elements per channel (N)."
-    )
-    num_groups: Annotated[int | None, Facts(at_small_width="derived")] = Field(
-        None,
-        ge=1,
-        description="Groups of heads that share B and C; by default 2, or 1 where the heads are odd in number.",
-    )
     conv_kernel: int = Field(4, ge=1, description="Length of the short convolution.")
     conv_bias: bool = Field(True, description="Bias of the short convolution.")
     proj_bias: bool = Field(False, description="Bias on the input and output projections.")
@@ -44,34 +34,15 @@ class Mamba2Config(MixerConfig):
     mad_layers: ClassVar = {"mamba2": {"head_dim": 16, "state_dim": 8}}
 
     @model_validator(mode="after")
-    def _keys_agree(self) -> Mamba2Config:
-        inner = self.expand * self.hidden_size
-        whole = math.isclose(inner, self.inner_size)
-        if not whole or self.inner_size % self.head_dim:
-            expected = f"a divisor of the inner width, expand x hidden_size = {inner:g}"
-            nearest = nearest_divisors(self.inner_size, self.head_dim) if whole else ""
-            raise problem("head_dim", self.head_dim, f"{expected} (nearest: {nearest})" if nearest else expected)
-        check_divides("num_groups", self.groups, self.num_heads, "the number of heads,")
+    def _limits_agree(self) -> Mamba2Config:
         if self.dt_limit_max is not None and self.dt_limit_max < self.dt_limit_min:
             raise problem("dt_limit_max", self.dt_limit_max, f"at least dt_limit_min {self.dt_limit_min:g}")
         return self
 
     @property
-    def inner_size(self) -> int:
-        return round(self.expand * self.hidden_size)
-
-    @property
     def dt_limit(self) -> tuple[float, float]:
         """Return the smallest and the largest step size."""
         return self.dt_limit_min, math.inf if self.dt_limit_max is None else self.dt_limit_max
-
-    @property
-    def num_heads(self) -> int:
-        return self.inner_size // self.head_dim
-
-    @property
-    def groups(self) -> int:
-        return self.num_groups or math.gcd(self.num_heads, 2)
 
     def tensors(self) -> dict[str, TensorSpec]:
         z = PackedPart("z", self.num_heads, self.head_dim, "head_dim")

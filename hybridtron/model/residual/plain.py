@@ -7,33 +7,52 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hybridtron.backends.base import RMSNorm
+from hybridtron.backends.base import Backend, RMSNorm
+from hybridtron.model.config import ModelConfig
 from hybridtron.model.residual.stream import States
 
 Norm = Callable[[Tensor], Tensor]
 
 
-class Residual(nn.Module):
-    """One layer's place in the residual topology: x + m y, for x the only state and m the `multiplier`.
+class Layer(nn.Module):
+    """One layer's place in the topology: x + m y, for x the only state and m the model's `residual_multiplier`.
 
-    All functions work on all tokens ([s, b, ...]) and on one token ([b, ...]).
+    All functions work on all tokens ([s, b, ...]) and on one token of every sequence ([b, ...]).
     """
 
-    def __init__(self, multiplier: float = 1.0) -> None:
+    def __init__(self, config: ModelConfig, layer: int, backend: Backend) -> None:
         super().__init__()
-        self.multiplier = multiplier
+        self.multiplier = config.residual_multiplier
 
     def read(self, states: States, norm: Norm) -> tuple[Tensor, Any]:
-        """Return the normed input of the layer's mixer [..., h], and what `write` needs besides."""
+        """Return the normed input of the mixer [..., h], and what `write` needs besides."""
         return norm(states[0]), None
 
     def write(self, states: States, y: Tensor, mixing: Any) -> States:
-        """Return the states after the layer, from those before it and its mixer's output y [..., h]."""
+        """Return the states after the layer, from those before it and the mixer's output y [..., h]."""
         return (states[0] + self.scaled(y),)
 
     def scaled(self, y: Tensor) -> Tensor:
         """Return y times the multiplier."""
         return y if self.multiplier == 1 else y * self.multiplier
+
+
+class End(nn.Module):
+    """What stands before the first layer and after the last one.
+
+    Only the stage with the last layer has the parameters (`last`).
+    """
+
+    def __init__(self, config: ModelConfig, backend: Backend, last: bool) -> None:
+        super().__init__()
+
+    def begin(self, x: Tensor) -> States:
+        """Return the states before the first layer, from the embedded tokens [..., h]."""
+        return (x,)
+
+    def forward(self, states: States) -> Tensor:
+        """Return the input of the final norm [..., h], from the states after the last layer."""
+        return states[0]
 
 
 def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:

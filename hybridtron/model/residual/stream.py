@@ -52,35 +52,31 @@ class Packing:
 
     def unpack(self, packed: Tensor, layer: int) -> Stream:
         """Take apart what `pack` made of the stream before layer number `layer`."""
-        values = carried_at(self.config, layer)
-        widths = [*state_widths(self.config, layer), *self._shares(values)]
-        parts = packed.split([*widths, packed.shape[-1] - sum(widths)], -1)
-        states = parts[: len(widths) - len(values)]
-        if len(widths) == 1:
-            states = (packed,) if packed.shape[-1] == widths[0] else states
+        values, widths = carried_at(self.config, layer), self._states(layer)
+        shares = self._shares(values)
+        used = sum(widths) + sum(shares)
+        if [used] == widths == [packed.shape[-1]]:
+            return Stream((packed,), {})
+        parts = packed.split([*widths, *shares, packed.shape[-1] - used], -1)
         ways = self.tensor if self.sequence else 1
         carried = {
             name: value.unflatten(-1, (ways, -1)).transpose(1, 2).flatten(0, 1)
-            for name, value in zip(values, parts[len(states) :], strict=False)
+            for name, value in zip(values, parts[len(widths) : -1], strict=True)
         }
-        return Stream(tuple(states), carried)
+        return Stream(tuple(parts[: len(widths)]), carried)
 
     def widest(self, stages: Sequence[Stage]) -> int:
         """Return the width of the widest stream between two of the stages; that of a single stage's input."""
         starts = [stage.start for stage in stages[1:]] or [0]
-        return max(
-            sum(state_widths(self.config, start)) + sum(self._shares(carried_at(self.config, start)))
-            for start in starts
-        )
+        return max(sum((*self._states(start), *self._shares(carried_at(self.config, start)))) for start in starts)
+
+    def _states(self, layer: int) -> list[int]:
+        """Return the width of each state before layer number `layer`."""
+        return self.config.residual.state_widths(self.config, layer)
 
     def _shares(self, values: Mapping[str, int]) -> list[int]:
         """Return what each carried value takes of the width."""
         return [channels if self.sequence else channels // self.tensor for channels in values.values()]
-
-
-def state_widths(config: ModelConfig, layer: int) -> list[int]:
-    """Return the width of each state before layer number `layer`."""
-    return [config.hidden_size]
 
 
 def carried_at(config: ModelConfig, layer: int) -> dict[str, int]:

@@ -29,9 +29,10 @@ from hybridtron.ops.ssm.vendor import SSD
 def ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, chunk_size: int) -> Tensor:
     """Compute the selective state space over whole sequences from a zero state, by matmuls over chunks.
 
-    x [b, s, h, p]; dt [b, s, h], not negative; A [h], negative; B and C [b, s, g, n] with g dividing h; D [h] or None.
-    Returns y [b, s, h, p] laid out in memory as x is. `chunk_size` is the most tokens a chunk may have and changes
-    speed, not results. Decays are kept in float32 (float64 for float64 inputs); matmuls take the dtype of x.
+    x [b, s, h, p]; dt [b, s, h], not negative; A [h], negative, or logarithms of decays [b, s, h] in place of dt A;
+    B and C [b, s, g, n] with g dividing h; D [h] or None. Returns y [b, s, h, p] laid out in memory as x is.
+    `chunk_size` is the most tokens a chunk may have and changes speed, not results. Decays are kept in float32 (float64
+    for float64 inputs); matmuls take the dtype of x.
     """
     return select("ssd", x, dt, A, B, C, D)(x, dt, A, B, C, D, chunk_size)
 
@@ -51,7 +52,7 @@ def _in_even_chunks(
     if count * length > seq_len:
         padding = count * length - seq_len
         x, B, C = (F.pad(tensor, (0, 0, 0, 0, 0, padding)) for tensor in (x, B, C))
-        dt = F.pad(dt, (0, 0, 0, padding))
+        dt, A = (F.pad(tensor, (0, 0, 0, padding)) if tensor.dim() == 3 else tensor for tensor in (dt, A))
     return of_chunks(x, dt, A, B, C, D, length)[:, :seq_len]
 
 
@@ -98,9 +99,11 @@ def _plain_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
     dtype, repeats = accumulation_dtype(x), x.shape[2] // B.shape[2]
     xs, steps, b, c = (t.to(dtype).unflatten(1, (-1, length)).transpose(2, 3) for t in (x, dt.unsqueeze(-1), B, C))
     inputs = (xs * steps).unflatten(2, (-1, repeats))  # [b, chunks, g, r, l, p]
-    total = (
-        (steps.squeeze(-1) * A.to(dtype).unsqueeze(-1)).cumsum(-1).unflatten(2, (-1, repeats))
-    )  # [b, chunks, g, r, l]
+    if A.dim() == 1:
+        log_decays = steps.squeeze(-1) * A.to(dtype).unsqueeze(-1)  # [b, chunks, h, l]
+    else:
+        log_decays = A.to(dtype).unflatten(1, (-1, length)).transpose(2, 3)
+    total = log_decays.cumsum(-1).unflatten(2, (-1, repeats))  # [b, chunks, g, r, l]
     later = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
     decays = (total.unsqueeze(-1) - total.unsqueeze(-2)).masked_fill(later, -torch.inf).exp()  # [b, chunks, g, r, l, l]
     y = (decays * (c @ b.transpose(-1, -2)).unsqueeze(3)) @ inputs

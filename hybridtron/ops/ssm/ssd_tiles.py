@@ -61,8 +61,12 @@ class TiledSSD(torch.autograd.Function):
         log_total[..., -1] += log_inject.sum(-1)
         # c_i sums the steps up to i, so a step gathers what reaches the sums from it on.
         log_decay = log_total.flip(-1).cumsum(-1).flip(-1)
-        step = log_step.add_(log_inject).div_(decays.step) + log_decay * A.to(log_decay.dtype).unsqueeze(-1)
-        dA = (log_decay * decays.step).sum((0, 1, 3))
+        step = log_step.add_(log_inject).div_(decays.step)
+        if A.dim() == 1:
+            step = step + log_decay * A.to(log_decay.dtype).unsqueeze(-1)
+            dA = (log_decay * decays.step).sum((0, 1, 3))
+        else:
+            dA = log_decay.permute(1, 0, 3, 2).reshape(A.shape)
         ddt = step.permute(1, 0, 3, 2).reshape(dt.shape)
         return dx, ddt.to(dt.dtype), dA.to(A.dtype), dB, dC, None if D is None else skip.to(D.dtype), None
 
@@ -105,7 +109,10 @@ class _Decays(NamedTuple):
     @classmethod
     def of(cls, dt: Tensor, A: Tensor, length: int, dtype: torch.dtype) -> _Decays:
         step = _by_chunk(dt.to(dtype).unsqueeze(-1), length).squeeze(-1).clamp(min=_SMALLEST_STEP).contiguous()
-        total = (step * A.to(dtype).unsqueeze(-1)).cumsum(-1)
+        if A.dim() == 1:
+            total = (step * A.to(dtype).unsqueeze(-1)).cumsum(-1)
+        else:
+            total = _by_chunk(A.to(dtype).unsqueeze(-1), length).squeeze(-1).cumsum(-1)
         return cls(step, total, (total[..., -1:] - total).exp_().mul_(step), total.exp())
 
     def within(self) -> Tensor:

@@ -38,7 +38,7 @@ def mamba_ssm_selective_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Ten
 
 
 def _accepts_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None) -> bool:
-    fits = x.dtype in _HALF and x.dtype == B.dtype == C.dtype and B.shape[-1] <= _STATES
+    fits = A.dim() == 1 and x.dtype in _HALF and x.dtype == B.dtype == C.dtype and B.shape[-1] <= _STATES
     return on_cuda(x, dt, A, B, C, D) and fits and usable(_SSD)
 
 

@@ -43,6 +43,18 @@ def test_without_a_skip():
     assert_matches(lambda *t: ssd(*t, None, 64), reference, inputs, 3e-5)
 
 
+def test_decays_of_tokens():
+    x, dt, _, B, C, _ = arguments(70, 4, 2)
+    decays = (-torch.rand(2, 70, 4) - 0.01).requires_grad_()
+
+    def recurrence(x, dt, decays, B, C):  # with decays as steps, and inputs divided by them
+        return reference(x * (dt / -decays).unsqueeze(-1), -decays, -torch.ones(4), B, C)
+
+    assert_matches(lambda *t: ssd(*t, None, 16), recurrence, (x, dt, decays, B, C), 3e-5)
+    few = [tensor[:, :12] for tensor in (x, dt, decays, B, C)]
+    assert_vmaps(lambda x, dt, A, B, C: ssd(x, F.softplus(dt), -F.softplus(A), B, C, None, 8), few)
+
+
 def test_many_tiles_join_without_a_seam(monkeypatch):
     monkeypatch.setattr("hybridtron.ops.ssm.ssd_tiles.CPU_BLOCK_ELEMENTS", 1)
     assert_matches(lambda *t: ssd(*t, 16), reference, arguments(70, 4, 2), 3e-5)
