@@ -153,6 +153,12 @@ def chunked_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> T
     return torch_chunk_gated_delta_rule(q, k, v, g, beta, chunk_size=CHUNK)[0]
 
 
+def chunked_kda(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
+    from transformers.models.kimi_linear.modeling_kimi_linear import chunk_kimi_delta_attention
+
+    return chunk_kimi_delta_attention(q, k, v, g, beta, chunk_size=CHUNK)[0]
+
+
 def recurrence_of_transformers(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
     """The scan of transformers' MambaMixer.slow_forward: states of all tokens made at once, then a loop over them."""
     decay = torch.exp(A * dt.unsqueeze(-1))
@@ -277,6 +283,13 @@ OPS: dict[str, Op] = {
         partial(scan, gated_delta_rule_step, SQUARE_STATE, 5),
         chunked_delta,
         "transformers Qwen3-Next",
+    ),
+    "gated_delta_rule, decays by channel": Op(
+        lambda s: [heads(s), unit(heads(s)), heads(s), log_decays(1, s, HEADS, WIDTH), torch.rand(1, s, HEADS)],
+        partial(gated_delta_rule, chunk_size=CHUNK),
+        partial(scan, gated_delta_rule_step, SQUARE_STATE, 5),
+        chunked_kda,
+        "transformers Kimi Linear",
     ),
     "selective_scan": Op(
         lambda s: [

@@ -6,6 +6,7 @@ from hybridtron.mixers.gated_deltanet.config import GatedDeltaNetConfig
 from hybridtron.mixers.gla.config import GLAConfig
 from hybridtron.mixers.hyena.config import HyenaConfig
 from hybridtron.mixers.hyena_experts.config import HyenaExpertsConfig
+from hybridtron.mixers.kda.config import KDAConfig
 from hybridtron.mixers.lightning_attention.config import LightningAttentionConfig
 from hybridtron.mixers.linear_attention.config import LinearAttentionConfig
 from hybridtron.mixers.mamba1.config import Mamba1Config
@@ -30,6 +31,7 @@ MIXERS: dict[str, type[MixerConfig]] = {
     "lightning_attention": LightningAttentionConfig,
     "gla": GLAConfig,
     "gated_deltanet": GatedDeltaNetConfig,
+    "kda": KDAConfig,
     "mamba1": Mamba1Config,
     "mamba2": Mamba2Config,
     "mamba3": Mamba3Config,

@@ -73,13 +73,26 @@ def gla_flops(seq_len: int, num_heads: int, key_dim: int, head_dim: int, chunk_s
 
 
 def gated_delta_rule_flops(
-    seq_len: int, num_groups: int, num_heads: int, key_dim: int, head_dim: int, chunk_size: int
+    seq_len: int,
+    num_groups: int,
+    num_heads: int,
+    key_dim: int,
+    head_dim: int,
+    chunk_size: int,
+    channel_decays: bool = False,
 ) -> int:
-    """Count the matmul FLOPs of the forward pass of one sequence; the backward pass takes twice as many."""
+    """Count the matmul FLOPs of the forward pass of one sequence; the backward pass takes twice as many.
+
+    With decays by channel, not among them: keys and queries times keys in the smallest blocks, 2 x 2 key_dim * 4 per
+    token and head, by elementwise steps.
+    """
     count, length = delta_rule_chunks(seq_len, chunk_size)
     square = 2 * length * length
+    scores = num_groups * 2 * square * key_dim
+    if channel_decays:  # half of the tokens see 4, 8, ... others, at every level of halves
+        scores = num_heads * 2 * length * max(0, length - GLA_BLOCK) * key_dim
     inversion = sum(2 * length * (1 << level) ** 2 for level in range(1, length.bit_length() - 1))
-    within = num_groups * 2 * square * key_dim + num_heads * (inversion + 2 * square * head_dim)
+    within = scores + num_heads * (inversion + 2 * square * head_dim)
     between = num_heads * (square * key_dim + 3 * 2 * length * key_dim * head_dim)
     return count * within + (count - 1) * between
 

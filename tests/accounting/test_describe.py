@@ -14,7 +14,7 @@ from tests.training.runs import resolved_tiny
 
 PATTERNS = [
     "mamba mlp attn ffn", "3*mamba", "2*(attn ffn)", "2*(swa mlp)", "biased wide", "sinks linear taylor learned",
-    "gla delta selective", "side weighed",
+    "gla delta selective", "side weighed", "kda safe",
 ]  # fmt: skip
 MORE_BLOCKS = {
     "swa": {"type": "attention", "num_heads": 4, "window": 8},
@@ -34,6 +34,8 @@ MORE_BLOCKS = {
     "shared": {"type": "linear_attention", "num_heads": 4, "feature_map": "hadamard", "shared_feature_map": True},
     "gla": {"type": "gla", "num_heads": 2, "chunk_size": 16},
     "delta": {"type": "gated_deltanet", "num_heads": 2, "num_value_heads": 4, "head_dim": 8, "chunk_size": 16},
+    "kda": {"type": "kda", "num_heads": 2, "head_dim": 6, "decay_rank": 5, "chunk_size": 16},
+    "safe": {"type": "kda", "num_heads": 4, "decay_rank": 0, "gate_rank": 0, "gate_lower_bound": -5.0},
     "selective": {"type": "mamba1", "state_dim": 4},
     "side": {"type": "parallel", "branches": [{"type": "attention", "num_heads": 2}, {"type": "gla", "num_heads": 2}]},
     "weighed": {"type": "parallel", "branches": [{"type": "mamba1"}, {"type": "mlp"}], "merge": "gate"},

@@ -169,6 +169,18 @@ BLOCKS |= {
         "rotary_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8},
     },
 }
+BLOCKS |= {
+    "kda": {"type": "kda", "num_heads": 4, "head_dim": 6, "decay_rank": 5, "chunk_size": 8},
+    "safe": {
+        "type": "kda",
+        "num_heads": 8,
+        "allow_negative": True,
+        "decay_rank": 0,
+        "gate_rank": 0,
+        "gate_lower_bound": -5.0,
+        "chunk_size": 8,
+    },
+}
 BLOCKS["beside"] = {"type": "parallel", "branches": [BLOCKS["gla"], BLOCKS["near"], BLOCKS["mlp"]], "merge": "gate"}
 BLOCKS["uneven"] = {  # context parallelism cuts the heads of its first branch and leaves the 34 units of the second
     "type": "parallel",
@@ -219,8 +231,9 @@ MODELS: dict[str, dict[str, Any]] = {
         "pattern": "attn mlp mamba ffn after",
         "residual": {"type": "attention_residuals", "block_size": 2},
     },
+    "deltas": {"pattern": "kda attn safe mlp"},
 }
-ISOLATED = {"packed"}  # models whose sequences hold documents that are kept apart
+ISOLATED = {"packed", "deltas"}  # models whose sequences hold documents that are kept apart
 INITIAL: dict[str, tuple[str, dict[str, Any]]] = {  # model -> the one whose weights it begins with, and train.init_*
     "mapped": (
         "hybrid",
@@ -308,6 +321,11 @@ LAYOUTS: dict[str, Layout] = {
     "packed pp2 vpp2": _layout("packed", **VPP),
     "packed dp2 do": _layout("packed", 2, **DO),
     "packed tp2 sp cp2 pp2 recomputed": _layout("packed", **SP, **CP, **PP, recompute="full"),
+    "deltas tp2": _layout("deltas", **TP),
+    "deltas tp2 sp core recomputed": _layout("deltas", **SP, recompute="selective"),
+    "deltas cp2": _layout("deltas", **CP),
+    "deltas pp2": _layout("deltas", **PP),
+    "deltas tp2 sp cp2": _layout("deltas", **SP, **CP),
     "mapped tp2 pp2": _layout("mapped", **TP, **PP),
     "mapped dp2 do": _layout("mapped", 2, **DO),
     "half dp2 do": _layout("half", 2, **DO),

@@ -19,6 +19,7 @@ PRIMITIVES: dict[str, dict[str, Any]] = {
     "lightning_attention": {"num_heads": 4, "chunk_size": 64},
     "gla": {"num_heads": 4, "chunk_size": 64},
     "gated_deltanet": {"num_heads": 2, "num_value_heads": 4, "key_dim": 64, "head_dim": 64, "chunk_size": 64},
+    "kda": {"num_heads": 4, "chunk_size": 64},
     "mamba1": {"state_dim": 16},
     "mamba2": {"head_dim": 64, "state_dim": 64, "num_groups": 2, "chunk_size": 64},
     "mamba3": {"head_dim": 64, "state_dim": 64, "num_groups": 2, "chunk_size": 64},

@@ -26,6 +26,7 @@ PRIMITIVES = {
     "lightning_attention": {"num_heads": 4, "chunk_size": 16},
     "gla": {"num_heads": 2, "chunk_size": 16},
     "gated_deltanet": {"num_heads": 2, "num_value_heads": 4, "key_dim": 8, "head_dim": 12, "chunk_size": 8},
+    "kda": {"num_heads": 2, "key_dim": 8, "head_dim": 12, "chunk_size": 8},
     "mamba1": {"state_dim": 4},
     "mamba2": {"head_dim": 16, "state_dim": 8, "num_groups": 2, "chunk_size": 8},
     "mamba3": {"head_dim": 16, "state_dim": 8, "num_groups": 2, "chunk_size": 8},
@@ -103,6 +104,12 @@ VARIANTS = {
     "channel mixing of rwkv7": {"type": "rwkv6_channel", "ffn_hidden_size": 48, "receptance": False},
     "hyena without inner layers": {"type": "hyena", "filter_order": 4, "filter_layers": 0},
     "gated_deltanet with signs": {"type": "gated_deltanet", "num_heads": 4, "allow_negative": True},
+    "kda with a safe gate and full ranks": {
+        "type": "kda", "num_heads": 2, "decay_rank": 0, "gate_rank": 0, "gate_lower_bound": -5.0, "chunk_size": 16,
+    },
+    "kda with signs and a full-rank output gate": {
+        "type": "kda", "num_heads": 4, "decay_rank": 6, "gate_rank": 0, "allow_negative": True,
+    },
     "mamba1 with plain inner norms": {"type": "mamba1", "state_dim": 4, "inner_norm": "plain", "inner_norm_eps": 1e-3},
     "mamba1 with learned inner norms and biases": {
         "type": "mamba1", "state_dim": 4, "inner_norm": "learned", "proj_bias": True, "conv_bias": False,

@@ -3,10 +3,8 @@
 For every head, with state S [n, p], queries and keys [n], values [p] and decays a_t = exp(g_t) in (0, 1]^n:
     S_t = diag(a_t) S_{t-1} + k_t v_t^T,    y_t = S_t^T q_t.
 
-In a chunk, with c_i the sum of g up to i, token i sees token j <= i by sum_n q_in k_jn exp(c_in - c_jn). Written as a
-product of q exp(c) and k exp(-c) that overflows. Instead a block of 2m tokens is halved: its second half sees its first
-through q exp(c_i - c_mid) and k exp(c_mid - c_j), where c_mid is the sum at the end of the first half, so no exponent
-is positive. Halves are halved again, down to single tokens.
+In a chunk, with c_i the sum of g up to i, token i sees token j <= i by sum_n q_in k_jn exp(c_in - c_jn), computed in
+halves of halves (`decayed_scores`).
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from torch import Tensor
 from hybridtron.ops.cuts import GLA_BLOCK, binary_chunks
 from hybridtron.ops.dispatch import otherwise, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.linear_attention.decayed_scores import faded_halves, small_scores
 from hybridtron.ops.linear_attention.decays import STRONGEST
 from hybridtron.ops.recurrence import run_steps, sums_around
 from hybridtron.ops.triton import gla as triton_gla
@@ -61,34 +60,15 @@ def _within_chunks(q: Tensor, k: Tensor, v: Tensor, total: Tensor) -> Tensor:
     length = q.shape[-2]
     size = min(GLA_BLOCK, length)
     qs, ks, vs, sums = (t.unflatten(-2, (-1, size)) for t in (q, k, v, total))  # [..., blocks, size, .]
-    y = (_small_scores(qs, ks, sums) @ vs).flatten(-3, -2)
+    y = (small_scores(qs, ks, sums) @ vs).flatten(-3, -2)
     while size < length:
         qs, ks, vs, sums = (t.unflatten(-2, (-1, 2, size)) for t in (q, k, v, total))  # [..., pairs, 2, size, .]
-        middle = sums[..., 0, -1:, :]
-        queries = qs[..., 1, :, :] * (sums[..., 1, :, :] - middle).exp()
-        keys = ks[..., 0, :, :] * (middle - sums[..., 0, :, :]).exp()
+        queries, keys = faded_halves(qs, ks, sums)
         seen = (queries @ keys.transpose(-1, -2)) @ vs[..., 0, :, :]  # [..., pairs, size, p]
         first, second = y.unflatten(-2, (-1, 2, size)).unbind(-3)
         y = torch.stack([first, second + seen], -3).flatten(-4, -2)
         size *= 2
     return y
-
-
-def _small_scores(q: Tensor, k: Tensor, total: Tensor) -> Tensor:
-    """Compute the scores of each token of a small block for those up to itself: three of [..., l, n] -> [..., l, l].
-
-    Elementwise, since matrix products of two rows cost more than they save.
-    """
-    if q.shape[-2] == 1:
-        return (q * k).sum(-1, keepdim=True)
-    halves = [t.unflatten(-2, (2, -1)) for t in (q, k, total)]  # [..., 2, l / 2, n]
-    qs, ks, sums = halves
-    middle = sums[..., 0, -1:, :]
-    queries = qs[..., 1, :, :] * (sums[..., 1, :, :] - middle).exp()
-    keys = ks[..., 0, :, :] * (middle - sums[..., 0, :, :]).exp()
-    across = (queries.unsqueeze(-2) * keys.unsqueeze(-3)).sum(-1)  # [..., l / 2, l / 2]
-    first, second = _small_scores(*halves).unbind(-3)
-    return torch.cat([F.pad(first, (0, across.shape[-1])), torch.cat([across, second], -1)], -2)
 
 
 def gla_reference(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:

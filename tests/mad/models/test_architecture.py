@@ -16,7 +16,7 @@ from hybridtron.model.config import ModelConfig
 from hybridtron.training.config import RunConfig
 
 FIXED_STATE = ["mh-gated-linear-attention", "hyena", "mh-hyena", "hyena-experts", "rwkv6-time-mixer", "mamba2",
-               "gated-deltanet", "lightning-attention", "retention", "rwkv7-time-mixer"]  # fmt: skip
+               "gated-deltanet", "kda", "lightning-attention", "retention", "rwkv7-time-mixer"]  # fmt: skip
 
 
 def model(blocks, pattern, hidden_size=1024):
