@@ -9,6 +9,7 @@ prints a line for each case and exits with 1 where one differs by more than LOSS
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import sys
@@ -36,34 +37,45 @@ _CHOICES: dict[str, list[Any]] = {
 def make_cases(count: int, seed: int) -> dict[str, Layout]:
     """Draw random models and a layout of 2 to 4 processes for each, and enter them into the tables of `layouts`."""
     draw, names, bag = random.Random(seed), _NAMES, list[str]()
+    experts = itertools.cycle(("expert", "expert_tensor"))
     cases = {}
     for index in range(count):
         length = draw.randint(4, 5)
         if len(bag) < length:
-            bag += draw.sample(names, len(names))
+            bag += draw.sample(one_of_each := _one_of_each_type(draw), len(one_of_each))
         pattern, bag = bag[:length], bag[length:]
         model = f"fuzz{seed}_{index}"
         if draw.random() < 0.4:
             branches = [BLOCKS[name] for name in draw.sample([n for n in names if _can_be_branch(BLOCKS[n])], 2)]
+            bag.append(pattern[-1])
             pattern[-1] = model
             BLOCKS[model] = {"type": "parallel", "branches": branches, "merge": draw.choice(["sum", "mean", "gate"])}
         MODELS[model] = {"pattern": " ".join(pattern), "tie_embeddings": draw.random() < 0.3}
         OPTIMIZER[model] = {"type": "muon"} if index % 2 else {}
         name = f"{model} in its layout"
-        cases[name] = _valid_layout(model, draw)
+        cut = {next(experts): 2} if any(BLOCKS[block]["type"] == "moe" for block in pattern) else {}
+        cases[name] = _valid_layout(model, draw, cut)
         TABLE[model], TABLE[name] = Layout(model), cases[name]
     return cases
+
+
+def _one_of_each_type(draw: random.Random) -> list[str]:
+    """Draw a block of every primitive, of all that `layouts` has."""
+    types: dict[str, list[str]] = {}
+    for name in _NAMES:
+        types.setdefault(BLOCKS[name]["type"], []).append(name)
+    return [draw.choice(names) for names in types.values()]
 
 
 def _can_be_branch(block: dict[str, Any]) -> bool:
     return block["type"] != "moe" and block.get("norm_position", "pre") == "pre"
 
 
-def _valid_layout(model: str, draw: random.Random) -> Layout:
-    """Draw layouts until one is accepted for the model."""
+def _valid_layout(model: str, draw: random.Random, cut: dict[str, Any]) -> Layout:
+    """Draw layouts until one with the keys `cut` is accepted for the model."""
     refusal: UserError | None = None
     for _ in range(2000):
-        parallel = {key: draw.choice(values) for key, values in _CHOICES.items()}
+        parallel = {key: draw.choice(values) for key, values in _CHOICES.items()} | cut
         layout = Layout(model, draw.choice([1, 1, 2]), "", parallel)
         if not 2 <= layout.world_size <= PROCESSES:
             continue
