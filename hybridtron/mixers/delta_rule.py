@@ -17,7 +17,7 @@ _L2_EPS = 1e-6  # under the root of the length of queries and keys, as in the au
 Parts = dict[str, Tensor]
 """Parts of a core's input [..., channels], by name."""
 
-RuleInputs = tuple[tuple[Tensor, ...], dict[str, Any]]
+RuleInputs = tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], dict[str, Any]]
 """q, k, v, g and beta of the gated delta rule, and its further arguments by name."""
 
 

@@ -86,7 +86,7 @@ class _Chunks(NamedTuple):
         count, length = delta_rule_chunks(seq_len, chunk_size)
         padding = (0, 0, 0, 0, 0, count * length - seq_len)
         g = g if g.dim() == v.dim() else g.unsqueeze(-1)
-        keys = (k,) if read_key is None else (k, read_key)
+        keys = [k] if read_key is None else [k, read_key]
         q, v, g, beta, *keys = (
             F.pad(t.to(dtype), padding).unflatten(1, (-1, length)).transpose(2, 3)
             for t in (q, v, g, beta.unsqueeze(-1), *keys)
@@ -230,7 +230,7 @@ def gated_delta_rule_step(
     Returns y [b, h, p] and the state.
     """
     repeats, value, decay = v.shape[1] // q.shape[1], v.to(state.dtype), g.to(state.dtype).exp()
-    keys = (k,) if read_key is None else (k, read_key)
+    keys = [k] if read_key is None else [k, read_key]
     query, *keys = (t.to(state.dtype).repeat_interleave(repeats, 1) for t in (q, *keys))  # [b, h, n]
     faded = (decay if decay.dim() == v.dim() else decay.unsqueeze(-1)).unsqueeze(-1) * state
     recalled = (keys[-1].unsqueeze(-2) @ (state if before_decay else faded)).squeeze(-2)
