@@ -35,6 +35,7 @@ class Documents:
 
     lengths: tuple[np.ndarray, ...]  # of each sequence's pieces of documents, in order; they add up to s
     weights: Tensor  # of the losses at the tokens [b, s]
+    pieces: np.ndarray | None = None  # lengths of all pieces of documents in the global batch, last labels included
     _groups: dict[torch.device, list[Group]] = field(default_factory=dict, repr=False, compare=False)
 
     def apart(self, core: Callable[[Tensor], Tensor], packed: Tensor) -> Tensor:
@@ -52,11 +53,40 @@ class Documents:
             starts[np.cumsum(lengths) - lengths, sequence] = True
         return starts.to(device)
 
+    def weights_ahead(self, depth: int) -> Tensor:
+        """Return the weights [b, s] of losses of the tokens that come `depth` positions after the labels.
+
+        Those count that belong to the document of their position. Weights make the mean over all positions of the
+        global batch the mean over those that count.
+        """
+        assert self.pieces is not None
+        follows = self.weights > 0
+        counted = follows.clone()
+        for step in range(1, depth + 1):
+            counted[:, :-step] &= follows[:, step:]
+            counted[:, -step:] = False
+        seq_len = self.weights.size(1)
+        positions = int(self.pieces.sum()) // (seq_len + 1) * seq_len
+        number = int((self.pieces - 1 - depth).clip(min=0).sum())
+        return counted * (positions / max(1, number))
+
     def _grouped(self, device: torch.device) -> list[Group]:
         """Return the batches, made at the first call for a device."""
         if device not in self._groups:
             self._groups[device] = _groups(self.lengths, device)
         return self._groups[device]
+
+
+def weights_ahead(seq_len: int, depth: int, documents: Documents | None = None) -> Tensor:
+    """Return the weights [b or 1, s] of losses of the tokens that come `depth` positions after the labels.
+
+    The last positions of a sequence have no such token; the mean over all positions is the mean over the others.
+    """
+    if documents is not None:
+        return documents.weights_ahead(depth)
+    weights = torch.full((1, seq_len), seq_len / (seq_len - depth))
+    weights[:, -depth:] = 0
+    return weights
 
 
 def isolated(core: Callable[[Tensor], Tensor], documents: Documents | None) -> Callable[[Tensor], Tensor]:

@@ -199,7 +199,7 @@ class _Fingerprints:
 def _identity(config: RunConfig) -> dict[str, Any]:
     """Return the parts of a config that decide what is measured: blocks that no layer uses are none of them."""
     identity = config.identity()
-    used = set(config.model.layer_names)
+    used = set(config.model.used_blocks)
     identity["model"]["blocks"] = {name: block for name, block in identity["model"]["blocks"].items() if name in used}
     return identity
 

@@ -25,7 +25,7 @@ def quantities(config: RunConfig) -> dict[str, float]:
     """
     account = describe(config.model, config.data.seq_len)
     tokens = config.tokens(0, config.train.steps)
-    per_token = 3 * account.flops_forward / config.data.seq_len
+    per_token = account.flops_training / config.data.seq_len
     return {
         "parameters": account.total,
         "non_embedding": account.total - account.embedding,

@@ -2,8 +2,8 @@
 
 Conventions: FLOPs are those of matrix multiplications as executed on a CPU, a multiply-add counted as two; attention
 leaves out the blocks of keys that lie wholly after a block of queries, so that long sequences count about half the
-square. A training step costs three forward passes. `embedding` counts the embedding and, where it is not tied, the
-output projection.
+square. A training step costs three forward passes, with multi-token prediction, which no other pass runs. `embedding`
+counts the embedding and, where it is not tied, the output projection.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hybridtron.model.config import ModelConfig
+from hybridtron.model.stage import mtp_flops
 from hybridtron.model.tensors import model_tensors
 from hybridtron.reporting.shown import Shown
 
@@ -44,6 +45,13 @@ class Account(Shown):
     flops_forward: int  # per sequence
     state_size: int
     state_bytes: dict[str, int]  # by the format of the parameters
+    mtp: int = 0  # of `total`, the parameters of multi-token prediction
+    flops_mtp: int = 0  # of its forward pass, which only training runs, per sequence
+
+    @property
+    def flops_training(self) -> int:
+        """Return the FLOPs of a training step per sequence: the backward pass counts twice."""
+        return 3 * (self.flops_forward + self.flops_mtp)
 
     def as_json(self) -> dict[str, Any]:
         per_token = self.flops_forward / self.seq_len
@@ -56,8 +64,12 @@ class Account(Shown):
                 "embedding": self.embedding,
                 "non_embedding": self.total - self.embedding,
                 "active": self.active,
+                **({"mtp": self.mtp} if self.mtp else {}),
             },
-            "flops_per_token": {"forward": _whole(per_token), "training": _whole(3 * per_token)},
+            "flops_per_token": {
+                "forward": _whole(per_token),
+                "training": _whole(self.flops_training / self.seq_len),
+            },
             "state_size": self.state_size,
             "state_bytes": self.state_bytes,
         }
@@ -79,6 +91,7 @@ def describe(config: ModelConfig, seq_len: int, name: str = "model") -> Account:
         )
         for i, (block_name, block) in enumerate(zip(config.layer_names, blocks, strict=True))
     )
+    further = [config.blocks[name] for name in config.mtp_layer_names] * config.mtp_modules
     total = sum(spec.numel for spec in specs.values())
     return Account(
         name=name,
@@ -87,7 +100,7 @@ def describe(config: ModelConfig, seq_len: int, name: str = "model") -> Account:
         layers=layers,
         total=total,
         embedding=sum(spec.numel for key, spec in specs.items() if key.split(".")[0] in ("embedding", "head")),
-        active=total - sum(block.parameters() - block.active_parameters() for block in blocks),
+        active=total - sum(block.parameters() - block.active_parameters() for block in (*blocks, *further)),
         flops_forward=sum(flops)
         + config.residual.end_flops(config, seq_len)
         + 2 * seq_len * math.prod((config.hidden_size, config.vocab_size)),
@@ -95,6 +108,8 @@ def describe(config: ModelConfig, seq_len: int, name: str = "model") -> Account:
         state_bytes={
             name: sum(block.state_bytes(seq_len, width) for block in blocks) for name, width in FORMAT_BYTES.items()
         },
+        mtp=sum(spec.numel for key, spec in specs.items() if key.split(".")[0] == "mtp"),
+        flops_mtp=mtp_flops(config, seq_len),
     )
 
 

@@ -41,13 +41,16 @@ def draw(account: Account, console: Console) -> None:
     table = Table.from_rows(("layer", "block", "type", *NUMBERS, "per layer"), rows, right=NUMBERS)
     console.file.write(table.to_terminal(console))
     per_token = account.flops_forward / account.seq_len
+    further = f" and multi-token prediction ({account.mtp:,})" if account.mtp else ""
     tied = " (tied)" if config.tie_embeddings else ""
     sizes = [f"{byte_size(size)} in {name}" for name, size in account.state_bytes.items()]
     state = f": {', '.join(sizes)}" if account.state_size else ""
     console.print(
         f"\nparameters  {account.total:,} = {account.embedding:,} embedding{tied} + "
-        f"{account.total - account.embedding:,} in {len(account.layers)} layers and norms; active {account.active:,}\n"
-        f"FLOPs       {si(per_token)} per token forward, {si(3 * per_token)} in training, at {account.seq_len} tokens\n"
+        f"{account.total - account.embedding:,} in {len(account.layers)} layers and norms{further}; "
+        f"active {account.active:,}\n"
+        f"FLOPs       {si(per_token)} per token forward, {si(account.flops_training / account.seq_len)} in training, "
+        f"at {account.seq_len} tokens\n"
         f"state       {account.state_size:,} elements per sequence of {account.seq_len} tokens{state}",
         soft_wrap=True,
     )

@@ -15,6 +15,7 @@ import torch
 from hybridtron.config.nearest import one_of
 from hybridtron.convert.architectures import ARCHITECTURES
 from hybridtron.convert.architectures.architecture import Architecture
+from hybridtron.convert.architectures.hybridtron import HYBRIDTRON
 from hybridtron.convert.architectures.parts import stored_shapes
 from hybridtron.convert.formats.checkpoint import CheckpointSource
 from hybridtron.convert.formats.safetensors import SHARD_BYTES, SafetensorsSink, SafetensorsSource
@@ -82,6 +83,10 @@ def to_hf(
         rows, tokenizer = config.model.vocab_size, load_tokenizer(config.data.tokenizer)
         check_vocabulary_size(vocab_size, rows, tokenizer, generation)
         vocabulary, config = {"read": rows, "written": vocab_size}, with_vocabulary(config, vocab_size)
+    notes = [_ONE_DOCUMENT] if config.data.isolates else []
+    if config.model.mtp and architecture not in (None, HYBRIDTRON.name):
+        config = config.model_copy(update={"model": config.model.model_copy(update={"mtp": None})})
+        notes.append(_WITHOUT_MTP)
     chosen, settings = choose(config.model, architecture)
     table = Table.of(chosen, config.model)
     source: Source = CheckpointSource(checkpoint, config.checkpoint.verify)
@@ -96,15 +101,17 @@ def to_hf(
     theirs = SafetensorsSource(out)
     return write_receipt(
         "to-hf", table, source, theirs, source_folder=checkpoint, target_folder=out, run=checkpoint, hf=out, into=out,
-        notes=[_ONE_DOCUMENT] if config.data.isolates else [], vocabulary=vocabulary, logits=logits, check=check,
+        notes=notes, vocabulary=vocabulary, logits=logits, check=check,
         began=began, rounded=None if dtype is None else partial(_write_run, table, theirs, config),
     )  # fmt: skip
 
 
-# A note in the receipt.
+# Notes in the receipt.
 _ONE_DOCUMENT = (
     "trained with data.documents isolate: a sequence is one document; packed ones need position_ids that restart"
 )
+
+_WITHOUT_MTP = "model.mtp is left out: logits do not depend on it, and only hybridtron's own architecture has it"
 
 
 def _write_run(table: Table, theirs: Source, config: RunConfig, folder: Path) -> None:

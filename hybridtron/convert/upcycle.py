@@ -18,6 +18,7 @@ from hybridtron.distributed.checkpoint.manifest import Verify
 from hybridtron.errors import UserError
 from hybridtron.mixers.moe.config import MoEConfig
 from hybridtron.mixers.swiglu.config import SwiGLUConfig
+from hybridtron.model.config import ModelConfig
 from hybridtron.model.initialize import initial_value
 from hybridtron.model.tensors import model_tensors
 from hybridtron.training.config import RunConfig
@@ -60,8 +61,7 @@ def upcycle(
     names = _swiglu_blocks(dense, blocks)
     config = _with_experts(dense, names, num_experts, top_k)
     source = CheckpointSource(checkpoint, verify)
-    layers = [f"layers.{i}.mixer." for i, name in enumerate(config.model.layer_names) if name in names]
-    origin = {layer + new: layer + old for layer in layers for new, old in ORIGIN.items()}
+    origin = {layer + new: layer + old for layer in _mixers_of(config.model, names) for new, old in ORIGIN.items()}
     specs, tensors = model_tensors(config.model), {}
     for name, spec in specs.items():
         for key, shape in stored_as(name, spec):
@@ -88,6 +88,14 @@ def upcycle(
 
 # Keys of an expert's tensors -> of those of the dense layer.
 ORIGIN = {"gate_up.gate": "gate_up.weight.gate", "gate_up.up": "gate_up.weight.up", "down": "down.weight"}
+
+
+def _mixers_of(model: ModelConfig, names: Sequence[str]) -> list[str]:
+    """Return the beginnings of the parameter names of all mixers of these blocks."""
+    layers = [f"layers.{i}." for i, name in enumerate(model.layer_names) if name in names]
+    further = [f"layers.{i}." for i, name in enumerate(model.mtp_layer_names) if name in names]
+    layers += [f"mtp.{module}.{layer}" for module in range(model.mtp_modules) for layer in further]
+    return [f"{layer}mixer." for layer in layers]
 
 
 def _check_experts(num_experts: int, top_k: int) -> None:

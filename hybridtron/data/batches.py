@@ -145,12 +145,13 @@ def _documents(every: Sequence[np.ndarray], own: np.ndarray, micro_batch_size: i
 
     seq_len = int(every[0].sum()) - 1
     counted = sum(seq_len + 1 - len(pieces) for pieces in every)
+    joined = np.concatenate(every)
     inputs, weights = [], np.full((len(own), seq_len), len(every) * seq_len / max(1, counted), np.float32)
     for row, pieces in enumerate(every[sample] for sample in own):
         weights[row, np.cumsum(pieces)[:-1] - 1] = 0
         inputs.append(_without_last_token(pieces))
     return [
-        Documents(tuple(inputs[i : i + micro_batch_size]), torch.from_numpy(weights[i : i + micro_batch_size]))
+        Documents(tuple(inputs[i : i + micro_batch_size]), torch.from_numpy(weights[i : i + micro_batch_size]), joined)
         for i in range(0, len(own), micro_batch_size)
     ]
 

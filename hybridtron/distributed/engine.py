@@ -2,7 +2,8 @@
 
 This is where megatron-core's schedules, data parallelism and optimizers are driven. A model is one module for each run
 of layers that this process holds. Its forward takes (tokens, labels, documents) and returns the loss and the log
-partition function of each position, or in a stage before the last what the next stage is given by `set_input_tensor`.
+partition function of each position, and with more labels than tokens the losses of further tokens, or in a stage before
+the last what the next stage is given by `set_input_tensor`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.enums import ModelType
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
@@ -32,7 +35,7 @@ from hybridtron.distributed.groups import ParallelContext, gather
 from hybridtron.distributed.layer_statistics import LayerStatistics
 from hybridtron.distributed.optimizer import AdamW, make_optimizer, set_rates
 from hybridtron.distributed.weight_average import WeightAverage
-from hybridtron.documents import Documents
+from hybridtron.documents import Documents, weights_ahead
 from hybridtron.errors import UserError, cause_of
 from hybridtron.ops.moe.attached_loss import attached_losses_scale
 from hybridtron.tensors import TensorSpec
@@ -46,12 +49,14 @@ MicroBatch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Documents | None]
 @dataclass(frozen=True)
 class StepResult:
     """`loss` is the mean over the global batch; `applied` is false when it or a gradient was not finite. `expert_load`
-    gives, for each layer with experts, the share of each of them in the choices of the global batch."""
+    gives, for each layer with experts, the share of each of them in the choices of the global batch. `mtp_loss` is the
+    mean loss of multi-token prediction over its depths; None without it."""
 
     loss: float
     grad_norm: float
     applied: bool
     expert_load: dict[str, list[float]] = field(default_factory=dict)
+    mtp_loss: float | None = None
 
 
 def megatron_config(travelling_width: int, parallel: ParallelConfig, precision: PrecisionConfig) -> TransformerConfig:
@@ -98,11 +103,14 @@ class Engine:
         z_loss: float = 0.0,
         distributed_optimizer: bool = False,
         fp8: FP8Linears | None = None,
+        mtp: tuple[int, float] | None = None,
     ) -> None:
+        """Take the model; `mtp` is the depth of multi-token prediction, and the weight of its loss."""
         self.chunks = list(chunks)
         self.specs = specs
         self.parallel_context = parallel_context
         self.z_loss = z_loss
+        self.mtp_depth, self.mtp_weight = mtp or (0, 0.0)
         self.adamw = adamw
         self.fp8 = fp8
         for index, chunk in enumerate(self.chunks):
@@ -132,7 +140,7 @@ class Engine:
         # What a layer attaches is a mean over sequences, of which processes that share them give a part each; the
         # gradients of those are averaged like those of copies.
         with attached_losses_scale(self.parallel_context.context.size / len(micro_batches)):
-            mean = self._mean(self._run(micro_batches, forward_only=False))
+            means = self._means(self._run(micro_batches, forward_only=False), 1 + self.mtp_depth)
         load = self.expert_loads.total()
         set_rates(self.optimizer, self.adamw, lr)
         self.optimizer.prepare_grads()
@@ -140,7 +148,8 @@ class Engine:
             statistics.before_update()
         if self.adamw.clip_groups:
             clip_groups(self.optimizer, self.adamw.clip_groups, self.parallel_context)
-        loss, grad_norm, shares = _read(mean, squared_norms(self.optimizer, mean.device), fractions(load))
+        norms = squared_norms(self.optimizer, means.device)
+        (loss, *further), grad_norm, shares = _read(means, norms, fractions(load))
         applied = self.agree(math.isfinite(loss) and math.isfinite(grad_norm))
         if applied:
             if self.adamw.clip_grad:
@@ -156,7 +165,7 @@ class Engine:
                 statistics.after_update()
         if self.fp8:
             self.fp8.end_step(applied)
-        return StepResult(loss, grad_norm, applied, shares)
+        return StepResult(loss, grad_norm, applied, shares, fmean(further) if further else None)
 
     def collect_layer_statistics(self) -> LayerStatistics:
         """Return what collects the per-layer norms of the next training step, and gives them after it."""
@@ -171,7 +180,7 @@ class Engine:
         """
         for replica in self.replicas:
             replica.eval()
-        return float(self._mean(self._run(micro_batches, forward_only=True), counted))
+        return float(self._means(self._run(micro_batches, forward_only=True), 1, counted))
 
     def agree(self, mine: bool) -> bool:
         """Return True where every process passes true."""
@@ -202,7 +211,7 @@ class Engine:
         return next(text for text in gather(mine) if text is not None)
 
     def _run(self, micro_batches: Sequence[MicroBatch], forward_only: bool) -> list[Tensor]:
-        """Run the schedule; return the losses [b] of each micro-batch in the last stage, no losses in others."""
+        """Run the schedule; return the losses [b, 1 + depths] of each micro-batch in the last stage, none in others."""
         one = len(self.replicas) == 1
         losses: list[Tensor] = get_forward_backward_func()(
             forward_step_func=self._forward,
@@ -215,28 +224,40 @@ class Engine:
         )
         return losses
 
-    def _mean(self, losses: list[Tensor], counted: int | None = None) -> Tensor:
-        """Average over the sequences of all processes, each counted by one process of the last stage."""
-        total = torch.zeros(2, dtype=torch.float64, device=self.parallel_context.device)  # sum, number
+    def _means(self, losses: list[Tensor], kinds: int, counted: int | None = None) -> Tensor:
+        """Average each kind of loss over the sequences of all processes, each counted by one process of the last
+        stage."""
+        total = torch.zeros(kinds + 1, dtype=torch.float64, device=self.parallel_context.device)  # sums, number
         if losses and self.parallel_context.shards.tensor.rank == 0:
             own = torch.cat(losses).double()[:counted]
-            total = torch.stack([own.sum(), torch.full_like(own, 1.0).sum()])
+            total = torch.cat([own, torch.ones_like(own[:, :1])], 1).sum(0)
         dist.all_reduce(total)
-        return total[0] / total[1]
+        return total[:-1] / total[-1]
 
     def _forward(self, micro_batches: Iterator[MicroBatch], replica: nn.Module) -> tuple[Any, Any]:
         """Run one micro-batch through a chunk; return its output and the function that makes a loss of it."""
         tokens, labels, *rest = next(micro_batches)
         documents = rest[0] if rest else None
         weights = None if documents is None else self._own_run(documents.weights)
-        output = replica(self._own_run(tokens), self._own_run(labels), documents)
-        shares = self.parallel_context.context.size
-        return output, partial(_mean_loss, weights=weights, z_loss=self.z_loss, shares=shares)
+        ahead = self.mtp_depth if replica.training else 0
+        further = [self._own_run(weights_ahead(tokens.size(1), depth, documents)) for depth in range(1, ahead + 1)]
+        output = replica(self._own_run(tokens), self._own_run(F.pad(labels, (0, ahead)), ahead), documents)
+        return output, partial(
+            _mean_loss,
+            weights=weights,
+            further_weights=further,
+            z_loss=self.z_loss,
+            mtp_weight=self.mtp_weight,
+            shares=self.parallel_context.context.size,
+        )
 
-    def _own_run(self, values: Tensor) -> Tensor:
-        """Return the part of [b, s] for the tokens that this process holds, [b, s / cp], on its device."""
+    def _own_run(self, values: Tensor, ahead: int = 0) -> Tensor:
+        """Return the part of [b, s + ahead] for the tokens that this process holds, [b, s / cp + ahead], on its
+        device."""
         context = self.parallel_context.context
-        return to_device(values.chunk(context.size, 1)[context.rank], self.parallel_context.device)
+        length = (values.size(1) - ahead) // context.size
+        own = values[:, context.rank * length : (context.rank + 1) * length + ahead]
+        return to_device(own, self.parallel_context.device)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -246,29 +267,42 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def _read(mean: Tensor, squares: Tensor, shares: dict[str, Tensor]) -> tuple[float, float, dict[str, list[float]]]:
-    """Return the mean loss, the norm of all gradients and the experts' shares: all that a step reads, in one copy."""
-    sizes = [1, len(squares), *(len(share) for share in shares.values())]
-    joined = torch.cat([mean.reshape(1), squares.double(), *(share.double() for share in shares.values())])
-    (loss,), squared, *loads = (part.tolist() for part in joined.cpu().split(sizes))
-    return loss, norm_of(squared), dict(zip(shares, loads, strict=True))
+def _read(
+    means: Tensor, squares: Tensor, shares: dict[str, Tensor]
+) -> tuple[list[float], float, dict[str, list[float]]]:
+    """Return the mean losses, the norm of all gradients and the experts' shares: all that a step reads, in one copy."""
+    sizes = [len(means), len(squares), *(len(share) for share in shares.values())]
+    joined = torch.cat([means, squares.double(), *(share.double() for share in shares.values())])
+    losses, squared, *loads = (part.tolist() for part in joined.cpu().split(sizes))
+    return losses, norm_of(squared), dict(zip(shares, loads, strict=True))
 
 
 def _mean_loss(
-    output: tuple[Tensor, Tensor], weights: Tensor | None, z_loss: float, shares: int
+    output: tuple[Tensor, ...],
+    weights: Tensor | None,
+    further_weights: Sequence[Tensor],
+    z_loss: float,
+    mtp_weight: float,
+    shares: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss to minimise, and the loss of each sequence to report, with weights [b, s] of the positions.
+    """Return the loss to minimise, and the losses [b, 1 + depths] of each sequence to report, with weights [b, s] of
+    the positions, and of those at each depth of multi-token prediction.
 
-    The z-loss, of all positions, keeps log Z near 0 (Chowdhery et al. 2022, PaLM, section 5).
+    The z-loss, of all positions, keeps log Z near 0 (Chowdhery et al. 2022, PaLM, section 5). The losses of further
+    tokens are averaged over depths (DeepSeek-AI 2024, arXiv 2412.19437, equation 25).
     """
-    nll, log_z = output
+    nll, log_z, *rest = output
     if weights is not None:
         nll = nll * weights.t()
     loss = nll.mean()
-    reported = nll.detach().mean(0)  # [s, b] -> [b]
+    reported = [nll.detach().mean(0)]  # [s, b] -> [b]
+    if further_weights:
+        further = [nll * each.t() for nll, each in zip(rest[0], further_weights, strict=True)]
+        loss = loss + mtp_weight * torch.stack(further).mean()
+        reported += [nll.detach().mean(0) for nll in further]
     if z_loss:
         loss = loss + z_loss * log_z.square().mean()
-    return loss / shares, reported  # megatron-core adds up what the processes of one sequence return
+    return loss / shares, torch.stack(reported, 1)  # megatron-core adds up what the processes of one sequence return
 
 
 def _annotate(model: Any, specs: dict[str, TensorSpec], sequence_parallel: bool, chunk: int | None) -> None:
@@ -277,9 +311,9 @@ def _annotate(model: Any, specs: dict[str, TensorSpec], sequence_parallel: bool,
     model.model_type = ModelType.encoder_or_decoder
     model.vp_stage = chunk
     model.pre_process, model.post_process = (stage.is_first, stage.is_last) if stage else (True, True)
-    tied = bool(getattr(model, "tied", False))
-    model.share_embeddings_and_output_weights = tied
-    model.shared_embedding_or_output_weight = lambda: model.embedding.weight if tied else None
+    copied = bool(getattr(model, "last_stage_embeds", False))
+    model.share_embeddings_and_output_weights = copied  # by which it adds up the gradients of first and last stage
+    model.shared_embedding_or_output_weight = lambda: model.embedding.weight if copied else None
     if not hasattr(model, "set_input_tensor"):
         model.set_input_tensor = lambda tensor: None
     for name, parameter in model.named_parameters():
@@ -293,7 +327,7 @@ def _annotate(model: Any, specs: dict[str, TensorSpec], sequence_parallel: bool,
             "full_name": name,
             "spec": spec,
             "decay": spec.decay,
-            "shared_embedding": tied and name.startswith("embedding."),
+            "shared_embedding": copied and name.startswith("embedding."),
             "shared": name.startswith("embedding.") and stage is not None and not stage.is_first,
         }
         for key, value in attributes.items():

@@ -16,6 +16,7 @@ from hybridtron.accounting.describe import FORMAT_BYTES, Account, describe
 from hybridtron.efficiency.machine import Machine, measure_machine
 from hybridtron.efficiency.measure import PHASES, Times, measure_times, peak_bytes
 from hybridtron.efficiency.parts import Part, parts_of, whole_model
+from hybridtron.errors import UserError
 from hybridtron.reporting.shown import Shown
 from hybridtron.training.config import RunConfig
 
@@ -109,6 +110,9 @@ def measure_models(
 
     `advance` is called with the setting after each of its repeats.
     """
+    for config in configs:
+        if config.model.mtp:
+            raise UserError(f"{config.name}: model.mtp: expected null, as training is measured without it")
     machine = measure_machine(device, configs[0].precision.dtype)
     if by_block:
         parts, counts = parts_of(configs, device)

@@ -12,12 +12,23 @@ from hybridtron.mixers.contract import MixerConfig
 from hybridtron.mixers.identity import block_identity
 from hybridtron.mixers.registry import MIXERS
 from hybridtron.model.residual.config import RESIDUALS, PlainResidualConfig, ResidualConfig
-from hybridtron.pattern import Pattern, is_name, parse
+from hybridtron.pattern import Pattern, PatternError, is_name, parse
 from hybridtron.tensors import Init, TensorSpec
 
 Block = Annotated[SerializeAsAny[MixerConfig], BeforeValidator(lambda value: dispatch(value, MIXERS))]
 
 Residual = Annotated[SerializeAsAny[ResidualConfig], BeforeValidator(lambda value: dispatch(value, RESIDUALS))]
+
+
+class MTPConfig(Strict):
+    """Multi-token prediction in training: modules after the last layer predict further tokens (DeepSeek-V3)."""
+
+    depth: int = Field(1, ge=1, description="Further tokens that are predicted at each position.")
+    pattern: str = Field(description="Layers of a module, by block name, such as `attn moe`.")
+    shared: bool = Field(False, description="Use one module for all depths (Nemotron 3.5).")
+    loss_weight: float = Field(
+        0.3, gt=0, description="Weight of the mean loss of all depths, which is added to the model's in training."
+    )
 
 
 class ModelConfig(Strict):
@@ -44,6 +55,11 @@ class ModelConfig(Strict):
         default_factory=PlainResidualConfig, description="How layers read from and write to the residual stream."
     )
     logits_scaling: float = Field(1.0, gt=0, description="Divides the logits (Granite).")
+    mtp: MTPConfig | None = Field(
+        None,
+        description="Predict further tokens in training, from the last layer's output and the embeddings of the tokens "
+        "between; evaluation and generation do not use it. null: do not.",
+    )
     init_std: float = Field(0.02, gt=0, description="Standard deviation of the initial weights.")
     backend: Literal["auto", "torch", "megatron", "transformer_engine"] = Field(
         "auto",
@@ -82,6 +98,21 @@ class ModelConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _mtp_has_layers(self) -> ModelConfig:
+        if self.mtp is None:
+            return self
+        try:
+            pattern = parse(self.mtp.pattern, known_names=list(self.blocks))
+        except PatternError as error:
+            raise PatternError(f"mtp.{error}") from None
+        if pattern.cuts:
+            raise problem("mtp.pattern", self.mtp.pattern, "no '|', as it is a part of the last pipeline stage")
+        for name in pattern.layers:
+            if self.blocks[name].carries:
+                raise problem("mtp.pattern", self.mtp.pattern, f"no {name}, which reads values of earlier layers")
+        return self
+
+    @model_validator(mode="after")
     def _carried_values_fit(self) -> ModelConfig:
         made: dict[str, tuple[str, int]] = {}
         for name in dict.fromkeys(self.layer_names):
@@ -110,6 +141,26 @@ class ModelConfig(Strict):
     def layer_names(self) -> tuple[str, ...]:
         """Return the block name of each layer, in order."""
         return self.parsed_pattern.layers
+
+    @cached_property
+    def mtp_layer_names(self) -> tuple[str, ...]:
+        """Return the block name of each layer of a module for multi-token prediction, in order."""
+        return parse(self.mtp.pattern, known_names=list(self.blocks)).layers if self.mtp else ()
+
+    @property
+    def mtp_modules(self) -> int:
+        """Return the number of modules for multi-token prediction that have parameters."""
+        return 0 if self.mtp is None else 1 if self.mtp.shared else self.mtp.depth
+
+    @property
+    def used_blocks(self) -> tuple[str, ...]:
+        """Return the names of the blocks that have layers, those for multi-token prediction included."""
+        return tuple(dict.fromkeys((*self.layer_names, *self.mtp_layer_names)))
+
+    @property
+    def last_stage_embeds(self) -> bool:
+        """Return whether the last pipeline stage needs the embedding, for its logits or for multi-token prediction."""
+        return self.tie_embeddings or self.mtp is not None
 
     def layer_block(self, index: int) -> MixerConfig:
         """Return the config of layer `index`: its block, told which of the layers of sequences it is (`for_layer`)."""

@@ -16,6 +16,7 @@ from hybridtron.mixers.contract import MixerConfig
 from hybridtron.mixers.mixer import Mixer, State
 from hybridtron.mixers.mixer import recompute as recomputed
 from hybridtron.model.config import ModelConfig
+from hybridtron.model.multi_token import MTPModule
 from hybridtron.model.residual import plain
 from hybridtron.model.residual.build import residual_end, residual_layer
 from hybridtron.model.residual.stream import Packing, Stream
@@ -114,7 +115,8 @@ class LanguageModel(nn.Module):
         self.stage = stage = stage or whole(config)
         self.tied = config.tie_embeddings
         self.embedding_multiplier, self.logits_scaling = config.embedding_multiplier, config.logits_scaling
-        if stage.is_first or (stage.is_last and self.tied):
+        self.last_stage_embeds = config.last_stage_embeds
+        if stage.is_first or (stage.is_last and self.last_stage_embeds):
             self.embedding = backend.embedding(specs["embedding.weight"])
         norm = partial(backend.norm, config.norm_spec, zero_centered=config.zero_centered_norms)
         self.residual_end = residual_end(config, backend, stage.is_last)
@@ -130,7 +132,10 @@ class LanguageModel(nn.Module):
                 for i in range(stage.start, stage.stop)
             }
         )
+        self.mtp_depth = config.mtp.depth if config.mtp and stage.is_last else 0
         if stage.is_last:
+            if config.mtp:
+                self.mtp = self._mtp_modules(config, backend, recompute)
             self.final_norm = norm()
             head = specs["embedding.weight" if self.tied else "head.weight"]
             self.head = backend.column_linear(head, shared=self.tied)
@@ -139,18 +144,30 @@ class LanguageModel(nn.Module):
         self.received: Tensor | None = None
         self.forward_context: Callable[[], AbstractContextManager[None]] = nullcontext  # of the layers
 
+    def _mtp_modules(self, config: ModelConfig, backend: Backend, recompute: Callable[[str], str]) -> nn.ModuleList:
+        """Build the modules for multi-token prediction, whose layers have a plain residual stream."""
+
+        def layer(block: str) -> Layer:
+            norm = backend.norm(config.norm_spec, zero_centered=config.zero_centered_norms)
+            return Layer(config.blocks[block], norm, plain.Layer(config, 0, backend), backend, recompute(block))
+
+        return nn.ModuleList(MTPModule(config, backend, layer) for _ in range(config.mtp_modules))
+
     def set_input_tensor(self, received: Sequence[Tensor | None]) -> None:
         """Set the output [s, b, width] of the stage before, as the only entry."""
         (self.received,) = received
 
     def forward(
         self, tokens: Tensor, labels: Tensor | None = None, documents: Documents | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Tensor | tuple[Tensor, ...]:
         """Map token ids [b, s] to logits [s, b, vocabulary of this rank], or to the output [s, b, width] of a stage
         before the last.
 
         With labels, the ids that follow them [b, s]: loss and log partition function, each [s, b] in float32. With
         `documents`, those that the sequences consist of, layers treat each as a sequence by itself.
+
+        With as many more labels as the depth of `model.mtp`, [b, s + depth]: also the losses of the tokens 1, 2, ...
+        positions further, [depth, s, b]. Those of positions without such a token mean nothing.
         """
         if self.stage.is_first:
             stream = self.begin(self.embed(tokens))
@@ -164,7 +181,25 @@ class LanguageModel(nn.Module):
         x = self.end(stream)
         if labels is None:
             return self._project(x)
-        return self.projected_cross_entropy(self.head, self._norm(x), self._tied_weight, labels.transpose(0, 1))
+        run = tokens.size(1)
+        losses = self._losses(self._norm(x), labels[:, :run])
+        if labels.size(1) == run:
+            return losses
+        return *losses, torch.stack(self._further_losses(x, labels, run, documents))
+
+    def _losses(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return loss and log partition function [s, b] of labels [b, s], from the input of the output projection."""
+        return self.projected_cross_entropy(self.head, x, self._tied_weight, labels.transpose(0, 1))
+
+    def _further_losses(self, h: Tensor, labels: Tensor, run: int, documents: Documents | None) -> list[Tensor]:
+        """Return the loss [s, b] of multi-token prediction at each depth, from the residual stream after the last
+        layer."""
+        losses = []
+        for depth in range(1, labels.size(1) - run + 1):
+            module: Any = self.mtp[min(depth, len(self.mtp)) - 1]
+            h = module(h, self.embed(labels[:, depth - 1 : depth - 1 + run]), documents)
+            losses.append(self._losses(self._scaled(module.final_norm(h)), labels[:, depth : depth + run])[0])
+        return losses
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Map token ids [b, s] to the residual stream before the first layer [s, b, h]."""
@@ -188,7 +223,9 @@ class LanguageModel(nn.Module):
 
     def _norm(self, x: Tensor) -> Tensor:
         """Map the residual stream after the last layer [s, b, h] to the input of the output projection."""
-        x = self.final_norm(x)
+        return self._scaled(self.final_norm(x))
+
+    def _scaled(self, x: Tensor) -> Tensor:
         return x if self.logits_scaling == 1 else x / self.logits_scaling
 
     def _project(self, x: Tensor) -> Tensor:

@@ -50,7 +50,8 @@ def cut(config: ModelConfig, count: int, seq_len: int) -> list[Stage]:
 
 
 def stage_costs(config: ModelConfig, stages: Sequence[Stage], seq_len: int, edges: bool = True) -> list[int]:
-    """Count the forward FLOPs of each stage for one sequence, with `edges` also of embedding and output projection."""
+    """Count the forward FLOPs of each stage for one sequence, with `edges` also of embedding, output projection and
+    multi-token prediction."""
     flops = {name: block.flops(seq_len) for name, block in config.blocks.items() if name in set(config.layer_names)}
     first, last = _edges(config, seq_len) if edges else (0, 0)
     layers = [flops[name] + config.residual.flops(config, i, seq_len) for i, name in enumerate(config.layer_names)]
@@ -101,17 +102,29 @@ def balanced_cuts(costs: Sequence[int], count: int, first: int = 0, last: int = 
 
 
 def _edges(config: ModelConfig, seq_len: int) -> tuple[int, int]:
-    """Count the forward FLOPs of the embedding (a row added per token, as its gradient) and the output projection."""
-    return seq_len * config.hidden_size, 2 * seq_len * config.hidden_size * config.vocab_size
+    """Count the forward FLOPs of the embedding (a row added per token, as its gradient), and those of the output
+    projection and multi-token prediction."""
+    head = 2 * seq_len * config.hidden_size * config.vocab_size
+    return seq_len * config.hidden_size, head + mtp_flops(config, seq_len)
+
+
+def mtp_flops(config: ModelConfig, seq_len: int) -> int:
+    """Count the forward FLOPs of multi-token prediction for one sequence: at each depth a projection of two widths to
+    one, the layers and the output projection."""
+    if config.mtp is None:
+        return 0
+    layers = sum(config.blocks[name].flops(seq_len) for name in config.mtp_layer_names)
+    width = config.hidden_size
+    return config.mtp.depth * (layers + 2 * seq_len * width * (2 * width + config.vocab_size))
 
 
 def stage_tensors(config: ModelConfig, specs: dict[str, TensorSpec], stage: Stage) -> dict[str, TensorSpec]:
-    """Return the parameters that a stage holds; a tied embedding belongs to the first and the last stage."""
+    """Return the parameters that a stage holds. An embedding that the last stage needs too belongs to both."""
     held = {f"layers.{i}" for i in range(stage.start, stage.stop)}
-    if stage.is_first or (stage.is_last and config.tie_embeddings):
+    if stage.is_first or (stage.is_last and config.last_stage_embeds):
         held.add("embedding")
     if stage.is_last:
-        held |= {"final_norm", "head", "residual_end"}
+        held |= {"final_norm", "head", "residual_end", "mtp"}
 
     def owner(name: str) -> str:
         first, second, *_ = name.split(".")

@@ -71,7 +71,7 @@ def _of_first(config: RunConfig, stage: dict[str, TensorSpec], rank: int, replic
     tensors that tensor parallelism leaves whole. Its data-parallel replicas share all that evenly."""
     written = 0.0
     for name, spec in stage.items():
-        if config.model.tie_embeddings and name == "embedding.weight" and rank > 0:
+        if config.model.last_stage_embeds and name == "embedding.weight" and rank > 0:
             continue  # the first stage writes it
         elements = math.prod(spec.local_shape(first_shards(config)))
         written += elements * sum(size(config, spec) for size in SIZES) / replicas.of(spec)

@@ -25,7 +25,7 @@ from hybridtron.training.build import build_chunks
 from hybridtron.training.config import RunConfig
 
 META = torch.device("meta")
-EMBEDDING, LOSS, OUTPUT = "the embedding", "the loss", "the output"
+EMBEDDING, LOSS, OUTPUT, MTP = "the embedding", "the loss", "the output", "multi-token prediction"
 Device = Literal["gpu", "cpu"]
 
 
@@ -151,7 +151,7 @@ def _pass(config: RunConfig, chunk: LanguageModel, parallel_context: ParallelCon
             chunk.set_input_tensor([torch.empty(shape, dtype=config.precision.dtype, requires_grad=True)])
         _mark(config, chunk, memory)
         with torch.autograd.graph.saved_tensors_hooks(memory.save, lambda tensor: tensor):
-            output = chunk(tokens, tokens)
+            output = chunk(tokens, torch.empty(batch, run + chunk.mtp_depth, dtype=torch.long))
         result = output[0] if chunk.stage.is_last else output
         expected = (run, batch) if chunk.stage.is_last else shape
         if tuple(result.shape) != expected:
@@ -162,7 +162,8 @@ def _pass(config: RunConfig, chunk: LanguageModel, parallel_context: ParallelCon
         if not chunk.stage.is_last:  # megatron-core's schedule holds on to it until its backward pass
             kept[OUTPUT] = result.untyped_storage().nbytes()
         memory.enter(Phase(LOSS, backward=True))
-        result.backward(torch.empty_like(result))
+        results = [result, *output[2:]] if chunk.stage.is_last else [result]  # also losses of further tokens
+        torch.autograd.backward(results, [torch.empty_like(each) for each in results])
     return Passes.of(memory, kept)
 
 
@@ -172,7 +173,11 @@ def _mark(config: RunConfig, chunk: LanguageModel, memory: LiveMemory) -> None:
     for name, layer in chunk.layers.items():
         mark_phases(memory, Phase(config.model.layer_names[int(name)], int(name)), layer)
     if chunk.stage.is_last:
-        chunk.final_norm.register_forward_pre_hook(lambda *_: memory.enter(Phase(LOSS)))
+        modules = chunk.mtp if chunk.mtp_depth else ()
+        for module in modules:
+            mark_phases(memory, Phase(MTP), module)
+        for end in (chunk, *modules):
+            end.final_norm.register_forward_pre_hook(lambda *_: memory.enter(Phase(LOSS)))
     for parameter in chunk.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_free_gradient)

@@ -122,7 +122,7 @@ def _count_whole(config: RunConfig, specs: dict[str, TensorSpec], held: list[dic
     total = sum(spec.numel for spec in specs.values())
     pieces = 0
     for rank, tensors in enumerate(held):
-        copied = {"embedding.weight"} if config.model.tie_embeddings and rank > 0 else set()
+        copied = {"embedding.weight"} if config.model.last_stage_embeds and rank > 0 else set()
         for name, count in _local_counts(config, tensors).items():
             pieces += count * num_shards(specs[name], config) if name not in copied else 0
     if pieces != total:
@@ -247,6 +247,6 @@ def _sent(
             sent[f"{'expert tensor' if spec.experts else 'tensor'} all_gather"] += (ways - 1) * width * count
         if parallel.sequence and not spec.parts and not spec.experts:
             sent["tensor all_reduce"] += round(2 * (parallel.tensor - 1) / parallel.tensor * GRADIENT_BYTES * count)
-        if model.tie_embeddings and name == "embedding.weight" and parallel.pipeline > 1:
+        if model.last_stage_embeds and name == "embedding.weight" and parallel.pipeline > 1:
             sent["embedding all_reduce"] += GRADIENT_BYTES * count
     return {kind: size for kind, size in sorted(sent.items()) if size}

@@ -120,6 +120,7 @@ def build_engine(config: RunConfig, parallel_context: ParallelContext) -> tuple[
         config.train.z_loss,
         config.parallel.distributed_optimizer,
         fp8,
+        (config.model.mtp.depth, config.model.mtp.loss_weight) if config.model.mtp else None,
     )
     return engine, chunks
 

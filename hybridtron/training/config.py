@@ -180,7 +180,11 @@ class RunConfig(Strict):
 
     def _clip_problems(self) -> Iterator[Exception]:
         model = self.model
-        absent = {"head": model.tie_embeddings, "residual": not model.residual.end_tensors(model)}
+        absent = {
+            "head": model.tie_embeddings,
+            "residual": not model.residual.end_tensors(model),
+            "mtp": model.mtp is None,
+        }
         groups = [*dict.fromkeys(model.layer_names), *(group for group in GROUPS if not absent.get(group))]
         for name, limit in self.optimizer.clip_groups.items():
             if name not in groups:
@@ -215,7 +219,9 @@ class RunConfig(Strict):
                 f"{written} stages (pipeline x virtual_pipeline) as the pattern's '|' cut it, or a pattern without '|'"
             )
             yield problem("parallel.pipeline", parallel.pipeline, expected)
-        for name in sorted(set(model.layer_names)) if self.data.isolates else ():
+        if model.mtp and model.mtp.depth >= self.data.seq_len:
+            yield problem("model.mtp.depth", model.mtp.depth, f"less than data.seq_len {self.data.seq_len}")
+        for name in sorted(model.used_blocks) if self.data.isolates else ():
             if any(getattr(mixer, "capacity_factor", None) is not None for mixer in model.blocks[name].mixers):
                 limit = f"model.blocks.{name}.capacity_factor"
                 yield problem("data.documents", "isolate", f"flow with {limit}, which is a share of whole sequences")
@@ -233,7 +239,7 @@ class RunConfig(Strict):
         if not precision.emulate and model.backend in ("torch", "megatron"):
             expected = f"true with model.backend {model.backend}, which rounds to FP8 and multiplies in fp32"
             yield problem("precision.emulate", False, expected)
-        recomputes = any(self.parallel.recompute_of(name) != "none" for name in model.layer_names)
+        recomputes = any(self.parallel.recompute_of(name) != "none" for name in model.used_blocks)
         if precision.recipe == "delayed" and not precision.emulate and recomputes:  # its scales would change twice
             expected = "tensorwise, or emulate true, or parallel.recompute none"
             yield problem("precision.recipe", "delayed", expected)

@@ -252,6 +252,8 @@ class Trainer:
             "time": time.time(),
             "skipped": self.state.skipped,
         }
+        if result.mtp_loss is not None:
+            row["mtp_loss"] = result.mtp_loss
         if result.expert_load:
             row["expert_load"] = result.expert_load
         for name, used in self.corpus.usage(self.state.tokens // self.config.data.seq_len).items():

@@ -14,8 +14,7 @@ class Throughput:
     """Measure speed since the last reset, without the time of evaluations, callbacks and saves."""
 
     def __init__(self, config: RunConfig, parallel_context: ParallelContext) -> None:
-        forward = describe(config.model, config.data.seq_len).flops_forward / config.data.seq_len
-        self.flops_per_token = 3 * forward  # the backward pass counts twice
+        self.flops_per_token = describe(config.model, config.data.seq_len).flops_training / config.data.seq_len
         precision = config.precision
         multiplied = precision.parameter_format if precision.emulate else precision.format
         device_peak = peak_flops_per_s(parallel_context.device, multiplied)

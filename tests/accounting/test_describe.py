@@ -78,6 +78,33 @@ def test_flops_equal_those_of_the_flop_counter(pattern, seq_len):
     assert forward.get_total_flops() + backward.get_total_flops() == 2 * 3 * account.flops_forward
 
 
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("tie", [False, True])
+def test_multi_token_prediction_is_counted(shared, tie):
+    """In parameters, and in the FLOPs of training alone."""
+    mtp = {"depth": 2, "pattern": "attn moe", "shared": shared}
+    experts = {"type": "moe", "num_experts": 4, "ffn_hidden_size": 8, "latent_size": 16}
+    blocks = {**resolved_tiny().model.model_dump()["blocks"], "moe": experts}
+    config = resolved_tiny(blocks=blocks, pattern="mamba attn", mtp=mtp, tie_embeddings=tie).model
+    model, account = LanguageModel(config, TorchBackend()), describe(config, 32)
+    initialize(model, config, seed=0)
+    counted = account.as_json()["parameters"]
+    assert counted["total"] == sum(p.numel() for p in model.parameters())
+    assert counted["mtp"] == sum(p.numel() for p in model.mtp.parameters()) > 0
+    unused = [p[:2].numel() for name, p in model.named_parameters() if name.endswith((".gate_up", ".down"))]
+    assert counted["active"] == counted["total"] - sum(unused)
+    tokens, labels = torch.zeros(2, 32, dtype=torch.long), torch.zeros(2, 34, dtype=torch.long)
+    with FlopCounterMode(display=False) as forward:
+        nll, _, further = model(tokens, labels)
+    with FlopCounterMode(display=False) as backward:
+        (nll.mean() + further.mean()).backward()
+    assert forward.get_total_flops() == 2 * (account.flops_forward + account.flops_mtp)
+    assert forward.get_total_flops() + backward.get_total_flops() == 2 * account.flops_training
+    with FlopCounterMode(display=False) as evaluation:
+        model(tokens, tokens)
+    assert evaluation.get_total_flops() == 2 * account.flops_forward
+
+
 def test_state_is_keys_and_values_of_attention_and_the_state_of_mamba2():
     _, account = model_and_account("mamba mlp attn ffn swa", False, 32)
     assert [layer.state_size for layer in account.layers] == [64 * 8, 0, 2 * 2 * 8 * 32, 0, 2 * 4 * 8 * 8]

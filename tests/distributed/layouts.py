@@ -213,7 +213,15 @@ MODELS: dict[str, dict[str, Any]] = {
     "linear": {"pattern": "lightning time7 retention channel7 time7 lightning"},
     "mamba3": {"pattern": "rotating ranked rotating ffn"},
     "uneven": {"pattern": "uneven ffn"},
-    "latents": {"pattern": "attn grouped mamba narrow"},
+    "latents": {
+        "pattern": "attn grouped mamba narrow",
+        "mtp": {"depth": 2, "pattern": "near grouped", "shared": True},
+    },
+    "further": {
+        "pattern": "mamba mlp attn mlp",
+        "mtp": {"depth": 3, "pattern": "attn mlp", "loss_weight": 0.7},
+        "tie_embeddings": True,
+    },
     "muon": {"pattern": "attn soft mamba delta mlp"},
     "halfmuon": {"pattern": "mamba attn mlp mamba"},
     "normed": {"pattern": "full after gated per_head", "zero_centered_norms": True},
@@ -233,7 +241,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "deltas": {"pattern": "kda attn safe mlp"},
 }
-ISOLATED = {"packed", "deltas"}  # models whose sequences hold documents that are kept apart
+ISOLATED = {"packed", "deltas", "further"}  # models whose sequences hold documents that are kept apart
 INITIAL: dict[str, tuple[str, dict[str, Any]]] = {  # model -> the one whose weights it begins with, and train.init_*
     "mapped": (
         "hybrid",
@@ -362,6 +370,9 @@ LAYOUTS: dict[str, Layout] = {
     "latents pp2": _layout("latents", **PP),
     "latents pp2 vpp2": _layout("latents", **VPP),
     "latents dp2 etp2 do": _layout("latents", 2, **ETP, **DO),
+    "further tp2": _layout("further", **TP),
+    "further cp2 pp2": _layout("further", **CP, **PP),
+    "further pp2 vpp2 dp2 do": _layout("further", 2, **VPP, **DO),
     "muon tp2 sp": _layout("muon", **SP),
     "muon tp2 sp pp2 ep2": _layout("muon", **SP, **PP, **EP),
     "muon dp2 do": _layout("muon", 2, **DO),
@@ -393,6 +404,7 @@ RESUMED: dict[str, Layout] = {
         ("muon tp2 sp dp2 etp2 do", "one", {}),
         ("muon", "pp2 dp2 ep2 do", {"data": 2, **PP, **EP, **DO}),
         ("latents tp2 sp ep2", "pp2 dp2 do", {"data": 2, **PP, **DO}),
+        ("latents pp2 vpp2", "cp2", CP),
         ("halfmuon dp2 do", "tp2 pp2", {**TP, **PP}),
         ("moe tp2 sp ep2", "pp2 dp2 ep2 do", {"data": 2, **PP, **EP, **DO}),
         ("moe dp2 ep2 do", "tp2 sp etp2", {**SP, **ETP}),

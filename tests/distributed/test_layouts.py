@@ -111,6 +111,16 @@ def test_norms_of_every_layer_are_those_of_one_process(found, name):
     assert {place: numbers[place] for place in known} == pytest.approx(known, rel=STATISTICS * HALF.get(model, 1))
 
 
+@pytest.mark.parametrize("name", [n for n in TABLE if "mtp" in MODELS[TABLE[n].model]])
+def test_further_tokens_have_the_losses_of_one_process(found, name):
+    model = TABLE[name].model
+    expected = found[model]["mtp_losses"]
+    assert expected[-1] < expected[0] - 0.3
+    first = SAVED_AT if TABLE[name].after else 0
+    losses = found[name]["mtp_losses"]
+    assert losses == pytest.approx(expected[first : first + len(losses)], abs=LOSS)
+
+
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_run_goes_on_in_another_layout(found, name):
     assert_alike(found, name, RESUMED[name].model, SAVED_AT, STEPS - SAVED_AT)

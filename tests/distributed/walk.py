@@ -126,7 +126,7 @@ def try_layout(name: str, layout: Layout, parallel_context: ParallelContext, fol
     config = run_config(layout)
     assert data_parallel_size(config, parallel_context.world_size) == layout.data
     engine, _ = build_engine(config, parallel_context)
-    found: dict = {"losses": [], "grad_norms": [], "expert_loads": []}
+    found: dict = {"losses": [], "grad_norms": [], "expert_loads": [], "mtp_losses": []}
 
     def save(target: Path) -> None:
         if parallel_context.is_main:
@@ -156,6 +156,7 @@ def try_layout(name: str, layout: Layout, parallel_context: ParallelContext, fol
         found["losses"].append(result.loss)
         found["grad_norms"].append(result.grad_norm)
         found["expert_loads"].append(result.expert_load)
+        found["mtp_losses"].append(result.mtp_loss)
         if step == 0 and not config.parallel.distributed_optimizer:
             gradients = gathered_gradients(engine, parallel_context)
             reference = folder / f"{layout.model}.gradients.pt"

@@ -51,10 +51,11 @@ def test_of_interleaved_stages_a_process_has_the_sum():
     assert imbalance([4, 1, 4, 1], 2) == pytest.approx(0.6)
 
 
+@pytest.mark.parametrize("mtp", [None, {"pattern": "attn"}])
 @pytest.mark.parametrize("tied", [False, True])
-def test_stages_hold_every_parameter_once_but_for_a_tied_embedding(tied):
-    model = resolved_tiny(tie_embeddings=tied).model
+def test_stages_hold_every_parameter_once_but_for_an_embedding_that_both_ends_need(tied, mtp):
+    model = resolved_tiny(tie_embeddings=tied, mtp=mtp).model
     specs = model_tensors(model)
     held = [name for stage in cut(model, 3, 32) for name in stage_tensors(model, specs, stage)]
     assert set(held) == set(specs)
-    assert len(held) == len(specs) + tied
+    assert len(held) == len(specs) + (tied or mtp is not None)

@@ -137,9 +137,9 @@ def test_copies_reduce_gradients_or_share_the_optimizer():
         ("2*(attn moe)", 8, {"tensor": 2, "sequence": True, "expert": 2, "expert_tensor": 2}),
     ],
 )
-@pytest.mark.parametrize("tied", [False, True])
-def test_the_pieces_of_all_processes_add_up(pattern, gpus, parallel, tied):
-    made = planned(pattern, gpus, {"tie_embeddings": tied}, **parallel)
+@pytest.mark.parametrize("model", [{}, {"tie_embeddings": True}, {"mtp": {"pattern": "attn mlp", "depth": 2}}])
+def test_the_pieces_of_all_processes_add_up(pattern, gpus, parallel, model):
+    made = planned(pattern, gpus, model, **parallel)
     assert made.parameters_over_processes == made.parameters
     assert sum(stage.flops_share for stage in made.stages) == pytest.approx(1)
     assert made.sent_bytes_per_step["pipeline send" if "pipeline" in parallel else "tensor all_gather"] > 0

@@ -125,7 +125,7 @@ def _grow(
             "expected a larger target or a shorter pattern"
         ) from None
     recompute = target.parallel.recompute
-    named = {*layers, *(recompute if isinstance(recompute, dict) else ())}
+    named = {*layers, *target.model.mtp_layer_names, *(recompute if isinstance(recompute, dict) else ())}
     used = {name: block for name, block in {**target.model.blocks, **blocks}.items() if name in named}
     grown = target.model.model_copy(update={"pattern": str(Pattern(layers)), "blocks": used})
     grown = ModelConfig.model_validate(grown.model_dump(serialize_as_any=True))  # also renews what is cached

@@ -45,7 +45,8 @@ class TrainedLayers(ConfigCandidate):
     def model(self, vocab_size: int, seq_len: int) -> ModelConfig:
         blocks = {name: map_mixers(block.model_dump(), _without_balance) for name, block in self.config.blocks.items()}
         mapping = self.config.model_dump() | {
-            "blocks": blocks, "vocab_size": vocab_size, "tie_embeddings": False, "backend": "torch",
+            "blocks": blocks, "vocab_size": vocab_size, "tie_embeddings": False, "mtp": None,
+            "backend": "torch",
         }  # fmt: skip
         return build(mapping, ModelConfig)
 

@@ -180,7 +180,7 @@ def read_run(folder: Path, jobs: Mapping[str, str]) -> ComparedRun:
     if config is not None and config.model.vocab_size:
         account = describe(config.model, config.data.seq_len)
         run.parameters, run.active = account.total, account.active
-        run.flops_per_token = 3 * account.flops_forward / config.data.seq_len
+        run.flops_per_token = account.flops_training / config.data.seq_len
     run.rows = _with_seconds(_read_rows(folder, run.notes))
     return run
 
@@ -212,7 +212,7 @@ def _read_configs(folder: Path) -> tuple[RunConfig | None, dict[str, Any]]:
 
 def _used_blocks(config: RunConfig) -> dict[str, dict[str, Any]]:
     """Return the blocks that layers use: type, and the keys that are not at their default."""
-    blocks = {name: config.model.blocks[name] for name in dict.fromkeys(config.model.layer_names)}
+    blocks = {name: config.model.blocks[name] for name in config.model.used_blocks}
     dumped = {
         name: block.model_dump(mode="json", serialize_as_any=True, exclude_defaults=True)
         for name, block in blocks.items()

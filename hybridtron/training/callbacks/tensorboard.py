@@ -24,6 +24,7 @@ TAGS = {
     "valid_loss": "loss/valid",
     "valid_bits_per_byte": "loss/valid_bits_per_byte",
     "ema_valid_loss": "loss/valid_ema",
+    "mtp_loss": "loss/mtp",
     "lr": "optimizer/lr",
     "grad_norm": "optimizer/grad_norm",
     "skipped": "optimizer/skipped",
@@ -86,7 +87,7 @@ def hyperparameters(config: RunConfig) -> dict[str, str | float | bool]:
         "parameters.active": account.active,
     }  # fmt: skip
     settings = config.identity()  # without places and what has no effect on the numbers
-    used = set(config.model.layer_names)
+    used = set(config.model.used_blocks)
     settings["model"]["blocks"] = {name: block for name, block in settings["model"]["blocks"].items() if name in used}
     for key, value in flat(settings).items():
         if value is not None:

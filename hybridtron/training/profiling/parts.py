@@ -53,6 +53,8 @@ def measured(trainer: Trainer, clock: PartClock) -> Iterator[None]:
             for number, layer in chunk.layers.items():
                 block = trainer.config.model.layer_names[int(number)]
                 _follow(stack, clock, layer, block, f"layer {number}, {block}")
+            for depth, module in enumerate(chunk.mtp if chunk.mtp_depth else ()):
+                _follow(stack, clock, module, "mtp", f"mtp {depth}")
         yield
 
 

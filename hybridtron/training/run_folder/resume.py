@@ -216,7 +216,7 @@ def _fixed(config: RunConfig) -> dict[str, Any]:
     kept["data.train"] = _count(max(1, len(config.data.train_sources)), "source")  # compared before the keys of each
     # Cuts into pipeline stages belong to the layout; blocks that no layer uses, and keys of speed, to nothing.
     kept["model.pattern"] = str(Pattern(names))
-    for name in sorted(set(names)):
+    for name in sorted(model.used_blocks):
         for key, value in model.blocks[name].model_dump(exclude=set(_speed_keys(model.blocks[name]))).items():
             kept[f"model.blocks.{name}.{key}"] = value
     return kept
@@ -249,7 +249,7 @@ def _speed_keys(block: MixerConfig) -> list[str]:
 def _free(config: RunConfig) -> dict[str, Any]:
     """Return the keys that may change on resume, with their values."""
     free = {key: value for key, value in _flat(config).items() if _is_free(key) and key not in ("name", "folder")}
-    for name in sorted(set(config.model.layer_names)):
+    for name in sorted(config.model.used_blocks):
         block = config.model.blocks[name]
         free |= {f"model.blocks.{name}.{key}": getattr(block, key) for key in _speed_keys(block)}
     return free | {"model.pattern": str(config.model.parsed_pattern)}  # its layers are the same: its cuts

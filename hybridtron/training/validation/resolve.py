@@ -89,7 +89,7 @@ def check_layout(config: RunConfig) -> None:
     """Raise UserError where a block does not support the layout of `parallel`."""
     parallel, model = config.parallel, config.model
     specs = model_tensors(model)
-    blocks = {name: model.blocks[name] for name in dict.fromkeys(model.layer_names)}
+    blocks = {name: model.blocks[name] for name in model.used_blocks}
     everything = {name: block.tensors() for name, block in blocks.items()}
     everything["embedding"] = {"embedding.weight": specs["embedding.weight"]}
     for name, block in blocks.items():
