@@ -131,6 +131,7 @@ BLOCKS |= {
         "chunk_size": 8,
     },
     "channel7": {"type": "rwkv6_channel", "ffn_hidden_size": 32, "receptance": False},
+    "dynamic": {"type": "short_conv", "conv_kernel": 4, "bias": True, "dynamic": True, "tap_rank": 6},
     "rotating": {"type": "mamba3", "head_dim": 16, "state_dim": 8, "num_groups": 4, "chunk_size": 8},
     "ranked": {
         "type": "mamba3",
@@ -211,7 +212,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "states": {"pattern": "sinks learned shared gla delta selective normed limited beside latent"},
     "rwkv": {"pattern": "time channel attn time channel"},
     "linear": {"pattern": "lightning time7 retention channel7 time7 lightning"},
-    "mamba3": {"pattern": "rotating ranked rotating ffn"},
+    "mamba3": {"pattern": "dynamic rotating ranked ffn"},
     "uneven": {"pattern": "uneven ffn"},
     "latents": {
         "pattern": "attn grouped mamba narrow",

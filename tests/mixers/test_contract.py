@@ -122,6 +122,9 @@ VARIANTS = {
         "type": "mamba3", "head_dim": 16, "state_dim": 10, "num_groups": 2, "mimo_rank": 3, "chunk_size": 8,
         "rotary_fraction": 1.0, "decay_activation": "heavy_tail", "output_norm": True,
     },
+    "short_conv of seven taps that tokens generate": {
+        "type": "short_conv", "conv_kernel": 7, "bias": True, "dynamic": True,
+    },
     "parallel sum with an MLP": {
         "type": "parallel",
         "branches": [{"type": "gla", "num_heads": 4}, {"type": "swiglu", "ffn_hidden_size": 48}, {"type": "mamba1"}],

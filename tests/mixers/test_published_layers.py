@@ -9,8 +9,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import Lfm2Config, RwkvConfig
-from transformers.models.lfm2.modeling_lfm2 import Lfm2ShortConv
+from transformers import RwkvConfig
 from transformers.models.rwkv.modeling_rwkv import RwkvFeedForward
 
 from hybridtron.backends.torch import TorchBackend
@@ -83,18 +82,6 @@ def tied_streams(w, x, groups):
     """Projections repeated `groups` times over, convolved, and cut into three."""
     u = x.transpose(0, 1).double() @ w["in_proj.weight"].T + w["in_proj.bias"]
     return short(u.repeat(1, 1, groups), w["conv_weight"], w["conv_bias"]).chunk(3, -1)
-
-
-def test_short_conv_is_that_of_lfm2():
-    mixer, x, w = built(24, type="short_conv", bias=True)
-    theirs = Lfm2ShortConv(
-        Lfm2Config(hidden_size=24, conv_L_cache=3, conv_bias=True, num_hidden_layers=1, layer_types=["conv"]), 0
-    )
-    names = {"conv.weight": "conv_weight", "conv.bias": "conv_bias"}
-    state = {name: w[names.get(name, name)].view(p.shape) for name, p in theirs.state_dict().items()}
-    theirs.load_state_dict(state)
-    with torch.no_grad():
-        assert_same(mixer, x, theirs.double()(x.transpose(0, 1).double()))
 
 
 @pytest.mark.parametrize(("expand", "groups"), [(1, 1), (4, 4), (2, 1)])
