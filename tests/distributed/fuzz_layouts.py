@@ -68,7 +68,7 @@ def _one_of_each_type(draw: random.Random) -> list[str]:
 
 
 def _can_be_branch(block: dict[str, Any]) -> bool:
-    return block["type"] != "moe" and block.get("norm_position", "pre") == "pre"
+    return block["type"] not in ("moe", "rwkv7") and block.get("norm_position", "pre") == "pre"
 
 
 def _valid_layout(model: str, draw: random.Random, cut: dict[str, Any]) -> Layout:

@@ -31,6 +31,7 @@ from hybridtron.ops.dispatch import otherwise, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.linear_attention.decayed_scores import decayed_scores
 from hybridtron.ops.linear_attention.decays import STRONGEST
+from hybridtron.ops.linear_attention.triangular import inverse_of_unit_lower
 from hybridtron.ops.recurrence import run_steps
 from hybridtron.ops.triton import delta_rule as triton_delta_rule
 from hybridtron.ops.triton.launch import MAX_BLOCKS, triton_kernels
@@ -97,7 +98,7 @@ class _Chunks(NamedTuple):
         total = g.clamp_min(STRONGEST).cumsum(-2)
         seen = F.pad(total[..., :-1, :], (0, 0, 1, 0)) if before_decay else total
         weights, system = _weights(q, k, p, beta, total, seen)
-        inverse = _inverse(system.tril(-1))
+        inverse = inverse_of_unit_lower(system.tril(-1))
         return cls(q, k, p, beta, total, seen, weights, inverse, inverse @ (beta * v))
 
     def read(self, corrections: Tensor) -> Tensor:
@@ -180,23 +181,6 @@ def gated_delta_rule_prefill(
         memory = decay * memory + fading @ solved[-1]
     y = chunks.read(torch.stack(solved, 1)) + (chunks.q * total.exp()) @ torch.stack(states, 1)
     return _joined(y, v), memory.flatten(1, 2)
-
-
-def _inverse(strict: Tensor) -> Tensor:
-    """Compute (I + strict)^-1 of strictly lower triangular matrices [..., l, l], l a power of two.
-
-    The inverse of [[A, 0], [C, B]] is [[A^-1, 0], [-B^-1 C A^-1, B^-1]].
-    """
-    length, size = strict.shape[-1], 1
-    inverses = strict.new_ones(*strict.shape[:-1], 1, 1)  # of the diagonal blocks [..., blocks, size, size]
-    while size < length:
-        blocks = strict.unflatten(-1, (-1, 2, size)).unflatten(-4, (-1, 2, size))  # [..., i, 2, size, j, 2, size]
-        corners = blocks[..., 1, :, :, 0, :].diagonal(dim1=-4, dim2=-2).movedim(-1, -3)  # [..., pairs, size, size]
-        upper, lower = inverses.unflatten(-3, (-1, 2)).unbind(-3)
-        corner = -corners if size == 1 else -(lower @ (corners @ upper))
-        inverses = torch.cat([F.pad(upper, (0, size)), torch.cat([corner, lower], -1)], -2)
-        size *= 2
-    return inverses.squeeze(-3)
 
 
 def gated_delta_rule_reference(

@@ -22,7 +22,7 @@ from torch import Tensor
 from hybridtron.ops.cuts import delta_rule_chunks
 from hybridtron.ops.dispatch import always, register
 from hybridtron.ops.elementwise.precision import accumulation_dtype
-from hybridtron.ops.linear_attention.delta_rule import _inverse
+from hybridtron.ops.linear_attention.triangular import inverse_of_unit_lower
 from hybridtron.ops.recurrence import run_steps
 
 
@@ -73,7 +73,7 @@ class _Chunks(NamedTuple):
         seen = torch.cat([from_a, from_q], -2) @ written.transpose(-1, -2)  # [b, chunks, h, 2 l, 2 l]
         earlier, up_to_now = seen.split(length, -2)
         (to_b, to_k), scores = earlier.chunk(2, -1), up_to_now.unflatten(-1, (2, length))
-        inverse = _inverse(-to_b.tril(-1))
+        inverse = inverse_of_unit_lower(-to_b.tril(-1))
         corrections = inverse @ (to_k.tril(-1) @ v)
         scores = scores.transpose(-2, -3).tril().transpose(-2, -3).flatten(-2)
         since, end = middle.exp(), total[..., -1:, :]
