@@ -7,13 +7,22 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hybridtron.cli.arguments import ArgumentParser, naming_options
 from hybridtron.cli.jobs import add_launch_argument
 from hybridtron.cli.mad_jobs import run_tasks_as_jobs
+from hybridtron.config import yaml_text
 from hybridtron.errors import UserError
 from hybridtron.files import json_text
-from hybridtron.mad.models.architecture import Architecture, from_layers, from_model, from_pattern, with_width
+from hybridtron.mad.models.architecture import (
+    Architecture,
+    from_layers,
+    from_model,
+    from_pattern,
+    with_residual,
+    with_width,
+)
 from hybridtron.mad.models.equal_size import with_size_of
 from hybridtron.mad.models.iso_state import iso_state
 from hybridtron.mad.models.layers import LAYERS, WIDTH
@@ -104,6 +113,10 @@ def _add_run(verbs: argparse._SubParsersAction[ArgumentParser]) -> None:
     verb.add_argument(
         "--dim", type=int, metavar="N", dest="hidden_size", help=f"width of --layers and --pattern ({WIDTH})"
     )
+    verb.add_argument(
+        "--residual", nargs="+", metavar="TYPE key=value",
+        help="residual topology, as a run's model.residual (that of --config, else plain)",
+    )  # fmt: skip
     verb.add_argument("--iso-state", action="store_true", help="change layers so that the state is 4,096 in all")
     verb.add_argument(
         "--match-parameters", metavar="PATTERN", help="a baseline of MAD layers, whose number of parameters to have"
@@ -249,6 +262,8 @@ def _architecture(options: argparse.Namespace, chosen: Preset) -> Architecture:
             made = replace(made, notes=(*made.notes, "its own layers, without mad-lab's routing and heads"))
     if options.hidden_size is not None:
         made = with_width(made, options.hidden_size)
+    if options.residual is not None:
+        made = with_residual(made, _residual(options.residual))
     made = iso_state(made) if options.iso_state else made
     if options.match_parameters is None:
         if options.adjust is not None:
@@ -258,6 +273,17 @@ def _architecture(options: argparse.Namespace, chosen: Preset) -> Architecture:
     if options.hidden_size is not None:
         baseline = with_width(baseline, options.hidden_size)
     return with_size_of(made, baseline, adjust=options.adjust)
+
+
+def _residual(words: Sequence[str]) -> dict[str, Any]:
+    """Read a topology's type and its `key=value` words as a `model.residual` section."""
+    section: dict[str, Any] = {"type": words[0]}
+    for word in words[1:]:
+        key, equals, value = word.partition("=")
+        if not (key and equals) or key in section:
+            raise UserError(f"residual: {word!r}: expected key=value, such as streams=4, each once")
+        section[key] = yaml_text.parse(value)
+    return section
 
 
 def changed_settings(words: Sequence[str]) -> dict[str, int | float]:

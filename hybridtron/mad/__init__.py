@@ -18,7 +18,13 @@ from hybridtron.lazy import lazy_exports
 if TYPE_CHECKING:
     from hybridtron.mad.api import score
     from hybridtron.mad.checkpoints import score_checkpoints
-    from hybridtron.mad.models.architecture import Architecture, from_layers, from_model, from_pattern
+    from hybridtron.mad.models.architecture import (
+        Architecture,
+        from_layers,
+        from_model,
+        from_pattern,
+        with_residual,
+    )
     from hybridtron.mad.models.finetune import from_trained
     from hybridtron.mad.models.iso_state import iso_state
     from hybridtron.mad.models.layers import LAYERS
@@ -59,6 +65,7 @@ __all__ = [
     "scores",
     "settings",
     "train_setting",
+    "with_residual",
     "write_report",
 ]
 

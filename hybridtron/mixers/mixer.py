@@ -42,10 +42,11 @@ from hybridtron.ops.native.library import Kernels
 from hybridtron.tensors import PackedPart
 
 X = TypeVar("X")  # a tensor, or several in tuples and mappings
+Y = TypeVar("Y")
 State = Any  # tensors whose first axis is the sequences, and caches of tokens (`token_cache`), in tuples
 
 
-def recompute(function: Callable[[X], X], x: X) -> X:
+def recompute(function: Callable[[X], Y], x: X) -> Y:
     """Return function(x), keeping x alone for the backward pass, which recomputes the rest (Chen et al. 2016)."""
     return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
 

@@ -199,6 +199,9 @@ class MADConfig(Strict):
     type: Literal["mad"]
     blocks: dict[str, dict[str, Any]] = Field(description="Block -> its type and keys, as in a run's model.blocks.")
     hidden_size: int = Field(128, ge=1, description="Width of the residual stream.")
+    residual: dict[str, Any] = Field(
+        {}, description="Residual topology, its type and keys, as in a run's model.residual; by default plain."
+    )
     preset: str = Field("search", description="How each task is trained.")
     max_steps: int | None = Field(None, ge=1, description="Steps of each task at most; by default the preset's.")
     evaluations: int | None = Field(None, ge=1, description="How often a task is evaluated; by default the preset's.")

@@ -144,7 +144,7 @@ def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
         keys: dict[str, Any] = {"blocks": used, "hidden_size": settings.hidden_size}
         keys = with_value_at(keys, *width) if width else keys
         pattern = str(Pattern(tuple(layers)))
-        return Architecture(pattern, keys["blocks"], pattern, keys["hidden_size"])
+        return Architecture(pattern, keys["blocks"], pattern, keys["hidden_size"], residual=settings.residual)
 
     def model_of(layers: Sequence[str], width: Width | None) -> ModelConfig:
         require_blocks("equal_size.pattern", layers, settings.blocks)
@@ -152,7 +152,8 @@ def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
 
     with _at("evaluator"):
         for name in config.space.blocks:
-            architecture([name]).account()  # tells what is wrong with a block before anything is trained
+            layers = config.methodology.step_layers or config.space.layers
+            architecture([name] * layers).account()  # tells what is wrong with a block before anything is trained
     with _at("equal_size"):
         sizes = Sizes(model_of, SEQ_LEN, "non_embedding", config.equal_size)
 
@@ -176,6 +177,7 @@ def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
         "blocks": {name: block_identity(settings.blocks[name]) for name in config.space.blocks},
         "tasks": chosen,
         "protocol": protocol.as_json(),
+        **({"residual": settings.residual} if settings.residual else {}),
         **_equal(config),
     }
     return Evaluator(_scored(evaluate, sizes), identity, "mean accuracy", sizes=sizes)

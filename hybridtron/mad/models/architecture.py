@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hybridtron.config.load import build
 from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
-from hybridtron.mad.models.candidate import ConfigCandidate
+from hybridtron.mad.models.candidate import SEQ_LEN, ConfigCandidate
 from hybridtron.mad.models.layers import (
     ALIASES,
     LAYERS,
@@ -32,7 +32,8 @@ from hybridtron.pattern import Pattern, parse
 
 @dataclass(frozen=True)
 class Architecture(ConfigCandidate):
-    """`blocks` are as a config writes them, `notes` say how they came from something larger."""
+    """`blocks` and `residual` are as a config writes them, no `residual` is a plain one; `notes` say how they came from
+    something larger."""
 
     name: str
     blocks: dict[str, dict[str, Any]]
@@ -40,17 +41,21 @@ class Architecture(ConfigCandidate):
     hidden_size: int = WIDTH
     norm_eps: float = 1e-5
     notes: tuple[str, ...] = ()
+    residual: dict[str, Any] = field(default_factory=dict)
 
     def model(self, vocab_size: int, seq_len: int) -> ModelConfig:
         """Build the model config of one task. Implicit filters span its length, as mad-lab's do; free taps stay."""
         blocks = {name: self._block(block, seq_len) for name, block in self.blocks.items()}
         shared = {"hidden_size": self.hidden_size, "pattern": self.pattern, "norm_eps": self.norm_eps}
+        if self.residual:
+            shared["residual"] = self.residual
         return build({**shared, "vocab_size": vocab_size, "blocks": blocks, "backend": "torch"}, ModelConfig)
 
     def fingerprint(self) -> str:
         """Return twelve digits that change with anything that changes what is trained."""
         blocks = {name: block_identity(block) for name, block in self.blocks.items()}
-        text = json.dumps([blocks, self.pattern, self.hidden_size, self.norm_eps], sort_keys=True)
+        other = [self.residual] if self.residual else []
+        text = json.dumps([blocks, self.pattern, self.hidden_size, self.norm_eps, *other], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def _block(self, block: dict[str, Any], seq_len: int) -> dict[str, Any] | MixerConfig:
@@ -91,12 +96,29 @@ def with_width(architecture: Architecture, hidden_size: int) -> Architecture:
     return replace(architecture, name=f"{architecture.name}, width {hidden_size}", hidden_size=hidden_size)
 
 
+def with_residual(architecture: Architecture, residual: Mapping[str, Any]) -> Architecture:
+    """Return the architecture with another residual topology: `type` and keys, as in a run's `model.residual`.
+
+    Raises:
+        UserError: for keys that are no topology's, and for one that does not fit the layers.
+    """
+    plain = residual == {"type": "plain"}
+    made = replace(
+        architecture,
+        name=architecture.name if plain else f"{architecture.name}, residual {residual.get('type')}",
+        residual={} if plain else dict(residual),
+    )
+    made.model(vocab_size=16, seq_len=SEQ_LEN)
+    return made
+
+
 def from_model(name: str, model: ModelConfig, depth: int = DEPTH) -> Architecture:
     """Build the proxy of a model of any size; see `shrink`. At most `depth` of its layers are kept."""
     if depth < 1:
         raise UserError(f"depth = {depth}: expected at least 1")
     blocks, pattern, notes = shrink(model, depth)
-    return Architecture(name, blocks, pattern, norm_eps=model.norm_eps, notes=tuple(notes))
+    residual = {} if model.residual.type == "plain" else model.residual.model_dump()
+    return Architecture(name, blocks, pattern, norm_eps=model.norm_eps, notes=tuple(notes), residual=residual)
 
 
 def _spanning(mixer: dict[str, Any], seq_len: int) -> dict[str, Any]:

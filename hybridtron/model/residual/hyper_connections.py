@@ -35,16 +35,18 @@ class Layer(plain.Layer):
         (x,) = states
         n = self.config.streams
         logits = stream_logits(x, self.weight, self.norm_eps)
-        # The iteration keeps 80 matrices a token for its backward pass, many times what they are computed from.
-        weights = self._weights(logits) if under_transforms() else recompute(self._weights, logits)
+        # The iteration keeps 80 matrices a token for its backward pass, many times what they are computed from. It is
+        # handed its parameters: functional_call has others in their place by the time of the backward pass.
+        given = (logits, self.scale, self.bias)
+        weights = self._weights(given) if under_transforms() else recompute(self._weights, given)
         pre, post, comb = weights.split([n, n, n * n], -1)
         return norm(add_up(pre, x)), (post.to(x.dtype), comb.to(x.dtype))
 
-    def _weights(self, logits: Tensor) -> Tensor:
-        """Return pre, post and comb [..., n + n + n n] of the linear's output."""
-        n, eps = self.config.streams, self.config.eps
+    def _weights(self, given: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Return pre, post and comb [..., n + n + n n] of the linear's output, the scales and the biases."""
+        (logits, scales, biases), n, eps = given, self.config.streams, self.config.eps
         sizes = [n, n, n * n]
-        parts = zip(logits.split(sizes, -1), self.scale.unbind(), self.bias.split(sizes), strict=True)
+        parts = zip(logits.split(sizes, -1), scales.unbind(), biases.split(sizes), strict=True)
         pre, post, comb = (logit * scale + bias for logit, scale, bias in parts)
         comb = comb.unflatten(-1, (n, n)).softmax(-1) + eps
         comb = sinkhorn(comb, self.config.sinkhorn_iterations, eps)

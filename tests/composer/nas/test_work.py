@@ -179,6 +179,7 @@ def test_bad_keys_of_the_mad_evaluator_are_named_with_their_place(tmp_path, caps
         ({"preset": "serch"}, "evaluator.preset"),
         ({"tasks": {"memorisation": {}}}, "evaluator.tasks"),
         ({"hidden_size": 33}, "evaluator"),
+        ({"residual": {"type": "sandwitch"}}, "evaluator"),
     ):
         evaluator = {"type": "mad", "blocks": blocks, "hidden_size": 16, **changes}
         file.write_text(yaml.safe_dump({**SEARCH, "evaluator": evaluator}))

@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from hybridtron.config.load import build, load
 from hybridtron.errors import UserError
-from hybridtron.mad.models.architecture import Architecture, from_layers, from_model, from_pattern
+from hybridtron.mad.models.architecture import Architecture, from_layers, from_model, from_pattern, with_residual
 from hybridtron.mad.models.layers import ALIASES, LAYERS
 from hybridtron.mad.models.proxy_model import ProxyModel, initial_values, proxy_tensors
 from hybridtron.mad.models.shrink import shrink
@@ -11,6 +13,7 @@ from hybridtron.mad.models.soft_experts import soft_weights
 from hybridtron.mad.tasks.protocol import TASKS
 from hybridtron.mad.training.loop import train_setting
 from hybridtron.mad.training.presets import preset
+from hybridtron.mad.training.stack import Stack
 from hybridtron.mixers.registry import MIXERS
 from hybridtron.model.config import ModelConfig
 from hybridtron.training.config import RunConfig
@@ -235,3 +238,31 @@ def test_a_run_config_of_this_project_is_shrunk(request):
     made = from_model(config.name, config.model)
     assert made.hidden_size == 128
     assert run(made.model(16, 12)).isfinite().all()
+
+
+def test_a_residual_topology_is_part_of_what_is_trained():
+    plain = from_pattern("2*(gla swiglu)")
+    assert with_residual(plain, {"type": "plain"}) == plain
+    made = with_residual(plain, {"type": "hyper_connections", "streams": 2})
+    assert made.name == f"{plain.name}, residual hyper_connections"
+    assert made.fingerprint() not in (plain.fingerprint(), replace(made, residual={"type": "sandwich"}).fingerprint())
+    assert made.account()["parameters"] > plain.account()["parameters"]
+    with pytest.raises(UserError, match=r"residual.layers = 3: expected a divisor of the pattern's 4 layers"):
+        with_residual(plain, {"type": "parallel", "layers": 3})
+    model = made.model(vocab_size=16, seq_len=32)
+    assert from_model("of a run", model).residual == made.residual | {"sinkhorn_iterations": 20, "eps": 1e-6}
+
+
+@pytest.mark.parametrize(
+    "residual", [{"type": "parallel"}, {"type": "hyper_connections"}, {"type": "attention_residuals", "block_size": 2}]
+)
+@pytest.mark.parametrize("autoencoder", [False, True])
+def test_cells_of_every_topology_train_as_one(residual, autoencoder):
+    """Gradients of two stacked cells are those of each alone."""
+    model = with_residual(from_pattern("2*(gla swiglu)"), residual).model(vocab_size=16, seq_len=32)
+    values = [initial_values(model, autoencoder, seed) for seed in (0, 1)]
+    tokens = torch.randint(16, (3, 32), generator=torch.Generator().manual_seed(0))
+    alone, stacked = (Stack(model, autoencoder, values, one_pass=one_pass) for one_pass in (False, True))
+    (loss, expected), (stacked_loss, found) = (stack.gradients(tokens, tokens) for stack in (alone, stacked))
+    torch.testing.assert_close(stacked_loss, loss)
+    assert float((found - expected).norm() / expected.norm()) < 1e-4
