@@ -27,8 +27,8 @@ from torch import nn
 
 from hybridtron.backends.torch import TorchBackend
 from hybridtron.config.load import build
-from hybridtron.distributed.memory import keep_freed_memory
 from hybridtron.documents import Documents
+from hybridtron.memory import keep_freed_memory
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel

@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from hybridtron.accounting.describe import describe
 from hybridtron.backends.torch import TorchBackend
 from hybridtron.config.load import build
-from hybridtron.distributed.memory import keep_freed_memory
+from hybridtron.memory import keep_freed_memory
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel

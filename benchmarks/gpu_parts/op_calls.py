@@ -16,7 +16,7 @@ from hybridtron.ops.attention.softmax import attention
 from hybridtron.ops.conv.long_conv import long_conv
 from hybridtron.ops.conv.outer_conv import outer_conv
 from hybridtron.ops.conv.short_conv import gated_short_conv, short_conv
-from hybridtron.ops.elementwise.activations import relu2, swiglu
+from hybridtron.ops.elementwise.activations import gelu, relu2, swiglu
 from hybridtron.ops.elementwise.cross_entropy import cross_entropy, linear_cross_entropy
 from hybridtron.ops.elementwise.norm import gated_rms_norm, norm_and_gate, rms_norm
 from hybridtron.ops.flops import (
@@ -293,6 +293,7 @@ CALLS: dict[str, OpCall] = {
         lambda s: 2.0 * s.batch * s.seq_len * s.channels * s.vocab,
     ),
     "swiglu": OpCall(lambda draw: [draw.sequence(2 * draw.sizes.channels)], lambda size, x: swiglu(x)),
+    "gelu": OpCall(lambda draw: [draw.sequence(draw.sizes.channels)], lambda size, x: gelu(x)),
     "relu2": OpCall(lambda draw: [draw.sequence(draw.sizes.channels)], lambda size, x: relu2(x)),
     "cross_entropy": OpCall(
         lambda draw: [draw.sequence(draw.sizes.vocab)],

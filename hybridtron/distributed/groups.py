@@ -20,9 +20,9 @@ from hybridtron.distributed.config import ParallelConfig
 from hybridtron.distributed.cpu_compat import cuda_calls_on_cpu
 from hybridtron.distributed.environment import Environment
 from hybridtron.distributed.launch import signal_at_death_of_parent
-from hybridtron.distributed.memory import keep_freed_memory
 from hybridtron.distributed.rendezvous import PUBLISH, published_store
 from hybridtron.errors import DamagedCheckpoint, UserError, cause_of
+from hybridtron.memory import keep_freed_memory
 from hybridtron.tensors import Shard, Shards
 
 logger = logging.getLogger(__name__)

@@ -22,6 +22,7 @@ from hybridtron.mad.tasks.stored import SPLITS, read_examples
 from hybridtron.mad.training.device import require_device
 from hybridtron.mad.training.loop import train_setting
 from hybridtron.mad.training.presets import Cell, Preset, require_at_least_one
+from hybridtron.memory import keep_freed_memory
 from hybridtron.processes import TaskFailed, WorkerDied, run_tasks
 from hybridtron.reporting.numbers import plural, short_number
 
@@ -264,6 +265,7 @@ def _train(
     num_threads = torch.get_num_threads()
     if device == "cpu":
         torch.set_num_threads(1)
+        keep_freed_memory()
     # kernels that are compiled at run time take the current GPU
     current = contextlib.nullcontext() if device == "cpu" else torch.cuda.device(torch.device(device))
     try:

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from hybridtron.ops.attention.flash_window import FLASH_WINDOW
 from hybridtron.ops.attention.fused_shapes import fused_without_values
 from hybridtron.ops.attention.query_blocks import BlockAttention, group, mask_of, ungroup
+from hybridtron.ops.attention.small_heads import MOST_KEYS, MOST_WIDTH, SmallHeads, takes_small_heads
 from hybridtron.ops.attention.tiles import TiledAttention
 from hybridtron.ops.cuts import QueryBlock, query_blocks, runs
 from hybridtron.ops.device import device_type
@@ -241,6 +242,12 @@ register(
         lambda window, scale, q, *_: device_type(q.device) == "cuda",
         _fused_attention,
         partial(_fused_attention, kernel=fused_without_values),
+    ),
+    Implementation(
+        "C kernels, small heads",
+        f"float32 on a CPU, many heads of at most {MOST_WIDTH} channels, at most {MOST_KEYS} keys",
+        takes_small_heads,
+        SmallHeads.apply,
     ),
     Implementation(
         "C kernels for the softmax",

@@ -1,9 +1,10 @@
 """Causal convolution along the sequence with filters of some taps or as long as the sequence itself.
 
-Few taps are added up one by one. Longer filters go through Fourier transforms, whose cost per token grows with the
-logarithm of the filter's length: the sequence in segments of a few filter lengths, each of which reaches into the next
-(overlap-add), or whole where the filter is as long as it. Measured on one CPU core over 256 channels and 256 to 2048
-tokens, transforms pass the taps at 20 taps, and always the product with the filter's Toeplitz matrix in blocks.
+Few taps are added up one by one, in float32 on a CPU by compiled kernels some hundred. Longer filters go through
+Fourier transforms, whose cost per token grows with the logarithm of the filter's length: the sequence in segments of a
+few filter lengths, each of which reaches into the next (overlap-add), or whole where the filter is as long as it.
+Measured on one CPU core over 256 channels and 256 to 2048 tokens, transforms pass the taps at 20 taps without kernels,
+and always the product with the filter's Toeplitz matrix in blocks; with kernels over 128 channels at about 256.
 """
 
 from __future__ import annotations
@@ -19,8 +20,12 @@ from hybridtron.ops.conv.short_conv import short_conv
 from hybridtron.ops.cuts import DIRECT_TAPS, fft_size, segment_length
 from hybridtron.ops.dispatch import Implementation, otherwise, plain, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.native.library import kernels_for, require_kernels
 from hybridtron.ops.triton import toeplitz
 from hybridtron.ops.triton.launch import triton_kernels
+
+_NATIVE_TAPS = 256  # in the mean over tokens, beyond which transforms are faster
+_NATIVE_TOKENS = 2048  # MOST_CONV_TOKENS of long_conv.c
 
 
 def long_conv(u: Tensor, h: Tensor) -> Tensor:
@@ -95,6 +100,38 @@ class _Convolve(torch.autograd.Function):
         return torch.fft.irfft(grad_f.mul_(h_f.conj().unsqueeze(-2)), size)[..., :seq_len], dh, None, None
 
 
+class _NativeLongConv(torch.autograd.Function):
+    """Adds up every tap; u [b, s, c] and h [c, k], k <= s."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, h: Tensor) -> Tensor:
+        u = u if u.stride(-1) == 1 else u.contiguous()
+        out, taps = torch.empty_like(u), h.t().contiguous()
+        require_kernels().long_conv_forward(*u.shape, len(taps), u, *u.stride()[:2], taps, out, *out.stride()[:2])
+        ctx.save_for_backward(u, taps)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        u, taps = ctx.saved_tensors
+        grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+        du, dtaps = torch.empty_like(u), torch.empty_like(taps)
+        require_kernels().long_conv_backward(
+            *u.shape, len(taps), u, *u.stride()[:2], taps, grad, *grad.stride()[:2], du, *du.stride()[:2], dtaps
+        )
+        return du, dtaps.t()
+
+
+def _few_taps(seq_len: int, taps: int) -> bool:
+    """Return whether adding up taps is faster than transforms: the first tokens meet fewer than all."""
+    return seq_len <= _NATIVE_TOKENS and taps - taps * taps / (2 * seq_len) <= _NATIVE_TAPS
+
+
+def _native_long_conv(u: Tensor, h: Tensor) -> Tensor:
+    return _NativeLongConv.apply(u, h.repeat_interleave(u.shape[2] // len(h), 0))
+
+
 register(
     "long_conv",
     "long convolution",
@@ -103,6 +140,12 @@ register(
         toeplitz.long_conv,
         f"at most {toeplitz.MAX_TAPS} taps, a filter for at least {toeplitz.MIN_COLUMNS} channels times sequences",
         toeplitz.fits,
+    ),
+    Implementation(
+        "C kernels",
+        f"float32 on a CPU, at most {_NATIVE_TAPS} taps that meet a token in the mean, and {_NATIVE_TOKENS} tokens",
+        lambda u, h: _few_taps(u.shape[1], h.shape[1]) and kernels_for(u, h) is not None,
+        _native_long_conv,
     ),
     otherwise("convolve, in segments", _convolve_segments),
     sample=lambda one: (one.unsqueeze(0), one.expand(1, DIRECT_TAPS + 1)),

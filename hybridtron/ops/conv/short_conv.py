@@ -16,11 +16,13 @@ from hybridtron.ops.device import device_type
 from hybridtron.ops.dispatch import Implementation, otherwise, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
 from hybridtron.ops.elementwise.row_blocks import block_length, enough
+from hybridtron.ops.native.library import kernels_for, require_kernels
 from hybridtron.ops.triton import short_conv as triton_short_conv
 from hybridtron.ops.triton.launch import triton_kernels
 
 aten = torch.ops.aten
 
+_MOST_TAPS = 32  # MOST_CONV_TAPS of short_conv.c
 _TILE_CHANNELS = 768  # at most; long rows copy fast, and a tile still holds enough tokens to make k - 1 of them cheap
 
 
@@ -121,6 +123,34 @@ class _ShortConv(torch.autograd.Function):
         return dx, dweight.t().to(weight.dtype), None if bias is None else dbias.to(bias.dtype), None
 
 
+class _NativeShortConv(torch.autograd.Function):
+    """Keeps its inputs alone for backward, as `_ShortConv` does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: Literal["silu"] | None) -> Tensor:
+        x = x if x.stride(-1) == 1 else x.contiguous()
+        out, taps = torch.empty_like(x), weight.t().contiguous()
+        ctx.sizes = (*x.shape, weight.shape[1], int(activation is not None))
+        start = x.new_zeros(x.shape[-1]) if bias is None else bias.contiguous()
+        require_kernels().short_conv_forward(*ctx.sizes, x, *x.stride()[:2], taps, start, out, *out.stride()[:2])
+        ctx.save_for_backward(x, taps, start)
+        ctx.has_bias = bias is not None
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+        x, taps, start = ctx.saved_tensors
+        grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+        dx, inner = torch.empty_like(x), x.new_empty(len(x) * ctx.sizes[-1], *x.shape[1:])
+        dweight, dbias = x.new_empty(len(x), *taps.shape), x.new_empty(len(x), x.shape[-1])
+        require_kernels().short_conv_backward(
+            *ctx.sizes, x, *x.stride()[:2], taps, taps.flip(0), start, grad, *grad.stride()[:2], inner,
+            dx, *dx.stride()[:2], dweight, dbias,
+        )  # fmt: skip
+        return dx, dweight.sum(0).t(), dbias.sum(0) if ctx.has_bias else None, None
+
+
 def _channel_runs(
     weight: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Iterator[tuple[slice, list[Tensor], Tensor | None]]:
@@ -160,6 +190,11 @@ def _correlate(rows: Tensor, taps: list[Tensor], start: Tensor | None) -> Tensor
     return y
 
 
+def _kernels_fit(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> bool:
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    return weight.shape[1] <= _MOST_TAPS and kernels_for(*tensors) is not None
+
+
 register(
     "short_conv",
     "short convolution",
@@ -177,6 +212,7 @@ register(
         lambda x, *_: under_transforms() or device_type(x.device) == "cuda",
         short_conv_reference,
     ),
+    Implementation("C kernels", f"float32 on a CPU, at most {_MOST_TAPS} taps", _kernels_fit, _NativeShortConv.apply),
     otherwise("PyTorch, in tiles", _ShortConv.apply),
     sample=lambda one: (one.new_ones(1, 1, 8), one.new_ones(8, 4), None, None),
 )

@@ -20,6 +20,11 @@ aten = torch.ops.aten
 
 def gelu(x: Tensor) -> Tensor:
     """Compute GELU in its tanh form (Hendrycks & Gimpel 2016, arXiv 1606.08415)."""
+    return select("gelu", x)(x)
+
+
+def gelu_reference(x: Tensor) -> Tensor:
+    """Compute `gelu` by its formula."""
     return F.gelu(x, approximate="tanh")
 
 
@@ -58,8 +63,8 @@ class _Form(NamedTuple):
 
     name: str
     inputs: int
-    forward: Callable[..., Any]
-    backward: Callable[..., Any]
+    forward: Callable[..., Any] | None = None  # None: by kernels alone
+    backward: Callable[..., Any] | None = None
 
 
 class _Activation(torch.autograd.Function):
@@ -74,7 +79,7 @@ class _Activation(torch.autograd.Function):
             getattr(require_kernels(), f"{form.name}_forward")(*out.shape, rows, rows.stride(0), out)
         else:
             for block in split_rows(*rows.chunk(form.inputs, -1), out):
-                form.forward(*block)
+                form.forward(*block)  # type: ignore[misc]
         ctx.save_for_backward(rows)
         ctx.shape, ctx.order, ctx.form, ctx.native = x.shape, order, form, native
         return from_rows(out, x.shape, order)
@@ -122,5 +127,14 @@ for operation, label, formula, form in (
         otherwise("PyTorch, in blocks of rows", partial(_apply, form, False)),
         sample=lambda one: (one,),
     )
+
+register(
+    "gelu",
+    "gelu",
+    plain(gelu_reference),
+    kernels(partial(_apply, _Form("gelu", 1), True)),
+    otherwise("PyTorch", gelu_reference),
+    sample=lambda one: (one,),
+)
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu": F.relu, "relu2": relu2, "silu": F.silu}

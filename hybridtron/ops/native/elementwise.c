@@ -1,4 +1,4 @@
-/* SwiGLU, squared ReLU and rotary position embedding. */
+/* SwiGLU, squared ReLU, GELU and rotary position embedding. */
 #include "common.h"
 
 /* y = silu(gate) up, with gate and up side by side in x [rows, 2 width]. */
@@ -44,6 +44,31 @@ KERNEL squared_relu_backward(long rows, long width, const float *x SHAPE(rows, w
         const float *in = x + row * x_step, *g = dy + row * dy_step;
         float *out = dx + row * width;
         for (long i = 0; i < width; i++) out[i] = 2.0f * (in[i] < 0.0f ? 0.0f : in[i]) * g[i];
+    }
+}
+
+/* y = x / 2 (1 + tanh u) = x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3) */
+static const float GELU_SLOPE = 1.5957691216f, GELU_CUBE = 0.044715f; /* 2 sqrt(2 / pi) */
+
+KERNEL gelu_forward(long rows, long width, const float *x SHAPE(rows, width) STRIDES(x_step), long x_step, float *y SHAPE(rows, width), int threads) {
+    PARALLEL(rows * width)
+    for (long row = 0; row < rows; row++) {
+        const float *in = x + row * x_step;
+        float *out = y + row * width;
+        for (long i = 0; i < width; i++) out[i] = in[i] * sigmoid(GELU_SLOPE * in[i] * fmaf(GELU_CUBE * in[i], in[i], 1.0f));
+    }
+}
+
+KERNEL gelu_backward(long rows, long width, const float *x SHAPE(rows, width) STRIDES(x_step), long x_step, const float *dy SHAPE(rows, width) STRIDES(dy_step), long dy_step, float *dx SHAPE(rows, width), int threads) {
+    PARALLEL(rows * width)
+    for (long row = 0; row < rows; row++) {
+        const float *in = x + row * x_step, *g = dy + row * dy_step;
+        float *out = dx + row * width;
+#pragma omp simd
+        for (long i = 0; i < width; i++) {
+            float square = GELU_CUBE * in[i] * in[i], s = sigmoid(GELU_SLOPE * in[i] * (1.0f + square));
+            out[i] = g[i] * s * fmaf(GELU_SLOPE * in[i] * fmaf(3.0f, square, 1.0f), 1.0f - s, 1.0f);
+        }
     }
 }
 

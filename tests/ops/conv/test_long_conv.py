@@ -11,6 +11,7 @@ from tests.ops.compare import assert_causal, assert_matches, assert_vmaps, leaf,
 
 LENGTHS = (1, 7, 59, 60, 61, 300, 1000)  # around a segment of 60, three times 20 taps and one more
 TAPS = (1, 7, 20, 21, 128, 2000)  # added up, by segments, and longer than the sequence
+pytestmark = pytest.mark.usefixtures("form")
 
 
 @pytest.mark.parametrize("groups", [2, 6])

@@ -6,6 +6,8 @@ from hybridtron.ops.conv import short_conv as module
 from hybridtron.ops.conv.short_conv import short_conv, short_conv_reference, short_conv_step
 from tests.ops.compare import LENGTHS, assert_causal, assert_matches, assert_vmaps, leaf, token_major
 
+pytestmark = pytest.mark.usefixtures("form")
+
 
 @pytest.mark.parametrize("activation", [None, "silu"])
 @pytest.mark.parametrize("seq_len", LENGTHS)

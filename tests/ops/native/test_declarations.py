@@ -11,7 +11,9 @@ import torch
 from hybridtron.model.step_plan import plan_steps
 from hybridtron.ops.attention.rotary import apply_rotary, rotary_tables
 from hybridtron.ops.attention.softmax import attention
-from hybridtron.ops.elementwise.activations import relu2, swiglu, swiglu_reference
+from hybridtron.ops.conv.long_conv import long_conv
+from hybridtron.ops.conv.short_conv import short_conv
+from hybridtron.ops.elementwise.activations import gelu, relu2, swiglu, swiglu_reference
 from hybridtron.ops.elementwise.norm import rms_norm
 from hybridtron.ops.native import library
 from hybridtron.ops.native.declarations import CheckedKernel
@@ -51,7 +53,11 @@ def calls():
         outputs = [
             swiglu(leaf(3, 10)),
             relu2(leaf(3, 10)),
+            gelu(leaf(3, 10)),
             rms_norm(leaf(3, 10), leaf(10), 1e-5),
+            attention(*(leaf(4, 9, 8, 8) for _ in range(3))),
+            short_conv(leaf(2, 9, 5), leaf(5, 4), leaf(5), "silu"),
+            long_conv(leaf(2, 30, 5), leaf(5, 30)),
             attention(apply_rotary(q, *rotary_tables(9, 6)), q, q, sinks=leaf(4)),
             attention(q, q, q, softcap=2.0, decays=-leaf(2, 9, 4).exp().cumsum(1)),
             selective_scan(*test_selective_scan.arguments(40)),
@@ -171,6 +177,10 @@ def test_numbers_that_are_none_are_refused(calls, name):
         ("attention_step", 2, 0, "kv >= 1"),
         ("attention_step", 4, 9, "2 * half <= dim"),
         ("mamba2_step", 5, 0, "taps >= 1"),
+        ("short_conv_forward", 3, 33, "1 <= taps <= MOST_CONV_TAPS"),
+        ("long_conv_backward", 3, 31, "1 <= taps <= seq_len"),
+        ("heads_forward", 2, 1025, "keys <= MOST_HEAD_KEYS"),
+        ("heads_backward", 4, 3, "heads % kv == 0"),
     ],
 )
 def test_numbers_that_do_not_fit_each_other_are_refused(calls, name, index, value, requirement):
