@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -166,6 +167,11 @@ class Backend:
             return self.cross_entropy(head(x, shared_weight), targets)
         weight: Any = head.weight if shared_weight is None else shared_weight
         return linear_cross_entropy(x, weight, targets, lambda: head(x, shared_weight))
+
+    def whole_sequences(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Leave all tokens to every tensor-parallel rank meanwhile, in the modules of `model`: sequence parallelism,
+        which shares tokens out between mixers, is off. Without gradient."""
+        return nullcontext()
 
     def gather_logits(self, logits: Tensor) -> Tensor:
         """Gather local logits to logits over the whole vocabulary, on every rank."""

@@ -5,7 +5,8 @@ Needs initialised process groups; `hybridtron.distributed` makes them and hands 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -198,6 +199,27 @@ class MegatronBackend(Backend):
         if self.shards.tensor.size == 1:
             return cross_entropy(logits, targets)
         return vocab_parallel_cross_entropy(logits, targets, self.group)
+
+    @contextmanager
+    def whole_sequences(self, model: nn.Module) -> Iterator[None]:
+        if not self.sequence_parallel:
+            yield
+            return
+        changed: list[tuple[Any, str, Any]] = [
+            (owner, name, getattr(owner, name))
+            for owner in (self, self.config, *model.modules())
+            for name in ("sequence_parallel", "reduce_scatter_embeddings")
+            if getattr(owner, name, False)
+        ]
+        changed.append((self, "sequence", self.sequence))
+        try:
+            for owner, name, _ in changed:
+                setattr(owner, name, False)
+            self.sequence = Shard(self.context_group.rank(), self.context_parallel_size)
+            yield
+        finally:
+            for owner, name, value in changed:
+                setattr(owner, name, value)
 
     def gather_logits(self, logits: Tensor) -> Tensor:
         return gather_from_tensor_model_parallel_region(logits, group=self.group)

@@ -48,6 +48,7 @@ class ParallelContext:
     sequence_group: dist.ProcessGroup  # those that hold the runs of a sequence between mixers, in their order
     expert_groups: ExpertGroups
     pipeline: Shard
+    pipeline_group: dist.ProcessGroup
     stage_group: dist.ProcessGroup  # all processes of this one's pipeline stage
     data_rank: int
     data_size: int
@@ -192,6 +193,7 @@ def parallel_context_of(parallel: ParallelConfig, rank: int, world_size: int, de
 
     tensor = state.get_tensor_model_parallel_group()
     context = state.get_context_parallel_group()
+    pipeline = state.get_pipeline_model_parallel_group()
     expert, expert_tensor = state.get_expert_model_parallel_group(), state.get_expert_tensor_parallel_group()
     return ParallelContext(
         rank=rank,
@@ -207,7 +209,8 @@ def parallel_context_of(parallel: ParallelConfig, rank: int, world_size: int, de
         context_group=context,
         sequence_group=state.get_tensor_and_context_parallel_group() if parallel.sequence else context,
         expert_groups=ExpertGroups(expert, expert_tensor, state.get_expert_tensor_and_model_parallel_group()),
-        pipeline=_shard_of(state.get_pipeline_model_parallel_group()),
+        pipeline=_shard_of(pipeline),
+        pipeline_group=pipeline,
         stage_group=state.get_amax_reduction_group(with_context_parallel=True),
         data_rank=state.get_data_parallel_rank(),
         data_size=state.get_data_parallel_world_size(),

@@ -33,7 +33,7 @@ class DeltaRuleMixer(Mixer):
 
     def initial_state(self, batch: int) -> ConvState:
         config = self.config
-        memory = self.zero_state(batch, config.value_heads, config.key_size, config.value_size)
+        memory = self.zero_state(batch, self.local_count(config.value_heads), config.key_size, config.value_size)
         return ConvState(self.zero_conv_inputs(batch), memory)
 
     def prefill_core(self, packed: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:

@@ -19,7 +19,8 @@ A mixer whose config `carries` values reads and returns those of the earlier lay
     y, state, carried = mixer.step(x, state, carried)
 
 Both give what `forward` gives for the whole sequence, except that no capacity of experts, which is a share of a whole
-sequence, limits them. They run in one process that holds all heads (tensor and context parallel size 1).
+sequence, limits them. A tensor-parallel rank keeps the state of its own heads; every rank has all tokens
+(`Backend.whole_sequences`). Context parallelism, which cuts sequences, has no steps.
 """
 
 from __future__ import annotations
@@ -134,6 +135,10 @@ class Mixer(nn.Module):
         if self.config.kind == "channel":
             return ()
         raise NotImplementedError
+
+    def local_count(self, count: int) -> int:
+        """Return how many of so many heads, groups or channels are this tensor-parallel rank's."""
+        return count // self.backend.shards.tensor.size
 
     def zero_state(self, *size: int) -> Tensor:
         """Return zeros in the dtype of states."""

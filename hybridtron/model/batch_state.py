@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hybridtron.mixers.mixer import State
 from hybridtron.mixers.state_rows import join_rows, reserve, take_rows, without_padding
-from hybridtron.model.language_model import LanguageModel
+from hybridtron.model.pipeline import Generator
 from hybridtron.model.step_plan import StepPlan, plan_steps
 
 
@@ -20,19 +20,18 @@ class BatchState:
     reads. Otherwise sequences of one length that go on by equally many tokens read them in parallel.
     """
 
-    def __init__(self, model: LanguageModel, batch: int, room: int = 0) -> None:
+    def __init__(self, model: Generator, batch: int, room: int = 0) -> None:
         """Begin `batch` sequences; caches get memory for `room` tokens of each at once."""
-        embedding = model.get_parameter("embedding.weight")
         self.model, self.room = model, room
         self._state: list[State] = model.initial_state(batch)
         self._plan: StepPlan | None = None  # holds the state while it takes steps
         self.order = list(range(batch))  # the sequence at each place of the state
         self.lengths = [0] * batch  # tokens of each sequence
-        self.logits = embedding.new_zeros(batch, len(embedding))  # after its last token, zeros before the first [b, v]
+        self.logits = model.zero_logits(batch)  # after its last token, zeros before the first [b, v]
 
     @property
     def state(self) -> list[State]:
-        """The state of every layer."""
+        """Return the state of every layer."""
         if self._plan is not None:
             self._state, self._plan = self._plan.state(), None
         return self._state

@@ -11,7 +11,7 @@ from torch import Tensor
 from hybridtron.data.tokenizer import Tokenizer
 from hybridtron.errors import UserError
 from hybridtron.model.batch_state import BatchState
-from hybridtron.model.language_model import LanguageModel
+from hybridtron.model.pipeline import Generator
 from hybridtron.model.sampling import DEFAULT_SAMPLING, Sampling
 
 LARGEST_BATCH = 32  # prompts that advance together
@@ -64,7 +64,7 @@ class _Sequence:
 
 
 def generate(
-    model: LanguageModel,
+    model: Generator,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     max_tokens: int,
@@ -72,7 +72,6 @@ def generate(
     context: int,
     sampling: Sampling = DEFAULT_SAMPLING,
     stop: Sequence[str] = (),
-    tensor_parallel_size: int = 1,
     seed: int = 0,
     start_document: bool = True,
     device: torch.device | str = "cpu",
@@ -83,10 +82,9 @@ def generate(
     Without it a prompt may stand anywhere in a document. A text ends before the first of the `stop` texts in it.
 
     Every prompt has a generator of its own, started by `seed`, so that its text does not depend on the others; equal
-    prompts give different samples. A model in one process reads the prompts in parallel and goes on from its state, so
-    that recurrent layers take equally long for every token; it sees at most the last `context` tokens, and at least
-    half as many. One that lies over `tensor_parallel_size` processes, which all call this with the same arguments and
-    get the same text, goes over the last `context` tokens for every token.
+    prompts give different samples. The model reads the prompts in parallel and goes on from its state, so that
+    recurrent layers take equally long for every token; it sees at most the last `context` tokens, and at least half as
+    many. Where it lies over several processes all of them call this with the same arguments and get the same text.
 
     Raises:
         UserError: for a number out of range or a prompt that is not UTF-8 text.
@@ -103,10 +101,7 @@ def generate(
     ]
     for i in range(0, len(sequences), LARGEST_BATCH):
         batch = sequences[i : i + LARGEST_BATCH]
-        if tensor_parallel_size == 1:
-            next_logits = _by_state(model, context, max_tokens, device)
-        else:
-            next_logits = _by_windows(model, context, tensor_parallel_size, tokenizer.eod, device)
+        next_logits = _by_state(model, context, max_tokens, device)
         _extend_together(batch, next_logits, sampling, tokenizer, stop)
         for each in batch:
             yield each.completion(tokenizer)
@@ -152,7 +147,7 @@ def _check(prompts: Sequence[str], max_tokens: int, seed: int, stop: Sequence[st
         raise UserError("stop = '': expected text of at least one character")
 
 
-def _by_state(model: LanguageModel, context: int, max_tokens: int, device: torch.device | str) -> NextLogits:
+def _by_state(model: Generator, context: int, max_tokens: int, device: torch.device | str) -> NextLogits:
     """Continue from the state after the tokens of the last call; a sequence that is as it was goes on with any token.
 
     One that passes the context begins anew with its last half.
@@ -174,23 +169,5 @@ def _by_state(model: LanguageModel, context: int, max_tokens: int, device: torch
         counts = list(map(len, new))
         padded = [tokens + [0] * (max(counts) - len(tokens)) for tokens in new]
         return state.advance(torch.tensor(padded, device=device), counts)
-
-    return next_logits
-
-
-def _by_windows(
-    model: LanguageModel, context: int, multiple_of: int, filler: int, device: torch.device | str
-) -> NextLogits:
-    """Run over the last `context` tokens of each, filled up at their ends to one length, and that to a multiple.
-
-    Sequence parallelism needs that, and a causal model does not notice.
-    """
-
-    def next_logits(texts: list[list[int]]) -> Tensor:
-        seen = [tokens[-context:] for tokens in texts]
-        longest = max(map(len, seen))
-        length = longest + -longest % multiple_of
-        window = torch.tensor([tokens + [filler] * (length - len(tokens)) for tokens in seen], device=device)  # [b, s]
-        return model.logits(window)[torch.arange(len(seen)), [len(tokens) - 1 for tokens in seen]]
 
     return next_logits

@@ -26,6 +26,11 @@ from hybridtron.model.tensors import model_tensors
 PREFILL_TOKENS = 4096  # of all sequences, read at a time
 
 
+def pieces(tokens: Tensor) -> Sequence[Tensor]:
+    """Cut ids [b, s] into runs of the sequences that are read at a time."""
+    return tokens.split(max(1, PREFILL_TOKENS // len(tokens)), 1)
+
+
 class Layer(nn.Module):
     """A mixer with its norm and its place in the residual stream, stream -> stream.
 
@@ -141,6 +146,7 @@ class LanguageModel(nn.Module):
             self.head = backend.column_linear(head, shared=self.tied)
         self.projected_cross_entropy = backend.projected_cross_entropy
         self.gather_logits = backend.gather_logits
+        self.backend = backend
         self.received: Tensor | None = None
         self.forward_context: Callable[[], AbstractContextManager[None]] = nullcontext  # of the layers
 
@@ -240,40 +246,64 @@ class LanguageModel(nn.Module):
         return weight
 
     def initial_state(self, batch: int) -> list[State]:
-        """Return the state of every layer before the first token."""
-        return [layer.mixer.initial_state(batch) for layer in self.step_layers]
+        """Return the state of every layer of this stage before the first token."""
+        return [layer.mixer.initial_state(batch) for layer in self.layer_list]
 
     def prefill(self, tokens: Tensor, state: list[State], *, all_logits: bool = False) -> tuple[Tensor, list[State]]:
         """Map the next tokens of every sequence, ids [b, s], to the logits [b, vocabulary] after the last one, or
         [b, s, vocabulary] after each, and the new state.
 
         As `step` for each of them, but in parallel: in pieces of at most PREFILL_TOKENS, so that memory does not grow
-        with the length of a prompt. For a model that lies in one process; the state handed in is used up.
+        with the length of a prompt. The state handed in is used up. For all stages: see `hybridtron.model.pipeline`.
         """
         parts: list[Tensor] = []
-        states = list(state)
-        for piece in tokens.split(max(1, PREFILL_TOKENS // len(tokens)), 1):
-            stream = self.begin(self.embed(piece))
-            for i, layer in enumerate(self.step_layers):
-                stream, states[i] = layer.prefill(stream, states[i])
-            x = self.end(stream)
-            parts = [*parts, x] if all_logits else [x[-1:]]
-        logits = self.gather_logits(self._project(torch.cat(parts))).transpose(0, 1)
-        return logits if all_logits else logits[:, 0], states
+        with self.whole_sequences():
+            for piece in pieces(tokens):
+                stream, state = self.advance(Layer.prefill, self.begin(self.embed(piece)), state)
+                x = self.end(stream)  # [s, b, h]
+                parts = [*parts, x] if all_logits else [x[-1:]]
+            return self.next_logits(torch.cat(parts), all_logits=all_logits), state
 
     def step(self, tokens: Tensor, state: list[State]) -> tuple[Tensor, list[State]]:
         """Map the next token of every sequence, ids [b], to the logits [b, vocabulary] after it and the new state.
 
-        For a model that lies in one process; the state handed in is used up.
+        The state handed in is used up.
         """
-        stream, after = self.begin(self.embed(tokens.unsqueeze(1)).squeeze(0)), []
-        for layer, before in zip(self.step_layers, state, strict=True):
-            stream, own = layer.step(stream, before)
+        with self.whole_sequences():
+            x = self.embed(tokens.unsqueeze(1)).squeeze(0)
+            stream, state = self.advance(Layer.step, self.begin(x), state)
+            return self.next_logits(self.end(stream).unsqueeze(0)), state
+
+    def whole_sequences(self) -> AbstractContextManager[None]:
+        """Leave all tokens to every tensor-parallel rank meanwhile."""
+        return self.backend.whole_sequences(self)
+
+    def advance(
+        self, function: Callable[[Layer, Stream, State], tuple[Stream, State]], stream: Stream, state: Sequence[State]
+    ) -> tuple[Stream, list[State]]:
+        """Map the stream before this stage's first layer to that after its last one; return each layer's state too.
+
+        `function` is `Layer.prefill` or `Layer.step`.
+        """
+        after = []
+        for layer, own in zip(self.layer_list, state, strict=True):
+            stream, own = function(layer, stream, own)
             after.append(own)
-        return self.gather_logits(self._project(self.end(stream).unsqueeze(0))).squeeze(0), after
+        return stream, after
+
+    def next_logits(self, x: Tensor, *, all_logits: bool = False) -> Tensor:
+        """Map the input of the final norm [s, b, h] to the logits after the last token [b, vocabulary], or after each
+        [b, s, vocabulary]."""
+        logits = self.gather_logits(self._project(x)).transpose(0, 1)
+        return logits if all_logits else logits[:, -1]
+
+    def zero_logits(self, batch: int) -> Tensor:
+        """Return zeros [b, vocabulary] where the logits of so many sequences are made."""
+        return next(self.parameters()).new_zeros(batch, self.packing.config.vocab_size, dtype=self.backend.dtype)
 
     @property
-    def step_layers(self) -> list[Layer]:
+    def layer_list(self) -> list[Layer]:
+        """Return the layers of this stage."""
         return [layer for layer in self.layers.values() if isinstance(layer, Layer)]
 
     def logits(self, tokens: Tensor) -> Tensor:

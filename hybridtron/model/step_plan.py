@@ -37,11 +37,11 @@ class StepPlan:
         assert isinstance(head, Tensor)
         self.tokens = torch.zeros(batch, dtype=torch.long)
         self.logits = torch.empty(batch, len(head))
-        self.layers = [prepare.layer(layer, own) for layer, own in zip(model.step_layers, state, strict=True)]
+        self.layers = [prepare.layer(layer, own) for layer, own in zip(model.layer_list, state, strict=True)]
         self.calls: list[PreparedCall] = [partial(torch.index_select, embedding, 0, self.tokens, out=x)]
         if model.embedding_multiplier != 1:
             self.calls.append(partial(x.mul_, model.embedding_multiplier))
-        if any(layer.carries for layer in model.step_layers):
+        if any(layer.carries for layer in model.layer_list):
             self.calls.append(prepare.begin)
         self.calls += [call for layer in self.layers for call in layer.calls]
         self.calls += prepare.norm(x, model.final_norm, prepare.normed, scale=1 / model.logits_scaling)
@@ -87,9 +87,9 @@ def plan_steps(model: Any, state: Sequence[State], batch: int) -> StepPlan | Non
         return None
     if type(model.final_norm) is not RMSNorm or not _is_plain_linear(model.head):
         return None
-    if any(layer.mixer.backend.shards.tensor.size > 1 for layer in model.step_layers):
+    if any(layer.mixer.backend.shards.tensor.size > 1 for layer in model.layer_list):
         return None
-    if any(type(layer.residual) is not plain.Layer for layer in model.step_layers):
+    if any(type(layer.residual) is not plain.Layer for layer in model.layer_list):
         return None
     return StepPlan(model, kernels, state, batch)
 

@@ -28,7 +28,7 @@ from tests.distributed.layouts import (
     STEPS,
     TABLE,
 )
-from tests.distributed.walk import run_config
+from tests.distributed.walk import can_generate, run_config
 from tests.warm import launch
 
 LOSS, NORM, GRADIENT, STATISTICS = 1e-5, 1e-4, 1e-4, 2e-5
@@ -119,6 +119,12 @@ def test_further_tokens_have_the_losses_of_one_process(found, name):
     first = SAVED_AT if TABLE[name].after else 0
     losses = found[name]["mtp_losses"]
     assert losses == pytest.approx(expected[first : first + len(losses)], abs=LOSS)
+
+
+@pytest.mark.parametrize("name", [n for n in LAYOUTS if can_generate(LAYOUTS[n])])
+def test_prompts_and_steps_have_the_logits_of_one_process(found, name):
+    expected = torch.tensor(found[LAYOUTS[name].model]["generated"])
+    torch.testing.assert_close(torch.tensor(found[name]["generated"]), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", RESUMED)

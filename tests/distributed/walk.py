@@ -20,6 +20,8 @@ from hybridtron.data.batches import MicroBatch, micro_batch, step_documents
 from hybridtron.distributed.config import PrecisionConfig
 from hybridtron.distributed.environment import Environment, read_environment
 from hybridtron.distributed.groups import ParallelContext, process_groups
+from hybridtron.model.batch_state import BatchState
+from hybridtron.model.pipeline import Pipeline
 from hybridtron.training.build import build_engine
 from hybridtron.training.config import RunConfig
 from hybridtron.training.init_map import weight_rules
@@ -120,6 +122,24 @@ def average_loss(engine, batches) -> float:
     return loss
 
 
+def can_generate(layout: Layout) -> bool:
+    return layout.parallel.get("context", 1) == 1 and not layout.after and layout.model not in PRECISION
+
+
+@torch.no_grad()
+def generated(engine, parallel_context: ParallelContext) -> list[list[float]]:
+    """Some logits of two sequences after each prompt, of different lengths, and after each of three steps."""
+    chunks = engine.chunks
+    whole = chunks[0].stage.is_first and chunks[0].stage.is_last
+    model = chunks[0] if whole else Pipeline(chunks, parallel_context.pipeline_group)
+    tokens = torch.randint(VOCAB, (2, 10), generator=torch.Generator().manual_seed(0))
+    state = BatchState(model, 2, room=10)
+    logits = [state.advance(tokens[:, :7], [7, 4])]
+    for t in range(7, 10):
+        logits.append(state.advance(tokens[:, t : t + 1], [1, 1]))
+    return torch.cat(logits)[:, :VOCAB:4].tolist()
+
+
 def try_layout(name: str, layout: Layout, parallel_context: ParallelContext, folder: Path) -> dict:
     from hybridtron.distributed import checkpoint
 
@@ -147,6 +167,8 @@ def try_layout(name: str, layout: Layout, parallel_context: ParallelContext, fol
             checkpoint.load(start, engine)
         if not layout.after:
             save(folder / f"{name}.read")
+    if can_generate(layout):
+        found["generated"] = generated(engine, parallel_context)
     goes_on = bool(name in MODELS or name in SAVED or layout.after)
     for step in range(SAVED_AT if layout.after else 0, STEPS if goes_on else COMPARED):
         statistics = engine.collect_layer_statistics() if step == 0 else None

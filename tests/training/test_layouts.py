@@ -14,24 +14,26 @@ def losses(run):
 
 
 def test_other_layouts_train_and_evaluate_the_same(tiny, hybridtron):
-    """Seven held-out sequences, which no number of processes divides."""
+    """Seven held-out sequences, which no number of processes divides; and the same sample of text."""
     layouts = {
         "one process": [],
         "data parallel": ["--nproc", 2],
         "tensor and sequence parallel": [
-            "parallel.tensor=2", "parallel.sequence=true", "train.sample_tokens=3", "--nproc", 2],
+            "parallel.tensor=2", "parallel.sequence=true", "--nproc", 2],
         "interleaved pipeline": ["parallel.pipeline=2", "parallel.virtual_pipeline=2", "--nproc", 2],
         "smaller micro-batches": ["train.micro_batch_size=1"],
         "torch backend": ["model.backend=torch"],
     }  # fmt: skip
-    found = {}
+    found, samples = {}, set()
     for name, overrides in layouts.items():
         folder = tiny.parent / name.replace(" ", "_")
-        shared = [f"folder={folder}", "train.eval_sequences=7"]
+        shared = [f"folder={folder}", "train.eval_sequences=7", "train.sample_tokens=8"]
         result = hybridtron("train", tiny, *shared, *overrides)
         assert result.returncode == 0, result.stderr
         found[name] = losses(folder)
         assert found[name] == pytest.approx(found["one process"], abs=BOUND), name
+        samples.add(json.loads((folder / "summary.json").read_text())["sample"])
+    assert len(samples) == 1
     assert len(found["one process"]) == 21  # 20 steps and what is held out
     assert found["one process"][-1] < found["one process"][0] - 0.5
 

@@ -39,8 +39,8 @@ class Attention(Mixer):
         """Return an empty cache of rotated keys and of values, [b, kv_heads, tokens, d] each; with forget gates also of
         the sums of their logarithms [b, tokens, heads], in float64, which a long sequence needs."""
         config = self.config
-        empty = next(self.qkv.parameters()).new_empty(batch, config.kv_heads, 0, config.head_size)
-        sums = [empty.new_empty(batch, 0, config.num_heads, dtype=torch.float64)] * config.forget_gate
+        empty = next(self.qkv.parameters()).new_empty(batch, self.local_count(config.kv_heads), 0, config.head_size)
+        sums = [empty.new_empty(batch, 0, self.local_count(config.num_heads), dtype=torch.float64)] * config.forget_gate
         return TokenCache((empty, empty, *sums), window=config.window)
 
     def prefill_core(self, packed: Tensor, state: TokenCache) -> tuple[Tensor, TokenCache]:

@@ -54,7 +54,7 @@ class ProjectedHyena(Mixer):
         raise NotImplementedError
 
     def initial_state(self, batch: int) -> ConvState:
-        empty = self.conv_weight.new_empty(batch, self.config.inner_size)
+        empty = self.conv_weight.new_empty(batch, self.local_count(self.config.inner_size))
         return ConvState(self.zero_conv_inputs(batch), InputCache.empty(self.kept(empty, empty), self.skip))
 
     def prefill_core(self, packed: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:

@@ -28,7 +28,7 @@ class LightningAttention(Mixer):
 
     def initial_state(self, batch: int) -> Tensor:
         config = self.config
-        return self.zero_state(batch, config.num_heads, config.key_size, config.value_size)
+        return self.zero_state(batch, self.local_count(config.num_heads), config.key_size, config.value_size)
 
     def prefill_core(self, packed: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v, z = (part.transpose(0, 1) for part in self._heads(packed))  # [b, s, heads, .]

@@ -38,7 +38,9 @@ class LinearAttention(Mixer):
 
     def initial_state(self, batch: int) -> Tensor:
         config = self.config
-        return self.zero_state(batch, config.num_heads, config.features, config.value_size + config.normalizes)
+        return self.zero_state(
+            batch, self.local_count(config.num_heads), config.features, config.value_size + config.normalizes
+        )
 
     def prefill_core(self, packed: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         config = self.config

@@ -36,7 +36,7 @@ class Mamba2(Mixer):
 
     def initial_state(self, batch: int) -> ConvState:
         config = self.config
-        memory = self.zero_state(batch, config.num_heads, config.head_dim, config.state_dim)
+        memory = self.zero_state(batch, self.local_count(config.num_heads), config.head_dim, config.state_dim)
         return ConvState(self.zero_conv_inputs(batch), memory)
 
     def prefill_core(self, packed: Tensor, state: ConvState) -> tuple[Tensor, ConvState]:
@@ -56,7 +56,7 @@ class Mamba2(Mixer):
         norm = (
             gated_rms_norm_reference if z.device.type == "cpu" else gated_rms_norm
         )  # the fused form is for many tokens
-        y = norm(y.flatten(1), z, norm_weight, self.backend.norm_eps, config.groups)
+        y = norm(y.flatten(1), z, norm_weight, self.backend.norm_eps, self.local_count(config.groups))
         return y, ConvState(conv, memory)
 
     def prepare_step_core(self, kernels: Kernels, packed: Tensor, y: Tensor, state: ConvState) -> PreparedStep | None:

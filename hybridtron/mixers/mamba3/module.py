@@ -28,10 +28,10 @@ class Mamba3(Mixer):
         """Return zeros; of the last token the input before `mimo_x` is kept, [b, h, p]."""
         config = self.config
         return Mamba3State(
-            self.zero_state(batch, config.num_heads, config.head_dim, config.state_dim),
-            self.zero_state(batch, config.num_heads, config.mimo_rank, config.state_dim),
-            self.zero_state(batch, config.num_heads, config.head_dim),
-            self.zero_state(batch, config.num_heads, config.num_angles),
+            self.zero_state(batch, self.local_count(config.num_heads), config.head_dim, config.state_dim),
+            self.zero_state(batch, self.local_count(config.num_heads), config.mimo_rank, config.state_dim),
+            self.zero_state(batch, self.local_count(config.num_heads), config.head_dim),
+            self.zero_state(batch, self.local_count(config.num_heads), config.num_angles),
         )
 
     def prefill_core(self, packed: Tensor, state: Mamba3State) -> tuple[Tensor, Mamba3State]:

@@ -59,7 +59,7 @@ class MLA(Mixer):
         shared = self._rotate(state.seen, shared.unsqueeze(2)).squeeze(2)
         state = state.append(torch.cat([shared, latent], -1))
         shared, latent = state.held()[0].split([config.rotary_dim, config.kv_rank], -1)
-        k, v = self.kv_up(latent).split([part.size for part in self.specs["kv_up.weight"].parts], -1)
+        k, v = self.kv_up(latent).split(self.backend.core_sizes(self.specs["kv_up.weight"].parts), -1)
         k, v = k.unflatten(-1, (-1, config.key_size)), v.unflatten(-1, (-1, config.value_size))
         if config.rotary_dim:
             k = torch.cat([shared.unsqueeze(2).expand(-1, -1, k.shape[2], -1), k], -1)
@@ -75,8 +75,10 @@ class MLA(Mixer):
             rotation = (position, seen, config.rotary_dim, config.rotary_base, config.rotary_scaling)
             q, shared = rotate_step(q, *rotation), rotate_step(shared.unsqueeze(1), *rotation).squeeze(1)
         state = state.append(torch.cat([shared, latent], -1).unsqueeze(1))
-        sizes = [part.size for part in self.specs["kv_up.weight"].parts]
-        keys, values = (w.unflatten(0, (config.num_heads, -1)) for w in self.kv_up.weight.split(sizes))
+        sizes = self.backend.core_sizes(self.specs["kv_up.weight"].parts)
+        keys, values = (
+            w.unflatten(0, (self.local_count(config.num_heads), -1)) for w in self.kv_up.weight.split(sizes)
+        )
         meeting, own = q.split([config.rotary_dim, config.key_size], -1)  # [b, heads, .]
         q = torch.cat([meeting, torch.einsum("bhn,hnr->bhr", own, keys)], -1)
         held = state.held()[0].unsqueeze(1)  # [b, 1, tokens, .]

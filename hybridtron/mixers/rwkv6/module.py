@@ -43,7 +43,7 @@ class RWKV6(Mixer):
 
     def initial_state(self, batch: int) -> RWKV6State:
         config = self.config
-        heads = self.zero_state(batch, config.num_heads, config.head_dim, config.head_dim)
+        heads = self.zero_state(batch, self.local_count(config.num_heads), config.head_dim, config.head_dim)
         return RWKV6State(self.mix_base.new_zeros(batch, config.hidden_size), heads)
 
     def prefill(self, x: Tensor, state: RWKV6State) -> tuple[Tensor, RWKV6State]:

@@ -64,7 +64,7 @@ class RWKV7(Mixer):
 
     def initial_state(self, batch: int) -> RWKV7State:
         config = self.config
-        heads = self.zero_state(batch, config.num_heads, config.head_dim, config.head_dim)
+        heads = self.zero_state(batch, self.local_count(config.num_heads), config.head_dim, config.head_dim)
         return RWKV7State(self.mix_key.new_zeros(batch, config.hidden_size), heads)
 
     def prefill(self, x: Tensor, state: RWKV7State, carried: Carried | None = None) -> Any:

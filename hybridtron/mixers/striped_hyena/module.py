@@ -66,7 +66,9 @@ class _Explicit(StripedHyena):
     """Filters of free taps, which see so many inputs."""
 
     def initial_inputs(self, batch: int) -> Tensor:
-        return self.filter_weight.new_zeros(batch, self.filter_weight.shape[1] - 1, self.config.hidden_size)
+        return self.filter_weight.new_zeros(
+            batch, self.filter_weight.shape[1] - 1, self.local_count(self.config.hidden_size)
+        )
 
     def convolve_more(self, inputs: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         taps, seen = self.filter_weight.shape[1], torch.cat([inputs, u], 1)
@@ -104,7 +106,7 @@ class HyenaLI(StripedHyena):
         return modal_filter(*self._modes(), tokens)
 
     def initial_inputs(self, batch: int) -> Tensor:
-        return self.zero_state(batch, self.config.hidden_size, self.config.filter_order)
+        return self.zero_state(batch, self.local_count(self.config.hidden_size), self.config.filter_order)
 
     def convolve_more(self, inputs: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         carried, inputs = modal_prefill(inputs, u, *self._modes())

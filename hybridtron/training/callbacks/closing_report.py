@@ -14,6 +14,7 @@ from hybridtron.data.tokenizer import Tokenizer
 from hybridtron.data.tokenizer import load as load_tokenizer
 from hybridtron.files import replace_file
 from hybridtron.model.generate import generate
+from hybridtron.model.pipeline import Pipeline
 from hybridtron.training.callbacks.base import Callback, TrainContext
 from hybridtron.training.callbacks.metrics import read_metrics
 from hybridtron.training.config import RunConfig
@@ -33,7 +34,7 @@ class ClosingReport(Callback):
         self.summary: dict[str, Any] = {}
 
     def on_train_end(self, context: TrainContext) -> None:
-        """Report on the last step. Sampling needs all tensor-parallel processes; the main one prints and writes."""
+        """Report on the last step. Sampling needs all processes; the main one prints and writes."""
         self.summary = asdict(context.state)
         is_main, mttf_hours = context.parallel_context.is_main, context.config.checkpoint.mttf_hours
         if is_main:
@@ -72,18 +73,17 @@ def _sample(context: TrainContext) -> dict[str, str]:
     config, corpus = context.config, context.corpus
     if not config.train.sample_tokens:
         return {}
-    if config.parallel.pipeline * config.parallel.context > 1:
-        context.print_line("no sample: layers or sequences lie over several processes; use hybridtron generate")
+    if config.parallel.context > 1:
+        context.print_line("no sample: sequences lie over several processes; use hybridtron generate")
         return {}
-    tokenizer = load_tokenizer(config.data.tokenizer)
+    tokenizer, group = load_tokenizer(config.data.tokenizer), context.parallel_context.pipeline_group
     prompt = _prompt(corpus, tokenizer)
     (completion,) = generate(
-        context.chunks[0],
+        context.chunks[0] if config.parallel.pipeline == 1 else Pipeline(context.chunks, group),
         tokenizer,
         [prompt],
         config.train.sample_tokens,
         context=config.data.seq_len,
-        tensor_parallel_size=context.parallel_context.shards.tensor.size,
         seed=config.seed,
         start_document=not config.data.isolates,
         device=context.parallel_context.device,

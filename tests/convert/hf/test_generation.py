@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hybridtron.convert.hf import HybridtronCache
-from hybridtron.model.language_model import LanguageModel
+from hybridtron.model.batch_state import BatchState
 from tests.convert.hf.models import loaded
 from tests.mixers.test_contract import CASES
 
@@ -96,7 +96,8 @@ def test_a_cache_of_a_conversation_is_taken_up_again(tmp_path):
 @pytest.mark.parametrize("name", ["mamba2", "attention", "sliding attention", "hyena"])
 def test_sequences_of_different_lengths_step_together(name, tmp_path, monkeypatch):
     batches = []
-    monkeypatch.setattr(LanguageModel, "step", lambda *a, own=LanguageModel.step: batches.append(len(a[1])) or own(*a))
+    own = BatchState._step
+    monkeypatch.setattr(BatchState, "_step", lambda state, tokens: batches.append(len(tokens)) or own(state, tokens))
     tokens, mask = batch("left")
     loaded(name, tmp_path).generate(tokens, attention_mask=mask, **OPTIONS)
     assert batches == [len(tokens)] * (NEW - 1)  # the first token follows from the prompts
