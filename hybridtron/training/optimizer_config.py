@@ -45,7 +45,7 @@ class OptimizerConfig(Strict):
     clip_groups: dict[str, Annotated[float, Field(gt=0)]] = Field(
         {},
         description="Largest norms of the gradients of groups, applied before clip_grad: names of blocks, embedding, "
-        "head, norms (of layers and the last one).",
+        "head, norms (of layers and the last one), residual, mtp.",
     )
     muon: MuonConfig = Field(MuonConfig(), description="With type muon.")
     ema: EMAConfig | None = Field(
