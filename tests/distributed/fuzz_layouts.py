@@ -2,8 +2,9 @@
 
     python tests/distributed/fuzz_layouts.py --cases 100 --seed 3
 
-Blocks are those of `layouts.BLOCKS`, dealt out so that every primitive has its turn, and parallel blocks of them. It
-prints a line for each case and exits with 1 where one differs by more than LOSS, NORM or GRADIENT.
+Blocks are those of `layouts.BLOCKS`, dealt out so that every primitive has its turn, and parallel blocks of them. Some
+models have multi-token prediction. It prints a line for each case and exits with 1 where one differs by more than LOSS,
+NORM or GRADIENT.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ def make_cases(count: int, seed: int) -> dict[str, Layout]:
             pattern[-1] = model
             BLOCKS[model] = {"type": "parallel", "branches": branches, "merge": draw.choice(["sum", "mean", "gate"])}
         MODELS[model] = {"pattern": " ".join(pattern), "tie_embeddings": draw.random() < 0.3}
+        if index % 3 == 2 and BLOCKS[pattern[0]]["type"] != "rwkv7":  # whose values come from another layer
+            MODELS[model]["mtp"] = {"pattern": pattern[0], "depth": 1 + index % 2, "shared": bool(index % 4)}
         OPTIMIZER[model] = {"type": "muon"} if index % 2 else {}
         name = f"{model} in its layout"
         cut = {next(experts): 2} if any(BLOCKS[block]["type"] == "moe" for block in pattern) else {}
