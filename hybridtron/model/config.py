@@ -163,7 +163,7 @@ class ModelConfig(Strict):
         return self.tie_embeddings or self.mtp is not None
 
     def layer_block(self, index: int) -> MixerConfig:
-        """Return the config of layer `index`: its block, told which of the layers of sequences it is (`for_layer`)."""
+        """Return the config of layer `index`: that of its block at this depth (`MixerConfig.for_layer`)."""
         kinds = [self.blocks[name].kind for name in self.layer_names]
         before, count = (some.count("sequence") for some in (kinds[:index], kinds))
         return self.blocks[self.layer_names[index]].for_layer(before, count)

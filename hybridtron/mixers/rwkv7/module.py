@@ -31,7 +31,7 @@ class RWKV7State(NamedTuple):
 
 
 class _Inputs(NamedTuple):
-    """What the state reads and writes, each [..., heads, d], and what else makes the output."""
+    """Arguments of `rwkv7` and its forms, each [..., heads, d]."""
 
     receptance: Tensor
     log_decay: Tensor
