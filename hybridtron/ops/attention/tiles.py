@@ -17,7 +17,7 @@ from hybridtron.ops.native.library import require_kernels
 
 _SCORES = 1 << 17  # of a tile: 512 KiB of float32
 _KEYS = 256  # of a tile, at least, where the heads can be worked on in turn
-_UNSEEN = -1e30
+UNSEEN = -1e30
 
 
 class _Tile(NamedTuple):
@@ -52,14 +52,14 @@ class TiledAttention(torch.autograd.Function):
     ) -> Tensor:
         (batch, num_queries, heads, _), kv, dtype = q.shape, k.shape[2], accumulation_dtype(q)
         keys, values = group(k.to(dtype), kv), group(v.to(dtype), kv)
-        out = _empty_like_values(q, v)
+        out = empty_like_values(q, v)
         log_sums = keys.new_empty(len(keys), heads // kv, num_queries)
         buffer = keys.new_empty(0)
         for block in query_blocks(num_queries, k.shape[1], window):
             rows = _rows(q, kv, block, decays)
             shape = rows.queries.shape[:2]
             if sinks is None:
-                largest, total = keys.new_full(shape, _UNSEEN), keys.new_zeros(shape)
+                largest, total = keys.new_full(shape, UNSEEN), keys.new_zeros(shape)
             else:  # one more score, without a value
                 largest, total = _by_row(sinks, batch, kv, block), keys.new_ones(shape)
             outputs = keys.new_zeros(*shape, v.shape[3])
@@ -128,7 +128,7 @@ class TiledAttention(torch.autograd.Function):
         )  # fmt: skip
 
 
-def _empty_like_values(q: Tensor, v: Tensor) -> Tensor:
+def empty_like_values(q: Tensor, v: Tensor) -> Tensor:
     """Return memory for the outputs that lies as v does, which comes from a projection: by sequence or by token."""
     shape = (*q.shape[:3], v.shape[3])
     if v.stride(0) >= v.stride(1):

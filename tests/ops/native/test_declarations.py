@@ -60,6 +60,7 @@ def calls():
             long_conv(leaf(2, 30, 5), leaf(5, 30)),
             attention(apply_rotary(q, *rotary_tables(9, 6)), q, q, sinks=leaf(4)),
             attention(q, q, q, softcap=2.0, decays=-leaf(2, 9, 4).exp().cumsum(1)),
+            attention(*(leaf(2, 9, 4, 32) for _ in range(3)), softcap=2.0),
             selective_scan(*test_selective_scan.arguments(40)),
             test_mamba2.core(*test_mamba2.arguments(9, 4, 2), chunk_size=3),
         ]

@@ -1,0 +1,65 @@
+"""Causal attention by a compiled kernel, in float32 on a CPU: no scores are kept, backward computes them again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hybridtron.ops.attention.query_blocks import ungroup
+from hybridtron.ops.attention.tiles import UNSEEN, TiledAttention, empty_like_values
+from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.native.library import require_kernels
+
+_GROUP, _PACKED, _MOST_WIDTH = 8, 32, 512  # of attention.c: queries at a time, keys or channels at a time, channels
+
+
+def takes_native_attention(window: int | None, q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Return whether the kernel takes these tensors. It leaves them to others where FLOPs of PyTorch are counted: those
+    of its own, as many, would not be seen."""
+    if window is not None and window < k.shape[1]:
+        return False
+    return v.shape[3] % _PACKED == 0 and q.shape[3] <= _MOST_WIDTH and not torch._C._len_torch_dispatch_stack()
+
+
+class NativeAttention(torch.autograd.Function):
+    """Compute `attention` over all keys up to each query, without decays."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None, softcap: float
+    ) -> Tensor:
+        (batch, num_queries, heads, width), (_, num_keys, kv, channels) = q.shape, v.shape
+        dtype, padded = accumulation_dtype(q), -(-num_queries // _GROUP) * _GROUP
+        shape = (batch * kv, heads // kv, padded)
+        queries = F.pad(q.to(dtype).transpose(1, 2), (0, 0, 0, padded - num_queries)).contiguous()
+        out = queries.new_zeros(*shape, channels)
+        if sinks is None:
+            largest, total = queries.new_full(shape, UNSEEN), queries.new_zeros(shape)
+        else:  # one more score, without a value
+            largest = sinks.view(1, heads, 1).expand(batch, heads, padded).reshape(shape).contiguous()
+            total = queries.new_ones(shape)
+        require_kernels().attention_forward(
+            *shape, num_keys - num_queries, num_keys, width, channels, scale, softcap, queries, _packed(k.to(dtype)),
+            v.to(dtype).transpose(1, 2).contiguous(), out, largest, total,
+        )  # fmt: skip
+        y = empty_like_values(q, v)
+        y.copy_(ungroup(out.div_(total.unsqueeze(-1)).flatten(0, 1), batch, heads)[:, :num_queries])
+        ctx.save_for_backward(q, k, v, sinks, None, y, largest.add_(total.log_())[..., :num_queries])
+        ctx.window, ctx.scale, ctx.softcap = None, scale, softcap
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        dq, dk, dv, _, _, dsinks, *_ = TiledAttention.backward(ctx, grad)
+        return dq, dk, dv, None, dsinks, None
+
+
+def _packed(x: Tensor) -> Tensor:
+    """Pack [b, t, kv, d] to [b, kv, t / 32, d, 32], the last tokens padded with zeros."""
+    padded = F.pad(x.transpose(1, 2), (0, 0, 0, -x.shape[1] % _PACKED))
+    return padded.unflatten(2, (-1, _PACKED)).transpose(3, 4).contiguous()

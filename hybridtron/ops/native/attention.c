@@ -1,0 +1,108 @@
+/* Causal attention whose scores never leave the nearest cache: 8 queries meet 512 keys, the softmax is made, and its
+ * probabilities meet the values (FlashAttention-2, Dao 2023, arXiv 2307.08691). */
+#include "common.h"
+
+enum { GROUP = 8, LANE = 16, PACKED = 32, SPAN = 512, STRIP = 528, BLOCK = 64, MOST_WIDTH = 512 }; /* a strip's rows lie in different sets of the cache */
+static const float OUT_OF_SIGHT = -1e30f;
+
+typedef float vector __attribute__((vector_size(64)));
+typedef float anywhere __attribute__((vector_size(64), aligned(4), may_alias));
+INLINE vector load(const float *x) { return *(const anywhere *)x; }
+INLINE void store(float *x, vector y) { *(anywhere *)x = y; }
+
+#define EACH(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+
+/* strip [8, STRIP] begins with queries [width, 8] times packed keys [width, 32]. */
+INLINE void meet_keys(long width, const float *q, const float *k, float *strip) {
+#define ZERO(i) vector a##i = {0}, b##i = {0};
+#define ADD(i) a##i += q[c * GROUP + i] * k0, b##i += q[c * GROUP + i] * k1;
+#define PUT(i) store(strip + i * STRIP, a##i), store(strip + i * STRIP + LANE, b##i);
+    EACH(ZERO)
+    for (long c = 0; c < width; c++) {
+        vector k0 = load(k + c * PACKED), k1 = load(k + c * PACKED + LANE);
+        EACH(ADD)
+    }
+    EACH(PUT)
+#undef ZERO
+#undef ADD
+#undef PUT
+}
+
+/* 32 channels of out [8, channels] = factors [8] out + strip [8, keys] v [keys, channels]. */
+INLINE void meet_values(long keys, long channels, const float *strip, const float *v, const float *factors, float *out) {
+#define GET(i) vector a##i = factors[i] * load(out + i * channels), b##i = factors[i] * load(out + i * channels + LANE);
+#define ADD(i) a##i += strip[i * STRIP + j] * v0, b##i += strip[i * STRIP + j] * v1;
+#define PUT(i) store(out + i * channels, a##i), store(out + i * channels + LANE, b##i);
+    EACH(GET)
+    for (long j = 0; j < keys; j++) {
+        vector v0 = load(v + j * channels), v1 = load(v + j * channels + LANE);
+        EACH(ADD)
+    }
+    EACH(PUT)
+#undef GET
+#undef ADD
+#undef PUT
+}
+
+/* The first `seen` products of a row become e^(score - largest) and the others, up to `keys`, 0. Returns the factor of
+ * what has been added up before. */
+INLINE float make_probabilities(long seen, long keys, float scale, float cap, float *p, float *largest, float *total) {
+    long to = ceil_div(seen, LANE) * LANE;
+    float before = *largest, most = before, sum = 0.0f;
+    if (cap > 0.0f) {
+#pragma GCC ivdep
+        for (long j = 0; j < to; j++) p[j] = cap * hyperbolic_tangent(scale / cap * p[j]);
+    } else {
+#pragma GCC ivdep
+        for (long j = 0; j < to; j++) p[j] *= scale;
+    }
+    for (long j = seen; j < to; j++) p[j] = OUT_OF_SIGHT;
+#pragma omp simd reduction(max : most)
+    for (long j = 0; j < to; j++) most = p[j] > most ? p[j] : most;
+#pragma GCC ivdep
+    for (long j = 0; j < to; j++) {
+        p[j] = exponential(p[j] - most);
+        sum += p[j];
+    }
+    if (to < keys) memset(p + to, 0, (keys - to) * sizeof(float));
+    float factor = most > before ? exponential(before - most) : 1.0f;
+    *largest = most;
+    *total = *total * factor + sum;
+    return factor;
+}
+
+/* Queries q [groups, repeats, queries, width], of which query i stands at key i + ahead, or past the last key where the
+ * queries are padded, meet the keys up to theirs, packed as [.., width, 32] for every 32, and values [groups, keys,
+ * channels]. Adds probabilities times their values to `out`, relative to `largest`, and probabilities to `total`. Scores
+ * are cap tanh(scale x / cap), or scale x without a cap (0). */
+KERNEL attention_forward(long groups, long repeats, long queries, long ahead, long keys, long width, long channels,
+    float scale, float cap, const float *q SHAPE(groups, repeats, queries, width),
+    const float *k SHAPE(groups, ceil_div(keys, PACKED), width, PACKED), const float *v SHAPE(groups, keys, channels),
+    float *out SHAPE(groups, repeats, queries, channels), float *largest SHAPE(groups, repeats, queries),
+    float *total SHAPE(groups, repeats, queries), int threads)
+    REQUIRE(queries % GROUP == 0, channels % PACKED == 0, width <= MOST_WIDTH, cap >= 0) {
+    long blocks = ceil_div(queries, BLOCK), packed = ceil_div(keys, PACKED) * PACKED;
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+    for (long item = 0; item < groups * blocks; item++) {
+        long g = item % groups, first = (blocks - 1 - item / groups) * BLOCK; /* those with the most keys come first */
+        long stop = least(queries, first + BLOCK), last = least(keys, stop + ahead);
+        float strip[GROUP * STRIP], factors[GROUP], across[GROUP * MOST_WIDTH];
+        for (long start = 0; start < last; start += SPAN) {
+            long some = least(SPAN, last - start);
+            for (long head = g * repeats; head < (g + 1) * repeats; head++)
+                for (long row = head * queries + first; row < head * queries + stop; row += GROUP) {
+                    for (long c = 0; c < width; c++)
+                        for (long i = 0; i < GROUP; i++) across[c * GROUP + i] = q[(row + i) * width + c];
+                    for (long j = 0; j < some; j += PACKED)
+                        meet_keys(width, across, k + (g * packed + start + j) * width, strip + j);
+                    for (long i = 0; i < GROUP; i++) {
+                        long seen = row - head * queries + i + ahead + 1 - start;
+                        seen = seen < 0 ? 0 : least(seen, some);
+                        factors[i] = make_probabilities(seen, some, scale, cap, strip + i * STRIP, largest + row + i, total + row + i);
+                    }
+                    for (long c = 0; c < channels; c += PACKED)
+                        meet_values(some, channels, strip, v + (g * keys + start) * channels + c, factors, out + row * channels + c);
+                }
+        }
+    }
+}
