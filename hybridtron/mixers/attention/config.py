@@ -78,6 +78,7 @@ class AttentionConfig(MixerConfig):
         "mh-attention": {**_BIASES, "num_heads": 16},
         "sliding-attention": {**_BIASES, "num_heads": 1, "window": _MAD_WINDOW},
         "mh-sliding-attention": {**_BIASES, "num_heads": 16, "window": _MAD_WINDOW},
+        "gated-attention": {"num_heads": 16, "qk_norm": "head", "gate": "element"},
     }
 
     @model_validator(mode="after")
