@@ -33,6 +33,7 @@ from torch import Tensor
 
 from hybridtron.memory import keep_freed_memory
 from hybridtron.ops.attention.softmax import attention
+from hybridtron.ops.conv.dynamic_conv import dynamic_conv, dynamic_conv_step
 from hybridtron.ops.conv.long_conv import long_conv
 from hybridtron.ops.conv.outer_conv import outer_conv
 from hybridtron.ops.conv.short_conv import short_conv
@@ -126,6 +127,12 @@ def conv1d(x: Tensor, weight: Tensor) -> Tensor:
     """Depthwise causal convolution as in transformers and mamba-ssm's reference."""
     flipped = F.pad(x.transpose(1, 2), (weight.shape[1] - 1, 0))
     return F.conv1d(flipped, weight.unsqueeze(1), groups=x.shape[2]).transpose(1, 2)
+
+
+def windows(x: Tensor, taps: Tensor) -> Tensor:
+    """A convolution with taps of tokens as the plain form of Jet-Nemotron: a sum over windows of inputs."""
+    padded = F.pad(x, (0, 0, taps.shape[2] - 1, 0))
+    return (padded.unfold(1, taps.shape[2], 1).transpose(2, 3) * taps).sum(2)
 
 
 def direct(u: Tensor, h: Tensor) -> Tensor:
@@ -331,6 +338,13 @@ OPS: dict[str, Op] = {
     },
     "short_conv": Op(
         lambda s: [torch.randn(1, s, CHANNELS), torch.randn(CHANNELS, 4)], short_conv, shifted, conv1d, "torch conv1d"
+    ),
+    "dynamic_conv": Op(
+        lambda s: [torch.randn(1, s, CHANNELS), torch.randn(1, s, 4, CHANNELS)],
+        dynamic_conv,
+        partial(scan, dynamic_conv_step, (3, CHANNELS), 2),
+        windows,
+        "Jet-Nemotron's plain form",
     ),
     "long_conv, 128 taps": Op(
         lambda s: [torch.randn(1, s, CHANNELS), torch.randn(CHANNELS, 128)], long_conv, direct, padded_fft, "padded FFT"

@@ -55,6 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mamba3 with ranks": {
         "type": "mamba3", "head_dim": 64, "state_dim": 64, "mimo_rank": 4, "output_norm": True,
     },
+    "short_conv of generated taps": {"type": "short_conv", "conv_kernel": 4, "dynamic": True, "bias": True},
     "moe with biases and a capacity": {
         "type": "moe", "num_experts": 4, "ffn_hidden_size": 128, "bias": True, "capacity_factor": 1.0,
         "balance": "bias",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
 
 
 def dynamic_conv(x: Tensor, taps: Tensor) -> Tensor:
@@ -42,10 +45,37 @@ def dynamic_conv_prefill(cache: Tensor, x: Tensor, taps: Tensor) -> tuple[Tensor
 
 
 def _slide(inputs: Tensor, taps: Tensor) -> Tensor:
-    """Compute the outputs of the last s tokens of inputs [b, k - 1 + s, c], one tap of [b, s, k, c] after another."""
-    wide = inputs.to(accumulation_dtype(inputs))
+    """Compute the outputs of the last s tokens of inputs [b, k - 1 + s, c] by taps [b, s, k, c]."""
+    return (_correlate if under_transforms() else _DynamicConv.apply)(inputs, taps)
+
+
+def _correlate(inputs: Tensor, taps: Tensor) -> Tensor:
+    """Compute `_slide` one tap after another."""
+    dtype, seq_len = accumulation_dtype(inputs), taps.shape[1]
     first, *others = taps.unbind(2)
-    y = wide[:, : taps.shape[1]] * first
+    y = inputs[:, :seq_len].to(dtype) * first
     for tap, weights in enumerate(others, 1):
-        y = torch.addcmul(y, wide[:, tap : tap + taps.shape[1]], weights.to(wide.dtype))
+        y = torch.addcmul(y, inputs[:, tap : tap + seq_len].to(dtype), weights.to(dtype))
     return y.to(inputs.dtype)
+
+
+class _DynamicConv(torch.autograd.Function):
+    """`_correlate` with a backward pass that writes each tap's gradient where it belongs."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, taps: Tensor) -> Tensor:
+        ctx.save_for_backward(inputs, taps)
+        return _correlate(inputs, taps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        inputs, taps = ctx.saved_tensors
+        seq_len, dtype = taps.shape[1], accumulation_dtype(inputs)
+        dinputs, dtaps = torch.zeros_like(inputs, dtype=dtype), torch.empty_like(taps)
+        dy = grad.to(dtype)
+        for tap, weights in enumerate(taps.unbind(2)):
+            window = slice(tap, tap + seq_len)
+            dinputs[:, window].addcmul_(dy, weights.to(dtype))
+            dtaps[:, :, tap] = grad * inputs[:, window]
+        return dinputs.to(inputs.dtype), dtaps

@@ -27,9 +27,10 @@ def ranked_ssd(x: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, chunk_size: i
     if count > 1:
         left = (total[:, :-1, ..., -1:] - total[:, :-1]).exp().repeat_interleave(rank, -1).unsqueeze(-1)
         states = keys[:, :-1].transpose(-1, -2) @ (inputs[:, :-1] * left).to(x.dtype)  # [b, chunks - 1, h, n, p]
-        running = [states[:, 0].to(dtype)]
-        for chunk in range(1, count - 1):
-            running.append(states[:, chunk] + total[:, chunk, :, -1:, None].exp() * running[-1])
+        first, *others = states.to(dtype).unbind(1)
+        running = [first]
+        for added, decay in zip(others, total[:, 1:-1, :, -1:, None].exp().unbind(1), strict=True):
+            running.append(torch.addcmul(added, decay, running[-1]))
         carried = queries[:, 1:] @ torch.stack(running, 1).to(x.dtype)
         reached = total[:, 1:].exp().repeat_interleave(rank, -1).unsqueeze(-1)
         y = torch.cat([y[:, :1].to(dtype), y[:, 1:] + carried * reached], 1)

@@ -111,9 +111,10 @@ def _plain_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
         weighted = inputs[:, :-1] * (total[:, :-1, ..., -1:] - total[:, :-1]).exp().unsqueeze(-1)
         states = b[:, :-1].transpose(-1, -2) @ weighted.transpose(3, 4).flatten(-2)  # [b, chunks - 1, g, n, r p]
         carry = total[..., -1].exp().repeat_interleave(xs.shape[-1], -1).unsqueeze(-2)  # [b, chunks, g, 1, r p]
-        running = [states[:, 0]]
-        for chunk in range(1, states.shape[1]):
-            running.append(states[:, chunk] + carry[:, chunk] * running[-1])
+        first, *others = states.unbind(1)
+        running = [first]
+        for added, kept in zip(others, carry[:, 1:-1].unbind(1), strict=True):
+            running.append(added + kept * running[-1])
         carried = (c[:, 1:] @ torch.stack(running, 1)).unflatten(-1, (repeats, -1)).transpose(3, 4)
         y = torch.cat([y[:, :1], y[:, 1:] + carried * total[:, 1:].exp().unsqueeze(-1)], 1)
     y = y.flatten(2, 3)
