@@ -96,6 +96,11 @@ class PrecisionConfig(Strict):
         description="fp8: round values as FP8 hardware does and multiply them in fp32, which works on any device; "
         "false: multiply in FP8, by Transformer Engine on a GPU.",
     )
+    matmul: Literal["float32", "bf16"] = Field(
+        "float32",
+        description="fp32 on a CPU: factors of products of matrices. bf16: rounded to bf16 and summed in fp32, which "
+        "is faster on processors with AMX-BF16 or AVX512-BF16, and changes losses by that rounding.",
+    )
     change_on_resume: bool = Field(
         False,
         description="Let a resumed run change the keys above, between bf16 and fp8 too; otherwise it keeps them.",

@@ -15,6 +15,7 @@ from hybridtron.model.quantized import quantized_linears
 from hybridtron.model.residual.stream import Packing
 from hybridtron.model.stage import cut, imbalance, stage_costs
 from hybridtron.model.tensors import model_tensors, parameter_group
+from hybridtron.ops.matmul_format import use_matmul_format
 from hybridtron.training.config import RunConfig
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def build_engine(config: RunConfig, parallel_context: ParallelContext) -> tuple[
     from hybridtron.distributed.muon import Muon
     from hybridtron.distributed.optimizer import AdamW
 
+    use_matmul_format(config.precision.matmul, parallel_context.device)
     chunks, megatron = build_chunks(config, parallel_context)
     fp8 = _use_fp8(config, chunks, parallel_context)
     optimizer = config.optimizer

@@ -234,6 +234,8 @@ class RunConfig(Strict):
         precision, model = self.precision, self.model
         if unknown := unknown_entry(model, precision.skip):
             yield problem("precision.skip", *unknown)
+        if precision.matmul != "float32" and precision.format != "fp32":
+            yield problem("precision.matmul", precision.matmul, f"float32 with precision.format {precision.format}")
         if precision.format != "fp8":
             return
         if not precision.emulate and model.backend in ("torch", "megatron"):
@@ -273,7 +275,9 @@ class RunConfig(Strict):
             identity["data"].pop("stages")
         identity["precision"].pop("change_on_resume")
         if self.precision.format != "fp8":
-            identity["precision"] = {"format": self.precision.format}
+            identity["precision"] = {"format": self.precision.format, "matmul": self.precision.matmul}
+        if self.precision.matmul == "float32":
+            identity["precision"].pop("matmul")
         backend = self.model.backend
         identity["model"] = self.model.identity()
         identity["model"]["backend"] = {"auto": "megatron", "megatron": "megatron-core"}.get(backend, backend)

@@ -5,6 +5,10 @@ import json
 import pytest
 import torch
 
+from hybridtron.config.load import load as load_config
+from hybridtron.errors import UserError
+from hybridtron.ops.matmul_format import multiplies_bf16
+from hybridtron.training.config import RunConfig
 from hybridtron.training.single_process import load
 
 
@@ -44,3 +48,17 @@ def test_z_loss_pulls_the_partition_function_to_one(tiny, hybridtron):
             _, log_z = model(tokens, tokens)
             sizes[weight] = float(log_z.abs().mean())
     assert sizes[1.0] < 0.7 * sizes[0.0]
+
+
+def test_products_in_bf16_train_close_to_fp32_and_are_another_study(tiny, hybridtron):
+    config = load_config(tiny, [], RunConfig)
+    other = load_config(tiny, ["precision.matmul=bf16"], RunConfig)
+    assert config.identity()["precision"] == {"format": "fp32"}
+    assert other.identity()["precision"] == {"format": "fp32", "matmul": "bf16"}
+    with pytest.raises(UserError, match=r"expected float32 with precision\.format bf16"):
+        load_config(tiny, ["precision.matmul=bf16", "precision.format=bf16"], RunConfig)
+    result = hybridtron("train", tiny, "precision.matmul=bf16")
+    if multiplies_bf16():
+        assert result.returncode == 0, result.stderr
+    else:
+        assert "precision.matmul = bf16: this processor has neither" in result.stderr

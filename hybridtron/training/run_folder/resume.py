@@ -235,9 +235,11 @@ def _count(number: int, noun: str) -> str:
 
 
 def _precision(config: RunConfig) -> dict[str, Any]:
-    """Return the number format, and with fp8 how values become FP8, by key."""
+    """Return the number formats, and with fp8 how values become FP8, by key."""
     precision = config.precision
-    names = ("format", "recipe", "first_last_bf16", "skip", "emulate") if precision.format == "fp8" else ("format",)
+    names: tuple[str, ...] = ("format", "matmul")
+    if precision.format == "fp8":
+        names = ("format", "recipe", "first_last_bf16", "skip", "emulate")
     return {f"precision.{name}": getattr(precision, name) for name in names}
 
 
