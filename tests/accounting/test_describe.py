@@ -14,7 +14,7 @@ from tests.training.runs import resolved_tiny
 
 PATTERNS = [
     "mamba mlp attn ffn", "3*mamba", "2*(attn ffn)", "2*(swa mlp)", "biased wide", "sinks linear taylor learned",
-    "gla delta selective", "side weighed", "kda safe",
+    "gla delta selective", "side weighed", "kda safe", "gdn2 product comba",
 ]  # fmt: skip
 MORE_BLOCKS = {
     "swa": {"type": "attention", "num_heads": 4, "window": 8},
@@ -35,6 +35,9 @@ MORE_BLOCKS = {
     "gla": {"type": "gla", "num_heads": 2, "chunk_size": 16},
     "delta": {"type": "gated_deltanet", "num_heads": 2, "num_value_heads": 4, "head_dim": 8, "chunk_size": 16},
     "kda": {"type": "kda", "num_heads": 2, "head_dim": 6, "decay_rank": 5, "chunk_size": 16},
+    "gdn2": {"type": "kda", "num_heads": 4, "erase_gate": True, "write_gate": True, "gate_rank": 0},
+    "product": {"type": "gated_deltanet", "num_heads": 4, "householder_steps": 3, "chunk_size": 16},
+    "comba": {"type": "gated_deltanet", "num_heads": 4, "read_back": True, "output_correction": True},
     "safe": {"type": "kda", "num_heads": 4, "decay_rank": 0, "gate_rank": 0, "gate_lower_bound": -5.0},
     "selective": {"type": "mamba1", "state_dim": 4},
     "side": {"type": "parallel", "branches": [{"type": "attention", "num_heads": 2}, {"type": "gla", "num_heads": 2}]},

@@ -172,14 +172,26 @@ BLOCKS |= {
 }
 BLOCKS |= {
     "kda": {"type": "kda", "num_heads": 4, "head_dim": 6, "decay_rank": 5, "chunk_size": 8},
-    "safe": {
+    "gdn2": {
         "type": "kda",
-        "num_heads": 8,
+        "num_heads": 4,
         "allow_negative": True,
         "decay_rank": 0,
         "gate_rank": 0,
         "gate_lower_bound": -5.0,
+        "erase_gate": True,
+        "write_gate": True,
         "chunk_size": 8,
+    },
+    "product": {"type": "gated_deltanet", "num_heads": 4, "key_dim": 8, "householder_steps": 2},
+    "comba": {
+        "type": "gated_deltanet",
+        "num_heads": 4,
+        "num_value_heads": 8,
+        "key_dim": 8,
+        "head_dim": 4,
+        "read_back": True,
+        "output_correction": True,
     },
 }
 BLOCKS["beside"] = {"type": "parallel", "branches": [BLOCKS["gla"], BLOCKS["near"], BLOCKS["mlp"]], "merge": "gate"}
@@ -240,7 +252,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "pattern": "attn mlp mamba ffn after",
         "residual": {"type": "attention_residuals", "block_size": 2},
     },
-    "deltas": {"pattern": "kda attn safe mlp"},
+    "deltas": {"pattern": "kda product attn gdn2 comba mlp"},
 }
 ISOLATED = {"packed", "deltas", "further"}  # models whose sequences hold documents that are kept apart
 INITIAL: dict[str, tuple[str, dict[str, Any]]] = {  # model -> the one whose weights it begins with, and train.init_*

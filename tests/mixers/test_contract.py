@@ -110,6 +110,18 @@ VARIANTS = {
     "kda with signs and a full-rank output gate": {
         "type": "kda", "num_heads": 4, "decay_rank": 6, "gate_rank": 0, "allow_negative": True,
     },
+    "kda with gates that erase and write": {
+        "type": "kda", "num_heads": 2, "head_dim": 12, "erase_gate": True, "write_gate": True, "allow_negative": True,
+    },
+    "kda with a gate that erases": {"type": "kda", "num_heads": 4, "decay_rank": 6, "erase_gate": True},
+    "gated_deltanet with several steps": {
+        "type": "gated_deltanet", "num_heads": 2, "num_value_heads": 4, "key_dim": 8, "head_dim": 12, "chunk_size": 8,
+        "householder_steps": 3, "allow_negative": True,
+    },
+    "gated_deltanet with a read-back key": {
+        "type": "gated_deltanet", "num_heads": 2, "num_value_heads": 4, "key_dim": 8, "head_dim": 12, "chunk_size": 8,
+        "read_back": True, "output_correction": True,
+    },
     "mamba1 with plain inner norms": {"type": "mamba1", "state_dim": 4, "inner_norm": "plain", "inner_norm_eps": 1e-3},
     "mamba1 with learned inner norms and biases": {
         "type": "mamba1", "state_dim": 4, "inner_norm": "learned", "proj_bias": True, "conv_bias": False,

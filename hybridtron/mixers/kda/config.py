@@ -15,7 +15,7 @@ from hybridtron.tensors import Init, PackedPart, TensorSpec
 
 class KDAConfig(MixerConfig):
     """Kimi Delta Attention (Kimi Linear, arXiv 2510.26692): short convolutions, gated delta rule with a decay for every
-    key channel, norm, sigmoid output gate."""
+    key channel, norm, sigmoid output gate. With `erase_gate` and `write_gate`, Gated DeltaNet-2 (arXiv 2605.22791)."""
 
     type: Literal["kda"]
     num_heads: Annotated[int, Facts(sets_state="divisor", at_small_width="heads")] = Field(ge=1, description="Heads.")
@@ -41,7 +41,15 @@ class KDAConfig(MixerConfig):
         None, gt=0, description="Added to the mean square in the norm of the outputs; by default the model's norm_eps."
     )
     allow_negative: bool = Field(
-        False, description="Strengths up to 2 in place of 1, which lets a state change its sign (arXiv 2411.12537)."
+        False,
+        description="Strengths up to 2 in place of 1, which lets a state change its sign (arXiv 2411.12537); with "
+        "erase_gate or write_gate the strength of erasing alone.",
+    )
+    erase_gate: bool = Field(
+        False, description="A gate for every key channel erases (GDN-2, arXiv 2605.22791), in place of one per head."
+    )
+    write_gate: bool = Field(
+        False, description="A gate for every value channel writes (GDN-2, arXiv 2605.22791), in place of one per head."
     )
     chunk_size: Annotated[int, Facts(speed_only=True)] = Field(
         64, ge=1, description="Tokens per chunk, a power of two; changes speed, not results."
@@ -49,7 +57,10 @@ class KDAConfig(MixerConfig):
 
     multiplied = ("decay_down", "gate_down")
     float32_state: ClassVar = True
-    mad_layers: ClassVar = {"kda": {"num_heads": 8}}
+    mad_layers: ClassVar = {
+        "kda": {"num_heads": 8},
+        "gated-deltanet-2": {"num_heads": 8, "erase_gate": True, "write_gate": True},
+    }
 
     @model_validator(mode="after")
     def _heads_divide(self) -> KDAConfig:
@@ -78,12 +89,19 @@ class KDAConfig(MixerConfig):
 
     @property
     def core_parts(self) -> tuple[PackedPart, ...]:
-        """Declare the parts of the core's input: queries, keys, values, strengths, decays and output gate.
+        """Declare the parts of the core's input: queries, keys, values, strengths, gates of erasing and writing, decays
+        and output gate.
 
         Those of low rank, which `in_proj` does not make, come last.
         """
         key, value, ranks = self.key_size, self.value_size, self.ranks
-        sizes = {"q": key, "k": key, "v": value, "beta": 1, "decay": key, "gate": value}
+        sizes = {"q": key, "k": key, "v": value, "beta": 1, "erase": key, "write": value, "decay": key, "gate": value}
+        present = {
+            "beta": not (self.erase_gate and self.write_gate),
+            "erase": self.erase_gate,
+            "write": self.write_gate,
+        }
+        sizes = {name: size for name, size in sizes.items() if present.get(name, True)}
         names = sorted(sizes, key=lambda name: ranks.get(name, 0) > 0)
         return tuple(PackedPart(name, self.num_heads, sizes[name], "num_heads") for name in names)
 

@@ -35,9 +35,16 @@ class KDA(DeltaRuleMixer):
         q, k, v = convolved.split(self.core_sizes[:3], -1)
         q, k = (part.unflatten(-1, (-1, config.key_size)) for part in (q, k))
         v = v.unflatten(-1, (-1, config.value_size)).to(dtype)
-        strengths = torch.sigmoid(rest["beta"].to(dtype)) * (2 if config.allow_negative else 1)
-        decays = self._log_decays(rest["decay"].to(dtype))
-        return (unit(q) * config.key_size**-0.5, unit(k), v, decays, strengths), {}
+        q, k, decays = unit(q) * config.key_size**-0.5, unit(k), self._log_decays(rest["decay"].to(dtype))
+        strengths = {name: rest[name].to(dtype).sigmoid() for name in ("beta", "erase", "write") if name in rest}
+        most = 2 if config.allow_negative else 1
+        if strengths.keys() == {"beta"}:
+            return (q, k, v, decays, strengths["beta"] * most), {}
+        erase, write = (
+            strengths[name if name in strengths else "beta"].unflatten(-1, (q.shape[-2], -1))
+            for name in ("erase", "write")
+        )  # [..., heads, channels or 1]
+        return (q, k, v * write, decays, torch.ones_like(decays[..., 0])), {"read_key": k * erase * most}
 
     def gate(self, y: Tensor, rest: Parts) -> Tensor:
         config, gate = self.config, rest["gate"].unflatten(-1, (-1, self.config.value_size))

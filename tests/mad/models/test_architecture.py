@@ -19,7 +19,8 @@ from hybridtron.model.config import ModelConfig
 from hybridtron.training.config import RunConfig
 
 FIXED_STATE = ["mh-gated-linear-attention", "hyena", "mh-hyena", "hyena-experts", "rwkv6-time-mixer", "mamba2",
-               "gated-deltanet", "kda", "lightning-attention", "retention", "rwkv7-time-mixer"]  # fmt: skip
+               "gated-deltanet", "gated-deltaproduct", "comba", "kda", "gated-deltanet-2", "lightning-attention",
+               "retention", "rwkv7-time-mixer"]  # fmt: skip
 
 
 def model(blocks, pattern, hidden_size=1024):
