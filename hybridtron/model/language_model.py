@@ -183,7 +183,7 @@ class LanguageModel(nn.Module):
         with self.forward_context():
             stream = self.run_layers(stream, documents)
         if not self.stage.is_last:
-            return self.packing.pack(stream)
+            return self.packing.pack(stream, self.stage.stop)
         x = self.end(stream)
         if labels is None:
             return self._project(x)

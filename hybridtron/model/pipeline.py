@@ -110,7 +110,7 @@ class Pipeline:
             if chunk.stage.is_last:
                 x = chunk.end(stream)
                 continue
-            sent = packing.pack(stream).contiguous()
+            sent = packing.pack(stream, chunk.stage.stop).contiguous()
             if self.size > 1:
                 dist.send(sent, group=self.group, group_dst=(self.rank + 1) % self.size)
         return x, after

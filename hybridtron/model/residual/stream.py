@@ -40,11 +40,13 @@ class Packing:
     sequence: bool = False
     width: int = 0
 
-    def pack(self, stream: Stream) -> Tensor:
-        """Return the stream as one tensor, filled up with zeros; a single state of that width as it is."""
+    def pack(self, stream: Stream, layer: int) -> Tensor:
+        """Return the stream before layer number `layer` as one tensor, filled up with zeros; a single state of that
+        width as it is. Carried values that no layer reads any more stay behind."""
         parts = [*stream.states]
         rows = len(parts[0])
-        parts += [value.unflatten(0, (rows, -1)).transpose(1, 2).flatten(2) for value in stream.carried.values()]
+        values = [stream.carried[name] for name in carried_at(self.config, layer)]
+        parts += [value.unflatten(0, (rows, -1)).transpose(1, 2).flatten(2) for value in values]
         missing = self.width - sum(part.shape[-1] for part in parts)
         if missing > 0:
             parts.append(parts[0].new_zeros(*parts[0].shape[:2], missing))

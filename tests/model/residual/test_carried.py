@@ -85,7 +85,7 @@ def test_packing_is_undone(sequence):
     packing = Packing(config(), 2, sequence, 0)
     packing = Packing(packing.config, 2, sequence, packing.widest([Stage(0, 2, 0, 3), Stage(1, 2, 3, 6)]) + 3)
     state, value = torch.randn(3 if sequence else 6, 2, 16), torch.randn(6, 2, 4)
-    packed = packing.pack(Stream((state,), {"first_value": value}))
+    packed = packing.pack(Stream((state,), {"first_value": value}), 3)
     assert packed.shape == (len(state), 2, 16 + (8 if sequence else 4) + 3)
     (back,), carried = packing.unpack(packed, 3)
     assert torch.equal(back, state)
@@ -96,8 +96,15 @@ def test_a_plain_stream_travels_as_it_is():
     model = config("mlp mlp")
     x = torch.randn(3, 2, 16)
     packing = Packing(model, width=16)
-    assert packing.pack(Stream((x,), {})) is x
+    assert packing.pack(Stream((x,), {}), 1) is x
     assert packing.unpack(x, 1) == Stream((x,), {})
+
+
+def test_values_that_no_later_layer_reads_do_not_travel():
+    """Between stages of which the later ones are all narrower than what the first one has made."""
+    packing = Packing(config("c mlp"), width=16)
+    x = torch.randn(3, 2, 16)
+    assert packing.pack(Stream((x,), {"first_value": torch.randn(3, 2, 8)}), 1) is x
 
 
 def test_values_of_different_widths_are_refused():
