@@ -16,6 +16,7 @@ from hybridtron.ops.elementwise.norm import rms_norm, sharded_rms_norm
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.native.library import Kernels
 
+_MOST_HEADS = 128  # MOST_HEADS of step.c
 _WITH_KERNELS = {
     "type", "norm_position", "num_heads", "num_kv_heads", "head_dim", "window", "rotary_base", "rotary_fraction",
     "softmax_scale", "rotary_scaling", "sinks", "qkv_bias", "proj_bias",
@@ -83,7 +84,7 @@ class Attention(Mixer):
 
     def prepare_step_core(self, kernels: Kernels, packed: Tensor, y: Tensor, state: TokenCache) -> PreparedStep | None:
         config, batch = self.config, len(packed)
-        if not config.changed_keys() <= _WITH_KERNELS:
+        if not config.changed_keys() <= _WITH_KERNELS or config.num_heads > _MOST_HEADS * config.kv_heads:
             return None
         if state.length == state.capacity < (config.window or state.capacity + 1):
             state = state.reserve(max(2 * state.capacity, FIRST_CAPACITY))

@@ -26,7 +26,7 @@ INLINE void turn(long half, const float *c, const float *s, float *x) {
     }
 }
 
-enum { KEYS = 64 }; /* whose scores are kept at a time */
+enum { KEYS = 64, MOST_HEADS = 128 }; /* whose scores are kept at a time; that share a key */
 static const float LOWEST = -1e9f; /* score; `exponential` takes no infinity */
 
 /* Softmax of q's scores over `count` keys, times their values, with maximum and sum of what came before. */
@@ -44,7 +44,13 @@ INLINE void attend(long count, long dim, float scale, const float *q, const floa
     }
     float before = exponential(*peak - highest);
     for (long i = 0; i < dim; i++) y[i] *= before;
-    for (long t = 0; t < count; t++)
+    long t = 0;
+    for (; t + 4 <= count; t += 4)
+        for (long i = 0; i < dim; i++) {
+            const float *row = v + t * dim + i;
+            y[i] += (scores[t] * row[0] + scores[t + 1] * row[dim]) + (scores[t + 2] * row[2 * dim] + scores[t + 3] * row[3 * dim]);
+        }
+    for (; t < count; t++)
         for (long i = 0; i < dim; i++) y[i] = fmaf(scores[t], v[t * dim + i], y[i]);
     *total = *total * before + sum;
     *peak = highest;
@@ -57,7 +63,7 @@ KERNEL attention_step(long batch, long heads, long kv, long dim, long half, long
     float *packed SHAPE(batch, (heads + 2 * kv) * dim), const float *cosines SHAPE(positions, half), const float *sines SHAPE(positions, half),
     const float *sinks SHAPE(heads) OPTIONAL, float scale,
     float *keys SHAPE(batch, kv, capacity, dim), float *values SHAPE(batch, kv, capacity, dim), long *counts SHAPE(batch + 1), float *y SHAPE(batch, heads * dim), int threads)
-    REQUIRE(kv >= 1, kv <= heads, 2 * half <= dim) {
+    REQUIRE(kv >= 1, kv <= heads, heads <= MOST_HEADS * kv, 2 * half <= dim) {
     long now = counts[0], index = window ? now % window : now, held = window ? least(now + 1, window) : now + 1;
     if (now < 0 || index >= capacity || now >= positions) return;
     long group = heads / kv;
@@ -70,19 +76,20 @@ KERNEL attention_step(long batch, long heads, long kv, long dim, long half, long
         memcpy(k + index * dim, row + (heads + own) * dim, dim * sizeof(float));
         memcpy(v + index * dim, row + (heads + kv + own) * dim, dim * sizeof(float));
         long oldest = now + 1 - held, hidden = unseen > oldest ? unseen - oldest : 0, start = window ? oldest % window : oldest;
+        float *q = row + own * group * dim, *out = y + (b * heads + own * group) * dim, peak[MOST_HEADS], total[MOST_HEADS];
+        memset(out, 0, group * dim * sizeof(float));
         for (long g = 0; g < group; g++) {
-            long head = own * group + g;
-            float *q = row + head * dim, *out = y + (b * heads + head) * dim, peak = sinks ? sinks[head] : LOWEST, total = sinks ? 1.0f : 0.0f;
-            turn(half, c, s, q);
-            memset(out, 0, dim * sizeof(float));
-            for (long t = hidden; t < held;) {
-                long at = start + t, first = window && at >= window ? at - window : at;
-                long end = window && at < window ? least(held - t, window - at) : held - t, count = least(end, KEYS);
-                attend(count, dim, scale, q, k + first * dim, v + first * dim, &peak, &total, out);
-                t += count;
-            }
-            for (long i = 0; i < dim; i++) out[i] /= total;
+            turn(half, c, s, q + g * dim);
+            peak[g] = sinks ? sinks[own * group + g] : LOWEST;
+            total[g] = sinks ? 1.0f : 0.0f;
         }
+        for (long t = hidden, count; t < held; t += count) {
+            long at = start + t, first = window && at >= window ? at - window : at;
+            count = least(window && at < window ? least(held - t, window - at) : held - t, KEYS);
+            for (long g = 0; g < group; g++) attend(count, dim, scale, q + g * dim, k + first * dim, v + first * dim, peak + g, total + g, out + g * dim);
+        }
+        for (long g = 0; g < group; g++)
+            for (long i = 0; i < dim; i++) out[g * dim + i] /= total[g];
     }
     counts[0] = now + 1;
 }
