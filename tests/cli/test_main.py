@@ -73,8 +73,6 @@ ONE_LINE = {
         ["optimizer.type", "adam", "expected one of adamw, muon", "nearest: adamw"],
     ),
     "what the model is": (["model.name=gpt"], ["model.name", "unknown key", "expected one of hidden_size,"]),
-    "what the optimizer is": (["optimizer.type=adam"], ["optimizer.type", "expected one of lr,", "AdamW with decoupled"]),
-    "what the model is": (["model.name=gpt"], ["model.name", "unknown key", "expected one of hidden_size,"]),
     "decay longer than the run": (["schedule.type=wsd"], ["schedule.decay_steps", "0", "wsd"]),
     "a model that no memory holds": (
         ["model.hidden_size=1000000000000"],
@@ -190,8 +188,6 @@ ARGUMENTS = {
     "no verb": ([], "required: VERB (see hybridtron --help)"),
     "unknown verb": (["trian"], "invalid choice: 'trian': expected one of train, launch, eval"),
     "nearest verb": (["trian"], "(nearest: train)"),
-    "verb of another verb": (["fit", "parametric"], "invalid choice: 'fit': expected `laws fit`"),
-    "nearest verb of laws": (["laws", "fti"], "(nearest: fit)"),
     "verb of another verb": (["fit", "parametric"], "invalid choice: 'fit': expected `laws fit`"),
     "no config": (["train"], "required: CONFIG (see hybridtron train --help)"),
     "unknown option": (["train", "a.yaml", "--reusme"], "unrecognized arguments: --reusme"),
