@@ -130,7 +130,7 @@ def conv1d(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def windows(x: Tensor, taps: Tensor) -> Tensor:
-    """A convolution with taps of tokens as the plain form of Jet-Nemotron: a sum over windows of inputs."""
+    """Compute a convolution with taps of tokens as Jet-Nemotron's plain form: a sum over windows of inputs."""
     padded = F.pad(x, (0, 0, taps.shape[2] - 1, 0))
     return (padded.unfold(1, taps.shape[2], 1).transpose(2, 3) * taps).sum(2)
 
@@ -203,7 +203,7 @@ def dual_form(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor)
 
 
 def mamba3_loop(*inputs: Tensor) -> Tensor:
-    """Mamba-3 token by token."""
+    """Compute Mamba-3 token by token."""
     x, _, _, _, theta, B, _, D = inputs
     sizes = ((*x.shape[2:3], x.shape[4], B.shape[4]), B.shape[2:], x.shape[2:], theta.shape[2:])
     state, outputs = Mamba3State(*(torch.zeros(1, *size) for size in sizes)), []
@@ -214,7 +214,7 @@ def mamba3_loop(*inputs: Tensor) -> Tensor:
 
 
 def mamba3_inputs(length: int, rank: int) -> list[Tensor]:
-    """x, dt, log decays, mixes, angular velocities, B, C and D."""
+    """Return x, dt, log decays, mixes, angular velocities, B, C and D."""
     dt = F.softplus(torch.randn(1, length, HEADS) - 3)
     wide = [torch.randn(1, length, HEADS, rank, WIDTH) for _ in range(3)]
     mix, theta = torch.rand(1, length, HEADS), math.pi * torch.randn(1, length, HEADS, WIDTH // 4).tanh()

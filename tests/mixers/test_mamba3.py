@@ -109,3 +109,13 @@ def test_starts_as_published():
     expected = {"B_bias": 1, "C_bias": 1, "D": 1, "mimo_x": 0.25, "mimo_z": 1, "mimo_out": 0.25}
     for name, value in expected.items():
         assert (getattr(mixer, name) == value).all(), name
+
+
+@pytest.mark.parametrize("keys", [{}, {"mimo_rank": 3, "rotary_fraction": 1.0}])
+def test_the_state_has_the_elements_that_the_config_counts(keys):
+    """A head's state, and of the last token B, x and the angles."""
+    mixer = built(**keys)
+    held = sum(tensor[0].numel() for tensor in mixer.initial_state(BATCH))
+    assert held == mixer.config.state_size(100)
+    rank, pairs = mixer.config.mimo_rank, mixer.config.num_angles
+    assert held == HEADS * (HEAD_DIM * STATE + rank * STATE + HEAD_DIM + pairs)

@@ -49,7 +49,7 @@ def _accepts_selective_scan(A: Tensor, *others: Tensor) -> bool:
 
 
 SSD = Implementation(
-    "mamba-ssm", f"on CUDA, bfloat16 or float16, at most {_STATES} states", _accepts_ssd, mamba_ssm_ssd
+    "mamba-ssm", f"on CUDA, bfloat16 or float16, rates of heads, at most {_STATES} states", _accepts_ssd, mamba_ssm_ssd
 )
 SELECTIVE_SCAN = Implementation(
     "mamba-ssm",
