@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hybridtron.backends.base import Backend
@@ -17,7 +15,7 @@ from hybridtron.model.config import ModelConfig
 from hybridtron.model.residual import plain
 from hybridtron.model.residual.config import AttentionResidualsConfig
 from hybridtron.model.residual.stream import States
-from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.attention.over_states import attend_over_states
 
 
 class Layer(plain.Layer):
@@ -34,7 +32,7 @@ class Layer(plain.Layer):
     def read(self, states: States, norm: plain.Norm) -> tuple[Tensor, None]:
         if self.query is None:
             return norm(states[0]), None
-        return norm(attend(self.query, states, self.eps, self.config.normed_values)), None
+        return norm(attend_over_states(self.query, states, self.eps, self.config.normed_values)), None
 
     def write(self, states: States, y: Tensor, mixing: Any) -> States:
         total, *blocks = states
@@ -53,24 +51,4 @@ class End(plain.End):
             self.query = backend.parameter(config.residual.end_tensors(config)["query"])
 
     def forward(self, states: States) -> Tensor:
-        return attend(self.query, states, self.eps, self.config.normed_values)
-
-
-def attend(query: Tensor, states: States, eps: float, normed_values: bool = False) -> Tensor:
-    """Add up states h [..., c] with weights softmax over the states of query [c] . h / rms(h), in float32 -> [..., c].
-
-    With `normed_values`, h / rms(h) are added up. No state is copied for the backward pass.
-    """
-    dtype = accumulation_dtype(query)
-    row = query.to(dtype).unsqueeze(0)
-    logits, scales = [], []
-    for state in states:
-        wide = state.to(dtype)
-        scales.append(torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps))
-        logits.append(F.linear(wide, row) * scales[-1])
-    weights = torch.cat(logits, -1).softmax(-1)
-    if normed_values:
-        weights = weights * torch.cat(scales, -1)
-    total = sum(weight * state for weight, state in zip(weights.split(1, -1), states, strict=True))
-    assert isinstance(total, Tensor)
-    return total.to(states[0].dtype)
+        return attend_over_states(self.query, states, self.eps, self.config.normed_values)

@@ -123,7 +123,7 @@ class HyperConnectionsConfig(ResidualConfig):
 
     def flops(self, model: ModelConfig, layer: int, seq_len: int) -> int:
         n, width = self.streams, model.hidden_size
-        return 2 * seq_len * n * width * (n * (2 + n) + 1 + n)  # the linear, pre X, comb^T X
+        return 2 * seq_len * n * width * (n * (2 + n) + 1 + n + 1)  # the linear, pre X, comb^T X, post y
 
     def end_flops(self, model: ModelConfig, seq_len: int) -> int:
         return 2 * seq_len * self.streams * model.hidden_size * (self.streams + 1)

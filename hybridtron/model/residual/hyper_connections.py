@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridtron.backends.base import Backend
-from hybridtron.mixers.mixer import recompute
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.residual import plain
 from hybridtron.model.residual.config import HyperConnectionsConfig
 from hybridtron.model.residual.stream import States
-from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
+from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.elementwise.sinkhorn import sinkhorn
 
 
@@ -33,30 +32,20 @@ class Layer(plain.Layer):
 
     def read(self, states: States, norm: plain.Norm) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         (x,) = states
-        n = self.config.streams
-        logits = stream_logits(x, self.weight, self.norm_eps)
-        # The iteration keeps 80 matrices a token for its backward pass, many times what they are computed from. It is
-        # handed its parameters: functional_call has others in their place by the time of the backward pass.
-        given = (logits, self.scale, self.bias)
-        weights = self._weights(given) if under_transforms() else recompute(self._weights, given)
-        pre, post, comb = weights.split([n, n, n * n], -1)
-        return norm(add_up(pre, x)), (post.to(x.dtype), comb.to(x.dtype))
-
-    def _weights(self, given: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Return pre, post and comb [..., n + n + n n] of the linear's output, the scales and the biases."""
-        (logits, scales, biases), n, eps = given, self.config.streams, self.config.eps
+        n, eps = self.config.streams, self.config.eps
         sizes = [n, n, n * n]
-        parts = zip(logits.split(sizes, -1), scales.unbind(), biases.split(sizes), strict=True)
+        logits = stream_logits(x, self.weight, self.norm_eps).split(sizes, -1)
+        parts = zip(logits, self.scale.unbind(), self.bias.split(sizes), strict=True)
         pre, post, comb = (logit * scale + bias for logit, scale, bias in parts)
-        comb = comb.unflatten(-1, (n, n)).softmax(-1) + eps
-        comb = sinkhorn(comb, self.config.sinkhorn_iterations, eps)
-        return torch.cat([pre.sigmoid() + eps, 2 * post.sigmoid(), comb.flatten(-2)], -1)
+        comb = sinkhorn(comb.unflatten(-1, (n, n)).softmax(-1) + eps, self.config.sinkhorn_iterations, eps)
+        return norm(add_up(pre.sigmoid() + eps, x)), ((2 * post.sigmoid()).to(x.dtype), comb.to(x.dtype))
 
     def write(self, states: States, y: Tensor, mixing: Any) -> States:
         (x,), (post, comb) = states, mixing
-        n = self.config.streams
-        mixed = comb.unflatten(-1, (n, n)).transpose(-1, -2) @ x.unflatten(-1, (n, -1))
-        return ((mixed + post.unsqueeze(-1) * self.scaled(y).unsqueeze(-2)).flatten(-2),)
+        n, h = self.config.streams, y.shape[-1]
+        added = torch.bmm(post.reshape(-1, n, 1), self.scaled(y).reshape(-1, 1, h))
+        mixed = torch.baddbmm(added, comb.reshape(-1, n, n).transpose(1, 2), x.reshape(-1, n, h))
+        return (mixed.view(x.shape),)
 
 
 class End(plain.End):
@@ -84,10 +73,12 @@ class End(plain.End):
 def stream_logits(x: Tensor, weight: Tensor, norm_eps: float) -> Tensor:
     """Map the normed streams [..., n h] by a linear [c, n h], in float32 -> [..., c]."""
     wide = x.to(accumulation_dtype(x))
-    return F.linear(wide, weight) * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm_eps)
+    mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square() / x.shape[-1]
+    return F.linear(wide, weight) * torch.rsqrt(mean_square + norm_eps)
 
 
 def add_up(weights: Tensor, x: Tensor) -> Tensor:
     """Add up streams [..., n h] by weights [..., n] -> [..., h]."""
-    weights = weights.to(x.dtype)
-    return (weights.unsqueeze(-2) @ x.unflatten(-1, (weights.shape[-1], -1))).squeeze(-2)
+    n = weights.shape[-1]
+    total = torch.bmm(weights.to(x.dtype).reshape(-1, 1, n), x.reshape(-1, n, x.shape[-1] // n))
+    return total.view(*x.shape[:-1], -1)

@@ -7,15 +7,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hybridtron.accounting.describe import describe
 from hybridtron.backends.torch import TorchBackend
+from hybridtron.checkpoint_reader import expected_shapes
 from hybridtron.config.load import build
+from hybridtron.convert.architectures import ARCHITECTURES
+from hybridtron.convert.architectures.hybridtron import HYBRIDTRON
+from hybridtron.convert.hf.configuration import HybridtronConfig
+from hybridtron.convert.hf.modeling import HybridtronForCausalLM
 from hybridtron.errors import UserError
+from hybridtron.initial_weights import WeightRules, match_weights
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel
 from hybridtron.model.residual.stream import Packing
 from hybridtron.model.stage import cut
 from hybridtron.model.tensors import model_tensors, parameter_group
-from hybridtron.ops.elementwise.sinkhorn import sinkhorn
 
 TOPOLOGIES = {
     "plain": {"type": "plain"},
@@ -190,10 +195,23 @@ def test_fresh_attention_residuals_read_the_mean_of_all_states(tokens):
     torch.testing.assert_close(model.end(stream), sum(stream.states) / 3)
 
 
-def test_mixing_matrices_become_doubly_stochastic():
-    x = sinkhorn(torch.rand(5, 4, 4, generator=torch.Generator().manual_seed(0)) + 0.1, 20, 1e-6)
-    for axis in (-1, -2):
-        torch.testing.assert_close(x.sum(axis), torch.ones(5, 4), rtol=0, atol=1e-4)
+def test_weights_of_another_topology_are_refused_by_the_names_that_are_missing():
+    plain, other = (expected_shapes(model_tensors(config_of(TOPOLOGIES[name]))) for name in ("plain", "sandwich"))
+    with pytest.raises(UserError, match=r"layers\.0\.residual\.norm\.weight"):
+        match_weights(plain, other, WeightRules())
+    with pytest.raises(UserError, match=r"layers\.0\.residual\.norm\.weight"):
+        match_weights(other, plain, WeightRules())
+
+
+@torch.no_grad()
+def test_models_of_transformers_keep_the_topology_and_others_cannot_express_it(residual, tokens):
+    model = built(config_of(residual))
+    theirs = HybridtronForCausalLM(HybridtronConfig(**HYBRIDTRON.to_theirs(config_of(residual))))
+    theirs.model.load_state_dict(model.state_dict())
+    torch.testing.assert_close(theirs(tokens).logits, model.logits(tokens))
+    if residual["type"] != "plain":
+        with pytest.raises(UserError, match=r"llama cannot express model\.residual"):
+            ARCHITECTURES["llama"].to_theirs(config_of(residual, "attn mlp attn mlp"))
 
 
 def test_groups_of_parameters_for_clipping():
