@@ -175,7 +175,6 @@ BLOCKS |= {
     "gdn2": {
         "type": "kda",
         "num_heads": 4,
-        "allow_negative": True,
         "decay_rank": 0,
         "gate_rank": 0,
         "gate_lower_bound": -5.0,
