@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from hybridtron.backends.torch import TorchBackend
+from hybridtron.mixers.prepared_step import PreparedStep
 from hybridtron.mixers.state_rows import reserve
 from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel, Layer
 from hybridtron.model.stage import Stage, whole
+from hybridtron.model.step_plan import StepPlan, plan_layer_steps, plan_steps
 from hybridtron.training.config import RunConfig
 
 ENDS = "embedding and output"
@@ -39,6 +41,7 @@ class Part:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True) if trained else None
         self.state: Any = None
+        self.plan: StepPlan | None = None  # of steps from the state
         self.state_bytes = 0  # of the tensors of the state after the prompt, per sequence
 
     def prepare(self, batch: int, length: int) -> None:
@@ -50,7 +53,7 @@ class Part:
 
     def release(self) -> None:
         """Drop the state and all gradients."""
-        self.state = None
+        self.state = self.plan = None
         self.model.zero_grad(set_to_none=True)
 
     def train(self) -> None:
@@ -80,11 +83,20 @@ class Part:
         tensors = [leaf for leaf in tree_leaves(self.state) if isinstance(leaf, Tensor)]
         self.state_bytes = sum(t.numel() * t.element_size() for t in tensors) // len(self.tokens)
         self.state = [reserve(state, self.tokens.shape[1] - 1 + ROOM) for state in self.state]
+        self.plan_steps()
+
+    @torch.no_grad()
+    def plan_steps(self) -> None:
+        """Prepare the steps from the state, as generation does."""
+        self.plan = plan_steps(self.model, self.state, len(self.tokens))
 
     @torch.no_grad()
     def decode(self) -> None:
         """Go on by one token, up to its logits."""
-        _, self.state = self.model.step(self.tokens[:, -1], self.state)
+        if self.plan is not None:
+            self.plan.step(self.tokens[:, -1])
+        else:
+            _, self.state = self.model.step(self.tokens[:, -1], self.state)
 
     @property
     def layers(self) -> list[Layer]:
@@ -101,6 +113,7 @@ class LayerPart(Part):
     def __init__(self, name: str, config: RunConfig, index: int, device: torch.device) -> None:
         super().__init__(name, config, Stage(1, 3, index, index + 1), device)
         (self.layer,) = self.layers
+        self.layer_plan: PreparedStep | None = None
 
     def prepare(self, batch: int, length: int) -> None:
         super().prepare(batch, length)
@@ -118,9 +131,18 @@ class LayerPart(Part):
         self.state = [state]
 
     @torch.no_grad()
+    def plan_steps(self) -> None:
+        (state,) = self.state
+        self.layer_plan = plan_layer_steps(self.layer, state, self.x[-1].clone())
+
+    @torch.no_grad()
     def decode(self) -> None:
-        _, state = self.layer.step(self.model.begin(self.x[-1]), *self.state)
-        self.state = [state]
+        if self.layer_plan is not None:
+            for call in self.layer_plan.calls:
+                call()
+        else:
+            _, state = self.layer.step(self.model.begin(self.x[-1]), *self.state)
+            self.state = [state]
 
 
 def whole_model(config: RunConfig, device: torch.device) -> Part:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from hybridtron.backends.base import RMSNorm
 from hybridtron.mixers.mixer import Mixer, State
@@ -80,18 +80,35 @@ def plan_steps(model: Any, state: Sequence[State], batch: int) -> StepPlan | Non
     Returns None where the model is not one of plain float32 on a CPU in one process, or there are no compiled kernels.
     Layers without kernels, or parts of them, take their plain steps.
     """
-    kernels = load()[0]
-    if kernels is None or under_transforms() or not isinstance(model, LanguageModel):
+    if not isinstance(model, LanguageModel) or not (model.stage.is_first and model.stage.is_last):
         return None
-    if not (model.stage.is_first and model.stage.is_last) or not all(map(is_plain, model.parameters())):
+    kernels = _kernels_for(model)
+    if kernels is None or type(model.final_norm) is not RMSNorm or not _is_plain_linear(model.head):
         return None
-    if type(model.final_norm) is not RMSNorm or not _is_plain_linear(model.head):
-        return None
-    if any(layer.mixer.backend.shards.tensor.size > 1 for layer in model.layer_list):
-        return None
-    if any(type(layer.residual) is not plain.Layer for layer in model.layer_list):
+    if not all(map(_adds_alone, model.layer_list)):
         return None
     return StepPlan(model, kernels, state, batch)
+
+
+def plan_layer_steps(layer: Layer, state: State, x: Tensor) -> PreparedStep | None:
+    """Prepare steps of one layer on the residual stream x [b, h], which they change in place; see `plan_steps`."""
+    kernels = _kernels_for(layer)
+    if kernels is None or layer.carries or not _adds_alone(layer):
+        return None
+    prepare = _Preparation(kernels, *x.shape)
+    prepare.x = x
+    return prepare.layer(layer, state)
+
+
+def _kernels_for(module: nn.Module) -> Kernels | None:
+    """Return the compiled kernels where they can take all parameters."""
+    kernels = load()[0]
+    return None if under_transforms() or not all(map(is_plain, module.parameters())) else kernels
+
+
+def _adds_alone(layer: Layer) -> bool:
+    """Return whether a layer adds to a single residual stream, and has all its heads in this process."""
+    return type(layer.residual) is plain.Layer and layer.mixer.backend.shards.tensor.size == 1
 
 
 def _is_plain_linear(module: Any) -> bool:

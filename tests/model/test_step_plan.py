@@ -10,7 +10,7 @@ from hybridtron.model.batch_state import BatchState
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel
-from hybridtron.model.step_plan import MOST_ROWS, plan_steps
+from hybridtron.model.step_plan import MOST_ROWS, plan_layer_steps, plan_steps
 from tests.mixers.test_contract import CASES, WIDTH, assert_near, built, held, noisy
 
 TOKENS = 70  # caches grow at 64
@@ -113,3 +113,17 @@ def test_there_is_no_plan_for_other_numbers_or_without_kernels(monkeypatch):
     assert plan_steps(half, half.initial_state(2), 2) is None
     monkeypatch.setattr("hybridtron.model.step_plan.load", lambda: (None, "switched off"))
     assert plan_steps(model, model.initial_state(2), 2) is None
+
+
+@torch.no_grad()
+def test_one_layer_can_be_planned_by_itself():
+    model = hybrid()
+    for layer in model.layer_list:
+        x = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(0))
+        stream, state = layer.step(model.begin(x), layer.mixer.initial_state(2))
+        plan = plan_layer_steps(layer, layer.mixer.initial_state(2), stepped := x.clone())
+        for call in plan.calls:
+            call()
+        assert_near(stepped, stream.states[0])
+        for one, other in zip(held(plan.state()), held(state), strict=True):
+            assert_near(one, other)
