@@ -49,6 +49,7 @@ from hybridtron.ops.ssm.ssd import ssd, ssd_step
 
 LENGTHS = (512, 2048, 8192, 32768)
 HEADS, WIDTH, CHANNELS, STATES, WINDOW, CHUNK = 4, 64, 256, 16, 256, 64
+SOFTCAP = 50.0
 LONGEST = 60.0  # seconds
 
 Form = Callable[..., Tensor]
@@ -103,6 +104,20 @@ def square_with_sinks(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Tensor:
     scores = (q @ k.transpose(-1, -2) / WIDTH**0.5).masked_fill(~seen(q.shape[2], None), -torch.inf)
     column = sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
     return (torch.cat([scores, column], -1).softmax(-1)[..., :-1] @ v).transpose(1, 2)
+
+
+def square_with_decays(q: Tensor, k: Tensor, v: Tensor, sums: Tensor) -> Tensor:
+    """Compute attention with forget gates by its equation: sums of log gates between all pairs of tokens."""
+    q, k, v, sums = (x.transpose(1, 2) for x in (q, k, v, sums))
+    scores = q @ k.transpose(-1, -2) / WIDTH**0.5 + (sums.unsqueeze(-1) - sums.unsqueeze(-2)).float()
+    return (scores.masked_fill(~seen(q.shape[2], None), -torch.inf).softmax(-1) @ v).transpose(1, 2)
+
+
+def square_with_softcap(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Compute attention as transformers' Gemma 2 does."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    scores = SOFTCAP * torch.tanh(q @ k.transpose(-1, -2) / WIDTH**0.5 / SOFTCAP)
+    return (scores.masked_fill(~seen(q.shape[2], None), -torch.inf).softmax(-1) @ v).transpose(1, 2)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
@@ -248,6 +263,17 @@ OPS: dict[str, Op] = {
         None,
         "",
         logarithmic=False,
+    ),
+    "attention with forget gates": Op(
+        lambda s: [*projections(s), log_decays(1, s, HEADS).double().cumsum(1)],
+        lambda q, k, v, sums: attention(q, k, v, decays=sums),
+        square_with_decays,
+        None,
+        "",
+        logarithmic=False,
+    ),
+    "attention with softcap": Op(
+        projections, partial(attention, softcap=SOFTCAP), square_with_softcap, None, "", logarithmic=False
     ),
     "linear_attention": Op(
         lambda s: [positive(heads(s)), positive(heads(s)), heads(s)],

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hybridtron.ops.attention.query_blocks import ungroup
-from hybridtron.ops.attention.tiles import UNSEEN, TiledAttention, empty_like_values
+from hybridtron.ops.attention.tiles import UNSEEN, TiledAttention, empty_like_values, sink_gradients
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.native.library import require_kernels
 
@@ -33,9 +33,9 @@ class NativeAttention(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None, softcap: float
     ) -> Tensor:
         (batch, num_queries, heads, width), (_, num_keys, kv, channels) = q.shape, v.shape
-        dtype, padded = accumulation_dtype(q), -(-num_queries // _GROUP) * _GROUP
+        padded = -(-num_queries // _GROUP) * _GROUP
         shape = (batch * kv, heads // kv, padded)
-        queries = F.pad(q.to(dtype).transpose(1, 2), (0, 0, 0, padded - num_queries)).contiguous()
+        queries = _by_head(q, padded)
         out = queries.new_zeros(*shape, channels)
         if sinks is None:
             largest, total = queries.new_full(shape, UNSEEN), queries.new_zeros(shape)
@@ -43,8 +43,8 @@ class NativeAttention(torch.autograd.Function):
             largest = sinks.view(1, heads, 1).expand(batch, heads, padded).reshape(shape).contiguous()
             total = queries.new_ones(shape)
         require_kernels().attention_forward(
-            *shape, num_keys - num_queries, num_keys, width, channels, scale, softcap, queries, _packed(k.to(dtype)),
-            v.to(dtype).transpose(1, 2).contiguous(), out, largest, total,
+            *shape, num_keys - num_queries, num_keys, width, channels, scale, softcap, queries, _packed(k),
+            _by_head(v, num_keys), out, largest, total,
         )  # fmt: skip
         y = empty_like_values(q, v)
         y.copy_(ungroup(out.div_(total.unsqueeze(-1)).flatten(0, 1), batch, heads)[:, :num_queries])
@@ -55,11 +55,32 @@ class NativeAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        dq, dk, dv, _, _, dsinks, *_ = TiledAttention.backward(ctx, grad)
-        return dq, dk, dv, None, dsinks, None
+        q, k, v, sinks, _, out, log_sums = ctx.saved_tensors
+        if q.shape[3] % _PACKED or v.shape[3] > _MOST_WIDTH:
+            dq, dk, dv, _, _, dsinks, *_ = TiledAttention.backward(ctx, grad)
+            return dq, dk, dv, None, dsinks, None
+        (batch, num_queries, _, width), (_, num_keys, kv, channels) = q.shape, v.shape
+        padded, shape = -(-num_queries // _GROUP) * _GROUP, log_sums.shape
+        along = (grad.to(log_sums.dtype) * out).sum(-1).transpose(1, 2).reshape(shape)
+        more = (0, padded - num_queries)
+        queries, keys, values = _by_head(q, padded), _packed(k), _packed(v)
+        dq, dk = torch.zeros_like(queries), torch.zeros_like(keys).view(batch, kv, -1, width)
+        dv = torch.zeros_like(values).view(batch, kv, -1, channels)
+        require_kernels().attention_backward(
+            *shape[:2], padded, num_keys - num_queries, num_keys, width, channels, ctx.scale, ctx.softcap, queries,
+            keys, values, _by_head(k, dk.shape[2]), F.pad(log_sums, more, value=-UNSEEN).contiguous(),
+            F.pad(along, more).contiguous(), _by_head(grad, padded), dq, dk, dv,
+        )  # fmt: skip
+        found = ((dq.mul_(ctx.scale), q), (dk.mul_(ctx.scale), k), (dv, v))
+        grads = (x[:, :, : like.shape[1]].transpose(1, 2).to(like.dtype) for x, like in found)
+        return *grads, None, sink_gradients(sinks, log_sums, along), None
+
+
+def _by_head(x: Tensor, tokens: int) -> Tensor:
+    """Transpose [b, s, h, d] to [b, h, tokens, d], in the dtype of accumulation, with zeros after the last token."""
+    return F.pad(x.to(accumulation_dtype(x)).transpose(1, 2), (0, 0, 0, tokens - x.shape[1])).contiguous()
 
 
 def _packed(x: Tensor) -> Tensor:
     """Pack [b, t, kv, d] to [b, kv, t / 32, d, 32], the last tokens padded with zeros."""
-    padded = F.pad(x.transpose(1, 2), (0, 0, 0, -x.shape[1] % _PACKED))
-    return padded.unflatten(2, (-1, _PACKED)).transpose(3, 4).contiguous()
+    return _by_head(x, -(-x.shape[1] // _PACKED) * _PACKED).unflatten(2, (-1, _PACKED)).transpose(3, 4).contiguous()

@@ -77,13 +77,6 @@ def _probabilities(
     return out
 
 
-def keeps_probabilities(q: Tensor, k: Tensor, window: int | None) -> bool:
-    """Return whether the probabilities of q [b, s, h, d] and k [b, t, kv, d] are few enough to keep for backward."""
-    blocks = query_blocks(q.shape[1], k.shape[1], window)
-    pairs = sum(block.num_queries * block.num_keys for block in blocks)
-    return q.shape[0] * q.shape[2] * pairs <= _KEPT_PROBABILITIES
-
-
 class BlockAttention(torch.autograd.Function):
     """Matmul, softmax, matmul over one block of queries of a few sequences at a time: the scores stay in cache.
 
@@ -96,7 +89,8 @@ class BlockAttention(torch.autograd.Function):
     ) -> Tensor:
         batch, num_queries, heads, _ = q.shape
         num_keys, kv, dtype = k.shape[1], k.shape[2], accumulation_dtype(q)
-        blocks, kept = query_blocks(num_queries, num_keys, window), keeps_probabilities(q, k, window)
+        blocks = query_blocks(num_queries, num_keys, window)
+        kept = batch * heads * sum(block.num_queries * block.num_keys for block in blocks) <= _KEPT_PROBABILITIES
         keys, values = group(k.to(dtype), kv), group(v.to(dtype), kv)
         # The output lies in memory as v does, by sequence or by token, because v comes straight from a projection.
         shape = (batch, num_queries, heads, v.shape[3])

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from hybridtron.ops.attention.flash_window import FLASH_WINDOW
 from hybridtron.ops.attention.fused_shapes import fused_without_values
 from hybridtron.ops.attention.native_attention import NativeAttention, takes_native_attention
-from hybridtron.ops.attention.query_blocks import BlockAttention, group, keeps_probabilities, mask_of, ungroup
+from hybridtron.ops.attention.query_blocks import BlockAttention, group, mask_of, ungroup
 from hybridtron.ops.attention.small_heads import MOST_KEYS, MOST_WIDTH, SmallHeads, takes_small_heads
 from hybridtron.ops.attention.tiles import TiledAttention
 from hybridtron.ops.cuts import QueryBlock, query_blocks, runs
@@ -212,9 +212,8 @@ def _block_attention(
 def _native_attention(
     q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, sinks: Tensor | None
 ) -> Tensor:
-    """Keep the probabilities for a backward pass where they are few; else call the kernel that keeps none."""
-    trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (q, k, v, sinks))
-    if (trained and keeps_probabilities(q, k, window)) or not takes_native_attention(window, q, k, v):
+    """Call the kernel that keeps no probabilities, or those for the softmax alone between PyTorch's products."""
+    if not takes_native_attention(window, q, k, v):
         return _block_attention(q, k, v, window, scale, sinks, native=True)
     sinks = None if sinks is None else sinks.to(accumulation_dtype(q))
     return NativeAttention.apply(q, k, v, scale, sinks, 0.0)

@@ -115,10 +115,7 @@ class TiledAttention(torch.autograd.Function):
             dq[:, block.start : block.stop] = ungroup(dqueries, batch, heads)
             if ddecays is not None and own_sums is not None:
                 ddecays[:, block.position : block.last] += own_sums.view(batch * heads, -1)
-        dsinks = None
-        if sinks is not None:
-            shares = torch.exp(sinks.unsqueeze(-1) - log_sums.view(batch, heads, num_queries))
-            dsinks = -(shares * along.transpose(1, 2)).sum((0, 2))
+        dsinks = sink_gradients(sinks, log_sums, along.transpose(1, 2).reshape(log_sums.shape))
         if ddecays is not None:
             ddecays = ddecays.view(batch, heads, -1).transpose(1, 2).to(decays.dtype)
         outcome = (dq, ungroup(dkeys, batch, kv), ungroup(dvalues, batch, kv))
@@ -126,6 +123,15 @@ class TiledAttention(torch.autograd.Function):
             *(tensor.to(like.dtype) for tensor, like in zip(outcome, (q, k, v), strict=True)),
             None, None, dsinks, None, ddecays,
         )  # fmt: skip
+
+
+def sink_gradients(sinks: Tensor | None, log_sums: Tensor, along: Tensor) -> Tensor | None:
+    """Return the gradients of sinks [h], from log_sums and along [b * kv, h / kv, queries]."""
+    if sinks is None:
+        return None
+    by_head = (len(log_sums) * log_sums.shape[1] // len(sinks), len(sinks), -1)
+    shares = torch.exp(sinks.unsqueeze(-1) - log_sums.reshape(by_head))
+    return -(shares * along.reshape(by_head)).sum((0, 2))
 
 
 def empty_like_values(q: Tensor, v: Tensor) -> Tensor:

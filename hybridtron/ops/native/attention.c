@@ -2,7 +2,7 @@
  * probabilities meet the values (FlashAttention-2, Dao 2023, arXiv 2307.08691). */
 #include "common.h"
 
-enum { GROUP = 8, LANE = 16, PACKED = 32, SPAN = 512, STRIP = 528, BLOCK = 64, MOST_WIDTH = 512 }; /* a strip's rows lie in different sets of the cache */
+enum { GROUP = 8, LANE = 16, PACKED = 32, SPAN = 512, STRIP = 528, BLOCK = 64, BACK_SPAN = 256, BACK_STRIP = 272, MOST_WIDTH = 512 }; /* a strip's rows lie in different sets of the cache */
 static const float OUT_OF_SIGHT = -1e30f;
 
 typedef float vector __attribute__((vector_size(64)));
@@ -12,11 +12,11 @@ INLINE void store(float *x, vector y) { *(anywhere *)x = y; }
 
 #define EACH(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
 
-/* strip [8, STRIP] begins with queries [width, 8] times packed keys [width, 32]. */
-INLINE void meet_keys(long width, const float *q, const float *k, float *strip) {
+/* strip [8, step] begins with queries [width, 8] times packed keys [width, 32]. */
+INLINE void meet_keys(long width, const float *q, const float *k, float *strip, const long step) {
 #define ZERO(i) vector a##i = {0}, b##i = {0};
 #define ADD(i) a##i += q[c * GROUP + i] * k0, b##i += q[c * GROUP + i] * k1;
-#define PUT(i) store(strip + i * STRIP, a##i), store(strip + i * STRIP + LANE, b##i);
+#define PUT(i) store(strip + i * step, a##i), store(strip + i * step + LANE, b##i);
     EACH(ZERO)
     for (long c = 0; c < width; c++) {
         vector k0 = load(k + c * PACKED), k1 = load(k + c * PACKED + LANE);
@@ -28,10 +28,16 @@ INLINE void meet_keys(long width, const float *q, const float *k, float *strip) 
 #undef PUT
 }
 
+/* Transpose x [8, width]. */
+INLINE void turn(long width, const float *x, float *across) {
+    for (long c = 0; c < width; c++)
+        for (long i = 0; i < GROUP; i++) across[c * GROUP + i] = x[i * width + c];
+}
+
 /* 32 channels of out [8, channels] = factors [8] out + strip [8, keys] v [keys, channels]. */
-INLINE void meet_values(long keys, long channels, const float *strip, const float *v, const float *factors, float *out) {
+INLINE void meet_values(long keys, long channels, const float *strip, const long step, const float *v, const float *factors, float *out) {
 #define GET(i) vector a##i = factors[i] * load(out + i * channels), b##i = factors[i] * load(out + i * channels + LANE);
-#define ADD(i) a##i += strip[i * STRIP + j] * v0, b##i += strip[i * STRIP + j] * v1;
+#define ADD(i) a##i += strip[i * step + j] * v0, b##i += strip[i * step + j] * v1;
 #define PUT(i) store(out + i * channels, a##i), store(out + i * channels + LANE, b##i);
     EACH(GET)
     for (long j = 0; j < keys; j++) {
@@ -91,18 +97,106 @@ KERNEL attention_forward(long groups, long repeats, long queries, long ahead, lo
             long some = least(SPAN, last - start);
             for (long head = g * repeats; head < (g + 1) * repeats; head++)
                 for (long row = head * queries + first; row < head * queries + stop; row += GROUP) {
-                    for (long c = 0; c < width; c++)
-                        for (long i = 0; i < GROUP; i++) across[c * GROUP + i] = q[(row + i) * width + c];
+                    turn(width, q + row * width, across);
                     for (long j = 0; j < some; j += PACKED)
-                        meet_keys(width, across, k + (g * packed + start + j) * width, strip + j);
+                        meet_keys(width, across, k + (g * packed + start + j) * width, strip + j, STRIP);
                     for (long i = 0; i < GROUP; i++) {
                         long seen = row - head * queries + i + ahead + 1 - start;
                         seen = seen < 0 ? 0 : least(seen, some);
                         factors[i] = make_probabilities(seen, some, scale, cap, strip + i * STRIP, largest + row + i, total + row + i);
                     }
                     for (long c = 0; c < channels; c += PACKED)
-                        meet_values(some, channels, strip, v + (g * keys + start) * channels + c, factors, out + row * channels + c);
+                        meet_values(some, channels, strip, STRIP, v + (g * keys + start) * channels + c, factors, out + row * channels + c);
                 }
         }
+    }
+}
+
+/* 32 channels of out [8, channels] += strip [rows, 8] transposed times x [rows, channels]. */
+INLINE void meet_rows(long rows, long channels, const float *strip, const float *x, float *out) {
+#define GET(i) vector a##i = load(out + i * channels), b##i = load(out + i * channels + LANE);
+#define ADD(i) a##i += strip[r * BACK_STRIP + i] * x0, b##i += strip[r * BACK_STRIP + i] * x1;
+#define PUT(i) store(out + i * channels, a##i), store(out + i * channels + LANE, b##i);
+    EACH(GET)
+    for (long r = 0; r < rows; r++) {
+        vector x0 = load(x + r * channels), x1 = load(x + r * channels + LANE);
+        EACH(ADD)
+    }
+    EACH(PUT)
+#undef GET
+#undef ADD
+#undef PUT
+}
+
+/* The first `seen` products p of a row become probabilities, and the gradients g by these become those by products over
+ * `scale`; the others, up to `keys`, become 0. */
+INLINE void make_gradients(long seen, long keys, float scale, float cap, float log_sum, float along, float *p, float *g) {
+    if (cap > 0.0f) {
+#pragma GCC ivdep
+        for (long j = 0; j < keys; j++) {
+            float share = hyperbolic_tangent(scale / cap * p[j]);
+            p[j] = exponential(cap * share - log_sum);
+            g[j] = p[j] * (g[j] - along) * (1.0f - share * share);
+        }
+    } else {
+#pragma GCC ivdep
+        for (long j = 0; j < keys; j++) {
+            p[j] = exponential(scale * p[j] - log_sum);
+            g[j] = p[j] * (g[j] - along);
+        }
+    }
+    if (seen < keys) {
+        memset(p + seen, 0, (keys - seen) * sizeof(float));
+        memset(g + seen, 0, (keys - seen) * sizeof(float));
+    }
+}
+
+/* Gradients of attention_forward, added to dq, dk and dv: `packed_k` and `packed_v` are packed, `k` is not, and rows of
+ * keys are padded to whole packs; those by q and k lack the factor `scale`. `log_sums` are the logarithms of the sums in
+ * the softmaxes, `along` the sums of outputs times their gradients `dy`. */
+KERNEL attention_backward(long groups, long repeats, long queries, long ahead, long keys, long width, long channels,
+    float scale, float cap, const float *q SHAPE(groups, repeats, queries, width),
+    const float *packed_k SHAPE(groups, ceil_div(keys, PACKED), width, PACKED), const float *packed_v SHAPE(groups, ceil_div(keys, PACKED), channels, PACKED),
+    const float *k SHAPE(groups, ceil_div(keys, PACKED), PACKED, width), const float *log_sums SHAPE(groups, repeats, queries),
+    const float *along SHAPE(groups, repeats, queries), const float *dy SHAPE(groups, repeats, queries, channels),
+    float *dq SHAPE(groups, repeats, queries, width), float *dk SHAPE(groups, ceil_div(keys, PACKED), PACKED, width),
+    float *dv SHAPE(groups, ceil_div(keys, PACKED), PACKED, channels), int threads)
+    REQUIRE(queries % GROUP == 0, channels % PACKED == 0, width % PACKED == 0, width <= MOST_WIDTH, channels <= MOST_WIDTH, cap >= 0) {
+    long packed = ceil_div(keys, PACKED) * PACKED;
+    static const float ones[GROUP] = {1, 1, 1, 1, 1, 1, 1, 1};
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+    for (long g = 0; g < groups; g++) {
+        float p[BLOCK * BACK_STRIP], d[BLOCK * BACK_STRIP], across[GROUP * MOST_WIDTH];
+        for (long start = 0; start < keys; start += BACK_SPAN)
+            for (long first = 0; first < queries; first += BLOCK) {
+                long stop = least(queries, first + BLOCK), some = least(BACK_SPAN, least(keys, stop + ahead) - start);
+                if (some <= 0) continue;
+                long whole = ceil_div(some, GROUP) * GROUP, from = g * packed + start;
+                for (long head = g * repeats; head < (g + 1) * repeats; head++) {
+                    long top = head * queries + first;
+                    for (long i = 0; i < stop - first; i += GROUP) {
+                        float *strip = p + i * BACK_STRIP, *change = d + i * BACK_STRIP;
+                        turn(width, q + (top + i) * width, across);
+                        for (long j = 0; j < some; j += PACKED)
+                            meet_keys(width, across, packed_k + (from + j) * width, strip + j, BACK_STRIP);
+                        turn(channels, dy + (top + i) * channels, across);
+                        for (long j = 0; j < some; j += PACKED)
+                            meet_keys(channels, across, packed_v + (from + j) * channels, change + j, BACK_STRIP);
+                        for (long r = 0; r < GROUP; r++) {
+                            long seen = first + i + r + ahead + 1 - start;
+                            seen = seen < 0 ? 0 : least(seen, some);
+                            make_gradients(seen, whole, scale, cap, log_sums[top + i + r], along[top + i + r], strip + r * BACK_STRIP, change + r * BACK_STRIP);
+                        }
+                        for (long c = 0; c < width; c += PACKED)
+                            meet_values(some, width, change, BACK_STRIP, k + from * width + c, ones, dq + (top + i) * width + c);
+                    }
+                    for (long j = 0; j < whole; j += GROUP) {
+                        for (long c = 0; c < channels; c += PACKED)
+                            meet_rows(stop - first, channels, p + j, dy + top * channels + c, dv + (from + j) * channels + c);
+                        for (long c = 0; c < width; c += PACKED)
+                            meet_rows(stop - first, width, d + j, q + top * width + c, dk + (from + j) * width + c);
+                    }
+                }
+            }
     }
 }
