@@ -19,6 +19,7 @@ from hybridtron.mixers.prepared_step import PreparedStep
 from hybridtron.mixers.state_rows import reserve
 from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel, Layer
+from hybridtron.model.residual.stream import Stream
 from hybridtron.model.stage import Stage, whole
 from hybridtron.model.step_plan import StepPlan, plan_layer_steps, plan_steps
 from hybridtron.training.config import RunConfig
@@ -118,22 +119,25 @@ class LayerPart(Part):
     def prepare(self, batch: int, length: int) -> None:
         super().prepare(batch, length)
         generator = torch.Generator().manual_seed(1)
-        x = torch.randn(length, batch, self.config.model.hidden_size, generator=generator)  # [s, b, h]
-        self.x = x.to(self.device, self.config.precision.dtype)
+        model, dtype = self.config.model, self.config.precision.dtype
+        widths = model.residual.state_widths(model, self.model.stage.start)
+        states = [torch.randn(length, batch, width, generator=generator) for width in widths]  # [s, b, width]
+        self.stream = Stream(tuple(state.to(self.device, dtype) for state in states), {})
 
     def loss(self) -> Tensor:
-        stream = self.layer(self.model.begin(self.x.detach().requires_grad_()))
-        return self.model.end(stream).float().mean()
+        states = tuple(state.detach().requires_grad_() for state in self.stream.states)
+        y: Tensor = self.layer(Stream(states, {})).states[0]
+        return y.float().mean()
 
     @torch.no_grad()
     def prefill(self) -> None:
-        _, state = self.layer.prefill(self.model.begin(self.x), *self._empty_state())
+        _, state = self.layer.prefill(self.stream, *self._empty_state())
         self.state = [state]
 
     @torch.no_grad()
     def plan_steps(self) -> None:
         (state,) = self.state
-        self.layer_plan = plan_layer_steps(self.layer, state, self.x[-1].clone())
+        self.layer_plan = plan_layer_steps(self.layer, state, self.stream.states[0][-1].clone())
 
     @torch.no_grad()
     def decode(self) -> None:
@@ -141,7 +145,8 @@ class LayerPart(Part):
             for call in self.layer_plan.calls:
                 call()
         else:
-            _, state = self.layer.step(self.model.begin(self.x[-1]), *self.state)
+            token = Stream(tuple(state[-1] for state in self.stream.states), {})
+            _, state = self.layer.step(token, *self.state)
             self.state = [state]
 
 
@@ -159,11 +164,12 @@ def parts_of(configs: Sequence[RunConfig], device: torch.device) -> tuple[dict[s
         shared = (model.hidden_size, model.norm_eps, model.zero_centered_norms, config.precision.format)
         for index, name in enumerate(model.layer_names):
             block = model.blocks[name]
-            key = f"{name} {shared} {block.model_dump_json()}"
+            place = (model.residual.model_dump_json(), model.residual.state_widths(model, index))
+            key = f"{name} {shared} {block.model_dump_json()} {place}"
             of_model[key] += 1
             if key not in parts:
                 parts[key] = LayerPart(name, config, index, device)
-        key = f"{ENDS} {shared} {model.vocab_size} {model.tie_embeddings}"
+        key = f"{ENDS} {shared} {model.vocab_size} {model.tie_embeddings} {model.residual.model_dump_json()}"
         of_model[key] += 1
         if key not in parts:
             parts[key] = Part(ENDS, config, Stage(0, 1, 0, 0), device)

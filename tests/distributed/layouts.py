@@ -243,7 +243,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "grouped": {"pattern": "attn mlp mamba ffn", "residual": {"type": "parallel"}},
     "sandwich": {"pattern": "attn mlp mamba ffn", "residual": {"type": "sandwich"}},
     "hyper": {
-        "pattern": "attn mlp mamba ffn after",
+        "pattern": "after attn mlp mamba ffn",
         "init_std": 0.1,
         "residual": {"type": "hyper_connections", "streams": 3, "sinkhorn_iterations": 4},
     },

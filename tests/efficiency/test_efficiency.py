@@ -40,6 +40,19 @@ def test_the_parts_of_models_have_all_their_parameters(tied):
         assert total == describe(config.model, 8).total
 
 
+@pytest.mark.parametrize("residual", ["parallel", "sandwich", "hyper_connections", "attention_residuals"])
+def test_parts_of_every_residual_topology_train_and_generate(residual):
+    config = read_model_config(ATTENTION, f"model.residual.type={residual}")
+    parts, (count,) = parts_of([config], CPU)
+    assert sum(n * parts[name].num_parameters for name, n in count.items()) == describe(config.model, 8).total
+    for part in parts.values():
+        part.prepare(1, 8)
+        part.train()
+        part.prefill()
+        part.make_room()
+        part.decode()
+
+
 def test_layers_that_models_share_are_measured_once():
     parts, counts = parts_of([read_model_config(pattern) for pattern in (ATTENTION, HYBRID)], CPU)
     assert sorted(part.name for part in parts.values()) == ["attn", "embedding and output", "mamba", "mlp"]
