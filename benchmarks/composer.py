@@ -1,9 +1,12 @@
 """Search engines on closed-form objectives with known optimum, at equal budget: regret, and evaluations to the optimum.
 
     python benchmarks/composer.py --out docs/composer
+    python benchmarks/composer.py --out docs/composer --noise 0.08
     python benchmarks/composer.py --replay checkpoints/search-mad-6-layers
 
 Ten instances of each objective, one for each seed. Rows are kept in OUT/engines.jsonl, so that it goes on after a kill.
+With --noise scores have noise of that standard deviation, which the Bayesian engine infers, is given, or pools over two
+seeds of half as many patterns; the table is the regret without noise of what each rule returns (OUT/noisy.jsonl).
 With --replay the objective is what an exhaustive search has recorded, and what each rule would return is told too.
 """
 
@@ -14,8 +17,9 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -26,6 +30,7 @@ from hybridtron.composer.engines.bayesian import Bayesian
 from hybridtron.composer.engines.discrete import Engine, Evolution, History, Observation, RandomSearch
 from hybridtron.composer.nas.aggregate import aggregate
 from hybridtron.composer.nas.closed_form import Chain
+from hybridtron.composer.nas.noise import pooled_noise, with_noise
 from hybridtron.composer.nas.space import Pattern, Space
 from hybridtron.pattern import Pattern as Layers
 from hybridtron.pattern import to_composer
@@ -54,7 +59,7 @@ def regrets(engine: Engine, space: Space, function: Chain, budget: int, batch: i
 
 def fingerprint(engine: Engine, space_name: str) -> str:
     """Return a digest of all settings but the seed that a run's regret depends on; rows of others are not reused."""
-    own = engine.model_dump(exclude={"type", "batch"})
+    own = engine.model_dump(exclude={"type", "batch"}, exclude_none=True)
     if isinstance(engine, Bayesian):
         own |= {name: getattr(bayesian, name) for name in ("SAMPLES", "PARENTS", "FIT_STEPS", "CLIMBS")}
     settings = json.dumps([type(engine).__name__, own, SPACES[space_name]], sort_keys=True)
@@ -130,6 +135,53 @@ def replay(folder: Path, seeds: int, budget: int = 30) -> str:
     return "\n".join(lines)
 
 
+def rule_regrets(engine: Bayesian, function: Chain, budget: int, batch: int, repeats: int) -> dict[str, float]:
+    """Return the regret without noise of what each rule makes of `budget` noisy scores, `repeats` seeds a pattern."""
+    space, exact = Space(tuple("AMS"[: function.blocks]), function.layers), replace(function, noise=0.0)
+    seen: list[Observation] = []
+    scores: dict[Pattern, dict[int, float]] = {}
+    while len(seen) < budget // repeats:
+        generator = np.random.default_rng([function.instance, len(seen)])
+        for pattern in engine.propose(History(space, seen, seed=function.instance), batch, generator):
+            scores[pattern] = {seed: function(pattern, seed) for seed in range(repeats)}
+            seen.append(Observation(pattern, fmean(scores[pattern].values()), seeds=repeats))
+        if repeats > 1:
+            seen = with_noise(seen, pooled_noise(scores))
+    means, _ = bayesian.posterior(bayesian.fit(space, seen, engine.noise), space, [o.pattern for o in seen])
+    returned = {
+        "best single": max(seen, key=lambda o: o.score).pattern,
+        "N_0": aggregate(space, seen, 5, 1, 0).pattern,
+        "posterior mean": seen[int(means.argmax())].pattern,
+    }
+    return {rule: round(1 - exact(pattern), 9) for rule, pattern in returned.items()}
+
+
+def noisy(file: Path, seeds: int, noise: float, layers: int = 8, blocks: int = 3, budget: int = 64) -> str:
+    """Markdown: mean regret, and its standard error, of each rule, with the noise inferred, pooled and given."""
+    done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    lines = ["| noise | best single | N_0 | posterior mean |", "|---|---|---|---|"]
+    ways = {"inferred": (None, 1), "given": (noise, 1), "pooled over two seeds of half as many": (None, 2)}
+    for way, (known, repeats) in ways.items():
+        found = []
+        for seed in range(seeds):
+            key = {"noise": noise, "space": f"{blocks}^{layers}", "evaluations": budget, "way": way, "seed": seed}
+            row = next((row for row in done if key.items() <= row.items()), None)
+            if row is None:
+                function = Chain(layers, blocks, seed, noise=noise)
+                row = {
+                    **key,
+                    "regret": rule_regrets(Bayesian(type="bayesian", noise=known), function, budget, 4, repeats),
+                }
+                with file.open("a") as stream:
+                    stream.write(json.dumps(row) + "\n")
+                print(json.dumps(row), flush=True)
+            found.append(row["regret"])
+        cells = [[regret[rule] for regret in found] for rule in found[0]]
+        words = [f"{fmean(cell):.3f} ± {np.std(cell, ddof=1) / len(cell) ** 0.5:.3f}" for cell in cells]
+        lines.append(f"| {way} | {' | '.join(words)} |")
+    return "\n".join(lines)
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: median regret at the end, how often the optimum was found, and after how many evaluations.
 
@@ -178,6 +230,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/composer"))
     parser.add_argument("--replay", type=Path, metavar="FOLDER")
+    parser.add_argument("--noise", type=float, metavar="DEVIATION")
     parser.add_argument("--seeds", type=int, default=10)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -185,6 +238,9 @@ def main() -> None:
         print(replay(options.replay, options.seeds))
         return
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.noise:
+        print(noisy(options.out / "noisy.jsonl", options.seeds, options.noise))
+        return
     rows = list(runs(options.out / "engines.jsonl", options.seeds))
     picture(rows, options.out / "engines.png")
     print(table(rows))

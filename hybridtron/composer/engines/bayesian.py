@@ -65,8 +65,13 @@ class Bayesian(Engine):
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.manual_seed(seed)
-            model = fit(space, history.finished)
-            observed = _encode(space, [o.pattern for o in history.finished])
+            model = fit(space, history.finished, self.noise)
+            tried = [o.pattern for o in history.finished]
+            observed = _encode(space, tried)
+            if self.noise or all(o.error for o in history.finished):  # neighbours of the best, not of the luckiest
+                means, _ = posterior(model, space, tried)
+                better = [replace(o, score=float(mean)) for o, mean in zip(history.finished, means, strict=True)]
+                history = replace(history, finished=better)
             while len(found) < count:
                 waiting = [*history.pending, *found]
                 acquisition = qLogNoisyExpectedImprovement(
@@ -121,8 +126,13 @@ def require_botorch() -> None:
         )
 
 
-def fit(space: Space, finished: Sequence[Observation]) -> Any:
-    """Fit a SingleTaskGP, its RBF kernel with a length per input, to the one-hot encoding; its noise is inferred."""
+def fit(space: Space, finished: Sequence[Observation], noise: float | None = None) -> Any:
+    """Fit a SingleTaskGP, its RBF kernel with a length per input, to the one-hot encoding.
+
+    Its noise is the observations' standard errors, or `noise` for one seed where they have none; without either it is
+    inferred. Inference returns about the mode of BoTorch's prior, 0.7 % of the variance, until there are hundreds of
+    observations.
+    """
     import torch
     from botorch.models import SingleTaskGP
     from botorch.models.transforms import Standardize
@@ -132,24 +142,36 @@ def fit(space: Space, finished: Sequence[Observation]) -> Any:
 
     x = _encode(space, [o.pattern for o in finished])
     y = torch.tensor([[o.score] for o in finished], dtype=torch.float64)
+    errors = [o.error or (noise or 0.0) / math.sqrt(o.seeds) for o in finished]
+    known = torch.tensor([[error**2] for error in errors], dtype=torch.float64) if all(errors) else None
     kernel = get_covar_module_with_dim_scaled_prior(ard_num_dims=x.shape[1], use_rbf_kernel=True)
-    model = SingleTaskGP(x, y, covar_module=kernel, outcome_transform=Standardize(1))
+    model = SingleTaskGP(x, y, known, covar_module=kernel, outcome_transform=Standardize(1))
     fit_gpytorch_mll_scipy(ExactMarginalLogLikelihood(model.likelihood, model), options={"maxiter": FIT_STEPS})
     return model.eval()
 
 
-def leave_one_out(space: Space, finished: Sequence[Observation]) -> tuple[np.ndarray, np.ndarray]:
+def posterior(model: Any, space: Space, patterns: Sequence[Pattern]) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation of the scores of patterns without noise, as a fitted process has them."""
+    import torch
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = model.posterior(_encode(space, patterns))
+    return found.mean.flatten().numpy(), found.variance.sqrt().flatten().numpy()
+
+
+def leave_one_out(space: Space, finished: Sequence[Observation], model: Any = None) -> tuple[np.ndarray, np.ndarray]:
     """Predict mean and standard deviation of each score from all others, with hyperparameters fitted to all.
 
-    Rasmussen & Williams (2006), equations 5.12. Needs at least 3 observations.
+    Rasmussen & Williams (2006), equations 5.12. Needs at least 3 observations. `model` is a process fitted to them.
     """
     import torch
     from botorch.cross_validation import efficient_loo_cv
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        posterior: Any = efficient_loo_cv(fit(space, finished)).posterior
-    return posterior.mean.detach().flatten().numpy(), posterior.variance.detach().sqrt().flatten().numpy()
+        found: Any = efficient_loo_cv(model or fit(space, finished)).posterior
+    return found.mean.detach().flatten().numpy(), found.variance.detach().sqrt().flatten().numpy()
 
 
 def _encode(space: Space, patterns: Sequence[Pattern]) -> torch.Tensor:

@@ -22,11 +22,13 @@ DRAWS_PER_PATTERN = 200  # random draws before the remaining patterns of a nearl
 
 @dataclass(frozen=True)
 class Observation:
-    """A finished evaluation; larger scores are better. `error` is the standard error over seeds, 0 for one seed."""
+    """A finished evaluation, the mean over `seeds`; larger scores are better. `error` is its standard error, 0 where
+    none is known."""
 
     pattern: Pattern
     score: float
     error: float = 0.0
+    seeds: int = 1
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,12 @@ class Engine(Strict):
 
     type: str
     batch: int = Field(1, ge=1, description="Patterns proposed at a time; more keep several workers busy.")
+    noise: float | None = Field(
+        None,
+        gt=0,
+        description="Standard deviation of a score over seeds, where it is known; by default it is pooled over the "
+        "patterns that have several seeds.",
+    )
 
     def propose(self, history: History, count: int, generator: np.random.Generator) -> list[Pattern]:
         """Propose at most `count` new patterns, none finished or pending; none where the space is exhausted."""

@@ -130,7 +130,11 @@ def scalarised(observations: Sequence[Observation], cost: Cost, generator: np.ra
     saving = _unit(np.array([-cost(o.pattern) for o in observations]))
     parts = np.stack([weight * score, (1 - weight) * saving])
     values = parts.min(axis=0) + AUGMENTATION * parts.sum(axis=0)
-    return [Observation(o.pattern, float(value), o.error) for o, value in zip(observations, values, strict=True)]
+    span = float(np.ptp([o.score for o in observations])) or 1.0
+    scale = weight * (1 + AUGMENTATION) / span  # of the score within the number, at most
+    return [
+        replace(o, score=float(value), error=scale * o.error) for o, value in zip(observations, values, strict=True)
+    ]
 
 
 def _unit(values: np.ndarray) -> np.ndarray:

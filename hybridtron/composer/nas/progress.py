@@ -13,6 +13,7 @@ from hybridtron.composer.engines.discrete import Observation
 from hybridtron.composer.nas.aggregate import Aggregate, aggregate
 from hybridtron.composer.nas.config import SearchConfig
 from hybridtron.composer.nas.methodology import num_steps, step_space
+from hybridtron.composer.nas.noise import Noise, pooled_noise
 from hybridtron.composer.nas.space import Pattern, Space
 from hybridtron.composer.nas.store import EVALUATIONS, Row, Store
 from hybridtron.config.nearest import one_of
@@ -37,6 +38,7 @@ class Step:
     proposals: list[Pattern] = field(default_factory=list)
     finished: list[Observation] = field(default_factory=list)  # in the order of the proposals
     failed: list[Pattern] = field(default_factory=list)  # had no finite score
+    noise: Noise | None = None  # of one score; None where neither seeds nor the config tell it
     aggregate: Aggregate | None = None
     found: Pattern | None = None
 
@@ -127,14 +129,17 @@ def _damage(row: Row, blocks: Sequence[str]) -> str | None:
 
 
 def _finish(config: SearchConfig, step: Step, results: dict[Unit, Row]) -> None:
-    """Fill in the step's observations and, once it is complete, its result."""
+    """Fill in the step's observations and their noise and, once it is complete, its result."""
+    finite: dict[Pattern, dict[int, float]] = {}
     for pattern in step.proposals:
-        scores = [results[pattern, seed]["score"] for seed in config.seeds if (pattern, seed) in results]
-        if None in scores and len(scores) == len(config.seeds):
+        scores = {seed: results[pattern, seed]["score"] for seed in config.seeds if (pattern, seed) in results}
+        if None in scores.values() and len(scores) == len(config.seeds):
             step.failed.append(pattern)
         elif len(scores) == len(config.seeds):
-            error = stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0
-            step.finished.append(Observation(pattern, fmean(scores), error))
+            finite[pattern] = scores
+            error = stdev(scores.values()) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0
+            step.finished.append(Observation(pattern, fmean(scores.values()), error, len(scores)))
+    step.noise = Noise(config.engine.noise, math.inf) if config.engine.noise else pooled_noise(finite)
     if step.finished and step.is_complete:
         step.aggregate = aggregate(step.space, step.finished, **dict(config.aggregator))
         best = max(step.finished, key=lambda o: o.score).pattern

@@ -14,6 +14,7 @@ from hybridtron.composer.engines.discrete import History, Observation, new_patte
 from hybridtron.composer.nas.config import SearchConfig
 from hybridtron.composer.nas.cost import Cost, limited, read_cost, scalarised
 from hybridtron.composer.nas.evaluators import Evaluator, make_evaluator
+from hybridtron.composer.nas.noise import with_noise
 from hybridtron.composer.nas.progress import Progress, Step, Unit, read_progress
 from hybridtron.composer.nas.space import Pattern, Space
 from hybridtron.composer.nas.store import Row, Store
@@ -102,7 +103,8 @@ def _next_unit(search: Search, progress: Progress, store: Store) -> Unit | None:
 def _propose(search: Search, step: Step, count: int, generator: np.random.Generator) -> list[Pattern]:
     """Propose at most `count` new patterns; failed ones count as the worst score seen."""
     worst = min((o.score for o in step.finished), default=0.0)
-    seen = [*step.finished, *(Observation(pattern, worst) for pattern in step.failed)]
+    failed = [Observation(pattern, worst, seeds=len(search.config.seeds)) for pattern in step.failed]
+    seen = with_noise([*step.finished, *failed], step.noise)
     history = History(step.space, seen, step.pending, search.config.seed)
     engine = search.config.engine
     if search.cost is None or search.space.costs:  # within a limit the score alone counts

@@ -13,6 +13,7 @@ from scipy.special import stdtrit
 from hybridtron.composer.engines.discrete import Observation
 from hybridtron.composer.nas.aggregate import Aggregate, elect
 from hybridtron.composer.nas.cost import pareto_front
+from hybridtron.composer.nas.noise import with_noise
 from hybridtron.composer.nas.progress import Progress, Step
 from hybridtron.composer.nas.space import Pattern as Indices
 from hybridtron.composer.nas.worker import Search
@@ -214,7 +215,7 @@ def read_outcome(search: Search, progress: Progress) -> Outcome:
 
 def fit_surrogate(step: Step, most: int = FITTED) -> SurrogateFit | None:
     """Fit the last `most` observations of the step; None without BoTorch, or with too few different scores."""
-    last = step.finished[-most:]
+    last = with_noise(step.finished[-most:], step.noise)
     if find_spec("botorch") is None or len({o.score for o in last}) < 4:
         return None
     from scipy.stats import spearmanr
