@@ -23,6 +23,7 @@ from hybridtron.mad.tasks.generate import generate
 from hybridtron.mad.tasks.protocol import IGNORE, Setting, complete, task
 from hybridtron.mad.tasks.stored import read_examples
 from hybridtron.mad.training.adamw import StackedAdamW
+from hybridtron.mad.training.halving import halving_steps, worse_half
 from hybridtron.mad.training.presets import Cell, Preset
 from hybridtron.mad.training.stack import Stack, can_stack
 
@@ -67,12 +68,15 @@ def train_setting(
 
     `one_pass`: gradients of all cells in one pass; by default on a GPU, where all layers can. Else one cell is trained
     after the other: on a CPU core that is faster, by the fused operations that torch.func cannot follow. A cell's row
-    does not depend on which others are trained, nor in which order. `on_row(row)` is called when a cell has ended,
+    does not depend on which others are trained, nor in which order, unless `preset.halving`, with which all cells of a
+    seed are trained, those that are done too. `on_row(row)` is called when a cell, or with halving a group, has ended,
     `on_step(steps, planned, accuracy)` after every step of the setting, with the best selecting accuracy at the last
     evaluation of the cells in work.
     """
     chosen, whole = task(task_name), complete(task_name, setting)
     runs = [_Run(seed, cell) for seed in seeds for cell in preset.cells if (seed, cell) not in done]
+    if preset.halving:  # which cells end follows from all of a seed's
+        runs = [_Run(seed, cell) for seed in dict.fromkeys(run.seed for run in runs) for cell in preset.cells]
     seeds = list(dict.fromkeys(run.seed for run in runs))
     seq_len, vocab_size = int(whole["seq_len"]), int(whole["vocab_size"])
     starts = {seed: candidate.start(chosen, vocab_size, seq_len, seed) for seed in seeds}
@@ -85,6 +89,8 @@ def train_setting(
         one_pass = device != "cpu"
     one_pass = one_pass and all(can_stack(config) for config, _, _ in starts.values())
     groups = [runs] if one_pass and runs else [[run] for run in runs]
+    if preset.halving and not one_pass:
+        groups = [[run for run in runs if run.seed == seed] for seed in seeds]
     about = {**_about(candidate, preset, device), "task": task_name, "setting": whole}
     steps = preset.steps(int(whole["num_train_examples"]))
     of_group: list[int] = []
@@ -101,9 +107,13 @@ def train_setting(
                     on_step(index * steps + event, steps * len(groups), _best_so_far(group, preset.accuracy))
                 continue
             event.row = {**about, **event.row, "seconds": round(time.perf_counter() - began, 2)}
-            if on_row:
+            if on_row and not preset.halving:
                 on_row(event.row)
-    return [run.row for run in runs]
+        if on_row and preset.halving:  # at once: from some of a seed's rows the rest would not follow
+            for run in group:
+                if (run.seed, run.cell) not in done:
+                    on_row(run.row)
+    return [run.row for run in runs if (run.seed, run.cell) not in done]
 
 
 def _train(
@@ -122,6 +132,7 @@ def _train(
     num_examples = splits["train"][0].shape[1]
     steps, per_epoch = preset.steps(num_examples), preset.steps_per_epoch(num_examples)
     every = preset.steps_between_evaluations(num_examples)
+    rungs = halving_steps(len(preset.cells), steps, every) if preset.halving else ()
     optimizer = StackedAdamW(stack.flat, preset.betas)
     decays = torch.ones_like(stack.decay) if preset.match_mad_lab else stack.decay
     which = torch.tensor([seeds.index(run.seed) for run in live], device=device)  # seed of each live cell
@@ -150,6 +161,9 @@ def _train(
             why = _ending(run, loss, getattr(at, preset.accuracy), at.loss, preset)
             if why or step + 1 == steps:
                 ended[i] = why or "end"
+        if step + 1 in rungs:
+            compared = {i: at for i, at in enumerate(found) if i not in ended}
+            ended |= dict.fromkeys(_worse_half(live, compared, preset), "pruned")
         if not ended:
             continue
         chosen_by = [run.scored for i, run in enumerate(live) if i in ended and run.scored]
@@ -189,6 +203,7 @@ def _about(candidate: Candidate, preset: Preset, device: str) -> dict[str, Any]:
         "num_cells": len(preset.cells),
         "batch_size": preset.batch_size,
         **({"data": preset.data} if preset.data else {}),
+        **({"halving": True} if preset.halving else {}),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
         "version": hybridtron.__version__,
     }
@@ -275,6 +290,13 @@ def _ending(run: _Run, training_loss: float, reached: float, loss: float, preset
     if loss < run.least_loss - preset.least_gain:
         run.least_loss, run.waited = loss, 0
     return "patience" if preset.patience is not None and run.waited >= preset.patience else None
+
+
+def _worse_half(live: Sequence[_Run], found: dict[int, _Evaluation], preset: Preset) -> list[int]:
+    """Return the cells that successive halving ends, of those found by an evaluation."""
+    losses = {i: at.loss if math.isfinite(at.loss) else math.inf for i, at in found.items()}
+    accuracies = {i: getattr(at, preset.accuracy) for i, at in found.items()}
+    return worse_half([run.seed for run in live], losses, accuracies)
 
 
 def _row(run: _Run, why: str, steps_done: int, steps: int, chosen_by: _Evaluation, test: _Evaluation) -> Row:

@@ -60,6 +60,7 @@ class Preset:
     eval_examples: int | None = None
     match_mad_lab: bool = False
     normal_init: bool = False  # all linear maps of an architecture start as in mad-lab before December 2024
+    halving: bool = False  # the worse half of a seed's cells ends at an eighth, a quarter and a half of the steps
     data: str | None = None  # folder of examples (`tasks.stored`) in place of generated ones
 
     @property
@@ -88,14 +89,16 @@ class Preset:
         """Return the fields and the procedure under the keys that recorded rows and searches have."""
         fields = asdict(self)
         quirks = fields.pop("match_mad_lab")
-        for name in ("data", "normal_init"):
+        for name in ("data", "normal_init", "halving"):
             if not fields[name]:
                 del fields[name]
         return {**fields, "quirks": quirks, "procedure": PROCEDURE}
 
     def fingerprint(self) -> str:
         """Return twelve digits that change with anything that changes what is trained."""
-        text = json.dumps(self.as_json() | {"cells": None, "settings": None}, sort_keys=True)
+        fields = self.as_json()
+        cells = fields["cells"] if self.halving else None  # a row depends on the other cells only then
+        text = json.dumps(fields | {"cells": cells, "settings": None}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -164,6 +167,8 @@ def preset(
             raise UserError(f"weight_decay = {value:g}: expected a number of at least 0")
     if lr is not None or weight_decay is not None:
         changes["cells"] = tuple(dict.fromkeys(Cell(*pair) for pair in product(rates, decays)))
+    if changes.get("halving") and len(changes.get("cells", base.cells)) < 2:
+        raise UserError("halving: is for several cells; expected several of lr or weight_decay")
     if changes.get("data") is not None:
         if base.select_split != "test":
             raise UserError(f"data {changes['data']}: has no validation split; expected preset madlab with it")
@@ -191,5 +196,6 @@ def preset_changes(rows: Sequence[Mapping[str, Any]]) -> str:
     )
     stored = {row["data"] for row in rows if "data" in row}
     found = [f"examples of {folder}" for folder in sorted(stored)]
+    found += ["cells pruned by successive halving"] if any(row.get("halving") for row in rows) else []
     found += [f"{was} in place of {now}" for was, now in pairs if was.split()[-1] != now]
     return "; ".join(found) or "another batch size, schedule, evaluation or version"

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -122,6 +123,39 @@ def test_one_pass_for_all_cells_gives_the_same_rows():
     )
     for one, other in zip(apart, one_pass, strict=True):
         assert other["test_loss"] == pytest.approx(one["test_loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_successive_halving_ends_the_worse_half_and_leaves_the_best_as_it_is(one_pass):
+    setting = {"vocab_size": 16, "seq_len": 16, "num_train_examples": 128}
+    cells = tuple(Cell(lr, 0.0) for lr in (1e-6, 3e-3, 1e-5, 3e-4, 1e-7))
+    grid = preset("paper", cells=cells, batch_size=32, max_steps=24, evaluations=24, eval_examples=32, stop_at=2.0)
+    train = partial(train_setting, RECALLING, "memorization", setting, one_pass=one_pass)
+    heard = []
+    rows = train(replace(grid, halving=True), [0, 1], on_row=heard.append)
+    whole = train(replace(grid, cells=cells[1:2]), [0, 1])
+    assert heard == rows
+    for seed in (0, 1):
+        ends = {row["lr"]: (row["steps"], row["stopped"]) for row in rows if row["seed"] == seed}
+        assert sorted(ends.values()) == [(3, "pruned"), (3, "pruned"), (6, "pruned"), (12, "pruned"), (24, "end")]
+        assert ends[3e-3] == (24, "end")
+        assert ends[3e-4] == (12, "pruned")
+    best, same = ([row for row in one if row["lr"] == 3e-3] for one in (rows, whole))
+    for row, other in zip(best, same, strict=True):
+        assert row["halving"]
+        assert row["test_loss"] == pytest.approx(other["test_loss"], abs=1e-5 if one_pass else 0)
+    if not one_pass:  # cells that are done are trained again, as the others' ends follow from them
+        some = train(replace(grid, halving=True), [0], done={(0, cells[0]), (0, cells[1])})
+        assert numbers(some) == numbers(rows[2:5])
+
+
+def test_halving_is_another_protocol_of_its_cells_and_needs_several():
+    halved = preset("paper", halving=True)
+    assert preset("paper", lr=[1e-3]).fingerprint() == preset("paper").fingerprint() != halved.fingerprint()
+    assert preset("paper", lr=[1e-3, 1e-4], halving=True).fingerprint() != halved.fingerprint()
+    assert "halving" not in preset("paper").as_json()
+    with pytest.raises(UserError, match="halving: is for several cells"):
+        preset("search", halving=True)
 
 
 def test_facts_are_memorized():
