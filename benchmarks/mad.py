@@ -2,24 +2,31 @@
 
     .venv/bin/python benchmarks/mad.py [--device cuda] [--layers mh-hyena swiglu ...] [--batch-size 128] [--json FILE]
 
-Data: seconds of one core for all 14,080 examples of a setting. Training: seconds of one step of all six cells, as one
-stacked pass, cell by cell over the same stack, and by a loop as mad-lab writes it: one model after another, each with
-its data loader, loss, backward pass, PyTorch's AdamW and the accuracy of every batch; in float32 everywhere. The three
-take steps in turn, never at once, and a ratio is the median over the rounds.
+Data: seconds of one core for all 14,080 examples of a setting. Training: processor time of one step of all six cells
+(seconds by the clock on a GPU), as one stacked pass, cell by cell over the same stack, and by a loop as mad-lab writes
+it: one model after another, each with its data loader, loss, backward pass, PyTorch's AdamW and the accuracy of every
+batch; in float32 everywhere. The loop has the layers in plain PyTorch operations (the form that torch.func takes), and
+once more the layers of this project with their fused operations. Each way runs in a process of its own, as it would be
+used, so that cells keep freed memory as a suite does. They take steps in turn, never at once, and a ratio is the median
+over the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -33,9 +40,12 @@ from hybridtron.mad.tasks.protocol import IGNORE, setting_text
 from hybridtron.mad.training.adamw import StackedAdamW
 from hybridtron.mad.training.presets import GRID, PRESETS
 from hybridtron.mad.training.stack import Stack
+from hybridtron.memory import keep_freed_memory
+from hybridtron.ops import dispatch
 
 LAYERS = ["mh-attention", "swiglu", "mh-attention", "swiglu"]
 BETAS = PRESETS["paper"].betas
+WAYS = ("stacked", "cell by cell", "plain loop", "plain loop, fused layers")
 Step = Callable[[], None]
 
 
@@ -103,29 +113,61 @@ def _forever(loader: DataLoader[Any]) -> Iterator[list[torch.Tensor]]:
 
 def train_seconds(layers: list[str], batch_size: int, device: str, repeats: int) -> dict[str, list[float]]:
     """Seconds of a step of all six cells, per way and round; the first round warms up and does not count."""
+    context = multiprocessing.get_context("spawn")
+    sides = {}
+    for way in WAYS:
+        here, there = context.Pipe()
+        context.Process(target=serve, args=(there, way, layers, batch_size, device), daemon=True).start()
+        here.recv()  # it has begun, before the next does
+        sides[way] = here
+    found: dict[str, list[float]] = {way: [] for way in WAYS}
+    for turn in range(repeats + 1):
+        for way, side in sides.items():
+            side.send(True)
+            seconds = side.recv()
+            if turn:
+                found[way].append(seconds)
+    for side in sides.values():
+        side.send(False)
+    return found
+
+
+def serve(connection: Connection, way: str, layers: list[str], batch_size: int, device: str) -> None:
+    """Answer each message with the seconds of one step."""
+    torch.set_num_threads(1)
     arrays = generate("in-context-recall", {}, "train", seed=0, num_examples=batch_size)
     tokens, targets = (torch.from_numpy(array).to(device) for array in arrays)
-    ways = {
-        "stacked": stacked(layers, tokens, targets, device, one_pass=True),
-        "cell by cell": stacked(layers, tokens, targets, device, one_pass=False),
-        "plain loop": one_model_after_another(layers, tokens, targets, device),
-    }
-    found: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(repeats + 1):
-        for name, step in ways.items():
-            seconds = _seconds(step, device)
-            if turn:
-                found[name].append(seconds)
-    return found
+    if way in ("stacked", "cell by cell"):
+        if device == "cpu":
+            keep_freed_memory()
+        step = stacked(layers, tokens, targets, device, one_pass=way == "stacked")
+    else:
+        step = one_model_after_another(layers, tokens, targets, device)
+    plain = patch.object(dispatch, "OPERATIONS", plain_operations()) if way == "plain loop" else nullcontext()
+    with plain:
+        connection.send(True)
+        while connection.recv():
+            connection.send(_seconds(step, device))
+
+
+def plain_operations() -> dict[str, dispatch.Operation]:
+    """The table of operations with the plain forms alone, where there are any."""
+    names = ("plain PyTorch", "PyTorch, shifted multiply-adds")
+    table = {}
+    for name, operation in dispatch.OPERATIONS.items():
+        plain = [one._replace(accepts=lambda *_: True) for one in operation.implementations if one.name in names]
+        table[name] = operation._replace(implementations=tuple(plain) or operation.implementations)
+    return table
 
 
 def _seconds(step: Step, device: str) -> float:
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    clock = time.perf_counter if device == "cuda" else time.process_time
     wait()
-    start = time.perf_counter()
+    start = clock()
     step()
     wait()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def main() -> int:
@@ -152,7 +194,7 @@ def main() -> int:
     print(f"a step of six cells, {' '.join(options.layers)}, {options.batch_size} x 127 tokens")
     for name, times in train.items():
         ratios = [plain / own for plain, own in zip(train["plain loop"], times, strict=True)]
-        print(f"{name:15} {statistics.median(times):8.3f} s   plain loop / this {statistics.median(ratios):5.2f}")
+        print(f"{name:25} {statistics.median(times):8.3f} s   plain loop / this {statistics.median(ratios):5.2f}")
     if options.json:
         options.json.write_text(json.dumps({"device": device, "data": data, "train": train}, indent=2) + "\n")
     return 0
