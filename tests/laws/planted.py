@@ -107,3 +107,35 @@ def one_sweep(seed, noise: float, rates: int = 9, best: float = 0.003) -> Runs:
     rate = 1.3 * best * np.geomspace(1 / 6, 6, rates)
     loss = (3 + 0.05 * np.log(rate / best) ** 2) * np.exp(noise * rng.standard_normal(rates))
     return Runs.of(learning_rate=rate, flops=np.full(rates, 1e18), loss=loss)
+
+
+BUDGETS = {"5x6": (1e18, 3e18, 1e19, 3e19, 1e20), "9x6": tuple(np.geomspace(1e18, 1e21, 9))}
+
+
+def noisy_isoflop(seed, regime: str, budgets: str, noise: float) -> Runs:
+    """Six sizes a budget under noise that is not the same for all rows.
+
+    Regimes: `equal`; `rising` (four times as large at the largest budget as at the smallest); `falling`; `small sizes`
+    (three times as large at the smallest size); `outliers` (six times as large in one row of twenty).
+    """
+    rng = np.random.default_rng(seed)
+    count = len(BUDGETS[budgets])
+    draw = rng.standard_normal((count, 6))
+    draw *= {
+        "equal": np.ones((1, 1)),
+        "rising": np.geomspace(0.5, 2, count)[:, None],
+        "falling": np.geomspace(2, 0.5, count)[:, None],
+        "small sizes": np.geomspace(1.7, 0.57, 6)[None],
+        "outliers": np.where(rng.random((count, 6)) < 0.05, 6.0, 1.0),
+    }[regime]
+    runs = isoflop_runs(seed, 0.0, BUDGETS[budgets], 6)
+    return runs.with_column("loss", runs["loss"] * np.exp(noise * draw.ravel()))
+
+
+def narrow_runs(seed, noise: float, span: float = 6.0, n: int = 100) -> Runs:
+    """Runs of the parametric law whose sizes span this factor only."""
+    rng = np.random.default_rng(seed)
+    sizes = 1e9 * np.exp(rng.uniform(-0.5, 0.5, n) * np.log(span))
+    tokens = sizes * np.exp(rng.uniform(np.log(3), np.log(300), n))
+    loss = parametric_loss(sizes, tokens, **PARAMETRIC) * np.exp(noise * rng.standard_normal(n))
+    return Runs.of(n_params=sizes, tokens=tokens, loss=loss)

@@ -90,8 +90,9 @@ def fit(runs: Runs, settings: Settings) -> Fit:
     def facts(fitted: CurveFit) -> dict[str, Any]:
         if architectures:
             comparison.update(compare_architectures(runs, settings, delta, fitted, architectures))
-        share = fitted.spread(lambda t: t[:, -1] / np.maximum(t[:, -2] + t[:, -1], 1e-300))
-        return {"share": share, "architectures": architectures, "infinity": math.inf, **comparison}
+        weak = sorted(fitted.weak & set(POWERS.exponents))
+        share = None if weak else fitted.spread(lambda t: t[:, -1] / np.maximum(t[:, -2] + t[:, -1], 1e-300))
+        return {"share": share, "weak": weak, "architectures": architectures, "infinity": math.inf, **comparison}
 
     result = complete_fit(
         "parametric", partial(build, architectures=architectures), runs, settings, delta=delta, size=flops,

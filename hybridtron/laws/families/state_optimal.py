@@ -19,6 +19,7 @@ from hybridtron.laws.families.law import Fit, Law, Series, Settings
 from hybridtron.laws.families.sentences import not_held_out, verdict
 from hybridtron.laws.fitting import bootstrap
 from hybridtron.laws.fitting.loss_minima import FEWEST, find_loss_minimum, split_budgets
+from hybridtron.laws.fitting.optimize import Array
 from hybridtron.laws.fitting.parabola import WINDOW, chosen_window
 from hybridtron.laws.fitting.power import PowerLaw, fit_line, predict
 
@@ -147,7 +148,7 @@ def _power_law(optimal: Sequence[Point], labels: Any, settings: Settings) -> tup
     log_perplexity = np.array([point.log_perplexity for point in optimal])
     x, count = np.log(state), len(np.unique(labels))
     slope, offset = (float(value) for value in fit_line(x, log_perplexity))
-    samples = reason = None
+    spread = reason = None
     if count < FEWEST_POINTS:
         reason = (
             f"few points: no intervals, {count} independent compute-optimal points leave {max(count - 2, 0)} degrees "
@@ -162,8 +163,12 @@ def _power_law(optimal: Sequence[Point], labels: Any, settings: Settings) -> tup
             drawn = fitted + noise * bootstrap.signs(rng, settings.bootstrap, count)[:, labels]
         else:
             drawn = fitted + rng.choice(noise - noise.mean(), (settings.bootstrap, len(x)))
-        samples = np.stack(fit_line(x, drawn), axis=1)
-    return PowerLaw(("c", "G"), state, np.exp(log_perplexity), slope, math.exp(offset), count - 2, samples), reason
+        deviations = np.stack(fit_line(x, drawn), axis=1) - (slope, offset)
+
+        def spread(weights: Array) -> list[float]:
+            return bootstrap.percentiles(deviations @ weights, max(count - 2, 1))
+
+    return PowerLaw(("c", "G"), state, np.exp(log_perplexity), slope, math.exp(offset), spread), reason
 
 
 def _as_json(point: Point) -> dict[str, Any]:

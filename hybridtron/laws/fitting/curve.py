@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Series, Settings
 from hybridtron.laws.families.sentences import moves, not_held_out, verdict
 from hybridtron.laws.fitting import bootstrap
+from hybridtron.laws.fitting.identified import Tested, free_parameters, weak_parameters
 from hybridtron.laws.fitting.optimize import Array, Optimum, Problem, quick_search, refine, search
 from hybridtron.laws.fitting.power import held_out
 
@@ -31,6 +32,7 @@ class Curve:
         objective: what the objective sums, in words.
         log_target: whether the curve is fitted to the logarithm of the quantity.
         undetermined: why rows such as these cannot tell the parameters apart, or None.
+        tested: coordinates that get no interval where the data hardly determine them.
     """
 
     problem: Problem
@@ -41,6 +43,7 @@ class Curve:
     objective: str
     log_target: bool
     undetermined: str | None = None
+    tested: Mapping[int, Tested] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class CurveFit:
     intervals: dict[str, list[float]] | None
     n_groups: int
     warnings: list[str]
+    weak: frozenset[str] = frozenset()  # parameters without an interval, for the data hardly determine them
 
     def spread(self, values: Callable[[Array], Array]) -> list[float] | None:
         """Return the interval of a quantity computed from coordinates [k, p] -> [k]."""
@@ -107,7 +111,6 @@ class CurveFit:
 
 OUTLIERS = (None, "column that flags outliers, to report how far the answer moves without them")
 Build = Callable[[Runs, float], Curve]
-_FREE = 1e-13  # of the largest eigenvalue: below, the curve does not feel a direction
 _ROUNDING = 1e-20  # squared relative residual that is nothing but rounding
 
 
@@ -131,37 +134,23 @@ def fit_curve(build: Build, runs: Runs, settings: Settings, delta: float) -> Cur
         warnings.append(reason)
     if settings.bootstrap and not reason:
         samples = _resample(curve.problem, optimum.theta, labels, settings)
-    intervals = None
+    intervals, weak = None, frozenset[str]()
     if samples is not None:
-        intervals = {name: bootstrap.interval(v, n_groups, p) for name, v in curve.public(samples).items()}
+        smooth = _smooth(curve.problem, optimum.theta)
+        weak, words = weak_parameters(smooth, optimum.theta, labels, curve.tested)
+        warnings += words
+        values = {name: value for name, value in curve.public(samples).items() if name not in weak}
+        intervals = {name: bootstrap.interval(value, n_groups, p) for name, value in values.items()} or None
     parameters = {name: float(value[0]) for name, value in curve.public(optimum.theta[None]).items()}
-    return CurveFit(curve, optimum, parameters, samples, intervals, n_groups, warnings)
+    return CurveFit(curve, optimum, parameters, samples, intervals, n_groups, warnings, weak)
 
 
 def _undetermined(curve: Curve, theta: Array) -> str | None:
     """Return why there are no intervals although there are runs enough."""
     why = curve.undetermined
-    if why is None and (free := _free_parameters(curve.problem.jacobian(theta[None])[1][0], theta, curve.public)):
+    if why is None and (free := free_parameters(curve.problem.jacobian(theta[None])[1][0], theta, curve.public)):
         why = f"these rows leave {', '.join(free)} free to trade against each other"
     return None if why is None else f"not identified: no intervals, {why}"
-
-
-def _free_parameters(jacobian: Array, theta: Array, public: Callable[[Array], dict[str, Array]]) -> list[str]:
-    """Name the public parameters that can be traded against each other without any change of the curve.
-
-    Args:
-        jacobian: derivatives of the curve at the rows, [p, n].
-        theta: fitted coordinates, [p].
-        public: coordinates [k, p] -> public parameters, each [k].
-    """
-    size = np.linalg.norm(jacobian, axis=1)
-    unit = np.where(size > 0, size, 1.0)[:, None]
-    values, directions = np.linalg.eigh((jacobian / unit) @ (jacobian / unit).T)
-    free = directions[:, values < _FREE * values.max()] / unit  # [p, free directions]
-    if not free.size:
-        return []
-    before, after = public(theta[None]), public(theta + 1e-4 * (free / np.abs(free).max(axis=0)).T)
-    return [name for name, value in before.items() if (np.abs(after[name] - value) > 1e-8 * np.abs(value)).any()]
 
 
 def robust_deviation(residual: Array) -> float:
@@ -177,8 +166,7 @@ def _resample(problem: Problem, theta: Array, labels: Any, settings: Settings) -
     at least half of the noise as threshold, and their deviations from the fit under that threshold are added to
     the estimate.
     """
-    noise = robust_deviation(problem.predict(theta[None], slice(None))[0] - problem.target)
-    smooth = replace(problem, delta=max(problem.delta, noise / 2))
+    smooth = _smooth(problem, theta)
     centre = refine(smooth, theta[None], iterations=60)[0]
 
     def refit(weights: Array) -> Array:
@@ -187,6 +175,12 @@ def _resample(problem: Problem, theta: Array, labels: Any, settings: Settings) -
 
     drawn = bootstrap.resample(labels, settings.bootstrap, settings.seed, refit, settings.jobs)
     return np.clip(drawn + theta - centre, problem.lower, problem.upper)
+
+
+def _smooth(problem: Problem, theta: Array) -> Problem:
+    """Return the problem with a threshold of at least half of the noise at `theta`."""
+    noise = robust_deviation(problem.predict(theta[None], slice(None))[0] - problem.target)
+    return replace(problem, delta=max(problem.delta, noise / 2))
 
 
 def _refit(build: Build, runs: Runs, delta: float) -> tuple[Curve, Array, dict[str, float]]:

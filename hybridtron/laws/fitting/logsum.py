@@ -17,6 +17,7 @@ import numpy as np
 
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.fitting.curve import Curve, CurveFit
+from hybridtron.laws.fitting.identified import Tested
 from hybridtron.laws.fitting.optimize import Array, Problem
 
 
@@ -110,7 +111,19 @@ class PowerSum:
             Problem(predict, jacobian, target, delta, lower, upper), self._starts(loss, count), public,
             lambda theta, columns: predict(theta, slopes=lines(columns), log=False), loss,
             f"{words} of {'log loss' if log_residual else 'loss'}, summed over points", log_residual, undetermined,
+            self._tested(groups),
         )  # fmt: skip
+
+    def _tested(self, groups: Sequence[str]) -> dict[int, Tested]:
+        """Return the constants and exponents by their coordinates; without an exponent its terms have no size."""
+        constant, *terms = ([f"{name}[{group}]" if groups else name for group in groups or [""]] for name in self.sizes)
+        tested = {i: Tested(name, log=True) for i, name in enumerate(constant)}
+        first = len(self.sizes) * len(constant)
+        for q, exponent in enumerate(self.exponents):
+            tilted = [terms[t - 1] for t in range(1, len(self.sizes)) if self.directions[t, q].any()]
+            names = tuple(name for term in tilted for name in term)
+            tested[first + q] = Tested(exponent, False, (*names, *constant))
+        return tested
 
     def _starts(self, loss: Array, groups: int) -> Array:
         """Return starts: sizes at the anchor, equal for all groups, and exponents; [k, p].

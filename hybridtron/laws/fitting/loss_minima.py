@@ -2,8 +2,9 @@
 
 For each budget the loss is fitted by a parabola in log x over the rows within a factor `window` of its minimum
 (Hoffmann et al. 2022, 2203.15556, approach 2, made local). Minima at the edge of the data are no minima and are
-dropped by name. Noise is resampled at the runs by a wild bootstrap (Wu 1986; multipliers on residuals divided by the
-root of one minus the leverage), because resampling a handful of sizes would often leave no parabola to fit.
+dropped by name. Intervals of the line through them are of the delta method. How far minima may lie from their line
+by chance is resampled by a wild bootstrap (Wu 1986; multipliers on residuals divided by the root of one minus the
+leverage), because resampling a handful of sizes would often leave no parabola to fit.
 """
 
 from __future__ import annotations
@@ -153,6 +154,13 @@ def minimum_interval(minimum: LossMinimum, x: Array) -> list[float] | None:
     # the u where the derivative slope + 2 bend u does not differ from zero: a u^2 + b u + c <= 0
     a, b, c = 4 * (bend**2 - far[2, 2]), 4 * (slope * bend - far[1, 2]), slope**2 - far[1, 1]
     return np.exp(minimum.centre + np.sort(np.roots([a, b, c]))).tolist() if a > 0 else None
+
+
+def minimum_derivatives(minimum: LossMinimum, x: Array) -> Array:
+    """Return the derivatives of log x at the minimum by the losses of its rows, [rows]; x is the whole column."""
+    _, slope, bend = minimum.coefficients
+    by_coefficient = np.array([0.0, -1 / (2 * bend), slope / (2 * bend**2)])
+    return np.asarray(by_coefficient @ np.linalg.pinv(_design(x[minimum.rows], minimum.centre)))
 
 
 def _why_dropped(log_x: Array, loss: Array, vertex: float, coefficients: Array, used: int) -> str | None:

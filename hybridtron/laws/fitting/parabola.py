@@ -17,6 +17,7 @@ from hybridtron.laws.families.law import Fit, Law, Series, Settings
 from hybridtron.laws.families.sentences import moves, not_held_out, verdict
 from hybridtron.laws.fitting import bootstrap
 from hybridtron.laws.fitting.curve import OUTLIERS, outlier_flags
+from hybridtron.laws.fitting.delta_method import line_spread
 from hybridtron.laws.fitting.loss_minima import (
     LossMinimum,
     budget_warnings,
@@ -25,7 +26,7 @@ from hybridtron.laws.fitting.loss_minima import (
     resample_loss_minima,
 )
 from hybridtron.laws.fitting.optimize import Array
-from hybridtron.laws.fitting.power import PowerLaw, fit_line, fit_lines_with_gaps, predict
+from hybridtron.laws.fitting.power import PowerLaw, fit_line, predict
 
 FEWEST_BUDGETS = 3
 FEWEST_FREEDOM = 5
@@ -162,7 +163,7 @@ def chosen_window(settings: Settings, default: float) -> float:
 
 
 def fit_minima(runs: Runs, settings: Settings, axis: Axis, window: float) -> MinimaFit:
-    """Find the minimum of each budget along the axis, fit the line through the kept ones, and resample it.
+    """Find the minimum of each budget along the axis, fit the line through the kept ones, with its interval.
 
     Raises UserError when fewer than two budgets have a usable minimum.
     """
@@ -180,7 +181,7 @@ def fit_minima(runs: Runs, settings: Settings, axis: Axis, window: float) -> Min
     freedom = sum(len(minimum.rows) - 3 for minimum in kept)
     if settings.group is not None:
         freedom = min(freedom, len(np.unique(labels[rows])) - 3)
-    samples = positions = scatter = None
+    spread = positions = scatter = None
     widening = 1.0
     if len(kept) < FEWEST_BUDGETS:
         few = f"{len(kept)} budgets determine a line exactly; at least {FEWEST_BUDGETS} are needed"
@@ -191,14 +192,14 @@ def fit_minima(runs: Runs, settings: Settings, axis: Axis, window: float) -> Min
         rng = np.random.default_rng([settings.seed, 4])
         multipliers = bootstrap.signs(rng, settings.bootstrap, int(labels.max()) + 1)[:, labels]
         positions = resample_loss_minima(runs, column, kept, multipliers)
-        samples = np.stack(fit_lines_with_gaps(np.log(x), positions), axis=1)
+        spread = line_spread(runs, column, kept, labels, freedom, settings.group is not None)
         widening, scatter = _scatter(np.log(x), np.log(y), positions)
         if widening > 1:
             warnings.append(
                 f"scatter: the minima ({along}) lie {widening:.2g}x farther from the line than the noise within "
                 "budgets explains; intervals are widened by that factor"
             )
-    power = PowerLaw((axis.exponent, axis.factor), x, y, exponent, math.exp(log_factor), freedom, samples, widening)
+    power = PowerLaw((axis.exponent, axis.factor), x, y, exponent, math.exp(log_factor), spread, widening)
     return MinimaFit(power, found, positions, scatter, len(rows), len(np.unique(labels[rows])), warnings)
 
 
@@ -285,19 +286,36 @@ def _sensitivity(
         if not rows.any():
             continue
         count, lines = int(rows.sum()), [int(line) for line in runs.lines[rows]]
-        found = _refit(axes, runs.take(~rows), window)
+        cleaned = _fits(axes, runs.take(~rows), settings, window)
+        found = _parameters(cleaned)
         table[key] = {"rule": rule, "rows": count, "lines": lines, "parameters": found or TOO_FEW}
-        if moved := moves(values, found, spans):
+        if moved := moves(values, found, _narrowed(spans, values, _intervals(cleaned))):
             warnings.append(f"filter sensitivity: without {count} {rule}: " + ", ".join(moved))
     return table, warnings
 
 
-def _refit(axes: Mapping[str, Axis], runs: Runs, window: float) -> dict[str, float]:
-    """Return the parameters alone; empty when fewer than two budgets are left."""
+def _narrowed(
+    spans: Mapping[str, list[float]], values: Mapping[str, float], cleaned: Mapping[str, list[float]]
+) -> dict[str, list[float]]:
+    """Return spans no wider about their values than without the odd rows, whose own noise must not excuse them."""
+    half = {name: (cleaned[name][1] - cleaned[name][0]) / 2 if name in cleaned else math.inf for name in spans}
+    return {
+        name: [max(low, values[name] - half[name]), min(high, values[name] + half[name])]
+        for name, (low, high) in spans.items()
+    }
+
+
+def _fits(axes: Mapping[str, Axis], runs: Runs, settings: Settings, window: float) -> dict[str, MinimaFit]:
+    """Return the fits of all axes; empty when fewer than two budgets are left."""
     try:
-        return _parameters({name: fit_minima(runs, Settings(bootstrap=0), axis, window) for name, axis in axes.items()})
+        return {name: fit_minima(runs, settings, axis, window) for name, axis in axes.items()}
     except UserError:
         return {}
+
+
+def _refit(axes: Mapping[str, Axis], runs: Runs, window: float) -> dict[str, float]:
+    """Return the parameters alone; empty when fewer than two budgets are left."""
+    return _parameters(_fits(axes, runs, Settings(bootstrap=0), window))
 
 
 def _far_rows(kept: list[LossMinimum], count: int) -> NDArray[np.bool_]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,6 @@ import numpy as np
 from hybridtron.errors import UserError
 from hybridtron.laws.data.points import extrapolation_warnings
 from hybridtron.laws.families.law import Series
-from hybridtron.laws.fitting import bootstrap
 from hybridtron.laws.fitting.optimize import Array
 
 
@@ -24,8 +23,8 @@ class PowerLaw:
         names: public names of exponent and factor.
         x, y: the points it was fitted to, [K].
         exponent, factor: least squares of log y.
-        freedom: degrees of freedom of the resampled noise.
-        samples: exponent and log factor of resampled lines, [count, 2]; None when there are no intervals.
+        spread: weights of exponent and log factor [2] -> interval of their sum, less its estimate; None when there are
+            no intervals.
         widening: factor on the width of the intervals.
     """
 
@@ -34,8 +33,7 @@ class PowerLaw:
     y: Array
     exponent: float
     factor: float
-    freedom: int
-    samples: Array | None
+    spread: Callable[[Array], list[float]] | None
     widening: float = 1.0
 
     @property
@@ -46,10 +44,10 @@ class PowerLaw:
     @property
     def intervals(self) -> dict[str, list[float]]:
         """Intervals of the parameters; empty when refused."""
-        if self.samples is None:
+        if self.spread is None:
             return {}
-        spans = self._interval(self.samples[:, 0], self.exponent), self.interval_at(1.0)
-        return dict(zip(self.names, spans, strict=True))
+        low, high = self._offsets(1.0, 0.0)
+        return {self.names[0]: [self.exponent + low, self.exponent + high], self.names[1]: self.interval_at(1.0)}
 
     def at(self, x: Any) -> Any:
         """Return y at x."""
@@ -57,20 +55,21 @@ class PowerLaw:
 
     def interval_at(self, x: float) -> Any:
         """Return the interval of `at`; None when refused."""
-        if self.samples is None:
+        if self.spread is None:
             return None
-        ends = self._interval(self.samples[:, 1] + self.samples[:, 0] * math.log(x), math.log(self.at(x)))
+        low, high = self._offsets(math.log(x), 1.0)
+        value = math.log(self.at(x))
         with np.errstate(over="ignore"):
-            return np.exp(ends).tolist()
+            return np.exp([value + low, value + high]).tolist()
 
-    def _interval(self, samples: Array, value: float) -> list[float]:
-        ends = bootstrap.percentiles(samples, max(self.freedom, 1))
-        return [value + self.widening * (end - value) for end in ends]
+    def _offsets(self, of_exponent: float, of_log_factor: float) -> list[float]:
+        assert self.spread is not None
+        return [self.widening * end for end in self.spread(np.array([of_exponent, of_log_factor]))]
 
     def line(self, panel: str, symbol: str, beyond: float, axes: Mapping[str, Any]) -> Series:
         """Return the line with its band, drawn to `beyond` times the largest x."""
         x = np.geomspace(self.x.min(), self.x.max() * beyond, 60)
-        ends = [self.interval_at(float(value)) for value in x] if self.samples is not None else []
+        ends = [self.interval_at(float(value)) for value in x] if self.spread is not None else []
         low, high = np.transpose(ends) if ends else (None, None)
         return Series(panel, f"{symbol}^{self.exponent:.3g}", "line", x, self.at(x), low=low, high=high, **axes)
 
@@ -125,16 +124,3 @@ def fit_line(x: Array, y: Array) -> tuple[Array, Array]:
     centred = x - x.mean()
     slope = y @ centred / (centred @ centred)
     return slope, y.mean(axis=-1) - slope * x.mean()
-
-
-def fit_lines_with_gaps(x: Array, y: Array) -> tuple[Array, Array]:
-    """Fit lines to replicates y [count, K] where some points are nan; nan where fewer than two are left."""
-    present = np.isfinite(y)
-    filled = np.where(present, y, 0.0)
-    count = present.sum(axis=1)
-    with np.errstate(all="ignore"):
-        mean_x, mean_y = (present * x).sum(axis=1) / count, filled.sum(axis=1) / count
-        centred = np.where(present, x - mean_x[:, None], 0.0)
-        slope = (centred * filled).sum(axis=1) / (centred**2).sum(axis=1)
-        offset = mean_y - slope * mean_x
-    return np.where(count >= 2, slope, np.nan), np.where(count >= 2, offset, np.nan)

@@ -1,0 +1,76 @@
+"""Intervals of a line through loss minima by the delta method: the noise of the losses carried to the line.
+
+The minimum of a parabola moves with each loss by a known derivative, and the line is linear in the minima. The variance
+of the noise is estimated twice: pooled over all budgets, with Student's t, and for each budget by itself, with the
+degrees of freedom of Satterthwaite (1946). The wider interval counts, so that budgets of unequal noise are covered too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+from hybridtron.laws.data.runs import Runs
+from hybridtron.laws.fitting.loss_minima import LossMinimum, minimum_derivatives
+from hybridtron.laws.fitting.optimize import Array
+
+LEVEL = 0.95
+Spread = Callable[[Array], list[float]]  # weights of exponent and log factor [2] -> lower and upper deviation
+
+
+@dataclass(frozen=True)
+class LineNoise:
+    """The noise of a line through minima.
+
+    Attributes:
+        minima: the minima that the line goes through, [K].
+        derivatives: of log x at each minimum by the losses of its rows, [K] arrays.
+        line: derivatives of the exponent and of the log factor by log x of the minima, [2, K].
+        labels: run of each row of the table.
+        freedom: degrees of freedom of the pooled variance.
+        grouped: whether several rows may belong to one run.
+    """
+
+    minima: Sequence[LossMinimum]
+    derivatives: list[Array]
+    line: Array
+    labels: NDArray[np.intp]
+    freedom: int
+    grouped: bool
+
+    def spread(self, weights: Array) -> list[float]:
+        """Return the 95 % interval of weights @ (exponent, log factor), less its estimate."""
+        share = (weights @ self.line) ** 2 * np.array([slope @ slope for slope in self.derivatives])  # [K]
+        squares = np.array([(one.residual**2).sum() for one in self.minima])
+        freedom = np.array([len(one.rows) - 3 for one in self.minima], dtype=float)
+        own = share * squares / freedom
+        pooled = share.sum() * squares.sum() / freedom.sum()
+        satterthwaite = own.sum() ** 2 / max((own**2 / freedom).sum(), 1e-300)
+        satterthwaite = min(max(satterthwaite, len(self.minima)), self.freedom)
+        variances = [(pooled, self.freedom), (own.sum(), satterthwaite)]
+        if self.grouped:
+            variances.append((self._of_runs(weights), self.freedom))
+        half = max(float(stdtrit(t, 0.5 + LEVEL / 2) * np.sqrt(variance)) for variance, t in variances)
+        return [-half, half]
+
+    def _of_runs(self, weights: Array) -> float:
+        """Return the variance where the noise of the rows of one run is one draw."""
+        moved = np.zeros(int(self.labels.max()) + 1)
+        for weight, slope, minimum in zip(weights @ self.line, self.derivatives, self.minima, strict=True):
+            np.add.at(moved, self.labels[minimum.rows], weight * slope * minimum.noise)
+        return float((moved**2).sum())
+
+
+def line_spread(
+    runs: Runs, column: str, kept: Sequence[LossMinimum], labels: NDArray[np.intp], freedom: int, grouped: bool
+) -> Spread:
+    """Return the function that gives the interval of the line through the minima of a column."""
+    log_c = np.log([minimum.budget for minimum in kept])
+    slope = (log_c - log_c.mean()) / ((log_c - log_c.mean()) ** 2).sum()
+    line = np.stack([slope, 1 / len(kept) - slope * log_c.mean()])
+    derivatives = [minimum_derivatives(minimum, runs[column]) for minimum in kept]
+    return LineNoise(kept, derivatives, line, labels, freedom, grouped).spread

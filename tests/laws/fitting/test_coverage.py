@@ -1,0 +1,69 @@
+"""Intervals cover the truth where noise is unequal, rows are few, and parameters are loose.
+
+Short forms of `benchmarks/laws.py --coverage`, with binomial bounds: a correct share fails once in a thousand.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from hybridtron.laws import Settings, fit
+from hybridtron.laws.families import parametric
+from hybridtron.laws.fitting.curve import fit_curve
+from hybridtron.laws.fitting.parabola import Axis, fit_minima
+from tests.laws import planted
+
+SETS = 150
+AXIS = Axis("n_params", "a", "k_N", "parameters")
+
+
+def covered(regime: str, budgets: str, sets: int) -> np.ndarray:
+    """Return whether the intervals of a and k_N hold the truth, [sets, 2]."""
+    found = []
+    truth = planted.isoflop_truth()
+    for i in range(sets):
+        runs = planted.noisy_isoflop([21, i], regime, budgets, planted.NOISES[i % 4] / 2)
+        spans = fit_minima(runs, Settings(bootstrap=1), AXIS, 4.0).power.intervals
+        found.append([spans[name][0] <= truth[name] <= spans[name][1] for name in ("a", "k_N")])
+    return np.array(found)
+
+
+@pytest.mark.parametrize("budgets", planted.BUDGETS)
+@pytest.mark.parametrize(
+    ("regime", "share"),
+    [("equal", 0.95), ("small sizes", 0.95), ("outliers", 0.93), ("rising", 0.9), ("falling", 0.95)],
+)
+def test_exponents_of_loss_minima_are_covered(regime, share, budgets):
+    hits = covered(regime, budgets, SETS).sum(axis=0)
+    assert (hits >= binom.ppf(1e-3, SETS, share)).all(), hits / SETS
+
+
+def test_parameters_that_the_data_hardly_determine_have_no_interval():
+    """Sizes that span a factor of six: alpha, with E and A, is refused in most sets; beta never is, and is covered."""
+    sets, given, beta = 12, 0, 0
+    for i in range(sets):
+        fitted = fit_curve(parametric.build, planted.narrow_runs([22, i], 0.01), Settings(bootstrap=100, seed=i), 1e-3)
+        given += "alpha" in fitted.intervals
+        assert "alpha" not in fitted.weak or {"alpha", "A", "E"} <= fitted.weak
+        low, high = fitted.intervals["beta"]
+        beta += low <= planted.PARAMETRIC["beta"] <= high
+    assert given <= sets // 4
+    assert beta >= binom.ppf(1e-3, sets, 0.95)
+
+
+def test_a_wide_range_of_sizes_determines_all():
+    fitted = fit_curve(parametric.build, planted.narrow_runs([22, 0], 0.01, 200.0), Settings(bootstrap=100), 1e-3)
+    assert fitted.weak == frozenset()
+    assert set(fitted.intervals) == set(planted.PARAMETRIC)
+
+
+def test_nothing_is_said_of_equal_proportion_where_an_exponent_is_loose():
+    narrow, wide = (
+        fit("parametric", planted.narrow_runs([22, 0], 0.01, span), bootstrap=100, holdout=0) for span in (6, 200)
+    )
+    assert not any("0.5)" in sentence for sentence in narrow.verdict)
+    assert any("hardly determine alpha" in sentence for sentence in narrow.verdict)
+    assert any(w.startswith("not identified: no interval of alpha, A, E: with alpha = ") for w in narrow.warnings)
+    assert any("0.5)" in sentence for sentence in wide.verdict)
