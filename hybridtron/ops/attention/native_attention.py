@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hybridtron.ops.attention.query_blocks import ungroup
-from hybridtron.ops.attention.tiles import UNSEEN, TiledAttention, empty_like_values, sink_gradients
+from hybridtron.ops.attention.tiles import UNSEEN, empty_like_values, sink_gradients, tiled_gradients
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.native.library import require_kernels
 
@@ -49,15 +49,16 @@ class NativeAttention(torch.autograd.Function):
         y = empty_like_values(q, v)
         y.copy_(ungroup(out.div_(total.unsqueeze(-1)).flatten(0, 1), batch, heads)[:, :num_queries])
         ctx.save_for_backward(q, k, v, sinks, None, y, largest.add_(total.log_())[..., :num_queries])
-        ctx.window, ctx.scale, ctx.softcap = None, scale, softcap
+        ctx.scale, ctx.softcap = scale, softcap
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, sinks, _, out, log_sums = ctx.saved_tensors
+        saved = ctx.saved_tensors  # once: recomputation frees what it has handed out
+        q, k, v, sinks, _, out, log_sums = saved
         if q.shape[3] % _PACKED or v.shape[3] > _MOST_WIDTH:
-            dq, dk, dv, _, _, dsinks, *_ = TiledAttention.backward(ctx, grad)
+            dq, dk, dv, dsinks, _ = tiled_gradients(saved, grad, None, ctx.scale, ctx.softcap)
             return dq, dk, dv, None, dsinks, None
         (batch, num_queries, _, width), (_, num_keys, kv, channels) = q.shape, v.shape
         padded, shape = -(-num_queries // _GROUP) * _GROUP, log_sums.shape

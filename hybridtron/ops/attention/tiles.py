@@ -3,7 +3,7 @@ arXiv 2307.08691): none are kept, and the backward pass computes them again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -82,47 +82,56 @@ class TiledAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, sinks, decays, out, log_sums = ctx.saved_tensors
-        (batch, num_queries, heads, _), kv, dtype, scale = q.shape, k.shape[2], accumulation_dtype(q), ctx.scale
-        keys, values = group(k.to(dtype), kv), group(v.to(dtype), kv)
-        dq = keys.new_empty(batch, heads, num_queries, q.shape[3]).transpose(1, 2)
-        dkeys, dvalues = torch.zeros_like(keys), torch.zeros_like(values)
-        ddecays = None if decays is None else keys.new_zeros(batch * heads, k.shape[1])
-        along = (grad.to(dtype) * out).sum(-1)  # [b, s, h]: of probabilities times their gradients
-        buffers = keys.new_empty(0), keys.new_empty(0)
-        for block in query_blocks(num_queries, k.shape[1], ctx.window):
-            rows = _rows(q, kv, block, decays)
-            doutputs, dqueries = group(grad[:, block.start : block.stop].to(dtype), kv), torch.zeros_like(rows.queries)
-            centers = group(along[:, block.start : block.stop].unsqueeze(-1), kv).squeeze(-1).contiguous()
-            sums = log_sums[..., block.start : block.stop].flatten(1).contiguous()
-            own_sums = None if decays is None else torch.zeros_like(sums)
-            for some, seen in _tiles(block, *rows.queries.shape[:2]):
-                queries, dy = rows.queries[some], doutputs[some]
-                shape = len(queries), queries.shape[1], seen.stop - seen.start
-                buffers, (p, ds) = zip(*(_take(buffer, *shape) for buffer in buffers), strict=True)
-                torch.bmm(queries, keys[some, seen].transpose(1, 2), out=p)
-                torch.bmm(dy, values[some, seen].transpose(1, 2), out=ds)
-                by_matrix = None if ddecays is None else ds.new_zeros(shape[0] * heads // kv, shape[2])
-                require_kernels().softmax_tile_backward(
-                    *_sizes(p, block, seen), scale, ctx.softcap, p, ds, *_decays(rows, some, block, seen, heads // kv),
-                    sums[some], centers[some], None if own_sums is None else own_sums[some], by_matrix,
-                )  # fmt: skip
-                dvalues[some, seen] += torch.bmm(p.transpose(1, 2), dy)
-                dkeys[some, seen].add_(torch.bmm(ds.transpose(1, 2), queries), alpha=scale)
-                torch.baddbmm(dqueries[some], ds, keys[some, seen], alpha=scale, out=dqueries[some])
-                if ddecays is not None and by_matrix is not None:
-                    ddecays[_of_heads(some, heads // kv), seen] -= by_matrix
-            dq[:, block.start : block.stop] = ungroup(dqueries, batch, heads)
-            if ddecays is not None and own_sums is not None:
-                ddecays[:, block.position : block.last] += own_sums.view(batch * heads, -1)
-        dsinks = sink_gradients(sinks, log_sums, along.transpose(1, 2).reshape(log_sums.shape))
-        if ddecays is not None:
-            ddecays = ddecays.view(batch, heads, -1).transpose(1, 2).to(decays.dtype)
-        outcome = (dq, ungroup(dkeys, batch, kv), ungroup(dvalues, batch, kv))
-        return (
-            *(tensor.to(like.dtype) for tensor, like in zip(outcome, (q, k, v), strict=True)),
-            None, None, dsinks, None, ddecays,
-        )  # fmt: skip
+        dq, dk, dv, dsinks, ddecays = tiled_gradients(ctx.saved_tensors, grad, ctx.window, ctx.scale, ctx.softcap)
+        return dq, dk, dv, None, None, dsinks, None, ddecays
+
+
+def tiled_gradients(
+    saved: Sequence[Tensor], grad: Tensor, window: int | None, scale: float, softcap: float
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of q, k, v, sinks and decays.
+
+    `saved` are these five, the outputs, and the logarithms of the sums of the softmaxes.
+    """
+    q, k, v, sinks, decays, out, log_sums = saved
+    (batch, num_queries, heads, _), kv, dtype = q.shape, k.shape[2], accumulation_dtype(q)
+    keys, values = group(k.to(dtype), kv), group(v.to(dtype), kv)
+    dq = keys.new_empty(batch, heads, num_queries, q.shape[3]).transpose(1, 2)
+    dkeys, dvalues = torch.zeros_like(keys), torch.zeros_like(values)
+    ddecays = None if decays is None else keys.new_zeros(batch * heads, k.shape[1])
+    along = (grad.to(dtype) * out).sum(-1)  # [b, s, h]: of probabilities times their gradients
+    buffers = keys.new_empty(0), keys.new_empty(0)
+    for block in query_blocks(num_queries, k.shape[1], window):
+        rows = _rows(q, kv, block, decays)
+        doutputs, dqueries = group(grad[:, block.start : block.stop].to(dtype), kv), torch.zeros_like(rows.queries)
+        centers = group(along[:, block.start : block.stop].unsqueeze(-1), kv).squeeze(-1).contiguous()
+        sums = log_sums[..., block.start : block.stop].flatten(1).contiguous()
+        own_sums = None if decays is None else torch.zeros_like(sums)
+        for some, seen in _tiles(block, *rows.queries.shape[:2]):
+            queries, dy = rows.queries[some], doutputs[some]
+            shape = len(queries), queries.shape[1], seen.stop - seen.start
+            buffers, (p, ds) = zip(*(_take(buffer, *shape) for buffer in buffers), strict=True)
+            torch.bmm(queries, keys[some, seen].transpose(1, 2), out=p)
+            torch.bmm(dy, values[some, seen].transpose(1, 2), out=ds)
+            by_matrix = None if ddecays is None else ds.new_zeros(shape[0] * heads // kv, shape[2])
+            require_kernels().softmax_tile_backward(
+                *_sizes(p, block, seen), scale, softcap, p, ds, *_decays(rows, some, block, seen, heads // kv),
+                sums[some], centers[some], None if own_sums is None else own_sums[some], by_matrix,
+            )  # fmt: skip
+            dvalues[some, seen] += torch.bmm(p.transpose(1, 2), dy)
+            dkeys[some, seen].add_(torch.bmm(ds.transpose(1, 2), queries), alpha=scale)
+            torch.baddbmm(dqueries[some], ds, keys[some, seen], alpha=scale, out=dqueries[some])
+            if ddecays is not None and by_matrix is not None:
+                ddecays[_of_heads(some, heads // kv), seen] -= by_matrix
+        dq[:, block.start : block.stop] = ungroup(dqueries, batch, heads)
+        if ddecays is not None and own_sums is not None:
+            ddecays[:, block.position : block.last] += own_sums.view(batch * heads, -1)
+    dsinks = sink_gradients(sinks, log_sums, along.transpose(1, 2).reshape(log_sums.shape))
+    if ddecays is not None:
+        ddecays = ddecays.view(batch, heads, -1).transpose(1, 2).to(decays.dtype)
+    outcome = (dq, ungroup(dkeys, batch, kv), ungroup(dvalues, batch, kv))
+    dq, dk, dv = (tensor.to(like.dtype) for tensor, like in zip(outcome, (q, k, v), strict=True))
+    return dq, dk, dv, dsinks, ddecays
 
 
 def sink_gradients(sinks: Tensor | None, log_sums: Tensor, along: Tensor) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from hybridtron.ops.attention.native_attention import NativeAttention, takes_native_attention
 from hybridtron.ops.attention.softmax import attention, attention_reference
@@ -48,6 +49,14 @@ def test_a_token_alone_sees_its_own_value():
 )
 def test_heads_of_any_shape(heads, kv, width, channels):
     assert_matches(native, reference, arguments(150, 150, heads, kv, width, channels), 3e-5)
+
+
+@pytest.mark.parametrize(("width", "channels"), [(32, 32), (24, 32), (40, 64), (32, 544)])
+def test_gradients_of_any_widths_when_it_is_recomputed(width, channels):
+    q, k, v, _ = arguments(70, 70, width=width, channels=channels)
+    results = [native(q, k, v), checkpoint(native, q, k, v, use_reentrant=False)]
+    plain, recomputed = (torch.autograd.grad(y.square().sum(), (q, k, v)) for y in results)
+    assert all(map(torch.equal, plain, recomputed))
 
 
 def test_bfloat16():
