@@ -1,6 +1,7 @@
 """How fast the parametric law is fitted on one core, beside plain scipy L-BFGS over a tenth of the same starts.
 
 OMP_NUM_THREADS=1 python benchmarks/laws.py [--table tests/laws/data/chinchilla_fig4.csv] [--starts 450]
+OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/laws.py --coverage 400   # how often 95 % intervals hold the truth
 """
 
 from __future__ import annotations
@@ -52,12 +53,48 @@ def plain_lbfgs(problem: Problem, starts: np.ndarray) -> float:
     return float(min(found))
 
 
+def coverage(sets: int) -> None:
+    """Print the share of intervals that hold the truth, over sets of seeds [21, i], [31, i], [22, i] and [32, i]."""
+    from hybridtron.laws.fitting.parabola import Axis, fit_minima
+    from tests.laws import planted
+
+    truth, axis = planted.isoflop_truth(), Axis("n_params", "a", "k_N", "parameters")
+    for budgets in planted.BUDGETS:
+        for regime in ("equal", "small sizes", "outliers", "rising", "falling"):
+            hits = []
+            for i in range(sets):
+                runs = planted.noisy_isoflop([21, i], regime, budgets, planted.NOISES[i % 4] / 2)
+                power = fit_minima(runs, Settings(bootstrap=1), axis, 4.0).power
+                far = 10 * float(runs["flops"].max())
+                spans = [*power.intervals.values(), power.interval_at(far)]
+                values = (truth["a"], truth["k_N"], truth["k_N"] * far ** truth["a"])
+                hits.append([low <= value <= high for (low, high), value in zip(spans, values, strict=True)])
+            a, k, beyond = np.mean(hits, axis=0)
+            print(f"isoflop {budgets} {regime:12} a {a:.3f}  k_N {k:.3f}  N_opt at 10x {beyond:.3f}", flush=True)
+    for name, make in (("6x, noise 0.01", planted.narrow_runs), ("wide, 0.001 to 0.01", planted.parametric_runs)):
+        found: dict[str, list[bool]] = {key: [] for key in [*planted.PARAMETRIC, "loss at 10x"]}
+        for i in range(sets // 4):
+            runs = make([22 if make is planted.narrow_runs else 32, i], 0.01 if "6x" in name else planted.NOISES[i % 4])
+            fitted = fit_curve(parametric.build, runs, Settings(bootstrap=200, seed=i), 1e-3)
+            at = {column: float(runs[column].max()) * 10**0.5 for column in ("n_params", "tokens")}
+            values = planted.PARAMETRIC | {"loss at 10x": planted.parametric_loss(*at.values(), **planted.PARAMETRIC)}
+            spans = (fitted.intervals or {}) | {"loss at 10x": fitted.estimate_at("loss", at)["loss_interval"]}
+            for key, (low, high) in spans.items():
+                found[key].append(low <= values[key] <= high)
+        words = [f"{key} {np.mean(hits or [np.nan]):.3f} of {len(hits)}" for key, hits in found.items()]
+        print(f"parametric {name}, {sets // 4} sets: " + ", ".join(words), flush=True)
+
+
 def main() -> None:
     """Print the timings."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--table", type=Path, default=DATA / "chinchilla_fig4.csv")
     parser.add_argument("--starts", type=int, default=450, help="starts that plain L-BFGS runs from")
+    parser.add_argument("--coverage", type=int, metavar="SETS", help="print coverage over so many sets instead")
     options = parser.parse_args()
+    if options.coverage:
+        coverage(options.coverage)
+        return
     runs = load(options.table)
     curve = parametric.build(runs, parametric.DELTA)
     every = len(curve.starts) // options.starts

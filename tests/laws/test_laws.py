@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 from hybridtron.errors import UserError
 from hybridtron.laws import LAWS, Settings, fit
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.families.parametric import compute_optimal
+from hybridtron.laws.families.parametric import compute_optimal, decide
 from hybridtron.laws.families.proxy import permutation_p, rank_p
 from tests.laws import planted
 
@@ -264,3 +264,27 @@ def test_no_more_rows_than_parameters_are_refused(rows):
     with pytest.raises(UserError, match=rf"{rows} rows; expected more than the 5 parameters of parametric"):
         fit("parametric", planted.parametric_runs(1, 0.003, n=rows))
     assert fit("parametric", planted.parametric_runs(1, 0.003, n=6)).parameters
+
+
+def test_the_extrapolation_check_gives_factors_and_the_error_at_the_largest():
+    runs = EXAMPLES["parametric"]
+    found = fit("parametric", runs, Settings(bootstrap=0, holdout=5))
+    held = found.extrapolation
+    factor = np.exp(np.abs(np.log(np.array(held["predicted"]) / np.array(held["observed"]))))
+    assert held["median_factor"] == pytest.approx(np.median(factor))
+    assert held["largest_factor"] == pytest.approx(factor.max())
+    largest = runs["loss"][np.argmax(runs["n_params"] * runs["tokens"])]
+    at = list(held["observed"]).index(largest)
+    assert held["relative_error_at_largest"] == pytest.approx(held["predicted"][at] / largest - 1)
+    words = f"a factor of {held['median_factor']:.3g} at the median and {held['largest_factor']:.3g} at most;"
+    assert any(words in sentence for sentence in found.verdict)
+
+
+def test_slopes_of_many_architectures_are_corrected_by_holm():
+    """The least p counts as often as there are comparisons, the next once less."""
+    p = {"b": (0.02, 0.5), "c": (0.6, 0.011), "d": (None, None)}
+    table = {name: {"alpha": {"p": alpha}, "beta": {"p": beta}} for name, (alpha, beta) in p.items()}
+    decide(table)
+    assert table["c"]["beta"]["p_holm"] == pytest.approx(4 * 0.011)
+    assert table["b"]["alpha"]["p_holm"] == pytest.approx(3 * 0.02)
+    assert [table[name]["kind"] for name in p] == ["offset", "slope", "undecided"]

@@ -12,6 +12,10 @@ from hybridtron.errors import UserError
 
 FLOPS_PER_PARAMETER_TOKEN = 6.0  # training FLOPs of a dense model, C = 6 N D (Kaplan et al. 2020, section 2.1)
 FAR = 10.0
+FAR_COVERAGE = (  # benchmarks/laws.py --coverage
+    "simulated 95 % intervals at 10x covered the compute-optimal size in 97 % of 200 sets and the parametric loss in 40 "
+    "of 40, with the law itself true; farther was not simulated"
+)
 # parameters N, tokens D, training FLOPs C and tokens per parameter M: log = first * log N + second * log D + third
 _LOGARITHMS = {"N": (1, 0, 0), "D": (0, 1, 0), "C": (1, 1, np.log(FLOPS_PER_PARAMETER_TOKEN)), "M": (-1, 1, 0)}
 
@@ -77,6 +81,6 @@ def extrapolation_warnings(values: Mapping[str, float], data: Mapping[str, np.nd
         if factor > FAR:
             warnings.append(
                 f"extrapolation: {name} = {value:.3g} lies {factor:.3g}x outside the data ({low:.3g} to {high:.3g}); "
-                f"beyond {FAR:g}x no interval can be trusted"
+                + FAR_COVERAGE
             )
     return warnings

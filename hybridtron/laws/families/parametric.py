@@ -144,18 +144,18 @@ def compare_architectures(
         for i, exponent in ((3, "alpha"), (4, "beta")):
             mine, theirs = alone[name], alone[reference]
             gap = mine.parameters[exponent] - theirs.parameters[exponent]
-            span = None
+            span = p = None
             if mine.samples is not None and theirs.samples is not None:
                 count = min(len(mine.samples), len(theirs.samples))
                 rng = np.random.default_rng([settings.seed, 3])
                 spread = mine.samples[:count, i] - rng.permutation(theirs.samples[:count, i])
                 span = bootstrap.interval(spread, min(mine.n_groups, theirs.n_groups), 5)
-            entry[exponent] = {"difference": gap, "interval": span}
-        spans = [entry[exponent]["interval"] for exponent in ("alpha", "beta")]
-        certain = all(span is not None for span in spans)
-        kind = "undecided" if not certain else "offset" if all(a <= 0 <= b for a, b in spans) else "slope"
+                p = bootstrap.p_value(gap, spread, min(mine.n_groups, theirs.n_groups), 5)
+            weak = exponent in mine.weak | theirs.weak
+            entry[exponent] = {"difference": gap, "interval": None if weak else span, "p": None if weak else p}
         flops = min(float((6 * tables[one]["n_params"] * tables[one]["tokens"]).max()) for one in (name, reference))
-        differences[name] = entry | {"kind": kind} | _gain(together, name, reference, flops)
+        differences[name] = entry | _gain(together, name, reference, flops)
+    decide(differences)
 
     def plain(fitted: CurveFit) -> dict[str, Any]:
         return {"parameters": fitted.parameters, "intervals": fitted.intervals,
@@ -164,6 +164,22 @@ def compare_architectures(
     return {"reference": reference, "shared_exponents": plain(together),
             "alone": {name: plain(fitted) for name, fitted in alone.items()},
             "exponent_differences": differences}  # fmt: skip
+
+
+def decide(differences: dict[str, dict[str, Any]]) -> None:
+    """Add to each comparison whether an exponent differs at 5 %, over all comparisons (Holm 1979): its `kind`."""
+    tests = [entry[exponent] for entry in differences.values() for exponent in ("alpha", "beta")]
+    known = sorted((test for test in tests if test["p"] is not None), key=lambda test: float(test["p"]))
+    highest = 0.0
+    for rank, test in enumerate(known):
+        highest = max(highest, min(1.0, (len(known) - rank) * test["p"]))
+        test["p_holm"] = highest
+    for entry in differences.values():
+        adjusted = [entry[exponent].get("p_holm") for exponent in ("alpha", "beta")]
+        certain = [p for p in adjusted if p is not None]
+        slope = bool(certain) and min(certain) < 0.05
+        entry["kind"] = "slope" if slope else "undecided" if None in adjusted else "offset"
+        entry["comparisons"] = len(known)
 
 
 def _gain(fitted: CurveFit, name: str, reference: str, flops: float) -> dict[str, Any]:

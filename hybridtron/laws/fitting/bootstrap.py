@@ -15,13 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, stdtrit
+from scipy.special import ndtr, stdtr, stdtrit
 
 from hybridtron.laws.data.runs import Runs
 
 Array = NDArray[np.float64]
 
 LEVEL = 0.95
+_WEIGHTS = 1_000_000  # weights held at once
 _CHUNK = 128  # replicates fitted at once; fixed, so that the draws do not depend on the number of threads
 
 
@@ -58,8 +59,11 @@ def resample(
 
     def chunk(index: int) -> Array:
         rng = np.random.default_rng([seed, 1, index])
-        weights = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), sizes[index])[:, labels]
-        return refit(weights.astype(np.float64))
+        even = np.full(n_groups, 1 / n_groups)
+        together = max(1, _WEIGHTS // len(labels))  # drawn one after the other, as all at once would be
+        parts = [min(together, sizes[index] - start) for start in range(0, sizes[index], together)]
+        drawn = (rng.multinomial(n_groups, even, part)[:, labels].astype(np.float64) for part in parts)
+        return np.concatenate([refit(weights) for weights in drawn])
 
     with ThreadPoolExecutor(jobs) as pool:
         return np.concatenate(list(pool.map(chunk, range(len(sizes)))))
@@ -69,6 +73,14 @@ def interval(samples: Array, n_groups: int, n_parameters: int) -> list[float]:
     """Return the expanded percentile interval of one quantity from its replicates [count]."""
     freedom = max(n_groups - n_parameters, 1)
     return percentiles(samples, freedom, np.sqrt(n_groups / freedom))
+
+
+def p_value(value: float, samples: Array, n_groups: int, n_parameters: int) -> float:
+    """Return the two-sided p of a quantity against zero by Student's t, its error from the middle of the replicates."""
+    freedom = max(n_groups - n_parameters, 1)
+    low, high = np.quantile(samples, [0.1587, 0.8413])
+    error = max((high - low) / 2 * np.sqrt(n_groups / freedom), 1e-300)
+    return float(2 * stdtr(freedom, -abs(value) / error))
 
 
 def percentiles(samples: Array, freedom: int, widening: float = 1.0) -> list[float]:

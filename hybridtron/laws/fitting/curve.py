@@ -212,7 +212,7 @@ def hold_out(
     ends = {"largest_fitted": float(size[~out].max()), "largest_held_out": float(size[out].max())}
     return held_out(
         count, size_name, curve.predict(theta, held.columns)[0], build(held, delta).observed,
-        held_out_rows=int(out.sum()), **ends, parameters_without=without,
+        int(np.argmax(size[out])), held_out_rows=int(out.sum()), **ends, parameters_without=without,
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ Array = NDArray[np.float64]
 SAME = 1e-6  # two objectives that differ by less than this, relative, are the same optimum
 _SCREEN_POINTS = 96
 _REFINED = 24
+_AT_ONCE = 200_000  # points times parameter vectors that are refined together
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,13 @@ def refine(
         iterations: at most, in the last stage.
         tolerance: relative decrease below which a start counts as settled.
     """
+    together = max(1, _AT_ONCE // len(problem.target))
+    if len(starts) > together:  # in parts, whose derivatives stay in cache
+        parts = [
+            refine(problem, starts[part], None if weights is None else weights[part], iterations, tolerance, smooth)
+            for part in np.split(np.arange(len(starts)), range(together, len(starts), together))
+        ]
+        return np.concatenate([theta for theta, _ in parts]), np.concatenate([value for _, value in parts])
     theta = starts.copy()
     stages = [64.0, 16.0, 4.0] if smooth and math.isfinite(problem.delta) else []
     for factor in stages:

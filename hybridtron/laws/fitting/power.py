@@ -84,10 +84,17 @@ class PowerLaw:
         x, y = np.log(self.x[order]), np.log(self.y[order])
         exponent, log_factor = (float(value) for value in fit_line(x[:-count], y[:-count]))
         predicted, observed = np.exp(log_factor + exponent * x[-count:]), self.y[order][-count:]
-        fitted, largest = (float(self.x[order][row]) for row in (-count - 1, -1))
+        below, above = (float(self.x[order][row]) for row in (-count - 1, -1))
         without = dict(zip(self.names, (exponent, math.exp(log_factor)), strict=True))
         return held_out(
-            count, by, predicted, observed, largest_fitted=fitted, largest_held_out=largest, parameters_without=without
+            count,
+            by,
+            predicted,
+            observed,
+            count - 1,
+            largest_fitted=below,
+            largest_held_out=above,
+            parameters_without=without,
         )
 
 
@@ -104,9 +111,13 @@ def predict(
     return entry, extrapolation_warnings(point, {symbol: next(iter(powers.values())).x})
 
 
-def held_out(count: int, by: str, predicted: Array, observed: Array, **more: Any) -> dict[str, Any]:
-    """Return the extrapolation check of a fit: relative errors on the runs held out, and `more` about them."""
+def held_out(count: int, by: str, predicted: Array, observed: Array, largest: int, **more: Any) -> dict[str, Any]:
+    """Return the extrapolation check of a fit: relative errors on the runs held out, and `more` about them.
+
+    `largest` is the number of the largest run among them.
+    """
     error = predicted / observed - 1
+    factor = np.exp(np.abs(np.log(predicted / observed)))
     return {
         "held_out": count,
         "by": by,
@@ -114,6 +125,9 @@ def held_out(count: int, by: str, predicted: Array, observed: Array, **more: Any
         "mean_relative_error": float(error.mean()),
         "mean_absolute_relative_error": float(np.abs(error).mean()),
         "worst_relative_error": float(error[np.argmax(np.abs(error))]),
+        "median_factor": float(np.median(factor)),
+        "largest_factor": float(factor.max()),
+        "relative_error_at_largest": float(error[largest]),
         "observed": observed,
         "predicted": predicted,
     }

@@ -11,6 +11,7 @@ from scipy.special import huber
 from hybridtron.laws import Settings, fit
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families import depth_width, downstream, overtraining, parametric
+from hybridtron.laws.fitting import optimize
 from hybridtron.laws.fitting.optimize import gradient, objective, search
 from tests.laws import planted
 
@@ -107,3 +108,13 @@ def test_the_report_of_the_search_counts_starts_and_names_the_second_route():
     assert found["starts"] == 4500
     assert 1 <= found["starts_at_optimum"] <= found["starts_refined"]
     assert found["second_route_relative_difference"] == pytest.approx(0, abs=1e-6)
+
+
+def test_starts_refined_in_parts_end_where_they_do_together(monkeypatch):
+    curve = parametric.build(planted.parametric_runs(4, 0.005), 1e-3)
+    weights = np.random.default_rng(1).multinomial(100, np.full(100, 0.01), 24).astype(float)
+    starts = optimize.screen(curve.problem, curve.starts, 24)
+    together = optimize.refine(curve.problem, starts, weights)
+    monkeypatch.setattr(optimize, "_AT_ONCE", 700)
+    for one, other in zip(together, optimize.refine(curve.problem, starts, weights), strict=True):
+        assert other == pytest.approx(one, rel=1e-4)
