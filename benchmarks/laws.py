@@ -77,11 +77,13 @@ def coverage(sets: int) -> None:
             runs = make([22 if make is planted.narrow_runs else 32, i], 0.01 if "6x" in name else planted.NOISES[i % 4])
             fitted = fit_curve(parametric.build, runs, Settings(bootstrap=200, seed=i), 1e-3)
             at = {column: float(runs[column].max()) * 10**0.5 for column in ("n_params", "tokens")}
-            values = planted.PARAMETRIC | {"loss at 10x": planted.parametric_loss(*at.values(), **planted.PARAMETRIC)}
-            spans = (fitted.intervals or {}) | {"loss at 10x": fitted.estimate_at("loss", at)["loss_interval"]}
-            for key, (low, high) in spans.items():
-                found[key].append(low <= values[key] <= high)
-        words = [f"{key} {np.mean(hits or [np.nan]):.3f} of {len(hits)}" for key, hits in found.items()]
+            true = planted.PARAMETRIC | {"loss at 10x": planted.parametric_loss(*at.values(), **planted.PARAMETRIC)}
+            given = (fitted.intervals or {}) | {"loss at 10x": fitted.estimate_at("loss", at)["loss_interval"]}
+            for key, (low, high) in given.items():
+                found[key].append(bool(low <= true[key] <= high))
+        words = [
+            f"{key} {np.mean(covered) if covered else np.nan:.3f} of {len(covered)}" for key, covered in found.items()
+        ]
         print(f"parametric {name}, {sets // 4} sets: " + ", ".join(words), flush=True)
 
 
