@@ -145,8 +145,10 @@ def fit(space: Space, finished: Sequence[Observation], noise: float | None = Non
     errors = [o.error or (noise or 0.0) / math.sqrt(o.seeds) for o in finished]
     known = torch.tensor([[error**2] for error in errors], dtype=torch.float64) if all(errors) else None
     kernel = get_covar_module_with_dim_scaled_prior(ard_num_dims=x.shape[1], use_rbf_kernel=True)
-    model = SingleTaskGP(x, y, known, covar_module=kernel, outcome_transform=Standardize(1))
-    fit_gpytorch_mll_scipy(ExactMarginalLogLikelihood(model.likelihood, model), options={"maxiter": FIT_STEPS})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = SingleTaskGP(x, y, known, covar_module=kernel, outcome_transform=Standardize(1))
+        fit_gpytorch_mll_scipy(ExactMarginalLogLikelihood(model.likelihood, model), options={"maxiter": FIT_STEPS})
     return model.eval()
 
 

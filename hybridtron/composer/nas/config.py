@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from hybridtron.composer.engines.discrete import Evolution, Exhaustive, RandomSe
 from hybridtron.composer.nas.space import Space
 from hybridtron.config.nearest import one_of
 from hybridtron.config.schema import FolderName, Strict, problem
+from hybridtron.pattern import read
 
 MEASURED = ("train_ms", "prefill_ms", "decode_ms", "state_bytes")  # costs that a table of layers has
 FREE = "?"  # a position that is searched
@@ -212,6 +214,19 @@ class MADConfig(Strict):
     )
 
 
+class ConfirmConfig(Strict):
+    """Seeds that the search has not seen, for its vote, its best patterns and baselines, compared in pairs.
+
+    A finished search goes on with it in its folder, and with more `seeds` evaluates those alone.
+    """
+
+    top: int = Field(
+        3, ge=1, description="Best patterns, by posterior mean where the noise of scores is known, else by score."
+    )
+    seeds: int = Field(5, ge=2, description="Fresh seeds, those after the largest of the search's own.")
+    baselines: list[str] = Field([], description="Patterns beside them, of as many layers, in any dialect.")
+
+
 class SearchConfig(Strict):
     """One search."""
 
@@ -238,6 +253,10 @@ class SearchConfig(Strict):
         None, description="With it, all patterns are as large as a baseline; by default blocks are as they are written."
     )
 
+    confirm: ConfirmConfig | None = Field(
+        None, description="With it, what was found is evaluated again on fresh seeds before it is called better."
+    )
+
     @field_validator("seeds")
     @classmethod
     def _different(cls, seeds: list[int]) -> list[int]:
@@ -252,6 +271,13 @@ class SearchConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _baselines_are_patterns(self) -> SearchConfig:
+        for text, layers in zip(self.confirm.baselines if self.confirm else (), self.baselines, strict=True):
+            if len(layers) != self.space.layers:
+                raise problem("confirm.baselines", text, f"a pattern of {self.space.layers} layers")
+        return self
+
+    @model_validator(mode="after")
     def _steps_fit(self) -> SearchConfig:
         method, layers = self.methodology, self.space.layers
         if method.type == "one_shot":
@@ -263,6 +289,18 @@ class SearchConfig(Strict):
         if method.type == "middle_incremental" and self.space.fixed is not None:
             raise problem("space.fixed", self.space.fixed, "nothing with middle_incremental, which moves positions")
         return self
+
+    @property
+    def baselines(self) -> list[Sequence[str]]:
+        """Return the layers of each baseline of the confirmation."""
+        texts = self.confirm.baselines if self.confirm else []
+        return [read(text, self.space.blocks).layers for text in texts]
+
+    @property
+    def fresh_seeds(self) -> range:
+        """Return the seeds of the confirmation, none without one."""
+        first = max(self.seeds) + 1
+        return range(first, first + (self.confirm.seeds if self.confirm else 0))
 
     @property
     def search_folder(self) -> Path:

@@ -23,6 +23,7 @@ Unit = tuple[Pattern, int]  # a pattern and a seed
 _PATTERN, _SEED = (str, "names of blocks"), (int, "a whole number")
 KEYS: dict[str, dict[str, tuple[Any, str]]] = {  # kind of row -> its keys, their types in code and in words
     "propose": {"step": (int, "a whole number"), "patterns": (list, "a list of patterns")},
+    "confirm": {"patterns": (list, "a list of patterns"), "roles": (list, "a list of words")},
     "claim": {"pattern": _PATTERN, "seed": _SEED, "worker": (str, "the name of a worker")},
     "result": {"pattern": _PATTERN, "seed": _SEED, "score": ((int, float, type(None)), "a number, or null")},
 }
@@ -60,10 +61,29 @@ class Progress:
     total_steps: int
     results: dict[Unit, Row]
     claims: dict[Unit, str]  # the last worker to take it
+    fresh_seeds: Sequence[int] = ()  # of the confirmation; none without one
+    candidates: dict[Pattern, str] | None = None  # patterns to confirm, the vote first, and why; None if not chosen yet
+
+    @property
+    def is_searched(self) -> bool:
+        """Return whether every step is complete, so that only a confirmation may be left."""
+        return len(self.steps) == self.total_steps and self.steps[-1].is_complete
 
     @property
     def is_complete(self) -> bool:
-        return len(self.steps) == self.total_steps and self.steps[-1].is_complete
+        if not self.is_searched or not self.fresh_seeds:
+            return self.is_searched
+        return self.candidates is not None and all(unit in self.results for unit in self.confirm_units)
+
+    @property
+    def lacks_candidates(self) -> bool:
+        """Return whether the patterns to confirm are still to be chosen."""
+        return bool(self.is_searched and self.fresh_seeds and self.candidates is None and self.steps[-1].aggregate)
+
+    @property
+    def confirm_units(self) -> list[Unit]:
+        """Return all units of the confirmation, seed by seed, so that pairs are complete as early as can be."""
+        return [(pattern, seed) for seed in self.fresh_seeds for pattern in self.candidates or ()]
 
     @property
     def is_stuck(self) -> bool:
@@ -71,8 +91,9 @@ class Progress:
         return self.steps[-1].is_complete and not self.steps[-1].finished
 
     def open_unit(self, seeds: Sequence[int], store: Store) -> Unit | None:
-        """Return the first proposed unit without a result that no living worker has claimed."""
-        units = (unit for unit in product(self.steps[-1].pending, seeds) if unit not in self.results)
+        """Return the first unit to evaluate without a result that no living worker has claimed."""
+        wanted = self.confirm_units if self.is_searched else product(self.steps[-1].pending, seeds)
+        units = (unit for unit in wanted if unit not in self.results)
         return next((u for u in units if u not in self.claims or not store.is_alive(self.claims[u])), None)
 
 
@@ -108,7 +129,23 @@ def read_progress(config: SearchConfig, whole: Space, rows: Sequence[Row]) -> Pr
         step = Step(len(steps), space, budget, [pattern for pattern in proposed if space.allows(pattern)])
         _finish(config, step, results)
         steps.append(step)
-    return Progress(steps, total, results, claims)
+    progress = Progress(steps, total, results, claims, config.fresh_seeds)
+    if config.confirm and progress.is_searched and steps[-1].aggregate:
+        wanted = confirm_key(config, steps[-1])
+        for row in rows:
+            if row["row"] == "confirm" and row.get("of") == wanted:
+                patterns = [whole.indices(text.split()) for text in row["patterns"]]
+                progress.candidates = dict(zip(patterns, row["roles"], strict=True))
+    return progress
+
+
+def confirm_key(config: SearchConfig, step: Step) -> Row:
+    """Return what the patterns to confirm follow from: others are chosen where it has changed."""
+    assert config.confirm is not None
+    assert step.aggregate is not None
+    vote = " ".join(step.space.names(step.aggregate.pattern))
+    given = config.confirm.model_dump(include={"top", "baselines"})
+    return {**given, "seeds": config.seeds, "evaluated": len(step.finished), "vote": vote}
 
 
 def _damage(row: Row, blocks: Sequence[str]) -> str | None:
@@ -121,7 +158,7 @@ def _damage(row: Row, blocks: Sequence[str]) -> str | None:
             return f"{key} = {row[key]!r}; expected {expected}"
     if kind not in KEYS:
         return None
-    for text in row["patterns"] if kind == "propose" else [row["pattern"]]:
+    for text in row["patterns"] if "patterns" in KEYS[kind] else [row["pattern"]]:
         for word in text.split() if isinstance(text, str) else [text]:
             if word not in blocks:
                 return f"block {word!r}; expected {one_of(word, blocks)}"

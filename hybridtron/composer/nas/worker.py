@@ -12,6 +12,7 @@ import numpy as np
 from hybridtron.composer.engines.bayesian import Bayesian, require_botorch
 from hybridtron.composer.engines.discrete import History, Observation, new_patterns
 from hybridtron.composer.nas.config import SearchConfig
+from hybridtron.composer.nas.confirm import choose_candidates
 from hybridtron.composer.nas.cost import Cost, limited, read_cost, scalarised
 from hybridtron.composer.nas.evaluators import Evaluator, make_evaluator
 from hybridtron.composer.nas.noise import with_noise
@@ -64,6 +65,9 @@ def work(search: Search, store: Store, watch: Callable[[Progress], None]) -> Pro
     while True:
         with store.locked() as rows:
             progress = read_progress(search.config, search.space, rows)
+            if progress.lacks_candidates:
+                store.append(choose_candidates(search.config, progress.steps[-1]))
+                progress = read_progress(search.config, search.space, rows)
             watch(progress)
             if progress.is_complete or progress.is_stuck:
                 break
@@ -89,7 +93,7 @@ def _next_unit(search: Search, progress: Progress, store: Store) -> Unit | None:
     """Claim an open unit, or propose a new one; return None where other workers have all that is left."""
     step = progress.steps[-1]
     unit = progress.open_unit(search.config.seeds, store)
-    if unit is not None or len(step.proposals) >= step.budget:
+    if unit is not None or progress.is_searched or len(step.proposals) >= step.budget:
         return unit
     number = sum(len(earlier.proposals) for earlier in progress.steps)
     generator = np.random.default_rng([search.config.seed, number])

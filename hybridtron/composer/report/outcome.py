@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -12,8 +13,10 @@ from scipy.special import stdtrit
 
 from hybridtron.composer.engines.discrete import Observation
 from hybridtron.composer.nas.aggregate import Aggregate, elect
+from hybridtron.composer.nas.config import FunctionConfig
+from hybridtron.composer.nas.confirm import Confirmed, confirmation_json, read_confirmation
 from hybridtron.composer.nas.cost import pareto_front
-from hybridtron.composer.nas.noise import with_noise
+from hybridtron.composer.nas.noise import LEAST_FREEDOM, with_noise
 from hybridtron.composer.nas.progress import Progress, Step
 from hybridtron.composer.nas.space import Pattern as Indices
 from hybridtron.composer.nas.worker import Search
@@ -21,6 +24,7 @@ from hybridtron.pattern import COMPOSER_NAMES, Pattern, to_composer
 from hybridtron.reporting.shown import Shown
 
 BEST_SHOWN = 10
+NORMAL = 1.96  # standard deviations of a 95 % interval
 FITTED = 1000  # observations that the surrogate is fitted to at most: an exact Gaussian process is cubic in them
 CONTEXTS: tuple[int | Literal["all"], ...] = (0, 1, "all")
 
@@ -33,6 +37,7 @@ class SurrogateFit:
     mean: np.ndarray
     deviation: np.ndarray  # standard deviation of the prediction
     correlation: float  # Spearman's, of prediction and score
+    posterior: dict[Indices, tuple[float, float]]  # mean and deviation without noise; empty where that is unknown
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,44 @@ class Outcome(Shown):
         return winner(self.step)
 
     @property
+    def is_noisy(self) -> bool:
+        """Return whether another seed would give other scores."""
+        evaluator = self.search.config.evaluator
+        return not isinstance(evaluator, FunctionConfig) or evaluator.noise > 0
+
+    @cached_property
+    def confirmed(self) -> list[Confirmed]:
+        """Return the patterns that were evaluated on fresh seeds, the vote first."""
+        return read_confirmation(self.progress)
+
+    @property
+    def is_better(self) -> bool | None:
+        """Return whether the highest score is above the vote's by more than noise explains; None where that is unknown.
+
+        Student's t of a difference of two means, corrected for choosing the highest (Bonferroni).
+        """
+        vote = next((o for o in self.observations if o.pattern == self.aggregate.pattern), None)
+        if vote is None:
+            return None
+        difference, noise = self.winner.score - vote.score, self.step.noise
+        if not self.is_noisy:
+            return difference > 0
+        if noise is None or noise.freedom < LEAST_FREEDOM:
+            return None
+        error = noise.deviation * (1 / vote.seeds + 1 / self.winner.seeds) ** 0.5
+        return difference > noise.quantile(1 - 0.025 / max(1, len(self.observations) - 1)) * error
+
+    def estimate(self, pattern: Indices) -> tuple[float, float, float] | None:
+        """Return a pattern's posterior mean and 95 % interval without noise; None where the noise is unknown."""
+        found = self.surrogate.posterior.get(pattern) if self.surrogate else None
+        return (found[0], found[0] - NORMAL * found[1], found[0] + NORMAL * found[1]) if found else None
+
+    @property
     def optimum(self) -> float | None:
-        """Return the best score of the whole space where it is known: analytically, or when all patterns were tried."""
+        """Return the best score of the whole space where it is known: analytically, or when all patterns were tried.
+
+        Of a noisy objective the latter is the luckiest score, not the score of the best pattern.
+        """
         if self.search.evaluator.optimum is not None:
             return self.search.evaluator.optimum
         if self.several_steps:
@@ -118,8 +159,21 @@ class Outcome(Shown):
 
     def alternatives(self) -> list[dict[str, Any]]:
         """Return the pattern and score of each rule: N_0, N_1, N_all and the best single pattern."""
-        patterns = rule_patterns(self.step)
-        return [{"rule": name, "pattern": self.text(p), "score": self.score_of(p)} for name, p in patterns.items()]
+        return [
+            {"rule": name, "pattern": self.text(p), "score": self.score_of(p), **self._posterior_row(p)}
+            for name, p in self.rule_patterns().items()
+        ]
+
+    def rule_patterns(self) -> dict[str, Indices]:
+        """Return the pattern of each rule in the last step, that of the highest posterior mean included if known."""
+        known = self.surrogate.posterior if self.surrogate else {}
+        tried = [o.pattern for o in self.observations if o.pattern in known]
+        best = {"posterior mean": max(tried, key=lambda pattern: known[pattern][0])} if tried else {}
+        return {**rule_patterns(self.step), **best}
+
+    def _posterior_row(self, pattern: Indices) -> dict[str, Any]:
+        found = self.estimate(pattern)
+        return {"posterior_mean": found[0], "posterior_interval": [*found[1:]]} if found else {}
 
     def best(self) -> list[dict[str, Any]]:
         """Return the evaluated patterns with the highest scores, best first."""
@@ -133,6 +187,7 @@ class Outcome(Shown):
         row: dict[str, Any] = {"pattern": self.text(observation.pattern), "score": observation.score}
         if len(self.search.config.seeds) > 1:
             row["standard_error"] = observation.error
+        row |= self._posterior_row(observation.pattern)
         if self.search.evaluator.sizes:
             row["parameters"] = self.search.evaluator.sizes.parameters(self.step.space.names(observation.pattern))
         if self.search.cost:
@@ -177,6 +232,11 @@ class Outcome(Shown):
             "voters": len(self.aggregate.voters),
             "clusters": [{"size": len(c), "lowest": min(c), "highest": max(c)} for c in self.aggregate.clusters],
             "optimum": self.optimum,
+            "optimum_is_noisy": self.optimum is not None and self.is_noisy,
+            "noise": self.step.noise.deviation if self.step.noise else None,
+            "confirmation": confirmation_json(
+                self.confirmed, [*self.progress.fresh_seeds], {c.pattern: self.text(c.pattern) for c in self.confirmed}
+            ),
             "surrogate_rank_correlation": self.surrogate.correlation if self.surrogate else None,
             "surrogate_observations": len(self.surrogate.scores) if self.surrogate else None,
             "equal_size": self.equal_size,
@@ -220,8 +280,14 @@ def fit_surrogate(step: Step, most: int = FITTED) -> SurrogateFit | None:
         return None
     from scipy.stats import spearmanr
 
-    from hybridtron.composer.engines.bayesian import leave_one_out
+    from hybridtron.composer.engines.bayesian import fit, leave_one_out, posterior
 
-    mean, deviation = leave_one_out(step.space, last)
+    model = fit(step.space, last)
+    mean, deviation = leave_one_out(step.space, last, model)
     scores = np.array([o.score for o in last])
-    return SurrogateFit(scores, mean, deviation, float(spearmanr(mean, scores).statistic))
+    known = dict[Indices, tuple[float, float]]()
+    if all(o.error for o in last):
+        patterns = list(dict.fromkeys([*(o.pattern for o in step.finished), *rule_patterns(step).values()]))
+        means, deviations = posterior(model, step.space, patterns)
+        known = dict(zip(patterns, zip(means.tolist(), deviations.tolist(), strict=True), strict=True))
+    return SurrogateFit(scores, mean, deviation, float(spearmanr(mean, scores).statistic), known)

@@ -113,7 +113,9 @@ def _regret(outcome: Outcome, engines: Mapping[Pattern, str]) -> bytes:
     what = quantity(outcome)
     steps = ", step by step (dotted lines)" if len(outcome.progress.steps) > 1 else ""
     title = "Regret over evaluations" if optimum is not None else f"Best score over evaluations{steps}"
-    y_label = what if optimum is None else f"distance from the best {what}"
+    noisy = optimum is not None and outcome.is_noisy and outcome.search.evaluator.optimum is None
+    title = "Distance from the highest score, which noise has raised" if noisy else title
+    y_label = what if optimum is None else f"distance from the {'highest' if noisy else 'best'} {what}"
     return _finished(figure, axes, title, "patterns evaluated", y_label)
 
 

@@ -38,11 +38,38 @@ def parameter_columns(outcome: Outcome, patterns: Sequence[tuple[int, ...]]) -> 
     return [integer_column(label, [sizes.parameters(names(p)) for p in patterns])] if sizes else []
 
 
+def posterior_columns(outcome: Outcome, patterns: Sequence[tuple[int, ...]]) -> list[Column]:
+    """Return posterior means and 95 % intervals of patterns of the last step, where the noise of scores is known."""
+    found = [outcome.estimate(pattern) for pattern in patterns]
+    if not any(found):
+        return []
+    names = ("posterior mean", "95 % from", "to")
+    return [decimal_column(name, [f[i] if f else None for f in found]) for i, name in enumerate(names)]
+
+
+def confirmation(outcome: Outcome) -> Table:
+    """Return the patterns that were evaluated on fresh seeds, with their differences from the vote in pairs."""
+    found = outcome.confirmed
+    differences = [c.difference for c in found]
+    return Table([
+        *pattern_columns(outcome, [c.pattern for c in found]),
+        Column("chosen as", [c.role for c in found]),
+        decimal_column("score", [c.score.mean for c in found]),
+        decimal_column("95 % from", [c.score.low for c in found]),
+        decimal_column("to", [c.score.high for c in found]),
+        decimal_column("from the vote", [d.mean if d else None for d in differences]),
+        decimal_column("at least", [d.low if d else None for d in differences]),
+        decimal_column("at most", [d.high if d else None for d in differences]),
+        Column("beside the vote", [c.verdict for c in found]),
+    ])  # fmt: skip
+
+
 def score_columns(outcome: Outcome, observations: Sequence[Observation]) -> list[Column]:
     """Return scores, with their error over several seeds, parameters, and their cost where the search has one."""
     columns = [decimal_column("score", [o.score for o in observations])]
     if len(outcome.search.config.seeds) > 1:
         columns.append(decimal_column("standard error", [o.error for o in observations]))
+    columns += posterior_columns(outcome, [o.pattern for o in observations])
     columns += parameter_columns(outcome, [o.pattern for o in observations])
     if outcome.search.cost and outcome.search.config.cost:
         label = COSTS[outcome.search.config.cost.measure]
@@ -85,13 +112,14 @@ def front(outcome: Outcome, most: int | None = None) -> Table:
 
 def rules(outcome: Outcome, step: Step) -> Table:
     """Return the pattern that each rule makes of a step's evaluations."""
-    found = rule_patterns(step)
+    found = outcome.rule_patterns() if step is outcome.step else rule_patterns(step)
     scores = {o.pattern: o.score for o in step.finished}
     known = [scores.get(pattern) for pattern in found.values()]
     return Table([
         Column("rule", list(found)),
         *pattern_columns(outcome, list(found.values())),
         decimal_column("score", known),
+        *(posterior_columns(outcome, list(found.values())) if step is outcome.step else []),
         *parameter_columns(outcome, list(found.values())),
         Column("evaluated", ["no" if score is None else "yes" for score in known]),
     ])  # fmt: skip

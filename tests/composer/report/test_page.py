@@ -114,8 +114,8 @@ def test_a_shortened_front_keeps_both_ends(tmp_path):
 @pytest.mark.parametrize(
     ("evaluations", "instance", "expected"),
     [
-        (10, 2, "A pattern that was evaluated is better"),
-        (10, 1, "No pattern that was evaluated is better"),
+        (10, 2, "one seed does not show that the first is better"),
+        (10, 1, "No pattern that was evaluated scores higher"),
         (6, 0, "The vote was not among the patterns evaluated"),
     ],
 )
