@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.linear_attention.decays import STRONGEST
 from hybridtron.ops.recurrence import run_steps, sums_around
 from hybridtron.ops.ssm.ranked_ssd import ranked_ssd
 from hybridtron.ops.ssm.ssd import ssd
@@ -51,6 +52,7 @@ def mamba3(
     angles = _accumulated(theta, dt)
     keys, queries = _rotated(B, angles, x.dtype), _rotated(C, angles, x.dtype)
     own, ahead = _weights(dt, mix)
+    log_decay = log_decay.clamp_min(STRONGEST)
     past = _past(_later(x), ahead, log_decay, _later(keys), queries, chunk_size)
     return (past + _present(x, own, B, C, D)).to(x.dtype)
 
@@ -63,6 +65,7 @@ def mamba3_prefill(
     angles = _accumulated(theta, dt, state.angles)
     rotated, queries = _rotated(B, angles, x.dtype), _rotated(C, angles, x.dtype)
     own, ahead = _weights(dt, mix)
+    log_decay = log_decay.clamp_min(STRONGEST)
     inputs, keys = _later(x, state.x), _later(rotated, state.B)
     past = _past(inputs, ahead, log_decay, keys, queries, chunk_size)
     dtype = state.memory.dtype

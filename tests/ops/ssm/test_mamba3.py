@@ -51,6 +51,16 @@ def test_decays_that_underflow_stay_finite(rank):
 
 
 @pytest.mark.parametrize("rank", RANKS)
+def test_few_strong_decays_leave_the_others_exact(rank):
+    x, dt, decay, *rest = arguments(130, rank)
+    decay = torch.where(torch.rand(decay.shape) < 0.1, -1e5, decay.detach() / 50).requires_grad_()
+    inputs = (x, dt, decay, *rest)
+    assert_matches(lambda *t: mamba3(*t, 64), reference, inputs, 5e-5)
+    y, _ = mamba3_prefill(zero_state(rank), *inputs, 64)
+    torch.testing.assert_close(y, mamba3(*inputs, 64), atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rank", RANKS)
 def test_steps_and_decays_of_zero_stay_finite(rank):
     x, dt, decay, mix, *rest = (tensor.detach() for tensor in arguments(130, rank))
     dt[:, 40:50], decay[:, 40:50], mix[:, 60], mix[:, 61] = 0, 0, 0, 1
