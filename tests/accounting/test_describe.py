@@ -14,7 +14,7 @@ from tests.training.runs import resolved_tiny
 
 PATTERNS = [
     "mamba mlp attn ffn", "3*mamba", "2*(attn ffn)", "2*(swa mlp)", "biased wide", "sinks linear taylor learned",
-    "gla delta selective", "side weighed", "kda safe", "gdn2 product comba",
+    "gla delta selective", "side weighed", "kda safe narrow", "gdn2 product comba",
 ]  # fmt: skip
 MORE_BLOCKS = {
     "swa": {"type": "attention", "num_heads": 4, "window": 8},
@@ -39,6 +39,7 @@ MORE_BLOCKS = {
     "product": {"type": "gated_deltanet", "num_heads": 4, "householder_steps": 3, "chunk_size": 16},
     "comba": {"type": "gated_deltanet", "num_heads": 4, "read_back": True, "output_correction": True},
     "safe": {"type": "kda", "num_heads": 4, "decay_rank": 0, "gate_rank": 0, "gate_lower_bound": -5.0},
+    "narrow": {"type": "kda", "num_heads": 4, "key_dim": 1, "head_dim": 6, "chunk_size": 16},
     "selective": {"type": "mamba1", "state_dim": 4},
     "side": {"type": "parallel", "branches": [{"type": "attention", "num_heads": 2}, {"type": "gla", "num_heads": 2}]},
     "weighed": {"type": "parallel", "branches": [{"type": "mamba1"}, {"type": "mlp"}], "merge": "gate"},

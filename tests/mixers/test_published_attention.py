@@ -217,3 +217,10 @@ def test_latent_attention_without_a_shared_key_by_its_equations():
         return y.flatten(2) @ w["out_proj.weight"].T
 
     assert_same(mixer, w, theirs)
+
+
+@pytest.mark.parametrize("key", [{"rotary": False}, {"rotary_dim": 0}])
+def test_stretched_frequencies_of_nothing_that_rotates_are_refused(key):
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    with pytest.raises(ValueError, match="expected null without channels that rotate"):
+        built(type="mla", **{**LATENT, "rotary_dim": ROPE, **key}, rotary_scaling=scaling)

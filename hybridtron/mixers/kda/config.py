@@ -129,7 +129,7 @@ class KDAConfig(MixerConfig):
     def core_flops(self, seq_len: int) -> int:
         """Count all but queries and keys times keys of neighbouring tokens, an elementwise step of the rule."""
         heads, sizes = self.num_heads, (self.key_size, self.value_size, self.chunk_size)
-        return gated_delta_rule_flops(seq_len, heads, heads, *sizes, channel_decays=True)
+        return gated_delta_rule_flops(seq_len, heads, heads, *sizes, channel_decays=self.key_size > 1)
 
     def state_size(self, seq_len: int) -> int:
         return self.num_heads * self.key_size * self.value_size

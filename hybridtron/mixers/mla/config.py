@@ -59,9 +59,11 @@ class MLAConfig(MixerConfig):
         return value
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> MLAConfig:
+    def _keys_agree(self) -> MLAConfig:
         if self.head_dim is None:
             check_divides("num_heads", self.num_heads, self.hidden_size, "hidden_size")
+        if self.rotary_scaling and not (self.rotary and self.rotary_dim):
+            raise problem("rotary_scaling", self.rotary_scaling.type, "null without channels that rotate")
         return self
 
     @property
