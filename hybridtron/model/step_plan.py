@@ -48,15 +48,22 @@ class StepPlan:
         self.calls += prepare.linear(prepare.normed, head, None, self.logits)
         self.left = min((layer.limit for layer in self.layers), default=1 << 60)
         self.threads = torch.get_num_threads()
-        self.parameters = [*model.parameters()]
-        self.addresses = [parameter.data_ptr() for parameter in self.parameters]
+        # By owner and name, as another parameter may take the place of one.
+        self.parameters = [
+            (m._parameters, name) for m in model.modules() for name, p in m._parameters.items() if p is not None
+        ]
+        self.addresses = self._addresses()
 
     @property
     def usable(self) -> bool:
         """Return whether a step can be taken: caches have room, and parameters lie where they did."""
         if not self.left or torch.get_num_threads() != self.threads:
             return False
-        return [parameter.data_ptr() for parameter in self.parameters] == self.addresses
+        return self._addresses() == self.addresses
+
+    def _addresses(self) -> list[int]:
+        """Return where each parameter lies now."""
+        return [owner[name].data_ptr() for owner, name in self.parameters]
 
     def step(self, tokens: Tensor) -> Tensor:
         """Map the next token of every sequence, ids [b], to the logits [b, vocabulary] after it.

@@ -89,8 +89,8 @@ def test_larger_batches_multiply_in_torch():
 
 @torch.no_grad()
 def test_weights_may_change_between_steps():
-    """In place, as by an optimizer or load_state_dict, or by other tensors in their place."""
-    model, ids = hybrid(), tokens(2, 12)
+    """In place, as by an optimizer or load_state_dict, or by other tensors or parameters in their place."""
+    model, ids = hybrid(), tokens(2, 16)
     state, other = BatchState(model, 2, room=20), model.initial_state(2)
     plans = set()
     for t, column in enumerate(ids.t()):
@@ -99,10 +99,12 @@ def test_weights_may_change_between_steps():
         if t == 8:
             for parameter in model.parameters():
                 parameter.data = parameter.data * 1.1
+        if t == 12:
+            model.load_state_dict({name: value * 1.1 for name, value in model.state_dict().items()}, assign=True)
         logits, other = model.step(column, other)
         assert_near(state.advance(column.unsqueeze(1), [1, 1]), logits, 2e-5)
         plans.add(id(state._plan))
-    assert len(plans) == 2
+    assert len(plans) == 3
 
 
 @torch.no_grad()
