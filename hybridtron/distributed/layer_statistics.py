@@ -77,10 +77,10 @@ class LayerStatistics:
         sums = [dict(zip(SUMS, row, strict=True)) for row in self.sums.tolist()]
         return {layer: _numbers(sums[row], layer.isdecimal()) for layer, row in self.rows.items()}
 
-    def _add_activations(self, layer: str, module: nn.Module, inputs: tuple[Any, ...], output: Stream) -> None:
+    def _add_activations(self, layer: str, module: Any, inputs: tuple[Any, ...], output: Stream) -> None:
         """Add up what a layer adds to the residual stream, and the stream after it; of the first also that before."""
         x, after = inputs[0].states[0].detach(), output.states[0].detach()
-        self._add(layer, "output", after - x)
+        self._add(layer, "output", module.residual.added(inputs[0].states, output.states).detach())
         self._add(layer, "residual", after)
         self.sums[self.rows[layer], SUMS.index("elements")] += after.numel()
         if layer == "0":

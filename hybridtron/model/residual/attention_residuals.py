@@ -39,6 +39,9 @@ class Layer(plain.Layer):
         y = self.scaled(y)
         return (y, *blocks, total) if self.begins_block else (total + y, *blocks)
 
+    def added(self, before: States, after: States) -> Tensor:
+        return after[0] if self.begins_block else super().added(before, after)
+
 
 class End(plain.End):
     """Attends to all states with a query of its own."""

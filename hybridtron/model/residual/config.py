@@ -67,8 +67,13 @@ class ParallelResidualConfig(ResidualConfig):
     layers: int = Field(2, ge=2, description="Layers of a group, such as a mixer and the MLP after it.")
 
     def check(self, model: ModelConfig) -> None:
-        if len(model.layer_names) % self.layers:
-            raise problem("residual.layers", self.layers, f"a divisor of the pattern's {len(model.layer_names)} layers")
+        count = len(model.layer_names)
+        if count % self.layers:
+            nearest = min(
+                (n for n in range(2, count + 1) if count % n == 0), key=lambda n: abs(n - self.layers), default=0
+            )
+            expected = f"a divisor of the pattern's {count} layers" + (f" (nearest: {nearest})" if nearest else "")
+            raise problem("residual.layers", self.layers, expected)
         _require_norms_before(model, "whose group shares a norm before its layers")
 
     def has_norm(self, layer: int) -> bool:

@@ -32,6 +32,10 @@ class Layer(nn.Module):
         """Return the states after the layer, from those before it and the mixer's output y [..., h]."""
         return (states[0] + self.scaled(y),)
 
+    def added(self, before: States, after: States) -> Tensor:
+        """Return what the layer added to the first state, from the states before and after it."""
+        return after[0] - before[0]
+
     def scaled(self, y: Tensor) -> Tensor:
         """Return y times the multiplier."""
         return y if self.multiplier == 1 else y * self.multiplier

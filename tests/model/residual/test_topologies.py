@@ -150,6 +150,16 @@ def run(model, tokens):
     return model.embedding(tokens), list(model.layers.values())
 
 
+@pytest.mark.parametrize("name", ["plain", "parallel", "attention_residuals"])
+def test_what_a_layer_added_is_the_output_of_its_mixer(name):
+    model, outputs = built(config_of(TOPOLOGIES[name], residual_multiplier=0.5)), []
+    stream = model.begin(torch.randn(3, 2, 16, generator=torch.Generator().manual_seed(0)))
+    for layer in model.layer_list:
+        layer.mixer.register_forward_hook(lambda *call: outputs.append(call[-1]))
+        before, stream = stream, layer(stream)
+        torch.testing.assert_close(layer.residual.added(before.states, stream.states), outputs[-1] * 0.5)
+
+
 def test_parallel_layers_read_the_same_input(tokens):
     model = built(config_of({"type": "parallel"}, residual_multiplier=0.5))
     x, layers = run(model, tokens)
@@ -227,7 +237,11 @@ def test_groups_of_parameters_for_clipping():
     ("residual", "changes", "expected"),
     [
         ({"type": "paralel"}, {}, "residual.type = 'paralel': expected"),
-        ({"type": "parallel", "layers": 3}, {}, "residual.layers = 3: expected a divisor of the pattern's 4 layers"),
+        (
+            {"type": "parallel", "layers": 3},
+            {},
+            "residual.layers = 3: expected a divisor of the pattern's 4 layers (nearest: 2)",
+        ),
         ({"type": "plain", "streams": 4}, {}, "residual.streams"),
         ({"type": "hyper_connections", "streams": 1}, {}, "residual.streams = 1"),
         ({"type": "sandwich"}, {"norm_position": "post"}, "blocks.mlp.norm_position = 'post': expected pre"),
