@@ -6,7 +6,8 @@ default derives from the width is derived anew; states, windows, experts and con
 balanced: MAD's are not.
 
 Layers keep their order. Where there are more than asked for, whole groups are left out: a sequence mixer with the
-channel mixers that follow it. Each kind of group keeps its share, and one at least where `depth` allows, evenly spaced.
+channel mixers that follow it, or the layers that a parallel residual topology adds together. Each kind of group keeps
+its share, and one at least where `depth` allows, evenly spaced.
 """
 
 from __future__ import annotations
@@ -80,9 +81,10 @@ def _sampled(model: ModelConfig, depth: int) -> tuple[str, ...]:
     """Return the names of the layers to keep, in order: those of whole groups."""
     if len(model.layer_names) <= depth:
         return model.layer_names
+    normed = [model.residual.has_norm(index) for index in range(len(model.layer_names))]
     groups: list[tuple[str, ...]] = []
-    for name in model.layer_names:
-        if groups and model.blocks[name].kind == "channel":
+    for name, own_norm in zip(model.layer_names, normed, strict=True):
+        if groups and (model.blocks[name].kind == "channel" if all(normed) else not own_norm):
             groups[-1] = (*groups[-1], name)
         else:
             groups.append((name,))

@@ -254,6 +254,18 @@ def test_a_residual_topology_is_part_of_what_is_trained():
     assert from_model("of a run", model).residual == made.residual | {"sinkhorn_iterations": 20, "eps": 1e-6}
 
 
+@pytest.mark.parametrize(("layers", "pattern"), [(2, "a a m a a m"), (3, "3*(a m)"), (3, "a a m a a m m m m")])
+def test_a_smaller_model_keeps_whole_groups_of_a_parallel_topology(layers, pattern):
+    blocks = {"a": {"type": "attention", "num_heads": 4}, "m": {"type": "swiglu", "ffn_hidden_size": 64}}
+    keys = {"hidden_size": 64, "vocab_size": 64, "blocks": blocks, "pattern": pattern}
+    large = build({**keys, "residual": {"type": "parallel", "layers": layers}}, ModelConfig)
+    for depth in range(1, 9):
+        small = from_model("of a run", large, depth).model(vocab_size=16, seq_len=32).layer_names
+        groups = [large.layer_names[i : i + layers] for i in range(0, len(large.layer_names), layers)]
+        assert len(small) <= max(depth, layers)
+        assert {small[i : i + layers] for i in range(0, len(small), layers)} <= set(groups)
+
+
 @pytest.mark.parametrize(
     "residual", [{"type": "parallel"}, {"type": "hyper_connections"}, {"type": "attention_residuals", "block_size": 2}]
 )
