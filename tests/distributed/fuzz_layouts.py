@@ -2,9 +2,9 @@
 
     python tests/distributed/fuzz_layouts.py --cases 100 --seed 3
 
-Blocks are those of `layouts.BLOCKS`, dealt out so that every primitive has its turn, and parallel blocks of them. Some
-models have multi-token prediction. It prints a line for each case and exits with 1 where one differs by more than LOSS,
-NORM or GRADIENT.
+Blocks are those of `layouts.BLOCKS`, dealt out so that every primitive has its turn, and parallel blocks of them. The
+residual topologies take turns, and some models have multi-token prediction. It prints a line for each case and exits
+with 1 where one differs by more than LOSS, NORM or GRADIENT.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def make_cases(count: int, seed: int) -> dict[str, Layout]:
             pattern[-1] = model
             BLOCKS[model] = {"type": "parallel", "branches": branches, "merge": draw.choice(["sum", "mean", "gate"])}
         MODELS[model] = {"pattern": " ".join(pattern), "tie_embeddings": draw.random() < 0.3}
+        MODELS[model]["residual"] = _residual(index + seed, pattern)
         if index % 3 == 2 and BLOCKS[pattern[0]]["type"] != "rwkv7":  # whose values come from another layer
             MODELS[model]["mtp"] = {"pattern": pattern[0], "depth": 1 + index % 2, "shared": bool(index % 4)}
         OPTIMIZER[model] = {"type": "muon"} if index % 2 else {}
@@ -68,6 +69,19 @@ def _one_of_each_type(draw: random.Random) -> list[str]:
     for name in _NAMES:
         types.setdefault(BLOCKS[name]["type"], []).append(name)
     return [draw.choice(names) for names in types.values()]
+
+
+def _residual(turn: int, pattern: list[str]) -> dict[str, Any]:
+    """Return the topology whose turn it is, or one that takes norms behind layers where the pattern has such."""
+    topologies: list[dict[str, Any]] = [
+        {"type": "hyper_connections", "streams": 3, "sinkhorn_iterations": 4},
+        {"type": "attention_residuals", "block_size": 2},
+        {"type": "plain"},
+        {"type": "sandwich"},
+        {"type": "parallel", "layers": 5 if len(pattern) == 5 else 2},
+    ]
+    pre = all(BLOCKS[name].get("norm_position", "pre") == "pre" for name in pattern)
+    return topologies[turn % (5 if pre else 3)]
 
 
 def _can_be_branch(block: dict[str, Any]) -> bool:
