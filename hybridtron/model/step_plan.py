@@ -49,7 +49,7 @@ class StepPlan:
         self.left = min((layer.limit for layer in self.layers), default=1 << 60)
         self.threads = torch.get_num_threads()
         # By owner and name, as another parameter may take the place of one.
-        self.parameters = [
+        self.parameters: list[tuple[Mapping[str, Any], str]] = [
             (m._parameters, name) for m in model.modules() for name, p in m._parameters.items() if p is not None
         ]
         self.addresses = self._addresses()
