@@ -103,28 +103,7 @@ def _parser() -> ArgumentParser:
 
 def _add_run(verbs: argparse._SubParsersAction[ArgumentParser]) -> None:
     verb = verbs.add_parser("run", help="train an architecture on the tasks")
-    what = verb.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "--layers", nargs="+", action="extend", metavar="LAYER", help=f"in their order, of {', '.join(LAYERS)}"
-    )
-    what.add_argument("--pattern", metavar="PATTERN", help='of layers, such as "2*(mamba mlp)"')
-    what.add_argument("--config", type=Path, metavar="CONFIG", help="a run's config, or its folder: made small")
-    verb.add_argument("--depth", type=int, metavar="N", help=f"layers kept of --config ({DEPTH})")
-    verb.add_argument(
-        "--dim", type=int, metavar="N", dest="hidden_size", help=f"width of --layers and --pattern ({WIDTH})"
-    )
-    verb.add_argument(
-        "--residual", nargs="+", metavar="TYPE key=value",
-        help="residual topology, as a run's model.residual (that of --config, else plain)",
-    )  # fmt: skip
-    verb.add_argument("--iso-state", action="store_true", help="change layers so that the state is 4,096 in all")
-    verb.add_argument(
-        "--match-parameters", metavar="PATTERN", help="a baseline of MAD layers, whose number of parameters to have"
-    )
-    verb.add_argument(
-        "--adjust", metavar="KEY",
-        help="the width changed for that, such as model.hidden_size (that of the largest feed-forward layer)",
-    )  # fmt: skip
+    _add_architecture(verb)
     verb.add_argument("--preset", default="paper", metavar="P", help=f"{', '.join(PRESETS)} (%(default)s)")
     verb.add_argument(
         "--tasks", "--task", nargs="+", action="extend", default=[], metavar="TASK", help="by default all six"
@@ -163,6 +142,32 @@ def _add_run(verbs: argparse._SubParsersAction[ArgumentParser]) -> None:
     verb.add_argument("--dry-run", action="store_true", help="say what there is to train, and stop")
     verb.add_argument("--json", action="store_true", help="for programs")
     verb.set_defaults(run=_run, parser=verb)
+
+
+def _add_architecture(verb: ArgumentParser) -> None:
+    """Add the options that say what is trained."""
+    what = verb.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--layers", nargs="+", action="extend", metavar="LAYER", help=f"in their order, of {', '.join(LAYERS)}"
+    )
+    what.add_argument("--pattern", metavar="PATTERN", help='of layers, such as "2*(mamba mlp)"')
+    what.add_argument("--config", type=Path, metavar="CONFIG", help="a run's config, or its folder: made small")
+    verb.add_argument("--depth", type=int, metavar="N", help=f"layers kept of --config ({DEPTH})")
+    verb.add_argument(
+        "--dim", type=int, metavar="N", dest="hidden_size", help=f"width of --layers and --pattern ({WIDTH})"
+    )
+    verb.add_argument(
+        "--residual", nargs="+", metavar="TYPE key=value",
+        help="residual topology, as a run's model.residual (that of --config, else plain)",
+    )  # fmt: skip
+    verb.add_argument("--iso-state", action="store_true", help="change layers so that the state is 4,096 in all")
+    verb.add_argument(
+        "--match-parameters", metavar="PATTERN", help="a baseline of MAD layers, whose number of parameters to have"
+    )
+    verb.add_argument(
+        "--adjust", metavar="KEY",
+        help="the width changed for that, such as model.hidden_size (that of the largest feed-forward layer)",
+    )  # fmt: skip
 
 
 def _data(options: argparse.Namespace) -> int:

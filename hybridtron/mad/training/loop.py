@@ -88,9 +88,7 @@ def train_setting(
     if one_pass is None:
         one_pass = device != "cpu"
     one_pass = one_pass and all(can_stack(config) for config, _, _ in starts.values())
-    groups = [runs] if one_pass and runs else [[run] for run in runs]
-    if preset.halving and not one_pass:
-        groups = [[run for run in runs if run.seed == seed] for seed in seeds]
+    groups = _groups(runs, seeds, one_pass, preset.halving)
     about = {**_about(candidate, preset, device), "task": task_name, "setting": whole}
     steps = preset.steps(int(whole["num_train_examples"]))
     of_group: list[int] = []
@@ -114,6 +112,15 @@ def train_setting(
                 if (run.seed, run.cell) not in done:
                     on_row(run.row)
     return [run.row for run in runs if (run.seed, run.cell) not in done]
+
+
+def _groups(runs: list[_Run], seeds: Sequence[int], one_pass: bool, halving: bool) -> list[list[_Run]]:
+    """Split runs into those that train side by side: all, the cells of a seed that compete, or one at a time."""
+    if one_pass:
+        return [runs] if runs else []
+    if halving:
+        return [[run for run in runs if run.seed == seed] for seed in seeds]
+    return [[run] for run in runs]
 
 
 def _train(
@@ -155,12 +162,7 @@ def _train(
         found = _evaluate(stack, splits[preset.select_split], which, everything, vocab_size)
         mean_loss = (total / since).tolist()
         total, since = torch.zeros_like(total), 0
-        ended: dict[int, str] = {}
-        for i, (run, loss, at) in enumerate(zip(live, mean_loss, found, strict=True)):
-            run.record(step + 1, loss, at, preset)
-            why = _ending(run, loss, getattr(at, preset.accuracy), at.loss, preset)
-            if why or step + 1 == steps:
-                ended[i] = why or "end"
+        ended = _endings(live, found, mean_loss, step + 1, steps, preset)
         if step + 1 in rungs:
             compared = {i: at for i, at in enumerate(found) if i not in ended}
             ended |= dict.fromkeys(_worse_half(live, compared, preset), "pruned")
@@ -180,6 +182,19 @@ def _train(
         stack.keep(staying)
         optimizer.keep(staying)
         which, peak, decay, total = which[staying], peak[staying], decay[staying], total[staying]
+
+
+def _endings(
+    live: list[_Run], found: Sequence[_Evaluation], mean_loss: Sequence[float], step: int, steps: int, preset: Preset
+) -> dict[int, str]:
+    """Record an evaluation in every run; return why a run ends with it, by the run's place."""
+    ended: dict[int, str] = {}
+    for i, (run, loss, at) in enumerate(zip(live, mean_loss, found, strict=True)):
+        run.record(step, loss, at, preset)
+        why = _ending(run, loss, getattr(at, preset.accuracy), at.loss, preset)
+        if why or step == steps:
+            ended[i] = why or "end"
+    return ended
 
 
 def _best_so_far(group: Sequence[_Run], kind: str) -> float | None:
