@@ -15,7 +15,7 @@ from rich.console import Console
 from hybridtron.accounting.describe import Account, describe
 from hybridtron.composer.grow.extrapolate import METHODS, TargetTooSmall
 from hybridtron.composer.grow.kept_blocks import Source, with_blocks_of
-from hybridtron.config.load import dump, load
+from hybridtron.config.load import build, dump, load
 from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
 from hybridtron.mixers.contract import MixerConfig
@@ -128,7 +128,10 @@ def _grow(
     named = {*layers, *target.model.mtp_layer_names, *(recompute if isinstance(recompute, dict) else ())}
     used = {name: block for name, block in {**target.model.blocks, **blocks}.items() if name in named}
     grown = target.model.model_copy(update={"pattern": str(Pattern(layers)), "blocks": used})
-    grown = ModelConfig.model_validate(grown.model_dump(serialize_as_any=True))  # also renews what is cached
+    try:
+        grown = build(grown.model_dump(serialize_as_any=True), ModelConfig)  # also renews what is cached
+    except UserError as error:
+        raise UserError(f"{target.name}, grown to {grown.pattern}: model.{error}") from None
     kept = blocks is not target.model.blocks
     parts = (target.name, method, _short(small), *[rounding] * (rounding != "up"), *["kept"] * kept)
     config = target.model_copy(update={"name": "-".join(parts), "folder": None, "model": grown})
