@@ -85,8 +85,7 @@ def train_setting(
             seed: (config, initial_values(config, chosen.autoencoder, seed, normal_init=True), frozen)
             for seed, (config, _, frozen) in starts.items()
         }
-    if one_pass is None:
-        one_pass = device != "cpu"
+    one_pass = device != "cpu" if one_pass is None else one_pass
     one_pass = one_pass and all(can_stack(config) for config, _, _ in starts.values())
     groups = _groups(runs, seeds, one_pass, preset.halving)
     about = {**_about(candidate, preset, device), "task": task_name, "setting": whole}
