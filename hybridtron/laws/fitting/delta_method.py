@@ -1,8 +1,8 @@
 """Intervals of a line through loss minima by the delta method: the noise of the losses carried to the line.
 
 The minimum of a parabola moves with each loss by a known derivative, and the line is linear in the minima. The variance
-of the noise is estimated twice: pooled over all budgets, with Student's t, and for each budget by itself, with the
-degrees of freedom of Satterthwaite (1946). The wider interval counts, so that budgets of unequal noise are covered too.
+of the noise is pooled over all budgets, with Student's t. Where the budgets' variances look unequal it is also estimated
+for each budget by itself, with the degrees of freedom of Satterthwaite (1946), and the wider interval counts.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+from scipy.special import chdtrc, stdtrit
 
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.fitting.loss_minima import LossMinimum, minimum_derivatives
 from hybridtron.laws.fitting.optimize import Array
 
 LEVEL = 0.95
+_UNEQUAL = 0.3  # p of equal variances below which each budget also has its own
 Spread = Callable[[Array], list[float]]  # weights of exponent and log factor [2] -> lower and upper deviation
 
 
@@ -51,7 +52,9 @@ class LineNoise:
         pooled = share.sum() * squares.sum() / freedom.sum()
         satterthwaite = own.sum() ** 2 / max((own**2 / freedom).sum(), 1e-300)
         satterthwaite = min(max(satterthwaite, len(self.minima)), self.freedom)
-        variances = [(pooled, self.freedom), (own.sum(), satterthwaite)]
+        variances = [(pooled, self.freedom)]
+        if equal_variances(squares, freedom) < _UNEQUAL:
+            variances.append((own.sum(), satterthwaite))
         if self.grouped:
             variances.append((self._of_runs(weights), self.freedom))
         half = max(float(stdtrit(t, 0.5 + LEVEL / 2) * np.sqrt(variance)) for variance, t in variances)
@@ -63,6 +66,13 @@ class LineNoise:
         for weight, slope, minimum in zip(weights @ self.line, self.derivatives, self.minima, strict=True):
             np.add.at(moved, self.labels[minimum.rows], weight * slope * minimum.noise)
         return float((moved**2).sum())
+
+
+def equal_variances(squares: Array, freedom: Array) -> float:
+    """Return the p of equal variances by Bartlett's test (1937); sums of squares [K] and their degrees of freedom."""
+    variances, total, more = np.maximum(squares / freedom, 1e-300), freedom.sum(), len(freedom) - 1
+    statistic = total * np.log(np.maximum(squares.sum() / total, 1e-300)) - freedom @ np.log(variances)
+    return float(chdtrc(more, max(statistic, 0.0) / (1 + ((1 / freedom).sum() - 1 / total) / (3 * more))))
 
 
 def line_spread(
