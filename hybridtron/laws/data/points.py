@@ -13,7 +13,7 @@ from hybridtron.errors import UserError
 FLOPS_PER_PARAMETER_TOKEN = 6.0  # training FLOPs of a dense model, C = 6 N D (Kaplan et al. 2020, section 2.1)
 FAR = 10.0
 FAR_COVERAGE = (  # benchmarks/laws.py --coverage
-    "simulated 95 % intervals at 10x covered the compute-optimal size in 97.5 % of 200 sets and the parametric loss "
+    "simulated 95 % intervals at 10x covered the compute-optimal size in 97 % of 200 sets and the parametric loss "
     "in 40 of 40, with the law itself true; farther was not simulated"
 )
 # parameters N, tokens D, training FLOPs C and tokens per parameter M: log = first * log N + second * log D + third

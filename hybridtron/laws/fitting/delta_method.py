@@ -1,8 +1,8 @@
 """Intervals of a line through loss minima by the delta method: the noise of the losses carried to the line.
 
 The minimum of a parabola moves with each loss by a known derivative, and the line is linear in the minima. The variance
-of the noise is pooled over all budgets, with Student's t. Where the budgets' variances look unequal it is also estimated
-for each budget by itself, with the degrees of freedom of Satterthwaite (1946), and the wider interval counts.
+of the noise is pooled over all budgets, with Student's t. Where the budgets' variances look unequal it is also
+estimated for each budget by itself, with the degrees of freedom of Satterthwaite (1946), and the wider interval counts.
 """
 
 from __future__ import annotations
