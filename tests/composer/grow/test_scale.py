@@ -232,7 +232,15 @@ def test_the_name_of_a_long_pattern_is_cut_and_still_its_own():
 
 REFUSALS = {
     "layers that make no whole groups": (
-        ["3*attn 2*mlp", "--target", LLAMA, "size=1b", "model.residual.type=parallel", "model.residual.layers=32"],
+        [
+            "3*attn 2*mlp",
+            "--method",
+            "stack",
+            "--target",
+            LLAMA,
+            "size=1b",
+            "model.residual={type: parallel, layers: 32}",
+        ],
         ["llama3_2_1b, grown to ", "model.residual.layers = 32: expected a divisor of the pattern's "],
     ),
     "target smaller than the pattern": (
