@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hybridtron.config.nearest import one_of
+from hybridtron.config.nearest import nearest, one_of
 from hybridtron.errors import parameters_renamed
 
 _PARAMETER = re.compile(
@@ -26,6 +27,20 @@ class ArgumentParser(argparse.ArgumentParser):
         """Print the error and exit with code 2."""
         print(f"hybridtron: error: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return the parsed arguments; those that are unknown are an error of the verb's own parser."""
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            getattr(options, "parser", self).refuse(unknown)
+        return options
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """Report arguments that the parser does not know, with the option nearest to the first that looks like one."""
+        options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        wrong = next((word.partition("=")[0] for word in unknown if word.startswith("--")), "")
+        close = nearest(wrong, options)
+        self.error(f"unrecognized arguments: {' '.join(unknown)}" + (f" (nearest: {close})" if close else ""))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Raise ArgumentError for a value that is not among the choices, with the nearest of them."""

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
         if flag in MAD_LAB_FLAGS:
             options.parser.error(f"{flag}: is a flag of mad-lab; expected {MAD_LAB_FLAGS[flag]}")
     if rest:
-        options.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        options.parser.refuse(rest)
     with naming_options(options.parser):
         return int(options.run(options))
 

@@ -162,14 +162,14 @@ def _unknown_key(place: _Place, root: type[pydantic.BaseModel]) -> _Problem:
 
 
 def _from_exception(error: Exception, place: _Place, shown: str) -> _Problem:
-    """Convert a validator's ValueError. A UserError's text may begin with the key that it is about."""
+    """Convert a validator's ValueError. A UserError's text may begin with the key it is about, as `mtp.pattern: ...`."""
     first, *more = str(error).split("\n")
     path = place.path
     is_section = is_model(place.annotation)
     if isinstance(error, UserError):
         head, colon, rest = first.partition(": ")
-        if colon and is_section and head in place.annotation.model_fields:
-            return _Problem((*path, head), rest, "", tuple(more))
+        if colon and is_section and head.partition(".")[0] in place.annotation.model_fields:
+            return _Problem((*path, *head.split(".")), rest, "", tuple(more))
         if colon and path and head == path[-1]:
             return _Problem(path, rest, "", tuple(more))
     return _Problem(path, first, "" if is_section else shown, tuple(more))

@@ -10,7 +10,7 @@ import pydantic
 from pydantic import AfterValidator, ConfigDict
 from pydantic_core import CoreSchema, PydanticCustomError
 
-from hybridtron.config.nearest import one_of
+from hybridtron.config.nearest import nearest, one_of
 
 PROBLEM = "problem"  # error types that explain.py knows
 DISPATCHED = "dispatched"
@@ -84,7 +84,8 @@ def dispatch(value: Any, registry: Mapping[str, type[S]], key: str = "type") -> 
     if isinstance(value, Strict):
         return value  # type: ignore[return-value]  # the field's own type is checked next
     if not isinstance(value, Mapping):
-        raise problem("", value, "a mapping")
+        close = nearest(value, registry) if isinstance(value, str) else None
+        raise problem("", value, "a mapping" + (f", such as {{{key}: {close}}}" if close else ""))
     if key not in value:
         raise PydanticCustomError(
             PROBLEM,

@@ -73,6 +73,10 @@ ONE_LINE = {
         ["optimizer.type", "adam", "expected one of adamw, muon", "nearest: adamw"],
     ),
     "what the model is": (["model.name=gpt"], ["model.name", "unknown key", "expected one of hidden_size,"]),
+    "a type in place of its mapping": (
+        ["model.residual=hyper_connection"],
+        ["model.residual = 'hyper_connection': expected a mapping, such as {type: hyper_connections}"],
+    ),
     "decay longer than the run": (["schedule.type=wsd"], ["schedule.decay_steps", "0", "wsd"]),
     "a model that no memory holds": (
         ["model.hidden_size=1000000000000"],
@@ -190,7 +194,8 @@ ARGUMENTS = {
     "nearest verb": (["trian"], "(nearest: train)"),
     "verb of another verb": (["fit", "parametric"], "invalid choice: 'fit': expected `laws fit`"),
     "no config": (["train"], "required: CONFIG (see hybridtron train --help)"),
-    "unknown option": (["train", "a.yaml", "--reusme"], "unrecognized arguments: --reusme"),
+    "unknown option": (["train", "a.yaml", "--reusme"], "unrecognized arguments: --reusme (nearest: --resume)"),
+    "option of Python's name": (["generate", "a", "--max-tokens", "3"], "--max-tokens 3 (nearest: --tokens)"),
     "no number": (["train", "a.yaml", "--nproc", "two"], "argument --nproc: invalid int value: 'two'"),
 }
 

@@ -187,7 +187,7 @@ def test_nothing_else_uses_the_modules():
 @pytest.mark.parametrize(
     ("mtp", "message"),
     [
-        ({"pattern": "attn gone"}, "mtp.pattern: unknown block 'gone'"),
+        ({"pattern": "attn gone"}, "model.mtp.pattern: unknown block 'gone'"),
         ({"pattern": "attn | mlp"}, "mtp.pattern = 'attn | mlp': expected no '|'"),
         ({"pattern": "attn", "depth": 0}, "mtp.depth = 0"),
         ({"pattern": "attn", "depth": 12}, "model.mtp.depth = 12: expected less than data.seq_len 12"),
