@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args, get_origin
 
@@ -22,6 +23,7 @@ from hybridtron.config.type_words import (
 )
 
 _OR_NULL = " or null"
+_PARAGRAPH = "\n\n"
 
 Registry = Mapping[str, type[Strict]]
 
@@ -64,12 +66,29 @@ def _chapters(
     yield "\n\n".join(part for part in (f"{level} {heading}", _docstring(model), table if rows else "No keys.") if part)
     for name, field in fields.items():
         inner = f"{key}.{name}".removeprefix(".")
+        if inner in dynamic:
+            yield _contents(_inner(field.annotation, inner)[0], dynamic[inner])
+    for name, field in fields.items():
+        inner = f"{key}.{name}".removeprefix(".")
         place, models = _inner(field.annotation, inner)
         sections = {"": models[0]} if len(models) == 1 else {_label(section): section for section in models}
         if inner in dynamic:
-            sections = {f" with `type: {name}`": section for name, section in dynamic.pop(inner).items()}
+            sections = {_type_label(name): section for name, section in dynamic.pop(inner).items()}
         for label, section in sections.items():
             yield from _chapters(section, place, f"`{place}`{label}", dynamic, (*outer, model))
+
+
+def _type_label(name: str) -> str:
+    return f" with `type: {name}`"
+
+
+def _contents(place: str, registry: Registry) -> str:
+    """Return a table of the types of `place`, with links to their chapters and what each of them is."""
+    rows = []
+    for name, section in registry.items():
+        anchor = re.sub(r"[^\w\s-]", "", f"{place}{_type_label(name)}").lower().replace(" ", "-")
+        rows.append(f"| [`{name}`](#{anchor}) | {_cell(_docstring(section).partition(_PARAGRAPH)[0])} |")
+    return "\n".join((f"The types of `{place}`:", "", "| `type` | |", "|---|---|", *rows))
 
 
 def _row(name: str, field: FieldInfo, key: str) -> str:

@@ -78,6 +78,12 @@ More about it.
 | `blocks` | a mapping of names to mappings | required |  |
 | `rate` | a number, more than 0, at most 1 | `1.0e-05` | One \\| two. |
 
+The types of `model.blocks.NAME`:
+
+| `type` | |
+|---|---|
+| [`attention`](#modelblocksname-with-type-attention) | Looks back. |
+
 ### `model.blocks.NAME` with `type: attention`
 
 Looks back.
