@@ -39,8 +39,8 @@ class ArgumentParser(argparse.ArgumentParser):
         """Report arguments that the parser does not know, with the option nearest to the first that looks like one."""
         options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
         wrong = next((word.partition("=")[0] for word in unknown if word.startswith("--")), "")
-        close = nearest(wrong, options)
-        self.error(f"unrecognized arguments: {' '.join(unknown)}" + (f" (nearest: {close})" if close else ""))
+        close = nearest(wrong[2:], [option[2:] for option in options])
+        self.error(f"unrecognized arguments: {' '.join(unknown)}" + (f" (nearest: --{close})" if close else ""))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Raise ArgumentError for a value that is not among the choices, with the nearest of them."""

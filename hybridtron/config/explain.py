@@ -162,7 +162,7 @@ def _unknown_key(place: _Place, root: type[pydantic.BaseModel]) -> _Problem:
 
 
 def _from_exception(error: Exception, place: _Place, shown: str) -> _Problem:
-    """Convert a validator's ValueError. A UserError's text may begin with the key it is about, as `mtp.pattern: ...`."""
+    """Convert a validator's ValueError. A UserError's text may begin with the key it is about: `mtp.pattern`."""
     first, *more = str(error).split("\n")
     path = place.path
     is_section = is_model(place.annotation)
