@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families import depth_width
 
+Seed = int | Sequence[int]
+SIX_BUDGETS = (1e18, 3e18, 1e19, 3e19, 1e20, 3e20)
+STATE_BUDGETS = (4e18, 8e18, 2e19, 4e19, 8e19)
 NOISES = (0.001, 0.002, 0.005, 0.01)  # relative standard deviations of the loss
 PARAMETRIC = {"E": 1.8, "A": 400.0, "B": 1500.0, "alpha": 0.34, "beta": 0.36}
 OVERTRAINING = {"E": 1.8, "a": 150.0, "b": 250.0, "eta": 0.13}
@@ -19,18 +26,18 @@ def scattered_sizes(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.nd
     return sizes, sizes * np.exp(rng.uniform(np.log(3), np.log(300), n))
 
 
-def parametric_loss(n_params, tokens, E, A, B, alpha, beta):
+def parametric_loss(n_params: Any, tokens: Any, E: float, A: float, B: float, alpha: float, beta: float) -> Any:
     return E + A / n_params**alpha + B / tokens**beta
 
 
-def parametric_runs(seed, noise: float, n: int = 100, truth: dict[str, float] = PARAMETRIC) -> Runs:
+def parametric_runs(seed: Seed, noise: float, n: int = 100, truth: dict[str, float] = PARAMETRIC) -> Runs:
     rng = np.random.default_rng(seed)
     sizes, tokens = scattered_sizes(rng, n)
     loss = parametric_loss(sizes, tokens, **truth) * np.exp(noise * rng.standard_normal(n))
     return Runs.of(n_params=sizes, tokens=tokens, loss=loss)
 
 
-def overtraining_runs(seed, noise: float, n: int = 50) -> Runs:
+def overtraining_runs(seed: Seed, noise: float, n: int = 50) -> Runs:
     rng = np.random.default_rng(seed)
     sizes, tokens = scattered_sizes(rng, n)
     flops, ratio, p = 6 * sizes * tokens, tokens / sizes, OVERTRAINING
@@ -38,14 +45,16 @@ def overtraining_runs(seed, noise: float, n: int = 50) -> Runs:
     return Runs.of(n_params=sizes, tokens=tokens, loss=loss * np.exp(noise * rng.standard_normal(n)))
 
 
-def downstream_runs(seed, noise: float, n: int = 40) -> Runs:
+def downstream_runs(seed: Seed, noise: float, n: int = 40) -> Runs:
     rng = np.random.default_rng(seed)
     loss = rng.uniform(2.2, 5.0, n)
     error = DOWNSTREAM["epsilon"] - DOWNSTREAM["k"] * np.exp(-DOWNSTREAM["gamma"] * loss)
     return Runs.of(loss=loss, error=error + noise * rng.standard_normal(n))
 
 
-def isoflop_runs(seed, noise: float, budgets=(1e18, 3e18, 1e19, 3e19, 1e20, 3e20), sizes: int = 8, shift=0.0) -> Runs:
+def isoflop_runs(
+    seed: Seed, noise: float, budgets: Sequence[float] = SIX_BUDGETS, sizes: int = 8, shift: ArrayLike = 0.0
+) -> Runs:
     """Sizes spread by a factor 4 around the optimum of a parametric law (moved by exp(shift), one for each budget)."""
     rng = np.random.default_rng(seed)
     shifts = np.broadcast_to(shift, len(budgets))
@@ -68,7 +77,9 @@ def isoflop_truth() -> dict[str, float]:
     return {"a": a, "b": b, "k_N": factor / 6**a, "k_D": 1 / (factor * 6**b)}
 
 
-def state_runs(seed, noise: float, budgets=(4e18, 8e18, 2e19, 4e19, 8e19), c: float = -0.28, G: float = 900.0) -> Runs:
+def state_runs(
+    seed: Seed, noise: float, budgets: Sequence[float] = STATE_BUDGETS, c: float = -0.28, G: float = 900.0
+) -> Runs:
     """Three architectures, one compute-optimal run for each budget."""
     rng = np.random.default_rng(seed)
     flops = np.tile(budgets, 3)
@@ -78,7 +89,7 @@ def state_runs(seed, noise: float, budgets=(4e18, 8e18, 2e19, 4e19, 8e19), c: fl
     return Runs.of(flops=flops, total_state=state, loss=loss, arch=list(arch))
 
 
-def depth_width_runs(seed, noise: float, n: int = 120) -> Runs:
+def depth_width_runs(seed: Seed, noise: float, n: int = 120) -> Runs:
     rng = np.random.default_rng(seed)
     width, depth = (np.exp(rng.uniform(np.log(low), np.log(high), n)) for low, high in ((256, 4096), (4, 80)))
     tokens = np.exp(rng.uniform(np.log(2e9), np.log(3e11), n))
@@ -86,14 +97,14 @@ def depth_width_runs(seed, noise: float, n: int = 120) -> Runs:
     return Runs.of(width=width, depth=depth, tokens=tokens, loss=loss * np.exp(noise * rng.standard_normal(n)))
 
 
-def proxy_runs(seed, correlation: float, n: int) -> Runs:
+def proxy_runs(seed: Seed, correlation: float, n: int) -> Runs:
     rng = np.random.default_rng(seed)
     score, other = rng.standard_normal((2, n))
     loss = correlation * score + np.sqrt(1 - correlation**2) * other
     return Runs.of(score=score, loss=3 + 0.1 * loss)
 
 
-def learning_rate_runs(seed, noise: float, s: float = -0.12, k: float = 0.3) -> Runs:
+def learning_rate_runs(seed: Seed, noise: float, s: float = -0.12, k: float = 0.3) -> Runs:
     rng = np.random.default_rng(seed)
     budgets = np.repeat([1e17, 1e18, 1e19, 1e20], 7)
     rate = k * budgets**s * np.tile(np.geomspace(1 / 6, 6, 7), 4)
@@ -101,7 +112,7 @@ def learning_rate_runs(seed, noise: float, s: float = -0.12, k: float = 0.3) -> 
     return Runs.of(learning_rate=rate, flops=budgets, loss=parabolas * np.exp(noise * rng.standard_normal(28)))
 
 
-def one_sweep(seed, noise: float, rates: int = 9, best: float = 0.003) -> Runs:
+def one_sweep(seed: Seed, noise: float, rates: int = 9, best: float = 0.003) -> Runs:
     """A learning-rate sweep of one budget."""
     rng = np.random.default_rng(seed)
     rate = 1.3 * best * np.geomspace(1 / 6, 6, rates)
@@ -112,7 +123,7 @@ def one_sweep(seed, noise: float, rates: int = 9, best: float = 0.003) -> Runs:
 BUDGETS = {"5x6": (1e18, 3e18, 1e19, 3e19, 1e20), "9x6": tuple(np.geomspace(1e18, 1e21, 9))}
 
 
-def noisy_isoflop(seed, regime: str, budgets: str, noise: float) -> Runs:
+def noisy_isoflop(seed: Seed, regime: str, budgets: str, noise: float) -> Runs:
     """Six sizes a budget under noise that is not the same for all rows.
 
     Regimes: `equal`; `rising` (four times as large at the largest budget as at the smallest); `falling`; `small sizes`
@@ -132,7 +143,7 @@ def noisy_isoflop(seed, regime: str, budgets: str, noise: float) -> Runs:
     return runs.with_column("loss", runs["loss"] * np.exp(noise * draw.ravel()))
 
 
-def narrow_runs(seed, noise: float, span: float = 6.0, n: int = 100) -> Runs:
+def narrow_runs(seed: Seed, noise: float, span: float = 6.0, n: int = 100) -> Runs:
     """Runs of the parametric law whose sizes span this factor only."""
     rng = np.random.default_rng(seed)
     sizes = 1e9 * np.exp(rng.uniform(-0.5, 0.5, n) * np.log(span))
