@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from hybridtron.mixers.mixer import State
 from hybridtron.model.language_model import LanguageModel, Layer, pieces
@@ -39,6 +39,7 @@ class Pipeline:
 
     def __init__(self, chunks: Sequence[LanguageModel], group: dist.ProcessGroup) -> None:
         self.chunks, self.group = list(chunks), group
+        self.modules = nn.ModuleList(chunks)
         self.rank, self.size = group.rank(), group.size()
 
     def initial_state(self, batch: int) -> list[State]:
@@ -80,11 +81,9 @@ class Pipeline:
     def _has_last(self) -> bool:
         return self.rank == self.size - 1
 
-    def _whole_sequences(self) -> AbstractContextManager[Any]:
-        stack = ExitStack()
-        for chunk in self.chunks:
-            stack.enter_context(chunk.whole_sequences())
-        return stack
+    def _whole_sequences(self) -> AbstractContextManager[None]:
+        """Leave all tokens to every tensor-parallel rank meanwhile, in all stages at once: they share a backend."""
+        return self.chunks[0].backend.whole_sequences(self.modules)
 
     def _through(
         self,
