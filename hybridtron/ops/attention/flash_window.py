@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hybridtron.ops.dispatch import Implementation
+from hybridtron.ops.memory_layout import channels_contiguous
 from hybridtron.ops.vendor import on_cuda
 
 _WIDTHS = 8  # what divides the channels of a head
@@ -19,7 +20,7 @@ _HALF = (torch.bfloat16, torch.float16)
 def flash_window(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, sinks: None = None) -> Tensor:
     """Compute `attention` with a window and as many queries as keys: q [b, s, h, d], k and v [b, s, kv, d]."""
     seq_len = q.shape[1]
-    q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
+    q, k, v = map(channels_contiguous, (q, k, v))
     return torch.ops.aten._flash_attention_forward(
         q, k, v, None, None, seq_len, seq_len, 0.0, False, False,
         scale=scale, window_size_left=window - 1, window_size_right=0,

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hybridtron.ops.attention.query_blocks import ungroup
-from hybridtron.ops.attention.tiles import UNSEEN, empty_like_values, sink_gradients, tiled_gradients
+from hybridtron.ops.attention.tiles import UNSEEN, sink_gradients, tiled_gradients
 from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.memory_layout import empty_laid_out_as
 from hybridtron.ops.native.library import require_kernels
 
 _GROUP, _PACKED, _MOST_WIDTH = 8, 32, 512  # of attention.c: queries at a time, keys or channels at a time, channels
@@ -46,7 +47,7 @@ class NativeAttention(torch.autograd.Function):
             *shape, num_keys - num_queries, num_keys, width, channels, scale, softcap, queries, _packed(k),
             _by_head(v, num_keys), out, largest, total,
         )  # fmt: skip
-        y = empty_like_values(q, v)
+        y = empty_laid_out_as(v, (*q.shape[:3], channels), q.dtype)
         y.copy_(ungroup(out.div_(total.unsqueeze(-1)).flatten(0, 1), batch, heads)[:, :num_queries])
         ctx.save_for_backward(q, k, v, sinks, None, y, largest.add_(total.log_())[..., :num_queries])
         ctx.scale, ctx.softcap = scale, softcap

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from hybridtron.ops.cuts import QueryBlock, query_blocks
 from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.memory_layout import empty_laid_out_as
 from hybridtron.ops.native.library import require_kernels
 
 aten = torch.ops.aten
@@ -92,12 +93,7 @@ class BlockAttention(torch.autograd.Function):
         blocks = query_blocks(num_queries, num_keys, window)
         kept = batch * heads * sum(block.num_queries * block.num_keys for block in blocks) <= _KEPT_PROBABILITIES
         keys, values = group(k.to(dtype), kv), group(v.to(dtype), kv)
-        # The output lies in memory as v does, by sequence or by token, because v comes straight from a projection.
-        shape = (batch, num_queries, heads, v.shape[3])
-        if v.stride(0) >= v.stride(1):
-            out = torch.empty(shape, dtype=q.dtype, device=q.device)
-        else:
-            out = torch.empty(shape[1], shape[0], *shape[2:], dtype=q.dtype, device=q.device).transpose(0, 1)
+        out = empty_laid_out_as(v, (batch, num_queries, heads, v.shape[3]), q.dtype)
         # The kernels hide keys by themselves.
         saved, masks = [], [None if native else mask_of(block, keys) for block in blocks]
         for block, mask in zip(blocks, masks, strict=True):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hybridtron.ops.memory_layout import channels_contiguous, empty_laid_out_as
 from hybridtron.ops.native.library import kernels_for, require_kernels
 
 MOST_KEYS, MOST_WIDTH = 1024, 64  # MOST_HEAD_KEYS and MOST_HEAD_WIDTH of small_heads.c
@@ -33,10 +34,10 @@ class SmallHeads(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, sinks: Tensor | None
     ) -> Tensor:
-        q, k, v = map(_channels_contiguous, (q, k, v))
+        q, k, v = map(channels_contiguous, (q, k, v))
         batch, num_queries, heads, width = q.shape
         sizes = (batch, num_queries, k.shape[1], heads, k.shape[2], width, v.shape[3], window or k.shape[1])
-        out = _laid_out_as(v, (batch, num_queries, heads, v.shape[3]))
+        out = empty_laid_out_as(v, (batch, num_queries, heads, v.shape[3]))
         log_sums = q.new_empty(batch, heads, num_queries)
         arrays = [argument for t in (q, k, v, out) for argument in (t, *t.stride()[:3])]
         require_kernels().heads_forward(*sizes, scale, *arrays, log_sums)
@@ -48,20 +49,8 @@ class SmallHeads(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, log_sums = ctx.saved_tensors
-        found = [_laid_out_as(t, t.shape) for t in (q, k, v)]
+        found = [empty_laid_out_as(t, t.shape) for t in (q, k, v)]
         before, after = ([a for t in ts for a in (t, *t.stride()[:3])] for ts in ((q, k, v), found))
-        grad = _channels_contiguous(grad)
+        grad = channels_contiguous(grad)
         require_kernels().heads_backward(*ctx.sizes, ctx.scale, *before, log_sums, grad, *grad.stride()[:3], *after)
         return *found, None, None, None
-
-
-def _channels_contiguous(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _laid_out_as(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return an empty tensor of shape [b, s, h, d] that lies in memory by sequence or by token, as x does."""
-    batch, tokens, *rest = shape
-    if x.stride(0) >= x.stride(1):
-        return x.new_empty(batch, tokens, *rest)
-    return x.new_empty(tokens, batch, *rest).transpose(0, 1)

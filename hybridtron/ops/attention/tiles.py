@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from hybridtron.ops.attention.query_blocks import group, ungroup
 from hybridtron.ops.cuts import QUERIES, QueryBlock, query_blocks
 from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.memory_layout import empty_laid_out_as
 from hybridtron.ops.native.library import require_kernels
 
 _SCORES = 1 << 17  # of a tile: 512 KiB of float32
@@ -52,7 +53,7 @@ class TiledAttention(torch.autograd.Function):
     ) -> Tensor:
         (batch, num_queries, heads, _), kv, dtype = q.shape, k.shape[2], accumulation_dtype(q)
         keys, values = group(k.to(dtype), kv), group(v.to(dtype), kv)
-        out = empty_like_values(q, v)
+        out = empty_laid_out_as(v, (*q.shape[:3], v.shape[3]), q.dtype)
         log_sums = keys.new_empty(len(keys), heads // kv, num_queries)
         buffer = keys.new_empty(0)
         for block in query_blocks(num_queries, k.shape[1], window):
@@ -141,14 +142,6 @@ def sink_gradients(sinks: Tensor | None, log_sums: Tensor, along: Tensor) -> Ten
     by_head = (len(log_sums) * log_sums.shape[1] // len(sinks), len(sinks), -1)
     shares = torch.exp(sinks.unsqueeze(-1) - log_sums.reshape(by_head))
     return -(shares * along.reshape(by_head)).sum((0, 2))
-
-
-def empty_like_values(q: Tensor, v: Tensor) -> Tensor:
-    """Return memory for the outputs that lies as v does, which comes from a projection: by sequence or by token."""
-    shape = (*q.shape[:3], v.shape[3])
-    if v.stride(0) >= v.stride(1):
-        return torch.empty(shape, dtype=q.dtype, device=q.device)
-    return torch.empty(shape[1], shape[0], *shape[2:], dtype=q.dtype, device=q.device).transpose(0, 1)
 
 
 def _rows(q: Tensor, kv: int, block: QueryBlock, decays: Tensor | None) -> _Rows:

@@ -20,6 +20,7 @@ from hybridtron.ops.conv.short_conv import short_conv
 from hybridtron.ops.cuts import DIRECT_TAPS, fft_size, segment_length
 from hybridtron.ops.dispatch import Implementation, otherwise, plain, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.memory_layout import channels_contiguous
 from hybridtron.ops.native.library import kernels_for, require_kernels
 from hybridtron.ops.triton import toeplitz
 from hybridtron.ops.triton.launch import triton_kernels
@@ -105,7 +106,7 @@ class _NativeLongConv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, h: Tensor) -> Tensor:
-        u = u if u.stride(-1) == 1 else u.contiguous()
+        u = channels_contiguous(u)
         out, taps = torch.empty_like(u), h.t().contiguous()
         require_kernels().long_conv_forward(*u.shape, len(taps), u, *u.stride()[:2], taps, out, *out.stride()[:2])
         ctx.save_for_backward(u, taps)
@@ -115,7 +116,7 @@ class _NativeLongConv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         u, taps = ctx.saved_tensors
-        grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+        grad = channels_contiguous(grad)
         du, dtaps = torch.empty_like(u), torch.empty_like(taps)
         require_kernels().long_conv_backward(
             *u.shape, len(taps), u, *u.stride()[:2], taps, grad, *grad.stride()[:2], du, *du.stride()[:2], dtaps

@@ -16,6 +16,7 @@ from hybridtron.ops.device import device_type
 from hybridtron.ops.dispatch import Implementation, otherwise, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
 from hybridtron.ops.elementwise.row_blocks import block_length, enough
+from hybridtron.ops.memory_layout import channels_contiguous
 from hybridtron.ops.native.library import kernels_for, require_kernels
 from hybridtron.ops.triton import short_conv as triton_short_conv
 from hybridtron.ops.triton.launch import triton_kernels
@@ -128,7 +129,7 @@ class _NativeShortConv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: Literal["silu"] | None) -> Tensor:
-        x = x if x.stride(-1) == 1 else x.contiguous()
+        x = channels_contiguous(x)
         out, taps = torch.empty_like(x), weight.t().contiguous()
         ctx.sizes = (*x.shape, weight.shape[1], int(activation is not None))
         start = x.new_zeros(x.shape[-1]) if bias is None else bias.contiguous()
@@ -141,7 +142,7 @@ class _NativeShortConv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
         x, taps, start = ctx.saved_tensors
-        grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+        grad = channels_contiguous(grad)
         dx, inner = torch.empty_like(x), x.new_empty(len(x) * ctx.sizes[-1], *x.shape[1:])
         dweight, dbias = x.new_empty(len(x), *taps.shape), x.new_empty(len(x), x.shape[-1])
         require_kernels().short_conv_backward(

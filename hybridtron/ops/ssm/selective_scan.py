@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from hybridtron.ops.dispatch import Implementation, otherwise, plain, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.memory_layout import channels_contiguous
 from hybridtron.ops.native.library import kernels_for, require_kernels
 from hybridtron.ops.recurrence import run_steps, sums_around
 from hybridtron.ops.ssm.selective_scan_tiles import TiledScan
@@ -81,7 +82,7 @@ def selective_scan_prefill(
     carried = state.transpose(1, 2).contiguous()  # [b, n, d]
     if carried.data_ptr() == state.data_ptr():
         carried = carried.clone()
-    x, dt, B, C = (_with_rows(t) for t in (x, dt, B, C))
+    x, dt, B, C = (channels_contiguous(t) for t in (x, dt, B, C))
     y, _ = _scan_forward(x, dt, A.t().contiguous(), B, C, D.contiguous(), carried.unbind())
     return y, carried.transpose(1, 2)
 
@@ -105,7 +106,7 @@ class _NativeScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
-        x, dt, B, C = (_with_rows(t) for t in (x, dt, B, C))
+        x, dt, B, C = (channels_contiguous(t) for t in (x, dt, B, C))
         columns, skip = A.t().contiguous(), D.contiguous()  # A as [n, d]
         y, starts = _scan_forward(x, dt, columns, B, C, skip, [None] * len(x))
         ctx.save_for_backward(x, dt, columns, B, C, skip, starts)
@@ -115,7 +116,7 @@ class _NativeScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         x, dt, columns, B, C, skip, starts = ctx.saved_tensors
-        grad, (batch, seq_len, width), states = _with_rows(grad), x.shape, len(columns)
+        grad, (batch, seq_len, width), states = channels_contiguous(grad), x.shape, len(columns)
         blocks = -(-width // _BLOCK)
         dx, ddt, dA, dD = torch.empty_like(x), torch.empty_like(dt), torch.zeros_like(columns), torch.zeros_like(skip)
         dB, dC = torch.empty_like(B), torch.empty_like(C)
@@ -144,11 +145,6 @@ def _scan_forward(
             carried[index], starts[index], *_rows(y[index]),
         )  # fmt: skip
     return y, starts
-
-
-def _with_rows(x: Tensor) -> Tensor:
-    """Return x with a last axis that is contiguous in memory."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _rows(*tensors: Tensor) -> Iterator[Tensor | int]:

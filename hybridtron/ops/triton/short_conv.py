@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hybridtron.ops.memory_layout import channels_contiguous, empty_laid_out_as
 from hybridtron.ops.triton.launch import ceil_div, launch, power_of_two
 
 MAX_TAPS = 32
@@ -52,7 +53,7 @@ class _ShortConv(torch.autograd.Function):
         weight = weight.contiguous()
         batch, seq_len, channels = x.shape
         flags = {"TAPS": weight.shape[1], "GATED": gated, "BIAS": bias is not None, "SILU": activation == "silu"}
-        tile, out = _tile(channels, _TILE_ELEMENTS), empty_like(x)
+        tile, out = _tile(channels, _TILE_ELEMENTS), empty_laid_out_as(x, x.shape)
         grid = ceil_div(seq_len, tile["BLOCK_TOKENS"]), ceil_div(channels, tile["BLOCK_CHANNELS"]), batch
         launch(
             "short_conv:short_conv_forward", grid, x, before, after, weight, weight if bias is None else bias, out,
@@ -68,7 +69,7 @@ class _ShortConv(torch.autograd.Function):
         x, before, after, weight, bias = ctx.saved_tensors
         grad, flags = channels_contiguous(grad), ctx.flags
         (batch, seq_len, channels), taps = x.shape, flags["TAPS"]
-        tile, dx = _tile(channels, _BACKWARD_TILE_ELEMENTS), empty_like(x)
+        tile, dx = _tile(channels, _BACKWARD_TILE_ELEMENTS), empty_laid_out_as(x, x.shape)
         dbefore, dafter = (torch.empty_like(dx) if flags["GATED"] else dx for _ in range(2))
         token_blocks = ceil_div(seq_len, tile["BLOCK_TOKENS"])
         blocks = min(_BACKWARD_BLOCKS, token_blocks)
@@ -83,19 +84,6 @@ class _ShortConv(torch.autograd.Function):
         gates = (dbefore, dafter) if flags["GATED"] else (None, None)
         dbias = None if bias is None else of_taps[taps].to(bias.dtype)
         return dx, *gates, of_taps[:taps].t().to(weight.dtype), dbias, None
-
-
-def channels_contiguous(x: Tensor) -> Tensor:
-    """Return x [..., c], or a copy where its channels are strided."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def empty_like(x: Tensor) -> Tensor:
-    """Allocate [b, s, c], with tokens or sequences outermost in memory as in x."""
-    batch, seq_len, channels = x.shape
-    if x.stride(0) < x.stride(1):
-        return torch.empty(seq_len, batch, channels, dtype=x.dtype, device=x.device).transpose(0, 1)
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
 def _strides(*tensors: Tensor) -> list[int]:

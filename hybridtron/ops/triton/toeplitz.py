@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hybridtron.ops.memory_layout import channels_contiguous, empty_laid_out_as
 from hybridtron.ops.triton.launch import ceil_div, launch, power_of_two, widen
-from hybridtron.ops.triton.short_conv import channels_contiguous, empty_like
 
 MAX_TAPS = 1024
 MIN_COLUMNS = 16  # that share a filter
@@ -53,7 +53,7 @@ class _ToeplitzConv(torch.autograd.Function):
 
 
 def _convolve(u: Tensor, h: Tensor, *, reverse: bool) -> Tensor:
-    (batch, seq_len, channels), y = u.shape, empty_like(u)
+    (batch, seq_len, channels), y = u.shape, empty_laid_out_as(u, u.shape)
     constants = _constants(u, channels // len(h))
     grid = ceil_div(seq_len, _BLOCK_TOKENS), len(h), ceil_div(batch * constants["WIDTH"], constants["BLOCK_COLUMNS"])
     launch(
