@@ -16,7 +16,7 @@ from pydantic import Field
 
 from hybridtron.config.schema import Strict, problem
 from hybridtron.mixers.facts import Facts
-from hybridtron.tensors import TensorSpec
+from hybridtron.tensors import PackedPart, TensorSpec
 
 if TYPE_CHECKING:
     from hybridtron.backends.base import Backend
@@ -80,6 +80,11 @@ class MixerConfig(Strict):
     def mixers(self) -> tuple[MixerConfig, ...]:
         """Return the mixers that the block consists of: itself, unless it has branches."""
         return (self,)
+
+    @property
+    def core_parts(self) -> tuple[PackedPart, ...] | None:
+        """Declare the parts of the core's input; None where they are those of the one projection that makes it."""
+        return None
 
     def tensors(self) -> dict[str, TensorSpec]:
         """Declare every parameter of the primitive, by its name inside the module."""

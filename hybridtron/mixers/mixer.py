@@ -37,7 +37,7 @@ from hybridtron.backends.base import Backend
 from hybridtron.documents import Documents
 from hybridtron.mixers.contract import MixerConfig
 from hybridtron.mixers.prepared_step import PreparedStep
-from hybridtron.ops.elementwise.norm import norm_and_gate
+from hybridtron.ops.elementwise.norm import norm_and_gate, rms_norm, sharded_rms_norm
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.native.library import Kernels
 from hybridtron.tensors import PackedPart
@@ -90,8 +90,10 @@ class Mixer(nn.Module):
 
     @cached_property
     def packing(self) -> tuple[PackedPart, ...]:
-        """Return the parts of the input of `core`: those of the projection that makes it."""
-        return self.specs[f"{self.in_name}.weight"].parts
+        """Return the parts of the input of `core`: those of the projection that makes it, unless the config states
+        others."""
+        parts: tuple[PackedPart, ...] | None = self.config.core_parts
+        return self.specs[f"{self.in_name}.weight"].parts if parts is None else parts
 
     @cached_property
     def core_sizes(self) -> list[int]:
@@ -198,6 +200,12 @@ class Mixer(nn.Module):
         `eps` is the model's by default.
         """
         return norm_and_gate(y, z, self.of_all_heads("norm_weight"), eps or self.backend.norm_eps).flatten(-2)
+
+    def norm_all_heads(self, x: Tensor, weight: Tensor, channels: int, eps: float) -> Tensor:
+        """Norm x over its last axis, of whose `channels` this process may hold those of some heads, as of `weight`."""
+        if x.shape[-1] == channels:
+            return rms_norm(x, weight, eps)
+        return sharded_rms_norm(x, weight, eps, channels, self.backend.sum_over_heads)
 
     def local_heads(self, name: str) -> Tensor:
         """Return this process's share of a parameter over heads or channels, as `core` needs it."""

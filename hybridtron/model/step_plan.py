@@ -31,8 +31,9 @@ class StepPlan:
     """Steps of a model that lies in one process; see `plan_steps`."""
 
     def __init__(self, model: LanguageModel, kernels: Kernels, state: Sequence[State], batch: int) -> None:
-        prepare = _Preparation(kernels, batch, model.embed(torch.zeros(1, 1, dtype=torch.long)).shape[-1])
-        embedding, x = model.get_parameter("embedding.weight").detach(), prepare.x
+        embedding = model.get_parameter("embedding.weight").detach()
+        prepare = _Preparation(kernels, batch, embedding.shape[1])
+        x = prepare.x
         head = model.get_parameter("embedding.weight") if model.tied else model.head.weight
         assert isinstance(head, Tensor)
         self.tokens = torch.zeros(batch, dtype=torch.long)

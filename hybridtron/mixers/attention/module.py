@@ -12,7 +12,7 @@ from hybridtron.mixers.token_cache import FIRST_CAPACITY, TokenCache
 from hybridtron.ops.attention.rotary import apply_rotary, rotary_tables
 from hybridtron.ops.attention.softmax import attention
 from hybridtron.ops.attention.step import attention_step, rotary_table, rotate_step
-from hybridtron.ops.elementwise.norm import rms_norm, sharded_rms_norm
+from hybridtron.ops.elementwise.norm import rms_norm
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.native.library import Kernels
 
@@ -126,9 +126,7 @@ class Attention(Mixer):
         weight = self.local_heads(name) if self.config.qk_norm == "full" else self.of_all_heads(name)
         if self.config.qk_norm_zero_centered:
             weight = 1 + weight.to(accumulation_dtype(weight))
-        if x.shape[-1] == channels:
-            return rms_norm(x, weight, eps)
-        return sharded_rms_norm(x, weight, eps, channels, self.backend.sum_over_heads)
+        return self.norm_all_heads(x, weight, channels, eps)
 
     def _norm_and_gate(self, y: Tensor, parts: dict[str, Tensor]) -> Tensor:
         """Norm outputs [..., heads, d] and multiply them by sigmoids of gates [..., heads or heads * d]."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,15 +10,10 @@ from hybridtron.documents import Documents
 from hybridtron.mixers.mixer import Mixer
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.linear_attention.gla import gla, gla_prefill, gla_step
-from hybridtron.tensors import PackedPart
 
 
 class GLA(Mixer):
     """Gated linear attention; parts of the core's input are q, k, v, z and g."""
-
-    @cached_property
-    def packing(self) -> tuple[PackedPart, ...]:
-        return self.config.core_parts
 
     def project_in(self, x: Tensor, documents: Documents | None = None) -> Tensor:
         return torch.cat([self.in_proj(x), self.gate_up(F.linear(x, self.gate_down))], -1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,16 +10,11 @@ from hybridtron.documents import Documents
 from hybridtron.mixers.delta_rule import DeltaRuleMixer, Parts, RuleInputs, unit
 from hybridtron.ops.elementwise.norm import rms_norm
 from hybridtron.ops.elementwise.precision import accumulation_dtype
-from hybridtron.tensors import PackedPart
 
 
 class KDA(DeltaRuleMixer):
     """Gated delta rule with decays by channel; parts of the core's input are q, k, v, beta, decay and gate,
     those of low rank last."""
-
-    @cached_property
-    def packing(self) -> tuple[PackedPart, ...]:
-        return self.config.core_parts
 
     def project_in(self, x: Tensor, documents: Documents | None = None) -> Tensor:
         parts = [self.in_proj(x)]

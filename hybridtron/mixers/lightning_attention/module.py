@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hybridtron.mixers.mixer import Mixer
 from hybridtron.ops.attention.rotary import apply_rotary, rotary_tables
-from hybridtron.ops.elementwise.norm import rms_norm, sharded_rms_norm
+from hybridtron.ops.elementwise.norm import rms_norm
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.linear_attention.retention import retention, retention_prefill, retention_step
 from hybridtron.tensors import Init, PackedPart, TensorSpec
@@ -83,10 +83,6 @@ class LightningAttention(Mixer):
             normed = rms_norm(y, self.of_all_heads("norm_weight"), eps).flatten(-2)
         else:
             channels, weight = self.specs["norm_weight"].numel, self.local_heads("norm_weight")
-            flat = y.flatten(-2)
-            if flat.shape[-1] == channels:
-                normed = rms_norm(flat, weight, eps)
-            else:
-                normed = sharded_rms_norm(flat, weight, eps, channels, self.backend.sum_over_heads)
+            normed = self.norm_all_heads(y.flatten(-2), weight, channels, eps)
         gate = F.silu if config.gate == "silu" else torch.sigmoid
         return normed * gate(z.flatten(-2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -15,7 +14,6 @@ from hybridtron.mixers.rwkv6.config import MIXED
 from hybridtron.mixers.token_shift import before_each, before_each_next
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.linear_attention.rwkv6 import rwkv6, rwkv6_prefill, rwkv6_step
-from hybridtron.tensors import PackedPart
 
 _NORM_EPS = 64e-5  # of the norm over each head, as in the authors' code
 
@@ -27,10 +25,6 @@ class RWKV6State(NamedTuple):
 
 class RWKV6(Mixer):
     """RWKV-6 time mixing; parts of the core's input are w, k, v, r and g."""
-
-    @cached_property
-    def packing(self) -> tuple[PackedPart, ...]:
-        return self.config.core_parts
 
     def project_in(self, x: Tensor, documents: Documents | None = None) -> Tensor:
         x = self.backend.to_local_heads(x)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +16,6 @@ from hybridtron.mixers.rwkv7.config import FIRST_VALUE, LOW_RANK, MIXED
 from hybridtron.mixers.token_shift import before_each, before_each_next
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.linear_attention.rwkv7 import rwkv7, rwkv7_prefill, rwkv7_step
-from hybridtron.tensors import PackedPart
 
 _STRONGEST = -math.exp(-0.5)  # log of the smallest decay
 _NORM_EPS = 1e-5  # per channel of a head, as in the authors' code
@@ -47,10 +45,6 @@ class RWKV7(Mixer):
     `forward`, `prefill` and `step` return `carried` too where it is handed in; without it values stand for those of the
     first layer.
     """
-
-    @cached_property
-    def packing(self) -> tuple[PackedPart, ...]:
-        return self.config.core_parts
 
     def forward(self, x: Tensor, documents: Documents | None = None, carried: Carried | None = None) -> Any:
         x = self.backend.to_local_heads(x)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,15 +10,10 @@ from hybridtron.documents import Documents
 from hybridtron.mixers.mixer import Mixer
 from hybridtron.ops.conv.dynamic_conv import dynamic_conv, dynamic_conv_prefill, dynamic_conv_step
 from hybridtron.ops.conv.short_conv import gated_short_conv, short_conv_prefill, short_conv_step
-from hybridtron.tensors import PackedPart
 
 
 class ShortConv(Mixer):
     """Gated short convolution; parts of the core's input are B, C, x and the taps that tokens generate."""
-
-    @cached_property
-    def packing(self) -> tuple[PackedPart, ...]:
-        return self.config.core_parts
 
     def project_in(self, x: Tensor, documents: Documents | None = None) -> Tensor:
         packed = self.in_proj(x)
