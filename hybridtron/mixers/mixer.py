@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from hybridtron.backends.base import Backend
@@ -49,7 +50,13 @@ State = Any  # tensors whose first axis is the sequences, and caches of tokens (
 
 def recompute(function: Callable[[X], Y], x: X) -> Y:
     """Return function(x), keeping x alone for the backward pass, which recomputes the rest (Chen et al. 2016)."""
-    return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
+    # By themselves, the tensors are among what autograd saves, which memory is counted by.
+    leaves, structure = tree_flatten(x)
+
+    def of_leaves(*leaves: Any) -> Y:
+        return function(tree_unflatten(leaves, structure))
+
+    return checkpoint(of_leaves, *leaves, use_reentrant=False, preserve_rng_state=False)
 
 
 class ConvState(NamedTuple):
