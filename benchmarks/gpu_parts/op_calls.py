@@ -184,6 +184,11 @@ CALLS: dict[str, OpCall] = {
         lambda size, q, k, v: attention(q, k, v),
         lambda size: size.batch * attention_flops(size.seq_len, size.heads, size.head_dim),
     ),
+    "adjusted_attention": OpCall(
+        lambda draw: [*_qkv(draw), draw.log_decays(draw.sizes.heads)],
+        lambda size, q, k, v, gates: attention(q, k, v, softcap=30.0, decays=gates.double().cumsum(1)),
+        lambda size: size.batch * attention_flops(size.seq_len, size.heads, size.head_dim),
+    ),
     "apply_rotary": OpCall(lambda draw: [draw.heads()], _rotary),
     "selective_scan": OpCall(_selective_scan, lambda size, *t: selective_scan(*t)),
     "mamba2_core": OpCall(
