@@ -28,6 +28,7 @@ from hybridtron.cli import (
     runs,
     scale,
     search,
+    searching,
     train,
 )
 from hybridtron.cli import eval as evaluate
@@ -123,7 +124,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     for name, (nested, _) in NESTED_VERBS.items():
         if arguments and arguments[0] in nested.split("|"):
             parser.error(f"argument VERB: invalid choice: {arguments[0]!r}: expected `{name} {arguments[0]}`")
-    options, rest = parser.parse_known_args(arguments)
+    if arguments[:1] == ["search"] and arguments[1:2] and arguments[1] in searching.VERBS:
+        options, rest = searching.build_parser(arguments[1]).parse_known_args(arguments[2:])
+    else:
+        options, rest = parser.parse_known_args(arguments)
     unknown = [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(options, "overrides")]
     if unknown:
         options.parser.refuse(unknown)
