@@ -19,8 +19,11 @@ def add_arguments(verb: ArgumentParser) -> None:
     verb.add_argument("--target", type=Path, required=True, metavar="CONFIG", help=target)
     overrides = "dotted keys of the target, such as size=1b"
     verb.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=overrides)
-    rounding = "up: every run, as the paper does; else to the nearest size in parameters or FLOPs (%(default)s)"
-    verb.add_argument("--round", choices=["up", "parameters", "flops"], default="up", help=rounding)
+    rounding = (
+        "runs up or down, whichever comes nearest to the target in parameters or in FLOPs; up: every run, as the paper "
+        "does, up to 37 %% over the target (%(default)s)"
+    )
+    verb.add_argument("--round", choices=["parameters", "flops", "up"], default="parameters", help=rounding)
     dialects = ["auto", "native", "megatron", "composer"]
     verb.add_argument("--dialect", choices=dialects, default="auto", help="of PATTERN (%(default)s)")
     kept = "the small model's run config, run folder or search config: keep its blocks, at the target's width"

@@ -51,11 +51,11 @@ def test_a_function_of_misspelt_blocks_warns(tmp_path, caplog):
 
 def test_scale_takes_a_file_with_overrides_a_dict_and_a_config():
     run = resolve(load(LLAMA, ["size=1b"], RunConfig))
-    scaled = composer.scale("2A+4M", LLAMA, "stack", overrides=["size=1b"])
+    scaled = composer.scale("2A+4M", LLAMA, "stack", "up", overrides=["size=1b"])
     assert scaled.config.model.pattern == "4*(2*attn 4*mlp) attn 2*mlp"
     mapping = run.model_dump(mode="json", serialize_as_any=True)
     for target in (run, mapping):
-        assert composer.scale("2*attn 4*mlp", target, "stack").as_json() == scaled.as_json()
+        assert composer.scale("2*attn 4*mlp", target, "stack", "up").as_json() == scaled.as_json()
 
 
 @pytest.mark.parametrize(

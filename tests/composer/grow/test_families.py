@@ -109,7 +109,7 @@ def test_composites_are_what_scale_makes_of_the_small_patterns(capsys):
     ):
         for size in NOMINAL:
             target = ["--target", str(MODELS / "llama3_2.yaml"), f"size={size}"]
-            assert main(["scale", small, "--method", method, *target, "--json"]) == 0
+            assert main(["scale", small, "--method", method, "--round", "up", *target, "--json"]) == 0
             pattern = json.loads(capsys.readouterr().out)["pattern"]
             assert family(name, size).model.parsed_pattern.layers == _layers(name, size, pattern)
 

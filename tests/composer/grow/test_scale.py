@@ -47,7 +47,7 @@ def refused(capsys):
 
 
 def test_the_papers_one_billion_models(scaled):
-    stacked = scaled("AAMMMM", "--method", "stack")
+    stacked = scaled("AAMMMM", "--method", "stack", "--round", "up")
     assert stacked == {
         "pattern": "4*(2*attn 4*mlp) attn 2*mlp",
         "layers": 27,
@@ -56,7 +56,7 @@ def test_the_papers_one_billion_models(scaled):
         "target_non_embedding": 973_146_112,
         "difference": 27_252_736,
     }
-    stretched = scaled("AAMMMMMAAMMMAMMM", "--method", "stretch")
+    stretched = scaled("AAMMMMMAAMMMAMMM", "--method", "stretch", "--round", "up")
     assert (stretched["layers"], stretched["attention_layers"]) == (29, 10)
     assert (16 / stacked["attention_layers"] + 16 / stretched["attention_layers"]) / 2 == pytest.approx(1.69, abs=0.005)
 
@@ -64,19 +64,20 @@ def test_the_papers_one_billion_models(scaled):
 @pytest.mark.parametrize("size", TABLE)
 def test_every_size_of_the_table(scaled, size):
     stacked, stretched = TABLE[size]
-    assert scaled("2A+4M", "--method", "stack", size=size)["pattern"] == stacked
-    assert scaled("2A+5M+2A+3M+1A+3M", "--method", "stretch", size=size)["pattern"] == stretched
+    assert scaled("2A+4M", "--method", "stack", "--round", "up", size=size)["pattern"] == stacked
+    grown = scaled("2A+5M+2A+3M+1A+3M", "--method", "stretch", "--round", "up", size=size)
+    assert grown["pattern"] == stretched
 
 
 @pytest.mark.parametrize("text", ["AAMMMM", "2A+4M", "2*attn 4*mlp", "attn attn 2*(mlp mlp)", "**----"])
 def test_every_dialect_says_the_same(scaled, text):
-    assert scaled(text, "--method", "stack")["layers"] == 27
+    assert scaled(text, "--method", "stack", "--round", "up")["layers"] == 27
 
 
 def test_rounding_takes_the_overshoot_away(scaled):
     for method, pattern in (("stack", "AAMMMM"), ("stretch", "AAMMMMMAAMMMAMMM")):
-        up = scaled(pattern, "--method", method)["difference"]
-        nearest = scaled(pattern, "--method", method, "--round", "parameters")["difference"]
+        up = scaled(pattern, "--method", method, "--round", "up")["difference"]
+        nearest = scaled(pattern, "--method", method)["difference"]
         assert abs(nearest) < 0.02 * 973_146_112 < up
 
 
@@ -93,7 +94,10 @@ def test_attention_inside_a_parallel_block_counts(capsys, tmp_path):
         {"type": "attention", "num_heads": 32, "num_kv_heads": 8}, {"type": "hyena_se"}]}}}}  # fmt: skip
     file = tmp_path / "both.yaml"
     file.write_text(yaml.safe_dump(base))
-    assert main(["scale", "both mlp", "--method", "stack", "--target", str(file), "size=1b", "--json"]) == 0
+    assert (
+        main(["scale", "both mlp", "--method", "stack", "--round", "up", "--target", str(file), "size=1b", "--json"])
+        == 0
+    )
     answer = json.loads(capsys.readouterr().out)
     assert answer["attention_layers"] == -(-answer["layers"] // 2)
 
@@ -126,13 +130,13 @@ def test_what_is_written_trains_as_it_is(scaled, tmp_path, capsys):
 
 
 def test_people_read_the_same_numbers(capsys):
-    assert main(["scale", "AAMMMM", "--method", "stack", "--target", LLAMA, "size=1b"]) == 0
+    assert main(["scale", "AAMMMM", "--method", "stack", "--round", "up", "--target", LLAMA, "size=1b"]) == 0
     text = capsys.readouterr().out
     for part in (
         "27, 9 with attention",
         "1,000,398,848",
         "973,146,112",
-        "+2.80%",
+        "+2.80%), runs rounded up",
         "2A+4M+2A+4M",
         "1.78 times",
         "attn is attention, mlp is swiglu: those of llama3_2_1b, whatever the small model had",
@@ -142,7 +146,7 @@ def test_people_read_the_same_numbers(capsys):
 
 def test_other_blocks_than_attention_and_mlp(capsys, tmp_path):
     target = str(Path(LLAMA).parent / "nemotron_h.yaml")
-    assert main(["scale", "M-M*-", "--method", "stack", "--target", target, "size=7b", "--json"]) == 0
+    assert main(["scale", "M-M*-", "--method", "stack", "--round", "up", "--target", target, "size=7b", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["pattern"].startswith("12*(mamba mlp mamba attn mlp)")
     assert 0 <= answer["difference"] < 0.05 * answer["target_non_embedding"]
@@ -214,8 +218,8 @@ class TestKeepBlocks:
 @pytest.mark.parametrize(
     ("pattern", "rounding", "name"),
     [
-        ("2A+5M+2A+3M+1A+3M", "up", "llama3_2_1b-stretch-2a5m2a3m1a3m"),
-        ("AAMMMM", "parameters", "llama3_2_1b-stretch-2a4m-parameters"),
+        ("2A+5M+2A+3M+1A+3M", "up", "llama3_2_1b-stretch-2a5m2a3m1a3m-up"),
+        ("AAMMMM", "parameters", "llama3_2_1b-stretch-2a4m"),
     ],
 )
 def test_names_are_short(pattern, rounding, name):
