@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from hybridtron.config.load import build
 from hybridtron.config.nearest import one_of
 from hybridtron.data.indexed_format import fingerprint
 from hybridtron.data.report import read_report
@@ -27,6 +28,7 @@ from hybridtron.mad.scoring.selection import rows_of_call
 from hybridtron.mad.training.presets import Preset
 from hybridtron.mad.training.presets import preset as find_preset
 from hybridtron.mad.training.suite import Progress, chosen_settings, require_seeds, run_suite
+from hybridtron.model.config import ModelConfig
 from hybridtron.reporting.publish import require_usable
 from hybridtron.training.corpus import open_held_out
 from hybridtron.training.device import take_device
@@ -83,9 +85,10 @@ def score_checkpoints(
 
     Args:
         checkpoints: run folders, or single checkpoints in them.
-        mode: `proxy` rebuilds the architecture at width 128 and trains it from scratch; `finetune` and `probe` keep
-            the trained layers under a fresh embedding and head, all trainable or frozen.
-        depth: layers that `proxy` keeps; 8 by default.
+        mode: `proxy` rebuilds the architecture at width 128 and trains it from scratch, of a grown model (`grown_from`
+            in its config) the small pattern; `finetune` and `probe` keep the trained layers under a fresh embedding
+            and head, all trainable or frozen.
+        depth: layers that `proxy` keeps; by default 8, and all of a small pattern that was grown.
         iso_state: with `proxy`, change layers so that their states add up to 4,096 elements.
         data: held-out tokens for the losses; by default as each run has them.
         sequences: how many of them; by default as each run has it.
@@ -102,7 +105,7 @@ def score_checkpoints(
     require_usable(out / "report")
     unique, notices = _without_repeats(checkpoints, on_message)
     paths = list(unique.values())
-    candidates = [_model_of(path, mode, DEPTH if depth is None else depth, iso_state) for path in paths]
+    candidates = [_model_of(path, mode, depth, iso_state, on_message) for path in paths]
     losses = [_held_out_loss(path, data, sequences) for path in paths] if len(checkpoints) > 1 else []
     values, unit, refusal = _comparable(losses, on_message) if losses else ([], "", "")
     rows = []
@@ -148,15 +151,25 @@ def _without_repeats(paths: Sequence[Path], on_message: Callable[[str], None]) -
     return unique, notices
 
 
-def _model_of(path: Path, mode: Mode, depth: int, iso_state: bool) -> Candidate:
-    """Return what is trained for a checkpoint under the mode."""
+def _model_of(
+    path: Path, mode: Mode, depth: int | None, iso_state: bool, on_message: Callable[[str], None]
+) -> Candidate:
+    """Return what is trained for a checkpoint under the mode; of a grown model its small pattern in mode proxy."""
     config, checkpoint = read_run(path)
     if mode == "proxy":
-        proxy = from_model(config.name, config.model, depth)
+        model, source, most = config.model, config.grown_from, DEPTH if depth is None else depth
+        if source:
+            model = model.model_copy(update={"pattern": source.pattern})
+            model = build(model.model_dump(serialize_as_any=True), ModelConfig)  # renews what is cached
+            most = len(source.layers) if depth is None else depth
+            on_message(f"{path}: scored as {source.pattern}, which its model was grown from")
+        proxy = from_model(config.name, model, most)
+        if source:
+            proxy = replace(proxy, notes=(f"grown from {source.pattern} ({source.method})", *proxy.notes))
         return with_iso_state(proxy) if iso_state else proxy
     name = f"{checkpoint.parent.name}/{checkpoint.name}"
-    model = load(checkpoint, device=take_device())
-    return from_trained(name, config.model, dict(model.named_parameters()), mode)
+    trained = load(checkpoint, device=take_device())
+    return from_trained(name, config.model, dict(trained.named_parameters()), mode)
 
 
 def _held_out_loss(path: Path, data: str | None, sequences: int | None) -> HeldOutLoss:

@@ -17,6 +17,7 @@ from hybridtron.distributed.config import ParallelConfig, PrecisionConfig
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.quantized import unknown_entry
 from hybridtron.model.tensors import GROUPS
+from hybridtron.training.grown_from import GrownFromConfig
 from hybridtron.training.optimizer_config import DECAYING, OptimizerConfig, ScheduleConfig
 
 
@@ -136,6 +137,9 @@ class RunConfig(Strict):
     parallel: ParallelConfig = ParallelConfig()
     precision: PrecisionConfig = PrecisionConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    grown_from: GrownFromConfig | None = Field(
+        None, description="With it, the small pattern that the model was grown from, which `hybridtron scale` records."
+    )
 
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
@@ -144,7 +148,10 @@ class RunConfig(Strict):
         return self
 
     def _disagreements(self) -> Iterator[Exception]:
-        train, schedule = self.train, self.schedule
+        train, schedule, source = self.train, self.schedule, self.grown_from
+        if source and not source.leads_to(self.model.layer_names):
+            expected = f"a pattern that {source.method} makes model.pattern of, or no grown_from"
+            yield problem("grown_from.pattern", source.pattern, expected)
         for key in INIT_KEYS:
             if train.init_from is None and getattr(train, key) != TrainConfig.model_fields[key].default:
                 yield problem(f"train.{key}", getattr(train, key), "train.init_from beside it")
@@ -258,7 +265,8 @@ class RunConfig(Strict):
 
         The default backend has the name of the default before it: studies and searches that began with that go on.
         """
-        identity = self.model_dump(mode="json", serialize_as_any=True, exclude={"name", "folder", "checkpoint"})
+        unused = {"name", "folder", "checkpoint", "grown_from"}
+        identity = self.model_dump(mode="json", serialize_as_any=True, exclude=unused)
         for key in ("wandb", "layer_statistics_every"):
             identity["train"].pop(key)
         for key in INIT_KEYS:

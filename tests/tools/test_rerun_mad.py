@@ -128,6 +128,21 @@ def test_ctrl_c_ends_with_one_line_and_what_is_done(run, tmp_path):
     assert len(rows) == 1
 
 
+def test_a_grown_model_is_scored_as_its_small_pattern(tool, run, tmp_path, capsys):
+    grown = tmp_path / "grown"
+    shutil.copytree(run, grown)
+    config = yaml.safe_load((grown / "config.yaml").read_text())
+    config["grown_from"] = {"pattern": "mamba mlp", "method": "stack"}
+    (grown / "config.yaml").write_text(yaml.safe_dump(config))
+    assert tool.main([str(grown), "--out", str(tmp_path / "out"), *QUICK, "--json"]) == 0
+    printed = capsys.readouterr()
+    assert f"{grown}: scored as mamba mlp, which its model was grown from" in printed.err
+    (row,), _ = read_rows(tmp_path / "out")
+    assert row["pattern"] == "mamba mlp"
+    assert row["notes"][0] == "grown from mamba mlp (stack)"
+    assert json.loads(printed.out)["checkpoints"][0]["pattern"] == "mamba mlp"
+
+
 def test_only_this_calls_settings_and_seeds_are_scored(tool, run, tmp_path, capsys):
     arguments = [str(run), "--depth", "2", "--out", str(tmp_path / "out"), *QUICK]
     assert tool.main([*arguments, "vocab_size=8"]) == 0

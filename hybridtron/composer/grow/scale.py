@@ -23,6 +23,7 @@ from hybridtron.model.config import ModelConfig
 from hybridtron.pattern import COMPOSER_NAMES, Dialect, Pattern, PatternError, read, to_composer
 from hybridtron.reporting.shown import Shown, show
 from hybridtron.training.config import RunConfig
+from hybridtron.training.grown_from import GrownFromConfig
 from hybridtron.training.validation.resolve import resolve
 
 Method = Literal["stretch", "stack"]
@@ -135,7 +136,9 @@ def _grow(
         raise UserError(f"{target.name}, grown to {grown.pattern}: model.{error}") from None
     kept = blocks is not target.model.blocks
     parts = (target.name, method, _short(small), *[rounding] * (rounding != "parameters"), *["kept"] * kept)
-    config = target.model_copy(update={"name": "-".join(parts), "folder": None, "model": grown})
+    source = GrownFromConfig(pattern=str(Pattern(small.layers)), method=method)
+    changes = {"name": "-".join(parts), "folder": None, "model": grown, "grown_from": source}
+    config = target.model_copy(update=changes)
     return Scaled(config, target, rounding, describe(grown, seq_len), describe(target.model, seq_len), kept)
 
 

@@ -92,7 +92,8 @@ def _short_run(settings: ShortRunConfig, config: SearchConfig) -> Evaluator:
     def run_of(layers: Sequence[str], seed: int, width: Width | None = None) -> RunConfig:
         model = {**composed.mapping["model"], "pattern": " ".join(layers)}
         model = with_value_at(model, *width) if width else model
-        return resolve(build({**composed.mapping, "seed": seed, "model": model}, RunConfig, composed.provenance))
+        keys = {**composed.mapping, "seed": seed, "model": model, "grown_from": None}
+        return resolve(build(keys, RunConfig, composed.provenance))
 
     def model_of(layers: Sequence[str], width: Width | None) -> ModelConfig:
         return run_of(layers, config.seeds[0], width).model

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from hybridtron.training.corpus import Corpus
 
 # The architecture, the seed and the order of the data stay; of these keys (and all below them) a run may change.
-FREE = ("train", "optimizer", "schedule", "checkpoint", "parallel", "name", "folder", "model.backend", "data.loader")
+FREE = (
+    "train", "optimizer", "schedule", "checkpoint", "parallel", "name", "folder", "grown_from", "model.backend",
+    "data.loader",
+)  # fmt: skip
 FIXED = (
     "train.global_batch_size",
     "train.batch_warmup",

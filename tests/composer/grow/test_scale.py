@@ -120,6 +120,9 @@ def test_what_is_written_trains_as_it_is(scaled, tmp_path, capsys):
     out = tmp_path / "composite.yaml"
     answer = scaled("AAMMMM", "--method", "stack", "--out", str(out))
     config = load(out, [], RunConfig)
+    assert dict(config.grown_from) == {"pattern": "2*attn 4*mlp", "method": "stack"}
+    with pytest.raises(UserError, match=r"grown_from\.pattern = '2\*attn 4\*mlp': expected a pattern that stack makes"):
+        load(out, ["model.pattern=attn mlp"], RunConfig)
     assert config.name == "llama3_2_1b-stack-2a4m"
     assert config.model.pattern == answer["pattern"]
     assert config.optimizer == load(LLAMA, ["size=1b"], RunConfig).optimizer
