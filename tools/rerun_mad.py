@@ -3,8 +3,8 @@
     python tools/rerun_mad.py checkpoints/a checkpoints/b/step_00002000 --out mad_of_checkpoints
     python tools/rerun_mad.py checkpoints/* --mode probe --tasks memorization compression --out probes
 
-proxy rebuilds the architecture at width 128 and trains it from scratch, of a model that `hybridtron scale` grew the small
-pattern that its config records; finetune and probe keep the trained layers under a fresh embedding and head, all
+proxy rebuilds the architecture at width 128 and trains it from scratch, of a model that `hybridtron scale` grew the
+small pattern that its config records; finetune and probe keep the trained layers under a fresh embedding and head, all
 trainable or frozen. DIR gets results.jsonl, a report, and with two or more
 checkpoints correlation.json and correlation.png: MAD score against the loss on held-out text, in nats per token, or in
 bits per byte where tokenizers differ. What is trained from the same start is one point: with proxy, all checkpoints
