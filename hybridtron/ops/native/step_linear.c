@@ -5,6 +5,12 @@
 enum { WIDE = 16, TILE = 4 }; /* lanes; rows of x, and rows of the weight, whose products are kept in registers */
 typedef float lanes __attribute__((vector_size(4 * WIDE), aligned(4), may_alias));
 typedef int32_t order __attribute__((vector_size(4 * WIDE)));
+/* Keep a vector in its register. Left to itself, the compiler reads it again at every use, and reading then limits the product. */
+#ifdef __AVX512F__
+#define KEEP(vector) __asm__("" : "+v"(vector))
+#else
+#define KEEP(vector)
+#endif
 typedef float quad __attribute__((vector_size(4 * TILE), aligned(4), may_alias));
 
 #define IN_QUADS(a, b, c, d) {a, b, c, d, a + 4, b + 4, c + 4, d + 4, a + 8, b + 8, c + 8, d + 8, a + 12, b + 12, c + 12, d + 12}
@@ -27,9 +33,13 @@ INLINE void tile(const long rows, long inputs, long outputs, const float *x, con
     long whole = inputs / WIDE * WIDE;
     for (long i = 0; i < whole; i += WIDE) {
         lanes w[TILE];
-        for (long o = 0; o < TILE; o++) w[o] = *(const lanes *)(weight + o * inputs + i);
+        for (long o = 0; o < TILE; o++) {
+            w[o] = *(const lanes *)(weight + o * inputs + i);
+            KEEP(w[o]);
+        }
         for (long r = 0; r < rows; r++) {
             lanes in = *(const lanes *)(x + r * inputs + i);
+            KEEP(in);
             for (long o = 0; o < TILE; o++) sums[r][o] += in * w[o];
         }
     }
