@@ -17,12 +17,12 @@ from pydantic import (
 from hybridtron.accounting.equal_size import Measure
 from hybridtron.composer.engines.bayesian import Bayesian
 from hybridtron.composer.engines.discrete import Evolution, Exhaustive, RandomSearch
+from hybridtron.composer.nas.cost_config import CostConfig
 from hybridtron.composer.nas.space import Space
 from hybridtron.config.nearest import one_of
 from hybridtron.config.schema import FolderName, Strict, problem
 from hybridtron.pattern import read
 
-MEASURED = ("train_ms", "prefill_ms", "decode_ms", "state_bytes")  # costs that a table of layers has
 FREE = "?"  # a position that is searched
 Count = Annotated[int, Field(ge=0)]
 PositiveCount = Annotated[int, Field(ge=1)]
@@ -119,46 +119,6 @@ class AggregatorConfig(Strict):
         return self
 
 
-class CostConfig(Strict):
-    """A second objective, to be small, or a limit: what a pattern costs at a model's widths."""
-
-    measure: Literal["flops", "parameters", "cache", "train_ms", "prefill_ms", "decode_ms", "state_bytes"] = Field(
-        description="Forward FLOPs per token, parameters of the layers, or elements kept per sequence to generate; or "
-        "what was measured: milliseconds of a training step, a prompt or the next token, bytes of state per sequence."
-    )
-    model: str | None = Field(None, description="A run's config file, whose blocks have the names of the space.")
-    overrides: list[str] = Field([], description="Overrides of that config, such as size=1b.")
-    seq_len: int | None = Field(
-        None, ge=1, description="Tokens of a sequence; by default that config's, or the table's only ones."
-    )
-    table: str | None = Field(
-        None, description="In place of a model: layers.csv of `hybridtron efficiency --by-block`, for measured costs."
-    )
-    batch: int = Field(1, ge=1, description="With a table: the batch size that was measured.")
-    limit: float | None = Field(
-        None,
-        gt=0,
-        description="The most that a pattern may cost; score alone is searched for among those that keep it.",
-    )
-
-    @model_validator(mode="after")
-    def _names_one_source(self) -> CostConfig:
-        measured = self.measure in MEASURED
-        if measured and self.table is None:
-            raise problem("table", None, f"layers.csv of `hybridtron efficiency --by-block`, for {self.measure}")
-        if measured and self.model is not None:
-            raise problem("model", self.model, f"nothing with {self.measure}, which the table has")
-        if not measured and self.model is None:
-            raise problem("model", None, f"a run's config file, for {self.measure}")
-        if not measured and self.table is not None:
-            raise problem("table", self.table, f"nothing with {self.measure}, which is computed")
-        if measured and self.overrides:
-            raise problem("overrides", self.overrides, f"none with {self.measure}, which the table has")
-        if not measured and self.batch != 1:
-            raise problem("batch", self.batch, f"1 with {self.measure}, which is computed")
-        return self
-
-
 class EqualSizeConfig(Strict):
     """Compare patterns at equal size: one width of each is changed until it is as large as a baseline."""
 
@@ -247,7 +207,7 @@ class SearchConfig(Strict):
     methodology: MethodologyConfig = MethodologyConfig()
     aggregator: AggregatorConfig = AggregatorConfig()
     cost: CostConfig | None = Field(
-        None, description="With it, a Pareto front of score and cost is looked for, or the best score under a limit."
+        None, description="With it, a Pareto front of score and costs is looked for, or the best score within limits."
     )
     equal_size: EqualSizeConfig | None = Field(
         None, description="With it, all patterns are as large as a baseline; by default blocks are as they are written."

@@ -1,22 +1,20 @@
-"""What a pattern costs at a model's widths, and which evaluations no other beats in both score and cost."""
+"""What a pattern costs at a model's widths, and the patterns within limits."""
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from hybridtron.composer.engines.discrete import Observation
-from hybridtron.composer.nas.config import CostConfig
+from hybridtron.accounting.describe import FORMAT_BYTES
+from hybridtron.composer.nas.cost_config import MEASURED, CostConfig, Measure
 from hybridtron.composer.nas.evaluators import require_blocks
-from hybridtron.composer.nas.space import Pattern, Space
+from hybridtron.composer.nas.space import Limit, Pattern, Space
 from hybridtron.config.load import load
+from hybridtron.efficiency.layer_table import read_layer_table
 from hybridtron.errors import UserError
-from hybridtron.files import read_plain
 from hybridtron.training.config import RunConfig
 
 WORDS_OF_MEASURED = {
@@ -25,118 +23,154 @@ WORDS_OF_MEASURED = {
     "decode_ms": "milliseconds of the next token",
     "state_bytes": "bytes of state per sequence",
 }
-AUGMENTATION = 0.05  # weight of the sum beside the smaller term, which keeps dominated patterns behind
+HEADINGS = {  # of tables
+    "flops": "FLOPs per token",
+    "parameters": "parameters",
+    "cache": "elements of cache",
+    "cache_bytes": "bytes of cache",
+    "state_bytes": "bytes of state",
+    "train_ms": "ms of a training step",
+    "prefill_ms": "ms of the prompt",
+    "decode_ms": "ms of the next token",
+}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of a pattern: the sum of those of its layers, by index of the block."""
+    """Cost of a pattern: the sum of those of its layers, by index of the block, and of `positions`, what the residual
+    topology adds at the place of each layer. `limit` is the most that a pattern may cost."""
 
     label: str
     layers: tuple[float, ...]
+    positions: tuple[float, ...] = ()
+    name: str = ""  # MEASURE or MEASURE@TOKENS
+    is_objective: bool = True
+    limit: float = math.inf
+    limit_key: str = "cost.limit"
 
     def __call__(self, pattern: Pattern) -> float:
-        return float(sum(self.layers[block] for block in pattern))
+        return float(sum(self.layers[block] for block in pattern) + sum(self.positions[: len(pattern)]))
+
+    @property
+    def heading(self) -> str:
+        """Return the title of its column, with the tokens where the config names them."""
+        measure, _, tokens = self.name.partition("@")
+        return HEADINGS.get(measure, self.label) + (f" at {int(tokens):,}" if tokens else "")
+
+    @property
+    def is_limited(self) -> bool:
+        return self.limit < math.inf
+
+    @property
+    def is_time(self) -> bool:
+        return self.name.partition("@")[0].endswith("_ms")
+
+    @property
+    def left(self) -> float:
+        """Return the part of the limit that is left to the layers of a whole pattern."""
+        return self.limit - sum(self.positions)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must be the same for two searches to share a folder."""
+        limit = {"limit": self.left} if self.is_limited else {}
+        both = {"objective": True} if limit and self.is_objective else {}
+        return {"label": self.label, "layers": list(self.layers), **limit, **both}
 
 
-def read_cost(config: CostConfig, blocks: Sequence[str]) -> Cost:
-    """Read the cost of each block from a run's config or a table; raises UserError where it lacks one."""
-    if config.table is not None:
-        return _read_table(config, Path(config.table), blocks)
-    assert config.model is not None
-    run = load(config.model, config.overrides, RunConfig)
-    seq_len = config.seq_len or run.data.seq_len
-    require_blocks(f"cost.model = {config.model}", blocks, run.model.blocks)
-    measured = [run.model.blocks[name] for name in blocks]
-    layers, at = f"the layers of {run.name}", f" at {seq_len:,} tokens"
-    by_measure: dict[str, tuple[str, list[float]]] = {
-        "flops": (f"forward FLOPs per token of {layers}{at}", [b.flops(seq_len) / seq_len for b in measured]),
-        "parameters": (f"parameters of {layers}", [b.parameters() for b in measured]),
-        "cache": (f"elements of cache of {layers}{at}", [b.state_size(seq_len) for b in measured]),
-    }
-    label, costs = by_measure[config.measure]
-    return Cost(label, tuple(float(cost) for cost in costs))
+def read_costs(config: CostConfig | None, blocks: Sequence[str], layers: int) -> tuple[Cost, ...]:
+    """Read the costs of blocks and of so many layers from a run's config or a table.
+
+    Raises UserError where it lacks a block.
+    """
+    if config is None:
+        return ()
+    run = load(config.model, config.overrides, RunConfig) if config.model is not None else None
+    limits = config.limits if config.measure is None else {config.measure: config.limit}
+    found = []
+    for measure in config.measures:
+        if measure.name in MEASURED:
+            cost = _read_measured(config, measure, blocks)
+        else:
+            assert run is not None
+            require_blocks(f"cost.model = {config.model}", blocks, run.model.blocks)
+            cost = _compute(run, measure, measure.tokens or config.seq_len or run.data.seq_len, blocks, layers)
+        limit = limits.get(measure.text)
+        wanted = measure.text in config.objectives or limit is None
+        key = "cost.limit" if config.measure else f"cost.limits.{measure.text}"
+        most = math.inf if limit is None else float(limit)
+        found.append(replace(cost, name=measure.text, is_objective=wanted, limit=most, limit_key=key))
+    return tuple(found)
 
 
-def _read_table(config: CostConfig, path: Path, blocks: Sequence[str]) -> Cost:
+def _compute(run: RunConfig, measure: Measure, seq_len: int, blocks: Sequence[str], layers: int) -> Cost:
+    """Count a cost of each block at a run's widths."""
+    model, residual = run.model, run.model.residual
+    counted = [model.blocks[name] for name in blocks]
+    words, at = f"the layers of {run.name}", f" at {seq_len:,} tokens"
+    if measure.name == "flops":
+        label, costs = f"forward FLOPs per token of {words}{at}", [b.flops(seq_len) / seq_len for b in counted]
+        positions = [residual.flops(model, i, seq_len) / seq_len for i in range(layers)]
+    elif measure.name == "parameters":  # without norms, as those of the blocks are
+        label, costs = f"parameters of {words}", [b.parameters() for b in counted]
+        weights = [residual.tensors(model, i) for i in range(layers)]
+        positions = [sum(spec.numel for name, spec in own.items() if name != "norm.weight") for own in weights]
+    elif measure.name == "cache":
+        label, costs = f"elements of cache of {words}{at}", [b.state_size(seq_len) for b in counted]
+        positions = []
+    else:
+        width = FORMAT_BYTES[run.precision.parameter_format]
+        label, costs = f"bytes of cache of {words}{at}", [b.state_bytes(seq_len, width) for b in counted]
+        positions = []
+    return Cost(label, tuple(map(float, costs)), tuple(map(float, positions)) if any(positions) else ())
+
+
+def _read_measured(config: CostConfig, measure: Measure, blocks: Sequence[str]) -> Cost:
     """Read measured costs of layers at one length and batch size."""
+    assert config.table is not None
+    path, name = Path(config.table), measure.name
     place = f"cost.table = {path}"
-    try:
-        rows = list(csv.DictReader(read_plain(path).decode().splitlines()))
-    except UnicodeDecodeError:
-        raise UserError(f"{place}: is no text; expected layers.csv of hybridtron efficiency") from None
-    missing = {"layer", "length", "batch", config.measure} - (rows[0].keys() if rows else set())
-    if missing:
-        raise UserError(f"{place}: has no column {sorted(missing)[0]}; expected layers.csv of hybridtron efficiency")
-    try:
-        measured = [((int(r["length"]), int(r["batch"])), r["layer"], float(r[config.measure])) for r in rows]
-    except (TypeError, ValueError):
-        raise UserError(
-            f"{place}: holds a word in place of a number; expected layers.csv of hybridtron efficiency"
-        ) from None
-    settings = sorted({setting for setting, _, _ in measured})
+    rows = read_layer_table(place, path, [name])
+    settings = sorted({(row.length, row.batch) for row in rows})
     lengths = [length for length, batch in settings if batch == config.batch]
-    seq_len = config.seq_len or (lengths[0] if len(lengths) == 1 else None)
+    seq_len = measure.tokens or config.seq_len or (lengths[0] if len(lengths) == 1 else None)
     if (seq_len, config.batch) not in settings:
         known = ", ".join(f"{length} x {batch}" for length, batch in settings)
-        raise UserError(
-            f"cost.seq_len = {seq_len}, cost.batch = {config.batch}: not measured in {path}; expected one of {known}"
-        )
+        which = f"cost.{measure.key} = {measure.text}" if measure.tokens else f"cost.seq_len = {seq_len}"
+        raise UserError(f"{which}, cost.batch = {config.batch}: not measured in {path}; expected one of {known}")
     costs: dict[str, list[float]] = {}
-    for setting, layer, cost in measured:
-        if setting == (seq_len, config.batch):
-            costs.setdefault(layer, []).append(cost)
+    for row in rows:
+        if (row.length, row.batch) == (seq_len, config.batch):
+            costs.setdefault(row.layer, []).append(row.values[name])
     require_blocks(place, blocks, costs)
-    for name in blocks:
-        if len(costs[name]) > 1:
+    for block in blocks:
+        if len(costs[block]) > 1:
             raise UserError(
-                f"{place}: has {len(costs[name])} layers of the name {name}; expected one, as models of one width have"
+                f"{place}: has {len(costs[block])} layers of the name {block}; expected one, as models of one width "
+                "have"
             )
-        if not 0 <= costs[name][0] < math.inf:
-            raise UserError(f"{place}: {config.measure} of {name} is {costs[name][0]}; expected a number of at least 0")
-    words = WORDS_OF_MEASURED[config.measure]
-    label = f"{words} at {seq_len:,} tokens, batch {config.batch}, of {path.name}"
-    return Cost(label, tuple(costs[name][0] for name in blocks))
+        if not 0 <= costs[block][0] < math.inf:
+            raise UserError(f"{place}: {name} of {block} is {costs[block][0]}; expected a number of at least 0")
+    label = f"{WORDS_OF_MEASURED[name]} at {seq_len:,} tokens, batch {config.batch}, of {path.name}"
+    return Cost(label, tuple(costs[block][0] for block in blocks))
 
 
-def limited(space: Space, cost: Cost, limit: float) -> Space:
-    """Return the patterns of a space that cost at most `limit`; raises UserError where there are none."""
-    within = replace(space, costs=cost.layers, limit=limit)
-    if not within.size:
-        least = f"{space.layers} of the cheapest layer cost {space.layers * min(cost.layers):g}, {cost.label}"
-        raise UserError(f"cost.limit = {limit:g}: no pattern of the space costs so little; expected more: {least}")
-    return within
-
-
-def pareto_front(observations: Sequence[Observation], cost: Cost) -> list[int]:
-    """Return indices of the patterns that no other beats in both score and cost, cheapest first."""
-    order = sorted(range(len(observations)), key=lambda i: (cost(observations[i].pattern), -observations[i].score))
-    front: list[int] = []
-    for i in order:
-        if not front or observations[i].score > observations[front[-1]].score:
-            front.append(i)
-    return front
-
-
-def scalarised(observations: Sequence[Observation], cost: Cost, generator: np.random.Generator) -> list[Observation]:
-    """Score and cost as one number for one proposal, with a weight of its own: augmented Chebyshev (Knowles 2006).
-
-    Both are scaled to what has been seen; over many proposals the weights spread along the front.
-    """
-    if not observations:
-        return []
-    weight = generator.random()
-    score = _unit(np.array([o.score for o in observations]))
-    saving = _unit(np.array([-cost(o.pattern) for o in observations]))
-    parts = np.stack([weight * score, (1 - weight) * saving])
-    values = parts.min(axis=0) + AUGMENTATION * parts.sum(axis=0)
-    span = float(np.ptp([o.score for o in observations])) or 1.0
-    scale = weight * (1 + AUGMENTATION) / span  # of the score within the number, at most
-    return [
-        replace(o, score=float(value), error=scale * o.error) for o, value in zip(observations, values, strict=True)
-    ]
-
-
-def _unit(values: np.ndarray) -> np.ndarray:
-    span = np.ptp(values)
-    return (values - values.min()) / span if span else np.zeros_like(values)
+def limited(space: Space, costs: Sequence[Cost]) -> Space:
+    """Return the patterns of a space that keep the limits of all costs; raises UserError where there are none."""
+    bounded = [cost for cost in costs if cost.is_limited]
+    if not bounded:
+        return space
+    within = replace(space, limits=tuple(Limit(cost.layers, cost.left) for cost in bounded))
+    if within.size:
+        return within
+    for cost in bounded:
+        if not replace(space, limits=(Limit(cost.layers, cost.left),)).size:
+            cheapest = space.layers * min(cost.layers) + sum(cost.positions)
+            raise UserError(
+                f"{cost.limit_key} = {cost.limit:g}: no pattern of the space costs so little; expected more: "
+                f"{space.layers} of the cheapest layer cost {cheapest:g}, {cost.label}"
+            )
+    listed = ", ".join(f"{cost.name} {cost.limit:g}" for cost in bounded)
+    raise UserError(
+        f"cost.limits = {listed}: no pattern of the space keeps all of them, though each alone leaves some; expected "
+        "larger ones"
+    )

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, combinations
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,13 @@ COORDINATE_BITS = 53  # of a float's mantissa
 Pattern = tuple[int, ...]
 Uses = tuple[int, ...]  # of the counted blocks
 State = tuple[int, int, Uses, Pattern]  # last block (-1: none), length of its run, uses; the last is a subclass's own
+
+
+class Limit(NamedTuple):
+    """The most that the layers of a pattern may cost together."""
+
+    costs: tuple[float, ...]  # of a layer, by block; at least 0
+    most: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +53,7 @@ class Space:
     never_first: frozenset[int] = frozenset()
     never_last: frozenset[int] = frozenset()
     never_adjacent: frozenset[tuple[int, int]] = frozenset()  # (block, the one after it)
-    costs: tuple[float, ...] = ()  # of a layer, by block; empty: no limit
-    limit: float = math.inf  # of the sum over a pattern's layers
+    limits: tuple[Limit, ...] = ()
 
     @cached_property
     def size(self) -> int:
@@ -127,7 +134,7 @@ class Space:
 
     @cached_property
     def _counted(self) -> tuple[int, ...]:
-        return tuple(sorted({*self.at_most, *self.at_least, *range(len(self.costs))}))
+        return tuple(sorted({*self.at_most, *self.at_least, *range(len(self.blocks) if self.limits else 0)}))
 
     def _next(self, position: int, state: State, block: int) -> State | None:
         """Return the state after `block` at `position`; None where that is not allowed."""
@@ -145,19 +152,18 @@ class Space:
         return None if used is None else (block, run if block in self.longest_run else 1, used, own)
 
     def _use(self, uses: Uses, block: int) -> Uses | None:
-        """Return the uses with one more of `block`; None where that is too many, or costs more than the limit."""
+        """Return the uses with one more of `block`; None where that is too many, or costs more than a limit."""
         if block not in self._counted:
             return uses
         place = self._counted.index(block)
         count = uses[place] + 1
         if count > self.at_most.get(block, count):
             return None
-        if block not in self.at_most and not self.costs:
+        if block not in self.at_most and not self.limits:
             count = min(count, self.at_least[block])  # more than enough is all the same
         used = (*uses[:place], count, *uses[place + 1 :])
-        if self.costs and math.fsum(n * cost for n, cost in zip(used, self.costs, strict=True)) > self.limit:
-            return None
-        return used
+        spent = [math.fsum(n * cost for n, cost in zip(used, costs, strict=True)) for costs, _ in self.limits]
+        return used if all(cost <= limit.most for cost, limit in zip(spent, self.limits, strict=True)) else None
 
     def _missing(self, uses: Uses) -> int:
         """Count the layers that `at_least` still requires."""
@@ -190,11 +196,11 @@ class Space:
         ends = sum(min(self.longest_run.get(block, 1), layers) for block in range(len(self.blocks)))
         ways = [1] + [0] * layers  # of uses that add up to the index
         for block in self._counted:
-            most = self.at_most.get(block, layers if self.costs else self.at_least.get(block, 0))
+            most = self.at_most.get(block, layers if self.limits else self.at_least.get(block, 0))
             sums = [0, *accumulate(ways)]
             ways = [sums[total + 1] - sums[max(0, total - most)] for total in range(layers + 1)]
         by_depth = list(accumulate(ways))[1:]
-        if self.costs or self.at_most.keys() == set(range(len(self.blocks))):
+        if self.limits or self.at_most.keys() == set(range(len(self.blocks))):
             by_depth = ways[1:]  # every layer is counted
         return ends * sum(by_depth)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,9 +13,10 @@ from hybridtron.composer.engines.bayesian import Bayesian, require_botorch
 from hybridtron.composer.engines.discrete import History, Observation, new_patterns
 from hybridtron.composer.nas.config import SearchConfig
 from hybridtron.composer.nas.confirm import choose_candidates
-from hybridtron.composer.nas.cost import Cost, limited, read_cost, scalarised
+from hybridtron.composer.nas.cost import Cost, limited, read_costs
 from hybridtron.composer.nas.evaluators import Evaluator, make_evaluator
 from hybridtron.composer.nas.noise import with_noise
+from hybridtron.composer.nas.pareto import scalarised
 from hybridtron.composer.nas.progress import Progress, Step, Unit, read_progress
 from hybridtron.composer.nas.space import Pattern, Space
 from hybridtron.composer.nas.store import Row, Store
@@ -34,27 +35,30 @@ class Search:
 
     config: SearchConfig
     evaluator: Evaluator
-    cost: Cost | None
+    costs: Sequence[Cost]
     space: Space  # the patterns that may be tried
 
     def identity(self) -> dict[str, Any]:
         """Return what must be the same for two searches to share a folder."""
         sections = self.config.model_dump(mode="json", include={"space", "seeds", "methodology"})
-        limit = {"limit": self.space.limit} if self.space.costs else {}
-        cost = {"label": self.cost.label, "layers": list(self.cost.layers), **limit} if self.cost else None
+        costs = [cost.identity() for cost in self.costs]
+        cost = costs if len(costs) > 1 else costs[0] if costs else None
         return {**sections, "cost": cost, "evaluator": self.evaluator.identity}
+
+    @property
+    def objectives(self) -> list[Cost]:
+        """Return the costs that are to be small, beside the score."""
+        return [cost for cost in self.costs if cost.is_objective]
 
 
 def prepare(config: SearchConfig) -> Search:
     """Build what a search needs; raises UserError where a block, a file or a package is missing."""
     if isinstance(config.engine, Bayesian):
         require_botorch()
-    cost = read_cost(config.cost, config.space.blocks) if config.cost else None
-    space = config.space.patterns
-    if cost and config.cost and config.cost.limit is not None:
-        space = limited(space, cost, config.cost.limit)
+    costs = read_costs(config.cost, config.space.blocks, config.space.layers)
+    space = limited(config.space.patterns, costs)
     read_progress(config, space, [])  # refuses what the methodology cannot build
-    return Search(config, make_evaluator(config), cost, space)
+    return Search(config, make_evaluator(config), costs, space)
 
 
 def work(search: Search, store: Store, watch: Callable[[Progress], None]) -> Progress:
@@ -111,11 +115,11 @@ def _propose(search: Search, step: Step, count: int, generator: np.random.Genera
     seen = with_noise([*step.finished, *failed], step.noise)
     history = History(step.space, seen, step.pending, search.config.seed)
     engine = search.config.engine
-    if search.cost is None or search.space.costs:  # within a limit the score alone counts
+    if not search.objectives:
         return engine.propose(history, count, generator)
     found: list[Pattern] = []
     for _ in range(count):  # a weight of its own for each
-        weighed = scalarised(seen, search.cost, generator)
+        weighed = scalarised(seen, search.objectives, generator)
         found += engine.propose(replace(history, finished=weighed, pending=[*step.pending, *found]), 1, generator)
     return found
 

@@ -15,8 +15,8 @@ from hybridtron.composer.engines.discrete import Observation
 from hybridtron.composer.nas.aggregate import Aggregate, elect
 from hybridtron.composer.nas.config import FunctionConfig
 from hybridtron.composer.nas.confirm import Confirmed, confirmation_json, read_confirmation
-from hybridtron.composer.nas.cost import pareto_front
 from hybridtron.composer.nas.noise import LEAST_FREEDOM, with_noise
+from hybridtron.composer.nas.pareto import pareto_front
 from hybridtron.composer.nas.progress import Progress, Step
 from hybridtron.composer.nas.space import Pattern as Indices
 from hybridtron.composer.nas.worker import Search
@@ -49,7 +49,7 @@ class Outcome(Shown):
     step: Step
     aggregate: Aggregate
     surrogate: SurrogateFit | None  # None without BoTorch, or with too few different scores
-    front: list[int] | None  # of `observations`; None without a cost, or with a limit
+    front: list[int] | None  # of `observations`; None without costs as objectives
 
     @property
     def observations(self) -> Sequence[Observation]:
@@ -190,8 +190,10 @@ class Outcome(Shown):
         row |= self._posterior_row(observation.pattern)
         if self.search.evaluator.sizes:
             row["parameters"] = self.search.evaluator.sizes.parameters(self.step.space.names(observation.pattern))
-        if self.search.cost:
-            row["cost"] = self.search.cost(observation.pattern)
+        if self.search.costs:
+            row["costs"] = {cost.name: cost(observation.pattern) for cost in self.search.costs}
+        if len(self.search.costs) == 1:
+            (row["cost"],) = row["costs"].values()
         return row
 
     def _step_row(self, step: Step) -> dict[str, Any]:
@@ -240,7 +242,8 @@ class Outcome(Shown):
             "surrogate_rank_correlation": self.surrogate.correlation if self.surrogate else None,
             "surrogate_observations": len(self.surrogate.scores) if self.surrogate else None,
             "equal_size": self.equal_size,
-            "cost": self.search.cost.label if self.search.cost else None,
+            "cost": self.search.costs[0].label if len(self.search.costs) == 1 else None,
+            "costs": {cost.name: cost.label for cost in self.search.costs},
             "pareto": self.pareto(),
             "steps": [self._step_row(step) for step in self.progress.steps],
         }
@@ -269,7 +272,7 @@ def read_outcome(search: Search, progress: Progress) -> Outcome:
     """Return the result of a search that has aggregated at least one step."""
     step = progress.steps[-1]
     assert step.aggregate is not None
-    front = pareto_front(step.finished, search.cost) if search.cost and not search.space.costs else None
+    front = pareto_front(step.finished, search.objectives) if search.objectives else None
     return Outcome(search, progress, step, step.aggregate, fit_surrogate(step), front)
 
 

@@ -9,14 +9,13 @@ import numpy as np
 
 from hybridtron.composer.nas.progress import Step
 from hybridtron.composer.nas.space import Pattern
+from hybridtron.composer.report.canvas import SMALL, one_panel, plain_numbers, quantity
+from hybridtron.composer.report.front_plot import draw_front
 from hybridtron.composer.report.outcome import Outcome
-from hybridtron.reporting.numbers import plural, short_number
-from hybridtron.reporting.pictures import FAINT, GRID, HUES, INK, label_axes, legend_below, new_figure, png
+from hybridtron.reporting.numbers import plural
+from hybridtron.reporting.pictures import FAINT, GRID, HUES, INK, label_axes, legend_below, png
 
-WIDTH = 8.0  # inches of every picture
-SMALL = 9  # text size of legends and remarks
 OUTSIDE = 3.0  # times the middle half's range beyond its ends: points farther out do not set the axes
-LABEL_LETTERS = 26  # longer patterns are numbers in the Pareto plot
 
 
 def draw(outcome: Outcome, engines: Mapping[Pattern, str]) -> dict[str, bytes]:
@@ -30,7 +29,7 @@ def draw(outcome: Outcome, engines: Mapping[Pattern, str]) -> dict[str, bytes]:
     if outcome.surrogate:
         images["surrogate.png"] = _surrogate(outcome)
     if outcome.front is not None:
-        images["pareto.png"] = _pareto(outcome)
+        images["pareto.png"] = draw_front(outcome)
     return images
 
 
@@ -39,19 +38,13 @@ def votes_name(outcome: Outcome, step: Step) -> str:
     return "votes.png" if not outcome.several_steps else f"votes-{step.number + 1}.png"
 
 
-def quantity(outcome: Outcome) -> str:
-    """Return the name of the score, with the seeds that it is a mean over."""
-    seeds = len(outcome.search.config.seeds)
-    return outcome.search.evaluator.quantity + (f", mean over {seeds} seeds" if seeds > 1 else "")
-
-
 def _votes(outcome: Outcome, step: Step) -> bytes:
     """Draw for each layer the voters' blocks as shares: a dot marks the chosen one, = a tie, pale what was given."""
     from matplotlib.ticker import MaxNLocator
 
     assert step.aggregate is not None
     votes, blocks = step.aggregate.votes, step.space.blocks
-    figure, axes = _figure(3.6)
+    figure, axes = one_panel(3.6)
     layers = np.arange(1, len(votes) + 1)
     totals = np.array([max(1, sum(vote.counts)) for vote in votes])
     given = [position in step.space.fixed for position in range(len(votes))]
@@ -84,7 +77,7 @@ def _regret(outcome: Outcome, engines: Mapping[Pattern, str]) -> bytes:
     from matplotlib.ticker import MaxNLocator
 
     optimum, seeds = outcome.optimum, len(outcome.search.config.seeds)
-    figure, axes = _figure(4.2)
+    figure, axes = one_panel(4.2)
     begun = 0
     for step in outcome.progress.steps:
         number = {pattern: begun + i for i, pattern in enumerate(step.proposals, start=1)}
@@ -109,7 +102,7 @@ def _regret(outcome: Outcome, engines: Mapping[Pattern, str]) -> bytes:
         begun += len(step.proposals)
     axes.set_xlim(0.5, begun + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(20, integer=True))
-    _plain_numbers(axes.yaxis)
+    plain_numbers(axes.yaxis)
     what = quantity(outcome)
     steps = ", step by step (dotted lines)" if len(outcome.progress.steps) > 1 else ""
     title = "Regret over evaluations" if optimum is not None else f"Best score over evaluations{steps}"
@@ -129,7 +122,7 @@ def _sobol_start(outcome: Outcome, step: Step, engines: Mapping[Pattern, str]) -
 def _surrogate(outcome: Outcome) -> bytes:
     fit = outcome.surrogate
     assert fit is not None
-    figure, axes = _figure(6.4)
+    figure, axes = one_panel(6.4)
     bars: dict[str, Any] = {"fmt": "none", "ecolor": HUES[5], "elinewidth": 0.9, "alpha": 0.7, "zorder": 1}
     axes.errorbar(fit.mean, fit.scores, xerr=fit.deviation, label="± 1 standard deviation predicted", **bars)
     if len(outcome.search.config.seeds) > 1:
@@ -166,73 +159,8 @@ def without_outliers(values: Sequence[float]) -> tuple[float, float]:
     return float(near.min()), float(near.max())
 
 
-def _pareto(outcome: Outcome) -> bytes:
-    cost, front = outcome.search.cost, outcome.front
-    assert cost is not None
-    assert front is not None
-    costs = np.array([cost(o.pattern) for o in outcome.observations])
-    scores = np.array([o.score for o in outcome.observations])
-    figure, axes = _figure(5.0)
-    rest = np.setdiff1d(np.arange(len(scores)), front)
-    if len(outcome.search.config.seeds) > 1:
-        errors = np.array([o.error for o in outcome.observations])
-        for some, colour in ((rest, FAINT), (np.array(front), HUES[1])):
-            look: dict[str, Any] = {"fmt": "none", "ecolor": colour, "elinewidth": 1, "alpha": 0.6, "zorder": 1}
-            axes.errorbar(costs[some], scores[some], yerr=errors[some], **look)
-    if len(rest):
-        axes.scatter(costs[rest], scores[rest], s=30, facecolors="white", edgecolors=FAINT, label="dominated", zorder=2)
-    axes.step(costs[front], scores[front], where="post", color=HUES[1], linewidth=1.5, zorder=3)
-    axes.scatter(costs[front], scores[front], s=44, color=HUES[1], linewidths=0, label="Pareto front", zorder=4)
-    from matplotlib.ticker import FuncFormatter
-
-    axes.margins(x=0.12, y=0.12)
-    _plain_numbers(axes.xaxis)
-    _plain_numbers(axes.yaxis)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
-    label_axes(axes, "Score against cost", cost.label, quantity(outcome))
-    legend_below(figure, [axes], 4, SMALL)
-    _label_front(figure, axes, outcome, costs[front], scores[front])
-    return png(figure)
-
-
-def _label_front(figure: Any, axes: Any, outcome: Outcome, costs: np.ndarray, scores: np.ndarray) -> None:
-    """Write patterns, or their numbers in the page's table, to the upper left of their points, where no other can be.
-
-    From the best down; a label that would cover another one is left out.
-    """
-    texts = [outcome.short(outcome.observations[i].pattern) for i in outcome.front or ()]
-    if max(map(len, texts)) > LABEL_LETTERS:
-        texts = [str(number) for number in range(1, len(texts) + 1)]
-    taken: list[Any] = []
-    for text, x, y in reversed(list(zip(texts, costs, scores, strict=True))):
-        label = axes.annotate(
-            text, (x, y), xytext=(-6, 4), textcoords="offset points", ha="right", fontsize=SMALL, color=INK, zorder=5
-        )
-        figure.draw_without_rendering()
-        box = label.get_window_extent()
-        if any(box.overlaps(other) for other in taken):
-            label.remove()
-        else:
-            taken.append(box)
-
-
-def _figure(height: float) -> tuple[Any, Any]:
-    figure = new_figure(WIDTH, height)
-    return figure, figure.subplots()
-
-
 def _finished(figure: Any, axes: Any, title: str, x_label: str, y_label: str) -> bytes:
     """Label the axes, draw the legend and return the picture as PNG."""
     label_axes(axes, title, x_label, y_label)
     legend_below(figure, [axes], 4, SMALL)
     return png(figure)
-
-
-def _plain_numbers(axis: Any) -> None:
-    """Show ticks without an offset, and some room where all values are equal."""
-    low, high = axis.get_data_interval()
-    axis.get_major_formatter().set_useOffset(False)
-    if np.isfinite(low) and high - low < 1e-9 * max(1.0, abs(high)):
-        room = 0.1 * abs(high) or 0.1
-        setter = axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim
-        setter(low - room, high + room)

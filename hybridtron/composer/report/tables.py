@@ -10,15 +10,6 @@ from hybridtron.composer.report.evaluations import Evaluations
 from hybridtron.composer.report.outcome import Outcome, ranked, rule_patterns, winner
 from hybridtron.reporting.table import Column, Table, decimal_column, integer_column
 
-COSTS = {
-    "flops": "FLOPs per token",
-    "parameters": "parameters",
-    "cache": "elements of cache",
-    "state_bytes": "bytes of state",
-    "train_ms": "ms of a training step",
-    "prefill_ms": "ms of the prompt",
-    "decode_ms": "ms of the next token",
-}
 FRONT_SHOWN = 10  # patterns of the Pareto front in the terminal and in the page's first card
 
 
@@ -33,8 +24,8 @@ def parameter_columns(outcome: Outcome, patterns: Sequence[tuple[int, ...]]) -> 
     """Return the parameters of patterns, where the evaluator has models."""
     sizes = outcome.search.evaluator.sizes
     names = outcome.step.space.names
-    cost = outcome.search.config.cost
-    label = "parameters evaluated" if cost and cost.measure == "parameters" else "parameters"
+    is_cost = any(cost.name == "parameters" for cost in outcome.search.costs)
+    label = "parameters evaluated" if is_cost else "parameters"
     return [integer_column(label, [sizes.parameters(names(p)) for p in patterns])] if sizes else []
 
 
@@ -65,18 +56,21 @@ def confirmation(outcome: Outcome) -> Table:
 
 
 def score_columns(outcome: Outcome, observations: Sequence[Observation]) -> list[Column]:
-    """Return scores, with their error over several seeds, parameters, and their cost where the search has one."""
+    """Return scores, with their error over several seeds, parameters, and the costs that the search has."""
     columns = [decimal_column("score", [o.score for o in observations])]
     if len(outcome.search.config.seeds) > 1:
         columns.append(decimal_column("standard error", [o.error for o in observations]))
     columns += posterior_columns(outcome, [o.pattern for o in observations])
     columns += parameter_columns(outcome, [o.pattern for o in observations])
-    if outcome.search.cost and outcome.search.config.cost:
-        label = COSTS[outcome.search.config.cost.measure]
-        costs = [outcome.search.cost(o.pattern) for o in observations]
-        is_time = outcome.search.config.cost.measure.endswith("_ms")
-        columns.append(decimal_column(label, costs) if is_time else integer_column(label, costs))
-    return columns
+    return columns + cost_columns(outcome, [o.pattern for o in observations])
+
+
+def cost_columns(outcome: Outcome, patterns: Sequence[tuple[int, ...]]) -> list[Column]:
+    """Return every cost of the search."""
+    return [
+        (decimal_column if cost.is_time else integer_column)(cost.heading, [cost(pattern) for pattern in patterns])
+        for cost in outcome.search.costs
+    ]
 
 
 def task_columns(evaluations: Evaluations, patterns: Sequence[tuple[int, ...]]) -> list[Column]:

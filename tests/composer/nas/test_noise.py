@@ -13,8 +13,9 @@ from hybridtron.composer.engines.bayesian import fit, posterior
 from hybridtron.composer.engines.discrete import Engine, Observation
 from hybridtron.composer.nas.closed_form import Chain
 from hybridtron.composer.nas.config import SearchConfig
-from hybridtron.composer.nas.cost import Cost, scalarised
+from hybridtron.composer.nas.cost import Cost
 from hybridtron.composer.nas.noise import Noise, pooled_noise, with_noise
+from hybridtron.composer.nas.pareto import scalarised
 from hybridtron.composer.nas.progress import read_progress
 from hybridtron.composer.nas.space import Space
 from hybridtron.composer.nas.worker import _propose, prepare
@@ -105,7 +106,7 @@ def test_a_known_noise_is_that_of_the_process_and_scales_with_a_weighed_score():
         posterior(model, space, [seen[0].pattern])[0],
         posterior(fit(space, [Observation(o.pattern, o.score) for o in seen], 0.05), space, [seen[0].pattern])[0],
     )
-    weighed = scalarised(seen, Cost("parameters", (3.0, 1.0)), np.random.default_rng(0))
+    weighed = scalarised(seen, [Cost("parameters", (3.0, 1.0))], np.random.default_rng(0))
     spans = [np.ptp([o.score for o in some]) for some in (weighed, seen)]
     assert weighed[0].error > 0
     assert weighed[0].error / 0.05 <= 1.2 / spans[1]

@@ -9,7 +9,7 @@ from itertools import groupby, pairwise, product
 import numpy as np
 import pytest
 
-from hybridtron.composer.nas.space import Space
+from hybridtron.composer.nas.space import Limit, Space
 from hybridtron.errors import UserError
 
 BLOCKS = ("attn", "mlp", "mamba")
@@ -22,8 +22,9 @@ SPACES = {
     "runs": Space(BLOCKS, 6, longest_run={ATTN: 1, MLP: 2}),
     "ends": Space(BLOCKS, 4, never_first=frozenset({ATTN}), never_last=frozenset({MAMBA, MLP})),
     "neighbours": Space(BLOCKS, 5, never_adjacent=frozenset({(ATTN, ATTN), (MAMBA, ATTN)})),
-    "limit": Space(BLOCKS, 6, costs=(3.0, 1.0, 0.5), limit=8.0),
-    "limit and counts": Space(BLOCKS, 6, at_most={MLP: 2}, at_least={ATTN: 1}, costs=(3.0, 1.0, 0.5), limit=8.0),
+    "limit": Space(BLOCKS, 6, limits=(Limit((3.0, 1.0, 0.5), 8.0),)),
+    "limit and counts": Space(BLOCKS, 6, at_most={MLP: 2}, at_least={ATTN: 1}, limits=(Limit((3.0, 1.0, 0.5), 8.0),)),
+    "two limits": Space(BLOCKS, 6, limits=(Limit((3.0, 1.0, 0.5), 11.0), Limit((0.0, 2.0, 4.0), 13.0))),
     "all at once": Space(
         BLOCKS, 7, {2: MLP}, {ATTN: 2}, {MAMBA: 2}, {MLP: 3}, frozenset({ATTN}), frozenset(), frozenset({(ATTN, ATTN)})
     ),
@@ -41,7 +42,7 @@ def allowed(space: Space, pattern: tuple[int, ...]) -> bool:
         and all(length <= space.longest_run.get(block, 99) for block, length in runs)
         and pattern[0] not in space.never_first
         and pattern[-1] not in space.never_last
-        and (not space.costs or sum(space.costs[block] for block in pattern) <= space.limit)
+        and all(sum(limit.costs[block] for block in pattern) <= limit.most for limit in space.limits)
         and not any(pair in space.never_adjacent for pair in pairwise(pattern))
     )
 

@@ -40,9 +40,9 @@ def score(layers, seed=0) -> dict:
     return {"score": sum((4 - i) * (name == "attn") for i, name in enumerate(layers)) / 10}
 
 
-def searched(folder: Path, evaluate=score, cost=None, **changes) -> Search:
+def searched(folder: Path, evaluate=score, costs=(), **changes) -> Search:
     settings = config(folder, **changes)
-    return Search(settings, Evaluator(evaluate, {}, "score"), cost, settings.space.patterns)
+    return Search(settings, Evaluator(evaluate, {}, "score"), costs, settings.space.patterns)
 
 
 def run(search: Search):
@@ -100,7 +100,7 @@ def test_a_search_without_any_score_has_failed(tmp_path):
 
 def test_each_proposal_of_a_batch_weighs_score_and_cost_anew(tmp_path):
     """Over a front of score against cost, one weight would send all of a batch to one end."""
-    search = searched(tmp_path, cost=Cost("parameters", (3.0, 1.0)), space={"blocks": ["attn", "mlp"], "layers": 8})
+    search = searched(tmp_path, costs=[Cost("parameters", (3.0, 1.0))], space={"blocks": ["attn", "mlp"], "layers": 8})
     progress = run(search)
     step = progress.steps[-1]
     spread = []
@@ -123,7 +123,7 @@ def test_a_failed_pattern_counts_as_the_worst_not_as_pending(tmp_path):
     progress = run(search)
     step = progress.steps[-1]
     listening = search.config.model_copy(update={"engine": Listening(type="listening")})
-    _propose(Search(listening, search.evaluator, None, search.space), step, 1, np.random.default_rng(0))
+    _propose(Search(listening, search.evaluator, (), search.space), step, 1, np.random.default_rng(0))
     worst = min(o.score for o in step.finished)
     assert seen["pending"] == []
     assert [o for o in seen["finished"] if o.pattern in step.failed] == [Observation(p, worst) for p in step.failed]

@@ -15,9 +15,7 @@ import pytest
 import yaml
 
 from hybridtron.cli.main import main
-from hybridtron.composer.engines.discrete import Observation
 from hybridtron.composer.nas.config import SearchConfig
-from hybridtron.composer.nas.cost import Cost, pareto_front, scalarised
 from hybridtron.composer.nas.run import run_search
 from hybridtron.composer.nas.store import Store
 from hybridtron.composer.nas.worker import prepare
@@ -262,23 +260,6 @@ def test_mad_accuracy_is_a_score(folder):
     assert outcome.search.evaluator.quantity == "mean accuracy"
 
 
-def test_the_pareto_front_is_that_of_all_pairs():
-    draw = np.random.default_rng(0)
-    cost = Cost("x", (3.0, 1.0))
-    seen = [Observation(tuple(draw.integers(0, 2, 8).tolist()), float(draw.integers(0, 9))) for _ in range(60)]
-    front = {(cost(seen[i].pattern), seen[i].score) for i in pareto_front(seen, cost)}
-    points = {(cost(o.pattern), o.score) for o in seen}
-    best = {p for p in points if not any(q != p and q[0] <= p[0] and q[1] >= p[1] for q in points)}
-    assert front == best
-
-
-def test_weights_lead_from_the_cheapest_to_the_best():
-    cost = Cost("x", (1.0, 0.0))
-    seen = [Observation((0,) * n + (1,) * (4 - n), n / 4) for n in range(5)]
-    chosen = {max(scalarised(seen, cost, np.random.default_rng(i)), key=lambda o: o.score).pattern for i in range(40)}
-    assert len(chosen) >= 3
-
-
 def test_a_search_for_score_and_cache_shows_its_front(folder):
     cost = {"measure": "cache", "model": str(MODELS / "llama3_2.yaml"), "overrides": ["size=1b"], "seq_len": 8192}
     outcome, page = run_search(config(folder, cost=cost, engine={"type": "evolution", "population": 4}, evaluations=12))
@@ -291,90 +272,8 @@ def test_a_search_for_score_and_cache_shows_its_front(folder):
     assert (folder / "pareto.png").is_file()
 
 
-def test_a_cost_model_without_the_block_is_refused(folder):
-    cost = {"measure": "flops", "model": str(MODELS / "mamba.yaml"), "overrides": ["size=1b"]}
-    with pytest.raises(UserError, match=r"cost\.model = .*has no block 'attn' of space\.blocks"):
-        run_search(config(folder, cost=cost))
-    assert not folder.exists()
-
-
 @pytest.mark.parametrize("name", sorted(path.name for path in (MODELS.parent / "search").glob("*.yaml")))
 def test_the_searches_that_are_supplied_can_start(name, monkeypatch):
     monkeypatch.chdir(MODELS.parents[1])
     search = prepare(load(MODELS.parent / "search" / name, [], SearchConfig))
     assert search.identity()["space"]["layers"] == search.config.space.layers
-
-
-TABLE = """layer,length,batch,parameters,train_ms,prefill_ms,decode_ms,state_bytes
-attn,512,1,10,9,3,0.5,1000
-mlp,512,1,10,8,2,0.2,0
-attn,2048,1,10,9,3,2.0,4000
-mlp,2048,1,10,8,2,0.2,0
-"""
-
-
-@pytest.fixture
-def table(tmp_path):
-    path = tmp_path / "layers.csv"
-    path.write_text(TABLE)
-    return str(path)
-
-
-def test_a_search_under_a_measured_limit_tries_only_patterns_that_keep_it(folder, table):
-    cost = {"measure": "decode_ms", "table": table, "seq_len": 2048, "limit": 4.7}
-    outcome, page = run_search(config(folder, cost=cost, evaluations=30, engine={"type": "exhaustive"}))
-    spent = [outcome.search.cost(o.pattern) for o in outcome.observations]
-    assert max(spent) <= 4.7
-    layers = outcome.search.config.space.layers
-    everything = [2.0 * n + 0.2 * (layers - n) for n in range(layers + 1)]
-    assert any(total > 4.7 for total in everything)
-    assert outcome.front is None
-    assert "at most 4.7 milliseconds of the next token at 2,048 tokens" in page.read_text()
-
-
-@pytest.mark.parametrize("content", ["", "layer,length\nattn,8\n", TABLE.replace("0.5", "fast"), "\x00\xff"])
-def test_a_table_of_something_else_is_refused(folder, table, content):
-    Path(table).write_bytes(content.encode("latin-1"))
-    with pytest.raises(UserError, match=r"cost\.table = .*expected layers\.csv"):
-        run_search(config(folder, cost={"measure": "decode_ms", "table": table, "seq_len": 512}))
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ("mlp,512,1,20,16,4,0.4,0\n", "has 2 layers of the name mlp; expected one"),  # of a wider model
-        ("mlp,64,1,10,8,2,nan,0\nattn,64,1,10,9,3,0.5,0\n", "decode_ms of mlp is nan; expected a number of at least 0"),
-    ],
-)
-def test_a_table_that_gives_a_layer_no_single_cost_is_refused(folder, table, row, message):
-    Path(table).write_text(TABLE + row)
-    seq_len = int(row.split(",")[1])
-    with pytest.raises(UserError, match=rf"cost\.table = .*: {message}"):
-        run_search(config(folder, cost={"measure": "decode_ms", "table": table, "seq_len": seq_len}))
-    assert not folder.exists()
-
-
-def test_a_measured_cost_is_an_objective_without_a_limit(folder, table):
-    outcome, _ = run_search(config(folder, cost={"measure": "state_bytes", "table": table, "seq_len": 512}))
-    assert {row["cost"] % 1000 for row in outcome.pareto()} == {0}
-
-
-@pytest.mark.parametrize(
-    ("cost", "message"),
-    [
-        ({"measure": "decode_ms"}, r"cost\.table = null: expected layers\.csv"),
-        ({"measure": "flops"}, r"cost\.model = null: expected a run's config file"),
-        ({"measure": "decode_ms", "table": "T", "model": "x.yaml"}, r"cost\.model = 'x.yaml': expected nothing"),
-        ({"measure": "decode_ms", "table": "T", "overrides": ["size=1b"]}, r"cost\.overrides = .*: expected none with"),
-        ({"measure": "flops", "model": "x.yaml", "batch": 2}, r"cost\.batch = 2: expected 1 with flops"),
-        ({"measure": "decode_ms", "table": "T"}, r"cost\.seq_len = None, cost\.batch = 1: not measured in .* 512 x 1"),
-        ({"measure": "decode_ms", "table": "T", "seq_len": 64}, r"cost\.seq_len = 64.*expected one of 512 x 1, 2048 x"),
-        ({"measure": "decode_ms", "table": "T", "seq_len": 512, "limit": 0.1}, r"cost\.limit = 0\.1: no pattern"),
-    ],
-)
-def test_a_cost_that_cannot_be_read_is_refused(folder, table, cost, message):
-    if "table" in cost:
-        cost = {**cost, "table": table}
-    with pytest.raises((UserError, ValueError), match=message):
-        run_search(config(folder, cost=cost))
-    assert not folder.exists()
