@@ -111,12 +111,13 @@ def _grow(
     small: Pattern, target: RunConfig, blocks: Mapping[str, MixerConfig], method: Method, rounding: Round
 ) -> Scaled:
     """Grow the pattern of these blocks, which have the target's width, to the target's size."""
-    seq_len = target.data.seq_len
+    seq_len, names = target.data.seq_len, target.model.layer_names
+    residual = sum(target.model.residual.flops(target.model, i, seq_len) for i in range(len(names))) // len(names)
 
     def cost(block: MixerConfig) -> int:
-        return block.flops(seq_len) if rounding == "flops" else block.parameters()
+        return block.flops(seq_len) + residual if rounding == "flops" else block.parameters()
 
-    goal = sum(cost(target.model.blocks[name]) for name in target.model.layer_names)
+    goal = sum(cost(target.model.blocks[name]) for name in names)
     costs = {name: cost(block) for name, block in blocks.items()}
     try:
         layers = METHODS[method](small.layers, costs, goal, "up" if rounding == "up" else "nearest")

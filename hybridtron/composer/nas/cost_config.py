@@ -9,9 +9,8 @@ from pydantic import Field, model_validator
 from hybridtron.config.nearest import one_of
 from hybridtron.config.schema import Strict, problem
 
-Computed = Literal["flops", "parameters", "cache", "cache_bytes"]
-Measured = Literal["train_ms", "prefill_ms", "decode_ms", "state_bytes"]  # costs that a table of layers has
-COMPUTED, MEASURED = get_args(Computed), get_args(Measured)
+Name = Literal["flops", "parameters", "cache", "cache_bytes", "train_ms", "prefill_ms", "decode_ms", "state_bytes"]
+COMPUTED, MEASURED = get_args(Name)[:4], get_args(Name)[4:]  # the latter are columns of a table of layers
 
 
 class Measure(NamedTuple):
@@ -45,7 +44,7 @@ class CostConfig(Strict):
     Either one `measure`, an objective or with `limit` a limit, or any number of `objectives` and `limits`.
     """
 
-    measure: Computed | Measured | None = Field(
+    measure: Name | None = Field(
         None,
         description="Forward FLOPs per token, parameters of the layers, elements or bytes kept per sequence to "
         "generate; or what was measured: milliseconds of a training step, a prompt or the next token, bytes of state "

@@ -81,6 +81,13 @@ def test_rounding_takes_the_overshoot_away(scaled):
         assert abs(nearest) < 0.02 * 973_146_112 < up
 
 
+def test_matching_flops_counts_those_of_the_residual_topology(scaled):
+    """Hyper-connections of 32 streams take more than the layers, and as much in a small one as in a large one."""
+    wide = ["model.residual.type=hyper_connections", "model.residual.streams=32"]
+    flops = scaled("AAMMMM", "--method", "stretch", "--round", "flops", *wide)["flops"]
+    assert abs(flops["difference"]) < 0.02 * flops["target"]
+
+
 def test_matching_flops_tells_them(scaled):
     answer = scaled("AAMMMM", "--method", "stretch", "--round", "flops")
     flops = answer["flops"]
