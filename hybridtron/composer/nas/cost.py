@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def read_costs(config: CostConfig | None, blocks: Sequence[str], layers: int) ->
     if config is None:
         return ()
     run = load(config.model, config.overrides, RunConfig) if config.model is not None else None
-    limits = config.limits if config.measure is None else {config.measure: config.limit}
+    limits: Mapping[str, float | None] = config.limits if config.measure is None else {config.measure: config.limit}
     found = []
     for measure in config.measures:
         if measure.name in MEASURED:
