@@ -6,7 +6,8 @@
 
 Ten instances of each objective, one for each seed. Rows are kept in OUT/engines.jsonl, so that it goes on after a kill.
 With --noise scores have noise of that standard deviation, which the Bayesian engine infers, is given, or pools over two
-seeds of half as many patterns; the table is the regret without noise of what each rule returns (OUT/noisy.jsonl).
+seeds of half as many patterns; the table is the regret without noise of what each rule returns (OUT/noisy.jsonl), of
+--seeds instances from --first on, with t intervals over them. Rules were chosen on instances 100 to 139.
 With --replay the objective is what an exhaustive search has recorded, and what each rule would return is told too.
 """
 
@@ -16,7 +17,7 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
@@ -24,37 +25,56 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import bdtr, stdtrit
 
 from hybridtron.composer.engines import bayesian
 from hybridtron.composer.engines.bayesian import Bayesian
 from hybridtron.composer.engines.discrete import Engine, Evolution, History, Observation, RandomSearch
 from hybridtron.composer.nas.aggregate import aggregate
 from hybridtron.composer.nas.closed_form import Chain
-from hybridtron.composer.nas.noise import pooled_noise, with_noise
+from hybridtron.composer.nas.config import AggregatorConfig
+from hybridtron.composer.nas.noise import Noise, pooled_noise, with_noise
 from hybridtron.composer.nas.space import Pattern, Space
+from hybridtron.composer.nas.vote import vote
 from hybridtron.pattern import Pattern as Layers
 from hybridtron.pattern import to_composer
 from hybridtron.reporting.pictures import HUES, INK, legend_below, new_figure, png, style_axes
 
-SPACES = {"2^6": (2, 6, 30, 1), "2^16": (2, 16, 48, 4), "3^12": (3, 12, 64, 4)}  # blocks, layers, evaluations, batch
+SPACES = {  # blocks, layers, evaluations, batch
+    "2^6": (2, 6, 30, 1),
+    "2^16": (2, 16, 48, 4),
+    "3^12": (3, 12, 64, 4),
+    "3^8, noise 0.08": (3, 8, 64, 4),
+}
+NOISE = {"3^8, noise 0.08": 0.08}  # standard deviation of a score, which the engines are given
 ENGINES: dict[str, Engine] = {
     "random": RandomSearch(type="random"),
     "evolution": Evolution(type="evolution"),
     "bayesian": Bayesian(type="bayesian"),
 }
+WAYS = ["inferred", "given", "pooled over two seeds of half as many"]  # what is known of the noise
+RULES = ["best single", "N_0", "N_0 of scores", "posterior mean"]
 DASHES = ("--", "-", "-")  # of the engines: the first two begin alike
 
 
-def regrets(engine: Engine, space: Space, function: Chain, budget: int, batch: int, seed: int) -> list[float]:
-    """Distance of the best so far from the optimum, after every evaluation."""
+def regrets(
+    engine: Engine, space: Space, function: Chain, budget: int, batch: int, seed: int
+) -> tuple[list[float], float]:
+    """Return the distance without noise of the best so far from the optimum, after every evaluation, and at the end
+    that of the pattern which is returned: of noisy scores the one of the highest posterior mean."""
     seen: list[Observation] = []
     while len(seen) < budget:
         generator = np.random.default_rng([seed, len(seen)])
         count = min(batch, budget - len(seen))
         for pattern in engine.propose(History(space, seen, seed=seed), count, generator):
             seen.append(Observation(pattern, function(pattern)))
-    best = np.maximum.accumulate([o.score for o in seen])
-    return [round(float(value), 9) for value in 1 - best]
+    exact = replace(function, noise=0.0)
+    best = np.maximum.accumulate([exact(o.pattern) for o in seen])
+    regret = [round(float(value), 9) for value in 1 - best]
+    if not function.noise:
+        return regret, regret[-1]
+    found = returned_of(space, seen, Noise(function.noise, np.inf))["posterior mean"]
+    return regret, round(1 - exact(found), 9)
 
 
 def fingerprint(engine: Engine, space_name: str) -> str:
@@ -71,18 +91,26 @@ def runs(file: Path, seeds: int) -> Iterator[dict[str, Any]]:
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     for seed in range(seeds):
         for space_name, (blocks, layers, budget, batch) in SPACES.items():
-            for engine_name, engine in ENGINES.items():
+            for engine_name, plain in ENGINES.items():
+                noise = NOISE.get(space_name)
+                engine = plain.model_copy(update={"noise": noise})
                 settings = fingerprint(engine, space_name)
                 key = {"space": space_name, "seed": seed, "engine": engine_name, "settings": settings}
                 row = next((row for row in done if key.items() <= row.items()), None)
                 if row is None:
                     space = Space(tuple("AMS"[:blocks]), layers)
                     begun = time.process_time()
-                    found = regrets(engine, space, Chain(layers, blocks, seed), budget, batch, seed)
-                    row = {**key, "cpu_seconds": round(time.process_time() - begun, 2), "regret": found}
+                    function = Chain(layers, blocks, seed, noise=noise or 0.0)
+                    found, last = regrets(engine, space, function, budget, batch, seed)
+                    row = {
+                        **key,
+                        "cpu_seconds": round(time.process_time() - begun, 2),
+                        "regret": found,
+                        "returned": last,
+                    }
                     with file.open("a") as stream:
                         stream.write(json.dumps(row) + "\n")
-                    print(f"{space_name} seed {seed} {engine_name}: {found[-1]:.4f}", flush=True)
+                    print(f"{space_name} seed {seed} {engine_name}: {last:.4f}", flush=True)
                 yield row
 
 
@@ -147,25 +175,34 @@ def rule_regrets(engine: Bayesian, function: Chain, budget: int, batch: int, rep
             seen.append(Observation(pattern, fmean(scores[pattern].values()), seeds=repeats))
         if repeats > 1:
             seen = with_noise(seen, pooled_noise(scores))
-    means, _ = bayesian.posterior(bayesian.fit(space, seen, engine.noise), space, [o.pattern for o in seen])
-    returned = {
+    noise = Noise(engine.noise, np.inf) if engine.noise else pooled_noise(scores)
+    return {rule: round(1 - exact(pattern), 9) for rule, pattern in returned_of(space, seen, noise).items()}
+
+
+def returned_of(space: Space, seen: list[Observation], noise: Noise | None) -> dict[str, Pattern]:
+    """Return what each rule makes of noisy scores; N_0 is the vote of posterior means where the noise is known."""
+    seen = with_noise(seen, noise)
+    means, _ = bayesian.posterior(bayesian.fit(space, seen), space, [o.pattern for o in seen])
+    return {
         "best single": max(seen, key=lambda o: o.score).pattern,
-        "N_0": aggregate(space, seen, 5, 1, 0).pattern,
+        "N_0": vote(AggregatorConfig(), space, seen, noise).pattern,
+        "N_0 of scores": aggregate(space, seen, 5, 1, 0).pattern,
         "posterior mean": seen[int(means.argmax())].pattern,
     }
-    return {rule: round(1 - exact(pattern), 9) for rule, pattern in returned.items()}
 
 
-def noisy(file: Path, seeds: int, noise: float, layers: int = 8, blocks: int = 3, budget: int = 64) -> str:
-    """Markdown: mean regret, and its standard error, of each rule, with the noise inferred, pooled and given."""
+def noisy(
+    file: Path, instances: range, ways: list[str], noise: float, layers: int = 8, blocks: int = 3, budget: int = 64
+) -> str:
+    """Markdown: mean regret of each rule, and half its 95 % interval, with the noise inferred, given and pooled."""
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    lines = ["| noise | best single | N_0 | posterior mean |", "|---|---|---|---|"]
-    ways = {"inferred": (None, 1), "given": (noise, 1), "pooled over two seeds of half as many": (None, 2)}
-    for way, (known, repeats) in ways.items():
+    lines = [f"| noise | {' | '.join(RULES)} |", "|---|---|---|---|---|"]
+    for way in ways:
+        known, repeats = (noise if way == "given" else None), (2 if way.startswith("pooled") else 1)
         found = []
-        for seed in range(seeds):
+        for seed in instances:
             key = {"noise": noise, "space": f"{blocks}^{layers}", "evaluations": budget, "way": way, "seed": seed}
-            row = next((row for row in done if key.items() <= row.items()), None)
+            row = next((row for row in done if key.items() <= row.items() and {*RULES} <= {*row["regret"]}), None)
             if row is None:
                 function = Chain(layers, blocks, seed, noise=noise)
                 row = {
@@ -176,39 +213,56 @@ def noisy(file: Path, seeds: int, noise: float, layers: int = 8, blocks: int = 3
                     stream.write(json.dumps(row) + "\n")
                 print(json.dumps(row), flush=True)
             found.append(row["regret"])
-        cells = [[regret[rule] for regret in found] for rule in found[0]]
-        words = [f"{fmean(cell):.3f} ± {np.std(cell, ddof=1) / len(cell) ** 0.5:.3f}" for cell in cells]
-        lines.append(f"| {way} | {' | '.join(words)} |")
+        cells = [mean_interval([regret[rule] for regret in found]) for rule in RULES]
+        lines.append(f"| {way} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: median regret at the end, how often the optimum was found, and after how many evaluations.
+def mean_interval(values: Sequence[float]) -> str:
+    """Return the mean over instances and half its 95 % interval (Student's t)."""
+    half = stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / len(values) ** 0.5
+    return f"{fmean(values):.3f} ± {half:.3f}"
 
-    An instance that missed it counts as one evaluation more than there were.
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: regret at the end, how often the optimum was found, and after how many evaluations.
+
+    An instance that missed it counts as one evaluation more than there were. The interval of the median is that of
+    order statistics: exact, of at least 95 %, whatever the distribution.
     """
     lines = [
-        "| space | evaluations | engine | median regret | quartiles | optimum found | median evaluations to it |",
+        "| space | evaluations | engine | mean regret | median regret | optimum found | median evaluations to it |",
         "|---|---|---|---|---|---|---|",
     ]
     for space, (_, _, budget, batch) in SPACES.items():
         for engine in ENGINES:
-            curves = [row["regret"] for row in rows if row["space"] == space and row["engine"] == engine]
-            last = [curve[-1] for curve in curves]
+            some = [row for row in rows if row["space"] == space and row["engine"] == engine]
+            curves = [row["regret"] for row in some]
+            last = [row.get("returned", row["regret"][-1]) for row in some]
             hits = [next((i for i, value in enumerate(curve, 1) if value < 1e-9), None) for curve in curves]
-            needed = median(budget + 1 if hit is None else hit for hit in hits)
-            low, high = np.quantile(last, [0.25, 0.75])
+            reached = [budget + 1 if hit is None else hit for hit in hits]
+            low, high = median_interval(last)
             often = f"{sum(hit is not None for hit in hits)} of {len(curves)}"
-            when = f"{needed:g}" if needed <= budget else f"more than {budget}"
+            ends = (median(reached), *median_interval(reached))
+            words = [f"{n:g}" if n <= budget else f"more than {budget}" for n in ends]
+            when = words[0] if words[0] == words[1] == words[2] else f"{words[0]} ({words[1]} to {words[2]})"
             budget_words = f"{budget}, {batch} at a time" if batch > 1 else str(budget)
-            regret = f"{median(last):.4f} | {low:.4f}–{high:.4f}"
+            regret = f"{mean_interval(last)} | {median(last):.4f} ({low:.4f} to {high:.4f})"
             lines.append(f"| {space} | {budget_words} | {engine} | {regret} | {often} | {when} |")
     return "\n".join(lines)
 
 
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the narrowest interval of the median between order statistics that holds it with at least 95 %."""
+    ordered, n = sorted(values), len(values)
+    below = max((k for k in range(1, n // 2 + 1) if 1 - 2 * bdtr(k - 1, n, 0.5) >= 0.95), default=1)
+    return ordered[below - 1], ordered[n - below]
+
+
 def picture(rows: list[dict[str, Any]], file: Path) -> None:
     figure = new_figure(11, 4)
-    for axes, space in zip(figure.subplots(1, len(SPACES)), SPACES, strict=True):
+    spaces = [space for space in SPACES if space not in NOISE]
+    for axes, space in zip(figure.subplots(1, len(spaces)), spaces, strict=True):
         highest = 0.0
         for hue, dashes, engine in zip(HUES, DASHES, ENGINES, strict=False):
             regret = np.array([row["regret"] for row in rows if row["space"] == space and row["engine"] == engine])
@@ -231,7 +285,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/composer"))
     parser.add_argument("--replay", type=Path, metavar="FOLDER")
     parser.add_argument("--noise", type=float, metavar="DEVIATION")
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=10, help="instances")
+    parser.add_argument("--first", type=int, default=0, help="of the instances with --noise")
+    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS, help="of --noise")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.replay:
@@ -239,7 +295,8 @@ def main() -> None:
         return
     options.out.mkdir(parents=True, exist_ok=True)
     if options.noise:
-        print(noisy(options.out / "noisy.jsonl", options.seeds, options.noise))
+        instances = range(options.first, options.first + options.seeds)
+        print(noisy(options.out / "noisy.jsonl", instances, options.ways, options.noise))
         return
     rows = list(runs(options.out / "engines.jsonl", options.seeds))
     picture(rows, options.out / "engines.png")

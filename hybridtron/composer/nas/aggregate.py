@@ -30,8 +30,13 @@ class Vote:
 class Aggregate:
     pattern: Pattern
     votes: tuple[Vote, ...]
-    voters: tuple[Pattern, ...]
+    members: tuple[Observation, ...]  # of the clusters that vote, with the scores that voted
     clusters: tuple[tuple[float, ...], ...]  # scores, best cluster first
+    by: str = "score"  # what these scores are
+
+    @property
+    def voters(self) -> tuple[Pattern, ...]:
+        return tuple(o.pattern for o in self.members)
 
 
 def aggregate(
@@ -45,7 +50,7 @@ def aggregate(
     members = [observations[i] for group in groups[:top] for i in group]
     pattern, votes = elect(space, members, context)
     scores = tuple(tuple(observations[i].score for i in group) for group in groups)
-    return Aggregate(pattern, votes, tuple(o.pattern for o in members), scores)
+    return Aggregate(pattern, votes, tuple(members), scores)
 
 
 def elect(

@@ -111,6 +111,11 @@ class AggregatorConfig(Strict):
     context: Count | Literal["all"] = Field(
         0, description="c of N_c: voters must agree with so many of the layers chosen just before; or all."
     )
+    by: Literal["posterior_mean", "score"] = Field(
+        "posterior_mean",
+        description="What is clustered and votes: posterior means where the noise of scores is known and BoTorch is "
+        "installed, else scores; or always scores, as in the paper.",
+    )
 
     @model_validator(mode="after")
     def _some_cluster_is_left(self) -> AggregatorConfig:

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from statistics import fmean, stdev
 
-import numpy as np
 from scipy.special import stdtrit
 
 from hybridtron.composer.nas.config import SearchConfig
-from hybridtron.composer.nas.noise import with_noise
 from hybridtron.composer.nas.progress import Progress, Step, confirm_key
 from hybridtron.composer.nas.space import Pattern
 from hybridtron.composer.nas.store import Row
+from hybridtron.composer.nas.vote import posterior_means
 
 LEVEL = 0.95  # of all intervals
-LEAST_SCORES = 4  # different ones, to fit a process to
 
 
 @dataclass(frozen=True)
@@ -69,13 +66,9 @@ def choose_candidates(config: SearchConfig, step: Step) -> Row:
 
 def _ranking(step: Step) -> tuple[list[Pattern], str]:
     """Return the evaluated patterns, best first, and what they are ranked by."""
-    seen = with_noise(step.finished, step.noise)
-    patterns, values, by = [o.pattern for o in seen], np.array([o.score for o in seen]), "score"
-    if find_spec("botorch") and all(o.error for o in seen) and len({*values}) >= LEAST_SCORES:
-        from hybridtron.composer.engines.bayesian import fit, posterior
-
-        values, by = posterior(fit(step.space, seen), step.space, patterns)[0], "posterior mean"
-    return [patterns[i] for i in np.argsort(-values, kind="stable")], by
+    means = posterior_means(step.space, step.finished, step.noise)
+    ranked = sorted(means or step.finished, key=lambda o: -o.score)
+    return [o.pattern for o in ranked], "posterior mean" if means else "score"
 
 
 def read_confirmation(progress: Progress) -> list[Confirmed]:

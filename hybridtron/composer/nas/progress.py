@@ -10,12 +10,13 @@ from statistics import fmean, stdev
 from typing import Any
 
 from hybridtron.composer.engines.discrete import Observation
-from hybridtron.composer.nas.aggregate import Aggregate, aggregate
+from hybridtron.composer.nas.aggregate import Aggregate
 from hybridtron.composer.nas.config import SearchConfig
 from hybridtron.composer.nas.methodology import num_steps, step_space
 from hybridtron.composer.nas.noise import Noise, pooled_noise
 from hybridtron.composer.nas.space import Pattern, Space
 from hybridtron.composer.nas.store import EVALUATIONS, Row, Store
+from hybridtron.composer.nas.vote import vote
 from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
 
@@ -178,6 +179,6 @@ def _finish(config: SearchConfig, step: Step, results: dict[Unit, Row]) -> None:
             step.finished.append(Observation(pattern, fmean(scores.values()), error, len(scores)))
     step.noise = Noise(config.engine.noise, math.inf) if config.engine.noise else pooled_noise(finite)
     if step.finished and step.is_complete:
-        step.aggregate = aggregate(step.space, step.finished, **dict(config.aggregator))
+        step.aggregate = vote(config.aggregator, step.space, step.finished, step.noise)
         best = max(step.finished, key=lambda o: o.score).pattern
         step.found = best if config.methodology.keep == "best" else step.aggregate.pattern

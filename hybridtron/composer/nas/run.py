@@ -8,10 +8,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from hybridtron.composer.nas.aggregate import aggregate
 from hybridtron.composer.nas.config import SearchConfig
 from hybridtron.composer.nas.progress import Progress, read_progress
 from hybridtron.composer.nas.store import EVALUATIONS, Store
+from hybridtron.composer.nas.vote import vote
 from hybridtron.composer.nas.worker import Search, prepare, work
 from hybridtron.composer.report import summary  # noqa: F401  # registers how an outcome is printed
 from hybridtron.composer.report.outcome import Outcome, read_outcome
@@ -64,7 +64,7 @@ def report_search(config: SearchConfig) -> tuple[Outcome, Path]:
         if not progress.steps:
             raise UserError(f"search folder {folder}: no pattern has a score yet; expected at least one")
         step = progress.steps[-1]
-        step.aggregate = aggregate(step.space, step.finished, **dict(config.aggregator))
+        step.aggregate = vote(config.aggregator, step.space, step.finished, step.noise)
         return _write_page(prepared, store, progress)
 
 

@@ -19,13 +19,13 @@ from hybridtron.composer.nas.noise import LEAST_FREEDOM, with_noise
 from hybridtron.composer.nas.pareto import pareto_front
 from hybridtron.composer.nas.progress import Progress, Step
 from hybridtron.composer.nas.space import Pattern as Indices
+from hybridtron.composer.nas.vote import FITTED, LEAST_SCORES
 from hybridtron.composer.nas.worker import Search
 from hybridtron.pattern import COMPOSER_NAMES, Pattern, to_composer
 from hybridtron.reporting.shown import Shown
 
 BEST_SHOWN = 10
 NORMAL = 1.96  # standard deviations of a 95 % interval
-FITTED = 1000  # observations that the surrogate is fitted to at most: an exact Gaussian process is cubic in them
 CONTEXTS: tuple[int | Literal["all"], ...] = (0, 1, "all")
 
 
@@ -232,6 +232,7 @@ class Outcome(Shown):
                 for vote in self.aggregate.votes
             ],
             "voters": len(self.aggregate.voters),
+            "voted_by": self.aggregate.by,
             "clusters": [{"size": len(c), "lowest": min(c), "highest": max(c)} for c in self.aggregate.clusters],
             "optimum": self.optimum,
             "optimum_is_noisy": self.optimum is not None and self.is_noisy,
@@ -262,9 +263,7 @@ def winner(step: Step) -> Observation:
 def rule_patterns(step: Step) -> dict[str, Indices]:
     """Return the pattern that each rule makes of the evaluations of a step, which has voted."""
     assert step.aggregate is not None
-    observed = {o.pattern: o for o in step.finished}
-    members = [observed[pattern] for pattern in step.aggregate.voters]
-    votes = {f"N_{context}": elect(step.space, members, context)[0] for context in CONTEXTS}
+    votes = {f"N_{context}": elect(step.space, step.aggregate.members, context)[0] for context in CONTEXTS}
     return {**votes, "best single": winner(step).pattern}
 
 
@@ -279,7 +278,7 @@ def read_outcome(search: Search, progress: Progress) -> Outcome:
 def fit_surrogate(step: Step, most: int = FITTED) -> SurrogateFit | None:
     """Fit the last `most` observations of the step; None without BoTorch, or with too few different scores."""
     last = with_noise(step.finished[-most:], step.noise)
-    if find_spec("botorch") is None or len({o.score for o in last}) < 4:
+    if find_spec("botorch") is None or len({o.score for o in last}) < LEAST_SCORES:
         return None
     from scipy.stats import spearmanr
 

@@ -120,13 +120,13 @@ def rules(outcome: Outcome, step: Step) -> Table:
 
 
 def clusters(step: Step) -> Table:
-    """Return the clusters of scores of a step."""
-    groups = step.aggregate.clusters if step.aggregate else ()
+    """Return the clusters of what voted in a step: scores or posterior means."""
+    groups, by = (step.aggregate.clusters, step.aggregate.by) if step.aggregate else ((), "score")
     return Table([
         integer_column("cluster", range(1, len(groups) + 1)),
         integer_column("patterns", [len(group) for group in groups]),
-        decimal_column("lowest score", [min(group) for group in groups]),
-        decimal_column("highest score", [max(group) for group in groups]),
+        decimal_column(f"lowest {by}", [min(group) for group in groups]),
+        decimal_column(f"highest {by}", [max(group) for group in groups]),
     ])  # fmt: skip
 
 
