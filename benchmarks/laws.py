@@ -1,6 +1,7 @@
 """How fast the parametric law is fitted on one core, beside plain scipy L-BFGS over a tenth of the same starts.
 
 OMP_NUM_THREADS=1 python benchmarks/laws.py [--table tests/laws/data/chinchilla_fig4.csv] [--starts 450]
+OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/laws.py --rows 100000    # a large table: seconds and memory
 OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/laws.py --coverage 400   # how often 95 % intervals hold the truth
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import minimize
 
-from hybridtron.laws import Runs, Settings
+from hybridtron.laws import Runs, Settings, fit
 from hybridtron.laws.families import parametric
 from hybridtron.laws.fitting.curve import fit_curve
 from hybridtron.laws.fitting.optimize import Problem, gradient, search
@@ -51,6 +53,16 @@ def plain_lbfgs(problem: Problem, starts: np.ndarray) -> float:
     bounds = list(zip(problem.lower, problem.upper, strict=True))
     found = [minimize(value, start, jac=True, method="L-BFGS-B", bounds=bounds).fun for start in starts]
     return float(min(found))
+
+
+def large(rows: int) -> None:
+    """Print what a fit of so many rows (seed 41, noise 0.01) with 200 replicates takes."""
+    from tests.laws import planted
+
+    runs = planted.parametric_runs(41, 0.01, n=rows)
+    wall, processor = timed(lambda: fit("parametric", runs, Settings(bootstrap=200)), 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{rows} rows, 200 bootstraps: {wall:.1f} s wall, {processor:.1f} s processor, peak {peak:.0f} MiB")
 
 
 def coverage(sets: int) -> None:
@@ -92,8 +104,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--table", type=Path, default=DATA / "chinchilla_fig4.csv")
     parser.add_argument("--starts", type=int, default=450, help="starts that plain L-BFGS runs from")
+    parser.add_argument("--rows", type=int, help="time a generated table of so many rows instead")
     parser.add_argument("--coverage", type=int, metavar="SETS", help="print coverage over so many sets instead")
     options = parser.parse_args()
+    if options.rows:
+        large(options.rows)
+        return
     if options.coverage:
         coverage(options.coverage)
         return

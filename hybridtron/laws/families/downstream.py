@@ -42,10 +42,10 @@ def build(runs: Runs, delta: float) -> Curve:
         gamma = theta[:, 2:3]
         return theta[:, :1] - np.exp(theta[:, 1:2]) * np.expm1(-gamma * at) / gamma
 
-    def jacobian(theta: Array) -> tuple[Array, Array]:
-        slope, gamma = np.exp(theta[:, 1:2]), theta[:, 2:3]
-        rise = -np.expm1(-gamma * u) / gamma
-        bend = slope * (u * np.exp(-gamma * u) - rise) / gamma
+    def jacobian(theta: Array, points: Any = slice(None)) -> tuple[Array, Array]:
+        slope, gamma, at = np.exp(theta[:, 1:2]), theta[:, 2:3], u[points]
+        rise = -np.expm1(-gamma * at) / gamma
+        bend = slope * (at * np.exp(-gamma * at) - rise) / gamma
         return theta[:, :1] + slope * rise, np.stack([np.ones_like(rise), slope * rise, bend], axis=1)
 
     def public(theta: Array) -> dict[str, Array]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -74,7 +73,10 @@ def formula_law(
             return np.log(evaluate(theta, {column: array[rows] for column, array in data.items()}))
 
         starts = np.random.default_rng(0).uniform(box[:, 0], box[:, 1], (_STARTS, len(names)))
-        derivatives = partial(_differentiate, evaluate, data)
+
+        def derivatives(theta: Array, rows: Any = slice(None)) -> tuple[Array, Array]:
+            return _differentiate(evaluate, {column: array[rows] for column, array in data.items()}, theta)
+
         problem = Problem(predict, derivatives, np.log(runs["loss"]), delta, box[:, 0], box[:, 1])
         return Curve(problem, starts, values, evaluate, runs["loss"], "Huber of log loss, summed over points", True)
 

@@ -199,7 +199,8 @@ def hold_out(
     """
     labels = bootstrap.group_labels(runs, settings.group)
     n_groups = int(labels.max()) + 1
-    largest = np.array([size[labels == label].max() for label in range(n_groups)])
+    largest = np.full(n_groups, -math.inf)
+    np.maximum.at(largest, labels, size)
     count = settings.holdout if settings.holdout is not None else max(1, round(n_groups / 10))
     p = len(build(runs, delta).problem.lower)
     if count <= 0 or n_groups - count < 2 * p:

@@ -95,8 +95,8 @@ class PowerSum:
             value = np.logaddexp.reduce(np.matmul(theta, slopes[:, :, points]), axis=0)  # of [t, k, n']
             return value if log else np.exp(value)
 
-        def jacobian(theta: Array) -> tuple[Array, Array]:
-            value, derivative = log_sum(fitted, theta)
+        def jacobian(theta: Array, points: Any = slice(None)) -> tuple[Array, Array]:
+            value, derivative = log_sum(fitted[:, :, points], theta)
             loss = np.exp(value)
             return (value, derivative) if log_residual else (loss, derivative * loss[:, None, :])
 

@@ -23,7 +23,10 @@ Array = NDArray[np.float64]
 SAME = 1e-6  # two objectives that differ by less than this, relative, are the same optimum
 _SCREEN_POINTS = 96
 _REFINED = 24
-_AT_ONCE = 200_000  # points times parameter vectors that are refined together
+_AT_ONCE = 8_000  # points times parameter vectors whose derivatives stay in cache
+_FEWEST_POINTS = 256  # of a block
+_FEWEST_VECTORS = 16  # refined together
+_THINNED = 4096  # points that a global search works on; its best are refined on all
 
 
 @dataclass(frozen=True)
@@ -32,14 +35,14 @@ class Problem:
 
     Attributes:
         predict: parameters [k, p] -> values [k, n'], at the points selected by the second argument.
-        jacobian: parameters [k, p] -> (values [k, n], derivatives [k, p, n]).
+        jacobian: parameters [k, p] -> (values [k, n'], derivatives [k, p, n']), by default at all points.
         target: what the values should equal, [n].
         delta: Huber threshold.
         lower, upper: bounds, [p].
     """
 
     predict: Callable[[Array, slice | NDArray[np.intp]], Array]
-    jacobian: Callable[[Array], tuple[Array, Array]]
+    jacobian: Callable[..., tuple[Array, Array]]
     target: Array
     delta: float
     lower: Array
@@ -100,18 +103,40 @@ def screen(problem: Problem, starts: Array, keep: int) -> Array:
     return starts[np.argsort(score, kind="stable")[:keep]]
 
 
+def thin(problem: Problem) -> Problem:
+    """Return the problem on at most 4,096 points, drawn at random without replacement; a smaller one as it is."""
+    n = len(problem.target)
+    if n <= _THINNED:
+        return problem
+    chosen = np.sort(np.random.default_rng(n).choice(n, _THINNED, replace=False))
+
+    def predict(theta: Array, points: slice | NDArray[np.intp]) -> Array:
+        return problem.predict(theta, chosen[points])
+
+    def jacobian(theta: Array, points: slice | NDArray[np.intp] = slice(None)) -> tuple[Array, Array]:
+        return problem.jacobian(theta, chosen[points])
+
+    return replace(problem, predict=predict, jacobian=jacobian, target=problem.target[chosen])
+
+
 def quick_search(problem: Problem, starts: Array) -> Array:
     """Search the best parameters [p] from fewer starts and by one route, for the many side fits."""
     starts = np.clip(starts[:: 1 + len(starts) // 1000], problem.lower, problem.upper)
-    theta, value = refine(problem, screen(problem, starts, 8), iterations=60)
-    return theta[int(np.argmin(value))]
+    part = thin(problem)
+    theta, value = refine(part, screen(part, starts, 8), iterations=60)
+    best = theta[int(np.argmin(value))]
+    return best if part is problem else refine(problem, best[None], iterations=60, smooth=False)[0][0]
 
 
 def search(problem: Problem, starts: Array, seed: int = 0) -> Optimum:
-    """Search globally: screen `starts` [k, p], refine the best, check the result by a second route."""
+    """Search globally: screen `starts` [k, p], refine the best, check the result by a second route.
+
+    With many points both routes run on a part of them (`thin`), and end on all.
+    """
     starts = np.clip(starts, problem.lower, problem.upper)
-    best = screen(problem, starts, _REFINED)
-    theta, value = refine(problem, best, iterations=80)
+    part = thin(problem)
+    best = screen(part, starts, _REFINED)
+    theta, value = refine(part, best, iterations=80)
     order = np.argsort(value)
     theta, value = theta[order], value[order]
     polished, polished_value = refine(problem, theta[:3], iterations=300, smooth=False)
@@ -122,8 +147,11 @@ def search(problem: Problem, starts: Array, seed: int = 0) -> Optimum:
     if other_value < lowest * (1 - 1e-9):
         better, better_value = refine(problem, other[None], iterations=300, smooth=False)
         found, lowest = better[0], float(better_value[0])
-    value = np.concatenate([polished_value, value[3:]])
-    at_optimum = int((value <= lowest * (1 + SAME) + 1e-300).sum())
+    rest = lowest if part is problem else float(value[0])
+    at_optimum = sum(
+        int((some <= least * (1 + SAME) + 1e-300).sum())
+        for some, least in ((polished_value, lowest), (value[3:], rest))
+    )
     return Optimum(found, lowest, len(starts), len(best), at_optimum, other_value)
 
 
@@ -133,10 +161,12 @@ def second_route(problem: Problem, seed: int) -> tuple[Array, float]:
     draws = rng.uniform(problem.lower, problem.upper, (2000, len(problem.lower)))
     best, lowest = draws[0], math.inf
     span = problem.upper - problem.lower
-    for start in screen(problem, draws, 2):
-        stages = [delta for delta in (64 * problem.delta, 8 * problem.delta, problem.delta) if math.isfinite(delta)]
-        for delta in stages or [math.inf]:
-            stage = replace(problem, delta=delta)
+    part = thin(problem)
+    factors = (64.0, 8.0, 1.0) if math.isfinite(problem.delta) else (1.0,)
+    stages = [replace(part, delta=factor * problem.delta) for factor in factors]
+    stages += [] if part is problem else [problem]
+    for start in screen(part, draws, 2):
+        for stage in stages:
             unit = max(abs(float(objective(stage, start[None])[0])), 1e-300)
 
             def scaled(x: Array, stage: Problem = stage, unit: float = unit) -> tuple[float, Array]:
@@ -171,8 +201,8 @@ def refine(
         iterations: at most, in the last stage.
         tolerance: relative decrease below which a start counts as settled.
     """
-    together = max(1, _AT_ONCE // len(problem.target))
-    if len(starts) > together:  # in parts, whose derivatives stay in cache
+    together = max(_FEWEST_VECTORS, _AT_ONCE // len(problem.target))
+    if len(starts) > together:
         parts = [
             refine(problem, starts[part], None if weights is None else weights[part], iterations, tolerance, smooth)
             for part in np.split(np.arange(len(starts)), range(together, len(starts), together))
@@ -192,53 +222,63 @@ def _newton(
     damping = np.full(k, 1e-2)
     active = np.arange(k)
     settled_steps = np.zeros(k, dtype=int)
-    value, jacobian = problem.jacobian(theta)
-    residual = value - problem.target
-    cost = np.nan_to_num(_total(residual, weights, delta), nan=math.inf)
-    result, final = theta.copy(), cost.copy()
+    here = _sums(problem, theta, weights, delta)
+    result, final = theta.copy(), here[0].copy()
     for _ in range(iterations):
-        point_weights = None if weights is None else weights[active]
-        step = _step(theta, residual, jacobian, point_weights, delta, damping, problem)
+        step = _step(problem, theta, damping, *here[1:])
         trial = np.clip(theta + step, problem.lower, problem.upper)
-        with np.errstate(all="ignore"):
-            trial_value, trial_jacobian = problem.jacobian(trial)
-            trial_residual = trial_value - problem.target
-            trial_cost = np.nan_to_num(_total(trial_residual, point_weights, delta), nan=math.inf)
-        better = trial_cost < cost
-        settled = cost - trial_cost < tolerance * cost
+        there = _sums(problem, trial, None if weights is None else weights[active], delta)
+        better, settled = there[0] < here[0], here[0] - there[0] < tolerance * here[0]
         settled_steps = np.where(settled, settled_steps + 1, 0)
         theta = np.where(better[:, None], trial, theta)
-        residual = np.where(better[:, None], trial_residual, residual)
-        jacobian = np.where(better[:, None, None], trial_jacobian, jacobian)
-        cost = np.where(better, trial_cost, cost)
+        for old, new in zip(here, there, strict=True):
+            old[better] = new[better]
         damping = np.clip(np.where(better, damping / 6, damping * 8), 1e-9, 1e12)
-        result[active], final[active] = theta, cost
+        result[active], final[active] = theta, here[0]
         going = ~((better & (settled_steps >= 2)) | (settled_steps >= 6))
         if not going.any():
             break
         if not going.all():
-            theta, residual, jacobian, cost = theta[going], residual[going], jacobian[going], cost[going]
-            damping, settled_steps, active = damping[going], settled_steps[going], active[going]
+            theta, damping = theta[going], damping[going]
+            settled_steps, active = settled_steps[going], active[going]
+            here = tuple(part[going] for part in here)
     return result, final
 
 
-def _step(
-    theta: Array, residual: Array, jacobian: Array, weights: Array | None, delta: float, damping: Array,
-    problem: Problem,
-) -> Array:  # fmt: skip
-    size = np.abs(residual)
-    reweight = np.ones_like(size) if math.isinf(delta) else delta / np.maximum(size, delta)
-    inside = (size <= delta).astype(float)
-    if weights is not None:
-        reweight, inside = reweight * weights, inside * weights
-    slope = np.matmul(jacobian, (reweight * residual)[:, :, None])[:, :, 0]  # [k, p]
-    mixed = inside + damping[:, None] * reweight
-    hessian = np.matmul(jacobian * mixed[:, None, :], jacobian.transpose(0, 2, 1))  # [k, p, p]
-    stiff = (jacobian**2 * reweight[:, None, :]).sum(axis=2)  # [k, p]
+def _sums(problem: Problem, theta: Array, weights: Array | None, delta: float) -> tuple[Array, ...]:
+    """Sum over the points, in blocks that stay in cache, all that a step needs to know of them.
+
+    Returns the objectives [k] (infinite where they are not finite), their slopes [k, p], the matrices of the points
+    inside the threshold [k, p, p], and those of iteratively reweighted least squares [k, p, p].
+    """
+    k, p = theta.shape
+    n = len(problem.target)
+    cost, slope, inner, outer = (np.zeros((k, *shape)) for shape in ((), (p,), (p, p), (p, p)))
+    block = max(_AT_ONCE // k, _FEWEST_POINTS)
+    with np.errstate(all="ignore"):
+        for points in (slice(first, min(first + block, n)) for first in range(0, n, block)):
+            value, jacobian = problem.jacobian(theta, points)  # [k, m], [k, p, m]
+            residual = value - problem.target[points]
+            part = None if weights is None else weights[:, points]
+            cost += _total(residual, part, delta)
+            size = np.abs(residual)
+            inside = (size <= delta).astype(float)
+            reweight = np.ones_like(size) if math.isinf(delta) else delta / np.maximum(size, delta)
+            if part is not None:
+                inside, reweight = inside * part, reweight * part
+            across = jacobian.transpose(0, 2, 1)
+            outer += np.matmul(jacobian * reweight[:, None], across)
+            inner += np.matmul(jacobian * inside[:, None], across)
+            slope += np.matmul(jacobian, (reweight * residual)[:, :, None])[:, :, 0]
+    return np.nan_to_num(cost, nan=math.inf), slope, inner, outer
+
+
+def _step(problem: Problem, theta: Array, damping: Array, slope: Array, inside: Array, reweighted: Array) -> Array:
+    stiff = np.einsum("kpp->kp", reweighted)
     stiff = damping[:, None] * np.maximum(stiff, 1e-4 * stiff.max(axis=1, keepdims=True))
     blocked = ((theta <= problem.lower) & (slope > 0)) | ((theta >= problem.upper) & (slope < 0))
     free = (~blocked).astype(float)
-    hessian = hessian * free[:, :, None] * free[:, None, :]
+    hessian = (inside + damping[:, None, None] * reweighted) * free[:, :, None] * free[:, None, :]
     ridge = np.maximum(stiff, 1e-300) * free + (1 - free)
     hessian[:, np.arange(theta.shape[1]), np.arange(theta.shape[1])] += ridge
     unit = 1 / np.sqrt(np.einsum("kpp->kp", hessian))  # Jacobi scaling: the system keeps its digits

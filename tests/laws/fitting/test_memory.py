@@ -1,0 +1,21 @@
+"""A hundred thousand rows are fitted in little memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+FIT = """
+import resource
+from hybridtron.laws import Settings, fit
+from tests.laws import planted
+
+found = fit("parametric", planted.parametric_runs(41, 0.01, n=100_000), Settings(bootstrap=8, holdout=0))
+assert found.intervals
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def test_a_hundred_thousand_rows_stay_under_400_mb():
+    done = subprocess.run([sys.executable, "-c", FIT], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 400e6
