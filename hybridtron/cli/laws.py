@@ -76,8 +76,9 @@ def _add_fit_options(parser: argparse.ArgumentParser, law: Law) -> None:
         action="append",
         default=[],
         metavar="COL=VALUE",
-        help="keep these rows (COL!=VALUE: the others); repeatable",
+        help="keep these rows (COL!=VALUE: the others; also COL<=VALUE, COL>=VALUE, quoted); repeatable",
     )
+    add("--keep-best", action="store_true", help="keep the lowest loss of each cell of equal n_params and tokens")
     add("--group", metavar="COL", help="the run of each row, where rows are checkpoints: resampled together")
     add("--delta", type=float, metavar="X", help="Huber threshold on the residual; inf: least squares")
     add("--bootstrap", type=int, default=1000, metavar="N", help="for the intervals (%(default)s); 0: none")

@@ -13,6 +13,7 @@ from typing import Any
 
 from hybridtron.config.nearest import nearest, one_of
 from hybridtron.errors import UserError
+from hybridtron.laws.assumptions.table import broken_assumptions, caveat
 from hybridtron.laws.data.columns import SYNONYMS
 from hybridtron.laws.data.points import read_points
 from hybridtron.laws.data.read import read_runs
@@ -28,7 +29,7 @@ __all__ = ["LAWS", "Fit", "Law", "Runs", "Series", "Settings", "find_law", "fit"
 
 NOT_IDENTIFIED = "not identified: "  # begins a warning about what the data leave open
 _COLUMN = "_column"  # ends the name of a setting that chooses the column of a canonical name
-_READING = ("where", "columns", "context")  # settings that only matter to how the data are read
+_READING = ("where", "columns", "context", "keep_best")  # settings that only matter to how the data are read
 
 
 def fit(law: str, data: Any, settings: Settings | None = None, **keywords: Any) -> Fit:
@@ -41,7 +42,8 @@ def fit(law: str, data: Any, settings: Settings | None = None, **keywords: Any) 
             synonyms (`hybridtron.laws.data.columns`).
         settings: the fields of `Settings` in one object; None takes the defaults. Keywords go before it.
         keywords: fields of `Settings`; options of the law by their names; `where` (column to value, pairs, or texts
-            such as `in_fit=1` and `run!=a`) keeps the rows of these values, or leaves them out; `columns` (canonical
+            such as `in_fit=1`, `run!=a` and `loss<=4`) keeps or leaves out rows; `keep_best` keeps the lowest loss of
+            each cell of equal parameters and tokens; `columns` (canonical
             name to column) or `loss_column="..."` and so on choose columns; `context` is the context length of run
             folders' state. `predict` is one point or a list, each a mapping or a text such as `N=7B,D=140B`.
 
@@ -50,6 +52,8 @@ def fit(law: str, data: Any, settings: Settings | None = None, **keywords: Any) 
             line), or data from which the law cannot be fitted at all.
     """
     declared = find_law(law)
+    if keywords.get("keep_best") and "learning_rate" in declared.columns:
+        raise UserError(f"keep_best: {law} reads the sweep of each budget; expected no choice of the best")
     settings, reading_settings = _settings(declared, settings or Settings(), keywords)
     if isinstance(data, Runs) and not reading_settings:
         return _fit_runs(declared, data, settings)
@@ -59,7 +63,7 @@ def fit(law: str, data: Any, settings: Settings | None = None, **keywords: Any) 
     runs = read_runs(sources, declared.columns, declared.optional_columns, group=settings.group, **reading_settings)
     found = _fit_runs(declared, runs, settings)
     request: dict[str, Any] = {"sources": [source_name(source) for source in sources], "notes": list(runs.notes)}
-    request |= {"where": [], "columns": {}, "context": None} | reading_settings
+    request |= {"where": [], "columns": {}, "context": None, "keep_best": False} | reading_settings
     return replace(found, warnings=[*runs.warnings, *found.warnings], settings={**found.settings, "data": request})
 
 
@@ -105,20 +109,21 @@ def _pairs(where: Any) -> list[tuple[str, Any]]:
     given = where.items() if isinstance(where, Mapping) else [where] if isinstance(where, str) else where or []
     pairs = [each.split("=", 1) if isinstance(each, str) else list(each) for each in given]
     if any(len(pair) != 2 for pair in pairs):
-        raise UserError(f"where = {where!r}: expected COL=VALUE or COL!=VALUE")
+        raise UserError(f"where = {where!r}: expected COL=VALUE, COL!=VALUE, COL<=VALUE or COL>=VALUE")
     return [(column, value) for column, value in pairs]
 
 
 def _fit_runs(law: Law, runs: Runs, settings: Settings) -> Fit:
     """Check the runs, fit the law, and add the warnings that hold for every law."""
     check(law, runs, settings)
-    result = law.fit(runs, settings)
+    assumed, broken = broken_assumptions(law, runs, settings)
+    result = law.fit(replace(runs, broken=broken), settings)
     free = [text.removeprefix(NOT_IDENTIFIED) for text in result.warnings if text.startswith(NOT_IDENTIFIED)]
     first = [f"These data do not determine all of the law: {'; '.join(free)}."] if free else []
     return replace(
         result,
-        warnings=unit_warnings(runs) + setting_warnings(law, settings) + result.warnings,
-        verdict=first + result.verdict,
+        warnings=unit_warnings(runs) + setting_warnings(law, settings) + assumed + result.warnings,
+        verdict=caveat(broken) + first + result.verdict,
         law=law.name,
         summary=law.summary,
         settings={**asdict(settings), "options": dict(settings.options), **result.settings},

@@ -14,11 +14,13 @@ import numpy as np
 
 from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
-from hybridtron.laws.data.columns import DERIVED, RUN_NAMES, canonical_names, missing_columns
+from hybridtron.laws.data.cells import best_of_cells
+from hybridtron.laws.data.columns import DERIVED, SYNONYMS, canonical_names, missing_columns
 from hybridtron.laws.data.points import parse_number
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.data.sources import read_text
 
+SIX_N_D = "6ND"  # chosen as the column of flops: leave the source's own, and take 6 n_params tokens
 TEXT = ("arch",)  # names, also where they look like numbers
 # Columns whose values are not simply above zero.
 RANGES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
@@ -36,6 +38,7 @@ def read_runs(
     where: Sequence[tuple[str, Any]] = (),
     group: str | None = None,
     context: int | None = None,
+    keep_best: bool = False,
 ) -> Runs:
     """Read the rows of all sources that pass every (column, value) of `where`.
 
@@ -44,9 +47,10 @@ def read_runs(
         needed: canonical columns that must be there, or follow from others, as finite numbers above zero (a score may
             have any sign, an error lies in 0..1; `arch` is text).
         optional: the same for columns that may be missing.
-        columns: which column of the sources each canonical name means.
+        columns: which column of the sources each canonical name means; for flops also "6ND" (none, 6 N D instead).
         group: a column that must be there, naming each row's run.
         context: sequence length that the state size of run folders assumes; by default each run's own.
+        keep_best: whether only the lowest loss of each cell of equal parameters and tokens is kept (`data.cells`).
 
     Raises UserError.
     """
@@ -56,27 +60,42 @@ def read_runs(
     if not tables:
         raise UserError("; ".join(left_out))
     for column, value in where:
-        tables = _filter(tables, column, str(value))
+        tables = _filter(tables, column, str(value), columns or {})
     typed = [_typed(table, needed, optional, columns or {}, group) for table in tables if len(table)]
     runs = _joined(typed)
-    return _without_repeats(replace(runs, warnings=left_out + runs.warnings), [len(table) for table in typed])
+    runs = _without_repeats(replace(runs, warnings=left_out + runs.warnings), [len(table) for table in typed])
+    return best_of_cells(runs) if keep_best else runs
 
 
-def _filter(tables: list[Runs], column: str, value: str) -> list[Runs]:
-    kept = [table.where(column, value) for table in tables]
+def _filter(tables: list[Runs], column: str, value: str, chosen: Mapping[str, str]) -> list[Runs]:
+    """Keep the rows that pass; a canonical name stands for its column where a source has none of that name."""
+    name = column.rstrip("!<>")
+    aliased = [_aliased(table, (name, value), chosen) for table in tables]
+    kept = [table.take(alias.matches(column, value)) for table, alias in zip(tables, aliased, strict=True)]
     if not any(map(len, kept)):
-        seen = list(dict.fromkeys(cell for table in tables for cell in table[column]))
+        seen = list(dict.fromkeys(cell for table in aliased for cell in table[name]))
         expected = one_of(value, seen[:12]) + (", ..." if len(seen) > 12 else "")
         rest = "; expected " + expected if seen else ", as the filters before it left none"
         raise UserError(f"filter {column}={value} leaves no rows of {_sources(tables)}{rest}")
     return kept
 
 
+def _aliased(table: Runs, wanted: Sequence[str], chosen: Mapping[str, str]) -> Runs:
+    if all(name in table or name not in SYNONYMS for name in wanted):
+        return table
+    names = canonical_names(table.columns, chosen, table.source)
+    aliases = {name: table[names[name]] for name in wanted if name in names and name not in table}
+    return replace(table, columns={**table.columns, **aliases})
+
+
 def _typed(
     table: Runs, needed: Sequence[str], optional: Sequence[str], chosen: Mapping[str, str], group: str | None
 ) -> Runs:
     """Convert the text of one source: canonical names, numbers, derived columns, checks."""
-    names = canonical_names(table.columns, chosen, table.source)
+    names = canonical_names(table.columns, {k: v for k, v in chosen.items() if v != SIX_N_D}, table.source)
+    if chosen.get("flops") == SIX_N_D:
+        names.pop("flops", None)
+        table = replace(table, columns={name: cells for name, cells in table.columns.items() if name != "flops"})
     cells = table.columns | {canonical: table.columns[name] for canonical, name in names.items()}
     lacking = [name for name in (*needed, *optional) if name not in cells]
     sources = {column for name in lacking for way in DERIVED.get(name, ()) for column in way[0]}
@@ -96,7 +115,7 @@ def _typed(
     for name in (*needed, *optional):
         if name in columns and name not in TEXT:
             runs.require(name, *RANGES.get(name, ()))
-    return replace(runs, notes=(*table.notes, *notes), warnings=(*table.warnings, *_ungrouped(runs, group)))
+    return replace(runs, notes=(*table.notes, *notes), warnings=table.warnings)
 
 
 def _numbers_or_text(table: Runs, name: str, cells: np.ndarray, strict: bool) -> np.ndarray:
@@ -121,17 +140,6 @@ def _derive(name: str, columns: dict[str, np.ndarray]) -> list[str]:
             with np.errstate(all="ignore"):  # a broken cell is found by the check of its own column
                 columns[name] = formula(*(columns[column] for column in sources))
             return [words]
-    return []
-
-
-def _ungrouped(runs: Runs, group: str | None) -> list[str]:
-    """Warn of a column of run names that repeat, when nothing says that rows belong together."""
-    for name in RUN_NAMES:
-        if group is None and name in runs and len(set(runs[name])) < len(runs):
-            return [
-                f"grouping: {runs.source}: {len(runs)} rows of {len(set(runs[name]))} values of {name!r}; are they "
-                f"checkpoints of one run each? Then group = {name} resamples the rows of a run together"
-            ]
     return []
 
 

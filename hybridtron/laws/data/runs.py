@@ -6,6 +6,7 @@ total_state (elements), score, error (in 0..1), group, arch. Other columns keep 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,9 @@ import numpy as np
 
 from hybridtron.errors import UserError
 from hybridtron.laws.data.columns import no_column
+from hybridtron.laws.data.points import parse_number
+
+_ORDERS: dict[str, Callable[[Any, Any], Any]] = {"<": operator.le, ">": operator.ge}  # by the end of a filter's column
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Runs:
     place: str = "line"  # what `lines` counts: line of a text file, row of a table, run of a folder
     notes: tuple[str, ...] = ()  # how columns came about
     warnings: tuple[str, ...] = ()  # what looks odd about the source
+    broken: tuple[str, ...] = ()  # kinds of the assumptions of the law that the rows break
 
     @classmethod
     def of(cls, source: str = "data", **columns: Any) -> Runs:
@@ -54,12 +59,16 @@ class Runs:
     def where(self, column: str, value: object) -> Runs:
         """Return the rows whose column equals the value, as a number where both are numbers, else as text.
 
-        With `COLUMN!` as the column, return the other rows.
+        With `COLUMN!` as the column, return the other rows; with `COLUMN<` (`COLUMN>`) those whose number is at most
+        (at least) the value, a number or the name of a column.
         """
         return self.take(self.matches(column, value))
 
     def matches(self, column: str, value: object) -> np.ndarray:
         """Return which rows `where` keeps, [n]; raises UserError for text sought in a column of numbers."""
+        if column[-1:] in _ORDERS:
+            left, right = self._numbers(column[:-1]), self._limit(str(value))
+            return np.asarray(_ORDERS[column[-1]](left, right))  # false where either is no number
         name, text = column.removesuffix("!"), str(value)
         values = self[name]
         try:
@@ -70,6 +79,23 @@ class Runs:
             return same != column.endswith("!")
         except ValueError:
             raise UserError(f"{self.source}: column {name!r} is numeric; {value!r} is not a number") from None
+
+    def _limit(self, text: str) -> np.ndarray | float:
+        """Return the number that a filter compares with, or those of the column of that name; raises UserError."""
+        try:
+            return parse_number(text)
+        except ValueError:
+            return self._numbers(text)
+
+    def _numbers(self, name: str) -> np.ndarray:
+        """Return a column as numbers, nan where a cell is none; raises UserError for a column without numbers."""
+        values = self[name]
+        if values.dtype != object:
+            return values
+        numbers = np.array([_number(cell) for cell in values], dtype=float)
+        if len(numbers) and np.isnan(numbers).all():
+            raise UserError(f"{self.source}: column {name!r} holds no numbers; <= and >= compare numbers")
+        return numbers
 
     def with_column(self, name: str, values: Any) -> Runs:
         """Return the same rows with one column added or replaced."""
@@ -118,6 +144,13 @@ def common_length(source: str, columns: dict[str, Any]) -> int:
 def text_columns(rows: Mapping[Any, list[str]]) -> dict[str, np.ndarray]:
     """Return columns of text as arrays of str objects."""
     return {str(name): np.array(cells, dtype=object) for name, cells in rows.items()}
+
+
+def _number(cell: str) -> float:
+    try:
+        return parse_number(cell)
+    except ValueError:
+        return np.nan
 
 
 def _equal(cell: str, text: str) -> bool:

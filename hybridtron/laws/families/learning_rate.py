@@ -19,6 +19,7 @@ from hybridtron.laws.fitting.loss_minima import (
     LossMinimum,
     budget_warnings,
     find_loss_minima,
+    gather_budgets,
     minimum_interval,
     parabola_curves,
 )
@@ -42,6 +43,7 @@ SWEEPS = Parabolas(
 
 def fit(runs: Runs, settings: Settings) -> Fit:
     """Fit the law, or the best learning rate where one budget alone has a usable sweep."""
+    runs = gather_budgets(runs, settings)
     minima = find_loss_minima(runs, COLUMN, chosen_window(settings, SWEEPS.window))
     usable = [minimum for minimum in minima if minimum.kept]
     return _fit_one_budget(runs, settings, minima, usable[0]) if len(usable) == 1 else SWEEPS.fit(runs, settings)

@@ -92,7 +92,8 @@ def fit(runs: Runs, settings: Settings) -> Fit:
             comparison.update(compare_architectures(runs, settings, delta, fitted, architectures))
         weak = sorted(fitted.weak & set(POWERS.exponents))
         share = None if weak else fitted.spread(lambda t: t[:, -1] / np.maximum(t[:, -2] + t[:, -1], 1e-300))
-        return {"share": share, "weak": weak, "architectures": architectures, "infinity": math.inf, **comparison}
+        return {"share": share, "weak": weak, "architectures": architectures, "infinity": math.inf,
+                "broken": runs.broken, **comparison}  # fmt: skip
 
     result = complete_fit(
         "parametric", partial(build, architectures=architectures), runs, settings, delta=delta, size=flops,

@@ -18,7 +18,13 @@ from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Series, Settings
 from hybridtron.laws.families.sentences import not_held_out, verdict
 from hybridtron.laws.fitting import bootstrap
-from hybridtron.laws.fitting.loss_minima import FEWEST, find_loss_minimum, split_budgets
+from hybridtron.laws.fitting.loss_minima import (
+    BUDGET_TOLERANCE,
+    FEWEST,
+    find_loss_minimum,
+    gather_budgets,
+    split_budgets,
+)
 from hybridtron.laws.fitting.optimize import Array
 from hybridtron.laws.fitting.parabola import WINDOW, chosen_window
 from hybridtron.laws.fitting.power import PowerLaw, fit_line, predict
@@ -45,7 +51,7 @@ def fit(runs: Runs, settings: Settings) -> Fit:
     Raises:
         UserError: when fewer than two compute-optimal points are left, or all have the same state.
     """
-    window = chosen_window(settings, 4.0)
+    runs, window = gather_budgets(runs, settings), chosen_window(settings, 4.0)
     optimal, warnings = compute_optimal_points(runs, window, settings.group)
     if len({point.state for point in optimal}) < 2:
         raise UserError(
@@ -255,5 +261,6 @@ LAW = Law(
     options={
         "context": (None, "context length in tokens at which attention's state was counted"),
         "window": (4.0, WINDOW),
+        "budget_tolerance": BUDGET_TOLERANCE,
     },
 )

@@ -19,9 +19,11 @@ from hybridtron.laws.fitting import bootstrap
 from hybridtron.laws.fitting.curve import OUTLIERS, outlier_flags
 from hybridtron.laws.fitting.delta_method import line_spread
 from hybridtron.laws.fitting.loss_minima import (
+    BUDGET_TOLERANCE,
     LossMinimum,
     budget_warnings,
     find_loss_minima,
+    gather_budgets,
     parabola_curves,
     resample_loss_minima,
 )
@@ -111,12 +113,14 @@ class Parabolas:
             parameters=(*(axis.exponent for axis in axes), *(axis.factor for axis in axes)),
             fit=self.fit,
             ignores=("delta",),
-            options={"window": (self.window, WINDOW), "outliers": OUTLIERS},
-        )
+            options={
+                "window": (self.window, WINDOW), "budget_tolerance": BUDGET_TOLERANCE, "outliers": OUTLIERS
+            },
+        )  # fmt: skip
 
     def fit(self, runs: Runs, settings: Settings) -> Fit:
         """Fit the law; raises UserError where fewer than two budgets have a minimum inside their data."""
-        chosen = chosen_window(settings, self.window)
+        runs, chosen = gather_budgets(runs, settings), chosen_window(settings, self.window)
         fits = {axis: fit_minima(runs, settings, declared, chosen) for axis, declared in self.axes.items()}
         first, main = next(iter(self.axes.values())), next(iter(fits.values()))
         parameters, intervals = _parameters(fits), _intervals(fits)
@@ -130,8 +134,6 @@ class Parabolas:
             predictions.append(entry | self.derive(entry))
             warnings += far
         warnings += not_held_out(settings, held, f"{len(main.kept)} budgets")
-        if len(set(runs.columns.get("arch", ()))) > 1:
-            warnings.append("pooled: rows of several architectures share one parabola; select one by where = arch=NAME")
         scatter = {axis: fitted.scatter for axis, fitted in fits.items()}
         minima = zip(*(fitted.minima for fitted in fits.values()), strict=True)
         return Fit(
@@ -147,7 +149,8 @@ class Parabolas:
             search={"budgets": [self.budget(*found) for found in minima],
                     "scatter_about_the_line": scatter if len(fits) > 1 else main.scatter},
             extrapolation=held,
-            verdict=verdict(self.name, parameters, intervals, held=held, kept=[one.budget for one in main.kept],
+            verdict=verdict(self.name, parameters, intervals, held=held, broken=runs.broken,
+                            kept=[one.budget for one in main.kept],
                             dropped=[one.budget for one in main.minima if not one.kept]),
             curves=parabola_curves(runs, first.column, main.minima, self.panel, self.x_label)
             + [series for axis, declared in self.axes.items() for series in fits[axis].curves(declared.quantity)],

@@ -278,11 +278,32 @@ def test_a_damaged_parquet_file_is_refused(tmp_path):
     assert "not a whole parquet file" in refusal([tmp_path / "runs.parquet"], NEEDED)
 
 
-# -- what is asked
+# -- filters that compare
 
 
-def test_repeated_run_names_without_a_group_are_asked_about():
-    asked = read_runs([DATA / "gemstones.csv"], NEEDED)
-    assert any("group = run" in warning for warning in asked.warnings)
-    assert read_runs([DATA / "gemstones.csv"], NEEDED, group="run").warnings == ()
-    assert read_runs([DATA / "gadre_overtraining.csv"], ("n_params",)).warnings == ()
+@pytest.mark.parametrize(
+    ("column", "value", "kept"),
+    [
+        ("loss<", "3.5", [3.5, 3.0]),
+        ("loss>", "3.5", [4.0, 3.5]),
+        ("unique>", "tokens", [4.0, 3.0]),
+        ("tokens>", "20M", [3.5, 3.0]),
+    ],
+)
+def test_a_filter_may_compare_with_a_number_or_a_column(table, column, value, kept):
+    file = table("1e6,1e7,4.0,1e7", "2e6,2e7,3.5,1e7", "3e6,3e7,3.0,30M", header="n_params,D,loss,unique")
+    assert list(read_runs([file], NEEDED, where=[(column, value)])["loss"]) == kept
+
+
+def test_cells_that_are_no_numbers_pass_no_comparison(table):
+    file = table("1e6,1e7,4.0", "2e6,2e7,diverged", "3e6,3e7,", "4e6,4e7,nan")
+    assert list(read_runs([file], NEEDED, where=[("loss<", "20")])["loss"]) == [4.0]
+
+
+def test_comparisons_that_mean_nothing_are_refused(table):
+    file = table("1e6,1e7,4.0,a", header="n_params,tokens,loss,arch")
+    assert "column 'arch' holds no numbers; <= and >= compare numbers" in refusal(
+        [file], NEEDED, where=[("arch<", "3")]
+    )
+    assert "no column 'tokns'; nearest: tokens" in refusal([file], NEEDED, where=[("loss<", "tokns")])
+    assert "filter loss<=1 leaves no rows" in refusal([file], NEEDED, where=[("loss<", "1")])

@@ -1,0 +1,49 @@
+"""Cells of a table: rows of equal parameters and tokens, which differ in how they were trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridtron.errors import UserError
+from hybridtron.laws.data.runs import Runs
+
+SAME_TOKENS = 0.01  # whole steps of another batch size move the tokens of a run by less
+_APART = ("arch", "unique_tokens")  # rows that differ here are of different cells
+
+
+def cells(runs: Runs) -> NDArray[np.intp]:
+    """Number the cell of each row, [n]: equal n_params (arch, unique_tokens), and tokens that agree within 1 %.
+
+    Raises UserError for runs without n_params or tokens.
+    """
+    tokens = runs["tokens"]
+    keys = list(zip(runs["n_params"].tolist(), *(runs[name].tolist() for name in _APART if name in runs), strict=True))
+    first: dict[tuple[object, ...], tuple[float, int]] = {}  # by key: tokens and number of its latest cell
+    labels = np.empty(len(runs), dtype=np.intp)
+    count = 0
+    for row in np.argsort(tokens, kind="stable"):
+        smallest, label = first.get(keys[row], (0.0, -1))
+        if tokens[row] > (1 + SAME_TOKENS) * smallest:
+            smallest, label = float(tokens[row]), count
+            first[keys[row]] = (smallest, label)
+            count += 1
+        labels[row] = label
+    return labels
+
+
+def best_of_cells(runs: Runs) -> Runs:
+    """Keep the row of the lowest loss of each cell, in the order of the table; a note says how many there were.
+
+    Raises UserError for runs without n_params, tokens or loss.
+    """
+    for name in ("n_params", "tokens", "loss"):
+        if name not in runs or runs[name].dtype == object:
+            raise UserError(f"{runs.source}: keep_best needs n_params, tokens and loss; there is no number {name}")
+    labels = cells(runs)
+    order = np.lexsort((runs["loss"], labels))
+    best = order[np.unique(labels[order], return_index=True)[1]]
+    note = f"the lowest loss of each cell of equal n_params and tokens is kept: {len(best)} of {len(runs)} rows"
+    return replace(runs.take(np.sort(best)), notes=(*runs.notes, note))
