@@ -118,11 +118,12 @@ def replay(folder: Path, seeds: int, budget: int = 30) -> str:
     """Markdown: the ranking that an exhaustive search recorded, and how the engines fare on its scores."""
     rows = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
     blocks = tuple(rows[0]["space"]["blocks"])
-    scores = {
-        tuple(blocks.index(name) for name in row["pattern"].split()): row["score"]
-        for row in rows
-        if row["row"] == "result"
-    }
+    recorded: dict[Pattern, list[float]] = {}
+    for row in rows:
+        if row["row"] == "result" and row["seed"] in rows[0]["seeds"]:  # not those of a confirmation
+            pattern = tuple(blocks.index(name) for name in row["pattern"].split())
+            recorded.setdefault(pattern, []).append(row["score"])
+    scores = {pattern: fmean(some) for pattern, some in recorded.items()}
     space = Space(blocks, rows[0]["space"]["layers"])
     ranked = sorted(scores, key=lambda pattern: -scores[pattern])
 
@@ -152,9 +153,9 @@ def replay(folder: Path, seeds: int, budget: int = 30) -> str:
                 seen.append(Observation(pattern, scores[pattern]))
             reached.append([o.pattern for o in seen].index(ranked[0]) + 1)
             ranks.append({rule: ranked.index(p) + 1 for rule, p in returned(seen[:budget]).items()})
-        middle = {rule: median(rank[rule] for rank in ranks) for rule in ranks[0]}
-        spread = f"{median(reached):g} ({min(reached)}–{max(reached)})"
-        lines.append(f"| {name} | {spread} | {middle['best single']:g} | {middle['N_0']:g} | {middle['N_1']:g} |")
+        found = [reached, *([rank[rule] for rank in ranks] for rule in ("best single", "N_0", "N_1"))]
+        cells = [f"{median(some):g} ({'{:g} to {:g}'.format(*median_interval(some))})" for some in found]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "| rank | pattern | score |", "|---|---|---|"]
     lines += [
         f"| {rank} | `{to_composer(Layers(space.names(pattern)))}` | {scores[pattern]:.4f} |"
