@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -101,6 +102,14 @@ def is_plain(tensor: Any, dtype: torch.dtype = torch.float32) -> bool:
     return device_type(tensor.device) == "cpu"
 
 
+def modes_ignored() -> AbstractContextManager[None]:
+    """Return a block that reads attributes of tensors past torch-function modes; nothing in it may make a tensor.
+
+    Under such a mode, as when megatron-core trains on a CPU, each attribute that is read runs Python for a microsecond.
+    """
+    return torch._C.DisableTorchFunction()
+
+
 def checked_kernels(library: ctypes.CDLL, source: str) -> Iterator[tuple[str, CheckedKernel]]:
     """Yield the name and the checked call of every kernel that the C source declares."""
     enums = re.findall(r"enum \{(.*?)\}", source)
@@ -171,9 +180,10 @@ def _checked_call(
         return values
 
     def call(*arguments: Tensor | float | None) -> None:
-        values, array = check(arguments), arguments[required_array]
-        if isinstance(array, Tensor) and array.is_meta:
-            return  # a dry run: there are no values
+        with modes_ignored():
+            values, array = check(arguments), arguments[required_array]
+            if isinstance(array, Tensor) and array.is_meta:
+                return  # a dry run: there are no values
         function(*values, torch.get_num_threads())
 
     def prepare(*arguments: Tensor | float | None) -> PreparedCall:

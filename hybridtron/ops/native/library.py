@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from hybridtron.ops.elementwise.precision import under_transforms
-from hybridtron.ops.native.declarations import checked_kernels, is_plain
+from hybridtron.ops.native.declarations import checked_kernels, is_plain, modes_ignored
 
 # To make vectors of loops and sums a compiler must be free to reorder additions and to ignore errno, floating-point
 # exceptions and the sign of zero. NaN and infinities keep their meaning, and the processor its handling of denormals.
@@ -45,8 +45,9 @@ class Kernels(SimpleNamespace):
 
 def kernels_for(*tensors: Tensor) -> Kernels | None:
     """Return the kernels if they can take these tensors: plain float32 on a CPU, under no torch.func transform."""
-    if not all(map(is_plain, tensors)):
-        return None
+    with modes_ignored():
+        if not all(map(is_plain, tensors)):
+            return None
     return None if under_transforms() else load()[0]
 
 

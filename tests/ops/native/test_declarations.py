@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from hybridtron.model.step_plan import plan_steps
 from hybridtron.ops.attention.rotary import apply_rotary, rotary_tables
@@ -239,3 +240,22 @@ def test_kernels_that_are_gone_in_backward_are_named(monkeypatch):
     finally:
         monkeypatch.undo()
         library.load.cache_clear()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_checking_a_call_runs_no_torch_function_mode(calls, kernel):
+    """Training on a CPU is under one, and a call reads dozens of attributes of tensors."""
+    seen = []
+
+    class Recording(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    tensors = [argument for argument in calls[kernel] if isinstance(argument, torch.Tensor)]
+    with Recording():
+        getattr(library.load()[0], kernel)(*calls[kernel])
+        library.kernels_for(*tensors)
+        assert seen == []
+        tensors[0].dtype  # noqa: B018
+    assert len(seen) == 1
