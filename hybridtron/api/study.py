@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybridtron.api.configs import Config, read_model_config, read_training_config
@@ -35,6 +36,7 @@ def plan(
     memory_gib: float = 80.0,
     overhead_gib: float | None = None,
     disk_gb_per_s: float | None = None,
+    table: Path | str | None = None,
 ) -> Plan:
     """Work out stages, memory and traffic of a config's layout on `gpus` processes.
 
@@ -47,6 +49,7 @@ def plan(
         memory_gib: the memory of one process's GPU, to which the total is compared.
         disk_gb_per_s: rate in 10^9 bytes per second at which all processes together write a checkpoint.
         overhead_gib: memory beside tensors (CUDA context, buffers of NCCL); by default 2 on a GPU, 0.5 on a CPU.
+        table: layers.csv of `measure_efficiency`, whose measured times stand in place of FLOPs.
 
     Raises:
         UserError: where the layout does not fit the model or the number of processes.
@@ -59,4 +62,5 @@ def plan(
     if not isinstance(gpus, int) or gpus < 1:
         raise UserError(f"gpus = {gpus!r}: expected a whole number of at least 1")
     capacity = Capacity.of(device, memory_gib, overhead_gib)
-    return plan(read_training_config(config, *overrides), gpus, dry_run, capacity, disk_gb_per_s)
+    measured = None if table is None else Path(table)
+    return plan(read_training_config(config, *overrides), gpus, dry_run, capacity, disk_gb_per_s, measured)

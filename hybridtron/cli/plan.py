@@ -33,6 +33,9 @@ def add_arguments(verb: ArgumentParser) -> None:
         metavar="RATE",
         help="10^9 bytes per second that all processes together write to disk, for the time of a checkpoint",
     )
+    verb.add_argument(
+        "--table", metavar="FILE", help="layers.csv of hybridtron efficiency --by-block: measured times for FLOPs"
+    )
     add_json_argument(verb)
 
 
@@ -49,6 +52,7 @@ def run(options: argparse.Namespace) -> int:
         memory_gib=options.memory_gib,
         overhead_gib=options.overhead_gib,
         disk_gb_per_s=options.disk_gb_per_s,
+        table=options.table,
     )
     print_result(made, options.json)
     return 0

@@ -14,6 +14,7 @@ from hybridtron.efficiency.machine import finish, seconds
 from hybridtron.efficiency.parts import Part
 
 PHASES = ("train", "prefill", "decode")
+PASSES = "forward_backward"  # the part of training before the optimizer
 DECODED = 8  # tokens of one measurement
 
 Times = dict[str, dict[str, list[float]]]
@@ -32,10 +33,12 @@ def measure_times(
         part.make_room()
         part.decode()
         part.release()
-    times: Times = {name: {phase: [] for phase in PHASES} for name in parts}
+    times: Times = {name: {phase: [] for phase in (*PHASES, PASSES)} for name in parts}
     for _ in range(repeats):
         for name, part in parts.items():
-            times[name]["train"].append(seconds(part.train, part.device))
+            passes = seconds(part.passes, part.device)
+            times[name][PASSES].append(passes)
+            times[name]["train"].append(passes + seconds(part.update, part.device))
             part.release()
             times[name]["prefill"].append(seconds(part.prefill, part.device))
             part.make_room()

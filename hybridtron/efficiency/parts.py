@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from hybridtron.accounting.layer_table import ENDS
 from hybridtron.backends.torch import TorchBackend
 from hybridtron.mixers.prepared_step import PreparedStep
 from hybridtron.mixers.state_rows import reserve
@@ -24,7 +25,6 @@ from hybridtron.model.stage import Stage, whole
 from hybridtron.model.step_plan import StepPlan, plan_layer_steps, plan_steps
 from hybridtron.training.config import RunConfig
 
-ENDS = "embedding and output"
 ROOM = 64  # tokens that a part can go on by after its prompt, before its caches grow
 
 
@@ -59,8 +59,16 @@ class Part:
 
     def train(self) -> None:
         """Make one training step: forward, backward, AdamW."""
+        self.passes()
+        self.update()
+
+    def passes(self) -> None:
+        """Make the forward and the backward pass of a training step."""
         self.model.zero_grad(set_to_none=True)
         self.loss().backward()
+
+    def update(self) -> None:
+        """Make AdamW's part of a training step."""
         if self.optimizer:
             self.optimizer.step()
 

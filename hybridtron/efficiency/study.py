@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from hybridtron.accounting.describe import FORMAT_BYTES, Account, describe
+from hybridtron.efficiency.load import Load, LoadMeter
 from hybridtron.efficiency.machine import Machine, measure_machine
-from hybridtron.efficiency.measure import PHASES, Times, measure_times, peak_bytes
+from hybridtron.efficiency.measure import PASSES, PHASES, Times, measure_times, peak_bytes
 from hybridtron.efficiency.parts import Part, parts_of, whole_model
 from hybridtron.errors import UserError
 from hybridtron.reporting.shown import Shown
@@ -84,6 +85,7 @@ class Efficiency(Shown):
     by_block: bool
     rates: tuple[Rates, ...]
     parts: tuple[PartTimes, ...]  # of each distinct layer, with by_block
+    load: Load
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -94,6 +96,7 @@ class Efficiency(Shown):
             "by_block": self.by_block,
             "rates": [rates.as_json() for rates in self.rates],
             "parts": [asdict(part) for part in self.parts],
+            "load": {**asdict(self.load), "warning": self.load.warning},
         }
 
 
@@ -113,6 +116,7 @@ def measure_models(
     for config in configs:
         if config.model.mtp:
             raise UserError(f"{config.name}: model.mtp: expected null, as training is measured without it")
+    meter = LoadMeter(on_cpu=device.type == "cpu")
     machine = measure_machine(device, configs[0].precision.dtype)
     if by_block:
         parts, counts = parts_of(configs, device)
@@ -134,7 +138,7 @@ def measure_models(
                 part.release()
     models = {config.name: describe(config.model, max(lengths), config.name) for config in configs}
     number_format = configs[0].precision.parameter_format
-    return Efficiency(models, machine, number_format, repeats, by_block, tuple(rates), tuple(part_times))
+    return Efficiency(models, machine, number_format, repeats, by_block, tuple(rates), tuple(part_times), meter.read())
 
 
 def _rates(
@@ -219,5 +223,5 @@ def _ratio(paired: Sequence[float]) -> Ratio:
 
 
 def _part_times(part: Part, times: Mapping[str, Sequence[float]], length: int, batch: int) -> PartTimes:
-    milliseconds = {phase: 1000 * median(times[phase]) for phase in PHASES}
+    milliseconds = {phase: 1000 * median(times[phase]) for phase in (*PHASES, PASSES)}
     return PartTimes(part.name, length, batch, part.num_parameters, milliseconds, part.state_bytes)

@@ -61,14 +61,14 @@ def stage_costs(config: ModelConfig, stages: Sequence[Stage], seq_len: int, edge
     ]
 
 
-def imbalance(costs: Sequence[int], processes: int) -> float:
+def imbalance(costs: Sequence[float], processes: int) -> float:
     """Compute how far the most loaded process is above the mean, as a share of the mean; stage k is on process
     k mod `processes`."""
     each = [sum(costs[rank::processes]) for rank in range(processes)]
     return max(each) * processes / sum(each) - 1
 
 
-def balanced_cuts(costs: Sequence[int], count: int, first: int = 0, last: int = 0) -> list[int]:
+def balanced_cuts(costs: Sequence[float], count: int, first: float = 0, last: float = 0) -> list[int]:
     """Find cuts of layers of these costs into `count` non-empty runs that make the largest cost of a run smallest.
 
     `first` and `last` are added to the first and last run. Among equally good cuts the later runs are kept short:
@@ -76,7 +76,7 @@ def balanced_cuts(costs: Sequence[int], count: int, first: int = 0, last: int = 
     """
     if not 1 <= count <= len(costs):
         raise ValueError(f"{len(costs)} layers cannot make {count} stages")
-    before = [0]
+    before: list[float] = [0]
     for cost in costs:
         before.append(before[-1] + cost)
     # best[i]: the largest cost when layers 0 .. i - 1 make the stages so far; came[k][i]: where the k-th of them begins

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from hybridtron.accounting.describe import FORMAT_BYTES
@@ -24,6 +25,7 @@ from hybridtron.planner.share import (
     uses_muon,
     value_bytes,
 )
+from hybridtron.planner.time_model import TimeModel, time_model
 from hybridtron.reporting.shown import Shown
 from hybridtron.tensors import TensorSpec
 from hybridtron.training.config import RunConfig
@@ -65,6 +67,7 @@ class Plan(Shown):
     stages: list[StagePlan]
     sent_bytes_per_step: dict[str, int] | None  # of all processes together
     checkpoint: CheckpointSize
+    time: TimeModel | None  # None without a table of measured layers
 
     def as_json(self) -> dict[str, Any]:
         """Convert to the object that `--json` prints."""
@@ -77,8 +80,10 @@ def plan(
     dry_run: bool,
     capacity: Capacity | None = None,
     disk_gb_per_s: float | None = None,
+    table: Path | None = None,
 ) -> Plan:
     """Plan a resolved config on so many processes; with `dry_run` build and run every distinct stage without values.
+    `table` has measured times of layers, by which processes are compared in place of FLOPs.
 
     Raises UserError for an impossible layout, or where the parts do not add up to the model.
     """
@@ -99,13 +104,14 @@ def plan(
                micro_batches, capacity)
         for some, tensors, run in zip(own, held, runs, strict=True)
     ]  # fmt: skip
+    time = time_model(config, table, stages, micro_batches) if table else None
     waiting = (parallel.pipeline - 1) / parallel.virtual_pipeline
     return Plan(
         name=config.name,
         gpus=gpus,
         layout={**parallel.model_dump(), "data": copies},
         micro_batches=micro_batches,
-        imbalance=imbalance(costs, parallel.pipeline),
+        imbalance=imbalance(time.stages_ms if time else costs, parallel.pipeline),
         bubble=waiting / (micro_batches + waiting),
         parameters=total,
         parameters_over_processes=total,
@@ -114,6 +120,7 @@ def plan(
         stages=plans,
         sent_bytes_per_step=_sent_by_all(plans, gpus // parallel.pipeline) if dry_run else None,
         checkpoint=checkpoint_size(config, specs, held, replicas, gpus, disk_gb_per_s),
+        time=time,
     )
 
 

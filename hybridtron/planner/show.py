@@ -7,6 +7,7 @@ from rich.console import Console
 from hybridtron.planner.checkpoint_size import CheckpointSize
 from hybridtron.planner.memory import GIB, StageMemory
 from hybridtron.planner.plan import Plan
+from hybridtron.planner.time_model import TimeModel
 from hybridtron.reporting.numbers import byte_size, duration, plural
 from hybridtron.reporting.shown import show
 from hybridtron.reporting.table import Table
@@ -28,6 +29,8 @@ def show_plan(plan: Plan, console: Console) -> None:
         f"process {plan.imbalance:.1%} above the mean, pipeline bubble {plan.bubble:.1%}"
     )
     _show_stages(plan, console)
+    if plan.time:
+        _show_time(plan.time, console)
     _show_memory(plan, console)
     _show_checkpoint(plan.checkpoint, console)
     if plan.sent_bytes_per_step is None:
@@ -42,16 +45,34 @@ def show_plan(plan: Plan, console: Console) -> None:
 
 def _show_stages(plan: Plan, console: Console) -> None:
     """Print what each stage computes, holds and sends."""
-    titles = ["FLOPs", "parameters", *(["sent per step"] if plan.sent_bytes_per_step is not None else [])]
+    titles = [
+        "FLOPs",
+        *(["passes"] if plan.time else []),
+        "parameters",
+        *(["sent per step"] if plan.sent_bytes_per_step is not None else []),
+    ]
     rows = []
     for stage in plan.stages:
         layers = ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in stage.layers)
-        row = [stage.pipeline_rank, layers, f"{stage.flops_share:.1%}", f"{stage.parameters:,}"]
+        passes = [f"{plan.time.stages_ms[stage.pipeline_rank]:.4g} ms"] if plan.time else []
+        row = [stage.pipeline_rank, layers, f"{stage.flops_share:.1%}", *passes, f"{stage.parameters:,}"]
         if stage.sent_bytes_per_step is not None:
             row.append(byte_size(sum(stage.sent_bytes_per_step.values())))
         rows.append(row)
     console.file.write(Table.from_rows(["stage", "layers", *titles], rows, right=titles).to_terminal(console))
     console.print("columns from parameters on are those of one process of the stage")
+
+
+def _show_time(time: TimeModel, console: Console) -> None:
+    """Print what a step takes by the table of layers, better cuts, and what the table lacked."""
+    console.print(
+        f"\ntimes of {time.table}: {duration(time.step_seconds)} a step without communication and optimizer; passes "
+        "are those of a micro-batch, forward and backward"
+    )
+    if time.pattern:
+        console.print(f'  cuts that balance them better: model.pattern="{time.pattern}"', markup=False, soft_wrap=True)
+    for remark in time.remarks:
+        console.print(f"  {remark}", markup=False, soft_wrap=True)
 
 
 def _show_memory(plan: Plan, console: Console) -> None:

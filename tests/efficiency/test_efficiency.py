@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import select
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,9 +15,11 @@ import hybridtron as ht
 from hybridtron.accounting.describe import describe
 from hybridtron.api.configs import read_model_config
 from hybridtron.cli.main import main
+from hybridtron.efficiency.load import Load, LoadMeter
 from hybridtron.efficiency.machine import Machine
 from hybridtron.efficiency.measure import peak_bytes
 from hybridtron.efficiency.parts import parts_of, whole_model
+from hybridtron.efficiency.report.page import write_page
 from hybridtron.efficiency.study import _floors, _ratio
 
 CPU = torch.device("cpu")
@@ -120,6 +124,39 @@ def test_rates_follow_from_times(measured):
         assert all(share > 0 for share in row.share_of_floor.values())
 
 
+@pytest.mark.parametrize(
+    ("share", "average", "expected"),
+    [
+        (0.99, 1.9, None),
+        (3.7, 4.0, None),  # four threads
+        (None, 2.0, None),  # a GPU
+        (0.79, 1.0, "times are too long: processor time was 79% of the clock's."),
+        (1.0, 4.5, "times are too long: the load average was 4.5 on 4 cores."),
+        (0.5, 9.0, "processor time was 50% of the clock's, the load average was 9.0 on 4 cores."),
+    ],
+)
+def test_other_work_on_the_machine_is_told(share, average, expected):
+    warning = Load(share, average, 4).warning
+    assert warning is None if expected is None else warning.endswith(expected)
+
+
+def test_a_process_that_waits_has_less_processor_time_than_the_clock():
+    meter = LoadMeter(on_cpu=True)
+    with select.epoll() as nothing:
+        nothing.poll(0.2)
+    assert meter.read().processor_share < 0.5
+    assert LoadMeter(on_cpu=False).read().processor_share is None
+
+
+def test_the_load_is_printed_and_warned_of_in_the_terminal_and_on_the_page(measured, tmp_path):
+    loaded = replace(measured[0], load=Load(0.4, 7.0, 2))
+    for text in (str(loaded), write_page(loaded, tmp_path / "page").read_text()):
+        assert "Other work ran beside this" in text
+        assert "processor time 40% of the clock" in text
+        assert "load average 7.0 on 2 cores" in text
+    assert "Other work" not in str(replace(loaded, load=Load(1.0, 1.0, 2)))
+
+
 def test_the_largest_batch_has_room_for_the_states_as_they_are(measured):
     for row in measured[0].rates:  # caches of 64 tokens, where the formula counts 8 or 16
         free = measured[0].machine.memory_bytes - 4 * measured[0].models[row.model].total
@@ -150,6 +187,7 @@ def test_the_page_and_its_files_hold_what_was_measured(measured):
     rows = list(csv.DictReader((folder / "layers.csv").open()))
     assert len(rows) == len(result.parts) == 4 * 2 * 2
     assert {"layer", "length", "batch", "decode_ms", "state_bytes"} <= rows[0].keys()
+    assert all(0 < float(row["forward_backward_ms"]) < float(row["train_ms"]) for row in rows)
 
 
 def test_the_peak_of_a_call_counts_what_it_makes():

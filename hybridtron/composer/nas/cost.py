@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from hybridtron.accounting.describe import FORMAT_BYTES
+from hybridtron.accounting.layer_table import read_layer_table
 from hybridtron.composer.nas.cost_config import MEASURED, CostConfig, Measure
 from hybridtron.composer.nas.evaluators import require_blocks
 from hybridtron.composer.nas.space import Limit, Pattern, Space
 from hybridtron.config.load import load
-from hybridtron.efficiency.layer_table import read_layer_table
 from hybridtron.errors import UserError
 from hybridtron.training.config import RunConfig
 

@@ -6,7 +6,7 @@ import csv
 import io
 from pathlib import Path
 
-from hybridtron.efficiency.measure import PHASES
+from hybridtron.efficiency.measure import PASSES, PHASES
 from hybridtron.efficiency.report import tables
 from hybridtron.efficiency.report.plots import draw
 from hybridtron.efficiency.study import Efficiency
@@ -29,11 +29,12 @@ def write_page(efficiency: Efficiency, folder: Path) -> Path:
 def layer_table(efficiency: Efficiency) -> str:
     """Return the table of layers as CSV: a row for each layer, context length and batch size."""
     text = io.StringIO()
-    columns = ["layer", "length", "batch", "parameters", *(f"{phase}_ms" for phase in PHASES), "state_bytes"]
+    phases = [*PHASES, PASSES]
+    columns = ["layer", "length", "batch", "parameters", *(f"{phase}_ms" for phase in phases), "state_bytes"]
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     for part in efficiency.parts:
-        times = {f"{phase}_ms": f"{part.milliseconds[phase]:.6g}" for phase in PHASES}
+        times = {f"{phase}_ms": f"{part.milliseconds[phase]:.6g}" for phase in phases}
         sizes = {"parameters": part.parameters, "state_bytes": part.state_bytes}
         writer.writerow({"layer": part.part, "length": part.length, "batch": part.batch, **sizes, **times})
     return text.getvalue()

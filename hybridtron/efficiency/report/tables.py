@@ -111,6 +111,8 @@ def _ratio(ratio: Ratio) -> str:
 def show_efficiency(efficiency: Efficiency, console: Console) -> None:
     """Print the machine and all tables."""
     console.print(describe_machine(efficiency), soft_wrap=True)
+    if efficiency.load.warning:
+        console.print(efficiency.load.warning, style="bold", soft_wrap=True)
     for title, table in (
         ("models", models(efficiency)),
         ("rates", rates(efficiency)),
@@ -123,10 +125,12 @@ def show_efficiency(efficiency: Efficiency, console: Console) -> None:
 
 def describe_machine(efficiency: Efficiency) -> str:
     """Return a sentence about the machine and how was measured."""
-    machine = efficiency.machine
+    machine, load = efficiency.machine, efficiency.load
+    share = "" if load.processor_share is None else f"processor time {load.processor_share:.0%} of the clock's, "
     how = "sums over layers measured one by one" if efficiency.by_block else "whole models"
     return (
         f"{machine.name}, threads: {machine.threads}; {efficiency.number_format}, matrix products "
         f"{si(machine.flops_per_s)}FLOP/s, memory {si(machine.bytes_per_s)}B/s; {how}, medians of "
-        f"{efficiency.repeats} repeats that take turns"
+        f"{efficiency.repeats} repeats that take turns; {share}load average "
+        f"{load.load_average:.1f} on {load.cores} cores"
     )

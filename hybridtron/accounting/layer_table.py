@@ -10,7 +10,8 @@ from pathlib import Path
 from hybridtron.errors import UserError
 from hybridtron.files import read_plain
 
-PASSES = "forward_backward_ms"  # a training step without the optimizer's part
+ENDS = "embedding and output"  # the row of what stands before and after the layers
+PASSES = "forward_backward_ms"  # a training step without the optimizer
 
 
 @dataclass(frozen=True)
