@@ -15,15 +15,18 @@ from hybridtron.lazy import lazy_exports
 if TYPE_CHECKING:
     from hybridtron.composer.grow.scale import Scaled, scale
     from hybridtron.composer.nas.config import SearchConfig
+    from hybridtron.composer.nas.driving import OpenSearch, open_search
     from hybridtron.composer.nas.run import search
     from hybridtron.composer.nas.worker import SearchFailed
     from hybridtron.composer.report.outcome import Outcome
 
 __all__ = [
+    "OpenSearch",
     "Outcome",
     "Scaled",
     "SearchConfig",
     "SearchFailed",
+    "open_search",
     "scale",
     "search",
 ]

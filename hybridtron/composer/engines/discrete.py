@@ -39,6 +39,7 @@ class History:
     finished: Sequence[Observation]
     pending: Sequence[Pattern] = ()
     seed: int = 0
+    listed: Sequence[Pattern] = ()  # those of a file, where the engine takes them from one
 
     @property
     def known(self) -> set[Pattern]:

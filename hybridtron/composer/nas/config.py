@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import (
     Field,
@@ -17,76 +15,11 @@ from pydantic import (
 from hybridtron.accounting.equal_size import Measure
 from hybridtron.composer.engines.bayesian import Bayesian
 from hybridtron.composer.engines.discrete import Evolution, Exhaustive, RandomSearch
+from hybridtron.composer.engines.listed import Listed
 from hybridtron.composer.nas.cost_config import CostConfig
-from hybridtron.composer.nas.space import Space
-from hybridtron.config.nearest import one_of
+from hybridtron.composer.nas.layouts import read_layers
+from hybridtron.composer.nas.space_config import Count, SpaceConfig
 from hybridtron.config.schema import FolderName, Strict, problem
-from hybridtron.pattern import read
-
-FREE = "?"  # a position that is searched
-Count = Annotated[int, Field(ge=0)]
-PositiveCount = Annotated[int, Field(ge=1)]
-BlockName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-
-
-class SpaceConfig(Strict):
-    """The patterns that may be tried."""
-
-    blocks: list[BlockName] = Field(min_length=1, description="Names of the blocks, as the evaluator knows them.")
-    layers: int = Field(ge=1, le=256, description="Layers of a pattern.")
-    fixed: str | None = Field(
-        None, description="One word for each layer: a block that stands there, or ? where the search decides."
-    )
-    at_most: dict[str, Count] = Field({}, description="Block -> how often it may be used.")
-    at_least: dict[str, Count] = Field({}, description="Block -> how often it must be used.")
-    longest_run: dict[str, PositiveCount] = Field({}, description="Block -> how many of it may follow one another.")
-    never_first: list[str] = Field([], description="Blocks that the first layer may not be.")
-    never_last: list[str] = Field([], description="Blocks that the last layer may not be.")
-    never_adjacent: list[tuple[str, str]] = Field([], description="Pairs: the second may not follow the first.")
-
-    @model_validator(mode="after")
-    def _names_blocks_and_leaves_patterns(self) -> SpaceConfig:
-        if len(set(self.blocks)) < len(self.blocks):
-            raise problem("blocks", self.blocks, "different names")
-        if len(self.fixed_words) != self.layers:
-            raise problem("fixed", self.fixed, f"{self.layers} words, one for each layer, {FREE} where it is free")
-        named = [("fixed", word, word) for word in self.fixed_words if word != FREE]
-        for key in ("at_most", "at_least", "longest_run"):
-            named += [(f"{key}.{name}", count, name) for name, count in getattr(self, key).items()]
-        for key in ("never_first", "never_last"):
-            named += [(key, name, name) for name in getattr(self, key)]
-        named += [("never_adjacent", name, name) for pair in self.never_adjacent for name in pair]
-        for key, value, name in named:
-            if name not in self.blocks:
-                choices = [*self.blocks, FREE] if key == "fixed" else self.blocks
-                raise problem(key, value, f"a block: {one_of(name, choices)}")
-        if not self.patterns.size:
-            constraints = {k: value for k, value in self.model_dump(exclude={"blocks", "layers"}).items() if value}
-            none = {key: type(getattr(self.patterns, key))() for key in constraints}
-            alone = [key for key in constraints if replace(self.patterns, **{key: none[key]}).size]
-            reason = f"without {' or '.join(alone)} there are some" if alone else "several of them must go"
-            raise problem("", constraints, f"constraints that leave a pattern of {self.layers} layers; {reason}")
-        return self
-
-    @property
-    def fixed_words(self) -> list[str]:
-        return self.fixed.split() if self.fixed is not None else [FREE] * self.layers
-
-    @cached_property
-    def patterns(self) -> Space:
-        """Return the patterns that keep the constraints."""
-        index = {name: i for i, name in enumerate(self.blocks)}
-        return Space(
-            tuple(self.blocks),
-            self.layers,
-            {i: index[word] for i, word in enumerate(self.fixed_words) if word != FREE},
-            {index[name]: count for name, count in self.at_most.items()},
-            {index[name]: count for name, count in self.at_least.items()},
-            {index[name]: count for name, count in self.longest_run.items()},
-            frozenset(index[name] for name in self.never_first),
-            frozenset(index[name] for name in self.never_last),
-            frozenset((index[first], index[second]) for first, second in self.never_adjacent),
-        )
 
 
 class MethodologyConfig(Strict):
@@ -179,6 +112,41 @@ class MADConfig(Strict):
     )
 
 
+class OutsideConfig(Strict):
+    """Scores that all come from outside: `hybridtron search ask` gives out patterns, `tell` takes their scores."""
+
+    type: Literal["outside"]
+    quantity: str = Field("score", description="What a score is, in words; larger is better.")
+
+
+class BudgetConfig(Strict):
+    """What the evaluations of a search may cost together; it stops before the one that would exceed this.
+
+    Seeds of `confirm` come on top.
+    """
+
+    evaluations: int | None = Field(None, ge=1, description="Patterns, as `evaluations` beside it.")
+    flops: float | None = Field(
+        None, gt=0, description="FLOPs of training, three forward passes over the tokens of each evaluation."
+    )
+    hours: float | None = Field(
+        None,
+        gt=0,
+        description="Hours of evaluation, over all workers; the next one is expected to take the longest yet.",
+    )
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> BudgetConfig:
+        if not self.model_dump(exclude_none=True):
+            raise problem("", {}, "one of evaluations, flops, hours")
+        return self
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Return the limits of cost that are set: flops, hours."""
+        return self.model_dump(include={"flops", "hours"}, exclude_none=True)
+
+
 class ConfirmConfig(Strict):
     """Seeds that the search has not seen, for its vote, its best patterns and baselines, compared in pairs.
 
@@ -199,14 +167,18 @@ class SearchConfig(Strict):
     folder: str | None = Field(None, description="Where the search is kept; by default checkpoints/search-NAME.")
     seed: int = Field(0, ge=0, description="Of the engine's draws.")
     seeds: list[int] = Field([0], min_length=1, description="Every pattern is evaluated once with each of these seeds.")
-    evaluations: int = Field(
-        ge=1, description="Patterns to evaluate, in each step of an incremental methodology; fewer where no more exist."
+    evaluations: int | None = Field(
+        None,
+        ge=1,
+        description="Patterns to evaluate, in each step of an incremental methodology; fewer where no more exist. "
+        "May be left out with a `budget` or a list.",
     )
+    budget: BudgetConfig | None = Field(None, description="Limits of what the evaluations cost together.")
     space: SpaceConfig
-    evaluator: FunctionConfig | ShortRunConfig | MADConfig = Field(
+    evaluator: FunctionConfig | ShortRunConfig | MADConfig | OutsideConfig = Field(
         discriminator="type", description="What scores a pattern."
     )
-    engine: Bayesian | Evolution | RandomSearch | Exhaustive = Field(
+    engine: Bayesian | Evolution | RandomSearch | Exhaustive | Listed = Field(
         discriminator="type", description="What chooses the patterns to evaluate."
     )
     methodology: MethodologyConfig = MethodologyConfig()
@@ -231,8 +203,27 @@ class SearchConfig(Strict):
 
     @model_validator(mode="after")
     def _has_models_to_size(self) -> SearchConfig:
-        if self.equal_size and self.evaluator.type == "function":
-            raise problem("equal_size", self.equal_size.pattern, "nothing with evaluator.type function")
+        if self.equal_size and self.evaluator.type in ("function", "outside"):
+            raise problem("equal_size", self.equal_size.pattern, f"nothing with evaluator.type {self.evaluator.type}")
+        return self
+
+    @model_validator(mode="after")
+    def _ends_somewhere(self) -> SearchConfig:
+        budget = self.budget
+        if self.evaluations is None and budget is None and not isinstance(self.engine, Listed):
+            raise problem("evaluations", None, "a whole number, at least 1, or a budget")
+        if self.evaluations is not None and budget and budget.evaluations is not None:
+            raise problem("budget.evaluations", budget.evaluations, f"nothing beside evaluations {self.evaluations}")
+        one_shot, without = self.methodology.type == "one_shot", {"outside": ("flops", "hours"), "function": ("flops",)}
+        for key, value in (budget.limits if budget else {}).items():
+            if key in without.get(self.evaluator.type, ()):
+                raise problem(f"budget.{key}", value, f"budget.evaluations with evaluator.type {self.evaluator.type}")
+            if not one_shot:
+                raise problem(
+                    f"budget.{key}", value, f"budget.evaluations with methodology.type {self.methodology.type}"
+                )
+        if isinstance(self.engine, Listed) and not one_shot:
+            raise problem("methodology.type", self.methodology.type, "one_shot with engine.type list")
         return self
 
     @model_validator(mode="after")
@@ -259,7 +250,12 @@ class SearchConfig(Strict):
     def baselines(self) -> list[Sequence[str]]:
         """Return the layers of each baseline of the confirmation."""
         texts = self.confirm.baselines if self.confirm else []
-        return [read(text, self.space.blocks).layers for text in texts]
+        return [read_layers(text, self.space) for text in texts]
+
+    def most_evaluations(self, possible: int) -> int:
+        """Return how many of the possible patterns may be evaluated, in a step."""
+        given = self.evaluations or (self.budget.evaluations if self.budget else None)
+        return min(given or possible, possible)
 
     @property
     def fresh_seeds(self) -> range:

@@ -7,10 +7,12 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
+from hybridtron.accounting.describe import describe
 from hybridtron.composer.nas.closed_form import Chain
-from hybridtron.composer.nas.config import FunctionConfig, MADConfig, SearchConfig, ShortRunConfig
+from hybridtron.composer.nas.config import FunctionConfig, MADConfig, OutsideConfig, SearchConfig, ShortRunConfig
 from hybridtron.composer.nas.sizes import Sizes, Width
 from hybridtron.composer.nas.store import Row
 from hybridtron.config.compose import compose
@@ -19,10 +21,15 @@ from hybridtron.config.load import build
 from hybridtron.config.nearest import nearest, one_of
 from hybridtron.data.blend_config import without_paths
 from hybridtron.errors import UserError
+from hybridtron.mad.tasks.protocol import Setting, task
 from hybridtron.mixers.identity import block_identity
 from hybridtron.mixers.registry import MIXERS
 from hybridtron.model.config import ModelConfig
 from hybridtron.pattern import Pattern
+
+if TYPE_CHECKING:
+    from hybridtron.mad.models.architecture import Architecture
+    from hybridtron.mad.training.presets import Preset
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +43,8 @@ class Evaluator:
     larger is better and None is none that is finite, and details beside it.
 
     `identity` tells two evaluators apart whose scores cannot be compared; `optimum` is the best score, if known.
-    `sizes` has the parameters of patterns, where patterns are models.
+    `sizes` has the parameters of patterns, where patterns are models. `flops` counts those of the training that one
+    evaluation plans, where it trains.
     """
 
     evaluate: Evaluate
@@ -44,6 +52,22 @@ class Evaluator:
     quantity: str
     optimum: float | None = None
     sizes: Sizes | None = None
+    flops: Callable[[Sequence[str]], float] | None = None
+
+    def cost(self, layers: Sequence[str]) -> float:
+        """Return the FLOPs of one evaluation; 0 for a pattern that has no right size, which is not trained."""
+        counts = tuple(sorted(layers))
+        if counts not in self._costs:
+            try:
+                self._costs[counts] = self.flops(counts) if self.flops else 0.0
+            except UserError:
+                self._costs[counts] = 0.0
+        return self._costs[counts]
+
+    @cached_property
+    def _costs(self) -> dict[tuple[str, ...], float]:
+        """Hold the counts of `cost`."""
+        return {}
 
 
 def make_evaluator(config: SearchConfig) -> Evaluator:
@@ -51,7 +75,13 @@ def make_evaluator(config: SearchConfig) -> Evaluator:
     settings = config.evaluator
     if isinstance(settings, FunctionConfig):
         return _function(settings, config)
+    if isinstance(settings, OutsideConfig):
+        return Evaluator(_outside, settings.model_dump(), settings.quantity)
     return _short_run(settings, config) if isinstance(settings, ShortRunConfig) else _mad(settings, config)
+
+
+def _outside(layers: Sequence[str], seed: int) -> Row:
+    raise NotImplementedError("scores come from outside")
 
 
 def _function(settings: FunctionConfig, config: SearchConfig) -> Evaluator:
@@ -114,6 +144,11 @@ def _short_run(settings: ShortRunConfig, config: SearchConfig) -> Evaluator:
         loss = train_proxy(run_of(layers, seed, sizes.width(layers)))
         return {"score": -loss, "valid_loss": loss} if math.isfinite(loss) else {"score": None, "valid_loss": None}
 
+    def flops(layers: Sequence[str]) -> float:
+        run = run_of(layers, config.seeds[0], sizes.width(layers))
+        sequences = run.tokens(0, run.train.steps) / run.data.seq_len
+        return sequences * describe(run.model, run.data.seq_len).flops_training
+
     identity = first.identity()
     identity.pop("seed")
     identity["model"].pop("pattern")
@@ -123,6 +158,7 @@ def _short_run(settings: ShortRunConfig, config: SearchConfig) -> Evaluator:
         {"type": "train", "run": identity, **_equal(config)},
         "negative held-out loss",
         sizes=sizes,
+        flops=flops,
     )
 
 
@@ -174,6 +210,9 @@ def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
         tasks = {name: task.accuracy[kind].mean for name, task in score.tasks.items()}
         return {"score": score.overall[kind].mean, "tasks": tasks}
 
+    def flops(layers: Sequence[str]) -> float:
+        return _mad_flops(architecture(layers, sizes.width(layers)), chosen, protocol)
+
     identity = settings.model_dump(include={"type", "hidden_size"}) | {
         "blocks": {name: block_identity(settings.blocks[name]) for name in config.space.blocks},
         "tasks": chosen,
@@ -181,7 +220,18 @@ def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
         **({"residual": settings.residual} if settings.residual else {}),
         **_equal(config),
     }
-    return Evaluator(_scored(evaluate, sizes), identity, "mean accuracy", sizes=sizes)
+    return Evaluator(_scored(evaluate, sizes), identity, "mean accuracy", sizes=sizes, flops=flops)
+
+
+def _mad_flops(candidate: Architecture, settings: Mapping[str, Setting], protocol: Preset) -> float:
+    """Return the FLOPs of the training steps that a preset plans on these settings of tasks."""
+    total = 0.0
+    for name, setting in settings.items():
+        seq_len, examples = task(name).sequence_length(setting), int(setting["num_train_examples"])
+        account = describe(candidate.model(int(setting["vocab_size"]), seq_len), seq_len)
+        sequences = protocol.steps(examples) * min(protocol.batch_size, examples) * len(protocol.cells)
+        total += sequences * account.flops_training
+    return total
 
 
 def _equal(config: SearchConfig) -> dict[str, Any]:

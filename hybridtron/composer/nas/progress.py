@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from statistics import fmean, stdev
@@ -63,6 +64,8 @@ class Progress:
     results: dict[Unit, Row]
     claims: dict[Unit, str]  # the last worker to take it
     fresh_seeds: Sequence[int] = ()  # of the confirmation; none without one
+    stopped: str | None = None  # why the budget ended the search
+    held: Mapping[Unit, float] = field(default_factory=dict)  # until when, in seconds, who asked keeps a unit
     candidates: dict[Pattern, str] | None = None  # patterns to confirm, the vote first, and why; None if not chosen yet
 
     @property
@@ -94,12 +97,17 @@ class Progress:
     def open_unit(self, seeds: Sequence[int], store: Store) -> Unit | None:
         """Return the first unit to evaluate without a result that no living worker has claimed."""
         wanted = self.confirm_units if self.is_searched else product(self.steps[-1].pending, seeds)
-        units = (unit for unit in wanted if unit not in self.results)
-        return next((u for u in units if u not in self.claims or not store.is_alive(self.claims[u])), None)
+        return next((u for u in wanted if u not in self.results and not self._is_taken(u, store)), None)
+
+    def _is_taken(self, unit: Unit, store: Store) -> bool:
+        """Return whether a living worker has a unit, or whoever asked for it may still tell its score."""
+        if unit in self.held:
+            return time.time() < self.held[unit]
+        return unit in self.claims and store.is_alive(self.claims[unit])
 
 
-def read_progress(config: SearchConfig, whole: Space, rows: Sequence[Row]) -> Progress:
-    """Read the state of a search of the space `whole` from all rows of its record.
+def read_progress(config: SearchConfig, whole: Space, rows: Sequence[Row], listed: Sequence[Pattern] = ()) -> Progress:
+    """Read the state of a search of the space `whole` from all rows of its record; `listed` are those of a list.
 
     What was proposed for a step whose space has changed since, as what the step before hands on has, counts no more;
     its results stay, for patterns that are proposed again. Raises UserError for a row that is damaged, and where a step
@@ -107,6 +115,8 @@ def read_progress(config: SearchConfig, whole: Space, rows: Sequence[Row]) -> Pr
     """
     results: dict[Unit, Row] = {}
     claims: dict[Unit, str] = {}
+    held: dict[Unit, float] = {}
+    stopped: str | None = None
     proposals: dict[int, list[Pattern]] = {}
     for number, row in enumerate(rows, start=1):
         if damage := _damage(row, whole.blocks):
@@ -118,19 +128,25 @@ def read_progress(config: SearchConfig, whole: Space, rows: Sequence[Row]) -> Pr
             unit = (whole.indices(row["pattern"].split()), row["seed"])
             if row["row"] == "claim":
                 claims[unit] = row["worker"]
+                held.pop(unit, None)
+                if "until" in row:
+                    held[unit] = row["until"]
             else:
                 results.setdefault(unit, row)
+        elif row["row"] == "stop" and row.get("of") == stop_key(config):
+            stopped = row.get("reason")
     total = num_steps(config.methodology, whole.layers)
     steps: list[Step] = []
     while len(steps) < total and (not steps or steps[-1].found is not None):
         found = steps[-1].found if steps else None
         space = step_space(config.methodology, whole, len(steps), found or ())
-        budget = min(config.evaluations, space.size)
-        proposed = dict.fromkeys(proposals.get(len(steps), []))
-        step = Step(len(steps), space, budget, [pattern for pattern in proposed if space.allows(pattern)])
+        proposed = [pattern for pattern in dict.fromkeys(proposals.get(len(steps), [])) if space.allows(pattern)]
+        is_list = config.engine.type == "list"
+        budget = config.most_evaluations(len({*proposed, *listed}) if is_list else space.size)
+        step = Step(len(steps), space, len(proposed) if stopped else budget, proposed)
         _finish(config, step, results)
         steps.append(step)
-    progress = Progress(steps, total, results, claims, config.fresh_seeds)
+    progress = Progress(steps, total, results, claims, config.fresh_seeds, stopped, held)
     if config.confirm and progress.is_searched and steps[-1].aggregate:
         wanted = confirm_key(config, steps[-1])
         for row in rows:
@@ -138,6 +154,11 @@ def read_progress(config: SearchConfig, whole: Space, rows: Sequence[Row]) -> Pr
                 patterns = [whole.indices(text.split()) for text in row["patterns"]]
                 progress.candidates = dict(zip(patterns, row["roles"], strict=True))
     return progress
+
+
+def stop_key(config: SearchConfig) -> Row:
+    """Return what a stop by the budget follows from: with other limits the search goes on."""
+    return {"limits": config.budget.limits if config.budget else {}, "seeds": config.seeds}
 
 
 def confirm_key(config: SearchConfig, step: Step) -> Row:

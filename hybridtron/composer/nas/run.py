@@ -8,8 +8,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from hybridtron.composer.nas.config import SearchConfig
-from hybridtron.composer.nas.progress import Progress, read_progress
+from hybridtron.composer.nas.config import OutsideConfig, SearchConfig
+from hybridtron.composer.nas.progress import Progress
 from hybridtron.composer.nas.store import EVALUATIONS, Store
 from hybridtron.composer.nas.vote import vote
 from hybridtron.composer.nas.worker import Search, prepare, work
@@ -42,6 +42,11 @@ def search(
 def run_search(config: SearchConfig, on_progress: Watch | None = None) -> tuple[Outcome, Path]:
     """Evaluate what is left of the search in its folder, write its page, and return both; raises as `search` does."""
     prepared = prepare(config)
+    if isinstance(config.evaluator, OutsideConfig):
+        raise UserError(
+            "evaluator.type outside: nothing is evaluated here; expected `hybridtron search ask CONFIG` for patterns, "
+            "`hybridtron search tell CONFIG RESULTS` for their scores, or --report"
+        )
     with closing(Store(config.search_folder, prepared.identity())) as store:
         progress = work(prepared, store, on_progress or (lambda progress: None))
         return _write_page(prepared, store, progress)
@@ -58,7 +63,7 @@ def report_search(config: SearchConfig) -> tuple[Outcome, Path]:
     prepared = prepare(config)
     with closing(Store(folder, prepared.identity())) as store:
         with store.locked() as rows:
-            progress = read_progress(config, prepared.space, rows)
+            progress = prepared.progress(rows)
         while progress.steps and not progress.steps[-1].finished:
             progress.steps.pop()
         if not progress.steps:

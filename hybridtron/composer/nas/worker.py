@@ -5,16 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hybridtron.composer.engines.bayesian import Bayesian, require_botorch
 from hybridtron.composer.engines.discrete import History, Observation, new_patterns
+from hybridtron.composer.engines.listed import Listed
+from hybridtron.composer.nas.budget import affordable, stop_row
 from hybridtron.composer.nas.config import SearchConfig
 from hybridtron.composer.nas.confirm import choose_candidates
 from hybridtron.composer.nas.cost import Cost, limited, read_costs
 from hybridtron.composer.nas.evaluators import Evaluator, make_evaluator
+from hybridtron.composer.nas.layouts import Layout, read_layouts
 from hybridtron.composer.nas.noise import with_noise
 from hybridtron.composer.nas.pareto import scalarised
 from hybridtron.composer.nas.progress import Progress, Step, Unit, read_progress
@@ -22,6 +26,7 @@ from hybridtron.composer.nas.space import Pattern, Space
 from hybridtron.composer.nas.store import Row, Store
 from hybridtron.errors import UserError
 
+SHOWN = 5  # rows of a list that a refusal names
 WAIT_SECONDS = 0.5  # between looks at the store while other workers have all that is left
 
 
@@ -37,13 +42,23 @@ class Search:
     evaluator: Evaluator
     costs: Sequence[Cost]
     space: Space  # the patterns that may be tried
+    layouts: Sequence[Layout] = ()  # rows of the engine's file, those included that are skipped
+
+    @property
+    def listed(self) -> list[Pattern]:
+        """Return the patterns of the engine's file."""
+        return [layout.pattern for layout in self.layouts if layout.pattern is not None]
+
+    def progress(self, rows: Sequence[Row]) -> Progress:
+        """Read where the search is from all rows of its record; raises as `read_progress` does."""
+        return read_progress(self.config, self.space, rows, self.listed)
 
     def identity(self) -> dict[str, Any]:
         """Return what must be the same for two searches to share a folder."""
-        sections = self.config.model_dump(mode="json", include={"space", "seeds", "methodology"})
+        sections = self.config.model_dump(mode="json", include={"seeds", "methodology"})
         costs = [cost.identity() for cost in self.costs]
         cost = costs if len(costs) > 1 else costs[0] if costs else None
-        return {**sections, "cost": cost, "evaluator": self.evaluator.identity}
+        return {"space": self.config.space.identity(), **sections, "cost": cost, "evaluator": self.evaluator.identity}
 
     @property
     def objectives(self) -> list[Cost]:
@@ -55,10 +70,30 @@ def prepare(config: SearchConfig) -> Search:
     """Build what a search needs; raises UserError where a block, a file or a package is missing."""
     if isinstance(config.engine, Bayesian):
         require_botorch()
-    costs = read_costs(config.cost, config.space.blocks, config.space.layers)
-    space = limited(config.space.patterns, costs)
+    costs, space = priced_space(config)
     read_progress(config, space, [])  # refuses what the methodology cannot build
-    return Search(config, make_evaluator(config), costs, space)
+    layouts = _read_list(config.engine, config, space) if isinstance(config.engine, Listed) else []
+    return Search(config, make_evaluator(config), costs, space, layouts)
+
+
+def priced_space(config: SearchConfig) -> tuple[Sequence[Cost], Space]:
+    """Return the costs of a search and the patterns that may be tried: those of its space within all limits."""
+    costs = read_costs(config.cost, config.space.blocks, config.space.layers)
+    return costs, limited(config.space.patterns, costs)
+
+
+def _read_list(engine: Listed, config: SearchConfig, space: Space) -> list[Layout]:
+    """Return the rows of the engine's file; raises UserError for one that is no pattern, unless these are skipped."""
+    layouts = read_layouts(Path(engine.file), config.space, space)
+    bad = [layout for layout in layouts if layout.pattern is None]
+    if len(bad) == len(layouts) or (bad and not engine.skip_invalid):
+        shown = "; ".join(f"line {layout.line}: {layout.text!r} {layout.reason}" for layout in bad[:SHOWN])
+        more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        raise UserError(
+            f"engine.file = {engine.file}: {len(bad)} of {len(layouts)} rows are no patterns of the space: {shown}"
+            f"{more}; expected valid ones, or engine.skip_invalid: true; `hybridtron search check` lists all"
+        )
+    return layouts
 
 
 def work(search: Search, store: Store, watch: Callable[[Progress], None]) -> Progress:
@@ -68,23 +103,21 @@ def work(search: Search, store: Store, watch: Callable[[Progress], None]) -> Pro
     """
     while True:
         with store.locked() as rows:
-            progress = read_progress(search.config, search.space, rows)
-            if progress.lacks_candidates:
-                store.append(choose_candidates(search.config, progress.steps[-1]))
-                progress = read_progress(search.config, search.space, rows)
+            progress, unit = next_unit(search, store, rows)
             watch(progress)
             if progress.is_complete or progress.is_stuck:
                 break
-            unit = _next_unit(search, progress, store)
             if unit is not None:
-                store.append({"row": "claim", **_named(search, unit), "worker": store.worker})
+                store.append({"row": "claim", **named(search, unit), "worker": store.worker})
         if unit is None:
             time.sleep(WAIT_SECONDS)
         else:
             result = _evaluate(search, unit)
             with store.locked():
-                store.append({"row": "result", **_named(search, unit), "worker": store.worker, **result})
+                store.append({"row": "result", **named(search, unit), "worker": store.worker, **result})
     if progress.is_stuck:
+        if progress.stopped:
+            raise SearchFailed(f"search folder {store.folder}: nothing has a score: {progress.stopped}")
         errors = [row["error"] for row in progress.results.values() if "error" in row]
         raise SearchFailed(
             f"search folder {store.folder}: none of the {len(progress.steps[-1].failed)} patterns had a finite score"
@@ -93,19 +126,30 @@ def work(search: Search, store: Store, watch: Callable[[Progress], None]) -> Pro
     return progress
 
 
-def _next_unit(search: Search, progress: Progress, store: Store) -> Unit | None:
-    """Claim an open unit, or propose a new one; return None where other workers have all that is left."""
+def next_unit(search: Search, store: Store, rows: Sequence[Row]) -> tuple[Progress, Unit | None]:
+    """Return where the search is, and the next unit to evaluate, which is proposed if it is new.
+
+    None where nothing is left, or others have all of it. Needs the lock.
+    """
+    progress = search.progress(rows)
+    if progress.lacks_candidates:
+        store.append(choose_candidates(search.config, progress.steps[-1]))
+        progress = search.progress(rows)
     step = progress.steps[-1]
     unit = progress.open_unit(search.config.seeds, store)
     if unit is not None or progress.is_searched or len(step.proposals) >= step.budget:
-        return unit
+        return progress, unit
     number = sum(len(earlier.proposals) for earlier in progress.steps)
     generator = np.random.default_rng([search.config.seed, number])
     count = min(search.config.engine.batch, step.budget - len(step.proposals))
     patterns = _propose(search, step, count, generator) or new_patterns(step.space, {*step.proposals}, 1, generator)
+    patterns, reason = affordable(search.config, search.evaluator, progress, patterns)
+    if reason:
+        store.append(stop_row(search.config, reason))
+        return next_unit(search, store, rows)
     texts = [" ".join(step.space.names(pattern)) for pattern in patterns]
     store.append({"row": "propose", "step": step.number, "patterns": texts, "engine": search.config.engine.type})
-    return patterns[0], search.config.seeds[0]
+    return progress, (patterns[0], search.config.seeds[0])
 
 
 def _propose(search: Search, step: Step, count: int, generator: np.random.Generator) -> list[Pattern]:
@@ -113,7 +157,7 @@ def _propose(search: Search, step: Step, count: int, generator: np.random.Genera
     worst = min((o.score for o in step.finished), default=0.0)
     failed = [Observation(pattern, worst, seeds=len(search.config.seeds)) for pattern in step.failed]
     seen = with_noise([*step.finished, *failed], step.noise)
-    history = History(step.space, seen, step.pending, search.config.seed)
+    history = History(step.space, seen, step.pending, search.config.seed, search.listed)
     engine = search.config.engine
     if not search.objectives:
         return engine.propose(history, count, generator)
@@ -138,6 +182,7 @@ def _evaluate(search: Search, unit: Unit) -> Row:
     return {**measured, "seconds": round(time.perf_counter() - begun, 3)}
 
 
-def _named(search: Search, unit: Unit) -> Row:
+def named(search: Search, unit: Unit) -> Row:
+    """Return a unit as the keys of a row."""
     pattern, seed = unit
     return {"pattern": " ".join(search.config.space.blocks[block] for block in pattern), "seed": seed}

@@ -13,8 +13,10 @@ from scipy.special import stdtrit
 
 from hybridtron.composer.engines.discrete import Observation
 from hybridtron.composer.nas.aggregate import Aggregate, elect
+from hybridtron.composer.nas.budget import spent_on
 from hybridtron.composer.nas.config import FunctionConfig
 from hybridtron.composer.nas.confirm import Confirmed, confirmation_json, read_confirmation
+from hybridtron.composer.nas.layouts import Layout, letters_of
 from hybridtron.composer.nas.noise import LEAST_FREEDOM, with_noise
 from hybridtron.composer.nas.pareto import pareto_front
 from hybridtron.composer.nas.progress import Progress, Step
@@ -157,6 +159,22 @@ class Outcome(Shown):
         sizes = self.search.evaluator.sizes
         return sizes.sentence if sizes else None
 
+    @property
+    def skipped(self) -> list[Layout]:
+        """Return the rows of the engine's file that were left out."""
+        return [layout for layout in self.search.layouts if layout.pattern is None]
+
+    @cached_property
+    def names(self) -> dict[Indices, str]:
+        """Return the names that the engine's file gives to patterns."""
+        return {x.pattern: x.name for x in self.search.layouts if x.pattern is not None and x.name is not None}
+
+    @cached_property
+    def spent(self) -> dict[str, float] | None:
+        """Return the FLOPs and hours of evaluation so far; None without a budget."""
+        config = self.search.config
+        return spent_on(config, self.search.evaluator, self.progress) if config.budget else None
+
     def alternatives(self) -> list[dict[str, Any]]:
         """Return the pattern and score of each rule: N_0, N_1, N_all and the best single pattern."""
         return [
@@ -185,6 +203,10 @@ class Outcome(Shown):
 
     def _row(self, observation: Observation) -> dict[str, Any]:
         row: dict[str, Any] = {"pattern": self.text(observation.pattern), "score": observation.score}
+        if letters := letters_of(self.step.space.names(observation.pattern), self.search.config.space):
+            row["letters"] = letters
+        if name := self.names.get(observation.pattern):
+            row["name"] = name
         if len(self.search.config.seeds) > 1:
             row["standard_error"] = observation.error
         row |= self._posterior_row(observation.pattern)
@@ -215,6 +237,10 @@ class Outcome(Shown):
             "name": self.search.config.name,
             "evaluated": self.num_evaluated,
             "failed": sum(len(step.failed) for step in self.progress.steps),
+            "skipped": [layout.as_json() for layout in self.skipped],
+            "budget": self.search.config.budget.model_dump(exclude_none=True) if self.search.config.budget else None,
+            "spent": self.spent,
+            "stopped": self.progress.stopped,
             "patterns_in_space": self.search.space.size,
             "complete": self.progress.is_complete,
             "quantity": self.search.evaluator.quantity,

@@ -16,6 +16,8 @@ FRONT_SHOWN = 10  # patterns of the Pareto front in the terminal and in the page
 def pattern_columns(outcome: Outcome, patterns: Sequence[tuple[int, ...]]) -> list[Column]:
     """Return the patterns, and Composer's form of them where there is one."""
     columns = [Column("pattern", [outcome.text(pattern) for pattern in patterns])]
+    if outcome.names:
+        columns.append(Column("name", [outcome.names.get(pattern) for pattern in patterns]))
     letters = [outcome.notation(pattern) for pattern in patterns]
     return columns + ([Column("Composer", letters)] if any(letters) else [])
 
@@ -152,6 +154,16 @@ def failures(outcome: Outcome, evaluations: Evaluations) -> Table:
     return Table([
         Column("pattern", [outcome.text(pattern) for pattern in failed]),
         Column("error", [evaluations.errors[pattern] or "the score was not finite" for pattern in failed]),
+    ])  # fmt: skip
+
+
+def skipped(outcome: Outcome) -> Table:
+    """Return the rows of the engine's file that are no patterns of the space."""
+    rows = outcome.skipped
+    return Table([
+        integer_column("line", [row.line for row in rows]),
+        Column("pattern", [row.text for row in rows]),
+        Column("reason", [row.reason for row in rows]),
     ])  # fmt: skip
 
 

@@ -1,0 +1,60 @@
+"""What the evaluations of a search have cost, and which more its budget allows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hybridtron.composer.nas.config import SearchConfig
+from hybridtron.composer.nas.evaluators import Evaluator
+from hybridtron.composer.nas.progress import Progress, stop_key
+from hybridtron.composer.nas.space import Pattern
+from hybridtron.composer.nas.store import Row
+
+WORDS = {"flops": "FLOPs", "hours": "hours of evaluation"}
+HOUR = 3600  # seconds
+
+
+def affordable(
+    config: SearchConfig, evaluator: Evaluator, progress: Progress, patterns: Sequence[Pattern]
+) -> tuple[list[Pattern], str | None]:
+    """Return the first of `patterns` that the budget still allows with all seeds; if none, why.
+
+    What is proposed and has no result yet counts as spent: FLOPs by the model, hours as the longest evaluation so far.
+    """
+    step, seeds = progress.steps[-1], len(config.seeds)
+    limits = config.budget.limits if config.budget else {}
+    seconds = [row.get("seconds", 0.0) for row in progress.results.values()]
+    units = [(pattern, seed) for pattern in step.proposals for seed in config.seeds]
+    waiting = sum(unit not in progress.results for unit in units)
+    longest = max(seconds, default=0.0) / HOUR
+    allowed = list(patterns)
+    for key, limit in limits.items():
+        names = step.space.names
+        costs = [seeds * (evaluator.cost(names(p)) if key == "flops" else longest) for p in allowed]
+        spent = spent_on(config, evaluator, progress)[key]
+        if key == "flops":
+            spent = seeds * sum(evaluator.cost(names(p)) for p in step.proposals)
+        else:
+            spent += waiting * longest
+        fitting = 0
+        while fitting < len(allowed) and spent + sum(costs[: fitting + 1]) <= limit:
+            fitting += 1
+        if not fitting:
+            return [], f"the next evaluation would exceed {limit:g} {WORDS[key]}: {spent:.4g} are spent"
+        allowed = allowed[:fitting]
+    return allowed, None
+
+
+def spent_on(config: SearchConfig, evaluator: Evaluator, progress: Progress) -> dict[str, float]:
+    """Return the FLOPs, where the evaluator counts them, and the hours of all evaluations on the search's own seeds."""
+    done = {unit: row for unit, row in progress.results.items() if unit[1] in config.seeds}
+    names = progress.steps[-1].space.names
+    hours = sum(row.get("seconds", 0.0) for row in done.values()) / HOUR
+    if evaluator.flops is None:
+        return {"hours": hours}
+    return {"flops": float(sum(evaluator.cost(names(pattern)) for pattern, _ in done)), "hours": hours}
+
+
+def stop_row(config: SearchConfig, reason: str) -> Row:
+    """Return the row that ends a search by its budget; another budget goes on."""
+    return {"row": "stop", "of": stop_key(config), "reason": reason}

@@ -1,0 +1,218 @@
+"""A search that is driven from outside: patterns are asked for, and their scores told.
+
+Both are rows of the same record that workers write, so that they work beside any number of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hybridtron.composer.nas.layouts import letters_of, read_layers
+from hybridtron.composer.nas.progress import Progress, Unit
+from hybridtron.composer.nas.store import Row, Store
+from hybridtron.composer.nas.violations import violations
+from hybridtron.composer.nas.worker import Search, named, next_unit
+from hybridtron.config.nearest import one_of
+from hybridtron.errors import UserError
+from hybridtron.files import read_plain
+from hybridtron.pattern import Pattern, PatternError
+
+HOLD_HOURS = 24.0  # for which what was asked for is left to whoever asked
+SHOWN = 3  # results that a refusal names
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A pattern to evaluate with one seed; `letters` where every block has one."""
+
+    id: str
+    layers: tuple[str, ...]
+    letters: str | None
+    seed: int
+
+    @property
+    def pattern(self) -> str:
+        return str(Pattern(self.layers))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the proposal for programs."""
+        return {"id": self.id, "pattern": self.pattern, "letters": self.letters, "layers": list(self.layers),
+                "seed": self.seed}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Told:
+    """How many scores were recorded, how many were there already, and where the search is then."""
+
+    recorded: int
+    repeated: int
+    progress: Progress
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the counts for programs."""
+        step = self.progress.steps[-1]
+        return {
+            "recorded": self.recorded,
+            "repeated": self.repeated,
+            "evaluated": len(step.finished),
+            "failed": len(step.failed),
+            "evaluations": step.budget,
+            "complete": self.progress.is_complete,
+        }
+
+
+def ask(search: Search, store: Store, count: int = 1, hold_hours: float = HOLD_HOURS) -> list[Asked]:
+    """Take at most `count` units of a search to evaluate elsewhere; fewer where others have the rest, or none is left.
+
+    Workers, and whoever asks later, leave them alone for `hold_hours`, or until their scores are told.
+    """
+    if count < 1:
+        raise UserError(f"count = {count}: expected at least 1")
+    if not 0 <= hold_hours < math.inf:
+        raise UserError(f"hold_hours = {hold_hours}: expected at least 0")
+    found: list[Asked] = []
+    with store.locked() as rows:
+        while len(found) < count:
+            _, unit = next_unit(search, store, rows)
+            if unit is None:
+                break
+            key, layers = unit_id(search, unit), search.space.names(unit[0])
+            found.append(Asked(key, layers, letters_of(layers, search.config.space), unit[1]))
+            until = round(time.time() + 3600 * hold_hours, 3)
+            store.append(
+                {"row": "claim", **named(search, unit), "worker": f"ask-{key}", "id": key, "until": until}
+            )  # fmt: skip
+            if not hold_hours:  # it is open again at once
+                break
+    return found
+
+
+def unit_id(search: Search, unit: Unit) -> str:
+    """Return eight digits that name a pattern with a seed, the same whenever it is asked for."""
+    return hashlib.sha256(json.dumps(named(search, unit), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def tell(search: Search, store: Store, results: Iterable[Mapping[str, Any]], unasked: bool = False) -> Told:
+    """Record scores from outside: all of them, or none where one is refused.
+
+    A result has `id` or `pattern`, in any dialect, with `seed` where the search has several, and `score`, larger being
+    better. One that is null or not finite is recorded as failed, with `error` as its reason. `test_score`, on data that
+    selects nothing, and `seconds` may follow. With `unasked`, patterns that nobody proposed become proposals; else they
+    are refused, as are scores that differ from one that is there.
+
+    Raises UserError that names the refused results with their reasons.
+    """
+    with store.locked() as rows:
+        progress = search.progress(rows)
+        ids = {row["id"]: _unit(search, row) for row in rows if row["row"] == "claim" and "id" in row}
+        new: dict[Unit, Row] = {}
+        proposals: dict[str, None] = {}
+        refused, repeated, total = [], 0, 0
+        for number, result in enumerate(results, start=1):
+            total = number
+            try:
+                unit, is_proposed = _addressed(search, progress, ids, result, unasked)
+                row = _measured(result)
+                known = {**progress.results, **new}.get(unit)
+                if known is not None and known["score"] != row["score"]:
+                    raise UserError(f"has the score {known['score']} already, which is never changed")
+            except UserError as error:
+                name = result.get("id") or result.get("pattern") if isinstance(result, Mapping) else result
+                refused.append(f"result {number} ({name}): {error}")
+                continue
+            repeated += known is not None
+            if known is None:
+                new[unit] = row
+                if not is_proposed:
+                    proposals[named(search, unit)["pattern"]] = None
+        if refused:
+            more = f"; and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
+            raise UserError(f"{len(refused)} of {total} results are refused, and none recorded: "
+                            f"{'; '.join(refused[:SHOWN])}{more}")  # fmt: skip
+        if proposals:
+            number = progress.steps[-1].number
+            store.append({"row": "propose", "step": number, "patterns": [*proposals], "engine": "outside"})
+        for unit, row in new.items():
+            store.append({"row": "result", **named(search, unit), "worker": "outside", **row})
+        return Told(len(new), repeated, search.progress(rows))
+
+
+def _addressed(
+    search: Search, progress: Progress, ids: Mapping[str, Unit], result: Mapping[str, Any], unasked: bool
+) -> tuple[Unit, bool]:
+    """Return the unit that a result is of, and whether it was proposed."""
+    if not isinstance(result, Mapping):
+        raise UserError("expected a JSON object with id or pattern, and score")
+    if "id" in result:
+        if result["id"] not in ids:
+            raise UserError(f"unknown id; expected {one_of(str(result['id']), ids) if ids else 'one of an ask'}")
+        return ids[result["id"]], True
+    text = result.get("pattern")
+    if not isinstance(text, str):
+        raise UserError("has neither id nor pattern")
+    try:
+        pattern = search.space.indices(read_layers(text, search.config.space))
+    except PatternError as error:
+        raise UserError(str(error).splitlines()[0].removeprefix("pattern: ")) from None
+    is_proposed = any(pattern in step.proposals for step in progress.steps)
+    is_candidate = pattern in (progress.candidates or {})
+    if not is_proposed and not is_candidate:
+        if reasons := violations(progress.steps[-1].space, pattern):
+            raise UserError("; ".join(reasons))
+        if not unasked:
+            raise UserError("was not proposed; expected one that was, or unasked (--unasked)")
+    seeds = [*search.config.seeds, *(progress.fresh_seeds if is_candidate else ())]
+    seed = result.get("seed", seeds[0] if len(seeds) == 1 else None)
+    if seed not in seeds or isinstance(seed, bool):
+        raise UserError(f"seed = {seed}: expected one of {', '.join(map(str, seeds))}")
+    return (pattern, seed), is_proposed or is_candidate
+
+
+def _measured(result: Mapping[str, Any]) -> Row:
+    """Return the score of a result, or its failure, as keys of a row."""
+    score, row = result.get("score"), {key: result[key] for key in ("test_score", "seconds") if key in result}
+    if "score" not in result and "error" not in result:
+        raise UserError("has no score; expected a number, or error with the reason")
+    for key, value in {"score": score, **row}.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise UserError(f"{key} = {value!r}: expected a number")
+    row = {key: float(value) for key, value in row.items() if value is not None and math.isfinite(value)}
+    if score is not None and math.isfinite(score):
+        return {"score": float(score), **row}
+    reason = result.get("error") or ("no score was told" if score is None else f"the score told was {score}")
+    return {"score": None, "error": str(reason), **row}
+
+
+def _unit(search: Search, row: Row) -> Unit:
+    return search.space.indices(row["pattern"].split()), row["seed"]
+
+
+def read_results(path: Path) -> list[Any]:
+    """Read results from a file: a JSON list, an object with a list `results`, one result, or one result a line.
+
+    Raises UserError where it is none of these.
+    """
+    try:
+        text = read_plain(path).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is no text"
+        raise UserError(f"{path}: {reason}; expected a JSON file of results") from None
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            content = [json.loads(line) for line in text.splitlines() if line.strip()]
+        except (ValueError, RecursionError):
+            raise UserError(f"{path}: is no JSON; expected a list of results, or one a line") from None
+    if isinstance(content, dict):
+        content = content.get("results", [content])
+    if not isinstance(content, list) or not content:
+        raise UserError(f"{path}: has no results; expected a JSON list of them")
+    return content

@@ -1,0 +1,103 @@
+"""Budgets of a search: evaluations, FLOPs, hours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hybridtron.accounting.describe import describe
+from hybridtron.composer.nas.budget import affordable, spent_on
+from hybridtron.composer.nas.config import SearchConfig
+from hybridtron.composer.nas.evaluators import make_evaluator
+from hybridtron.composer.nas.run import run_search
+from hybridtron.composer.nas.worker import SearchFailed, prepare
+from hybridtron.config.load import build, load
+from hybridtron.errors import UserError
+from hybridtron.training.config import RunConfig
+from hybridtron.training.validation.resolve import resolve
+from tests.composer.small import MAD
+
+QUICKSTART = str(Path(__file__).parents[3] / "configs/runs/quickstart.yaml")
+SEARCH = {
+    "name": "budget",
+    "space": {"blocks": ["attn", "mlp"], "layers": 4},
+    "evaluator": {"type": "function"},
+    "engine": {"type": "random"},
+}
+
+
+def made(folder, **changes) -> SearchConfig:
+    return build({**SEARCH, "folder": str(folder), **changes}, SearchConfig)
+
+
+def test_the_flops_of_an_evaluation_are_those_of_its_training(tmp_path):
+    evaluator = {"type": "train", "run": QUICKSTART, "overrides": ["train.steps=60"]}
+    layers = ("attn", "mlp", "mlp", "attn")
+    run = resolve(load(QUICKSTART, ["train.steps=60", "model.pattern=attn 2*mlp attn"], RunConfig))
+    sequences = 60 * run.train.global_batch_size
+    forward = describe(run.model, run.data.seq_len).flops_forward
+    assert make_evaluator(made(tmp_path, evaluator=evaluator, evaluations=1)).cost(layers) == 3 * sequences * forward
+
+
+def test_a_search_ends_before_the_evaluation_that_would_exceed_its_flops(tmp_path):
+    config = made(tmp_path, evaluator=MAD, budget={"flops": 1e30}, engine={"type": "exhaustive"})
+    evaluator = make_evaluator(config)
+    first = [evaluator.cost(config.space.patterns.names(p)) for p in list(config.space.patterns.enumerate())[:3]]
+    outcome, page = run_search(
+        made(tmp_path, evaluator=MAD, budget={"flops": sum(first) - 1}, engine={"type": "exhaustive"})
+    )
+    result = outcome.as_json()
+    assert result["evaluated"] == 2
+    assert result["complete"]
+    assert result["spent"]["flops"] == sum(first[:2])
+    assert "would exceed" in result["stopped"]
+    assert "The budget ended the search" in page.read_text()
+    more, _ = run_search(made(tmp_path, evaluator=MAD, budget={"flops": sum(first)}, engine={"type": "exhaustive"}))
+    assert more.as_json()["evaluated"] == 3
+
+
+def test_hours_are_summed_over_workers_and_the_next_evaluation_may_take_the_longest_yet(tmp_path):
+    search = prepare(made(tmp_path, budget={"hours": 1.0}, seeds=[0, 1]))
+    patterns = list(search.space.enumerate())
+    texts = [" ".join(search.space.names(pattern)) for pattern in patterns]
+    rows = [{"row": "propose", "step": 0, "patterns": texts[:2]}]
+    rows += [
+        {"row": "result", "pattern": texts[0], "seed": seed, "score": 0.5, "seconds": seconds, "worker": f"w{seed}"}
+        for seed, seconds in ((0, 360), (1, 540))
+    ]
+    progress = search.progress(rows)
+    assert spent_on(search.config, search.evaluator, progress) == {"hours": 0.25}
+    # Two evaluations wait and two more follow with each pattern, of 0.15 hours at most.
+    assert affordable(search.config, search.evaluator, progress, patterns[2:6]) == ([patterns[2]], None)
+    rows.append({"row": "propose", "step": 0, "patterns": texts[2:3]})
+    allowed, reason = affordable(search.config, search.evaluator, search.progress(rows), patterns[3:6])
+    assert not allowed
+    assert reason == "the next evaluation would exceed 1 hours of evaluation: 0.85 are spent"
+
+
+def test_evaluations_may_stand_in_the_budget(tmp_path):
+    outcome, _ = run_search(made(tmp_path, budget={"evaluations": 3}))
+    assert outcome.num_evaluated == 3
+    assert '"stop"' not in (tmp_path / "evaluations.jsonl").read_text()
+
+
+def test_a_budget_that_allows_nothing_fails(tmp_path):
+    with pytest.raises(SearchFailed, match="nothing has a score: the next evaluation would exceed 1 FLOPs"):
+        run_search(made(tmp_path, evaluator=MAD, budget={"flops": 1}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "evaluations: expected a whole number|evaluations = "),
+        ({"budget": {}}, "one of evaluations, flops, hours"),
+        ({"budget": {"evaluations": 3}, "evaluations": 3}, "budget.evaluations = 3"),
+        ({"budget": {"flops": 1e9}}, "budget.flops = .*budget.evaluations with evaluator.type function"),
+        ({"budget": {"hours": 1}, "evaluator": {"type": "outside"}}, "budget.hours"),
+        ({"budget": {"hours": 1}, "methodology": {"type": "end_incremental", "step_layers": 2}}, "end_incremental"),
+    ],
+)
+def test_budgets_that_say_nothing_are_refused(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        made(tmp_path, **changes)

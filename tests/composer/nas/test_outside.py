@@ -1,0 +1,143 @@
+"""A search that is driven from outside: ask for patterns, tell their scores."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import yaml
+
+from hybridtron.cli.main import main
+from hybridtron.composer import open_search, search
+from hybridtron.errors import UserError
+
+SEARCH = {
+    "name": "outside",
+    "evaluations": 5,
+    "space": {"blocks": ["attn", "mamba", "mlp"], "layers": 3, "at_most": {"attn": 2}},
+    "evaluator": {"type": "outside"},
+    "engine": {"type": "random"},
+}
+
+
+@pytest.fixture
+def config(tmp_path):
+    return {**SEARCH, "folder": str(tmp_path / "s")}
+
+
+def rows(tmp_path, kind):
+    lines = (tmp_path / "s/evaluations.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["row"] == kind]
+
+
+def test_a_search_is_asked_and_told_to_its_end(config):
+    with open_search(config) as outside:
+        told = {}
+        while asked := outside.ask(2):
+            results = [{"id": a.id, "score": a.layers.count("mamba"), "letters": a.letters} for a in asked]
+            told |= {a.layers: a.layers.count("mamba") for a in asked}
+            counts = outside.tell(results).as_json()
+        assert (counts["evaluated"], counts["complete"]) == (5, True)
+        outcome = outside.report()
+    assert {outcome.step.space.names(o.pattern): o.score for o in outcome.observations} == told
+    assert outcome.as_json()["best"][0]["letters"].count("B") == max(told.values())
+
+
+def test_what_was_asked_for_is_nobody_elses_until_it_is_told_or_its_time_is_over(config):
+    with open_search(config) as first, open_search(config) as second:
+        held = first.ask(3)
+        others = second.ask(9)
+        assert len({a.id for a in [*held, *others]}) == 5
+        assert second.ask() == []
+        second.tell([{"id": held[0].id, "score": 1.0}])  # whoever tells
+    with open_search({**config, "evaluations": 6}) as third:
+        (again,) = third.ask(2, hold_hours=0)
+        assert third.ask()[0].id == again.id
+
+
+def test_scores_that_are_not_finite_are_failures_with_a_reason(config, tmp_path):
+    with open_search(config) as outside:
+        one, two, three = outside.ask(3)
+        outside.tell([
+            {"id": one.id, "score": math.nan},
+            {"id": two.id, "score": None, "error": "out of memory"},
+            {"id": three.id, "score": 1, "seconds": 3.5},
+        ])  # fmt: skip
+    results = rows(tmp_path, "result")
+    assert [row["score"] for row in results] == [None, None, 1.0]
+    assert [row.get("error") for row in results] == ["the score told was nan", "out of memory", None]
+    assert results[2]["seconds"] == 3.5
+
+
+REFUSED = {
+    "a pattern that nobody proposed": ({"pattern": "AAB", "score": 1}, "was not proposed"),
+    "one outside the space": ({"pattern": "AAA", "score": 1}, "has 3 attn; expected at most 2"),
+    "an unknown letter": ({"pattern": "AXB", "score": 1}, "unknown Composer letter 'X'"),
+    "an unknown id": ({"id": "ffff", "score": 1}, "unknown id"),
+    "a seed of no search": ({"pattern": "ASKED", "seed": 7, "score": 1}, "seed = 7: expected one of 0"),
+    "a score that is a text": ({"pattern": "ASKED", "score": "high"}, "score = 'high': expected a number"),
+    "no score": ({"pattern": "ASKED"}, "has no score"),
+    "another score": ({"pattern": "TOLD", "score": 2}, "has the score 1.0 already"),
+    "nothing": ({"score": 2}, "has neither id nor pattern"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_one_refused_result_keeps_all_out(config, tmp_path, case):
+    result, reason = REFUSED[case]
+    with open_search({**config, "seed": 3}) as outside:  # proposes no AAB first
+        told, asked, good = outside.ask(3)
+        assert "AAB" not in (told.letters, asked.letters, good.letters)
+        outside.tell(pattern=told.pattern, score=1)
+        names = {"ASKED": asked.letters, "TOLD": told.letters}
+        result = {
+            **result,
+            **({"pattern": names.get(result["pattern"], result["pattern"])} if "pattern" in result else {}),
+        }
+        with pytest.raises(UserError) as refusal:
+            outside.tell([{"id": good.id, "score": 1}, result])
+        assert "1 of 2 results are refused, and none recorded: result 2" in str(refusal.value)
+        assert reason in str(refusal.value)
+        assert len(rows(tmp_path, "result")) == 1
+        assert outside.tell(pattern=told.letters, score=1).repeated == 1
+
+
+def test_patterns_of_ones_own_become_proposals(config, tmp_path):
+    with open_search(config) as outside:
+        own = [{"pattern": "AAB", "score": 1}, {"pattern": "BBB", "score": 2}]
+        assert outside.tell(own, unasked=True).recorded == 2
+    assert [row["engine"] for row in rows(tmp_path, "propose")] == ["outside"]
+    assert "outside" in {row["worker"] for row in rows(tmp_path, "result")}
+
+
+def test_workers_take_told_scores_for_their_own(config, tmp_path):
+    """The search counts what was told, and evaluates the rest itself."""
+    config = {**config, "evaluator": {"type": "function"}, "evaluations": 4}
+    with open_search(config) as outside:
+        (asked,) = outside.ask()
+        outside.tell(pattern=asked.pattern, score=0.25)
+    outcome = search(config)
+    assert outcome.num_evaluated == 4
+    assert 0.25 in [o.score for o in outcome.observations]
+    assert [row["worker"] for row in rows(tmp_path, "result")].count("outside") == 1
+
+
+def test_two_commands_drive_a_search(config, tmp_path, capsys):
+    file, results = tmp_path / "s.yaml", tmp_path / "results.json"
+    file.write_text(yaml.safe_dump(config))
+    assert main(["search", "ask", str(file), "--count", "4", "--json"]) == 0
+    asked = json.loads(capsys.readouterr().out)
+    results.write_text(json.dumps([{**one, "score": n} for n, one in enumerate(asked)]))
+    assert main(["search", "tell", str(file), str(results)]) == 0
+    assert capsys.readouterr().out == "4 recorded; 4 of 5 evaluated, 0 failed\n"
+    assert main(["search", "ask", str(file)]) == 0
+    pattern = capsys.readouterr().out.split("  ")[2].strip()
+    assert main(["search", "tell", str(file), "--pattern", pattern, "--score", "nan"]) == 0
+    assert capsys.readouterr().out == "1 recorded; 4 of 5 evaluated, 1 failed; the search is complete\n"
+    assert main(["search", str(file), "--report", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["failed"] == 1
+    assert main(["search", str(file)]) == 2
+    assert "search ask CONFIG" in capsys.readouterr().err
+    assert main(["search", "tell", str(file)]) == 2
+    assert capsys.readouterr().err.startswith("hybridtron: error: RESULTS: expected a file of results, or --pattern")
