@@ -25,6 +25,15 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "width": ("hidden_size", "d_model", "n_embd"),
     "depth": ("num_layers", "n_layers", "n_layer", "layers"),
     "learning_rate": ("lr", "peak_lr", "max_lr"),
+    "batch_tokens": ("batch_size_tokens", "tokens_per_batch", "tokens_per_step"),
+    "unique_tokens": ("unique_data", "data_unique"),
+    "experts": ("num_experts", "n_experts"),
+    "active_params": ("activated_params", "num_active_params"),
+    "granularity": ("expert_granularity",),
+    "ratio": ("attention_ratio", "attention_share"),
+    "weight_bits": ("w_bits",),
+    "activation_bits": ("a_bits", "act_bits"),
+    "kv_bits": ("kv_cache_bits",),
 }
 RUN_NAMES = ("run", "run_id", "run_name")  # columns that tell which rows are checkpoints of one run
 

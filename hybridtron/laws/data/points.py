@@ -20,6 +20,7 @@ FAR_COVERAGE = (  # benchmarks/laws.py --coverage
 _LOGARITHMS = {"N": (1, 0, 0), "D": (0, 1, 0), "C": (1, 1, np.log(FLOPS_PER_PARAMETER_TOKEN)), "M": (-1, 1, 0)}
 
 
+MAY_BE_ZERO = ("r", "ratio")  # a hybrid without attention
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 _WITH_UNIT = re.compile(r"(.*[\d.]) ?([KMBGT])", re.IGNORECASE)
 
@@ -45,7 +46,7 @@ def _read_point(point: Any) -> dict[str, float]:
     except (AttributeError, ValueError):
         raise UserError(f"predict = {point}: expected NAME=NUMBER,NAME=NUMBER, such as N=7e9,D=140B") from None
     for name, value in values.items():
-        if not 0 < value < np.inf:
+        if not (0 < value < np.inf or (value == 0 and name in MAY_BE_ZERO)):
             raise UserError(f"predict = {point}: {name} is {value:g}; expected a finite number above zero")
     return values
 

@@ -25,6 +25,7 @@ TEXT = ("arch",)  # names, also where they look like numbers
 # Columns whose values are not simply above zero.
 RANGES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
     "score": (np.isfinite, "a finite number"),
+    "ratio": (lambda ratio: (ratio >= 0) & (ratio <= 1), "a share from 0 to 1"),
     "error": (lambda error: (error > 0) & (error <= 1), "a share above 0 and up to 1 (is it in per cent?)"),
 }
 

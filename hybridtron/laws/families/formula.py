@@ -1,14 +1,17 @@
 """A law from one formula: its bounds and its name are enough.
 
-Derivatives come from the formula itself by the complex step (Squire and Trapp 1998), exact to rounding, so a formula
-must be written with numpy operations that take complex numbers (no abs, no comparisons).
+Derivatives come from the formula itself by the complex step (`fitting.complex_step`), exact to rounding. Operations of
+numpy, comparisons, `where`, `minimum` and `maximum` work; a formula that loses the imaginary part of a parameter (abs,
+rounding) is refused before anything is fitted.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,14 +19,26 @@ import numpy as np
 from hybridtron.errors import UserError
 from hybridtron.laws.data.points import extrapolation_warnings
 from hybridtron.laws.data.runs import Runs
+from hybridtron.laws.families.fixed import FIX, read_fixed
 from hybridtron.laws.families.law import Fit, Law, Settings
-from hybridtron.laws.fitting.curve import Build, Curve, CurveFit, complete_fit, measured_against_predicted
+from hybridtron.laws.fitting.complex_step import check_formula, differentiate
+from hybridtron.laws.fitting.curve import OUTLIERS, Build, Curve, CurveFit, complete_fit, measured_against_predicted
+from hybridtron.laws.fitting.identified import Tested
 from hybridtron.laws.fitting.optimize import Array, Problem
 
-_STEP = 1e-30
-_AT_ONCE = 20_000  # complex values that stay in cache
 _STARTS = 6000
+SYMBOLS: dict[str, tuple[str, ...]] = {  # of predictions -> the columns that they set, as far as the law reads them
+    "N": ("n_params",),
+    "D": ("tokens",),
+    "C": ("flops",),
+    "U": ("unique_tokens",),
+    "r": ("ratio",),
+    "G": ("granularity",),
+    "active": ("active_params",),
+    "P": ("weight_bits", "activation_bits", "kv_bits"),
+}
 Formula = Callable[..., Any]
+Facts = Callable[[CurveFit, Runs, Settings], dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,86 +48,161 @@ class FormulaLaw(Law):
     build: Build
 
 
+@dataclass(frozen=True, kw_only=True)
+class Declared:
+    """What `formula_law` is told, by the names of its arguments."""
+
+    name: str
+    summary: str
+    formula: Formula
+    columns: tuple[str, ...]
+    bounds: Mapping[str, tuple[float, float]]
+    log_scale: Sequence[str] = ()
+    anchors: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    tested: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    size: Callable[[Runs], Array] | None = None
+    delta: float = 1e-3
+    facts: Facts | None = None
+    template: str = "formula"
+
+    def build(self, runs: Runs, delta: float, fixed: dict[str, float]) -> Curve:
+        """Build the curve over these runs, with some parameters held at a value."""
+        names = [name for name in self.bounds if name not in fixed]
+        is_log = np.array([name in self.log_scale for name in names])
+        box = np.array([self.bounds[name] for name in names], dtype=float)  # [p, 2]
+        box[is_log] = np.log(box[is_log])
+        middle = {size: float(np.log(runs[column]).mean()) for size, (column, _) in self.anchors.items()}
+        data = {column: runs[column] for column in self.columns}
+
+        def values(theta: Any) -> dict[str, Any]:
+            at = dict(zip(names, theta.T, strict=True)) | fixed
+            powers = {size: at[exponent] * middle[size] for size, (_, exponent) in self.anchors.items()}
+            with np.errstate(over="ignore"):
+                return {
+                    name: np.exp(at[name] + powers.get(name, 0.0)) if is_log[i] else at[name]
+                    for i, name in enumerate(names)
+                }
+
+        def evaluate(theta: Any, columns: Mapping[str, Array]) -> Any:
+            arguments = {name: value[:, None] for name, value in values(theta).items()}
+            return self.formula(**{column: columns[column] for column in self.columns}, **fixed, **arguments)
+
+        def predict(theta: Array, rows: Any) -> Array:
+            return np.log(evaluate(theta, {column: array[rows] for column, array in data.items()}))
+
+        def derivatives(theta: Array, rows: Any = slice(None)) -> tuple[Array, Array]:
+            return differentiate(evaluate, {column: array[rows] for column, array in data.items()}, theta)
+
+        starts = np.random.default_rng(0).uniform(box[:, 0], box[:, 1], (_STARTS, len(names)))
+        problem = Problem(predict, derivatives, np.log(runs["loss"]), delta, box[:, 0], box[:, 1])
+        words = "half the squared error" if math.isinf(delta) else "Huber"
+        tested = {
+            i: Tested(name, bool(is_log[i]), tuple(other for other in self.tested[name] if other in names))
+            for i, name in enumerate(names)
+            if name in self.tested
+        }
+        return Curve(
+            problem, starts, values, evaluate, runs["loss"], f"{words} of log loss, summed over points", True,
+            tested=tested,
+        )  # fmt: skip
+
+    def fit(self, runs: Runs, settings: Settings) -> Fit:
+        """Fit the law; raises UserError for a formula that cannot be differentiated."""
+        fixed = read_fixed(settings.options.get("fix"), self.bounds, self.name)
+        names = [name for name in self.bounds if name not in fixed]
+        delta = self.delta if settings.delta is None else settings.delta
+        build = partial(self.build, fixed=fixed)
+        for point in settings.predict:
+            _columns_at(self.name, self.columns, point)  # refused before the fit
+        check_formula(self.name, names, build(runs, delta).problem)
+        facts = self.facts
+        return complete_fit(
+            self.name, build, runs, settings, delta=delta,
+            size=self.size(runs) if self.size is not None else 1 / runs["loss"], size_name="size",
+            predict_point=lambda fitted, point: _predict(self.name, self.columns, fitted, point, runs),
+            curves=lambda fitted: measured_against_predicted(fitted, "loss"), template=self.template,
+            check=lambda fitted: fitted.at_bounds(dict(enumerate(names))),
+            facts=lambda fitted: {"fixed": fixed} | (facts(fitted, runs, settings) if facts else {}),
+        )  # fmt: skip
+
+
 def formula_law(
     name: str,
     summary: str,
     formula: Formula,
     columns: Sequence[str],
     bounds: Mapping[str, tuple[float, float]],
-    *,
-    log_scale: Sequence[str] = (),
-    size: Callable[[Runs], Array] | None = None,
-    delta: float = 1e-3,
+    **more: Any,
 ) -> FormulaLaw:
     """Build a law that predicts `loss` by a formula, fitted by Huber of log loss.
 
     Args:
         formula: called with one array for each column and one for each parameter, all by name; returns the loss.
-        columns: canonical columns that the formula reads.
+        columns: that the formula reads.
         bounds: of each parameter, in its own units; also the box that random starts are drawn from.
         log_scale: parameters searched by their logarithm (bounds above zero).
-        size: what "largest" means for the held-out runs, [n]; None takes the lowest losses.
+        anchors: size of a term -> (column, exponent): the size is searched, and bounded, as the term's value
+            size * column^-exponent at the geometric mean of the column; it must be in `log_scale`.
+        tested: parameter that gets no interval where the data hardly determine it -> those that then have none either.
+        size: what "largest" means for the held-out runs, [n]; by default the lowest losses.
         delta: Huber threshold when the user gives none.
+        facts, template: what the law's own verdict is told, and the name of its template.
+
+    Raises UserError for bounds that are no box, and for names that the formula does not take.
     """
-    names = list(bounds)
-    is_log = np.array([parameter in log_scale for parameter in names])
-    box = np.array([bounds[parameter] for parameter in names], dtype=float)  # [p, 2]
-    box[is_log] = np.log(box[is_log])
-
-    def values(theta: Any) -> dict[str, Any]:
-        return {parameter: np.exp(theta[:, i]) if is_log[i] else theta[:, i] for i, parameter in enumerate(names)}
-
-    def evaluate(theta: Any, data: Mapping[str, Array]) -> Any:
-        arguments = {parameter: value[:, None] for parameter, value in values(theta).items()}
-        return formula(**{column: data[column] for column in columns}, **arguments)
-
-    def build(runs: Runs, delta: float) -> Curve:
-        data = {column: runs[column] for column in columns}
-
-        def predict(theta: Array, rows: Any) -> Array:
-            return np.log(evaluate(theta, {column: array[rows] for column, array in data.items()}))
-
-        starts = np.random.default_rng(0).uniform(box[:, 0], box[:, 1], (_STARTS, len(names)))
-
-        def derivatives(theta: Array, rows: Any = slice(None)) -> tuple[Array, Array]:
-            return _differentiate(evaluate, {column: array[rows] for column, array in data.items()}, theta)
-
-        problem = Problem(predict, derivatives, np.log(runs["loss"]), delta, box[:, 0], box[:, 1])
-        return Curve(problem, starts, values, evaluate, runs["loss"], "Huber of log loss, summed over points", True)
-
-    def fit(runs: Runs, settings: Settings) -> Fit:
-        chosen = delta if settings.delta is None else settings.delta
-        largest = size(runs) if size is not None else 1 / runs["loss"]
-        return complete_fit(
-            name, build, runs, settings, delta=chosen, size=largest, size_name="size",
-            predict_point=lambda fitted, point: _predict(name, columns, fitted, point, runs),
-            curves=lambda fitted: measured_against_predicted(fitted, "loss"), template="formula",
-            check=lambda fitted: fitted.at_bounds(dict(enumerate(names))),
-        )  # fmt: skip
-
-    assert all(math.isfinite(edge) for pair in box for edge in pair), f"{name}: bounds must be finite"
+    declared = Declared(name=name, summary=summary, formula=formula, columns=tuple(columns), bounds=bounds, **more)
+    _check(declared)
     return FormulaLaw(
-        name=name, summary=summary, columns=(*columns, "loss"), parameters=tuple(names), fit=fit, build=build
-    )
+        name=name, summary=summary, columns=(*columns, "loss"), parameters=tuple(bounds), fit=declared.fit,
+        build=partial(declared.build, fixed={}), options={"fix": FIX, "outliers": OUTLIERS},
+    )  # fmt: skip
 
 
-def _differentiate(evaluate: Formula, data: Mapping[str, Array], theta: Array) -> tuple[Array, Array]:
-    """Return log loss [k, n] and its derivatives [k, p, n] by the complex step; theta [k, p]."""
-    (k, p), n = theta.shape, len(next(iter(data.values())))
-    value, derivative = np.empty((k, n)), np.empty((k, p, n))
-    steps = 1j * _STEP * np.eye(p)
-    for part in np.array_split(np.arange(k), max(1, k * p * n // _AT_ONCE)):  # all derivatives in one call
-        stepped = (theta[part, None] + steps).reshape(-1, p)
-        values = np.log(evaluate(stepped, data)).reshape(len(part), p, n)
-        value[part], derivative[part] = values[:, 0].real, values.imag / _STEP
-    return value, derivative
+def _check(law: Declared) -> None:
+    """Raise UserError for a declaration that contradicts itself."""
+    for parameter, (low, high) in law.bounds.items():
+        least = 0.0 if parameter in law.log_scale else -math.inf
+        if not least < low < high < math.inf:
+            kind = "finite numbers above zero" if parameter in law.log_scale else "finite numbers"
+            raise UserError(
+                f"law {law.name}: bounds of {parameter} are {low:g} and {high:g}; expected two {kind}, smaller first"
+            )
+    anchored = [size for size, (_, exponent) in law.anchors.items() if {size, exponent} <= set(law.bounds)]
+    unknown = {*law.log_scale, *law.tested, *law.anchors} - set(law.bounds)
+    if unknown or set(anchored) - set(law.log_scale) or len(anchored) < len(law.anchors):
+        raise UserError(
+            f"law {law.name}: log_scale, tested and anchors name parameters of the bounds, and anchors those of "
+            f"log_scale; expected some of {', '.join(law.bounds)}"
+        )
+    try:
+        inspect.signature(law.formula).bind(**dict.fromkeys((*law.columns, *law.bounds)))
+    except TypeError as error:
+        raise UserError(
+            f"law {law.name}: the formula is called with its columns and parameters by name: {error}"
+        ) from None
+
+
+def _columns_at(name: str, columns: Sequence[str], point: Mapping[str, float]) -> dict[str, float]:
+    """Return the columns of a point given by their names or symbols; raises UserError for one too many or too few."""
+    symbols = {column: symbol for symbol, known in SYMBOLS.items() for column in known}
+    at: dict[str, float] = {}
+    text = ",".join(f"{given}={value:g}" for given, value in point.items())
+    expected = ", ".join(dict.fromkeys(symbols.get(column, column) for column in columns))
+    for given, value in point.items():
+        named = [column for column in SYMBOLS.get(given, (given,)) if column in columns and column not in at]
+        if not named:
+            raise UserError(f"predict = {text}: {name} does not know {given!r} beside the others; expected {expected}")
+        at |= dict.fromkeys(named, value)
+    if missing := [symbols.get(column, column) for column in columns if column not in at]:
+        raise UserError(f"predict = {text}: {', '.join(dict.fromkeys(missing))} missing; {name} needs {expected}")
+    return at
 
 
 def _predict(
     name: str, columns: Sequence[str], fitted: CurveFit, point: Mapping[str, float], runs: Runs
 ) -> tuple[list[dict[str, Any]], list[str]]:  # fmt: skip
-    if set(point) != set(columns):
-        raise UserError(f"predict = {dict(point)}: {name} predicts from {', '.join(columns)}; expected just these")
-    return [{**point, **fitted.estimate_at("loss", point)}], extrapolation_warnings(
-        point, {column: runs[column] for column in columns}
-    )
+    """Predict the loss at a point, and warn of what lies far outside the data; a share has no such distance."""
+    at = _columns_at(name, columns, point)
+    data = {column: runs[column] for column in columns if runs[column].min() > 0}
+    known = {given: data[column] for given in point for column in SYMBOLS.get(given, (given,)) if column in data}
+    return [{**point, **fitted.estimate_at("loss", at)}], extrapolation_warnings(point, known)

@@ -1,23 +1,46 @@
 """Every law by its name.
 
-To add a law that is one formula, give the formula, its bounds and its name to `formula.formula_law`, and list the law
-here; `depth_width.py` is a whole example. A law of another kind is a file with a `fit(runs, settings) -> Fit` and a
-`Law` that declares its columns, parameters and options.
+To add a law that is one formula, give the formula, its bounds and its name to `formula.formula_law`, and list its
+module here; `outer_exponent.py` is a whole example. A law of another kind is a file with a
+`fit(runs, settings) -> Fit` and a `Law` that declares its columns, parameters and options.
 """
 
 from __future__ import annotations
 
 from hybridtron.laws.families import (
+    data_repetition,
     depth_width,
     downstream,
+    fine_grained,
+    hybrid_ratio,
     isoflop,
     learning_rate,
+    outer_exponent,
     overtraining,
     parametric,
+    precision,
     proxy,
+    routed_moe,
+    sparse,
     state_optimal,
 )
 from hybridtron.laws.families.law import Law
 
-_MODULES = (parametric, isoflop, overtraining, state_optimal, downstream, proxy, depth_width, learning_rate)
+_MODULES = (
+    parametric,
+    isoflop,
+    overtraining,
+    state_optimal,
+    downstream,
+    proxy,
+    depth_width,
+    learning_rate,
+    outer_exponent,
+    hybrid_ratio,
+    data_repetition,
+    routed_moe,
+    sparse,
+    fine_grained,
+    precision,
+)
 LAWS: dict[str, Law] = {module.LAW.name: module.LAW for module in _MODULES}

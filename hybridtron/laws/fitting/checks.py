@@ -35,7 +35,7 @@ def check(law: Law, runs: Runs, settings: Settings) -> None:
         raise missing_columns(missing, runs.columns, runs.source)
     for name in (*law.columns, *law.optional_columns):
         if name in law.columns or (name in runs and runs[name].dtype != object):
-            runs.require(name, *(RANGES[name] if name == "score" else ()))
+            runs.require(name, *(RANGES[name] if name in ("score", "ratio") else ()))
     if settings.delta is not None and not settings.delta > 0:
         raise UserError(f"delta is {settings.delta:g}; expected a threshold above zero")
 

@@ -74,18 +74,42 @@ def weak_parameters(
     return frozenset(name for one in found for name in (one.name, *one.with_it)), warnings
 
 
+def profile(problem: Problem, theta: Array, labels: NDArray[np.intp], i: int, step: float) -> tuple[float, float]:
+    """Return the ends of the range of coordinate i in which the law fits as well within the noise, or its bounds.
+
+    Walks outwards from the optimum by `step`, refitting the others, while the rise stays below that of 95 %.
+    """
+    centre = refine(problem, theta[None], iterations=60)[0][0]
+    ends = []
+    for direction, bound in ((-step, problem.lower[i]), (step, problem.upper[i])):
+        at, start = float(centre[i]), centre
+        while at != bound:
+            moved = float(np.clip(at + direction, problem.lower[i], problem.upper[i]))
+            rise, start = _rise(problem, centre, labels, i, moved, start)
+            if rise >= 1:
+                break
+            at = moved
+        ends.append(at)
+    return ends[0], ends[1]
+
+
 def _as_good(problem: Problem, theta: Array, labels: NDArray[np.intp], i: int, one: Tested) -> float | None:
     """Return a half or twice the parameter where the data cannot exclude it, or None."""
     for factor in _FACTORS:
         moved = float(theta[i] + np.log(factor) if one.log else theta[i] * factor)
         inside = problem.lower[i] <= moved <= problem.upper[i]
-        if inside and moved != theta[i] and _rise(problem, theta, labels, i, moved) < 1:
+        if inside and moved != theta[i] and _rise(problem, theta, labels, i, moved, theta)[0] < 1:
             return float(np.exp(moved)) if one.log else moved
     return None
 
 
-def _rise(problem: Problem, theta: Array, labels: NDArray[np.intp], i: int, moved: float) -> float:
-    """Return the rise of the objective with coordinate i at `moved`, over the rise that noise explains at 95 %."""
+def _rise(
+    problem: Problem, theta: Array, labels: NDArray[np.intp], i: int, moved: float, others_from: Array
+) -> tuple[float, Array]:  # fmt: skip
+    """Return the rise of the objective with coordinate i at `moved`, over the rise that noise explains at 95 %.
+
+    The other coordinates are refitted from those of `others_from`, [p], and returned with it.
+    """
     value, jacobian = problem.jacobian(theta[None])
     residual, slopes = value[0] - problem.target, jacobian[0]
     score = np.clip(residual, -problem.delta, problem.delta)
@@ -102,8 +126,8 @@ def _rise(problem: Problem, theta: Array, labels: NDArray[np.intp], i: int, move
         lower=np.where(np.isnan(edge), problem.lower, edge),
         upper=np.where(np.isnan(edge), problem.upper, edge),
     )
-    start = np.where(np.isnan(edge), theta, edge)[None]
+    start = np.where(np.isnan(edge), others_from, edge)[None]
     before = refine(problem, theta[None], iterations=30, smooth=False)[1][0]
-    after = refine(fixed, start, iterations=60, smooth=False)[1][0]
+    refitted, after = (found[0] for found in refine(fixed, start, iterations=60, smooth=False))
     ratio = 2 * float(after - before) * inside * float(own @ own) / max(noise, 1e-300)
-    return ratio / float(stdtrit(freedom, 0.975)) ** 2
+    return ratio / float(stdtrit(freedom, 0.975)) ** 2, refitted

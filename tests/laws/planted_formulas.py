@@ -1,0 +1,113 @@
+"""Synthetic runs of the laws that are one formula."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hybridtron.laws.data.runs import Runs
+from hybridtron.laws.families import (
+    data_repetition,
+    fine_grained,
+    hybrid_ratio,
+    outer_exponent,
+    precision,
+    routed_moe,
+    sparse,
+)
+from tests.laws.planted import Seed, scattered_sizes
+
+Columns = dict[str, np.ndarray]
+
+
+class Planted(NamedTuple):
+    """A formula, its true parameters, how the columns of runs are drawn, and a point to predict."""
+
+    loss: Callable[..., Any]
+    truth: dict[str, float]
+    draw: Callable[[np.random.Generator, Columns], Columns]
+    point: str
+
+    def columns(self, rng: np.random.Generator, n: int) -> Columns:
+        sizes, tokens = scattered_sizes(rng, n)
+        columns = {"n_params": sizes, "tokens": tokens}
+        return columns | self.draw(rng, columns)
+
+    def runs(self, seed: Seed, noise: float, n: int = 150) -> Runs:
+        rng = np.random.default_rng(seed)
+        columns = self.columns(rng, n)
+        return Runs.of(**columns, loss=self.true_loss(columns) * np.exp(noise * rng.standard_normal(n)))
+
+    def true_loss(self, columns: Columns) -> Any:
+        named = {
+            name: column for name, column in columns.items() if self.loss is not routed_moe.loss or name != "tokens"
+        }
+        return self.loss(**named, **self.truth)
+
+
+def _of(name: str, *values: float) -> Callable[[np.random.Generator, Columns], Columns]:
+    return lambda rng, columns: {name: rng.choice(values, len(columns["tokens"]))}
+
+
+def _bits(rng: np.random.Generator, columns: Columns) -> Columns:
+    return {name: rng.integers(2, 13, len(columns["tokens"])).astype(float) for name in precision.BITS}
+
+
+def _active(rng: np.random.Generator, columns: Columns) -> Columns:
+    return {"active_params": columns["n_params"] * rng.choice([1, 1 / 2, 1 / 4, 1 / 8, 1 / 16], len(columns["tokens"]))}
+
+
+def _unique(rng: np.random.Generator, columns: Columns) -> Columns:
+    epochs = np.exp(rng.uniform(np.log(0.5), np.log(100), len(columns["tokens"])))
+    return {"unique_tokens": columns["tokens"] / np.maximum(1, epochs)}
+
+
+LAWS = {
+    "outer-exponent": Planted(
+        outer_exponent.loss,
+        {"E": 1.7, "A": 60.0, "alpha": 0.5, "B": 700.0, "beta": 0.55, "gamma": 0.65},
+        lambda rng, columns: {},
+        "N=7B,D=140B",
+    ),
+    "hybrid-ratio": Planted(
+        hybrid_ratio.loss,
+        {"E": 1.8, "A": 400.0, "A1": -0.5, "A2": 0.9, "alpha": 0.34, "B": 1500.0, "B1": -0.3, "B2": 0.4, "beta": 0.36},
+        _of("ratio", 0, 0.125, 0.25, 0.5, 0.75, 1),
+        "N=7B,D=140B,r=0",
+    ),
+    "data-repetition": Planted(
+        data_repetition.loss,
+        {"E": 1.8, "A": 400.0, "alpha": 0.34, "B": 1500.0, "beta": 0.36, "R_D": 15.0, "R_N": 5.0},
+        _unique,
+        "N=7B,D=140B,U=20B",
+    ),
+    "routed-moe": Planted(
+        routed_moe.loss,
+        {"a": -0.082, "b": -0.108, "c": 0.009, "d": 1.104, "E_start": 1.85, "E_max": 314.0},
+        _of("experts", 1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+        "N=7B,experts=64",
+    ),
+    "sparse": Planted(
+        sparse.loss,
+        {"a": 84.0, "b": 0.72, "g": 225.0, "alpha": 0.3, "B": 1500.0, "beta": 0.36, "E": 1.7},
+        _active,
+        "N=7B,D=140B,active=1B",
+    ),
+    "fine-grained": Planted(
+        fine_grained.loss,
+        {"g": 30.0, "gamma": 0.58, "a": 180.0, "alpha": 0.3, "b": 1500.0, "beta": 0.36, "E": 1.7},
+        _of("granularity", 1, 2, 4, 8, 16),
+        "N=7B,D=140B,G=8",
+    ),
+    "precision": Planted(
+        precision.loss,
+        {
+            "E": 1.9, "A": 400.0, "alpha": 0.34, "B": 1500.0, "beta": 0.36, "gamma_w": 2.67, "gamma_a": 2.2,
+            "gamma_kv": 0.96,
+        },
+        _bits,
+        "N=7B,D=140B,P=8",
+    ),
+}  # fmt: skip
