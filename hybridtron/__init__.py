@@ -13,6 +13,7 @@
     ht.measure_efficiency([CONFIG, OTHER])                 what models cost to train and to generate with, here
     ht.mad.score("mh-hyena swiglu", preset="smoke")        the six MAD tasks
     ht.search(CONFIG), ht.scale(PATTERN, TARGET)           find a small hybrid, grow it
+    ht.search_transfer(FOLDER, TARGET, "stack")            does the search's order of patterns hold in large
     ht.ablate(CONFIG)                                      many runs from one file, compared over seeds
     ht.laws.fit("parametric", "runs.csv")                  a scaling law, with intervals
     ht.convert.to_hf(RUN, FOLDER), ht.convert.from_hf      checkpoints to Hugging Face folders and back
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from hybridtron.api.monitoring import compare, runs
     from hybridtron.api.study import describe, plan
     from hybridtron.api.training import train
-    from hybridtron.composer import scale, search
+    from hybridtron.composer import scale, search, search_transfer
     from hybridtron.errors import UserError
     from hybridtron.training.callbacks.base import Callback, StopTraining
     from hybridtron.training.run import Run
@@ -65,6 +66,7 @@ __all__ = [
     "runs",
     "scale",
     "search",
+    "search_transfer",
     "train",
 ]
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hybridtron.cli import searching
 from hybridtron.cli.arguments import ArgumentParser, add_config_arguments, add_json_argument, add_print_argument
 from hybridtron.cli.jobs import add_launch_argument, run_jobs
 from hybridtron.cli.output import print_result, terminating_signal_as_interrupt
@@ -22,6 +23,7 @@ SUMMARY = "search architectures, or go on with a search; several may share one f
 
 def add_arguments(verb: ArgumentParser) -> None:
     """Add the arguments of the verb."""
+    verb.description = f"{SUMMARY}. `hybridtron search {'|'.join(searching.VERBS)} --help` tells of other uses."
     add_config_arguments(verb)
     verb.add_argument("--workers", type=int, default=1, metavar="N", help="processes to start here (%(default)s)")
     add_launch_argument(verb, "the workers")

@@ -3,6 +3,7 @@
 nas/        the search: its config, space, evaluators, record on disk, workers and the vote of an aggregator
 engines/    which patterns to try next: random, exhaustive, regularised evolution, Bayesian
 grow/       stretch or stack a small pattern to the size of a target
+transfer/   does the search's order hold in large: patterns grown at equal size, trained and ranked
 report/     progress in the terminal, tables, pictures and the page
 """
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from hybridtron.composer.nas.run import search
     from hybridtron.composer.nas.worker import SearchFailed
     from hybridtron.composer.report.outcome import Outcome
+    from hybridtron.composer.transfer.outcome import Transfer
+    from hybridtron.composer.transfer.run import search_transfer
 
 __all__ = [
     "OpenSearch",
@@ -26,9 +29,11 @@ __all__ = [
     "Scaled",
     "SearchConfig",
     "SearchFailed",
+    "Transfer",
     "open_search",
     "scale",
     "search",
+    "search_transfer",
 ]
 
 __getattr__, __dir__ = lazy_exports(__name__, __file__)
