@@ -85,10 +85,9 @@ def score_checkpoints(
 
     Args:
         checkpoints: run folders, or single checkpoints in them.
-        mode: `proxy` rebuilds the architecture at width 128 and trains it from scratch, of a grown model (`grown_from`
-            in its config) the small pattern; `finetune` and `probe` keep the trained layers under a fresh embedding
-            and head, all trainable or frozen.
-        depth: layers that `proxy` keeps; by default 8, and all of a small pattern that was grown.
+        mode: `proxy` rebuilds the architecture at width 128, or the small pattern that it was grown from, and trains it
+            from scratch; `finetune` and `probe` keep the trained layers under a fresh embedding and head.
+        depth: layers that `proxy` keeps; by default 8, and all of a pattern that was grown.
         iso_state: with `proxy`, change layers so that their states add up to 4,096 elements.
         data: held-out tokens for the losses; by default as each run has them.
         sequences: how many of them; by default as each run has it.
