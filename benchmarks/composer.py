@@ -118,12 +118,13 @@ def replay(folder: Path, seeds: int, budget: int = 30) -> str:
     """Markdown: the ranking that an exhaustive search recorded, and how the engines fare on its scores."""
     rows = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
     blocks = tuple(rows[0]["space"]["blocks"])
-    recorded: dict[Pattern, list[float]] = {}
+    recorded: dict[Pattern, dict[int, float]] = {}
     for row in rows:
-        if row["row"] == "result" and row["seed"] in rows[0]["seeds"]:  # not those of a confirmation
+        if row["row"] == "result":
             pattern = tuple(blocks.index(name) for name in row["pattern"].split())
-            recorded.setdefault(pattern, []).append(row["score"])
-    scores = {pattern: fmean(some) for pattern, some in recorded.items()}
+            recorded.setdefault(pattern, {})[row["seed"]] = row["score"]
+    seeds_of_all = set.intersection(*map(set, recorded.values()))  # not those of a confirmation
+    scores = {pattern: fmean(some[seed] for seed in seeds_of_all) for pattern, some in recorded.items()}
     space = Space(blocks, rows[0]["space"]["layers"])
     ranked = sorted(scores, key=lambda pattern: -scores[pattern])
 
