@@ -30,7 +30,8 @@ def find(law: Law, runs: Runs, settings: Settings) -> list[str]:
         return []
     for name in _candidates(runs):
         label = np.unique(runs[name].astype(str), return_inverse=True)[1]
-        groups = [np.flatnonzero(label == value) for value in range(label.max() + 1)]
+        order = np.argsort(label, kind="stable")
+        groups = np.split(order, np.flatnonzero(np.diff(label[order])) + 1)
         if _are_runs(runs, groups, by_size=name == "n_params"):
             most, count = max(map(len, groups)), len(groups)
             return [

@@ -14,6 +14,8 @@ from hybridtron.laws.fitting.optimize import Array
 
 ABOVE = 1.1  # times the loss of runs that are no larger and no longer
 FEWEST = 3  # of those; a single one may itself be too low
+_COMPARED = 2000  # rows that each row is compared with
+_AT_ONCE = 2_000_000  # comparisons held at once
 
 
 def find(law: Law, runs: Runs, settings: Settings) -> list[str]:
@@ -60,12 +62,10 @@ def diverged(runs: Runs, apart: list[str]) -> NDArray[np.bool_]:
 
 
 def _above_smaller(n_params: Array, tokens: Array, loss: Array) -> NDArray[np.bool_]:
-    low = loss.min() * ABOVE
-    return np.array(
-        [
-            loss[i] > low
-            and np.sum((n_params <= n_params[i]) & (tokens <= tokens[i]) & (loss * ABOVE < loss[i])) >= FEWEST
-            for i in range(len(loss))
-        ],
-        dtype=bool,
-    )
+    """Mark the rows far above `FEWEST` rows or more of no more parameters and tokens, [n]."""
+    some = np.unique(np.linspace(0, len(loss) - 1, min(len(loss), _COMPARED)).astype(int))
+    found = np.zeros(len(loss), dtype=bool)
+    for rows in np.array_split(np.arange(len(loss)), 1 + len(loss) * len(some) // _AT_ONCE):
+        smaller = (n_params[some] <= n_params[rows, None]) & (tokens[some] <= tokens[rows, None])  # [rows, some]
+        found[rows] = (smaller & (loss[some] * ABOVE < loss[rows, None])).sum(axis=1) >= FEWEST
+    return found
