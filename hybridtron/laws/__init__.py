@@ -52,7 +52,7 @@ def fit(law: str, data: Any, settings: Settings | None = None, **keywords: Any) 
             line), or data from which the law cannot be fitted at all.
     """
     declared = find_law(law)
-    if keywords.get("keep_best") and "learning_rate" in declared.columns:
+    if keywords.get("keep_best") and {"learning_rate", "batch_tokens"} & {*declared.columns}:
         raise UserError(f"keep_best: {law} reads the sweep of each budget; expected no choice of the best")
     settings, reading_settings = _settings(declared, settings or Settings(), keywords)
     if isinstance(data, Runs) and not reading_settings:

@@ -14,13 +14,14 @@ from hybridtron.laws.fitting.optimize import Array
 
 OFF = 1.1  # the factor by which FLOPs differ from 6 N D
 FEWEST_SHARE = 0.1  # of the rows
+_OF_SIZE = {"n_params", "tokens", "loss", "arch"}  # what a law reads that takes C for 6 N D
 _NEAR = 3.0  # a column whose median lies within this factor of 6 N D holds training FLOPs, not those of a step
 
 
 def find(law: Law, runs: Runs, settings: Settings) -> list[str]:
     """Tell of FLOPs that differ from 6 N D, and of a column of FLOPs beside the 6 N D that is used."""
     both = sizes(runs)
-    if both is None or not ({"n_params", "tokens"} <= reads(law) or "flops" in reads(law)):
+    if both is None or not ("flops" in reads(law) or {"n_params", "tokens"} <= reads(law) <= _OF_SIZE):
         return []
     six = FLOPS_PER_PARAMETER_TOKEN * both[0] * both[1]
     uses_flops, derived = "flops" in law.columns, DERIVED["flops"][0][2] in runs.notes

@@ -14,15 +14,21 @@ from hybridtron.laws.fitting.optimize import Array
 
 ABOVE = 1.1  # times the loss of runs that are no larger and no longer
 FEWEST = 3  # of those; a single one may itself be too low
+_SIZES = {"n_params", "tokens", "flops", "M", "width", "depth", "unique_tokens"}  # rise with parameters and tokens
 _COMPARED = 2000  # rows that each row is compared with
 _AT_ONCE = 2_000_000  # comparisons held at once
 
 
 def find(law: Law, runs: Runs, settings: Settings) -> list[str]:
     """Tell of rows whose loss lies far above that of rows of no more parameters and no more tokens."""
-    if "learning_rate" in law.columns or not {"n_params", "tokens", "flops"} & reads(law) or sizes(runs) is None:
+    if (
+        {"learning_rate", "batch_tokens"} & reads(law)
+        or not {"n_params", "tokens", "flops"} & reads(law)
+        or sizes(runs) is None
+    ):
         return []
-    bad = diverged(runs, pooled.parted(law, runs, settings) + pooled.explaining(law, runs, settings))
+    others = [name for name in reads(law) - _SIZES if name in runs and name in pooled.COORDINATES]
+    bad = diverged(runs, others + pooled.parted(law, runs, settings) + pooled.explaining(law, runs, settings))
     if not bad.any():
         return []
     loss, lines = runs["loss"], [int(line) for line in runs.lines[bad]]

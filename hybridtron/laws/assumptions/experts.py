@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hybridtron.laws.assumptions.names import named, numbers, reads, words
+from hybridtron.laws.assumptions.names import named, numbers, reads
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Law, Settings
 
@@ -10,12 +10,13 @@ ABOVE = 1.05  # total over active parameters beyond which a model is routed
 _COUNT = ({"params"}, {"parameters"}, {"parameter"}, {"param"})
 ACTIVE = [{word, *count} for word in ("active", "activated", "dense") for count in _COUNT]
 EXPERTS = ({"experts"},)
+_MODELLED = {"experts", "active_params", "granularity"}  # a law that reads one of these is of routed models
 
 
 def find(law: Law, runs: Runs, settings: Settings) -> list[str]:
     """Tell which parameters were taken for n_params where a table has both, or where experts leave it open."""
     taken = numbers(runs, "n_params")
-    if "n_params" not in reads(law) or taken is None or any("experts" in words(name) for name in reads(law)):
+    if "n_params" not in reads(law) or taken is None or _MODELLED & reads(law):
         return []
     for active in named(runs, ACTIVE):
         used = numbers(runs, active)

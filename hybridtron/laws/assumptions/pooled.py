@@ -20,7 +20,10 @@ from hybridtron.laws.families.law import Law, Settings
 from hybridtron.laws.fitting.curve import outlier_flags, robust_deviation
 from hybridtron.laws.fitting.optimize import Array
 
-COORDINATES = ("n_params", "tokens", "flops", "M", "width", "depth", "learning_rate")
+COORDINATES = (
+    "n_params", "tokens", "flops", "M", "width", "depth", "learning_rate", "batch_tokens", "unique_tokens", "experts",
+    "active_params", "granularity", "ratio", "weight_bits", "activation_bits", "kv_bits",
+)  # fmt: skip
 CONTEXTS = ({"context"}, {"ctx"}, {"seq", "len"}, {"seqlen"}, {"sequence", "length"}, {"block", "size"})
 OWN_MINIMA: Mapping[str, tuple[str, ...]] = {"state-optimal": ("arch",)}  # laws that part the rows by columns
 MOST = 12  # values of a column of kinds

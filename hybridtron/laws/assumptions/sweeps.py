@@ -14,7 +14,11 @@ FEWEST_SHARE = 0.1  # of the rows; one run repeated with another learning rate i
 
 def find(law: Law, runs: Runs, settings: Settings) -> list[str]:
     """Tell of cells of equal n_params and tokens whose rows differ in learning rate or batch size."""
-    if "learning_rate" in law.columns or not {"n_params", "tokens", "flops"} & reads(law) or sizes(runs) is None:
+    if (
+        {"learning_rate", "batch_tokens"} & reads(law)
+        or not {"n_params", "tokens", "flops"} & reads(law)
+        or sizes(runs) is None
+    ):
         return []
     cell = cells(runs)
     swept = [name for name in named(runs, SWEPT) if _differing(runs[name], cell).any()]

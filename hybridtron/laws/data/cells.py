@@ -11,7 +11,10 @@ from hybridtron.errors import UserError
 from hybridtron.laws.data.runs import Runs
 
 SAME_TOKENS = 0.01  # whole steps of another batch size move the tokens of a run by less
-_APART = ("arch", "unique_tokens")  # rows that differ here are of different cells
+_APART = (  # rows that differ here are of different cells
+    "arch", "unique_tokens", "experts", "active_params", "granularity", "ratio", "weight_bits", "activation_bits",
+    "kv_bits",
+)  # fmt: skip
 
 
 def cells(runs: Runs) -> NDArray[np.intp]:
