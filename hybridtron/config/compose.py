@@ -7,7 +7,7 @@ Mappings merge key by key; lists and scalars replace. An override sets the value
 
 One file may describe a model in several sizes: `sizes: {1b: {...}, 3b: {...}}` holds what belongs to each, and
 `size: 1b` in a file or `size=1b` among the overrides chooses the one that is merged over the rest. Tables of several
-files merge.
+files merge. `8b: 7b` is another name of 7b.
 """
 
 from __future__ import annotations
@@ -130,6 +130,7 @@ def _sets_size(override: str) -> bool:
 def _choose_size(tree: _Tree, main: str) -> None:
     """Merge what belongs to the chosen size over the rest, and remove the choice and the table."""
     table, chosen = tree.pop(SIZES_KEY), tree.pop(SIZE_KEY, None)
+    table = _without_aliases(table) if isinstance(table, dict) else table
     if not isinstance(table, dict) or any(isinstance(entry, _Leaf) for entry in table.values()):
         raise UserError(f"{SIZES_KEY} = {value_text(_plain(table))}: expected a mapping from size to keys (in {main})")
     if chosen is None:
@@ -139,6 +140,15 @@ def _choose_size(tree: _Tree, main: str) -> None:
         place = Provenance({SIZE_KEY: chosen.source} if isinstance(chosen, _Leaf) else {}, main).suffix(SIZE_KEY)
         raise UserError(f"{SIZE_KEY} = {value_text(name)}: expected {one_of(name, table)}{place}")
     _merge(tree, table[name])
+
+
+def _without_aliases(table: _Tree) -> _Tree:
+    """Put the keys of a size in place of its other names: `8b: 7b` is another name of 7b."""
+    named = {name: entry.value if isinstance(entry, _Leaf) else None for name, entry in table.items()}
+    return {
+        name: table[other] if isinstance(other := named[name], str) and other in table else entry
+        for name, entry in table.items()
+    }
 
 
 def _check_exists(path: str, named_in: str) -> None:

@@ -60,7 +60,10 @@ class AggregatorConfig(Strict):
 class EqualSizeConfig(Strict):
     """Compare patterns at equal size: one width of each is changed until it is as large as a baseline."""
 
-    pattern: str = Field(description="The baseline: a pattern of the evaluator's blocks, such as `3*(attn mlp)`.")
+    pattern: str = Field(
+        description="The baseline: a pattern of the evaluator's blocks, such as `3*(attn mlp)`, or a name: "
+        "striped 1:4, striped 1:8, nemotron-like, 3:1."
+    )
     of: Measure = Field(
         "parameters",
         description="What is made equal: parameters, those without embeddings, forward FLOPs per token, or state. MAD "
@@ -157,7 +160,11 @@ class ConfirmConfig(Strict):
         3, ge=1, description="Best patterns, by posterior mean where the noise of scores is known, else by score."
     )
     seeds: int = Field(5, ge=2, description="Fresh seeds, those after the largest of the search's own.")
-    baselines: list[str] = Field([], description="Patterns beside them, of as many layers, in any dialect.")
+    baselines: list[str] = Field(
+        [],
+        description="Patterns beside them, of as many layers, in any dialect, or names: striped 1:4, striped 1:8, "
+        "nemotron-like, 3:1.",
+    )
 
 
 class SearchConfig(Strict):

@@ -11,8 +11,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from hybridtron.accounting.describe import describe
+from hybridtron.composer.nas.baselines import baseline
 from hybridtron.composer.nas.closed_form import Chain
-from hybridtron.composer.nas.config import FunctionConfig, MADConfig, OutsideConfig, SearchConfig, ShortRunConfig
+from hybridtron.composer.nas.config import (
+    EqualSizeConfig,
+    FunctionConfig,
+    MADConfig,
+    OutsideConfig,
+    SearchConfig,
+    ShortRunConfig,
+)
 from hybridtron.composer.nas.sizes import Sizes, Width
 from hybridtron.composer.nas.store import Row
 from hybridtron.config.compose import compose
@@ -136,7 +144,7 @@ def _short_run(settings: ShortRunConfig, config: SearchConfig) -> Evaluator:
             raise UserError("has train.init_from; expected none: every pattern is trained from random weights")
         corpus = open_corpus(first)  # tells what is missing before anything is trained
     with _at("equal_size"):
-        sizes = Sizes(model_of, first.data.seq_len, "parameters", config.equal_size)
+        sizes = Sizes(model_of, first.data.seq_len, "parameters", _baseline(config))
 
     def evaluate(layers: Sequence[str], seed: int) -> Row:
         from hybridtron.training.proxy_run import train_proxy
@@ -192,7 +200,7 @@ def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
             layers = config.methodology.step_layers or config.space.layers
             architecture([name] * layers).account()  # tells what is wrong with a block before anything is trained
     with _at("equal_size"):
-        sizes = Sizes(model_of, SEQ_LEN, "non_embedding", config.equal_size)
+        sizes = Sizes(model_of, SEQ_LEN, "non_embedding", _baseline(config))
 
     def evaluate(layers: Sequence[str], seed: int) -> Row:
         from hybridtron.mad.scoring.aggregate import scores
@@ -232,6 +240,13 @@ def _mad_flops(candidate: Architecture, settings: Mapping[str, Setting], protoco
         sequences = protocol.steps(examples) * min(protocol.batch_size, examples) * len(protocol.cells)
         total += sequences * account.flops_training
     return total
+
+
+def _baseline(config: SearchConfig) -> EqualSizeConfig | None:
+    """Return `equal_size` with the layers of a baseline in place of its name."""
+    equal, space = config.equal_size, config.space
+    named = baseline(equal.pattern, space.blocks, space.layers) if equal else None
+    return equal.model_copy(update={"pattern": str(Pattern(named))}) if equal and named else equal
 
 
 def _equal(config: SearchConfig) -> dict[str, Any]:

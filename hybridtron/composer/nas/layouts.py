@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hybridtron.composer.nas.baselines import baseline
 from hybridtron.composer.nas.space import Pattern, Space
 from hybridtron.composer.nas.space_config import SpaceConfig
 from hybridtron.composer.nas.violations import violations
@@ -47,10 +48,12 @@ class Layout:
 
 
 def read_layers(text: str, space: SpaceConfig) -> tuple[str, ...]:
-    """Read a pattern of a space's blocks: by the letters that its config gives, else in any dialect.
+    """Read a pattern of a space's blocks: a baseline's name, by the letters that its config gives, or in any dialect.
 
     Raises PatternError.
     """
+    if (named := baseline(text, space.blocks, space.layers)) is not None:
+        return named
     if space.letters:
         try:
             return from_composer(text, space.letters, space.blocks).layers

@@ -23,7 +23,8 @@ from hybridtron.training.validation.resolve import resolve
 MODELS = Path(__file__).parents[3] / "configs/models"
 NOMINAL = {"70m": 70e6, "160m": 160e6, "350m": 350e6, "1b": 1e9, "3b": 3e9, "7b": 7e9}
 FAMILIES = (
-    "transformer_pp", "llama3_2", "sandwich", "striped_1_2", "hyena", "mh_hyena", "mamba", "mamba2",
+    "transformer_pp", "llama3_2", "sandwich", "striped_1_2", "striped_1_4", "striped_1_8", "hyena", "mh_hyena",
+    "mamba", "mamba2",
     "striped_hyena_50", "striped_hyena_25", "striped_hyena_8", "striped_mamba", "striped_hyena_moe",
     "striped_hyena_experts_moe", "nemotron_h", "composite_stacked", "composite_stretched",
     "falcon_h1_like", "kimi_linear_like", "lfm2_like", "mamba3_hybrid", "nemotron_3_like", "olmo_hybrid_like",
@@ -33,6 +34,7 @@ AT_MOST = 0.03
 # Where a family is bound to published widths or to a rule that rounds: its distance from the nominal size, in percent.
 BOUND = {
     ("llama3_2", "3b"): -6.0, ("sandwich", "3b"): -6.0, ("composite_stacked", "3b"): -6.0,
+    ("striped_1_4", "3b"): -4.4, ("striped_1_4", "70m"): 3.4, ("striped_1_8", "3b"): -5.2,
     ("striped_1_2", "3b"): -6.0, ("striped_1_2", "70m"): 3.4, ("composite_stacked", "70m"): 3.4,
     ("composite_stretched", "70m"): 12.4, ("composite_stretched", "160m"): 13.4, ("composite_stretched", "350m"): 11.5,
     ("composite_stretched", "1b"): 6.1, ("composite_stretched", "3b"): -4.4, ("composite_stretched", "7b"): 3.9,
@@ -123,6 +125,11 @@ def test_stripes_and_stacks_differ_in_order_alone(size):
     striped, stacked = (family(name, size).model.parsed_pattern for name in ("striped_1_2", "composite_stacked"))
     assert striped.counts() == stacked.counts()
     assert striped.layers != stacked.layers
+
+
+def test_8b_is_another_name_of_7b():
+    for name in ("llama3_2", "nemotron_h"):
+        assert family(name, "8b") == family(name, "7b")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
