@@ -13,7 +13,7 @@ from hybridtron.accounting.describe import describe
 from hybridtron.composer.nas.noise import LEAST_FREEDOM, Noise, pooled_noise
 from hybridtron.composer.transfer.agreement import Agreement, measure_agreement, noise_ceiling, reliability
 from hybridtron.composer.transfer.grown import Growth
-from hybridtron.composer.transfer.scores import Candidate, Layers, SearchScores, enumerate_patterns
+from hybridtron.composer.transfer.scores import Candidate, Layers, SearchScores, by_indices
 from hybridtron.composer.transfer.work import Results, Work
 from hybridtron.laws.families.proxy import FEWEST
 from hybridtron.pattern import COMPOSER_NAMES, Pattern, to_composer
@@ -86,7 +86,7 @@ class SizeResult:
         """Return the noise of one loss beside what a seed does to all, pooled over patterns; None where unknown."""
         finite = {one.candidate.layers: _finite(one.losses) for one in self.grown}
         blocks = list(dict.fromkeys(name for layers in finite for name in layers))
-        return pooled_noise(enumerate_patterns(finite, blocks))
+        return pooled_noise(by_indices(finite, blocks))
 
     @property
     def score_error(self) -> float | None:

@@ -70,7 +70,7 @@ def read_scores(folder: Path) -> SearchScores:
         layers = tuple(row["pattern"].split()) if row["row"] == "result" else ()
         if len(layers) == depth and row["score"] is not None:
             found.setdefault(layers, {}).setdefault(row["seed"], float(row["score"]))
-    noise = pooled_noise({layers: dict(scores) for layers, scores in enumerate_patterns(found, blocks).items()})
+    noise = pooled_noise(by_indices(found, blocks))
     whole = {layers: scores for layers, scores in found.items() if {*header["seeds"]} <= scores.keys()}
     if not whole:
         raise UserError(f"search folder {folder}: no pattern has a score yet; expected at least one")
@@ -82,9 +82,7 @@ def read_scores(folder: Path) -> SearchScores:
     return SearchScores(folder, blocks, quantity, ordered, known)
 
 
-def enumerate_patterns(
-    found: dict[Layers, dict[int, float]], blocks: Sequence[str]
-) -> dict[tuple[int, ...], dict[int, float]]:
+def by_indices(found: dict[Layers, dict[int, float]], blocks: Sequence[str]) -> dict[tuple[int, ...], dict[int, float]]:
     """Return scores by patterns as indices of blocks, as the noise of a search takes them."""
     return {tuple(blocks.index(name) for name in layers): scores for layers, scores in found.items()}
 
