@@ -49,6 +49,7 @@ PRELOADED = (
     "hybridtron.training.callbacks.progress",
     "hybridtron.training.evaluate",
     "hybridtron.training.run",
+    "torch._dynamo",  # last: its import changes what torch does; recomputed layers need it
 )
 HEADER = struct.Struct("q")
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
