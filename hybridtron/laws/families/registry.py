@@ -23,6 +23,7 @@ from hybridtron.laws.families import (
     routed_moe,
     sparse,
     state_optimal,
+    step,
 )
 from hybridtron.laws.families.law import Law
 
@@ -35,6 +36,7 @@ _MODULES = (
     proxy,
     depth_width,
     learning_rate,
+    step,
     outer_exponent,
     hybrid_ratio,
     data_repetition,
