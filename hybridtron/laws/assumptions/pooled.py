@@ -66,7 +66,9 @@ def explaining(law: Law, runs: Runs, settings: Settings) -> list[str]:
         return []
     known = parted(law, runs, settings)
     candidates = [
-        name for name in runs.columns if name not in {*known, *law.columns} and _is_kind(runs, settings, name)
+        name
+        for name in runs.columns
+        if name not in {*known, *law.columns} and _is_kind(runs, settings, name) and not _is_read(law, runs, name)
     ]
     surface = _surface(law, runs, settings)
     if surface is None:
@@ -120,6 +122,11 @@ def _is_kind(runs: Runs, settings: Settings, name: str) -> bool:
         return False
     n_params = numbers(runs, "n_params")
     return n_params is None or not _follows(label, n_params)
+
+
+def _is_read(law: Law, runs: Runs, name: str) -> bool:
+    """Return whether a column is one that the law reads, under the source's name."""
+    return any(one in runs and np.array_equal(runs[one], runs[name]) for one in reads(law))
 
 
 def _same_parts(label: np.ndarray, names: np.ndarray) -> bool:

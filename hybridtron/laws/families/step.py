@@ -64,7 +64,7 @@ def fit(runs: Runs, settings: Settings) -> Fit:
         )
     best = np.array([one for _, one in kept])  # log learning rate and log batch, [cells, 2]
     lines = _lines(designs, best)
-    intervals = _intervals(lines)
+    parameters, intervals = _parameters(lines), _intervals(lines)
     if intervals is None:
         warnings.append(f"few points: no intervals, {len(kept)} cells; at least 5 are needed")
     others = {
@@ -77,7 +77,7 @@ def fit(runs: Runs, settings: Settings) -> Fit:
         predictions.append(entry)
         warnings += far
     return Fit(
-        parameters=(parameters := _parameters(lines)), objective=float(sum((line.residual**2).sum() for line in lines.values())),
+        parameters=parameters, objective=sum(float(line.residual @ line.residual) for line in lines.values()),
         n_points=sum(len(part) for part, _ in kept), n_groups=len(kept), intervals=intervals,
         settings={"window": window, "objective": OBJECTIVE},
         sensitivity=others, predictions=predictions, warnings=warnings,
@@ -123,7 +123,7 @@ def _lines(designs: Mapping[str, Array], optima: Array) -> dict[str, Line]:
 
 
 def _line(design: Array, y: Array) -> Line:
-    coefficients: Array = np.linalg.lstsq(design, y, rcond=None)[0]
+    coefficients = np.asarray(np.linalg.lstsq(design, y, rcond=None)[0], dtype=np.float64)
     residual, freedom = y - design @ coefficients, len(y) - design.shape[1]
     if freedom < 2:
         return Line(coefficients, residual, None)

@@ -194,6 +194,7 @@ def test_routed_runs_give_the_published_law(router, published):
     )  # fmt: skip
     assert all(low <= published[name] <= high for name, (low, high) in found.intervals.items())
     assert {"a", "b", "c", "d"} <= set(found.intervals)
+    assert all(warning.startswith("not identified") for warning in found.warnings), "experts are no kinds of runs"
     for entry in found.predictions:
         expected = routed_moe.loss(n_params=entry["N"], experts=entry["experts"], **published)
         size, experts = np.log10([entry["N"], routed_moe.saturated(entry["experts"], 1.88, 470)])
