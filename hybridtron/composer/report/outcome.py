@@ -23,6 +23,7 @@ from hybridtron.composer.nas.progress import Progress, Step
 from hybridtron.composer.nas.space import Pattern as Indices
 from hybridtron.composer.nas.vote import FITTED, LEAST_SCORES
 from hybridtron.composer.nas.worker import Search
+from hybridtron.composer.report.scores import score_row
 from hybridtron.pattern import COMPOSER_NAMES, Pattern, to_composer
 from hybridtron.reporting.shown import Shown
 
@@ -203,6 +204,7 @@ class Outcome(Shown):
 
     def _row(self, observation: Observation) -> dict[str, Any]:
         row: dict[str, Any] = {"pattern": self.text(observation.pattern), "score": observation.score}
+        row |= score_row(self.progress, observation.pattern, observation.score)
         if letters := letters_of(self.step.space.names(observation.pattern), self.search.config.space):
             row["letters"] = letters
         if name := self.names.get(observation.pattern):

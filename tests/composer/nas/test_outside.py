@@ -141,3 +141,24 @@ def test_two_commands_drive_a_search(config, tmp_path, capsys):
     assert "search ask CONFIG" in capsys.readouterr().err
     assert main(["search", "tell", str(file)]) == 2
     assert capsys.readouterr().err.startswith("hybridtron: error: RESULTS: expected a file of results, or --pattern")
+
+
+def test_selecting_and_test_scores_are_apart(config):
+    """Test scores that were told, and else those of fresh seeds."""
+    told = {**config, "evaluations": 2}
+    with open_search(told) as outside:
+        one, two = outside.ask(2)
+        outside.tell([{"id": one.id, "score": 2, "test_score": 0.5}, {"id": two.id, "score": 1}])
+        best = outside.report().as_json()["best"]
+    assert [(row["selecting_score"], row["test_score"], row["test_score_of"]) for row in best] == [
+        (2.0, 0.5, "told"),
+        (1.0, None, None),
+    ]
+    noisy = {"evaluator": {"type": "function", "noise": 0.3}, "confirm": {"top": 1, "seeds": 2}}
+    outcome = search({**config, "folder": f"{config['folder']}-confirmed", **noisy})
+    result = outcome.as_json()
+    confirmed = {row["pattern"]: row["score"] for row in result["confirmation"]["patterns"]}
+    tested = {row["pattern"]: row["test_score"] for row in result["best"] if row["test_score_of"] == "fresh seeds"}
+    assert tested
+    assert tested == {pattern: pytest.approx(confirmed[pattern]) for pattern in tested}
+    assert all(row["selecting_score"] == row["score"] for row in result["best"])
