@@ -12,6 +12,7 @@ import csv
 import resource
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -66,37 +67,60 @@ def large(rows: int) -> None:
 
 
 def coverage(sets: int) -> None:
-    """Print the share of intervals that hold the truth, over sets of seeds [21, i], [31, i], [22, i] and [32, i]."""
+    """Print the share of 95 % intervals that hold the truth; the seeds stand in the calls below."""
+    from tests.laws import planted
+
+    def noisy(regime: str, budgets: str, i: int) -> Runs:
+        return planted.noisy_isoflop([21, i], regime, budgets, planted.NOISES[i % 4] / 2)
+
+    def checkpoints(budgets: str, i: int) -> Runs:
+        return planted.checkpoint_isoflop([41, i], planted.NOISES[i % 4] / 2, budgets)
+
+    for budgets in planted.BUDGETS:
+        for regime in ("equal", "small sizes", "outliers", "rising", "falling"):
+            isoflop_coverage(f"{budgets} {regime}", sets, partial(noisy, regime, budgets))
+        for group in (None, "lineage"):
+            isoflop_coverage(f"{budgets} checkpoints, group {group}", sets, partial(checkpoints, budgets), group)
+    few = sets // 4
+    curve_coverage("6x, noise 0.01", few, lambda i: planted.narrow_runs([22, i], 0.01))
+    curve_coverage("wide, 0.001 to 0.01", few, lambda i: planted.parametric_runs([32, i], planted.NOISES[i % 4]))
+    for group in (None, "lineage"):
+        curve_coverage(f"checkpoints, group {group}", few, lambda i: planted.checkpoint_runs(
+            [42, i], planted.NOISES[i % 4]), group)  # fmt: skip
+
+
+def isoflop_coverage(name: str, sets: int, make: Callable[[int], Runs], group: str | None = None) -> None:
+    """Print the coverage of a, k_N and N_opt at 10x the largest budget."""
     from hybridtron.laws.fitting.parabola import Axis, fit_minima
     from tests.laws import planted
 
-    truth, axis = planted.isoflop_truth(), Axis("n_params", "a", "k_N", "parameters")
-    for budgets in planted.BUDGETS:
-        for regime in ("equal", "small sizes", "outliers", "rising", "falling"):
-            hits = []
-            for i in range(sets):
-                runs = planted.noisy_isoflop([21, i], regime, budgets, planted.NOISES[i % 4] / 2)
-                power = fit_minima(runs, Settings(bootstrap=1), axis, 4.0).power
-                far = 10 * float(runs["flops"].max())
-                spans = [*power.intervals.values(), power.interval_at(far)]
-                values = (truth["a"], truth["k_N"], truth["k_N"] * far ** truth["a"])
-                hits.append([low <= value <= high for (low, high), value in zip(spans, values, strict=True)])
-            a, k, beyond = np.mean(hits, axis=0)
-            print(f"isoflop {budgets} {regime:12} a {a:.3f}  k_N {k:.3f}  N_opt at 10x {beyond:.3f}", flush=True)
-    for name, make in (("6x, noise 0.01", planted.narrow_runs), ("wide, 0.001 to 0.01", planted.parametric_runs)):
-        found: dict[str, list[bool]] = {key: [] for key in [*planted.PARAMETRIC, "loss at 10x"]}
-        for i in range(sets // 4):
-            runs = make([22 if make is planted.narrow_runs else 32, i], 0.01 if "6x" in name else planted.NOISES[i % 4])
-            fitted = fit_curve(parametric.build, runs, Settings(bootstrap=200, seed=i), 1e-3)
-            at = {column: float(runs[column].max()) * 10**0.5 for column in ("n_params", "tokens")}
-            true = planted.PARAMETRIC | {"loss at 10x": planted.parametric_loss(*at.values(), **planted.PARAMETRIC)}
-            given = (fitted.intervals or {}) | {"loss at 10x": fitted.estimate_at("loss", at)["loss_interval"]}
-            for key, (low, high) in given.items():
-                found[key].append(bool(low <= true[key] <= high))
-        words = [
-            f"{key} {np.mean(covered) if covered else np.nan:.3f} of {len(covered)}" for key, covered in found.items()
-        ]
-        print(f"parametric {name}, {sets // 4} sets: " + ", ".join(words), flush=True)
+    truth, axis, hits = planted.isoflop_truth(), Axis("n_params", "a", "k_N", "parameters"), []
+    for i in range(sets):
+        runs = make(i)
+        power = fit_minima(runs, Settings(bootstrap=1, group=group), axis, 4.0).power
+        far = 10 * float(runs["flops"].max())
+        spans = [*power.intervals.values(), power.interval_at(far)]
+        values = (truth["a"], truth["k_N"], truth["k_N"] * far ** truth["a"])
+        hits.append([low <= value <= high for (low, high), value in zip(spans, values, strict=True)])
+    a, k, beyond = np.mean(hits, axis=0)
+    print(f"isoflop {name:32} {sets} sets: a {a:.3f}  k_N {k:.3f}  N_opt at 10x {beyond:.3f}", flush=True)
+
+
+def curve_coverage(name: str, sets: int, make: Callable[[int], Runs], group: str | None = None) -> None:
+    """Print the coverage of the parametric law's parameters that have an interval, and of the loss at 10x."""
+    from tests.laws import planted
+
+    found: dict[str, list[bool]] = {key: [] for key in [*planted.PARAMETRIC, "loss at 10x"]}
+    for i in range(sets):
+        runs = make(i)
+        fitted = fit_curve(parametric.build, runs, Settings(bootstrap=200, seed=i, group=group), 1e-3)
+        at = {column: float(runs[column].max()) * 10**0.5 for column in ("n_params", "tokens")}
+        true = planted.PARAMETRIC | {"loss at 10x": planted.parametric_loss(*at.values(), **planted.PARAMETRIC)}
+        given = (fitted.intervals or {}) | {"loss at 10x": fitted.estimate_at("loss", at)["loss_interval"]}
+        for key, (low, high) in given.items():
+            found[key].append(bool(low <= true[key] <= high))
+    words = [f"{key} {np.mean(covered) if covered else np.nan:.3f} of {len(covered)}" for key, covered in found.items()]
+    print(f"parametric {name}, {sets} sets: " + ", ".join(words), flush=True)
 
 
 def main() -> None:

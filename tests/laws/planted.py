@@ -53,24 +53,24 @@ def downstream_runs(seed: Seed, noise: float, n: int = 40) -> Runs:
 
 
 def isoflop_runs(
-    seed: Seed, noise: float, budgets: Sequence[float] = SIX_BUDGETS, sizes: int = 8, shift: ArrayLike = 0.0
-) -> Runs:
+    seed: Seed, noise: float, budgets: Sequence[float] = SIX_BUDGETS, sizes: int = 8, shift: ArrayLike = 0.0,
+    truth: dict[str, float] = PARAMETRIC,
+) -> Runs:  # fmt: skip
     """Sizes spread by a factor 4 around the optimum of a parametric law (moved by exp(shift), one for each budget)."""
     rng = np.random.default_rng(seed)
     shifts = np.broadcast_to(shift, len(budgets))
     flops, n_params = [], []
     for budget, moved in zip(budgets, shifts, strict=True):
-        best = isoflop_truth()["k_N"] * budget ** isoflop_truth()["a"] * np.exp(moved)
+        best = isoflop_truth(truth)["k_N"] * budget ** isoflop_truth(truth)["a"] * np.exp(moved)
         n_params.append(best * np.geomspace(0.25, 4.0, sizes))
         flops.append(np.full(sizes, budget))
     c, n = np.concatenate(flops), np.concatenate(n_params)
     tokens = c / (6 * n)
-    loss = parametric_loss(n, tokens, **PARAMETRIC) * np.exp(noise * rng.standard_normal(len(n)))
+    loss = parametric_loss(n, tokens, **truth) * np.exp(noise * rng.standard_normal(len(n)))
     return Runs.of(n_params=n, tokens=tokens, flops=c, loss=loss)
 
 
-def isoflop_truth() -> dict[str, float]:
-    p = PARAMETRIC
+def isoflop_truth(p: dict[str, float] = PARAMETRIC) -> dict[str, float]:
     total = p["alpha"] + p["beta"]
     factor = (p["alpha"] * p["A"] / (p["beta"] * p["B"])) ** (1 / total)
     a, b = p["beta"] / total, p["alpha"] / total
@@ -150,3 +150,28 @@ def narrow_runs(seed: Seed, noise: float, span: float = 6.0, n: int = 100) -> Ru
     tokens = sizes * np.exp(rng.uniform(np.log(3), np.log(300), n))
     loss = parametric_loss(sizes, tokens, **PARAMETRIC) * np.exp(noise * rng.standard_normal(n))
     return Runs.of(n_params=sizes, tokens=tokens, loss=loss)
+
+
+def checkpoint_runs(seed: Seed, noise: float, count: int = 40, rows: int = 6) -> Runs:
+    """Checkpoints of runs of the parametric law (column `lineage`); nine tenths of the variance is one draw a run."""
+    rng = np.random.default_rng(seed)
+    sizes, tokens = scattered_sizes(rng, count)
+    n, d = np.repeat(sizes, rows), (tokens[:, None] * np.geomspace(0.1, 1, rows)).ravel()
+    shared, own = np.repeat(rng.standard_normal(count), rows), rng.standard_normal(count * rows)
+    loss = parametric_loss(n, d, **PARAMETRIC) * np.exp(noise * (np.sqrt(0.9) * shared + np.sqrt(0.1) * own))
+    return Runs.of(n_params=n, tokens=d, loss=loss, lineage=np.repeat(np.arange(count), rows))
+
+
+def checkpoint_isoflop(seed: Seed, noise: float, budgets: str) -> Runs:
+    """Runs of one size each that pass through all budgets; nine tenths of the variance is one draw a run."""
+    rng = np.random.default_rng(seed)
+    flops = np.array(BUDGETS[budgets])
+    best = isoflop_truth()["k_N"] * flops ** isoflop_truth()["a"]
+    sizes = np.geomspace(best[0] / 4, best[-1] * 4, round(np.log(best[-1] / best[0] * 16) / np.log(1.7)))
+    near = np.abs(np.log(sizes / best[:, None])) < np.log(4.5)  # [budgets, sizes]
+    row, run = np.nonzero(near)
+    n, c = sizes[run], flops[row]
+    shared, own = rng.standard_normal(len(sizes))[run], rng.standard_normal(len(run))
+    draw = np.sqrt(0.9) * shared + np.sqrt(0.1) * own
+    loss = parametric_loss(n, c / (6 * n), **PARAMETRIC) * np.exp(noise * draw)
+    return Runs.of(n_params=n, tokens=c / (6 * n), flops=c, loss=loss, lineage=run)

@@ -28,7 +28,7 @@ EXAMPLES = {
 }
 KEYS = (
     "law parameters objective n_points n_groups intervals settings sensitivity predictions warnings version search "
-    "extrapolation verdict"
+    "extrapolation verdict cross_checks"
 )
 
 

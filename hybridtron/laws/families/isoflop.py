@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from hybridtron.laws.families.parabola_bias import parabola_bias
 from hybridtron.laws.fitting.parabola import Axis, Parabolas
 
 LAW = Parabolas(
@@ -26,4 +27,5 @@ LAW = Parabolas(
     panel="parabolas",
     x_label="parameters N",
     derive=lambda entry: {"M": entry["D"] / entry["N"]},
+    cross_check=parabola_bias,
 ).law()  # fmt: skip

@@ -49,12 +49,13 @@ class Series:
     """One set of points or one line of a plot; series with the same `panel` share their axes.
 
     `low` and `high` are a band around `y` (a line) or error bars (points). `names` are of the points, all or none; a
-    plot shows them where there are few. `note` stands above the axes.
+    plot shows them where there are few. `note` stands above the axes. A region is where `z`, over the grid of
+    the axes `x` and `y`, [y, x], is at most 1.
     """
 
     panel: str
     label: str
-    kind: Literal["points", "line"]
+    kind: Literal["points", "line", "region"]
     x: np.ndarray
     y: np.ndarray
     x_label: str
@@ -65,6 +66,7 @@ class Series:
     high: np.ndarray | None = None
     names: tuple[str, ...] = ()
     note: str = ""
+    z: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,7 @@ class Fit(Shown):
         verdict: plain sentences on what the data can and cannot support.
         search: how the optimum was found, and what was found on the way.
         extrapolation: error on the largest runs when they are held out, or None.
+        cross_checks: what other methods find on the same rows, by method.
         curves: what a plot needs.
         summary: that of the law.
     """
@@ -102,6 +105,7 @@ class Fit(Shown):
     version: str = hybridtron.__version__
     search: dict[str, Any]
     extrapolation: dict[str, Any] | None = None
+    cross_checks: dict[str, Any] = field(default_factory=dict)
     verdict: list[str]
     curves: list[Series]
     summary: str = ""

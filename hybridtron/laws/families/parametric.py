@@ -20,6 +20,7 @@ from hybridtron.errors import UserError
 from hybridtron.laws.data import points
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Series, Settings
+from hybridtron.laws.families.projected import by_projection
 from hybridtron.laws.fitting import bootstrap
 from hybridtron.laws.fitting.curve import (
     OUTLIERS,
@@ -99,6 +100,7 @@ def fit(runs: Runs, settings: Settings) -> Fit:
         "parametric", partial(build, architectures=architectures), runs, settings, delta=delta, size=flops,
         size_name="6 N D", predict_point=predict, curves=lambda fitted: _curves(runs, fitted, flops, architectures),
         check=lambda fitted: _bound_warnings(fitted, runs, architectures), facts=facts,
+        cross_check=lambda fitted: by_projection(runs, fitted, architectures),
     )  # fmt: skip
     if architectures:
         return replace(result, sensitivity=result.sensitivity | {"architectures": comparison})
@@ -217,7 +219,9 @@ def _bound_warnings(fitted: CurveFit, runs: Runs, architectures: Sequence[str]) 
             rows = runs["arch"] == arch if arch else slice(None)
             size = term * count + g
             change = np.ptp(np.exp(theta[size] - theta[term - 3] * (x[rows] - x.mean())))
-            if change < 3 * fitted.noise * np.median(runs["loss"][rows]) and not POWERS.vanishes(fitted, size):
+            if change < 3 * fitted.noise * np.median(runs["loss"][rows]) and not POWERS.vanishes(
+                theta, fitted.curve.problem, size
+            ):
                 words = list(POWERS.sizes.values())[term] + (f" of {arch}" if arch else "")
                 warnings.append(
                     f"not identified: the {words} changes less over these data than three times their noise"

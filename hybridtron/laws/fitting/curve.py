@@ -273,6 +273,7 @@ def complete_fit(
     curves: Callable[[CurveFit], list[Series]],
     check: Callable[[CurveFit], list[str]],
     facts: Callable[[CurveFit], dict[str, Any]] = lambda fitted: {},
+    cross_check: Callable[[CurveFit], tuple[dict[str, Any], list[Series], list[str]]] = lambda fitted: ({}, [], []),
     template: str | None = None,
 ) -> Fit:
     """Fit everything that a curve law reports.
@@ -284,6 +285,7 @@ def complete_fit(
         curves: what to plot.
         check: warnings of the law's own.
         facts: what the template of the verdict needs besides parameters, intervals and the extrapolation check.
+        cross_check: entries of `cross_checks`, what to plot of them, and warnings.
         template: name of that template; by default the law's.
 
     Raises UserError where there are no more rows than parameters: then any number of curves goes through all of them.
@@ -292,7 +294,8 @@ def complete_fit(
         raise UserError(f"{runs.source}: {len(runs)} rows; expected more than the {parameters} parameters of {law}")
     fitted = fit_curve(build, runs, settings, delta)
     table, moved = sensitivity(build, runs, settings, delta, fitted)
-    warnings = fitted.warnings + moved + check(fitted)
+    crossed, more_curves, doubts = cross_check(fitted)
+    warnings = fitted.warnings + moved + check(fitted) + doubts
     held = hold_out(build, runs, settings, delta, size, size_name)
     warnings += not_held_out(settings, held, f"{fitted.n_groups} runs")
     predictions = []
@@ -312,8 +315,9 @@ def complete_fit(
         warnings=warnings,
         search=fitted.optimum.describe(),
         extrapolation=held,
+        cross_checks=crossed,
         verdict=verdict(template or law, fitted.parameters, fitted.intervals, held=held, **facts(fitted)),
-        curves=curves(fitted),
+        curves=curves(fitted) + more_curves,
     )
 
 

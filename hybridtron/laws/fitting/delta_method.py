@@ -2,7 +2,8 @@
 
 The minimum of a parabola moves with each loss by a known derivative, and the line is linear in the minima. The variance
 of the noise is pooled over all budgets, with Student's t. Where the budgets' variances look unequal it is also
-estimated for each budget by itself, with the degrees of freedom of Satterthwaite (1946), and the wider interval counts.
+estimated for each budget by itself, with the degrees of freedom of Satterthwaite (1946), and where they seem to rise or
+fall with the budget, by that trend (a gamma regression of the variances, logarithmic link). The widest interval counts.
 """
 
 from __future__ import annotations
@@ -52,13 +53,23 @@ class LineNoise:
         pooled = share.sum() * squares.sum() / freedom.sum()
         satterthwaite = own.sum() ** 2 / max((own**2 / freedom).sum(), 1e-300)
         satterthwaite = min(max(satterthwaite, len(self.minima)), self.freedom)
-        variances = [(pooled, self.freedom)]
+        variances: list[tuple[float, float]] = [(pooled, self.freedom)]
         if equal_variances(squares, freedom) < _UNEQUAL:
             variances.append((own.sum(), satterthwaite))
+        trend, covariance, p = variance_trend(squares, freedom, design := self._design())
+        if p < _UNEQUAL:
+            parts = share * trend
+            about = parts @ design / parts.sum()  # of the logarithm of the sum, by the coefficients of the trend
+            variances.append((parts.sum(), min(2 / float(about @ covariance @ about), self.freedom)))
         if self.grouped:
             variances.append((self._of_runs(weights), self.freedom))
         half = max(float(stdtrit(t, 0.5 + LEVEL / 2) * np.sqrt(variance)) for variance, t in variances)
         return [-half, half]
+
+    def _design(self) -> Array:
+        """Return 1 and the logarithm of each budget about its mean, [K, 2]."""
+        log_c = np.log([one.budget for one in self.minima])
+        return np.stack([np.ones_like(log_c), log_c - log_c.mean()], axis=1)
 
     def _of_runs(self, weights: Array) -> float:
         """Return the variance where the noise of the rows of one run is one draw."""
@@ -73,6 +84,26 @@ def equal_variances(squares: Array, freedom: Array) -> float:
     variances, total, more = np.maximum(squares / freedom, 1e-300), freedom.sum(), len(freedom) - 1
     statistic = total * np.log(np.maximum(squares.sum() / total, 1e-300)) - freedom @ np.log(variances)
     return float(chdtrc(more, max(statistic, 0.0) / (1 + ((1 / freedom).sum() - 1 / total) / (3 * more))))
+
+
+def variance_trend(squares: Array, freedom: Array, design: Array) -> tuple[Array, Array, float]:
+    """Fit variances whose logarithms are design @ coefficients, by scoring (gamma errors, logarithmic link).
+
+    Args:
+        squares, freedom: sums of squares and their degrees of freedom, [K].
+        design: [K, q], its first column ones.
+
+    Returns the variances [K], the covariance of the coefficients [q, q], and the p of equal variances.
+    """
+    measured = np.maximum(squares / freedom, 1e-300)
+    covariance = np.asarray(np.linalg.inv(design.T @ (design * freedom[:, None] / 2)), dtype=np.float64)
+    level = np.full(len(squares), np.log(squares.sum() / freedom.sum() + 1e-300))
+    fitted = level
+    for _ in range(25):
+        change = np.clip(np.expm1(np.minimum(np.log(measured) - fitted, 20.0)), -1.0, 3.0)
+        fitted = fitted + design @ (covariance @ (design.T @ (freedom / 2 * change)))
+    ratio = freedom @ (level + measured / np.exp(level) - fitted - measured / np.exp(fitted))
+    return np.asarray(np.exp(fitted)), covariance, float(chdtrc(design.shape[1] - 1, max(float(ratio), 0.0)))
 
 
 def line_spread(

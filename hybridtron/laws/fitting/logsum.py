@@ -143,12 +143,12 @@ class PowerSum:
         return [
             f"not identified: the fit drives the {words} to zero; these data cannot measure it"
             for i, words in enumerate(terms)
-            if self.vanishes(fitted, i)
+            if self.vanishes(fitted.optimum.theta, fitted.curve.problem, i)
         ] + fitted.at_bounds({len(terms) + i: name for i, name in enumerate(self.exponents)})
 
-    def vanishes(self, fitted: CurveFit, size: int) -> bool:
-        """Return whether the fit drives the term of this log size to zero."""
-        return bool(fitted.optimum.theta[size] < fitted.curve.problem.lower[size] + _VANISHES)
+    def vanishes(self, theta: Array, problem: Problem, size: int) -> bool:
+        """Return whether the term of this log size is as good as zero at coordinates [p]."""
+        return bool(theta[size] < problem.lower[size] + _VANISHES)
 
 
 SLOPES = (0.1, 0.3, 0.5, 0.8, 1.5)

@@ -90,6 +90,8 @@ class Parabolas:
         budget: the minima of one budget, one for each axis -> its entry in the results.
         panel, x_label: name of the plot of parabolas, and of its horizontal axis.
         derive: an entry of the predictions -> what follows from it.
+        cross_check: runs, axes, window, intervals and the compute asked for -> entries of `cross_checks`, sentences of
+            the verdict, and warnings.
     """
 
     name: str
@@ -102,6 +104,7 @@ class Parabolas:
     panel: str
     x_label: str
     derive: Callable[[dict[str, Any]], dict[str, Any]] = lambda entry: {}
+    cross_check: Callable[..., tuple[dict[str, Any], list[str], list[str]]] = lambda *given: ({}, [], [])
 
     def law(self) -> Law:
         """Return the law, with the columns and parameters of its axes."""
@@ -134,6 +137,8 @@ class Parabolas:
             predictions.append(entry | self.derive(entry))
             warnings += far
         warnings += not_held_out(settings, held, f"{len(main.kept)} budgets")
+        asked = [point["C"] for point in settings.predict]
+        crossed, sentences, doubts = self.cross_check(runs, self.axes, chosen, intervals, asked)
         scatter = {axis: fitted.scatter for axis, fitted in fits.items()}
         minima = zip(*(fitted.minima for fitted in fits.values()), strict=True)
         return Fit(
@@ -145,13 +150,14 @@ class Parabolas:
             settings={"window": chosen, "objective": self.objective},
             sensitivity=table,
             predictions=predictions,
-            warnings=warnings,
+            warnings=warnings + doubts,
             search={"budgets": [self.budget(*found) for found in minima],
                     "scatter_about_the_line": scatter if len(fits) > 1 else main.scatter},
             extrapolation=held,
+            cross_checks=crossed,
             verdict=verdict(self.name, parameters, intervals, held=held, broken=runs.broken,
                             kept=[one.budget for one in main.kept],
-                            dropped=[one.budget for one in main.minima if not one.kept]),
+                            dropped=[one.budget for one in main.minima if not one.kept]) + sentences,
             curves=parabola_curves(runs, first.column, main.minima, self.panel, self.x_label)
             + [series for axis, declared in self.axes.items() for series in fits[axis].curves(declared.quantity)],
         )  # fmt: skip
@@ -276,7 +282,7 @@ def _sensitivity(
     values, intervals = _parameters(fits), _intervals(fits)
     names = [axis.exponent for axis in axes.values()]
     spans = {name: intervals.get(name, [values[name] - 0.05, values[name] + 0.05]) for name in names}
-    tried = {other: _refit(axes, runs, other) for other in windows}
+    tried = {other: refit(axes, runs, other) for other in windows}
     table: dict[str, Any] = {"window": {f"{other:g}": found or TOO_FEW for other, found in tried.items()}}
     near = {other: found for other, found in tried.items() if window / 3 <= other <= window * 3}
     moved = [f"{move} at window {other:g}" for other, found in near.items() for move in moves(values, found, spans)]
@@ -316,7 +322,7 @@ def _fits(axes: Mapping[str, Axis], runs: Runs, settings: Settings, window: floa
         return {}
 
 
-def _refit(axes: Mapping[str, Axis], runs: Runs, window: float) -> dict[str, float]:
+def refit(axes: Mapping[str, Axis], runs: Runs, window: float) -> dict[str, float]:
     """Return the parameters alone; empty when fewer than two budgets are left."""
     return _parameters(_fits(axes, runs, Settings(bootstrap=0), window))
 

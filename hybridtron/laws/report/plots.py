@@ -92,6 +92,11 @@ def bounds_of_lines(group: Sequence[Series]) -> tuple[float, float] | None:
 
 def _draw_series(axes: Any, series: Series, colour: Any, label: str | None, bounds: tuple[float, float] | None) -> None:
     x, y = np.asarray(series.x, float), np.asarray(series.y, float)
+    if series.kind == "region":
+        axes.contourf(x, y, series.z, levels=[-1, 1], colors=[colour], alpha=0.15, zorder=1)
+        axes.contour(x, y, series.z, levels=[1], colors=[colour], linewidths=1.4, zorder=1)
+        axes.plot([], [], color=colour, linewidth=1.4, label=label)
+        return
     band = None if series.low is None or series.high is None else (np.asarray(series.low), np.asarray(series.high))
     if series.kind == "line":
         order = np.argsort(x)
