@@ -126,7 +126,7 @@ def _is_kind(runs: Runs, settings: Settings, name: str) -> bool:
 
 def _is_read(law: Law, runs: Runs, name: str) -> bool:
     """Return whether a column is one that the law reads, under the source's name."""
-    return any(one in runs and np.array_equal(runs[one], runs[name]) for one in reads(law))
+    return any(one != name and one in runs and np.array_equal(runs[one], runs[name]) for one in reads(law))
 
 
 def _same_parts(label: np.ndarray, names: np.ndarray) -> bool:

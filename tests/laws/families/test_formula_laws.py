@@ -51,7 +51,7 @@ def test_intervals_cover_the_truth():
     """One set of each law, noise of 0.3 %: as many of all intervals hold it as 95 % ones do, but for chance."""
     hits = []
     for law, truth in ((law, one.truth) for law, one in PLANTED.items()):
-        spans = fit_curve(curve_of(law), PLANTED[law].runs(51, 0.003), Settings(bootstrap=100), 1e-3).intervals
+        spans = fit_curve(curve_of(law), PLANTED[law].runs(51, 0.003, n=100), Settings(bootstrap=100), 1e-3).intervals
         hits += [spans[name][0] <= truth[name] <= spans[name][1] for name in spans or ()]
     assert len(hits) > 35
     assert sum(hits) >= binom.ppf(1e-3, len(hits), 0.95)
@@ -60,7 +60,7 @@ def test_intervals_cover_the_truth():
 @pytest.mark.parametrize("law", PLANTED)
 def test_a_point_needs_every_input_of_its_law(law):
     one, point = PLANTED[law], read_points(PLANTED[law].point)[0]
-    runs = one.runs(2, 0.0, n=60)
+    runs = one.runs(2, 0.0, n=40)
     found = fit(law, runs, predict=one.point, **QUICK)
     at = {column: np.array([value]) for name, value in point.items() for column in SYMBOLS.get(name, (name,))}
     assert found.predictions[0]["loss"] == pytest.approx(float(one.true_loss(at)[0]), rel=1e-3)
