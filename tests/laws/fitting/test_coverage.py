@@ -67,7 +67,7 @@ def test_rows_that_share_a_run_are_asked_about():
     runs = planted.checkpoint_runs([42, 0], 0.005)
     table = {name: runs[name] for name in ("n_params", "tokens", "loss")} | {"run": runs["lineage"]}
     apart, together = (fit("parametric", table, bootstrap=0, holdout=0, group=group) for group in (None, "run"))
-    assert any(w.startswith("grouping") and "group = run" in w for w in apart.warnings)
+    assert any(w.startswith("grouping") and "--group run" in w for w in apart.warnings)
     assert not any(w.startswith("grouping") for w in together.warnings)
 
 
