@@ -17,7 +17,7 @@ TOOL = ROOT / "tools" / "fit_laws.py"
 DATA = ROOT / "tests" / "laws" / "data"
 KEYS = {
     "law", "parameters", "objective", "n_points", "n_groups", "intervals", "settings", "sensitivity", "predictions",
-    "warnings", "version", "search", "extrapolation", "verdict",
+    "warnings", "version", "search", "extrapolation", "cross_checks", "verdict",
 }  # fmt: skip
 CHINCHILLA = ["parametric", DATA / "chinchilla_fig4.csv", "--where", "in_fit=1", "--holdout", 0, "--bootstrap", 0]
 

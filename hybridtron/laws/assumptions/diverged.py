@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridtron.laws.assumptions import pooled, repeated
-from hybridtron.laws.assumptions.names import quoted, reads, sizes
+from hybridtron.laws.assumptions.names import quoted, reads, takes_one_loss_a_size
 from hybridtron.laws.data.cells import cells
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Law, Settings
@@ -21,11 +21,7 @@ _AT_ONCE = 2_000_000  # comparisons held at once
 
 def find(law: Law, runs: Runs, settings: Settings) -> list[str]:
     """Tell of rows whose loss lies far above that of rows of no more parameters and no more tokens."""
-    if (
-        {"learning_rate", "batch_tokens"} & reads(law)
-        or not {"n_params", "tokens", "flops"} & reads(law)
-        or sizes(runs) is None
-    ):
+    if not takes_one_loss_a_size(law, runs):
         return []
     others = [name for name in reads(law) - _SIZES if name in runs and name in pooled.COORDINATES]
     bad = diverged(runs, others + pooled.parted(law, runs, settings) + pooled.explaining(law, runs, settings))

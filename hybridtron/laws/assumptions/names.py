@@ -49,6 +49,12 @@ def sizes(runs: Runs) -> tuple[Array, Array] | None:
     return None if n_params is None or tokens is None else (n_params, tokens)
 
 
+def takes_one_loss_a_size(law: Law, runs: Runs) -> bool:
+    """Return whether a law expects the best loss of each size and length, of a table that has both."""
+    of_sizes = {"n_params", "tokens", "flops"} & reads(law)
+    return bool(of_sizes) and not {"learning_rate", "batch_tokens"} & reads(law) and sizes(runs) is not None
+
+
 def listed(values: Iterable[object], most: int = 4) -> str:
     """Return the first values in words: a, b, c, d, ..."""
     shown = list(dict.fromkeys(f"{value:g}" if isinstance(value, float) else str(value) for value in values))

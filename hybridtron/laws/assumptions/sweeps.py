@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hybridtron.laws.assumptions.names import SWEPT, listed, named, reads, sizes
+from hybridtron.laws.assumptions.names import SWEPT, listed, named, takes_one_loss_a_size
 from hybridtron.laws.data.cells import cells
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Law, Settings
@@ -14,11 +14,7 @@ FEWEST_SHARE = 0.1  # of the rows; one run repeated with another learning rate i
 
 def find(law: Law, runs: Runs, settings: Settings) -> list[str]:
     """Tell of cells of equal n_params and tokens whose rows differ in learning rate or batch size."""
-    if (
-        {"learning_rate", "batch_tokens"} & reads(law)
-        or not {"n_params", "tokens", "flops"} & reads(law)
-        or sizes(runs) is None
-    ):
+    if not takes_one_loss_a_size(law, runs):
         return []
     cell = cells(runs)
     swept = [name for name in named(runs, SWEPT) if _differing(runs[name], cell).any()]
