@@ -11,6 +11,7 @@ from hybridtron.cli import searching
 from hybridtron.cli.arguments import ArgumentParser, add_config_arguments, add_json_argument, add_print_argument
 from hybridtron.cli.jobs import add_launch_argument, run_jobs
 from hybridtron.cli.output import print_result, terminating_signal_as_interrupt
+from hybridtron.config.nearest import nearest, one_of
 from hybridtron.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.workers < 1:
         raise UserError(f"workers = {options.workers}: expected at least 1")
+    _refuse_misspelt_verb(options.config)
     config = load(options.config, options.overrides, SearchConfig)
     if options.show:
         print(dump(config), end="")
@@ -60,6 +62,13 @@ def run(options: argparse.Namespace) -> int:
     if not options.json:
         print(f"page {page}")
     return 0
+
+
+def _refuse_misspelt_verb(config: Path) -> None:
+    """Raise UserError for a CONFIG that is no file and reads like a verb, such as `tel`."""
+    verb = nearest(str(config), searching.VERBS)
+    if verb and not config.exists():
+        raise UserError(f"{config}: no such file; expected a config, or {one_of(str(config), searching.VERBS)}")
 
 
 def _run_search(config: SearchConfig) -> tuple[Outcome, Path]:

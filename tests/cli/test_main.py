@@ -116,6 +116,13 @@ def test_the_one_override_that_is_named_makes_a_run_short_enough(tiny, capsys):
         assert words in printed
 
 
+def test_nearest_verb_of_search(capsys):
+    assert main(["search", "tel", "search.yaml"]) == 2
+    assert "tel: no such file; expected a config, or one of ask, check, tell, transfer (nearest: tell)" in (
+        capsys.readouterr().err
+    )
+
+
 def test_nearest_verb_of_laws(capsys):
     assert main(["laws", "fti"]) == 2
     assert "(nearest: fit)" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from hybridtron.cli.arguments import ArgumentParser, add_config_arguments, add_json_argument
 
@@ -25,6 +26,8 @@ def run(options: argparse.Namespace) -> int:
 
     with open_search(options.config, *options.overrides) as search:
         found = search.ask(options.count, options.hold_hours)
+    if not found:
+        print("nothing to evaluate: the search is complete, or others have the rest", file=sys.stderr)
     if options.json:
         print(json_text([asked.as_json() for asked in found]))
     for asked in () if options.json else found:

@@ -48,6 +48,9 @@ def run(options: argparse.Namespace) -> int:
     counts = told.as_json()
     again = f", {told.repeated} were there" if told.repeated else ""
     end = "; the search is complete" if counts["complete"] else ""
-    print(f"{told.recorded} recorded{again}; {counts['evaluated']} of {counts['evaluations']} evaluated, "
-          f"{counts['failed']} failed{end}")  # fmt: skip
+    evaluated, planned = counts["evaluated"], counts["evaluations"]
+    where = (
+        f"{evaluated} of {planned} evaluated" if evaluated <= planned else f"{evaluated} evaluated, {planned} planned"
+    )
+    print(f"{told.recorded} recorded{again}; {where}, {counts['failed']} failed{end}")
     return 0

@@ -23,7 +23,8 @@ def find(law: Law, runs: Runs, settings: Settings) -> list[str]:
     keep = quoted(column, "<=", 1) if column and "epochs" in column.lower() else quoted(column, ">=", "tokens")
     return [
         f"repeated data: {again.sum()} of {len(runs)} rows see their data more than once (up to {seen.max():.3g} "
-        f"times, by column {column}), and the law counts every token as new; keep single epochs with {keep}"
+        f"times, by column {column}), and the law counts every token as new; fit the law data-repetition, or keep "
+        f"single epochs with {keep}"
     ]
 
 

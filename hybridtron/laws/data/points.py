@@ -13,8 +13,8 @@ from hybridtron.errors import UserError
 FLOPS_PER_PARAMETER_TOKEN = 6.0  # training FLOPs of a dense model, C = 6 N D (Kaplan et al. 2020, section 2.1)
 FAR = 10.0
 FAR_COVERAGE = (  # benchmarks/laws.py --coverage
-    "simulated 95 % intervals at 10x covered the compute-optimal size in 97 % of 200 sets and the parametric loss "
-    "in 40 of 40, with the law itself true; farther was not simulated"
+    "simulated 95 % intervals at 10x, with the law itself true, covered isoflop's compute-optimal size in 97 % of 200 "
+    "sets and the parametric law's loss in 98 % of 50; other laws and farther points were not simulated"
 )
 # parameters N, tokens D, training FLOPs C and tokens per parameter M: log = first * log N + second * log D + third
 _LOGARITHMS = {"N": (1, 0, 0), "D": (0, 1, 0), "C": (1, 1, np.log(FLOPS_PER_PARAMETER_TOKEN)), "M": (-1, 1, 0)}

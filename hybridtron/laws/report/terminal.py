@@ -16,9 +16,12 @@ from hybridtron.reporting.shown import show
 def show_fit(result: Fit, console: Console) -> None:
     """Print the fit; one sentence, parameter, prediction or warning a line."""
     lines = [*result.verdict]
+    width = max([8, *map(len, result.parameters)])
     for name, value in result.parameters.items():
         low, high = (result.intervals or {}).get(name, (None, None))
-        lines.append(f"  {name:8} {value:<12.6g}" + (f" 95 %: {low:.5g} to {high:.5g}" if low is not None else ""))
+        lines.append(
+            f"  {name:{width}} {value:<12.6g}" + (f" 95 %: {low:.5g} to {high:.5g}" if low is not None else "")
+        )
     lines += ["  at " + _predicted(point) for point in result.predictions]
     lines += [f"warning: {warning}" for warning in result.warnings]
     console.print("\n".join(lines), markup=False, soft_wrap=True)

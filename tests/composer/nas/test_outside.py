@@ -111,6 +111,18 @@ def test_patterns_of_ones_own_become_proposals(config, tmp_path):
     assert "outside" in {row["worker"] for row in rows(tmp_path, "result")}
 
 
+def test_the_terminal_says_that_more_was_told_than_planned_and_that_nothing_is_left(config, tmp_path, capsys):
+    file = tmp_path / "search.yaml"
+    file.write_text(yaml.safe_dump({**config, "evaluations": 1}))
+    for pattern in ("AAB", "BBB"):
+        assert main(["search", "tell", str(file), "--pattern", pattern, "--score", "1", "--unasked"]) == 0
+    assert "1 recorded; 2 evaluated, 1 planned, 0 failed; the search is complete" in capsys.readouterr().out
+    assert main(["search", "ask", str(file), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == []
+    assert printed.err == "nothing to evaluate: the search is complete, or others have the rest\n"
+
+
 def test_workers_take_told_scores_for_their_own(config, tmp_path):
     """The search counts what was told, and evaluates the rest itself."""
     config = {**config, "evaluator": {"type": "function"}, "evaluations": 4}
