@@ -99,7 +99,8 @@ class PrecisionConfig(Strict):
     matmul: Literal["float32", "bf16"] = Field(
         "float32",
         description="fp32 on a CPU: factors of products of matrices. bf16: rounded to bf16 and summed in fp32, which "
-        "is faster on processors with AMX-BF16 or AVX512-BF16, and changes losses by that rounding.",
+        "is faster on processors with AMX-BF16, or an AVX512-BF16 that oneDNN uses, and changes losses by that "
+        "rounding.",
     )
     change_on_resume: bool = Field(
         False,

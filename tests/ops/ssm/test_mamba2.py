@@ -63,9 +63,15 @@ def test_any_number_of_taps(form, taps):
 
 
 def test_input_and_output_wider_than_a_thread_has_stack_for(form, monkeypatch):
-    """16 taps of 2 groups of 65536 states are 8 MiB."""
+    """16 taps of 2 groups of 65536 states are 8 MiB.
+
+    All but 64 states of a group are zero: the rounding of sums of 65536 products depends on the processor.
+    """
     monkeypatch.setattr(sys.modules[__name__], "STATE_DIM", 1 << 16)
     inputs = arguments(3, 2, 2, taps=16)
+    with torch.no_grad():
+        for of_channels in inputs[1:3]:
+            of_channels[2 * HEAD_DIM :].unflatten(0, (-1, 1 << 10))[:, 1:] = 0
     assert_matches(lambda *t: core(*t, state_dim=1 << 16, chunk_size=2), reference, inputs, 3e-5)
 
 
