@@ -20,6 +20,7 @@ def affordable(
     """Return the first of `patterns` that the budget still allows with all seeds; if none, why.
 
     What is proposed and has no result yet counts as spent: FLOPs by the model, hours as the longest evaluation so far.
+    Before any has ended, hours allow one pattern: none, without a reason, while that is evaluated.
     """
     step, seeds = progress.steps[-1], len(config.seeds)
     limits = config.budget.limits if config.budget else {}
@@ -31,15 +32,17 @@ def affordable(
     for key, limit in limits.items():
         names = step.space.names
         costs = [seeds * (evaluator.cost(names(p)) if key == "flops" else longest) for p in allowed]
-        spent = spent_on(config, evaluator, progress)[key]
         if key == "flops":
             spent = seeds * sum(evaluator.cost(names(p)) for p in step.proposals)
         else:
-            spent += waiting * longest
+            spent = spent_on(config, evaluator, progress)[key] + waiting * longest
+            if not longest:
+                allowed = [] if waiting else allowed[:1]
+                continue
         fitting = 0
         while fitting < len(allowed) and spent + sum(costs[: fitting + 1]) <= limit:
             fitting += 1
-        if not fitting:
+        if allowed and not fitting:
             return [], f"the next evaluation would exceed {limit:g} {WORDS[key]}: {spent:.4g} are spent"
         allowed = allowed[:fitting]
     return allowed, None

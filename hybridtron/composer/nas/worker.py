@@ -129,7 +129,7 @@ def work(search: Search, store: Store, watch: Callable[[Progress], None]) -> Pro
 def next_unit(search: Search, store: Store, rows: Sequence[Row]) -> tuple[Progress, Unit | None]:
     """Return where the search is, and the next unit to evaluate, which is proposed if it is new.
 
-    None where nothing is left, or others have all of it. Needs the lock.
+    None where nothing is left, others have all of it, or what they have must end first. Needs the lock.
     """
     progress = search.progress(rows)
     if progress.lacks_candidates:
@@ -147,6 +147,8 @@ def next_unit(search: Search, store: Store, rows: Sequence[Row]) -> tuple[Progre
     if reason:
         store.append(stop_row(search.config, reason))
         return next_unit(search, store, rows)
+    if not patterns:
+        return progress, None
     texts = [" ".join(step.space.names(pattern)) for pattern in patterns]
     store.append({"row": "propose", "step": step.number, "patterns": texts, "engine": search.config.engine.type})
     return progress, (patterns[0], search.config.seeds[0])

@@ -76,6 +76,14 @@ def test_hours_are_summed_over_workers_and_the_next_evaluation_may_take_the_long
     assert reason == "the next evaluation would exceed 1 hours of evaluation: 0.85 are spent"
 
 
+def test_until_an_evaluation_has_ended_hours_allow_one_pattern(tmp_path):
+    search = prepare(made(tmp_path, budget={"hours": 1.0}))
+    patterns = list(search.space.enumerate())
+    assert affordable(search.config, search.evaluator, search.progress([]), patterns) == ([patterns[0]], None)
+    rows = [{"row": "propose", "step": 0, "patterns": [" ".join(search.space.names(patterns[0]))]}]
+    assert affordable(search.config, search.evaluator, search.progress(rows), patterns[1:]) == ([], None)
+
+
 def test_evaluations_may_stand_in_the_budget(tmp_path):
     outcome, _ = run_search(made(tmp_path, budget={"evaluations": 3}))
     assert outcome.num_evaluated == 3
