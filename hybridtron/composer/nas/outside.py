@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import numbers
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from hybridtron.composer.nas.progress import Progress, Unit
 from hybridtron.composer.nas.store import Row, Store
 from hybridtron.composer.nas.violations import violations
 from hybridtron.composer.nas.worker import Search, named, next_unit
-from hybridtron.config.nearest import one_of
+from hybridtron.config.nearest import nearest
 from hybridtron.errors import UserError
 from hybridtron.files import read_plain
 from hybridtron.pattern import Pattern, PatternError
@@ -75,7 +76,7 @@ def ask(search: Search, store: Store, count: int = 1, hold_hours: float = HOLD_H
     """
     if count < 1:
         raise UserError(f"count = {count}: expected at least 1")
-    if not 0 <= hold_hours < math.inf:
+    if not 0 <= 3600 * hold_hours < math.inf:
         raise UserError(f"hold_hours = {hold_hours}: expected at least 0")
     found: list[Asked] = []
     with store.locked() as rows:
@@ -104,8 +105,9 @@ def tell(search: Search, store: Store, results: Iterable[Mapping[str, Any]], una
 
     A result has `id` or `pattern`, in any dialect, with `seed` where the search has several, and `score`, larger being
     better. One that is null or not finite is recorded as failed, with `error` as its reason. `test_score`, on data that
-    selects nothing, and `seconds` may follow. With `unasked`, patterns that nobody proposed become proposals; else they
-    are refused, as are scores that differ from one that is there.
+    selects nothing, and `seconds` may follow; a pattern that has a score may be told its test score later, alone. With
+    `unasked`, patterns that nobody proposed become proposals; else they are refused, as are scores that differ from one
+    that is there.
 
     Raises UserError that names the refused results with their reasons.
     """
@@ -119,28 +121,28 @@ def tell(search: Search, store: Store, results: Iterable[Mapping[str, Any]], una
             total = number
             try:
                 unit, is_proposed = _addressed(search, progress, ids, result, unasked)
-                row = _measured(result)
-                known = {**progress.results, **new}.get(unit)
-                if known is not None and known["score"] != row["score"]:
-                    raise UserError(f"has the score {known['score']} already, which is never changed")
+                known = new.get(unit) or progress.results.get(unit)
+                row = _measured(result, known)
             except UserError as error:
                 name = result.get("id") or result.get("pattern") if isinstance(result, Mapping) else result
                 refused.append(f"result {number} ({name}): {error}")
                 continue
-            repeated += known is not None
-            if known is None:
-                new[unit] = row
+            if known is None or ("test_score" in row and "test_score" not in known):
+                new[unit] = {**new.get(unit, {}), **row}
                 if not is_proposed:
                     proposals[named(search, unit)["pattern"]] = None
+            else:
+                repeated += 1
         if refused:
             more = f"; and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
             raise UserError(f"{len(refused)} of {total} results are refused, and none recorded: "
                             f"{'; '.join(refused[:SHOWN])}{more}")  # fmt: skip
+        added: list[Row] = []
         if proposals:
             number = progress.steps[-1].number
-            store.append({"row": "propose", "step": number, "patterns": [*proposals], "engine": "outside"})
-        for unit, row in new.items():
-            store.append({"row": "result", **named(search, unit), "worker": "outside", **row})
+            added.append({"row": "propose", "step": number, "patterns": [*proposals], "engine": "outside"})
+        added += [{**row, "row": "result", **named(search, unit), "worker": "outside"} for unit, row in new.items()]
+        store.append(*added)
         return Told(len(new), repeated, search.progress(rows))
 
 
@@ -151,8 +153,9 @@ def _addressed(
     if not isinstance(result, Mapping):
         raise UserError("expected a JSON object with id or pattern, and score")
     if "id" in result:
-        if result["id"] not in ids:
-            raise UserError(f"unknown id; expected {one_of(str(result['id']), ids) if ids else 'one of an ask'}")
+        if not isinstance(result["id"], str) or result["id"] not in ids:
+            close = nearest(str(result["id"]), ids)
+            raise UserError("unknown id; expected one of an ask" + (f" (nearest: {close})" if close else ""))
         return ids[result["id"]], True
     text = result.get("pattern")
     if not isinstance(text, str):
@@ -175,19 +178,38 @@ def _addressed(
     return (pattern, seed), is_proposed or is_candidate
 
 
-def _measured(result: Mapping[str, Any]) -> Row:
-    """Return the score of a result, or its failure, as keys of a row."""
-    score, row = result.get("score"), {key: result[key] for key in ("test_score", "seconds") if key in result}
-    if "score" not in result and "error" not in result:
+def _measured(result: Mapping[str, Any], known: Row | None) -> Row:
+    """Return the score of a result, or its failure, as keys of a row; `known` is what is there of the same unit.
+
+    Raises UserError for what is no number, and for a score that is there with another value.
+    """
+    given = {key: _number(key, result[key]) for key in ("score", "test_score", "seconds") if key in result}
+    finite = {key: value for key, value in given.items() if value is not None and math.isfinite(value)}
+    if "test_score" in finite and known is not None and "error" not in result:
+        given.setdefault("score", known["score"])
+        finite = {"score": known["score"], **finite}
+    if "score" not in given and "error" not in result:
         raise UserError("has no score; expected a number, or error with the reason")
-    for key, value in {"score": score, **row}.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise UserError(f"{key} = {value!r}: expected a number")
-    row = {key: float(value) for key, value in row.items() if value is not None and math.isfinite(value)}
-    if score is not None and math.isfinite(score):
-        return {"score": float(score), **row}
+    for key, there in (known or {}).items():
+        if (key == "score" or (key == "test_score" and key in finite)) and there != finite.get(key):
+            raise UserError(f"has the {key} {there} already, which is never changed")
+    if finite.get("score") is not None:
+        return finite
+    score = given.get("score")
     reason = result.get("error") or ("no score was told" if score is None else f"the score told was {score}")
-    return {"score": None, "error": str(reason), **row}
+    return {**finite, "score": None, "error": str(reason)}
+
+
+def _number(key: str, value: object) -> float | None:
+    """Return a number as a float, infinite where it is too large for one; None for None."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise UserError(f"{key} = {value!r}: expected a number")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _unit(search: Search, row: Row) -> Unit:

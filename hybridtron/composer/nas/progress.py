@@ -29,6 +29,7 @@ KEYS: dict[str, dict[str, tuple[Any, str]]] = {  # kind of row -> its keys, thei
     "claim": {"pattern": _PATTERN, "seed": _SEED, "worker": (str, "the name of a worker")},
     "result": {"pattern": _PATTERN, "seed": _SEED, "score": ((int, float, type(None)), "a number, or null")},
 }
+NUMBERS = ("until", "seconds", "test_score")  # keys that a row may have
 
 
 @dataclass
@@ -132,7 +133,9 @@ def read_progress(config: SearchConfig, whole: Space, rows: Sequence[Row], liste
                 if "until" in row:
                     held[unit] = row["until"]
             else:
-                results.setdefault(unit, row)
+                first = results.setdefault(unit, row)
+                if "test_score" in row and "test_score" not in first:  # which may be told later
+                    results[unit] = {**first, "test_score": row["test_score"]}
         elif row["row"] == "stop" and row.get("of") == stop_key(config):
             stopped = row.get("reason")
     total = num_steps(config.methodology, whole.layers)
@@ -180,6 +183,9 @@ def _damage(row: Row, blocks: Sequence[str]) -> str | None:
             return f"{key} = {row[key]!r}; expected {expected}"
     if kind not in KEYS:
         return None
+    for key in NUMBERS:
+        if not isinstance(row.get(key, 0), int | float):
+            return f"{key} = {row[key]!r}; expected a number"
     for text in row["patterns"] if "patterns" in KEYS[kind] else [row["pattern"]]:
         for word in text.split() if isinstance(text, str) else [text]:
             if word not in blocks:

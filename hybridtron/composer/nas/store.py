@@ -109,11 +109,11 @@ class Store:
                 self._rows = [_row(self.file, line) for line in lines if not line.is_cut]
                 yield self._rows
 
-    def append(self, row: Row) -> None:
-        """Append a row; it is on disk when this returns. Needs the lock."""
-        row = {**row, "time": round(time.time(), 3)}
-        append_rows(self._stream, [row])
-        self._rows.append(row)
+    def append(self, *rows: Row) -> None:
+        """Append rows in one write; they are on disk when this returns. Needs the lock."""
+        timed = [{**row, "time": round(time.time(), 3)} for row in rows]
+        append_rows(self._stream, timed)
+        self._rows += timed
 
     def close(self) -> None:
         self._worker_file(self.worker).unlink(missing_ok=True)

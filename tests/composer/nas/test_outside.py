@@ -80,6 +80,7 @@ REFUSED = {
     "no score": ({"pattern": "ASKED"}, "has no score"),
     "another score": ({"pattern": "TOLD", "score": 2}, "has the score 1.0 already"),
     "nothing": ({"score": 2}, "has neither id nor pattern"),
+    "an id that is no text": ({"id": ["x"], "score": 2}, "unknown id"),
 }
 
 
@@ -101,6 +102,26 @@ def test_one_refused_result_keeps_all_out(config, tmp_path, case):
         assert reason in str(refusal.value)
         assert len(rows(tmp_path, "result")) == 1
         assert outside.tell(pattern=told.letters, score=1).repeated == 1
+
+
+def test_a_test_score_may_be_told_later(config, tmp_path):
+    with open_search(config) as outside:
+        (one,) = outside.ask()
+        outside.tell([{"id": one.id, "score": 2, "seconds": 4}])
+        assert outside.tell([{"id": one.id, "test_score": 0.5}]).recorded == 1
+        assert outside.tell([{"id": one.id, "score": 2, "test_score": 0.5}]).repeated == 1
+        with pytest.raises(UserError, match=r"has the test_score 0\.5 already"):
+            outside.tell([{"id": one.id, "test_score": 0.6}])
+        (best,) = outside.report().as_json()["best"]
+    assert (best["score"], best["test_score"]) == (2.0, 0.5)
+    assert [row.get("seconds") for row in rows(tmp_path, "result")] == [4.0, None]
+
+
+def test_a_number_too_large_for_a_float_is_a_failure(config, tmp_path):
+    with open_search(config) as outside:
+        (one,) = outside.ask()
+        outside.tell([{"id": one.id, "score": 10**400}])
+    assert rows(tmp_path, "result")[0]["error"] == "the score told was inf"
 
 
 def test_patterns_of_ones_own_become_proposals(config, tmp_path):
