@@ -83,11 +83,11 @@ def read_layouts(path: Path, config: SpaceConfig, space: Space) -> list[Layout]:
     read or has no patterns.
     """
     try:
-        text = read_plain(path).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is no text"
+        text = read_plain(path).decode("utf-8-sig")  # spreadsheets begin a CSV file with a mark
+        rows = [*(_json_rows if path.suffix in (".jsonl", ".ndjson") else _csv_rows)(path, text)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is no text of short lines"
         raise UserError(f"{path}: {reason}; expected a CSV or JSONL file of patterns") from None
-    rows = _json_rows(path, text) if path.suffix in (".jsonl", ".ndjson") else _csv_rows(path, text)
     seen: dict[Pattern, int] = {}
     found = []
     for line, given, name in rows:

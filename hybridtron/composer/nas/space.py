@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, combinations
@@ -33,6 +33,10 @@ class Limit(NamedTuple):
 
     costs: tuple[float, ...]  # of a layer, by block; at least 0
     most: float
+
+    def cost(self, counts: Iterable[int]) -> float:
+        """Return what so many layers of each block cost."""
+        return math.fsum(n * cost for n, cost in zip(counts, self.costs, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,8 +166,7 @@ class Space:
         if block not in self.at_most and not self.limits:
             count = min(count, self.at_least[block])  # more than enough is all the same
         used = (*uses[:place], count, *uses[place + 1 :])
-        spent = [math.fsum(n * cost for n, cost in zip(used, costs, strict=True)) for costs, _ in self.limits]
-        return used if all(cost <= limit.most for cost, limit in zip(spent, self.limits, strict=True)) else None
+        return used if all(limit.cost(used) <= limit.most for limit in self.limits) else None
 
     def _missing(self, uses: Uses) -> int:
         """Count the layers that `at_least` still requires."""

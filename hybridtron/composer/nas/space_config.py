@@ -54,6 +54,9 @@ class SpaceConfig(Strict):
             raise problem("letters", self.letters, "one letter for each block")
         if len(self.fixed_words) != self.layers:
             raise problem("fixed", self.fixed, f"{self.layers} words, one for each layer, {FREE} where it is free")
+        for letter, name in self.letters.items():
+            if letter in self.blocks and letter != name:
+                raise problem(f"letters.{letter}", name, f"{letter}, which is the name of a block")
         named = [("fixed", word, word) for word in self.fixed_words if word != FREE]
         for key in ("at_most", "at_least", "longest_run"):
             named += [(f"{key}.{name}", count, name) for name, count in getattr(self, key).items()]

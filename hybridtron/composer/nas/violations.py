@@ -38,6 +38,8 @@ def violations(space: Space, pattern: Pattern) -> list[str]:
         if (first, second) in space.never_adjacent
     ]
     for limit in space.limits:
-        if (cost := math.fsum(limit.costs[block] for block in pattern)) > limit.most:
+        if (cost := limit.cost(pattern.count(block) for block in range(len(space.blocks)))) > limit.most:
             found.append(f"layers cost {cost:g}; expected at most {limit.most:g} (a limit of cost)")
+    if not found and not space.allows(pattern):  # of a step, around which the rest must still fit
+        found.append("leaves no pattern of all layers; expected one that the constraints let a later step complete")
     return found
