@@ -35,7 +35,7 @@ def add_arguments(verb: ArgumentParser) -> None:
         metavar="N",
         help="best, worst, and evenly spaced ranks between (%(default)s)",
     )
-    add("--baselines", nargs="+", default=[], metavar="PATTERN", help="beside them, in any dialect, such as 3A+3M")
+    add("--baselines", nargs="+", default=[], metavar="PATTERN", help="beside them, such as 3A+3M, or by name: 3:1")
     add("--seeds", nargs="+", default=["0", "1"], metavar="N", help="of each model (0 1)")
     equal = ["parameters", "non_embedding", "flops", "state"]
     add("--of", choices=equal, default="parameters", help="what is made equal (%(default)s)")

@@ -108,7 +108,7 @@ def search_transfer(
         on_progress: called with the results so far and their number in the end, whenever it may have changed.
         options: `sizes`, names in the target's table (by default the target as it is); `overrides`, `key=value` for
             the target; `patterns`, how many of the search, the best, the worst and evenly spaced ranks between (5);
-            `baselines`, patterns beside them, in any dialect; `seeds` of each model (0 and 1); `of`, what is made
+            `baselines`, patterns beside them, or their names; `seeds` of each model (0 and 1); `of`, what is made
             equal: `parameters`, `non_embedding`, `flops` or `state`; `tolerance` of it (0.01); `keep_blocks`, the
             config of the small model, whose blocks are kept; `noise`, the standard deviation of one score over seeds,
             where it is known; `out`, the folder of the study, by default `transfer` in that of the search.

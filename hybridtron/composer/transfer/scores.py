@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from hybridtron.composer.nas.baselines import baseline
 from hybridtron.composer.nas.noise import LEAST_FREEDOM, Noise, pooled_noise
 from hybridtron.composer.nas.store import EVALUATIONS
 from hybridtron.errors import UserError
@@ -56,10 +57,10 @@ def read_scores(folder: Path) -> SearchScores:
     file = folder / EVALUATIONS
     try:
         lines = [line for line in read_lines(read_plain(file)) if not line.is_cut]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"search folder {folder}: holds no search; expected a folder with {EVALUATIONS}") from None
     header = lines[0].value if lines else None
-    if not isinstance(header, dict) or header.get("row") != "search" or "space" not in header:
+    if not isinstance(header, dict) or header.get("row") != "search" or not {"space", "seeds"} <= header.keys():
         raise UserError(f"{file}:1: expected the beginning of a search")
     blocks, depth = tuple(header["space"]["blocks"]), header["space"]["layers"]
     found: dict[Layers, dict[int, float]] = {}
@@ -110,7 +111,7 @@ def choose(scores: SearchScores, patterns: int, baselines: Sequence[str] = ()) -
         roles[ranked[place][0]] = named.get(place, f"rank {place + 1}")
     for text in baselines:
         try:
-            layers = read(text, scores.blocks).layers
+            layers = baseline(text, scores.blocks, len(ranked[0][0])) or read(text, scores.blocks).layers
         except PatternError as error:
             raise UserError(f"baselines: {text}: {str(error).splitlines()[0].removeprefix('pattern: ')}") from None
         roles[layers] = f"{roles[layers]}, baseline" if layers in roles else "baseline"
