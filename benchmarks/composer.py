@@ -30,12 +30,12 @@ from scipy.special import bdtr, stdtrit
 from hybridtron.composer.engines import bayesian
 from hybridtron.composer.engines.bayesian import Bayesian
 from hybridtron.composer.engines.discrete import Engine, Evolution, History, Observation, RandomSearch
-from hybridtron.composer.nas.aggregate import aggregate
-from hybridtron.composer.nas.closed_form import Chain
+from hybridtron.composer.evaluation.closed_form import Chain
 from hybridtron.composer.nas.config import AggregatorConfig
-from hybridtron.composer.nas.noise import Noise, pooled_noise, with_noise
-from hybridtron.composer.nas.space import Pattern, Space
-from hybridtron.composer.nas.vote import vote
+from hybridtron.composer.space.space import Pattern, Space
+from hybridtron.composer.votes.aggregate import aggregate
+from hybridtron.composer.votes.noise import Noise, pooled_noise, with_noise
+from hybridtron.composer.votes.vote import vote
 from hybridtron.pattern import Pattern as Layers
 from hybridtron.pattern import to_composer
 from hybridtron.reporting.pictures import HUES, INK, legend_below, new_figure, png, style_axes

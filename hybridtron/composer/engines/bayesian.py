@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from hybridtron.composer.engines.discrete import Engine, History, Observation, new_patterns
-from hybridtron.composer.nas.space import Pattern, Space
+from hybridtron.composer.space.space import Pattern, Space
 from hybridtron.errors import UserError
 
 if TYPE_CHECKING:

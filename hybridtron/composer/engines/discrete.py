@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from hybridtron.composer.nas.space import Pattern, Space
+from hybridtron.composer.space.space import Pattern, Space
 from hybridtron.config.schema import Strict
 
 DRAWS_PER_PATTERN = 200  # random draws before the remaining patterns of a nearly exhausted space are enumerated

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from hybridtron.composer.engines.discrete import Engine, History
-from hybridtron.composer.nas.space import Pattern
+from hybridtron.composer.space.space import Pattern
 
 
 class Listed(Engine):

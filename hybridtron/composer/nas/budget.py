@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hybridtron.composer.evaluation.evaluators import Evaluator
 from hybridtron.composer.nas.config import SearchConfig
-from hybridtron.composer.nas.evaluators import Evaluator
 from hybridtron.composer.nas.progress import Progress, stop_key
-from hybridtron.composer.nas.space import Pattern
 from hybridtron.composer.nas.store import Row
+from hybridtron.composer.space.space import Pattern
 
 WORDS = {"flops": "FLOPs", "hours": "hours of evaluation"}
 HOUR = 3600  # seconds

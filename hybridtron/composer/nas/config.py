@@ -13,12 +13,12 @@ from pydantic import (
 )
 
 from hybridtron.accounting.equal_size import Measure
+from hybridtron.composer.costs.config import CostConfig
 from hybridtron.composer.engines.bayesian import Bayesian
 from hybridtron.composer.engines.discrete import Evolution, Exhaustive, RandomSearch
 from hybridtron.composer.engines.listed import Listed
-from hybridtron.composer.nas.cost_config import CostConfig
-from hybridtron.composer.nas.layouts import read_layers
-from hybridtron.composer.nas.space_config import Count, SpaceConfig
+from hybridtron.composer.space.config import Count, SpaceConfig
+from hybridtron.composer.space.layouts import read_layers
 from hybridtron.config.schema import FolderName, Strict, problem
 
 

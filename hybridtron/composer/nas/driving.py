@@ -9,12 +9,12 @@ from types import TracebackType
 from typing import Any
 
 from hybridtron.composer.nas.config import SearchConfig
-from hybridtron.composer.nas.layouts import Layout, read_layouts
 from hybridtron.composer.nas.outside import HOLD_HOURS, Asked, Told, ask, tell
 from hybridtron.composer.nas.run import report_search
 from hybridtron.composer.nas.store import Store
 from hybridtron.composer.nas.worker import Search, prepare, priced_space
 from hybridtron.composer.report.outcome import Outcome
+from hybridtron.composer.space.layouts import Layout, read_layouts
 from hybridtron.config.load import load
 
 

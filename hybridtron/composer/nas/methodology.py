@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from hybridtron.composer.nas.config import MethodologyConfig
-from hybridtron.composer.nas.space import Pattern, Space, State, Uses
+from hybridtron.composer.space.space import Pattern, Space, State, Uses
 from hybridtron.errors import UserError
 
 Half = tuple[int, int]  # its innermost block (-1: none) and the length of that block's run

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridtron.composer.nas.layouts import letters_of, read_layers
 from hybridtron.composer.nas.progress import Progress, Unit
 from hybridtron.composer.nas.store import Row, Store
-from hybridtron.composer.nas.violations import violations
 from hybridtron.composer.nas.worker import Search, named, next_unit
+from hybridtron.composer.space.layouts import letters_of, read_layers
+from hybridtron.composer.space.violations import violations
 from hybridtron.config.nearest import nearest
 from hybridtron.errors import UserError
 from hybridtron.files import read_plain

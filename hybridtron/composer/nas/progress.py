@@ -11,13 +11,13 @@ from statistics import fmean, stdev
 from typing import Any
 
 from hybridtron.composer.engines.discrete import Observation
-from hybridtron.composer.nas.aggregate import Aggregate
 from hybridtron.composer.nas.config import SearchConfig
 from hybridtron.composer.nas.methodology import num_steps, step_space
-from hybridtron.composer.nas.noise import Noise, pooled_noise
-from hybridtron.composer.nas.space import Pattern, Space
 from hybridtron.composer.nas.store import EVALUATIONS, Row, Store
-from hybridtron.composer.nas.vote import vote
+from hybridtron.composer.space.space import Pattern, Space
+from hybridtron.composer.votes.aggregate import Aggregate
+from hybridtron.composer.votes.noise import Noise, pooled_noise
+from hybridtron.composer.votes.vote import vote
 from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
 

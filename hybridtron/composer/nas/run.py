@@ -11,11 +11,11 @@ from typing import Any
 from hybridtron.composer.nas.config import OutsideConfig, SearchConfig
 from hybridtron.composer.nas.progress import Progress
 from hybridtron.composer.nas.store import EVALUATIONS, Store
-from hybridtron.composer.nas.vote import vote
 from hybridtron.composer.nas.worker import Search, prepare, work
 from hybridtron.composer.report import summary  # noqa: F401  # registers how an outcome is printed
 from hybridtron.composer.report.outcome import Outcome, read_outcome
 from hybridtron.composer.report.page import write_page
+from hybridtron.composer.votes.vote import vote
 from hybridtron.config.load import load
 from hybridtron.errors import UserError
 

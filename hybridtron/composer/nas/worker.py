@@ -10,20 +10,20 @@ from typing import Any
 
 import numpy as np
 
+from hybridtron.composer.costs.cost import Cost, limited, read_costs
+from hybridtron.composer.costs.pareto import scalarised
 from hybridtron.composer.engines.bayesian import Bayesian, require_botorch
 from hybridtron.composer.engines.discrete import History, Observation, new_patterns
 from hybridtron.composer.engines.listed import Listed
+from hybridtron.composer.evaluation.evaluators import Evaluator, make_evaluator
 from hybridtron.composer.nas.budget import affordable, stop_row
 from hybridtron.composer.nas.config import SearchConfig
-from hybridtron.composer.nas.confirm import choose_candidates
-from hybridtron.composer.nas.cost import Cost, limited, read_costs
-from hybridtron.composer.nas.evaluators import Evaluator, make_evaluator
-from hybridtron.composer.nas.layouts import Layout, read_layouts
-from hybridtron.composer.nas.noise import with_noise
-from hybridtron.composer.nas.pareto import scalarised
 from hybridtron.composer.nas.progress import Progress, Step, Unit, read_progress
-from hybridtron.composer.nas.space import Pattern, Space
 from hybridtron.composer.nas.store import Row, Store
+from hybridtron.composer.space.layouts import Layout, read_layouts
+from hybridtron.composer.space.space import Pattern, Space
+from hybridtron.composer.votes.confirm import choose_candidates
+from hybridtron.composer.votes.noise import with_noise
 from hybridtron.errors import UserError
 
 SHOWN = 5  # rows of a list that a refusal names

@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from hybridtron.composer.nas.space import Pattern
 from hybridtron.composer.report.outcome import Outcome
+from hybridtron.composer.space.space import Pattern
 
 UNKNOWN = "not recorded"  # the engine of proposals whose rows do not name it
 

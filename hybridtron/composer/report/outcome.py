@@ -11,19 +11,19 @@ from typing import Any, Literal
 import numpy as np
 from scipy.special import stdtrit
 
+from hybridtron.composer.costs.pareto import pareto_front
 from hybridtron.composer.engines.discrete import Observation
-from hybridtron.composer.nas.aggregate import Aggregate, elect
 from hybridtron.composer.nas.budget import spent_on
 from hybridtron.composer.nas.config import FunctionConfig
-from hybridtron.composer.nas.confirm import Confirmed, confirmation_json, read_confirmation
-from hybridtron.composer.nas.layouts import Layout, letters_of
-from hybridtron.composer.nas.noise import LEAST_FREEDOM, with_noise
-from hybridtron.composer.nas.pareto import pareto_front
 from hybridtron.composer.nas.progress import Progress, Step
-from hybridtron.composer.nas.space import Pattern as Indices
-from hybridtron.composer.nas.vote import FITTED, LEAST_SCORES
 from hybridtron.composer.nas.worker import Search
 from hybridtron.composer.report.scores import score_row
+from hybridtron.composer.space.layouts import Layout, letters_of
+from hybridtron.composer.space.space import Pattern as Indices
+from hybridtron.composer.votes.aggregate import Aggregate, elect
+from hybridtron.composer.votes.confirm import Confirmed, confirmation_json, read_confirmation
+from hybridtron.composer.votes.noise import LEAST_FREEDOM, with_noise
+from hybridtron.composer.votes.vote import FITTED, LEAST_SCORES
 from hybridtron.pattern import COMPOSER_NAMES, Pattern, to_composer
 from hybridtron.reporting.shown import Shown
 

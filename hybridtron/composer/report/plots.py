@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from hybridtron.composer.nas.progress import Step
-from hybridtron.composer.nas.space import Pattern
 from hybridtron.composer.report.canvas import SMALL, one_panel, plain_numbers, quantity
 from hybridtron.composer.report.front_plot import draw_front
 from hybridtron.composer.report.outcome import Outcome
+from hybridtron.composer.space.space import Pattern
 from hybridtron.reporting.numbers import plural
 from hybridtron.reporting.pictures import FAINT, GRID, HUES, INK, label_axes, legend_below, png
 

@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from hybridtron.composer.nas.progress import Progress
-from hybridtron.composer.nas.space import Pattern
+from hybridtron.composer.space.space import Pattern
 
 
 def score_row(progress: Progress, pattern: Pattern, selecting: float) -> dict[str, Any]:

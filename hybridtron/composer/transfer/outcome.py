@@ -10,11 +10,11 @@ from statistics import fmean
 from typing import Any
 
 from hybridtron.accounting.describe import describe
-from hybridtron.composer.nas.noise import LEAST_FREEDOM, Noise, pooled_noise
 from hybridtron.composer.transfer.agreement import Agreement, measure_agreement, noise_ceiling, reliability
 from hybridtron.composer.transfer.grown import Growth
 from hybridtron.composer.transfer.scores import Candidate, Layers, SearchScores, by_indices
 from hybridtron.composer.transfer.work import Results, Work
+from hybridtron.composer.votes.noise import LEAST_FREEDOM, Noise, pooled_noise
 from hybridtron.laws.families.proxy import FEWEST
 from hybridtron.pattern import COMPOSER_NAMES, Pattern, to_composer
 from hybridtron.reporting.shown import Shown

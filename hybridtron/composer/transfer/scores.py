@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from hybridtron.composer.nas.baselines import baseline
-from hybridtron.composer.nas.noise import LEAST_FREEDOM, Noise, pooled_noise
 from hybridtron.composer.nas.store import EVALUATIONS
+from hybridtron.composer.space.baselines import baseline
+from hybridtron.composer.votes.noise import LEAST_FREEDOM, Noise, pooled_noise
 from hybridtron.errors import UserError
 from hybridtron.files import is_number, read_lines, read_plain
 from hybridtron.pattern import PatternError, read

@@ -11,8 +11,8 @@ import torch
 
 from hybridtron.composer.engines.bayesian import Bayesian, _encode, fit, leave_one_out
 from hybridtron.composer.engines.discrete import Evolution, Exhaustive, History, Observation, RandomSearch
-from hybridtron.composer.nas.closed_form import Chain
-from hybridtron.composer.nas.space import Space
+from hybridtron.composer.evaluation.closed_form import Chain
+from hybridtron.composer.space.space import Space
 
 torch.set_num_threads(1)
 

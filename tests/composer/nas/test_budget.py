@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from hybridtron.accounting.describe import describe
+from hybridtron.composer.evaluation.evaluators import make_evaluator
 from hybridtron.composer.nas.budget import affordable, spent_on
 from hybridtron.composer.nas.config import SearchConfig
-from hybridtron.composer.nas.evaluators import make_evaluator
 from hybridtron.composer.nas.run import run_search
 from hybridtron.composer.nas.worker import SearchFailed, prepare
 from hybridtron.config.load import build, load

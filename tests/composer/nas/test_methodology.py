@@ -11,7 +11,7 @@ import pytest
 
 from hybridtron.composer.nas.config import MethodologyConfig
 from hybridtron.composer.nas.methodology import num_steps, step_space
-from hybridtron.composer.nas.space import Space
+from hybridtron.composer.space.space import Space
 from hybridtron.errors import UserError
 
 WHOLE = Space(("A", "M"), 6)

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from hybridtron.cli.main import main
+from hybridtron.composer.costs.cost import Cost
 from hybridtron.composer.engines.discrete import Engine, Observation
+from hybridtron.composer.evaluation.evaluators import Evaluator
 from hybridtron.composer.nas.config import SearchConfig
-from hybridtron.composer.nas.cost import Cost
-from hybridtron.composer.nas.evaluators import Evaluator
 from hybridtron.composer.nas.store import Store
 from hybridtron.composer.nas.worker import Search, SearchFailed, _propose, work
 from hybridtron.config.load import build

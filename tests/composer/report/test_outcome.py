@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from hybridtron.composer.engines.bayesian import leave_one_out
-from hybridtron.composer.nas.aggregate import aggregate
 from hybridtron.composer.nas.config import SearchConfig
 from hybridtron.composer.nas.run import run_search
 from hybridtron.composer.report.outcome import Outcome, fit_surrogate
 from hybridtron.composer.report.page import write_page
 from hybridtron.composer.report.summary import summary
+from hybridtron.composer.votes.aggregate import aggregate
 from hybridtron.config.load import build
 
 

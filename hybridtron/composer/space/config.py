@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from hybridtron.composer.nas.space import Space
+from hybridtron.composer.space.space import Space
 from hybridtron.config.nearest import one_of
 from hybridtron.config.schema import Strict, problem
 

@@ -9,8 +9,8 @@ import yaml
 
 from hybridtron.cli.main import main
 from hybridtron.composer.nas.config import SearchConfig
-from hybridtron.composer.nas.layouts import read_layers, read_layouts
 from hybridtron.composer.nas.run import run_search
+from hybridtron.composer.space.layouts import read_layers, read_layouts
 from hybridtron.config.load import build
 from hybridtron.errors import UserError
 from hybridtron.pattern import PatternError

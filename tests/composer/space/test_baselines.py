@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from hybridtron.composer.nas.baselines import baseline
+from hybridtron.composer.evaluation.evaluators import make_evaluator
 from hybridtron.composer.nas.config import SearchConfig
-from hybridtron.composer.nas.evaluators import make_evaluator
+from hybridtron.composer.space.baselines import baseline
 from hybridtron.config.load import build
 from hybridtron.errors import UserError
 from tests.composer.small import MAD

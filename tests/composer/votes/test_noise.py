@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from hybridtron.composer.costs.cost import Cost
+from hybridtron.composer.costs.pareto import scalarised
 from hybridtron.composer.engines.bayesian import fit, posterior
 from hybridtron.composer.engines.discrete import Engine, Observation
-from hybridtron.composer.nas.closed_form import Chain
+from hybridtron.composer.evaluation.closed_form import Chain
 from hybridtron.composer.nas.config import SearchConfig
-from hybridtron.composer.nas.cost import Cost
-from hybridtron.composer.nas.noise import Noise, pooled_noise, with_noise
-from hybridtron.composer.nas.pareto import scalarised
 from hybridtron.composer.nas.progress import read_progress
-from hybridtron.composer.nas.space import Space
 from hybridtron.composer.nas.worker import _propose, prepare
+from hybridtron.composer.space.space import Space
+from hybridtron.composer.votes.noise import Noise, pooled_noise, with_noise
 from hybridtron.config.load import build
 
 SEARCH = {

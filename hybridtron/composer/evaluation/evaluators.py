@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from hybridtron.accounting.describe import describe
-from hybridtron.composer.nas.baselines import baseline
-from hybridtron.composer.nas.closed_form import Chain
+from hybridtron.composer.evaluation.closed_form import Chain
+from hybridtron.composer.evaluation.sizes import Sizes, Width
 from hybridtron.composer.nas.config import (
     EqualSizeConfig,
     FunctionConfig,
@@ -21,8 +21,8 @@ from hybridtron.composer.nas.config import (
     SearchConfig,
     ShortRunConfig,
 )
-from hybridtron.composer.nas.sizes import Sizes, Width
 from hybridtron.composer.nas.store import Row
+from hybridtron.composer.space.baselines import baseline
 from hybridtron.config.compose import compose
 from hybridtron.config.dotted import with_value_at
 from hybridtron.config.load import build

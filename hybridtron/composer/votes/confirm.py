@@ -14,9 +14,9 @@ from scipy.special import stdtrit
 
 from hybridtron.composer.nas.config import SearchConfig
 from hybridtron.composer.nas.progress import Progress, Step, confirm_key
-from hybridtron.composer.nas.space import Pattern
 from hybridtron.composer.nas.store import Row
-from hybridtron.composer.nas.vote import posterior_means
+from hybridtron.composer.space.space import Pattern
+from hybridtron.composer.votes.vote import posterior_means
 
 LEVEL = 0.95  # of all intervals
 

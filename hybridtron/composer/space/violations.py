@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from itertools import groupby, pairwise
 
-from hybridtron.composer.nas.space import Pattern, Space
+from hybridtron.composer.space.space import Pattern, Space
 
 
 def violations(space: Space, pattern: Pattern) -> list[str]:

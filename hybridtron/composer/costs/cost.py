@@ -10,9 +10,9 @@ from typing import Any
 
 from hybridtron.accounting.describe import FORMAT_BYTES
 from hybridtron.accounting.layer_table import read_layer_table
-from hybridtron.composer.nas.cost_config import MEASURED, CostConfig, Measure
-from hybridtron.composer.nas.evaluators import require_blocks
-from hybridtron.composer.nas.space import Limit, Pattern, Space
+from hybridtron.composer.costs.config import MEASURED, CostConfig, Measure
+from hybridtron.composer.evaluation.evaluators import require_blocks
+from hybridtron.composer.space.space import Limit, Pattern, Space
 from hybridtron.config.load import load
 from hybridtron.errors import UserError
 from hybridtron.training.config import RunConfig

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridtron.composer.nas.baselines import baseline
-from hybridtron.composer.nas.space import Pattern, Space
-from hybridtron.composer.nas.space_config import SpaceConfig
-from hybridtron.composer.nas.violations import violations
+from hybridtron.composer.space.baselines import baseline
+from hybridtron.composer.space.config import SpaceConfig
+from hybridtron.composer.space.space import Pattern, Space
+from hybridtron.composer.space.violations import violations
 from hybridtron.errors import UserError
 from hybridtron.files import read_plain
 from hybridtron.pattern import Pattern as Layers

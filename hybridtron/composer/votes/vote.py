@@ -8,10 +8,10 @@ from functools import lru_cache
 from importlib.util import find_spec
 
 from hybridtron.composer.engines.discrete import Observation
-from hybridtron.composer.nas.aggregate import Aggregate, aggregate
 from hybridtron.composer.nas.config import AggregatorConfig
-from hybridtron.composer.nas.noise import Noise, with_noise
-from hybridtron.composer.nas.space import Space
+from hybridtron.composer.space.space import Space
+from hybridtron.composer.votes.aggregate import Aggregate, aggregate
+from hybridtron.composer.votes.noise import Noise, with_noise
 
 FITTED = 1000  # observations that a process is fitted to at most: an exact Gaussian process is cubic in them
 LEAST_SCORES = 4  # different ones, to fit a process to

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from hybridtron.accounting.describe import describe
+from hybridtron.composer.costs.config import CostConfig
+from hybridtron.composer.costs.cost import Cost, limited, read_costs
 from hybridtron.composer.nas.config import SearchConfig
-from hybridtron.composer.nas.cost import Cost, limited, read_costs
-from hybridtron.composer.nas.cost_config import CostConfig
 from hybridtron.composer.nas.run import run_search
-from hybridtron.composer.nas.space import Space
 from hybridtron.composer.nas.worker import prepare
+from hybridtron.composer.space.space import Space
 from hybridtron.config.load import build, load
 from hybridtron.errors import UserError
 from hybridtron.training.config import RunConfig

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from hybridtron.composer.engines.discrete import Observation
-from hybridtron.composer.nas.space import Pattern, Space
+from hybridtron.composer.space.space import Pattern, Space
 
 
 @dataclass(frozen=True)

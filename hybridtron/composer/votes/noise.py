@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from hybridtron.composer.engines.discrete import Observation
-from hybridtron.composer.nas.space import Pattern
+from hybridtron.composer.space.space import Pattern
 
 LEAST_FREEDOM = 5  # degrees of freedom below which a pooled standard deviation is not relied on
 

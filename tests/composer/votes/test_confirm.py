@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.stats import t
 
-from hybridtron.composer.nas.closed_form import Chain
+from hybridtron.composer.evaluation.closed_form import Chain
 from hybridtron.composer.nas.config import SearchConfig
 from hybridtron.composer.nas.run import run_search
 from hybridtron.composer.nas.store import Store

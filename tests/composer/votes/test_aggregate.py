@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from hybridtron.composer.engines.discrete import Observation
-from hybridtron.composer.nas.aggregate import aggregate, kmeans
-from hybridtron.composer.nas.space import Space
+from hybridtron.composer.space.space import Space
+from hybridtron.composer.votes.aggregate import aggregate, kmeans
 
 A, M = 0, 1
 

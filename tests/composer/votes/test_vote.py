@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from hybridtron.composer.engines.discrete import Observation
-from hybridtron.composer.nas.aggregate import aggregate
-from hybridtron.composer.nas.closed_form import Chain
+from hybridtron.composer.evaluation.closed_form import Chain
 from hybridtron.composer.nas.config import AggregatorConfig, SearchConfig
-from hybridtron.composer.nas.noise import Noise
 from hybridtron.composer.nas.run import run_search
-from hybridtron.composer.nas.space import Space
-from hybridtron.composer.nas.vote import posterior_means, vote
 from hybridtron.composer.report.summary import summary
+from hybridtron.composer.space.space import Space
+from hybridtron.composer.votes.aggregate import aggregate
+from hybridtron.composer.votes.noise import Noise
+from hybridtron.composer.votes.vote import posterior_means, vote
 from hybridtron.config.load import build
 
 GIVEN = Noise(0.08, math.inf)

@@ -9,7 +9,7 @@ from itertools import groupby, pairwise, product
 import numpy as np
 import pytest
 
-from hybridtron.composer.nas.space import Limit, Space
+from hybridtron.composer.space.space import Limit, Space
 from hybridtron.errors import UserError
 
 BLOCKS = ("attn", "mlp", "mamba")

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from hybridtron.composer.nas.space import Pattern
+from hybridtron.composer.space.space import Pattern
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from hybridtron.composer.costs.cost import Cost
 from hybridtron.composer.engines.discrete import Observation
-from hybridtron.composer.nas.cost import Cost
 
 AUGMENTATION = 0.05  # weight of the sum beside the smallest term, which keeps dominated patterns behind
 

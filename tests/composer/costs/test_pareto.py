@@ -7,10 +7,10 @@ from itertools import product
 import numpy as np
 import pytest
 
+from hybridtron.composer.costs.cost import Cost
+from hybridtron.composer.costs.pareto import pareto_front, scalarised
 from hybridtron.composer.engines.discrete import Observation
-from hybridtron.composer.nas.closed_form import Chain
-from hybridtron.composer.nas.cost import Cost
-from hybridtron.composer.nas.pareto import pareto_front, scalarised
+from hybridtron.composer.evaluation.closed_form import Chain
 
 COSTS = [Cost("x", (3.0, 1.0, 0.0)), Cost("y", (0.0, 2.0, 1.0)), Cost("z", (1.0, 0.0, 4.0))]
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from hybridtron.composer.evaluation.evaluators import make_evaluator
 from hybridtron.composer.nas.config import SearchConfig
-from hybridtron.composer.nas.evaluators import make_evaluator
 from hybridtron.composer.nas.run import run_search
 from hybridtron.composer.report.summary import summary
 from hybridtron.config.load import build
