@@ -74,7 +74,7 @@ def _filter(tables: list[Runs], column: str, value: str, chosen: Mapping[str, st
     aliased = [_aliased(table, (name, value), chosen) for table in tables]
     kept = [table.take(alias.matches(column, value)) for table, alias in zip(tables, aliased, strict=True)]
     if not any(map(len, kept)):
-        seen = list(dict.fromkeys(cell for table in aliased for cell in table[name]))
+        seen = list(dict.fromkeys(str(cell) for table in aliased for cell in table[name]))
         expected = one_of(value, seen[:12]) + (", ..." if len(seen) > 12 else "")
         rest = "; expected " + expected if seen else ", as the filters before it left none"
         raise UserError(f"filter {column}={value} leaves no rows of {_sources(tables)}{rest}")
@@ -82,20 +82,34 @@ def _filter(tables: list[Runs], column: str, value: str, chosen: Mapping[str, st
 
 
 def _aliased(table: Runs, wanted: Sequence[str], chosen: Mapping[str, str]) -> Runs:
+    """Add the canonical columns that a filter names, under other names in the source or derived from its columns."""
     if all(name in table or name not in SYNONYMS for name in wanted):
         return table
-    names = canonical_names(table.columns, chosen, table.source)
-    aliases = {name: table[names[name]] for name in wanted if name in names and name not in table}
-    return replace(table, columns={**table.columns, **aliases})
+    names = _canonical_names(table, chosen)
+    known = replace(table, columns={**{name: table[column] for name, column in names.items()}, **table.columns})
+    added = {name: known[name] for name in wanted if name in names and name not in table}
+    for name in wanted:
+        if name not in known:
+            sources = {one for way in DERIVED.get(name, ()) for one in way[0] if one in known}
+            numbers = {one: known.numbers(one) for one in sources}
+            added |= {name: numbers[name]} if _derive(name, numbers) else {}
+    return replace(table, columns={**table.columns, **added})
+
+
+def _canonical_names(table: Runs, chosen: Mapping[str, str]) -> dict[str, str]:
+    """Return the source's column of each canonical name; none of flops where 6 N D is chosen. Raises UserError."""
+    six_n_d = chosen.get("flops") == SIX_N_D
+    columns = {name: column for name, column in chosen.items() if not (six_n_d and name == "flops")}
+    names = canonical_names(table.columns, columns, table.source)
+    return {name: column for name, column in names.items() if not (six_n_d and name == "flops")}
 
 
 def _typed(
     table: Runs, needed: Sequence[str], optional: Sequence[str], chosen: Mapping[str, str], group: str | None
 ) -> Runs:
     """Convert the text of one source: canonical names, numbers, derived columns, checks."""
-    names = canonical_names(table.columns, {k: v for k, v in chosen.items() if v != SIX_N_D}, table.source)
+    names = _canonical_names(table, chosen)
     if chosen.get("flops") == SIX_N_D:
-        names.pop("flops", None)
         table = replace(table, columns={name: cells for name, cells in table.columns.items() if name != "flops"})
     cells = table.columns | {canonical: table.columns[name] for canonical, name in names.items()}
     lacking = [name for name in (*needed, *optional) if name not in cells]

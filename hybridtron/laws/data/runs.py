@@ -67,7 +67,7 @@ class Runs:
     def matches(self, column: str, value: object) -> np.ndarray:
         """Return which rows `where` keeps, [n]; raises UserError for text sought in a column of numbers."""
         if column[-1:] in _ORDERS:
-            left, right = self._numbers(column[:-1]), self._limit(str(value))
+            left, right = self.numbers(column[:-1]), self._limit(str(value))
             return np.asarray(_ORDERS[column[-1]](left, right))  # false where either is no number
         name, text = column.removesuffix("!"), str(value)
         values = self[name]
@@ -85,9 +85,9 @@ class Runs:
         try:
             return parse_number(text)
         except ValueError:
-            return self._numbers(text)
+            return self.numbers(text)
 
-    def _numbers(self, name: str) -> np.ndarray:
+    def numbers(self, name: str) -> np.ndarray:
         """Return a column as numbers, nan where a cell is none; raises UserError for a column without numbers."""
         values = self[name]
         if values.dtype != object:

@@ -307,3 +307,18 @@ def test_comparisons_that_mean_nothing_are_refused(table):
     )
     assert "no column 'tokns'; nearest: tokens" in refusal([file], NEEDED, where=[("loss<", "tokns")])
     assert "filter loss<=1 leaves no rows" in refusal([file], NEEDED, where=[("loss<", "1")])
+
+
+def test_filters_compare_columns_that_follow_from_others(table):
+    header = "n_params,M,unique_tokens,ppl"
+    file = table("1e6,10,1e7,20.0", "1e6,40,1e7,10.0", "1e6,40,4e7,30.0", header=header)
+    once = read_runs([file], NEEDED, where=[("unique_tokens>", "tokens")])
+    assert list(once["tokens"]) == [1e7, 4e7]
+    assert len(read_runs([file], NEEDED, where=[("loss<", "3.1")])) == 2
+
+
+def test_six_n_d_is_chosen_for_flops_alone(table):
+    file = table("1e6,1e7,4.0,1e20", "2e6,2e7,3.0,1e20", header="n_params,tokens,val_loss,flops")
+    runs = read_runs([file], (*NEEDED, "flops"), columns={"flops": "6ND"}, where=[("loss<", "3.5")])
+    assert list(runs["flops"]) == [6 * 2e6 * 2e7]
+    assert "no column '6ND'" in refusal([file], NEEDED, columns={"tokens": "6ND"})
