@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import numpy as np
 
 from hybridtron.laws.assumptions.names import reads, sizes
@@ -21,9 +23,11 @@ def find(law: Law, runs: Runs, settings: Settings) -> list[str]:
     """Tell of rows that look like checkpoints of one run when nothing says that they belong together."""
     if settings.group is not None:
         return []
-    for name in (name for name in RUN_NAMES if name in runs):
-        count = len(set(runs[name]))
-        return [f"grouping: {len(runs)} rows of {count} values of {name!r}{_ASK.format(name)}"] * (count < len(runs))
+    if named := [name for name in RUN_NAMES if name in runs]:
+        count = len(set(runs[named[0]]))
+        if count == len(runs):
+            return []
+        return [f"grouping: {len(runs)} rows of {count} values of {named[0]!r}{_ASK.format(named[0])}"]
     if len(runs) < 2 * FEWEST:
         return []
     if not {"tokens", "flops", "M"} & reads(law) or sizes(runs) is None:
@@ -36,7 +40,7 @@ def find(law: Law, runs: Runs, settings: Settings) -> list[str]:
             most, count = max(map(len, groups)), len(groups)
             return [
                 f"grouping: {len(runs)} rows of {count} values of {name!r}, each of one n_params and up to {most} "
-                f"rising tokens{_ASK.format(name)}"
+                f"rising tokens{_ASK.format(shlex.quote(name))}"
             ]
     return []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import numpy as np
 
 from hybridtron.laws.assumptions.names import named, numbers, reads, sizes, words
@@ -37,7 +39,7 @@ def find(law: Law, runs: Runs, settings: Settings) -> list[str]:
         if not uses_flops:
             return [f"{seen}; C means 6 N D in this law: predict at N and D, or fit isoflop, which reads FLOPs"]
         if derived:
-            return [f"{seen}; budgets are read from 6 N D: take the column with --flops-column {name}"]
+            return [f"{seen}; budgets are read from 6 N D: take the column with --flops-column {shlex.quote(name)}"]
         return [
             f"{seen}; budgets are read from it: where it is nominal, take 6 N D with --flops-column 6ND "
             "--budget-tolerance 0.1, or another count with --flops-column COL"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from hybridtron.laws.assumptions.names import named, numbers, reads
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Law, Settings
@@ -30,7 +32,7 @@ def find(law: Law, runs: Runs, settings: Settings) -> list[str]:
         return [
             f"experts: n_params is column {source}, up to {ratio.max():.3g} times {active} in {(ratio > ABOVE).sum()} "
             f"of {len(runs)} rows; FLOPs (6 N D) follow the parameters that a token uses: take them with "
-            f"--n-params-column {active}"
+            f"--n-params-column {shlex.quote(active)}"
         ]
     for name in named(runs, EXPERTS):
         routed = runs[name] > 1

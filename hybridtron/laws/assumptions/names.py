@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
 
 import numpy as np
@@ -62,5 +63,6 @@ def listed(values: Iterable[object], most: int = 4) -> str:
 
 
 def quoted(name: str, order: str, value: object) -> str:
-    """Return the filter as it is typed in a shell."""
-    return f'--where "{name}{order}{value}"'
+    """Return the filter as it is typed in a shell; every digit of a number, since `=` compares all of them."""
+    text = f"{value:.15g}" if isinstance(value, float) else str(value)
+    return f'--where "{name}{order}{text}"' if order != "=" else f"--where {shlex.quote(f'{name}={text}')}"

@@ -6,6 +6,7 @@ with an offset and slopes for each kind: an F test, and how far the kinds lie ap
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
@@ -13,7 +14,7 @@ from itertools import combinations_with_replacement
 import numpy as np
 from scipy.special import fdtrc
 
-from hybridtron.laws.assumptions.names import SWEPT, listed, numbers, reads, words
+from hybridtron.laws.assumptions.names import SWEPT, listed, numbers, quoted, reads, words
 from hybridtron.laws.data.columns import RUN_NAMES, SYNONYMS
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Law, Settings
@@ -52,9 +53,9 @@ def find(law: Law, runs: Runs, settings: Settings) -> list[str]:
         what = "architectures" if name == "arch" else f"values of {name}"
         share = None if surface is None else _apart(runs, surface, name)
         apart = "" if share is None else f", and at equal size their losses lie {share:.2g} % apart"
-        advice = f"fit one with --where {name}={kinds[0] if isinstance(kinds[0], str) else f'{kinds[0]:g}'}"
+        advice = f"fit one with {quoted(name, '=', kinds[0])}"
         if "architectures" in law.options:
-            column = "" if name == "arch" else f"--arch-column {name} "
+            column = "" if name == "arch" else f"--arch-column {shlex.quote(name)} "
             advice += f", or each with its own E, A and B with {column}--architectures offset"
         warnings.append(f"pooled: rows of {len(kinds)} {what} ({listed(kinds)}) share one law{apart}; {advice}")
     return warnings

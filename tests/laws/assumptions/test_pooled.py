@@ -23,6 +23,8 @@ def two_kinds(column, values, shift, n=60):
         ("arch", ["transformer", "hybrid"], "--where arch=transformer, or each with its own E, A and B with --arch"),
         ("seq_len", [2048, 8192], "--where seq_len=2048, or each .* with --arch-column seq_len --architectures offset"),
         ("dataset", ["web", "code"], "--where dataset=web"),
+        ("data set", ["the web", "code"], "--where 'data set=the web', or each .* with --arch-column 'data set' "),
+        ("seq_len", [1048576, 2097153], "--where seq_len=1048576, or each"),
     ],
 )
 def test_kinds_whose_losses_differ_are_told_of(column, values, typed):
