@@ -20,7 +20,7 @@ FAR_COVERAGE = (  # benchmarks/laws.py --coverage
 _LOGARITHMS = {"N": (1, 0, 0), "D": (0, 1, 0), "C": (1, 1, np.log(FLOPS_PER_PARAMETER_TOKEN)), "M": (-1, 1, 0)}
 
 
-MAY_BE_ZERO = ("r", "ratio")  # a hybrid without attention
+MAY_BE_ZERO = ("r", "ratio")  # shares, from a hybrid without attention to one of attention alone
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 _WITH_UNIT = re.compile(r"(.*[\d.]) ?([KMBGT])", re.IGNORECASE)
 

@@ -23,8 +23,10 @@ def read_fixed(given: str | Mapping[str, Any] | None, parameters: Collection[str
         text = [one.split("=") for one in given.split(",")] if isinstance(given, str) else []
         pairs = given.items() if isinstance(given, Mapping) else text
         fixed = {str(name).strip(): float(value) for name, value in pairs}
+        if len(fixed) < len(pairs):
+            raise ValueError  # a name twice
     except (AttributeError, ValueError):
-        raise UserError(f"fix = {given}: expected NAME=NUMBER,NAME=NUMBER") from None
+        raise UserError(f"fix = {given}: expected NAME=NUMBER,NAME=NUMBER, each name once") from None
     for name, value in fixed.items():
         if name not in parameters:
             raise UserError(f"fix = {given}: {law} has no parameter {name!r}; expected {one_of(name, parameters)}")

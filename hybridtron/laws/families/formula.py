@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from hybridtron.errors import UserError
-from hybridtron.laws.data.points import extrapolation_warnings
+from hybridtron.laws.data.points import MAY_BE_ZERO, extrapolation_warnings
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.fixed import FIX, read_fixed
 from hybridtron.laws.families.law import Fit, Law, Settings
@@ -189,6 +189,8 @@ def _columns_at(name: str, columns: Sequence[str], point: Mapping[str, float]) -
     text = ",".join(f"{given}={value:g}" for given, value in point.items())
     expected = ", ".join(dict.fromkeys(symbols.get(column, column) for column in columns))
     for given, value in point.items():
+        if given in MAY_BE_ZERO and value > 1:
+            raise UserError(f"predict = {text}: {given} is {value:g}; expected a share from 0 to 1")
         named = [column for column in SYMBOLS.get(given, (given,)) if column in columns and column not in at]
         if not named:
             raise UserError(f"predict = {text}: {name} does not know {given!r} beside the others; expected {expected}")
@@ -203,6 +205,8 @@ def _predict(
 ) -> tuple[list[dict[str, Any]], list[str]]:  # fmt: skip
     """Predict the loss at a point, and warn of what lies far outside the data; a share has no such distance."""
     at = _columns_at(name, columns, point)
-    data = {column: runs[column] for column in columns if runs[column].min() > 0}
-    known = {given: data[column] for given in point for column in SYMBOLS.get(given, (given,)) if column in data}
+    known = {
+        given: runs[column] for given in point for column in SYMBOLS.get(given, (given,))
+        if column in columns and given not in MAY_BE_ZERO
+    }  # fmt: skip
     return [{**point, **fitted.estimate_at("loss", at)}], extrapolation_warnings(point, known)

@@ -51,6 +51,11 @@ def check_formula(law: str, names: Sequence[str], problem: Problem) -> None:
             for j, name in enumerate(names):
                 step = 1e-6 * span[j] * (np.arange(len(span)) == j)
                 rise = (problem.predict(theta + step, rows) - problem.predict(theta - step, rows)) / (2 * step[j])
+                if not np.isfinite(rise).any():
+                    raise UserError(
+                        f"law {law}: the formula has no finite loss above zero within its bounds; are the bounds, and "
+                        "what is held at a value, those of these columns?"
+                    )
                 close = np.isclose(slopes[:, j], rise, rtol=1e-3, atol=1e-6 / span[j])
                 if np.mean(~close[np.isfinite(rise)]) > _LOST:
                     raise UserError(

@@ -134,3 +134,24 @@ def test_a_law_is_a_formula_and_a_line_of_the_registry(monkeypatch, tmp_path):
     table.write_text("width,loss\n" + "".join(f"{width},{loss}\n" for width, loss in rows))
     assert main(["laws", "fit", "mine", str(table), "--out", str(tmp_path / "fit"), "--bootstrap", "0"]) == 0
     assert (tmp_path / "fit" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("fixed", "message"),
+    [("alpha=1000", "no finite loss above zero within its bounds"), ("E=1,E=2", "each name once")],
+)
+def test_held_values_that_mean_nothing_are_refused(fixed, message):
+    tiny = runs().with_column("width", runs()["width"] * 1e9)
+    with pytest.raises(UserError, match=message):
+        law(lambda width, E, A, alpha: E + A * width**alpha).fit(tiny, Settings(options={"fix": fixed}))
+
+
+def test_a_share_is_predicted_from_zero_to_one():
+    rng = np.random.default_rng(2)
+    share = rng.uniform(0.1, 0.9, 40)
+    table = Runs.of(ratio=share, loss=2 + 0.5 * share**2)
+    mixed = formula_law("mine", "L = ...", lambda ratio, E, A: E + A * ratio**2, ["ratio"], {"E": (1, 3), "A": (0, 1)})
+    found = mixed.fit(table, Settings(bootstrap=0, holdout=0, predict=[{"r": 0.0}]))
+    assert found.predictions[0]["loss"] == pytest.approx(2.0)
+    with pytest.raises(UserError, match=r"r is 1\.5; expected a share from 0 to 1"):
+        mixed.fit(table, Settings(bootstrap=0, predict=[{"r": 1.5}]))
