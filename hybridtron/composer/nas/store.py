@@ -35,6 +35,7 @@ from hybridtron.files import (
 
 FORMAT = 1
 SHOWN = 3  # differences that a refusal names
+WAIT_SECONDS = 0.5  # of workers, between looks at the record while others have all that is left
 EVALUATIONS, WORKERS, LOCK = "evaluations.jsonl", "workers", "store.lock"
 
 Row = dict[str, Any]

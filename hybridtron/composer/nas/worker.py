@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from hybridtron.composer.engines.bayesian import Bayesian, require_botorch
 from hybridtron.composer.engines.discrete import History, Observation, new_patterns
 from hybridtron.composer.engines.listed import Listed
 from hybridtron.composer.evaluation.evaluators import Evaluator, make_evaluator
+from hybridtron.composer.nas.attempt import attempt
 from hybridtron.composer.nas.budget import affordable, stop_row
 from hybridtron.composer.nas.config import SearchConfig
 from hybridtron.composer.nas.progress import Progress, Step, Unit, read_progress
-from hybridtron.composer.nas.store import Row, Store
+from hybridtron.composer.nas.store import WAIT_SECONDS, Row, Store
 from hybridtron.composer.space.layouts import Layout, read_layouts
 from hybridtron.composer.space.space import Pattern, Space
 from hybridtron.composer.votes.confirm import choose_candidates
@@ -27,7 +29,6 @@ from hybridtron.composer.votes.noise import with_noise
 from hybridtron.errors import UserError
 
 SHOWN = 5  # rows of a list that a refusal names
-WAIT_SECONDS = 0.5  # between looks at the store while other workers have all that is left
 
 
 class SearchFailed(Exception):
@@ -112,7 +113,9 @@ def work(search: Search, store: Store, watch: Callable[[Progress], None]) -> Pro
         if unit is None:
             time.sleep(WAIT_SECONDS)
         else:
-            result = _evaluate(search, unit)
+            pattern, seed = unit
+            layers = tuple(search.config.space.blocks[block] for block in pattern)
+            result = attempt(partial(search.evaluator.evaluate, layers, seed), {"score": None})
             with store.locked():
                 store.append({"row": "result", **named(search, unit), "worker": store.worker, **result})
     if progress.is_stuck:
@@ -168,20 +171,6 @@ def _propose(search: Search, step: Step, count: int, generator: np.random.Genera
         weighed = scalarised(seen, search.objectives, generator)
         found += engine.propose(replace(history, finished=weighed, pending=[*step.pending, *found]), 1, generator)
     return found
-
-
-def _evaluate(search: Search, unit: Unit) -> Row:
-    """Return a score, or an error, and the seconds that it took."""
-    pattern, seed = unit
-    begun = time.perf_counter()
-    try:
-        measured = search.evaluator.evaluate(tuple(search.config.space.blocks[block] for block in pattern), seed)
-    except UserError:
-        raise
-    except Exception as error:  # such as no memory left: of this pattern, the search goes on without it
-        text = str(error).splitlines() or [""]
-        measured = {"score": None, "error": f"{type(error).__name__}: {text[0]}"}
-    return {**measured, "seconds": round(time.perf_counter() - begun, 3)}
 
 
 def named(search: Search, unit: Unit) -> Row:

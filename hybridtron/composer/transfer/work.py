@@ -6,13 +6,12 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from hybridtron.composer.nas.store import Row, Store
+from hybridtron.composer.nas.attempt import attempt
+from hybridtron.composer.nas.store import WAIT_SECONDS, Row, Store
 from hybridtron.composer.transfer.scores import Layers
-from hybridtron.errors import UserError
 from hybridtron.training.config import RunConfig
-
-WAIT_SECONDS = 0.5  # between looks at the record while other workers have all that is left
 
 Unit = tuple[str, Layers, int]  # size, pattern, seed
 Results = Mapping[Unit, Row]
@@ -61,26 +60,20 @@ def train_all(work: Work, store: Store, watch: Callable[[Results], None]) -> Res
             time.sleep(WAIT_SECONDS)
             continue
         size, layers, seed = mine
-        trained = _train(work.runs[size, layers].model_copy(update={"seed": seed}))
+        run = work.runs[size, layers].model_copy(update={"seed": seed})
+        trained = attempt(partial(_train, run), {"loss": None})
         with store.locked():
-            store.append({"row": "result", **_named(mine), "worker": store.worker, **trained})
+            store.append(
+                {"row": "result", **_named(mine), "worker": store.worker, "grown": run.model.pattern, **trained}
+            )
 
 
 def _train(run: RunConfig) -> Row:
-    """Return the held-out loss, None where it is not finite or training failed, with the pattern and the seconds."""
+    """Return the held-out loss, None where it is not finite."""
     from hybridtron.training.proxy_run import train_proxy
 
-    begun = time.perf_counter()
-    measured: Row
-    try:
-        loss = train_proxy(run)
-        measured = {"loss": loss if math.isfinite(loss) else None}
-    except UserError:
-        raise
-    except Exception as error:  # such as no memory left: of this model, the others go on without it
-        text = str(error).splitlines() or [""]
-        measured = {"loss": None, "error": f"{type(error).__name__}: {text[0]}"}
-    return {**measured, "grown": run.model.pattern, "seconds": round(time.perf_counter() - begun, 3)}
+    loss = train_proxy(run)
+    return {"loss": loss if math.isfinite(loss) else None}
 
 
 def _named(unit: Unit) -> Row:

@@ -11,32 +11,21 @@ import pytest
 from hybridtron.accounting.describe import describe
 from hybridtron.composer.costs.config import CostConfig
 from hybridtron.composer.costs.cost import Cost, limited, read_costs
-from hybridtron.composer.nas.config import SearchConfig
 from hybridtron.composer.nas.run import run_search
 from hybridtron.composer.nas.worker import prepare
 from hybridtron.composer.space.space import Space
 from hybridtron.config.load import build, load
 from hybridtron.errors import UserError
 from hybridtron.training.config import RunConfig
+from tests.composer.small import config
 
 MODELS = Path(__file__).parents[3] / "configs/models"
 LLAMA = {"model": str(MODELS / "llama3_2.yaml"), "overrides": ["size=1b"], "seq_len": 8192}
-SEARCH = {
-    "name": "small",
-    "evaluations": 10,
-    "space": {"blocks": ["attn", "mlp"], "layers": 4},
-    "evaluator": {"type": "function", "instance": 1},
-    "engine": {"type": "random"},
-}
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
     return tmp_path / "search"
-
-
-def config(folder: Path, **changes) -> SearchConfig:
-    return build({**SEARCH, "folder": str(folder), **changes}, SearchConfig)
 
 
 def test_a_cost_model_without_the_block_is_refused(folder):

@@ -19,29 +19,18 @@ from hybridtron.composer.nas.config import SearchConfig
 from hybridtron.composer.nas.run import run_search
 from hybridtron.composer.nas.store import Store
 from hybridtron.composer.nas.worker import prepare
-from hybridtron.config.load import build, load
+from hybridtron.config.load import load
 from hybridtron.errors import UserError
 from tests import warm
-from tests.composer.small import MAD
+from tests.composer.small import MAD, SEARCH, config
 from tests.conftest import command, environment
 
 MODELS = Path(__file__).parents[3] / "configs/models"
-SEARCH = {
-    "name": "small",
-    "evaluations": 10,
-    "space": {"blocks": ["attn", "mlp"], "layers": 4},
-    "evaluator": {"type": "function", "instance": 1},
-    "engine": {"type": "random"},
-}
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
     return tmp_path / "search"
-
-
-def config(folder: Path, **changes) -> SearchConfig:
-    return build({**SEARCH, "folder": str(folder), **changes}, SearchConfig)
 
 
 def rows(folder: Path, kind: str) -> list[dict]:

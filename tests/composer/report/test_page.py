@@ -24,17 +24,10 @@ from hybridtron.config.load import build
 from hybridtron.reporting.numbers import decimals, plural
 from hybridtron.reporting.page import macros
 from hybridtron.reporting.table import decimal_column, integer_column
-from tests.composer.small import MAD
+from tests.composer.small import MAD, SEARCH
 
 sentences = macros("hybridtron.composer.report", "sentences.j2")
 MODELS = Path(__file__).parents[3] / "configs/models"
-SEARCH = {
-    "name": "small",
-    "evaluations": 10,
-    "space": {"blocks": ["attn", "mlp"], "layers": 4},
-    "evaluator": {"type": "function", "instance": 1},
-    "engine": {"type": "random"},
-}
 LONG_FRONT = {"type": "function", "instance": 4}  # five of its 16 patterns, each with one attention layer more
 CACHE = {"measure": "cache", "model": str(MODELS / "llama3_2.yaml"), "overrides": ["size=1b"], "seq_len": 8192}
 INCREMENTAL = {"methodology": {"type": "end_incremental", "step_layers": 2}, "engine": {"type": "exhaustive"}}
