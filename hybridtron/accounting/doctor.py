@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
-from hybridtron.accounting.gpu_report import PACKAGES, describe_gpu, gpu_packages
+from hybridtron.accounting.gpu_report import PACKAGES, cudnn, describe_gpu, gpu_packages
 from hybridtron.reporting.table import Table, terminal
 
 REQUIRED = (
@@ -49,6 +49,8 @@ def examine() -> dict[str, Any]:
         problems.append("the installed apex is PyPI's web toolkit, not NVIDIA's: pip uninstall apex")
     kernels = gpu_packages(try_imports=cuda)
     problems += [package["problem"] for package in kernels.values() if package["problem"]]
+    if cuda and (problem := cudnn()[1]):
+        problems.append(problem)
     table = implementation_table(torch.device("cuda" if cuda else "cpu"))
     return {
         "python": platform.python_version(),

@@ -51,10 +51,20 @@ def describe_gpu() -> dict[str, str | None] | None:
         "memory": f"{properties.total_memory / 2**30:.1f} GiB",
         "driver": _driver(),
         "cuda": torch.version.cuda,
-        "cudnn": _dotted(torch.backends.cudnn.version()),
+        "cudnn": cudnn()[0],
         "nccl": ".".join(map(str, torch.cuda.nccl.version())),
         "triton": installed("triton"),
     }
+
+
+def cudnn() -> tuple[str | None, str | None]:
+    """Return the version of cuDNN in this process, and what is wrong with it in one line: one that torch refuses."""
+    import torch
+
+    try:
+        return _dotted(torch.backends.cudnn.version()), None
+    except RuntimeError as error:
+        return None, " ".join(str(error).split())
 
 
 def gpu_packages(try_imports: bool) -> dict[str, dict[str, str | None]]:

@@ -7,6 +7,7 @@ it, and falls over one that is broken; `hide_unusable_transformer_engine` makes 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import importlib
 import importlib.util
@@ -16,6 +17,7 @@ import re
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 
@@ -46,11 +48,24 @@ def import_problem() -> str | None:
     if not _is_there():
         return f"Transformer Engine is not installed: {INSTALL}"
     try:
+        load_cudnn_of_torch()
         with _without_jax():
             importlib.import_module("transformer_engine.pytorch")
     except Exception as error:  # assertions, missing libraries, undefined symbols: all mean a broken installation
         return f"Transformer Engine cannot be imported ({_cause(error)}); installed are {_versions()}: {_remedy(error)}"
     return None
+
+
+def load_cudnn_of_torch(packages: Path = Path(torch.__file__).parents[1]) -> int:
+    """Load every library of the cuDNN that pip installed beside torch, and return how many there are.
+
+    Transformer Engine looks for cuDNN in the system first. Where that has another version, libraries of both would end
+    in one process, which fails then or in torch's next convolution. A library that is loaded is not looked for again.
+    """
+    libraries = sorted((packages / "nvidia" / "cudnn" / "lib").glob("libcudnn*.so.*"))
+    for library in libraries:
+        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    return len(libraries)
 
 
 def hide_unusable_transformer_engine() -> None:

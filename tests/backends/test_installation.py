@@ -1,7 +1,10 @@
 """A Transformer Engine that is absent, broken or too old gives one line, and megatron-core does without it."""
 
+import _json  # a small shared library
+import shutil
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,3 +104,15 @@ def test_an_absent_one_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(installation.importlib.util, "find_spec", lambda name: None)
     problem = installation.transformer_engine_problem()
     assert problem == f"Transformer Engine is not installed: {installation.INSTALL}"
+
+
+def test_the_cudnn_of_torch_is_loaded_before_another_one_is_looked_for(tmp_path):
+    folder = tmp_path / "nvidia" / "cudnn" / "lib"
+    folder.mkdir(parents=True)
+    for name in ("libcudnn.so.9", "libcudnn_graph.so.9", "unrelated.so.9"):
+        shutil.copy(_json.__file__, folder / name)
+    assert installation.load_cudnn_of_torch(tmp_path) == 2
+    loaded = Path("/proc/self/maps").read_text()
+    assert all(f"{folder}/{name}" in loaded for name in ("libcudnn.so.9", "libcudnn_graph.so.9"))
+    assert "unrelated.so.9" not in loaded
+    assert installation.load_cudnn_of_torch(tmp_path / "absent") == 0

@@ -6,10 +6,12 @@ themselves, HYBRIDTRON_GPU_TESTS=cpu puts a CPU in the place of the device; what
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import yaml
 
 import hybridtron as ht
 from hybridtron.api.configs import read_training_config
+from hybridtron.backends.installation import transformer_engine_problem
 from hybridtron.training.callbacks.metrics import read_metrics
 from hybridtron.training.run_folder.folder import RunFolder
 from tests.conftest import ROOT, TINY, command, environment
@@ -49,7 +52,23 @@ def cuda() -> Iterator[torch.device]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
         patch.setattr(torch.backends.cudnn, "allow_tf32", False)
+        try_one_configuration(patch)
         yield torch.device("cuda")
+
+
+def try_one_configuration(patch: pytest.MonkeyPatch) -> None:
+    """Leave mamba-ssm's kernels one configuration, its cheapest: to try all takes a minute for each shape."""
+    if find_spec("mamba_ssm"):
+        determinism = importlib.import_module("mamba_ssm.utils.determinism")
+        patch.setattr(determinism, "autotune_configs", lambda of: [min(of, key=determinism._estimate_config_cost)])
+
+
+@pytest.fixture(scope="session")
+def transformer_engine() -> None:
+    """For a test of Transformer Engine: left out where it is not installed, failed where it does not work."""
+    if find_spec("transformer_engine") is None:
+        pytest.skip("Transformer Engine is not installed")
+    assert transformer_engine_problem() is None
 
 
 @pytest.fixture

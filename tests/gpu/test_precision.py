@@ -30,8 +30,7 @@ def trained(folder, corpus, *overrides, resume=False, steps=STEPS):
 
 
 @pytest.fixture(scope="module")
-def in_bfloat16(tmp_path_factory, corpus):
-    pytest.importorskip("transformer_engine", reason="Transformer Engine is not installed")
+def in_bfloat16(tmp_path_factory, corpus, transformer_engine):
     return trained(tmp_path_factory.mktemp("bf16"), corpus, "precision.format=bf16")
 
 

@@ -13,15 +13,10 @@ from tests.gpu.comparison import assert_near, distance
 from tests.gpu.conftest import write_config
 from tests.gpu.primitives import CASES, PRIMITIVES, ROUTED
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("needs_cuda", "installed")]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("needs_cuda", "transformer_engine")]
 
 NEAR, NEAR_ROUTED = 0.05, 0.2  # bfloat16; with experts, a choice that rounding turns
 SAME_LOSS = 5e-3
-
-
-@pytest.fixture(scope="module")
-def installed():
-    pytest.importorskip("transformer_engine", reason="Transformer Engine is not installed")
 
 
 def run_config(folder, corpus, blocks, backend, *overrides):

@@ -21,6 +21,8 @@ class LightningAttention(Mixer):
     needs no position: each token rotates it by one more.
     """
 
+    _decays: Tensor | None = None  # kept on the device, since copying them there would wait for it
+
     def core(self, packed: Tensor) -> Tensor:
         q, k, v, z = (part.transpose(0, 1) for part in self._heads(packed))  # [b, s, heads, .]
         y = retention(*self._rotate(q, k), v, self._log_decay(packed), self.config.chunk_size)
@@ -51,9 +53,11 @@ class LightningAttention(Mixer):
 
     def _log_decay(self, like: Tensor) -> Tensor:
         """Return the log decays of this process's heads [heads], in the dtype of states."""
-        values = torch.tensor(self.config.log_decays(), dtype=accumulation_dtype(like), device=like.device)
-        heads = TensorSpec(values.shape, Init("zeros"), (PackedPart("head", len(values)),))
-        return self.backend.local_heads(heads.shard(values, self.backend.shards), heads)
+        dtype, kept = accumulation_dtype(like), self._decays
+        if kept is None or (kept.dtype, kept.device) != (dtype, like.device):
+            kept = self._decays = torch.tensor(self.config.log_decays(), dtype=dtype, device=like.device)
+        heads = TensorSpec(kept.shape, Init("zeros"), (PackedPart("head", len(kept)),))
+        return self.backend.local_heads(heads.shard(kept, self.backend.shards), heads)
 
     def _rotate(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Rotate queries and keys [b, s, heads, n] to positions from 1 on, that of the state before them being 0."""
