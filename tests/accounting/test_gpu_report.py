@@ -72,9 +72,9 @@ def test_a_gpu_is_shown_line_by_line(monkeypatch, capsys):
 
 def test_a_cudnn_that_torch_refuses_is_a_problem_of_one_line(monkeypatch):
     def refuse():
-        raise RuntimeError("cuDNN version incompatibility: PyTorch was compiled  against (9, 19, 0)\nbut found (9, 14, 0)")
+        raise RuntimeError("cuDNN version incompatibility: PyTorch needs  (9, 19, 0)\nbut found (9, 14, 0)")
 
     monkeypatch.setattr(torch.backends.cudnn, "version", refuse)
     version, problem = gpu_report.cudnn()
     assert version is None
-    assert problem == "cuDNN version incompatibility: PyTorch was compiled against (9, 19, 0) but found (9, 14, 0)"
+    assert problem == "cuDNN version incompatibility: PyTorch needs (9, 19, 0) but found (9, 14, 0)"
