@@ -56,3 +56,22 @@ def test_a_small_setting_is_scored(cuda):
     score = ht.mad.score("mh-attention swiglu", preset="smoke", tasks="in-context-recall", device=str(cuda))
     assert score.overall
     assert all(0 <= estimate.mean <= 1 for estimate in score.overall.values())
+
+
+@pytest.mark.usefixtures("needs_cuda")
+def test_passes_of_all_cells_are_recorded_again_when_one_has_ended(cuda):
+    arrays = generate("in-context-recall", {}, "train", seed=0, num_examples=16)
+    ids, targets = (torch.from_numpy(array).long().to(cuda) for array in arrays)
+    config = from_layers(LAYERS["mamba"]).model(16, ids.shape[1])
+    values = [initial_values(config, False, seed) for seed in range(CELLS)]
+    recorded, plain = (Stack(config, False, values, device=str(cuda), one_pass=each) for each in (True, False))
+    for stack in (recorded, plain):
+        stack.gradients(ids, targets)
+        stack.flat.mul_(0.5)  # where the recording reads it
+        stack.keep(torch.tensor([2, 0], device=cuda))
+    for some in (slice(None), slice(8)):
+        losses, gradients = recorded.gradients(ids[some], targets[some])
+        expected_losses, expected = plain.gradients(ids[some], targets[some])
+        assert distance(losses, expected_losses) < 1e-4
+        assert distance(gradients, expected) < 1e-3
+    assert len(recorded._recorder.recordings) == 2

@@ -17,6 +17,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from hybridtron.mad.models.module import ModuleModel, module_tensors
 from hybridtron.mad.models.proxy_model import ProxyModel, proxy_tensors
 from hybridtron.mad.tasks.protocol import IGNORE
+from hybridtron.mad.training.cuda_graph import Recorder
 from hybridtron.model.config import ModelConfig
 from hybridtron.ops.elementwise.cross_entropy import cross_entropy
 
@@ -58,6 +59,7 @@ class Stack:
         self.flat = self.flat.to(device)  # [cells, parameters]
         decays = [torch.full((specs[name].numel,), float(specs[name].decay)) for name in self.names]
         self.decay = torch.cat(decays).to(device)  # 1 where a parameter decays
+        self._recorder = Recorder()
 
     def __len__(self) -> int:
         return len(self.flat)
@@ -65,17 +67,24 @@ class Stack:
     def keep(self, cells: Tensor) -> None:
         """Drop all cells but these, [kept] indices."""
         self.flat = self.flat[cells]
+        self._recorder = Recorder()  # the weights lie elsewhere now
 
     def parameters(self, cell: int) -> dict[str, Tensor]:
         """Return all of one cell's parameters by name."""
         return {**self._by_name(self.flat[cell]), **self.frozen}
 
-    def gradients(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def gradients(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         """Return the mean loss over scored positions [cells] and its gradient [cells, parameters].
 
         tokens and targets are [b, s] for all cells, or [cells, b, s]. They pass in runs of at most
-        `tokens_per_pass` tokens, whose sums are added up.
+        `tokens_per_pass` tokens, whose sums are added up. On CUDA the next call may overwrite both results.
         """
+        if self.one_pass and self.flat.is_cuda:
+            return self._recorder.run(self._sum_gradients, tokens, targets)
+        return self._sum_gradients(tokens, targets)
+
+    def _sum_gradients(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        """Compute what `gradients` returns."""
         count = (targets != IGNORE).sum((-2, -1)).to(self.flat.dtype)
         losses, gradients = torch.zeros(len(self), device=self.flat.device), torch.zeros_like(self.flat)
         function = grad_and_value(self._loss) if self.one_pass else self._gradient_and_loss

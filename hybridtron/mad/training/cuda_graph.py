@@ -1,0 +1,64 @@
+"""Passes of small models as CUDA graphs: a GPU replays their kernels without waiting for Python to start each."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+Tensors = tuple[Tensor, ...]
+WARM_UP = 2  # passes before one is recorded, in which kernels are compiled and libraries take their memory
+
+
+class _Recording(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    inputs: Tensors
+    outputs: Tensors
+
+
+class Recorder:
+    """Recordings of one function of tensors on CUDA, one for each shape of its arguments.
+
+    The function must do the same at every call: whatever else it reads lies where it lay before, and what it returned
+    is overwritten by the next call. One that waits for the device cannot be recorded and is called as it is.
+    """
+
+    def __init__(self) -> None:
+        self.recordings: dict[tuple[torch.Size, ...], _Recording] = {}
+        self.recordable = True
+
+    def run(self, function: Callable[..., Tensors], *arguments: Tensor) -> Tensors:
+        """Return what the function gives for these arguments, from its recording where there is one or can be."""
+        shapes = tuple(argument.shape for argument in arguments)
+        if self.recordable and shapes not in self.recordings:
+            try:
+                self.recordings[shapes] = _record(function, arguments)
+            except RuntimeError as error:
+                logger.warning("not recorded as a CUDA graph: %s", str(error).strip().split("\n")[0])
+                self.recordable = False
+        if not self.recordable:
+            return function(*arguments)
+        recording = self.recordings[shapes]
+        for kept, given in zip(recording.inputs, arguments, strict=True):
+            kept.copy_(given)
+        recording.graph.replay()
+        return recording.outputs
+
+
+def _record(function: Callable[..., Tensors], arguments: Tensors) -> _Recording:
+    inputs = tuple(argument.clone() for argument in arguments)
+    current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+    aside.wait_stream(current)
+    with torch.cuda.stream(aside):
+        for _ in range(WARM_UP):
+            function(*inputs)
+    current.wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = function(*inputs)
+    return _Recording(graph, inputs, outputs)
