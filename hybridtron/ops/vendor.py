@@ -14,6 +14,7 @@ import os
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hybridtron.ops.elementwise.precision import under_transforms
@@ -47,8 +48,20 @@ def _imported(module: str) -> ModuleType | None:
     package = module.partition(".")[0]
     if importlib.util.find_spec(package) is None:
         return None
+    _keep_tuning()
     try:
         return importlib.import_module(module)
     except Exception as error:  # a package built for another torch or CUDA fails in many ways
         logger.warning("%s is installed but not used: importing it failed: %s", package, error)
         return None
+
+
+def _keep_tuning() -> None:
+    """Ask Triton to keep on disk what autotuning finds, unless the user has said otherwise.
+
+    mamba-ssm tries a hundred configurations for one shape, 40 seconds or more, and without this each process does so
+    again. Triton reads it where a kernel is declared, so before the import. In its deterministic mode mamba-ssm takes
+    one configuration instead, unless this is set.
+    """
+    if os.environ.get("MAMBA_DETERMINISTIC") != "1" and not torch.are_deterministic_algorithms_enabled():
+        os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")

@@ -14,10 +14,13 @@ from hybridtron.ops.attention import flash_window
 from hybridtron.ops.attention.softmax import attention_reference
 from hybridtron.ops.conv import vendor as conv_vendor
 from hybridtron.ops.conv.short_conv import short_conv_reference
+from hybridtron.ops.dispatch import OPERATIONS
 from hybridtron.ops.ssm import vendor as ssm_vendor
+from hybridtron.ops.ssm.mamba2_buffers import Sizes
 from hybridtron.ops.ssm.selective_scan import selective_scan_reference
 from hybridtron.ops.ssm.ssd import ssd_reference
 from tests.ops.compare import assert_matches, leaf, token_major
+from tests.ops.ssm import test_mamba2 as mamba2
 
 
 @pytest.fixture
@@ -117,6 +120,67 @@ def test_mamba_ssm_ssd(installed, chunk_size):
     assert_matches(lambda *t: ssm_vendor.mamba_ssm_ssd(*t, chunk_size), reference, inputs, 1e-5)
 
 
+class ReadsChannels(torch.autograd.Function):
+    """The identity, whose gradient must have contiguous channels, as mamba-ssm's norm wants."""
+
+    @staticmethod
+    def forward(ctx, y):
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        assert grad.stride(-1) == 1
+        return grad
+
+
+def mamba_split_conv1d_scan_combined(
+    zxbcdt, conv1d_weight, conv1d_bias, dt_bias, A, D, chunk_size, initial_states=None, seq_idx=None,
+    dt_limit=(0.0, float("inf")), return_final_states=False, activation="silu", rmsnorm_weight=None, rmsnorm_eps=1e-6,
+    outproj_weight=None, outproj_bias=None, headdim=None, ngroups=1, norm_before_gate=True,
+):  # fmt: skip
+    """zxbcdt [b, s, z + x + B + C + dt], dt_bias, A and D [h], rmsnorm_weight [x]; gives [b, s, x]."""
+    assert zxbcdt.is_contiguous()  # the gradient of z goes into a view of a tensor of the same strides
+    assert conv1d_weight.dtype == conv1d_bias.dtype
+    assert dt_bias.dtype == A.dtype == D.dtype == torch.float32
+    assert chunk_size in (64, 128, 256)
+    inner, width, group = len(D) * headdim, len(conv1d_weight), len(rmsnorm_weight) // ngroups
+    z, conv_input, dt = zxbcdt.float().split([inner, width, len(D)], -1)
+    x = causal_conv1d_fn(conv_input.mT.contiguous(), conv1d_weight, conv1d_bias, activation=activation).mT
+    x, b, c = x.split([inner, (width - inner) // 2, (width - inner) // 2], -1)
+    b, c = b.unflatten(-1, (ngroups, -1)), c.unflatten(-1, (ngroups, -1))
+    y = ssd_reference(x.unflatten(-1, (-1, headdim)), F.softplus(dt + dt_bias), A, b, c, D)[0].flatten(2)
+    gate, eps = F.silu(z), rmsnorm_eps
+    y = y if norm_before_gate else y * gate
+    y = F.rms_norm(y.unflatten(-1, (-1, group)), (group,), eps=eps).flatten(-2) * rmsnorm_weight.float()
+    return ReadsChannels.apply((y * gate if norm_before_gate else y).to(zxbcdt.dtype))
+
+
+@pytest.mark.parametrize(("heads", "groups", "batch"), [(4, 1, 1), (4, 2, 2), (2, 2, 3)])
+def test_mamba_ssm_mamba2(installed, heads, groups, batch):
+    installed(mamba_split_conv1d_scan_combined=mamba_split_conv1d_scan_combined)
+    inputs = mamba2.arguments(9, heads, groups, batch=batch)
+
+    def bound(packed, conv_weight, *rest):
+        sizes = Sizes.of(packed, conv_weight, rest[-2], mamba2.HEAD_DIM, mamba2.STATE_DIM, 100)
+        return ssm_vendor.mamba_ssm_mamba2(sizes, mamba2.OPTIONS["eps"], packed, conv_weight, *rest)
+
+    assert_matches(bound, mamba2.reference, inputs, 1e-5)
+    torch.autograd.grad(bound(*inputs).sum(), inputs)
+
+
+@pytest.mark.usefixtures("as_on_cuda")
+def test_mamba2_takes_mamba_ssm_but_for_limits(installed):
+    def gives_ones(zxbcdt, *weights, **options):
+        return torch.ones(*zxbcdt.shape[:2], 32)
+
+    installed(mamba_split_conv1d_scan_combined=gives_ones)
+    packed, weight, _, *rest = mamba2.arguments(9, 4, 2, dtype=torch.bfloat16)
+    assert torch.equal(mamba2.core(packed, weight, None, *rest), torch.ones(9, 2, 32))
+    assert ssm_vendor.MAMBA2 in OPERATIONS["mamba2_core"].implementations[:-1]
+    with pytest.raises(AttributeError, match="causal_conv1d_fn"):
+        mamba2.core(packed, weight, None, *rest, dt_limit=(0.1, 1.0))
+
+
 def selective_scan_fn(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
     """u and delta [b, d, s], A [d, n], B and C [b, n, s], D [d]."""
     assert u.dtype == delta.dtype == B.dtype == C.dtype
@@ -205,9 +269,48 @@ def test_conditions():
     assert not scan(torch.ones(8, 16), x.double())
 
 
+@pytest.mark.usefixtures("as_on_cuda")
+def test_conditions_of_mamba2(monkeypatch):
+    packed, *weights = mamba2.arguments(9, 4, 2, dtype=torch.bfloat16)
+    sizes = Sizes.of(packed, weights[0], weights[-2], mamba2.HEAD_DIM, mamba2.STATE_DIM, 64)
+    accepts = ssm_vendor.MAMBA2.accepts
+    assert accepts(sizes, packed, *(t.float() for t in weights))
+    for refused in (
+        sizes._replace(taps=1),
+        sizes._replace(taps=5),
+        sizes._replace(state_dim=264),
+        sizes._replace(head_dim=3, heads=4),  # 12 channels
+        sizes._replace(state_dim=5),  # 52 channels
+        sizes._replace(head_dim=1 << 15),
+    ):
+        assert not accepts(refused, packed, *weights)
+    assert not accepts(sizes, packed.float(), *weights)
+    assert not accepts(sizes, packed, *(t.double() for t in weights))
+    monkeypatch.setattr(ssm_vendor, "usable", lambda module: not module.startswith("causal_conv1d"))
+    assert not accepts(sizes, packed, *weights)
+
+
 def test_tensors_of_a_cpu_and_without_values_are_not_on_cuda():
     assert not vendor.on_cuda(torch.ones(2))
     assert not vendor.on_cuda(torch.ones(2, device="meta"))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "1"), ({"TRITON_CACHE_AUTOTUNING": "0"}, "0"), ({"MAMBA_DETERMINISTIC": "1"}, None)],
+    ids=["alone", "a user's value", "deterministic"],
+)
+def test_what_autotuning_finds_is_kept_on_disk(tmp_path, monkeypatch, given, expected):
+    """Triton reads it while the package is imported."""
+    name = f"with_kernels_{len(given)}_{expected}"
+    (tmp_path / f"{name}.py").write_text("import os\nFOUND = os.environ.get('TRITON_CACHE_AUTOTUNING')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for variable in ("TRITON_CACHE_AUTOTUNING", "MAMBA_DETERMINISTIC"):
+        monkeypatch.setenv(variable, "")  # so that it is taken back to what it was
+        monkeypatch.delenv(variable)
+    for variable, value in given.items():
+        monkeypatch.setenv(variable, value)
+    assert vendor.vendor_function(name, "FOUND") == expected
 
 
 def test_a_package_that_does_not_import_is_reported_and_not_used(tmp_path, monkeypatch, caplog):

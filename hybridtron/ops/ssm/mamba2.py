@@ -17,10 +17,14 @@ from hybridtron.ops.ssm.mamba2_buffers import Sizes
 from hybridtron.ops.ssm.mamba2_documents import FusedDocuments, spans
 from hybridtron.ops.ssm.mamba2_fused import FusedMamba2, fused_mamba2_prefill
 from hybridtron.ops.ssm.ssd import ssd, ssd_prefill
+from hybridtron.ops.ssm.vendor import MAMBA2
 
 MAX_CONV_TAPS = 16  # MOST_TAPS of native/mamba2.c
 Limits = tuple[float, float]
 NO_LIMIT: Limits = (0.0, math.inf)
+_ORDINARY = Sizes(
+    seq_len=1, batch=1, heads=1, head_dim=64, groups=1, state_dim=128, chunk_size=128, chunks=1, length=1, taps=4
+)
 
 
 def mamba2_core(
@@ -50,14 +54,14 @@ def mamba2_core(
     if conv_bias is None:
         conv_bias = conv_weight.new_zeros(conv_weight.size(0))
     weights = (conv_weight, conv_bias, dt_bias, A, D, norm_weight)
-    if documents is not None and dt_limit == NO_LIMIT and _native(packed, sizes.taps, *weights):
+    if documents is not None and dt_limit == NO_LIMIT and _native(sizes, packed, *weights):
         return FusedDocuments.apply(spans(sizes, documents.lengths), eps, packed, *weights)
 
     def core(packed: Tensor) -> Tensor:
         sizes = Sizes.of(packed, conv_weight, D, head_dim, state_dim, chunk_size)
         if dt_limit != NO_LIMIT:  # which the kernels do not have
             return composed_mamba2(sizes, eps, packed, *weights, dt_limit=dt_limit)
-        return select("mamba2_core", packed, sizes.taps, *weights)(sizes, eps, packed, *weights)
+        return select("mamba2_core", sizes, packed, *weights)(sizes, eps, packed, *weights)
 
     return isolated(core, documents)(packed)
 
@@ -89,7 +93,7 @@ def mamba2_prefill(
     bias = conv_weight.new_zeros(len(conv_weight)) if conv_bias is None else conv_bias
     weights, kept = (conv_weight, bias, dt_bias, A, D, norm_weight), sizes.taps - 1
     plain = dt_limit != NO_LIMIT or torch.is_grad_enabled() or sizes.length < kept
-    if not plain and _native(packed, sizes.taps, *weights):
+    if not plain and _native(sizes, packed, *weights):
         first, _ = short_conv_prefill(conv, conv_input[:, :kept], conv_weight, conv_bias, activation="silu")
         y, memory = fused_mamba2_prefill(sizes, eps, first, memory, packed, *weights)
         return y, conv_input[:, sizes.seq_len - kept :].clone(), memory
@@ -121,8 +125,8 @@ def composed_mamba2(sizes: Sizes, eps: float, packed: Tensor, *weights: Tensor, 
     return gated_rms_norm(y, z, norm_weight, eps, sizes.groups).transpose(0, 1)
 
 
-def _native(packed: Tensor, taps: int, *weights: Tensor) -> bool:
-    return taps <= MAX_CONV_TAPS and packed.stride(-1) == 1 and kernels_for(packed, *weights) is not None
+def _native(sizes: Sizes, packed: Tensor, *weights: Tensor) -> bool:
+    return sizes.taps <= MAX_CONV_TAPS and packed.stride(-1) == 1 and kernels_for(packed, *weights) is not None
 
 
 register(
@@ -134,6 +138,7 @@ register(
         _native,
         FusedMamba2.apply,
     ),
+    MAMBA2,
     otherwise("short_conv, ssd and gated_rms_norm", composed_mamba2),
-    sample=lambda one: (one, 4),
+    sample=lambda one: (_ORDINARY, one),
 )

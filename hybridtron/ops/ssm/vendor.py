@@ -6,13 +6,18 @@ import torch
 from torch import Tensor
 
 from hybridtron.ops.dispatch import Implementation
+from hybridtron.ops.ssm.mamba2_buffers import Sizes
 from hybridtron.ops.vendor import on_cuda, usable, vendor_function
 
 _SSD = "mamba_ssm.ops.triton.ssd_combined"
 _SELECTIVE_SCAN = "mamba_ssm.ops.selective_scan_interface"
+_CONVOLUTION = "causal_conv1d.cpp_functions"  # which mamba-ssm calls, and imports without where it is missing
 _HALF = (torch.bfloat16, torch.float16)
 _CHUNKS = (64, 256)  # tokens of a chunk, at least and at most
 _STATES = 256  # of a channel or head, at most
+_TAPS = (2, 4)  # of the convolution, at least and at most
+_ALIGNED = 8  # halves in the 16 bytes that the convolution loads at once
+_NORMED = 1 << 15  # halves that one program of the norm holds, at most
 
 
 def mamba_ssm_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, chunk_size: int) -> Tensor:
@@ -21,9 +26,52 @@ def mamba_ssm_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Ten
     The chunks have a power of two of tokens, 64 to 256; the last one may be shorter. dt, A and D are float32.
     """
     function = vendor_function(_SSD, "mamba_chunk_scan_combined")
+    skip = None if D is None else D.float()
+    return function(x, dt.float(), A.float(), B, C, _chunk_length(chunk_size), D=skip)
+
+
+def _chunk_length(chunk_size: int) -> int:
     smallest, largest = _CHUNKS
-    length = 1 << (min(max(chunk_size, smallest), largest).bit_length() - 1)
-    return function(x, dt.float(), A.float(), B, C, length, D=None if D is None else D.float())
+    return 1 << (min(max(chunk_size, smallest), largest).bit_length() - 1)
+
+
+def mamba_ssm_mamba2(
+    sizes: Sizes,
+    eps: float,
+    packed: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    norm_weight: Tensor,
+) -> Tensor:
+    """Compute `mamba2_core` in one function, which keeps its inputs and the scan's result and computes the rest again.
+
+    The package takes [b, s, z + x + B + C + dt] with tokens and channels contiguous: it writes the gradient of z into
+    a view of a tensor with the strides of this one, and loses it where sequences and tokens cannot be joined.
+    dt comes in the dtype of packed, but its kernels compute steps and their sums in float32, as ours are. dt_bias, A
+    and D are given in float32, the dtype of their gradients. Its norm is over the heads that share B and C, after z.
+    """
+    function = vendor_function(_SSD, "mamba_split_conv1d_scan_combined")
+    y = function(
+        packed.transpose(0, 1).contiguous(),
+        conv_weight,
+        conv_bias.to(conv_weight.dtype),
+        dt_bias.float(),
+        A.float(),
+        D.float(),
+        _chunk_length(sizes.chunk_size),
+        activation="silu",
+        rmsnorm_weight=norm_weight,
+        rmsnorm_eps=eps,
+        headdim=sizes.head_dim,
+        ngroups=sizes.groups,
+        norm_before_gate=False,
+    )  # [b, s, heads * p]
+    if y.requires_grad:
+        y.register_hook(Tensor.contiguous)  # its norm refuses the gradient of a sum, which has strides of zero
+    return y.transpose(0, 1)
 
 
 def mamba_ssm_selective_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
@@ -42,6 +90,15 @@ def _accepts_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tens
     return on_cuda(x, dt, A, B, C, D) and fits and usable(_SSD)
 
 
+def _accepts_mamba2(sizes: Sizes, packed: Tensor, *weights: Tensor) -> bool:
+    if not on_cuda(packed, *weights) or packed.dtype not in _HALF or any(t.dtype == torch.float64 for t in weights):
+        return False
+    if not _TAPS[0] <= sizes.taps <= _TAPS[1] or sizes.inner % _ALIGNED or sizes.channels % _ALIGNED:
+        return False
+    fits = sizes.state_dim <= _STATES and sizes.inner // sizes.groups <= _NORMED
+    return fits and usable(_SSD) and usable(_CONVOLUTION)
+
+
 def _accepts_selective_scan(A: Tensor, *others: Tensor) -> bool:
     if not on_cuda(A, *others) or A.shape[1] > _STATES:
         return False
@@ -50,6 +107,13 @@ def _accepts_selective_scan(A: Tensor, *others: Tensor) -> bool:
 
 SSD = Implementation(
     "mamba-ssm", f"on CUDA, bfloat16 or float16, rates of heads, at most {_STATES} states", _accepts_ssd, mamba_ssm_ssd
+)
+MAMBA2 = Implementation(
+    "mamba-ssm",
+    f"on CUDA, bfloat16 or float16, {_TAPS[0]} to {_TAPS[1]} taps, at most {_STATES} states, channels of x and those "
+    f"convolved multiples of {_ALIGNED}, at most {_NORMED} normed together",
+    _accepts_mamba2,
+    mamba_ssm_mamba2,
 )
 SELECTIVE_SCAN = Implementation(
     "mamba-ssm",
