@@ -11,6 +11,8 @@ from torch.autograd.function import once_differentiable
 from hybridtron.ops.dispatch import Implementation, otherwise, plain, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.native.library import kernels_for, require_kernels
+from hybridtron.ops.triton import rotary as triton_rotary
+from hybridtron.ops.triton.launch import triton_kernels
 
 
 class Scaling(Protocol):
@@ -105,6 +107,7 @@ register(
     "apply_rotary",
     "rotary embedding",
     plain(rotary_reference),
+    triton_kernels(triton_rotary.apply_rotary),
     Implementation(
         "C kernels",
         "float32 on a CPU, channels contiguous",

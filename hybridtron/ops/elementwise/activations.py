@@ -14,6 +14,8 @@ from torch.autograd.function import once_differentiable
 from hybridtron.ops.dispatch import kernels, otherwise, plain, register, select
 from hybridtron.ops.elementwise.row_blocks import as_rows, from_rows, row_order, split_rows
 from hybridtron.ops.native.library import require_kernels
+from hybridtron.ops.triton import activations as triton_activations
+from hybridtron.ops.triton.launch import triton_kernels
 
 aten = torch.ops.aten
 
@@ -115,14 +117,15 @@ _RELU2 = _Form(
     lambda x, dy, dx: torch.clamp_min(x, 0, out=dx).mul_(dy).mul_(2),
 )
 
-for operation, label, formula, form in (
-    ("swiglu", "swiglu", swiglu_reference, _SWIGLU),
-    ("relu2", "squared relu", lambda x: F.relu(x).square(), _RELU2),
+for operation, label, formula, form, on_cuda in (
+    ("swiglu", "swiglu", swiglu_reference, _SWIGLU, triton_activations.swiglu),
+    ("relu2", "squared relu", lambda x: F.relu(x).square(), _RELU2, triton_activations.relu2),
 ):
     register(
         operation,
         label,
         plain(formula),
+        triton_kernels(on_cuda),
         kernels(partial(_apply, form, True)),
         otherwise("PyTorch, in blocks of rows", partial(_apply, form, False)),
         sample=lambda one: (one,),

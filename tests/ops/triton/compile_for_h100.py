@@ -13,7 +13,17 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hybridtron.ops.triton import cross_entropy, delta_rule, gla, launch, norm, short_conv, toeplitz
+from hybridtron.ops.triton import (
+    activations,
+    cross_entropy,
+    delta_rule,
+    gla,
+    launch,
+    norm,
+    rotary,
+    short_conv,
+    toeplitz,
+)
 
 TARGET = GPUTarget("cuda", 90, 32)
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64"}
@@ -72,6 +82,10 @@ if __name__ == "__main__":
     run(lambda *t: norm.rms_norm(*t, 1e-5), x, leaf(64, dtype=torch.float32))
     run(lambda *t: norm.gated_rms_norm(*t, 1e-5, 2), x, x, leaf(64))
     run(lambda *t: norm.norm_and_gate(*t, 1e-5), x, x, leaf(64))
+    run(activations.swiglu, x)
+    run(activations.relu2, x)
+    tables = leaf(24, 8, dtype=torch.float32), leaf(24, 8, dtype=torch.float32)
+    run(lambda x: rotary.apply_rotary(x, *tables), leaf(2, 24, 6, 24))
     run(lambda *t: short_conv.short_conv(*t, "silu"), x, leaf(64, 4), leaf(64))
     run(lambda *t: short_conv.gated_short_conv(*t, None), x, x, x, leaf(64, 3))
     run(lambda *t: cross_entropy.linear_cross_entropy(*t, targets), x, leaf(80, 64))
