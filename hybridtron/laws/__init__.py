@@ -52,8 +52,8 @@ def fit(law: str, data: Any, settings: Settings | None = None, **keywords: Any) 
             line), or data from which the law cannot be fitted at all.
     """
     declared = find_law(law)
-    if keywords.get("keep_best") and {"learning_rate", "batch_tokens"} & {*declared.columns}:
-        raise UserError(f"keep_best: {law} reads the sweep of each budget; expected no choice of the best")
+    if keywords.get("keep_best"):
+        _check_best(declared)
     settings, reading_settings = _settings(declared, settings or Settings(), keywords)
     if isinstance(data, Runs) and not reading_settings:
         return _fit_runs(declared, data, settings)
@@ -72,6 +72,17 @@ def find_law(name: str) -> Law:
     if name not in LAWS:
         raise UserError(f"law {name!r}: expected {one_of(name, LAWS)}")
     return LAWS[name]
+
+
+def _check_best(law: Law) -> None:
+    """Raise UserError for a law that is not about the best run of each size and length."""
+    if {"learning_rate", "batch_tokens"} & {*law.columns}:
+        raise UserError(f"keep_best: {law.name} reads the sweep of each budget; expected no choice of the best")
+    if {"error", "score"} & {*law.columns}:
+        raise UserError(
+            f"keep_best: {law.name} is about {' and '.join(law.columns)} of every run, of the worse ones too; expected "
+            "no choice of the best (--where keeps some rows)"
+        )
 
 
 def _settings(law: Law, settings: Settings, keywords: Mapping[str, Any]) -> tuple[Settings, dict[str, Any]]:
@@ -108,8 +119,14 @@ def _pairs(where: Any) -> list[tuple[str, Any]]:
     """Return (column, value) pairs from a mapping, pairs, or texts such as `in_fit=1` or `run!=a`; raise UserError."""
     given = where.items() if isinstance(where, Mapping) else [where] if isinstance(where, str) else where or []
     pairs = [each.split("=", 1) if isinstance(each, str) else list(each) for each in given]
-    if any(len(pair) != 2 for pair in pairs):
-        raise UserError(f"where = {where!r}: expected COL=VALUE, COL!=VALUE, COL<=VALUE or COL>=VALUE")
+    for pair in pairs:
+        lacks = "no comparison"
+        if len(pair) == 2:
+            column, value = (str(part) for part in pair)
+            lacks = "no column" if not column.rstrip("!<>") else "no value" if column[-1] in "<>" and not value else ""
+        if lacks:
+            text = "=".join(map(str, pair))
+            raise UserError(f"where = {text}: {lacks}; expected COL=VALUE, COL!=VALUE, COL<=VALUE or COL>=VALUE")
     return [(column, value) for column, value in pairs]
 
 

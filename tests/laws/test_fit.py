@@ -158,5 +158,18 @@ def test_data_given_twice_do_not_narrow_an_interval():
 
 
 def test_other_choices_of_rows_are_refused():
-    with pytest.raises(UserError, match="where = 'in_fit'"):
+    with pytest.raises(UserError, match="where = in_fit: no comparison; expected COL=VALUE"):
         fit("parametric", CHINCHILLA, where="in_fit")
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("loss<=", "where = loss<=: no value; expected"),
+        ("<=3", "where = <=3: no column"),
+        ("=1", "where = =1: no column"),
+    ],
+)
+def test_a_filter_that_lacks_a_part_is_refused(where, message):
+    with pytest.raises(UserError, match=message):
+        fit("parametric", CHINCHILLA, where=["in_fit=1", where])

@@ -16,14 +16,21 @@ def find(law: Law, runs: Runs, settings: Settings) -> list[str]:
     """Tell of rows that see their data more than once."""
     if not {"tokens", "flops"} & reads(law) or "unique_tokens" in reads(law):
         return []
-    column, seen = epochs(runs)
+    counted, seen = epochs(runs)
+    column = counted
     again = seen > ROUNDING
     if not again.any():
         return []
-    keep = quoted(column, "<=", 1) if column and "epochs" in column.lower() else quoted(column, ">=", "tokens")
+    rounded = int(((seen > 1) & ~again).sum())
+    by_epochs, lost = "epochs" in column.lower(), ""
+    if rounded and column == "unique_tokens":
+        column, by_epochs = "epochs", True  # which follows from it
+    elif rounded and not by_epochs:
+        lost = f", which leaves out {rounded} of one epoch and up to {100 * (ROUNDING - 1):.0f} % more"
+    keep = quoted(column, "<=", ROUNDING if rounded else 1) if by_epochs else quoted(column, ">=", "tokens") + lost
     return [
         f"repeated data: {again.sum()} of {len(runs)} rows see their data more than once (up to {seen.max():.3g} "
-        f"times, by column {column}), and the law counts every token as new; fit the law data-repetition, or keep "
+        f"times, by column {counted}), and the law counts every token as new; fit the law data-repetition, or keep "
         f"single epochs with {keep}"
     ]
 

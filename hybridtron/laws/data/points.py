@@ -72,12 +72,18 @@ def complete(point: Mapping[str, float], law: str) -> dict[str, float]:
 
 
 def extrapolation_warnings(values: Mapping[str, float], data: Mapping[str, np.ndarray]) -> list[str]:
-    """Warn of each quantity of a point that lies more than ten times outside the range of the data."""
+    """Warn of each quantity of a point more than ten times outside the range of the data; of a share outside it."""
     warnings = []
     for name, value in values.items():
         if name not in data:
             continue
         low, high = float(data[name].min()), float(data[name].max())
+        if name in MAY_BE_ZERO:
+            if not low <= value <= high:
+                warnings.append(
+                    f"extrapolation: {name} = {value:.3g} lies outside the shares of the data ({low:.3g} to {high:.3g})"
+                )
+            continue
         factor = max(value / high, low / value)
         if factor > FAR:
             warnings.append(

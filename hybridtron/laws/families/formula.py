@@ -19,7 +19,7 @@ import numpy as np
 from hybridtron.errors import UserError
 from hybridtron.laws.data.points import MAY_BE_ZERO, extrapolation_warnings
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.families.fixed import FIX, read_fixed
+from hybridtron.laws.families.fixed import FIX, check_reach, misfit_warnings, read_fixed
 from hybridtron.laws.families.law import Fit, Law, Settings
 from hybridtron.laws.fitting.complex_step import check_formula, differentiate
 from hybridtron.laws.fitting.curve import OUTLIERS, Build, Curve, CurveFit, complete_fit, measured_against_predicted
@@ -39,6 +39,7 @@ SYMBOLS: dict[str, tuple[str, ...]] = {  # of predictions -> the columns that th
 }
 Formula = Callable[..., Any]
 Facts = Callable[[CurveFit, Runs, Settings], dict[str, Any]]
+Doubts = Callable[[CurveFit, Runs], list[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,7 @@ class Declared:
     size: Callable[[Runs], Array] | None = None
     delta: float = 1e-3
     facts: Facts | None = None
+    doubts: Doubts = lambda fitted, runs: []
     template: str = "formula"
 
     def build(self, runs: Runs, delta: float, fixed: dict[str, float]) -> Curve:
@@ -114,14 +116,26 @@ class Declared:
         build = partial(self.build, fixed=fixed)
         for point in settings.predict:
             _columns_at(self.name, self.columns, point)  # refused before the fit
-        check_formula(self.name, names, build(runs, delta).problem)
+        curve = build(runs, delta)
+        check_formula(self.name, names, curve.problem)
+        beyond = check_reach(self.name, fixed, curve)
         facts = self.facts
+
+        def warnings(fitted: CurveFit) -> list[str]:
+            worse = misfit_warnings(fixed, fitted, self.build(runs, delta, {}))
+            return (
+                beyond
+                + (worse if not beyond else [])
+                + fitted.at_bounds(dict(enumerate(names)))
+                + self.doubts(fitted, runs)
+            )
+
         return complete_fit(
             self.name, build, runs, settings, delta=delta,
             size=self.size(runs) if self.size is not None else 1 / runs["loss"], size_name="size",
             predict_point=lambda fitted, point: _predict(self.name, self.columns, fitted, point, runs),
             curves=lambda fitted: measured_against_predicted(fitted, "loss"), template=self.template,
-            check=lambda fitted: fitted.at_bounds(dict(enumerate(names))),
+            check=warnings,
             facts=lambda fitted: {"fixed": fixed} | (facts(fitted, runs, settings) if facts else {}),
         )  # fmt: skip
 
@@ -147,6 +161,7 @@ def formula_law(
         size: what "largest" means for the held-out runs, [n]; by default the lowest losses.
         delta: Huber threshold when the user gives none.
         facts, template: what the law's own verdict is told, and the name of its template.
+        doubts: warnings of the law's own.
 
     Raises UserError for bounds that are no box, and for names that the formula does not take.
     """
@@ -203,10 +218,10 @@ def _columns_at(name: str, columns: Sequence[str], point: Mapping[str, float]) -
 def _predict(
     name: str, columns: Sequence[str], fitted: CurveFit, point: Mapping[str, float], runs: Runs
 ) -> tuple[list[dict[str, Any]], list[str]]:  # fmt: skip
-    """Predict the loss at a point, and warn of what lies far outside the data; a share has no such distance."""
+    """Predict the loss at a point, and warn of what lies far outside the data."""
     at = _columns_at(name, columns, point)
     known = {
         given: runs[column] for given in point for column in SYMBOLS.get(given, (given,))
-        if column in columns and given not in MAY_BE_ZERO
+        if column in columns
     }  # fmt: skip
     return [{**point, **fitted.estimate_at("loss", at)}], extrapolation_warnings(point, known)

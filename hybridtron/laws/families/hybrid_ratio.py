@@ -38,9 +38,25 @@ def best_ratio(fitted: CurveFit, runs: Runs, settings: Settings) -> dict[str, An
     found = fitted.estimate("best", least)
     span = found["best_interval"] or [found["best"]] * 2
     return found | {
+        "alone": found["best"] in (0, 1),
         "ends": [float(grid[0]), float(grid[-1])], "N": runs["n_params"][largest], "D": runs["tokens"][largest],
         "inside": bool(grid[0] < found["best"] < grid[-1]), "sure": bool(grid[0] < span[0] and span[1] < grid[-1]),
     }  # fmt: skip
+
+
+def beyond_tried(fitted: CurveFit, runs: Runs) -> list[str]:
+    """Warn of a ratio of least loss, at the size and tokens of the largest run, that lies outside those tried."""
+    largest = int(np.argmax(runs["n_params"] * runs["tokens"]))
+    grid, low, high = np.linspace(0, 1, 401), float(runs["ratio"].min()), float(runs["ratio"].max())
+    at = {name: np.full_like(grid, runs[name][largest]) for name in ("n_params", "tokens")} | {"ratio": grid}
+    best = float(grid[fitted.predict(at).argmin()])
+    if low - grid[1] < best < high + grid[1]:
+        return []
+    side = "below" if best < low else "above"
+    return [
+        f"edge minimum: the law has its least loss at r = {best:.3g}, outside the ratios tried ({low:.3g} to "
+        f"{high:.3g}): add runs at ratios {side} them before one is chosen"
+    ]
 
 
 LAW = formula_law(
@@ -63,5 +79,6 @@ LAW = formula_law(
     anchors={"A": ("n_params", "alpha"), "B": ("tokens", "beta")},
     size=lambda runs: runs["n_params"] * runs["tokens"],
     facts=best_ratio,
+    doubts=beyond_tried,
     template="hybrid-ratio",
 )

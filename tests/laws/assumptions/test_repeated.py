@@ -34,6 +34,29 @@ def test_the_exponent_of_repeated_data_is_not_compared():
 
 
 @pytest.mark.parametrize(
+    ("column", "typed"),
+    [("unique_tokens", '--where "epochs<=1.01"'), ("num_epochs", '--where "num_epochs<=1.01"')],
+)
+def test_tokens_rounded_up_to_whole_steps_are_kept_as_one_epoch(column, typed):
+    runs = planted.parametric_runs(1, 0.003, n=40)
+    seen = np.tile([1.0, 1.004, 1.008, 4.0], 10)
+    table = runs.columns | {column: seen if "epochs" in column else runs["tokens"] / seen}
+    found = fit("parametric", table, bootstrap=0, holdout=0)
+    (warning,) = (text for text in found.warnings if text.startswith("repeated data: 10 of 40"))
+    assert warning.endswith(typed)
+    kept = fit("parametric", table, where=shlex.split(typed)[1], bootstrap=0, holdout=0)
+    assert kept.n_points == 30
+    assert not any(text.startswith("repeated data") for text in kept.warnings)
+
+
+def test_a_filter_that_loses_rounded_epochs_says_so():
+    runs = planted.parametric_runs(1, 0.003, n=40)
+    tokens = runs["tokens"] / np.tile([1.0, 1.004, 4.0, 2.0], 10)
+    (warning,) = told("parametric", runs.with_column("my_unique_tokens", tokens))
+    assert warning.endswith('"my_unique_tokens>=tokens", which leaves out 10 of one epoch and up to 1 % more')
+
+
+@pytest.mark.parametrize(
     ("column", "once", "typed"),
     [("unique_tokens", True, ""), ("uniqueTokens", False, '--where "uniqueTokens>=tokens"'), ("epochs", True, ""),
      ("num_epochs", False, '--where "num_epochs<=1"')],

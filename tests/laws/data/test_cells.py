@@ -28,3 +28,11 @@ def test_where_there_are_no_cells_it_is_refused():
         best_of_cells(Runs.of(n_params=[1e8], loss=[3.0]))
     with pytest.raises(UserError, match="keep_best: learning-rate reads the sweep"):
         fit("learning-rate", planted.learning_rate_runs(1, 0.003), keep_best=True)
+
+
+def test_a_law_about_every_run_has_no_best_of_a_cell():
+    table = RUNS.columns | {"error": [0.5, 0.4, 0.3, 0.2]}
+    with pytest.raises(UserError, match="keep_best: downstream is about loss and error of every run, of the worse"):
+        fit("downstream", table, keep_best=True)
+    with pytest.raises(UserError, match="keep_best: proxy is about score and loss of every run"):
+        fit("proxy", planted.proxy_runs(1, -0.8, 20), keep_best=True)

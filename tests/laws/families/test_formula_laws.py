@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -85,10 +86,39 @@ def test_a_hybrid_has_its_best_ratio_with_an_interval():
     assert low < best < high < low + 0.2
 
 
-def test_more_attention_that_always_helps_has_no_best_ratio_inside():
+@pytest.mark.parametrize(
+    ("kept", "words", "beyond"),
+    [
+        (
+            lambda ratio: ratio <= 0.5,
+            "the best may lie beyond",
+            r"edge minimum: .* at r = 1, outside .*\(0 to 0\.5\).*above",
+        ),
+        (
+            lambda ratio: ratio >= 0,
+            "a model of one kind of layer: these data do not show that a hybrid is better",
+            None,
+        ),
+    ],
+)
+def test_more_attention_that_always_helps_has_no_best_ratio_inside(kept, words, beyond):
     one = PLANTED["hybrid-ratio"]
     runs = one._replace(truth=one.truth | {"A1": -0.5, "A2": 0.0, "B1": -0.3, "B2": 0.0}).runs(3, 0.002)
-    assert any("the best may lie beyond" in line for line in fit("hybrid-ratio", runs, bootstrap=100).verdict)
+    found = fit("hybrid-ratio", runs.take(kept(runs["ratio"])), bootstrap=100, holdout=0)
+    assert any(words in line for line in found.verdict)
+    told = [warning for warning in found.warnings if warning.startswith("edge minimum")]
+    assert [bool(re.match(beyond or "", warning)) for warning in told] == ([True] if beyond else [])
+
+
+def test_a_best_ratio_below_those_tried_is_told_of_and_one_between_them_is_not():
+    runs = PLANTED["hybrid-ratio"].runs(3, 0.002)
+    high, every = (
+        fit("hybrid-ratio", part, predict="N=7B,D=140B,r=0.25", **QUICK)
+        for part in (runs.take(runs["ratio"] >= 0.5), runs)
+    )
+    assert any("outside the ratios tried (0.5 to 1): add runs at ratios below" in warning for warning in high.warnings)
+    assert "extrapolation: r = 0.25 lies outside the shares of the data (0.5 to 1)" in high.warnings
+    assert not any(warning.startswith(("edge minimum", "extrapolation: r")) for warning in every.warnings)
 
 
 @pytest.mark.parametrize(("gamma", "words"), [(1.0, "compatible with these data"), (0.4, "outside the interval")])
@@ -110,27 +140,6 @@ def test_precision_takes_the_bits_that_there_are():
     assert found.parameters == pytest.approx(truth, rel=1e-3)
     with pytest.raises(UserError, match="precision needs a column of bits; expected some of weight_bits, activation_"):
         fit("precision", planted.parametric_runs(1, 0.003), **QUICK)
-
-
-def test_parameters_can_be_held():
-    one = PLANTED["sparse"]
-    found = fit("sparse", one.runs(6, 0.0), fix="alpha=0.3, E=1.7", predict=one.point, **QUICK)
-    assert set(found.parameters) == set(one.truth) - {"alpha", "E"}
-    assert found.parameters == pytest.approx({name: one.truth[name] for name in found.parameters}, rel=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("fix", "message"),
-    [
-        ("alfa=0.3", r"fix = alfa=0.3: sparse has no parameter 'alfa'; expected .*alpha"),
-        ("alpha", "fix = alpha: expected NAME=NUMBER,NAME=NUMBER"),
-        ("alpha=inf", "fix = alpha=inf: alpha is inf; expected a finite number"),
-        ("a=1,b=1,g=1,alpha=1,B=1,beta=1,E=1", "every parameter of sparse is held; expected at least one to fit"),
-    ],
-)
-def test_a_bad_fix_is_refused_in_a_line(fix, message):
-    with pytest.raises(UserError, match=message):
-        fit("sparse", PLANTED["sparse"].runs(6, 0.0, n=40), fix=fix, **QUICK)
 
 
 DATA = Path(__file__).parents[1] / "data"
