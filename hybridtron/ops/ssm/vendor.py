@@ -13,7 +13,7 @@ _SSD = "mamba_ssm.ops.triton.ssd_combined"
 _SELECTIVE_SCAN = "mamba_ssm.ops.selective_scan_interface"
 _CONVOLUTION = "causal_conv1d.cpp_functions"  # which mamba-ssm calls, and imports without where it is missing
 _HALF = (torch.bfloat16, torch.float16)
-_CHUNKS = (64, 256)  # tokens of a chunk, at least and at most
+_CHUNK = 256  # tokens; shorter chunks write and read more states
 _STATES = 256  # of a channel or head, at most
 _TAPS = (2, 4)  # of the convolution, at least and at most
 _ALIGNED = 8  # halves in the 16 bytes that the convolution loads at once
@@ -23,16 +23,11 @@ _NORMED = 1 << 15  # halves that one program of the norm holds, at most
 def mamba_ssm_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, chunk_size: int) -> Tensor:
     """Compute `ssd` of x [b, s, h, p], dt [b, s, h], A [h], B and C [b, s, g, n] and D [h].
 
-    The chunks have a power of two of tokens, 64 to 256; the last one may be shorter. dt, A and D are float32.
+    The package has chunks of its own; the last one may be shorter. dt, A and D are float32.
     """
     function = vendor_function(_SSD, "mamba_chunk_scan_combined")
     skip = None if D is None else D.float()
-    return function(x, dt.float(), A.float(), B, C, _chunk_length(chunk_size), D=skip)
-
-
-def _chunk_length(chunk_size: int) -> int:
-    smallest, largest = _CHUNKS
-    return 1 << (min(max(chunk_size, smallest), largest).bit_length() - 1)
+    return function(x, dt.float(), A.float(), B, C, _CHUNK, D=skip)
 
 
 def mamba_ssm_mamba2(
@@ -61,7 +56,7 @@ def mamba_ssm_mamba2(
         dt_bias.float(),
         A.float(),
         D.float(),
-        _chunk_length(sizes.chunk_size),
+        _CHUNK,
         activation="silu",
         rmsnorm_weight=norm_weight,
         rmsnorm_eps=eps,
