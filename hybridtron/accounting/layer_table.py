@@ -24,8 +24,8 @@ class LayerRow:
     values: dict[str, float]
 
 
-def read_layer_table(place: str, path: Path, columns: Sequence[str]) -> list[LayerRow]:
-    """Read some columns of layers.csv, which `place` names in errors.
+def read_layer_table(place: str, path: Path, columns: Sequence[str], first_of: Sequence[str] = ()) -> list[LayerRow]:
+    """Read some columns of layers.csv, which `place` names in errors, and the first of `first_of` that is there.
 
     Raises UserError for what is no such table.
     """
@@ -34,6 +34,8 @@ def read_layer_table(place: str, path: Path, columns: Sequence[str]) -> list[Lay
         rows = list(csv.DictReader(read_plain(path).decode().splitlines()))
     except (UnicodeDecodeError, csv.Error):
         raise UserError(f"{place}: is no text; {expected}") from None
+    there = [name for name in first_of if rows and name in rows[0]]
+    columns = [*(there[:1] or first_of[-1:]), *columns]
     for column in ("layer", "length", "batch", *columns):
         if not rows or column not in rows[0]:
             raise UserError(f"{place}: has no column {column}; {expected}")

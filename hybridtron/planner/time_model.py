@@ -12,7 +12,6 @@ from pathlib import Path
 from hybridtron.accounting.describe import describe
 from hybridtron.accounting.layer_table import ENDS, PASSES, read_layer_table
 from hybridtron.errors import UserError
-from hybridtron.files import read_plain
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.stage import Stage, balanced_cuts, mtp_flops, stage_costs
 from hybridtron.pattern import Pattern
@@ -125,9 +124,8 @@ class _Table:
 
     def __init__(self, path: Path, seq_len: int, batch: int) -> None:
         self.seq_len, self.batch = seq_len, batch
-        titles = read_plain(path).decode(errors="replace").partition("\n")[0].split(",")
-        self.column = PASSES if PASSES in titles else "train_ms"
-        self.rows = read_layer_table(f"table {path}", path, [self.column, "parameters"])
+        self.rows = read_layer_table(f"table {path}", path, ["parameters"], first_of=[PASSES, "train_ms"])
+        self.column = PASSES if PASSES in self.rows[0].values else "train_ms"
         lacks = f"{PASSES} is not in the table: train_ms, with the optimizer's part, stands for it"
         self.remarks = dict.fromkeys([lacks] if self.column != PASSES else [])
 
