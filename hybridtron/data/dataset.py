@@ -1,6 +1,7 @@
 """Windows of seq_len + 1 tokens out of a corpus: the infinite training order and the fixed evaluation set."""
 
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,7 @@ class TokenDataset:
         # Room for any starting point below seq_len, where the data has it.
         self.num_windows = max(1, (self.num_tokens - seq_len) // seq_len)
         self.num_eval_windows = (self.num_tokens - 1) // seq_len
+        self.first_eval_window = 0
         self._seed_key = mix(np.array([seed % 2**64], np.uint64))
 
     def samples(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -87,7 +89,23 @@ class TokenDataset:
                 f"{self.num_tokens} tokens, which is {self.num_eval_windows} sequences"
             )
         windows = np.asarray(indices, dtype=np.int64) * self.num_eval_windows // num_samples
-        return windows * self.seq_len
+        return (self.first_eval_window + windows) * self.seq_len
+
+    def eval_half(self, half: int) -> "TokenDataset":
+        """Return the same tokens with the first (0) or the second (1) half of the evaluation windows alone.
+
+        Halves are contiguous, so that they share one document at most; a window in the middle is in neither. Raises
+        UserError where there is only one window.
+        """
+        number = self.num_eval_windows // 2
+        if not number:
+            raise UserError(
+                f"{self.prefix}: has 1 evaluation sequence of {self.seq_len} tokens, which cannot be halved"
+            )
+        found = copy(self)
+        found.num_eval_windows = number
+        found.first_eval_window = self.first_eval_window + half * (self.num_eval_windows - number)
+        return found
 
     def eval_window(self, index: int, num_samples: int) -> np.ndarray:
         """Read evaluation window `index` of `num_samples`, [seq_len + 1] int64."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,16 @@ class HeldOut:
     """The held-out sources. As a whole they are a text that has each source's share of the tokens."""
 
     sources: tuple[HeldOutSource, ...]
+
+    def half(self, half: int, sequences: int) -> HeldOut:
+        """Return the first (0) or the second (1) half of each source, of which an evaluation reads `sequences` at most.
+
+        Raises UserError where a source holds only one sequence.
+        """
+        halves = [(source, source.tokens.eval_half(half)) for source in self.sources]
+        return HeldOut(
+            tuple(replace(s, tokens=part, sequences=min(sequences, part.num_eval_windows)) for s, part in halves)
+        )
 
     def loss(self, losses: Sequence[float]) -> float:
         """Return the loss of the whole in nats per token: the mean of the sources' losses by their shares."""

@@ -96,6 +96,17 @@ def test_evaluation_windows_are_spread_evenly_and_do_not_overlap(prefix):
     assert np.array_equal(dataset.eval_windows([4], 10), TokenDataset(prefix, 16, seed=9).eval_windows([4], 10))
 
 
+def test_halves_of_the_evaluation_windows_have_none_in_common(prefix):
+    dataset = TokenDataset(prefix, 16)
+    first, second = (dataset.eval_half(half) for half in (0, 1))
+    read = [half.eval_windows(np.arange(31), 31)[:, :-1].ravel().tolist() for half in (first, second)]
+    assert read == [list(range(16 * 31)), list(range(16 * 31, 16 * 62))]
+    odd = TokenDataset(prefix, 900 // 3)  # three windows: that in the middle is in neither half
+    assert [odd.eval_half(half).eval_window(0, 1)[0] for half in (0, 1)] == [0, 600]
+    with pytest.raises(UserError, match="1 evaluation sequence of 900 tokens, which cannot be halved"):
+        TokenDataset(prefix, 900).eval_half(0)
+
+
 def test_more_evaluation_windows_than_there_are(prefix):
     with pytest.raises(UserError, match=r"63 evaluation sequences of 16 tokens do not fit: .* which is 62 sequences"):
         TokenDataset(prefix, 16).eval_window(0, 63)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from hybridtron.accounting.describe import describe
@@ -38,9 +38,13 @@ from hybridtron.pattern import Pattern
 if TYPE_CHECKING:
     from hybridtron.mad.models.architecture import Architecture
     from hybridtron.mad.training.presets import Preset
+    from hybridtron.training.config import RunConfig
+    from hybridtron.training.corpus import Corpus
 
 logger = logging.getLogger(__name__)
 
+
+TEST = "test"  # in the identity of an evaluator that gives test scores: of which data
 
 Evaluate = Callable[[Sequence[str], int], Row]
 
@@ -78,14 +82,20 @@ class Evaluator:
         return {}
 
 
-def make_evaluator(config: SearchConfig) -> Evaluator:
-    """Build the config's evaluator; raises UserError where it lacks a block of the space or a file."""
+def make_evaluator(config: SearchConfig, tests: bool = True) -> Evaluator:
+    """Build the config's evaluator; raises UserError where it lacks a block of the space or a file.
+
+    With `tests` it gives test scores where it can, on data that selects nothing. Without, as searches were once begun,
+    `train` selects on all of data.valid, and `mad` on the test split.
+    """
     settings = config.evaluator
     if isinstance(settings, FunctionConfig):
         return _function(settings, config)
     if isinstance(settings, OutsideConfig):
         return Evaluator(_outside, settings.model_dump(), settings.quantity)
-    return _short_run(settings, config) if isinstance(settings, ShortRunConfig) else _mad(settings, config)
+    if isinstance(settings, ShortRunConfig):
+        return _short_run(settings, config, tests)
+    return _mad(settings, config, tests)
 
 
 def _outside(layers: Sequence[str], seed: int) -> Row:
@@ -111,9 +121,9 @@ def _function(settings: FunctionConfig, config: SearchConfig) -> Evaluator:
     return Evaluator(evaluate, settings.model_dump(), "score", 1.0 if known else None)
 
 
-def _short_run(settings: ShortRunConfig, config: SearchConfig) -> Evaluator:
+def _short_run(settings: ShortRunConfig, config: SearchConfig, tests: bool) -> Evaluator:
+    from hybridtron.composer.evaluation.held_out import held_out_parts, score_run
     from hybridtron.training.config import RunConfig
-    from hybridtron.training.corpus import open_corpus
     from hybridtron.training.validation.resolve import resolve
 
     place = f"evaluator.run = {settings.run}"
@@ -138,19 +148,13 @@ def _short_run(settings: ShortRunConfig, config: SearchConfig) -> Evaluator:
 
     with _at(place):
         first = run_of([config.space.blocks[0]] * config.space.layers, config.seeds[0])
-        if first.data.valid is None:
-            raise UserError("has no data.valid; expected held-out tokens to score on")
-        if first.train.init_from is not None:
-            raise UserError("has train.init_from; expected none: every pattern is trained from random weights")
-        corpus = open_corpus(first)  # tells what is missing before anything is trained
+        corpus = _corpus(first)
+        parts = held_out_parts(first, corpus, settings.test) if tests or settings.test else None
     with _at("equal_size"):
         sizes = Sizes(model_of, first.data.seq_len, "parameters", _baseline(config))
 
     def evaluate(layers: Sequence[str], seed: int) -> Row:
-        from hybridtron.training.proxy_run import train_proxy
-
-        loss = train_proxy(run_of(layers, seed, sizes.width(layers)))
-        return {"score": -loss, "valid_loss": loss} if math.isfinite(loss) else {"score": None, "valid_loss": None}
+        return score_run(run_of(layers, seed, sizes.width(layers)), parts)
 
     def flops(layers: Sequence[str]) -> float:
         run = run_of(layers, config.seeds[0], sizes.width(layers))
@@ -163,14 +167,25 @@ def _short_run(settings: ShortRunConfig, config: SearchConfig) -> Evaluator:
     identity["data"] = without_paths(identity["data"], corpus.fingerprints)
     return Evaluator(
         _scored(evaluate, sizes),
-        {"type": "train", "run": identity, **_equal(config)},
+        {"type": "train", "run": identity, **({TEST: parts.identity} if parts else {}), **_equal(config)},
         "negative held-out loss",
         sizes=sizes,
         flops=flops,
     )
 
 
-def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
+def _corpus(run: RunConfig) -> Corpus:
+    """Open the tokens of a search's runs; raises UserError for what they lack, before anything is trained."""
+    from hybridtron.training.corpus import open_corpus
+
+    if run.data.valid is None:
+        raise UserError("has no data.valid; expected held-out tokens to score on")
+    if run.train.init_from is not None:
+        raise UserError("has train.init_from; expected none: every pattern is trained from random weights")
+    return open_corpus(run)
+
+
+def _mad(settings: MADConfig, config: SearchConfig, tests: bool) -> Evaluator:
     from hybridtron.mad.models.architecture import Architecture
     from hybridtron.mad.models.candidate import SEQ_LEN
     from hybridtron.mad.tasks.protocol import TASKS, complete
@@ -181,6 +196,7 @@ def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
     wanted = settings.tasks or {name: {} for name in TASKS}
     with _at("evaluator.preset"):
         protocol = preset(settings.preset, **changes)
+    tests = tests and protocol.select_split != "test"
     with _at("evaluator.tasks"):
         chosen = {name: complete(name, setting) for name, setting in wanted.items()}
 
@@ -203,7 +219,6 @@ def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
         sizes = Sizes(model_of, SEQ_LEN, "non_embedding", _baseline(config))
 
     def evaluate(layers: Sequence[str], seed: int) -> Row:
-        from hybridtron.mad.scoring.aggregate import scores
         from hybridtron.mad.training.loop import train_setting
         from hybridtron.training.device import take_device
 
@@ -213,10 +228,7 @@ def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
             for name, setting in chosen.items()
             for row in train_setting(candidate, name, setting, protocol, [seed], device=device)
         ]
-        (score,) = scores(rows)
-        kind = score.headline
-        tasks = {name: task.accuracy[kind].mean for name, task in score.tasks.items()}
-        return {"score": score.overall[kind].mean, "tasks": tasks}
+        return _mad_row(rows, tests)
 
     def flops(layers: Sequence[str]) -> float:
         return _mad_flops(architecture(layers, sizes.width(layers)), chosen, protocol)
@@ -226,9 +238,26 @@ def _mad(settings: MADConfig, config: SearchConfig) -> Evaluator:
         "tasks": chosen,
         "protocol": protocol.as_json(),
         **({"residual": settings.residual} if settings.residual else {}),
+        **({TEST: "test split"} if tests else {}),
         **_equal(config),
     }
     return Evaluator(_scored(evaluate, sizes), identity, "mean accuracy", sizes=sizes, flops=flops)
+
+
+def _mad_row(rows: Sequence[Row], tests: bool) -> Row:
+    """Return the accuracies of trained tasks as a row of the record, and their means.
+
+    Those that select are of the split that chose the cells, or without `tests` of the test split.
+    """
+    from hybridtron.mad.scoring.aggregate import scores
+
+    (score,) = scores(rows)
+    kind = score.headline
+    tested = score.overall[kind].mean
+    if tests:
+        tasks = {name: task.selecting(kind) for name, task in score.tasks.items()}
+        return {"score": fmean(tasks.values()), "tasks": tasks, "test_score": tested}
+    return {"score": tested, "tasks": {name: task.accuracy[kind].mean for name, task in score.tasks.items()}}
 
 
 def _mad_flops(candidate: Architecture, settings: Mapping[str, Setting], protocol: Preset) -> float:

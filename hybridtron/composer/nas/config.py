@@ -20,6 +20,7 @@ from hybridtron.composer.engines.listed import Listed
 from hybridtron.composer.space.config import Count, SpaceConfig
 from hybridtron.composer.space.layouts import read_layers
 from hybridtron.config.schema import FolderName, Strict, problem
+from hybridtron.data.blend_config import Sources
 
 
 class MethodologyConfig(Strict):
@@ -94,10 +95,19 @@ class ShortRunConfig(Strict):
     type: Literal["train"]
     run: str = Field(description="A run's config file, whose blocks have the names of the space; data.valid is needed.")
     overrides: list[str] = Field([], description="Overrides of that config, such as train.steps=200.")
+    test: Sources = Field(
+        None,
+        description="Held-out tokens of test scores, in the form of data.valid, which selects. By default the first "
+        "half of data.valid's sequences selects, and the second gives test scores.",
+    )
 
 
 class MADConfig(Strict):
-    """Mean test accuracy on MAD's token-manipulation tasks, trained as a preset of hybridtron.mad says."""
+    """Mean accuracy on MAD's token-manipulation tasks, trained as a preset of hybridtron.mad says.
+
+    The validation split selects, and the test split gives test scores. With a preset that chooses cells on the test
+    split, as mad-lab does, that selects, and there are no test scores.
+    """
 
     type: Literal["mad"]
     blocks: dict[str, dict[str, Any]] = Field(description="Block -> its type and keys, as in a run's model.blocks.")

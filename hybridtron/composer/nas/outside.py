@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridtron.composer.nas.progress import Progress, Unit
+from hybridtron.composer.nas.progress import OUTSIDE, Progress, Unit
 from hybridtron.composer.nas.store import Row, Store
 from hybridtron.composer.nas.worker import Search, named, next_unit
 from hybridtron.composer.space.layouts import letters_of, read_layers
@@ -140,8 +140,8 @@ def tell(search: Search, store: Store, results: Iterable[Mapping[str, Any]], una
         added: list[Row] = []
         if proposals:
             number = progress.steps[-1].number
-            added.append({"row": "propose", "step": number, "patterns": [*proposals], "engine": "outside"})
-        added += [{**row, "row": "result", **named(search, unit), "worker": "outside"} for unit, row in new.items()]
+            added.append({"row": "propose", "step": number, "patterns": [*proposals], "engine": OUTSIDE})
+        added += [{**row, "row": "result", **named(search, unit), "worker": OUTSIDE} for unit, row in new.items()]
         store.append(*added)
         return Told(len(new), repeated, search.progress(rows))
 

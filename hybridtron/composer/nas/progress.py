@@ -29,6 +29,7 @@ KEYS: dict[str, dict[str, tuple[Any, str]]] = {  # kind of row -> its keys, thei
     "claim": {"pattern": _PATTERN, "seed": _SEED, "worker": (str, "the name of a worker")},
     "result": {"pattern": _PATTERN, "seed": _SEED, "score": ((int, float, type(None)), "a number, or null")},
 }
+OUTSIDE = "outside"  # the worker of scores that were told
 NUMBERS = ("until", "seconds", "test_score")  # keys that a row may have
 
 
@@ -135,7 +136,7 @@ def read_progress(config: SearchConfig, whole: Space, rows: Sequence[Row], liste
             else:
                 first = results.setdefault(unit, row)
                 if "test_score" in row and "test_score" not in first:  # which may be told later
-                    results[unit] = {**first, "test_score": row["test_score"]}
+                    results[unit] = {**first, "test_score": row["test_score"], "tested_by": row.get("worker")}
         elif row["row"] == "stop" and row.get("of") == stop_key(config):
             stopped = row.get("reason")
     total = num_steps(config.methodology, whole.layers)

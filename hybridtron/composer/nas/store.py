@@ -139,6 +139,15 @@ class Store:
         return False
 
 
+def read_header(folder: Path) -> Row | None:
+    """Return the first row of a folder's record, which says what is searched; None where it has none yet."""
+    try:
+        line = b"".join(read_plain(folder / EVALUATIONS).partition(b"\n")[:2])
+    except OSError:
+        return None
+    return _row(folder / EVALUATIONS, read_lines(line)[0]) if line.endswith(b"\n") else None
+
+
 def _row(path: Path, line: Line) -> Row:
     """Return the row of a line; raise UserError where it holds none."""
     if not isinstance(line.value, dict) or "row" not in line.value:

@@ -16,12 +16,12 @@ from hybridtron.composer.costs.pareto import scalarised
 from hybridtron.composer.engines.bayesian import Bayesian, require_botorch
 from hybridtron.composer.engines.discrete import History, Observation, new_patterns
 from hybridtron.composer.engines.listed import Listed
-from hybridtron.composer.evaluation.evaluators import Evaluator, make_evaluator
+from hybridtron.composer.evaluation.evaluators import TEST, Evaluator, make_evaluator
 from hybridtron.composer.nas.attempt import attempt
 from hybridtron.composer.nas.budget import affordable, stop_row
 from hybridtron.composer.nas.config import SearchConfig
 from hybridtron.composer.nas.progress import Progress, Step, Unit, read_progress
-from hybridtron.composer.nas.store import WAIT_SECONDS, Row, Store
+from hybridtron.composer.nas.store import WAIT_SECONDS, Row, Store, read_header
 from hybridtron.composer.space.layouts import Layout, read_layouts
 from hybridtron.composer.space.space import Pattern, Space
 from hybridtron.composer.votes.confirm import choose_candidates
@@ -74,7 +74,9 @@ def prepare(config: SearchConfig) -> Search:
     costs, space = priced_space(config)
     read_progress(config, space, [])  # refuses what the methodology cannot build
     layouts = _read_list(config.engine, config, space) if isinstance(config.engine, Listed) else []
-    return Search(config, make_evaluator(config), costs, space, layouts)
+    begun = read_header(config.search_folder)
+    tests = begun is None or TEST in (begun.get("evaluator") or ())  # a folder goes on as it was begun
+    return Search(config, make_evaluator(config, tests), costs, space, layouts)
 
 
 def priced_space(config: SearchConfig) -> tuple[Sequence[Cost], Space]:

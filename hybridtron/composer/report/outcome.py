@@ -21,7 +21,7 @@ from hybridtron.composer.report.scores import score_row
 from hybridtron.composer.space.layouts import Layout, letters_of
 from hybridtron.composer.space.space import Pattern as Indices
 from hybridtron.composer.votes.aggregate import Aggregate, elect
-from hybridtron.composer.votes.confirm import Confirmed, confirmation_json, read_confirmation
+from hybridtron.composer.votes.confirm import Confirmed, confirmation_json, is_on_test_data, read_confirmation
 from hybridtron.composer.votes.noise import LEAST_FREEDOM, with_noise
 from hybridtron.composer.votes.vote import FITTED, LEAST_SCORES
 from hybridtron.pattern import COMPOSER_NAMES, Pattern, to_composer
@@ -80,6 +80,11 @@ class Outcome(Shown):
     def confirmed(self) -> list[Confirmed]:
         """Return the patterns that were evaluated on fresh seeds, the vote first."""
         return read_confirmation(self.progress)
+
+    @property
+    def is_tested(self) -> bool:
+        """Return whether these were evaluated on data that the search has not selected by."""
+        return is_on_test_data(self.progress)
 
     @property
     def is_better(self) -> bool | None:
@@ -265,9 +270,7 @@ class Outcome(Shown):
             "optimum": self.optimum,
             "optimum_is_noisy": self.optimum is not None and self.is_noisy,
             "noise": self.step.noise.deviation if self.step.noise else None,
-            "confirmation": confirmation_json(
-                self.confirmed, [*self.progress.fresh_seeds], {c.pattern: self.text(c.pattern) for c in self.confirmed}
-            ),
+            "confirmation": confirmation_json(self.progress, self.text),
             "surrogate_rank_correlation": self.surrogate.correlation if self.surrogate else None,
             "surrogate_observations": len(self.surrogate.scores) if self.surrogate else None,
             "equal_size": self.equal_size,

@@ -5,17 +5,27 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any
 
-from hybridtron.composer.nas.progress import Progress
+from hybridtron.composer.nas.progress import OUTSIDE, Progress
 from hybridtron.composer.space.space import Pattern
 
 
 def score_row(progress: Progress, pattern: Pattern, selecting: float) -> dict[str, Any]:
     """Return the score that the engine and the vote saw, and the test score with what it is of; None without one.
 
-    Test scores that were told come first, as means over the search's seeds; else fresh seeds of `confirm` are taken.
+    Test scores that were told come first, as means over the search's seeds; then those of fresh seeds of `confirm`, on
+    test data where the evaluator has such; then those of the search's own seeds on test data.
     """
     own = {seed: row for (other, seed), row in progress.results.items() if other == pattern}
-    told = [row["test_score"] for row in own.values() if "test_score" in row]
-    fresh = [own[s]["score"] for s in progress.fresh_seeds if s in own and own[s]["score"] is not None]
-    found, kind = (told, "told") if told else (fresh, "fresh seeds") if fresh else ([], None)
-    return {"selecting_score": selecting, "test_score": fmean(found) if found else None, "test_score_of": kind}
+    fresh = [own[s] for s in progress.fresh_seeds if s in own and own[s]["score"] is not None]
+    tested = {seed: row["test_score"] for seed, row in own.items() if "test_score" in row}
+    told = [score for s, score in tested.items() if own[s].get("tested_by", own[s].get("worker")) == OUTSIDE]
+    on_fresh = [tested[s] for s in progress.fresh_seeds if s in tested]
+    kinds = {
+        "told": told,
+        "fresh seeds on test data": on_fresh if len(on_fresh) == len(fresh) else [],
+        "fresh seeds": [row["score"] for row in fresh],
+        "test data": [*tested.values()],
+    }
+    kind = next((kind for kind, scores in kinds.items() if scores), None)
+    test = fmean(kinds[kind]) if kind else None
+    return {"selecting_score": selecting, "test_score": test, "test_score_of": kind}

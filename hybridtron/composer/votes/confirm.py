@@ -6,7 +6,7 @@ the same ones, what a seed does to all of them cancels in the differences.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -74,12 +74,14 @@ def _ranking(step: Step) -> tuple[list[Pattern], str]:
 def read_confirmation(progress: Progress) -> list[Confirmed]:
     """Return the patterns that were confirmed, the vote first; empty before each has two finite scores in pairs.
 
-    Intervals are Student's t over seeds; those of the differences hold together (Bonferroni).
+    Scores are those on test data where every fresh evaluation has one. Intervals are Student's t over seeds; those of
+    the differences hold together (Bonferroni).
     """
     candidates, scores = progress.candidates or {}, dict[Pattern, dict[int, float]]()
+    key = "test_score" if is_on_test_data(progress) else "score"
     for pattern in candidates:
         rows = {seed: progress.results.get((pattern, seed), {}) for seed in progress.fresh_seeds}
-        scores[pattern] = {seed: row["score"] for seed, row in rows.items() if row.get("score") is not None}
+        scores[pattern] = {seed: row[key] for seed, row in rows.items() if row.get("score") is not None}
     found = []
     vote = next(iter(scores.values()), {})
     for pattern, own in scores.items():
@@ -90,19 +92,27 @@ def read_confirmation(progress: Progress) -> list[Confirmed]:
     return found
 
 
+def is_on_test_data(progress: Progress) -> bool:
+    """Return whether every finite score of the confirmation has one on test data beside it."""
+    rows = [progress.results[unit] for unit in progress.confirm_units if unit in progress.results]
+    finite = [row for row in rows if row["score"] is not None]
+    return bool(finite) and all("test_score" in row for row in finite)
+
+
 def _interval(values: list[float], comparisons: int = 1) -> Interval:
     mean, n = fmean(values), len(values)
     half = float(stdtrit(n - 1, 1 - (1 - LEVEL) / 2 / comparisons)) * stdev(values) / n**0.5
     return Interval(mean, mean - half, mean + half)
 
 
-def confirmation_json(found: list[Confirmed], seeds: list[int], names: Mapping[Pattern, str]) -> Row | None:
-    """Return a confirmation for result.json; None where there is none."""
+def confirmation_json(progress: Progress, names: Callable[[Pattern], str]) -> Row | None:
+    """Return the confirmation for result.json; None where there is none."""
+    found = read_confirmation(progress)
     if not found:
         return None
     rows = [
         {
-            "pattern": names[c.pattern],
+            "pattern": names(c.pattern),
             "role": c.role,
             "score": c.score.mean,
             "interval": [c.score.low, c.score.high],
@@ -112,4 +122,5 @@ def confirmation_json(found: list[Confirmed], seeds: list[int], names: Mapping[P
         }
         for c in found
     ]
-    return {"seeds": seeds, "patterns": rows}
+    scores = "test" if is_on_test_data(progress) else "selecting"
+    return {"seeds": [*progress.fresh_seeds], "scores": scores, "patterns": rows}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from hybridtron.mad.scoring.estimate import Estimate, means
@@ -25,6 +26,10 @@ class TaskScore:
     def complete(self) -> bool:
         """Return whether the score is over all settings of the protocol and no others."""
         return len(self.best) == self.of_protocol == self.wanted
+
+    def selecting(self, kind: str) -> float:
+        """Return the mean accuracy (micro or macro) of the chosen rows on the split that chose them."""
+        return fmean(row[f"select_{kind}"] for by_seed in self.best.values() for row in by_seed.values())
 
     def coverage(self) -> str:
         """Describe which settings the mean is over where they are not the protocol's, such as `2 of 11`."""
