@@ -3,26 +3,30 @@
 OMP_NUM_THREADS=1 python benchmarks/laws.py [--table tests/laws/data/chinchilla_fig4.csv] [--starts 450]
 OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/laws.py --rows 100000    # a large table: seconds and memory
 OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/laws.py --coverage 400   # how often 95 % intervals hold the truth
+OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/laws.py --coverage 400 --only formulas
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import math
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from scipy.optimize import minimize
 
-from hybridtron.laws import Runs, Settings, fit
-from hybridtron.laws.families import parametric
-from hybridtron.laws.fitting.curve import fit_curve
+from hybridtron.laws import LAWS, Runs, Settings, fit
+from hybridtron.laws.families import parametric, precision
+from hybridtron.laws.families.formula import FormulaLaw
+from hybridtron.laws.fitting.curve import Build, fit_curve
 from hybridtron.laws.fitting.optimize import Problem, gradient, search
 
+COVERED = ("isoflop", "parametric", "formulas")
 DATA = Path(__file__).parents[1] / "tests" / "laws" / "data"
 
 
@@ -66,8 +70,21 @@ def large(rows: int) -> None:
     print(f"{rows} rows, 200 bootstraps: {wall:.1f} s wall, {processor:.1f} s processor, peak {peak:.0f} MiB")
 
 
-def coverage(sets: int) -> None:
-    """Print the share of 95 % intervals that hold the truth; the seeds stand in the calls below."""
+def coverage(sets: int, only: Collection[str]) -> None:
+    """Print the share of 95 % intervals that hold the truth; `sets` of isoflop, fewer of the others."""
+    if "isoflop" in only:
+        all_isoflop_coverage(sets)
+    if "parametric" in only:
+        all_curve_coverage(sets // 4)
+    if "formulas" in only:
+        from tests.laws.planted_formulas import PUBLISHED
+
+        for law in PUBLISHED:
+            formula_coverage(law, sets // 2)
+
+
+def all_isoflop_coverage(sets: int) -> None:
+    """Print the coverage of isoflop's intervals under noise of several kinds."""
     from tests.laws import planted
 
     def noisy(regime: str, budgets: str, i: int) -> Runs:
@@ -81,7 +98,12 @@ def coverage(sets: int) -> None:
             isoflop_coverage(f"{budgets} {regime}", sets, partial(noisy, regime, budgets))
         for group in (None, "lineage"):
             isoflop_coverage(f"{budgets} checkpoints, group {group}", sets, partial(checkpoints, budgets), group)
-    few = sets // 4
+
+
+def all_curve_coverage(few: int) -> None:
+    """Print the coverage of the parametric law's intervals."""
+    from tests.laws import planted
+
     curve_coverage("6x, noise 0.01", few, lambda i: planted.narrow_runs([22, i], 0.01))
     curve_coverage("wide, 0.001 to 0.01", few, lambda i: planted.parametric_runs([32, i], planted.NOISES[i % 4]))
     for group in (None, "lineage"):
@@ -123,6 +145,35 @@ def curve_coverage(name: str, sets: int, make: Callable[[int], Runs], group: str
     print(f"parametric {name}, {sets} sets: " + ", ".join(words), flush=True)
 
 
+def formula_coverage(law: str, sets: int) -> None:
+    """Print the coverage of a law of one formula: 100 runs, noise 0.001 to 0.01, seeds [61, i], and of the loss at 10x.
+
+    10x is sqrt(10) times the largest size and tokens, the columns that go with them scaled alike.
+    """
+    from tests.laws import planted
+    from tests.laws.planted_formulas import PUBLISHED
+
+    one, build, delta = PUBLISHED[law], built(law), math.inf if law == "routed-moe" else 1e-3
+    found: dict[str, list[bool]] = {key: [] for key in [*one.truth, "loss at 10x"]}
+    for i in range(sets):
+        runs = one.runs([61, i], planted.NOISES[i % 4], 100)
+        fitted = fit_curve(build, runs, Settings(bootstrap=200, seed=i), delta)
+        at = one.far(runs, 10**0.5)
+        given = (fitted.intervals or {}) | {"loss at 10x": fitted.estimate_at("loss", at)["loss_interval"]}
+        true = one.truth | {"loss at 10x": float(one.true_loss(at))}
+        for key, (low, high) in given.items():
+            found[key].append(bool(low <= true[key] <= high))
+    words = [f"{key} {np.mean(covered) if covered else np.nan:.2f} of {len(covered)}" for key, covered in found.items()]
+    print(f"{law}, {sets} sets: " + ", ".join(words), flush=True)
+
+
+def built(law: str) -> Build:
+    """Return what builds the curve of a law of one formula."""
+    declared = precision.law_of(*precision.BITS) if law == "precision" else LAWS[law]
+    assert isinstance(declared, FormulaLaw)
+    return declared.build
+
+
 def main() -> None:
     """Print the timings."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -130,12 +181,13 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=450, help="starts that plain L-BFGS runs from")
     parser.add_argument("--rows", type=int, help="time a generated table of so many rows instead")
     parser.add_argument("--coverage", type=int, metavar="SETS", help="print coverage over so many sets instead")
+    parser.add_argument("--only", nargs="+", choices=COVERED, default=COVERED, help="laws of --coverage")
     options = parser.parse_args()
     if options.rows:
         large(options.rows)
         return
     if options.coverage:
-        coverage(options.coverage)
+        coverage(options.coverage, options.only)
         return
     runs = load(options.table)
     curve = parametric.build(runs, parametric.DELTA)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from hybridtron.laws.data.points import read_points
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families import (
     data_repetition,
     fine_grained,
     hybrid_ratio,
+    optimal_sparsity,
     outer_exponent,
     precision,
     routed_moe,
     sparse,
 )
+from hybridtron.laws.families.formula import SYMBOLS
 from tests.laws.planted import Seed, scattered_sizes
 
 Columns = dict[str, np.ndarray]
@@ -40,7 +44,16 @@ class Planted(NamedTuple):
         columns = self.columns(rng, n)
         return Runs.of(**columns, loss=self.true_loss(columns) * np.exp(noise * rng.standard_normal(n)))
 
-    def true_loss(self, columns: Columns) -> Any:
+    def far(self, runs: Runs, factor: float) -> dict[str, float]:
+        """The point to predict, its sizes and its tokens moved to `factor` times the largest of some runs."""
+        named = read_points(self.point)[0]
+        at = {column: value for name, value in named.items() for column in SYMBOLS.get(name, (name,)) if column in runs}
+        for whole, part in (("n_params", "active_params"), ("tokens", "unique_tokens")):
+            moved = factor * float(runs[whole].max()) / at.get(whole, 1.0)
+            at |= {name: at[name] * moved for name in (whole, part) if name in at}
+        return at
+
+    def true_loss(self, columns: Any) -> Any:
         named = {
             name: column for name, column in columns.items() if self.loss is not routed_moe.loss or name != "tokens"
         }
@@ -57,6 +70,11 @@ def _bits(rng: np.random.Generator, columns: Columns) -> Columns:
 
 def _active(rng: np.random.Generator, columns: Columns) -> Columns:
     return {"active_params": columns["n_params"] * rng.choice([1, 1 / 2, 1 / 4, 1 / 8, 1 / 16], len(columns["tokens"]))}
+
+
+def _active_as_published(rng: np.random.Generator, columns: Columns) -> Columns:
+    sparsity = rng.choice([0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98], len(columns["tokens"]))
+    return {"active_params": columns["n_params"] * (1 - sparsity)}
 
 
 def _unique(rng: np.random.Generator, columns: Columns) -> Columns:
@@ -95,6 +113,15 @@ LAWS = {
         _active,
         "N=7B,D=140B,active=1B",
     ),
+    "optimal-sparsity": Planted(
+        optimal_sparsity.loss,
+        {
+            "E": 0.94, "a": 16612.5, "alpha": 0.5962, "b": 5455.67, "beta": 0.3954, "c": 0.4598, "lam": -0.1666,
+            "d": 17.26, "delta": 0.1603, "gamma": 0.1595,
+        },
+        _active_as_published,
+        "N=7B,D=140B,active=1B",
+    ),
     "fine-grained": Planted(
         fine_grained.loss,
         {"g": 30.0, "gamma": 0.58, "a": 180.0, "alpha": 0.3, "b": 1500.0, "beta": 0.36, "E": 1.7},
@@ -110,4 +137,18 @@ LAWS = {
         _bits,
         "N=7B,D=140B,P=8",
     ),
+}  # fmt: skip
+
+PUBLISHED = LAWS | {  # with the parameters of a paper where it gives all of them
+    law: LAWS[law]._replace(truth=truth)
+    for law, truth in {
+        "data-repetition": {  # 2305.16264
+            "E": math.exp(0.6254804), "A": math.exp(6.255414), "alpha": 0.3526596, "B": math.exp(7.3049974),
+            "beta": 0.3526596, "R_D": 15.387756, "R_N": 5.309743,
+        },
+        "sparse": {  # 2309.08520, text
+            "a": 16.8, "b": 0.722, "g": 45.0, "alpha": 0.245, "B": 6.9e8**0.203, "beta": 0.203, "E": 0.651,
+        },
+        "fine-grained": {"g": 2.1, "gamma": 0.58, "a": 18.1, "alpha": 0.115, "b": 30.8, "beta": 0.147, "E": 0.47},
+    }.items()
 }  # fmt: skip

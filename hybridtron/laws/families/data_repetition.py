@@ -55,7 +55,7 @@ LAW = formula_law(
     loss,
     columns=("n_params", "tokens", "unique_tokens"),
     bounds={
-        "E": (1e-3, 10.0),
+        "E": (0.0, 10.0),
         "A": (1e-4, 10.0),
         "alpha": (0.02, 2.0),
         "B": (1e-4, 10.0),
@@ -63,7 +63,7 @@ LAW = formula_law(
         "R_D": (0.1, 1e4),
         "R_N": (0.1, 1e4),
     },
-    log_scale=("E", "A", "B", "R_D", "R_N"),
+    log_scale=("A", "B", "R_D", "R_N"),
     anchors={"A": ("n_params", "alpha"), "B": ("tokens", "beta")},
     tested={"R_D": (), "R_N": ()},
     size=lambda runs: runs["n_params"] * runs["tokens"],

@@ -29,7 +29,7 @@ LAW = formula_law(
     loss,
     columns=("width", "depth", "tokens"),
     bounds={
-        "E": (1e-4, 10.0),
+        "E": (0.0, 10.0),
         "A": (1e-4, 10.0),
         "alpha": (0.0, 3.0),
         "B": (1e-4, 10.0),
@@ -37,6 +37,6 @@ LAW = formula_law(
         "G": (1e-4, 10.0),
         "gamma": (0.0, 3.0),
     },
-    log_scale=("E", "A", "B", "G"),
+    log_scale=("A", "B", "G"),
     size=lambda runs: runs["width"] ** 2 * runs["depth"] * runs["tokens"],
 )

@@ -26,9 +26,9 @@ LAW = formula_law(
         "alpha": (0.0, 2.0),
         "b": (1e-4, 10.0),
         "beta": (0.0, 2.0),
-        "E": (1e-3, 10.0),
+        "E": (0.0, 10.0),
     },
-    log_scale=("g", "gamma", "a", "b", "E"),
+    log_scale=("g", "gamma", "a", "b"),
     anchors={"g": ("n_params", "alpha"), "a": ("n_params", "alpha"), "b": ("tokens", "beta")},
     size=lambda runs: runs["n_params"] * runs["tokens"],
 )

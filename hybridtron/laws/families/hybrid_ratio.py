@@ -65,7 +65,7 @@ LAW = formula_law(
     loss,
     columns=("n_params", "tokens", "ratio"),
     bounds={
-        "E": (1e-3, 10.0),
+        "E": (0.0, 10.0),
         "A": (1e-4, 10.0),
         "A1": (-5.0, 5.0),
         "A2": (-5.0, 5.0),
@@ -75,7 +75,7 @@ LAW = formula_law(
         "B2": (-5.0, 5.0),
         "beta": (0.0, 2.0),
     },
-    log_scale=("E", "A", "B"),
+    log_scale=("A", "B"),
     anchors={"A": ("n_params", "alpha"), "B": ("tokens", "beta")},
     size=lambda runs: runs["n_params"] * runs["tokens"],
     facts=best_ratio,

@@ -29,7 +29,7 @@ def loss(*, n_params: Any, tokens: Any, E: Any, A: Any, alpha: Any, B: Any, beta
 
 def law_of(*bits: str) -> FormulaLaw:
     """Declare the law over these columns of bits."""
-    sizes = {"E": (1e-3, 10.0), "A": (1e-4, 10.0), "alpha": (0.0, 2.0), "B": (1e-4, 10.0), "beta": (0.0, 2.0)}
+    sizes = {"E": (0.0, 10.0), "A": (1e-4, 10.0), "alpha": (0.0, 2.0), "B": (1e-4, 10.0), "beta": (0.0, 2.0)}
     gammas = [BITS[column] for column in bits]
     return formula_law(
         "precision",
@@ -37,7 +37,7 @@ def law_of(*bits: str) -> FormulaLaw:
         loss,
         columns=("n_params", "tokens", *bits),
         bounds=sizes | dict.fromkeys(gammas, (0.05, 30.0)),
-        log_scale=("E", "A", "B", *gammas),
+        log_scale=("A", "B", *gammas),
         anchors={"A": ("n_params", "alpha"), "B": ("tokens", "beta")},
         tested=dict.fromkeys(gammas, ()),
         size=lambda runs: runs["n_params"] * runs["tokens"],

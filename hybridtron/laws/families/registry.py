@@ -15,6 +15,7 @@ from hybridtron.laws.families import (
     hybrid_ratio,
     isoflop,
     learning_rate,
+    optimal_sparsity,
     outer_exponent,
     overtraining,
     parametric,
@@ -42,6 +43,7 @@ _MODULES = (
     data_repetition,
     routed_moe,
     sparse,
+    optimal_sparsity,
     fine_grained,
     precision,
 )

@@ -30,9 +30,9 @@ LAW = formula_law(
         "alpha": (0.0, 2.0),
         "B": (1e-4, 10.0),
         "beta": (0.0, 2.0),
-        "E": (1e-3, 10.0),
+        "E": (0.0, 10.0),
     },
-    log_scale=("a", "b", "g", "B", "E"),
+    log_scale=("a", "b", "g", "B"),
     anchors={"a": ("active_params", "alpha"), "g": ("active_params", "alpha"), "B": ("tokens", "beta")},
     size=lambda runs: runs["active_params"] * runs["tokens"],
 )

@@ -21,6 +21,7 @@ from hybridtron.laws.families import (
     data_repetition,
     depth_width,
     fine_grained,
+    optimal_sparsity,
     outer_exponent,
     precision,
     routed_moe,
@@ -211,6 +212,17 @@ def test_routed_runs_give_the_published_law(router, published):
         assert abs(math.log10(entry["loss"] / expected)) < rounded
 
 
+def test_the_published_law_of_sparsity_has_its_best_share_of_experts_rise_with_size():
+    """2501.12370, at 1e20 FLOPs (6 active D): a larger model is best sparser, and no dense one is best."""
+    law, best = PLANTED["optimal-sparsity"], []
+    active_share = np.geomspace(0.02, 1, 200)
+    for n_params in (5e8, 2e9, 8e9):
+        active = n_params * active_share
+        at = {"n_params": np.full(200, n_params), "active_params": active, "tokens": 1e20 / (6 * active)}
+        best.append(active_share[np.argmin(law.true_loss(at))])
+    assert 1 > best[0] > best[1] > best[2]
+
+
 @pytest.mark.parametrize("ratio", [-0.1, 1.5])
 def test_a_ratio_is_a_share(ratio):
     runs = PLANTED["hybrid-ratio"].runs(7, 0.0, n=40)
@@ -219,7 +231,7 @@ def test_a_ratio_is_a_share(ratio):
         fit("hybrid-ratio", columns, **QUICK)
 
 
-@pytest.mark.parametrize("module", [outer_exponent, sparse, fine_grained, routed_moe, depth_width])
+@pytest.mark.parametrize("module", [outer_exponent, sparse, optimal_sparsity, fine_grained, routed_moe, depth_width])
 def test_a_law_of_one_formula_is_a_declaration(module):
     """Statements other than imports, docstrings and the table of bounds take 30 lines at most."""
     text = Path(module.__file__).read_text()
