@@ -1,6 +1,6 @@
 """Speed on one GPU: slices of the model families, megatron-core's own stacks, every operation, a setting of MAD.
 
-    PYTHONPATH=.:SITE python benchmarks/gpu.py [--json FILE] [--quick] [--only slices ops mad]
+    PYTHONPATH=.:SITE python benchmarks/gpu.py [--json FILE] [--kernels FILE] [--quick] [--only slices ops mad]
     python benchmarks/gpu.py --cpu                    # tiny sizes, to see that the script runs through
 
 Ends within 8 minutes on one H100. A step is a whole training step of two micro-batches of 8,192 tokens, with clipping
@@ -35,7 +35,7 @@ def rows_of(part: str, options: argparse.Namespace, device: Any) -> Iterator[Any
 
     budget = Budget(SECONDS[part] * (0.25 if options.quick else 1))
     if part == "slices":
-        yield from slices.slice_rows(options.quick, options.cpu, budget)
+        yield from slices.slice_rows(options.quick, options.cpu, budget, options.kernels)
     elif part == "ops":
         yield from ops.op_rows(options.cpu, device, budget)
     else:
@@ -63,6 +63,7 @@ def main() -> None:
         "--quick", action="store_true", help="one slice in bf16 and one FP8 recipe, a quarter of the time"
     )
     parser.add_argument("--cpu", action="store_true", help="tiny sizes on a CPU: the figures mean nothing")
+    parser.add_argument("--kernels", type=Path, metavar="FILE", help="append the slices' kernels and their times here")
     parser.add_argument("--json", type=Path, help="also write the rows here, as they come")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from gpu_parts.families import SLICES, Slice, run_config
+from gpu_parts.kernel_table import append_kernels
 from gpu_parts.megatron_stack import build_megatron
 from gpu_parts.own_stack import build_own, train_step
 from gpu_parts.rows import Row, attempted, first_line
@@ -25,8 +27,11 @@ SEQ_LENS = {4096: 2, 8192: 1}  # sequences of a micro-batch
 REPEATS = 8
 
 
-def slice_rows(quick: bool, tiny: bool, budget: Budget) -> Iterator[Row]:
-    """Yield a row for each slice, format, length and side; those that matter most come first."""
+def slice_rows(quick: bool, tiny: bool, budget: Budget, kernels: Path | None = None) -> Iterator[Row]:
+    """Yield a row for each slice, format, length and side; those that matter most come first.
+
+    With `kernels` their kernels are appended to that file.
+    """
     lengths = {32: 1} if tiny else SEQ_LENS
     wanted = [
         (part, name, seq_len)
@@ -38,11 +43,11 @@ def slice_rows(quick: bool, tiny: bool, budget: Budget) -> Iterator[Row]:
     first = run_config(SLICES[0], 32, 1, {}, tiny=True)
     with process_groups(first.parallel, environment) as context:
         for part, name, seq_len in wanted:
-            call = partial(_pair, part, name, seq_len, lengths[seq_len], tiny, context, budget)
+            call = partial(_pair, part, name, seq_len, lengths[seq_len], tiny, context, budget, kernels)
             yield from attempted("slice", _label(part, name, seq_len), call)
             _free()
         if not tiny and not quick:
-            call = partial(_pair, SLICES[0], "bf16", 8192, 1, tiny, context, budget, recompute="full")
+            call = partial(_pair, SLICES[0], "bf16", 8192, 1, tiny, context, budget, kernels, recompute="full")
             yield from attempted("slice", _label(SLICES[0], "bf16", 8192, "full"), call)
 
 
@@ -64,6 +69,7 @@ def _pair(
     tiny: bool,
     context: ParallelContext,
     budget: Budget,
+    kernels: Path | None,
     recompute: str = "none",
 ) -> list[Row]:
     """Time a step of ours and of megatron-core's stack in turn."""
@@ -83,6 +89,9 @@ def _pair(
         steps.pop("megatron-core", None)
         rows.append(Row("slice", f"{_label(part, name, seq_len, recompute)}, megatron-core", error=first_line(error)))
     found = interleaved(steps, context.device, 1 if tiny else REPEATS, budget, warmup=1 if tiny else 3)
+    if kernels:
+        for side, step in steps.items():
+            append_kernels(kernels, f"{_label(part, name, seq_len, recompute)}, {side}", step)
     for side, times in reversed(found.items()):
         label = f"{_label(part, name, seq_len, recompute)}, {side}"
         row = _row(label, config, name, median(times), recompute, context.device)

@@ -17,7 +17,7 @@ def run(*arguments):
 
 def test_every_part_gives_rows_in_the_dry_mode(tmp_path):
     """Only megatron-core's stacks may fail, which need a GPU for scans and FP8; then the table goes on."""
-    done = run("--cpu", "--quick", "--json", tmp_path / "found.json")
+    done = run("--cpu", "--quick", "--json", tmp_path / "found.json", "--kernels", tmp_path / "kernels.txt")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     rows = {row["name"]: row for row in found["rows"]}
@@ -26,6 +26,7 @@ def test_every_part_gives_rows_in_the_dry_mode(tmp_path):
     assert all(name.endswith("megatron-core") and name != "7B attention, bf16, 32, megatron-core" for name in errors), (
         errors
     )
+    assert "7B hybrid, bf16, 32, ours: 0.00 ms of kernels" in (tmp_path / "kernels.txt").read_text()  # on a CPU
     ours = rows["7B hybrid, bf16, 32, ours"]
     assert ours["tokens_per_s"] > 0
     assert ours["tflops"] > 0
