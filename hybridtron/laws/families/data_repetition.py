@@ -68,5 +68,6 @@ LAW = formula_law(
     tested={"R_D": (), "R_N": ()},
     size=lambda runs: runs["n_params"] * runs["tokens"],
     facts=valleys,
+    across=("tokens", "unique_tokens"),
     template="data-repetition",
 )

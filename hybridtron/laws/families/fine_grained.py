@@ -31,4 +31,5 @@ LAW = formula_law(
     log_scale=("g", "gamma", "a", "b"),
     anchors={"g": ("n_params", "alpha"), "a": ("n_params", "alpha"), "b": ("tokens", "beta")},
     size=lambda runs: runs["n_params"] * runs["tokens"],
+    across=("granularity", "n_params"),
 )

@@ -19,8 +19,9 @@ import numpy as np
 from hybridtron.errors import UserError
 from hybridtron.laws.data.points import MAY_BE_ZERO, extrapolation_warnings
 from hybridtron.laws.data.runs import Runs
+from hybridtron.laws.families.across import loss_across
 from hybridtron.laws.families.fixed import FIX, check_reach, misfit_warnings, read_fixed
-from hybridtron.laws.families.law import Fit, Law, Settings
+from hybridtron.laws.families.law import Fit, Law, Series, Settings
 from hybridtron.laws.fitting.complex_step import check_formula, differentiate
 from hybridtron.laws.fitting.curve import OUTLIERS, Build, Curve, CurveFit, complete_fit, measured_against_predicted
 from hybridtron.laws.fitting.identified import Tested
@@ -66,6 +67,7 @@ class Declared:
     facts: Facts | None = None
     doubts: Doubts = lambda fitted, runs: []
     template: str = "formula"
+    across: tuple[str, str] | None = None
 
     def build(self, runs: Runs, delta: float, fixed: dict[str, float]) -> Curve:
         """Build the curve over these runs, with some parameters held at a value."""
@@ -123,21 +125,21 @@ class Declared:
 
         def warnings(fitted: CurveFit) -> list[str]:
             worse = misfit_warnings(fixed, fitted, self.build(runs, delta, {}))
-            return (
-                beyond
-                + (worse if not beyond else [])
-                + fitted.at_bounds(dict(enumerate(names)))
-                + self.doubts(fitted, runs)
-            )
+            return beyond + worse + fitted.at_bounds(dict(enumerate(names))) + self.doubts(fitted, runs)
 
         return complete_fit(
             self.name, build, runs, settings, delta=delta,
             size=self.size(runs) if self.size is not None else 1 / runs["loss"], size_name="size",
             predict_point=lambda fitted, point: _predict(self.name, self.columns, fitted, point, runs),
-            curves=lambda fitted: measured_against_predicted(fitted, "loss"), template=self.template,
+            curves=lambda fitted: self._curves(fitted, runs), template=self.template,
             check=warnings,
             facts=lambda fitted: {"fixed": fixed} | (facts(fitted, runs, settings) if facts else {}),
         )  # fmt: skip
+
+    def _curves(self, fitted: CurveFit, runs: Runs) -> list[Series]:
+        """Return what to plot."""
+        across = loss_across(fitted, runs, self.columns, *self.across) if self.across else []
+        return across + measured_against_predicted(fitted, "loss")
 
 
 def formula_law(
@@ -162,6 +164,7 @@ def formula_law(
         delta: Huber threshold when the user gives none.
         facts, template: what the law's own verdict is told, and the name of its template.
         doubts: warnings of the law's own.
+        across: column that the loss is plotted against, and the one at a few values of which it is.
 
     Raises UserError for bounds that are no box, and for names that the formula does not take.
     """

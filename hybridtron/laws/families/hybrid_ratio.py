@@ -79,6 +79,7 @@ LAW = formula_law(
     anchors={"A": ("n_params", "alpha"), "B": ("tokens", "beta")},
     size=lambda runs: runs["n_params"] * runs["tokens"],
     facts=best_ratio,
+    across=("ratio", "n_params"),
     doubts=beyond_tried,
     template="hybrid-ratio",
 )

@@ -41,4 +41,5 @@ LAW = formula_law(
     log_scale=("a", "b", "c", "d"),
     anchors={"a": ("n_params", "alpha"), "b": ("tokens", "beta"), "d": ("n_params", "gamma")},
     size=lambda runs: runs["active_params"] * runs["tokens"],
+    across=("active_params", "n_params"),
 )

@@ -41,6 +41,7 @@ def law_of(*bits: str) -> FormulaLaw:
         anchors={"A": ("n_params", "alpha"), "B": ("tokens", "beta")},
         tested=dict.fromkeys(gammas, ()),
         size=lambda runs: runs["n_params"] * runs["tokens"],
+        across=(bits[0], "n_params"),
     )
 
 

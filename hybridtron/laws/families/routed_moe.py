@@ -42,4 +42,5 @@ LAW = formula_law(
     tested={"E_start": (), "E_max": ()},
     delta=math.inf,
     size=lambda runs: runs["n_params"],
+    across=("experts", "n_params"),
 )

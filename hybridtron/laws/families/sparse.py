@@ -35,4 +35,5 @@ LAW = formula_law(
     log_scale=("a", "b", "g", "B"),
     anchors={"a": ("active_params", "alpha"), "g": ("active_params", "alpha"), "B": ("tokens", "beta")},
     size=lambda runs: runs["active_params"] * runs["tokens"],
+    across=("n_params", "active_params"),
 )

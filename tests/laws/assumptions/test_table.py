@@ -35,6 +35,8 @@ def test_planted_runs_of_every_law(law):
         ("depth-width", "gemstones.csv", {}, "run"),
         ("learning-rate", "learning_rate_sweep.csv", {}, None),
         ("data-repetition", "data_repetition.csv", {}, None),
+        ("fine-grained", "fine_grained_synthetic.csv", {}, None),
+        ("precision", "precision_synthetic.csv", {}, None),
     ],
 )
 def test_published_examples_are_told_of_nothing(law, name, reading, group):
