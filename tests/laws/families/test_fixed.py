@@ -51,7 +51,7 @@ def test_the_command_names_its_option_and_writes_nothing(tmp_path, capsys):
 
 def test_a_value_above_some_losses_is_told_of_with_their_count():
     loss = SPARSE.runs(6, 0.003)["loss"]
-    (warning,) = told(f"E={np.quantile(loss, 0.2):.3g}")
+    warning, _ = told(f"E={np.quantile(loss, 0.2):.3g}")
     count = int(warning.partition("beyond which lie ")[2].split()[0])
     assert 20 <= count <= 31
     assert warning.endswith(f"of 150 rows; the losses are {loss.min():.4g} to {loss.max():.4g}")
