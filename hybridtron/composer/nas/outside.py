@@ -17,7 +17,7 @@ from typing import Any
 
 from hybridtron.composer.nas.progress import OUTSIDE, Progress, Unit
 from hybridtron.composer.nas.store import Row, Store
-from hybridtron.composer.nas.worker import Search, named, next_unit
+from hybridtron.composer.nas.worker import Search, current_progress, named, next_unit
 from hybridtron.composer.space.layouts import letters_of, read_layers
 from hybridtron.composer.space.violations import violations
 from hybridtron.config.nearest import nearest
@@ -143,7 +143,7 @@ def tell(search: Search, store: Store, results: Iterable[Mapping[str, Any]], una
             added.append({"row": "propose", "step": number, "patterns": [*proposals], "engine": OUTSIDE})
         added += [{**row, "row": "result", **named(search, unit), "worker": OUTSIDE} for unit, row in new.items()]
         store.append(*added)
-        return Told(len(new), repeated, search.progress(rows))
+        return Told(len(new), repeated, current_progress(search, store, rows))
 
 
 def _addressed(

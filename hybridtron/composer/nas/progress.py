@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from hybridtron.composer.nas.store import EVALUATIONS, Row, Store
 from hybridtron.composer.space.space import Pattern, Space
 from hybridtron.composer.votes.aggregate import Aggregate
 from hybridtron.composer.votes.noise import Noise, pooled_noise
+from hybridtron.composer.votes.recorded import read_vote, vote_key
 from hybridtron.composer.votes.vote import vote
 from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
@@ -28,6 +30,7 @@ KEYS: dict[str, dict[str, tuple[Any, str]]] = {  # kind of row -> its keys, thei
     "confirm": {"patterns": (list, "a list of patterns"), "roles": (list, "a list of words")},
     "claim": {"pattern": _PATTERN, "seed": _SEED, "worker": (str, "the name of a worker")},
     "result": {"pattern": _PATTERN, "seed": _SEED, "score": ((int, float, type(None)), "a number, or null")},
+    "vote": {"pattern": _PATTERN, "step": (int, "a whole number"), "by": (str, "what voted")},
 }
 OUTSIDE = "outside"  # the worker of scores that were told
 NUMBERS = ("until", "seconds", "test_score")  # keys that a row may have
@@ -45,6 +48,7 @@ class Step:
     failed: list[Pattern] = field(default_factory=list)  # had no finite score
     noise: Noise | None = None  # of one score; None where neither seeds nor the config tell it
     aggregate: Aggregate | None = None
+    is_recorded: bool = False  # the vote is a row of the record
     found: Pattern | None = None
 
     @property
@@ -119,6 +123,7 @@ def read_progress(config: SearchConfig, whole: Space, rows: Sequence[Row], liste
     claims: dict[Unit, str] = {}
     held: dict[Unit, float] = {}
     stopped: str | None = None
+    votes: dict[tuple[int, str], tuple[int, Row]] = {}  # by step and what they follow from: the first, with its line
     proposals: dict[int, list[Pattern]] = {}
     for number, row in enumerate(rows, start=1):
         if damage := _damage(row, whole.blocks):
@@ -137,6 +142,8 @@ def read_progress(config: SearchConfig, whole: Space, rows: Sequence[Row], liste
                 first = results.setdefault(unit, row)
                 if "test_score" in row and "test_score" not in first:  # which may be told later
                     results[unit] = {**first, "test_score": row["test_score"], "tested_by": row.get("worker")}
+        elif row["row"] == "vote":
+            votes.setdefault((row["step"], _text(row.get("of"))), (number, row))
         elif row["row"] == "stop" and row.get("of") == stop_key(config):
             stopped = row.get("reason")
     total = num_steps(config.methodology, whole.layers)
@@ -148,7 +155,9 @@ def read_progress(config: SearchConfig, whole: Space, rows: Sequence[Row], liste
         is_list = config.engine.type == "list"
         budget = config.most_evaluations(len({*proposed, *listed}) if is_list else space.size)
         step = Step(len(steps), space, len(proposed) if stopped else budget, proposed)
-        _finish(config, step, results)
+        _observe(config, step, results)
+        if step.finished and step.is_complete:
+            _elect(config, step, votes)
         steps.append(step)
     progress = Progress(steps, total, results, claims, config.fresh_seeds, stopped, held)
     if config.confirm and progress.is_searched and steps[-1].aggregate:
@@ -174,6 +183,11 @@ def confirm_key(config: SearchConfig, step: Step) -> Row:
     return {**given, "seeds": config.seeds, "evaluated": len(step.finished), "vote": vote}
 
 
+def _text(key: Any) -> str:
+    """Return what a row follows from as text, by which rows are looked up."""
+    return json.dumps(key, sort_keys=True)
+
+
 def _damage(row: Row, blocks: Sequence[str]) -> str | None:
     """Return what is wrong with a row and what was expected; None for nothing."""
     kind = str(row["row"])
@@ -194,8 +208,8 @@ def _damage(row: Row, blocks: Sequence[str]) -> str | None:
     return None
 
 
-def _finish(config: SearchConfig, step: Step, results: dict[Unit, Row]) -> None:
-    """Fill in the step's observations and their noise and, once it is complete, its result."""
+def _observe(config: SearchConfig, step: Step, results: dict[Unit, Row]) -> None:
+    """Fill in the step's observations and their noise."""
     finite: dict[Pattern, dict[int, float]] = {}
     for pattern in step.proposals:
         scores = {seed: results[pattern, seed]["score"] for seed in config.seeds if (pattern, seed) in results}
@@ -206,7 +220,19 @@ def _finish(config: SearchConfig, step: Step, results: dict[Unit, Row]) -> None:
             error = stdev(scores.values()) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0
             step.finished.append(Observation(pattern, fmean(scores.values()), error, len(scores)))
     step.noise = Noise(config.engine.noise, math.inf) if config.engine.noise else pooled_noise(finite)
-    if step.finished and step.is_complete:
+
+
+def _elect(config: SearchConfig, step: Step, votes: Mapping[tuple[int, str], tuple[int, Row]]) -> None:
+    """Fill in the result of a complete step: what its vote elected by the record, or else elects now."""
+    key = step.number, _text(vote_key(config, step.space, step.finished))
+    if key in votes:
+        number, row = votes[key]
+        try:
+            step.aggregate = read_vote(config, step.space, step.finished, step.noise, row)
+        except UserError as error:
+            raise UserError(f"{config.search_folder / EVALUATIONS}:{number}: damaged line: {error}") from None
+        step.is_recorded = True
+    else:
         step.aggregate = vote(config.aggregator, step.space, step.finished, step.noise)
-        best = max(step.finished, key=lambda o: o.score).pattern
-        step.found = best if config.methodology.keep == "best" else step.aggregate.pattern
+    best = max(step.finished, key=lambda o: o.score).pattern
+    step.found = best if config.methodology.keep == "best" else step.aggregate.pattern

@@ -11,7 +11,7 @@ from typing import Any
 from hybridtron.composer.nas.config import OutsideConfig, SearchConfig
 from hybridtron.composer.nas.progress import Progress
 from hybridtron.composer.nas.store import EVALUATIONS, Store
-from hybridtron.composer.nas.worker import Search, prepare, work
+from hybridtron.composer.nas.worker import Search, current_progress, prepare, work
 from hybridtron.composer.report import summary  # noqa: F401  # registers how an outcome is printed
 from hybridtron.composer.report.outcome import Outcome, read_outcome
 from hybridtron.composer.report.page import write_page
@@ -63,13 +63,14 @@ def report_search(config: SearchConfig) -> tuple[Outcome, Path]:
     prepared = prepare(config)
     with closing(Store(folder, prepared.identity())) as store:
         with store.locked() as rows:
-            progress = prepared.progress(rows)
+            progress = current_progress(prepared, store, rows)
         while progress.steps and not progress.steps[-1].finished:
             progress.steps.pop()
         if not progress.steps:
             raise UserError(f"search folder {folder}: no pattern has a score yet; expected at least one")
         step = progress.steps[-1]
-        step.aggregate = vote(config.aggregator, step.space, step.finished, step.noise)
+        if step.aggregate is None:  # of a step that goes on: nothing is elected yet
+            step.aggregate = vote(config.aggregator, step.space, step.finished, step.noise)
         return _write_page(prepared, store, progress)
 
 

@@ -1,6 +1,6 @@
 """The record of a search on disk: rows that are only ever appended, shared by any number of workers.
 
-    evaluations.jsonl   first what is searched, then proposals, claims and results, a JSON object in each line
+    evaluations.jsonl   first what is searched, then proposals, claims, results and votes, a JSON object in each line
     store.lock          held while a worker reads and appends
     workers/ID          held by a worker as long as it lives
 

@@ -26,6 +26,7 @@ from hybridtron.composer.space.layouts import Layout, read_layouts
 from hybridtron.composer.space.space import Pattern, Space
 from hybridtron.composer.votes.confirm import choose_candidates
 from hybridtron.composer.votes.noise import with_noise
+from hybridtron.composer.votes.recorded import vote_row
 from hybridtron.errors import UserError
 
 SHOWN = 5  # rows of a list that a refusal names
@@ -136,7 +137,7 @@ def next_unit(search: Search, store: Store, rows: Sequence[Row]) -> tuple[Progre
 
     None where nothing is left, others have all of it, or what they have must end first. Needs the lock.
     """
-    progress = search.progress(rows)
+    progress = current_progress(search, store, rows)
     if progress.lacks_candidates:
         store.append(choose_candidates(search.config, progress.steps[-1]))
         progress = search.progress(rows)
@@ -157,6 +158,16 @@ def next_unit(search: Search, store: Store, rows: Sequence[Row]) -> tuple[Progre
     texts = [" ".join(step.space.names(pattern)) for pattern in patterns]
     store.append({"row": "propose", "step": step.number, "patterns": texts, "engine": search.config.engine.type})
     return progress, (patterns[0], search.config.seeds[0])
+
+
+def current_progress(search: Search, store: Store, rows: Sequence[Row]) -> Progress:
+    """Return where the search is, and record the votes of complete steps that no row has yet. Needs the lock."""
+    progress = search.progress(rows)
+    for step in progress.steps:
+        if step.aggregate and not step.is_recorded:
+            store.append(vote_row(search.config, step.number, step.space, step.finished, step.aggregate))
+            step.is_recorded = True
+    return progress
 
 
 def _propose(search: Search, step: Step, count: int, generator: np.random.Generator) -> list[Pattern]:

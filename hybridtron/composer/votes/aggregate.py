@@ -33,6 +33,7 @@ class Aggregate:
     members: tuple[Observation, ...]  # of the clusters that vote, with the scores that voted
     clusters: tuple[tuple[float, ...], ...]  # scores, best cluster first
     by: str = "score"  # what these scores are
+    means: tuple[float, ...] | None = None  # of all observations, where posterior means voted
 
     @property
     def voters(self) -> tuple[Pattern, ...]:

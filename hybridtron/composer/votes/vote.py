@@ -21,7 +21,7 @@ def vote(config: AggregatorConfig, space: Space, finished: Sequence[Observation]
     """Cluster the evaluations and elect a pattern as the config says; needs at least one evaluation."""
     means = posterior_means(space, finished, noise) if config.by == "posterior_mean" else None
     found = aggregate(space, means or finished, config.clusters, config.top, config.context)
-    return replace(found, by="posterior mean") if means else found
+    return replace(found, by="posterior mean", means=tuple(o.score for o in means)) if means else found
 
 
 def posterior_means(space: Space, finished: Sequence[Observation], noise: Noise | None) -> list[Observation] | None:
