@@ -5,7 +5,7 @@
 Data: seconds of one core for all 14,080 examples of a setting. Training: processor time of one step of all six cells
 (seconds by the clock on a GPU), as one stacked pass, cell by cell over the same stack, and by a loop as mad-lab writes
 it: one model after another, each with its data loader, loss, backward pass, PyTorch's AdamW and the accuracy of every
-batch; in float32 everywhere. The loop has the layers in plain PyTorch operations (the form that torch.func takes), and
+batch; in float32 everywhere. The loop has the layers in plain PyTorch operations (as mad-lab has them), and
 once more the layers of this project with their fused operations. Each way runs in a process of its own, as it would be
 used, so that cells keep freed memory as a suite does. They take steps in turn, never at once, and a ratio is the median
 over the rounds.
@@ -151,8 +151,9 @@ def serve(connection: Connection, way: str, layers: list[str], batch_size: int, 
 
 
 def plain_operations() -> dict[str, dispatch.Operation]:
-    """The table of operations with the plain forms alone, where there are any."""
-    names = ("plain PyTorch", "PyTorch, shifted multiply-adds")
+    """The table of operations with the plain forms alone, where there are any; Hyena's convolutions are by Fourier
+    transforms, as mad-lab has them."""
+    names = ("plain PyTorch", "PyTorch, shifted multiply-adds", "PyTorch, by Fourier transforms")
     table = {}
     for name, operation in dispatch.OPERATIONS.items():
         plain = [one._replace(accepts=lambda *_: True) for one in operation.implementations if one.name in names]
