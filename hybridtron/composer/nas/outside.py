@@ -80,18 +80,18 @@ def ask(search: Search, store: Store, count: int = 1, hold_hours: float = HOLD_H
         raise UserError(f"hold_hours = {hold_hours}: expected at least 0")
     found: list[Asked] = []
     with store.locked() as rows:
-        while len(found) < count:
-            _, unit = next_unit(search, store, rows)
-            if unit is None:
-                break
+        progress, unit = next_unit(search, store, rows)
+        while unit is not None:
             key, layers = unit_id(search, unit), search.space.names(unit[0])
             found.append(Asked(key, layers, letters_of(layers, search.config.space), unit[1]))
             until = round(time.time() + 3600 * hold_hours, 3)
             store.append(
                 {"row": "claim", **named(search, unit), "worker": f"ask-{key}", "id": key, "until": until}
             )  # fmt: skip
-            if not hold_hours:  # it is open again at once
+            if len(found) == count or not hold_hours:  # without a hold it is open again at once
                 break
+            progress.take(unit, f"ask-{key}", until)
+            progress, unit = next_unit(search, store, rows, progress)
     return found
 
 

@@ -71,7 +71,7 @@ class Progress:
     claims: dict[Unit, str]  # the last worker to take it
     fresh_seeds: Sequence[int] = ()  # of the confirmation; none without one
     stopped: str | None = None  # why the budget ended the search
-    held: Mapping[Unit, float] = field(default_factory=dict)  # until when, in seconds, who asked keeps a unit
+    held: dict[Unit, float] = field(default_factory=dict)  # until when, in seconds, who asked keeps a unit
     candidates: dict[Pattern, str] | None = None  # patterns to confirm, the vote first, and why; None if not chosen yet
 
     @property
@@ -104,6 +104,10 @@ class Progress:
         """Return the first unit to evaluate without a result that no living worker has claimed."""
         wanted = self.confirm_units if self.is_searched else product(self.steps[-1].pending, seeds)
         return next((u for u in wanted if u not in self.results and not self._is_taken(u, store)), None)
+
+    def take(self, unit: Unit, worker: str, until: float) -> None:
+        """Leave a unit to whoever asked for it, until a time in seconds."""
+        self.claims[unit], self.held[unit] = worker, until
 
     def _is_taken(self, unit: Unit, store: Store) -> bool:
         """Return whether a living worker has a unit, or whoever asked for it may still tell its score."""

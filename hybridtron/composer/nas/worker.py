@@ -132,12 +132,15 @@ def work(search: Search, store: Store, watch: Callable[[Progress], None]) -> Pro
     return progress
 
 
-def next_unit(search: Search, store: Store, rows: Sequence[Row]) -> tuple[Progress, Unit | None]:
+def next_unit(
+    search: Search, store: Store, rows: Sequence[Row], known: Progress | None = None
+) -> tuple[Progress, Unit | None]:
     """Return where the search is, and the next unit to evaluate, which is proposed if it is new.
 
-    None where nothing is left, others have all of it, or what they have must end first. Needs the lock.
+    None where nothing is left, others have all of it, or what they have must end first. Needs the lock, under which
+    what it returned before may be given as `known`, with the units taken since, to spare another look at the rows.
     """
-    progress = current_progress(search, store, rows)
+    progress = known or current_progress(search, store, rows)
     if progress.lacks_candidates:
         store.append(choose_candidates(search.config, progress.steps[-1]))
         progress = search.progress(rows)
@@ -157,6 +160,7 @@ def next_unit(search: Search, store: Store, rows: Sequence[Row]) -> tuple[Progre
         return progress, None
     texts = [" ".join(step.space.names(pattern)) for pattern in patterns]
     store.append({"row": "propose", "step": step.number, "patterns": texts, "engine": search.config.engine.type})
+    step.proposals += patterns
     return progress, (patterns[0], search.config.seeds[0])
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hybridtron.accounting.describe import describe
+from hybridtron.composer import open_search
 from hybridtron.composer.evaluation.evaluators import make_evaluator
 from hybridtron.composer.nas.budget import affordable, spent_on
 from hybridtron.composer.nas.config import SearchConfig
@@ -55,6 +56,16 @@ def test_a_search_ends_before_the_evaluation_that_would_exceed_its_flops(tmp_pat
     assert "The budget ended the search" in page.read_text()
     more, _ = run_search(made(tmp_path, evaluator=MAD, budget={"flops": sum(first)}, engine={"type": "exhaustive"}))
     assert more.as_json()["evaluated"] == 3
+
+
+def test_asking_for_more_than_the_budget_allows_gives_each_that_it_allows_once(tmp_path):
+    config = made(tmp_path, evaluator=MAD, budget={"flops": 1e30}, engine={"type": "exhaustive"})
+    evaluator = make_evaluator(config)
+    first = [evaluator.cost(config.space.patterns.names(p)) for p in list(config.space.patterns.enumerate())[:3]]
+    settings = {**SEARCH, "folder": str(tmp_path), "evaluator": MAD, "engine": {"type": "exhaustive"}}
+    with open_search({**settings, "budget": {"flops": sum(first)}}) as search:
+        assert len({asked.id for asked in search.ask(9)}) == 3
+        assert search.ask(9) == []
 
 
 def test_hours_are_summed_over_workers_and_the_next_evaluation_may_take_the_longest_yet(tmp_path):

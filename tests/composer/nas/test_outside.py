@@ -10,6 +10,7 @@ import yaml
 
 from hybridtron.cli.main import main
 from hybridtron.composer import open_search, search
+from hybridtron.composer.nas import worker
 from hybridtron.errors import UserError
 
 SEARCH = {
@@ -54,6 +55,31 @@ def test_what_was_asked_for_is_nobody_elses_until_it_is_told_or_its_time_is_over
     with open_search({**config, "evaluations": 6}) as third:
         (again,) = third.ask(2, hold_hours=0)
         assert third.ask()[0].id == again.id
+
+
+def test_asking_for_many_reads_the_record_once_and_gives_what_asking_for_one_after_the_other_does(
+    config, tmp_path, monkeypatch
+):
+    """With seeds, batches and patterns that others have."""
+    looks = []
+    read = worker.read_progress
+
+    def counted(*given):
+        looks.append(given)
+        return read(*given)
+
+    settings = {**config, "evaluations": 7, "seeds": [0, 1], "engine": {"type": "random", "batch": 3}}
+    with open_search(settings) as many, open_search({**settings, "folder": str(tmp_path / "one")}) as one:
+        for search in (many, one):
+            search.ask()
+        monkeypatch.setattr(worker, "read_progress", counted)
+        asked = many.ask(20)
+        assert len(looks) == 1
+        singly = []
+        while found := one.ask():
+            singly += found
+    assert asked == singly
+    assert len(asked) == 13
 
 
 def test_scores_that_are_not_finite_are_failures_with_a_reason(config, tmp_path):
