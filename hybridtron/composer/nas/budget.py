@@ -9,6 +9,8 @@ from hybridtron.composer.nas.config import SearchConfig
 from hybridtron.composer.nas.progress import Progress, stop_key
 from hybridtron.composer.nas.store import Row
 from hybridtron.composer.space.space import Pattern
+from hybridtron.errors import UserError
+from hybridtron.reporting.numbers import plural
 
 WORDS = {"flops": "FLOPs", "hours": "hours of evaluation"}
 HOUR = 3600  # seconds
@@ -46,6 +48,34 @@ def affordable(
             return [], f"the next evaluation would exceed {limit:g} {WORDS[key]}: {spent:.4g} are spent"
         allowed = allowed[:fitting]
     return allowed, None
+
+
+def admit_seeds(config: SearchConfig, evaluator: Evaluator, progress: Progress, rows: Sequence[Row]) -> Row | None:
+    """Return the row that says that seeds which were added fit the budget; None where none were, or one says so.
+
+    Raises UserError where the patterns that are there would exceed the budget with them: with some of its seeds a
+    pattern has no score, so that seeds are added for all patterns or for none.
+    """
+    limits = config.budget.limits if config.budget else {}
+    row = {"row": "seeds", "of": config.seeds}
+    if not limits or rows[0].get("seeds") == config.seeds:
+        return None
+    if any(other["row"] == "seeds" and other.get("of") == config.seeds for other in rows):
+        return None
+    step = progress.steps[-1]
+    waiting = sum((pattern, seed) not in progress.results for pattern in step.proposals for seed in config.seeds)
+    longest = max((row.get("seconds", 0.0) for row in progress.results.values()), default=0.0) / HOUR
+    needed = {
+        "flops": len(config.seeds) * sum(evaluator.cost(step.space.names(pattern)) for pattern in step.proposals),
+        "hours": spent_on(config, evaluator, progress)["hours"] + waiting * longest,
+    }
+    for key, limit in limits.items():
+        if waiting and needed[key] > limit:
+            raise UserError(
+                f"seeds = {config.seeds}: with them the {plural(len(step.proposals), 'pattern')} of the search would "
+                f"exceed {limit:g} {WORDS[key]}; expected fewer seeds, or budget.{key} of at least {needed[key]!r}"
+            )
+    return row
 
 
 def spent_on(config: SearchConfig, evaluator: Evaluator, progress: Progress) -> dict[str, float]:

@@ -18,7 +18,7 @@ from hybridtron.composer.engines.discrete import History, Observation, new_patte
 from hybridtron.composer.engines.listed import Listed
 from hybridtron.composer.evaluation.evaluators import TEST, Evaluator, make_evaluator
 from hybridtron.composer.nas.attempt import attempt
-from hybridtron.composer.nas.budget import affordable, stop_row
+from hybridtron.composer.nas.budget import admit_seeds, affordable, stop_row
 from hybridtron.composer.nas.config import SearchConfig
 from hybridtron.composer.nas.progress import Progress, Step, Unit, read_progress
 from hybridtron.composer.nas.store import WAIT_SECONDS, Row, Store, read_header
@@ -139,8 +139,11 @@ def next_unit(
 
     None where nothing is left, others have all of it, or what they have must end first. Needs the lock, under which
     what it returned before may be given as `known`, with the units taken since, to spare another look at the rows.
+    Raises UserError where seeds were added that the budget does not allow.
     """
     progress = known or current_progress(search, store, rows)
+    if not known and (admitted := admit_seeds(search.config, search.evaluator, progress, rows)):
+        store.append(admitted)
     if progress.lacks_candidates:
         store.append(choose_candidates(search.config, progress.steps[-1]))
         progress = search.progress(rows)

@@ -9,7 +9,7 @@ import pytest
 from hybridtron.accounting.describe import describe
 from hybridtron.composer import open_search
 from hybridtron.composer.evaluation.evaluators import make_evaluator
-from hybridtron.composer.nas.budget import affordable, spent_on
+from hybridtron.composer.nas.budget import admit_seeds, affordable, spent_on
 from hybridtron.composer.nas.config import SearchConfig
 from hybridtron.composer.nas.run import run_search
 from hybridtron.composer.nas.worker import SearchFailed, prepare
@@ -85,6 +85,46 @@ def test_hours_are_summed_over_workers_and_the_next_evaluation_may_take_the_long
     allowed, reason = affordable(search.config, search.evaluator, search.progress(rows), patterns[3:6])
     assert not allowed
     assert reason == "the next evaluation would exceed 1 hours of evaluation: 0.85 are spent"
+
+
+def test_seeds_are_added_only_where_the_budget_allows_them_for_every_pattern(tmp_path):
+    """A refusal writes nothing; a larger budget takes them; and what was taken once is not asked for again."""
+    budget = {"evaluator": MAD, "engine": {"type": "exhaustive"}}
+    config = made(tmp_path, **budget, evaluations=1)
+    evaluator, patterns = make_evaluator(config), list(config.space.patterns.enumerate())
+    one, two = (evaluator.cost(config.space.patterns.names(pattern)) for pattern in patterns[:2])
+    run_search(made(tmp_path, **budget, budget={"flops": one + two}))
+    before = (tmp_path / "evaluations.jsonl").read_bytes()
+    for seeds in ([0, 1], [0, 1, 2]):
+        with pytest.raises(UserError, match=r"seeds = .* the 2 patterns .* budget\.flops of at least") as refusal:
+            run_search(made(tmp_path, **budget, budget={"flops": 2 * (one + two) - 1}, seeds=seeds))
+        assert "\n" not in str(refusal.value)
+        assert (tmp_path / "evaluations.jsonl").read_bytes() == before
+    outcome, _ = run_search(made(tmp_path, **budget, budget={"flops": 2 * (one + two)}, seeds=[0, 1]))
+    assert outcome.as_json()["spent"]["flops"] == 2 * (one + two)
+    assert outcome.num_evaluated == 2
+    size = len((tmp_path / "evaluations.jsonl").read_bytes())
+    run_search(made(tmp_path, **budget, budget={"flops": 2 * (one + two)}, seeds=[0, 1]))
+    assert len((tmp_path / "evaluations.jsonl").read_bytes()) == size
+
+
+def test_hours_of_added_seeds_are_expected_to_be_the_longest_yet(tmp_path):
+    search = prepare(made(tmp_path, budget={"hours": 1.0}, seeds=[0, 1]))
+    texts = [" ".join(search.space.names(pattern)) for pattern in search.space.enumerate()][:3]
+    rows = [{"row": "search", "seeds": [0]}, {"row": "propose", "step": 0, "patterns": texts}]
+    rows += [
+        {"row": "result", "pattern": text, "seed": 0, "score": 0.5, "seconds": seconds, "worker": "w"}
+        for text, seconds in zip(texts, (360, 540, 720), strict=True)
+    ]
+    given = search.config, search.evaluator, search.progress(rows), rows
+    with pytest.raises(UserError, match=r"would exceed 1 hours of evaluation; .* budget\.hours of at least 1\.05"):
+        admit_seeds(*given)
+    assert admit_seeds(made(tmp_path, budget={"hours": 1.06}, seeds=[0, 1]), *given[1:]) == {
+        "row": "seeds",
+        "of": [0, 1],
+    }
+    assert admit_seeds(*given[:3], [*rows, {"row": "seeds", "of": [0, 1]}]) is None
+    assert admit_seeds(*given[:3], [{"row": "search", "seeds": [0, 1]}, *rows[1:]]) is None
 
 
 def test_until_an_evaluation_has_ended_hours_allow_one_pattern(tmp_path):
