@@ -22,7 +22,7 @@ from hybridtron.files import is_number
 
 def vote_key(config: SearchConfig, space: Space, finished: Sequence[Observation]) -> Row:
     """Return what the vote of a step follows from: with other scores or another aggregator there is another vote."""
-    scores = json.dumps([[" ".join(space.names(o.pattern)), o.score, o.error] for o in finished])
+    scores = json.dumps([[" ".join(space.names(o.pattern)), o.score] for o in finished])
     return {
         "aggregator": config.aggregator.model_dump(),
         "noise": config.engine.noise,

@@ -29,11 +29,15 @@ STEPS = ["train.steps=6", "train.log_every=1"]
 @pytest.fixture
 def other_tokens(tmp_path) -> Path:
     """Token files of another text."""
-    draw = np.random.default_rng(1)
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other/text.txt").write_text(" ".join(draw.choice(["far", "other", "words"], size=600)))
-    prepare(find_sources([tmp_path / "other"]), tmp_path / "tokens", tokenizer="byte", valid_fraction=0.0)
-    return tmp_path / "tokens/train"
+    return prepared(tmp_path / "other", ["far", "other", "words"])
+
+
+def prepared(folder: Path, words: list[str]) -> Path:
+    """Write token files of a text of these words."""
+    folder.mkdir()
+    (folder / "text.txt").write_text(" ".join(np.random.default_rng(1).choice(words, size=600)))
+    prepare(find_sources([folder]), folder / "tokens", tokenizer="byte", valid_fraction=0.0)
+    return folder / "tokens/train"
 
 
 def short_run(tiny: Path, **changes) -> dict:
@@ -74,11 +78,14 @@ def test_one_half_of_the_held_out_tokens_selects_and_the_other_tests(tmp_path, t
 
 
 def test_tokens_of_their_own_test_and_all_of_valid_selects(tmp_path, tiny, other_tokens):
-    evaluator = short_run(tiny, test=str(other_tokens))
-    run_search(config(tmp_path / "s", evaluator=evaluator, evaluations=1))
+    """Of several sources the losses are weighed as those of data.valid are."""
+    more = prepared(tmp_path / "more", ["still", "others"])
+    test = [{"path": str(other_tokens), "weight": 1}, {"path": str(more), "weight": 3}]
+    run_search(config(tmp_path / "s", evaluator=short_run(tiny, test=test), evaluations=1))
     (row,) = rows(tmp_path / "s")
     assert row["score"] == -whole_loss(tiny, row)
-    assert row["test_score"] == pytest.approx(-whole_loss(tiny, row, f"data.valid={other_tokens}"), rel=1e-6)
+    losses = [whole_loss(tiny, row, f"data.valid={tokens}") for tokens in (other_tokens, more)]
+    assert -row["test_score"] == pytest.approx((losses[0] + 3 * losses[1]) / 4, rel=1e-6)
 
 
 @pytest.mark.parametrize(
