@@ -196,6 +196,9 @@ class RunConfig(Strict):
         for name, limit in self.optimizer.clip_groups.items():
             if name not in groups:
                 yield problem(f"optimizer.clip_groups.{name}", limit, one_of(name, groups))
+            elif name in GROUPS and name in model.layer_names:
+                expected = f"another name for the block {name}, which is that of a group too"
+                yield problem(f"optimizer.clip_groups.{name}", limit, expected)
 
     def _batch_problems(self) -> Iterator[Exception]:
         train = self.train

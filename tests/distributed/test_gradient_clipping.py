@@ -83,3 +83,13 @@ def test_an_unknown_group_is_refused_with_the_nearest(corpus):
         config_of(corpus, {"embeding": 1.0})
     with pytest.raises(UserError, match=r"^optimizer.clip_groups.head = 1.0: expected"):  # tied
         config_of(corpus, {"head": 1.0})
+
+
+def test_a_group_that_has_the_name_of_a_block_is_refused(corpus):
+    read = config_of(corpus, {}).model_dump()
+    read["model"]["blocks"]["norms"] = read["model"]["blocks"].pop("attn")
+    read["model"]["pattern"] = "norms moe"
+    read_training_config(read)
+    read["optimizer"]["clip_groups"] = {"norms": 1.0}
+    with pytest.raises(UserError, match=r"clip_groups.norms = 1.0: expected another name for the block norms"):
+        read_training_config(read)
