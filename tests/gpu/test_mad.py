@@ -9,6 +9,7 @@ import hybridtron as ht
 from hybridtron.mad import from_layers, generate
 from hybridtron.mad.models.proxy_model import initial_values
 from hybridtron.mad.training.adamw import StackedAdamW
+from hybridtron.mad.training.cuda_graph import Recorder
 from hybridtron.mad.training.stack import Stack, can_stack
 from tests.gpu.comparison import distance
 
@@ -67,11 +68,23 @@ def test_passes_of_all_cells_are_recorded_again_when_one_has_ended(cuda):
     recorded, plain = (Stack(config, False, values, device=str(cuda), one_pass=each) for each in (True, False))
     for stack in (recorded, plain):
         stack.gradients(ids, targets)
-        stack.flat.mul_(0.5)  # where the recording reads it
         stack.keep(torch.tensor([2, 0], device=cuda))
-    for some in (slice(None), slice(8)):
+    for some in (slice(None), slice(8), slice(8, None), slice(None)):
         losses, gradients = recorded.gradients(ids[some], targets[some])
         expected_losses, expected = plain.gradients(ids[some], targets[some])
         assert distance(losses, expected_losses) < 1e-4
         assert distance(gradients, expected) < 1e-3
-    assert len(recorded._recorder.recordings) == 2
+        for stack in (recorded, plain):
+            stack.flat.mul_(0.9)  # where the recordings read it
+    assert len(recorded._recorder.recordings) == 2  # of 16 examples and of 8
+
+
+@pytest.mark.usefixtures("needs_cuda")
+def test_a_function_that_waits_for_the_device_is_called_as_it_is(cuda, caplog):
+    recorder, stream, x = Recorder(), torch.cuda.current_stream(), torch.arange(3.0, device=cuda)
+    for _ in range(2):
+        (y,) = recorder.run(lambda x: (x * x.sum().item(),), x)
+        assert y.tolist() == [0, 3, 6]
+        assert torch.cuda.current_stream() == stream
+        recorder.forget()
+    assert len(caplog.records) == 1

@@ -1,11 +1,13 @@
 """Lightning attention against MiniMax's of transformers and retention against RetNet's equations, on equal weights; and
 that a layer knows its depth wherever it is built."""
 
+import copy
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.func import functional_call, grad
 from transformers import MiniMaxConfig
 from transformers.models.minimax.modeling_minimax import MiniMaxLightningAttention, MiniMaxRMSNorm
 
@@ -188,3 +190,17 @@ def test_settings_that_cannot_work_are_refused(keys, message):
 def test_decays_are_the_published_ones():
     config = dispatch({"hidden_size": WIDTH, **RETNET}, MIXERS)
     assert [math.exp(each) for each in config.log_decays()] == pytest.approx([1 - 2.0 ** (-5 - h) for h in range(4)])
+
+
+def test_the_decays_that_a_layer_keeps_outlive_inference_mode_and_transforms():
+    tokens, model = torch.randint(VOCAB, (1, SEQ_LEN)), built(config_of("light mlp"))
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    gradients = grad(lambda weights: functional_call(model, weights, (tokens,)).square().mean())(weights)
+    model.logits(tokens)
+    copied = copy.deepcopy(model)  # a tensor of torch.func cannot be copied
+    copied(tokens).square().mean().backward()
+    torch.testing.assert_close({name: parameter.grad for name, parameter in copied.named_parameters()}, gradients)
+    model = built(config_of("light mlp"))
+    with torch.inference_mode():
+        model(tokens)
+    assert not model.layers["0"].mixer._decays.is_inference()  # which no function may keep for its gradients

@@ -263,6 +263,11 @@ def test_conditions():
     assert ssd(half, *rest, half, half, None)
     assert not ssd(wide, *rest, wide, wide, None)
     assert not ssd(half, *rest, wide, half, None)
+    for shape in ((1, 1 << 26, 4, 8), (1 << 14, 9, 4, 8)):  # 2^31 numbers; in chunks of 256 tokens, 2^32 products
+        large = half[:1, :1].expand(shape)
+        assert not ssd(large, *rest, large, large, None)
+    wide_apart = torch.empty_strided(half.shape, (1 << 31, 0, 0, 0), dtype=half.dtype, device="meta")
+    assert not ssd(wide_apart, *rest, half, half, None)
     scan = ssm_vendor.SELECTIVE_SCAN.accepts
     assert scan(torch.ones(8, 256), x)
     assert not scan(torch.ones(8, 257), x)
@@ -284,6 +289,9 @@ def test_conditions_of_mamba2(monkeypatch):
         sizes._replace(head_dim=1 << 15),
     ):
         assert not accepts(refused, packed, *weights)
+    for seq_len, batch in ((1 << 25, 1), (1, 1 << 15)):  # more than 2^31 numbers of packed, or of products in chunks
+        large = sizes._replace(seq_len=seq_len, batch=batch)
+        assert not accepts(large, packed[:1, :1].expand(seq_len, batch, -1), *weights)
     assert not accepts(sizes, packed.float(), *weights)
     assert not accepts(sizes, packed, *(t.double() for t in weights))
     monkeypatch.setattr(ssm_vendor, "usable", lambda module: not module.startswith("causal_conv1d"))

@@ -39,7 +39,8 @@ class Recorder:
             try:
                 self.recordings[shapes] = _record(function, arguments)
             except RuntimeError as error:
-                logger.warning("not recorded as a CUDA graph: %s", str(error).strip().split("\n")[0])
+                cause = error.__context__ or error  # the end of a recording fails too, and says less
+                logger.warning("not recorded as a CUDA graph: %s", str(cause).strip().split("\n")[0])
                 self.recordable = False
         if not self.recordable:
             return function(*arguments)
@@ -48,6 +49,10 @@ class Recorder:
             kept.copy_(given)
         recording.graph.replay()
         return recording.outputs
+
+    def forget(self) -> None:
+        """Drop the recordings: what the function reads lies elsewhere now."""
+        self.recordings.clear()
 
 
 def _record(function: Callable[..., Tensors], arguments: Tensors) -> _Recording:
@@ -59,6 +64,6 @@ def _record(function: Callable[..., Tensors], arguments: Tensors) -> _Recording:
             function(*inputs)
     current.wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.stream(current), torch.cuda.graph(graph):  # one that fails leaves its own stream the current one
         outputs = function(*inputs)
     return _Recording(graph, inputs, outputs)

@@ -67,7 +67,7 @@ class Stack:
     def keep(self, cells: Tensor) -> None:
         """Drop all cells but these, [kept] indices."""
         self.flat = self.flat[cells]
-        self._recorder = Recorder()  # the weights lie elsewhere now
+        self._recorder.forget()
 
     def parameters(self, cell: int) -> dict[str, Tensor]:
         """Return all of one cell's parameters by name."""

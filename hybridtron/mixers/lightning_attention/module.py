@@ -55,7 +55,8 @@ class LightningAttention(Mixer):
         """Return the log decays of this process's heads [heads], in the dtype of states."""
         dtype, kept = accumulation_dtype(like), self._decays
         if kept is None or (kept.dtype, kept.device) != (dtype, like.device):
-            kept = self._decays = torch.tensor(self.config.log_decays(), dtype=dtype, device=like.device)
+            with torch.inference_mode(False), torch._C._DisableFuncTorch():  # a plain tensor, which outlives both
+                kept = self._decays = torch.tensor(self.config.log_decays(), dtype=dtype, device=like.device)
         heads = TensorSpec(kept.shape, Init("zeros"), (PackedPart("head", len(kept)),))
         return self.backend.local_heads(heads.shard(kept, self.backend.shards), heads)
 

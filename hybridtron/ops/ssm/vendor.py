@@ -18,6 +18,7 @@ _STATES = 256  # of a channel or head, at most
 _TAPS = (2, 4)  # of the convolution, at least and at most
 _ALIGNED = 8  # halves in the 16 bytes that the convolution loads at once
 _NORMED = 1 << 15  # halves that one program of the norm holds, at most
+_REACH = 1 << 31  # elements of a tensor, which offsets of 32 bits reach
 
 
 def mamba_ssm_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, chunk_size: int) -> Tensor:
@@ -82,7 +83,8 @@ def mamba_ssm_selective_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Ten
 
 def _accepts_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None) -> bool:
     fits = A.dim() == 1 and x.dtype in _HALF and x.dtype == B.dtype == C.dtype and B.shape[-1] <= _STATES
-    return on_cuda(x, dt, A, B, C, D) and fits and usable(_SSD)
+    reached = _reached(*x.shape, *B.shape[2:]) and all(_extent(t) <= _REACH for t in (x, B, C))
+    return on_cuda(x, dt, A, B, C, D) and fits and reached and usable(_SSD)
 
 
 def _accepts_mamba2(sizes: Sizes, packed: Tensor, *weights: Tensor) -> bool:
@@ -91,7 +93,18 @@ def _accepts_mamba2(sizes: Sizes, packed: Tensor, *weights: Tensor) -> bool:
     if not _TAPS[0] <= sizes.taps <= _TAPS[1] or sizes.inner % _ALIGNED or sizes.channels % _ALIGNED:
         return False
     fits = sizes.state_dim <= _STATES and sizes.inner // sizes.groups <= _NORMED
-    return fits and usable(_SSD) and usable(_CONVOLUTION)
+    scan = (sizes.batch, sizes.seq_len, sizes.heads, sizes.head_dim, sizes.groups, sizes.state_dim)
+    return fits and packed.numel() <= _REACH and _reached(*scan) and usable(_SSD) and usable(_CONVOLUTION)
+
+
+def _reached(batch: int, seq_len: int, heads: int, head_dim: int, groups: int, state_dim: int) -> bool:
+    """Return whether the scan's kernels reach all that it keeps of chunks: states, and products of B and C."""
+    return batch * -(-seq_len // _CHUNK) * max(heads * head_dim * state_dim, groups * _CHUNK**2) <= _REACH
+
+
+def _extent(x: Tensor) -> int:
+    """Return how many elements of memory x spans."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
 
 
 def _accepts_selective_scan(A: Tensor, *others: Tensor) -> bool:
@@ -101,12 +114,15 @@ def _accepts_selective_scan(A: Tensor, *others: Tensor) -> bool:
 
 
 SSD = Implementation(
-    "mamba-ssm", f"on CUDA, bfloat16 or float16, rates of heads, at most {_STATES} states", _accepts_ssd, mamba_ssm_ssd
+    "mamba-ssm",
+    f"on CUDA, bfloat16 or float16, rates of heads, at most {_STATES} states, tensors of at most 2^31 elements",
+    _accepts_ssd,
+    mamba_ssm_ssd,
 )
 MAMBA2 = Implementation(
     "mamba-ssm",
     f"on CUDA, bfloat16 or float16, {_TAPS[0]} to {_TAPS[1]} taps, at most {_STATES} states, channels of x and those "
-    f"convolved multiples of {_ALIGNED}, at most {_NORMED} normed together",
+    f"convolved multiples of {_ALIGNED}, at most {_NORMED} normed together, tensors of at most 2^31 elements",
     _accepts_mamba2,
     mamba_ssm_mamba2,
 )
