@@ -128,7 +128,7 @@ def _predict(
         entry = {**full, **chain.estimate("loss", lambda theta: chain.curve.predict(theta, at)[:, 0])}
         samples = None if chain.samples is None else chain.curve.predict(chain.samples, at)[:, 0]
         n, d = runs["n_params"], runs["tokens"]
-        warnings = points.extrapolation_warnings(full, {"N": n, "D": d, "C": 6 * n * d})
+        warnings = points.extrapolation_warnings("downstream", full, {"N": n, "D": d, "C": 6 * n * d})
     entry["error"] = float(fitted.predict({"loss": np.array([entry["loss"]])})[0])
     entry["error_interval"] = None  # where it would leave out the uncertainty of the loss
     if samples is not None:

@@ -227,4 +227,4 @@ def _predict(
         given: runs[column] for given in point for column in SYMBOLS.get(given, (given,))
         if column in columns
     }  # fmt: skip
-    return [{**point, **fitted.estimate_at("loss", at)}], extrapolation_warnings(point, known)
+    return [{**point, **fitted.estimate_at("loss", at)}], extrapolation_warnings(name, point, known)

@@ -70,7 +70,7 @@ def fit(runs: Runs, settings: Settings) -> Fit:
             **fitted.estimate_at("loss", {"n_params": full["N"], "tokens": full["D"]}),
             "excess_over_compute_optimal": beyond,
         }
-        return [entry], points.extrapolation_warnings(full, data)
+        return [entry], points.extrapolation_warnings("overtraining", full, data)
 
     alone = _architectures(runs, settings, make, delta)
     middle = float(np.exp(np.log(flops).mean()))

@@ -86,7 +86,7 @@ def fit(runs: Runs, settings: Settings) -> Fit:
         full = points.complete(point, "parametric")
         entries = [predict_point(fitted, full, arch) for arch in architectures or [""]]
         near = {name: entries[0][name] for name in data}
-        return entries, points.extrapolation_warnings(near, data)
+        return entries, points.extrapolation_warnings("parametric", near, data)
 
     def facts(fitted: CurveFit) -> dict[str, Any]:
         if architectures:

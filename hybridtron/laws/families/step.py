@@ -162,7 +162,7 @@ def _predict(
         half = None if line.half is None else line.half(design[0])
         span = None if half is None else [math.exp(at - half), math.exp(at + half)]
         entry |= {axis: math.exp(at), f"{axis}_interval": span}
-    return entry, points.extrapolation_warnings(full, {"N": n, "D": d})
+    return entry, points.extrapolation_warnings("step", full, {"N": n, "D": d})
 
 
 def _curves(axis: str, best: Array, residual: Array) -> list[Series]:

@@ -111,6 +111,7 @@ class CurveFit:
 
 OUTLIERS = (None, "column that flags outliers, to report how far the answer moves without them")
 Build = Callable[[Runs, float], Curve]
+_REFITTED = 400  # iterations at most: in a long curved valley replicates stopped earlier are too close to the centre
 _ROUNDING = 1e-20  # squared relative residual that is nothing but rounding
 
 
@@ -171,7 +172,7 @@ def _resample(problem: Problem, theta: Array, labels: Any, settings: Settings) -
 
     def refit(weights: Array) -> Array:
         starts = np.repeat(centre, len(weights), axis=0)
-        return refine(smooth, starts, weights, iterations=40, tolerance=1e-8, smooth=False)[0]
+        return refine(smooth, starts, weights, iterations=_REFITTED, tolerance=1e-9, smooth=False)[0]
 
     drawn = bootstrap.resample(labels, settings.bootstrap, settings.seed, refit, settings.jobs)
     return np.clip(drawn + theta - centre, problem.lower, problem.upper)

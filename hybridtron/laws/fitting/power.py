@@ -108,7 +108,7 @@ def predict(
     entry: dict[str, Any] = {symbol: x}
     for name, power in powers.items():
         entry |= {name: power.at(x), f"{name}_interval": power.interval_at(x)}
-    return entry, extrapolation_warnings(point, {symbol: next(iter(powers.values())).x})
+    return entry, extrapolation_warnings(law, point, {symbol: next(iter(powers.values())).x})
 
 
 def held_out(count: int, by: str, predicted: Array, observed: Array, largest: int, **more: Any) -> dict[str, Any]:

@@ -110,6 +110,10 @@ def test_extrapolation_beyond_ten_times(law, runs, near, far):
     beyond = fit(law, runs, Settings(bootstrap=64, holdout=0, predict=[far]))
     assert "extrapolation" not in kinds(inside)
     assert "extrapolation" in kinds(beyond)
+    simulated = law in ("parametric", "isoflop")
+    told = [warning for warning in beyond.warnings if warning.startswith("extrapolation")]
+    assert all(("covered it in 9" in warning) == simulated for warning in told)
+    assert all(("of " + law in warning) != simulated for warning in told)
 
 
 def test_few_points_for_a_correlation_are_not_evidence():
