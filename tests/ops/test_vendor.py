@@ -140,6 +140,7 @@ def mamba_split_conv1d_scan_combined(
 ):  # fmt: skip
     """zxbcdt [b, s, z + x + B + C + dt], dt_bias, A and D [h], rmsnorm_weight [x]; gives [b, s, x]."""
     assert zxbcdt.is_contiguous()  # the gradient of z goes into a view of a tensor of the same strides
+    assert zxbcdt.stride(0) == zxbcdt.shape[1] * zxbcdt.stride(1)  # of sequences of one token too
     assert conv1d_weight.dtype == conv1d_bias.dtype
     assert dt_bias.dtype == A.dtype == D.dtype == torch.float32
     assert chunk_size in (64, 128, 256)
@@ -155,10 +156,12 @@ def mamba_split_conv1d_scan_combined(
     return ReadsChannels.apply((y * gate if norm_before_gate else y).to(zxbcdt.dtype))
 
 
-@pytest.mark.parametrize(("heads", "groups", "batch"), [(4, 1, 1), (4, 2, 2), (2, 2, 3)])
-def test_mamba_ssm_mamba2(installed, heads, groups, batch):
+@pytest.mark.parametrize(
+    ("seq_len", "heads", "groups", "batch"), [(9, 4, 1, 1), (9, 4, 2, 2), (9, 2, 2, 3), (1, 4, 1, 2)]
+)
+def test_mamba_ssm_mamba2(installed, seq_len, heads, groups, batch):
     installed(mamba_split_conv1d_scan_combined=mamba_split_conv1d_scan_combined)
-    inputs = mamba2.arguments(9, heads, groups, batch=batch)
+    inputs = mamba2.arguments(seq_len, heads, groups, batch=batch)
 
     def bound(packed, conv_weight, *rest):
         sizes = Sizes.of(packed, conv_weight, rest[-2], mamba2.HEAD_DIM, mamba2.STATE_DIM, 100)

@@ -50,8 +50,9 @@ def mamba_ssm_mamba2(
     and D are given in float32, the dtype of their gradients. Its norm is over the heads that share B and C, after z.
     """
     function = vendor_function(_SSD, "mamba_split_conv1d_scan_combined")
+    sequences = packed.transpose(0, 1).contiguous()
     y = function(
-        packed.transpose(0, 1).contiguous(),
+        sequences.view(sequences.shape),  # for the strides of sequences of one token, which the convolution looks at
         conv_weight,
         conv_bias.to(conv_weight.dtype),
         dt_bias.float(),
