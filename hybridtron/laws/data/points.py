@@ -15,10 +15,12 @@ FAR = 10.0
 _COVERED = {  # benchmarks/laws.py --coverage: what 95 % intervals held at 10x, in how many per cent of how many sets
     "isoflop": ("compute-optimal size", 97, 200),
     "parametric": ("loss", 98, 50),
+    "outer-exponent": ("loss", 97, 100),
     "hybrid-ratio": ("loss", 95, 100),
     "data-repetition": ("loss", 95, 100),
     "routed-moe": ("loss", 94, 100),
     "sparse": ("loss", 92, 100),
+    "optimal-sparsity": ("loss", 98, 48),
     "fine-grained": ("loss", 94, 100),
     "precision": ("loss", 96, 100),
 }
