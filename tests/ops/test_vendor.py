@@ -290,6 +290,7 @@ def test_conditions_of_mamba2(monkeypatch):
         sizes._replace(head_dim=3, heads=4),  # 12 channels
         sizes._replace(state_dim=5),  # 52 channels
         sizes._replace(head_dim=1 << 15),
+        sizes._replace(seq_len=1, batch=1),
     ):
         assert not accepts(refused, packed, *weights)
     for seq_len, batch in ((1 << 25, 1), (1, 1 << 15)):  # more than 2^31 numbers of packed, or of products in chunks

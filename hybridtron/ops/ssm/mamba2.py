@@ -23,7 +23,7 @@ MAX_CONV_TAPS = 16  # MOST_TAPS of native/mamba2.c
 Limits = tuple[float, float]
 NO_LIMIT: Limits = (0.0, math.inf)
 _ORDINARY = Sizes(
-    seq_len=1, batch=1, heads=1, head_dim=64, groups=1, state_dim=128, chunk_size=128, chunks=1, length=1, taps=4
+    seq_len=2, batch=1, heads=1, head_dim=64, groups=1, state_dim=128, chunk_size=128, chunks=1, length=2, taps=4
 )
 
 

@@ -94,6 +94,7 @@ def _accepts_mamba2(sizes: Sizes, packed: Tensor, *weights: Tensor) -> bool:
     if not _TAPS[0] <= sizes.taps <= _TAPS[1] or sizes.inner % _ALIGNED or sizes.channels % _ALIGNED:
         return False
     fits = sizes.state_dim <= _STATES and sizes.inner // sizes.groups <= _NORMED
+    fits = fits and sizes.seq_len * sizes.batch > 1  # the package does not align one token for its convolution
     scan = (sizes.batch, sizes.seq_len, sizes.heads, sizes.head_dim, sizes.groups, sizes.state_dim)
     return fits and packed.numel() <= _REACH and _reached(*scan) and usable(_SSD) and usable(_CONVOLUTION)
 
@@ -123,7 +124,7 @@ SSD = Implementation(
 MAMBA2 = Implementation(
     "mamba-ssm",
     f"on CUDA, bfloat16 or float16, {_TAPS[0]} to {_TAPS[1]} taps, at most {_STATES} states, channels of x and those "
-    f"convolved multiples of {_ALIGNED}, at most {_NORMED} normed together, tensors of at most 2^31 elements",
+    f"convolved multiples of {_ALIGNED}, at most {_NORMED} normed together, tensors of 2 tokens to 2^31 elements",
     _accepts_mamba2,
     mamba_ssm_mamba2,
 )
