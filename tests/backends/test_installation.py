@@ -1,6 +1,5 @@
 """A Transformer Engine that is absent, broken or too old gives one line, and megatron-core does without it."""
 
-import _json  # a small shared library
 import shutil
 import sys
 import textwrap
@@ -110,7 +109,7 @@ def test_the_cudnn_of_torch_is_loaded_before_another_one_is_looked_for(tmp_path)
     folder = tmp_path / "nvidia" / "cudnn" / "lib"
     folder.mkdir(parents=True)
     for name in ("libcudnn.so.9", "libcudnn_graph.so.9", "unrelated.so.9"):
-        shutil.copy(_json.__file__, folder / name)
+        shutil.copy(torch._C.__file__, folder / name)  # a small shared library, in every Python that has torch
     assert installation.load_cudnn_of_torch(tmp_path) == 2
     loaded = Path("/proc/self/maps").read_text()
     assert all(f"{folder}/{name}" in loaded for name in ("libcudnn.so.9", "libcudnn_graph.so.9"))
