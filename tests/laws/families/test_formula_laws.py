@@ -50,9 +50,12 @@ def test_noiseless_runs_give_the_truth_by_both_routes(law):
 
 
 def test_intervals_cover_the_truth():
-    """One set of each law, noise of 0.3 %: as many of all intervals hold it as 95 % ones do, but for chance."""
+    """One set of each law, noise of 0.3 %: as many of all intervals hold it as 95 % ones do, but for chance.
+
+    optimal-sparsity, slow to refit, is left to `benchmarks/laws.py --coverage`.
+    """
     hits = []
-    for law, truth in ((law, one.truth) for law, one in PLANTED.items()):
+    for law, truth in ((law, one.truth) for law, one in PLANTED.items() if law != "optimal-sparsity"):
         spans = fit_curve(curve_of(law), PLANTED[law].runs(51, 0.003, n=100), Settings(bootstrap=100), 1e-3).intervals
         hits += [spans[name][0] <= truth[name] <= spans[name][1] for name in spans or ()]
     assert len(hits) > 35
