@@ -42,7 +42,9 @@ def held_out_parts(run: RunConfig, corpus: Corpus, test: Sources) -> HeldOutPart
     try:
         opened = open_held_out(run.model_copy(update={"data": run.data.model_copy(update={"valid": test})}))
     except UserError as error:
-        raise UserError(f"evaluator.test: {str(error).replace('data.valid', 'evaluator.test')}") from None
+        text = str(error)
+        own = text.removeprefix("data.valid")
+        raise UserError(f"evaluator.test{own}" if own != text else f"evaluator.test: {text}") from None
     used = {found: key for key, found in corpus.fingerprints.items()}
     identity = []
     for source in opened.sources:

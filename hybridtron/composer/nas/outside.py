@@ -27,6 +27,7 @@ from hybridtron.pattern import Pattern, PatternError
 
 HOLD_HOURS = 24.0  # for which what was asked for is left to whoever asked
 SHOWN = 3  # results that a refusal names
+LARGEST = 1e100  # size of a number that may be told: clusters and noise are of squares, which must be finite too
 
 
 @dataclass(frozen=True)
@@ -181,10 +182,13 @@ def _addressed(
 def _measured(result: Mapping[str, Any], known: Row | None) -> Row:
     """Return the score of a result, or its failure, as keys of a row; `known` is what is there of the same unit.
 
-    Raises UserError for what is no number, and for a score that is there with another value.
+    Raises UserError for what is no number or above LARGEST, and for a score that is there with another value.
     """
     given = {key: _number(key, result[key]) for key in ("score", "test_score", "seconds") if key in result}
     finite = {key: value for key, value in given.items() if value is not None and math.isfinite(value)}
+    for key, value in finite.items():
+        if abs(value) > LARGEST:
+            raise UserError(f"{key} = {value:g}: expected at most {LARGEST:g} in size, or null for a failure")
     if "test_score" in finite and known is not None and "error" not in result:
         given.setdefault("score", known["score"])
         finite = {"score": known["score"], **finite}

@@ -91,8 +91,9 @@ class Store:
         if first["row"] != "search" or first.get("format") != FORMAT:
             raise UserError(f"{self.file}:1: expected the beginning of a search of format {FORMAT}")
         first.pop("time", None)
-        if {*first.get("seeds", ())} < {*header.get("seeds", ())}:  # seeds may be added to a search
-            first["seeds"] = header["seeds"]
+        was, now = first.get("seeds"), header.get("seeds", [])
+        if isinstance(was, list) and len(was) < len(now) and all(seed in now for seed in was):
+            first["seeds"] = now  # seeds may be added to a search
         if differences := list(_differences(first, header)):
             more = f", and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
             raise UserError(

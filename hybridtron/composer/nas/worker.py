@@ -76,7 +76,8 @@ def prepare(config: SearchConfig) -> Search:
     read_progress(config, space, [])  # refuses what the methodology cannot build
     layouts = _read_list(config.engine, config, space) if isinstance(config.engine, Listed) else []
     begun = read_header(config.search_folder)
-    tests = begun is None or TEST in (begun.get("evaluator") or ())  # a folder goes on as it was begun
+    there = begun.get("evaluator") if begun else None
+    tests = begun is None or (isinstance(there, dict) and TEST in there)  # a folder goes on as it was begun
     return Search(config, make_evaluator(config, tests), costs, space, layouts)
 
 

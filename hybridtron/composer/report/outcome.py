@@ -209,7 +209,7 @@ class Outcome(Shown):
 
     def _row(self, observation: Observation) -> dict[str, Any]:
         row: dict[str, Any] = {"pattern": self.text(observation.pattern), "score": observation.score}
-        row |= score_row(self.progress, observation.pattern, observation.score)
+        row |= score_row(self.progress, observation.pattern, observation.score, self.search.config.seeds)
         if letters := letters_of(self.step.space.names(observation.pattern), self.search.config.space):
             row["letters"] = letters
         if name := self.names.get(observation.pattern):

@@ -7,7 +7,7 @@ the same ones, what a seed does to all of them cancels in the differences.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 from scipy.special import stdtrit
@@ -65,8 +65,11 @@ def choose_candidates(config: SearchConfig, step: Step) -> Row:
 
 
 def _ranking(step: Step) -> tuple[list[Pattern], str]:
-    """Return the evaluated patterns, best first, and what they are ranked by."""
-    means = posterior_means(step.space, step.finished, step.noise)
+    """Return the evaluated patterns, best first, and what they are ranked by: the means that voted, where means did."""
+    if step.aggregate and step.aggregate.means:
+        means = [replace(o, score=mean) for o, mean in zip(step.finished, step.aggregate.means, strict=True)]
+    else:
+        means = posterior_means(step.space, step.finished, step.noise) or []
     ranked = sorted(means or step.finished, key=lambda o: -o.score)
     return [o.pattern for o in ranked], "posterior mean" if means else "score"
 

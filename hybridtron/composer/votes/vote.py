@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -27,12 +28,16 @@ def vote(config: AggregatorConfig, space: Space, finished: Sequence[Observation]
 def posterior_means(space: Space, finished: Sequence[Observation], noise: Noise | None) -> list[Observation] | None:
     """Return the evaluations with posterior means, without noise, as scores.
 
-    None where the noise is unknown, BoTorch is not installed, or too few scores differ. Fitted to the last of many.
+    None where the noise is unknown, BoTorch is not installed, too few scores differ, or a process fitted to them has no
+    finite means, as of scores that are too large. Fitted to the last of many.
     """
     seen = with_noise(finished, noise)
     if not find_spec("botorch") or not all(o.error for o in seen) or len({o.score for o in seen}) < LEAST_SCORES:
         return None
-    return [replace(o, score=mean) for o, mean in zip(seen, _means(space, tuple(seen)), strict=True)]
+    means = _means(space, tuple(seen))
+    if not all(map(math.isfinite, means)):
+        return None
+    return [replace(o, score=mean) for o, mean in zip(seen, means, strict=True)]
 
 
 @lru_cache(maxsize=64)  # every look at a search asks for the votes of its steps

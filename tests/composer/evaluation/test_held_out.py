@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from statistics import fmean
 
@@ -102,6 +103,12 @@ def test_tokens_that_test_nothing_are_refused_before_anything_is_written(tmp_pat
         run_search(config(tmp_path / "s", evaluator=evaluator))
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "s").exists()
+
+
+def test_a_refusal_names_the_path_as_it_was_given(tmp_path, tiny):
+    missing = tmp_path / "data.valid" / "test"
+    with pytest.raises(UserError, match=rf"evaluator\.test: .*{re.escape(str(missing))}"):
+        make_evaluator(config(tmp_path, evaluator=short_run(tiny, test=str(missing))))
 
 
 def test_one_held_out_sequence_is_not_halved(tmp_path, tiny, corpus):

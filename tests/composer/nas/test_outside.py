@@ -103,6 +103,10 @@ REFUSED = {
     "an unknown id": ({"id": "ffff", "score": 1}, "unknown id"),
     "a seed of no search": ({"pattern": "ASKED", "seed": 7, "score": 1}, "seed = 7: expected one of 0"),
     "a score that is a text": ({"pattern": "ASKED", "score": "high"}, "score = 'high': expected a number"),
+    "a score whose square is infinite": (
+        {"pattern": "ASKED", "score": -1.7e308},
+        "score = -1.7e+308: expected at most 1e+100 in size, or null for a failure",
+    ),
     "no score": ({"pattern": "ASKED"}, "has no score"),
     "another score": ({"pattern": "TOLD", "score": 2}, "has the score 1.0 already"),
     "nothing": ({"score": 2}, "has neither id nor pattern"),
@@ -148,6 +152,14 @@ def test_a_number_too_large_for_a_float_is_a_failure(config, tmp_path):
         (one,) = outside.ask()
         outside.tell([{"id": one.id, "score": 10**400}])
     assert rows(tmp_path, "result")[0]["error"] == "the score told was inf"
+
+
+def test_the_largest_scores_that_may_be_told_vote_and_have_a_page(config):
+    settings = {**config, "seeds": [0, 1], "engine": {"type": "random", "noise": 0.1}}
+    with open_search(settings) as outside:
+        outside.tell([{"id": one.id, "score": 1e100 * (-1) ** n / (1 + n)} for n, one in enumerate(outside.ask(10))])
+        assert outside.report().as_json()["complete"]
+        assert outside.report().as_json()["complete"]  # the vote that was recorded is read
 
 
 def test_patterns_of_ones_own_become_proposals(config, tmp_path):

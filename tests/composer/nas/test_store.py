@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from hybridtron.composer.nas.store import Store
+from hybridtron.composer.nas.worker import prepare
 from hybridtron.errors import UserError
+from tests.composer.small import config
 from tests.conftest import environment
 
 START_TOGETHER = """
@@ -93,6 +95,15 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     (tmp_path / "evaluations.jsonl").write_text("pattern,score\n")
     with pytest.raises(UserError, match=r"evaluations\.jsonl:1: damaged line"):
         Store(tmp_path, {"x": 1})
+
+
+@pytest.mark.parametrize("damage", [{"seeds": 5}, {"seeds": [[0]]}, {"evaluator": 5}, {"evaluator": "test"}])
+def test_values_of_other_kinds_in_the_first_line_are_differences(tmp_path, damage):
+    prepared = prepare(config(tmp_path))
+    line = {"row": "search", "format": 1, **prepared.identity(), **damage}
+    (tmp_path / "evaluations.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(UserError, match=f"holds another search: {next(iter(damage))} is "):
+        Store(tmp_path, prepare(config(tmp_path)).identity())
 
 
 def test_links_in_a_search_folder_are_not_followed(tmp_path):

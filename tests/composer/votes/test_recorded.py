@@ -101,6 +101,16 @@ def test_confirmation_and_page_are_of_the_vote_that_was_recorded(tmp_path, monke
     assert len(rows(tmp_path, "vote")) == 1
 
 
+def test_a_worker_without_botorch_ranks_what_to_confirm_by_the_means_that_voted(tmp_path, monkeypatch):
+    found = worked(config(tmp_path), monkeypatch, True).steps[0]
+    worked(config(tmp_path, confirm={"top": 2, "seeds": 2}), monkeypatch, False)
+    (row,) = rows(tmp_path, "confirm")
+    assert found.aggregate.means is not None
+    best = max(zip(found.aggregate.means, found.finished, strict=True), key=lambda pair: pair[0])[1].pattern
+    roles = dict(zip(row["patterns"], row["roles"], strict=True))
+    assert "rank 1 by posterior mean" in roles[" ".join(("attn", "mlp")[block] for block in best)]
+
+
 def test_other_scores_or_another_aggregator_elect_anew_and_the_old_vote_is_found_again(tmp_path, monkeypatch):
     first = worked(config(tmp_path, evaluations=12), monkeypatch, True).steps[0].aggregate
     worked(config(tmp_path, evaluations=16), monkeypatch, True)

@@ -55,6 +55,13 @@ def test_else_scores_vote(config, noise):
     assert vote(AggregatorConfig(**config), space, seen, noise) == aggregate(space, seen, 5, 1, 0)
 
 
+def test_scores_too_large_for_a_process_vote_themselves():
+    """Its means would be no numbers, which no later reader of a recorded vote takes."""
+    space, seen = drawn(100)
+    seen = [Observation(o.pattern, 1e200 * o.score) for o in seen]
+    assert posterior_means(space, seen, GIVEN) is None
+
+
 def test_too_few_different_scores_vote_themselves():
     space, seen = drawn(100, patterns=3)
     assert posterior_means(space, seen, GIVEN) is None
