@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gpu_parts.families import ATTENTION, Slice
 from hybridtron.distributed.engine import AdamW, Engine
 from hybridtron.distributed.groups import ParallelContext
+from hybridtron.ops.vendor import usable
 from hybridtron.tensors import Init, TensorSpec
 from hybridtron.training.config import RunConfig
 
@@ -81,6 +82,7 @@ def build_megatron(part: Slice, config: RunConfig, fp8: str | None, parallel_con
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
     on_cuda = parallel_context.device.type == "cuda"
+    usable("mamba_ssm")  # imports it as ours do, with the results of autotuning kept, before megatron-core does
     model_parallel_cuda_manual_seed(1234)
     attention = (part.pattern, part.letters) == ATTENTION
     count = part.letters.count("*") if attention else len(part.letters)

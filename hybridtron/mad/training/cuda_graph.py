@@ -38,6 +38,8 @@ class Recorder:
         if self.recordable and shapes not in self.recordings:
             try:
                 self.recordings[shapes] = _record(function, arguments)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 cause = error.__context__ or error  # the end of a recording fails too, and says less
                 logger.warning("not recorded as a CUDA graph: %s", str(cause).strip().split("\n")[0])
