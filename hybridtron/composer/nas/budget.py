@@ -54,14 +54,14 @@ def admit_seeds(config: SearchConfig, evaluator: Evaluator, progress: Progress, 
     """Return the row that says that seeds which were added fit the budget; None where none were, or one says so.
 
     Raises UserError where the patterns that are there would exceed the budget with them: with some of its seeds a
-    pattern has no score, so that seeds are added for all patterns or for none.
+    pattern has no score, so that seeds are added for all patterns or for none. FLOPs are asked every time, since others
+    may propose patterns without these seeds; hours once, since a longer evaluation than those before is no fault.
     """
     limits = config.budget.limits if config.budget else {}
     row = {"row": "seeds", "of": config.seeds}
     if not limits or rows[0].get("seeds") == config.seeds:
         return None
-    if any(other["row"] == "seeds" and other.get("of") == config.seeds for other in rows):
-        return None
+    is_admitted = any(other["row"] == "seeds" and other.get("of") == config.seeds for other in rows)
     step = progress.steps[-1]
     waiting = sum((pattern, seed) not in progress.results for pattern in step.proposals for seed in config.seeds)
     longest = max((row.get("seconds", 0.0) for row in progress.results.values()), default=0.0) / HOUR
@@ -70,12 +70,12 @@ def admit_seeds(config: SearchConfig, evaluator: Evaluator, progress: Progress, 
         "hours": spent_on(config, evaluator, progress)["hours"] + waiting * longest,
     }
     for key, limit in limits.items():
-        if waiting and needed[key] > limit:
+        if waiting and needed[key] > limit and (key == "flops" or not is_admitted):
             raise UserError(
                 f"seeds = {config.seeds}: with them the {plural(len(step.proposals), 'pattern')} of the search would "
                 f"exceed {limit:g} {WORDS[key]}; expected fewer seeds, or budget.{key} of at least {needed[key]!r}"
             )
-    return row
+    return None if is_admitted else row
 
 
 def spent_on(config: SearchConfig, evaluator: Evaluator, progress: Progress) -> dict[str, float]:

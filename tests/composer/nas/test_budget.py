@@ -108,6 +108,22 @@ def test_seeds_are_added_only_where_the_budget_allows_them_for_every_pattern(tmp
     assert len((tmp_path / "evaluations.jsonl").read_bytes()) == size
 
 
+def test_patterns_that_came_without_the_added_seeds_get_them_only_where_the_budget_allows_it(tmp_path):
+    """As where the search has gone on with its first seeds meanwhile."""
+    given = {"evaluator": MAD, "engine": {"type": "exhaustive"}}
+    config = made(tmp_path, **given, evaluations=1)
+    patterns = list(config.space.patterns.enumerate())[:3]
+    costs = [make_evaluator(config).cost(config.space.patterns.names(pattern)) for pattern in patterns]
+    for limit, seeds in ((costs[0], [0]), (2 * costs[0], [0, 1]), (sum(costs), [0])):
+        run_search(made(tmp_path, **given, budget={"flops": limit}, seeds=seeds))
+    before = (tmp_path / "evaluations.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"the 3 patterns of the search would exceed"):
+        run_search(made(tmp_path, **given, budget={"flops": 2 * sum(costs) - 1}, seeds=[0, 1]))
+    assert (tmp_path / "evaluations.jsonl").read_bytes() == before
+    outcome, _ = run_search(made(tmp_path, **given, budget={"flops": 2 * sum(costs)}, seeds=[0, 1]))
+    assert outcome.as_json()["spent"]["flops"] == 2 * sum(costs)
+
+
 def test_hours_of_added_seeds_are_expected_to_be_the_longest_yet(tmp_path):
     search = prepare(made(tmp_path, budget={"hours": 1.0}, seeds=[0, 1]))
     texts = [" ".join(search.space.names(pattern)) for pattern in search.space.enumerate()][:3]
