@@ -78,7 +78,7 @@ def ask(search: Search, store: Store, count: int = 1, hold_hours: float = HOLD_H
     if count < 1:
         raise UserError(f"count = {count}: expected at least 1")
     if not 0 <= 3600 * hold_hours < math.inf:
-        raise UserError(f"hold_hours = {hold_hours}: expected at least 0")
+        raise UserError(f"hold_hours = {hold_hours}: expected a finite number, at least 0")
     found: list[Asked] = []
     with store.locked() as rows:
         progress, unit = next_unit(search, store, rows)
@@ -174,9 +174,9 @@ def _addressed(
             raise UserError("was not proposed; expected one that was, or unasked (--unasked)")
     seeds = [*search.config.seeds, *(progress.fresh_seeds if is_candidate else ())]
     seed = result.get("seed", seeds[0] if len(seeds) == 1 else None)
-    if seed not in seeds or isinstance(seed, bool):
+    if isinstance(seed, bool) or seed not in seeds:
         raise UserError(f"seed = {seed}: expected one of {', '.join(map(str, seeds))}")
-    return (pattern, seed), is_proposed or is_candidate
+    return (pattern, seeds[seeds.index(seed)]), is_proposed or is_candidate  # a whole number, also of 0.0
 
 
 def _measured(result: Mapping[str, Any], known: Row | None) -> Row:
@@ -189,6 +189,8 @@ def _measured(result: Mapping[str, Any], known: Row | None) -> Row:
     for key, value in finite.items():
         if abs(value) > LARGEST:
             raise UserError(f"{key} = {value:g}: expected at most {LARGEST:g} in size, or null for a failure")
+    if finite.get("seconds", 0) < 0:
+        raise UserError(f"seconds = {finite['seconds']:g}: expected at least 0")
     if "test_score" in finite and known is not None and "error" not in result:
         given.setdefault("score", known["score"])
         finite = {"score": known["score"], **finite}

@@ -107,6 +107,7 @@ REFUSED = {
         {"pattern": "ASKED", "score": -1.7e308},
         "score = -1.7e+308: expected at most 1e+100 in size, or null for a failure",
     ),
+    "less than no time": ({"pattern": "ASKED", "score": 1, "seconds": -5}, "seconds = -5: expected at least 0"),
     "no score": ({"pattern": "ASKED"}, "has no score"),
     "another score": ({"pattern": "TOLD", "score": 2}, "has the score 1.0 already"),
     "nothing": ({"score": 2}, "has neither id nor pattern"),
@@ -160,6 +161,15 @@ def test_the_largest_scores_that_may_be_told_vote_and_have_a_page(config):
         outside.tell([{"id": one.id, "score": 1e100 * (-1) ** n / (1 + n)} for n, one in enumerate(outside.ask(10))])
         assert outside.report().as_json()["complete"]
         assert outside.report().as_json()["complete"]  # the vote that was recorded is read
+
+
+def test_a_whole_seed_that_is_written_with_a_point_is_recorded_as_a_whole_number(config, tmp_path):
+    """As tables with gaps write it; later readers refuse rows whose seed is none."""
+    with open_search(config) as outside:
+        (one,) = outside.ask()
+        outside.tell([{"pattern": one.pattern, "seed": 0.0, "score": 1}])
+        assert outside.report().num_evaluated == 1
+    assert [type(row["seed"]) for row in rows(tmp_path, "result")] == [int]
 
 
 def test_patterns_of_ones_own_become_proposals(config, tmp_path):
