@@ -42,7 +42,8 @@ class Planted(NamedTuple):
     def runs(self, seed: Seed, noise: float, n: int = 150) -> Runs:
         rng = np.random.default_rng(seed)
         columns = self.columns(rng, n)
-        return Runs.of(**columns, loss=self.true_loss(columns) * np.exp(noise * rng.standard_normal(n)))
+        losses = self.true_loss(columns) * np.exp(noise * rng.standard_normal(n))
+        return Runs.of("data", **columns, loss=losses)
 
     def far(self, runs: Runs, factor: float) -> dict[str, float]:
         """The point to predict, its sizes and its tokens moved to `factor` times the largest of some runs."""

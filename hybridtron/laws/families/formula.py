@@ -118,6 +118,8 @@ class Declared:
         build = partial(self.build, fixed=fixed)
         for point in settings.predict:
             _columns_at(self.name, self.columns, point)  # refused before the fit
+        if not fixed:
+            _check_varied(self.name, self.columns, runs)
         curve = build(runs, delta)
         check_formula(self.name, names, curve.problem)
         beyond = check_reach(self.name, fixed, curve)
@@ -200,6 +202,16 @@ def _check(law: Declared) -> None:
         ) from None
 
 
+def _check_varied(name: str, columns: Sequence[str], runs: Runs) -> None:
+    """Raise UserError for a column of one value, whose effect no fit can tell from that of other terms."""
+    for column in columns:
+        first = float(runs[column][0])
+        if (runs[column] == first).all():
+            raise UserError(
+                f"{name}: {column} is {first:g} in every run; expected runs at several, or parameters held by --fix"
+            )
+
+
 def _columns_at(name: str, columns: Sequence[str], point: Mapping[str, float]) -> dict[str, float]:
     """Return the columns of a point given by their names or symbols; raises UserError for one too many or too few."""
     symbols = {column: symbol for symbol, known in SYMBOLS.items() for column in known}
@@ -213,7 +225,9 @@ def _columns_at(name: str, columns: Sequence[str], point: Mapping[str, float]) -
         if not named:
             raise UserError(f"predict = {text}: {name} does not know {given!r} beside the others; expected {expected}")
         at |= dict.fromkeys(named, value)
-    if missing := [symbols.get(column, column) for column in columns if column not in at]:
+    given_alone = {symbols.get(column) for column in point}  # a symbol of which some columns were given by name
+    lacking = [column for column in columns if column not in at]
+    if missing := [c if symbols.get(c, c) in given_alone else symbols.get(c, c) for c in lacking]:
         raise UserError(f"predict = {text}: {', '.join(dict.fromkeys(missing))} missing; {name} needs {expected}")
     return at
 

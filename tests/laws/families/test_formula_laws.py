@@ -17,6 +17,7 @@ from hybridtron.errors import UserError
 from hybridtron.laws import LAWS, Settings, fit
 from hybridtron.laws.data.points import read_points
 from hybridtron.laws.data.read import read_runs
+from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families import (
     data_repetition,
     depth_width,
@@ -242,3 +243,18 @@ def test_a_law_of_one_formula_is_a_declaration(module):
     lines = sum(node.end_lineno - node.lineno + 1 for node in body)
     bounds = len(module.LAW.parameters)
     assert lines - bounds <= 30
+
+
+def test_a_column_of_one_value_is_refused_unless_parameters_are_held():
+    runs = PLANTED["hybrid-ratio"].runs(3, 1e-3, n=40)
+    constant = Runs.of("data", **{name: runs[name] for name in ("n_params", "tokens", "loss")}, ratio=[0.25] * 40)
+    with pytest.raises(UserError, match=r"^hybrid-ratio: ratio is 0\.25 in every run; expected runs at several"):
+        fit("hybrid-ratio", constant, **QUICK)
+    held = fit("hybrid-ratio", constant, fix="A1=0,A2=0,B1=0,B2=0", **QUICK)
+    assert set(held.parameters) == {"E", "A", "alpha", "B", "beta"}
+
+
+def test_what_is_missing_of_a_point_is_named_as_the_rest_was_given():
+    runs = PLANTED["precision"].runs(3, 1e-3, n=40)
+    with pytest.raises(UserError, match=r"weight_bits=4: activation_bits, kv_bits missing"):
+        fit("precision", runs, predict="N=1B,D=20B,weight_bits=4", **QUICK)
