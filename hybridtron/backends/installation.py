@@ -62,10 +62,16 @@ def load_cudnn_of_torch(packages: Path = Path(torch.__file__).parents[1]) -> int
     Transformer Engine looks for cuDNN in the system first. Where that has another version, libraries of both would end
     in one process, which fails then or in torch's next convolution. A library that is loaded is not looked for again.
     """
-    libraries = sorted((packages / "nvidia" / "cudnn" / "lib").glob("libcudnn*.so.*"))
+    libraries = sorted((packages / "nvidia" / "cudnn" / "lib").glob("libcudnn*.so.*"), key=_by_need)
     for library in libraries:
         ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     return len(libraries)
+
+
+def _by_need(library: Path) -> tuple[int, str]:
+    """Order cuDNN's libraries so that each comes after those that it needs, which the system would give otherwise."""
+    kind = library.name.removeprefix("libcudnn_").partition(".")[0]
+    return {"graph": 0, "ops": 1}.get(kind, 2), library.name
 
 
 def hide_unusable_transformer_engine() -> None:

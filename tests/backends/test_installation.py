@@ -115,3 +115,14 @@ def test_the_cudnn_of_torch_is_loaded_before_another_one_is_looked_for(tmp_path)
     assert all(f"{folder}/{name}" in loaded for name in ("libcudnn.so.9", "libcudnn_graph.so.9"))
     assert "unrelated.so.9" not in loaded
     assert installation.load_cudnn_of_torch(tmp_path / "absent") == 0
+
+
+def test_a_library_of_cudnn_is_loaded_after_those_that_it_needs(tmp_path, monkeypatch):
+    folder, loaded = tmp_path / "nvidia" / "cudnn" / "lib", []
+    folder.mkdir(parents=True)
+    for name in ("", "_adv", "_cnn", "_graph", "_heuristic", "_ops"):
+        (folder / f"libcudnn{name}.so.9").touch()
+    monkeypatch.setattr(installation.ctypes, "CDLL", lambda path, mode: loaded.append(Path(path).name))
+    installation.load_cudnn_of_torch(tmp_path)
+    assert loaded[:2] == ["libcudnn_graph.so.9", "libcudnn_ops.so.9"]
+    assert len(loaded) == 6
