@@ -52,7 +52,7 @@ def found(walked):
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in WALKED}
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("model", MODELS)
 def test_one_process_learns(found, model):
     losses = found[model]["losses"]
