@@ -83,7 +83,7 @@ def check_reach(law: str, fixed: Mapping[str, float], curve: Curve) -> list[str]
 def misfit_warnings(fixed: Mapping[str, float], fitted: CurveFit, free: Curve) -> list[str]:
     """Warn where a fit with parameters held misses the losses by far more than one of all parameters, `free`."""
     n, p = len(free.problem.target), len(free.problem.lower)
-    if not fixed or n < 3 * p:
+    if n < 3 * p:
         return []
     theta = quick_search(free.problem, free.starts)[None]
     with_all = float(np.median(np.abs(free.problem.predict(theta, slice(None))[0] - free.problem.target)))

@@ -126,7 +126,7 @@ class Declared:
         facts = self.facts
 
         def warnings(fitted: CurveFit) -> list[str]:
-            worse = misfit_warnings(fixed, fitted, self.build(runs, delta, {}))
+            worse = misfit_warnings(fixed, fitted, self.build(runs, delta, {})) if fixed else []
             return beyond + worse + fitted.at_bounds(dict(enumerate(names))) + self.doubts(fitted, runs)
 
         return complete_fit(

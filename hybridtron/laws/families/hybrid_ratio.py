@@ -16,6 +16,8 @@ from hybridtron.laws.families.law import Settings
 from hybridtron.laws.fitting.curve import CurveFit
 from hybridtron.laws.fitting.optimize import Array
 
+_POINTS = 401  # of a line of ratios on which the least loss is looked for
+
 
 def loss(
     *, n_params: Any, tokens: Any, ratio: Any, E: Any, A: Any, A1: Any, A2: Any, alpha: Any, B: Any, B1: Any,
@@ -26,11 +28,16 @@ def loss(
     return E + size * n_params**-alpha + data * tokens**-beta
 
 
+def _at_largest(runs: Runs, ratios: Array) -> dict[str, Array]:
+    """Return the columns of these ratios at the size and tokens of the largest run."""
+    largest = int(np.argmax(runs["n_params"] * runs["tokens"]))
+    return {name: np.full_like(ratios, runs[name][largest]) for name in ("n_params", "tokens")} | {"ratio": ratios}
+
+
 def best_ratio(fitted: CurveFit, runs: Runs, settings: Settings) -> dict[str, Any]:
     """Estimate the ratio of least loss, inside the ratios tried, at the size and tokens of the largest run."""
-    largest = int(np.argmax(runs["n_params"] * runs["tokens"]))
-    grid = np.linspace(runs["ratio"].min(), runs["ratio"].max(), 401)
-    at = {name: np.full_like(grid, runs[name][largest]) for name in ("n_params", "tokens")} | {"ratio": grid}
+    grid = np.linspace(runs["ratio"].min(), runs["ratio"].max(), _POINTS)
+    at = _at_largest(runs, grid)
 
     def least(theta: Array) -> Array:
         return grid[fitted.curve.predict(theta, at).argmin(axis=1)]
@@ -39,17 +46,15 @@ def best_ratio(fitted: CurveFit, runs: Runs, settings: Settings) -> dict[str, An
     span = found["best_interval"] or [found["best"]] * 2
     return found | {
         "alone": found["best"] in (0, 1),
-        "ends": [float(grid[0]), float(grid[-1])], "N": runs["n_params"][largest], "D": runs["tokens"][largest],
+        "ends": [float(grid[0]), float(grid[-1])], "N": at["n_params"][0], "D": at["tokens"][0],
         "inside": bool(grid[0] < found["best"] < grid[-1]), "sure": bool(grid[0] < span[0] and span[1] < grid[-1]),
     }  # fmt: skip
 
 
 def beyond_tried(fitted: CurveFit, runs: Runs) -> list[str]:
     """Warn of a ratio of least loss, at the size and tokens of the largest run, that lies outside those tried."""
-    largest = int(np.argmax(runs["n_params"] * runs["tokens"]))
-    grid, low, high = np.linspace(0, 1, 401), float(runs["ratio"].min()), float(runs["ratio"].max())
-    at = {name: np.full_like(grid, runs[name][largest]) for name in ("n_params", "tokens")} | {"ratio": grid}
-    best = float(grid[fitted.predict(at).argmin()])
+    grid, low, high = np.linspace(0, 1, _POINTS), float(runs["ratio"].min()), float(runs["ratio"].max())
+    best = float(grid[fitted.predict(_at_largest(runs, grid)).argmin()])
     if low - grid[1] < best < high + grid[1]:
         return []
     side = "below" if best < low else "above"
