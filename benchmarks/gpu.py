@@ -6,8 +6,9 @@
 Ends within 8 minutes on one H100. A step is a whole training step of two micro-batches of 8,192 tokens, with clipping
 and AdamW. FLOPs are those of `hybridtron describe`, three forward passes; MFU divides by the dense peak (bf16 989, fp8
 1979 TFLOP/s on an H100 or H200), HFU counts recomputation too. Ours and megatron-core's stack take steps in turn; the
-speed-up is the median over turns of their seconds over ours. Of an operation, forward and backward are timed and
-compared with the time that memory bandwidth or the peak alone would need. A failure is a row with its error.
+speed-up is the median over turns of their seconds over ours. Of an operation, forward and backward are timed, with the
+time between kernels and without; the latter is compared with the time that memory bandwidth or the peak alone would
+need. A failure is a row with its error.
 """
 
 from __future__ import annotations

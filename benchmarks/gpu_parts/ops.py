@@ -1,4 +1,8 @@
-"""Forward and backward of every operation against its floor: the bytes it must move, or its FLOPs at the peak."""
+"""Forward and backward of every operation against its floor: the bytes it must move, or its FLOPs at the peak.
+
+The floor is held against the time of the kernels: a call of less than a millisecond waits for Python to start them,
+which a training step hides behind the work before.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from unittest.mock import patch
 
 import torch
 
+from gpu_parts.kernel_table import kernel_seconds
 from gpu_parts.op_calls import CALLS, TINY, WIDE, Draw, OpCall, Sizes, call_of
 from gpu_parts.rows import Row, attempted
 from gpu_parts.timing import Budget, interleaved, median
@@ -51,6 +56,7 @@ def _timed(name: str, implementation: str, call: OpCall, size: Sizes, device: to
         torch.autograd.grad(call.call(size, *inputs), inputs, direction)
 
     times = interleaved({name: step}, device, 1 if device.type == "cpu" else REPEATS, budget, warmup=2)[name]
+    kernels = kernel_seconds(step) if device.type == "cuda" else None
     seconds, flops = median(times), 3 * call.flops(size)
     # Forward reads the inputs and writes the output; backward reads both and the gradient, and writes gradients.
     moved = 3 * sum(t.nbytes for t in inputs) + 2 * y.nbytes
@@ -58,15 +64,14 @@ def _timed(name: str, implementation: str, call: OpCall, size: Sizes, device: to
         "op",
         f"{name}, {implementation}",
         seconds,
-        tflops=flops / seconds / 1e12,
-        floor=_floor(moved, flops, device, seconds),
+        kernels=kernels,
+        tflops=flops / (kernels or seconds) / 1e12,
+        floor=_floor(moved, flops, device, kernels) if kernels else None,
     )
 
 
 def _floor(moved: int, flops: float, device: torch.device, seconds: float) -> float | None:
     """Return the share of the time that the device needs at least; None where its speed is not known."""
-    if device.type != "cuda":
-        return None
     name = torch.cuda.get_device_name(device)
     bandwidth = next((rate for part, rate in BANDWIDTHS.items() if part in name), None)
     peak = peak_flops_per_s(device, "bf16")

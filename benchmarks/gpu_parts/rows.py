@@ -10,11 +10,13 @@ from rich.table import Table
 
 
 class Row(NamedTuple):
-    """`ratio` is how many times as fast we are; `floor` the share of the time that bandwidth or FLOPs alone need."""
+    """`kernels` are the seconds of the device in work; `ratio` is how many times as fast we are; `floor` the share of
+    the kernels' time that bandwidth or FLOPs alone need."""
 
     part: str
     name: str
     seconds: float | None = None
+    kernels: float | None = None
     tokens_per_s: float | None = None
     tflops: float | None = None
     mfu: float | None = None
@@ -27,6 +29,7 @@ class Row(NamedTuple):
 
 COLUMNS: dict[str, Callable[[float], str]] = {
     "seconds": lambda value: f"{value * 1e3:.3g} ms",
+    "kernels": lambda value: f"{value * 1e3:.3g} ms",
     "tokens_per_s": lambda value: f"{value:,.0f}",
     "tflops": lambda value: f"{value:.0f}",
     "mfu": lambda value: f"{value:.1%}",
@@ -35,7 +38,7 @@ COLUMNS: dict[str, Callable[[float], str]] = {
     "floor": lambda value: f"{value:.0%}",
     "memory_gb": lambda value: f"{value:.1f} GB",
 }
-TITLES = ["time", "tokens/s", "TFLOP/s", "MFU", "HFU", "speed-up", "of floor", "memory"]
+TITLES = ["time", "of kernels", "tokens/s", "TFLOP/s", "MFU", "HFU", "speed-up", "of floor", "memory"]
 
 
 def first_line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from gpu_parts.kernel_table import append_kernels
 from gpu_parts.megatron_stack import build_megatron
 from gpu_parts.own_stack import build_own, train_step
 from gpu_parts.rows import Row, attempted, first_line
-from gpu_parts.timing import Budget, interleaved, median, ratio
+from gpu_parts.timing import Budget, Step, interleaved, median, ratio
 from hybridtron.accounting.describe import describe
 from hybridtron.accounting.peak import peak_flops_per_s
 from hybridtron.distributed.environment import Environment
@@ -89,16 +89,22 @@ def _pair(
         steps.pop("megatron-core", None)
         rows.append(Row("slice", f"{_label(part, name, seq_len, recompute)}, megatron-core", error=first_line(error)))
     found = interleaved(steps, context.device, 1 if tiny else REPEATS, budget, warmup=1 if tiny else 3)
-    if kernels:
-        for side, step in steps.items():
-            append_kernels(kernels, f"{_label(part, name, seq_len, recompute)}, {side}", step)
     for side, times in reversed(found.items()):
         label = f"{_label(part, name, seq_len, recompute)}, {side}"
         row = _row(label, config, name, median(times), recompute, context.device)
         if side == "ours" and "megatron-core" in found:
             row = row._replace(ratio=ratio(times, found["megatron-core"]))
         rows.insert(0, row)
+    if kernels:
+        for side, step in steps.items():
+            label = f"{_label(part, name, seq_len, recompute)}, {side}, kernels"
+            rows += attempted("slice", label, partial(_kernels_into, kernels, label, step))
     return rows
+
+
+def _kernels_into(file: Path, label: str, step: Step) -> list[Row]:
+    append_kernels(file, label, step)
+    return []
 
 
 def _label(part: Slice, name: str, seq_len: int, recompute: str = "none") -> str:
