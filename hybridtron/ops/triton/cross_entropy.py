@@ -2,7 +2,8 @@
 
 The projection is computed for one block of the vocabulary after another, forward for the log partition function and
 once more in backward, which turns each block of logits into their gradient in place (Wijmans et al. 2025, arXiv
-2411.09009, do so inside one kernel; here the products are cuBLAS's).
+2411.09009, do so inside one kernel; here the products are cuBLAS's). Backward begins with the last block of forward,
+which is kept: of as many logits as make one block none are computed twice.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from hybridtron.ops.cuts import runs
 from hybridtron.ops.elementwise.row_blocks import as_rows, enough, from_rows, row_order
 from hybridtron.ops.triton.launch import ceil_div, launch, power_of_two
 
-_BLOCK_LOGITS = 1 << 27  # in memory at a time: 256 MiB of bfloat16
+_BLOCK_LOGITS = 1 << 28  # in memory at a time: 512 MiB of bfloat16
 _BLOCK_MULTIPLE = 1024  # of the words of a block, so that matrix products take whole tiles
 _COLUMNS = 4096  # that a program loads at once
 
@@ -78,15 +79,19 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Keeps its inputs and the log partition function. Gradients of x are added up over blocks in float32."""
+    """Keeps its inputs, the log partition function and one block of logits. Gradients of x are added up over blocks in
+    float32."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         ctx.shape, ctx.order = x.shape, row_order(x)
         rows, index = as_rows(x, ctx.order), _by_row(targets, ctx.order)
         statistics = _Statistics(rows, index)
+        ctx.last_logits = None
         for words in _vocabulary_blocks(rows, weight):
-            statistics.add(rows @ weight[words].t(), words.start)
+            ctx.last_logits = None  # those of the block before are freed first
+            ctx.last_logits = rows @ weight[words].t()
+            statistics.add(ctx.last_logits, words.start)
         nll, log_z = statistics.result()
         ctx.save_for_backward(rows, weight, index, log_z)
         return _unflatten(nll, ctx), _unflatten(log_z, ctx)
@@ -98,11 +103,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         factors = _factors(ctx, grad_nll, grad_log_z)
         dx = torch.zeros(rows.shape, dtype=torch.float32, device=rows.device)
         dweight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
-        for words in _vocabulary_blocks(rows, weight):
-            logits = rows @ weight[words].t()
+        logits, ctx.last_logits = ctx.last_logits, None  # a second backward pass of the same graph computes them again
+        for words in reversed(list(_vocabulary_blocks(rows, weight))):
+            logits = rows @ weight[words].t() if logits is None else logits
             _write_gradient(logits, index, log_z, factors, logits, words.start)
             torch.mm(logits.t(), rows, out=dweight[words])
             dx.add_(logits @ weight[words])
+            logits = None
         return from_rows(dx.to(rows.dtype), ctx.shape, ctx.order), dweight, None
 
 

@@ -61,6 +61,24 @@ def test_extreme_logits_stay_finite():
 
 
 def test_the_logits_are_not_kept():
+    """But for one block, which is not among the saved tensors."""
     x, weight = leaf(64, 4), leaf(1000, 4)
     kept = saved_bytes(lambda: linear_cross_entropy(x, weight, targets_of(1000, 64))[0])
     assert kept == 4 * (x.numel() + weight.numel() + 64) + 8 * 64
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_one_block_of_logits_is_kept_until_backward():
+    x, weight = leaf(5, 6), leaf(21, 6)
+    nll, _ = linear_cross_entropy(x, weight, targets_of(21, 5))
+    assert nll.grad_fn.last_logits.shape == (5, 21 % 8)
+    nll.sum().backward()
+    assert nll.grad_fn.last_logits is None
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_graph_that_is_kept_gives_the_same_gradients_again():
+    x, weight = leaf(5, 6), leaf(21, 6)
+    loss = linear_cross_entropy(x, weight, targets_of(21, 5))[0].sum()
+    first, second = (torch.autograd.grad(loss, (x, weight), retain_graph=True) for _ in range(2))
+    torch.testing.assert_close(second, first, rtol=0, atol=0)
