@@ -40,6 +40,11 @@ class ParallelConfig(Strict):
     distributed_optimizer: bool = Field(
         False, description="Cut optimizer state and fp32 copies over the data-parallel processes."
     )
+    overlap_grad_reduce: bool = Field(
+        False,
+        description="Reduce gradients over the data-parallel processes while the backward pass of the last micro-batch "
+        "goes on, in buckets of about 40 million; pipeline stages after the first have one bucket.",
+    )
     recompute: Recompute | dict[str, Recompute] = Field(
         "none",
         description="Activations that the backward pass computes again: those of a layer's core operation (selective), "

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.enums import ModelType
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -34,6 +34,7 @@ from hybridtron.distributed.gradient_norm import norm_of, squared_norms
 from hybridtron.distributed.groups import ParallelContext, gather
 from hybridtron.distributed.layer_statistics import LayerStatistics
 from hybridtron.distributed.optimizer import AdamW, make_optimizer, set_rates
+from hybridtron.distributed.reduction_order import finalize_ordered, reduction_orders
 from hybridtron.distributed.weight_average import WeightAverage
 from hybridtron.documents import Documents, weights_ahead
 from hybridtron.errors import UserError, cause_of
@@ -101,7 +102,7 @@ class Engine:
         parallel_context: ParallelContext,
         adamw: AdamW,
         z_loss: float = 0.0,
-        distributed_optimizer: bool = False,
+        parallel: ParallelConfig | None = None,
         fp8: FP8Linears | None = None,
         mtp: tuple[int, float] | None = None,
     ) -> None:
@@ -115,19 +116,27 @@ class Engine:
         self.fp8 = fp8
         for index, chunk in enumerate(self.chunks):
             _annotate(chunk, specs, config.sequence_parallel, index if len(self.chunks) > 1 else None)
+        parallel = parallel or ParallelConfig()
         ddp = DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True, use_distributed_optimizer=distributed_optimizer, bucket_size=BUCKET_ELEMENTS
+            grad_reduce_in_fp32=True,
+            use_distributed_optimizer=parallel.distributed_optimizer,
+            overlap_grad_reduce=parallel.overlap_grad_reduce,
+            bucket_size=BUCKET_ELEMENTS,  # without overlap of no effect: one bucket for each format
         )
         # With buckets in every chunk: without, megatron-core sends bf16 and fp32 in one call, which gloo gets wrong.
         self.replicas = [DistributedDataParallel(config, ddp, chunk) for chunk in self.chunks]
         for replica in self.replicas:
             replica.broadcast_params()
         self.expert_loads = ExpertLoads(self.chunks, specs, parallel_context.device)
-        self.optimizer = make_optimizer(self.replicas, config, adamw, distributed_optimizer, parallel_context)
+        self.optimizer = make_optimizer(self.replicas, config, adamw, parallel.distributed_optimizer, parallel_context)
         self.layer_statistics: LayerStatistics | None = None  # of the next step
         self.average = WeightAverage(self.optimizer, self.replicas, *adamw.ema) if adamw.ema else None
-        config.finalize_model_grads_func = finalize_model_grads
         config.grad_scale_func = self.optimizer.scale_loss
+        self.reductions = reduction_orders(self.replicas) if parallel.overlap_grad_reduce else []
+        config.finalize_model_grads_func = partial(finalize_ordered, self.reductions)
+        if parallel.overlap_grad_reduce:
+            no_sync = [replica.no_sync for replica in self.replicas]
+            config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
 
     def train_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
         """Update the parameters from this process's micro-batches, unless the loss or a gradient is not finite."""

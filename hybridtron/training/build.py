@@ -120,7 +120,7 @@ def build_engine(config: RunConfig, parallel_context: ParallelContext) -> tuple[
         parallel_context,
         adamw,
         config.train.z_loss,
-        config.parallel.distributed_optimizer,
+        config.parallel,
         fp8,
         (config.model.mtp.depth, config.model.mtp.loss_weight) if config.model.mtp else None,
     )

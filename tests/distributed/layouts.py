@@ -291,6 +291,7 @@ def _layout(model: str, data: int = 1, after: str = "", **parallel: Any) -> Layo
 TP, SP, CP, PP = {"tensor": 2}, {"tensor": 2, "sequence": True}, {"context": 2}, {"pipeline": 2}
 VPP = {"pipeline": 2, "virtual_pipeline": 2}
 DO = {"distributed_optimizer": True}
+OVERLAP = {"overlap_grad_reduce": True}
 EP, ETP = {"expert": 2}, {"expert_tensor": 2}
 
 ONE = {f"{model}": _layout(model) for model in MODELS}
@@ -391,6 +392,13 @@ LAYOUTS: dict[str, Layout] = {
     "muon dp4 ep2 do": _layout("muon", 4, **EP, **DO),
     "muon tp2 sp dp2 etp2 do": _layout("muon", 2, **SP, **ETP, **DO),
     "halfmuon dp2 do": _layout("halfmuon", 2, **DO),
+    "hybrid dp2 overlap": _layout("hybrid", 2, **OVERLAP),
+    "hybrid dp2 do overlap": _layout("hybrid", 2, **DO, **OVERLAP),
+    "tied pp2 vpp2 dp2 do overlap": _layout("tied", 2, **VPP, **DO, **OVERLAP),
+    "moe dp2 ep2 do overlap": _layout("moe", 2, **EP, **DO, **OVERLAP),
+    "muon tp2 sp dp2 do overlap": _layout("muon", 2, **SP, **DO, **OVERLAP),
+    "latents cp2 dp2 overlap": _layout("latents", 2, **CP, **OVERLAP),
+    "half dp2 do overlap": _layout("half", 2, **DO, **OVERLAP),
     "gathered dp2 ep2": _layout("gathered", 2, **EP),
     "gathered tp2 sp dp2 ep2 etp2": _layout("gathered", 2, **SP, **EP, **ETP),
 }  # fmt: skip
@@ -420,6 +428,7 @@ RESUMED: dict[str, Layout] = {
         ("halfmuon dp2 do", "tp2 pp2", {**TP, **PP}),
         ("moe tp2 sp ep2", "pp2 dp2 ep2 do", {"data": 2, **PP, **EP, **DO}),
         ("moe dp2 ep2 do", "tp2 sp etp2", {**SP, **ETP}),
+        ("hybrid dp2 do overlap", "dp2 overlap", {"data": 2, **OVERLAP}),
     ]
 }
 TABLE: dict[str, Layout] = {**ONE, **LAYOUTS, **RESUMED}

@@ -1,0 +1,60 @@
+"""One of two processes that train with overlap and write down what came after what in each step."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from hybridtron.distributed.environment import read_environment
+from hybridtron.distributed.groups import process_groups
+from hybridtron.training.build import build_engine
+from tests.distributed.layouts import TABLE
+from tests.distributed.walk import micro_batches, run_config
+
+LAYOUT, STEPS = "hybrid dp2 do overlap", 3
+
+
+def record(engine, events: list[str]) -> None:
+    """Write down forward passes, gradients of parameters and reductions of their buckets as they begin."""
+    (replica,) = engine.replicas
+    replica.register_forward_pre_hook(lambda *_: events.append("forward"))
+    for name, parameter in replica.module.named_parameters():
+        parameter.register_hook(lambda grad, name=name: events.append(f"gradient {name}"))
+    for order in engine.reductions:
+        order.begin = [partial(begin, index, start, events) for index, start in enumerate(order.begin)]
+
+
+def begin(index: int, start, events: list[str], *arguments) -> None:
+    events.append(f"reduce {index}")
+    start(*arguments)
+
+
+def main() -> None:
+    from hybridtron.distributed.cpu_compat import cuda_calls_on_cpu
+
+    with cuda_calls_on_cpu():
+        from hybridtron.distributed import engine as engine_module
+
+    torch.set_num_threads(1)
+    engine_module.BUCKET_ELEMENTS = 5000
+    config, folder, here = run_config(TABLE[LAYOUT]), Path(sys.argv[1]), read_environment()
+    with process_groups(config.parallel, here) as parallel_context:
+        engine, (model,) = build_engine(config, parallel_context)
+        events: list[str] = []
+        record(engine, events)
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        buckets = [[names[each] for each in group.params] for group in engine.reductions[0].groups]
+        steps = []
+        for step in range(STEPS):
+            events.clear()
+            engine.train_step(micro_batches(step, parallel_context, isolate=False), lr=1e-2)
+            steps.append(list(events))
+    (folder / f"{here.rank}.json").write_text(json.dumps({"buckets": buckets, "steps": steps}))
+
+
+if __name__ == "__main__":
+    main()
