@@ -20,6 +20,7 @@ def add_arguments(verb: ArgumentParser) -> None:
     verb.add_argument("--pattern", metavar="P", help="in place of a file: one pattern, in any dialect")
     verb.add_argument("--score", type=float, metavar="S", help="its score, larger is better; nan: it failed")
     verb.add_argument("--seed", type=int, metavar="N", help="its seed, where the search has several")
+    verb.add_argument("--seconds", type=float, metavar="S", help="how long it took, which a budget of hours needs")
     verb.add_argument("--unasked", action="store_true", help="take patterns too that nobody proposed")
     add_json_argument(verb)
 
@@ -40,7 +41,12 @@ def run(options: argparse.Namespace) -> int:
     results = read_results(options.results) if options.results else []
     with open_search(options.config, *overrides) as search:
         told = search.tell(
-            results, pattern=options.pattern, score=options.score, seed=options.seed, unasked=options.unasked
+            results,
+            pattern=options.pattern,
+            score=options.score,
+            seed=options.seed,
+            seconds=options.seconds,
+            unasked=options.unasked,
         )
     if options.json:
         print(json_text(told.as_json()))

@@ -26,10 +26,9 @@ def affordable(
     """
     step, seeds = progress.steps[-1], len(config.seeds)
     limits = config.budget.limits if config.budget else {}
-    seconds = [row.get("seconds", 0.0) for row in progress.results.values()]
     units = [(pattern, seed) for pattern in step.proposals for seed in config.seeds]
     waiting = sum(unit not in progress.results for unit in units)
-    longest = max(seconds, default=0.0) / HOUR
+    longest = _longest(progress)
     allowed = list(patterns)
     for key, limit in limits.items():
         names = step.space.names
@@ -51,41 +50,50 @@ def affordable(
 
 
 def admit_seeds(config: SearchConfig, evaluator: Evaluator, progress: Progress, rows: Sequence[Row]) -> Row | None:
-    """Return the row that says that seeds which were added fit the budget; None where none were, or one says so.
+    """Return the row that says which seeds were added and fit the budget; None where none were, or one says so.
 
     Raises UserError where the patterns that are there would exceed the budget with them: with some of its seeds a
-    pattern has no score, so that seeds are added for all patterns or for none. FLOPs are asked every time, since others
-    may propose patterns without these seeds; hours once, since a longer evaluation than those before is no fault.
+    pattern has no score, so that seeds are added for all patterns or for none. Each addition is asked once: from then on
+    a config without these seeds is refused.
     """
     limits = config.budget.limits if config.budget else {}
     row = {"row": "seeds", "of": config.seeds}
-    if not limits or rows[0].get("seeds") == config.seeds:
-        return None
     is_admitted = any(other["row"] == "seeds" and other.get("of") == config.seeds for other in rows)
+    if is_admitted or sorted(rows[0].get("seeds", [])) == config.seeds:
+        return None
     step = progress.steps[-1]
     waiting = sum((pattern, seed) not in progress.results for pattern in step.proposals for seed in config.seeds)
-    longest = max((row.get("seconds", 0.0) for row in progress.results.values()), default=0.0) / HOUR
+    longest = _longest(progress)
     needed = {
         "flops": len(config.seeds) * sum(evaluator.cost(step.space.names(pattern)) for pattern in step.proposals),
         "hours": spent_on(config, evaluator, progress)["hours"] + waiting * longest,
     }
     for key, limit in limits.items():
-        if waiting and needed[key] > limit and (key == "flops" or not is_admitted):
+        if waiting and needed[key] > limit:
             raise UserError(
                 f"seeds = {config.seeds}: with them the {plural(len(step.proposals), 'pattern')} of the search would "
                 f"exceed {limit:g} {WORDS[key]}; expected fewer seeds, or budget.{key} of at least {needed[key]!r}"
             )
-    return None if is_admitted else row
+    return row
 
 
 def spent_on(config: SearchConfig, evaluator: Evaluator, progress: Progress) -> dict[str, float]:
-    """Return the FLOPs, where the evaluator counts them, and the hours of all evaluations on the search's own seeds."""
+    """Return the FLOPs, where the evaluator counts them, and the hours of all evaluations on the search's own seeds.
+
+    One that was told without seconds counts as the longest.
+    """
     done = {unit: row for unit, row in progress.results.items() if unit[1] in config.seeds}
     names = progress.steps[-1].space.names
-    hours = sum(row.get("seconds", 0.0) for row in done.values()) / HOUR
+    longest = _longest(progress)
+    hours = sum(row["seconds"] / HOUR if "seconds" in row else longest for row in done.values())
     if evaluator.flops is None:
         return {"hours": hours}
     return {"flops": float(sum(evaluator.cost(names(pattern)) for pattern, _ in done)), "hours": hours}
+
+
+def _longest(progress: Progress) -> float:
+    """Return the hours of the longest evaluation so far; 0 where none is known."""
+    return max((row.get("seconds", 0.0) for row in progress.results.values()), default=0.0) / HOUR
 
 
 def stop_row(config: SearchConfig, reason: str) -> Row:

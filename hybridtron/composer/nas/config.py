@@ -216,7 +216,7 @@ class SearchConfig(Strict):
     def _different(cls, seeds: list[int]) -> list[int]:
         if len(set(seeds)) < len(seeds) or min(seeds) < 0:
             raise problem("", seeds, "different whole numbers, each at least 0")
-        return seeds
+        return sorted(seeds)  # in any order they are the same search
 
     @model_validator(mode="after")
     def _has_models_to_size(self) -> SearchConfig:

@@ -39,6 +39,7 @@ class OpenSearch:
         pattern: str | None = None,
         score: float | None = None,
         seed: int | None = None,
+        seconds: float | None = None,
         unasked: bool = False,
     ) -> Told:
         """Record scores: `results` with `id` or `pattern`, and `score`, or those of one pattern. All or none.
@@ -48,7 +49,9 @@ class OpenSearch:
         """
         listed = [*results]
         if pattern is not None:
-            listed.append({"pattern": pattern, "score": score, **({} if seed is None else {"seed": seed})})
+            given = {"seed": seed, "seconds": seconds}
+            known = {key: value for key, value in given.items() if value is not None}
+            listed.append({"pattern": pattern, "score": score, **known})
         return tell(self.search, self.store, listed, unasked)
 
     def report(self) -> Outcome:

@@ -10,15 +10,17 @@ import json
 import math
 import numbers
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hybridtron.composer.nas.budget import admit_seeds, affordable
 from hybridtron.composer.nas.progress import OUTSIDE, Progress, Unit
 from hybridtron.composer.nas.store import Row, Store
 from hybridtron.composer.nas.worker import Search, current_progress, named, next_unit
 from hybridtron.composer.space.layouts import letters_of, read_layers
+from hybridtron.composer.space.space import Pattern as Indices
 from hybridtron.composer.space.violations import violations
 from hybridtron.config.nearest import nearest
 from hybridtron.errors import UserError
@@ -106,17 +108,18 @@ def tell(search: Search, store: Store, results: Iterable[Mapping[str, Any]], una
 
     A result has `id` or `pattern`, in any dialect, with `seed` where the search has several, and `score`, larger being
     better. One that is null or not finite is recorded as failed, with `error` as its reason. `test_score`, on data that
-    selects nothing, and `seconds` may follow; a pattern that has a score may be told its test score later, alone. With
-    `unasked`, patterns that nobody proposed become proposals; else they are refused, as are scores that differ from one
-    that is there.
+    selects nothing, and `seconds` may follow, which a budget of hours needs; a pattern that has a score may be told its
+    test score later, alone. With `unasked`, patterns that nobody proposed become proposals; else they are refused, as are
+    scores that differ from one that is there, and patterns whose other seeds the budget does not allow.
 
     Raises UserError that names the refused results with their reasons.
     """
     with store.locked() as rows:
         progress = search.progress(rows)
+        admitted = admit_seeds(search.config, search.evaluator, progress, rows)
         ids = {row["id"]: _unit(search, row) for row in rows if row["row"] == "claim" and "id" in row}
         new: dict[Unit, Row] = {}
-        proposals: dict[str, None] = {}
+        proposals: dict[Indices, None] = {}
         refused, repeated, total = [], 0, 0
         for number, result in enumerate(results, start=1):
             total = number
@@ -124,6 +127,10 @@ def tell(search: Search, store: Store, results: Iterable[Mapping[str, Any]], una
                 unit, is_proposed = _addressed(search, progress, ids, result, unasked)
                 known = new.get(unit) or progress.results.get(unit)
                 row = _measured(result, known)
+                if known is None and "seconds" not in row and search.config.budget and search.config.budget.hours:
+                    raise UserError(
+                        "has no seconds; expected those of the evaluation, of which budget.hours is a limit"
+                    )
             except UserError as error:
                 name = result.get("id") or result.get("pattern") if isinstance(result, Mapping) else result
                 refused.append(f"result {number} ({name}): {error}")
@@ -131,20 +138,39 @@ def tell(search: Search, store: Store, results: Iterable[Mapping[str, Any]], una
             if known is None or ("test_score" in row and "test_score" not in known):
                 new[unit] = {**new.get(unit, {}), **row}
                 if not is_proposed:
-                    proposals[named(search, unit)["pattern"]] = None
+                    proposals[unit[0]] = None
             else:
                 repeated += 1
         if refused:
             more = f"; and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
             raise UserError(f"{len(refused)} of {total} results are refused, and none recorded: "
                             f"{'; '.join(refused[:SHOWN])}{more}")  # fmt: skip
-        added: list[Row] = []
+        _require_budget(search, progress, [*proposals], new)
+        added: list[Row] = [admitted] if admitted else []
         if proposals:
             number = progress.steps[-1].number
-            added.append({"row": "propose", "step": number, "patterns": [*proposals], "engine": OUTSIDE})
+            texts = [" ".join(search.space.names(pattern)) for pattern in proposals]
+            added.append({"row": "propose", "step": number, "patterns": texts, "engine": OUTSIDE})
         added += [{**row, "row": "result", **named(search, unit), "worker": OUTSIDE} for unit, row in new.items()]
         store.append(*added)
         return Told(len(new), repeated, current_progress(search, store, rows))
+
+
+def _require_budget(search: Search, progress: Progress, patterns: Sequence[Indices], told: Mapping[Unit, Row]) -> None:
+    """Raise UserError where the budget does not allow the seeds that were not told of patterns of one's own.
+
+    One that was told with all seeds is not evaluated here, and needs no budget.
+    """
+    known = {**progress.results, **told}
+    open_ones = [p for p in patterns if any((p, seed) not in known for seed in search.config.seeds)]
+    allowed, reason = affordable(search.config, search.evaluator, replace(progress, results=known), open_ones)
+    if len(allowed) < len(open_ones):
+        pattern = Pattern(search.space.names(open_ones[len(allowed)]))
+        raise UserError(
+            f"{pattern}: the budget does not allow its other seeds"
+            + (f", as {reason}" if reason else "")
+            + "; expected scores for all of seeds, or a larger budget; nothing is recorded"
+        )
 
 
 def _addressed(

@@ -30,6 +30,7 @@ KEYS: dict[str, dict[str, tuple[Any, str]]] = {  # kind of row -> its keys, thei
     "confirm": {"patterns": (list, "a list of patterns"), "roles": (list, "a list of words")},
     "claim": {"pattern": _PATTERN, "seed": _SEED, "worker": (str, "the name of a worker")},
     "result": {"pattern": _PATTERN, "seed": _SEED, "score": ((int, float, type(None)), "a number, or null")},
+    "seeds": {"of": (list, "a list of whole numbers")},
     "vote": {"pattern": _PATTERN, "step": (int, "a whole number"), "by": (str, "what voted")},
 }
 OUTSIDE = "outside"  # the worker of scores that were told
@@ -120,8 +121,8 @@ def read_progress(config: SearchConfig, whole: Space, rows: Sequence[Row], liste
     """Read the state of a search of the space `whole` from all rows of its record; `listed` are those of a list.
 
     What was proposed for a step whose space has changed since, as what the step before hands on has, counts no more;
-    its results stay, for patterns that are proposed again. Raises UserError for a row that is damaged, and where a step
-    finds no pattern around what the step before handed on.
+    its results stay, for patterns that are proposed again. Raises UserError for a row that is damaged, where the config
+    lacks seeds that were added, and where a step finds no pattern around what the step before handed on.
     """
     results: dict[Unit, Row] = {}
     claims: dict[Unit, str] = {}
@@ -146,6 +147,8 @@ def read_progress(config: SearchConfig, whole: Space, rows: Sequence[Row], liste
                 first = results.setdefault(unit, row)
                 if "test_score" in row and "test_score" not in first:  # which may be told later
                     results[unit] = {**first, "test_score": row["test_score"], "tested_by": row.get("worker")}
+        elif row["row"] == "seeds":
+            _require_seeds(config, row["of"])
         elif row["row"] == "vote":
             votes.setdefault((row["step"], _text(row.get("of"))), (number, row))
         elif row["row"] == "stop" and row.get("of") == stop_key(config):
@@ -171,6 +174,15 @@ def read_progress(config: SearchConfig, whole: Space, rows: Sequence[Row], liste
                 patterns = [whole.indices(text.split()) for text in row["patterns"]]
                 progress.candidates = dict(zip(patterns, row["roles"], strict=True))
     return progress
+
+
+def _require_seeds(config: SearchConfig, added: Sequence[int]) -> None:
+    """Raise UserError where a config lacks seeds that were added to its search: it would tell of a part of the scores."""
+    if any(seed not in config.seeds for seed in added):
+        raise UserError(
+            f"seeds = {config.seeds}: since seeds were added, search folder {config.search_folder} has {list(added)}; "
+            "expected these, or more"
+        )
 
 
 def stop_key(config: SearchConfig) -> Row:
@@ -205,7 +217,7 @@ def _damage(row: Row, blocks: Sequence[str]) -> str | None:
     for key in NUMBERS:
         if not isinstance(row.get(key, 0), int | float):
             return f"{key} = {row[key]!r}; expected a number"
-    for text in row["patterns"] if "patterns" in KEYS[kind] else [row["pattern"]]:
+    for text in row["patterns"] if "patterns" in KEYS[kind] else [row["pattern"]] if "pattern" in KEYS[kind] else []:
         for word in text.split() if isinstance(text, str) else [text]:
             if word not in blocks:
                 return f"block {word!r}; expected {one_of(word, blocks)}"

@@ -92,8 +92,8 @@ class Store:
             raise UserError(f"{self.file}:1: expected the beginning of a search of format {FORMAT}")
         first.pop("time", None)
         was, now = first.get("seeds"), header.get("seeds", [])
-        if isinstance(was, list) and len(was) < len(now) and all(seed in now for seed in was):
-            first["seeds"] = now  # seeds may be added to a search
+        if isinstance(was, list) and all(seed in now for seed in was):
+            first["seeds"] = now  # they may be added, and stand in any order
         if differences := list(_differences(first, header)):
             more = f", and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
             raise UserError(

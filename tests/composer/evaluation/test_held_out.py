@@ -105,6 +105,13 @@ def test_tokens_that_test_nothing_are_refused_before_anything_is_written(tmp_pat
     assert not (tmp_path / "s").exists()
 
 
+def test_a_copy_of_training_tokens_is_refused_wherever_it_lies(tmp_path, tiny, corpus):
+    for suffix in (".bin", ".idx"):
+        (tmp_path / f"renamed{suffix}").write_bytes((corpus / f"train{suffix}").read_bytes())
+    with pytest.raises(UserError, match=r"renamed: has the tokens of data\.train; expected others"):
+        make_evaluator(config(tmp_path / "s", evaluator=short_run(tiny, test=str(tmp_path / "renamed"))))
+
+
 def test_a_refusal_names_the_path_as_it_was_given(tmp_path, tiny):
     missing = tmp_path / "data.valid" / "test"
     with pytest.raises(UserError, match=rf"evaluator\.test: .*{re.escape(str(missing))}"):

@@ -11,7 +11,7 @@ from hybridtron.composer import open_search
 from hybridtron.composer.evaluation.evaluators import make_evaluator
 from hybridtron.composer.nas.budget import admit_seeds, affordable, spent_on
 from hybridtron.composer.nas.config import SearchConfig
-from hybridtron.composer.nas.run import run_search
+from hybridtron.composer.nas.run import report_search, run_search
 from hybridtron.composer.nas.worker import SearchFailed, prepare
 from hybridtron.config.load import build, load
 from hybridtron.errors import UserError
@@ -108,20 +108,54 @@ def test_seeds_are_added_only_where_the_budget_allows_them_for_every_pattern(tmp
     assert len((tmp_path / "evaluations.jsonl").read_bytes()) == size
 
 
-def test_patterns_that_came_without_the_added_seeds_get_them_only_where_the_budget_allows_it(tmp_path):
-    """As where the search has gone on with its first seeds meanwhile."""
-    given = {"evaluator": MAD, "engine": {"type": "exhaustive"}}
-    config = made(tmp_path, **given, evaluations=1)
-    patterns = list(config.space.patterns.enumerate())[:3]
-    costs = [make_evaluator(config).cost(config.space.patterns.names(pattern)) for pattern in patterns]
-    for limit, seeds in ((costs[0], [0]), (2 * costs[0], [0, 1]), (sum(costs), [0])):
-        run_search(made(tmp_path, **given, budget={"flops": limit}, seeds=seeds))
+def test_once_seeds_were_added_a_config_without_them_is_refused(tmp_path):
+    """It would evaluate, and tell of, a part of the seeds only."""
+    run_search(made(tmp_path, evaluations=2))
+    run_search(made(tmp_path, evaluations=2, seeds=[0, 1]))
     before = (tmp_path / "evaluations.jsonl").read_bytes()
-    with pytest.raises(UserError, match=r"the 3 patterns of the search would exceed"):
-        run_search(made(tmp_path, **given, budget={"flops": 2 * sum(costs) - 1}, seeds=[0, 1]))
+    for work in (run_search, report_search):
+        with pytest.raises(
+            UserError, match=r"seeds = \[0\]: since seeds were added, .* has \[0, 1\]; expected these"
+        ) as found:
+            work(made(tmp_path, evaluations=2))
+        assert "\n" not in str(found.value)
     assert (tmp_path / "evaluations.jsonl").read_bytes() == before
-    outcome, _ = run_search(made(tmp_path, **given, budget={"flops": 2 * sum(costs)}, seeds=[0, 1]))
-    assert outcome.as_json()["spent"]["flops"] == 2 * sum(costs)
+
+
+def test_seeds_are_the_same_in_any_order(tmp_path):
+    first, _ = run_search(made(tmp_path, evaluations=3, seeds=[0, 1]))
+    before = (tmp_path / "evaluations.jsonl").read_bytes()
+    second, _ = run_search(made(tmp_path, evaluations=3, seeds=[1, 0]))
+    assert (tmp_path / "evaluations.jsonl").read_bytes() == before
+    assert second.as_json() == first.as_json()
+
+
+def test_patterns_of_ones_own_are_refused_where_the_budget_does_not_allow_their_other_seeds(tmp_path):
+    given = {**SEARCH, "folder": str(tmp_path), "evaluator": MAD, "seeds": [0, 1]}
+    cost = make_evaluator(build({**given, "evaluations": 1}, SearchConfig)).cost(("attn", "mlp", "mlp", "attn"))
+    with open_search({**given, "budget": {"flops": 2 * cost - 1}}) as outside:
+        one = {"pattern": "AMMA", "score": 0.5}
+        before = (tmp_path / "evaluations.jsonl").read_bytes()
+        with pytest.raises(
+            UserError, match=r"attn 2\*mlp attn: the budget does not allow its other seeds, as .* 0 are spent"
+        ):
+            outside.tell([{**one, "seed": 0}], unasked=True)
+        assert (tmp_path / "evaluations.jsonl").read_bytes() == before
+        assert outside.tell([{**one, "seed": seed} for seed in (0, 1)], unasked=True).recorded == 2
+    with open_search({**given, "budget": {"flops": 4 * cost}}) as outside:
+        assert outside.tell([{**one, "pattern": "MAAM", "seed": 0}], unasked=True).recorded == 1
+
+
+def test_a_budget_of_hours_needs_the_seconds_of_what_is_told(tmp_path):
+    given = {**SEARCH, "folder": str(tmp_path), "evaluations": 9}
+    with open_search(given) as outside:  # told before there was a budget: counts as the longest
+        outside.tell(pattern="AMMA", score=0.5, unasked=True)
+    del given["evaluations"]
+    with open_search({**given, "budget": {"hours": 1.0}}) as outside:
+        with pytest.raises(UserError, match=r"has no seconds; expected those of the evaluation"):
+            outside.tell(pattern="MMMM", score=0.5, unasked=True)
+        outside.tell(pattern="MMMM", score=0.5, seconds=900, unasked=True)
+        assert outside.report().as_json()["spent"] == {"hours": 0.5}
 
 
 def test_hours_of_added_seeds_are_expected_to_be_the_longest_yet(tmp_path):
