@@ -53,8 +53,8 @@ def admit_seeds(config: SearchConfig, evaluator: Evaluator, progress: Progress, 
     """Return the row that says which seeds were added and fit the budget; None where none were, or one says so.
 
     Raises UserError where the patterns that are there would exceed the budget with them: with some of its seeds a
-    pattern has no score, so that seeds are added for all patterns or for none. Each addition is asked once: from then on
-    a config without these seeds is refused.
+    pattern has no score, so that seeds are added for all patterns or for none. Each addition is asked once: from then
+    on a config without these seeds is refused.
     """
     limits = config.budget.limits if config.budget else {}
     row = {"row": "seeds", "of": config.seeds}

@@ -109,8 +109,8 @@ def tell(search: Search, store: Store, results: Iterable[Mapping[str, Any]], una
     A result has `id` or `pattern`, in any dialect, with `seed` where the search has several, and `score`, larger being
     better. One that is null or not finite is recorded as failed, with `error` as its reason. `test_score`, on data that
     selects nothing, and `seconds` may follow, which a budget of hours needs; a pattern that has a score may be told its
-    test score later, alone. With `unasked`, patterns that nobody proposed become proposals; else they are refused, as are
-    scores that differ from one that is there, and patterns whose other seeds the budget does not allow.
+    test score later, alone. With `unasked`, patterns that nobody proposed become proposals; else they are refused, as
+    are scores that differ from one that is there, and patterns whose other seeds the budget does not allow.
 
     Raises UserError that names the refused results with their reasons.
     """

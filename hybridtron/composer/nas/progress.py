@@ -177,7 +177,7 @@ def read_progress(config: SearchConfig, whole: Space, rows: Sequence[Row], liste
 
 
 def _require_seeds(config: SearchConfig, added: Sequence[int]) -> None:
-    """Raise UserError where a config lacks seeds that were added to its search: it would tell of a part of the scores."""
+    """Raise UserError where a config lacks seeds that were added to its search: it would tell of some scores only."""
     if any(seed not in config.seeds for seed in added):
         raise UserError(
             f"seeds = {config.seeds}: since seeds were added, search folder {config.search_folder} has {list(added)}; "
