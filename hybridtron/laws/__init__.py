@@ -60,7 +60,10 @@ def fit(law: str, data: Any, settings: Settings | None = None, **keywords: Any) 
     sources = data if isinstance(data, list | tuple) else [data]
     if not sources:
         raise UserError("data = []: expected a table, or the path of a file or run folder")
-    runs = read_runs(sources, declared.columns, declared.optional_columns, group=settings.group, **reading_settings)
+    runs = read_runs(
+        sources, declared.columns, declared.optional_columns, group=settings.group, at_most=declared.at_most,
+        **reading_settings,
+    )  # fmt: skip
     found = _fit_runs(declared, runs, settings)
     request: dict[str, Any] = {"sources": [source_name(source) for source in sources], "notes": list(runs.notes)}
     request |= {"where": [], "columns": {}, "context": None, "keep_best": False} | reading_settings

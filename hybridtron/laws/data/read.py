@@ -6,7 +6,7 @@ Bad input raises UserError that names the source, the line and the column. What 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,17 +17,12 @@ from hybridtron.errors import UserError
 from hybridtron.laws.data.cells import best_of_cells
 from hybridtron.laws.data.columns import DERIVED, SYNONYMS, canonical_names, missing_columns
 from hybridtron.laws.data.points import parse_number
+from hybridtron.laws.data.ranges import check_ranges
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.data.sources import read_text
 
 SIX_N_D = "6ND"  # chosen as the column of flops: leave the source's own, and take 6 n_params tokens
 TEXT = ("arch",)  # names, also where they look like numbers
-# Columns whose values are not simply above zero.
-RANGES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
-    "score": (np.isfinite, "a finite number"),
-    "ratio": (lambda ratio: (ratio >= 0) & (ratio <= 1), "a share from 0 to 1"),
-    "error": (lambda error: (error > 0) & (error <= 1), "a share above 0 and up to 1 (is it in per cent?)"),
-}
 
 
 def read_runs(
@@ -40,18 +35,20 @@ def read_runs(
     group: str | None = None,
     context: int | None = None,
     keep_best: bool = False,
+    at_most: Mapping[str, str] | None = None,
 ) -> Runs:
     """Read the rows of all sources that pass every (column, value) of `where`.
 
     Args:
         sources: paths of CSV or parquet files, of run folders or of folders of them, and tables in memory.
-        needed: canonical columns that must be there, or follow from others, as finite numbers above zero (a score may
-            have any sign, an error lies in 0..1; `arch` is text).
+        needed: canonical columns that must be there, or follow from others, as finite numbers that are possible
+            (`data.ranges`; `arch` is text).
         optional: the same for columns that may be missing.
         columns: which column of the sources each canonical name means; for flops also "6ND" (none, 6 N D instead).
         group: a column that must be there, naming each row's run.
         context: sequence length that the state size of run folders assumes; by default each run's own.
         keep_best: whether only the lowest loss of each cell of equal parameters and tokens is kept (`data.cells`).
+        at_most: column -> the column above which its values cannot lie.
 
     Raises UserError.
     """
@@ -63,6 +60,9 @@ def read_runs(
     for column, value in where:
         tables = _filter(tables, column, str(value), columns or {})
     typed = [_typed(table, needed, optional, columns or {}, group) for table in tables if len(table)]
+    for table in typed:
+        numbers = [name for name in (*needed, *optional) if name in table and name not in TEXT]
+        check_ranges(table, numbers, at_most or {})
     runs = _joined(typed)
     runs = _without_repeats(replace(runs, warnings=left_out + runs.warnings), [len(table) for table in typed])
     return best_of_cells(runs) if keep_best else runs
@@ -127,9 +127,6 @@ def _typed(
     runs = replace(table, columns=columns)
     if group is not None and (empty := cells.get(group, runs[group]) == "").any():
         raise UserError(f"{runs.locate(int(np.argmax(empty)))}: {group} is empty; expected the run of each row")
-    for name in (*needed, *optional):
-        if name in columns and name not in TEXT:
-            runs.require(name, *RANGES.get(name, ()))
     return replace(runs, notes=(*table.notes, *notes), warnings=table.warnings)
 
 

@@ -69,5 +69,6 @@ LAW = formula_law(
     size=lambda runs: runs["n_params"] * runs["tokens"],
     facts=valleys,
     across=("tokens", "unique_tokens"),
+    at_most={"unique_tokens": "tokens"},
     template="data-repetition",
 )

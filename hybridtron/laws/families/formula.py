@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from hybridtron.errors import UserError
-from hybridtron.laws.data.points import MAY_BE_ZERO, extrapolation_warnings
+from hybridtron.laws.data.points import extrapolation_warnings
+from hybridtron.laws.data.ranges import broken_range
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.across import loss_across
 from hybridtron.laws.families.fixed import FIX, check_reach, misfit_warnings, read_fixed
@@ -68,6 +69,7 @@ class Declared:
     doubts: Doubts = lambda fitted, runs: []
     template: str = "formula"
     across: tuple[str, str] | None = None
+    at_most: Mapping[str, str] = field(default_factory=dict)
 
     def build(self, runs: Runs, delta: float, fixed: dict[str, float]) -> Curve:
         """Build the curve over these runs, with some parameters held at a value."""
@@ -117,7 +119,7 @@ class Declared:
         delta = self.delta if settings.delta is None else settings.delta
         build = partial(self.build, fixed=fixed)
         for point in settings.predict:
-            _columns_at(self.name, self.columns, point)  # refused before the fit
+            _columns_at(self, point)  # refused before the fit
         if not fixed:
             _check_varied(self.name, self.columns, runs)
         curve = build(runs, delta)
@@ -132,7 +134,7 @@ class Declared:
         return complete_fit(
             self.name, build, runs, settings, delta=delta,
             size=self.size(runs) if self.size is not None else 1 / runs["loss"], size_name="size",
-            predict_point=lambda fitted, point: _predict(self.name, self.columns, fitted, point, runs),
+            predict_point=lambda fitted, point: _predict(self, fitted, point, runs),
             curves=lambda fitted: self._curves(fitted, runs), template=self.template,
             check=warnings,
             facts=lambda fitted: {"fixed": fixed} | (facts(fitted, runs, settings) if facts else {}),
@@ -167,6 +169,7 @@ def formula_law(
         facts, template: what the law's own verdict is told, and the name of its template.
         doubts: warnings of the law's own.
         across: column that the loss is plotted against, and the one at a few values of which it is.
+        at_most: column -> the column above which its values cannot lie.
 
     Raises UserError for bounds that are no box, and for names that the formula does not take.
     """
@@ -174,7 +177,7 @@ def formula_law(
     _check(declared)
     return FormulaLaw(
         name=name, summary=summary, columns=(*columns, "loss"), parameters=tuple(bounds), fit=declared.fit,
-        build=partial(declared.build, fixed={}), options={"fix": FIX, "outliers": OUTLIERS},
+        build=partial(declared.build, fixed={}), options={"fix": FIX, "outliers": OUTLIERS}, at_most=declared.at_most,
     )  # fmt: skip
 
 
@@ -212,33 +215,41 @@ def _check_varied(name: str, columns: Sequence[str], runs: Runs) -> None:
             )
 
 
-def _columns_at(name: str, columns: Sequence[str], point: Mapping[str, float]) -> dict[str, float]:
-    """Return the columns of a point given by their names or symbols; raises UserError for one too many or too few."""
+def _columns_at(law: Declared, point: Mapping[str, float]) -> dict[str, float]:
+    """Return the columns of a point given by their names or symbols.
+
+    Raises UserError for one too many or too few, and for values that are impossible.
+    """
+    columns = law.columns
     symbols = {column: symbol for symbol, known in SYMBOLS.items() for column in known}
     at: dict[str, float] = {}
+    called: dict[str, str] = {}
     text = ",".join(f"{given}={value:g}" for given, value in point.items())
     expected = ", ".join(dict.fromkeys(symbols.get(column, column) for column in columns))
     for given, value in point.items():
-        if given in MAY_BE_ZERO and value > 1:
-            raise UserError(f"predict = {text}: {given} is {value:g}; expected a share from 0 to 1")
         named = [column for column in SYMBOLS.get(given, (given,)) if column in columns and column not in at]
         if not named:
-            raise UserError(f"predict = {text}: {name} does not know {given!r} beside the others; expected {expected}")
+            raise UserError(
+                f"predict = {text}: {law.name} does not know {given!r} beside the others; expected {expected}"
+            )
         at |= dict.fromkeys(named, value)
+        called |= dict.fromkeys(named, given)
     given_alone = {symbols.get(column) for column in point}  # a symbol of which some columns were given by name
     lacking = [column for column in columns if column not in at]
     if missing := [c if symbols.get(c, c) in given_alone else symbols.get(c, c) for c in lacking]:
-        raise UserError(f"predict = {text}: {', '.join(dict.fromkeys(missing))} missing; {name} needs {expected}")
+        raise UserError(f"predict = {text}: {', '.join(dict.fromkeys(missing))} missing; {law.name} needs {expected}")
+    if (broken := broken_range(at, law.at_most, called)) is not None:
+        raise UserError(f"predict = {text}: {broken}")
     return at
 
 
 def _predict(
-    name: str, columns: Sequence[str], fitted: CurveFit, point: Mapping[str, float], runs: Runs
-) -> tuple[list[dict[str, Any]], list[str]]:  # fmt: skip
+    law: Declared, fitted: CurveFit, point: Mapping[str, float], runs: Runs
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Predict the loss at a point, and warn of what lies far outside the data."""
-    at = _columns_at(name, columns, point)
+    at = _columns_at(law, point)
     known = {
         given: runs[column] for given in point for column in SYMBOLS.get(given, (given,))
-        if column in columns
+        if column in law.columns
     }  # fmt: skip
-    return [{**point, **fitted.estimate_at("loss", at)}], extrapolation_warnings(name, point, known)
+    return [{**point, **fitted.estimate_at("loss", at)}], extrapolation_warnings(law.name, point, known)

@@ -141,6 +141,7 @@ class Law:
         parameters: public names of what is fitted.
         fit: the fit itself.
         optional_columns: canonical columns that are used when they are there.
+        at_most: column -> the column above which its values cannot lie.
         options: name of each option of this law, with its default, its meaning and, where few are possible, its values.
         ignores: settings that mean nothing to this law; a warning says so when one is given.
     """
@@ -151,6 +152,7 @@ class Law:
     parameters: tuple[str, ...]
     fit: Callable[[Runs, Settings], Fit]
     optional_columns: tuple[str, ...] = ()
+    at_most: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     ignores: tuple[str, ...] = ()
 

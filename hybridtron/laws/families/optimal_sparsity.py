@@ -42,4 +42,5 @@ LAW = formula_law(
     anchors={"a": ("n_params", "alpha"), "b": ("tokens", "beta"), "d": ("n_params", "gamma")},
     size=lambda runs: runs["active_params"] * runs["tokens"],
     across=("active_params", "n_params"),
+    at_most={"active_params": "n_params"},
 )

@@ -36,4 +36,5 @@ LAW = formula_law(
     anchors={"a": ("active_params", "alpha"), "g": ("active_params", "alpha"), "B": ("tokens", "beta")},
     size=lambda runs: runs["active_params"] * runs["tokens"],
     across=("n_params", "active_params"),
+    at_most={"active_params": "n_params"},
 )

@@ -180,6 +180,7 @@ LAW = Law(
     name="step",
     summary="lr_opt = k N^a D^b, batch_opt = m D^c: best learning rate and batch in tokens, from sweeps over N and D",
     columns=("n_params", "tokens", *AXES, "loss"),
+    at_most={"batch_tokens": "tokens"},
     parameters=(*_NAMES["learning_rate"], *_NAMES["batch_tokens"]),
     fit=fit,
     options={"window": (WINDOW, "runs within this factor of a cell's lowest run are fitted; inf takes all")},

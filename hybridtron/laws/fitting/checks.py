@@ -7,7 +7,7 @@ import numpy as np
 from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
 from hybridtron.laws.data.columns import missing_columns
-from hybridtron.laws.data.read import RANGES
+from hybridtron.laws.data.ranges import check_ranges
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Law, Settings
 
@@ -33,9 +33,8 @@ def check(law: Law, runs: Runs, settings: Settings) -> None:
         runs[settings.group]  # raises with the nearest names
     if missing := [name for name in law.columns if name not in runs]:
         raise missing_columns(missing, runs.columns, runs.source)
-    for name in (*law.columns, *law.optional_columns):
-        if name in law.columns or (name in runs and runs[name].dtype != object):
-            runs.require(name, *(RANGES[name] if name in ("score", "ratio") else ()))
+    optional = [name for name in law.optional_columns if name in runs and runs[name].dtype != object]
+    check_ranges(runs, [*law.columns, *optional], law.at_most)
     if settings.delta is not None and not settings.delta > 0:
         raise UserError(f"delta is {settings.delta:g}; expected a threshold above zero")
 
