@@ -1,8 +1,8 @@
 """A law from one formula: its bounds and its name are enough.
 
-Derivatives come from the formula itself by the complex step (`fitting.complex_step`), exact to rounding. Operations of
-numpy, comparisons, `where`, `minimum` and `maximum` work; a formula that loses the imaginary part of a parameter (abs,
-rounding) is refused before anything is fitted.
+Derivatives come from the formula itself (`fitting.derivatives`), exact to rounding. Operations of numpy, comparisons,
+`where`, `minimum` and `maximum` work; a formula that loses the derivative by a parameter (abs, rounding) is refused
+before anything is fitted.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.across import loss_across
 from hybridtron.laws.families.fixed import FIX, check_reach, misfit_warnings, read_fixed
 from hybridtron.laws.families.law import Fit, Law, Series, Settings
-from hybridtron.laws.fitting.complex_step import check_formula, differentiate
 from hybridtron.laws.fitting.curve import OUTLIERS, Build, Curve, CurveFit, complete_fit, measured_against_predicted
+from hybridtron.laws.fitting.derivatives import check_formula, differentiate
 from hybridtron.laws.fitting.identified import Tested
 from hybridtron.laws.fitting.optimize import Array, Problem
 
@@ -80,8 +80,8 @@ class Declared:
         middle = {size: float(np.log(runs[column]).mean()) for size, (column, _) in self.anchors.items()}
         data = {column: runs[column] for column in self.columns}
 
-        def values(theta: Any) -> dict[str, Any]:
-            at = dict(zip(names, theta.T, strict=True)) | fixed
+        def values(coordinates: Sequence[Any]) -> dict[str, Any]:
+            at = dict(zip(names, coordinates, strict=True)) | fixed
             powers = {size: at[exponent] * middle[size] for size, (_, exponent) in self.anchors.items()}
             with np.errstate(over="ignore"):
                 return {
@@ -89,12 +89,15 @@ class Declared:
                     for i, name in enumerate(names)
                 }
 
-        def evaluate(theta: Any, columns: Mapping[str, Array]) -> Any:
-            arguments = {name: value[:, None] for name, value in values(theta).items()}
-            return self.formula(**{column: columns[column] for column in self.columns}, **fixed, **arguments)
+        def evaluate(coordinates: Sequence[Any], columns: Mapping[str, Array]) -> Any:
+            read = {column: columns[column] for column in self.columns}
+            return self.formula(**read, **fixed, **values(coordinates))
+
+        def loss(theta: Array, columns: Mapping[str, Array]) -> Any:
+            return evaluate(list(theta.T[:, :, None]), columns)
 
         def predict(theta: Array, rows: Any) -> Array:
-            return np.log(evaluate(theta, {column: array[rows] for column, array in data.items()}))
+            return np.log(loss(theta, {column: array[rows] for column, array in data.items()}))
 
         def derivatives(theta: Array, rows: Any = slice(None)) -> tuple[Array, Array]:
             return differentiate(evaluate, {column: array[rows] for column, array in data.items()}, theta)
@@ -108,7 +111,7 @@ class Declared:
             if name in self.tested
         }
         return Curve(
-            problem, starts, values, evaluate, runs["loss"], f"{words} of log loss, summed over points", True,
+            problem, starts, lambda theta: values(theta.T), loss, runs["loss"], f"{words} of log loss, summed over points", True,
             tested=tested,
         )  # fmt: skip
 

@@ -1,8 +1,9 @@
-"""Derivatives of a formula by the complex step (Squire and Trapp 1998), and whether it allows them.
+"""Derivatives of a formula, exact to rounding, and whether it allows them.
 
-f(theta + i h) = f(theta) + i h f'(theta) up to h^2, without any difference of nearby numbers. numpy compares complex
-numbers by their real parts first, so comparisons, `where`, `minimum` and `maximum` keep the derivative of the side that
-they choose. abs, rounding and `.real` lose it.
+A formula of the operations that `fitting.dual` knows carries its derivatives along. Any other is differentiated by the
+complex step (Squire and Trapp 1998): f(theta + i h) = f(theta) + i h f'(theta) up to h^2, without any difference of
+nearby numbers. numpy compares complex numbers by their real parts first, so comparisons, `where`, `minimum` and
+`maximum` keep the derivative of the side that they choose. abs, rounding and `.real` lose it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from hybridtron.errors import UserError
+from hybridtron.laws.fitting.dual import Dual, parameters
 from hybridtron.laws.fitting.optimize import Array, Problem
 
 _STEP = 1e-30
-_AT_ONCE = 20_000  # complex values that stay in cache
+_AT_ONCE = 20_000  # derivatives that stay in cache
 _TRIED = 16  # parameter vectors at which a formula's derivatives are checked
 _LOST = 0.05  # share of wrong derivatives that no kink of the formula explains
 
@@ -24,17 +26,41 @@ _LOST = 0.05  # share of wrong derivatives that no kink of the formula explains
 def differentiate(
     evaluate: Callable[..., Any], data: Mapping[str, Array], theta: Array
 ) -> tuple[Array, Array]:  # fmt: skip
-    """Return log loss [k, n], nan where the formula is not above zero, and its derivatives [k, p, n]; theta [k, p]."""
+    """Return log loss [k, n], nan where the formula is not above zero, and its derivatives [k, p, n]; theta [k, p].
+
+    `evaluate` takes the p coordinates, each [k, 1], and the columns.
+    """
     (k, p), n = theta.shape, len(next(iter(data.values())))
     value, derivative = np.empty((k, n)), np.empty((k, p, n))
-    steps = 1j * _STEP * np.eye(p)
-    for part in np.array_split(np.arange(k), max(1, k * p * n // _AT_ONCE)):  # all derivatives in one call
-        stepped = (theta[part, None] + steps).reshape(-1, p)
-        with np.errstate(all="ignore"):
-            loss = np.broadcast_to(evaluate(stepped, data), (len(stepped), n)).reshape(len(part), p, n)
-            positive = np.where(loss.real > 0, loss.real, np.nan)
-            value[part], derivative[part] = np.log(positive[:, 0]), loss.imag / _STEP / positive
-    return value, np.nan_to_num(derivative, nan=0.0, posinf=0.0, neginf=0.0)
+    with np.errstate(all="ignore"):
+        for part in np.array_split(np.arange(k), max(1, k * p * n // _AT_ONCE)):  # all derivatives in one call
+            loss, slopes = _carried(evaluate, data, theta[part]) or by_complex_step(evaluate, data, theta[part])
+            positive = np.where(loss > 0, loss, np.nan)
+            value[part], whole = np.log(positive), 1 / positive
+            for i in range(p):
+                derivative[part, i] = slopes[i] * whole if i in slopes else 0.0
+    return value, np.nan_to_num(derivative, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _carried(
+    evaluate: Callable[..., Any], data: Mapping[str, Array], theta: Array
+) -> tuple[Array, dict[int, Array]] | None:  # fmt: skip
+    """Return loss and its derivatives by parameter, which broadcast to [k, n]; None for an operation without a rule."""
+    try:
+        found = evaluate(parameters(theta), data)
+    except (TypeError, ValueError, AttributeError):
+        return None
+    return (found.value, found.slopes) if isinstance(found, Dual) else None
+
+
+def by_complex_step(
+    evaluate: Callable[..., Any], data: Mapping[str, Array], theta: Array
+) -> tuple[Array, dict[int, Array]]:  # fmt: skip
+    """Return loss [k, n] and its derivatives by parameter, each [k, n]; theta [k, p]."""
+    (k, p), n = theta.shape, len(next(iter(data.values())))
+    stepped = (theta[:, None] + 1j * _STEP * np.eye(p)).reshape(-1, p)
+    loss = np.broadcast_to(evaluate(list(stepped.T[:, :, None]), data), (k * p, n)).reshape(k, p, n)
+    return loss.real[:, 0], dict(enumerate(np.moveaxis(loss.imag / _STEP, 1, 0)))
 
 
 def check_formula(law: str, names: Sequence[str], problem: Problem) -> None:
