@@ -111,8 +111,8 @@ class Declared:
             if name in self.tested
         }
         return Curve(
-            problem, starts, lambda theta: values(theta.T), loss, runs["loss"], f"{words} of log loss, summed over points", True,
-            tested=tested,
+            problem, starts, lambda theta: values(list(theta.T)), loss, runs["loss"],
+            f"{words} of log loss, summed over points", True, tested=tested,
         )  # fmt: skip
 
     def fit(self, runs: Runs, settings: Settings) -> Fit:

@@ -7,8 +7,8 @@ is therefore fixed at a half and at twice its value, the others are refitted, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +65,14 @@ def weak_parameters(
         tested: by the number of the coordinate.
     """
     centre = refine(problem, theta[None], iterations=60)[0][0]
-    found = {one: other for i, one in tested.items() if (other := _as_good(problem, centre, labels, i, one))}
+    moves = [(i, one, moved) for i, one in tested.items() for moved in _halved_and_doubled(problem, centre, i, one)]
+    if not moves:
+        return frozenset(), []
+    rises, _ = _rises(problem, centre, labels, [(i, moved) for i, _, moved in moves], centre)
+    found: dict[Tested, float] = {}
+    for (_, one, moved), rise in zip(moves, rises, strict=True):
+        if rise < 1:
+            found.setdefault(one, float(np.exp(moved)) if one.log else moved)
     warnings = [
         f"not identified: no interval of {', '.join((one.name, *one.with_it))}: with {one.name} = {other:.3g} the law "
         "fits these data as well within their noise; add runs over a wider range of sizes and tokens"
@@ -85,7 +92,7 @@ def profile(problem: Problem, theta: Array, labels: NDArray[np.intp], i: int, st
         at, start = float(centre[i]), centre
         while at != bound:
             moved = float(np.clip(at + direction, problem.lower[i], problem.upper[i]))
-            rise, start = _rise(problem, centre, labels, i, moved, start)
+            (rise,), (start,) = _rises(problem, centre, labels, [(i, moved)], start)
             if rise >= 1:
                 break
             at = moved
@@ -93,41 +100,34 @@ def profile(problem: Problem, theta: Array, labels: NDArray[np.intp], i: int, st
     return ends[0], ends[1]
 
 
-def _as_good(problem: Problem, theta: Array, labels: NDArray[np.intp], i: int, one: Tested) -> float | None:
-    """Return a half or twice the parameter where the data cannot exclude it, or None."""
-    for factor in _FACTORS:
-        moved = float(theta[i] + np.log(factor) if one.log else theta[i] * factor)
-        inside = problem.lower[i] <= moved <= problem.upper[i]
-        if inside and moved != theta[i] and _rise(problem, theta, labels, i, moved, theta)[0] < 1:
-            return float(np.exp(moved)) if one.log else moved
-    return None
+def _halved_and_doubled(problem: Problem, theta: Array, i: int, one: Tested) -> list[float]:
+    """Return coordinate i at a half and at twice the parameter, as far as these lie inside its bounds."""
+    both = [float(theta[i] + np.log(factor) if one.log else theta[i] * factor) for factor in _FACTORS]
+    return [moved for moved in both if problem.lower[i] <= moved <= problem.upper[i] and moved != theta[i]]
 
 
-def _rise(
-    problem: Problem, theta: Array, labels: NDArray[np.intp], i: int, moved: float, others_from: Array
-) -> tuple[float, Array]:  # fmt: skip
-    """Return the rise of the objective with coordinate i at `moved`, over the rise that noise explains at 95 %.
+def _rises(
+    problem: Problem, theta: Array, labels: NDArray[np.intp], moves: Sequence[tuple[int, float]], others_from: Array
+) -> tuple[Array, Array]:
+    """Return, for each move of a coordinate, the rise of the objective over the rise that noise explains at 95 %, [m].
 
-    The other coordinates are refitted from those of `others_from`, [p], and returned with it.
+    The other coordinates are refitted from those of `others_from`, [p], and returned with it, [m, p].
     """
     value, jacobian = problem.jacobian(theta[None])
     residual, slopes = value[0] - problem.target, jacobian[0]
     score = np.clip(residual, -problem.delta, problem.delta)
     inside = float(np.mean(np.abs(residual) <= problem.delta))
-    others = np.delete(slopes, i, axis=0)
-    own = slopes[i] - others.T @ np.linalg.lstsq(others.T, slopes[i], rcond=None)[0]  # what the others cannot follow
-    of_runs = np.bincount(labels, weights=score * own)
-    n_groups = len(of_runs)
-    freedom = max(n_groups - len(theta), 1)
-    noise = float((of_runs**2).sum()) * n_groups / freedom
-    edge = np.where(np.arange(len(theta)) == i, moved, np.nan)
-    fixed = replace(
-        problem,
-        lower=np.where(np.isnan(edge), problem.lower, edge),
-        upper=np.where(np.isnan(edge), problem.upper, edge),
-    )
-    start = np.where(np.isnan(edge), others_from, edge)[None]
+    freedom = max(int(labels.max()) + 1 - len(theta), 1)
     before = refine(problem, theta[None], iterations=30, smooth=False)[1][0]
-    refitted, after = (found[0] for found in refine(fixed, start, iterations=60, smooth=False))
-    ratio = 2 * float(after - before) * inside * float(own @ own) / max(noise, 1e-300)
-    return ratio / float(stdtrit(freedom, 0.975)) ** 2, refitted
+    starts, held = np.tile(others_from, (len(moves), 1)), np.zeros((len(moves), len(theta)), dtype=bool)
+    for row, (i, moved) in enumerate(moves):
+        starts[row, i], held[row, i] = moved, True
+    refitted, after = refine(problem, starts, iterations=60, smooth=False, held=held)
+    ratios = []
+    for row, (i, _) in enumerate(moves):
+        others = np.delete(slopes, i, axis=0)
+        own = slopes[i] - others.T @ np.linalg.lstsq(others.T, slopes[i], rcond=None)[0]  # what they cannot follow
+        of_runs = np.bincount(labels, weights=score * own)
+        noise = float((of_runs**2).sum()) * len(of_runs) / freedom
+        ratios.append(2 * float(after[row] - before) * inside * float(own @ own) / max(noise, 1e-300))
+    return np.array(ratios) / float(stdtrit(freedom, 0.975)) ** 2, refitted

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import scipy  # its parts are imported at their first use
@@ -143,7 +144,7 @@ def search(problem: Problem, starts: Array, seed: int = 0) -> Optimum:
     winner = int(np.argmin(polished_value))
     found, lowest = polished[winner], float(polished_value[winner])
 
-    other, other_value = second_route(problem, seed)
+    other, other_value = second_route(problem, seed, lowest)
     if other_value < lowest * (1 - 1e-9):
         better, better_value = refine(problem, other[None], iterations=300, smooth=False)
         found, lowest = better[0], float(better_value[0])
@@ -155,8 +156,11 @@ def search(problem: Problem, starts: Array, seed: int = 0) -> Optimum:
     return Optimum(found, lowest, len(starts), len(best), at_optimum, other_value)
 
 
-def second_route(problem: Problem, seed: int) -> tuple[Array, float]:
-    """Run L-BFGS-B from random starts of its own; it shares nothing with `refine` but the objective."""
+def second_route(problem: Problem, seed: int, sought: float) -> tuple[Array, float]:
+    """Run L-BFGS-B from a random start of its own, and from another where that does not reach the objective `sought`.
+
+    It shares nothing with `refine` but the objective.
+    """
     rng = np.random.default_rng([seed, 2])
     draws = rng.uniform(problem.lower, problem.upper, (2000, len(problem.lower)))
     best, lowest = draws[0], math.inf
@@ -181,12 +185,14 @@ def second_route(problem: Problem, seed: int) -> tuple[Array, float]:
         value = float(objective(problem, start[None])[0])
         if value < lowest:
             best, lowest = start, value
+        if lowest <= sought * (1 + SAME):
+            break
     return best, lowest
 
 
 def refine(
     problem: Problem, starts: Array, weights: Array | None = None, iterations: int = 60, tolerance: float = 1e-13,
-    smooth: bool = True,
+    smooth: bool = True, held: NDArray[np.bool_] | None = None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """Run damped semismooth Newton from each start at once; return parameters [k, p] and objectives [k].
 
@@ -200,24 +206,30 @@ def refine(
         weights: of the points for each start, [k, n]; None means 1.
         iterations: at most, in the last stage.
         tolerance: relative decrease below which a start counts as settled.
+        held: coordinates of each start that stay where they are, [k, p]; None means none.
     """
     together = max(_FEWEST_VECTORS, _AT_ONCE // len(problem.target))
     if len(starts) > together:
         parts = [
-            refine(problem, starts[part], None if weights is None else weights[part], iterations, tolerance, smooth)
+            refine(problem, starts[part], _rows(weights, part), iterations, tolerance, smooth, _rows(held, part))
             for part in np.split(np.arange(len(starts)), range(together, len(starts), together))
         ]
         return np.concatenate([theta for theta, _ in parts]), np.concatenate([value for _, value in parts])
     theta = starts.copy()
     stages = [64.0, 16.0, 4.0] if smooth and math.isfinite(problem.delta) else []
     for factor in stages:
-        theta, _ = _newton(problem, theta, weights, factor * problem.delta, 10, 1e-4)
-    return _newton(problem, theta, weights, problem.delta, iterations, tolerance)
+        theta, _ = _newton(problem, theta, weights, factor * problem.delta, 10, 1e-4, held)
+    return _newton(problem, theta, weights, problem.delta, iterations, tolerance, held)
+
+
+def _rows(values: Any, rows: Any) -> Any:
+    return None if values is None else values[rows]
 
 
 def _newton(
-    problem: Problem, theta: Array, weights: Array | None, delta: float, iterations: int, tolerance: float
-) -> tuple[Array, Array]:
+    problem: Problem, theta: Array, weights: Array | None, delta: float, iterations: int, tolerance: float,
+    held: NDArray[np.bool_] | None,
+) -> tuple[Array, Array]:  # fmt: skip
     k = len(theta)
     damping = np.full(k, 1e-2)
     active = np.arange(k)
@@ -225,9 +237,9 @@ def _newton(
     here = _sums(problem, theta, weights, delta)
     result, final = theta.copy(), here[0].copy()
     for _ in range(iterations):
-        step = _step(problem, theta, damping, *here[1:])
+        step = _step(problem, theta, damping, _rows(held, active), *here[1:])
         trial = np.clip(theta + step, problem.lower, problem.upper)
-        there = _sums(problem, trial, None if weights is None else weights[active], delta)
+        there = _sums(problem, trial, _rows(weights, active), delta)
         better, settled = there[0] < here[0], here[0] - there[0] < tolerance * here[0]
         settled_steps = np.where(settled, settled_steps + 1, 0)
         theta = np.where(better[:, None], trial, theta)
@@ -273,10 +285,14 @@ def _sums(problem: Problem, theta: Array, weights: Array | None, delta: float) -
     return np.nan_to_num(cost, nan=math.inf), slope, inner, outer
 
 
-def _step(problem: Problem, theta: Array, damping: Array, slope: Array, inside: Array, reweighted: Array) -> Array:
+def _step(
+    problem: Problem, theta: Array, damping: Array, held: NDArray[np.bool_] | None, slope: Array, inside: Array,
+    reweighted: Array,
+) -> Array:  # fmt: skip
     stiff = np.einsum("kpp->kp", reweighted)
     stiff = damping[:, None] * np.maximum(stiff, 1e-4 * stiff.max(axis=1, keepdims=True))
     blocked = ((theta <= problem.lower) & (slope > 0)) | ((theta >= problem.upper) & (slope < 0))
+    blocked = blocked if held is None else blocked | held
     free = (~blocked).astype(float)
     hessian = (inside + damping[:, None, None] * reweighted) * free[:, :, None] * free[:, None, :]
     ridge = np.maximum(stiff, 1e-300) * free + (1 - free)

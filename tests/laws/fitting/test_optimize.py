@@ -12,6 +12,7 @@ from hybridtron.laws import Settings, fit
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families import depth_width, downstream, overtraining, parametric
 from hybridtron.laws.fitting import optimize
+from hybridtron.laws.fitting.curve import fit_curve
 from hybridtron.laws.fitting.optimize import gradient, objective, search
 from tests.laws import planted
 
@@ -87,7 +88,9 @@ def test_the_unit_of_the_loss_only_changes_sizes(law, runs, sizes, shapes, unit)
 def test_the_units_of_error_and_loss_do_not_hide_the_downstream_optimum():
     runs = planted.downstream_runs(5, 0.002)
     per_cent = Runs.of(loss=50 * runs["loss"], error=100 * runs["error"])
-    one, other = (fit("downstream", table, Settings(bootstrap=0, holdout=0)).parameters for table in (runs, per_cent))
+    one, other = (
+        fit_curve(downstream.build, table, Settings(bootstrap=0), math.inf).parameters for table in (runs, per_cent)
+    )
     assert other["epsilon"] == pytest.approx(100 * one["epsilon"], rel=1e-5)
     assert other["gamma"] == pytest.approx(one["gamma"] / 50, rel=1e-5)
 
