@@ -25,6 +25,8 @@ _NUMERALS = {1: "one", 2: "two", 3: "three", 4: "four"}
 
 def value_text(value: Any) -> str:
     """Write a value as YAML on one line, text in quotes; cut short where it is long."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
     if isinstance(value, str):
         text = f"'{value}'" if "'" not in value else f'"{value}"'
     else:

@@ -17,7 +17,6 @@ from hybridtron.efficiency.load import Load, LoadMeter
 from hybridtron.efficiency.machine import Machine, measure_machine
 from hybridtron.efficiency.measure import PASSES, PHASES, Times, measure_times, peak_bytes
 from hybridtron.efficiency.parts import Part, parts_of, whole_model
-from hybridtron.errors import UserError
 from hybridtron.reporting.shown import Shown
 from hybridtron.training.config import RunConfig
 
@@ -86,6 +85,15 @@ class Efficiency(Shown):
     rates: tuple[Rates, ...]
     parts: tuple[PartTimes, ...]  # of each distinct layer, with by_block
     load: Load
+    with_mtp: tuple[str, ...] = ()  # models that predict further tokens in training
+
+    @property
+    def remark(self) -> str | None:
+        """Return what of the models was left out, in a sentence; None for nothing."""
+        if not self.with_mtp:
+            return None
+        names = ", ".join(self.with_mtp)
+        return f"Multi-token prediction, which training alone runs, is left out of all columns: {names}."
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -97,6 +105,7 @@ class Efficiency(Shown):
             "rates": [rates.as_json() for rates in self.rates],
             "parts": [asdict(part) for part in self.parts],
             "load": {**asdict(self.load), "warning": self.load.warning},
+            "without_mtp": list(self.with_mtp),
         }
 
 
@@ -109,13 +118,13 @@ def measure_models(
     device: torch.device,
     advance: Callable[[str], None] = lambda setting: None,
 ) -> Efficiency:
-    """Measure all models at all settings. The configs are resolved and have names of their own.
+    """Measure all models at all settings, without multi-token prediction. The configs are resolved and have names of
+    their own.
 
     `advance` is called with the setting after each of its repeats.
     """
-    for config in configs:
-        if config.model.mtp:
-            raise UserError(f"{config.name}: model.mtp: expected null, as training is measured without it")
+    with_mtp = tuple(config.name for config in configs if config.model.mtp)
+    configs = [_without_mtp(config) for config in configs]
     meter = LoadMeter(on_cpu=device.type == "cpu")
     machine = measure_machine(device, configs[0].precision.dtype)
     if by_block:
@@ -138,7 +147,13 @@ def measure_models(
                 part.release()
     models = {config.name: describe(config.model, max(lengths), config.name) for config in configs}
     number_format = configs[0].precision.parameter_format
-    return Efficiency(models, machine, number_format, repeats, by_block, tuple(rates), tuple(part_times), meter.read())
+    told = tuple(rates), tuple(part_times), meter.read(), with_mtp
+    return Efficiency(models, machine, number_format, repeats, by_block, *told)
+
+
+def _without_mtp(config: RunConfig) -> RunConfig:
+    """Return a config whose model does not predict further tokens."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"mtp": None})})
 
 
 def _rates(

@@ -20,6 +20,11 @@ Block = Annotated[SerializeAsAny[MixerConfig], BeforeValidator(lambda value: dis
 Residual = Annotated[SerializeAsAny[ResidualConfig], BeforeValidator(lambda value: dispatch(value, RESIDUALS))]
 
 
+def without_dropped(blocks: Any) -> Any:
+    """Return blocks as a config writes them without those that are null, by which a file drops one of its base."""
+    return {name: block for name, block in blocks.items() if block is not None} if isinstance(blocks, dict) else blocks
+
+
 class MTPConfig(Strict):
     """Multi-token prediction in training: modules after the last layer predict further tokens (DeepSeek-V3)."""
 
@@ -35,7 +40,9 @@ class ModelConfig(Strict):
     """What the model is. Nothing here depends on how it is laid out over processes."""
 
     hidden_size: int = Field(ge=1, description="Width of the residual stream.")
-    blocks: dict[str, Block] = Field(description="Named layers; each has a `type` and that type's keys.")
+    blocks: dict[str, Block] = Field(
+        description="Named layers; each has a `type` and that type's keys. `NAME: null` drops one of a base."
+    )
     pattern: str = Field(description="Order of the layers by block name, such as `3*(mamba mlp) attn mlp`.")
     vocab_size: int = Field(
         0, ge=0, description="Size of the embedding; 0: that of the tokenizer, rounded up to a multiple of 64."
@@ -72,6 +79,7 @@ class ModelConfig(Strict):
     def _give_blocks_their_width(cls, data: Any) -> Any:
         if not isinstance(data, dict) or not isinstance(data.get("blocks"), dict):
             return data
+        data = {**data, "blocks": without_dropped(data["blocks"])}
         width = data.get("hidden_size")
         if not isinstance(width, int) or isinstance(width, bool) or width < 1:
             return data  # refused by the field itself

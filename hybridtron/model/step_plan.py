@@ -85,7 +85,8 @@ class StepPlan:
 def plan_steps(model: Any, state: Sequence[State], batch: int) -> StepPlan | None:
     """Prepare steps of `batch` sequences that go on from `state`, which is used up.
 
-    Returns None where the model is not one of plain float32 on a CPU in one process, or there are no compiled kernels.
+    Returns None where the model is not one of plain float32 on a CPU in one process, where a module has forward hooks,
+    and where there are no compiled kernels.
     Layers without kernels, or parts of them, take their plain steps.
     """
     if not isinstance(model, LanguageModel) or not (model.stage.is_first and model.stage.is_last):
@@ -109,9 +110,11 @@ def plan_layer_steps(layer: Layer, state: State, x: Tensor) -> PreparedStep | No
 
 
 def _kernels_for(module: nn.Module) -> Kernels | None:
-    """Return the compiled kernels where they can take all parameters."""
-    kernels = load()[0]
-    return None if under_transforms() or not all(map(is_plain, module.parameters())) else kernels
+    """Return the compiled kernels where they can take all parameters, and nobody hooked a call that they replace."""
+    if under_transforms() or not all(map(is_plain, module.parameters())):
+        return None
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    return None if hooked else load()[0]
 
 
 def _adds_alone(layer: Layer) -> bool:

@@ -176,7 +176,7 @@ def test_a_run_becomes_what_expresses_it(imported, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert re.search(r"architecture +llama", printed)
     assert re.search(r"equal, read back +(\d+) of \1, bitwise", printed)
-    with pytest.raises(UserError, match=r"mistral cannot express layer 0 \(attn, attention\): its qkv_bias is True"):
+    with pytest.raises(UserError, match=r"mistral cannot express layer 0 \(attn, attention\): its qkv_bias is true"):
         to_hf(imported, tmp_path / "refused", architecture="mistral")
     assert not (tmp_path / "refused").exists()
 

@@ -207,6 +207,19 @@ def test_the_command_prints_json_of_whole_models(capsys):
     assert printed["models"][printed["rates"][0]["model"]]["pattern"] == "2*(attn mlp)"
 
 
+def test_a_model_with_multi_token_prediction_is_measured_without_it_which_is_said(capsys, tmp_path):
+    small = ["model.hidden_size=32", "model.blocks.attn.num_heads=2", "--lengths", "4", "--repeats", "1"]
+    command = ["efficiency", ATTENTION, *small, "--threads", "1", "--by-block", "--out", str(tmp_path / "page")]
+    assert main([*command, "--set", "model.mtp.pattern=attn mlp"]) == 0
+    sentence = "Multi-token prediction, which training alone runs, is left out of all columns: "
+    assert sentence in capsys.readouterr().out
+    assert sentence in (tmp_path / "page/report.html").read_text()
+    told = json.loads((tmp_path / "page/efficiency.json").read_text())
+    (name,) = told["without_mtp"]
+    assert "mtp" not in told["models"][name]["parameters"]
+    assert {part["part"] for part in told["parts"]} == {"attn", "mlp", "embedding and output"}
+
+
 def test_models_of_one_name_are_named_by_their_patterns(measured):
     assert list(measured[0].models) == ["2*(attn mlp)", "mamba mlp attn mlp"]
 

@@ -224,3 +224,5 @@ def test_stretched_frequencies_of_nothing_that_rotates_are_refused(key):
     scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
     with pytest.raises(ValueError, match="expected null without channels that rotate"):
         built(type="mla", **{**LATENT, "rotary_dim": ROPE, **key}, rotary_scaling=scaling)
+    with pytest.raises(ValueError, match="expected null without channels that rotate"):
+        built(type="attention", **SHAPE, rotary_fraction=0.0, rotary_scaling=scaling)

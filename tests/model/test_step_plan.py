@@ -108,6 +108,19 @@ def test_weights_may_change_between_steps():
 
 
 @torch.no_grad()
+def test_hooks_of_modules_see_every_step():
+    """No plan is made past them, since it calls no module."""
+    model, seen = hybrid(), []
+    hook = model.final_norm.register_forward_hook(lambda module, given, out: seen.append(out))
+    state = BatchState(model, 2)
+    for column in tokens(2, 3).t():
+        state.advance(column.unsqueeze(1), [1, 1])
+    assert len(seen) == 3
+    hook.remove()
+    assert plan_steps(model, model.initial_state(2), 2)
+
+
+@torch.no_grad()
 def test_there_is_no_plan_for_other_numbers_or_without_kernels(monkeypatch):
     model = hybrid()
     assert plan_steps(model, model.initial_state(2), 2)

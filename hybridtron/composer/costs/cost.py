@@ -14,6 +14,7 @@ from hybridtron.composer.costs.config import MEASURED, CostConfig, Measure
 from hybridtron.composer.evaluation.evaluators import require_blocks
 from hybridtron.composer.space.space import Limit, Pattern, Space
 from hybridtron.config.load import load
+from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
 from hybridtron.training.config import RunConfig
 
@@ -135,8 +136,13 @@ def _read_measured(config: CostConfig, measure: Measure, blocks: Sequence[str]) 
     seq_len = measure.tokens or config.seq_len or (lengths[0] if len(lengths) == 1 else None)
     if (seq_len, config.batch) not in settings:
         known = ", ".join(f"{length} x {batch}" for length, batch in settings)
-        which = f"cost.{measure.key} = {measure.text}" if measure.tokens else f"cost.seq_len = {seq_len}"
-        raise UserError(f"{which}, cost.batch = {config.batch}: not measured in {path}; expected one of {known}")
+        if seq_len is None and lengths:
+            raise UserError(
+                f"cost.seq_len: is needed with several lengths in {path}; expected {one_of(None, map(str, lengths))}"
+            )
+        which = f"cost.{measure.key} = {measure.text}, " if measure.tokens else f"cost.seq_len = {seq_len}, "
+        which = "" if seq_len is None else which
+        raise UserError(f"{which}cost.batch = {config.batch}: not measured in {path}; expected one of {known}")
     costs: dict[str, list[float]] = {}
     for row in rows:
         if (row.length, row.batch) == (seq_len, config.batch):

@@ -32,7 +32,7 @@ from hybridtron.errors import UserError
 from hybridtron.mad.tasks.protocol import Setting, task
 from hybridtron.mixers.identity import block_identity
 from hybridtron.mixers.registry import MIXERS
-from hybridtron.model.config import ModelConfig
+from hybridtron.model.config import ModelConfig, without_dropped
 from hybridtron.pattern import Pattern
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _short_run(settings: ShortRunConfig, config: SearchConfig, tests: bool) -> E
     with _at(place):
         composed = compose(settings.run, settings.overrides)
     model = composed.mapping.get("model")
-    known = model.get("blocks") if isinstance(model, dict) else None
+    known = without_dropped(model.get("blocks")) if isinstance(model, dict) else None
     require_blocks(place, config.space.blocks, known if isinstance(known, dict) else {})
 
     def run_of(layers: Sequence[str], seed: int, width: Width | None = None) -> RunConfig:

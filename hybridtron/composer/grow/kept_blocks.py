@@ -15,7 +15,7 @@ from hybridtron.mad.models.layers import map_mixers
 from hybridtron.mixers.contract import MixerConfig
 from hybridtron.mixers.facts import SmallWidth
 from hybridtron.mixers.registry import MIXERS
-from hybridtron.model.config import ModelConfig
+from hybridtron.model.config import ModelConfig, without_dropped
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 _STEP = 16  # feed-forward widths are multiples of it
@@ -60,7 +60,7 @@ def _model_of(source: Source) -> ModelConfig:
             section = {"hidden_size": evaluator.hidden_size, "blocks": evaluator.blocks}
     if not isinstance(section, dict) or not isinstance(section.get("blocks"), dict):
         raise UserError("has no blocks; expected the config of a run, or of a search of type train or mad")
-    return build({"pattern": " ".join(section["blocks"]), **section}, ModelConfig)
+    return build({"pattern": " ".join(without_dropped(section["blocks"])), **section}, ModelConfig)
 
 
 def _widened(mixer: dict[str, Any], factor: float, peers: Mapping[str, MixerConfig]) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
+    BeforeValidator,
     Field,
     field_validator,
     model_validator,
@@ -21,6 +22,7 @@ from hybridtron.composer.space.config import Count, SpaceConfig
 from hybridtron.composer.space.layouts import read_layers
 from hybridtron.config.schema import FolderName, Strict, problem
 from hybridtron.data.blend_config import Sources
+from hybridtron.model.config import without_dropped
 
 
 class MethodologyConfig(Strict):
@@ -110,7 +112,9 @@ class MADConfig(Strict):
     """
 
     type: Literal["mad"]
-    blocks: dict[str, dict[str, Any]] = Field(description="Block -> its type and keys, as in a run's model.blocks.")
+    blocks: Annotated[dict[str, dict[str, Any]], BeforeValidator(without_dropped)] = Field(
+        description="Block -> its type and keys, as in a run's model.blocks."
+    )
     hidden_size: int = Field(128, ge=1, description="Width of the residual stream.")
     residual: dict[str, Any] = Field(
         {}, description="Residual topology, its type and keys, as in a run's model.residual; by default plain."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from hybridtron.config.type_words import value_text
 from hybridtron.convert.architectures.architecture import cannot_express
 from hybridtron.errors import UserError
 from hybridtron.mixers.contract import MixerConfig
@@ -18,7 +19,7 @@ def require_model(architecture: str, model: ModelConfig, *keys: str) -> None:
     """Raise UserError where a key of the `model` section, besides the common ones and `keys`, is not at its default."""
     for key, field in type(model).model_fields.items():
         if key not in (*_MODEL, *keys) and getattr(model, key) != field.get_default(call_default_factory=True):
-            raise UserError(f"{architecture} cannot express model.{key} = {getattr(model, key)!r}")
+            raise UserError(f"{architecture} cannot express model.{key} = {value_text(getattr(model, key))}")
 
 
 def layer_of(architecture: str, model: ModelConfig, layer: int, kind: str, *keys: str) -> Any:
@@ -31,7 +32,7 @@ def layer_of(architecture: str, model: ModelConfig, layer: int, kind: str, *keys
     for key, field in type(block).model_fields.items():
         free = key in ("type", "hidden_size", *keys) or (key in facts and facts[key].speed_only)
         if not free and getattr(block, key) != field.get_default(call_default_factory=True):
-            cannot_express(architecture, model, layer, f"its {key} is {getattr(block, key)!r}")
+            cannot_express(architecture, model, layer, f"its {key} is {value_text(getattr(block, key))}")
     return block
 
 
@@ -43,6 +44,6 @@ def require_equal(architecture: str, model: ModelConfig, layers: Iterable[int], 
         first = first or block
         for key in type(block).model_fields:
             if key not in but and getattr(block, key) != getattr(first, key, None):
-                expected = getattr(first, key, None)
-                why = f"its {key} is {getattr(block, key)!r}; expected {expected!r}, as the first such layer has"
+                own, expected = value_text(getattr(block, key)), value_text(getattr(first, key, None))
+                why = f"its {key} is {own}; expected {expected}, as the first such layer has"
                 cannot_express(architecture, model, layer, why)

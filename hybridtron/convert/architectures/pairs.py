@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hybridtron.config.type_words import value_text
 from hybridtron.convert.architectures.architecture import cannot_express
 from hybridtron.convert.architectures.expressing import layer_of, require_equal
 from hybridtron.model.config import ModelConfig
@@ -49,4 +50,9 @@ def require_keys(architecture: str, model: ModelConfig, layer: int, **expected: 
     block = model.blocks[model.layer_names[layer]]
     for key, value in expected.items():
         if getattr(block, key) != value:
-            cannot_express(architecture, model, layer, f"its {key} is {getattr(block, key)!r}; expected {value!r}")
+            cannot_express(
+                architecture,
+                model,
+                layer,
+                f"its {key} is {value_text(getattr(block, key))}; expected {value_text(value)}",
+            )

@@ -86,7 +86,7 @@ def _feed_forward(settings: Settings, layer: int) -> str:
 def _to_theirs(model: ModelConfig) -> dict[str, Any]:
     require_model("qwen3_next", model, "zero_centered_norms")
     if not model.zero_centered_norms:
-        raise UserError("qwen3_next cannot express model.zero_centered_norms = False")
+        raise UserError("qwen3_next cannot express model.zero_centered_norms = false")
     own = ("num_heads", "num_kv_heads", "head_dim", "rotary_base", "rotary_fraction", "qkv_bias", "proj_bias")
     mixers = {"gated_deltanet": parts.GATED_DELTANET, "attention": (*own, *_ATTENTION)}
     pairs = pairs_of("qwen3_next", model, mixers, {"swiglu": ("ffn_hidden_size",), "moe": _EXPERTS})

@@ -113,6 +113,8 @@ def show_efficiency(efficiency: Efficiency, console: Console) -> None:
     console.print(describe_machine(efficiency), soft_wrap=True)
     if efficiency.load.warning:
         console.print(efficiency.load.warning, style="bold", soft_wrap=True)
+    if efficiency.remark:
+        console.print(efficiency.remark, soft_wrap=True)
     for title, table in (
         ("models", models(efficiency)),
         ("rates", rates(efficiency)),

@@ -108,7 +108,12 @@ def with_residual(architecture: Architecture, residual: Mapping[str, Any]) -> Ar
         name=architecture.name if plain else f"{architecture.name}, residual {residual.get('type')}",
         residual={} if plain else dict(residual),
     )
-    made.model(vocab_size=16, seq_len=SEQ_LEN)
+    try:
+        made.model(vocab_size=16, seq_len=SEQ_LEN)
+    except UserError as error:  # names the parameter, not the place in the config that it becomes
+        text = str(error)
+        own = text.removeprefix("residual.")
+        raise UserError(f"residual: {own}" if own != text else text) from None
     return made
 
 

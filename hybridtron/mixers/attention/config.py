@@ -91,6 +91,8 @@ class AttentionConfig(MixerConfig):
             nearest = (self.rotary_dim - 1) / self.head_size
             expected = f"an even number of the {self.head_size} channels of a head (nearest: {nearest:.6g})"
             raise problem("rotary_fraction", self.rotary_fraction, expected)
+        if self.rotary_scaling and not self.rotary_dim:
+            raise problem("rotary_scaling", self.rotary_scaling.type, "null without channels that rotate")
         return self
 
     @property

@@ -24,13 +24,13 @@ def to_theirs(architecture, pattern, **blocks):
 @pytest.mark.parametrize(
     ("architecture", "mixer", "other", "message"),
     [
-        ("gpt_oss", {**ATTENTION, "sinks": False}, CLAMPED, r"layer 0 \(a, attention\): its sinks is False"),
+        ("gpt_oss", {**ATTENTION, "sinks": False}, CLAMPED, r"layer 0 \(a, attention\): its sinks is false"),
         ("gpt_oss", {**ATTENTION, "softmax_scale": 0.5}, CLAMPED, r"layer 0 \(a, attention\): its softmax_scale"),
         ("gpt_oss", ATTENTION, EXPERTS, r"layer 1 \(b, moe\): its activation is 'swiglu'"),
         ("gpt_oss", ATTENTION, {**CLAMPED, "balance": "bias"}, r"layer 1 \(b, moe\): its balance is 'bias'"),
         ("granitemoehybrid", MAMBA, EXPERTS, r"layer 1 \(b, moe\): it has no shared expert"),
-        ("granitemoehybrid", MAMBA, {**SHARED, "shared_gate": True}, r"layer 1 \(b, moe\): its shared_gate is True"),
-        ("granitemoehybrid", ATTENTION, SHARED, r"layer 0 \(a, attention\): its sinks is True"),
+        ("granitemoehybrid", MAMBA, {**SHARED, "shared_gate": True}, r"layer 1 \(b, moe\): its shared_gate is true"),
+        ("granitemoehybrid", ATTENTION, SHARED, r"layer 0 \(a, attention\): its sinks is true"),
     ],
 )
 def test_the_first_layer_that_does_not_fit_is_named(architecture, mixer, other, message):

@@ -120,6 +120,10 @@ def test_filters_of_free_taps_keep_their_number(kind, taps):
         (lambda: Architecture("x", {"a": {"type": "atention"}}, "a").account(), "atention.*nearest: attention"),
         (lambda: Architecture("x", {"a": {"heads": 3}}, "a").account(), "type"),
         (lambda: from_model("x", model({"a": {"type": "mlp"}}, "a"), depth=0), "^depth = 0: expected at least 1"),
+        (
+            lambda: with_residual(from_layers(["swiglu"]), {"type": "sandwitch"}),
+            "^residual: type = 'sandwitch': .*sandwich",
+        ),
     ],
 )
 def test_wrong_names_are_refused_with_the_nearest(make, message):
@@ -248,7 +252,7 @@ def test_a_residual_topology_is_part_of_what_is_trained():
     assert made.name == f"{plain.name}, residual hyper_connections"
     assert made.fingerprint() not in (plain.fingerprint(), replace(made, residual={"type": "sandwich"}).fingerprint())
     assert made.account()["parameters"] > plain.account()["parameters"]
-    with pytest.raises(UserError, match=r"residual.layers = 3: expected a divisor of the pattern's 4 layers"):
+    with pytest.raises(UserError, match=r"residual: layers = 3: expected a divisor of the pattern's 4 layers"):
         with_residual(plain, {"type": "parallel", "layers": 3})
     model = made.model(vocab_size=16, seq_len=32)
     assert from_model("of a run", model).residual == made.residual | {"sinkhorn_iterations": 20, "eps": 1e-6}
