@@ -47,7 +47,7 @@ REFUSED = {
     "two kernels": ("lfm2", "conv mlp long mlp", {}, "layer 2 (long, short_conv): its conv_kernel is 5; expected 3"),
     "norms of the model": ("lfm2", "conv mlp", ZERO, "model.zero_centered_norms = true"),
     "plain norms": ("qwen3_next", "gated mlp", {}, "model.zero_centered_norms = false"),
-    "a residual topology": ("llama", "attn mlp", {"residual": {"type": "sandwich"}}, "model.residual = {type: sandwich}"),
+    "a topology": ("llama", "attn mlp", {"residual": {"type": "sandwich"}}, "model.residual = {type: sandwich}"),
     "no gate": ("qwen3_next", "attn mlp", ZERO, "layer 0 (attn, attention): its qk_norm_zero_centered is false"),
     "half of the biases": ("qwen3_next", "half mlp", ZERO, "layer 0 (half, attention): it has qkv_bias without"),
     "no shared expert": ("qwen3_next", "gated alone", ZERO, "layer 1 (alone, moe): its shared_gate is false"),
