@@ -45,6 +45,11 @@ class ParallelConfig(Strict):
         description="Reduce gradients over the data-parallel processes while the backward pass of the last micro-batch "
         "goes on, in buckets of about 40 million; pipeline stages after the first have one bucket.",
     )
+    overlap_param_gather: bool = Field(
+        False,
+        description="Gather the parameters that other processes have updated, in the same buckets, while the next "
+        "forward pass goes on; needs distributed_optimizer and overlap_grad_reduce.",
+    )
     recompute: Recompute | dict[str, Recompute] = Field(
         "none",
         description="Activations that the backward pass computes again: those of a layer's core operation (selective), "
@@ -57,6 +62,9 @@ class ParallelConfig(Strict):
             raise problem("sequence", True, "tensor of 2 or more beside it")
         if self.virtual_pipeline > 1 and self.pipeline == 1:
             raise problem("virtual_pipeline", self.virtual_pipeline, "1 with pipeline 1, or pipeline of 2 or more")
+        for key in ("distributed_optimizer", "overlap_grad_reduce"):
+            if self.overlap_param_gather and not getattr(self, key):
+                raise problem("overlap_param_gather", True, f"{key} true beside it, or false")
         return self
 
     @property

@@ -18,8 +18,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
-from megatron.core.enums import ModelType
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -34,14 +32,14 @@ from hybridtron.distributed.gradient_norm import norm_of, squared_norms
 from hybridtron.distributed.groups import ParallelContext, gather
 from hybridtron.distributed.layer_statistics import LayerStatistics
 from hybridtron.distributed.optimizer import AdamW, make_optimizer, set_rates
+from hybridtron.distributed.parameter_gathers import Gathered, ParameterGathers
 from hybridtron.distributed.reduction_order import finalize_ordered, reduction_orders
+from hybridtron.distributed.replicas import make_replicas
 from hybridtron.distributed.weight_average import WeightAverage
 from hybridtron.documents import Documents, weights_ahead
 from hybridtron.errors import UserError, cause_of
 from hybridtron.ops.moe.attached_loss import attached_losses_scale
 from hybridtron.tensors import TensorSpec
-
-BUCKET_ELEMENTS = 40_000_000  # gradients reduced in one message
 
 # Tokens and labels, each [micro_batch_size, seq_len], and their documents where these are kept apart.
 MicroBatch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Documents | None]
@@ -107,36 +105,23 @@ class Engine:
         mtp: tuple[int, float] | None = None,
     ) -> None:
         """Take the model; `mtp` is the depth of multi-token prediction, and the weight of its loss."""
-        self.chunks = list(chunks)
         self.specs = specs
         self.parallel_context = parallel_context
         self.z_loss = z_loss
         self.mtp_depth, self.mtp_weight = mtp or (0, 0.0)
         self.adamw = adamw
         self.fp8 = fp8
-        for index, chunk in enumerate(self.chunks):
-            _annotate(chunk, specs, config.sequence_parallel, index if len(self.chunks) > 1 else None)
         parallel = parallel or ParallelConfig()
-        ddp = DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True,
-            use_distributed_optimizer=parallel.distributed_optimizer,
-            overlap_grad_reduce=parallel.overlap_grad_reduce,
-            bucket_size=BUCKET_ELEMENTS,  # without overlap of no effect: one bucket for each format
-        )
-        # With buckets in every chunk: without, megatron-core sends bf16 and fp32 in one call, which gloo gets wrong.
-        self.replicas = [DistributedDataParallel(config, ddp, chunk) for chunk in self.chunks]
-        for replica in self.replicas:
-            replica.broadcast_params()
-        self.expert_loads = ExpertLoads(self.chunks, specs, parallel_context.device)
+        self.replicas = make_replicas(chunks, specs, config, parallel)
+        self.reductions = reduction_orders(self.replicas) if parallel.overlap_grad_reduce else []
+        self.gathers = ParameterGathers(self.replicas if parallel.overlap_param_gather else [])
+        self.chunks = Gathered(chunks, self.gathers.wait)
+        self.expert_loads = ExpertLoads(chunks, specs, parallel_context.device)
         self.optimizer = make_optimizer(self.replicas, config, adamw, parallel.distributed_optimizer, parallel_context)
         self.layer_statistics: LayerStatistics | None = None  # of the next step
-        self.average = WeightAverage(self.optimizer, self.replicas, *adamw.ema) if adamw.ema else None
-        config.grad_scale_func = self.optimizer.scale_loss
-        self.reductions = reduction_orders(self.replicas) if parallel.overlap_grad_reduce else []
+        self.average = WeightAverage(self.optimizer, self.replicas, self.gathers, *adamw.ema) if adamw.ema else None
         config.finalize_model_grads_func = partial(finalize_ordered, self.reductions)
-        if parallel.overlap_grad_reduce:
-            no_sync = [replica.no_sync for replica in self.replicas]
-            config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
+        config.grad_scale_func = self.optimizer.scale_loss
 
     def train_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
         """Update the parameters from this process's micro-batches, unless the loss or a gradient is not finite."""
@@ -166,7 +151,9 @@ class Engine:
                     clip_grad_by_total_norm_fp32(optimizer.get_parameters(), self.adamw.clip_grad, grad_norm)
             if self.average:
                 self.average.require_begun()
+            self.gathers.wait()  # also for layers that did not run
             self.optimizer.step_with_ready_grads()
+            self.gathers.begin()
             if self.average:
                 self.average.after_update()
             self.expert_loads.rebalance(load)
@@ -178,7 +165,7 @@ class Engine:
 
     def collect_layer_statistics(self) -> LayerStatistics:
         """Return what collects the per-layer norms of the next training step, and gives them after it."""
-        self.layer_statistics = LayerStatistics(self.chunks, self.specs, self.optimizer, self.parallel_context)
+        self.layer_statistics = LayerStatistics(self.chunks.chunks, self.specs, self.optimizer, self.parallel_context)
         return self.layer_statistics
 
     @torch.no_grad()
@@ -312,32 +299,3 @@ def _mean_loss(
     if z_loss:
         loss = loss + z_loss * log_z.square().mean()
     return loss / shares, torch.stack(reported, 1)  # megatron-core adds up what the processes of one sequence return
-
-
-def _annotate(model: Any, specs: dict[str, TensorSpec], sequence_parallel: bool, chunk: int | None) -> None:
-    """Set the attributes by which megatron-core knows shards, and copies that see only part of the sequence."""
-    stage = getattr(model, "stage", None)
-    model.model_type = ModelType.encoder_or_decoder
-    model.vp_stage = chunk
-    model.pre_process, model.post_process = (stage.is_first, stage.is_last) if stage else (True, True)
-    copied = bool(getattr(model, "last_stage_embeds", False))
-    model.share_embeddings_and_output_weights = copied  # by which it adds up the gradients of first and last stage
-    model.shared_embedding_or_output_weight = lambda: model.embedding.weight if copied else None
-    if not hasattr(model, "set_input_tensor"):
-        model.set_input_tensor = lambda tensor: None
-    for name, parameter in model.named_parameters():
-        spec = specs[name]
-        attributes: dict[str, Any] = {
-            "tensor_model_parallel": bool(spec.parts),
-            "partition_dim": spec.axis if spec.parts else -1,
-            "partition_stride": 1,
-            "sequence_parallel": sequence_parallel and not spec.parts,
-            "allreduce": not spec.experts,
-            "full_name": name,
-            "spec": spec,
-            "decay": spec.decay,
-            "shared_embedding": copied and name.startswith("embedding."),
-            "shared": name.startswith("embedding.") and stage is not None and not stage.is_first,
-        }
-        for key, value in attributes.items():
-            setattr(parameter, key, value)

@@ -16,6 +16,7 @@ from torch import Tensor
 from hybridtron.checkpoint_keys import EMA
 from hybridtron.distributed.held_parameters import held_parameters
 from hybridtron.distributed.optimizer_state import LocalTensor
+from hybridtron.distributed.parameter_gathers import ParameterGathers
 
 
 class WeightAverage:
@@ -25,9 +26,14 @@ class WeightAverage:
     """
 
     def __init__(
-        self, optimizer: ChainedOptimizer, replicas: Sequence[DistributedDataParallel], decay: float, every: int
+        self,
+        optimizer: ChainedOptimizer,
+        replicas: Sequence[DistributedDataParallel],
+        gathers: ParameterGathers,
+        decay: float,
+        every: int,
     ) -> None:
-        self.optimizer, self.replicas, self.decay, self.every = optimizer, replicas, decay, every
+        self.optimizer, self.replicas, self.gathers, self.decay, self.every = optimizer, replicas, gathers, decay, every
         self.updates = 0  # that the optimizer has made
         self.averages: list[Tensor] = []
         held = [(each, *one) for each in optimizer.chained_optimizers for one in held_parameters(each)]
@@ -74,6 +80,7 @@ class WeightAverage:
     @torch.no_grad()
     def _exchange(self) -> None:
         """Exchange what the optimizer holds with the average, and give the model's parameters the new values."""
+        self.gathers.wait()
         for weight, average in zip(self.weights, self.averages, strict=True):
             kept = weight.clone()
             weight.copy_(average)

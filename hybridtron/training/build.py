@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from hybridtron.backends.base import Backend
@@ -98,11 +99,12 @@ def make_backend(
     )
 
 
-def build_engine(config: RunConfig, parallel_context: ParallelContext) -> tuple[Engine, list[LanguageModel]]:
+def build_engine(config: RunConfig, parallel_context: ParallelContext) -> tuple[Engine, Sequence[LanguageModel]]:
     """Build the engine that trains this process's model chunks, and return both."""
     from hybridtron.distributed.engine import Engine
     from hybridtron.distributed.muon import Muon
     from hybridtron.distributed.optimizer import AdamW
+    from hybridtron.distributed.parameter_gathers import Gathered
 
     use_matmul_format(config.precision.matmul, parallel_context.device)
     chunks, megatron = build_chunks(config, parallel_context)
@@ -124,7 +126,7 @@ def build_engine(config: RunConfig, parallel_context: ParallelContext) -> tuple[
         fp8,
         (config.model.mtp.depth, config.model.mtp.loss_weight) if config.model.mtp else None,
     )
-    return engine, chunks
+    return engine, Gathered(chunks, engine.gathers.wait)
 
 
 def _clip_groups(config: RunConfig) -> list[ClipGroup]:

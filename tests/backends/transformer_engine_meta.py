@@ -48,8 +48,9 @@ def run_config(block: dict[str, Any], parallel: dict[str, Any]) -> Any:
 def parameters_and_chunks(config: Any, backend: str, rank: int) -> tuple[list[Any], list[Any], set[str]]:
     """What one process holds, and the classes that hold it."""
     from hybridtron.distributed.checkpoint.chunks import held_chunks
-    from hybridtron.distributed.engine import _annotate, megatron_config
+    from hybridtron.distributed.engine import megatron_config
     from hybridtron.distributed.groups import make_groups, parallel_context_of
+    from hybridtron.distributed.replicas import annotate
     from hybridtron.model.language_model import LanguageModel
     from hybridtron.model.tensors import model_tensors
     from hybridtron.planner.fake_process_group import fake_process_group
@@ -63,7 +64,7 @@ def parameters_and_chunks(config: Any, backend: str, rank: int) -> tuple[list[An
         with torch.device("meta"), patch("torch.cuda.current_device", lambda: torch.device("meta")):
             model = LanguageModel(config.model, make_backend(backend, megatron, context, config.model.norm_eps))
         specs = model_tensors(config.model)
-        _annotate(model, specs, config.parallel.sequence, None)
+        annotate(model, specs, config.parallel.sequence, None)
         engine: Any = SimpleNamespace(
             chunks=[model], specs=specs, parallel_context=context, optimizer=SimpleNamespace(chained_optimizers=[])
         )

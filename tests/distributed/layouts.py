@@ -292,6 +292,7 @@ TP, SP, CP, PP = {"tensor": 2}, {"tensor": 2, "sequence": True}, {"context": 2},
 VPP = {"pipeline": 2, "virtual_pipeline": 2}
 DO = {"distributed_optimizer": True}
 OVERLAP = {"overlap_grad_reduce": True}
+DO_OVERLAP = {**DO, **OVERLAP, "overlap_param_gather": True}
 EP, ETP = {"expert": 2}, {"expert_tensor": 2}
 
 ONE = {f"{model}": _layout(model) for model in MODELS}
@@ -393,15 +394,18 @@ LAYOUTS: dict[str, Layout] = {
     "muon tp2 sp dp2 etp2 do": _layout("muon", 2, **SP, **ETP, **DO),
     "halfmuon dp2 do": _layout("halfmuon", 2, **DO),
     "hybrid dp2 overlap": _layout("hybrid", 2, **OVERLAP),
-    "hybrid dp2 do overlap": _layout("hybrid", 2, **DO, **OVERLAP),
-    "tied pp2 vpp2 dp2 do overlap": _layout("tied", 2, **VPP, **DO, **OVERLAP),
-    "moe dp2 ep2 do overlap": _layout("moe", 2, **EP, **DO, **OVERLAP),
-    "muon tp2 sp dp2 do overlap": _layout("muon", 2, **SP, **DO, **OVERLAP),
+    "hybrid dp2 do overlap": _layout("hybrid", 2, **DO_OVERLAP),
+    "tied pp2 vpp2 dp2 do overlap": _layout("tied", 2, **VPP, **DO_OVERLAP),
+    "moe dp2 ep2 do overlap": _layout("moe", 2, **EP, **DO_OVERLAP),
+    "muon tp2 sp dp2 do overlap": _layout("muon", 2, **SP, **DO_OVERLAP),
     "latents cp2 dp2 overlap": _layout("latents", 2, **CP, **OVERLAP),
-    "half dp2 do overlap": _layout("half", 2, **DO, **OVERLAP),
+    "half dp2 do overlap": _layout("half", 2, **DO_OVERLAP),
     "gathered dp2 ep2": _layout("gathered", 2, **EP),
     "gathered tp2 sp dp2 ep2 etp2": _layout("gathered", 2, **SP, **EP, **ETP),
 }  # fmt: skip
+LATE = {  # whose parameters are not numbers after a step until their gathers are waited for
+    f"{name} do overlap" for name in ("tied pp2 vpp2 dp2", "moe dp2 ep2", "muon tp2 sp dp2")
+}
 RESUMED: dict[str, Layout] = {
     f"{after} -> {name}": _layout(after.split()[0], after=after, **layout)  # type: ignore[arg-type]
     for after, name, layout in [

@@ -19,35 +19,50 @@ LAYOUT, STEPS = "hybrid dp2 do overlap", 3
 
 
 def record(engine, events: list[str]) -> None:
-    """Write down forward passes, gradients of parameters and reductions of their buckets as they begin."""
+    """Write down forward passes of model and layers, gradients of parameters, and when the messages of buckets begin
+    and are waited for."""
     (replica,) = engine.replicas
     replica.register_forward_pre_hook(lambda *_: events.append("forward"))
     for name, parameter in replica.module.named_parameters():
         parameter.register_hook(lambda grad, name=name: events.append(f"gradient {name}"))
-    for order in engine.reductions:
-        order.begin = [partial(begin, index, start, events) for index, start in enumerate(order.begin)]
+    for name, layer in replica.module.layers.items():
+        layer.register_forward_pre_hook(lambda *_, name=name: events.append(f"layer {name}"))
+        layer.register_forward_hook(lambda *_, name=name: events.append(f"end of layer {name}"))
+    order, gathers = engine.reductions[0], engine.gathers
+    order.begin = [partial(reduce, events, index, begin) for index, begin in enumerate(order.begin)]
+    for index, group in enumerate(gathers.groups):
+        group.start_param_sync = partial(gather, events, index, group.start_param_sync, group)
 
 
-def begin(index: int, start, events: list[str], *arguments) -> None:
+def reduce(events: list[str], index: int, begin, *arguments) -> None:
+    begin(*arguments)
     events.append(f"reduce {index}")
-    start(*arguments)
+
+
+def gather(events: list[str], index: int, begin, group, force_sync: bool = False) -> None:
+    assert (group.param_gather_handle is not None) == force_sync
+    events.append(f"{'wait for' if force_sync else 'gather'} {index}")
+    begin(force_sync=force_sync)
 
 
 def main() -> None:
     from hybridtron.distributed.cpu_compat import cuda_calls_on_cpu
 
     with cuda_calls_on_cpu():
-        from hybridtron.distributed import engine as engine_module
+        from hybridtron.distributed import replicas
 
     torch.set_num_threads(1)
-    engine_module.BUCKET_ELEMENTS = 5000
+    replicas.BUCKET_ELEMENTS = 5000
     config, folder, here = run_config(TABLE[LAYOUT]), Path(sys.argv[1]), read_environment()
     with process_groups(config.parallel, here) as parallel_context:
         engine, (model,) = build_engine(config, parallel_context)
         events: list[str] = []
         record(engine, events)
         names = {parameter: name for name, parameter in model.named_parameters()}
-        buckets = [[names[each] for each in group.params] for group in engine.reductions[0].groups]
+        buckets = {
+            "reduce": [[names[each] for each in group.params] for group in engine.reductions[0].groups],
+            "gather": [[names[each] for each in group.params] for group in engine.gathers.groups],
+        }
         steps = []
         for step in range(STEPS):
             events.clear()

@@ -1,7 +1,9 @@
 """Messages of data parallelism while a step computes: what begins when, in real processes."""
 
 import json
+import math
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -9,8 +11,8 @@ import torch
 from hybridtron.distributed.environment import Environment
 from hybridtron.distributed.groups import process_groups
 from hybridtron.training.build import build_engine
-from tests.distributed.layouts import OVERLAP, Layout
-from tests.distributed.walk import micro_batches, run_config
+from tests.distributed.layouts import DO_OVERLAP, MODELS, OVERLAP, Layout
+from tests.distributed.walk import hide_until_waited_for, micro_batches, run_config
 from tests.warm import launch
 
 
@@ -22,78 +24,183 @@ def seen(tmp_path_factory):
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-def reductions(events):
-    return [event for event in events if event.startswith("reduce")]
+def events_of(kind, events):
+    return [event for event in events if event.startswith(kind)]
+
+
+def last(event, events):
+    return len(events) - 1 - events[::-1].index(event)
 
 
 class TestReductions:
     def test_all_buckets_but_the_last_begin_within_the_backward_pass(self, seen):
         for process in seen:
             _, *later = process["steps"]
-            assert len(process["buckets"]) > 3
+            assert len(process["buckets"]["reduce"]) > 3
             for events in later:
-                before_the_end = events[: _last(events, "gradient embedding.weight")]
-                assert len(reductions(before_the_end)) == len(process["buckets"]) - 1
+                before_the_end = events[: last("gradient embedding.weight", events)]
+                assert len(events_of("reduce", before_the_end)) == len(process["buckets"]["reduce"]) - 1
 
     def test_the_first_step_learns_which_gradients_there_are(self, seen):
         """megatron-core reduces all at the end of it."""
         first, *_ = seen[0]["steps"]
-        assert all(event.startswith("reduce") for event in first[-len(seen[0]["buckets"]) :])
+        assert events_of("gradient", first[first.index("reduce 0") :]) == []
 
     def test_they_belong_to_the_last_micro_batch(self, seen):
         for events in seen[0]["steps"]:
             assert events.count("forward") == 2
-            assert not reductions(events[: _last(events, "forward")])
+            assert not events_of("reduce", events[: last("forward", events)])
 
     def test_a_bucket_begins_once_after_its_gradients_and_in_one_order(self, seen):
         for process in seen:
             for events in process["steps"]:
-                assert reductions(events) == [f"reduce {index}" for index in range(len(process["buckets"]))]
-                for index, names in enumerate(process["buckets"]):
-                    assert events.index(f"reduce {index}") > max(_last(events, f"gradient {name}") for name in names)
+                assert events_of("reduce", events) == [
+                    f"reduce {index}" for index in range(len(process["buckets"]["reduce"]))
+                ]
+                for index, names in enumerate(process["buckets"]["reduce"]):
+                    assert events.index(f"reduce {index}") > max(last(f"gradient {name}", events) for name in names)
 
 
-def _last(events, event):
-    return len(events) - 1 - events[::-1].index(event)
+class TestGathers:
+    def test_all_begin_after_the_update_and_before_the_next_forward_pass(self, seen):
+        for process in seen:
+            everything = [f"gather {index}" for index in range(len(process["buckets"]["gather"]))]
+            for events in process["steps"]:
+                assert events[-len(everything) :] == everything
+                assert len(events_of("gather", events)) == len(everything)
+
+    def test_each_layer_waits_for_its_parameters_alone(self, seen):
+        for process in seen:
+            buckets = process["buckets"]["gather"]
+            assert len(buckets) > 3
+            for events in process["steps"][1:]:
+                for number in range(5):
+                    before = events[: events.index(f"layer {number}")]
+                    needed = {
+                        f"wait for {index}"
+                        for index, names in enumerate(buckets)
+                        if any(_position(name) <= number for name in names)
+                    }
+                    assert set(events_of("wait for", before)) == needed
+                assert len(needed) < len(buckets)
+                waits = events_of("wait for", events[: last("end of layer 4", events) + len(buckets)])
+                assert waits == [f"wait for {index}" for index in range(len(buckets))]
 
 
-def steps_of(overlap, act=lambda engine, model, step: None, steps=3):
-    """Train the hybrid in one process; return losses and gradient norms."""
-    config = run_config(Layout("hybrid", parallel=overlap))
-    found = []
-    with process_groups(config.parallel, Environment(0, 1, 0, None, "single")) as parallel_context:
-        torch.manual_seed(0)
-        engine, (model,) = build_engine(config, parallel_context)
-        for step in range(steps):
-            act(engine, model, step)
-            result = engine.train_step(micro_batches(step, parallel_context, isolate=False), lr=1e-2)
-            found += [result.loss, result.grad_norm]
-    return found
+def _position(name):
+    """The layer before which a parameter is read; -1 before all."""
+    kind, number = name.split(".")[:2]
+    return int(number) if kind == "layers" else -1 if kind == "embedding" else 5
 
 
-def test_parameters_without_a_gradient_hold_up_no_other(monkeypatch):
-    """Where layers are left out in a step, after the first."""
-    monkeypatch.setattr("hybridtron.distributed.engine.BUCKET_ELEMENTS", 5000)
+@contextmanager
+def one_process(model, parallel):
+    """Yield the engine of a model of the table, with a bucket for each parameter, and a step of it."""
+    config = run_config(Layout(model, parallel=parallel))
+    with (
+        process_groups(config.parallel, Environment(0, 1, 0, None, "single")) as parallel_context,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        from hybridtron.distributed import replicas  # imports megatron-core, which process_groups must come before
 
-    def leave_out(engine, model, step):
-        if step == 1:
-            model.run_layers = lambda stream, documents: stream
-        else:
-            model.__dict__.pop("run_layers", None)
+        patch.setattr(replicas, "BUCKET_ELEMENTS", 1)
+        engine, _ = build_engine(config, parallel_context)
 
-    assert steps_of(OVERLAP, leave_out) == steps_of({}, leave_out)
+        def step(number):
+            return engine.train_step(micro_batches(number, parallel_context, config.data.isolates), lr=1e-2)
+
+        yield engine, step
 
 
-def test_a_bucket_that_is_ready_too_early_waits_for_the_one_before(monkeypatch):
-    monkeypatch.setattr("hybridtron.distributed.engine.BUCKET_ELEMENTS", 5000)
-    begun = []
+def leaving_out_layers(parallel):
+    """Train three steps, the second without layers; return losses and norms of gradients."""
+    with one_process("hybrid", parallel) as (engine, step):
+        (model,) = engine.chunks
+        first = step(0)
+        model.run_layers = lambda stream, documents: stream
+        second = step(1)
+        del model.run_layers
+        return [number for result in (first, second, step(2)) for number in (result.loss, result.grad_norm)]
 
-    def second_first(engine, model, step):
+
+@pytest.mark.parametrize("overlap", [OVERLAP, DO_OVERLAP])
+def test_layers_that_do_not_run_hold_up_no_others(overlap):
+    assert leaving_out_layers(overlap) == pytest.approx(leaving_out_layers({}), rel=1e-6)
+
+
+def test_a_bucket_that_is_ready_too_early_waits_for_the_one_before():
+    with one_process("hybrid", OVERLAP) as (engine, _):
         first, second, *_ = engine.reductions[0].groups
         second.start_grad_sync()
-        begun.append([first.grad_reduce_handle is not None, second.grad_reduce_handle is not None])
+        assert (first.grad_reduce_handle, second.grad_reduce_handle) == (None, None)
         first.start_grad_sync()
-        begun.append([first.grad_reduce_handle is not None, second.grad_reduce_handle is not None])
+        assert None not in (first.grad_reduce_handle, second.grad_reduce_handle)
 
-    steps_of(OVERLAP, second_first, steps=1)
-    assert begun == [[False, False], [True, True]]
+
+@pytest.mark.parametrize("model", MODELS)
+def test_no_layer_reads_a_parameter_before_it_is_gathered(model):
+    with one_process(model, DO_OVERLAP) as (engine, step):
+        assert step(0).applied
+        hide_until_waited_for(engine)
+        assert math.isfinite(step(1).loss)
+
+
+def test_one_that_does_is_seen():
+    with one_process("hybrid", DO_OVERLAP) as (engine, step):
+        engine.chunks[0].layers["2"]._forward_pre_hooks.clear()
+        assert step(0).applied
+        hide_until_waited_for(engine)
+        assert math.isnan(step(1).loss)
+
+
+class TestEverythingElseWaits:
+    @pytest.fixture(scope="class")
+    def trained(self):
+        with one_process("tied", DO_OVERLAP) as (engine, step):
+            yield engine, step
+
+    def test_evaluation(self, trained):
+        engine, step = trained
+        step(0)
+        hide_until_waited_for(engine)
+        batches = micro_batches(1, engine.parallel_context, isolate=False)
+        assert math.isfinite(engine.evaluate(batches, 8))
+
+    def test_whoever_takes_the_model(self, trained):
+        engine, step = trained
+        step(0)
+        hide_until_waited_for(engine)
+        assert all(parameter.isfinite().all() for parameter in engine.chunks[0].parameters())
+
+    def test_the_average_of_weights(self, trained):
+        engine, step = trained
+        step(0)
+        hide_until_waited_for(engine)
+        (model,) = engine.chunks.chunks
+        with engine.average.in_place_of_weights():
+            assert all(parameter.isfinite().all() for parameter in model.parameters())
+        assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+    def test_a_checkpoint_whose_tensors_were_listed_before(self, trained):
+        from hybridtron.distributed.checkpoint.layout import view_of
+        from hybridtron.distributed.checkpoint.writing import CheckpointWriter
+
+        engine, step = trained
+        writer = CheckpointWriter(engine)
+        writer.prepare()
+        step(0)
+        hide_until_waited_for(engine)
+        writer.stage()
+        assert len(writer.slots) > 20
+        assert all(view_of(writer.buffer, slot).isfinite().all() for slot in writer.slots)
+
+    def test_a_skipped_step_changes_nothing(self, trained):
+        engine, step = trained
+        (model,) = engine.chunks
+        before = [parameter.clone() for parameter in model.parameters()]
+        handle = model.final_norm.weight.register_hook(lambda gradient: gradient * math.nan)
+        assert not step(0).applied
+        handle.remove()
+        assert not engine.gathers.pending
+        assert all(map(torch.equal, before, model.parameters()))
+        assert step(0).applied

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from tests.distributed.layouts import (
     GLOBAL_BATCH,
     INITIAL,
     ISOLATED,
+    LATE,
     MICRO_BATCH,
     MODELS,
     OPTIMIZER,
@@ -112,6 +114,23 @@ def distance(gradients: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
     }
 
 
+def hide_until_waited_for(engine) -> None:
+    """Put NaN in the place of parameters whose gathers nothing has waited for yet."""
+
+    def show(group, values, force_sync: bool) -> None:
+        del group.start_param_sync
+        for bucket, data in zip(group.buckets, values, strict=True):
+            bucket.param_data.copy_(data)
+
+    assert engine.gathers.pending
+    for group in engine.gathers.pending:
+        group.start_param_sync(force_sync=True)
+        values = [bucket.param_data.clone() for bucket in group.buckets]
+        for bucket in group.buckets:
+            bucket.param_data.fill_(torch.nan)
+        group.start_param_sync = partial(show, group, values)
+
+
 def average_loss(engine, batches) -> float:
     """The loss of the average of weights; the weights themselves must be the same bits afterwards."""
     before = [parameter.clone() for chunk in engine.chunks for parameter in chunk.parameters()]
@@ -173,6 +192,8 @@ def try_layout(name: str, layout: Layout, parallel_context: ParallelContext, fol
     for step in range(SAVED_AT if layout.after else 0, STEPS if goes_on else COMPARED):
         statistics = engine.collect_layer_statistics() if step == 0 else None
         result = engine.train_step(micro_batches(step, parallel_context, config.data.isolates), lr=1e-2)
+        if name in LATE:
+            hide_until_waited_for(engine)
         if statistics:
             found["layer_statistics"] = statistics.take()
         found["losses"].append(result.loss)
@@ -197,14 +218,12 @@ def main() -> None:
     from hybridtron.distributed.cpu_compat import cuda_calls_on_cpu
 
     with cuda_calls_on_cpu():  # before megatron-core is imported
-        from hybridtron.distributed import engine as engine_module
+        from hybridtron.distributed import replicas
 
     torch.set_num_threads(1)
     # Models in FP8 have fp32 parameters here: the rounding of bf16 would hide what a layout does to scales.
     PrecisionConfig.parameter_format = property(lambda self: "bf16" if self.format == "bf16" else "fp32")
-    engine_module.BUCKET_ELEMENTS = (
-        5000  # several buckets of gradients, with padding between them, in models this small
-    )
+    replicas.BUCKET_ELEMENTS = 5000  # several buckets of gradients, with padding between them, in models this small
     warnings.filterwarnings("ignore")  # megatron-core's advice
     folder, here = Path(sys.argv[1]), read_environment()
     wanted = sys.argv[2:] or list(TABLE)

@@ -67,6 +67,7 @@ class CheckpointWriter:
         assert self.slots is not None
         if self.buffer is None:
             self.buffer = self._new_buffer(self.slots)
+        self.engine.gathers.wait()
         for slot in self.slots:
             view_of(self.buffer, slot).copy_(slot.chunk.data, non_blocking=True)
         if self.engine.parallel_context.device.type == "cuda":

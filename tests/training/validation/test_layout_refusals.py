@@ -15,6 +15,12 @@ IMPOSSIBLE = {
     "a vocabulary that does not divide": (
         ["parallel.tensor=2", "model.vocab_size=257"], 2, ["257", "parallel.tensor = 2"]),
     "sequence alone": (["parallel.sequence=true"], 2, ["parallel.sequence = true", "tensor of 2 or more"]),
+    "gathers that overlap without shards": (
+        ["parallel.overlap_param_gather=true", "parallel.overlap_grad_reduce=true"], 2,
+        ["parallel.overlap_param_gather = true", "distributed_optimizer true beside it, or false"]),
+    "gathers that overlap without buckets": (
+        ["parallel.overlap_param_gather=true", "parallel.distributed_optimizer=true"], 2,
+        ["parallel.overlap_param_gather = true", "overlap_grad_reduce true beside it, or false"]),
     "runs of unequal length": (["parallel.context=3"], 3, ["data.seq_len = 32", "context = 3", "nearest: 30 or 33"]),
     "heads over tensor and context": (
         ["parallel.tensor=2", "parallel.context=2"], 4, ["tensor x context = 4", "possible: 1, 2"]),
