@@ -77,6 +77,7 @@ OTHER_CALLS = [
     ("long_conv", (torch.ones(1, 600, 6), torch.ones(6, 600)), "convolve, in segments"),
     ("short_conv", (X, torch.ones(6, 33)), "PyTorch, in tiles"),
     ("outer_conv", (*3 * (torch.ones(1, 7, 1, 1),), torch.ones(1, 7)), "PyTorch, by Fourier transforms"),
+    ("outer_conv", (*3 * (torch.ones(1, 7, 1, 4),), torch.ones(1, 7)), "PyTorch, by pairs of tokens"),
     ("apply_rotary", (HEADS.mT.contiguous().mT, *rotary_tables(4, 8)), "PyTorch, into the result"),
     ("swiglu", (X.bfloat16(),), "PyTorch, in blocks of rows"),
     ("rms_norm", (X.double(), torch.ones(6).double()), "PyTorch, in blocks of rows"),

@@ -3,7 +3,7 @@
 Every head has a filter h, and its state is a matrix: y_t = q_t^T sum_{j <= t} h_{t - j} k_j v_j^T. Two forms give the
 same result, both in memory that is linear in the length: by pairs of tokens, at a cost per token that grows with the
 length, and by Fourier transforms of all d * d entries of k v^T, at one that grows with its logarithm. The faster one is
-taken, so the logarithm bounds the cost of any length.
+taken, so the logarithm bounds the cost of any length. Compiled kernels go by pairs of tokens too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hybridtron.ops.conv import outer_conv_fft, outer_conv_pairs
+from hybridtron.ops.conv.outer_conv_native import MOST_TOKENS, MOST_WIDTH, NativeOuterConv, takes_native_outer_conv
 from hybridtron.ops.cuts import PAIRS_FACTOR, runs, takes_pairs
 from hybridtron.ops.dispatch import Implementation, otherwise, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
@@ -24,13 +25,13 @@ from hybridtron.ops.elementwise.precision import accumulation_dtype
 def outer_conv(q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:
     """Convolve q, k and v [b, s, m, d] of m heads with h [m, at least s]; return y [b, s, m, d] in the dtype of v.
 
-    Computed in float32, or in float64 for float64 inputs. Up to 6 d^2 tokens no output depends on a later one.
-    Beyond, rounding in the transforms carries a token into earlier outputs too: any y_tp is then off by at most
+    Computed in float32, or in float64 for float64 inputs. By pairs of tokens no output depends on a later one. By
+    transforms, beyond 6 d^2 tokens, rounding carries a token into earlier outputs too: any y_tp is then off by at most
     eps log2(4 s) |h| sum_n |q_tn| |k_n v_p|, with eps of that dtype and 2-norms over the s tokens.
     """
     seq_len, dtype = q.shape[1], accumulation_dtype(v)
-    form = select("outer_conv", seq_len, q.shape[-1])
-    return form(q.to(dtype), k.to(dtype), v.to(dtype), h[:, :seq_len].to(dtype)).to(v.dtype)
+    arguments = (q.to(dtype), k.to(dtype), v.to(dtype), h[:, :seq_len].to(dtype))
+    return select("outer_conv", *arguments)(*arguments).to(v.dtype)
 
 
 def outer_conv_prefill(q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:
@@ -142,11 +143,17 @@ register(
     "outer_conv",
     "convolution of outer products",
     Implementation(
+        "C kernels, by pairs of tokens",
+        f"float32 on a CPU, heads of at most {MOST_WIDTH} channels, at most {MOST_TOKENS} tokens",
+        takes_native_outer_conv,
+        NativeOuterConv.apply,
+    ),
+    Implementation(
         "PyTorch, by pairs of tokens",
         f"at most {PAIRS_FACTOR} head_dim^2 tokens",
-        takes_pairs,
+        lambda q, *_: takes_pairs(q.shape[1], q.shape[3]),
         by_pairs,
     ),
     otherwise("PyTorch, by Fourier transforms", by_fft),
-    sample=lambda one: (1, 8),
+    sample=lambda one: (*3 * (one.new_ones(1, 1, 1, 8),), one),
 )

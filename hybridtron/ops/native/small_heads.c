@@ -1,13 +1,8 @@
 /* Causal attention of many small heads, for which batched matrix products are slow: sixteen queries side by side in a
  * vector, so that their softmaxes and sums need nothing across it. Scores never leave the cache. */
-#include "common.h"
+#include "query_lanes.h"
 
-enum { QUERY_LANES = 16, MOST_HEAD_KEYS = 1024, MOST_HEAD_WIDTH = 64 };
-typedef float head_vector __attribute__((vector_size(64), may_alias));
-typedef float half_vector __attribute__((vector_size(32), may_alias));
-typedef int32_t head_integers __attribute__((vector_size(64), may_alias));
-#define LINED __attribute__((aligned(64)))
-#define VECTOR(address) (*(head_vector *)(address))
+enum { MOST_HEAD_KEYS = 1024, MOST_HEAD_WIDTH = 64 };
 
 /* e^x for x of at most 1/2, as `exponential`; 0 below 2^-126. */
 INLINE head_vector exponentials(head_vector x) {
@@ -33,84 +28,6 @@ INLINE head_integers sees(long key, long position, long window) {
 
 INLINE head_vector where(head_integers chosen, head_vector x, float other) {
     return (head_vector)(((head_integers)x & chosen) | ((head_integers)((head_vector){0.0f} + other) & ~chosen));
-}
-
-/* Rows [tokens, width] of one head, those after them to a multiple of four zero. */
-INLINE void load_head(long tokens, long width, const float *x, long step, float *rows) {
-    for (long t = 0; t < tokens; t++)
-        for (long i = 0; i < width; i++) rows[t * width + i] = x[t * step + i];
-    for (long i = tokens * width; i < ceil_div(tokens, 4) * 4 * width; i++) rows[i] = 0.0f;
-}
-
-/* columns[i] = the i-th channel of sixteen rows, zero after the last. */
-INLINE void load_columns(long tokens, long width, const float *x, long step, float *columns) {
-    for (long i = 0; i < width; i++)
-        for (long t = 0; t < QUERY_LANES; t++) columns[i * QUERY_LANES + t] = t < tokens ? x[t * step + i] : 0.0f;
-}
-
-INLINE void store_columns(long tokens, long width, const float *columns, float *x, long step) {
-    for (long t = 0; t < tokens; t++)
-        for (long i = 0; i < width; i++) x[t * step + i] = columns[i * QUERY_LANES + t];
-}
-
-/* out[j] = factor sum_i columns[i] rows[j, i] for keys [from, to), four at a time. */
-INLINE void products(long from, long to, long width, const float *columns, const float *rows, float factor, float *out) {
-    for (long j = from; j < to; j += 4) {
-        const float *a = rows + j * width, *b = a + width, *c = b + width, *d = c + width;
-        head_vector sa = {0.0f}, sb = {0.0f}, sc = {0.0f}, sd = {0.0f};
-        for (long i = 0; i < width; i++) {
-            head_vector column = VECTOR(columns + i * QUERY_LANES);
-            sa += column * a[i];
-            sb += column * b[i];
-            sc += column * c[i];
-            sd += column * d[i];
-        }
-        VECTOR(out + j * QUERY_LANES) = sa * factor;
-        VECTOR(out + (j + 1) * QUERY_LANES) = sb * factor;
-        VECTOR(out + (j + 2) * QUERY_LANES) = sc * factor;
-        VECTOR(out + (j + 3) * QUERY_LANES) = sd * factor;
-    }
-}
-
-/* columns[i] = factor sum_j weights[j] rows[j, i] over keys [from, to), for `count` channels. */
-INLINE void combine_some(long count, long from, long to, long width, const float *weights, const float *rows, head_vector factor, float *columns) {
-    head_vector sums[QUERY_LANES];
-    for (long i = 0; i < count; i++) sums[i] = (head_vector){0.0f};
-    for (long j = from; j < to; j++) {
-        head_vector weight = VECTOR(weights + j * QUERY_LANES);
-        for (long i = 0; i < count; i++) sums[i] += weight * rows[j * width + i];
-    }
-    for (long i = 0; i < count; i++) VECTOR(columns + i * QUERY_LANES) = sums[i] * factor;
-}
-
-INLINE void combine(long from, long to, long width, const float *weights, const float *rows, head_vector factor, float *columns) {
-    long i = 0;
-    for (; i + 16 <= width; i += 16) combine_some(16, from, to, width, weights, rows + i, factor, columns + i * QUERY_LANES);
-    for (; i + 8 <= width; i += 8) combine_some(8, from, to, width, weights, rows + i, factor, columns + i * QUERY_LANES);
-    for (; i < width; i++) combine_some(1, from, to, width, weights, rows + i, factor, columns + i * QUERY_LANES);
-}
-
-/* sums[j, i] += sum_t weights[j, t] rows[t, i] over sixteen queries, for keys [from, to). */
-#define ADD_PRODUCTS(type) \
-    for (long i = 0; i < width; i += (long)(sizeof(type) / sizeof(float))) { \
-        type even = *(type *)(sum + i), odd = {0.0f}; \
-        for (long t = 0; t < QUERY_LANES; t += 2) { \
-            even += *(const type *)(rows + t * width + i) * weight[t]; \
-            odd += *(const type *)(rows + (t + 1) * width + i) * weight[t + 1]; \
-        } \
-        *(type *)(sum + i) = even + odd; \
-    }
-
-INLINE void scatter(long from, long to, long width, const float *weights, const float *rows, float *sums) {
-    for (long j = from; j < to; j++) {
-        const float *weight = weights + j * QUERY_LANES;
-        float *sum = sums + j * width;
-        if (width % QUERY_LANES) {
-            ADD_PRODUCTS(half_vector)
-        } else {
-            ADD_PRODUCTS(head_vector)
-        }
-    }
 }
 
 /* Sixteen queries from `start` on: the key at which the first stands, and the keys [first, last) that any of them sees. */

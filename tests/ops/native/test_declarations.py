@@ -13,6 +13,7 @@ from hybridtron.model.step_plan import plan_steps
 from hybridtron.ops.attention.rotary import apply_rotary, rotary_tables
 from hybridtron.ops.attention.softmax import attention
 from hybridtron.ops.conv.long_conv import long_conv
+from hybridtron.ops.conv.outer_conv import outer_conv
 from hybridtron.ops.conv.short_conv import short_conv
 from hybridtron.ops.elementwise.activations import gelu, relu2, swiglu, swiglu_reference
 from hybridtron.ops.elementwise.norm import rms_norm
@@ -59,6 +60,7 @@ def calls():
             attention(*(leaf(4, 9, 8, 8) for _ in range(3))),
             short_conv(leaf(2, 9, 5), leaf(5, 4), leaf(5), "silu"),
             long_conv(leaf(2, 30, 5), leaf(5, 30)),
+            outer_conv(*(leaf(2, 9, 3, 8) for _ in range(3)), leaf(3, 9)),
             attention(apply_rotary(q, *rotary_tables(9, 6)), q, q, sinks=leaf(4)),
             attention(q, q, q, softcap=2.0, decays=-leaf(2, 9, 4).exp().cumsum(1)),
             attention(*(leaf(2, 9, 4, 32) for _ in range(3)), softcap=2.0),
@@ -181,6 +183,8 @@ def test_numbers_that_are_none_are_refused(calls, name):
         ("mamba2_step", 5, 0, "taps >= 1"),
         ("short_conv_forward", 3, 33, "1 <= taps <= MOST_CONV_TAPS"),
         ("long_conv_backward", 3, 31, "1 <= taps <= seq_len"),
+        ("outer_conv_forward", 1, 2049, "seq_len <= MOST_OUTER_TOKENS"),
+        ("outer_conv_backward", 3, 12, "width % 8 == 0"),
         ("heads_forward", 2, 1025, "keys <= MOST_HEAD_KEYS"),
         ("heads_backward", 4, 3, "heads % kv == 0"),
     ],
