@@ -36,6 +36,7 @@ from hybridtron.mad.training.device import best_device, default_processes, requi
 from hybridtron.mad.training.presets import PRESETS, Preset, preset, require_at_least_one
 from hybridtron.mad.training.progress import SuiteProgress
 from hybridtron.mad.training.suite import SuiteFailed, chosen_settings, plan_training, require_seeds, run_suite
+from hybridtron.reporting.numbers import plural
 
 # Flags of mad-lab's train.py and benchmark.py that are none here, by what does the same.
 _OF_MAD_LAB = {
@@ -201,7 +202,8 @@ def _run(options: argparse.Namespace) -> int:
         run_tasks_as_jobs(options, list(dict.fromkeys(name for name, _ in settings)))
         left = plan_training(architecture, chosen, settings, options.seeds, options.out).missing
         if left:
-            view.print(f"{left} cells are missing; what is done is in {options.out}, the same command goes on")
+            missing = plural(left, "cell is", "cells are")
+            view.print(f"{missing} missing; what is done is in {options.out}, the same command goes on")
             return 1
     try:
         rows = run_suite(

@@ -17,6 +17,7 @@ from hybridtron.composer.transfer.work import Results, Work
 from hybridtron.composer.votes.noise import LEAST_FREEDOM, Noise, pooled_noise
 from hybridtron.laws.families.proxy import FEWEST
 from hybridtron.pattern import COMPOSER_NAMES, Pattern, to_composer
+from hybridtron.reporting.numbers import plural
 from hybridtron.reporting.shown import Shown
 from hybridtron.training.config import RunConfig
 
@@ -201,7 +202,7 @@ class Transfer(Shown):
     @property
     def notes(self) -> list[str]:
         """Return what is unfinished, failed or the same model twice, in a sentence each."""
-        found = [f"Not finished: {self.missing} runs have no result yet."] if self.missing else []
+        found = [f"Not finished: {plural(self.missing, 'run has', 'runs have')} no result yet."] if self.missing else []
         for size in self.sizes:
             models: dict[str, str] = {}
             for one in size.grown:

@@ -65,7 +65,7 @@ def read_runs(
         check_ranges(table, numbers, at_most or {})
     runs = _joined(typed)
     runs = _without_repeats(replace(runs, warnings=left_out + runs.warnings), [len(table) for table in typed])
-    return best_of_cells(runs) if keep_best else runs
+    return best_of_cells(runs, needed) if keep_best else runs
 
 
 def _filter(tables: list[Runs], column: str, value: str, chosen: Mapping[str, str]) -> list[Runs]:
@@ -74,11 +74,25 @@ def _filter(tables: list[Runs], column: str, value: str, chosen: Mapping[str, st
     aliased = [_aliased(table, (name, value), chosen) for table in tables]
     kept = [table.take(alias.matches(column, value)) for table, alias in zip(tables, aliased, strict=True)]
     if not any(map(len, kept)):
-        seen = list(dict.fromkeys(str(cell) for table in aliased for cell in table[name]))
-        expected = one_of(value, seen[:12]) + (", ..." if len(seen) > 12 else "")
-        rest = "; expected " + expected if seen else ", as the filters before it left none"
+        rest = _expected(aliased, column, value) or ", as the filters before it left none"
         raise UserError(f"filter {column}={value} leaves no rows of {_sources(tables)}{rest}")
     return kept
+
+
+def _expected(tables: list[Runs], column: str, value: str) -> str:
+    """Say what a filter that leaves no rows may ask for; empty where there are no rows."""
+    name = column.rstrip("!<>")
+    seen = list(dict.fromkeys(str(cell) for table in tables for cell in table[name]))
+    if not seen:
+        return ""
+    if column[-1] in "<>":
+        if any(value in table for table in tables):
+            return f"; {name} is {'above' if column[-1] == '<' else 'below'} {value} in every row"
+        numbers = np.concatenate([table.numbers(name) for table in tables if len(table)])
+        return f"; {name} is {np.nanmin(numbers):g} to {np.nanmax(numbers):g}"
+    if column.endswith("!"):
+        return f"; {name} is {value} in every row"
+    return "; expected " + one_of(value, seen[:12]) + (", ..." if len(seen) > 12 else "")
 
 
 def _aliased(table: Runs, wanted: Sequence[str], chosen: Mapping[str, str]) -> Runs:

@@ -12,6 +12,7 @@ import numpy as np
 from hybridtron.config.nearest import nearest
 from hybridtron.errors import UserError
 from hybridtron.laws.data.runs import Runs, common_length, text_columns
+from hybridtron.reporting.numbers import plural
 
 MISSING = ("None", "nan", "NaN", "<NA>", "NaT")  # how tables in memory print a cell that is empty
 
@@ -87,7 +88,8 @@ def _read_csv(path: Path) -> Runs:
                     continue
                 if len(row) != len(header):
                     raise UserError(
-                        f"{path}, line {reader.line_num}: {len(row)} cells; expected {len(header)}, as in the header"
+                        f"{path}, line {reader.line_num}: {plural(len(row), 'cell')}; expected {len(header)}, as in "
+                        "the header"
                     )
                 rows.append([cell.strip() for cell in row])
                 lines.append(reader.line_num)

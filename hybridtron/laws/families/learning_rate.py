@@ -24,6 +24,7 @@ from hybridtron.laws.fitting.loss_minima import (
     parabola_curves,
 )
 from hybridtron.laws.fitting.parabola import Axis, Parabolas, chosen_window, dropped_budgets
+from hybridtron.reporting.numbers import plural
 
 COLUMN = "learning_rate"
 SWEEPS = Parabolas(
@@ -59,7 +60,8 @@ def _fit_one_budget(runs: Runs, settings: Settings, minima: list[LossMinimum], b
     span = minimum_interval(best, runs[COLUMN]) if groups == len(best.rows) else None
     if span is None:
         warnings.append(
-            f"few points: no interval, {len(best.rows)} rows of {groups} runs do not determine where the loss is least"
+            f"few points: no interval, {plural(len(best.rows), 'row')} of {plural(groups, 'run')} do not "
+            "determine where the loss is least"
         )
     window = chosen_window(settings, SWEEPS.window)
     others = {other: find_loss_minima(runs, COLUMN, other) for other in SWEEPS.windows(window)}

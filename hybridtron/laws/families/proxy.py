@@ -22,6 +22,7 @@ from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Series, Settings
 from hybridtron.laws.families.sentences import verdict
 from hybridtron.laws.fitting.optimize import Array
+from hybridtron.reporting.numbers import plural
 
 FEWEST = 5
 _EXACT = 9  # points up to which every order is tried (9! = 362,880)
@@ -126,7 +127,9 @@ def fit(runs: Runs, settings: Settings) -> Fit:
     linear_p, _ = permutation_p(score, loss, settings.seed)
     intervals = None
     if n < FEWEST:
-        warnings.append(f"few points: {n} points for a correlation, at least {FEWEST} are needed: not evidence")
+        warnings.append(
+            f"few points: {plural(n, 'point')} for a correlation, at least {FEWEST} are needed: not evidence"
+        )
     else:
         intervals = {
             "spearman": spearman_interval(spearman, n),
@@ -175,10 +178,10 @@ def _points(runs: Runs, group: str | None) -> tuple[Array, Array, tuple[str, ...
 def _require_two(source: str, score: Array, loss: Array) -> None:
     if len(score) < 2:
         raise UserError(f"{source}: 1 point; a correlation needs at least two")
-    for word, plural, values in (("score", "scores", score), ("loss", "losses", loss)):
+    for word, words, values in (("score", "scores", score), ("loss", "losses", loss)):
         if np.ptp(values) == 0:
             raise UserError(f"{source}: all {len(values)} points have the {word} {values[0]:g}; a correlation needs at "
-                            f"least two {plural}")  # fmt: skip
+                            f"least two {words}")  # fmt: skip
 
 
 def _curves(score: Array, loss: Array, names: tuple[str, ...], slope: float, offset: float) -> list[Series]:
@@ -187,7 +190,7 @@ def _curves(score: Array, loss: Array, names: tuple[str, ...], slope: float, off
     axes: dict[str, Any] = {"x_label": "proxy score", "y_label": "loss (nats per token)", "x_log": False}
     n = len(score)
     if n < FEWEST:
-        note = f"not evidence: {n} points, at least {FEWEST} are needed"
+        note = f"not evidence: {plural(n, 'point')}, at least {FEWEST} are needed"
         return [Series(panel, "", "points", score, loss, names=names, note=note, **axes)]
     ends = np.array([score.min(), score.max()])
     return [

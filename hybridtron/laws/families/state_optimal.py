@@ -28,6 +28,7 @@ from hybridtron.laws.fitting.loss_minima import (
 from hybridtron.laws.fitting.optimize import Array
 from hybridtron.laws.fitting.parabola import WINDOW, chosen_window
 from hybridtron.laws.fitting.power import PowerLaw, fit_line, predict
+from hybridtron.reporting.numbers import plural
 
 FEWEST_POINTS = 5
 
@@ -113,7 +114,9 @@ def compute_optimal_points(
                                    frozenset(names[rows])))  # fmt: skip
                 continue
             if len(rows) < FEWEST or "n_params" not in table:
-                warnings.append(f"few points: {len(rows)} runs give no minimum ({where}, dropped)")
+                warnings.append(
+                    f"few points: {plural(len(rows), 'run gives', 'runs give')} no minimum ({where}, dropped)"
+                )
                 continue
             minimum = find_loss_minimum(budget, table["n_params"], table["loss"], rows, window)
             if not minimum.kept:

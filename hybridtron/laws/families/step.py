@@ -22,6 +22,7 @@ from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Series, Settings
 from hybridtron.laws.families.sentences import verdict
 from hybridtron.laws.fitting.optimize import Array
+from hybridtron.reporting.numbers import plural
 
 AXES = ("learning_rate", "batch_tokens")
 WINDOW = 8.0
@@ -66,7 +67,7 @@ def fit(runs: Runs, settings: Settings) -> Fit:
     lines = _lines(designs, best)
     parameters, intervals = _parameters(lines), _intervals(lines)
     if intervals is None:
-        warnings.append(f"few points: no intervals, {len(kept)} cells; at least 5 are needed")
+        warnings.append(f"few points: no intervals, {plural(len(kept), 'cell')}; at least 5 are needed")
     others = {
         name: _parameters(_lines(designs, np.array([_near(part, share) for part, _ in kept])))
         for name, share in (("lowest_run", 0.0), ("near_optimum_average", _NEAR))
@@ -93,7 +94,7 @@ def find_optimum(part: Runs, window: float) -> Array | str:
     lowest = x[int(np.argmin(part["loss"]))]
     inside = (np.abs(x - lowest) <= math.log(window) + 1e-9).all(axis=1)
     if inside.sum() < _COEFFICIENTS or any(len(np.unique(x[inside, i].round(9))) < 3 for i in (0, 1)):
-        return f"few points: {inside.sum()} runs within a factor {window:g} of the lowest"
+        return f"few points: {plural(int(inside.sum()), 'run')} within a factor {window:g} of the lowest"
     u, v = (x[inside] - lowest).T
     design = np.stack([np.ones_like(u), u, v, u * u, u * v, v * v], axis=1)
     c = np.linalg.lstsq(design, part["loss"][inside], rcond=None)[0]

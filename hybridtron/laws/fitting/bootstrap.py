@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, stdtr, stdtrit
 
 from hybridtron.laws.data.runs import Runs
+from hybridtron.reporting.numbers import plural
 
 Array = NDArray[np.float64]
 
@@ -38,9 +39,10 @@ def refusal(n_groups: int, n_parameters: int) -> str | None:
     needed = max(3 * n_parameters, 8)
     if n_groups >= needed:
         return None
+    left = plural(max(n_groups - n_parameters, 0), "degree of freedom", "degrees of freedom")
     return (
-        f"few points: no intervals, {n_groups} independent runs for {n_parameters} parameters leave "
-        f"{max(n_groups - n_parameters, 0)} degrees of freedom; at least {needed} runs are needed"
+        f"few points: no intervals, {plural(n_groups, 'independent run')} for {plural(n_parameters, 'parameter')}: "
+        f"{left}; at least {needed} runs are needed"
     )
 
 

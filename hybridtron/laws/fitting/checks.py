@@ -10,6 +10,7 @@ from hybridtron.laws.data.columns import missing_columns
 from hybridtron.laws.data.ranges import check_ranges
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Law, Settings
+from hybridtron.reporting.numbers import plural
 
 FEWEST_REPLICATES = 100  # below, an end of an interval is read off the outermost two replicates
 
@@ -62,7 +63,8 @@ def unit_warnings(runs: Runs) -> list[str]:
          "are the tokens counted in millions or billions?"),
     )  # fmt: skip
     return [
-        f"units: {rows.sum()} rows have {what} (first: {runs.place} {runs.lines[np.argmax(rows)]}); {question}"
+        f"units: {plural(int(rows.sum()), 'row has', 'rows have')} {what} (first: {runs.place} "
+        f"{runs.lines[np.argmax(rows)]}); {question}"
         for rows, what, question in odd
         if rows.any()
     ]

@@ -17,6 +17,7 @@ from hybridtron.laws.fitting import bootstrap
 from hybridtron.laws.fitting.identified import Tested, free_parameters, weak_parameters
 from hybridtron.laws.fitting.optimize import Array, Optimum, Problem, quick_search, refine, search
 from hybridtron.laws.fitting.power import held_out
+from hybridtron.reporting.numbers import plural
 
 
 @dataclass(frozen=True)
@@ -235,16 +236,22 @@ def sensitivity(
     rule = {"rule": "residual beyond 4 robust standard deviations", "lines": [int(line) for line in runs.lines[far]]}
     near = {name: [value - 0.1 * abs(value), value + 0.1 * abs(value)] for name, value in fitted.parameters.items()}
     warnings = []
-    for key, words, out, about in (
-        ("without_far_points", "far points", far, rule),
-        ("without_flagged", "flagged rows", flagged, {"column": column}),
+    for key, one, several, out, about in (
+        (
+            "without_far_points",
+            "row beyond 4 robust standard deviations",
+            "rows beyond 4 robust standard deviations",
+            far,
+            rule,
+        ),
+        ("without_flagged", "flagged row", "flagged rows", flagged, {"column": column}),
     ):
         if not out.any() or (~out).sum() <= 2 * len(fitted.optimum.theta):
             continue
         parameters = _refit(build, runs.take(~out), delta)[2]
         table[key] = {**about, "rows": int(out.sum()), "parameters": parameters}
         if moved := moves(fitted.parameters, parameters, fitted.intervals or near):
-            warnings.append(f"filter sensitivity: without the {out.sum()} {words}: " + ", ".join(moved))
+            warnings.append(f"filter sensitivity: without {plural(int(out.sum()), one, several)}: " + ", ".join(moved))
     return table, warnings
 
 
@@ -292,13 +299,15 @@ def complete_fit(
     Raises UserError where there are no more rows than parameters: then any number of curves goes through all of them.
     """
     if len(runs) <= (parameters := len(build(runs, delta).problem.lower)):
-        raise UserError(f"{runs.source}: {len(runs)} rows; expected more than the {parameters} parameters of {law}")
+        raise UserError(
+            f"{runs.source}: {plural(len(runs), 'row')}; expected more than the {parameters} parameters of {law}"
+        )
     fitted = fit_curve(build, runs, settings, delta)
     table, moved = sensitivity(build, runs, settings, delta, fitted)
     crossed, more_curves, doubts = cross_check(fitted)
     warnings = fitted.warnings + moved + check(fitted) + doubts
     held = hold_out(build, runs, settings, delta, size, size_name)
-    warnings += not_held_out(settings, held, f"{fitted.n_groups} runs")
+    warnings += not_held_out(settings, held, plural(fitted.n_groups, "run"))
     predictions = []
     for point in settings.predict:
         entries, more = predict_point(fitted, point)

@@ -21,6 +21,7 @@ from hybridtron.errors import UserError
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Series, Settings
 from hybridtron.laws.fitting.optimize import Array
+from hybridtron.reporting.numbers import plural
 
 FEWEST = 4  # rows of a parabola: three coefficients and one degree of freedom
 SAME_BUDGET = 0.02  # values closer than this, relative, are one budget
@@ -192,7 +193,7 @@ def minimum_derivatives(minimum: LossMinimum, x: Array) -> Array:
 def _why_dropped(log_x: Array, loss: Array, vertex: float, coefficients: Array, used: int) -> str | None:
     sizes = np.unique(log_x)
     if used < FEWEST or len(sizes) < 3:
-        return f"few points: {len(log_x)} rows of {len(sizes)} different values"
+        return f"few points: {plural(len(log_x), 'row')} of {plural(len(sizes), 'different value')}"
     if not coefficients[2] > 0:
         return "edge minimum: the loss has no minimum inside the data"
     if not sizes[0] < vertex < sizes[-1]:

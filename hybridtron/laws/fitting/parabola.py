@@ -29,6 +29,7 @@ from hybridtron.laws.fitting.loss_minima import (
 )
 from hybridtron.laws.fitting.optimize import Array
 from hybridtron.laws.fitting.power import PowerLaw, fit_line, predict
+from hybridtron.reporting.numbers import plural
 
 FEWEST_BUDGETS = 3
 FEWEST_FREEDOM = 5
@@ -136,7 +137,7 @@ class Parabolas:
             entry, far = predict(self.name, point, "C", "FLOPS", powers)
             predictions.append(entry | self.derive(entry))
             warnings += far
-        warnings += not_held_out(settings, held, f"{len(main.kept)} budgets")
+        warnings += not_held_out(settings, held, plural(len(main.kept), "budget"))
         asked = [point["C"] for point in settings.predict]
         crossed, sentences, doubts = self.cross_check(runs, self.axes, chosen, intervals, asked)
         scatter = {axis: fitted.scatter for axis, fitted in fits.items()}
@@ -224,8 +225,9 @@ def _too_few_rows(rows: int, freedom: int) -> str | None:
     """Return why there are no intervals, or None."""
     if freedom >= FEWEST_FREEDOM:
         return None
+    left = plural(max(freedom, 0), "degree of freedom", "degrees of freedom")
     return (
-        f"few points: no intervals, {rows} rows leave {max(freedom, 0)} degrees of freedom about the parabolas; "
+        f"few points: no intervals, {plural(rows, 'row')} for the parabolas: {left}; "
         f"at least {FEWEST_FREEDOM} are needed"
     )
 

@@ -1,9 +1,10 @@
 """Cells of equal parameters and tokens, and the best row of each."""
 
+import numpy as np
 import pytest
 
 from hybridtron.errors import UserError
-from hybridtron.laws import fit
+from hybridtron.laws import LAWS, fit
 from hybridtron.laws.data.cells import best_of_cells, cells
 from hybridtron.laws.data.runs import Runs
 from tests.laws import planted
@@ -21,6 +22,18 @@ def test_the_lowest_loss_of_each_cell_is_kept_and_counted():
     best = best_of_cells(RUNS)
     assert list(best.lines) == [2, 3, 4]
     assert best.notes == ("the lowest loss of each cell of equal n_params and tokens is kept: 3 of 4 rows",)
+
+
+def test_shapes_of_one_size_are_kept_apart_for_a_law_that_reads_them():
+    """The best of each shape, not the best shape, is what depth and width are read from."""
+    shapes = RUNS.with_column("width", [512, 512, 512, 1024]).with_column("depth", [8, 32, 8, 8])
+    assert len(best_of_cells(shapes)) == 3
+    apart = best_of_cells(shapes, LAWS["depth-width"].columns)
+    assert len(apart) == 4
+    assert apart.notes[0].startswith("the lowest loss of each cell of equal n_params, width, depth and tokens is kept")
+    runs = planted.depth_width_runs(3, 1e-3, 40)
+    table = runs.columns | {"n_params": np.full(40, 1e9), "tokens": np.where(np.arange(40) < 20, 1e10, 1e11)}
+    assert fit("depth-width", table, keep_best=True, bootstrap=0, holdout=0).n_points == 40
 
 
 def test_where_there_are_no_cells_it_is_refused():

@@ -1,6 +1,7 @@
 """Reading CSV and parquet: the right columns under their usual names, and an error that finds the broken row."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -306,7 +307,10 @@ def test_comparisons_that_mean_nothing_are_refused(table):
         [file], NEEDED, where=[("arch<", "3")]
     )
     assert "no column 'tokns'; nearest: tokens" in refusal([file], NEEDED, where=[("loss<", "tokns")])
-    assert "filter loss<=1 leaves no rows" in refusal([file], NEEDED, where=[("loss<", "1")])
+    none_left = refusal([file], NEEDED, where=[("loss<", "1")])
+    assert none_left.startswith("filter loss<=1 leaves no rows")
+    assert re.search(r"; loss is [\d.]+ to [\d.]+$", none_left)
+    assert refusal([file], NEEDED, where=[("tokens<", "n_params")]).endswith("; tokens is above n_params in every row")
 
 
 def test_filters_compare_columns_that_follow_from_others(table):
