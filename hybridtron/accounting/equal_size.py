@@ -9,7 +9,7 @@ from typing import Any, Literal
 from hybridtron.accounting.describe import describe
 from hybridtron.errors import UserError
 from hybridtron.model.config import ModelConfig
-from hybridtron.reporting.numbers import significant
+from hybridtron.reporting.numbers import si
 
 NEIGHBOURS = 256  # steps of the key that are tried for a value that the config allows
 LARGEST_FACTOR = 2**12  # of the key's own value
@@ -88,10 +88,10 @@ class Fit:
     def describe(self, tolerance: float, of: Measure, whose: str) -> str:
         """Return why no value is right, with the nearest ones, as a part of an error's line."""
         listed = ", ".join(
-            f"{value} gives {significant(size)} ({100 * self.difference(size):+.2g}%)" for value, size in self.found
+            f"{value} gives {si(size)} ({100 * self.difference(size):+.2g}%)" for value, size in self.found
         )
         between = f"; between them, {self.refusal}" if len(self.found) > 1 and self.refusal else ""
-        return f"no value comes within {tolerance:.3g} of the {significant(self.target)} {WORDS[of]} of {whose}: " + (
+        return f"no value comes within {tolerance:.3g} of the {si(self.target)} {WORDS[of]} of {whose}: " + (
             (listed + between) if listed else self.refusal or "no value is allowed"
         )
 

@@ -11,6 +11,7 @@ from hybridtron.accounting.equal_size import WORDS, Measure, default_key, fit_si
 from hybridtron.composer.grow.kept_blocks import Source, with_blocks_of
 from hybridtron.composer.grow.scale import Method, Round, scale
 from hybridtron.composer.transfer.scores import Layers
+from hybridtron.config.compose import SIZE_KEY, compose
 from hybridtron.config.dotted import value_at, with_value_at
 from hybridtron.config.load import build, load
 from hybridtron.data.blend_config import without_paths
@@ -90,6 +91,8 @@ def read_targets(
     Raises UserError for a target with errors, without held-out tokens, or one that begins with weights of another run.
     """
     listed = [[*overrides, f"size={size}"] for size in sizes] or [[*overrides]]
+    if sizes and SIZE_KEY in compose(target, listed[0]).mapping:  # which a table of sizes takes away
+        raise UserError(f"sizes = {' '.join(sizes)}: the target has no table of sizes; expected none")
     runs = [resolve(load(target, each, RunConfig)) for each in listed]
     found = dict(zip(sizes or [runs[0].name], runs, strict=True))
     if len(found) < len(runs):

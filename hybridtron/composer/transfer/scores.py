@@ -14,6 +14,7 @@ from hybridtron.composer.votes.noise import LEAST_FREEDOM, Noise, pooled_noise
 from hybridtron.errors import UserError
 from hybridtron.files import is_number, read_lines, read_plain
 from hybridtron.pattern import PatternError, read
+from hybridtron.reporting.numbers import plural
 
 Layers = tuple[str, ...]
 QUANTITIES = {"train": "negative held-out loss", "mad": "mean accuracy"}  # of evaluators; of others it is the score
@@ -99,9 +100,13 @@ def _is_whole(row: dict[str, Any], blocks: Sequence[str]) -> bool:
 def choose(scores: SearchScores, patterns: int, baselines: Sequence[str] = ()) -> list[Candidate]:
     """Return the best and the worst pattern of a search, others at evenly spaced ranks between, and the baselines.
 
-    Raises UserError for more patterns than there are, fewer than two, and a baseline of other blocks.
+    Raises UserError for more patterns than have a score, fewer than two, and a baseline of other blocks.
     """
     ranked = list(scores.means.items())
+    if len(ranked) < 2:
+        raise UserError(
+            f"search folder {scores.folder}: has {plural(len(ranked), 'pattern')} with a score; expected two"
+        )
     if not 2 <= patterns <= len(ranked):
         raise UserError(f"patterns = {patterns}: expected 2 to {len(ranked)}, the patterns with a score")
     places = [round(i * (len(ranked) - 1) / (patterns - 1)) for i in range(patterns)]

@@ -172,6 +172,9 @@ def test_pictures_have_one_width_and_are_in_the_page(tmp_path):
     assert len(images) == 4
     assert len({struct.unpack(">I", image[16:20])[0] for image in images}) == 1
     assert "http" not in page
+    alts = re.findall(r'<img[^>]* alt="([^"]*)"', page)
+    assert len({*alts}) == 4
+    assert all(" " in alt and "png" not in alt for alt in alts)  # sentences, not names of files
 
 
 @pytest.mark.parametrize("evaluations", [1, 2])

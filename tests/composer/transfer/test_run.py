@@ -8,6 +8,7 @@ import yaml
 
 from hybridtron import composer
 from hybridtron.cli.main import main
+from hybridtron.config.compose import compose
 from hybridtron.errors import UserError
 from tests.conftest import TINY
 
@@ -122,6 +123,13 @@ def test_bad_input_is_one_line_and_writes_nothing(searched, target, capsys, argu
     words = [str(searched) if word == "SEARCH" else word for word in arguments]
     assert main(["search", "transfer", *words, "--target", str(target), "--method", "stack"]) == 2
     assert message in capsys.readouterr().err
+    assert not (searched / "transfer").exists()
+
+
+def test_sizes_of_a_target_without_a_table_of_them_are_refused(searched, target):
+    without = {**compose(target, ["size=tiny"]).mapping}
+    with pytest.raises(UserError, match="sizes = tiny: the target has no table of sizes; expected none"):
+        composer.search_transfer(searched, without, "stack", sizes=["tiny"])
     assert not (searched / "transfer").exists()
 
 

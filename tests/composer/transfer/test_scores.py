@@ -68,6 +68,11 @@ def test_too_many_patterns_and_unknown_blocks_are_refused(folder, patterns, base
         choose(read_scores(folder(scored())), patterns, baselines)
 
 
+def test_a_search_with_one_score_has_nothing_to_compare(folder):
+    with pytest.raises(UserError, match="has 1 pattern with a score; expected two"):
+        choose(read_scores(folder(scored(1))), 2)
+
+
 def test_what_is_no_search_or_damaged_is_refused(folder, tmp_path):
     with pytest.raises(UserError, match="holds no search; expected a folder with evaluations"):
         read_scores(tmp_path)
