@@ -56,6 +56,9 @@ class MixerConfig(Strict):
     multiplied: ClassVar[tuple[str, ...]] = ()  # parameters by which tokens are multiplied, beside linears NAME.weight
     mad_layers: ClassVar[Layers] = {}  # keys at width 128 by the name of the layer in the MAD protocol
     without_balance: ClassVar[dict[str, Any]] = {}  # keys that switch off what keeps the load of experts even
+    # Keys that are part of a result's hash at their default too, beside those of all types. None: all, until the type
+    # gets more keys after results were made with it.
+    first_keys: ClassVar[str | None] = None
 
     @classmethod
     def facts(cls) -> dict[str, Facts]:

@@ -1,7 +1,7 @@
 """What of a config decides whether results are those of the same run."""
 
 from hybridtron.config.load import build, load
-from hybridtron.mixers.identity import FIRST_KEYS
+from hybridtron.mixers.registry import MIXERS
 from hybridtron.model.config import ModelConfig
 from hybridtron.training.config import RunConfig
 from tests.conftest import ROOT
@@ -34,7 +34,7 @@ def test_later_keys_of_blocks_count_where_they_are_set():
         return build(model, ModelConfig).identity()
 
     plain = of_moe()
-    assert set(FIRST_KEYS["moe"].split()) == set(plain["blocks"]["moe"]) - {"type"}
+    assert {*MIXERS["moe"].first_keys.split()} == {*plain["blocks"]["moe"]} - {"type", "norm_position"}
     assert plain["blocks"]["both"]["branches"][0].keys() == plain["blocks"]["moe"].keys()
     assert of_moe(latent_size=0, num_groups=1) == plain
     latent = of_moe(latent_size=8)

@@ -71,6 +71,10 @@ class AttentionConfig(MixerConfig):
     qkv_bias: bool = Field(False, description="Bias on the query, key, value and gate projections.")
     proj_bias: bool = Field(False, description="Bias on the output projection.")
 
+    first_keys = (
+        "num_heads num_kv_heads head_dim window rotary_base rotary_fraction softmax_scale rotary_scaling sinks "
+        "qk_norm qk_norm_zero_centered gate qkv_bias proj_bias"
+    )
     attends = True
     shares_state = False
     mad_layers: ClassVar = {

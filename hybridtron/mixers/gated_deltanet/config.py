@@ -56,6 +56,7 @@ class GatedDeltaNetConfig(MixerConfig):
         64, ge=1, description="Tokens per chunk, a power of two; changes speed, not results."
     )
 
+    first_keys = "num_heads num_value_heads key_dim head_dim conv_kernel norm_eps allow_negative chunk_size"
     float32_state: ClassVar = True
     mad_layers: ClassVar = {
         "gated-deltanet": {"num_heads": 8},

@@ -27,6 +27,7 @@ class GLAConfig(MixerConfig):
         64, ge=1, description="Tokens per chunk, a power of two; changes speed, not results."
     )
 
+    first_keys = "num_heads expand_k expand_v gate_rank gate_divisor chunk_size"
     multiplied = ("gate_down",)
     float32_state: ClassVar = True
     mad_layers: ClassVar = {

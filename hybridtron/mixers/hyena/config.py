@@ -62,6 +62,7 @@ class HyenaConfig(ProjectedHyenaConfig):
 
     type: Literal["hyena"]
 
+    first_keys = "filter_order filter_embedding filter_layers filter_length expand projection_groups conv_kernel bias"
     mad_layers: ClassVar = {"hyena": {"expand": 4, "filter_order": 4, "projection_groups": 4, "bias": True}}
 
     @property

@@ -29,6 +29,9 @@ class HyenaExpertsConfig(ImplicitFilterConfig):
     conv_kernel: int = Field(3, ge=1, description="Length of the short convolutions.")
     bias: bool = Field(False, description="Biases on the projections and the router.")
 
+    first_keys = (
+        "filter_order filter_embedding filter_layers filter_length num_experts top_k expert_size conv_kernel bias"
+    )
     projection_groups: ClassVar = 1
     multiplied = ("router_weight",)
     mad_layers: ClassVar = {"hyena-experts": {"num_experts": 8, "expert_size": 16, "filter_order": 16, "bias": True}}

@@ -46,6 +46,7 @@ class LinearAttentionConfig(MixerConfig):
         64, ge=1, description="Tokens per chunk; changes speed, not results."
     )
 
+    first_keys = "num_heads head_dim key_dim feature_map normalize shared_feature_map eps chunk_size"
     multiplied = ("feature_weight",)
     float32_state: ClassVar = True
     mad_layers: ClassVar = {

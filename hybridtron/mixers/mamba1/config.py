@@ -44,6 +44,7 @@ class Mamba1Config(MixerConfig):
         None, gt=0, description="Added to the mean square in the inner norms; by default norm_eps of the model."
     )
 
+    first_keys = "expand state_dim dt_rank conv_kernel conv_bias proj_bias inner_norm inner_norm_eps"
     multiplied = ("dt_weight",)  # the scan, elementwise, would add 9 inner_size * state_dim FLOPs a token
     float32_state: ClassVar = True
     mad_layers: ClassVar = {"mamba": {"state_dim": 4}}

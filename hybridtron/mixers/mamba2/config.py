@@ -30,6 +30,9 @@ class Mamba2Config(StateSpaceHeadsConfig):
         64, ge=1, description="Tokens per chunk of the scan; changes speed, not results."
     )
 
+    first_keys = (
+        "expand head_dim state_dim num_groups conv_kernel conv_bias proj_bias dt_limit_min dt_limit_max chunk_size"
+    )
     float32_state: ClassVar = True
     mad_layers: ClassVar = {"mamba2": {"head_dim": 16, "state_dim": 8}}
 

@@ -46,6 +46,7 @@ class MLAConfig(MixerConfig):
         description="Multiplies the scores before the softmax; by default 1 / sqrt(head_dim + rotary_dim).",
     )
 
+    first_keys = "num_heads head_dim value_dim kv_rank q_rank rotary_dim rotary rotary_base"
     attends = True
     shares_state = False
     multiplied = ("kv_down", "q_down")

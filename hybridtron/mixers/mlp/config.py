@@ -23,6 +23,7 @@ class MLPConfig(MixerConfig):
     )
     bias: bool = Field(False, description="Bias on both projections.")
 
+    first_keys = "ffn_hidden_size activation bias"
     kind = "channel"
     mad_layers: ClassVar = {"mlp": {}}
 

@@ -81,6 +81,11 @@ class MoEConfig(MixerConfig):
         description="How tokens reach experts on other processes: each sent where it must go, or all sent to all.",
     )
 
+    first_keys = (
+        "num_experts top_k ffn_hidden_size shared_ffn_hidden_size shared_gate activation swiglu_alpha "
+        "swiglu_limit bias score normalize_top_k scaling_factor balance aux_loss bias_update_rate z_loss "
+        "capacity_factor dispatcher"
+    )
     kind = "channel"
     mad_layers: ClassVar = {"moe-mlp": {"num_experts": 8, "top_k": 2, "ffn_hidden_size": 16, "balance": "none"}}
     without_balance: ClassVar = {"balance": "none", "aux_loss": None, "z_loss": 0.0}

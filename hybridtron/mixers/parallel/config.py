@@ -32,6 +32,8 @@ class ParallelMixersConfig(MixerConfig):
         "sum", description="Add the outputs, average them, or weigh them by a softmax that each token's input sets."
     )
 
+    first_keys = "branches merge"
+
     @model_validator(mode="before")
     @classmethod
     def _give_branches_their_width(cls, data: Any) -> Any:

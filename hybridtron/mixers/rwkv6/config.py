@@ -53,6 +53,7 @@ class RWKV6Config(MixerConfig):
         32, ge=1, description="Tokens per chunk of the scan, a power of two; changes speed alone."
     )
 
+    first_keys = "head_dim mix_rank decay_rank chunk_size"
     multiplied = ("mix_down", "mix_up", "decay_down", *(f"{name}_weight" for name in MIXED))
     float32_state: ClassVar = True
     mad_layers: ClassVar = {"rwkv6-time-mixer": {"head_dim": 16}}

@@ -25,6 +25,7 @@ class RWKV6ChannelConfig(MixerConfig):
     )
     receptance: bool = Field(True, description="Gate outputs by receptances; false: value(relu(key(x_k))^2) alone.")
 
+    first_keys = "ffn_hidden_size"
     kind = "channel"
     multiplied = ("key_weight", "receptance_weight")
     mad_layers: ClassVar = {

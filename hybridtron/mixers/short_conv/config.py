@@ -27,6 +27,7 @@ class ShortConvConfig(MixerConfig):
         None, ge=1, description="Rank of the projection to generated taps; by default hidden_size / 8, rounded up."
     )
 
+    first_keys = "conv_kernel bias"
     multiplied = ("tap_down",)
     shares_state = False
     mad_layers: ClassVar = {"short-conv": {}}

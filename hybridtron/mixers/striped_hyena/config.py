@@ -81,6 +81,7 @@ class HyenaSEConfig(ExplicitFilterConfig):
     type: Literal["hyena_se"]
     filter_length: int = Field(7, ge=1, description="Taps of a filter.")
 
+    first_keys = "num_groups conv_kernel filter_length"
     mad_layers: ClassVar = {"hyena-se": {}}
 
 
@@ -91,6 +92,7 @@ class HyenaMRConfig(ExplicitFilterConfig):
     type: Literal["hyena_mr"]
     filter_length: int = Field(128, ge=1, description="Taps of a filter.")
 
+    first_keys = "num_groups conv_kernel filter_length"
     mad_layers: ClassVar = {"hyena-mr": {}}
 
     def filter_tensors(self, groups: tuple[PackedPart, ...], channels: tuple[PackedPart, ...]) -> dict[str, TensorSpec]:
@@ -106,6 +108,7 @@ class HyenaLIConfig(StripedHyenaConfig):
         16, ge=1, description="Exponentials in a filter, and elements of a channel's state."
     )
 
+    first_keys = "num_groups conv_kernel filter_order"
     float32_state: ClassVar = True
     mad_layers: ClassVar = {"hyena-li": {"filter_order": 16}}
 

@@ -19,6 +19,7 @@ class SwiGLUConfig(MixerConfig):
         None, ge=1, description="Inner width; by default 8/3 hidden_size, rounded up to a multiple of 64."
     )
 
+    first_keys = "ffn_hidden_size"
     kind = "channel"
     mad_layers: ClassVar = {"swiglu": {"ffn_hidden_size": 352}}
 
