@@ -20,6 +20,10 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(_COUNTS, (lambda count: count >= 1, "a finite number of at least 1")),
 }
 _ABOVE_ZERO: Range = (lambda values: values > 0, "a finite number above zero")
+_SQUARED: Range = (
+    lambda values: (values == 0) | ((np.abs(values) >= 1e-100) & (np.abs(values) <= 1e100)),
+    "a size from 1e-100 to 1e100, whose square is a number",
+)
 
 
 def check_ranges(runs: Runs, names: Sequence[str], at_most: Mapping[str, str]) -> None:
@@ -29,6 +33,7 @@ def check_ranges(runs: Runs, names: Sequence[str], at_most: Mapping[str, str]) -
     """
     for name in names:
         runs.require(name, *RANGES.get(name, _ABOVE_ZERO))
+        runs.require(name, *_SQUARED)
     for name, limit in at_most.items():
         if name not in runs or limit not in runs:
             continue
@@ -48,9 +53,9 @@ def broken_range(
 ) -> str | None:  # fmt: skip
     """Return what is wrong with a point, given by columns and as they are `called`, or None."""
     for name, value in values.items():
-        possible, expected = RANGES.get(name, _ABOVE_ZERO)
-        if not (np.isfinite(value) and possible(np.asarray(value))):
-            return f"{called[name]} is {value:g}; expected {expected}"
+        for possible, expected in (RANGES.get(name, _ABOVE_ZERO), _SQUARED):
+            if not (np.isfinite(value) and possible(np.asarray(value))):
+                return f"{called[name]} is {value:g}; expected {expected}"
     for name, limit in at_most.items():
         if values[name] > ROUNDED * values[limit]:
             below, above = called[name], called[limit]

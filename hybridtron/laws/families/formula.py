@@ -228,7 +228,7 @@ def _columns_at(law: Declared, point: Mapping[str, float]) -> dict[str, float]:
     at: dict[str, float] = {}
     called: dict[str, str] = {}
     text = ",".join(f"{given}={value:g}" for given, value in point.items())
-    expected = ", ".join(dict.fromkeys(symbols.get(column, column) for column in columns))
+    expected = ", ".join(dict.fromkeys(_symbol(symbols.get(column, column), columns) for column in columns))
     for given, value in point.items():
         named = [column for column in SYMBOLS.get(given, (given,)) if column in columns and column not in at]
         if not named:
@@ -244,6 +244,12 @@ def _columns_at(law: Declared, point: Mapping[str, float]) -> dict[str, float]:
     if (broken := broken_range(at, law.at_most, called)) is not None:
         raise UserError(f"predict = {text}: {broken}")
     return at
+
+
+def _symbol(name: str, columns: Sequence[str]) -> str:
+    """Return a symbol of points, with the columns that it sets where it may set several."""
+    known = SYMBOLS.get(name, ())
+    return name if len(known) < 2 else f"{name} ({', '.join(column for column in known if column in columns)})"
 
 
 def _predict(

@@ -43,6 +43,9 @@ IMPOSSIBLE = {
         "optimal-sparsity", {"n_params": 1e9, "active_params": 2e9},
         "active_params is 2e+09 and n_params 1e+09; expected active_params of at most n_params",
     ),
+    "a loss without a square": (
+        "sparse", {"loss": 1e200}, "loss is 1e+200; expected a size from 1e-100 to 1e100, whose square is a number",
+    ),
     "half an expert": ("routed-moe", {"experts": 0.5}, "experts is 0.5; expected a finite number of at least 1"),
 }  # fmt: skip
 

@@ -258,3 +258,8 @@ def test_what_is_missing_of_a_point_is_named_as_the_rest_was_given():
     runs = PLANTED["precision"].runs(3, 1e-3, n=40)
     with pytest.raises(UserError, match=r"weight_bits=4: activation_bits, kv_bits missing"):
         fit("precision", runs, predict="N=1B,D=20B,weight_bits=4", **QUICK)
+    weights = Runs.of("data", **{name: runs[name] for name in ("n_params", "tokens", "weight_bits", "loss")})
+    with pytest.raises(UserError, match=r"does not know 'kv_bits' .*; expected N, D, P \(weight_bits\)$"):
+        fit("precision", weights, predict="N=1B,D=20B,weight_bits=4,kv_bits=4", **QUICK)
+    with pytest.raises(UserError, match=r": P missing; precision needs N, D, P \(weight_bits\)$"):
+        fit("precision", weights, predict="N=1B,D=20B", **QUICK)
