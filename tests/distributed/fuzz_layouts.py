@@ -32,6 +32,7 @@ _CHOICES: dict[str, list[Any]] = {
     "tensor": [1, 1, 2, 4], "sequence": [False, True], "context": [1, 1, 2], "pipeline": [1, 1, 2],
     "virtual_pipeline": [1, 2], "expert": [1, 1, 2], "expert_tensor": [1, 1, 2],
     "distributed_optimizer": [False, False, True], "recompute": ["none", "selective", "full"],
+    "overlap_grad_reduce": [False, True], "overlap_param_gather": [False, True],
 }  # fmt: skip
 
 

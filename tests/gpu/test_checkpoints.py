@@ -12,6 +12,12 @@ SAME_LOSS = 1e-3
 LAYOUTS = {
     "float32": [],
     "bfloat16, distributed optimizer": ["precision.format=bf16", "parallel.distributed_optimizer=true"],
+    "bfloat16, overlap": [
+        "precision.format=bf16",
+        "parallel.distributed_optimizer=true",
+        "parallel.overlap_grad_reduce=true",
+        "parallel.overlap_param_gather=true",
+    ],
 }
 
 
