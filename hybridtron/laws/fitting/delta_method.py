@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,25 +47,33 @@ class LineNoise:
 
     def spread(self, weights: Array) -> list[float]:
         """Return the 95 % interval of weights @ (exponent, log factor), less its estimate."""
-        share = (weights @ self.line) ** 2 * np.array([slope @ slope for slope in self.derivatives])  # [K]
-        squares = np.array([(one.residual**2).sum() for one in self.minima])
-        freedom = np.array([len(one.rows) - 3 for one in self.minima], dtype=float)
+        squares, freedom, moved, equal, (trend, covariance, p) = self._within_budgets
+        share = (weights @ self.line) ** 2 * moved  # [K]
         own = share * squares / freedom
         pooled = share.sum() * squares.sum() / freedom.sum()
         satterthwaite = own.sum() ** 2 / max((own**2 / freedom).sum(), 1e-300)
         satterthwaite = min(max(satterthwaite, len(self.minima)), self.freedom)
         variances: list[tuple[float, float]] = [(pooled, self.freedom)]
-        if equal_variances(squares, freedom) < _UNEQUAL:
+        if equal < _UNEQUAL:
             variances.append((own.sum(), satterthwaite))
-        trend, covariance, p = variance_trend(squares, freedom, design := self._design())
         if p < _UNEQUAL:
             parts = share * trend
-            about = parts @ design / parts.sum()  # of the logarithm of the sum, by the coefficients of the trend
+            about = parts @ self._design() / parts.sum()  # of the logarithm of the sum
             variances.append((parts.sum(), min(2 / float(about @ covariance @ about), self.freedom)))
         if self.grouped:
             variances.append((self._of_runs(weights), self.freedom))
         half = max(float(stdtrit(t, 0.5 + LEVEL / 2) * np.sqrt(variance)) for variance, t in variances)
         return [-half, half]
+
+    @cached_property
+    def _within_budgets(self) -> tuple[Array, Array, Array, float, tuple[Array, Array, float]]:
+        """Return what every interval needs of the budgets: squares and their freedom, what a minimum moves with unit
+        noise, squared, each [K]; the p of equal variances; their trend."""
+        squares = np.array([(one.residual**2).sum() for one in self.minima])
+        freedom = np.array([len(one.rows) - 3 for one in self.minima], dtype=float)
+        moved = np.array([slope @ slope for slope in self.derivatives])
+        trend = variance_trend(squares, freedom, self._design())
+        return squares, freedom, moved, equal_variances(squares, freedom), trend
 
     def _design(self) -> Array:
         """Return 1 and the logarithm of each budget about its mean, [K, 2]."""
