@@ -50,6 +50,7 @@ class MixerConfig(Strict):
 
     kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
     capabilities: ClassVar[Capabilities] = EVERYTHING
+    token_wise: ClassVar[bool] = False  # a token's output follows from that token alone, whichever others there are
     attends: ClassVar[bool] = False  # it keeps all tokens, or those of a window, and compares each with them
     float32_state: ClassVar[bool] = False  # its state is in float32 also where parameters are narrower
     shares_state: ClassVar[bool] = True  # its fixed state counts where architectures are compared at equal state

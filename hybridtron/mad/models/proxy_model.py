@@ -6,6 +6,7 @@ to rebuild: norm, linear, GELU, twice, without a residual (mad-lab, model/auto_e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -15,7 +16,9 @@ from hybridtron.backends.torch import TorchBackend
 from hybridtron.mixers.rwkv6.config import Ramp
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.initialize import initial_value
-from hybridtron.model.language_model import LanguageModel
+from hybridtron.model.language_model import LanguageModel, Layer
+from hybridtron.model.residual import plain
+from hybridtron.model.residual.stream import Stream
 from hybridtron.model.tensors import model_tensors
 from hybridtron.tensors import Init, InitialValue, TensorSpec
 
@@ -86,6 +89,7 @@ class ProxyModel(LanguageModel):
         super().__init__(config, backend)
         specs = proxy_tensors(config, autoencoder)
         self.width, self.autoencoder = config.hidden_size, autoencoder
+        self.first_token_wise = _first_token_wise(self.layer_list)
         self.head = backend.column_linear(specs["head.weight"], specs["head.bias"])
         if autoencoder:
             self.decoder = nn.ModuleList(
@@ -97,14 +101,38 @@ class ProxyModel(LanguageModel):
                 for i in range(_DECODER_LAYERS)
             )
 
-    def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
-        x = self.embedding(tokens)  # [s, b, h]
-        x = self.end(self.run_layers(self.begin(x)))
+    def forward(self, tokens: Tensor, scored: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """With `scored`, numbers of places in the flattened [s, b]: logits [scored, vocabulary] of these alone, for
+        which alone the last layers run that map every token by itself. No auto-encoder takes it."""
+        stream = self.begin(self.embedding(tokens))  # [s, b, h]
+        layers = self.layer_list
+        for layer in layers[: self.first_token_wise]:
+            stream = layer(stream)
+        if scored is not None:
+            stream = _at(stream, scored)
+        for layer in layers[self.first_token_wise :]:
+            stream = layer(stream)
+        x = self.end(stream)
         if self.autoencoder:
             x = x[-1] + position_code(len(x), self.width, x).unsqueeze(1)
             for step in self.decoder:
                 x = step(x)
-        return self.head(self.final_norm(x)).transpose(0, 1)
+        logits: Tensor = self.head(self.final_norm(x)).transpose(0, 1)
+        return logits if scored is None else logits[0]
+
+
+def _first_token_wise(layers: Sequence[Layer]) -> int:
+    """Return the place of the first layer from which on all map every token by itself."""
+    for index in range(len(layers), 0, -1):
+        layer = layers[index - 1]
+        if not layer.mixer.config.token_wise or type(layer.residual) is not plain.Layer:
+            return index
+    return 0
+
+
+def _at(stream: Stream, places: Tensor) -> Stream:
+    """Return the stream [places, 1, ...] at places of the flattened [s, b]."""
+    return Stream(tuple(state.flatten(0, 1).index_select(0, places).unsqueeze(1) for state in stream.states), {})
 
 
 def position_code(length: int, width: int, like: Tensor) -> Tensor:

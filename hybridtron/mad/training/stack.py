@@ -48,6 +48,8 @@ class Stack:
             self.model = ProxyModel(config, autoencoder, device)
             specs = proxy_tensors(config, autoencoder)
         self.one_pass = one_pass
+        # by itself, a cell's logits need not be made where none is scored
+        self.picks_scored = not one_pass and isinstance(self.model, ProxyModel) and not autoencoder
         kind = torch.device(device).type
         self.tokens_per_pass = tokens_per_pass or min(TOKENS_PER_PASS[kind], LOGITS_PER_PASS[kind] // config.vocab_size)
         fixed = {name: value for name, value in values[0].items() if not specs[name].trained}
@@ -96,7 +98,10 @@ class Stack:
 
     @torch.no_grad()
     def predict(self, tokens: Tensor, targets: Tensor, cells: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the likeliest tokens [c, b, s] and the mean loss over scored positions [c] of these or all cells."""
+        """Return the likeliest tokens [c, b, s] and the mean loss over scored positions [c] of these or all cells.
+
+        Where a position is not scored the token may be any.
+        """
         rows = self.flat if cells is None else self.flat[cells]
         count = (targets != IGNORE).sum((-2, -1)).to(self.flat.dtype)
         losses = torch.zeros(len(rows), device=self.flat.device)
@@ -128,7 +133,10 @@ class Stack:
 
     def _loss(self, row: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
         """Sum the loss over scored positions."""
-        return _summed_loss(self._logits(row, tokens), targets)
+        if not self.picks_scored:
+            return _summed_loss(self._logits(row, tokens), targets)
+        scored = _scored(targets)
+        return _summed_loss(self._logits(row, tokens, scored), targets.t().flatten()[scored])
 
     def _gradient_and_loss(self, row: Tensor, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         row = row.detach().requires_grad_()
@@ -136,11 +144,16 @@ class Stack:
         return torch.autograd.grad(loss, row)[0], loss.detach()
 
     def _loss_and_prediction(self, row: Tensor, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self._logits(row, tokens)
-        return _summed_loss(logits, targets), logits.argmax(-1)
+        if not self.picks_scored:
+            logits = self._logits(row, tokens)
+            return _summed_loss(logits, targets), logits.argmax(-1)
+        scored, wanted = _scored(targets), targets.t().flatten()
+        logits = self._logits(row, tokens, scored)
+        prediction = torch.zeros_like(wanted).index_copy(0, scored, logits.argmax(-1))
+        return _summed_loss(logits, wanted[scored]), prediction.view(targets.t().shape).t()
 
-    def _logits(self, row: Tensor, tokens: Tensor) -> Tensor:
-        return functional_call(self.model, {**self._by_name(row), **self.frozen}, (tokens,))
+    def _logits(self, row: Tensor, *inputs: Tensor) -> Tensor:
+        return functional_call(self.model, {**self._by_name(row), **self.frozen}, inputs)
 
     def _by_name(self, row: Tensor) -> dict[str, Tensor]:
         """Return one cell's parameters as views of its row [parameters]."""
@@ -153,6 +166,11 @@ def can_stack(config: ModelConfig | ModuleModel) -> bool:
     if isinstance(config, ModuleModel):
         return False
     return all(config.blocks[name].capabilities.vmap for name in set(config.layer_names))
+
+
+def _scored(targets: Tensor) -> Tensor:
+    """Return where targets [b, s] are scored, as numbers of places in the flattened [s, b]."""
+    return (targets.t().flatten() != IGNORE).nonzero().squeeze(1)
 
 
 def _summed_loss(logits: Tensor, targets: Tensor) -> Tensor:

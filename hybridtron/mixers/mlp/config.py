@@ -25,6 +25,7 @@ class MLPConfig(MixerConfig):
 
     first_keys = "ffn_hidden_size activation bias"
     kind = "channel"
+    token_wise = True
     mad_layers: ClassVar = {"mlp": {}}
 
     @property

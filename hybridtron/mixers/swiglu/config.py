@@ -21,6 +21,7 @@ class SwiGLUConfig(MixerConfig):
 
     first_keys = "ffn_hidden_size"
     kind = "channel"
+    token_wise = True
     mad_layers: ClassVar = {"swiglu": {"ffn_hidden_size": 352}}
 
     @property

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridtron.mad.models.architecture import from_layers
-from hybridtron.mad.models.proxy_model import initial_values
+from hybridtron.mad.models.proxy_model import ProxyModel, initial_values
 from hybridtron.mad.tasks.generate import generate
 from hybridtron.mad.training.stack import Stack
 
@@ -69,3 +69,23 @@ def test_attention_and_swiglu_train_as_in_plain_pytorch(layer, heads):
     assert losses[-1] < losses[0]
     for name, value in stack.parameters(0).items():
         assert torch.allclose(value, plain[name.replace(".", "/")], atol=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("layers", "first"),
+    [
+        (["attention", "swiglu"], 1),
+        (["hyena", "mlp", "swiglu"], 1),
+        (["swiglu", "attention"], 2),
+        (["attention", "moe-mlp"], 2),  # which experts have room depends on all tokens
+        (["mlp"], 0),
+    ],
+)
+def test_logits_of_some_places_are_those_of_the_whole(layers, first):
+    config = from_layers(layers).model(vocab_size=16, seq_len=10)
+    model = ProxyModel(config, autoencoder=False)
+    model.load_state_dict(initial_values(config, autoencoder=False, seed=0))
+    assert model.first_token_wise == first
+    tokens, places = torch.randint(16, (3, 10)), torch.tensor([0, 7, 8, 29])
+    whole = model(tokens).transpose(0, 1).flatten(0, 1)  # [s * b, vocabulary]
+    torch.testing.assert_close(model(tokens, places), whole[places], atol=1e-6, rtol=1e-5)

@@ -142,3 +142,20 @@ def test_dropping_cells_leaves_the_others():
     stack.keep(torch.tensor([0, 2]))
     assert len(stack) == 2
     assert (stack.flat == kept).all()
+
+
+@pytest.mark.parametrize("layers", [["mh-attention", "swiglu"], ["mlp", "short-conv"]])
+def test_one_pass_and_cell_by_cell_agree_where_few_positions_are_scored(layers):
+    """Cell by cell the last layers run for the scored positions alone."""
+    config = from_layers(layers).model(vocab_size=16, seq_len=15)
+    tokens, targets = examples(count=6)
+    targets[:, :9] = -100
+    targets[3] = -100
+    values = [initial_values(config, False, seed) for seed in (0, 1)]
+    whole, picked = (Stack(config, False, values, one_pass=one_pass) for one_pass in (True, False))
+    for a, b in zip(whole.gradients(tokens, targets), picked.gradients(tokens, targets), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+    (tokens_a, losses_a), (tokens_b, losses_b) = (stack.predict(tokens, targets) for stack in (whole, picked))
+    scored = (targets != -100).expand_as(tokens_a)
+    assert torch.equal(tokens_a[scored], tokens_b[scored])
+    torch.testing.assert_close(losses_a, losses_b)
