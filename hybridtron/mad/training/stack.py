@@ -133,9 +133,8 @@ class Stack:
 
     def _loss(self, row: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
         """Sum the loss over scored positions."""
-        if not self.picks_scored:
+        if (scored := self._scored(targets)) is None:
             return _summed_loss(self._logits(row, tokens), targets)
-        scored = _scored(targets)
         return _summed_loss(self._logits(row, tokens, scored), targets.t().flatten()[scored])
 
     def _gradient_and_loss(self, row: Tensor, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,13 +143,21 @@ class Stack:
         return torch.autograd.grad(loss, row)[0], loss.detach()
 
     def _loss_and_prediction(self, row: Tensor, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        if not self.picks_scored:
+        if (scored := self._scored(targets)) is None:
             logits = self._logits(row, tokens)
             return _summed_loss(logits, targets), logits.argmax(-1)
-        scored, wanted = _scored(targets), targets.t().flatten()
+        wanted = targets.t().flatten()
         logits = self._logits(row, tokens, scored)
         prediction = torch.zeros_like(wanted).index_copy(0, scored, logits.argmax(-1))
         return _summed_loss(logits, wanted[scored]), prediction.view(targets.t().shape).t()
+
+    def _scored(self, targets: Tensor) -> Tensor | None:
+        """Return where targets [b, s] are scored, as numbers of places in the flattened [s, b]; None where logits are
+        made everywhere."""
+        if not self.picks_scored:
+            return None
+        places = (targets.t().flatten() != IGNORE).nonzero().squeeze(1)
+        return places if len(places) < targets.numel() else None
 
     def _logits(self, row: Tensor, *inputs: Tensor) -> Tensor:
         return functional_call(self.model, {**self._by_name(row), **self.frozen}, inputs)
@@ -166,11 +173,6 @@ def can_stack(config: ModelConfig | ModuleModel) -> bool:
     if isinstance(config, ModuleModel):
         return False
     return all(config.blocks[name].capabilities.vmap for name in set(config.layer_names))
-
-
-def _scored(targets: Tensor) -> Tensor:
-    """Return where targets [b, s] are scored, as numbers of places in the flattened [s, b]."""
-    return (targets.t().flatten() != IGNORE).nonzero().squeeze(1)
 
 
 def _summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
