@@ -72,24 +72,40 @@ KERNEL gelu_backward(long rows, long width, const float *x SHAPE(rows, width) ST
     }
 }
 
+enum { TURNED = 8 }; /* tokens at a time */
+
+INLINE void turn(long half, const float *in, const float *c, const float *s, float *out) {
+#pragma omp simd
+    for (long i = 0; i < half; i++) {
+        float first = in[i], second = in[half + i];
+        out[i] = first * c[i] - second * s[i];
+        out[half + i] = second * c[i] + first * s[i];
+    }
+}
+
 /* Turns channel pairs (i, i + half) of x [b, s, h, d] by the angles of their positions; cosines and sines [s, half]. */
 KERNEL rotate(long batch, long seq_len, long heads, long width, long half,
     const float *x SHAPE(batch, seq_len, heads, width) STRIDES(x_batch, x_token, x_head), long x_batch, long x_token, long x_head,
     const float *cosines SHAPE(seq_len, half), const float *sines SHAPE(seq_len, half),
     float *y SHAPE(batch, seq_len, heads, width) STRIDES(y_batch, y_token, y_head), long y_batch, long y_token, long y_head, int threads) REQUIRE(2 * half <= width) {
+    if (half == 4 && width == 8) { /* so few channels that whole lines are written only where a head's tokens follow each other */
+        long blocks = ceil_div(seq_len, TURNED);
+        PARALLEL(batch * seq_len * heads * width)
+        for (long block = 0; block < batch * blocks; block++) {
+            long b = block / blocks, from = block % blocks * TURNED, to = least(seq_len, from + TURNED);
+            for (long head = 0; head < heads; head++)
+                for (long t = from; t < to; t++)
+                    turn(4, x + b * x_batch + t * x_token + head * x_head, cosines + t * 4, sines + t * 4, y + b * y_batch + t * y_token + head * y_head);
+        }
+        return;
+    }
     PARALLEL(batch * seq_len * heads * width)
     for (long row = 0; row < batch * seq_len; row++) {
         long t = row / batch, b = row % batch; /* in the order in which a projection leaves x */
-        const float *c = cosines + t * half, *s = sines + t * half;
         for (long head = 0; head < heads; head++) {
             const float *in = x + b * x_batch + t * x_token + head * x_head;
             float *out = y + b * y_batch + t * y_token + head * y_head;
-#pragma omp simd
-            for (long i = 0; i < half; i++) {
-                float first = in[i], second = in[half + i];
-                out[i] = first * c[i] - second * s[i];
-                out[half + i] = second * c[i] + first * s[i];
-            }
+            turn(half, in, cosines + t * half, sines + t * half, out);
             for (long i = 2 * half; i < width; i++) out[i] = in[i];
         }
     }
