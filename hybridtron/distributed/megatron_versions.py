@@ -1,7 +1,7 @@
 """The releases of megatron-core that hybridtron works with, and what differs between them.
 
-Python 3.11 gets 0.16.1, Python 3.12 and newer get 0.19.2. Both have what this package and the megatron backend use, by the
-same names and with the same arguments, and train alike. They differ in what they log.
+Python 3.11 gets 0.16.1, Python 3.12 and newer get 0.19.2. Both have what this package and the megatron backend use, by
+the same names and with the same arguments, and train alike. They differ in what they log.
 """
 
 from __future__ import annotations
