@@ -18,8 +18,9 @@ from hybridtron.laws.assumptions.names import SWEPT, listed, numbers, quoted, re
 from hybridtron.laws.data.columns import RUN_NAMES, SYNONYMS
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Law, Settings
-from hybridtron.laws.fitting.curve import outlier_flags, robust_deviation
+from hybridtron.laws.fitting.curve import robust_deviation
 from hybridtron.laws.fitting.optimize import Array
+from hybridtron.laws.fitting.side_fits import outlier_flags
 
 COORDINATES = (
     "n_params", "tokens", "flops", "M", "width", "depth", "learning_rate", "batch_tokens", "unique_tokens", "experts",

@@ -19,8 +19,10 @@ from hybridtron.laws.data import points
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families import overtraining, parametric
 from hybridtron.laws.families.law import Fit, Law, Series, Settings
-from hybridtron.laws.fitting.curve import OUTLIERS, Curve, CurveFit, complete_fit, fit_curve, measured_against_predicted
+from hybridtron.laws.fitting.complete import complete_fit, measured_against_predicted
+from hybridtron.laws.fitting.curve import Curve, CurveFit, fit_curve
 from hybridtron.laws.fitting.optimize import Array, Problem
+from hybridtron.laws.fitting.side_fits import OUTLIERS
 
 # Bounds of the error at the mean loss (in largest errors), of its log slope there (from that of the largest error over
 # the range of the loss), and of gamma (in ranges of the loss).

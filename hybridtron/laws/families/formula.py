@@ -23,10 +23,12 @@ from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.across import loss_across
 from hybridtron.laws.families.fixed import FIX, check_reach, misfit_warnings, read_fixed
 from hybridtron.laws.families.law import Fit, Law, Series, Settings
-from hybridtron.laws.fitting.curve import OUTLIERS, Build, Curve, CurveFit, complete_fit, measured_against_predicted
+from hybridtron.laws.fitting.complete import complete_fit, measured_against_predicted
+from hybridtron.laws.fitting.curve import Build, Curve, CurveFit
 from hybridtron.laws.fitting.derivatives import check_formula, differentiate
 from hybridtron.laws.fitting.identified import Tested
 from hybridtron.laws.fitting.optimize import Array, Problem
+from hybridtron.laws.fitting.side_fits import OUTLIERS
 
 _STARTS = 6000
 SYMBOLS: dict[str, tuple[str, ...]] = {  # of predictions -> the columns that they set, as far as the law reads them

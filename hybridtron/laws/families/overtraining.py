@@ -16,9 +16,11 @@ from hybridtron.errors import UserError
 from hybridtron.laws.data import points
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Series, Settings
-from hybridtron.laws.fitting.curve import OUTLIERS, Curve, CurveFit, complete_fit, fit_curve, measured_against_predicted
+from hybridtron.laws.fitting.complete import complete_fit, measured_against_predicted
+from hybridtron.laws.fitting.curve import Curve, CurveFit, fit_curve
 from hybridtron.laws.fitting.logsum import SLOPES, PowerSum
 from hybridtron.laws.fitting.optimize import Array
+from hybridtron.laws.fitting.side_fits import OUTLIERS
 from hybridtron.reporting.numbers import significant
 
 

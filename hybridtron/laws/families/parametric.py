@@ -22,16 +22,11 @@ from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Series, Settings
 from hybridtron.laws.families.projected import by_projection
 from hybridtron.laws.fitting import bootstrap
-from hybridtron.laws.fitting.curve import (
-    OUTLIERS,
-    Curve,
-    CurveFit,
-    complete_fit,
-    fit_curve,
-    measured_against_predicted,
-)
+from hybridtron.laws.fitting.complete import complete_fit, measured_against_predicted
+from hybridtron.laws.fitting.curve import Curve, CurveFit, fit_curve
 from hybridtron.laws.fitting.logsum import SLOPES, PowerSum
 from hybridtron.laws.fitting.optimize import Array
+from hybridtron.laws.fitting.side_fits import OUTLIERS
 
 DELTA = 1e-3
 _TOGETHER = 0.999  # correlation of log parameters and log tokens beyond which they are one quantity

@@ -1,23 +1,18 @@
-"""Fitting one curve to runs: search, intervals, held-out runs and the sensitivity that every curve law reports."""
+"""Fitting one curve to runs: its search and its intervals."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from hybridtron.errors import UserError
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.families.law import Fit, Series, Settings
-from hybridtron.laws.families.sentences import moves, not_held_out, verdict
+from hybridtron.laws.families.law import Settings
 from hybridtron.laws.fitting import bootstrap
 from hybridtron.laws.fitting.identified import Tested, free_parameters, weak_parameters
-from hybridtron.laws.fitting.optimize import Array, Optimum, Problem, quick_search, refine, search
-from hybridtron.laws.fitting.power import held_out
-from hybridtron.reporting.numbers import plural
+from hybridtron.laws.fitting.optimize import Array, Optimum, Problem, refine, search
 
 
 @dataclass(frozen=True)
@@ -110,7 +105,6 @@ class CurveFit:
         return robust_deviation(self.residual)
 
 
-OUTLIERS = (None, "column that flags outliers, to report how far the answer moves without them")
 Build = Callable[[Runs, float], Curve]
 _REFITTED = 400  # iterations at most: in a long curved valley replicates stopped earlier are too close to the centre
 _ROUNDING = 1e-20  # squared relative residual that is nothing but rounding
@@ -183,170 +177,3 @@ def _smooth(problem: Problem, theta: Array) -> Problem:
     """Return the problem with a threshold of at least half of the noise at `theta`."""
     noise = robust_deviation(problem.predict(theta[None], slice(None))[0] - problem.target)
     return replace(problem, delta=max(problem.delta, noise / 2))
-
-
-def _refit(build: Build, runs: Runs, delta: float) -> tuple[Curve, Array, dict[str, float]]:
-    """Fit the curve without intervals, for the side fits: the curve, its coordinates [1, p] and its parameters."""
-    curve = build(runs, delta)
-    theta = quick_search(curve.problem, curve.starts)[None]
-    return curve, theta, {name: float(value[0]) for name, value in curve.public(theta).items()}
-
-
-def hold_out(
-    build: Build, runs: Runs, settings: Settings, delta: float, size: Array, size_name: str
-) -> dict[str, Any] | None:
-    """Refit without the runs of the largest `size` [n], and compare prediction with measurement on them.
-
-    Returns None when it was not asked for, or when too few runs would be left (two for each parameter).
-    """
-    labels = bootstrap.group_labels(runs, settings.group)
-    n_groups = int(labels.max()) + 1
-    largest = np.full(n_groups, -math.inf)
-    np.maximum.at(largest, labels, size)
-    count = settings.holdout if settings.holdout is not None else max(1, round(n_groups / 10))
-    p = len(build(runs, delta).problem.lower)
-    if count <= 0 or n_groups - count < 2 * p:
-        return None
-    out = np.isin(labels, np.argsort(largest, kind="stable")[-count:])
-    held = runs.take(out)
-    curve, theta, without = _refit(build, runs.take(~out), delta)
-    if not curve.problem.jacobian(theta)[1][0].any(axis=1).all():
-        return None  # a parameter, such as one of an architecture, on which the rest has no bearing
-    ends = {"largest_fitted": float(size[~out].max()), "largest_held_out": float(size[out].max())}
-    return held_out(
-        count, size_name, curve.predict(theta, held.columns)[0], build(held, delta).observed,
-        int(np.argmax(size[out])), held_out_rows=int(out.sum()), **ends, parameters_without=without,
-    )  # fmt: skip
-
-
-def sensitivity(
-    build: Build, runs: Runs, settings: Settings, delta: float, fitted: CurveFit
-) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
-    """Fit the parameters under other thresholds, without far points, and without rows flagged as outliers.
-
-    Returns them with a warning for each filter under which a parameter leaves its interval (or moves by 10 % when there
-    is none).
-    """
-    others = [math.inf, 0.1] if math.isinf(delta) else [delta * 10, delta / 10, math.inf]
-    table: dict[str, Any] = {
-        "delta": {f"{other:g}": _refit(build, runs, other)[2] for other in others if other != delta}
-    }
-    far = np.abs(fitted.residual) > 4 * max(fitted.noise, 1e-12)
-    column, flagged = outlier_flags(runs, settings) or ("", np.zeros(len(runs), bool))
-    rule = {"rule": "residual beyond 4 robust standard deviations", "lines": [int(line) for line in runs.lines[far]]}
-    near = {name: [value - 0.1 * abs(value), value + 0.1 * abs(value)] for name, value in fitted.parameters.items()}
-    warnings = []
-    for key, one, several, out, about in (
-        (
-            "without_far_points",
-            "row beyond 4 robust standard deviations",
-            "rows beyond 4 robust standard deviations",
-            far,
-            rule,
-        ),
-        ("without_flagged", "flagged row", "flagged rows", flagged, {"column": column}),
-    ):
-        if not out.any() or (~out).sum() <= 2 * len(fitted.optimum.theta):
-            continue
-        parameters = _refit(build, runs.take(~out), delta)[2]
-        table[key] = {**about, "rows": int(out.sum()), "parameters": parameters}
-        if moved := moves(fitted.parameters, parameters, fitted.intervals or near):
-            warnings.append(f"filter sensitivity: without {plural(int(out.sum()), one, several)}: " + ", ".join(moved))
-    return table, warnings
-
-
-def outlier_flags(runs: Runs, settings: Settings) -> tuple[str, np.ndarray] | None:
-    """Return name and values [n] of the column that marks outliers: option `outliers`, or one named *outlier*."""
-    name = settings.options.get("outliers")
-    if name is None:
-        name = next((column for column in runs.columns if "outlier" in column.lower()), None)
-    if name is None:
-        return None
-    values = runs[name]
-    if values.dtype == object:
-        return name, np.array([str(value).strip().lower() in ("true", "1", "yes") for value in values])
-    return name, values != 0
-
-
-def complete_fit(
-    law: str,
-    build: Build,
-    runs: Runs,
-    settings: Settings,
-    *,
-    delta: float,
-    size: Array,
-    size_name: str,
-    predict_point: Callable[[CurveFit, Mapping[str, float]], tuple[list[dict[str, Any]], list[str]]],
-    curves: Callable[[CurveFit], list[Series]],
-    check: Callable[[CurveFit], list[str]],
-    facts: Callable[[CurveFit], dict[str, Any]] = lambda fitted: {},
-    cross_check: Callable[[CurveFit], tuple[dict[str, Any], list[Series], list[str]]] = lambda fitted: ({}, [], []),
-    template: str | None = None,
-) -> Fit:
-    """Fit everything that a curve law reports.
-
-    Args:
-        delta: Huber threshold.
-        size: what "largest" means for the held-out runs, [n]; `size_name` is its name.
-        predict_point: one point of `predict` -> its answers and its warnings.
-        curves: what to plot.
-        check: warnings of the law's own.
-        facts: what the template of the verdict needs besides parameters, intervals and the extrapolation check.
-        cross_check: entries of `cross_checks`, what to plot of them, and warnings.
-        template: name of that template; by default the law's.
-
-    Raises UserError where there are no more rows than parameters: then any number of curves goes through all of them.
-    """
-    if len(runs) <= (parameters := len(build(runs, delta).problem.lower)):
-        raise UserError(
-            f"{runs.source}: {plural(len(runs), 'row')}; expected more than the {parameters} parameters of {law}"
-        )
-    fitted = fit_curve(build, runs, settings, delta)
-    table, moved = sensitivity(build, runs, settings, delta, fitted)
-    crossed, more_curves, doubts = cross_check(fitted)
-    warnings = fitted.warnings + moved + check(fitted) + doubts
-    held = hold_out(build, runs, settings, delta, size, size_name)
-    warnings += not_held_out(settings, held, plural(fitted.n_groups, "run"))
-    predictions = []
-    for point in settings.predict:
-        entries, more = predict_point(fitted, point)
-        predictions += entries
-        warnings += more
-    return Fit(
-        parameters=fitted.parameters,
-        objective=fitted.optimum.objective,
-        n_points=len(runs),
-        n_groups=fitted.n_groups,
-        intervals=fitted.intervals,
-        settings={"delta": delta, "objective": fitted.curve.objective},
-        sensitivity=table,
-        predictions=predictions,
-        warnings=warnings,
-        search=fitted.optimum.describe(),
-        extrapolation=held,
-        cross_checks=crossed,
-        verdict=verdict(template or law, fitted.parameters, fitted.intervals, held=held, **facts(fitted)),
-        curves=curves(fitted) + more_curves,
-    )
-
-
-def measured_against_predicted(fitted: CurveFit, quantity: str, labels: Array | None = None) -> list[Series]:
-    """Return the panel that every curve law has: measured values against the fitted ones, and the line of equality.
-
-    `labels`, [n], name the points of each colour.
-    """
-    value = fitted.curve.problem.target + fitted.residual
-    predicted = np.exp(value) if fitted.curve.log_target else value
-    observed = fitted.curve.observed
-    names = [] if labels is None else list(dict.fromkeys(labels.tolist()))
-    groups = {name: labels == name for name in names} or {"runs": np.ones(len(observed), bool)}
-    ends = np.array([min(predicted.min(), observed.min()), max(predicted.max(), observed.max())])
-    axes: dict[str, Any] = {"x_label": f"predicted {quantity}", "y_label": f"measured {quantity}", "x_log": False}
-    return [
-        *(
-            Series("measured against predicted", label, "points", predicted[rows], observed[rows], **axes)
-            for label, rows in groups.items()
-        ),
-        Series("measured against predicted", "equal", "line", ends, ends, **axes),
-    ]

@@ -16,7 +16,6 @@ from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.law import Fit, Law, Series, Settings
 from hybridtron.laws.families.sentences import moves, not_held_out, verdict
 from hybridtron.laws.fitting import bootstrap
-from hybridtron.laws.fitting.curve import OUTLIERS, outlier_flags
 from hybridtron.laws.fitting.delta_method import line_spread
 from hybridtron.laws.fitting.loss_minima import (
     BUDGET_TOLERANCE,
@@ -29,6 +28,7 @@ from hybridtron.laws.fitting.loss_minima import (
 )
 from hybridtron.laws.fitting.optimize import Array
 from hybridtron.laws.fitting.power import PowerLaw, fit_line, predict
+from hybridtron.laws.fitting.side_fits import OUTLIERS, outlier_flags
 from hybridtron.reporting.numbers import plural
 
 FEWEST_BUDGETS = 3

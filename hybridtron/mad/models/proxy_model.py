@@ -102,8 +102,9 @@ class ProxyModel(LanguageModel):
             )
 
     def forward(self, tokens: Tensor, scored: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """With `scored`, numbers of places in the flattened [s, b]: logits [scored, vocabulary] of these alone, for
-        which alone the last layers run that map every token by itself. No auto-encoder takes it."""
+        """Compute logits [b, s, vocabulary], or at `scored`, numbers of places in the flattened [s, b], alone: [scored,
+        vocabulary]. Then the last layers that map every token by itself run for these alone. No auto-encoder takes it.
+        """
         stream = self.begin(self.embedding(tokens))  # [s, b, h]
         layers = self.layer_list
         for layer in layers[: self.first_token_wise]:
