@@ -61,6 +61,13 @@ def pytest_unconfigure() -> None:
     gc.unfreeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def frozen() -> None:
+    """Leave what the modules of tests before have left out of the collections of this one, too."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train and valid token files of a few thousand bytes each."""

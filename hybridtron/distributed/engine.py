@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from hybridtron.distributed.config import ParallelConfig, PrecisionConfig
+from hybridtron.distributed.cpu_compat import calls_as_they_are
 from hybridtron.distributed.expert_load import ExpertLoads, fractions
 from hybridtron.distributed.fp8 import FP8Linears
 from hybridtron.distributed.gradient_clipping import clip_groups
@@ -230,6 +231,7 @@ class Engine:
         dist.all_reduce(total)
         return total[:-1] / total[-1]
 
+    @calls_as_they_are()
     def _forward(self, micro_batches: Iterator[MicroBatch], replica: nn.Module) -> tuple[Any, Any]:
         """Run one micro-batch through a chunk; return its output and the function that makes a loss of it."""
         tokens, labels, *rest = next(micro_batches)

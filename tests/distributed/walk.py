@@ -6,6 +6,7 @@ together from all processes, are from those of one process.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import warnings
@@ -225,6 +226,7 @@ def main() -> None:
     PrecisionConfig.parameter_format = property(lambda self: "bf16" if self.format == "bf16" else "fp32")
     replicas.BUCKET_ELEMENTS = 5000  # several buckets of gradients, with padding between them, in models this small
     warnings.filterwarnings("ignore")  # megatron-core's advice
+    gc.freeze()  # each layout ends with a collection
     folder, here = Path(sys.argv[1]), read_environment()
     wanted = sys.argv[2:] or list(TABLE)
     for index, name in enumerate(wanted):
