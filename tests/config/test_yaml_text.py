@@ -6,6 +6,7 @@ import random
 import pytest
 import yaml
 
+from hybridtron.config import yaml_text
 from hybridtron.config.yaml_text import parse, read, write
 from hybridtron.errors import UserError
 
@@ -151,3 +152,26 @@ def test_what_is_written_reads_back_equal_here_and_in_other_yaml_readers():
         original = value(3)
         assert parse(write(original)) == original
         assert yaml.safe_load(write(original)) == original
+
+
+PIECES = [
+    *":-?,[]{}#&*!|>'\"% \n\t\r~1a\\\ufeff\u2028\ud800", ": ", "- ", "? ", "\n  ", "---\n", "<<: ", "!!int ",
+    "&x 1", "*x", "{a: 1, b}", "[a, b: 1]", "a: 1\n", "a: 2\n", "| # text\n  a\n", ">-#\n",
+]  # fmt: skip
+
+
+def test_libyaml_reads_what_the_reader_in_python_reads_and_refuses_what_it_refuses(monkeypatch):
+    rng = random.Random(0)
+
+    def outcome(text):
+        try:
+            return repr(parse(text, "x.yaml"))
+        except UserError as error:
+            return error
+
+    for _ in range(2000):
+        text = "".join(rng.choices(PIECES, k=rng.randint(1, 10)))
+        fast = outcome(text)
+        with monkeypatch.context() as patch:
+            patch.setattr(yaml_text, "_FastLoader", None)
+            assert str(outcome(text)) == str(fast), repr(text)
