@@ -32,7 +32,7 @@ _RULES: dict[Any, tuple[Callable[..., Any], ...]] = {  # of inputs and result: d
     np.subtract: (lambda x, z, y: ONE, lambda x, z, y: -1.0),
     np.multiply: (lambda x, z, y: z, lambda x, z, y: x),
     np.divide: (lambda x, z, y: 1 / z, lambda x, z, y: -y / z),
-    np.power: (lambda x, z, y: z * x ** (z - 1), lambda x, z, y: y * np.log(x)),
+    np.power: (lambda x, z, y: z * x ** (z - 1), lambda x, z, y: y * np.log(np.where(x == 0, 1.0, x))),  # 0^z: 0
     np.minimum: (lambda x, z, y: np.where(x <= z, 1.0, 0.0), lambda x, z, y: np.where(x <= z, 0.0, 1.0)),
     np.maximum: (lambda x, z, y: np.where(x >= z, 1.0, 0.0), lambda x, z, y: np.where(x >= z, 0.0, 1.0)),
 }

@@ -153,11 +153,11 @@ class Stack:
 
     def _scored(self, targets: Tensor) -> Tensor | None:
         """Return where targets [b, s] are scored, as numbers of places in the flattened [s, b]; None where logits are
-        made everywhere."""
+        made everywhere, as where none is scored: not every layer takes no tokens."""
         if not self.picks_scored:
             return None
         places = (targets.t().flatten() != IGNORE).nonzero().squeeze(1)
-        return places if len(places) < targets.numel() else None
+        return places if 0 < len(places) < targets.numel() else None
 
     def _logits(self, row: Tensor, *inputs: Tensor) -> Tensor:
         return functional_call(self.model, {**self._by_name(row), **self.frozen}, inputs)

@@ -22,8 +22,9 @@ def takes_native_outer_conv(q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> bool:
     """
     return (
         1 <= q.shape[1] <= MOST_TOKENS
+        and q.shape[2] >= 1
         and q.shape[3] % 8 == 0
-        and q.shape[3] <= MOST_WIDTH
+        and 8 <= q.shape[3] <= MOST_WIDTH
         and kernels_for(q, k, v, h) is not None
         and not torch._C._len_torch_dispatch_stack()
     )

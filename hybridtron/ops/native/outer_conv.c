@@ -42,7 +42,7 @@ KERNEL outer_conv_forward(long batch, long seq_len, long heads, long width,
     const float *v SHAPE(batch, seq_len, heads, width) STRIDES(v_batch, v_token, v_head), long v_batch, long v_token, long v_head,
     const float *h SHAPE(heads, seq_len),
     float *y SHAPE(batch, seq_len, heads, width) STRIDES(y_batch, y_token, y_head), long y_batch, long y_token, long y_head, int threads)
-    REQUIRE(1 <= seq_len, seq_len <= MOST_OUTER_TOKENS, width % 8 == 0, width <= MOST_OUTER_WIDTH) {
+    REQUIRE(1 <= heads, 1 <= seq_len, seq_len <= MOST_OUTER_TOKENS, 8 <= width, width % 8 == 0, width <= MOST_OUTER_WIDTH) {
     long rows = lane_rows(seq_len), most = heads_at_a_time(rows, heads, width), groups = ceil_div(heads, most);
     PARALLEL(batch * heads * seq_len * seq_len)
     for (long piece = 0; piece < batch * groups; piece++) {
@@ -101,7 +101,7 @@ KERNEL outer_conv_backward(long batch, long seq_len, long heads, long width,
     float *dk SHAPE(batch, seq_len, heads, width) STRIDES(dk_batch, dk_token, dk_head), long dk_batch, long dk_token, long dk_head,
     float *dv SHAPE(batch, seq_len, heads, width) STRIDES(dv_batch, dv_token, dv_head), long dv_batch, long dv_token, long dv_head,
     float *dh SHAPE(ceil_div(batch, SEQUENCES), heads, seq_len), int threads)
-    REQUIRE(1 <= seq_len, seq_len <= MOST_OUTER_TOKENS, width % 8 == 0, width <= MOST_OUTER_WIDTH) {
+    REQUIRE(1 <= heads, 1 <= seq_len, seq_len <= MOST_OUTER_TOKENS, 8 <= width, width % 8 == 0, width <= MOST_OUTER_WIDTH) {
     long rows = lane_rows(seq_len), most = heads_at_a_time(rows, heads, width), groups = ceil_div(heads, most), size = rows * width;
     PARALLEL(batch * heads * seq_len * seq_len)
     for (long piece = 0; piece < ceil_div(batch, SEQUENCES) * groups; piece++) {

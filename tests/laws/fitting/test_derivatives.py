@@ -39,6 +39,20 @@ def test_each_operation_has_the_slopes_of_the_complex_step(formula):
     np.testing.assert_allclose(derivatives, np.where(np.isnan(found)[:, None], 0, expected), rtol=1e-9, atol=1e-14)
 
 
+def test_powers_of_zero_are_zero_at_any_exponent():
+    """As of a share: a hybrid's without attention, or of one of attention alone."""
+
+    def evaluate(coordinates, columns):
+        a, b = coordinates
+        return (a * columns["x"]) ** b + (1 - columns["x"]) ** a + a * b
+
+    a, b = THETA.T[:, :, None]
+    _, found = differentiate(evaluate, {"x": np.array([0.0, 1.0])}, THETA)
+    at_none, at_all = 1 + a * b, a**b + a * b
+    np.testing.assert_allclose(found[:, 1], np.hstack([a / at_none, (a**b * np.log(a) + a) / at_all]), rtol=1e-12)
+    np.testing.assert_allclose(found[:, 0, 1:], (b * a ** (b - 1) + b) / at_all, rtol=1e-12)
+
+
 def test_an_operation_without_a_rule_takes_the_complex_step():
     def evaluate(coordinates, columns):
         return 2 + np.sinh(coordinates[0]) * columns["x"]

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hybridtron.mad.models.architecture import from_layers
+from hybridtron.mad.models.architecture import from_layers, with_residual
 from hybridtron.mad.models.proxy_model import ProxyModel, initial_values, proxy_tensors
 from hybridtron.mad.tasks.generate import generate
 from hybridtron.mad.training.adamw import StackedAdamW
@@ -159,3 +159,15 @@ def test_one_pass_and_cell_by_cell_agree_where_few_positions_are_scored(layers):
     scored = (targets != -100).expand_as(tokens_a)
     assert torch.equal(tokens_a[scored], tokens_b[scored])
     torch.testing.assert_close(losses_a, losses_b)
+
+
+def test_a_pass_in_which_no_position_is_scored_adds_nothing():
+    """Hyper-connections cannot take no tokens."""
+    made = with_residual(from_layers(["mh-attention", "swiglu"]), {"type": "hyper_connections"})
+    config = made.model(vocab_size=16, seq_len=15)
+    tokens, targets = examples(count=2)
+    targets[1] = -100
+    stack = Stack(config, False, [initial_values(config, False, 0)], one_pass=False, tokens_per_pass=15)
+    for both, first in zip(stack.gradients(tokens, targets), stack.gradients(tokens[:1], targets[:1]), strict=True):
+        torch.testing.assert_close(both, first)
+    torch.testing.assert_close(stack.predict(tokens, targets)[1], stack.predict(tokens[:1], targets[:1])[1])

@@ -76,13 +76,13 @@ def test_output_lies_in_memory_as_the_values_do():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"width": 12}, {"width": 40}, {"seq_len": 2049}, {"dtype": torch.float64}],
-    ids=["odd width", "wide", "long", "float64"],
+    [{"width": 12}, {"width": 40}, {"width": 0}, {"heads": 0}, {"seq_len": 2049}, {"dtype": torch.float64}],
+    ids=["odd width", "wide", "no channels", "no heads", "long", "float64"],
 )
 def test_others_are_left_to_pytorch(changes):
-    sizes = {"width": 8, "seq_len": 4, "dtype": torch.float32} | changes
-    x = torch.zeros(1, sizes["seq_len"], 2, sizes["width"], dtype=sizes["dtype"])
-    assert not takes_native_outer_conv(x, x, x, x.new_zeros(2, sizes["seq_len"]))
+    sizes = {"width": 8, "heads": 2, "seq_len": 4, "dtype": torch.float32} | changes
+    x = torch.zeros(1, sizes["seq_len"], sizes["heads"], sizes["width"], dtype=sizes["dtype"])
+    assert not takes_native_outer_conv(x, x, x, x.new_zeros(sizes["heads"], sizes["seq_len"]))
 
 
 def test_flops_that_are_counted_are_those_of_pytorch():
