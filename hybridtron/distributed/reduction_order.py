@@ -39,9 +39,16 @@ class ReductionOrder:
             self.add(index)
 
     def end(self) -> None:
-        """Forget what was begun, after the reductions of a step."""
+        """Forget what was begun, after the reductions of a step.
+
+        megatron-core learns from a bucket's first gradients when it is ready, and fails on a part of them: it learns
+        from the first step that has all.
+        """
         self.begun = 0
         self.ready.clear()
+        for group in self.groups:
+            if group.is_first_batch and len(group.per_param_grad_ready_counts) < len(group.params):
+                group.per_param_grad_ready_counts.clear()
 
 
 def reduction_orders(replicas: Sequence[DistributedDataParallel]) -> list[ReductionOrder]:

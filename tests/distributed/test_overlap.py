@@ -93,8 +93,8 @@ def _position(name):
 
 
 @contextmanager
-def one_process(model, parallel):
-    """Yield the engine of a model of the table, with a bucket for each parameter, and a step of it."""
+def one_process(model, parallel, bucket_elements=1):
+    """Yield the engine of a model of the table, by default with a bucket for each parameter, and a step of it."""
     config = run_config(Layout(model, parallel=parallel))
     with (
         process_groups(config.parallel, Environment(0, 1, 0, None, "single")) as parallel_context,
@@ -102,7 +102,7 @@ def one_process(model, parallel):
     ):
         from hybridtron.distributed import replicas  # imports megatron-core, which process_groups must come before
 
-        patch.setattr(replicas, "BUCKET_ELEMENTS", 1)
+        patch.setattr(replicas, "BUCKET_ELEMENTS", bucket_elements)
         engine, _ = build_engine(config, parallel_context)
 
         def step(number):
@@ -111,20 +111,26 @@ def one_process(model, parallel):
         yield engine, step
 
 
-def leaving_out_layers(parallel):
-    """Train three steps, the second without layers; return losses and norms of gradients."""
-    with one_process("hybrid", parallel) as (engine, step):
+def leaving_out_layers(parallel, left_out=1, bucket_elements=1):
+    """Train three steps, one of them without layers; return losses and norms of gradients."""
+    with one_process("hybrid", parallel, bucket_elements) as (engine, step):
         (model,) = engine.chunks
-        first = step(0)
-        model.run_layers = lambda stream, documents: stream
-        second = step(1)
-        del model.run_layers
-        return [number for result in (first, second, step(2)) for number in (result.loss, result.grad_norm)]
+        found = []
+        for number in range(3):
+            if number == left_out:
+                model.run_layers = lambda stream, documents: stream
+            result = step(number)
+            found += [result.loss, result.grad_norm]
+            model.__dict__.pop("run_layers", None)
+        return found
 
 
 @pytest.mark.parametrize("overlap", [OVERLAP, DO_OVERLAP])
-def test_layers_that_do_not_run_hold_up_no_others(overlap):
-    assert leaving_out_layers(overlap) == pytest.approx(leaving_out_layers({}), rel=1e-6)
+@pytest.mark.parametrize(("left_out", "bucket_elements"), [(1, 1), (0, 5000), (1, 5000)])
+def test_layers_that_do_not_run_hold_up_no_others(overlap, left_out, bucket_elements):
+    """Nor do they the rest of their bucket."""
+    expected = leaving_out_layers({}, left_out)
+    assert leaving_out_layers(overlap, left_out, bucket_elements) == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_bucket_that_is_ready_too_early_waits_for_the_one_before():
