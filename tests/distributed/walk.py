@@ -240,6 +240,7 @@ def main() -> None:
             if parallel_context.is_main:
                 (folder / f"{name}.json").write_text(json.dumps(found))
                 print(name, [round(loss, 6) for loss in found["losses"]], flush=True)
+    gc.unfreeze()  # what is left frozen at the end is reported as leaks
 
 
 if __name__ == "__main__":
