@@ -62,19 +62,26 @@ def admit_seeds(config: SearchConfig, evaluator: Evaluator, progress: Progress, 
     if is_admitted or sorted(rows[0].get("seeds", [])) == config.seeds:
         return None
     step = progress.steps[-1]
-    waiting = sum((pattern, seed) not in progress.results for pattern in step.proposals for seed in config.seeds)
-    longest = _longest(progress)
-    needed = {
-        "flops": len(config.seeds) * sum(evaluator.cost(step.space.names(pattern)) for pattern in step.proposals),
-        "hours": spent_on(config, evaluator, progress)["hours"] + waiting * longest,
-    }
+    is_waiting = any((pattern, seed) not in progress.results for pattern in step.proposals for seed in config.seeds)
+    needed = planned(config, evaluator, progress)
     for key, limit in limits.items():
-        if waiting and needed[key] > limit:
+        if is_waiting and needed[key] > limit:
             raise UserError(
                 f"seeds = {config.seeds}: with them the {plural(len(step.proposals), 'pattern')} of the search would "
                 f"exceed {limit:g} {WORDS[key]}; expected fewer seeds, or budget.{key} of at least {needed[key]!r}"
             )
     return row
+
+
+def planned(config: SearchConfig, evaluator: Evaluator, progress: Progress) -> dict[str, float]:
+    """Return the FLOPs and hours of all that is proposed, with all seeds; what has no result yet counts as the longest
+    evaluation so far."""
+    step = progress.steps[-1]
+    waiting = sum((pattern, seed) not in progress.results for pattern in step.proposals for seed in config.seeds)
+    return {
+        "flops": len(config.seeds) * sum(evaluator.cost(step.space.names(pattern)) for pattern in step.proposals),
+        "hours": spent_on(config, evaluator, progress)["hours"] + waiting * _longest(progress),
+    }
 
 
 def spent_on(config: SearchConfig, evaluator: Evaluator, progress: Progress) -> dict[str, float]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hybridtron.composer.nas.budget import admit_seeds, affordable
+from hybridtron.composer.nas.budget import WORDS, admit_seeds, planned
 from hybridtron.composer.nas.progress import OUTSIDE, Progress, Unit
 from hybridtron.composer.nas.store import Row, Store
 from hybridtron.composer.nas.worker import Search, current_progress, named, next_unit
@@ -161,16 +161,20 @@ def _require_budget(search: Search, progress: Progress, patterns: Sequence[Indic
 
     One that was told with all seeds is not evaluated here, and needs no budget.
     """
-    known = {**progress.results, **told}
-    open_ones = [p for p in patterns if any((p, seed) not in known for seed in search.config.seeds)]
-    allowed, reason = affordable(search.config, search.evaluator, replace(progress, results=known), open_ones)
-    if len(allowed) < len(open_ones):
-        pattern = Pattern(search.space.names(open_ones[len(allowed)]))
-        raise UserError(
-            f"{pattern}: the budget does not allow its other seeds"
-            + (f", as {reason}" if reason else "")
-            + "; expected scores for all of seeds, or a larger budget; nothing is recorded"
-        )
+    config, step, results = search.config, progress.steps[-1], {**progress.results, **told}
+    open_ones = [p for p in patterns if any((p, seed) not in results for seed in config.seeds)]
+    if not open_ones or not config.budget:
+        return
+    steps = [*progress.steps[:-1], replace(step, proposals=[*step.proposals, *patterns])]
+    needed = planned(config, search.evaluator, replace(progress, steps=steps, results=results))
+    for key, limit in config.budget.limits.items():
+        if needed[key] > limit:
+            more = f" (and {len(open_ones) - 1} more like it)" if len(open_ones) > 1 else ""
+            raise UserError(
+                f"{Pattern(search.space.names(open_ones[0]))}{more}: the budget does not allow its other seeds: "
+                f"{needed[key]:g} of {limit:g} {WORDS[key]} would be spent with them; expected scores for all of "
+                "seeds, or a larger budget; nothing is recorded"
+            )
 
 
 def _addressed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -136,14 +137,24 @@ def test_patterns_of_ones_own_are_refused_where_the_budget_does_not_allow_their_
     with open_search({**given, "budget": {"flops": 2 * cost - 1}}) as outside:
         one = {"pattern": "AMMA", "score": 0.5}
         before = (tmp_path / "evaluations.jsonl").read_bytes()
-        with pytest.raises(
-            UserError, match=r"attn 2\*mlp attn: the budget does not allow its other seeds, as .* 0 are spent"
-        ):
+        with pytest.raises(UserError, match=rf"attn 2\*mlp attn: .* its other seeds: {re.escape(f'{2 * cost:g}')} of"):
             outside.tell([{**one, "seed": 0}], unasked=True)
         assert (tmp_path / "evaluations.jsonl").read_bytes() == before
         assert outside.tell([{**one, "seed": seed} for seed in (0, 1)], unasked=True).recorded == 2
     with open_search({**given, "budget": {"flops": 4 * cost}}) as outside:
         assert outside.tell([{**one, "pattern": "MAAM", "seed": 0}], unasked=True).recorded == 1
+
+
+def test_a_seed_that_was_told_is_not_counted_twice(tmp_path):
+    given = {**SEARCH, "folder": str(tmp_path), "seeds": [0, 1], "budget": {"hours": 1.0}}
+    told = [{"pattern": pattern, "score": 0.5, "seed": 0, "seconds": 1500} for pattern in ("AMMA", "MMMM")]
+    too_much = r"the budget does not allow its other seeds: 1\.66667 of 1 hours of evaluation would"
+    with open_search(given) as outside:
+        with pytest.raises(UserError, match=rf"^attn 2\*mlp attn \(and 1 more like it\): {too_much}"):
+            outside.tell(told, unasked=True)
+        assert outside.tell(told[:1], unasked=True).recorded == 1  # 3,000 seconds with the other seed
+        with pytest.raises(UserError, match=rf"^4\*mlp: {too_much}"):
+            outside.tell(told[1:], unasked=True)
 
 
 def test_a_budget_of_hours_needs_the_seconds_of_what_is_told(tmp_path):
