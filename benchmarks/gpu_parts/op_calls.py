@@ -29,6 +29,7 @@ from hybridtron.ops.flops import (
     rwkv7_flops,
     ssd_flops,
 )
+from hybridtron.ops.linear import linear
 from hybridtron.ops.linear_attention.delta_rule import gated_delta_rule
 from hybridtron.ops.linear_attention.gla import gla
 from hybridtron.ops.linear_attention.kernelized import linear_attention
@@ -262,6 +263,14 @@ CALLS: dict[str, OpCall] = {
         ],
         lambda size, *t: outer_conv(*t),
         lambda s: s.batch * sum(outer_conv_flops(s.seq_len, 2 * s.heads, s.head_dim // 2)),
+    ),
+    "linear": OpCall(
+        lambda draw: [
+            draw.sequence(draw.sizes.channels),
+            draw.of(draw.normal(*2 * (draw.sizes.channels,)).detach().float() / draw.sizes.channels**0.5),
+        ],
+        lambda size, x, weight: linear(x, weight),
+        lambda s: 2.0 * s.batch * s.seq_len * s.channels**2,
     ),
     "grouped_linear": OpCall(
         lambda draw: [

@@ -10,6 +10,7 @@ from hybridtron.backends.base import Backend, Dispatcher, DispatcherKind
 from hybridtron.backends.dispatch import dispatch_locally
 from hybridtron.backends.even_dispatch import EvenDispatcher
 from hybridtron.ops.fp8.linear import Operands, fp8_linear
+from hybridtron.ops.linear import linear
 from hybridtron.tensors import TensorSpec
 
 
@@ -27,7 +28,7 @@ class Linear(nn.Module):
         if weight is None:
             assert self.weight is not None
             weight = self.weight
-        return F.linear(x, weight, self.bias) if self.fp8 is None else fp8_linear(x, weight, self.bias, self.fp8)
+        return linear(x, weight, self.bias) if self.fp8 is None else fp8_linear(x, weight, self.bias, self.fp8)
 
 
 class Embedding(nn.Module):

@@ -16,6 +16,7 @@ from hybridtron.ops.device import choosing_for
 from hybridtron.ops.elementwise.activations import gelu, relu2, swiglu
 from hybridtron.ops.elementwise.cross_entropy import cross_entropy, linear_cross_entropy
 from hybridtron.ops.elementwise.norm import gated_rms_norm, norm_and_gate, rms_norm
+from hybridtron.ops.linear import linear
 from hybridtron.ops.linear_attention.delta_rule import gated_delta_rule
 from hybridtron.ops.linear_attention.gla import gla
 from hybridtron.ops.linear_attention.kernelized import linear_attention
@@ -56,6 +57,7 @@ CALLS = {
     "long_conv": (long_conv, (LONG, torch.ones(6, 30))),
     "convolve": (lambda u, h: convolve(u, h, 30), (LONG.mT.unsqueeze(2), torch.ones(6, 30))),
     "outer_conv": (outer_conv, (HEADS, HEADS, HEADS, torch.ones(2, 4))),
+    "linear": (linear, (torch.ones(1024, 256), torch.ones(256, 256))),
     "grouped_linear": (lambda *t: grouped_linear(*t, (1, 3)), (torch.ones(4, 6), torch.ones(2, 5, 6))),
     "rms_norm": (lambda *t: rms_norm(*t, 1e-5), (X, torch.ones(6))),
     "gated_rms_norm": (lambda *t: gated_rms_norm(*t, 1e-5, 2), (X, X, torch.ones(6))),
@@ -79,6 +81,7 @@ OTHER_CALLS = [
     ("outer_conv", (*3 * (torch.ones(1, 7, 1, 1),), torch.ones(1, 7)), "PyTorch, by Fourier transforms"),
     ("outer_conv", (*3 * (torch.ones(1, 7, 1, 4),), torch.ones(1, 7)), "PyTorch, by pairs of tokens"),
     ("apply_rotary", (HEADS.mT.contiguous().mT, *rotary_tables(4, 8)), "PyTorch, into the result"),
+    ("linear", (X, torch.ones(5, 6)), "PyTorch"),
     ("swiglu", (X.bfloat16(),), "PyTorch, in blocks of rows"),
     ("rms_norm", (X.double(), torch.ones(6).double()), "PyTorch, in blocks of rows"),
     ("relu2", (X.to("meta"),), "PyTorch, in blocks of rows"),

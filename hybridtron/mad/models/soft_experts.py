@@ -18,6 +18,7 @@ from hybridtron.mixers.contract import Capabilities, MixerConfig, linear_flops
 from hybridtron.mixers.hyena_experts.config import HyenaExpertsConfig
 from hybridtron.mixers.hyena_experts.module import HyenaExperts
 from hybridtron.mixers.mixer import Mixer
+from hybridtron.ops.linear import linear
 from hybridtron.tensors import Init, TensorSpec
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ class SoftMoE(Mixer):
     """Gated experts whose outputs are all mixed."""
 
     def forward(self, x: Tensor, documents: Documents | None = None) -> Tensor:
-        value, gate = F.linear(x, self.up).chunk(2, -1)
-        outputs = F.linear(value * F.gelu(gate, approximate="tanh"), self.down)  # [s, b, h * experts]
+        value, gate = linear(x, self.up).chunk(2, -1)
+        outputs = linear(value * F.gelu(gate, approximate="tanh"), self.down)  # [s, b, h * experts]
         weights = soft_weights(F.linear(x, self.router_weight, self.router_bias), self.config.top_k)
         return (outputs.unflatten(-1, (-1, self.config.num_experts)) * weights.unsqueeze(-2)).sum(-1)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hybridtron.documents import Documents
@@ -15,6 +14,7 @@ from hybridtron.ops.attention.rotary import apply_rotary, rotary_tables
 from hybridtron.ops.attention.softmax import attention
 from hybridtron.ops.attention.step import attention_step, rotate_step
 from hybridtron.ops.elementwise.norm import rms_norm
+from hybridtron.ops.linear import linear
 from hybridtron.tensors import PackedPart
 
 
@@ -91,12 +91,12 @@ class MLA(Mixer):
 
     def _latent(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map [..., h] to the shared key [..., rotary_dim] and the normed latent [..., kv_rank]."""
-        shared, latent = F.linear(x, self.kv_down).split([self.config.rotary_dim, self.config.kv_rank], -1)
+        shared, latent = linear(x, self.kv_down).split([self.config.rotary_dim, self.config.kv_rank], -1)
         return shared, rms_norm(latent, self.kv_norm, self.backend.norm_eps)
 
     def _queries(self, x: Tensor) -> Tensor:
         if self.config.q_rank:
-            x = rms_norm(F.linear(x, self.q_down), self.q_norm, self.backend.norm_eps)
+            x = rms_norm(linear(x, self.q_down), self.q_norm, self.backend.norm_eps)
         return self.q(x)
 
     def _rotate(self, position: int, x: Tensor) -> Tensor:

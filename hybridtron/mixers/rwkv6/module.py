@@ -13,6 +13,7 @@ from hybridtron.mixers.mixer import Mixer
 from hybridtron.mixers.rwkv6.config import MIXED
 from hybridtron.mixers.token_shift import before_each, before_each_next
 from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.linear import linear
 from hybridtron.ops.linear_attention.rwkv6 import rwkv6, rwkv6_prefill, rwkv6_step
 
 _NORM_EPS = 64e-5  # of the norm over each head, as in the authors' code
@@ -59,15 +60,15 @@ class RWKV6(Mixer):
     def _project(self, x: Tensor, before: Tensor) -> Tensor:
         """Map tokens and those before them, [s, b, h] each, to w, k, v, r and g of this rank [s, b, 5 heads * d]."""
         change = before - x
-        low = torch.tanh(F.linear(x + change * self.of_all_heads("mix_base"), self.of_all_heads("mix_down")))
+        low = torch.tanh(linear(x + change * self.of_all_heads("mix_base"), self.of_all_heads("mix_down")))
         low = low.unflatten(-1, (len(MIXED), -1)).movedim(-2, 0).flatten(1, 2)  # [5, s b, rank]
         shifts = (low @ self.of_all_heads("mix_up")).unflatten(1, x.shape[:2])  # [5, s, b, h]
         projected = []
         for name, shift in zip(MIXED, shifts.unbind(), strict=True):
             mixed = x + change * (self.of_all_heads(f"mix_{name}") + shift)
             if name == "decay":
-                mixed = torch.tanh(F.linear(mixed, self.of_all_heads("decay_down")))
-            projected.append(F.linear(mixed, getattr(self, f"{name}_weight")))
+                mixed = torch.tanh(linear(mixed, self.of_all_heads("decay_down")))
+            projected.append(linear(mixed, getattr(self, f"{name}_weight")))
         return torch.cat(projected, -1)
 
     def _log_decay(self, w: Tensor) -> Tensor:

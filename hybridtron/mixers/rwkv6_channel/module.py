@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hybridtron.documents import Documents
 from hybridtron.mixers.mixer import Mixer
 from hybridtron.mixers.token_shift import before_each, before_each_next
 from hybridtron.ops.elementwise.activations import ACTIVATIONS
+from hybridtron.ops.linear import linear
 
 
 class RWKV6Channel(Mixer):
@@ -45,11 +45,11 @@ class RWKV6Channel(Mixer):
         return self._gated(value, x, state), x
 
     def _key(self, x: Tensor, before: Tensor, mix: Tensor) -> Tensor:
-        return F.linear(x + (before - x) * mix, self.key_weight)
+        return linear(x + (before - x) * mix, self.key_weight)
 
     def _gated(self, value: Tensor, x: Tensor, before: Tensor) -> Tensor:
         """Multiply values by the receptances of their tokens, where there are any."""
         if not self.config.receptance:
             return value
         mixed = x + (before - x) * self.mix_receptance
-        return torch.sigmoid(F.linear(mixed, self.receptance_weight)) * value
+        return torch.sigmoid(linear(mixed, self.receptance_weight)) * value

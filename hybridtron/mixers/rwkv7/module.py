@@ -15,6 +15,7 @@ from hybridtron.mixers.mixer import Mixer
 from hybridtron.mixers.rwkv7.config import FIRST_VALUE, LOW_RANK, MIXED
 from hybridtron.mixers.token_shift import before_each, before_each_next
 from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.linear import linear
 from hybridtron.ops.linear_attention.rwkv7 import rwkv7, rwkv7_prefill, rwkv7_step
 
 _STRONGEST = -math.exp(-0.5)  # log of the smallest decay
@@ -83,7 +84,7 @@ class RWKV7(Mixer):
         change = before - x
         mixed = {name: x + change * self.of_all_heads(f"mix_{name}") for name in MIXED}
         parts = {
-            name: self._low_rank(name, each) if name in LOW_RANK else F.linear(each, getattr(self, f"{name}_weight"))
+            name: self._low_rank(name, each) if name in LOW_RANK else linear(each, getattr(self, f"{name}_weight"))
             for name, each in mixed.items()
         }
         if self.config.value_residual:
@@ -97,10 +98,10 @@ class RWKV7(Mixer):
 
     def _low_rank(self, name: str, x: Tensor) -> Tensor:
         """Map [..., h] to [..., heads * d] by way of a few channels."""
-        low = F.linear(x, self.of_all_heads(f"{name}_down"))
+        low = linear(x, self.of_all_heads(f"{name}_down"))
         if name in ("decay", "gate"):
             low = torch.tanh(low) if name == "decay" else torch.sigmoid(low)
-        return F.linear(low, getattr(self, f"{name}_up"))
+        return linear(low, getattr(self, f"{name}_up"))
 
     def _inputs(self, packed: Tensor) -> tuple[_Inputs, Tensor]:
         """Split [..., 6 heads * d] into what the state reads and writes, and the output gate [..., heads, d]."""
