@@ -29,7 +29,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "unique_tokens": ("unique_data", "data_unique"),
     "epochs": ("n_epochs", "num_epochs"),
     "experts": ("num_experts", "n_experts"),
-    "active_params": ("activated_params", "num_active_params"),
+    "active_params": ("activated_params", "num_active_params", "n_params_active"),
     "granularity": ("expert_granularity",),
     "ratio": ("attention_ratio", "attention_share"),
     "weight_bits": ("w_bits",),

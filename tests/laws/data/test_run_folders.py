@@ -40,6 +40,12 @@ def test_a_finished_run_gives_its_account_and_its_held_out_loss(run_folder):
     assert runs["arch"][0] == "mamba2+swiglu+attention+mlp"
 
 
+def test_laws_of_experts_find_the_active_parameters_of_a_run(run_folder):
+    path, config = run_folder("a", {"tokens": 100, "valid_loss": 4.2})
+    runs = read_runs([path], ("n_params", "active_params", "tokens", "loss"), at_most={"active_params": "n_params"})
+    assert runs["active_params"][0] == describe(config.model, 32).as_json()["parameters"]["active"]
+
+
 def test_a_folder_of_runs_gives_one_row_each(run_folder):
     path, _ = run_folder("a", {"tokens": 100, "valid_loss": 4.2})
     run_folder("b", {"tokens": 200, "valid_loss": 4.0}, hidden_size=64)
