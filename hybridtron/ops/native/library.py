@@ -5,7 +5,9 @@ They serve float32 on a CPU. Where they cannot be had every op takes its PyTorch
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import functools
 import hashlib
 import os
@@ -13,6 +15,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,13 +99,33 @@ def _build(compiler: str) -> Kernels:
     identity = repr((source, _COMPILE, _LINK, _output(compiler, "--version"), _processor()))
     library = _cache_folder() / f"kernels-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.so"
     if not library.exists():
-        # Processes that start together each build their own; whole files replace one another.
-        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-            _output(compiler, *_COMPILE, "-c", *map(str, files), cwd=scratch)
-            objects = [file.with_suffix(".o").name for file in files]
-            _output(compiler, *_LINK, *objects, "-lm", "-o", library.name, cwd=scratch)
-            os.replace(Path(scratch, library.name), library)
+        with _turn(library.parent):
+            if not library.exists():
+                _compile(compiler, files, library)
     return Kernels(**dict(checked_kernels(ctypes.CDLL(str(library)), source)))
+
+
+@contextlib.contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """Let one process at a time compile, so that of those that start together the first does it for all.
+
+    Where a file system has no locks on folders each builds its own, and whole files replace one another.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _compile(compiler: str, files: Sequence[Path], library: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+        _output(compiler, *_COMPILE, "-c", *map(str, files), cwd=scratch)
+        objects = [file.with_suffix(".o").name for file in files]
+        _output(compiler, *_LINK, *objects, "-lm", "-o", library.name, cwd=scratch)
+        os.replace(Path(scratch, library.name), library)
 
 
 def _cache_folder() -> Path:

@@ -1,4 +1,6 @@
+import errno
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -21,6 +23,18 @@ def cache(tmp_path, monkeypatch):
     library.load.cache_clear()
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A cache folder that the first use has made."""
+    home = tmp_path_factory.mktemp("built")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(home))
+        library.load.cache_clear()
+        assert library.status() is None
+    library.load.cache_clear()
+    return home / "hybridtron"
+
+
 def compiler_that(tmp_path, monkeypatch, does):
     """Puts a `cc` first in PATH."""
     folder = tmp_path / "bin"
@@ -31,6 +45,10 @@ def compiler_that(tmp_path, monkeypatch, does):
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
+def refuse(*arguments):
+    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+
 def assert_falls_back(reason):
     assert library.kernels_for(torch.ones(1)) is None
     assert reason in library.status()
@@ -38,22 +56,20 @@ def assert_falls_back(reason):
     torch.testing.assert_close(swiglu(x), swiglu_reference(x))
 
 
-def test_a_library_is_compiled_once_and_kept_for_the_user_alone(cache, tmp_path, monkeypatch):
-    assert library.status() is None
-    (kept,) = cache.iterdir()
-    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+def test_a_library_is_compiled_once_and_kept_for_the_user_alone(built, cache, tmp_path, monkeypatch):
+    (kept,) = built.iterdir()
+    assert stat.S_IMODE(built.stat().st_mode) == 0o700
     before = kept.stat()
-    compiler_that(tmp_path, monkeypatch, f'[ "$1" = --version ] && exec {library.shutil.which("cc")} "$@"; exit 1')
-    library.load.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(built.parent))
+    compiler_that(tmp_path, monkeypatch, f'[ "$1" = --version ] && exec {shutil.which("cc")} "$@"; exit 1')
     assert library.status() is None
     assert kept.stat() == before
 
 
-def test_another_compiler_compiles_anew(cache, tmp_path, monkeypatch):
-    assert library.status() is None
-    real = library.shutil.which("cc")
-    compiler_that(tmp_path, monkeypatch, f'[ "$1" = --version ] && echo other && exit; exec {real} "$@"')
-    library.load.cache_clear()
+def test_another_compiler_compiles_anew(built, cache, tmp_path, monkeypatch):
+    shutil.copytree(built, cache)
+    real = shutil.which("cc")
+    compiler_that(tmp_path, monkeypatch, f'[ "$1" = --version ] && echo other && exit; exec {real} "$@" -O0')
     assert library.status() is None
     assert len(list(cache.iterdir())) == 2
 
@@ -75,14 +91,10 @@ def test_no_compiler(cache, monkeypatch):
     assert_falls_back("no C compiler")
 
 
-def test_a_library_that_cannot_be_loaded(cache, tmp_path, monkeypatch):
-    assert library.status() is None
-    (kept,) = cache.iterdir()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
-    damaged = tmp_path / "elsewhere" / "hybridtron" / kept.name
-    damaged.parent.mkdir(parents=True)
-    damaged.write_bytes(b"not a library")
-    library.load.cache_clear()
+def test_a_library_that_cannot_be_loaded(built, cache):
+    (kept,) = built.iterdir()
+    cache.mkdir(mode=0o700)
+    (cache / kept.name).write_bytes(b"not a library")
     assert_falls_back(kept.name)
 
 
@@ -97,7 +109,11 @@ def test_a_cache_that_others_may_write_to(cache):
     assert_falls_back("others than you may write")
 
 
-def test_processes_that_start_together_all_get_a_whole_library(cache):
+def test_of_processes_that_start_together_one_compiles_for_all(cache, tmp_path, monkeypatch):
+    real, log = shutil.which("cc"), tmp_path / "calls"
+    compiler_that(
+        tmp_path, monkeypatch, f'echo "$@" >> {log}; [ "$1" = --version ] && exec {real} "$@"; exec {real} "$@" -O0'
+    )
     code = textwrap.dedent("""
         import torch
         from hybridtron.ops.native import library
@@ -110,6 +126,14 @@ def test_processes_that_start_together_all_get_a_whole_library(cache):
     running = [subprocess.Popen([sys.executable, "-c", code], cwd=root) for _ in range(2)]
     assert [process.wait() for process in running] == [0, 0]
     assert len(list(cache.iterdir())) == 1
+    assert sum(" -c " in call for call in log.read_text().splitlines()) == 1
+
+
+def test_without_locks_each_process_compiles_its_own(cache, tmp_path, monkeypatch):
+    """As on a network's file system, where a folder cannot be locked."""
+    monkeypatch.setattr(library.fcntl, "flock", refuse)
+    compiler_that(tmp_path, monkeypatch, f'exec {shutil.which("cc")} "$@" -O0')
+    assert library.status() is None
 
 
 FORKS = """
