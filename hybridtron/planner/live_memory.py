@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from hybridtron.planner.remembered import RememberedLayouts
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -40,6 +42,7 @@ class LiveMemory(TorchDispatchMode):
         self.largest: Counter[Phase] = Counter()  # most bytes that lived during a phase
         self.at_start: dict[Phase, int] = {}
         self._sizes: dict[int, int] = {}
+        self._operations = RememberedLayouts()
         self._outside = {tensor.untyped_storage()._cdata for tensor in outside}
         self.enter(phase)
 
@@ -49,7 +52,10 @@ class LiveMemory(TorchDispatchMode):
         self.at_start[phase] = self.largest[phase] = self.live
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
+        made = self._operations.call(func, args, kwargs or {})
+        if type(made) is Tensor:
+            self._count(made.untyped_storage())
+            return made
         for leaf in tree_leaves(made):
             if isinstance(leaf, Tensor):
                 self._count(leaf.untyped_storage())
