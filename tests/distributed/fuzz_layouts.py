@@ -4,7 +4,12 @@
 
 Blocks are those of `layouts.BLOCKS`, dealt out so that every primitive has its turn, and parallel blocks of them. The
 residual topologies take turns, and some models have multi-token prediction. It prints a line for each case and exits
-with 1 where one differs by more than LOSS, NORM or GRADIENT.
+with 1 where one differs by more than LOSS, NORM or GRADIENT, and by more than NOISE times what rounding does: how far
+one process comes from itself with each weight moved by about half a unit in the last place. `--only 24` runs one case.
+
+Rounding alone exceeds GRADIENT where a gradient nearly cancels. In `beside time dynamic learned mamba` with
+hyper-connections (case 24 of seed 11) that of `layers.3.residual.weight` has a norm of 1e-6; tp2 moves it by 1.0e-3,
+such weights by 1.1e-3. In float64 tp2 moves it by 2e-12.
 """
 
 from __future__ import annotations
@@ -21,13 +26,14 @@ from typing import Any
 from hybridtron.errors import UserError
 from hybridtron.training.validation.resolve import data_parallel_size
 from tests.distributed import walk
-from tests.distributed.layouts import BLOCKS, COMPARED, MODELS, OPTIMIZER, TABLE, Layout
+from tests.distributed.layouts import BLOCKS, COMPARED, MODELS, MOVED, OPTIMIZER, TABLE, Layout
 from tests.warm import launch
 
 CASES, PROCESSES = 12, 4
 _NAMES = sorted(BLOCKS)  # before any case is added to them
 # Losses, absolute; norms of all steps, relative; first gradients of each parameter, relative to its norm.
 LOSS, NORM, GRADIENT = 2e-5, 1e-3, 2e-4
+NOISE = 4
 _CHOICES: dict[str, list[Any]] = {
     "tensor": [1, 1, 2, 4], "sequence": [False, True], "context": [1, 1, 2], "pipeline": [1, 1, 2],
     "virtual_pipeline": [1, 2], "expert": [1, 1, 2], "expert_tensor": [1, 1, 2],
@@ -60,7 +66,7 @@ def make_cases(count: int, seed: int) -> dict[str, Layout]:
         name = f"{model} in its layout"
         cut = {next(experts): 2} if any(BLOCKS[block]["type"] == "moe" for block in pattern) else {}
         cases[name] = _valid_layout(model, draw, cut)
-        TABLE[model], TABLE[name] = Layout(model), cases[name]
+        TABLE[model], TABLE[name], TABLE[MOVED + model] = Layout(model), cases[name], Layout(model)
     return cases
 
 
@@ -105,44 +111,58 @@ def _valid_layout(model: str, draw: random.Random, cut: dict[str, Any]) -> Layou
     raise AssertionError(f"{model}, {MODELS[model]}: no layout is accepted: {refusal}")
 
 
-def run(count: int, seed: int, folder: Path) -> dict[str, str]:
+def run(count: int, seed: int, folder: Path, only: int | None = None) -> dict[str, str]:
     """Train all cases in one set of processes; return what differs in each, "" where nothing does."""
     cases = make_cases(count, seed)
-    worker = [sys.executable, "-m", "tests.distributed.fuzz_layouts", "--worker", str(folder)]
-    code = launch([*worker, "--cases", str(count), "--seed", str(seed)], PROCESSES)
-    if code:
-        raise RuntimeError(f"the processes of seed {seed} ended with {code}; their cases are {cases}")
-    found = {}
-    for name, layout in cases.items():
-        alone, laid_out = (json.loads((folder / f"{case}.json").read_text()) for case in (layout.model, name))
-        found[name] = ", ".join(_differences(alone, laid_out))
-    return found
+    names = list(cases) if only is None else [list(cases)[only]]
+    _train([name for case in names for name in (cases[case].model, case)], count, seed, folder)
+    far = [name for name in names if _differences(cases[name].model, name, folder)]
+    if far:  # what rounding does is measured where it is asked for
+        _train([MOVED + cases[name].model for name in far], count, seed, folder)
+    return {name: ", ".join(_differences(cases[name].model, name, folder, name in far)) for name in names}
 
 
-def _differences(alone: dict[str, Any], laid_out: dict[str, Any]) -> list[str]:
-    pairs = {key: list(zip(alone[key], laid_out[key], strict=False)) for key in ("losses", "grad_norms")}
+def _train(names: list[str], count: int, seed: int, folder: Path) -> None:
+    worker = [sys.executable, "-m", "tests.distributed.fuzz_layouts", "--cases", str(count), "--seed", str(seed)]
+    if code := launch([*worker, "--worker", str(folder), *names], PROCESSES):
+        raise RuntimeError(f"the processes of seed {seed} ended with {code}; they were training {names}")
+
+
+def _differences(model: str, name: str, folder: Path, moved: bool = False) -> list[str]:
+    """Say what is further from one process than the bounds; with `moved`, and than NOISE times what rounding does."""
+    alone, laid_out = (json.loads((folder / f"{case}.json").read_text()) for case in (model, name))
     assert len(laid_out["losses"]) == COMPARED
-    loss = max(abs(a - b) for a, b in pairs["losses"])
-    norm = max(abs(a - b) / a for a, b in pairs["grad_norms"])
-    wrong = [f"losses by {loss:.1e}"] if not loss <= LOSS else []
-    wrong += [f"gradient norms by {norm:.1e}"] if not norm <= NORM else []
-    distances = laid_out.get("gradient_distance", {})
-    return wrong + [f"gradient of {name} by {far:.1e}" for name, far in distances.items() if not far <= GRADIENT]
+    noise = _distances(alone, json.loads((folder / f"{MOVED}{model}.json").read_text())) if moved else {}
+    return [
+        f"{what} by {far:.1e}"
+        for what, far in _distances(alone, laid_out).items()
+        if not far <= max({"losses": LOSS, "gradient norms": NORM}.get(what, GRADIENT), NOISE * noise.get(what, 0.0))
+    ]
+
+
+def _distances(alone: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
+    pairs = {key: list(zip(alone[key], other[key], strict=False)) for key in ("losses", "grad_norms")}
+    return {
+        "losses": max(abs(a - b) for a, b in pairs["losses"]),
+        "gradient norms": max(abs(a - b) / a for a, b in pairs["grad_norms"]),
+        **{f"gradient of {name}": far for name, far in other.get("gradient_distance", {}).items()},
+    }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=CASES)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--only", type=int, metavar="INDEX", help="of one case, counted from 0")
+    parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        cases = make_cases(options.cases, options.seed)
-        sys.argv = ["walk", options.worker, *(name for case in cases for name in (TABLE[case].model, case))]
+        make_cases(options.cases, options.seed)
+        sys.argv = ["walk", *options.worker]
         walk.main()
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        found = run(options.cases, options.seed, Path(folder))
+        found = run(options.cases, options.seed, Path(folder), options.only)
     for name, wrong in found.items():
         layout = TABLE[name]
         keys = {key: value for key, value in layout.parallel.items() if value != _CHOICES[key][0]}
