@@ -1,12 +1,14 @@
 """Random models train alike in random layouts; more of them by hand: see `fuzz_layouts`."""
 
+import json
+
 import pytest
 
 from hybridtron.errors import UserError
 from hybridtron.mixers.registry import MIXERS
 from tests.distributed import walk
-from tests.distributed.fuzz_layouts import CASES, make_cases, run
-from tests.distributed.layouts import BLOCKS, MODELS, Layout
+from tests.distributed.fuzz_layouts import CASES, GRADIENT, LOSS, NOISE, _differences, make_cases, run
+from tests.distributed.layouts import BLOCKS, COMPARED, MODELS, MOVED, Layout
 
 
 def test_random_models_in_random_layouts_are_those_of_one_process(tmp_path):
@@ -35,3 +37,19 @@ def test_context_parallelism_does_not_cut_branches_of_channels(monkeypatch):
     monkeypatch.setitem(BLOCKS, "odd", {"type": "parallel", "branches": [{"type": "attention", "num_heads": 1}, *odd]})
     with pytest.raises(UserError, match=r"tensor x context = 2: num_heads of odd gives 1"):
         walk.run_config(Layout("odd", parallel={"context": 2}))
+
+
+def test_a_distance_counts_where_rounding_does_not_explain_it(tmp_path):
+    def write(name, loss, vanishing, ordinary):
+        distances = {"vanishing": vanishing, "ordinary": ordinary}
+        found = {"losses": [loss] * COMPARED, "grad_norms": [1.0] * COMPARED, "gradient_distance": distances}
+        (tmp_path / f"{name}.json").write_text(json.dumps(found))
+
+    write("model", 5.0, 0.0, 0.0)
+    write(f"{MOVED}model", 5.0 + 1e-7, 1e-2, 1e-7)
+    write("rounded", 5.0 + LOSS / 2, 1e-2 * NOISE * 0.9, GRADIENT * 0.9)
+    assert _differences("model", "rounded", tmp_path, moved=True) == []
+    assert _differences("model", "rounded", tmp_path) == ["gradient of vanishing by 3.6e-02"]
+    write("wrong", 5.0 + 2 * LOSS, 1e-2 * NOISE * 1.1, GRADIENT * 1.1)
+    wrong = ["losses by 4.0e-05", "gradient of vanishing by 4.4e-02", "gradient of ordinary by 2.2e-04"]
+    assert _differences("model", "wrong", tmp_path, moved=True) == wrong
