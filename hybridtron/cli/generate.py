@@ -51,6 +51,8 @@ def run(options: argparse.Namespace) -> int:
     if options.log_probs and not options.json:
         raise UserError("log_probs=True: expected --json beside it")
     prompts = [*options.prompt, *(_read_prompts(options.prompts_file) if options.prompts_file else [])]
+    if not prompts and options.prompts_file:
+        raise UserError(f"prompts_file = {options.prompts_file}: is empty; expected a prompt on each line")
     if not prompts:
         raise UserError("prompt is missing: expected --prompt TEXT or --prompts FILE")
     sampling = Sampling(options.repetition_penalty, options.temperature, options.top_k, options.top_p)

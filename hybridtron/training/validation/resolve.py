@@ -62,11 +62,15 @@ def _check_batches(config: RunConfig, copies: int) -> None:
     portion = train.micro_batch_size * copies
     stages = enumerate(train.batch_warmup)
     sizes = {f"batch_warmup[{i}].global_batch_size": stage.global_batch_size for i, stage in stages}
-    for key, size in {"global_batch_size": train.global_batch_size, **sizes}.items():
+    sizes = {"global_batch_size": train.global_batch_size, **sizes}
+    common = math.gcd(*sizes.values())
+    for key, size in sizes.items():
         if size % portion:
+            share = 0 if common % copies else math.gcd(common // copies, train.micro_batch_size)
+            smaller = f", or micro_batch_size {share}" if share else ""
             raise UserError(
                 f"train.{key} = {size}: expected a multiple of micro_batch_size {train.micro_batch_size} x {copies} "
-                f"data-parallel processes = {portion} ({multiples(size, portion)})"
+                f"data-parallel processes = {portion} ({multiples(size, portion)}{smaller})"
             )
         micro_batches = size // portion
         if parallel.virtual_pipeline > 1 and micro_batches % parallel.pipeline:

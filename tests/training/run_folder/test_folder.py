@@ -153,12 +153,14 @@ def test_several_prompts_are_continued_one_after_the_other(run, tmp_path, capsys
         (["--prompt", "a", "--log-probs"], "--log-probs: expected --json beside it"),
         (["--prompt", "a", "--top-p", "2"], "--top-p = 2.0: expected a number above 0, up to 1"),
         (["--prompts", "none.txt"], "--prompts = none.txt: No such file or directory"),
+        (["--prompts", "empty.txt"], "--prompts = empty.txt: is empty; expected a prompt on each line"),
         (["--prompts", "bad.jsonl"], "bad.jsonl, line 2: expected a JSON text, or an object with a text as prompt"),
     ],
 )
 def test_prompts_that_are_none(run, tmp_path, monkeypatch, capsys, given, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.jsonl").write_text('"a"\n[1]\n')
+    (tmp_path / "empty.txt").touch()
     assert main(["generate", str(run), *given]) == 2
     assert message in capsys.readouterr().err
 

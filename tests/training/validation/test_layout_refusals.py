@@ -47,6 +47,8 @@ IMPOSSIBLE = {
         ["parallel.tensor=2", "parallel.pipeline=2"], 6, ["= 6: expected", "tensor 2 x pipeline 2 = 4", "4 or 8"]),
     "another number of copies": (["parallel.data=4"], 2, ["parallel.data = 4", "expected 2"]),
     "a batch for other copies": (["train.micro_batch_size=1"], 3, ["train.global_batch_size = 4", "3"]),
+    "a micro-batch that fills the batch": (
+        ["train.micro_batch_size=4"], 2, ["train.global_batch_size = 4", "nearest: 8, or micro_batch_size 2"]),
     "recomputing an unknown block": (
         ["parallel.recompute={att: full}"], 1, ["parallel.recompute.att", "nearest: attn"]),
     "the torch backend over processes": (
