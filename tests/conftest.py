@@ -21,6 +21,9 @@ from tests.slurm_cluster import Cluster, missing_programs, running_cluster
 from tests.warm import run as run_warm
 
 torch.set_num_threads(1)
+# Without bytecode each process that a test starts compiles all the modules that it imports: half a second.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which a test of any file may do
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, here and in all processes that tests start
