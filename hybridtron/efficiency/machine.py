@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from hybridtron.ops.linear import linear
+
 MATRIX = {"cpu": 2048, "cuda": 8192}  # rows of the square matrices that are multiplied
 READ_ROWS = {"cpu": 8192, "cuda": 32768}  # of the square matrix that is read to multiply it by a vector
 TRIALS = 5
@@ -28,7 +30,7 @@ class Machine:
 def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
     """Measure the best of some products of large matrices, and of a larger one by a vector."""
     a, b = (torch.randn(MATRIX[device.type], MATRIX[device.type], device=device).to(dtype) for _ in range(2))
-    flops = 2 * len(a) ** 3 / min(seconds(lambda: a @ b, device) for _ in range(TRIALS))
+    flops = 2 * len(a) ** 3 / min(seconds(lambda: linear(a, b), device) for _ in range(TRIALS))
     read = torch.ones(READ_ROWS[device.type], READ_ROWS[device.type], device=device, dtype=dtype)
     vector = torch.ones(len(read), device=device, dtype=dtype)
     moved = read.numel() * read.element_size() / min(seconds(lambda: read @ vector, device) for _ in range(TRIALS))

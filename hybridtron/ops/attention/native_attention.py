@@ -13,7 +13,7 @@ from hybridtron.ops.attention.query_blocks import ungroup
 from hybridtron.ops.attention.tiles import UNSEEN, sink_gradients, tiled_gradients
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.memory_layout import empty_laid_out_as
-from hybridtron.ops.native.library import require_kernels
+from hybridtron.ops.native.library import flops_are_counted, require_kernels
 
 _GROUP, _PACKED, _MOST_WIDTH = 8, 32, 512  # of attention.c: queries at a time, keys or channels at a time, channels
 
@@ -23,7 +23,7 @@ def takes_native_attention(window: int | None, q: Tensor, k: Tensor, v: Tensor) 
     of its own, as many, would not be seen."""
     if window is not None and window < k.shape[1]:
         return False
-    return v.shape[3] % _PACKED == 0 and q.shape[3] <= _MOST_WIDTH and not torch._C._len_torch_dispatch_stack()
+    return v.shape[3] % _PACKED == 0 and q.shape[3] <= _MOST_WIDTH and not flops_are_counted()
 
 
 class NativeAttention(torch.autograd.Function):

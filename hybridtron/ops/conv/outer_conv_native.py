@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hybridtron.ops.memory_layout import channels_contiguous, empty_laid_out_as
-from hybridtron.ops.native.library import kernels_for, require_kernels
+from hybridtron.ops.native.library import flops_are_counted, kernels_for, require_kernels
 
 MOST_TOKENS, MOST_WIDTH = 2048, 32  # MOST_OUTER_TOKENS and MOST_OUTER_WIDTH of outer_conv.c
 _SEQUENCES = 8  # SEQUENCES of outer_conv.c, whose gradients of the filters are added up there
@@ -26,7 +26,7 @@ def takes_native_outer_conv(q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> bool:
         and q.shape[3] % 8 == 0
         and 8 <= q.shape[3] <= MOST_WIDTH
         and kernels_for(q, k, v, h) is not None
-        and not torch._C._len_torch_dispatch_stack()
+        and not flops_are_counted()
     )
 
 

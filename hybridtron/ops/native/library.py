@@ -14,13 +14,16 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils import _python_dispatch
 
 from hybridtron.ops.elementwise.precision import under_transforms
 from hybridtron.ops.native.declarations import checked_kernels, is_plain, modes_ignored
@@ -52,6 +55,15 @@ def kernels_for(*tensors: Tensor) -> Kernels | None:
         if not all(map(is_plain, tensors)):
             return None
     return None if under_transforms() else load()[0]
+
+
+def flops_are_counted() -> bool:
+    """Return whether PyTorch counts FLOPs here by the names of its operations, which shows it no kernel's products."""
+    if not torch._C._len_torch_dispatch_stack():
+        return False
+    counter = sys.modules.get("torch.utils.flop_counter")
+    modes = _python_dispatch._get_current_dispatch_mode_stack()
+    return counter is not None and any(isinstance(mode, counter._FlopCounterMode) for mode in modes)
 
 
 def require_kernels() -> Kernels:
