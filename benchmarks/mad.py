@@ -153,7 +153,7 @@ def serve(connection: Connection, way: str, layers: list[str], batch_size: int, 
 def plain_operations() -> dict[str, dispatch.Operation]:
     """The table of operations with the plain forms alone, where there are any; Hyena's convolutions are by Fourier
     transforms, as mad-lab has them."""
-    names = ("plain PyTorch", "PyTorch, shifted multiply-adds", "PyTorch, by Fourier transforms")
+    names = ("plain PyTorch", "PyTorch", "PyTorch, shifted multiply-adds", "PyTorch, by Fourier transforms")
     table = {}
     for name, operation in dispatch.OPERATIONS.items():
         plain = [one._replace(accepts=lambda *_: True) for one in operation.implementations if one.name in names]
