@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from hybridtron.efficiency.machine import finish, seconds
 from hybridtron.efficiency.parts import Part
@@ -16,15 +17,25 @@ from hybridtron.efficiency.parts import Part
 PHASES = ("train", "prefill", "decode")
 PASSES = "forward_backward"  # the part of training before the optimizer
 DECODED = 8  # tokens of one measurement
+MOST_OTHERS = 1 << 26  # 256 MiB in float32, more than caches hold
 
 Times = dict[str, dict[str, list[float]]]
 """Seconds by part and phase, of each repeat; of decoding those of one token."""
 
 
 def measure_times(
-    parts: Mapping[str, Part], batch: int, length: int, repeats: int, advance: Callable[[], None] = lambda: None
+    parts: Mapping[str, Part],
+    batch: int,
+    length: int,
+    repeats: int,
+    advance: Callable[[], None] = lambda: None,
+    other_weights: int = 0,
 ) -> Times:
-    """Time every phase of every part. The first run of each is not counted. `advance` is called after each repeat."""
+    """Time every phase of every part. The first run of each is not counted. `advance` is called after each repeat.
+
+    `other_weights` is how many numbers a model of these parts has beside those of one part of each kind.
+    """
+    others = torch.ones(min(other_weights, MOST_OTHERS))
     for part in parts.values():
         part.prepare(batch, length)
         part.train()
@@ -42,7 +53,7 @@ def measure_times(
             part.release()
             times[name]["prefill"].append(seconds(part.prefill, part.device))
             part.make_room()
-        for name, spent in _decode(parts).items():
+        for name, spent in _decode(parts, others).items():
             times[name]["decode"].append(spent / DECODED)
         for part in parts.values():
             part.release()
@@ -50,17 +61,21 @@ def measure_times(
     return times
 
 
-def _decode(parts: Mapping[str, Part]) -> dict[str, float]:
+def _decode(parts: Mapping[str, Part], others: Tensor) -> dict[str, float]:
     """Return the seconds of DECODED tokens of each part.
 
-    On a CPU the parts take turns at every token, as the layers of a model do: a small part that goes on by itself
-    would find its weights in caches that a model's other layers need too.
+    On a CPU the parts take turns at every token, and `others` are read once a token, as the layers of a model do: a
+    small part that goes on by itself would find its weights in caches that a model's other layers need too.
     """
     spent = dict.fromkeys(parts, 0.0)
-    at_once = 1 if all(part.device.type == "cpu" for part in parts.values()) else DECODED
+    on_cpu = all(part.device.type == "cpu" for part in parts.values())
+    at_once = 1 if on_cpu else DECODED
+    pieces = others.chunk(len(parts)) if on_cpu and len(others) else ()
     for _ in range(DECODED // at_once):
-        for name, part in parts.items():
+        for index, (name, part) in enumerate(parts.items()):
             spent[name] += seconds(partial(_steps, part, at_once), part.device)
+            if index < len(pieces):
+                pieces[index].sum()
     return spent
 
 

@@ -132,11 +132,12 @@ def measure_models(
     else:
         parts = {config.name: whole_model(config, device) for config in configs}
         counts = [Counter([config.name]) for config in configs]
+    others = max(0, _num_parameters(parts, counts) - sum(part.num_parameters for part in parts.values()))
     rates, part_times = [], []
     for length in lengths:
         for batch in batch_sizes:
             setting = f"{batch} x {length}"
-            times = measure_times(parts, batch, length, repeats, partial(advance, setting))
+            times = measure_times(parts, batch, length, repeats, partial(advance, setting), others)
             measured = [
                 _rates(config, count, parts, times, length, batch, machine, by_block)
                 for config, count in zip(configs, counts, strict=True)
@@ -149,6 +150,11 @@ def measure_models(
     number_format = configs[0].precision.parameter_format
     told = tuple(rates), tuple(part_times), meter.read(), with_mtp
     return Efficiency(models, machine, number_format, repeats, by_block, *told)
+
+
+def _num_parameters(parts: Mapping[str, Part], counts: Sequence[Mapping[str, int]]) -> int:
+    """Return the number of parameters of the largest of the models that are made of these parts."""
+    return max(sum(n * parts[name].num_parameters for name, n in count.items()) for count in counts)
 
 
 def _without_mtp(config: RunConfig) -> RunConfig:

@@ -17,7 +17,7 @@ from hybridtron.api.configs import read_model_config
 from hybridtron.cli.main import main
 from hybridtron.efficiency.load import Load, LoadMeter
 from hybridtron.efficiency.machine import Machine
-from hybridtron.efficiency.measure import peak_bytes
+from hybridtron.efficiency.measure import DECODED, _decode, measure_times, peak_bytes
 from hybridtron.efficiency.parts import parts_of, whole_model
 from hybridtron.efficiency.report.page import write_page
 from hybridtron.efficiency.study import _floors, _ratio
@@ -70,6 +70,42 @@ def test_a_block_of_another_shape_is_a_part_of_its_own():
     wide = read_model_config(ATTENTION, "model.blocks.mlp.ffn_hidden_size=64")
     parts, _ = parts_of([read_model_config(ATTENTION), wide], CPU)
     assert sorted(part.name for part in parts.values()) == ["attn", "embedding and output", "mlp", "mlp"]
+
+
+class Read:
+    """A part, or weights of others, that writes down when it is used."""
+
+    device = CPU
+
+    def __init__(self, events, word):
+        self.decode = self.sum = lambda: events.append(word)
+
+    def chunk(self, count):
+        return [self] * count
+
+    def __len__(self):
+        return 1
+
+
+def test_a_part_meets_the_caches_that_a_models_other_layers_leave():
+    events = []
+    _decode({name: Read(events, name) for name in ("attn", "mlp")}, Read(events, "others"))
+    assert events == ["attn", "others", "mlp", "others"] * DECODED
+
+
+@pytest.mark.parametrize("by_block", [True, False])
+def test_the_other_weights_are_those_that_the_parts_leave_of_the_largest_model(monkeypatch, by_block):
+    given = []
+
+    def measure_once(*arguments):
+        given.append(arguments[-1])
+        return measure_times(*arguments[:3], 1)
+
+    monkeypatch.setattr("hybridtron.efficiency.study.measure_times", measure_once)
+    ht.measure_efficiency([ATTENTION, f"3*({HYBRID})"], lengths=[8], batch_sizes=[1], repeats=1, by_block=by_block)
+    config = read_model_config(f"3*({HYBRID})")
+    (parts, _), total = parts_of([config], CPU), describe(config.model, 8).total
+    assert given == [total - sum(part.num_parameters for part in parts.values()) if by_block else 0]
 
 
 def test_the_state_after_a_prompt_is_as_large_as_the_formula_says():
