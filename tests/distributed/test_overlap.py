@@ -109,6 +109,7 @@ def one_process(model, parallel, bucket_elements=1):
             return engine.train_step(micro_batches(number, parallel_context, config.data.isolates), lr=1e-2)
 
         yield engine, step
+        engine.gathers.wait()  # groups are not left with messages under way
 
 
 def leaving_out_layers(parallel, left_out=1, bucket_elements=1):
