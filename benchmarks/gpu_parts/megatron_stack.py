@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpu_parts.families import ATTENTION, Slice
+from hybridtron.distributed.cpu_compat import cuda_calls_on_cpu
 from hybridtron.distributed.engine import AdamW, Engine
 from hybridtron.distributed.groups import ParallelContext
 from hybridtron.ops.vendor import usable
@@ -29,7 +30,8 @@ class Wrapped(nn.Module):
 
     def forward(self, tokens: Tensor, labels: Tensor, documents: None = None) -> tuple[Tensor, Tensor]:
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        nll = self.model(tokens, positions, None, labels=labels).transpose(0, 1)
+        with cuda_calls_on_cpu():  # the engine runs models outside it, but this one names CUDA
+            nll = self.model(tokens, positions, None, labels=labels).transpose(0, 1)
         return nll, torch.zeros_like(nll)
 
 
