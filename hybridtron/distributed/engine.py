@@ -116,6 +116,7 @@ class Engine:
         self.replicas = make_replicas(chunks, specs, config, parallel)
         self.reductions = reduction_orders(self.replicas) if parallel.overlap_grad_reduce else []
         self.gathers = ParameterGathers(self.replicas if parallel.overlap_param_gather else [])
+        parallel_context.before_leaving.append(self.gathers.wait)
         self.chunks = Gathered(chunks, self.gathers.wait)
         self.expert_loads = ExpertLoads(chunks, specs, parallel_context.device)
         self.optimizer = make_optimizer(self.replicas, config, adamw, parallel.distributed_optimizer, parallel_context)

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -55,6 +55,8 @@ class ParallelContext:
     replica: Shard  # among the processes that hold the same shards: data and context together
     expert_replica: Shard  # among those that hold the same experts
     control_group: dist.ProcessGroup | None = None  # of all, for CPU tensors; None: the default group
+    # What completes the messages that are under way, before the groups are left.
+    before_leaving: list[Callable[[], None]] = field(default_factory=list, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -77,13 +79,18 @@ def process_groups(parallel: ParallelConfig, environment: Environment) -> Iterat
         backend = "nccl" if device.type == "cuda" else "gloo"
         logger.debug("rank %d of %d joins by %s, on %s", environment.rank, environment.world_size, backend, device)
         _initialize_torch_distributed(environment, backend)
+        before_leaving: list[Callable[[], None]] = []
         try:
             make_groups(parallel)
             context = parallel_context_of(parallel, environment.rank, environment.world_size, device)
+            context = replace(context, before_leaving=before_leaving)
             if backend == "nccl" and environment.world_size > 1:  # so that agreeing to stop waits for no kernel
                 context = replace(context, control_group=dist.new_group(backend="gloo"))
             yield context
+            for complete in before_leaving:
+                complete()
         finally:
+            before_leaving.clear()  # which refers to engines
             destroy_groups()
             gc.collect()  # an engine refers to itself; gloo's threads run, and spin, until it and its groups are gone
 

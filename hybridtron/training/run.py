@@ -104,7 +104,6 @@ def train(
             begin(trainer, folder, start)
             with _outcome_recorded(log, stop):
                 trainer.run(lambda: stop.number)
-                trainer.engine.gathers.wait()  # groups are not left with messages under way
         except (TrainingStopped, OSError) as error:
             kept = _kept(folder) if is_main else ""
             cause = cause_of(error) if isinstance(error, OSError) else str(error)

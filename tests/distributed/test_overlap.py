@@ -109,7 +109,6 @@ def one_process(model, parallel, bucket_elements=1):
             return engine.train_step(micro_batches(number, parallel_context, config.data.isolates), lr=1e-2)
 
         yield engine, step
-        engine.gathers.wait()  # groups are not left with messages under way
 
 
 def leaving_out_layers(parallel, left_out=1, bucket_elements=1):
@@ -157,6 +156,13 @@ def test_one_that_does_is_seen():
         assert step(0).applied
         hide_until_waited_for(engine)
         assert math.isnan(step(1).loss)
+
+
+def test_process_groups_are_not_left_with_gathers_under_way():
+    with one_process("hybrid", DO_OVERLAP) as (engine, step):
+        assert step(0).applied
+        assert engine.gathers.pending
+    assert not engine.gathers.pending
 
 
 class TestEverythingElseWaits:

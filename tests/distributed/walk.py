@@ -224,7 +224,6 @@ def try_layout(name: str, layout: Layout, parallel_context: ParallelContext, fol
             found["ema_loss"] = average_loss(engine, micro_batches(0, parallel_context, isolate=False))
         if step + 1 == SAVED_AT and name in SAVED:
             save(folder / f"{name}.checkpoint")
-    engine.gathers.wait()  # groups are not left with messages under way
     return found
 
 
