@@ -95,7 +95,7 @@ def cuda_calls_on_cpu() -> Iterator[None]:
 def calls_as_they_are() -> Iterator[None]:
     """Leave the device arguments of calls inside the block alone, none of which names CUDA.
 
-    To look at every call costs a fifth of a step of a small model.
+    To look at every call costs a third of a step of a small model.
     """
     mode = _get_current_function_mode()
     if not isinstance(mode, _CudaToCpu):

@@ -14,6 +14,8 @@ from typing import Any, TypeVar, overload
 from megatron.core.distributed import DistributedDataParallel
 from torch import nn
 
+from hybridtron.distributed.replicas import in_order_of_use
+
 Chunk = TypeVar("Chunk", bound=nn.Module)
 
 
@@ -26,9 +28,8 @@ class ParameterGathers:
         self.pending: set[Any] = set()
         for replica in replicas:
             replica.disable_forward_pre_hook(param_sync=False)  # megatron-core's own
-            positions = {parameter: position for position, parameter in enumerate(replica.module.parameters())}
             groups = [*replica.bucket_groups, *replica.expert_parallel_bucket_groups]
-            self.groups += sorted(groups, key=lambda group: min(positions[each] for each in group.params))
+            self.groups += in_order_of_use(replica, groups)
             self._follow(replica)
 
     def begin(self) -> None:

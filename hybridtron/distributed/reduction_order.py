@@ -13,6 +13,8 @@ from typing import Any
 
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 
+from hybridtron.distributed.replicas import in_order_of_use
+
 
 class ReductionOrder:
     """The order of the reductions of a replica's buckets `groups`, each of which megatron-core begins by its
@@ -54,7 +56,7 @@ class ReductionOrder:
 def reduction_orders(replicas: Sequence[DistributedDataParallel]) -> list[ReductionOrder]:
     """Order the reductions of replicas that begin them in the backward pass; one order for each set of processes."""
     return [
-        ReductionOrder(_by_backward_pass(replica, groups))
+        ReductionOrder(in_order_of_use(replica, groups)[::-1])
         for replica in replicas
         for groups in (replica.bucket_groups, replica.expert_parallel_bucket_groups)
     ]
@@ -67,9 +69,3 @@ def finalize_ordered(orders: Sequence[ReductionOrder], *arguments: Any, **option
     finalize_model_grads(*arguments, **options)
     for order in orders:
         order.end()
-
-
-def _by_backward_pass(replica: DistributedDataParallel, groups: Sequence[Any]) -> list[Any]:
-    """Sort buckets by where the backward pass, which goes from the last parameter to the first, completes them."""
-    positions = {parameter: position for position, parameter in enumerate(replica.module.parameters())}
-    return sorted(groups, key=lambda group: -min(positions[parameter] for parameter in group.params))

@@ -39,6 +39,13 @@ def make_replicas(
     return replicas
 
 
+def in_order_of_use(replica: DistributedDataParallel, buckets: Sequence[Any]) -> list[Any]:
+    """Sort buckets by their first parameters: as a forward pass needs them, and a backward pass, from the last on,
+    completes them."""
+    positions = {parameter: position for position, parameter in enumerate(replica.module.parameters())}
+    return sorted(buckets, key=lambda bucket: min(positions[parameter] for parameter in bucket.params))
+
+
 def annotate(model: Any, specs: dict[str, TensorSpec], sequence_parallel: bool, chunk: int | None) -> None:
     """Set the attributes by which megatron-core knows shards, and copies that see only part of the sequence."""
     stage = getattr(model, "stage", None)
