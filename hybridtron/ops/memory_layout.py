@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,3 +22,8 @@ def empty_laid_out_as(x: Tensor, shape: Sequence[int], dtype: torch.dtype | None
     if x.stride(0) >= x.stride(1):
         return x.new_empty(batch, tokens, *rest, dtype=dtype)
     return x.new_empty(tokens, batch, *rest, dtype=dtype).transpose(0, 1)
+
+
+def with_strides(*tensors: Tensor) -> list[Any]:
+    """Return each tensor [b, s, heads, d] followed by its strides but the last, as kernels take them."""
+    return [argument for tensor in tensors for argument in (tensor, *tensor.stride()[:3])]

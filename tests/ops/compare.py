@@ -75,6 +75,20 @@ def assert_vmaps(op: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequenc
             torch.testing.assert_close(slope[index], expected, rtol=1e-3, atol=1e-3)
 
 
+def assert_same_on_any_number_of_threads(op: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
+    """Assert that the output and all gradients are the same bits on one thread and on two."""
+    results = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            y = op(*inputs)
+            results.append((y, *torch.autograd.grad(y.square().sum(), inputs)))
+    finally:
+        torch.set_num_threads(1)
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
 def count_flops(function: Callable[[], Tensor]) -> tuple[int, int]:
     """Matmul FLOPs of the forward and of the backward pass."""
     with FlopCounterMode(display=False) as forward:

@@ -8,6 +8,7 @@ import numpy as np
 
 from hybridtron.errors import UserError
 from hybridtron.laws.data.runs import Runs
+from hybridtron.reporting.numbers import plural
 
 Range = tuple[Callable[[np.ndarray], np.ndarray], str]  # whether each value is possible; what is expected, in words
 ROUNDED = 1.01  # whole steps, and sizes written with three digits, put a column this far above its limit at most
@@ -41,7 +42,7 @@ def check_ranges(runs: Runs, names: Sequence[str], at_most: Mapping[str, str]) -
         if above.any():
             row = int(np.argmax(above))
             others = int(above.sum()) - 1
-            more = f" (and {others} more {'rows' if others > 1 else 'row'} like it)" if others else ""
+            more = f" (and {plural(others, 'more row')} like it)" if others else ""
             raise UserError(
                 f"{runs.locate(row)}: {name} is {runs[name][row]:g} and {limit} {runs[limit][row]:g}; expected {name} "
                 f"of at most {limit}{more}"

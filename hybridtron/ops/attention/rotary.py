@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from hybridtron.ops.dispatch import Implementation, otherwise, plain, register, select
 from hybridtron.ops.elementwise.precision import accumulation_dtype
+from hybridtron.ops.memory_layout import with_strides
 from hybridtron.ops.native.library import kernels_for, require_kernels
 from hybridtron.ops.triton import rotary as triton_rotary
 from hybridtron.ops.triton.launch import triton_kernels
@@ -93,7 +94,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, native: bool) -> T
     half = cos.shape[-1]
     if native:
         cos, sin = cos.contiguous(), sin.contiguous()
-        require_kernels().rotate(*x.shape, half, x, *x.stride()[:3], cos, sin, out, *out.stride()[:3])
+        require_kernels().rotate(*x.shape, half, *with_strides(x), cos, sin, *with_strides(out))
         return out
     cos, sin = cos.unsqueeze(1).to(out.dtype), sin.unsqueeze(1).to(out.dtype)  # [s, 1, r]
     first, second = x[..., :half], x[..., half : 2 * half]

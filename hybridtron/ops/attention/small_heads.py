@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.memory_layout import channels_contiguous, empty_laid_out_as
+from hybridtron.ops.memory_layout import channels_contiguous, empty_laid_out_as, with_strides
 from hybridtron.ops.native.library import kernels_for, require_kernels
 
 MOST_KEYS, MOST_WIDTH = 1024, 64  # MOST_HEAD_KEYS and MOST_HEAD_WIDTH of small_heads.c
@@ -39,8 +39,7 @@ class SmallHeads(torch.autograd.Function):
         sizes = (batch, num_queries, k.shape[1], heads, k.shape[2], width, v.shape[3], window or k.shape[1])
         out = empty_laid_out_as(v, (batch, num_queries, heads, v.shape[3]))
         log_sums = q.new_empty(batch, heads, num_queries)
-        arrays = [argument for t in (q, k, v, out) for argument in (t, *t.stride()[:3])]
-        require_kernels().heads_forward(*sizes, scale, *arrays, log_sums)
+        require_kernels().heads_forward(*sizes, scale, *with_strides(q, k, v, out), log_sums)
         ctx.save_for_backward(q, k, v, log_sums)
         ctx.sizes, ctx.scale = sizes, scale
         return out
@@ -50,7 +49,6 @@ class SmallHeads(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, log_sums = ctx.saved_tensors
         found = [empty_laid_out_as(t, t.shape) for t in (q, k, v)]
-        before, after = ([a for t in ts for a in (t, *t.stride()[:3])] for ts in ((q, k, v), found))
-        grad = channels_contiguous(grad)
-        require_kernels().heads_backward(*ctx.sizes, ctx.scale, *before, log_sums, grad, *grad.stride()[:3], *after)
+        after = with_strides(channels_contiguous(grad), *found)
+        require_kernels().heads_backward(*ctx.sizes, ctx.scale, *with_strides(q, k, v), log_sums, *after)
         return *found, None, None, None

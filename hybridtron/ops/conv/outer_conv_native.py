@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.memory_layout import channels_contiguous, empty_laid_out_as
+from hybridtron.ops.memory_layout import channels_contiguous, empty_laid_out_as, with_strides
 from hybridtron.ops.native.library import flops_are_counted, kernels_for, require_kernels
 
 MOST_TOKENS, MOST_WIDTH = 2048, 32  # MOST_OUTER_TOKENS and MOST_OUTER_WIDTH of outer_conv.c
@@ -37,7 +37,7 @@ class NativeOuterConv(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:
         q, k, v = map(channels_contiguous, (q, k, v))
         h, out = h.contiguous(), empty_laid_out_as(v, v.shape)
-        require_kernels().outer_conv_forward(*q.shape, *_strided(q, k, v), h, *_strided(out))
+        require_kernels().outer_conv_forward(*q.shape, *with_strides(q, k, v), h, *with_strides(out))
         ctx.save_for_backward(q, k, v, h)
         return out
 
@@ -47,11 +47,6 @@ class NativeOuterConv(torch.autograd.Function):
         q, k, v, h = ctx.saved_tensors
         found = [empty_laid_out_as(t, t.shape) for t in (q, k, v)]
         dh = h.new_empty(-(-len(q) // _SEQUENCES), *h.shape)
-        arrays = (*_strided(q, k, v), h, *_strided(channels_contiguous(grad), *found))
+        arrays = (*with_strides(q, k, v), h, *with_strides(channels_contiguous(grad), *found))
         require_kernels().outer_conv_backward(*q.shape, *arrays, dh)
         return *found, dh.sum(0)
-
-
-def _strided(*tensors: Tensor) -> list[Any]:
-    """Return each tensor followed by its strides but the last."""
-    return [argument for tensor in tensors for argument in (tensor, *tensor.stride()[:3])]

@@ -7,7 +7,14 @@ from torch.utils.checkpoint import checkpoint
 from hybridtron.ops.attention.native_attention import NativeAttention, takes_native_attention
 from hybridtron.ops.attention.softmax import attention, attention_reference
 from hybridtron.ops.flops import attention_flops
-from tests.ops.compare import assert_matches, count_flops, leaf, saved_bytes, token_major
+from tests.ops.compare import (
+    assert_matches,
+    assert_same_on_any_number_of_threads,
+    count_flops,
+    leaf,
+    saved_bytes,
+    token_major,
+)
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -64,17 +71,7 @@ def test_bfloat16():
 
 
 def test_results_do_not_depend_on_the_number_of_threads():
-    inputs = arguments(300, 300)
-    outcomes = []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            y = native(*inputs)
-            outcomes.append((y, *torch.autograd.grad(y.square().sum(), inputs)))
-    finally:
-        torch.set_num_threads(1)
-    for one, other in zip(*outcomes, strict=True):
-        assert torch.equal(one, other)
+    assert_same_on_any_number_of_threads(native, arguments(300, 300))
 
 
 def test_is_taken_where_its_widths_fit_and_no_window_hides_keys(monkeypatch):

@@ -5,7 +5,7 @@ import torch
 
 from hybridtron.ops.attention.small_heads import takes_small_heads
 from hybridtron.ops.attention.softmax import attention, attention_reference
-from tests.ops.compare import assert_causal, assert_matches, token_major
+from tests.ops.compare import assert_causal, assert_matches, assert_same_on_any_number_of_threads, token_major
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -55,16 +55,7 @@ def test_infinite_and_missing_numbers_reach_what_sees_them():
 
 
 def test_results_do_not_depend_on_the_number_of_threads():
-    inputs, results = projections(150, 150), []
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        try:
-            y = attention(*inputs)
-            results.append((y, *torch.autograd.grad(y.square().sum(), inputs)))
-        finally:
-            torch.set_num_threads(1)
-    for one, other in zip(*results, strict=True):
-        assert torch.equal(one, other)
+    assert_same_on_any_number_of_threads(attention, projections(150, 150))
 
 
 def test_output_lies_in_memory_as_the_values_do():

@@ -5,7 +5,14 @@ import torch
 
 from hybridtron.ops.conv.outer_conv import by_pairs, outer_conv, outer_conv_reference
 from hybridtron.ops.conv.outer_conv_native import takes_native_outer_conv
-from tests.ops.compare import assert_causal, assert_matches, count_flops, leaf, token_major
+from tests.ops.compare import (
+    assert_causal,
+    assert_matches,
+    assert_same_on_any_number_of_threads,
+    count_flops,
+    leaf,
+    token_major,
+)
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -57,16 +64,7 @@ def test_causal_to_the_last_bit():
 
 
 def test_results_do_not_depend_on_the_number_of_threads():
-    inputs, results = arguments(150, batch=20), []
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        try:
-            y = outer_conv(*inputs)
-            results.append((y, *torch.autograd.grad(y.square().sum(), inputs)))
-        finally:
-            torch.set_num_threads(1)
-    for one, other in zip(*results, strict=True):
-        assert torch.equal(one, other)
+    assert_same_on_any_number_of_threads(outer_conv, arguments(150, batch=20))
 
 
 def test_output_lies_in_memory_as_the_values_do():
