@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridtron.ops.dispatch import Implementation, otherwise, register, select
-from hybridtron.ops.native.library import kernels_for
+from hybridtron.ops.native.library import flops_are_counted, kernels_for
 
 # Below, the fixed cost of a call to oneDNN outweighs what it gains (measured on Zen 4, widths 64 to 2048).
 _LEAST_ROWS = 1024
@@ -60,10 +60,7 @@ def onednn_is_faster() -> bool:
 
 
 def _takes_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Return whether oneDNN takes these without a copy, and faster, and nothing asks for PyTorch's own products.
-
-    Modes, as a FLOP counter, know those by their name.
-    """
+    """Return whether oneDNN takes these without a copy, and faster, and nothing asks for PyTorch's own products."""
     products = x.numel() * weight.shape[0]
     return (
         products >= _LEAST_PRODUCTS
@@ -76,7 +73,7 @@ def _takes_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and torch._C._get_mkldnn_enabled()
         and torch.backends.mkldnn.matmul.fp32_precision in ("none", "ieee")  # type: ignore[attr-defined]
         and not torch.is_autocast_enabled("cpu")
-        and torch._C._len_torch_dispatch_stack() == 0
+        and not flops_are_counted()
     )
 
 
