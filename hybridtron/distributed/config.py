@@ -50,6 +50,11 @@ class ParallelConfig(Strict):
         description="Gather the parameters that other processes have updated, in the same buckets, while the next "
         "forward pass goes on; needs distributed_optimizer and overlap_grad_reduce.",
     )
+    tp_comm_overlap: bool = Field(
+        False,
+        description="Send the messages of linears between tensor-parallel processes while these multiply, in pieces of "
+        "their tokens; needs tensor of 2 or more. Linears are megatron-core's then, not Transformer Engine's.",
+    )
     recompute: Recompute | dict[str, Recompute] = Field(
         "none",
         description="Activations that the backward pass computes again: those of a layer's core operation (selective), "
@@ -60,6 +65,8 @@ class ParallelConfig(Strict):
     def _fits_together(self) -> ParallelConfig:
         if self.sequence and self.tensor == 1:
             raise problem("sequence", True, "tensor of 2 or more beside it")
+        if self.tp_comm_overlap and self.tensor == 1:
+            raise problem("tp_comm_overlap", True, "tensor of 2 or more beside it, or false")
         if self.virtual_pipeline > 1 and self.pipeline == 1:
             raise problem("virtual_pipeline", self.virtual_pipeline, "1 with pipeline 1, or pipeline of 2 or more")
         for key in ("distributed_optimizer", "overlap_grad_reduce"):

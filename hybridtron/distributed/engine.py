@@ -73,6 +73,7 @@ def megatron_config(travelling_width: int, parallel: ParallelConfig, precision: 
         kv_channels=1,
         tensor_model_parallel_size=parallel.tensor,
         sequence_parallel=parallel.sequence,
+        tp_comm_overlap=parallel.tp_comm_overlap,
         context_parallel_size=parallel.context,
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if interleaved else None,

@@ -55,8 +55,9 @@ def build_chunks(config: RunConfig, parallel_context: ParallelContext) -> tuple[
 def choose_backend(config: RunConfig, device: str) -> BackendName:
     """Return who builds the layers on this kind of device.
 
-    `auto` takes Transformer Engine for bf16 and FP8 on CUDA where it is usable; in fp32 it would multiply in TF32. On
-    the meta device megatron-core's modules stand for Transformer Engine's, which do not run there.
+    `auto` takes Transformer Engine for bf16 and FP8 on CUDA where it is usable; in fp32 it would multiply in TF32, and
+    its linears do not overlap as `parallel.tp_comm_overlap` says. On the meta device megatron-core's modules stand for
+    Transformer Engine's, which do not run there.
     Raises UserError where `transformer_engine` is asked for, or FP8 without emulation, and it is not usable.
     """
     name, precision = config.model.backend, config.precision
@@ -65,7 +66,8 @@ def choose_backend(config: RunConfig, device: str) -> BackendName:
     emulates = precision.format == "fp8" and precision.emulate
     if emulates and name == "transformer_engine":
         raise UserError("model.backend = transformer_engine: expected auto, megatron or torch, which emulate FP8")
-    if device == "meta" or emulates or (name == "auto" and precision.format == "fp32"):
+    fp32 = name == "auto" and precision.format == "fp32"
+    if device == "meta" or emulates or fp32 or config.parallel.tp_comm_overlap:
         return "megatron"
     problem = transformer_engine_problem() if device == "cuda" else NEEDS_CUDA
     if problem and precision.format == "fp8":

@@ -100,6 +100,7 @@ def _valid_layout(model: str, draw: random.Random, cut: dict[str, Any]) -> Layou
     refusal: UserError | None = None
     for _ in range(2000):
         parallel = {key: draw.choice(values) for key, values in _CHOICES.items()} | cut
+        parallel["tp_comm_overlap"] = parallel["tensor"] > 1 and parallel["overlap_grad_reduce"]
         layout = Layout(model, draw.choice([1, 1, 2]), "", parallel)
         if not 2 <= layout.world_size <= PROCESSES:
             continue

@@ -294,6 +294,7 @@ VPP = {"pipeline": 2, "virtual_pipeline": 2}
 DO = {"distributed_optimizer": True}
 OVERLAP = {"overlap_grad_reduce": True}
 DO_OVERLAP = {**DO, **OVERLAP, "overlap_param_gather": True}
+TP_OVERLAP = {"tp_comm_overlap": True}
 EP, ETP = {"expert": 2}, {"expert_tensor": 2}
 
 ONE = {f"{model}": _layout(model) for model in MODELS}
@@ -401,6 +402,8 @@ LAYOUTS: dict[str, Layout] = {
     "muon tp2 sp dp2 do overlap": _layout("muon", 2, **SP, **DO_OVERLAP),
     "latents cp2 dp2 overlap": _layout("latents", 2, **CP, **OVERLAP),
     "half dp2 do overlap": _layout("half", 2, **DO_OVERLAP),
+    "transformer tp2 overlap": _layout("transformer", **TP, **TP_OVERLAP),
+    "moe tp2 sp pp2 overlap recomputed": _layout("moe", **SP, **PP, **TP_OVERLAP, recompute="full"),
     "gathered dp2 ep2": _layout("gathered", 2, **EP),
     "gathered tp2 sp dp2 ep2 etp2": _layout("gathered", 2, **SP, **EP, **ETP),
 }  # fmt: skip

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from hybridtron.backends import tensor_overlap
 from hybridtron.config.load import build
 from hybridtron.data.batches import MicroBatch, micro_batch, step_documents
 from hybridtron.distributed.config import PrecisionConfig
@@ -236,6 +237,7 @@ def main() -> None:
     torch.set_num_threads(1)
     # Models in FP8 have fp32 parameters here: the rounding of bf16 would hide what a layout does to scales.
     PrecisionConfig.parameter_format = property(lambda self: "bf16" if self.format == "bf16" else "fp32")
+    tensor_overlap.LEAST_ROWS = 1  # several pieces of few tokens
     replicas.BUCKET_ELEMENTS = 5000  # several buckets of gradients, with padding between them, in models this small
     warnings.filterwarnings("ignore")  # megatron-core's advice
     gc.freeze()  # each layout ends with a collection

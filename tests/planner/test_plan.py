@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hybridtron.backends import tensor_overlap
 from hybridtron.config.load import build
 from hybridtron.planner.plan import plan
 from hybridtron.training.config import RunConfig
@@ -45,6 +46,16 @@ def test_tensor_parallel_layers_reduce_once_each_way():
     scalars = 3 * SEQ_LEN * BATCH * WIDTH  # of the loss: a maximum, a sum, a target
     per_micro_batch = (3 * 2 + 2) * RESIDUAL + scalars  # each layer twice; embedding forward, head backward
     assert stage.sent_bytes_per_step == {"tensor all_reduce": 8 * per_micro_batch}
+
+
+@pytest.mark.parametrize("sequence", [False, True])
+def test_messages_in_pieces_are_as_many_bytes_and_keep_as_much(monkeypatch, sequence):
+    monkeypatch.setattr(tensor_overlap, "LEAST_ROWS", 1)
+    (whole,), (pieces,) = (
+        planned("attn mlp", 2, tensor=2, sequence=sequence, tp_comm_overlap=overlap).stages for overlap in (False, True)
+    )
+    assert pieces.sent_bytes_per_step == whole.sent_bytes_per_step
+    assert pieces.memory.kept_per_micro_batch == whole.memory.kept_per_micro_batch
 
 
 def test_context_parallel_attention_exchanges_what_it_projects():

@@ -8,9 +8,10 @@ from hybridtron.errors import UserError
 from hybridtron.training import build
 
 
-def choose(backend, device, number_format="bf16", emulate=False):
+def choose(backend, device, number_format="bf16", emulate=False, overlap=False):
     precision = SimpleNamespace(format=number_format, emulate=emulate)
-    return build.choose_backend(SimpleNamespace(model=SimpleNamespace(backend=backend), precision=precision), device)
+    model, parallel = SimpleNamespace(backend=backend), SimpleNamespace(tp_comm_overlap=overlap)
+    return build.choose_backend(SimpleNamespace(model=model, precision=precision, parallel=parallel), device)
 
 
 @pytest.fixture
@@ -26,6 +27,11 @@ def test_auto_takes_transformer_engine_for_bf16_on_cuda_where_it_is_usable(insta
     assert choose("auto", "cpu") == "megatron"
     installed("Transformer Engine is not installed")
     assert choose("auto", "cuda") == "megatron"
+
+
+def test_auto_takes_linears_that_overlap_where_the_config_asks_for_them(installed):
+    installed(None)
+    assert choose("auto", "cuda", overlap=True) == "megatron"
 
 
 def test_a_dry_run_has_megatron_cores_modules_for_it(installed):

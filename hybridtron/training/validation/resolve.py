@@ -120,6 +120,7 @@ def check_layout(config: RunConfig) -> None:
                 f"parallel.tensor = {parallel.tensor}: block {name} of type {block.type} has experts, to which every "
                 "token must go once; expected parallel.sequence true beside it, or tensor 1"
             )
+    _check_overlap(config)
     _require_even(everything, "tensor", parallel.tensor)
     sequence = {
         name: {
@@ -144,6 +145,22 @@ def check_layout(config: RunConfig) -> None:
                 f"parallel.expert = {parallel.expert}: a layer has {count} experts "
                 f"(possible: {_divisors(math.gcd(*experts))})"
             )
+
+
+def _check_overlap(config: RunConfig) -> None:
+    """Raise UserError where tensor-parallel messages shall overlap with linears that only Transformer Engine has."""
+    if not config.parallel.tp_comm_overlap:
+        return
+    if config.model.backend == "transformer_engine":
+        raise UserError(
+            "parallel.tp_comm_overlap = true: linears of Transformer Engine do not overlap so; expected model.backend "
+            "auto or megatron, or tp_comm_overlap false"
+        )
+    if config.precision.format == "fp8" and not config.precision.emulate:
+        raise UserError(
+            "parallel.tp_comm_overlap = true: linears of Transformer Engine, which multiply FP8 numbers, do not "
+            "overlap so; expected precision.format bf16, or tp_comm_overlap false"
+        )
 
 
 def _require_even(layers: dict[str, dict[str, TensorSpec]], key: str, ways: int) -> None:

@@ -21,6 +21,15 @@ IMPOSSIBLE = {
     "gathers that overlap without buckets": (
         ["parallel.overlap_param_gather=true", "parallel.distributed_optimizer=true"], 2,
         ["parallel.overlap_param_gather = true", "overlap_grad_reduce true beside it, or false"]),
+    "messages that overlap with nobody": (
+        ["parallel.tp_comm_overlap=true"], 2,
+        ["parallel.tp_comm_overlap = true", "tensor of 2 or more beside it, or false"]),
+    "messages that overlap with Transformer Engine": (
+        ["parallel.tensor=2", "parallel.tp_comm_overlap=true", "model.backend=transformer_engine"], 2,
+        ["parallel.tp_comm_overlap = true", "model.backend auto or megatron"]),
+    "messages that overlap with FP8": (
+        ["parallel.tensor=2", "parallel.tp_comm_overlap=true", "precision.format=fp8"], 2,
+        ["parallel.tp_comm_overlap = true", "precision.format bf16, or tp_comm_overlap false"]),
     "runs of unequal length": (["parallel.context=3"], 3, ["data.seq_len = 32", "context = 3", "nearest: 30 or 33"]),
     "heads over tensor and context": (
         ["parallel.tensor=2", "parallel.context=2"], 4, ["tensor x context = 4", "possible: 1, 2"]),
