@@ -2,8 +2,9 @@
 
 megatron-core names the CUDA device in many places, some as literals ("cuda", "torch.cuda.FloatTensor"). Inside
 `cuda_calls_on_cpu` those mean the CPU: a few functions of torch.cuda are replaced and a torch-function mode rewrites
-device arguments. Both are undone on leaving. What stays are corrections of megatron-core's own modules, for defects
-that only show without CUDA or Transformer Engine: nobody but megatron-core calls the functions that they replace.
+device arguments; and a group of gloo has one thread. All is undone on leaving. What stays are corrections of
+megatron-core's own modules, for defects that only show without CUDA or Transformer Engine: nobody but megatron-core
+calls the functions that they replace.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from hybridtron.backends.installation import hide_unusable_transformer_engine
+from hybridtron.distributed.gloo import one_thread_for_each_group
 from hybridtron.distributed.megatron_versions import silence_known_messages, unsupported
 from hybridtron.errors import UserError
 from hybridtron.imports import collector_paused, hidden
@@ -85,6 +87,7 @@ def cuda_calls_on_cpu() -> Iterator[None]:
     with (
         patch.multiple(torch.cuda, **replacements),
         patch.object(torch.cuda.random, "get_rng_state", replacements["get_rng_state"]),
+        one_thread_for_each_group(),
     ):
         _correct_megatron()
         with _CudaToCpu():
