@@ -18,6 +18,7 @@ import torch.distributed as dist
 from hybridtron.backends.base import ExpertGroups
 from hybridtron.distributed.config import ParallelConfig
 from hybridtron.distributed.cpu_compat import cuda_calls_on_cpu
+from hybridtron.distributed.device_queues import order_messages
 from hybridtron.distributed.environment import Environment
 from hybridtron.distributed.launch import signal_at_death_of_parent
 from hybridtron.distributed.rendezvous import PUBLISH, published_store
@@ -71,10 +72,9 @@ def process_groups(parallel: ParallelConfig, environment: Environment) -> Iterat
     Raises UserError inside other process groups: a process has one set of them at a time.
     """
     require_no_process_groups()
+    order_messages(parallel)
     with cuda_calls_on_cpu():
         _die_with_launcher()
-        if parallel.tensor > 1:  # CUDA starts messages in the order of their calls, before the products beside them
-            os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
         device = _choose_device(environment)
         backend = "nccl" if device.type == "cuda" else "gloo"
         logger.debug("rank %d of %d joins by %s, on %s", environment.rank, environment.world_size, backend, device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 
 OLDEST, BELOW = "0.16.1", "0.20"
 
@@ -26,7 +27,11 @@ def unsupported(text: str) -> str | None:
 
 
 def silence_known_messages() -> None:
-    """Keep megatron-core from logging what it tells its callers about and hybridtron leaves to it on purpose."""
+    """Keep megatron-core from logging what it tells its callers about and hybridtron leaves to it on purpose.
+
+    It also warns where CUDA has several queues, as on Blackwell, where it does not need one.
+    """
+    warnings.filterwarnings("ignore", ".*set the environment variable CUDA_DEVICE_MAX_CONNECTIONS to 1")
     logging.getLogger("megatron.core.distributed.distributed_data_parallel").addFilter(_is_news)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridtron.config.nearest import one_of
+from hybridtron.distributed.device_queues import order_messages
 from hybridtron.distributed.environment import Environment
 from hybridtron.distributed.groups import gather, process_groups
 from hybridtron.errors import UserError, cause_of
@@ -73,6 +74,7 @@ def train(
         _check_callback(callback)
     phases = Phases()
     data_parallel_size(config, environment.world_size)  # raises where the layout does not fit
+    order_messages(config.parallel)  # before anything below starts CUDA
     require_wandb(config)
     folder = RunFolder(config.run_folder)
     start = find_start(folder, config, resume)
