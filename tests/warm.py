@@ -181,6 +181,9 @@ def _serve(connection: socket.socket) -> None:
     _draw()
     gc.collect()
     gc.freeze()
+    if hasattr(os, "SCHED_BATCH"):
+        # Else whom a message wakes takes the core of its sender, who holds a lock that gloo's threads spin on.
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     _Server.is_this_process = True
     subprocess.Popen = Popen  # type: ignore[misc]
     while True:
