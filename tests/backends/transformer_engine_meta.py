@@ -85,7 +85,7 @@ def main() -> int:
     if problem := transformer_engine_problem():
         print(problem)
         return 2
-    from tests.distributed.layouts import BLOCKS
+    from tests.distributed.models import BLOCKS
 
     differing = compared = refused = 0
     with cuda_calls_on_cpu():

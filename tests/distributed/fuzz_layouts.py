@@ -26,7 +26,8 @@ from typing import Any
 from hybridtron.errors import UserError
 from hybridtron.training.validation.resolve import data_parallel_size
 from tests.distributed import walk
-from tests.distributed.layouts import BLOCKS, COMPARED, MODELS, MOVED, OPTIMIZER, TABLE, Layout
+from tests.distributed.layouts import TABLE, Layout
+from tests.distributed.models import BLOCKS, COMPARED, MODELS, MOVED, OPTIMIZER
 from tests.warm import launch
 
 CASES, PROCESSES = 12, 4

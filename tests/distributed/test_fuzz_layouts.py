@@ -8,7 +8,8 @@ from hybridtron.errors import UserError
 from hybridtron.mixers.registry import MIXERS
 from tests.distributed import walk
 from tests.distributed.fuzz_layouts import CASES, GRADIENT, LOSS, NOISE, _differences, make_cases, run
-from tests.distributed.layouts import BLOCKS, COMPARED, MODELS, MOVED, Layout
+from tests.distributed.layouts import Layout
+from tests.distributed.models import BLOCKS, COMPARED, MODELS, MOVED
 
 
 def test_random_models_in_random_layouts_are_those_of_one_process(tmp_path):

@@ -14,19 +14,17 @@ from hybridtron.convert.formats.checkpoint import CheckpointSource
 from hybridtron.convert.formats.safetensors import SafetensorsSink
 from hybridtron.convert.streaming import Table, infos_there, write_theirs
 from hybridtron.mixers.registry import MIXERS
-from tests.distributed.layouts import (
+from tests.distributed.layouts import LAYOUTS, PROCESSES, RESUMED, TABLE
+from tests.distributed.models import (
     BLOCKS,
     COMPARED,
     GLOBAL_BATCH,
-    LAYOUTS,
     MODELS,
     OPTIMIZER,
-    PROCESSES,
-    RESUMED,
+    RESUMED_UNTIL,
     SAVED_AT,
     SEQ_LEN,
     STEPS,
-    TABLE,
 )
 from tests.distributed.walk import can_generate, run_config
 from tests.warm import launch
@@ -129,7 +127,7 @@ def test_prompts_and_steps_have_the_logits_of_one_process(found, name):
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_run_goes_on_in_another_layout(found, name):
-    assert_alike(found, name, RESUMED[name].model, SAVED_AT, STEPS - SAVED_AT)
+    assert_alike(found, name, RESUMED[name].model, SAVED_AT, RESUMED_UNTIL - SAVED_AT)
 
 
 @pytest.mark.parametrize("name", [n for n in WALKED if TABLE[n].model in OPTIMIZER])

@@ -11,7 +11,8 @@ import torch
 from hybridtron.distributed.environment import Environment
 from hybridtron.distributed.groups import process_groups
 from hybridtron.training.build import build_engine
-from tests.distributed.layouts import DO_OVERLAP, MODELS, OVERLAP, Layout
+from tests.distributed.layouts import DO_OVERLAP, OVERLAP, Layout
+from tests.distributed.models import MODELS
 from tests.distributed.walk import hide_until_waited_for, micro_batches, run_config
 from tests.warm import launch
 

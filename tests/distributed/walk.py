@@ -29,25 +29,23 @@ from hybridtron.training.build import build_engine
 from hybridtron.training.config import RunConfig
 from hybridtron.training.init_map import weight_rules
 from hybridtron.training.validation.resolve import data_parallel_size, resolve
-from tests.distributed.layouts import (
+from tests.distributed.layouts import LATE, SAVED, TABLE, Layout
+from tests.distributed.models import (
     BLOCKS,
     COMPARED,
     GLOBAL_BATCH,
     INITIAL,
     ISOLATED,
-    LATE,
     MICRO_BATCH,
     MODELS,
     MOVED,
     OPTIMIZER,
     PRECISION,
-    SAVED,
+    RESUMED_UNTIL,
     SAVED_AT,
     SEQ_LEN,
     STEPS,
-    TABLE,
     VOCAB,
-    Layout,
 )
 
 
@@ -202,8 +200,8 @@ def try_layout(name: str, layout: Layout, parallel_context: ParallelContext, fol
         move_weights(engine)
     if can_generate(layout):
         found["generated"] = generated(engine, parallel_context)
-    goes_on = bool(name in MODELS or name in SAVED or layout.after)
-    for step in range(SAVED_AT if layout.after else 0, STEPS if goes_on else COMPARED):
+    first, end = (SAVED_AT, RESUMED_UNTIL) if layout.after else (0, STEPS if name in MODELS else COMPARED)
+    for step in range(first, end):
         statistics = engine.collect_layer_statistics() if step == 0 else None
         result = engine.train_step(micro_batches(step, parallel_context, config.data.isolates), lr=1e-2)
         if name in LATE:
@@ -254,6 +252,7 @@ def main() -> None:
             if parallel_context.is_main:
                 (folder / f"{name}.json").write_text(json.dumps(found))
                 print(name, [round(loss, 6) for loss in found["losses"]], flush=True)
+        del parallel_context  # a thread for each of its groups wakes every 10 ms, also while others walk
     gc.unfreeze()  # what is left frozen at the end is reported as leaks
 
 
