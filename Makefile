@@ -19,10 +19,10 @@ train: .venv/base
 	$(BIN)/hybridtron train configs/runs/quickstart.yaml --resume
 
 test: .venv/dev lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 quick: .venv/dev lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(QUICK)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(QUICK)
 
 # Jobs that meet each fault on a private SLURM cluster: some minutes, best on a machine without other load.
 cluster: .venv/dev

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,6 +33,21 @@ gc.disable()  # until all tests are collected
 
 ROOT = Path(__file__).parent.parent
 
+LONG = (  # files of few tests that take long: at the end they would leave the other workers without work
+    "ablations/test_slurm.py",
+    "benchmarks/test_convert.py",
+    "benchmarks/test_gpu.py",
+    "cli/test_jobs.py",
+    "distributed/test_fuzz_layouts.py",
+    "faults/test_campaign.py",
+    "monitoring/test_launched.py",
+    "ops/triton/test_compile.py",
+    "test_quickstart.py",
+    "training/test_fp8.py",
+    "training/test_layouts.py",
+    "training/test_torchrun.py",
+)
+
 TINY = {
     "name": "tiny",
     "seed": 7,
@@ -50,6 +66,14 @@ TINY = {
     "optimizer": {"lr": 3e-3},
     "schedule": {"warmup_steps": 4},
 }
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let workers begin with what is long, and end with files of few tests; pytest-xdist must keep this order."""
+    if hasattr(config, "workerinput"):
+        tests = Counter(item.path for item in items)
+        first = {ROOT / "tests" / name for name in LONG}
+        items.sort(key=lambda item: (item.path not in first, -tests[item.path]))
 
 
 def pytest_collection_finish() -> None:

@@ -8,6 +8,8 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.conftest import LONG
+
 ROOT = Path(__file__).parent.parent
 MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 60
@@ -138,3 +140,7 @@ def test_an_installation_has_every_file_of_the_package():
 
 def folder_of(package: str) -> Path:
     return ROOT.joinpath(*package.split("."))
+
+
+def test_files_that_the_tests_begin_with_exist():
+    assert [name for name in LONG if not (ROOT / "tests" / name).is_file()] == []
