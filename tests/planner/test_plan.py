@@ -165,8 +165,7 @@ def test_recomputation_keeps_less():
     assert kept["full"] < kept["selective"] < kept["none"]
 
 
-@pytest.mark.parametrize("size", ["1b", "7b"])
-@pytest.mark.parametrize("gpus", [8, 64, 1024])
+@pytest.mark.parametrize(("size", "gpus"), [("7b", 8), ("1b", 64), ("7b", 1024)])
 def test_many_processes_are_planned_in_a_small_one_within_a_minute(size, gpus):
     """A minute of processor time and 8 GiB."""
     command = [sys.executable, "-m", "hybridtron", "plan", str(RUNS / f"hybrid_{size}.yaml")]
