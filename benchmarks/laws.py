@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from scipy.optimize import minimize
 
 from hybridtron.laws import LAWS, Runs, Settings, fit
-from hybridtron.laws.families import parametric, precision
+from hybridtron.laws.families import overtraining, parametric, precision
 from hybridtron.laws.families.formula import FormulaLaw
 from hybridtron.laws.fitting.curve import Build, fit_curve
 from hybridtron.laws.fitting.optimize import Problem, gradient, search
@@ -101,7 +102,7 @@ def all_isoflop_coverage(sets: int) -> None:
 
 
 def all_curve_coverage(few: int) -> None:
-    """Print the coverage of the parametric law's intervals."""
+    """Print the coverage of the parametric law's intervals, and of low floors those of overtraining too."""
     from tests.laws import planted
 
     curve_coverage("6x, noise 0.01", few, lambda i: planted.narrow_runs([22, i], 0.01))
@@ -109,6 +110,20 @@ def all_curve_coverage(few: int) -> None:
     for group in (None, "lineage"):
         curve_coverage(f"checkpoints, group {group}", few, lambda i: planted.checkpoint_runs(
             [42, i], planted.NOISES[i % 4]), group)  # fmt: skip
+    for floor in (0.0, 0.03, 0.3):
+        truth = planted.PARAMETRIC | {"E": floor}
+        curve_coverage(f"E {floor}", few, partial(low_floor, planted.parametric_runs, truth), truth=truth)
+        truth = planted.OVERTRAINING | {"E": floor}
+        curve_coverage(
+            f"E {floor}", few, partial(low_floor, planted.overtraining_runs, truth), truth=truth, law=overtraining
+        )
+
+
+def low_floor(make: Callable[..., Runs], truth: dict[str, float], i: int) -> Runs:
+    """Return set i of runs whose irreducible loss is low, noise 0.001 to 0.01, seeds [71, i]."""
+    from tests.laws import planted
+
+    return make([71, i], planted.NOISES[i % 4], truth=truth)
 
 
 def isoflop_coverage(name: str, sets: int, make: Callable[[int], Runs], group: str | None = None) -> None:
@@ -128,21 +143,33 @@ def isoflop_coverage(name: str, sets: int, make: Callable[[int], Runs], group: s
     print(f"isoflop {name:32} {sets} sets: a {a:.3f}  k_N {k:.3f}  N_opt at 10x {beyond:.3f}", flush=True)
 
 
-def curve_coverage(name: str, sets: int, make: Callable[[int], Runs], group: str | None = None) -> None:
-    """Print the coverage of the parametric law's parameters that have an interval, and of the loss at 10x."""
+def curve_coverage(
+    name: str, sets: int, make: Callable[[int], Runs], group: str | None = None,
+    truth: dict[str, float] | None = None, law: ModuleType = parametric,
+) -> None:  # fmt: skip
+    """Print the coverage of a law's parameters that have an interval, and for parametric of the loss at 10x."""
     from tests.laws import planted
 
-    found: dict[str, list[bool]] = {key: [] for key in [*planted.PARAMETRIC, "loss at 10x"]}
+    truth = truth or planted.PARAMETRIC
+    far = ["loss at 10x"] if law is parametric else []
+    found: dict[str, list[bool]] = {key: [] for key in [*truth, *far]}
+    estimates = []
     for i in range(sets):
         runs = make(i)
-        fitted = fit_curve(parametric.build, runs, Settings(bootstrap=200, seed=i, group=group), 1e-3)
-        at = {column: float(runs[column].max()) * 10**0.5 for column in ("n_params", "tokens")}
-        true = planted.PARAMETRIC | {"loss at 10x": planted.parametric_loss(*at.values(), **planted.PARAMETRIC)}
-        given = (fitted.intervals or {}) | {"loss at 10x": fitted.estimate_at("loss", at)["loss_interval"]}
+        delta = 1e-3 if law is parametric else math.inf
+        fitted = fit_curve(law.build, runs, Settings(bootstrap=200, seed=i, group=group), delta)
+        estimates.append(fitted.parameters["E"])
+        given, true = dict(fitted.intervals or {}), dict(truth)
+        if far:
+            at = {column: float(runs[column].max()) * 10**0.5 for column in ("n_params", "tokens")}
+            true["loss at 10x"] = planted.parametric_loss(*at.values(), **truth)
+            given["loss at 10x"] = fitted.estimate_at("loss", at)["loss_interval"]
         for key, (low, high) in given.items():
             found[key].append(bool(low <= true[key] <= high))
     words = [f"{key} {np.mean(covered) if covered else np.nan:.3f} of {len(covered)}" for key, covered in found.items()]
-    print(f"parametric {name}, {sets} sets: " + ", ".join(words), flush=True)
+    law_name = law.__name__.rpartition(".")[2]
+    print(f"{law_name} {name}, {sets} sets: " + ", ".join(words)
+          + f"; estimates of E {min(estimates):.4f} to {max(estimates):.4f}", flush=True)  # fmt: skip
 
 
 def formula_coverage(law: str, sets: int) -> None:

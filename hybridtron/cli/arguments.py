@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 from hybridtron.config.nearest import nearest, one_of
-from hybridtron.errors import parameters_renamed
+from hybridtron.errors import UserError, parameters_renamed
 
 _PARAMETER = re.compile(
     r"^(?P<first>\w+)(?=[ :])"
@@ -64,16 +64,42 @@ def add_print_argument(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--print", action="store_true", dest="show", help="show the config with its defaults and stop")
 
 
-def naming_options(parser: argparse.ArgumentParser) -> AbstractContextManager[None]:
-    """Write the Python parameters in messages of the block, and in a UserError, as options of `parser` that set them.
+@contextmanager
+def naming_options(given: argparse.Namespace) -> Iterator[None]:
+    """Write the Python parameters in messages of the block, and in a UserError, as options of `given.parser`.
 
     `seeds = 0: ...` becomes `--seeds = 0: ...` where `seeds` is the dest of an option. Other names are left alone.
-    A key that an override set was given on the command line.
+    A key that an override set was given on the command line. A UserError that names no option, but is about the value
+    of one, gets that option's name before it.
     """
-    options = {action.dest: max(action.option_strings, key=len) for action in parser._actions if action.option_strings}
+    actions = [action for action in given.parser._actions if action.option_strings]
+    options = {action.dest: max(action.option_strings, key=len) for action in actions}
 
     def rename(text: str) -> str:
         named = _PARAMETER.sub(lambda match: options.get(match[match.lastgroup or 0], match[0]), text)
         return named.replace("in an override", "on the command line")
 
-    return parameters_renamed(rename)
+    values = {options[one.dest]: _words(getattr(given, one.dest, None), one.default) for one in actions}
+    try:
+        with parameters_renamed(rename):
+            yield
+    except UserError as error:
+        raise UserError(_naming_the_value(str(error), values)) from error
+
+
+def _words(value: Any, default: Any) -> list[str]:
+    """Return the words that were given to an option; none for numbers and flags, and where it has its default."""
+    words = value if isinstance(value, list | tuple) else [value]
+    return [] if value == default else [str(word) for word in words if isinstance(word, str | Path)]
+
+
+def _naming_the_value(text: str, values: Mapping[str, Sequence[str]]) -> str:
+    """Write the option before a message that begins with its value, or quotes it, where the message names none."""
+    if any(re.search(rf"{re.escape(option)}(?![\w-])", text) for option in values):
+        return text
+    pairs = [(option, word) for option, words in values.items() for word in words if word]
+    begun = [(option, word) for option, word in pairs if re.match(rf"{re.escape(word)}(?=[:,/ ])", text)]
+    if begun:
+        return f"{max(begun, key=lambda pair: len(pair[1]))[0]} {text}"
+    quoted = [option for option, word in pairs if f"'{word}'" in text]
+    return f"{quoted[0]}: {text}" if quoted else text

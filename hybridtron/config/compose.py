@@ -2,7 +2,8 @@
 
 `base: other.yaml`, or a list of files, at the top of a file names what it builds on, relative to that file. Later
 bases override earlier ones, the file overrides its bases, and dotted overrides (`optimizer.lr=3e-4`) come last.
-Mappings merge key by key; lists and scalars replace. An override sets the value of its key whole:
+Mappings merge key by key; lists and scalars replace. `NAME: null` in a mapping `blocks` drops a block of a base, which
+must have one of this name. An override sets the value of its key whole:
 `schedule={type: constant}` leaves nothing of what `schedule` held.
 
 One file may describe a model in several sizes: `sizes: {1b: {...}, 3b: {...}}` holds what belongs to each, and
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from hybridtron.errors import UserError
 BASE_KEY = "base"
 SIZE_KEY, SIZES_KEY = "size", "sizes"
 OVERRIDE = "an override"
+BLOCKS_KEY = "blocks"
 MAPPING = "the config"  # the source of what a mapping sets, whose bases are relative to the current folder
 _MAX_LEVELS = 100
 
@@ -66,7 +68,8 @@ def compose(config: str | os.PathLike[str] | Mapping[str, Any], overrides: Seque
     """Read a config file, or a mapping like one, with its bases; apply overrides of the form `dotted.key=YAML value`.
 
     Raises UserError for a missing or malformed file, a cycle of bases, an override that is malformed or leads through
-    something that is not a mapping, and a size that is missing or that the files do not have.
+    something that is not a mapping, a size that is missing or that the files do not have, and a block to drop that no
+    base has.
     """
     if isinstance(config, Mapping):
         main: str = MAPPING
@@ -83,6 +86,7 @@ def compose(config: str | os.PathLike[str] | Mapping[str, Any], overrides: Seque
         overrides = [override for override in overrides if not _sets_size(override)]
     for override in overrides:
         _override(tree, override)
+    _require_dropped(tree)
     sources = {".".join(key): leaf.source for key, leaf in _leaves(tree)}
     return Composed(_plain(tree), Provenance(sources, main))
 
@@ -91,6 +95,7 @@ def compose(config: str | os.PathLike[str] | Mapping[str, Any], overrides: Seque
 class _Leaf:
     value: Any
     source: str
+    replaces: bool = False  # a null in place of what was written before
 
 
 _Tree = dict[str, Any]  # of _Tree and _Leaf
@@ -190,7 +195,7 @@ def _override(tree: _Tree, override: str) -> None:
         if isinstance(node, _Leaf):
             held, found = ".".join(parts[:depth]), value_text(node.value)
             raise UserError(f"override {override!r}: {held} = {found}: expected a mapping to set {parts[depth]!r} in")
-    node[parts[-1]] = _tree(value, OVERRIDE)
+    node[parts[-1]] = _in_place_of(node.get(parts[-1]), _tree(value, OVERRIDE))
 
 
 def _tree(value: Any, source: str) -> Any:
@@ -204,7 +209,33 @@ def _merge(lower: _Tree, upper: _Tree) -> None:
         if isinstance(value, dict) and isinstance(lower.get(key), dict):
             _merge(lower[key], value)
         else:
-            lower[key] = value
+            lower[key] = _in_place_of(lower.get(key), value)
+
+
+def _in_place_of(before: Any, value: Any) -> Any:
+    """Return a value; a null with whether it takes the place of anything."""
+    if isinstance(value, _Leaf) and value.value is None:
+        return replace(value, replaces=before is not None and not _drops_nothing(before))
+    return value
+
+
+def _drops_nothing(value: Any) -> bool:
+    return isinstance(value, _Leaf) and value.value is None and not value.replaces
+
+
+def _require_dropped(tree: _Tree, prefix: str = "") -> None:
+    """Raise UserError for a null in a mapping `blocks` that drops no block."""
+    for key, value in tree.items():
+        if not isinstance(value, dict):
+            continue
+        for name, block in value.items() if key == BLOCKS_KEY else ():
+            if _drops_nothing(block):
+                others = [other for other, held in value.items() if not _drops_nothing(held)]
+                raise UserError(
+                    f"{prefix}{key}.{name} = null: there is no such block to drop; expected {one_of(name, others)}"
+                    f" (in {block.source})"
+                )
+        _require_dropped(value, f"{prefix}{key}.")
 
 
 def _plain(tree: Any) -> Any:

@@ -204,10 +204,10 @@ def run_campaign(
     for size in sizes:
         if size not in LAYOUTS:
             raise UserError(f"processes = {size}: expected one of {', '.join(map(str, LAYOUTS))}")
-    if not 0 <= launched <= count:
-        raise UserError(f"launched = {launched}: expected 0 to count, {count}")
     if count < 1:
         raise UserError(f"count = {count}: expected at least 1")
+    if not 0 <= launched <= count:
+        raise UserError(f"launched = {launched}: expected 0 to count, {count}")
     if folder.exists():
         raise UserError(f"out = {folder}: exists; expected a new folder")
     found = possible_kinds(kinds, folder)

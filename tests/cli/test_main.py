@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -238,7 +239,34 @@ def test_errors_name_the_options_of_their_verb(text, expected):
     parser.add_argument("--tokens", dest="max_tokens")
     parser.add_argument("--text-suffixes")
     parser.add_argument("--resume", action="store_true")
-    with pytest.raises(UserError) as raised, naming_options(parser):
+    with pytest.raises(UserError) as raised, naming_options(Namespace(parser=parser)):
+        raise UserError(text)
+    assert str(raised.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a.csv: no such file", "--table a.csv: no such file"),
+        ("a.csv/x: no such file", "--table a.csv/x: no such file"),
+        ("unknown block 'mlpp' at column 1", "--pattern: unknown block 'mlpp' at column 1"),
+        ("override 'x': expected key=value", "--set: override 'x': expected key=value"),
+        ("--pattern = mlpp: 'a.csv'", "--pattern = mlpp: 'a.csv'"),
+        ("a.csv2: no such file", "a.csv2: no such file"),
+        ("'auto': no such device", "'auto': no such device"),  # the default, which nobody typed
+        ("7: no such layer", "7: no such layer"),
+    ],
+)
+def test_errors_about_the_value_of_an_option_name_it(text, expected):
+    parser = ArgumentParser()
+    parser.add_argument("--table", type=Path)
+    parser.add_argument("--pattern")
+    parser.add_argument("--set", nargs="+")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--layer", type=int)
+    parser.set_defaults(parser=parser)
+    given = parser.parse_args(["--table", "a.csv", "--pattern", "mlpp", "--set", "y=1", "x", "--layer", "7"])
+    with pytest.raises(UserError) as raised, naming_options(given):
         raise UserError(text)
     assert str(raised.value) == expected
 

@@ -186,3 +186,33 @@ def test_a_table_of_sizes_that_is_none_is_refused(folder, table):
 def test_a_key_below_null_makes_a_mapping_of_it(folder):
     folder(top="optimizer: {ema: null}\n")
     assert compose("top.yaml", ["optimizer.ema.decay=0.9"]).mapping == {"optimizer": {"ema": {"decay": 0.9}}}
+
+
+@pytest.mark.parametrize(
+    ("files", "overrides", "where"),
+    [
+        ({"top": "base: low.yaml\nmodel: {blocks: {atn: null}}\n"}, [], "top.yaml"),
+        ({"mid": "model: {blocks: {atn: null}}\n", "top": "base: [low.yaml, mid.yaml]\n"}, [], "mid.yaml"),
+        ({"top": "base: low.yaml\nsize: s\nsizes: {s: {model: {blocks: {atn: null}}}}\n"}, [], "top.yaml"),
+        ({"top": "base: low.yaml\n"}, ["model.blocks.atn=null"], OVERRIDE),
+        ({"top": "base: low.yaml\n"}, ["model.blocks={atn: null, attn: {type: attention}}"], OVERRIDE),
+    ],
+)
+def test_a_null_that_drops_no_block_is_refused(folder, files, overrides, where):
+    folder(low="model: {blocks: {attn: {type: attention}}}\n", **files)
+    with pytest.raises(UserError) as raised:
+        compose("top.yaml", overrides)
+    assert str(raised.value) == (f"model.blocks.atn = null: there is no such block to drop; expected attn (in {where})")
+
+
+@pytest.mark.parametrize("key", ["model.blocks.attn", "sizes.s.model.blocks.attn"])
+def test_a_block_may_be_dropped_by_a_base_that_others_share(folder, key):
+    first, *rest = reversed(key.split("."))
+    text = f"{first}: null"
+    for part in rest:
+        text = f"{part}: {{{text}}}"
+    folder(low="model: {blocks: {attn: {type: attention}, mlp: {type: mlp}}}\n", drop=text + "\n")
+    folder(top="base: [low.yaml, drop.yaml]\n" + ("size: s\n" if "sizes" in key else ""))
+    assert compose("top.yaml").mapping["model"]["blocks"] == {"attn": None, "mlp": {"type": "mlp"}}
+    again = ["model.blocks.attn=null"]
+    assert compose("top.yaml", again).mapping["model"]["blocks"]["attn"] is None

@@ -37,10 +37,10 @@ def parametric_runs(seed: Seed, noise: float, n: int = 100, truth: dict[str, flo
     return Runs.of(n_params=sizes, tokens=tokens, loss=loss)
 
 
-def overtraining_runs(seed: Seed, noise: float, n: int = 50) -> Runs:
+def overtraining_runs(seed: Seed, noise: float, n: int = 50, truth: dict[str, float] = OVERTRAINING) -> Runs:
     rng = np.random.default_rng(seed)
     sizes, tokens = scattered_sizes(rng, n)
-    flops, ratio, p = 6 * sizes * tokens, tokens / sizes, OVERTRAINING
+    flops, ratio, p = 6 * sizes * tokens, tokens / sizes, truth
     loss = p["E"] + (p["a"] * ratio ** p["eta"] + p["b"] * ratio ** -p["eta"]) * flops ** -p["eta"]
     return Runs.of(n_params=sizes, tokens=tokens, loss=loss * np.exp(noise * rng.standard_normal(n)))
 

@@ -46,7 +46,7 @@ def test_results_that_are_kept_are_not_trained_again(tmp_path):
         ({"processes": 0}, "processes = 0: expected at least 1"),
         ({"preset": "papr"}, r"preset 'papr': expected .*nearest: paper"),
         ({"device": "tpu"}, "device 'tpu': expected one of cpu, cuda"),
-        ({"tasks": ["memory"]}, "task 'memory'"),
+        ({"tasks": ["memory"]}, "tasks = memory: expected one of"),
     ],
 )
 def test_errors_name_parameters(arguments, message):

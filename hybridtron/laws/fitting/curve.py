@@ -160,7 +160,7 @@ def _resample(problem: Problem, theta: Array, labels: Any, settings: Settings) -
     A threshold far below the noise makes the fit a median, whose bootstrap overstates the spread of small samples
     (Hall and Martin 1988, "Exact convergence rate of bootstrap quantile variance estimator"). The refits therefore use
     at least half of the noise as threshold, and their deviations from the fit under that threshold are added to
-    the estimate.
+    the estimate; what a refit left at a bound stays there, for the bound held it and no deviation was seen.
     """
     smooth = _smooth(problem, theta)
     centre = refine(smooth, theta[None], iterations=60)[0]
@@ -170,7 +170,8 @@ def _resample(problem: Problem, theta: Array, labels: Any, settings: Settings) -
         return refine(smooth, starts, weights, iterations=_REFITTED, tolerance=1e-9, smooth=False)[0]
 
     drawn = bootstrap.resample(labels, settings.bootstrap, settings.seed, refit, settings.jobs)
-    return np.clip(drawn + theta - centre, problem.lower, problem.upper)
+    at_bound = (drawn <= problem.lower) | (drawn >= problem.upper)
+    return np.where(at_bound, drawn, np.clip(drawn + theta - centre, problem.lower, problem.upper))
 
 
 def _smooth(problem: Problem, theta: Array) -> Problem:

@@ -1,8 +1,10 @@
-"""Curves that are sums of power laws, written as a log-sum-exp of straight lines in the fitted coordinates.
+"""Curves that are a constant and a sum of power laws, each the exponential of a straight line in fitted coordinates.
 
-log L = log sum_t exp(line_t), line_t = sum_j slopes[t, j] * theta_j (Hoffmann et al. 2022, 2203.15556, section 3.3).
-A term's size enters as its logarithm, so no parameter spans decades and every term stays positive. Sizes are anchored
-at the geometric mean of the data, so that a term's size and its exponent are nearly independent of each other.
+L = constant + sum_t exp(line_t), line_t = sum_j slopes[t, j] * theta_j (Hoffmann et al. 2022, 2203.15556, section 3.3).
+A term's size enters as its logarithm, so no parameter spans decades and every term stays positive. The constant enters
+as it is, from zero on: as a logarithm it would never arrive at zero, and its replicates would pile up far below.
+Sizes are anchored at the geometric mean of the data, so that a term's size and its exponent are nearly independent of
+each other.
 """
 
 from __future__ import annotations
@@ -21,21 +23,25 @@ from hybridtron.laws.fitting.identified import Tested
 from hybridtron.laws.fitting.optimize import Array, Problem
 
 
-def log_sum(slopes: Array, theta: Array) -> tuple[Array, Array]:
-    """Compute log L and its derivatives: slopes [t, p, n], theta [k, p] -> [k, n] and [k, p, n]."""
+def values(slopes: Array, theta: Array) -> Array:
+    """Compute L: slopes [t, p, n], of which the first gives the constant, and theta [k, p] -> [k, n]."""
     terms = np.matmul(theta, slopes)  # [t, k, n]
-    top = terms.max(axis=0)
-    share = np.exp(terms - top)
-    total = share.sum(axis=0)
-    share /= total
+    return np.asarray(terms[0] + np.exp(terms[1:]).sum(axis=0))
+
+
+def values_and_derivatives(slopes: Array, theta: Array) -> tuple[Array, Array]:
+    """Compute L and its derivatives: slopes [t, p, n], theta [k, p] -> [k, n] and [k, p, n]."""
+    terms = np.matmul(theta, slopes)  # [t, k, n]
+    np.exp(terms[1:], out=terms[1:])
     derivative = np.zeros((len(theta), *slopes.shape[1:]))
     for t, j in np.argwhere(slopes.any(axis=2)):
-        derivative[:, j] += share[t] * slopes[t, j]
-    return top + np.log(total), derivative
+        derivative[:, j] += slopes[t, j] * terms[t] if t else slopes[t, j]
+    return terms.sum(axis=0), derivative
 
 
 SMALLEST, LARGEST = -15.0, 4.0  # bounds of a term's log size at the anchor, from the log of the mean loss
 _VANISHES = 5.0  # a log size this close to its lower bound is a term of zero
+_NOTHING = 1e-6  # of the largest loss: a constant below is zero
 
 
 @dataclass(frozen=True)
@@ -82,28 +88,28 @@ class PowerSum:
 
         def public(theta: Array) -> dict[str, Array]:
             shift = theta[:, -q:] @ (self.directions @ middle)[:, :, 0].T  # from the anchor to x = 0, [k, t]
+            size = theta[:, :-q].copy()
             with np.errstate(over="ignore"):
-                size = np.exp(theta[:, :-q] - np.repeat(shift, count, axis=1))
+                size[:, count:] = np.exp(size[:, count:] - np.repeat(shift[:, 1:], count, axis=1))
             names = list(self.sizes)
-            values = {f"{name}[{group}]" if groups else name: size[:, i * count + g]
-                      for g, group in enumerate(groups or [""]) for i, name in enumerate(names)}  # fmt: skip
-            return values | {name: theta[:, i - q] for i, name in enumerate(self.exponents)}
+            of_groups = {f"{name}[{group}]" if groups else name: size[:, i * count + g]
+                         for g, group in enumerate(groups or [""]) for i, name in enumerate(names)}  # fmt: skip
+            return of_groups | {name: theta[:, i - q] for i, name in enumerate(self.exponents)}
 
         fitted = lines(runs)
 
         def predict(theta: Array, points: Any = slice(None), slopes: Array = fitted, log: bool = log_residual) -> Array:
-            value = np.logaddexp.reduce(np.matmul(theta, slopes[:, :, points]), axis=0)  # of [t, k, n']
-            return value if log else np.exp(value)
+            value = values(slopes[:, :, points], theta)
+            return np.log(value) if log else value
 
         def jacobian(theta: Array, points: Any = slice(None)) -> tuple[Array, Array]:
-            value, derivative = log_sum(fitted[:, :, points], theta)
-            loss = np.exp(value)
-            return (value, derivative) if log_residual else (loss, derivative * loss[:, None, :])
+            value, derivative = values_and_derivatives(fitted[:, :, points], theta)
+            return (np.log(value), derivative / value[:, None, :]) if log_residual else (value, derivative)
 
-        sizes, level = terms * count, float(np.log(loss.mean()))
+        sizes, level = (terms - 1) * count, float(np.log(loss.mean()))
         lower, upper = (
-            np.array([level + size] * sizes + [steep] * q)
-            for size, steep in ((SMALLEST, 0.0), (LARGEST, self.steepest))
+            np.array([constant] * count + [level + size] * sizes + [steep] * q)
+            for constant, size, steep in ((0.0, SMALLEST, 0.0), (float(loss.max()), LARGEST, self.steepest))
         )
         target = np.log(loss) if log_residual else loss
         words = "half the squared error" if math.isinf(delta) else "Huber"
@@ -115,9 +121,9 @@ class PowerSum:
         )  # fmt: skip
 
     def _tested(self, groups: Sequence[str]) -> dict[int, Tested]:
-        """Return the constants and exponents by their coordinates; without an exponent its terms have no size."""
+        """Return the exponents by their coordinates; without one its terms have no size, and there is no constant."""
         constant, *terms = ([f"{name}[{group}]" if groups else name for group in groups or [""]] for name in self.sizes)
-        tested = {i: Tested(name, log=True) for i, name in enumerate(constant)}
+        tested = {}
         first = len(self.sizes) * len(constant)
         for q, exponent in enumerate(self.exponents):
             tilted = [terms[t - 1] for t in range(1, len(self.sizes)) if self.directions[t, q].any()]
@@ -128,27 +134,31 @@ class PowerSum:
     def _starts(self, loss: Array, groups: int) -> Array:
         """Return starts: sizes at the anchor, equal for all groups, and exponents; [k, p].
 
-        The constant starts at parts of the smallest loss, the others at parts of the range of the loss.
+        The constant starts at parts of the smallest loss, the others at logarithms of parts of the range of the loss.
         """
         span = max(float(np.ptp(loss)), 1e-3 * float(loss.min()))
-        floor = [float(np.log(loss.min() * part)) for part in (0.2, 0.4, 0.6, 0.8, 0.95)]
+        floor = [float(loss.min() * part) for part in (0.0, 0.3, 0.6, 0.8, 0.95)]
         term = [float(np.log(span * part)) for part in (0.01, 0.03, 0.1, 0.3, 1.0, 2.0)]
         terms = len(self.sizes)
         grid = np.array(list(product(floor, *[term] * (terms - 1), *[self.slopes] * len(self.exponents))))
         return np.concatenate([np.repeat(grid[:, :terms], groups, axis=1), grid[:, terms:]], axis=1)
 
     def warnings(self, fitted: CurveFit, groups: Sequence[str] = ()) -> list[str]:
-        """Warn of terms that the fit drives to zero, and of exponents that end at a bound."""
-        terms = [f"{words} of {group}" if group else words for words in self.sizes.values() for group in groups or [""]]
+        """Warn of constants that end at zero, of terms that the fit drives to zero, and of exponents at a bound."""
+        words = [f"{of} of {group}" if group else of for of in self.sizes.values() for group in groups or [""]]
+        count = max(len(groups), 1)
         return [
-            f"not identified: the fit drives the {words} to zero; these data cannot measure it"
-            for i, words in enumerate(terms)
+            f"not identified: the {of} ends at its bound of zero; these data show none"
+            if i < count
+            else f"not identified: the fit drives the {of} to zero; these data cannot measure it"
+            for i, of in enumerate(words)
             if self.vanishes(fitted.optimum.theta, fitted.curve.problem, i)
-        ] + fitted.at_bounds({len(terms) + i: name for i, name in enumerate(self.exponents)})
+        ] + fitted.at_bounds({len(words) + i: name for i, name in enumerate(self.exponents)})
 
     def vanishes(self, theta: Array, problem: Problem, size: int) -> bool:
-        """Return whether the term of this log size is as good as zero at coordinates [p]."""
-        return bool(theta[size] < problem.lower[size] + _VANISHES)
+        """Return whether the constant or term of this coordinate is as good as zero at coordinates [p]."""
+        least = problem.lower[size]
+        return bool(theta[size] < (least + _VANISHES if least else _NOTHING * problem.upper[size]))
 
 
 SLOPES = (0.1, 0.3, 0.5, 0.8, 1.5)

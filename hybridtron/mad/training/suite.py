@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
 from hybridtron.mad.models.candidate import Candidate
 from hybridtron.mad.scoring.results import RESULTS, Key, Row, key, make_key, opened_for_adding, read_rows
@@ -92,6 +93,9 @@ def chosen_settings(preset: Preset, tasks: Sequence[str], changes: Setting) -> l
         UserError: for an unknown task or key, or an impossible setting.
     """
     pairs: list[tuple[str, Setting]] = []
+    for name in tasks:
+        if name not in TASKS:
+            raise UserError(f"tasks = {name}: expected {one_of(name, TASKS)}")
     for name in dict.fromkeys(tasks or TASKS):
         if changes:
             try:
