@@ -140,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = parser()
     args = command.parse_args(arguments)
     try:
-        with naming_options(command), progress_view() as progress:
+        with naming_options(command, args), progress_view() as progress:
             sources = find_sources(
                 args.inputs, args.text_suffixes, args.valid, lambda count: progress("list", count, 0)
             )

@@ -88,8 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for module in ("megatron", "torch"):  # notes of libraries to their developers
         warnings.filterwarnings("ignore", module=module)
     try:
-        with naming_options(parser()):
-            return run(parsed(arguments))
+        options = parsed(arguments)
+        with naming_options(parser(), options):
+            return run(options)
     except UserError as error:
         print(f"hybridtron: error: {error}", file=sys.stderr)
         return 2

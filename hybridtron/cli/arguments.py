@@ -65,14 +65,14 @@ def add_print_argument(verb: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def naming_options(given: argparse.Namespace) -> Iterator[None]:
-    """Write the Python parameters in messages of the block, and in a UserError, as options of `given.parser`.
+def naming_options(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Iterator[None]:
+    """Write the Python parameters in messages of the block, and in a UserError, as options of the parser.
 
     `seeds = 0: ...` becomes `--seeds = 0: ...` where `seeds` is the dest of an option. Other names are left alone.
     A key that an override set was given on the command line. A UserError that names no option, but is about the value
     of one, gets that option's name before it.
     """
-    actions = [action for action in given.parser._actions if action.option_strings]
+    actions = [action for action in parser._actions if action.option_strings]
     options = {action.dest: max(action.option_strings, key=len) for action in actions}
 
     def rename(text: str) -> str:

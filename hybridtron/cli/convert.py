@@ -12,7 +12,7 @@ from hybridtron.cli.arguments import ArgumentParser, naming_options
 def main(arguments: Sequence[str]) -> int:
     """Run a verb of `convert` and return its exit code: 0 done, 1 failed. Raises UserError for bad input."""
     options = build_parser().parse_args(arguments)
-    with naming_options(options):
+    with naming_options(options.parser, options):
         return int(options.run(options))
 
 

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     if verb == "fit" and rest and not rest[0].startswith("-"):
         find_law(rest[0])  # names the nearest, which argparse does not
     options = _parser().parse_args(arguments)
-    with naming_options(options):
+    with naming_options(options.parser, options):
         return int(options.run(options))
 
 

@@ -76,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
             options.parser.error(f"{flag}: is a flag of mad-lab; expected {MAD_LAB_FLAGS[flag]}")
     if rest:
         options.parser.refuse(rest)
-    with naming_options(options):
+    with naming_options(options.parser, options):
         return int(options.run(options))
 
 

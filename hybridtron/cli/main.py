@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # megatron-core looks for gradients of what the distributed optimizer has cut out of its buffers.
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
     try:
-        with naming_options(options):
+        with naming_options(options.parser, options):
             code = int(options.run(options))
         sys.stdout.flush()
         return code

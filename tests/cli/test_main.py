@@ -239,7 +239,7 @@ def test_errors_name_the_options_of_their_verb(text, expected):
     parser.add_argument("--tokens", dest="max_tokens")
     parser.add_argument("--text-suffixes")
     parser.add_argument("--resume", action="store_true")
-    with pytest.raises(UserError) as raised, naming_options(Namespace(parser=parser)):
+    with pytest.raises(UserError) as raised, naming_options(parser, Namespace()):
         raise UserError(text)
     assert str(raised.value) == expected
 
@@ -264,9 +264,8 @@ def test_errors_about_the_value_of_an_option_name_it(text, expected):
     parser.add_argument("--set", nargs="+")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--layer", type=int)
-    parser.set_defaults(parser=parser)
     given = parser.parse_args(["--table", "a.csv", "--pattern", "mlpp", "--set", "y=1", "x", "--layer", "7"])
-    with pytest.raises(UserError) as raised, naming_options(given):
+    with pytest.raises(UserError) as raised, naming_options(parser, given):
         raise UserError(text)
     assert str(raised.value) == expected
 
