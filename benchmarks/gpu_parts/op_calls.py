@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpu_parts.summed_linear import SummedLinear
 from hybridtron.ops.attention.rotary import apply_rotary, rotary_tables
 from hybridtron.ops.attention.softmax import attention
 from hybridtron.ops.conv.long_conv import long_conv
@@ -113,6 +114,15 @@ class OpCall(NamedTuple):
     inputs: Callable[[Draw], list[Tensor]]
     call: Callable[..., Tensor]
     flops: Callable[[Sizes], float] = lambda size: 0.0
+
+
+def _linear(draw: Draw) -> list[Tensor]:
+    width = draw.sizes.channels
+    return [draw.sequence(width), draw.of(draw.normal(width, width).detach().float() / width**0.5)]
+
+
+def _linear_flops(size: Sizes) -> float:
+    return 2.0 * size.batch * size.seq_len * size.channels**2
 
 
 def _rwkv7(draw: Draw) -> list[Tensor]:
@@ -264,13 +274,9 @@ CALLS: dict[str, OpCall] = {
         lambda size, *t: outer_conv(*t),
         lambda s: s.batch * sum(outer_conv_flops(s.seq_len, 2 * s.heads, s.head_dim // 2)),
     ),
-    "linear": OpCall(
-        lambda draw: [
-            draw.sequence(draw.sizes.channels),
-            draw.of(draw.normal(*2 * (draw.sizes.channels,)).detach().float() / draw.sizes.channels**0.5),
-        ],
-        lambda size, x, weight: linear(x, weight),
-        lambda s: 2.0 * s.batch * s.seq_len * s.channels**2,
+    "linear": OpCall(_linear, lambda size, x, weight: linear(x, weight), _linear_flops),
+    "weight_gradient": OpCall(
+        _linear, lambda size, x, weight: SummedLinear.apply(x.flatten(0, 1), weight), _linear_flops
     ),
     "grouped_linear": OpCall(
         lambda draw: [

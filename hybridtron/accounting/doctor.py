@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, metadata, version
+from importlib.util import find_spec
 from typing import Any
 
 from rich.text import Text
 
-from hybridtron.accounting.gpu_report import PACKAGES, cudnn, describe_gpu, gpu_packages
+from hybridtron.accounting.gpu_report import PACKAGES, cudnn, describe_gpu, gpu_packages, import_failure
 from hybridtron.reporting.table import Table, terminal
 
 REQUIRED = (
@@ -37,6 +38,7 @@ def examine() -> dict[str, Any]:
     from hybridtron.distributed.megatron_versions import unsupported
     from hybridtron.ops.dispatch import implementation_table
     from hybridtron.ops.native import library
+    from hybridtron.ops.weight_gradient import APEX
 
     cuda = torch.cuda.is_available()
     required = {name: installed_version(name) for name in REQUIRED}
@@ -47,6 +49,8 @@ def examine() -> dict[str, Any]:
     apex = _apex()
     if apex == "not NVIDIA's":
         problems.append("the installed apex is PyPI's web toolkit, not NVIDIA's: pip uninstall apex")
+    if cuda and find_spec(APEX) and (problem := import_failure(APEX)):
+        problems.append(problem)
     kernels = gpu_packages(try_imports=cuda)
     problems += [package["problem"] for package in kernels.values() if package["problem"]]
     if cuda and (problem := cudnn()[1]):
@@ -83,7 +87,7 @@ def show(report: dict[str, Any]) -> None:
         state = Text(found["problem"], "red") if found["problem"] else found["version"]
         rows.append((package.name, state or _not_installed(f"for GPUs: {package.purpose}")))
     rows += [
-        ("apex", report["apex"] or _not_installed("fused weight gradients without Transformer Engine")),
+        ("apex", _apex_row(report)),
         ("optimizer", report["optimizer"]),
         ("C kernels", report["native_kernels"]),
     ]
@@ -124,3 +128,11 @@ def _apex() -> str | None:
     except PackageNotFoundError:
         return None
     return "not NVIDIA's" if "pyramid" in str(about).lower() else about["Version"]
+
+
+def _apex_row(report: dict[str, Any]) -> str | Text:
+    """Say which apex there is, and whether linears of the megatron backend leave sums of weight gradients to it."""
+    found = report["apex"] or "not installed"
+    taken = {row["operation"]: row["taken_on_cuda"] for row in report["implementations"]}["weight_gradient"]
+    use = f"{found}: {taken if taken == 'apex' else 'PyTorch'} adds weight gradients up in their products"
+    return use if report["apex"] else Text(use, "dim")

@@ -89,7 +89,7 @@ def _examine(package: GpuPackage, try_import: bool) -> dict[str, str | None]:
     found = installed(package.name)
     problem = _half_installed(package, found)
     if found and not problem and try_import:
-        problem = _import_problem(package.module)
+        problem = import_failure(package.module)
     return {"version": found, "problem": problem}
 
 
@@ -107,7 +107,7 @@ def _half_installed(package: GpuPackage, found: str | None) -> str | None:
     return None
 
 
-def _import_problem(module: str) -> str | None:
+def import_failure(module: str) -> str | None:
     """Return why a module cannot be imported, in one line, or None."""
     if module.startswith("transformer_engine"):
         return import_problem()

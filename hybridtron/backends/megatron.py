@@ -28,6 +28,7 @@ from hybridtron.backends.context_parallel import own_share, to_heads, to_sequenc
 from hybridtron.backends.dispatch import dispatch_locally
 from hybridtron.backends.even_dispatch import EvenDispatcher
 from hybridtron.backends.megatron_dispatch import MegatronDispatcher
+from hybridtron.backends.megatron_linear import product
 from hybridtron.backends.tensor_overlap import gathered_product, summed_product
 from hybridtron.backends.vocab_parallel import vocab_parallel_cross_entropy
 from hybridtron.ops.elementwise.cross_entropy import cross_entropy
@@ -43,10 +44,11 @@ class _ColumnLinear(ColumnParallelLinear):
     fp8: Operands | None = None  # with them it multiplies FP8 numbers, emulated
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        if self.fp8 is None and self.sequence_parallel and self.config.tp_comm_overlap:
-            return gathered_product(x, self.weight if weight is None else weight, self.bias, self.tp_group)
         if self.fp8 is None:
-            return super().forward(x, weight)[0]
+            weight = self.weight if weight is None else weight
+            if self.sequence_parallel and self.config.tp_comm_overlap:
+                return gathered_product(x, weight, self.bias, self.tp_group)
+            return product(x, weight, self.bias, self.tp_group, self.sequence_parallel)
         if self.sequence_parallel:
             x = gather_from_sequence_parallel_region(x, group=self.tp_group)
         elif self.tp_group.size() > 1:
@@ -58,12 +60,10 @@ class _RowLinear(RowParallelLinear):
     fp8: Operands | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.fp8 is None and not self.config.tp_comm_overlap:
-            return super().forward(x)[0]
-        if self.fp8 is None:
+        if self.fp8 is None and self.config.tp_comm_overlap:
             y = summed_product(x, self.weight, self.tp_group, scatter=self.sequence_parallel)
         else:
-            partial = fp8_linear(x, self.weight, None, self.fp8)
+            partial = product(x, self.weight) if self.fp8 is None else fp8_linear(x, self.weight, None, self.fp8)
             reduce = reduce_from_tensor_model_parallel_region
             if self.sequence_parallel:
                 reduce = reduce_scatter_to_sequence_parallel_region

@@ -19,6 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hybridtron.backends.main_grad import main_grad_of, weight_gradient
+
 # One piece's product has no message beside it, and one piece's message no product: a share of 1 / PIECES of either is
 # not hidden. Each further piece makes products and messages smaller, and so slower. Transformer Engine cuts into 4 too.
 PIECES = 4
@@ -58,7 +60,7 @@ class _GatheredProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, group: dist.ProcessGroup) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.group = group
+        ctx.main_grad, ctx.group = main_grad_of(weight), group
         y = x.new_empty(group.size() * len(x), *x.shape[1:-1], len(weight))
         runs = y.view(group.size(), -1, len(weight))  # [tp, s / tp * b, local out]
         for piece, gathered in _gathered_pieces(_rows(x), group):
@@ -73,7 +75,7 @@ class _GatheredProduct(torch.autograd.Function):
         rows = grad.reshape(-1, grad.shape[-1])
         gathering = _gather(_rows(x), ctx.group) if needs_dweight else None
         summing = _scatter_sum(rows @ weight, ctx.group) if needs_dx else None
-        dweight = None if gathering is None else rows.t() @ gathering.wait()
+        dweight = None if gathering is None else weight_gradient(rows, gathering.wait(), weight, ctx.main_grad)
         dbias = rows.sum(0) if needs_dbias else None
         return None if summing is None else summing.wait().view_as(x), dweight, dbias, None
 
@@ -82,7 +84,7 @@ class _SummedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, group: dist.ProcessGroup, scatter: bool) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.group, ctx.scatter = group, scatter
+        ctx.main_grad, ctx.group, ctx.scatter = main_grad_of(weight), group, scatter
         shards = group.size() if scatter else 1
         y = x.new_empty(len(x) // shards, *x.shape[1:-1], len(weight))
         summed, messages = y.flatten(0, -2), []
@@ -114,7 +116,8 @@ class _SummedProduct(torch.autograd.Function):
         else:
             rows = _rows(grad)
             dx = (rows @ weight).view_as(x)
-        return dx, rows.t() @ x.flatten(0, -2) if needs_dweight else None, None, None
+        dweight = weight_gradient(rows, x.flatten(0, -2), weight, ctx.main_grad) if needs_dweight else None
+        return dx, dweight, None, None
 
 
 class _Message(NamedTuple):

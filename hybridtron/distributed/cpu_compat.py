@@ -29,7 +29,7 @@ from hybridtron.errors import UserError
 from hybridtron.imports import collector_paused, hidden
 
 # What megatron-core imports where it is installed, for features that are not used here or need CUDA.
-UNUSED = ("apex", "nvtx", "tensorboard", "torch.utils.tensorboard", "wandb")
+UNUSED = ("apex", "fused_weight_gradient_mlp_cuda", "nvtx", "tensorboard", "torch.utils.tensorboard", "wandb")
 
 
 def _names_cuda(device: object) -> bool:

@@ -27,7 +27,7 @@ class FaultCallback(Callback):
         step = context.state.step
         if self.agent.non_finite_now(step):
             parameter = next(each for chunk in context.chunks for each in chunk.parameters() if each.requires_grad)
-            self.hook = parameter.register_hook(lambda gradient: gradient * math.nan)
+            self.hook = parameter.register_hook(lambda gradient: gradient.to_dense() * math.nan)
         self.agent.before_step(step)
 
     def after_step(self, context: TrainContext, row: Row, logged: bool) -> None:

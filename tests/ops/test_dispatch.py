@@ -29,6 +29,7 @@ from hybridtron.ops.ssm.mamba2 import mamba2_core
 from hybridtron.ops.ssm.selective_scan import selective_scan
 from hybridtron.ops.ssm.ssd import ssd
 from hybridtron.ops.triton import launch
+from hybridtron.ops.weight_gradient import add_weight_gradient
 
 CPU = torch.device("cpu")
 X, HEADS = torch.ones(2, 4, 6), torch.ones(2, 4, 2, 8)
@@ -58,6 +59,7 @@ CALLS = {
     "convolve": (lambda u, h: convolve(u, h, 30), (LONG.mT.unsqueeze(2), torch.ones(6, 30))),
     "outer_conv": (outer_conv, (HEADS, HEADS, HEADS, torch.ones(2, 4))),
     "linear": (linear, (torch.ones(1024, 256), torch.ones(256, 256))),
+    "weight_gradient": (add_weight_gradient, (torch.zeros(5, 6), torch.ones(4, 5), torch.ones(4, 6))),
     "grouped_linear": (lambda *t: grouped_linear(*t, (1, 3)), (torch.ones(4, 6), torch.ones(2, 5, 6))),
     "rms_norm": (lambda *t: rms_norm(*t, 1e-5), (X, torch.ones(6))),
     "gated_rms_norm": (lambda *t: gated_rms_norm(*t, 1e-5, 2), (X, X, torch.ones(6))),
