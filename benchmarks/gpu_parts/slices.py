@@ -46,6 +46,11 @@ def slice_rows(quick: bool, tiny: bool, budget: Budget, kernels: Path | None = N
             call = partial(_pair, part, name, seq_len, lengths[seq_len], tiny, context, budget, kernels)
             yield from attempted("slice", _label(part, name, seq_len), call)
             _free()
+        if tiny or not quick:
+            part, seq_len = SLICES[1], next(iter(lengths))
+            call = partial(_recorded, part, seq_len, lengths[seq_len], tiny, context, budget)
+            yield from attempted("slice", f"{_label(part, 'bf16', seq_len)}, CUDA graphs", call)
+            _free()
         if not tiny and not quick:
             call = partial(_pair, SLICES[0], "bf16", 8192, 1, tiny, context, budget, kernels, recompute="full")
             yield from attempted("slice", _label(SLICES[0], "bf16", 8192, "full"), call)
@@ -100,6 +105,21 @@ def _pair(
             label = f"{_label(part, name, seq_len, recompute)}, {side}, kernels"
             rows += attempted("slice", label, partial(_kernels_into, kernels, label, step))
     return rows
+
+
+def _recorded(part: Slice, seq_len: int, batch: int, tiny: bool, context: ParallelContext, budget: Budget) -> list[Row]:
+    """Time a step with and without CUDA graphs in turn; the ratio is the speed of the former over the latter."""
+    budget.require(5)
+    config = run_config(part, seq_len, batch, {"format": "bf16"}, tiny)
+    graphs = config.model_copy(update={"train": config.train.model_copy(update={"cuda_graphs": True})})
+    engine = build_own(graphs, context)
+    steps = {"with": train_step(engine, graphs), "without": train_step(build_own(config, context), config)}
+    found = interleaved(steps, context.device, 1 if tiny else REPEATS, budget, warmup=1 if tiny else 3)
+    if engine.recorded is not None and not engine.recorded.replays:
+        raise RuntimeError("no step was replayed")
+    label = f"{_label(part, 'bf16', seq_len)}, CUDA graphs"
+    row = _row(label, config, "bf16", median(found["with"]), "none", context.device)
+    return [row._replace(ratio=ratio(found["with"], found["without"]))]
 
 
 def _kernels_into(file: Path, label: str, step: Step) -> list[Row]:

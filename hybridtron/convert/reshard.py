@@ -17,6 +17,7 @@ from hybridtron.training.config import RunConfig
 from hybridtron.training.run_folder.folder import read_config, read_run
 from hybridtron.training.run_folder.train_state import read_state
 from hybridtron.training.validation.alignment import check_alignment
+from hybridtron.training.validation.cuda_graphs import check_cuda_graphs
 from hybridtron.training.validation.resolve import check_layout
 
 
@@ -83,4 +84,5 @@ def _laid_out(config: RunConfig, tensor: int, pipeline: int) -> RunConfig:
     new = build({**fields, "parallel": {**fields["parallel"], **changes}}, RunConfig)
     check_layout(new)
     check_alignment(new)
+    check_cuda_graphs(new)
     return new

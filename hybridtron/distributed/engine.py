@@ -34,11 +34,13 @@ from hybridtron.distributed.groups import ParallelContext, gather
 from hybridtron.distributed.layer_statistics import LayerStatistics
 from hybridtron.distributed.optimizer import AdamW, make_optimizer, set_rates
 from hybridtron.distributed.parameter_gathers import Gathered, ParameterGathers
+from hybridtron.distributed.recorded_passes import RecordedPasses, aside, can_record
 from hybridtron.distributed.reduction_order import finalize_ordered, reduction_orders
 from hybridtron.distributed.replicas import make_replicas
 from hybridtron.distributed.weight_average import WeightAverage
 from hybridtron.documents import Documents, weights_ahead
 from hybridtron.errors import UserError, cause_of
+from hybridtron.ops.device import to_device
 from hybridtron.ops.moe.attached_loss import attached_losses_scale
 from hybridtron.tensors import TensorSpec
 
@@ -105,8 +107,10 @@ class Engine:
         parallel: ParallelConfig | None = None,
         fp8: FP8Linears | None = None,
         mtp: tuple[int, float] | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
-        """Take the model; `mtp` is the depth of multi-token prediction, and the weight of its loss."""
+        """Take the model; `mtp` is the depth of multi-token prediction, and the weight of its loss. With
+        `cuda_graphs` a GPU replays the passes of training steps."""
         self.specs = specs
         self.parallel_context = parallel_context
         self.z_loss = z_loss
@@ -114,7 +118,9 @@ class Engine:
         self.adamw = adamw
         self.fp8 = fp8
         parallel = parallel or ParallelConfig()
-        self.replicas = make_replicas(chunks, specs, config, parallel)
+        stream = torch.cuda.Stream() if cuda_graphs and can_record(parallel_context.device) else None
+        with aside(stream):
+            self.replicas = make_replicas(chunks, specs, config, parallel)
         self.reductions = reduction_orders(self.replicas) if parallel.overlap_grad_reduce else []
         self.gathers = ParameterGathers(self.replicas if parallel.overlap_param_gather else [])
         parallel_context.before_leaving.append(self.gathers.wait)
@@ -125,19 +131,23 @@ class Engine:
         self.average = WeightAverage(self.optimizer, self.replicas, self.gathers, *adamw.ema) if adamw.ema else None
         config.finalize_model_grads_func = partial(finalize_ordered, self.reductions)
         config.grad_scale_func = self.optimizer.scale_loss
+        self.weights_ahead: dict[tuple[int, int], Tensor] = {}
+        self.recorded: RecordedPasses | None = None
+        if stream is not None:
+            passes = partial(self._run, forward_only=False)
+            self.recorded = RecordedPasses(passes, self._zero_gradients, self.replicas, parallel_context.device, stream)
 
     def train_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
         """Update the parameters from this process's micro-batches, unless the loss or a gradient is not finite."""
         statistics, self.layer_statistics = self.layer_statistics, None
         for replica in self.replicas:
             replica.train()
-            replica.zero_grad_buffer()
-        self.optimizer.zero_grad()
+        self._zero_gradients()
         self.expert_loads.begin()
         # What a layer attaches is a mean over sequences, of which processes that share them give a part each; the
         # gradients of those are averaged like those of copies.
         with attached_losses_scale(self.parallel_context.context.size / len(micro_batches)):
-            means = self._means(self._run(micro_batches, forward_only=False), 1 + self.mtp_depth)
+            means = self._means(self._passes(micro_batches), 1 + self.mtp_depth)
         load = self.expert_loads.total()
         set_rates(self.optimizer, self.adamw, lr)
         self.optimizer.prepare_grads()
@@ -209,6 +219,17 @@ class Engine:
             return None
         return next(text for text in gather(mine) if text is not None)
 
+    def _zero_gradients(self) -> None:
+        for replica in self.replicas:
+            replica.zero_grad_buffer()
+        self.optimizer.zero_grad()
+
+    def _passes(self, micro_batches: Sequence[MicroBatch]) -> list[Tensor]:
+        """Add up the gradients of a step; return the losses [b, 1 + depths] of its sequences."""
+        if self.recorded is None:
+            return self._run(micro_batches, forward_only=False)
+        return self.recorded.run(micro_batches, is_watched=bool(self.fp8 and self.fp8.state.collects))
+
     def _run(self, micro_batches: Sequence[MicroBatch], forward_only: bool) -> list[Tensor]:
         """Run the schedule; return the losses [b, 1 + depths] of each micro-batch in the last stage, none in others."""
         one = len(self.replicas) == 1
@@ -240,7 +261,7 @@ class Engine:
         documents = rest[0] if rest else None
         weights = None if documents is None else self._own_run(documents.weights)
         ahead = self.mtp_depth if replica.training else 0
-        further = [self._own_run(weights_ahead(tokens.size(1), depth, documents)) for depth in range(1, ahead + 1)]
+        further = [self._weights_ahead(tokens.size(1), depth, documents) for depth in range(1, ahead + 1)]
         output = replica(self._own_run(tokens), self._own_run(F.pad(labels, (0, ahead)), ahead), documents)
         return output, partial(
             _mean_loss,
@@ -251,6 +272,14 @@ class Engine:
             shares=self.parallel_context.context.size,
         )
 
+    def _weights_ahead(self, seq_len: int, depth: int, documents: Documents | None) -> Tensor:
+        """Return this process's weights of a depth of multi-token prediction, those of whole sequences from before."""
+        if documents is not None:
+            return self._own_run(weights_ahead(seq_len, depth, documents))
+        if (seq_len, depth) not in self.weights_ahead:
+            self.weights_ahead[seq_len, depth] = self._own_run(weights_ahead(seq_len, depth))
+        return self.weights_ahead[seq_len, depth]
+
     def _own_run(self, values: Tensor, ahead: int = 0) -> Tensor:
         """Return the part of [b, s + ahead] for the tokens that this process holds, [b, s / cp + ahead], on its
         device."""
@@ -258,13 +287,6 @@ class Engine:
         length = (values.size(1) - ahead) // context.size
         own = values[:, context.rank * length : (context.rank + 1) * length + ahead]
         return to_device(own, self.parallel_context.device)
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to the device; to a GPU from pinned memory, so that nothing waits for the copy."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 def _read(

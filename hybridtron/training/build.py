@@ -127,6 +127,7 @@ def build_engine(config: RunConfig, parallel_context: ParallelContext) -> tuple[
         config.parallel,
         fp8,
         (config.model.mtp.depth, config.model.mtp.loss_weight) if config.model.mtp else None,
+        config.train.cuda_graphs,
     )
     return engine, Gathered(chunks, engine.gathers.wait)
 

@@ -84,6 +84,11 @@ class TrainConfig(Strict):
         description="Steps between rows of layer_statistics.jsonl: RMS of activations, gradient norm and size of the "
         "update of each layer; 0: none.",
     )
+    cuda_graphs: bool = Field(
+        False,
+        description="Replay forward and backward passes of a step as one CUDA graph, so that small models do not wait "
+        "for Python; without a GPU of no effect.",
+    )
     sample_tokens: int = Field(0, ge=0, description="Tokens of sample text printed at the end.")
     wandb: str | None = Field(
         None, min_length=1, description="Weights & Biases project that the metrics are sent to (extra wandb)."
@@ -270,7 +275,7 @@ class RunConfig(Strict):
         """
         unused = {"name", "folder", "checkpoint", "grown_from"}
         identity = self.model_dump(mode="json", serialize_as_any=True, exclude=unused)
-        for key in ("wandb", "layer_statistics_every"):
+        for key in ("wandb", "layer_statistics_every", "cuda_graphs"):
             identity["train"].pop(key)
         for key in INIT_KEYS:
             if getattr(self.train, key) == TrainConfig.model_fields[key].default:

@@ -144,6 +144,8 @@ def begin(trainer: Trainer, folder: RunFolder, start: Start) -> None:
         raise TrainingStopped(f"run folder {folder.path}: cannot be written to: {failure}")
     if config.parallel.num_stages > 1:
         trainer.print_line(describe_stages(config))
+    if config.train.cuda_graphs and trainer.engine.recorded is None:
+        trainer.print_line("train.cuda_graphs: there is no GPU; steps run as without it")
     if start.weights:
         trainer.print_line(f"begins with the weights of {start.weights}{_remainder(start.initial)}")
     if trains:

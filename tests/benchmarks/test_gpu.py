@@ -33,6 +33,7 @@ def test_every_part_gives_rows_in_the_dry_mode(tmp_path):
     assert ours["tokens_per_s"] > 0
     assert ours["tflops"] > 0
     assert rows["7B attention, bf16, 32, ours"]["ratio"] > 0
+    assert rows["1B hybrid, bf16, 32, CUDA graphs"]["ratio"] > 0
 
 
 def test_without_cuda_it_says_so():

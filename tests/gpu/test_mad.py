@@ -9,8 +9,8 @@ import hybridtron as ht
 from hybridtron.mad import from_layers, generate
 from hybridtron.mad.models.proxy_model import initial_values
 from hybridtron.mad.training.adamw import StackedAdamW
-from hybridtron.mad.training.cuda_graph import Recorder
 from hybridtron.mad.training.stack import Stack, can_stack
+from hybridtron.ops.cuda_graph import Recorder
 from tests.gpu.comparison import distance
 
 pytestmark = pytest.mark.gpu

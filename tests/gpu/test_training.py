@@ -5,10 +5,12 @@ import warnings
 import pytest
 import torch
 
+import hybridtron as ht
 from hybridtron.api.configs import read_training_config
 from hybridtron.data.batches import global_batch
 from hybridtron.distributed.environment import Environment
 from hybridtron.distributed.groups import process_groups
+from hybridtron.distributed.recorded_passes import RecordedPasses
 from hybridtron.mixers.registry import MIXERS
 from hybridtron.training.corpus import open_corpus
 from tests.gpu.conftest import QUICKSTART, losses, train_on, write_config
@@ -53,6 +55,32 @@ def test_all_primitives_train_together(tmp_path, corpus):
     found = losses(rows)
     assert found.isfinite().all()
     assert found[-3:].mean() < found[0] - 0.2
+
+
+class TestCudaGraphs:
+    @pytest.mark.parametrize("case", ["attention", "mamba2", "gated_deltanet", "hybrid in bfloat16, computed again"])
+    def test_replayed_steps_have_the_losses_of_those_that_run(self, tmp_path, corpus, monkeypatch, cuda, case):
+        """Ten steps, with a larger batch from the fifth on, evaluations and checkpoints."""
+        names = [case] if case in PRIMITIVES else ["mamba2", "attention", "swiglu"]
+        blocks = {name: {"type": name, **PRIMITIVES[name]} for name in names}
+        model = {"hidden_size": 256, "blocks": blocks, "pattern": " ".join(names)}
+        config = write_config(tmp_path, corpus, model=model)
+        more = ["train.steps=10", "train.log_every=1", "train.eval_every=4", "checkpoint.save_every=3"]
+        more += ["train.batch_warmup=[{steps: 4, global_batch_size: 2}]", "data.seq_len=128"]
+        if case not in PRIMITIVES:
+            more += ["precision.format=bf16", "parallel.recompute=full", "parallel.distributed_optimizer=true"]
+        rows = ht.train(config, *more, f"folder={tmp_path / 'plain'}").metrics
+        recorded, run = [], RecordedPasses.run
+
+        def counted(self, *arguments, **options):
+            recorded.append(self)
+            return run(self, *arguments, **options)
+
+        monkeypatch.setattr(RecordedPasses, "run", counted)
+        found = ht.train(config, *more, "train.cuda_graphs=true", f"folder={tmp_path / 'recorded'}").metrics
+        bound = SAME_LOSS if case in PRIMITIVES else NEAR_LOSS
+        torch.testing.assert_close(losses(found), losses(rows), rtol=bound, atol=0)
+        assert [each.replays for each in recorded] == [10] * 10 * (cuda.type == "cuda")
 
 
 @pytest.mark.usefixtures("needs_cuda")

@@ -17,8 +17,8 @@ from torch.func import functional_call, grad_and_value, vmap
 from hybridtron.mad.models.module import ModuleModel, module_tensors
 from hybridtron.mad.models.proxy_model import ProxyModel, proxy_tensors
 from hybridtron.mad.tasks.protocol import IGNORE
-from hybridtron.mad.training.cuda_graph import Recorder
 from hybridtron.model.config import ModelConfig
+from hybridtron.ops.cuda_graph import Recorder
 from hybridtron.ops.elementwise.cross_entropy import cross_entropy
 
 # Over all cells; what layers and what logits take in a pass is bounded by these.

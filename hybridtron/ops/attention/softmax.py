@@ -107,6 +107,7 @@ def _plain_attention(
     """
     kv, dtype = k.shape[2], accumulation_dtype(q)
     keys, values = group(k.to(dtype), kv), group(v.to(dtype), kv)
+    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     outputs = []
     for block in query_blocks(q.shape[1], k.shape[1], window):
         of_block = partial(_plain_block, block=block, scale=scale, softcap=softcap)
@@ -117,7 +118,7 @@ def _plain_attention(
             sinks,
             None if decays is None else decays[:, block.first : block.last],
         )
-        outputs.append(checkpoint(of_block, *arguments, use_reentrant=False) if recomputed else of_block(*arguments))
+        outputs.append(again(of_block, *arguments) if recomputed else of_block(*arguments))
     return torch.cat(outputs, 1).to(q.dtype)
 
 

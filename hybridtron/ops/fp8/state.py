@@ -50,7 +50,7 @@ class FP8State:
         """
         if self.spec.delayed and applied:
             reduce(self.amax)
-            self.history = torch.cat([self.amax.unsqueeze(0), self.history[:-1]])
+            self.history.copy_(torch.cat([self.amax.unsqueeze(0), self.history[:-1]]))  # where CUDA graphs read it
         self.amax.zero_()
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from hybridtron.model.tensors import model_tensors
 from hybridtron.tensors import TensorSpec, indivisible
 from hybridtron.training.config import RunConfig, multiples
 from hybridtron.training.validation.alignment import check_alignment
+from hybridtron.training.validation.cuda_graphs import check_cuda_graphs
 
 LARGEST_DIVISOR = 10_000  # that a message looks for; more processes than this share nothing
 VOCABULARY_MULTIPLE = 64  # rows of the embedding: divides over any usual number of processes and suits matrix units
@@ -27,6 +28,7 @@ def resolve(config: RunConfig) -> RunConfig:
     config = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": size})})
     check_layout(config)
     check_alignment(config)
+    check_cuda_graphs(config)
     return config
 
 

@@ -1,4 +1,4 @@
-"""Passes of small models as CUDA graphs: a GPU replays their kernels without waiting for Python to start each."""
+"""Functions of tensors as CUDA graphs: a GPU replays their kernels without waiting for Python to start each."""
 
 from __future__ import annotations
 
@@ -24,11 +24,19 @@ class _Recording(NamedTuple):
 class Recorder:
     """Recordings of one function of tensors on CUDA, one for each shape of its arguments.
 
-    The function must do the same at every call: whatever else it reads lies where it lay before, and what it returned
-    is overwritten by the next call. One that waits for the device cannot be recorded and is called as it is.
+    The function must do the same at every call: whatever else it reads or writes lies where it lay before, Python code
+    of it changes nothing that matters later, and what it returned is overwritten by the next call. One that waits for
+    the device cannot be recorded and is called as it is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stream: torch.cuda.Stream | None = None, undo: Callable[[], None] = lambda: None) -> None:
+        """Record on a stream, while other threads may go on calling CUDA; by default on one of its own, while they may
+        not.
+
+        Before there is a recording the function is called several times: `undo` takes back what it added to tensors
+        that it does not return.
+        """
+        self.stream, self.undo = stream, undo
         self.recordings: dict[tuple[torch.Size, ...], _Recording] = {}
         self.recordable = True
 
@@ -37,13 +45,14 @@ class Recorder:
         shapes = tuple(argument.shape for argument in arguments)
         if self.recordable and shapes not in self.recordings:
             try:
-                self.recordings[shapes] = _record(function, arguments)
+                self.recordings[shapes] = _record(function, arguments, self.stream)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
                 cause = error.__context__ or error  # the end of a recording fails too, and says less
                 logger.warning("not recorded as a CUDA graph: %s", str(cause).strip().split("\n")[0])
                 self.recordable = False
+            self.undo()
         if not self.recordable:
             return function(*arguments)
         recording = self.recordings[shapes]
@@ -57,15 +66,19 @@ class Recorder:
         self.recordings.clear()
 
 
-def _record(function: Callable[..., Tensors], arguments: Tensors) -> _Recording:
+def _record(function: Callable[..., Tensors], arguments: Tensors, stream: torch.cuda.Stream | None) -> _Recording:
     inputs = tuple(argument.clone() for argument in arguments)
-    current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+    current, aside = torch.cuda.current_stream(), stream or torch.cuda.Stream()
     aside.wait_stream(current)
     with torch.cuda.stream(aside):
         for _ in range(WARM_UP):
             function(*inputs)
     current.wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.stream(current), torch.cuda.graph(graph):  # one that fails leaves its own stream the current one
+    mode = "global" if stream is None else "thread_local"
+    with (
+        torch.cuda.stream(current),  # one that fails leaves its own stream the current one
+        torch.cuda.graph(graph, stream=stream, capture_error_mode=mode),
+    ):
         outputs = function(*inputs)
     return _Recording(graph, inputs, outputs)

@@ -1,0 +1,37 @@
+"""Check that the passes of a config can be CUDA graphs."""
+
+from __future__ import annotations
+
+from hybridtron.errors import UserError
+from hybridtron.training.config import RunConfig
+
+
+def check_cuda_graphs(config: RunConfig) -> None:
+    """Raise UserError where train.cuda_graphs is set beside what cannot be recorded, or was never tried.
+
+    A recording has no messages between processes: those of pipelines, and those that overlap passes, are begun by
+    Python. Lengths of documents, and numbers of tokens that choose an expert, are other ones in each step.
+    """
+    if not config.train.cuda_graphs:
+        return
+    parallel, precision = config.parallel, config.precision
+    beside = {
+        "parallel.tensor": (parallel.tensor, 1),
+        "parallel.context": (parallel.context, 1),
+        "parallel.pipeline": (parallel.pipeline, 1),
+        "parallel.overlap_grad_reduce": (parallel.overlap_grad_reduce, False),
+        "parallel.overlap_param_gather": (parallel.overlap_param_gather, False),
+        "data.documents": (config.data.documents, "flow"),
+        "precision.emulate": (precision.emulate or precision.format != "fp8", True),
+    }
+    for key, (value, expected) in beside.items():
+        if value != expected:
+            shown, wanted = (str(each).lower() for each in (value, expected))
+            raise UserError(f"{key} = {shown}: expected {wanted}, or train.cuda_graphs false")
+    for name in sorted(config.model.used_blocks):
+        block = config.model.blocks[name]
+        if any(spec.experts for spec in block.tensors().values()):
+            raise UserError(
+                f"train.cuda_graphs = true: block {name} of type {block.type} has experts, whose numbers of tokens are "
+                "other ones in each step; expected false"
+            )

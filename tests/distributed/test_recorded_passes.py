@@ -1,0 +1,131 @@
+"""Training with recorded passes is training without, bit for bit; tests/gpu/test_training.py records CUDA graphs."""
+
+import pytest
+import torch
+
+from hybridtron.api.configs import read_training_config
+from hybridtron.distributed.environment import Environment
+from hybridtron.distributed.groups import process_groups
+from hybridtron.training.build import build_engine
+from tests.conftest import TINY
+from tests.distributed.tape import tapes_for_graphs, without_c_kernels
+
+SEQ_LEN = 32
+EVERY_BLOCK = {
+    "attention": {"num_heads": 4, "num_kv_heads": 2, "window": 16, "sinks": True, "qk_norm": "head"},
+    "mla": {"num_heads": 2, "value_dim": 16, "kv_rank": 16, "q_rank": 16, "rotary_dim": 8},
+    "linear_attention": {"num_heads": 2, "chunk_size": 16},
+    "lightning_attention": {"num_heads": 2, "chunk_size": 16},
+    "gla": {"num_heads": 2, "chunk_size": 16},
+    "gated_deltanet": {"num_heads": 2, "key_dim": 16, "head_dim": 16, "chunk_size": 16},
+    "kda": {"num_heads": 2, "chunk_size": 16},
+    "mamba1": {"state_dim": 8},
+    "mamba2": {"head_dim": 16, "state_dim": 8, "chunk_size": 16},
+    "mamba3": {"head_dim": 16, "state_dim": 8, "chunk_size": 16},
+    "parallel": {
+        "branches": [{"type": "mamba2", "head_dim": 16, "state_dim": 8}, {"type": "hyena", "filter_order": 8}]
+    },
+    "short_conv": {"dynamic": True},
+    "mh_hyena": {"num_heads": 4, "filter_order": 8},
+    "hyena_se": {"num_groups": 8},
+    "hyena_mr": {"num_groups": 8, "filter_length": 24},
+    "hyena_li": {"num_groups": 8, "filter_order": 8},
+    "hyena_experts": {"num_experts": 2, "top_k": 1, "expert_size": 16, "filter_order": 8},
+    "rwkv6": {"head_dim": 16, "mix_rank": 8, "decay_rank": 8, "chunk_size": 16},
+    "rwkv6_channel": {"ffn_hidden_size": 64},
+    "rwkv7": {"head_dim": 16, "decay_rank": 8, "rate_rank": 8, "gate_rank": 8, "value_rank": 8},
+    "swiglu": {"ffn_hidden_size": 64},
+    "mlp": {"ffn_hidden_size": 64},
+}
+WIDE = {"attn": {"type": "attention", "num_heads": 4}, "mlp": {"type": "swiglu", "ffn_hidden_size": 64}}
+CASES = {
+    "every block": {
+        "model": {"blocks": {name: {"type": name, **keys} for name, keys in EVERY_BLOCK.items()},
+                  "pattern": " ".join(EVERY_BLOCK)}},
+    "computed again, tied, further tokens": {
+        "model": {"tie_embeddings": True, "mtp": {"depth": 2, "pattern": "attn ffn"}},
+        "train": {"z_loss": 1e-2}, "parallel": {"recompute": "full"}},
+    "bf16, sharded, Muon, limits": {
+        "precision": {"format": "bf16"}, "optimizer": {"type": "muon", "clip_groups": {"attn": 0.01}},
+        "parallel": {"distributed_optimizer": True, "recompute": "selective"}},
+    "delayed scales, torch's linears": {
+        "model": {"hidden_size": 64, "blocks": WIDE, "pattern": "attn mlp", "backend": "torch"},
+        "precision": {"format": "fp8", "recipe": "delayed", "emulate": True}},
+}  # fmt: skip
+MOE = {"model": {"blocks": {"moe": {"type": "moe", "num_experts": 2, "ffn_hidden_size": 32}}, "pattern": "moe"}}
+
+
+def config_of(**sections):
+    config = {**TINY, "data": {**TINY["data"], "train": "none", "seq_len": SEQ_LEN}}
+    for name, keys in sections.items():
+        config[name] = {**config.get(name, {}), **keys}
+    return read_training_config(config)
+
+
+def trained(config, micro_batches, before_step=lambda engine, step: None):
+    """Train steps of so many micro-batches; return their results, the parameters and the engine."""
+    train = config.train.model_copy(update={"cuda_graphs": True})
+    config = config.model_copy(update={"train": train})
+    generator = torch.Generator().manual_seed(0)
+    with process_groups(config.parallel, Environment(0, 1, 0, None, "single")) as parallel_context:
+        engine, (model,) = build_engine(config, parallel_context)
+        results = []
+        for step, count in enumerate(micro_batches):
+            ids = torch.randint(257, (count, 2, SEQ_LEN + 1), generator=generator)
+            before_step(engine, step)
+            results.append(engine.train_step([(each[:, :-1], each[:, 1:]) for each in ids], 1e-2))
+        return results, {name: each.detach().clone() for name, each in model.named_parameters()}, engine
+
+
+def with_and_without(config, micro_batches, before_step=lambda engine, step: None, most=1 << 30):
+    """Train with tapes and as it is; both must be the same. Return the engine with tapes."""
+    with without_c_kernels():
+        expected, weights, _ = trained(config, micro_batches, before_step)
+    with tapes_for_graphs(most):
+        results, others, engine = trained(config, micro_batches, before_step)
+    assert results == expected
+    assert all(result.applied for result in results)
+    assert all(torch.equal(others[name], weight) for name, weight in weights.items())
+    return engine
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_replayed_steps_are_those_that_run(case):
+    steps = [1, 1] if case == "every block" else [2, 2, 2]
+    engine = with_and_without(config_of(**CASES[case]), steps)
+    assert engine.recorded.replays == len(steps)
+
+
+def test_the_latest_number_of_micro_batches_has_a_recording():
+    engine = with_and_without(config_of(), [1, 1, 3, 3, 1])
+    assert engine.recorded.replays == 5
+    assert [shape[0] for shape, _ in engine.recorded.recorder.recordings] == [1]
+
+
+def test_steps_that_are_watched_run_as_they_are_and_evaluations_are_not_recorded():
+    found = []
+
+    def look(engine, step):
+        if step == 2:
+            found.append(engine.collect_layer_statistics())
+        if step == 3:
+            found.append(found.pop().take())
+            found.append(engine.evaluate([(torch.zeros(2, SEQ_LEN, dtype=torch.long),) * 2], 2))
+
+    engine = with_and_without(config_of(), [2] * 4, look)
+    assert engine.recorded.replays == 3
+    statistics, loss, *of_tapes = found
+    assert of_tapes == [statistics, loss]
+    assert all(row["grad_norm"] > 0 for row in statistics.values())
+
+
+@pytest.mark.parametrize(
+    ("sections", "most"), [(MOE, 1 << 30), ({}, 382)], ids=["waits for numbers of rows", "fails on its way back"]
+)
+def test_what_cannot_be_recorded_leaves_nothing_behind(sections, most, caplog, monkeypatch):
+    monkeypatch.setattr("hybridtron.training.validation.resolve.check_cuda_graphs", lambda config: None)
+    engine = with_and_without(config_of(**sections), [2, 2], most=most)
+    assert engine.recorded.replays == 0
+    (warning,) = [record.getMessage() for record in caplog.records if record.name.startswith("hybridtron")]
+    assert warning.startswith("not recorded as a CUDA graph: ")
+    assert "operation not permitted" in warning
