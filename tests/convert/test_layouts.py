@@ -17,9 +17,9 @@ from hybridtron.convert.formats.checkpoint import CheckpointSink, CheckpointSour
 from hybridtron.convert.formats.safetensors import SafetensorsSink
 from hybridtron.convert.formats.source import TensorInfo, copy
 from hybridtron.convert.mapping import assemble
-from hybridtron.distributed.launch import launch
 from hybridtron.training.run_folder.train_state import STATE_NAME, TrainState, state_content
 from tests.convert.save_layouts import LAYOUTS, PROCESSES, config_of, world_size
+from tests.warm import launch
 
 CASES = [(model, layout) for model, layouts in LAYOUTS.items() for layout in layouts if layout != "one"]
 

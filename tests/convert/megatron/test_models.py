@@ -12,8 +12,8 @@ import hybridtron
 from hybridtron.convert.formats.checkpoint import CheckpointSource
 from hybridtron.convert.megatron.from_megatron import from_megatron
 from hybridtron.convert.megatron.source import MegatronSource
-from hybridtron.distributed.launch import launch
 from tests.convert.megatron.cases import CASES, SEQ_LEN, VOCAB
+from tests.warm import launch
 
 
 @pytest.fixture(scope="module")
