@@ -13,12 +13,16 @@ QUICK = tests/accounting/test_describe.py tests/api/test_door.py tests/backends 
 	tests/mad/tasks tests/mixers/test_contract.py tests/model/test_initialize.py tests/ops/conv tests/reporting \
 	tests/test_pattern.py tests/test_structure.py tests/test_tensors.py tests/training/test_lr_schedule.py
 
-.PHONY: train test quick cluster gpu lint docs reference clean
+.PHONY: train test pytest quick cluster gpu lint docs reference clean
 
 train: .venv/base
 	$(BIN)/hybridtron train configs/runs/quickstart.yaml --resume
 
-test: .venv/dev lint
+# Side by side, since checking all types keeps one core busy for a minute.
+test: .venv/dev
+	$(MAKE) --no-print-directory --jobs 2 lint pytest
+
+pytest: .venv/dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 quick: .venv/dev lint
