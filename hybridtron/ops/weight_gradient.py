@@ -48,9 +48,9 @@ def _takes_apex(total: Tensor, grad: Tensor, x: Tensor) -> bool:
 
 
 def _takes_widened_product(total: Tensor, grad: Tensor, x: Tensor) -> bool:
-    """Return whether PyTorch has such a product: on CUDA, where neither its counter of FLOPs, which does not know it,
-    nor its tuning of products, which refuses it, is at work."""
-    if not _widens(total, grad, x) or device_type(x.device) != "cuda":
+    """Return whether PyTorch has such a product: on CUDA, not on a CPU that stands for it, and where neither its
+    counter of FLOPs, which does not know it, nor its tuning of products, which refuses it, is at work."""
+    if not _widens(total, grad, x) or device_type(x.device) != "cuda" or x.is_cpu:
         return False
     return not (flops_are_counted() or (x.is_cuda and torch.cuda.tunable.is_enabled()))
 

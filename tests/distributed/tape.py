@@ -76,7 +76,10 @@ def _waits(func: Any, args: Any) -> bool:
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    """Return the tensors with memory: those in sparse form are zeros, the gradients of weights that have theirs."""
+    tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    assert all(tensor._nnz() == 0 for tensor in tensors if tensor.is_sparse)
+    return [tensor for tensor in tensors if not tensor.is_sparse]
 
 
 def _memory(tensor: Tensor) -> int:

@@ -74,7 +74,8 @@ def test_who_adds():
     assert taken(*operands()) == taken(*operands(torch.bfloat16, torch.bfloat16)) == "PyTorch, in the product"
     assert taken(*narrow) == taken(*operands(torch.float32, torch.float64)) == "PyTorch, after the product"
     with choosing_for("cuda"):
-        assert taken(*narrow) == "PyTorch, in a float32 product"
+        assert taken(*(each.to("meta") for each in narrow)) == "PyTorch, in a float32 product"
+        assert taken(*narrow) == "PyTorch, after the product"  # a CPU, which has no such product
         assert taken(*operands(torch.float32, torch.float64)) == "PyTorch, after the product"
 
 
