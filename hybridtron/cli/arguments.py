@@ -70,7 +70,7 @@ def naming_options(parser: argparse.ArgumentParser, given: argparse.Namespace) -
 
     `seeds = 0: ...` becomes `--seeds = 0: ...` where `seeds` is the dest of an option. Other names are left alone.
     A key that an override set was given on the command line. A UserError that names no option, but is about the value
-    of one, gets that option's name before it.
+    of one, gets that option's name before it; an OSError of a file that an option gave, before the file.
     """
     actions = [action for action in parser._actions if action.option_strings]
     options = {action.dest: max(action.option_strings, key=len) for action in actions}
@@ -85,6 +85,11 @@ def naming_options(parser: argparse.ArgumentParser, given: argparse.Namespace) -
             yield
     except UserError as error:
         raise UserError(_naming_the_value(str(error), values)) from error
+    except OSError as error:
+        of = next((option for option, words in values.items() if error.filename and str(error.filename) in words), "")
+        if not of:
+            raise
+        raise OSError(error.errno, error.strerror, f"{of} {error.filename}") from error
 
 
 def _words(value: Any, default: Any) -> list[str]:

@@ -78,16 +78,24 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _read_prompts(file: Path) -> list[str]:
-    """Return the prompts of a text or .jsonl file. Raises UserError where it is not one."""
+    """Return the prompts of a text or .jsonl file, in which lines end at line feeds alone; empty ones may follow.
+
+    Raises UserError where it is not one, and for an empty line before a prompt of a text file.
+    """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").rstrip().split("\n")
     except OSError as error:
         raise UserError(f"prompts_file = {file}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"prompts_file = {file}: expected UTF-8 text") from None
-    if file.suffix != ".jsonl":
-        return lines
-    return [_prompt_of(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if lines == [""]:
+        return []
+    if file.suffix == ".jsonl":
+        return [_prompt_of(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise UserError(f"prompts_file = {file}: line {number} is empty; expected a prompt on each line")
+    return lines
 
 
 def _prompt_of(file: Path, number: int, line: str) -> str:

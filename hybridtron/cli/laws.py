@@ -34,6 +34,16 @@ class Parser(ArgumentParser):
         """Raise UserError with argparse's message."""
         raise UserError(message)
 
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """Report arguments that the parser does not know; of an option that other laws have, which these are."""
+        flag = unknown[0].partition("=")[0]
+        option = flag.removeprefix("--").replace("-", "_")
+        laws = [law.name for law in LAWS.values() if flag.startswith("--") and option in law.options]
+        if laws:
+            law = self.prog.rpartition(" ")[2]
+            raise UserError(f"{flag}: {law} has no such option; expected it with one of {', '.join(laws)}")
+        super().refuse(unknown)
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run `laws fit` or `laws list` and return the exit code 0; raises UserError for bad input."""

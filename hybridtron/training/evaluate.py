@@ -30,7 +30,10 @@ def evaluate_run(path: Path, data: str | None, sequences: int | None) -> dict[st
     config, checkpoint = read_run(path)
     section = config.data.model_copy(update={"valid": data or config.data.valid})
     if section.valid is None:
-        raise UserError(f"{path}: its config has no data.valid; expected data = PREFIX of token files")
+        raise UserError(
+            f"data is missing: the config of {path} has no data.valid; expected the prefix of token files, "
+            "such as data/NAME/valid for data/NAME/valid.bin"
+        )
     config = config.model_copy(update={"data": section})
     held_out = open_held_out(config, sequences)
     model = load(checkpoint, device=take_device())

@@ -270,6 +270,11 @@ def test_errors_about_the_value_of_an_option_name_it(text, expected):
     assert str(raised.value) == expected
 
 
+def test_a_file_that_cannot_be_read_is_named_with_its_option(tiny, capsys):
+    assert main(["plan", str(tiny), "--gpus", "2", "--table", "none.csv"]) == 2
+    assert capsys.readouterr().err == "hybridtron: error: --table none.csv: No such file or directory\n"
+
+
 def test_version_and_defaults(capsys):
     for arguments, expected in ((["--version"], f"hybridtron {__version__}\n"), (["generate", "--help"], "(0.8)")):
         with pytest.raises(SystemExit) as ended:

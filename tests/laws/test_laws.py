@@ -276,7 +276,8 @@ def test_the_extrapolation_check_gives_factors_and_the_error_at_the_largest():
     largest = runs["loss"][np.argmax(runs["n_params"] * runs["tokens"])]
     at = list(held["observed"]).index(largest)
     assert held["relative_error_at_largest"] == pytest.approx(held["predicted"][at] / largest - 1)
-    words = f"a factor of {held['median_factor']:.3g} at the median and {held['largest_factor']:.3g} at most;"
+    median, most = (f"{100 * (held[name] - 1):.2g} %" for name in ("median_factor", "largest_factor"))
+    words = f"misses their loss by {median} at the median and {most} at most;"
     assert any(words in sentence for sentence in found.verdict)
 
 

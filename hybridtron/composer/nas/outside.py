@@ -266,7 +266,7 @@ def read_results(path: Path) -> list[Any]:
         content = json.loads(text)
     except (ValueError, RecursionError):
         try:
-            content = [json.loads(line) for line in text.splitlines() if line.strip()]
+            content = [json.loads(line) for line in text.split("\n") if line.strip()]
         except (ValueError, RecursionError):
             raise UserError(f"{path}: is no JSON; expected a list of results, or one a line") from None
     if isinstance(content, dict):

@@ -130,7 +130,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, str, str | None]]:
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[int, str, str | None]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:

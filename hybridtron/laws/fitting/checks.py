@@ -37,7 +37,7 @@ def check(law: Law, runs: Runs, settings: Settings) -> None:
     optional = [name for name in law.optional_columns if name in runs and runs[name].dtype != object]
     check_ranges(runs, [*law.columns, *optional], law.at_most)
     if settings.delta is not None and not settings.delta > 0:
-        raise UserError(f"delta is {settings.delta:g}; expected a threshold above zero")
+        raise UserError(f"delta = {settings.delta:g}: expected a number above zero, or inf for least squares")
 
 
 def setting_warnings(law: Law, settings: Settings) -> list[str]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hybridtron.laws.report.plots import describe
 from hybridtron.reporting.numbers import html_number
 from hybridtron.reporting.page import render
 from hybridtron.reporting.table import Column, Table
@@ -23,8 +24,9 @@ def html_report(fit: Fit, images: Mapping[str, bytes]) -> str:
     rows: list[Mapping[str, Any]] = [{"choice": "this fit", **plain["parameters"]}]
     rest = _take_parameters(plain["sensitivity"], names, "", rows)
     choices = Table([Column(name, [row[name] for row in rows], html_number) for name in rows[0]])
+    described = zip(images.values(), describe(fit.curves), strict=False)
     return render(
-        __package__, "fit.html.j2", fit=fit, plain=plain, images=images, sensitivity=rest, infinity=math.inf,
+        __package__, "fit.html.j2", fit=fit, plain=plain, images=described, sensitivity=rest, infinity=math.inf,
         choices=choices if len(rows) > 1 else None, source=", ".join(data.get("sources", [])) or "data",
         where=data.get("where", []), html_values=html_values, records_table=records_table,
     )  # fmt: skip

@@ -23,14 +23,32 @@ LONGEST_NAME = 34
 
 def draw(curves: Sequence[Series]) -> dict[str, bytes]:
     """Return PNG images by file name, in the order in which the panels first appear."""
-    panels: dict[str, list[Series]] = {}
-    for series in curves:
-        panels.setdefault(series.panel, []).append(series)
     images = {}
-    for number, (title, group) in enumerate(panels.items(), start=1):
+    for number, (title, group) in enumerate(_panels(curves).items(), start=1):
         stem = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:40].strip("-")
         images[f"{number}-{stem or 'plot'}.png"] = _panel(title, group)
     return images
+
+
+def describe(curves: Sequence[Series]) -> list[str]:
+    """Return a sentence on each image of `draw`, for those who do not see it: its axes, and what is drawn."""
+    sentences = []
+    for title, group in _panels(curves).items():
+        kinds: dict[str, list[str]] = {}
+        for series in group:
+            labels = kinds.setdefault({"line": "lines"}.get(series.kind, series.kind), [])
+            if series.label not in labels:
+                labels.append(series.label)
+        drawn = [f"{kind}: {', '.join(labels)}" if any(labels) else kind for kind, labels in kinds.items()]
+        sentences.append("; ".join([f"{title}: {group[0].y_label} against {group[0].x_label}", *drawn]))
+    return sentences
+
+
+def _panels(curves: Sequence[Series]) -> dict[str, list[Series]]:
+    panels: dict[str, list[Series]] = {}
+    for series in curves:
+        panels.setdefault(series.panel, []).append(series)
+    return panels
 
 
 def _panel(title: str, group: list[Series]) -> bytes:

@@ -85,7 +85,7 @@ def test_a_list_is_evaluated_in_its_order_and_the_page_has_what_was_skipped(made
 
 @pytest.mark.parametrize(
     ("name", "rows"),
-    [("plain.csv", "AAMM\nBBMM\n"), ("rows.jsonl", '{"pattern": "AAMM", "name": "x"}\n"2*mamba 2*mlp"\n')],
+    [("plain.csv", "AAMM\nBBMM\n"), ("rows.jsonl", '{"pattern": "AAMM", "name": "x\u2028y"}\n"2*mamba 2*mlp"\n')],
 )
 def test_other_forms_of_a_list(made, name, rows):
     outcome, _ = run_search(made(rows, name))

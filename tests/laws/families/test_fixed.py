@@ -49,6 +49,12 @@ def test_the_command_names_its_option_and_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "fit").exists()
 
 
+def test_a_law_without_fixed_parameters_names_those_that_have_them(tmp_path, capsys):
+    arguments = ["isoflop", str(DATA / "chinchilla_fig4.csv"), "--fix", "a=0.5", "--out", str(tmp_path / "fit")]
+    assert main(["laws", "fit", *arguments]) == 2
+    assert "--fix: isoflop has no such option; expected it with one of depth-width, " in capsys.readouterr().err
+
+
 def test_a_value_above_some_losses_is_told_of_with_their_count():
     loss = SPARSE.runs(6, 0.003)["loss"]
     warning, _ = told(f"E={np.quantile(loss, 0.2):.3g}")

@@ -66,7 +66,7 @@ def test_sections_stand_in_the_order_in_which_they_matter(page):
 
 def test_every_plot_is_inside(page):
     assert page.count("data:image/png;base64,") == 1
-    assert 'alt="loss against compute"' in page
+    assert 'alt="Loss against compute: loss against FLOPs; points: runs"' in page
 
 
 def test_parameters_come_with_their_intervals(page):

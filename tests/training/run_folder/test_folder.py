@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -128,9 +129,21 @@ def test_generate(run, capsys):
     assert capsys.readouterr().out == f"the {texts[0]}\n"
 
 
+def test_a_run_without_held_out_data_is_told_how_to_give_them(run, tmp_path, capsys):
+    copied = tmp_path / "imported"
+    shutil.copytree(run, copied)
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    del config["data"]["valid"]
+    (copied / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["eval", str(copied)]) == 2
+    assert (
+        f"--data is missing: the config of {copied} has no data.valid; expected the prefix" in capsys.readouterr().err
+    )
+
+
 def test_several_prompts_are_continued_one_after_the_other(run, tmp_path, capsys):
-    (tmp_path / "prompts.txt").write_text("a model\nthe scan\n")
-    (tmp_path / "prompts.jsonl").write_text('"a model"\n{"prompt": "the scan"}\n')
+    (tmp_path / "prompts.txt").write_text("a model\nthe scan\n\n  \n")
+    (tmp_path / "prompts.jsonl").write_text('"a model"\n\n{"prompt": "the scan", "note": "\u2028"}\n')
     printed = []
     for given in (
         ["--prompt", "a model", "--prompt", "the scan"],
@@ -154,6 +167,7 @@ def test_several_prompts_are_continued_one_after_the_other(run, tmp_path, capsys
         (["--prompt", "a", "--top-p", "2"], "--top-p = 2.0: expected a number above 0, up to 1"),
         (["--prompts", "none.txt"], "--prompts = none.txt: No such file or directory"),
         (["--prompts", "empty.txt"], "--prompts = empty.txt: is empty; expected a prompt on each line"),
+        (["--prompts", "gap.txt"], "--prompts = gap.txt: line 2 is empty; expected a prompt on each line"),
         (["--prompts", "bad.jsonl"], "bad.jsonl, line 2: expected a JSON text, or an object with a text as prompt"),
     ],
 )
@@ -161,6 +175,7 @@ def test_prompts_that_are_none(run, tmp_path, monkeypatch, capsys, given, messag
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.jsonl").write_text('"a"\n[1]\n')
     (tmp_path / "empty.txt").touch()
+    (tmp_path / "gap.txt").write_text("a\n\nb\n")
     assert main(["generate", str(run), *given]) == 2
     assert message in capsys.readouterr().err
 
