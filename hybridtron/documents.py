@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hybridtron.ops.opaque import opaque
+
 GROUP_COST = 64  # what another batch costs, in tokens that fill one up
 
 
@@ -38,6 +40,7 @@ class Documents:
     pieces: np.ndarray | None = None  # lengths of all pieces of documents in the global batch, last labels included
     _groups: dict[torch.device, list[Group]] = field(default_factory=dict, repr=False, compare=False)
 
+    @opaque
     def apart(self, core: Callable[[Tensor], Tensor], packed: Tensor) -> Tensor:
         """Apply a causal function of whole sequences, [s, b, c] -> [s, b, c'], to each document by itself."""
         if all(len(lengths) == 1 for lengths in self.lengths):
@@ -46,6 +49,7 @@ class Documents:
         batches = _Split.apply(packed, groups)
         return _Join.apply(packed.shape[:2], groups, *(core(batch) for batch in batches))
 
+    @opaque
     def starts(self, device: torch.device) -> Tensor:
         """Return whether each token is the first of a document, [s, b]."""
         starts = torch.zeros(int(self.lengths[0].sum()), len(self.lengths), dtype=torch.bool)

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hybridtron.ops.opaque import opaque
+
 
 class _Exchange(torch.autograd.Function):
     @staticmethod
@@ -25,6 +27,7 @@ class _Exchange(torch.autograd.Function):
         return _exchange(grads[0], ctx.group), None
 
 
+@opaque
 def exchange(blocks: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Exchange blocks [n, ...]: block r goes to process r of n; those received lie in the order of their senders."""
     return _Exchange.apply(blocks, group)

@@ -33,6 +33,7 @@ from hybridtron.backends.tensor_overlap import gathered_product, summed_product
 from hybridtron.backends.vocab_parallel import vocab_parallel_cross_entropy
 from hybridtron.ops.elementwise.cross_entropy import cross_entropy
 from hybridtron.ops.fp8.linear import Operands, fp8_linear
+from hybridtron.ops.opaque import opaque
 from hybridtron.tensors import PackedPart, Shard, Shards, TensorSpec
 
 
@@ -43,6 +44,7 @@ def leave_uninitialized(weight: Tensor) -> None:
 class _ColumnLinear(ColumnParallelLinear):
     fp8: Operands | None = None  # with them it multiplies FP8 numbers, emulated
 
+    @opaque  # which sends messages, and adds to main_grad in the backward pass
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         if self.fp8 is None:
             weight = self.weight if weight is None else weight
@@ -59,6 +61,7 @@ class _ColumnLinear(ColumnParallelLinear):
 class _RowLinear(RowParallelLinear):
     fp8: Operands | None = None
 
+    @opaque
     def forward(self, x: Tensor) -> Tensor:
         if self.fp8 is None and self.config.tp_comm_overlap:
             y = summed_product(x, self.weight, self.tp_group, scatter=self.sequence_parallel)
@@ -102,6 +105,10 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return _sum(grads[0], ctx.group), None
+
+
+_summed_gradient, _summed = opaque(_SummedGradient.apply), opaque(_Sum.apply)
+_gather_runs = opaque(gather_from_sequence_parallel_region)
 
 
 def _sum(x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -187,18 +194,18 @@ class MegatronBackend(Backend):
 
     def to_local_heads(self, x: Tensor) -> Tensor:
         if self.config.sequence_parallel:
-            return gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=True, group=self.group)
-        return _SummedGradient.apply(x, self.group)
+            return _gather_runs(x, tensor_parallel_output_grad=True, group=self.group)
+        return _summed_gradient(x, self.group)
 
     def of_all_heads(self, parameter: Tensor) -> Tensor:
-        if self.config.sequence_parallel:
+        if self.config.sequence_parallel or self.group.size() == 1:
             return parameter  # megatron-core adds up the gradients of all parameters that no rank cuts
-        return _SummedGradient.apply(parameter, self.group)
+        return _summed_gradient(parameter, self.group)
 
     def sum_over_heads(self, x: Tensor) -> Tensor:
         for group in (self.group, self.context_group):
             if group.size() > 1:
-                x = _Sum.apply(x, group)
+                x = _summed(x, group)
         return x
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

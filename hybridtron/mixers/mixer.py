@@ -41,6 +41,7 @@ from hybridtron.mixers.prepared_step import PreparedStep
 from hybridtron.ops.elementwise.norm import norm_and_gate, rms_norm, sharded_rms_norm
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.native.library import Kernels
+from hybridtron.ops.opaque import opaque
 from hybridtron.tensors import PackedPart
 
 X = TypeVar("X")  # a tensor, or several in tuples and mappings
@@ -135,6 +136,7 @@ class Mixer(nn.Module):
         core = self.run_core if documents is None else partial(self.isolated_core, documents=documents)
         return self.backend.with_full_sequence(core, packed, self.packing)
 
+    @opaque  # lengths of documents differ from step to step
     def isolated_core(self, packed: Tensor, documents: Documents) -> Tensor:
         """Return the core of each document by itself, [s, b, c] -> [s, b, c']."""
         return documents.apart(self.run_core, packed)

@@ -22,7 +22,10 @@ def before_each(x: Tensor, backend: Backend, documents: Documents | None = None)
 
     def shift(whole: Tensor) -> Tensor:
         shifted = F.pad(whole[:-1], (0, 0, 0, 0, 1, 0))
-        return shifted if documents is None else shifted.masked_fill(documents.starts(x.device).unsqueeze(-1), 0.0)
+        if documents is None:
+            return shifted
+        starts = documents.starts(x.device).unsqueeze(-1)
+        return shifted.masked_fill(starts, 0.0)
 
     return backend.with_full_sequence(shift, filled, parts)[..., : x.shape[-1]]
 

@@ -53,10 +53,11 @@ class Layer(nn.Module):
                 module.recompute_core = recompute == "selective"
 
     def forward(self, stream: Stream, documents: Documents | None = None) -> Stream:
-        forward = partial(self._forward, documents=documents)
-        return recomputed(forward, stream) if self.recompute == "full" else forward(stream)
+        compute = partial(self.compute, documents=documents)
+        return recomputed(compute, stream) if self.recompute == "full" else compute(stream)
 
-    def _forward(self, stream: Stream, documents: Documents | None) -> Stream:
+    def compute(self, stream: Stream, documents: Documents | None = None) -> Stream:
+        """Map the stream before the layer to that after it, without recomputation of the whole layer."""
         x, mixing = self._read(stream)
         if self.carries:
             y, carried = self.mixer(x, documents, stream.carried)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from hybridtron.ops.device import choosing_for
 from hybridtron.ops.elementwise.precision import under_transforms
 from hybridtron.ops.native.library import kernels_for
+from hybridtron.ops.opaque import opaque
 
 
 class Implementation(NamedTuple):
@@ -33,11 +35,15 @@ class Implementation(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """One row of the table. `sample` returns float32 arguments for `select`, as of a small ordinary call."""
+    """One row of the table. `sample` returns float32 arguments for `select`, as of a small ordinary call.
+
+    `formula` is what torch.compile looks into and fuses; without one the implementations are called as they are.
+    """
 
     label: str
     implementations: tuple[Implementation, ...]
     sample: Callable[[Tensor], tuple[Any, ...]]
+    formula: Callable[..., Any] | None
 
 
 OPERATIONS: dict[str, Operation] = {}
@@ -48,18 +54,26 @@ def register(
     label: str,
     *implementations: Implementation,
     sample: Callable[[Tensor], tuple[Any, ...]] = lambda one: (),
+    formula: Callable[..., Any] | None = None,
 ) -> None:
     """Add an operation to the table; `sample` gets a tensor [1, 1] to make arguments for `select` from."""
-    OPERATIONS[operation] = Operation(label, implementations, sample)
+    OPERATIONS[operation] = Operation(label, implementations, sample, formula)
 
 
 def select(operation: str, *arguments: Any) -> Callable[..., Any]:
     """Return the function of the implementation that takes these arguments."""
+    if torch.compiler.is_compiling():
+        return OPERATIONS[operation].formula or partial(_call_selected, operation, arguments)
     for implementation in OPERATIONS[operation].implementations:
         if implementation.accepts(*arguments):
             dry = implementation.without_values
             return dry if dry and have_no_values(arguments) else implementation.function
     raise LookupError(f"{operation}: no implementation takes these arguments")
+
+
+@opaque
+def _call_selected(operation: str, selecting: tuple[Any, ...], *arguments: Any) -> Any:
+    return select(operation, *selecting)(*arguments)
 
 
 def have_no_values(arguments: tuple[Any, ...]) -> bool:
@@ -83,7 +97,7 @@ def implementation_table(device: torch.device) -> list[dict[str, Any]]:
             "taken_on_cuda": _taken_on_cuda(implementations, sample(half)),
             "implementations": [{"name": entry.name, "condition": entry.condition} for entry in implementations],
         }
-        for name, (label, implementations, sample) in sorted(OPERATIONS.items())
+        for name, (label, implementations, sample, _) in sorted(OPERATIONS.items())
     ]
 
 

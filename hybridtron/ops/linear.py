@@ -89,4 +89,5 @@ register(
     ),
     otherwise("PyTorch", F.linear),
     sample=lambda one: (one.new_empty(_LEAST_ROWS, 256), one.new_empty(256, 256), None),
+    formula=F.linear,
 )

@@ -89,6 +89,11 @@ class TrainConfig(Strict):
         description="Replay forward and backward passes of a step as one CUDA graph, so that small models do not wait "
         "for Python; without a GPU of no effect.",
     )
+    compile: bool = Field(
+        False,
+        description="Compile the layers with torch.compile, which fuses what is not in kernels, when they first run. "
+        "For CUDA: on a CPU the kernels in C are faster.",
+    )
     sample_tokens: int = Field(0, ge=0, description="Tokens of sample text printed at the end.")
     wandb: str | None = Field(
         None, min_length=1, description="Weights & Biases project that the metrics are sent to (extra wandb)."
@@ -275,7 +280,7 @@ class RunConfig(Strict):
         """
         unused = {"name", "folder", "checkpoint", "grown_from"}
         identity = self.model_dump(mode="json", serialize_as_any=True, exclude=unused)
-        for key in ("wandb", "layer_statistics_every", "cuda_graphs"):
+        for key in ("wandb", "layer_statistics_every", "cuda_graphs", "compile"):
             identity["train"].pop(key)
         for key in INIT_KEYS:
             if getattr(self.train, key) == TrainConfig.model_fields[key].default:

@@ -15,6 +15,7 @@ from hybridtron.data.batches import eval_batches
 from hybridtron.data.loader import make_loader
 from hybridtron.distributed.groups import ParallelContext
 from hybridtron.errors import cause_of
+from hybridtron.model.compiling import compile_layers
 from hybridtron.training.build import build_engine
 from hybridtron.training.callbacks.base import Callback, FileWriter, Row, StopTraining, TrainContext
 from hybridtron.training.config import RunConfig
@@ -49,6 +50,8 @@ class Trainer:
         self.config, self.corpus, self.parallel_context = config, corpus, parallel_context
         self.folder, self.callbacks, self.print_line = folder, callbacks, print_line
         self.engine, self.chunks = build_engine(config, parallel_context)
+        if config.train.compile:
+            compile_layers(self.engine.chunks.chunks, parallel_context.device)
         self.load_batches = make_loader(
             config.data.loader,
             corpus.train,

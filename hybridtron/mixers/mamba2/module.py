@@ -14,6 +14,7 @@ from hybridtron.ops.conv.short_conv import short_conv_step
 from hybridtron.ops.elementwise.norm import gated_rms_norm, gated_rms_norm_reference
 from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.ops.native.library import Kernels
+from hybridtron.ops.opaque import opaque
 from hybridtron.ops.ssm.mamba2 import mamba2_core, mamba2_prefill, step_sizes
 from hybridtron.ops.ssm.ssd import ssd_step
 
@@ -29,6 +30,7 @@ class Mamba2(Mixer):
     def core(self, packed: Tensor, documents: Documents | None = None) -> Tensor:
         return mamba2_core(packed, *self._weights(), **self._settings(), documents=documents)
 
+    @opaque
     def isolated_core(self, packed: Tensor, documents: Documents) -> Tensor:
         """Leave documents to the operation, whose kernels go from one to the next where they lie."""
         core = partial(self.core, documents=documents)

@@ -25,6 +25,7 @@ from hybridtron.ops.moe.routing import (
     router_z_loss,
     within_capacity,
 )
+from hybridtron.ops.opaque import opaque
 
 
 class MoE(Mixer):
@@ -44,6 +45,7 @@ class MoE(Mixer):
         load = torch.zeros(config.num_experts, dtype=torch.int64, device=self.router_weight.device)
         self.register_buffer("expert_load", load, persistent=False)
 
+    @opaque  # sizes depend on values, and a hook counts choices
     def forward(self, x: Tensor, documents: Documents | None = None) -> Tensor:
         config = self.config
         wide = accumulation_dtype(x)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
+from hybridtron.ops.elementwise.precision import accumulation_dtype, by_formula
 
 
 def attend_over_states(query: Tensor, states: tuple[Tensor, ...], eps: float, normed_values: bool = False) -> Tensor:
@@ -17,7 +17,7 @@ def attend_over_states(query: Tensor, states: tuple[Tensor, ...], eps: float, no
     rms(h) is sqrt(mean(h^2) + eps). With `normed_values`, h / rms(h) are added up. Accumulated in float32. The backward
     pass needs the states alone, which layers share, and a few numbers a token.
     """
-    if under_transforms():
+    if by_formula():
         return attend_over_states_reference(query, states, eps, normed_values)
     result: Tensor = _Attend.apply(query, eps, normed_values, *states)
     return result

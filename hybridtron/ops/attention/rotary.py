@@ -117,4 +117,5 @@ register(
     ),
     otherwise("PyTorch, into the result", lambda x, cos, sin: _Rotary.apply(x, cos, sin, False)),
     sample=lambda one: (one, one, one),
+    formula=rotary_reference,
 )

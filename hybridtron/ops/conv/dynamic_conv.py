@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.elementwise.precision import accumulation_dtype, under_transforms
+from hybridtron.ops.elementwise.precision import accumulation_dtype, by_formula
 
 
 def dynamic_conv(x: Tensor, taps: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def dynamic_conv_prefill(cache: Tensor, x: Tensor, taps: Tensor) -> tuple[Tensor
 
 def _slide(inputs: Tensor, taps: Tensor) -> Tensor:
     """Compute the outputs of the last s tokens of inputs [b, k - 1 + s, c] by taps [b, s, k, c]."""
-    return (_correlate if under_transforms() else _DynamicConv.apply)(inputs, taps)
+    return (_correlate if by_formula() else _DynamicConv.apply)(inputs, taps)
 
 
 def _correlate(inputs: Tensor, taps: Tensor) -> Tensor:

@@ -216,6 +216,7 @@ register(
     Implementation("C kernels", f"float32 on a CPU, at most {_MOST_TAPS} taps", _kernels_fit, _NativeShortConv.apply),
     otherwise("PyTorch, in tiles", _ShortConv.apply),
     sample=lambda one: (one.new_ones(1, 1, 8), one.new_ones(8, 4), None, None),
+    formula=short_conv_reference,
 )
 register(
     "gated_short_conv",
@@ -229,4 +230,5 @@ register(
     ),
     otherwise("short_conv and products", composed_gated_short_conv),
     sample=lambda one: (one, one, one, one, None),
+    formula=composed_gated_short_conv,
 )

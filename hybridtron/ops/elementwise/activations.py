@@ -129,6 +129,7 @@ for operation, label, formula, form, on_cuda in (
         kernels(partial(_apply, form, True)),
         otherwise("PyTorch, in blocks of rows", partial(_apply, form, False)),
         sample=lambda one: (one,),
+        formula=formula,
     )
 
 register(
@@ -138,6 +139,7 @@ register(
     kernels(partial(_apply, _Form("gelu", 1), True)),
     otherwise("PyTorch", gelu_reference),
     sample=lambda one: (one,),
+    formula=gelu_reference,
 )
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu": F.relu, "relu2": relu2, "silu": F.silu}

@@ -190,6 +190,7 @@ register(
     kernels(lambda x, weight, eps: _RMSNorm.apply(x, weight, eps, True)),
     otherwise("PyTorch, in blocks of rows", lambda x, weight, eps: _RMSNorm.apply(x, weight, eps, False)),
     sample=lambda one: (one, one),
+    formula=rms_norm_reference,
 )
 register(
     "gated_rms_norm",
@@ -202,6 +203,7 @@ register(
     ),
     otherwise("PyTorch, in blocks of rows", _GatedRMSNorm.apply),
     sample=lambda one: (one, one, one[0], 1),
+    formula=gated_rms_norm_reference,
 )
 register(
     "norm_and_gate",
@@ -214,4 +216,5 @@ register(
     kernels(composed_norm_and_gate),
     otherwise("rms_norm and silu", composed_norm_and_gate),
     sample=lambda one: (one, one, one[0]),
+    formula=composed_norm_and_gate,
 )

@@ -18,3 +18,9 @@ def under_transforms() -> bool:
     its plain differentiable form. torch.autograd.Function.apply asks the same question by the same call.
     """
     return torch._C._are_functorch_transforms_active()
+
+
+def by_formula() -> bool:
+    """Return whether an operation takes its plain differentiable form: under a torch.func transform, or where
+    torch.compile looks into it, which fuses that form by itself."""
+    return torch.compiler.is_compiling() or under_transforms()

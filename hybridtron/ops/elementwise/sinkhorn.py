@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.ops.elementwise.precision import under_transforms
+from hybridtron.ops.elementwise.precision import by_formula
 
 
 def sinkhorn(x: Tensor, iterations: int, eps: float) -> Tensor:
@@ -17,7 +17,7 @@ def sinkhorn(x: Tensor, iterations: int, eps: float) -> Tensor:
     (Sinkhorn & Knopp 1967; as DeepSeek V4 has it, columns are those of the second-last axis.) The backward pass needs x
     alone and computes the rest again.
     """
-    if under_transforms():
+    if by_formula():
         return sinkhorn_reference(x, iterations, eps)
     result: Tensor = _Sinkhorn.apply(x, iterations, eps)
     return result

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from hybridtron.ops.fp8.formats import Quantized
 from hybridtron.ops.fp8.state import FP8State, Operand
+from hybridtron.ops.opaque import opaque
 
 
 class Operands(NamedTuple):
@@ -26,6 +27,7 @@ class Operands(NamedTuple):
         return cls(*(Operand(state, linear, role, own, reduce) for role in cls._fields))
 
 
+@opaque  # its scales change from call to call
 def fp8_linear(x: Tensor, weight: Tensor, bias: Tensor | None, operands: Operands) -> Tensor:
     """Multiply [..., in] by a weight [out, in] in FP8 and add a bias: -> [..., out]."""
     rows = x.flatten(0, -2)

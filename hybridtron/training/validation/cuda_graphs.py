@@ -21,6 +21,7 @@ def check_cuda_graphs(config: RunConfig) -> None:
         "parallel.pipeline": (parallel.pipeline, 1),
         "parallel.overlap_grad_reduce": (parallel.overlap_grad_reduce, False),
         "parallel.overlap_param_gather": (parallel.overlap_param_gather, False),
+        "train.compile": (config.train.compile, False),
         "data.documents": (config.data.documents, "flow"),
         "precision.emulate": (precision.emulate or precision.format != "fp8", True),
     }

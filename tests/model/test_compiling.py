@@ -1,0 +1,85 @@
+"""Layers that torch.compile compiles, by backends that need no C++ compiler: what they compute, share and keep."""
+
+import pytest
+import torch
+
+from hybridtron.api.model import build_model
+from hybridtron.errors import UserError
+from hybridtron.model import compiling
+from hybridtron.model.compiling import compile_layers
+from tests.distributed.layouts import Layout
+from tests.model.compiled import in_one_process
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout("moe"),  # as many rows for an expert as its router chooses
+        Layout("packed"),  # documents of other lengths in each step
+        Layout("rwkv"),
+        Layout("hybrid", parallel={"recompute": {"mamba": "full", "attn": "selective"}}),
+    ],
+    ids=lambda layout: layout.model,
+)
+def test_losses_and_gradients_are_those_without_and_nothing_is_compiled_after_the_first_step(layout):
+    seen = in_one_process(layout, "aot_eager")
+    assert seen["losses"] < 1e-5
+    assert seen["gradients"] < 1e-5
+    first, *later = seen["compiled"]
+    assert first > 0
+    assert later == [first] * len(later)
+
+
+def model_of(pattern):
+    blocks = {"mlp": {"type": "swiglu", "ffn_hidden_size": 32}, "ffn": {"type": "mlp", "ffn_hidden_size": 48}}
+    model = {"hidden_size": 16, "blocks": blocks, "pattern": pattern}
+    return build_model({"model": model, "data": {"seq_len": 8}})
+
+
+def compile_with_eager(model):
+    """Return the number of graphs that its forward pass makes."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compile_layers([model], CPU, backend)
+    model(torch.zeros(2, 8, dtype=torch.int64))
+    return len(graphs)
+
+
+def test_layers_of_one_block_share_what_is_compiled():
+    assert compile_with_eager(model_of("mlp ffn mlp mlp ffn")) == compile_with_eager(model_of("mlp ffn")) == 2
+
+
+def test_names_of_parameters_and_hooks_of_layers_stay():
+    model, calls = model_of("mlp ffn"), []
+    names = list(model.state_dict())
+    for layer in model.layer_list:
+        layer.register_forward_hook(lambda *_: calls.append(torch.compiler.is_compiling()))
+    compile_with_eager(model)
+    assert list(model.state_dict()) == names
+    assert calls == [False, False]
+
+
+def test_generation_stays_uncompiled():
+    model = model_of("mlp ffn")
+    compile_with_eager(model)
+    before = torch._dynamo.utils.counters["frames"].copy()
+    with torch.no_grad():
+        logits, state = model.prefill(torch.zeros(2, 8, dtype=torch.int64), model.initial_state(2))
+        model.step(logits.argmax(-1), state)
+    assert torch._dynamo.utils.counters["frames"] == before
+
+
+def test_without_a_compiler_it_is_refused(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"train.compile = True: there is no C\+\+ compiler \(no-such-compiler\)"):
+        compile_layers([model_of("mlp")], CPU)
+    monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="triton is not installed"):
+        compile_layers([model_of("mlp")], torch.device("cuda"))
