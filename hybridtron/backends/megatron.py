@@ -29,7 +29,7 @@ from hybridtron.backends.dispatch import dispatch_locally
 from hybridtron.backends.even_dispatch import EvenDispatcher
 from hybridtron.backends.megatron_dispatch import MegatronDispatcher
 from hybridtron.backends.megatron_linear import product
-from hybridtron.backends.tensor_overlap import gathered_product, summed_product
+from hybridtron.backends.tensor_overlap import summed_product
 from hybridtron.backends.vocab_parallel import vocab_parallel_cross_entropy
 from hybridtron.ops.elementwise.cross_entropy import cross_entropy
 from hybridtron.ops.fp8.linear import Operands, fp8_linear
@@ -48,9 +48,8 @@ class _ColumnLinear(ColumnParallelLinear):
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         if self.fp8 is None:
             weight = self.weight if weight is None else weight
-            if self.sequence_parallel and self.config.tp_comm_overlap:
-                return gathered_product(x, weight, self.bias, self.tp_group)
-            return product(x, weight, self.bias, self.tp_group, self.sequence_parallel)
+            overlap = self.config.tp_comm_overlap
+            return product(x, weight, self.bias, self.tp_group, self.sequence_parallel, in_pieces=overlap)
         if self.sequence_parallel:
             x = gather_from_sequence_parallel_region(x, group=self.tp_group)
         elif self.tp_group.size() > 1:

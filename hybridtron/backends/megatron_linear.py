@@ -1,5 +1,5 @@
-"""The product of a parallel linear with its messages whole, as megatron-core's own, which adds no weight gradients to
-`main_grad` without apex."""
+"""The product of a parallel linear, as megatron-core's own, which adds no weight gradients to `main_grad` without
+apex."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hybridtron.backends.main_grad import main_grad_of, weight_gradient
+from hybridtron.backends.tensor_overlap import gathered_product
 from hybridtron.ops.linear import linear
 
 
@@ -21,15 +22,17 @@ def product(
     bias: Tensor | None = None,
     group: dist.ProcessGroup | None = None,
     sequence_parallel: bool = False,
+    in_pieces: bool = False,
 ) -> Tensor:
     """Multiply x [s, b, in] by a weight [out, in] and add a bias [out]; return [s, b, out].
 
     `group` are the processes that multiply the same x by other rows of the weight: its gradient is summed over them.
-    With `sequence_parallel` each of them holds a run of the tokens, x [s / tp, b, in], and gets the gradient of those.
+    With `sequence_parallel` each of them holds a run of the tokens, x [s / tp, b, in], and gets the gradient of those;
+    with `in_pieces` these are gathered while others of them are multiplied.
     """
     if group is None or group.size() == 1:
         group, sequence_parallel = None, False
-    return _Product.apply(x, weight, bias, group, sequence_parallel)
+    return _Product.apply(x, weight, bias, group, sequence_parallel, in_pieces)
 
 
 class _Product(torch.autograd.Function):
@@ -44,9 +47,13 @@ class _Product(torch.autograd.Function):
         bias: Tensor | None,
         group: dist.ProcessGroup | None,
         sequence_parallel: bool,
+        in_pieces: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.main_grad, ctx.group, ctx.sequence_parallel = main_grad_of(weight), group, sequence_parallel
+        if group is not None and sequence_parallel and in_pieces:
+            y = gathered_product(x, weight, group)
+            return y if bias is None else y.add_(bias)
         if group is not None and sequence_parallel:
             x, gathered = _begin_gather(x, group)
             gathered.wait()
@@ -72,7 +79,7 @@ class _Product(torch.autograd.Function):
         dbias = rows.sum(0) if needs_dbias else None
         if summed:
             summed.wait()
-        return dx, dweight, dbias, None, None
+        return dx, dweight, dbias, None, None, None
 
 
 def _begin_gather(x: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Any]:

@@ -33,15 +33,13 @@ def pieces_of(rows: int) -> list[slice]:
     return [slice(*ends) for ends in pairwise(rows * i // count for i in range(count + 1))]
 
 
-def gathered_product(x: Tensor, weight: Tensor, bias: Tensor | None, group: dist.ProcessGroup) -> Tensor:
-    """Multiply the tokens of all ranks, of which x [s / tp, b, in] are this one's, by a weight [local out, in], and add
-    a bias [local out]: -> [s, b, local out]. A piece multiplies while the next is gathered.
-
-    The backward pass gathers x again while the gradient of x is computed, and scatters the sum of this gradient over
-    the ranks while that of the weight is, as megatron-core does.
-    """
-    y = _GatheredProduct.apply(x, weight, bias, group)
-    assert isinstance(y, Tensor)
+def gathered_product(x: Tensor, weight: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Multiply the tokens of all ranks, of which x [s / tp, b, in] are this one's, by a weight [local out, in]:
+    -> [s, b, local out], without gradient. A piece multiplies while the next is gathered."""
+    y = x.new_empty(group.size() * len(x), *x.shape[1:-1], len(weight))
+    runs = y.view(group.size(), -1, len(weight))  # [tp, s / tp * b, local out]
+    for piece, gathered in _gathered_pieces(_rows(x), group):
+        _multiply(gathered, weight.t(), runs[:, piece])
     return y
 
 
@@ -54,30 +52,6 @@ def summed_product(x: Tensor, weight: Tensor, group: dist.ProcessGroup, scatter:
     y = _SummedProduct.apply(x, weight, group, scatter)
     assert isinstance(y, Tensor)
     return y
-
-
-class _GatheredProduct(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, group: dist.ProcessGroup) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.main_grad, ctx.group = main_grad_of(weight), group
-        y = x.new_empty(group.size() * len(x), *x.shape[1:-1], len(weight))
-        runs = y.view(group.size(), -1, len(weight))  # [tp, s / tp * b, local out]
-        for piece, gathered in _gathered_pieces(_rows(x), group):
-            _multiply(gathered, weight.t(), runs[:, piece])
-        return y if bias is None else y.add_(bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        x, weight = ctx.saved_tensors
-        needs_dx, needs_dweight, needs_dbias, _ = ctx.needs_input_grad
-        rows = grad.reshape(-1, grad.shape[-1])
-        gathering = _gather(_rows(x), ctx.group) if needs_dweight else None
-        summing = _scatter_sum(rows @ weight, ctx.group) if needs_dx else None
-        dweight = None if gathering is None else weight_gradient(rows, gathering.wait(), weight, ctx.main_grad)
-        dbias = rows.sum(0) if needs_dbias else None
-        return None if summing is None else summing.wait().view_as(x), dweight, dbias, None
 
 
 class _SummedProduct(torch.autograd.Function):
@@ -144,10 +118,8 @@ def _gather(rows: Tensor, group: dist.ProcessGroup) -> _Message:
     return _Message(dist.all_gather_into_tensor(whole, rows, group=group, async_op=True), rows, whole)
 
 
-def _scatter_sum(whole: Tensor, group: dist.ProcessGroup, own: Tensor | None = None) -> _Message:
-    """Begin to sum [tp * n, h] over the ranks, each of which is given its run of the rows [n, h], in `own`."""
-    if own is None:
-        own = whole.new_empty(len(whole) // group.size(), whole.shape[1])
+def _scatter_sum(whole: Tensor, group: dist.ProcessGroup, own: Tensor) -> _Message:
+    """Begin to sum [tp * n, h] over the ranks, each of which is given its run of the rows in `own` [n, h]."""
     return _Message(dist.reduce_scatter_tensor(own, whole, group=group, async_op=True), whole, own)
 
 

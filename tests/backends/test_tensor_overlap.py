@@ -1,6 +1,6 @@
 """What tensor-parallel linears compute while their messages travel, in two real processes.
 
-megatron-core overlaps messages of the backward pass of column-parallel linears by itself; `parallel.tp_comm_overlap`
+As in megatron-core, messages of the backward pass of column-parallel linears overlap always; `parallel.tp_comm_overlap`
 adds the others, in pieces. A linear's events are all of its products and messages, in their order.
 """
 
@@ -30,7 +30,7 @@ def events(seen, linear):
     return first["forward"], first["backward"]
 
 
-class TestOfMegatronCore:
+class TestAlways:
     """Without the key, and where it changes nothing."""
 
     @pytest.mark.parametrize("linear", ["column", "column overlap"])
@@ -84,10 +84,10 @@ class TestInPieces:
         )
 
     def test_a_column_parallel_linear_gathers_while_it_multiplies(self, seen):
-        """Its backward pass overlaps as megatron-core's does."""
+        """Its backward pass is the same."""
         assert events(seen, "column sequence overlap") == (
             gathered_in_pieces(),
-            ["gather 0", "product 0", "scatter 0", "wait for gather 0", "weight product 0", "wait for scatter 0"],
+            ["gather 0", "product 0", "wait for gather 0", "scatter 0", "weight product 0", "wait for scatter 0"],
         )
 
     def test_a_frozen_weight_has_neither_a_gradient_nor_its_messages(self, seen):
