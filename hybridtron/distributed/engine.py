@@ -8,6 +8,7 @@ the last what the next stage is given by `set_input_tensor`.
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -127,7 +128,8 @@ class Engine:
         self.chunks = Gathered(chunks, self.gathers.wait)
         self.expert_loads = ExpertLoads(chunks, specs, parallel_context.device)
         self.optimizer = make_optimizer(self.replicas, config, adamw, parallel.distributed_optimizer, parallel_context)
-        self.layer_statistics: LayerStatistics | None = None  # of the next step
+        self.layer_statistics: LayerStatistics | None = None  # of the next step that ends
+        self.is_stepping = False  # or a step has failed
         self.average = WeightAverage(self.optimizer, self.replicas, self.gathers, *adamw.ema) if adamw.ema else None
         config.finalize_model_grads_func = partial(finalize_ordered, self.reductions)
         config.grad_scale_func = self.optimizer.scale_loss
@@ -138,8 +140,13 @@ class Engine:
             self.recorded = RecordedPasses(passes, self._zero_gradients, self.replicas, parallel_context.device, stream)
 
     def train_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
-        """Update the parameters from this process's micro-batches, unless the loss or a gradient is not finite."""
-        statistics, self.layer_statistics = self.layer_statistics, None
+        """Update the parameters from this process's micro-batches, unless the loss or a gradient is not finite.
+
+        After an exception, before the update, all processes may call this again: it begins anew.
+        """
+        if self.is_stepping:
+            self._forget_step()
+        self.is_stepping, statistics = True, self.layer_statistics
         for replica in self.replicas:
             replica.train()
         self._zero_gradients()
@@ -174,10 +181,23 @@ class Engine:
                 statistics.after_update()
         if self.fp8:
             self.fp8.end_step(applied)
+        self.is_stepping, self.layer_statistics = False, None
         return StepResult(loss, grad_norm, applied, shares, fmean(further) if further else None)
+
+    def _forget_step(self) -> None:
+        """Leave nothing of a step that failed to the next one; all processes call this."""
+        gc.collect()  # of the graph that it left, and of megatron-core's contexts in it
+        for order in self.reductions:
+            order.forget()
+        if self.fp8:
+            self.fp8.end_step(applied=False)
+        if self.layer_statistics:
+            self.layer_statistics.restart()
 
     def collect_layer_statistics(self) -> LayerStatistics:
         """Return what collects the per-layer norms of the next training step, and gives them after it."""
+        if self.layer_statistics:
+            self.layer_statistics.stop()
         self.layer_statistics = LayerStatistics(self.chunks.chunks, self.specs, self.optimizer, self.parallel_context)
         return self.layer_statistics
 

@@ -71,11 +71,20 @@ class LayerStatistics:
         it. `grad_norm`: norm of the gradients of a layer's parameters, before clipping. `update_ratio`: norm of their
         update over their norm before it. None where a part of the model has no such number.
         """
-        for hook in self.hooks:
-            hook.remove()
+        self.stop()
         dist.all_reduce(self.sums)
         sums = [dict(zip(SUMS, row, strict=True)) for row in self.sums.tolist()]
         return {layer: _numbers(sums[row], layer.isdecimal()) for layer, row in self.rows.items()}
+
+    def stop(self) -> None:
+        """Watch the layers no longer."""
+        for hook in self.hooks:
+            hook.remove()
+
+    def restart(self) -> None:
+        """Forget what was added up."""
+        self.sums.zero_()
+        self.before = []
 
     def _add_activations(self, layer: str, module: Any, inputs: tuple[Any, ...], output: Stream) -> None:
         """Add up what a layer adds to the residual stream, and the stream after it; of the first also that before."""

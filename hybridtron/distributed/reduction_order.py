@@ -40,6 +40,15 @@ class ReductionOrder:
         for index in range(len(self.begin)):
             self.add(index)
 
+    def forget(self) -> None:
+        """Complete what a step that failed has begun, and forget it and which gradients there were."""
+        for group in self.groups:
+            if group.grad_reduce_handle is not None:
+                group.grad_reduce_handle.wait()
+                group.grad_reduce_handle = None
+            group.per_param_grad_ready_counts.clear()
+        self.end()
+
     def end(self) -> None:
         """Forget what was begun, after the reductions of a step.
 

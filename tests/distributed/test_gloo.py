@@ -49,7 +49,7 @@ from hybridtron.distributed.groups import process_groups
 with process_groups(ParallelConfig(), Environment(0, 1, 0, None, "single")):
     group = torch.distributed.new_group()
     shards = [torch.full([64], float(number)) for number in range(32)]
-    for _ in range(2000):
+    for _ in range(1000):
         whole = [torch.zeros(64) for _ in shards]
         under_way = [group.allgather_into_tensor_coalesced([one], [shard]) for one, shard in zip(whole, shards)]
         for each in under_way:
@@ -59,6 +59,6 @@ with process_groups(ParallelConfig(), Environment(0, 1, 0, None, "single")):
 
 
 def test_many_coalesced_gathers_under_way_leave_memory_whole(tmp_path):
-    """With two threads the process ends by a signal, in most runs."""
+    """With two threads the process ends by a signal, in many runs."""
     done = run([sys.executable, "-c", GATHERS], env=environment(), cwd=tmp_path, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr.decode()

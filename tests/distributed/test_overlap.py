@@ -3,17 +3,14 @@
 import json
 import math
 import sys
-from contextlib import contextmanager
 
 import pytest
 import torch
 
-from hybridtron.distributed.environment import Environment
-from hybridtron.distributed.groups import process_groups
-from hybridtron.training.build import build_engine
-from tests.distributed.layouts import DO_OVERLAP, OVERLAP, Layout
+from tests.distributed.alone import one_process
+from tests.distributed.layouts import DO_OVERLAP, OVERLAP
 from tests.distributed.models import MODELS
-from tests.distributed.walk import hide_until_waited_for, micro_batches, run_config
+from tests.distributed.walk import hide_until_waited_for, micro_batches
 from tests.warm import launch
 
 
@@ -91,25 +88,6 @@ def _position(name):
     """The layer before which a parameter is read; -1 before all."""
     kind, number = name.split(".")[:2]
     return int(number) if kind == "layers" else -1 if kind == "embedding" else 5
-
-
-@contextmanager
-def one_process(model, parallel, bucket_elements=1):
-    """Yield the engine of a model of the table, by default with a bucket for each parameter, and a step of it."""
-    config = run_config(Layout(model, parallel=parallel))
-    with (
-        process_groups(config.parallel, Environment(0, 1, 0, None, "single")) as parallel_context,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        from hybridtron.distributed import replicas  # imports megatron-core, which process_groups must come before
-
-        patch.setattr(replicas, "BUCKET_ELEMENTS", bucket_elements)
-        engine, _ = build_engine(config, parallel_context)
-
-        def step(number):
-            return engine.train_step(micro_batches(number, parallel_context, config.data.isolates), lr=1e-2)
-
-        yield engine, step
 
 
 def leaving_out_layers(parallel, left_out=1, bucket_elements=1):
