@@ -37,6 +37,7 @@ def plan(
     overhead_gib: float | None = None,
     disk_gb_per_s: float | None = None,
     table: Path | str | None = None,
+    gpus_per_node: int = 8,
 ) -> Plan:
     """Work out stages, memory and traffic of a config's layout on `gpus` processes.
 
@@ -50,6 +51,7 @@ def plan(
         disk_gb_per_s: rate in 10^9 bytes per second at which all processes together write a checkpoint.
         overhead_gib: memory beside tensors (CUDA context, buffers of NCCL); by default 2 on a GPU, 0.5 on a CPU.
         table: layers.csv of `measure_efficiency`, whose measured times stand in place of FLOPs.
+        gpus_per_node: processes of a node, for its pinned CPU memory.
 
     Raises:
         UserError: where the layout does not fit the model or the number of processes.
@@ -59,8 +61,10 @@ def plan(
     from hybridtron.planner.memory import Capacity
     from hybridtron.planner.plan import plan
 
-    if not isinstance(gpus, int) or gpus < 1:
-        raise UserError(f"gpus = {gpus!r}: expected a whole number of at least 1")
+    for key, number in {"gpus": gpus, "gpus_per_node": gpus_per_node}.items():
+        if not isinstance(number, int) or number < 1:
+            raise UserError(f"{key} = {number!r}: expected a whole number of at least 1")
     capacity = Capacity.of(device, memory_gib, overhead_gib)
     measured = None if table is None else Path(table)
-    return plan(read_training_config(config, *overrides), gpus, dry_run, capacity, disk_gb_per_s, measured)
+    resolved = read_training_config(config, *overrides)
+    return plan(resolved, gpus, dry_run, capacity, disk_gb_per_s, measured, gpus_per_node)

@@ -28,6 +28,13 @@ def add_arguments(verb: ArgumentParser) -> None:
         help="memory beside tensors: CUDA context, buffers of NCCL (default: 2 on a GPU, 0.5 on a CPU)",
     )
     verb.add_argument(
+        "--gpus-per-node",
+        type=int,
+        default=8,
+        metavar="N",
+        help="processes of a node, for its pinned CPU memory (default: %(default)d)",
+    )
+    verb.add_argument(
         "--disk-gb-per-s",
         type=float,
         metavar="RATE",
@@ -53,6 +60,7 @@ def run(options: argparse.Namespace) -> int:
         overhead_gib=options.overhead_gib,
         disk_gb_per_s=options.disk_gb_per_s,
         table=options.table,
+        gpus_per_node=options.gpus_per_node,
     )
     print_result(made, options.json)
     return 0

@@ -60,6 +60,12 @@ class ParallelConfig(Strict):
         description="Activations that the backward pass computes again: those of a layer's core operation (selective), "
         "all of a layer (full), or none; one word for all layers, or one per block name.",
     )
+    cpu_offload_layers: int = Field(
+        0,
+        ge=0,
+        description="Layers, from the first of each run of layers that a process holds, whose activations wait for the "
+        "backward pass in pinned CPU memory; on a CPU of no effect, as they are there already.",
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> ParallelConfig:

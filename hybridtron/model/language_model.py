@@ -15,6 +15,7 @@ from hybridtron.documents import Documents
 from hybridtron.mixers.contract import MixerConfig
 from hybridtron.mixers.mixer import Mixer, State
 from hybridtron.mixers.mixer import recompute as recomputed
+from hybridtron.model.activation_offload import ActivationOffload
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.multi_token import MTPModule
 from hybridtron.model.residual import plain
@@ -150,6 +151,7 @@ class LanguageModel(nn.Module):
         self.backend = backend
         self.received: Tensor | None = None
         self.forward_context: Callable[[], AbstractContextManager[None]] = nullcontext  # of the layers
+        self.offload: ActivationOffload | None = None  # of what the layers save
 
     def _mtp_modules(self, config: ModelConfig, backend: Backend, recompute: Callable[[str], str]) -> nn.ModuleList:
         """Build the modules for multi-token prediction, whose layers have a plain residual stream."""
@@ -219,6 +221,8 @@ class LanguageModel(nn.Module):
 
     def run_layers(self, stream: Stream, documents: Documents | None = None) -> Stream:
         """Map the stream before this stage's first layer to that after its last one."""
+        if self.offload and torch.is_grad_enabled():
+            return self.offload.run(stream, documents)
         for layer in self.layers.values():
             stream = layer(stream, documents)
         return stream

@@ -15,10 +15,12 @@ from torch import Tensor
 from hybridtron.distributed.cpu_compat import cuda_calls_on_cpu
 from hybridtron.distributed.groups import ParallelContext, make_groups, parallel_context_of
 from hybridtron.errors import UserError
+from hybridtron.model.activation_offload import ActivationOffload
 from hybridtron.model.language_model import LanguageModel
 from hybridtron.model.tensors import model_tensors
 from hybridtron.ops.device import choosing_for
 from hybridtron.planner.fake_process_group import Traffic, fake_process_group
+from hybridtron.planner.host_memory import HostMemory
 from hybridtron.planner.live_memory import LiveMemory, Phase, mark_phases
 from hybridtron.tensors import TensorSpec
 from hybridtron.training.build import build_chunks
@@ -26,6 +28,7 @@ from hybridtron.training.config import RunConfig
 
 META = torch.device("meta")
 EMBEDDING, LOSS, OUTPUT, MTP = "the embedding", "the loss", "the output", "multi-token prediction"
+INPUT = "the input"
 Device = Literal["gpu", "cpu"]
 
 
@@ -35,7 +38,7 @@ class Passes:
 
     `temporaries` is what lives beyond what is kept when most lives, which is in the phase `peak`. `loss` is what
     final norm, logits, loss and their gradients take at most; `layer` the most that the backward pass of a layer adds:
-    gradients, temporaries, and what it recomputes.
+    gradients, temporaries, and what it recomputes. `host` is what waits in pinned CPU memory in place of the GPU's.
     """
 
     kept: dict[str, int]  # by part: the embedding, the layers of each block, the loss, a stage's output
@@ -43,10 +46,12 @@ class Passes:
     peak: str
     loss: int
     layer: int
+    host: int = 0
 
     @classmethod
-    def of(cls, memory: LiveMemory, kept: dict[str, int]) -> Passes:
-        """Read the memory after both passes; `kept` is what the forward pass has left for the backward pass."""
+    def of(cls, memory: LiveMemory, kept: dict[str, int], host: int) -> Passes:
+        """Read the memory after both passes; `kept` is what the forward pass has left for the backward pass, and `host`
+        what of it is in CPU memory."""
         peak = max(memory.largest, key=lambda phase: memory.largest[phase])
         loss = [size for phase, size in memory.largest.items() if phase.part == LOSS]
         layers = [
@@ -60,6 +65,7 @@ class Passes:
             peak=str(peak),
             loss=max(loss) - memory.at_start[Phase(LOSS)] if Phase(LOSS) in memory.at_start else 0,
             layer=max(layers),
+            host=host,
         )
 
     @classmethod
@@ -73,6 +79,7 @@ class Passes:
             peak=peak.peak,
             loss=max(chunk.loss for chunk in chunks),
             layer=max(chunk.layer for chunk in chunks),
+            host=sum(chunk.host for chunk in chunks),
         )
 
 
@@ -101,7 +108,7 @@ def run_stage(config: RunConfig, world_size: int, pipeline_rank: int, device: De
         chunks, _ = build_chunks(config, parallel_context)
         parameters = _check_parameters(config, chunks, parallel_context)
         traffic.sent.clear()
-        passes = [_pass(config, chunk, parallel_context) for chunk in chunks]
+        passes = [_pass(config, chunk, parallel_context, device) for chunk in chunks]
         return StageRun(parameters, Passes.together(passes), dict(traffic.sent))
 
 
@@ -139,12 +146,15 @@ def _check_parameters(
     return dict(held)
 
 
-def _pass(config: RunConfig, chunk: LanguageModel, parallel_context: ParallelContext) -> Passes:
+def _pass(config: RunConfig, chunk: LanguageModel, parallel_context: ParallelContext, device: Device) -> Passes:
     """Run a chunk forward and backward and count what its tensors take."""
     batch, run = config.train.micro_batch_size, config.data.seq_len // parallel_context.context.size
     shards = parallel_context.shards.tensor.size if config.parallel.sequence else 1
     shape = (run // shards, batch, chunk.packing.width)
-    memory = LiveMemory(chunk.parameters(), Phase(EMBEDDING))
+    memory, host = LiveMemory(chunk.parameters(), Phase(EMBEDDING)), HostMemory()
+    if config.parallel.cpu_offload_layers and device == "gpu":
+        chunk.offload = ActivationOffload(chunk.layer_list, config.parallel.cpu_offload_layers, host)
+        chunk.offload.on_kept = memory.save
     with memory:
         tokens = torch.empty(batch, run, dtype=torch.long)
         if not chunk.stage.is_first:
@@ -159,12 +169,15 @@ def _pass(config: RunConfig, chunk: LanguageModel, parallel_context: ParallelCon
                 f"dry run: stage {chunk.stage.index} gives shape {tuple(result.shape)}; expected {expected}"
             )
         kept = memory.kept()
-        if not chunk.stage.is_last:  # megatron-core's schedule holds on to it until its backward pass
+        # megatron-core's schedule holds on to both until the backward pass
+        if not chunk.stage.is_last:
             kept[OUTPUT] = result.untyped_storage().nbytes()
+        if chunk.received is not None and not memory.is_saved(chunk.received):
+            kept[INPUT] = chunk.received.untyped_storage().nbytes()
         memory.enter(Phase(LOSS, backward=True))
         results = [result, *output[2:]] if chunk.stage.is_last else [result]  # also losses of further tokens
         torch.autograd.backward(results, [torch.empty_like(each) for each in results])
-    return Passes.of(memory, kept)
+    return Passes.of(memory, kept, host.size)
 
 
 def _mark(config: RunConfig, chunk: LanguageModel, memory: LiveMemory) -> None:

@@ -68,6 +68,10 @@ class LiveMemory(TorchDispatchMode):
             self.saved.setdefault(key, self.phase)
         return tensor
 
+    def is_saved(self, tensor: Tensor) -> bool:
+        """Return whether the backward pass needs the tensor's storage."""
+        return tensor.untyped_storage()._cdata in self.saved
+
     def kept(self) -> dict[str, int]:
         """Return the bytes that the backward pass still needs, by the part that keeps them."""
         sizes: Counter[str] = Counter()

@@ -42,6 +42,7 @@ class StageMemory:
     `activations` are kept for the backward passes of all micro-batches in flight. `temporaries` live beside them at
     the peak, which is in the phase `peak`. `loss` (final norm, logits, loss and their gradients) and `layer` (what the
     backward pass of a layer adds, with what it recomputes) say what temporaries come from; they are no further memory.
+    `pinned` is CPU memory: what `parallel.cpu_offload_layers` moves there of all micro-batches in flight.
     """
 
     weights: int
@@ -55,6 +56,7 @@ class StageMemory:
     peak: str | None = None
     loss: int | None = None
     layer: int | None = None
+    pinned: int | None = None
 
     @classmethod
     def of(
@@ -72,11 +74,12 @@ class StageMemory:
             peak=passes.peak,
             loss=passes.loss,
             layer=passes.layer,
+            pinned=round(passes.host * in_flight),
         )
 
     @property
     def total(self) -> int:
-        """Add up the bytes at the peak, without what is None."""
+        """Add up the bytes at the peak, without what is None and without CPU memory of a GPU's process."""
         static = self.weights + self.gradients + self.optimizer + self.overhead
         return static + (self.activations or 0) + (self.temporaries or 0)
 

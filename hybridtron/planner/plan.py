@@ -31,6 +31,8 @@ from hybridtron.tensors import TensorSpec
 from hybridtron.training.config import RunConfig
 from hybridtron.training.validation.resolve import data_parallel_size
 
+GPUS_PER_NODE = 8
+
 
 @dataclass(frozen=True)
 class StagePlan:
@@ -52,7 +54,8 @@ class StagePlan:
 @dataclass(frozen=True)
 class Plan(Shown):
     """`parameters` counts the model's once; `parameters_over_processes` adds up the distinct shards that the processes
-    hold. `bubble` is the share of a step in which a process waits for the pipeline."""
+    hold. `bubble` is the share of a step in which a process waits for the pipeline. `pinned_bytes_per_node` is the
+    pinned CPU memory of the processes of the node that has most of it."""
 
     name: str
     gpus: int
@@ -64,6 +67,8 @@ class Plan(Shown):
     parameters_over_processes: int
     device: Device
     fit: Fit
+    gpus_per_node: int
+    pinned_bytes_per_node: int | None  # None without a dry run
     stages: list[StagePlan]
     sent_bytes_per_step: dict[str, int] | None  # of all processes together
     checkpoint: CheckpointSize
@@ -81,6 +86,7 @@ def plan(
     capacity: Capacity | None = None,
     disk_gb_per_s: float | None = None,
     table: Path | None = None,
+    gpus_per_node: int = GPUS_PER_NODE,
 ) -> Plan:
     """Plan a resolved config on so many processes; with `dry_run` build and run every distinct stage without values.
     `table` has measured times of layers, by which processes are compared in place of FLOPs.
@@ -117,6 +123,8 @@ def plan(
         parameters_over_processes=total,
         device=capacity.device,
         fit=Fit.of(capacity, [stage.memory for stage in plans]),
+        gpus_per_node=gpus_per_node,
+        pinned_bytes_per_node=_pinned_on_a_node(plans, gpus, gpus_per_node) if dry_run else None,
         stages=plans,
         sent_bytes_per_step=_sent_by_all(plans, gpus // parallel.pipeline) if dry_run else None,
         checkpoint=checkpoint_size(config, specs, held, replicas, gpus, disk_gb_per_s),
@@ -156,6 +164,12 @@ def _dry_runs(
             raise UserError(f"dry run: a process of stage {rank} holds {found} parameters; expected {expected}")
         of_rank.append(run)
     return of_rank
+
+
+def _pinned_on_a_node(plans: list[StagePlan], gpus: int, gpus_per_node: int) -> int:
+    """Return the largest pinned memory of a node's processes; those of a stage come one after another."""
+    of_process = [stage.memory.pinned or 0 for stage in plans for _ in range(gpus // len(plans))]
+    return max(sum(of_process[first : first + gpus_per_node]) for first in range(0, gpus, gpus_per_node))
 
 
 def _sent_by_all(plans: list[StagePlan], processes: int) -> dict[str, int]:

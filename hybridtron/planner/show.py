@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from hybridtron.distributed.config import ParallelConfig
 from hybridtron.planner.checkpoint_size import CheckpointSize
 from hybridtron.planner.memory import GIB, StageMemory
 from hybridtron.planner.plan import Plan
@@ -18,10 +19,9 @@ NAMES = {"gpu": "GPU", "cpu": "CPU process"}
 @show.register(Plan)
 def show_plan(plan: Plan, console: Console) -> None:
     """Print the plan: layout, a row per stage, memory, and what the processes send per step."""
+    defaults = {**ParallelConfig().model_dump(), "data": 1}
     used = ", ".join(
-        key if value is True else f"{key} {value}"
-        for key, value in plan.layout.items()
-        if value is True or value not in (1, False, "none")
+        key if value is True else f"{key} {value}" for key, value in plan.layout.items() if value != defaults[key]
     )
     console.print(f"{plan.name} on {plural(plan.gpus, 'process', 'processes')}: {used or 'one copy of the model'}")
     console.print(
@@ -97,6 +97,11 @@ def _show_memory(plan: Plan, console: Console) -> None:
     console.print(f"fits in {fit.memory / GIB:g} GiB: {unknown if fit.fits is None else answer[fit.fits]}")
     for stage in plan.stages:
         _explain(stage.pipeline_rank, stage.memory, console)
+    if plan.pinned_bytes_per_node:
+        console.print(
+            f"pinned CPU memory, as PyTorch rounds it: {byte_size(plan.pinned_bytes_per_node)} on a node of "
+            f"{plural(min(plan.gpus, plan.gpus_per_node), 'process', 'processes')}, the most of all nodes"
+        )
 
 
 def _show_checkpoint(checkpoint: CheckpointSize, console: Console) -> None:
@@ -125,6 +130,8 @@ def _explain(rank: int, memory: StageMemory, console: Console) -> None:
         f"backward passes of the micro-batches in flight: {parts}",
         soft_wrap=True,
     )
+    if memory.pinned:
+        console.print(f"  {byte_size(memory.pinned)} more of them in pinned CPU memory", soft_wrap=True)
     peaks = [f"a layer's backward pass takes up to {byte_size(memory.layer or 0)} more"]
     if memory.loss:
         peaks.append(f"logits and loss, with their gradients, up to {byte_size(memory.loss)}")

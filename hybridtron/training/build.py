@@ -10,8 +10,10 @@ from hybridtron.backends.installation import NEEDS_CUDA, transformer_engine_prob
 from hybridtron.distributed.config import AMAX_HISTORY
 from hybridtron.distributed.groups import ParallelContext
 from hybridtron.errors import UserError
+from hybridtron.model.activation_offload import ActivationOffload
 from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel
+from hybridtron.model.pinned_memory import PinnedMemory
 from hybridtron.model.quantized import quantized_linears
 from hybridtron.model.residual.stream import Packing
 from hybridtron.model.stage import cut, imbalance, stage_costs
@@ -48,6 +50,8 @@ def build_chunks(config: RunConfig, parallel_context: ParallelContext) -> tuple[
         chunk = LanguageModel(model, backend, stage, parallel.recompute_of, width)
         if parallel_context.device.type != "meta":
             initialize(chunk, model, config.seed, parallel_context.shards)
+        if parallel.cpu_offload_layers and parallel_context.device.type == PinnedMemory.device:
+            chunk.offload = ActivationOffload(chunk.layer_list, parallel.cpu_offload_layers, PinnedMemory())
         chunks.append(chunk)
     return chunks, megatron
 

@@ -245,6 +245,10 @@ class RunConfig(Strict):
             if any(getattr(mixer, "capacity_factor", None) is not None for mixer in model.blocks[name].mixers):
                 limit = f"model.blocks.{name}.capacity_factor"
                 yield problem("data.documents", "isolate", f"flow with {limit}, which is a share of whole sequences")
+        if parallel.cpu_offload_layers > layers:
+            yield problem(
+                "parallel.cpu_offload_layers", parallel.cpu_offload_layers, f"at most {layers}, as the model has"
+            )
         if isinstance(parallel.recompute, dict):
             for name in parallel.recompute:
                 if name not in model.blocks:
@@ -287,6 +291,7 @@ class RunConfig(Strict):
                 identity["train"].pop(key)
         if not self.train.batch_warmup:
             identity["train"].pop("batch_warmup")
+        identity["parallel"].pop("cpu_offload_layers")
         identity["optimizer"] = self.optimizer.identity()
         identity["schedule"] = self.schedule.identity()
         identity["data"].pop("loader")

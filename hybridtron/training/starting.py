@@ -146,6 +146,8 @@ def begin(trainer: Trainer, folder: RunFolder, start: Start) -> None:
         trainer.print_line(describe_stages(config))
     if config.train.cuda_graphs and trainer.engine.recorded is None:
         trainer.print_line("train.cuda_graphs: there is no GPU; steps run as without it")
+    if config.parallel.cpu_offload_layers and trainer.parallel_context.device.type == "cpu":
+        trainer.print_line("parallel.cpu_offload_layers has no effect on a CPU: activations are in its memory already")
     if start.weights:
         trainer.print_line(f"begins with the weights of {start.weights}{_remainder(start.initial)}")
     if trains:
