@@ -131,7 +131,7 @@ def _explain(rank: int, memory: StageMemory, console: Console) -> None:
         soft_wrap=True,
     )
     if memory.pinned:
-        console.print(f"  {byte_size(memory.pinned)} more of them in pinned CPU memory", soft_wrap=True)
+        console.print(f"  {byte_size(memory.pinned)} of theirs wait in pinned CPU memory", soft_wrap=True)
     peaks = [f"a layer's backward pass takes up to {byte_size(memory.layer or 0)} more"]
     if memory.loss:
         peaks.append(f"logits and loss, with their gradients, up to {byte_size(memory.loss)}")

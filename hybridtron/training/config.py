@@ -246,9 +246,8 @@ class RunConfig(Strict):
                 limit = f"model.blocks.{name}.capacity_factor"
                 yield problem("data.documents", "isolate", f"flow with {limit}, which is a share of whole sequences")
         if parallel.cpu_offload_layers > layers:
-            yield problem(
-                "parallel.cpu_offload_layers", parallel.cpu_offload_layers, f"at most {layers}, as the model has"
-            )
+            expected = f"at most {layers}, the model's layers"
+            yield problem("parallel.cpu_offload_layers", parallel.cpu_offload_layers, expected)
         if isinstance(parallel.recompute, dict):
             for name in parallel.recompute:
                 if name not in model.blocks:
