@@ -183,12 +183,13 @@ class LayerPass:
 class ActivationOffload:
     """Runs `layers`, and keeps what the first `count` of them save in the memory of a host.
 
-    Kept where they are: parameters, buffers and views of them, storages of fewer than `smallest` bytes, and tensors of
-    other devices and kinds. `on_kept` is told of these.
+    Kept where they are: parameters, buffers and views of them, storages of fewer than `smallest` bytes (by default
+    SMALLEST), and tensors of other devices and kinds. `on_kept` is told of these.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], count: int, host: Host, smallest: int = SMALLEST) -> None:
-        self.layers, self.count, self.host, self.smallest = list(layers), count, host, smallest
+    def __init__(self, layers: Sequence[nn.Module], count: int, host: Host, smallest: int | None = None) -> None:
+        self.layers, self.count, self.host = list(layers), count, host
+        self.smallest = SMALLEST if smallest is None else smallest
         self.own = [each for layer in layers for each in (*layer.parameters(), *layer.buffers())]
         self.arriving: list[Arrival] = []
         self.on_kept: Callable[[Tensor], object] = lambda tensor: None

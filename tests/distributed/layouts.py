@@ -73,6 +73,7 @@ LAYOUTS: dict[str, Layout] = {
        for name, layout in {
            "tp2 sp": SP, "cp2": CP, "pp2": PP, "pp2 vpp2": VPP, "tp2 pp2 recomputed": {**TP, **PP, "recompute": "full"},
        }.items() if name in names},
+    "hybrid pp2 vpp2 offloaded": _layout("hybrid", **VPP, cpu_offload_layers=2),
     "uneven tp2 cp2": _layout("uneven", **TP, **CP),
     "normed tp2": _layout("normed", **TP),
     "normed tp2 sp core recomputed": _layout("normed", **SP, recompute="selective"),

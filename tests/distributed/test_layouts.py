@@ -72,6 +72,12 @@ def assert_alike(found, name, model, first, fewest):
     assert norms == pytest.approx(found[model]["grad_norms"][steps], rel=NORM * HALF.get(model, 1))
 
 
+@pytest.mark.parametrize("name", [n for n in LAYOUTS if "cpu_offload_layers" in LAYOUTS[n].parallel])
+def test_activations_in_cpu_memory_change_no_bit(found, name):
+    for key in ("losses", "grad_norms", "gradient_distance"):
+        assert found[name][key] == found[name.removesuffix(" offloaded")][key]
+
+
 @pytest.mark.parametrize("name", [n for n in LAYOUTS if LAYOUTS[n].model == "moe"])
 def test_experts_are_chosen_as_by_one_process(found, name):
     """But for one choice in a step that rounding may turn."""

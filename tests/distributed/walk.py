@@ -47,6 +47,7 @@ from tests.distributed.models import (
     STEPS,
     VOCAB,
 )
+from tests.model.late_host import offloaded
 
 
 def run_config(layout: Layout) -> RunConfig:
@@ -175,6 +176,9 @@ def try_layout(name: str, layout: Layout, parallel_context: ParallelContext, fol
     config = run_config(layout)
     assert data_parallel_size(config, parallel_context.world_size) == layout.data
     engine, _ = build_engine(config, parallel_context)
+    if count := config.parallel.cpu_offload_layers:  # of no effect on a CPU
+        for chunk in engine.chunks:
+            offloaded(chunk, count)
     found: dict = {"losses": [], "grad_norms": [], "expert_loads": [], "mtp_losses": []}
 
     def save(target: Path) -> None:

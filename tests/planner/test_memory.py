@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from hybridtron.backends.torch import TorchBackend
 from hybridtron.config.load import build
 from hybridtron.errors import UserError
+from hybridtron.model.activation_offload import ActivationOffload
 from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel
+from hybridtron.model.pinned_memory import bytes_of
 from hybridtron.ops.attention.softmax import attention
 from hybridtron.ops.device import choosing_for
 from hybridtron.ops.elementwise.norm import rms_norm
@@ -22,6 +24,7 @@ from hybridtron.tensors import WHOLE
 from hybridtron.training.config import RunConfig
 from hybridtron.training.validation.resolve import resolve
 from tests.mixers.test_contract import CASES
+from tests.model.late_host import offloaded
 
 HIDDEN, VOCAB, SEQ_LEN, BATCH = 32, 320, 96, 2
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -148,6 +151,83 @@ def test_recomputation_moves_bytes_from_what_is_kept_to_the_backward_pass():
     )
     assert full.kept["x"] == 8 * BATCH * SEQ_LEN * HIDDEN * 4
     assert full.layer >= none.layer + (none.kept["x"] - full.kept["x"]) / 8 * 0.5
+
+
+@pytest.fixture
+def small_tensors_move(monkeypatch):
+    monkeypatch.setattr("hybridtron.model.activation_offload.SMALLEST", 1)
+
+
+def total(passes):
+    return sum(passes.kept.values()) + passes.temporaries
+
+
+@pytest.mark.usefixtures("small_tensors_move")
+@pytest.mark.parametrize("case", ["attention", "mamba2", "moe", "rwkv7"])
+def test_activations_of_some_layers_wait_in_cpu_memory(case):
+    """Those of three layers of eight, of which the GPU holds one or two at a time."""
+    none, some, every = (
+        run_stage(config_of(CASES[case], pattern="8*x", parallel={"cpu_offload_layers": n}), 1, 0, "gpu").passes
+        for n in (0, 3, 8)
+    )
+    layer = none.kept["x"] / 8
+    assert some.kept["x"] == pytest.approx(5 * layer, rel=0.03)  # in rwkv7 the others keep what the first one made
+    assert every.kept.get("x", 0) == 0
+    assert total(none) - total(some) == pytest.approx(3 * layer, rel=0.05)
+    assert total(every) < total(none) - 5 * layer
+    assert 3 * layer * 0.97 <= some.host <= 3 * layer * 2  # rounded up to powers of two
+    assert every.host == pytest.approx(some.host * 8 / 3, rel=0.03)
+
+
+@pytest.mark.usefixtures("small_tensors_move")
+def test_cpu_memory_of_a_dry_run_is_what_a_real_pass_sends():
+    """The real pass takes the implementations of CUDA on the CPU."""
+    config = config_of(CASES["mamba2"], pattern="4*x", parallel={"cpu_offload_layers": 2})
+    module, tokens = model_on_cpu(config)
+    host = offloaded(module, 2)
+    with choosing_for("cuda"), patch("hybridtron.ops.dispatch.have_no_values", return_value=True):
+        module(tokens, tokens)
+        with patch("hybridtron.planner.host_memory.pinned_bytes", lambda size: size):
+            assert run_stage(config, 1, 0, "gpu").passes.host == host.sent
+
+
+class UncountedHost:
+    """Copies into arrays, which are no tensors."""
+
+    device = "cpu"
+
+    def send(self, storages):
+        return [bytes_of(storage).numpy().copy() for storage in storages], None
+
+    def fetch(self, copies):
+        return [torch.from_numpy(copy).clone() for copy in copies], None
+
+    def wait(self, event):
+        pass
+
+
+@pytest.mark.usefixtures("small_tensors_move")
+def test_the_peak_with_activations_in_cpu_memory_is_that_of_a_real_pass():
+    """With the implementations of a CPU in both."""
+    config = config_of(CASES["mamba2"], pattern="6*x", parallel={"cpu_offload_layers": 4})
+    module, tokens = model_on_cpu(config)
+    for parameter in module.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    module.offload = ActivationOffload(module.layer_list, 4, UncountedHost())
+    with LiveMemory([*module.parameters(), tokens], Phase("all")) as memory:
+        loss, _ = module(tokens, tokens)
+        loss.backward(torch.ones_like(loss))
+    with patch("hybridtron.planner.dry_run.choosing_for", lambda device: choosing_for("cpu")):
+        passes = run_stage(config, 1, 0, "gpu").passes
+    assert total(passes) == pytest.approx(memory.largest[Phase("all")], rel=0.01)
+
+
+def test_on_a_cpu_nothing_moves():
+    with_key, without = (
+        run_stage(config_of(CASES["mlp"], parallel={"cpu_offload_layers": n}), 1, 0, "cpu").passes for n in (2, 0)
+    )
+    assert with_key == without
+    assert with_key.host == 0
 
 
 def test_a_process_is_compared_with_its_memory():

@@ -1,5 +1,6 @@
 """Plans of layouts that no machine here could run."""
 
+import io
 import json
 import math
 import resource
@@ -9,10 +10,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from hybridtron.backends import tensor_overlap
 from hybridtron.config.load import build
 from hybridtron.planner.plan import plan
+from hybridtron.planner.show import show_plan
 from hybridtron.training.config import RunConfig
 from hybridtron.training.validation.resolve import resolve
 
@@ -28,14 +31,14 @@ BLOCKS["latent"] = {**BLOCKS["moe"], "latent_size": HIDDEN // 4}
 BLOCKS["tight"] = {**BLOCKS["moe"], "capacity_factor": 0.5}
 
 
-def planned(pattern, gpus, model=(), optimizer=(), precision="fp32", **parallel):
+def planned(pattern, gpus, model=(), optimizer=(), precision="fp32", train=(), gpus_per_node=8, **parallel):
     config = {"name": "x", "model": {"hidden_size": HIDDEN, "vocab_size": VOCAB, "blocks": BLOCKS, "pattern": pattern}}
     config["model"] |= dict(model)
-    config |= {"train": {"steps": 1, "global_batch_size": 16, "micro_batch_size": BATCH}}
+    config |= {"train": {"steps": 1, "global_batch_size": 16, "micro_batch_size": BATCH, **dict(train)}}
     config |= {"optimizer": {"lr": 1e-3, **dict(optimizer)}}
     config |= {"data": {"train": "none", "seq_len": SEQ_LEN, "tokenizer": "byte"}, "parallel": parallel}
     config |= {"precision": {"format": precision}}
-    return plan(resolve(build(config, RunConfig)), gpus, dry_run=True)
+    return plan(resolve(build(config, RunConfig)), gpus, dry_run=True, gpus_per_node=gpus_per_node)
 
 
 RESIDUAL = SEQ_LEN * BATCH * HIDDEN * WIDTH  # bytes of a layer's input
@@ -163,6 +166,20 @@ def test_recomputation_keeps_less():
         for how in ("none", "selective", "full")
     }
     assert kept["full"] < kept["selective"] < kept["none"]
+
+
+def test_pinned_memory_is_that_of_all_micro_batches_in_flight_and_of_a_node(monkeypatch):
+    """Two stages on three processes each, of which a node of four has all of the first and one of the second."""
+    monkeypatch.setattr("hybridtron.model.activation_offload.SMALLEST", 1)
+    made = planned("4*mlp", 6, pipeline=2, cpu_offload_layers=1, train={"global_batch_size": 24}, gpus_per_node=4)
+    first, second = (stage.memory.pinned for stage in made.stages)
+    assert first == 2 * second > 0
+    assert made.pinned_bytes_per_node == 3 * first + second
+    console = Console(file=io.StringIO(), width=200)
+    show_plan(made, console)
+    assert "cpu_offload_layers 1" in console.file.getvalue()
+    assert "on a node of 4 processes" in console.file.getvalue()
+    assert planned("4*mlp", 6, pipeline=2, train={"global_batch_size": 24}).pinned_bytes_per_node == 0
 
 
 @pytest.mark.parametrize(("size", "gpus"), [("7b", 8), ("1b", 64), ("7b", 1024)])

@@ -20,7 +20,8 @@ def test_other_layouts_train_and_evaluate_the_same(tiny, hybridtron):
         "data parallel": ["--nproc", 2],
         "tensor and sequence parallel": [
             "parallel.tensor=2", "parallel.sequence=true", "--nproc", 2],
-        "interleaved pipeline": ["parallel.pipeline=2", "parallel.virtual_pipeline=2", "--nproc", 2],
+        "interleaved pipeline": [
+            "parallel.pipeline=2", "parallel.virtual_pipeline=2", "parallel.cpu_offload_layers=1", "--nproc", 2],
         "smaller micro-batches": ["train.micro_batch_size=1"],
         "torch backend": ["model.backend=torch"],
     }  # fmt: skip
@@ -30,6 +31,8 @@ def test_other_layouts_train_and_evaluate_the_same(tiny, hybridtron):
         shared = [f"folder={folder}", "train.eval_sequences=7", "train.sample_tokens=8"]
         result = hybridtron("train", tiny, *shared, *overrides)
         assert result.returncode == 0, result.stderr
+        without_effect = "parallel.cpu_offload_layers has no effect on a CPU" in result.stdout
+        assert without_effect == (name == "interleaved pipeline")
         found[name] = losses(folder)
         assert found[name] == pytest.approx(found["one process"], abs=BOUND), name
         samples.add(json.loads((folder / "summary.json").read_text())["sample"])

@@ -60,6 +60,8 @@ IMPOSSIBLE = {
         ["train.micro_batch_size=4"], 2, ["train.global_batch_size = 4", "nearest: 8, or micro_batch_size 2"]),
     "recomputing an unknown block": (
         ["parallel.recompute={att: full}"], 1, ["parallel.recompute.att", "nearest: attn"]),
+    "more layers in CPU memory than there are": (
+        ["parallel.cpu_offload_layers=5"], 1, ["parallel.cpu_offload_layers = 5", "at most 4"]),
     "the torch backend over processes": (
         ["parallel.tensor=2", "model.backend=torch"], 2, ["model.backend", "megatron"]),
     "no such number": (["parallel.context=0"], 1, ["parallel.context", "0", "at least 1"]),
