@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from hybridtron.training.config import RunConfig
 FORMATS = ("bf16", "tensorwise", "delayed", "blockwise")
 SEQ_LENS = {4096: 2, 8192: 1}  # sequences of a micro-batch
 REPEATS = 8
+SAVING: list[dict[str, Any]] = [{"recompute": "full"}, {"cpu_offload_layers": 4}]  # memory; `parallel` of ours alone
 
 
 def slice_rows(quick: bool, tiny: bool, budget: Budget, kernels: Path | None = None) -> Iterator[Row]:
@@ -51,9 +53,13 @@ def slice_rows(quick: bool, tiny: bool, budget: Budget, kernels: Path | None = N
             call = partial(_recorded, part, seq_len, lengths[seq_len], tiny, context, budget)
             yield from attempted("slice", f"{_label(part, 'bf16', seq_len)}, CUDA graphs", call)
             _free()
-        if not tiny and not quick:
-            call = partial(_pair, SLICES[0], "bf16", 8192, 1, tiny, context, budget, kernels, recompute="full")
-            yield from attempted("slice", _label(SLICES[0], "bf16", 8192, "full"), call)
+        longest = max(lengths)
+        for parallel in () if quick else SAVING:
+            call = partial(
+                _pair, SLICES[0], "bf16", longest, lengths[longest], tiny, context, budget, kernels, parallel
+            )
+            yield from attempted("slice", _label(SLICES[0], "bf16", longest, parallel), call)
+            _free()
 
 
 def _precision(part: Slice, name: str, tiny: bool) -> dict[str, Any]:
@@ -75,34 +81,33 @@ def _pair(
     context: ParallelContext,
     budget: Budget,
     kernels: Path | None,
-    recompute: str = "none",
+    parallel: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Row]:
-    """Time a step of ours and of megatron-core's stack in turn."""
+    """Time a step of ours and of megatron-core's stack in turn; with keys of `parallel`, of ours alone."""
     budget.require(5)
     model = {} if name == "bf16" or tiny else {"backend": "transformer_engine"}
     config = run_config(part, seq_len, batch, _precision(part, name, tiny), tiny, **model)
-    parallel = config.parallel.model_copy(update={"recompute": recompute})
-    config = config.model_copy(update={"parallel": parallel})
+    config = config.model_copy(update={"parallel": config.parallel.model_copy(update=parallel)})
     steps = {"ours": train_step(build_own(config, context), config)}
     rows: list[Row] = []
     try:
-        if recompute == "none":
+        if not parallel:
             engine = build_megatron(part, config, None if name == "bf16" else name, context)
             steps["megatron-core"] = train_step(engine, config)
             steps["megatron-core"]()
     except Exception as error:
         steps.pop("megatron-core", None)
-        rows.append(Row("slice", f"{_label(part, name, seq_len, recompute)}, megatron-core", error=first_line(error)))
+        rows.append(Row("slice", f"{_label(part, name, seq_len, parallel)}, megatron-core", error=first_line(error)))
     found = interleaved(steps, context.device, 1 if tiny else REPEATS, budget, warmup=1 if tiny else 3)
     for side, times in reversed(found.items()):
-        label = f"{_label(part, name, seq_len, recompute)}, {side}"
-        row = _row(label, config, name, median(times), recompute, context.device)
+        label = f"{_label(part, name, seq_len, parallel)}, {side}"
+        row = _row(label, config, name, median(times), context.device)
         if side == "ours" and "megatron-core" in found:
             row = row._replace(ratio=ratio(times, found["megatron-core"]))
         rows.insert(0, row)
     if kernels:
         for side, step in steps.items():
-            label = f"{_label(part, name, seq_len, recompute)}, {side}, kernels"
+            label = f"{_label(part, name, seq_len, parallel)}, {side}, kernels"
             rows += attempted("slice", label, partial(_kernels_into, kernels, label, step))
     return rows
 
@@ -118,7 +123,7 @@ def _recorded(part: Slice, seq_len: int, batch: int, tiny: bool, context: Parall
     if engine.recorded is not None and not engine.recorded.replays:
         raise RuntimeError("no step was replayed")
     label = f"{_label(part, 'bf16', seq_len)}, CUDA graphs"
-    row = _row(label, config, "bf16", median(found["with"]), "none", context.device)
+    row = _row(label, config, "bf16", median(found["with"]), context.device)
     return [row._replace(ratio=ratio(found["with"], found["without"]))]
 
 
@@ -127,12 +132,12 @@ def _kernels_into(file: Path, label: str, step: Step) -> list[Row]:
     return []
 
 
-def _label(part: Slice, name: str, seq_len: int, recompute: str = "none") -> str:
+def _label(part: Slice, name: str, seq_len: int, parallel: Mapping[str, Any] = MappingProxyType({})) -> str:
     length = f"{seq_len // 1024}k" if seq_len >= 1024 else str(seq_len)
-    return f"{part.name}, {name}, {length}" + (f", recompute {recompute}" if recompute != "none" else "")
+    return ", ".join([part.name, name, length, *(f"{key} {value}" for key, value in parallel.items())])
 
 
-def _row(label: str, config: RunConfig, name: str, seconds: float, recompute: str, device: torch.device) -> Row:
+def _row(label: str, config: RunConfig, name: str, seconds: float, device: torch.device) -> Row:
     flops = 3 * describe(config.model, config.data.seq_len).flops_forward * config.train.global_batch_size
     peak = peak_flops_per_s(device, "bf16" if name == "bf16" else "fp8")
     rate = flops / seconds
@@ -143,7 +148,7 @@ def _row(label: str, config: RunConfig, name: str, seconds: float, recompute: st
         tokens_per_s=config.tokens_per_step / seconds,
         tflops=rate / 1e12,
         mfu=rate / peak if peak else None,
-        hfu=rate * 4 / 3 / peak if peak and recompute == "full" else None,
+        hfu=rate * 4 / 3 / peak if peak and config.parallel.recompute == "full" else None,
         memory_gb=torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None,
     )
 

@@ -21,6 +21,15 @@ from hybridtron.backends.megatron import MegatronBackend, leave_uninitialized
 from hybridtron.tensors import TensorSpec
 
 
+def behind_hooks() -> bool:
+    """Return whether hooks (recomputation, activations in CPU memory) take the tensors that autograd saves.
+
+    The backward pass then gets weights without their attributes. It could add to the gradients' buffer, but would
+    return no gradient, which megatron-core needs to know that a weight is ready where reductions overlap.
+    """
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
 class Linear(te.Linear):
     """Adds weight gradients to the float32 buffer of megatron-core's data parallelism, where there is one.
 
@@ -32,7 +41,7 @@ class Linear(te.Linear):
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         assert weight is None, "the weight is this module's own"
-        self.fuse_wgrad_accumulation = hasattr(self.weight, "main_grad")
+        self.fuse_wgrad_accumulation = hasattr(self.weight, "main_grad") and not behind_hooks()
         in_fp8 = torch.is_grad_enabled() or x.shape[:-1].numel() % self.fp8_alignment == 0
         with self.fp8_context() if in_fp8 else nullcontext():
             return super().forward(x)

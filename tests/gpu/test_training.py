@@ -83,6 +83,54 @@ class TestCudaGraphs:
         assert [each.replays for each in recorded] == [10] * 10 * (cuda.type == "cuda")
 
 
+class TestActivationsInCPUMemory:
+    """Of four layers of six, whose products are the same in each run."""
+
+    def config(self, folder, corpus, count, tokens, width):
+        """A file of a run whose layers save tensors of 4 KiB a token and more, and the key's override."""
+        blocks = {"mlp": {"type": "swiglu", "ffn_hidden_size": 4 * width}}
+        model = {"hidden_size": width, "blocks": blocks, "pattern": "6*mlp", "backend": "torch"}
+        file = write_config(folder, corpus, model=model)
+        batch = tokens // 256
+        more = [f"train.micro_batch_size={batch}", f"train.global_batch_size={2 * batch}", "data.seq_len=256"]
+        return file, *more, f"parallel.cpu_offload_layers={count}"
+
+    def test_losses_are_the_same_bit_for_bit(self, tmp_path, corpus):
+        found = []
+        for count in (0, 4):
+            (tmp_path / str(count)).mkdir()
+            config = self.config(tmp_path / str(count), corpus, count, tokens=512, width=256)
+            found.append(losses(train_on("cuda", *config, "train.steps=4", "train.eval_every=0")))
+        assert torch.equal(*found)
+
+    @pytest.mark.usefixtures("needs_cuda")
+    def test_the_peak_of_memory_falls_by_what_the_plan_says(self, tmp_path, corpus):
+        configs = [self.config(tmp_path, corpus, count, tokens=8192, width=1024) for count in (0, 4)]
+        planned = [ht.plan(*config, gpus=1, dry_run=True).stages[0].total_bytes for config in configs]
+        measured = [peak_of_a_step(*config) for config in configs]
+        assert planned[0] - planned[1] > 2**28
+        assert measured[0] - measured[1] == pytest.approx(planned[0] - planned[1], rel=0.1)
+
+
+def peak_of_a_step(*config):
+    """Return the most bytes of tensors at once in the second step of two micro-batches."""
+    from hybridtron.training.build import build_engine  # imports megatron-core, which process_groups must come before
+
+    run = read_training_config(*config)
+    dataset = open_corpus(run).train
+    with process_groups(run.parallel, Environment(0, 1, 0, None, "single")) as parallel_context:
+        engine, _ = build_engine(run, parallel_context)
+        for step in range(2):
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            train = run.train
+            engine.train_step(
+                list(global_batch(dataset, step, train.global_batch_size, train.micro_batch_size, 0, 1)), 1e-3
+            )
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated()
+
+
 @pytest.mark.usefixtures("needs_cuda")
 class TestSynchronisations:
     """A step of the engine waits for the device once: to read loss, norm of the gradients and expert loads."""

@@ -10,7 +10,8 @@ def check_cuda_graphs(config: RunConfig) -> None:
     """Raise UserError where train.cuda_graphs is set beside what cannot be recorded, or was never tried.
 
     A recording has no messages between processes: those of pipelines, and those that overlap passes, are begun by
-    Python. Lengths of documents, and numbers of tokens that choose an expert, are other ones in each step.
+    Python, which also takes and gives back pinned memory. Lengths of documents, and numbers of tokens that choose an
+    expert, are other ones in each step.
     """
     if not config.train.cuda_graphs:
         return
@@ -22,6 +23,7 @@ def check_cuda_graphs(config: RunConfig) -> None:
         "parallel.overlap_grad_reduce": (parallel.overlap_grad_reduce, False),
         "parallel.overlap_param_gather": (parallel.overlap_param_gather, False),
         "train.compile": (config.train.compile, False),
+        "parallel.cpu_offload_layers": (parallel.cpu_offload_layers, 0),
         "data.documents": (config.data.documents, "flow"),
         "precision.emulate": (precision.emulate or precision.format != "fp8", True),
     }

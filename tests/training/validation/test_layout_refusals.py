@@ -62,6 +62,9 @@ IMPOSSIBLE = {
         ["parallel.recompute={att: full}"], 1, ["parallel.recompute.att", "nearest: attn"]),
     "more layers in CPU memory than there are": (
         ["parallel.cpu_offload_layers=5"], 1, ["parallel.cpu_offload_layers = 5", "at most 4"]),
+    "layers in CPU memory beside CUDA graphs": (
+        ["parallel.cpu_offload_layers=1", "train.cuda_graphs=true"], 1,
+        ["parallel.cpu_offload_layers = 1: expected 0, or train.cuda_graphs false"]),
     "the torch backend over processes": (
         ["parallel.tensor=2", "model.backend=torch"], 2, ["model.backend", "megatron"]),
     "no such number": (["parallel.context=0"], 1, ["parallel.context", "0", "at least 1"]),
