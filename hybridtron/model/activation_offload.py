@@ -69,7 +69,7 @@ class SavedTensor(NamedTuple):
     """A tensor that is saved as a part of a storage."""
 
     storage: SavedStorage
-    index: int  # of those saved in it
+    place: int  # among those saved in it
     dtype: torch.dtype
     size: torch.Size
     stride: tuple[int, ...]
@@ -83,7 +83,7 @@ class SavedTensor(NamedTuple):
         if storage.found != storage.version:
             raise RuntimeError(_MODIFIED.format(storage.found, storage.version))
         if storage.on_device:
-            return storage.on_device[self.index]
+            return storage.on_device[self.place]
         arrival = storage.arrival or Arrival(offload, [storage])
         arrival.wait()
         whole = storage.returned[: storage.returned.numel() // self.dtype.itemsize * self.dtype.itemsize]
@@ -137,7 +137,7 @@ class LayerPass:
             return KeptTensor(tensor.detach(), tensor._version)
         address = tensor.untyped_storage()._cdata
         known = self.known.get(address)
-        storage = known and known()
+        storage = None if known is None else known()
         if storage is None or not storage.holds(tensor):
             storage = SavedStorage(tensor)
             self.known[address] = weakref.ref(storage)
@@ -145,8 +145,8 @@ class LayerPass:
             self.storages.append(weakref.ref(storage))
         if storage.on_device or storage.copy is None:
             storage.on_device.append(tensor.detach())
-        index = len(storage.on_device) - 1
-        return SavedTensor(storage, index, tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset())
+        place, offset = len(storage.on_device) - 1, int(tensor.storage_offset())
+        return SavedTensor(storage, place, tensor.dtype, tensor.shape, tensor.stride(), offset)
 
     def restore(self, saved: SavedTensor | KeptTensor) -> Tensor:
         """Return the tensor for the backward pass: the unpack hook."""
