@@ -74,8 +74,10 @@ def assert_alike(found, name, model, first, fewest):
 
 @pytest.mark.parametrize("name", [n for n in LAYOUTS if "cpu_offload_layers" in LAYOUTS[n].parallel])
 def test_activations_in_cpu_memory_change_no_bit(found, name):
-    for key in ("losses", "grad_norms", "gradient_distance"):
-        assert found[name][key] == found[name.removesuffix(" offloaded")][key]
+    with_key, without = found[name], found[name.removesuffix(" offloaded")]
+    assert with_key["gradient_distance"] == without["gradient_distance"]
+    for key in ("losses", "grad_norms"):
+        assert with_key[key][:COMPARED] == without[key][:COMPARED]
 
 
 @pytest.mark.parametrize("name", [n for n in LAYOUTS if LAYOUTS[n].model == "moe"])
