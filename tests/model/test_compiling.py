@@ -9,6 +9,7 @@ from hybridtron.model import compiling
 from hybridtron.model.compiling import compile_layers
 from tests.distributed.layouts import Layout
 from tests.model.compiled import in_one_process
+from tests.model.late_host import offloaded
 
 CPU = torch.device("cpu")
 
@@ -64,6 +65,24 @@ def test_names_of_parameters_and_hooks_of_layers_stay():
     compile_with_eager(model)
     assert list(model.state_dict()) == names
     assert calls == [False, False]
+
+
+def test_what_compiled_layers_save_waits_in_cpu_memory():
+    """With gradients that are the same bit for bit."""
+    model, tokens = model_of("mlp ffn mlp"), torch.arange(16).reshape(2, 8)
+    torch._dynamo.reset()
+    compile_layers([model], CPU, "aot_eager")
+
+    def gradients():
+        model.zero_grad()
+        model(tokens, tokens)[0].mean().backward()
+        return [parameter.grad for parameter in model.parameters()]
+
+    expected = gradients()
+    host = offloaded(model, 2)
+    assert all(map(torch.equal, gradients(), expected))
+    assert [name for name, _ in host.events] == ["send", "send", "sent", "sent", "fetch", "fetch", "fetched", "fetched"]
+    assert host.living["copies"] == 0
 
 
 def test_generation_stays_uncompiled():
