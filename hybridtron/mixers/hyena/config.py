@@ -27,6 +27,8 @@ class ProjectedHyenaConfig(ImplicitFilterConfig):
     conv_kernel: int = Field(3, ge=1, description="Length of the short convolutions.")
     bias: bool = Field(False, description="Biases on the projections.")
 
+    first_keys = "filter_order filter_embedding filter_layers filter_length expand projection_groups conv_kernel bias"
+
     @model_validator(mode="after")
     def _groups_divide(self) -> ProjectedHyenaConfig:
         check_divides("projection_groups", self.projection_groups, self.filters, "the number of filters,")
@@ -62,7 +64,6 @@ class HyenaConfig(ProjectedHyenaConfig):
 
     type: Literal["hyena"]
 
-    first_keys = "filter_order filter_embedding filter_layers filter_length expand projection_groups conv_kernel bias"
     mad_layers: ClassVar = {"hyena": {"expand": 4, "filter_order": 4, "projection_groups": 4, "bias": True}}
 
     @property

@@ -20,9 +20,7 @@ class MultiHeadHyenaConfig(ProjectedHyenaConfig):
         ge=1, description="Heads, each with a filter and a matrix of its channels as state."
     )
 
-    first_keys = (
-        "filter_order filter_embedding filter_layers filter_length expand projection_groups conv_kernel bias num_heads"
-    )
+    first_keys = f"{ProjectedHyenaConfig.first_keys} num_heads"
     mad_layers: ClassVar = {"mh-hyena": {"num_heads": 16, "filter_order": 2, "projection_groups": 4, "bias": True}}
 
     @model_validator(mode="after")

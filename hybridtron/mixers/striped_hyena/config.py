@@ -62,6 +62,8 @@ class ExplicitFilterConfig(StripedHyenaConfig):
 
     filter_length: int = Field(ge=1, description="Taps of a filter.")
 
+    first_keys = "num_groups conv_kernel filter_length"
+
     def filter_tensors(self, groups: tuple[PackedPart, ...], channels: tuple[PackedPart, ...]) -> dict[str, TensorSpec]:
         bound = self.filter_length**-0.5
         shape = (self.groups, self.filter_length)
@@ -81,7 +83,6 @@ class HyenaSEConfig(ExplicitFilterConfig):
     type: Literal["hyena_se"]
     filter_length: int = Field(7, ge=1, description="Taps of a filter.")
 
-    first_keys = "num_groups conv_kernel filter_length"
     mad_layers: ClassVar = {"hyena-se": {}}
 
 
@@ -92,7 +93,6 @@ class HyenaMRConfig(ExplicitFilterConfig):
     type: Literal["hyena_mr"]
     filter_length: int = Field(128, ge=1, description="Taps of a filter.")
 
-    first_keys = "num_groups conv_kernel filter_length"
     mad_layers: ClassVar = {"hyena-mr": {}}
 
     def filter_tensors(self, groups: tuple[PackedPart, ...], channels: tuple[PackedPart, ...]) -> dict[str, TensorSpec]:
