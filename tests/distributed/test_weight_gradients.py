@@ -1,6 +1,7 @@
 """Weight gradients that the product adds to megatron-core's buffer, against those that autograd makes."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from hybridtron.distributed.environment import Environment
 from hybridtron.distributed.groups import process_groups
+from hybridtron.faults.rank_callback import FaultCallback
 from hybridtron.ops.dispatch import OPERATIONS
 from hybridtron.training.build import build_engine
 from tests.distributed.layouts import DO_OVERLAP, OVERLAP, Layout
@@ -38,6 +40,14 @@ def record(monkeypatch):
     entries = tuple(one._replace(function=recording(one.function)) for one in operation.implementations)
     monkeypatch.setitem(OPERATIONS, "weight_gradient", operation._replace(implementations=entries))
     return seen
+
+
+def sums_of(seen):
+    """Return, for each buffer by its address, the sum of the products of what was recorded, in float64."""
+    sums = {}
+    for total, grad, x in seen:
+        sums[total.data_ptr()] = sums.get(total.data_ptr(), 0) + grad.double().t() @ x.double()
+    return sums
 
 
 def gradients(model, parallel, in_the_buffer=True):
@@ -75,13 +85,9 @@ def test_narrow_factors_of_all_micro_batches_add_up_in_float32(monkeypatch, apex
     apex(AS_DOCUMENTED)
     seen = record(monkeypatch)
     found = gradients("half", {})
-    sums, uses = {}, {}
-    for total, grad, x in seen:
-        key = total.data_ptr()
-        sums[key] = sums.get(key, 0) + grad.double().t() @ x.double()
-        uses[key] = uses.get(key, 0) + 1
+    sums = sums_of(seen)
     assert len(sums) > 5
-    assert set(uses.values()) == {4}  # micro-batches
+    assert len(seen) == 4 * len(sums)  # micro-batches
     for each in sums.values():
         nearest = min(
             (gradient - each).norm() / each.norm() for gradient in found.values() if gradient.shape == each.shape
@@ -117,3 +123,12 @@ def test_other_uses_of_a_weight_keep_their_gradient(product, sparse_first):
     (uses[sparse_first] + uses[not sparse_first]).backward()
     torch.testing.assert_close(weight.main_grad, x.sum((0, 1)).expand(6, 8))
     torch.testing.assert_close(weight.grad, torch.tensor([0.0, 1, 0, 2, 0, 0])[:, None].expand(6, 8))
+
+
+def test_a_fault_spoils_a_weight_whose_gradient_is_in_the_buffer(product):
+    linear = nn.Linear(8, 6, bias=False)
+    linear.weight.main_grad = torch.zeros(6, 8)
+    agent = SimpleNamespace(non_finite_now=lambda step: True, before_step=lambda step: None)
+    FaultCallback(agent).before_step(SimpleNamespace(state=SimpleNamespace(step=0), chunks=[linear]))
+    product(torch.ones(5, 2, 8), linear.weight).sum().backward()
+    assert linear.weight.grad.isnan().all()
