@@ -11,6 +11,7 @@ from hybridtron.training.callbacks.base import Callback, Row, TrainContext
 from hybridtron.training.callbacks.plot import LossPlot
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.utils.hooks import RemovableHandle
 
     from hybridtron.faults.agent import Agent
@@ -26,8 +27,12 @@ class FaultCallback(Callback):
     def before_step(self, context: TrainContext) -> None:
         step = context.state.step
         if self.agent.non_finite_now(step):
-            parameter = next(each for chunk in context.chunks for each in chunk.parameters() if each.requires_grad)
-            self.hook = parameter.register_hook(lambda gradient: gradient.to_dense() * math.nan)
+            parameter: Any = next(each for chunk in context.chunks for each in chunk.parameters() if each.requires_grad)
+
+            def spoil(gradient: Tensor) -> None:
+                parameter.main_grad.fill_(math.nan)  # the sum: a product may have added to it, and left no gradient
+
+            self.hook = parameter.register_hook(spoil)
         self.agent.before_step(step)
 
     def after_step(self, context: TrainContext, row: Row, logged: bool) -> None:
