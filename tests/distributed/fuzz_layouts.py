@@ -167,7 +167,7 @@ def main() -> int:
         found = run(options.cases, options.seed, Path(folder), options.only)
     for name, wrong in found.items():
         layout = TABLE[name]
-        keys = {key: value for key, value in layout.parallel.items() if value not in (False, 1, "none")}
+        keys = {key: value for key, value in layout.parallel.items() if value != _CHOICES.get(key, [False])[0]}
         print(f"{MODELS[layout.model]['pattern']} | data {layout.data} {keys}: {wrong or 'equal'}")
     return 1 if any(found.values()) else 0
 
