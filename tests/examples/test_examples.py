@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +12,8 @@ import torch
 
 from hybridtron.backends.torch import TorchBackend
 from hybridtron.mixers.registry import MIXERS
-from tests.conftest import ROOT, environment
+from tests import warm
+from tests.conftest import ROOT, command, environment
 
 EXAMPLES = ROOT / "examples"
 TINY_RUN = (
@@ -21,6 +21,9 @@ TINY_RUN = (
     "train.log_every=1", "train.sample_tokens=0", "train.eval_sequences=4", "schedule={type: constant}",
     "model.hidden_size=64", "model.blocks.attn.num_heads=2",
 )  # fmt: skip
+
+
+AS_SCRIPT = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
 @pytest.fixture
@@ -32,8 +35,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(file: str, folder: Path, *arguments: str) -> str:
-    finished = subprocess.run(
-        [sys.executable, str(EXAMPLES / file), *arguments],
+    finished = warm.run(
+        [sys.executable, "-c", AS_SCRIPT, str(EXAMPLES / file), *arguments],
         cwd=folder, env=environment(), capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
@@ -102,8 +105,8 @@ def test_short_examples_have_five_lines_at_most(file):
 @pytest.mark.parametrize("file", SHORT)
 def test_short_examples_run(file, folder, tiny):
     if file == "load_and_generate.py":
-        command = [sys.executable, "-m", "hybridtron", "train", str(tiny), "folder=checkpoints/quickstart"]
-        subprocess.run(command, cwd=folder, env=environment(), check=True, capture_output=True, timeout=240)
+        trained = warm.run(command("train", tiny, "folder=checkpoints/quickstart"), cwd=folder, env=environment())
+        assert trained.returncode == 0
     run(os.path.join("short", file), folder)
 
 

@@ -16,6 +16,7 @@ from hybridtron.mad import from_trained
 from hybridtron.mad.scoring.results import read_rows
 from hybridtron.mad.tasks.protocol import task
 from hybridtron.training.single_process import load
+from tests import warm
 from tests.conftest import TINY, command, environment, hear_ctrl_c
 
 TOOL = Path(__file__).parents[2] / "tools" / "rerun_mad.py"
@@ -46,7 +47,7 @@ def run(tmp_path_factory, corpus):
     }
     file = folder / "run.yaml"
     file.write_text(yaml.safe_dump(config))
-    done = subprocess.run(command("train", file), env=environment(), capture_output=True, text=True, timeout=300)
+    done = warm.run(command("train", file), env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return folder / "tiny"
 
