@@ -21,6 +21,7 @@ from hybridtron.accounting.describe import describe
 from hybridtron.accounting.peak import peak_flops_per_s
 from hybridtron.distributed.environment import Environment
 from hybridtron.distributed.groups import ParallelContext, process_groups
+from hybridtron.model.compiling import compile_layers
 from hybridtron.training.config import RunConfig
 
 FORMATS = ("bf16", "tensorwise", "delayed", "blockwise")
@@ -52,6 +53,10 @@ def slice_rows(quick: bool, tiny: bool, budget: Budget, kernels: Path | None = N
             part, seq_len = SLICES[1], next(iter(lengths))
             call = partial(_recorded, part, seq_len, lengths[seq_len], tiny, context, budget)
             yield from attempted("slice", f"{_label(part, 'bf16', seq_len)}, CUDA graphs", call)
+            _free()
+        if not tiny and not quick:
+            call = partial(_compiled, SLICES[0], 4096, SEQ_LENS[4096], context, budget)
+            yield from attempted("slice", f"{_label(SLICES[0], 'bf16', 4096)}, torch.compile", call)
             _free()
         longest = max(lengths)
         for parallel in () if quick else SAVING:
@@ -124,6 +129,20 @@ def _recorded(part: Slice, seq_len: int, batch: int, tiny: bool, context: Parall
         raise RuntimeError("no step was replayed")
     label = f"{_label(part, 'bf16', seq_len)}, CUDA graphs"
     row = _row(label, config, "bf16", median(found["with"]), context.device)
+    return [row._replace(ratio=ratio(found["with"], found["without"]))]
+
+
+def _compiled(part: Slice, seq_len: int, batch: int, context: ParallelContext, budget: Budget) -> list[Row]:
+    """Time a step with and without torch.compile in turn; the ratio is the speed of the former over the latter."""
+    budget.require(60)  # most of which the compiler may take, in the steps before
+    config = run_config(part, seq_len, batch, {"format": "bf16"}, tiny=False)
+    engine = build_own(config, context)
+    compile_layers(engine.chunks.chunks, context.device)
+    steps = {"with": train_step(engine, config), "without": train_step(build_own(config, context), config)}
+    found = interleaved(steps, context.device, REPEATS, budget)
+    row = _row(
+        f"{_label(part, 'bf16', seq_len)}, torch.compile", config, "bf16", median(found["with"]), "none", context.device
+    )
     return [row._replace(ratio=ratio(found["with"], found["without"]))]
 
 

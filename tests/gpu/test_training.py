@@ -131,6 +131,19 @@ def peak_of_a_step(*config):
         return torch.cuda.max_memory_allocated()
 
 
+def test_compiled_layers_have_the_losses_of_layers_as_they_are(tmp_path, corpus):
+    """A hybrid in bfloat16, with an evaluation between the steps."""
+    blocks = {name: {"type": name, **PRIMITIVES[name]} for name in ("mamba2", "swiglu", "attention", "rwkv7")}
+    model = {"hidden_size": 256, "blocks": blocks, "pattern": " ".join(blocks)}
+    config = write_config(tmp_path, corpus, model=model)
+    more = ["precision.format=bf16", "train.steps=6", "train.eval_every=3"]
+    more.append("train.layer_statistics_every=2")
+    plain, compiled = (
+        train_on("cuda", config, *more, f"train.compile={key}", f"folder={tmp_path / key}") for key in ("false", "true")
+    )
+    torch.testing.assert_close(losses(compiled), losses(plain), rtol=NEAR_LOSS, atol=0)
+
+
 @pytest.mark.usefixtures("needs_cuda")
 class TestSynchronisations:
     """A step of the engine waits for the device once: to read loss, norm of the gradients and expert loads."""
