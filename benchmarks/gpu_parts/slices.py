@@ -140,9 +140,8 @@ def _compiled(part: Slice, seq_len: int, batch: int, context: ParallelContext, b
     compile_layers(engine.chunks.chunks, context.device)
     steps = {"with": train_step(engine, config), "without": train_step(build_own(config, context), config)}
     found = interleaved(steps, context.device, REPEATS, budget)
-    row = _row(
-        f"{_label(part, 'bf16', seq_len)}, torch.compile", config, "bf16", median(found["with"]), "none", context.device
-    )
+    label = f"{_label(part, 'bf16', seq_len)}, torch.compile"
+    row = _row(label, config, "bf16", median(found["with"]), context.device)
     return [row._replace(ratio=ratio(found["with"], found["without"]))]
 
 
