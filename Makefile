@@ -22,11 +22,12 @@ train: .venv/base
 test: .venv/dev
 	$(MAKE) --no-print-directory --jobs 2 lint pytest
 
+# A run in which a process of tests crashes ends soon: one that started it anew has waited for ever.
 pytest: .venv/dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 quick: .venv/dev lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(QUICK)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(QUICK)
 
 # Jobs that meet each fault on a private SLURM cluster: some minutes, best on a machine without other load.
 cluster: .venv/dev
