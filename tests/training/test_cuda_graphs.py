@@ -74,6 +74,8 @@ REFUSED = {
     "parallel.context=2": "parallel.context = 2: expected 1, or train.cuda_graphs false",
     "parallel.pipeline=2": "parallel.pipeline = 2: expected 1, or train.cuda_graphs false",
     "parallel.overlap_grad_reduce=true": "parallel.overlap_grad_reduce = true: expected false, or train.cuda_graphs",
+    "parallel.cpu_offload_layers=1": "parallel.cpu_offload_layers = 1: expected 0, or train.cuda_graphs false",
+    "train.compile=true": "train.compile = true: expected false, or train.cuda_graphs false",
     "data.documents=isolate": "data.documents = isolate: expected flow, or train.cuda_graphs false",
     "precision={format: fp8, skip: [mamba.in_proj]}": "precision.emulate = false: expected true, or train.cuda_graphs",
     "model.blocks.ffn={type: moe, num_experts: 2, ffn_hidden_size: 16}":
