@@ -280,7 +280,10 @@ def _architecture(options: argparse.Namespace, chosen: Preset) -> Architecture:
         if options.adjust is not None:
             raise UserError(f"adjust = {options.adjust}: is for match_parameters; expected a baseline there")
         return made
-    baseline = from_pattern(options.match_parameters, chosen.match_mad_lab)
+    try:
+        baseline = from_pattern(options.match_parameters, chosen.match_mad_lab)
+    except UserError as error:
+        raise UserError(f"match_parameters = {options.match_parameters}: {error}") from None
     if options.hidden_size is not None:
         baseline = with_width(baseline, options.hidden_size)
     return with_size_of(made, baseline, adjust=options.adjust)

@@ -179,6 +179,7 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(hybridtron, tmp_p
         (["run", "--layers", "mh-atention", "--out", "o"], "(nearest: mh-attention)"),
         (["run", "--pattern", "2*(mamba", "--out", "o"], "pattern"),
         (["run", "--pattern", "", "--out", "o"], "pattern"),
+        (["run", "--layers", "mlp", "--match-parameters", "nope"], "--match-parameters = nope: pattern: unknown block"),
         (["run", "--layers", "mlp", "--out", "o" * 300], "cannot be read (File name too long)"),
         (["run", "--config", "none.yaml", "--out", "o"], "none.yaml"),
         (["run", "--layers", "mlp", "--depth", "2", "--out", "o"], "--depth 2: is for --config"),
