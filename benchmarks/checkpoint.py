@@ -29,9 +29,9 @@ import torch
 import torch.distributed as dist
 
 from hybridtron.config.load import build
-from hybridtron.distributed.environment import Environment, read_environment
-from hybridtron.distributed.groups import process_groups
-from hybridtron.distributed.launch import launch
+from hybridtron.distributed.process_groups.environment import Environment, read_environment
+from hybridtron.distributed.process_groups.groups import process_groups
+from hybridtron.distributed.process_groups.launch import launch
 from hybridtron.training.build import build_engine
 from hybridtron.training.config import RunConfig
 from hybridtron.training.run_folder.folder import RunFolder

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hybridtron.distributed.launch import signal_at_death_of_parent
+from hybridtron.distributed.process_groups.launch import signal_at_death_of_parent
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 MUNGE = ("key-file", "socket", "pid-file", "log-file", "seed-file")

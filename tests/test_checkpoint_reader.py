@@ -15,8 +15,8 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from hybridtron.backends.torch import TorchBackend
 from hybridtron.checkpoint_reader import load_parameters
-from hybridtron.distributed.environment import Environment
-from hybridtron.distributed.groups import process_groups
+from hybridtron.distributed.process_groups.environment import Environment
+from hybridtron.distributed.process_groups.groups import process_groups
 from hybridtron.errors import UserError
 from hybridtron.model.language_model import LanguageModel
 from hybridtron.model.tensors import model_tensors

@@ -22,8 +22,8 @@ from hybridtron.checkpoint_reader import load_parameters
 from hybridtron.composer.nas.store import Store
 from hybridtron.config.load import load
 from hybridtron.data import indexed_format, report, tokenizer
-from hybridtron.distributed.environment import Environment
-from hybridtron.distributed.groups import process_groups
+from hybridtron.distributed.process_groups.environment import Environment
+from hybridtron.distributed.process_groups.groups import process_groups
 from hybridtron.errors import UserError
 from hybridtron.laws.data.read import read_runs
 from hybridtron.mad.scoring.results import opened_for_adding, read_rows

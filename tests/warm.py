@@ -120,10 +120,9 @@ def run(
 
 
 def launch(command: Sequence[str], processes: int) -> int:
-    """hybridtron.distributed.launch, in a process whose ranks are forks."""
-    code = (
-        "import sys; from hybridtron.distributed.launch import launch; sys.exit(launch(sys.argv[2:], int(sys.argv[1])))"
-    )
+    """hybridtron.distributed.process_groups.launch, in a process whose ranks are forks."""
+    code = "import sys; from hybridtron.distributed.process_groups.launch import launch as go; "
+    code += "sys.exit(go(sys.argv[2:], int(sys.argv[1])))"
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return run([sys.executable, "-c", code, str(processes), *command], env=env).returncode
 

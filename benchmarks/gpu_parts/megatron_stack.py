@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gpu_parts.families import ATTENTION, Slice
 from hybridtron.distributed.cpu_compat import cuda_calls_on_cpu
 from hybridtron.distributed.engine import AdamW, Engine
-from hybridtron.distributed.groups import ParallelContext
+from hybridtron.distributed.process_groups.groups import ParallelContext
 from hybridtron.ops.vendor import usable
 from hybridtron.tensors import Init, TensorSpec
 from hybridtron.training.config import RunConfig

@@ -10,7 +10,7 @@ from torch import nn
 from gpu_parts.timing import Step
 from hybridtron.data.batches import MicroBatch
 from hybridtron.distributed.engine import Engine
-from hybridtron.distributed.groups import ParallelContext
+from hybridtron.distributed.process_groups.groups import ParallelContext
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.initialize import initial_value
 from hybridtron.model.tensors import model_tensors

@@ -19,8 +19,8 @@ from gpu_parts.rows import Row, attempted, first_line
 from gpu_parts.timing import Budget, Step, interleaved, median, ratio
 from hybridtron.accounting.describe import describe
 from hybridtron.accounting.peak import peak_flops_per_s
-from hybridtron.distributed.environment import Environment
-from hybridtron.distributed.groups import ParallelContext, process_groups
+from hybridtron.distributed.process_groups.environment import Environment
+from hybridtron.distributed.process_groups.groups import ParallelContext, process_groups
 from hybridtron.model.compiling import compile_layers
 from hybridtron.training.config import RunConfig
 

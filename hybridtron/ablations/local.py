@@ -15,7 +15,7 @@ from typing import Any
 
 from hybridtron.ablations.events import Event, OnEvent
 from hybridtron.config.load import load
-from hybridtron.distributed.environment import Environment
+from hybridtron.distributed.process_groups.environment import Environment
 from hybridtron.errors import UserError, cause_of
 from hybridtron.files import lock, open_to_write
 from hybridtron.processes import WorkerDied, run_tasks

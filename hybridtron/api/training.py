@@ -35,7 +35,7 @@ def train(
         UserError: before anything is written, where the config, the data or the run folder does not fit.
         TrainingStopped: where too many steps in a row had a loss or gradient that is not finite.
     """
-    from hybridtron.distributed.environment import read_environment
+    from hybridtron.distributed.process_groups.environment import read_environment
     from hybridtron.errors import UserError
     from hybridtron.training.callbacks.base import Callback
     from hybridtron.training.run import train

@@ -75,7 +75,7 @@ def _run_search(config: SearchConfig) -> tuple[Outcome, Path]:
     """Run the search with its progress in the terminal, which the first process of a job alone shows."""
     from hybridtron.composer.nas.run import run_search
     from hybridtron.composer.report.summary import SearchProgress
-    from hybridtron.distributed.environment import read_environment
+    from hybridtron.distributed.process_groups.environment import read_environment
 
     view = SearchProgress(config.name, quiet=read_environment().rank > 0)
     try:
@@ -102,7 +102,7 @@ def _run_workers_as_jobs(options: argparse.Namespace, config: SearchConfig) -> b
 def _launch_workers(options: argparse.Namespace, config: SearchConfig) -> int:
     """Start several workers on this machine, of which the first reports. Returns the exit code."""
     from hybridtron.composer.nas.worker import prepare
-    from hybridtron.distributed.launch import launch, python_command
+    from hybridtron.distributed.process_groups.launch import launch, python_command
 
     prepare(config)  # so that bad input starts no process
     as_json = ["--json"] if options.json else []

@@ -38,7 +38,7 @@ def add_arguments(verb: ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Train, or show the config. Returns 1 where training stopped early."""
     from hybridtron.api.configs import read_training_config
-    from hybridtron.distributed.environment import read_environment
+    from hybridtron.distributed.process_groups.environment import read_environment
 
     print_match(options)
     config = read_training_config(options.config, *options.overrides)
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     if _is_finished(options, config, environment.world_size, size_name, report=environment.rank == 0):
         return 0
     with collector_paused():
-        from hybridtron.distributed.groups import is_lost_process
+        from hybridtron.distributed.process_groups.groups import is_lost_process
         from hybridtron.training import heartbeat
         from hybridtron.training.run import train
         from hybridtron.training.saving import TrainingStopped
@@ -112,8 +112,8 @@ def _train_in_processes(options: argparse.Namespace, config: RunConfig) -> int:
     """Start --nproc processes. Checks first whatever needs no tensor, so that bad input starts no process."""
     import torch
 
-    from hybridtron.distributed.environment import read_environment
-    from hybridtron.distributed.launch import launch, python_command
+    from hybridtron.distributed.process_groups.environment import read_environment
+    from hybridtron.distributed.process_groups.launch import launch, python_command
     from hybridtron.training.corpus import open_corpus
     from hybridtron.training.run_folder.folder import RunFolder
     from hybridtron.training.run_folder.resume import require_same_tokens

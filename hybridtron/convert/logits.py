@@ -87,7 +87,7 @@ def _their_logits(model: Any, tokens: Tensor) -> Tensor:
 
 
 def _logits_of_two_processes(run: Path, tokens: Tensor) -> Tensor:
-    from hybridtron.distributed.launch import launch
+    from hybridtron.distributed.process_groups.launch import launch
 
     with tempfile.TemporaryDirectory(prefix="hybridtron-") as folder:
         torch.save(tokens, Path(folder, "tokens.pt"))
@@ -107,8 +107,8 @@ def main() -> None:
     with cuda_calls_on_cpu():  # before megatron-core is imported
         import hybridtron.distributed.engine  # noqa: F401
     from hybridtron.distributed.checkpoint import load_weights
-    from hybridtron.distributed.environment import read_environment
-    from hybridtron.distributed.groups import process_groups
+    from hybridtron.distributed.process_groups.environment import read_environment
+    from hybridtron.distributed.process_groups.groups import process_groups
     from hybridtron.training.build import build_engine
 
     warnings.filterwarnings("ignore")  # megatron-core's advice to its developers

@@ -23,8 +23,8 @@ import torch
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from hybridtron.backends.installation import hide_unusable_transformer_engine
-from hybridtron.distributed.gloo import one_thread_for_each_group
 from hybridtron.distributed.megatron_versions import silence_known_messages, unsupported
+from hybridtron.distributed.process_groups.gloo import one_thread_for_each_group
 from hybridtron.errors import UserError
 from hybridtron.imports import collector_paused, hidden
 

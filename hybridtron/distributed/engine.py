@@ -27,18 +27,18 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from hybridtron.distributed.config import ParallelConfig, PrecisionConfig
 from hybridtron.distributed.cpu_compat import calls_as_they_are
+from hybridtron.distributed.data_parallel.parameter_gathers import Gathered, ParameterGathers
+from hybridtron.distributed.data_parallel.reduction_order import finalize_ordered, reduction_orders
+from hybridtron.distributed.data_parallel.replicas import make_replicas
 from hybridtron.distributed.expert_load import ExpertLoads, fractions
 from hybridtron.distributed.fp8 import FP8Linears
-from hybridtron.distributed.gradient_clipping import clip_groups
-from hybridtron.distributed.gradient_norm import norm_of, squared_norms
-from hybridtron.distributed.groups import ParallelContext, gather
 from hybridtron.distributed.layer_statistics import LayerStatistics
-from hybridtron.distributed.optimizer import AdamW, make_optimizer, set_rates
-from hybridtron.distributed.parameter_gathers import Gathered, ParameterGathers
+from hybridtron.distributed.optimizer.adamw import AdamW, make_optimizer, set_rates
+from hybridtron.distributed.optimizer.gradient_clipping import clip_groups
+from hybridtron.distributed.optimizer.gradient_norm import norm_of, squared_norms
+from hybridtron.distributed.optimizer.weight_average import WeightAverage
+from hybridtron.distributed.process_groups.groups import ParallelContext, gather
 from hybridtron.distributed.recorded_passes import RecordedPasses, aside, can_record
-from hybridtron.distributed.reduction_order import finalize_ordered, reduction_orders
-from hybridtron.distributed.replicas import make_replicas
-from hybridtron.distributed.weight_average import WeightAverage
 from hybridtron.documents import Documents, weights_ahead
 from hybridtron.errors import UserError, cause_of
 from hybridtron.ops.device import to_device

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hybridtron.distributed.config import AMAX_HISTORY
-from hybridtron.distributed.groups import ParallelContext
+from hybridtron.distributed.process_groups.groups import ParallelContext
 from hybridtron.ops.fp8.linear import Operands
 from hybridtron.ops.fp8.state import FP8State
 from hybridtron.tensors import TensorSpec

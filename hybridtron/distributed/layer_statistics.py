@@ -16,8 +16,8 @@ import torch.distributed as dist
 from megatron.core.optimizer import ChainedOptimizer
 from torch import Tensor, nn
 
-from hybridtron.distributed.groups import ParallelContext
-from hybridtron.distributed.held_parameters import counted_parameters
+from hybridtron.distributed.optimizer.held_parameters import counted_parameters
+from hybridtron.distributed.process_groups.groups import ParallelContext
 from hybridtron.model.residual.stream import Stream
 from hybridtron.tensors import TensorSpec
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hybridtron.distributed.launch import usable_cores
+from hybridtron.distributed.process_groups.launch import usable_cores
 from hybridtron.files import append_text, open_to_write
 from hybridtron.launcher.attempts import Attempt
 from hybridtron.launcher.job import Spec

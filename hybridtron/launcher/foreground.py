@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
-from hybridtron.distributed.launch import caught_signals
+from hybridtron.distributed.process_groups.launch import caught_signals
 from hybridtron.launcher.config import LaunchConfig
 from hybridtron.launcher.job import Job
 from hybridtron.launcher.local import LocalHandle

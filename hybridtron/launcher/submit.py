@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hybridtron.config.load import dump
-from hybridtron.distributed.launch import usable_cores
+from hybridtron.distributed.process_groups.launch import usable_cores
 from hybridtron.errors import UserError
 from hybridtron.files import replace_file, require_folder
 from hybridtron.launcher import gpus, local, slurm

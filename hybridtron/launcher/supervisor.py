@@ -16,7 +16,7 @@ import time
 from dataclasses import asdict
 from types import FrameType
 
-from hybridtron.distributed.launch import caught_signals, signal_at_death_of_parent
+from hybridtron.distributed.process_groups.launch import caught_signals, signal_at_death_of_parent
 from hybridtron.errors import UserError
 from hybridtron.files import append_text, replace_file
 from hybridtron.launcher import verdict as verdicts

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hybridtron.distributed.cpu_compat import cuda_calls_on_cpu
-from hybridtron.distributed.groups import ParallelContext, make_groups, parallel_context_of
+from hybridtron.distributed.process_groups.groups import ParallelContext, make_groups, parallel_context_of
 from hybridtron.errors import UserError
 from hybridtron.model.activation_offload import ActivationOffload
 from hybridtron.model.language_model import LanguageModel

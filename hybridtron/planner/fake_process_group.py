@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import _create_work_from_future  # type: ignore[attr-defined]
 
-from hybridtron.distributed.groups import destroy_groups, require_no_process_groups
+from hybridtron.distributed.process_groups.groups import destroy_groups, require_no_process_groups
 
 BACKEND = "fake_counting"  # torch has a backend of the name "fake"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from hybridtron.backends.base import Backend
 from hybridtron.backends.installation import NEEDS_CUDA, transformer_engine_problem
 from hybridtron.distributed.config import AMAX_HISTORY
-from hybridtron.distributed.groups import ParallelContext
+from hybridtron.distributed.process_groups.groups import ParallelContext
 from hybridtron.errors import UserError
 from hybridtron.model.activation_offload import ActivationOffload
 from hybridtron.model.initialize import initialize
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from hybridtron.distributed.engine import Engine
     from hybridtron.distributed.fp8 import FP8Linears
-    from hybridtron.distributed.gradient_clipping import ClipGroup
+    from hybridtron.distributed.optimizer.gradient_clipping import ClipGroup
 
 BackendName = Literal["torch", "megatron", "transformer_engine"]
 
@@ -107,10 +107,10 @@ def make_backend(
 
 def build_engine(config: RunConfig, parallel_context: ParallelContext) -> tuple[Engine, Sequence[LanguageModel]]:
     """Build the engine that trains this process's model chunks, and return both."""
+    from hybridtron.distributed.data_parallel.parameter_gathers import Gathered
     from hybridtron.distributed.engine import Engine
-    from hybridtron.distributed.muon import Muon
-    from hybridtron.distributed.optimizer import AdamW
-    from hybridtron.distributed.parameter_gathers import Gathered
+    from hybridtron.distributed.optimizer.adamw import AdamW
+    from hybridtron.distributed.optimizer.muon import Muon
 
     use_matmul_format(config.precision.matmul, parallel_context.device)
     chunks, megatron = build_chunks(config, parallel_context)
@@ -138,7 +138,7 @@ def build_engine(config: RunConfig, parallel_context: ParallelContext) -> tuple[
 
 def _clip_groups(config: RunConfig) -> list[ClipGroup]:
     """Return the groups of parameters whose gradients have limits of their own."""
-    from hybridtron.distributed.gradient_clipping import ClipGroup
+    from hybridtron.distributed.optimizer.gradient_clipping import ClipGroup
 
     names: dict[str, list[str]] = {}
     for name in model_tensors(config.model):

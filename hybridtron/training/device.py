@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hybridtron.distributed.environment import read_environment
+from hybridtron.distributed.process_groups.environment import read_environment
 
 
 def take_device() -> str:

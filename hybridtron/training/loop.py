@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hybridtron.data.batches import eval_batches
 from hybridtron.data.loader import make_loader
-from hybridtron.distributed.groups import ParallelContext
+from hybridtron.distributed.process_groups.groups import ParallelContext
 from hybridtron.errors import cause_of
 from hybridtron.model.compiling import compile_layers
 from hybridtron.training.build import build_engine

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hybridtron.distributed.config import ParallelConfig
-from hybridtron.distributed.environment import Environment, read_environment
-from hybridtron.distributed.groups import process_groups
+from hybridtron.distributed.process_groups.environment import Environment, read_environment
+from hybridtron.distributed.process_groups.groups import process_groups
 from hybridtron.errors import UserError
 from hybridtron.training.callbacks.base import Callback
 from hybridtron.training.config import RunConfig

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from hybridtron.config.nearest import one_of
-from hybridtron.distributed.device_queues import order_messages
-from hybridtron.distributed.environment import Environment
-from hybridtron.distributed.groups import gather, process_groups
+from hybridtron.distributed.process_groups.device_queues import order_messages
+from hybridtron.distributed.process_groups.environment import Environment
+from hybridtron.distributed.process_groups.groups import gather, process_groups
 from hybridtron.errors import UserError, cause_of
 from hybridtron.training.callbacks.attempt_log import AttemptLog
 from hybridtron.training.callbacks.base import Callback, Row

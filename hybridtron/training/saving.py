@@ -72,7 +72,7 @@ class Saver:
 
     def prepare(self) -> None:
         """Plan what a checkpoint holds, before there are steps to lose. Raises TrainingStopped where that fails."""
-        from hybridtron.distributed.groups import is_lost_process
+        from hybridtron.distributed.process_groups.groups import is_lost_process
 
         try:
             self.writer.prepare()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-from hybridtron.distributed.launch import caught_signals
+from hybridtron.distributed.process_groups.launch import caught_signals
 from hybridtron.errors import with_caller_names
 from hybridtron.training.heartbeat import is_supervised
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridtron.data.tokenizer import load as load_tokenizer
-from hybridtron.distributed.groups import call_everywhere, gather
+from hybridtron.distributed.process_groups.groups import call_everywhere, gather
 from hybridtron.errors import DamagedCheckpoint, UserError
 from hybridtron.initial_weights import brief
 from hybridtron.training.build import describe_stages

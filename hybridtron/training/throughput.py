@@ -6,7 +6,7 @@ import time
 
 from hybridtron.accounting.describe import describe
 from hybridtron.accounting.peak import peak_flops_per_s
-from hybridtron.distributed.groups import ParallelContext
+from hybridtron.distributed.process_groups.groups import ParallelContext
 from hybridtron.training.config import RunConfig
 
 

@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybridtron.backends import tensor_overlap
 from hybridtron.distributed.config import ParallelConfig, PrecisionConfig
-from hybridtron.distributed.environment import read_environment
-from hybridtron.distributed.groups import ParallelContext, process_groups
+from hybridtron.distributed.process_groups.environment import read_environment
+from hybridtron.distributed.process_groups.groups import ParallelContext, process_groups
 from hybridtron.tensors import Init, PackedPart, TensorSpec
 from hybridtron.training.build import make_backend
 

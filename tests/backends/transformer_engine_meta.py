@@ -48,9 +48,9 @@ def run_config(block: dict[str, Any], parallel: dict[str, Any]) -> Any:
 def parameters_and_chunks(config: Any, backend: str, rank: int) -> tuple[list[Any], list[Any], set[str]]:
     """What one process holds, and the classes that hold it."""
     from hybridtron.distributed.checkpoint.chunks import held_chunks
+    from hybridtron.distributed.data_parallel.replicas import annotate
     from hybridtron.distributed.engine import megatron_config
-    from hybridtron.distributed.groups import make_groups, parallel_context_of
-    from hybridtron.distributed.replicas import annotate
+    from hybridtron.distributed.process_groups.groups import make_groups, parallel_context_of
     from hybridtron.model.language_model import LanguageModel
     from hybridtron.model.tensors import model_tensors
     from hybridtron.planner.fake_process_group import fake_process_group

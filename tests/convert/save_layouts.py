@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from hybridtron.config.load import build
-from hybridtron.distributed.environment import Environment, read_environment
-from hybridtron.distributed.groups import process_groups
+from hybridtron.distributed.process_groups.environment import Environment, read_environment
+from hybridtron.distributed.process_groups.groups import process_groups
 from hybridtron.training.build import build_engine
 from hybridtron.training.config import RunConfig
 from hybridtron.training.validation.resolve import resolve

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from hybridtron.config.load import build
-from hybridtron.distributed.environment import read_environment
-from hybridtron.distributed.groups import ParallelContext, process_groups
+from hybridtron.distributed.process_groups.environment import read_environment
+from hybridtron.distributed.process_groups.groups import ParallelContext, process_groups
 from hybridtron.model.tensors import model_tensors
 from hybridtron.training.build import build_engine
 from hybridtron.training.config import RunConfig

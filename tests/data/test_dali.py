@@ -14,7 +14,7 @@ from hybridtron.data.batches import global_batch
 from hybridtron.data.dataset import TokenDataset
 from hybridtron.data.indexed_format import bin_path, idx_path, write_index
 from hybridtron.data.loader import make_loader
-from hybridtron.distributed.environment import read_environment
+from hybridtron.distributed.process_groups.environment import read_environment
 from hybridtron.errors import UserError
 from hybridtron.training.config import RunConfig
 from hybridtron.training.corpus import open_corpus

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from hybridtron.distributed.environment import Environment
-from hybridtron.distributed.groups import process_groups
+from hybridtron.distributed.process_groups.environment import Environment
+from hybridtron.distributed.process_groups.groups import process_groups
 from hybridtron.training.build import build_engine
 from tests.distributed.layouts import Layout
 from tests.distributed.walk import micro_batches, run_config
@@ -25,7 +25,9 @@ def one_process(
         process_groups(config.parallel, Environment(0, 1, 0, None, "single")) as parallel_context,
         pytest.MonkeyPatch.context() as patch,
     ):
-        from hybridtron.distributed import replicas  # imports megatron-core, which process_groups must come before
+        from hybridtron.distributed.data_parallel import (
+            replicas,  # imports megatron-core, which process_groups must come before
+        )
 
         patch.setattr(replicas, "BUCKET_ELEMENTS", bucket_elements)
         engine, _ = build_engine(config, parallel_context)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from hybridtron.distributed.environment import read_environment
-from hybridtron.distributed.groups import process_groups
+from hybridtron.distributed.process_groups.environment import read_environment
+from hybridtron.distributed.process_groups.groups import process_groups
 from tests.distributed.layouts import LAYOUTS
 from tests.distributed.walk import run_config
 from tests.model.compiled import compared

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from hybridtron.distributed.environment import read_environment
-from hybridtron.distributed.groups import process_groups
+from hybridtron.distributed.process_groups.environment import read_environment
+from hybridtron.distributed.process_groups.groups import process_groups
 from hybridtron.training.build import build_engine
 from tests.distributed.layouts import TABLE
 from tests.distributed.walk import micro_batches, run_config
@@ -81,7 +81,7 @@ def main() -> None:
     from hybridtron.distributed.cpu_compat import cuda_calls_on_cpu
 
     with cuda_calls_on_cpu():  # before megatron-core is imported
-        from hybridtron.distributed import replicas
+        from hybridtron.distributed.data_parallel import replicas
 
     torch.set_num_threads(1)
     replicas.BUCKET_ELEMENTS = 1  # a bucket for each parameter

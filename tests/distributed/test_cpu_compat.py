@@ -121,8 +121,8 @@ def test_cuda_is_as_before_after_process_groups_which_can_be_entered_again(tmp_p
     run(
         """
         from hybridtron.distributed.config import ParallelConfig
-        from hybridtron.distributed.environment import Environment
-        from hybridtron.distributed.groups import process_groups
+        from hybridtron.distributed.process_groups.environment import Environment
+        from hybridtron.distributed.process_groups.groups import process_groups
         from hybridtron.errors import UserError
         from torch.overrides import _len_torch_function_stack
 
@@ -160,9 +160,9 @@ def test_a_dry_run_leaves_cuda_as_before(tmp_path):
         """
         from hybridtron.planner.fake_process_group import fake_process_group
         from hybridtron.distributed.cpu_compat import cuda_calls_on_cpu
-        from hybridtron.distributed.groups import process_groups
+        from hybridtron.distributed.process_groups.groups import process_groups
         from hybridtron.distributed.config import ParallelConfig
-        from hybridtron.distributed.environment import Environment
+        from hybridtron.distributed.process_groups.environment import Environment
         from hybridtron.errors import UserError
 
         before = cuda_functions()

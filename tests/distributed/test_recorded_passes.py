@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from hybridtron.api.configs import read_training_config
-from hybridtron.distributed.environment import Environment
-from hybridtron.distributed.groups import process_groups
+from hybridtron.distributed.process_groups.environment import Environment
+from hybridtron.distributed.process_groups.groups import process_groups
 from hybridtron.training.build import build_engine
 from tests.conftest import TINY
 from tests.distributed.tape import tapes_for_graphs, without_c_kernels

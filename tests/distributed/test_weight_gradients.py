@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from hybridtron.distributed.environment import Environment
-from hybridtron.distributed.groups import process_groups
+from hybridtron.distributed.process_groups.environment import Environment
+from hybridtron.distributed.process_groups.groups import process_groups
 from hybridtron.faults.rank_callback import FaultCallback
 from hybridtron.ops.dispatch import OPERATIONS
 from hybridtron.training.build import build_engine

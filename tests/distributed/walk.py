@@ -21,8 +21,8 @@ from hybridtron.backends import tensor_overlap
 from hybridtron.config.load import build
 from hybridtron.data.batches import MicroBatch, micro_batch, step_documents
 from hybridtron.distributed.config import PrecisionConfig
-from hybridtron.distributed.environment import Environment, read_environment
-from hybridtron.distributed.groups import ParallelContext, process_groups
+from hybridtron.distributed.process_groups.environment import Environment, read_environment
+from hybridtron.distributed.process_groups.groups import ParallelContext, process_groups
 from hybridtron.model.batch_state import BatchState
 from hybridtron.model.pipeline import Pipeline
 from hybridtron.training.build import build_engine
@@ -234,7 +234,7 @@ def main() -> None:
     from hybridtron.distributed.cpu_compat import cuda_calls_on_cpu
 
     with cuda_calls_on_cpu():  # before megatron-core is imported
-        from hybridtron.distributed import replicas
+        from hybridtron.distributed.data_parallel import replicas
 
     torch.set_num_threads(1)
     # Models in FP8 have fp32 parameters here: the rounding of bf16 would hide what a layout does to scales.

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from hybridtron.distributed.environment import Environment
-from hybridtron.distributed.groups import ParallelContext, process_groups
+from hybridtron.distributed.process_groups.environment import Environment
+from hybridtron.distributed.process_groups.groups import ParallelContext, process_groups
 from tests.distributed.layouts import MODELS, Layout
 from tests.distributed.walk import distance, micro_batches, run_config
 

@@ -9,8 +9,8 @@ from hybridtron.api.configs import read_training_config
 from hybridtron.backends.torch import TorchBackend
 from hybridtron.config.load import build
 from hybridtron.data.batches import micro_batch, step_documents
-from hybridtron.distributed.environment import Environment
-from hybridtron.distributed.groups import process_groups
+from hybridtron.distributed.process_groups.environment import Environment
+from hybridtron.distributed.process_groups.groups import process_groups
 from hybridtron.documents import weights_ahead
 from hybridtron.errors import UserError
 from hybridtron.model.config import ModelConfig

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from hybridtron.config.load import load
-from hybridtron.distributed.environment import Environment
+from hybridtron.distributed.process_groups.environment import Environment
 from hybridtron.training.callbacks import Callback
 from hybridtron.training.callbacks.metrics import MetricsFile, read_metrics
 from hybridtron.training.config import RunConfig

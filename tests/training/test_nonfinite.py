@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from hybridtron.distributed.environment import Environment
-from hybridtron.distributed.groups import process_groups
+from hybridtron.distributed.process_groups.environment import Environment
+from hybridtron.distributed.process_groups.groups import process_groups
 from hybridtron.training.build import build_engine
 from hybridtron.training.single_process import load
 from tests.training.runs import resolved_tiny

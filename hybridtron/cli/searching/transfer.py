@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     from hybridtron.composer.report.transfer import PAGE
     from hybridtron.composer.transfer.run import prepare_transfer
     from hybridtron.composer.transfer.work import Results
-    from hybridtron.distributed.environment import read_environment
+    from hybridtron.distributed.process_groups.environment import read_environment
     from hybridtron.reporting.progress import ProgressView
 
     if options.workers < 1:
@@ -98,7 +98,7 @@ def _sort_words(options: argparse.Namespace) -> None:
 
 def _launch_workers(options: argparse.Namespace) -> int:
     """Start several workers on this machine, of which the first reports. Returns the exit code."""
-    from hybridtron.distributed.launch import launch, python_command
+    from hybridtron.distributed.process_groups.launch import launch, python_command
 
     words = ["search", "transfer", str(options.folder), *options.overrides]
     words += ["--target", str(options.target), "--method", options.method, *["--json"] * options.json]

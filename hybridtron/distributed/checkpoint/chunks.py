@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from hybridtron.checkpoint_keys import optimizer_key
-from hybridtron.distributed import optimizer_state
 from hybridtron.distributed.checkpoint.boxes import Box, boxes_of_run, pieces
 from hybridtron.distributed.checkpoint.layout import CHUNK_BYTES, Chunk
 from hybridtron.distributed.engine import Engine
-from hybridtron.distributed.groups import ParallelContext
+from hybridtron.distributed.optimizer import state as optimizer_state
+from hybridtron.distributed.process_groups.groups import ParallelContext
 from hybridtron.tensors import Shard, Shards, TensorSpec
 
 

@@ -19,12 +19,12 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 from hybridtron.checkpoint_keys import EMA, FLOAT32_VALUES, OPTIMIZER, optimizer_key
 from hybridtron.checkpoint_reader import expected_shapes, loading, read_common, stored_shapes
-from hybridtron.distributed import optimizer_state
 from hybridtron.distributed.checkpoint import manifest
 from hybridtron.distributed.checkpoint.chunks import held_chunks
 from hybridtron.distributed.checkpoint.layout import Chunk
 from hybridtron.distributed.engine import Engine
-from hybridtron.distributed.groups import call_everywhere
+from hybridtron.distributed.optimizer import state as optimizer_state
+from hybridtron.distributed.process_groups.groups import call_everywhere
 from hybridtron.errors import UserError
 from hybridtron.initial_weights import MatchedWeights, WeightRules, match_weights
 from hybridtron.safe_index import shape_text

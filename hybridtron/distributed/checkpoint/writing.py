@@ -17,12 +17,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.planner import SavePlan
 
-from hybridtron.distributed import optimizer_state
 from hybridtron.distributed.checkpoint.chunks import owned_chunks
 from hybridtron.distributed.checkpoint.completing import complete
 from hybridtron.distributed.checkpoint.layout import Slot, file_name, index_of, plan_of, slots_of, view_of
 from hybridtron.distributed.engine import Engine
-from hybridtron.distributed.groups import call_everywhere
+from hybridtron.distributed.optimizer import state as optimizer_state
+from hybridtron.distributed.process_groups.groups import call_everywhere
 from hybridtron.files import open_to_write, write_all
 
 BLOCK = 16 * 2**20  # bytes that are written at once

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hybridtron.distributed.groups import ParallelContext
+    from hybridtron.distributed.process_groups.groups import ParallelContext
     from hybridtron.model.language_model import LanguageModel
     from hybridtron.training.config import RunConfig
     from hybridtron.training.corpus import Corpus

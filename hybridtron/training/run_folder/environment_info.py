@@ -12,7 +12,7 @@ import torch
 from hybridtron import __version__
 from hybridtron.accounting.doctor import installed_version
 from hybridtron.checkout import commit
-from hybridtron.distributed.groups import ParallelContext
+from hybridtron.distributed.process_groups.groups import ParallelContext
 from hybridtron.training.config import RunConfig
 from hybridtron.training.corpus import Corpus
 

@@ -17,8 +17,8 @@ from hybridtron.distributed import checkpoint, groups
 from hybridtron.distributed.checkpoint import writing
 from hybridtron.distributed.checkpoint.chunks import held_chunks
 from hybridtron.distributed.checkpoint.writing import CheckpointWriter
-from hybridtron.distributed.environment import Environment
-from hybridtron.distributed.groups import process_groups
+from hybridtron.distributed.process_groups.environment import Environment
+from hybridtron.distributed.process_groups.groups import process_groups
 from hybridtron.errors import DamagedCheckpoint, UserError
 from hybridtron.training.build import build_engine
 from hybridtron.training.config import RunConfig

@@ -12,8 +12,8 @@ import pytest
 
 from hybridtron.distributed import checkpoint
 from hybridtron.distributed.checkpoint import manifest
-from hybridtron.distributed.environment import Environment
-from hybridtron.distributed.groups import process_groups
+from hybridtron.distributed.process_groups.environment import Environment
+from hybridtron.distributed.process_groups.groups import process_groups
 from hybridtron.errors import UserError
 from hybridtron.training.build import build_engine
 from hybridtron.training.run_folder.train_state import STATE_NAME, TrainState, state_content

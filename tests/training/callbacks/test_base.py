@@ -10,7 +10,7 @@ import pytest
 
 from hybridtron.config.load import load
 from hybridtron.distributed.engine import Engine, StepResult
-from hybridtron.distributed.environment import read_environment
+from hybridtron.distributed.process_groups.environment import read_environment
 from hybridtron.training.callbacks import Callback, StopTraining
 from hybridtron.training.config import RunConfig
 from hybridtron.training.proxy_run import train_proxy

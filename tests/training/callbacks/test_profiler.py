@@ -13,7 +13,7 @@ from megatron.core.distributed import DistributedDataParallel
 
 from hybridtron.config.load import load
 from hybridtron.distributed.engine import Engine
-from hybridtron.distributed.environment import read_environment
+from hybridtron.distributed.process_groups.environment import read_environment
 from hybridtron.mixers.attention.module import Attention
 from hybridtron.training import loop
 from hybridtron.training.callbacks import Callback

@@ -10,7 +10,7 @@ import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
 from hybridtron.config.load import load
-from hybridtron.distributed.environment import read_environment
+from hybridtron.distributed.process_groups.environment import read_environment
 from hybridtron.errors import UserError
 from hybridtron.training.config import RunConfig
 from hybridtron.training.run import train

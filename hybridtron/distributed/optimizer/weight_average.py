@@ -14,9 +14,9 @@ from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 from torch import Tensor
 
 from hybridtron.checkpoint_keys import EMA
-from hybridtron.distributed.held_parameters import held_parameters
-from hybridtron.distributed.optimizer_state import LocalTensor
-from hybridtron.distributed.parameter_gathers import ParameterGathers
+from hybridtron.distributed.data_parallel.parameter_gathers import ParameterGathers
+from hybridtron.distributed.optimizer.held_parameters import held_parameters
+from hybridtron.distributed.optimizer.state import LocalTensor
 
 
 class WeightAverage:

@@ -19,8 +19,8 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 from torch import Tensor, nn
 
 from hybridtron.checkpoint_keys import FLOAT32_VALUES, MOMENTS, MOMENTUM
-from hybridtron.distributed.held_parameters import held_parameters
-from hybridtron.distributed.muon import MuonBesideAdamW
+from hybridtron.distributed.optimizer.held_parameters import held_parameters
+from hybridtron.distributed.optimizer.muon import MuonBesideAdamW
 
 
 class LocalTensor(NamedTuple):

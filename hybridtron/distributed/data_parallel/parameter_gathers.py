@@ -14,7 +14,7 @@ from typing import Any, TypeVar, overload
 from megatron.core.distributed import DistributedDataParallel
 from torch import nn
 
-from hybridtron.distributed.replicas import in_order_of_use
+from hybridtron.distributed.data_parallel.replicas import in_order_of_use
 
 Chunk = TypeVar("Chunk", bound=nn.Module)
 

@@ -5,8 +5,8 @@ import torch
 
 from hybridtron.api.configs import read_training_config
 from hybridtron.data.batches import global_batch
-from hybridtron.distributed.environment import Environment
-from hybridtron.distributed.groups import process_groups
+from hybridtron.distributed.process_groups.environment import Environment
+from hybridtron.distributed.process_groups.groups import process_groups
 from hybridtron.training.build import build_engine
 from hybridtron.training.corpus import open_corpus
 

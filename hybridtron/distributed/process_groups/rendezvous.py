@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from hybridtron.distributed.environment import Environment
+from hybridtron.distributed.process_groups.environment import Environment
 from hybridtron.errors import UserError
 from hybridtron.files import read_plain, replace_file
 

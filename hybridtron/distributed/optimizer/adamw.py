@@ -13,9 +13,9 @@ from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import nn
 
-from hybridtron.distributed.gradient_clipping import ClipGroup
-from hybridtron.distributed.groups import ParallelContext
-from hybridtron.distributed.muon import Muon, MuonBesideAdamW
+from hybridtron.distributed.optimizer.gradient_clipping import ClipGroup
+from hybridtron.distributed.optimizer.muon import Muon, MuonBesideAdamW
+from hybridtron.distributed.process_groups.groups import ParallelContext
 
 
 @dataclass(frozen=True)

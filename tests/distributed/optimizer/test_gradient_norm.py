@@ -8,8 +8,8 @@ import torch
 
 from hybridtron.api.configs import read_training_config
 from hybridtron.data.batches import global_batch
-from hybridtron.distributed.environment import Environment
-from hybridtron.distributed.groups import process_groups
+from hybridtron.distributed.process_groups.environment import Environment
+from hybridtron.distributed.process_groups.groups import process_groups
 from hybridtron.training.build import build_engine
 from hybridtron.training.corpus import open_corpus
 
@@ -49,7 +49,7 @@ def test_the_experts_shares_are_read_with_it(after_a_step):
 
 
 def test_updates_are_counted_by_parameter_or_as_fused_adam_does_by_group(after_a_step):
-    from hybridtron.distributed.optimizer_state import set_updates, updates
+    from hybridtron.distributed.optimizer.state import set_updates, updates
 
     engine, _, _ = after_a_step
     assert updates(engine.optimizer) == 1

@@ -5,9 +5,9 @@ import torch
 
 from hybridtron.api.configs import read_training_config
 from hybridtron.data.batches import global_batch
-from hybridtron.distributed.environment import Environment
-from hybridtron.distributed.gradient_clipping import clip_groups
-from hybridtron.distributed.groups import process_groups
+from hybridtron.distributed.optimizer.gradient_clipping import clip_groups
+from hybridtron.distributed.process_groups.environment import Environment
+from hybridtron.distributed.process_groups.groups import process_groups
 from hybridtron.errors import UserError
 from hybridtron.model.tensors import parameter_group
 from hybridtron.training.build import build_engine

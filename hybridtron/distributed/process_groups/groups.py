@@ -18,10 +18,10 @@ import torch.distributed as dist
 from hybridtron.backends.base import ExpertGroups
 from hybridtron.distributed.config import ParallelConfig
 from hybridtron.distributed.cpu_compat import cuda_calls_on_cpu
-from hybridtron.distributed.device_queues import order_messages
-from hybridtron.distributed.environment import Environment
-from hybridtron.distributed.launch import signal_at_death_of_parent
-from hybridtron.distributed.rendezvous import PUBLISH, published_store
+from hybridtron.distributed.process_groups.device_queues import order_messages
+from hybridtron.distributed.process_groups.environment import Environment
+from hybridtron.distributed.process_groups.launch import signal_at_death_of_parent
+from hybridtron.distributed.process_groups.rendezvous import PUBLISH, published_store
 from hybridtron.errors import DamagedCheckpoint, UserError, cause_of
 from hybridtron.memory import keep_freed_memory
 from hybridtron.tensors import Shard, Shards

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from hybridtron.distributed.launch import _search_path, caught_signals, launch, python_command
+from hybridtron.distributed.process_groups.launch import _search_path, caught_signals, launch, python_command
 from tests.conftest import ROOT, environment
 
 SAY_RANK = "import os, pathlib; pathlib.Path(os.environ['RANK']).write_text(os.environ['WORLD_SIZE'])"
@@ -24,13 +24,13 @@ def test_one_failure_is_the_outcome():
 
 
 def test_a_rank_that_waits_for_a_failed_one_is_ended(monkeypatch):
-    monkeypatch.setattr("hybridtron.distributed.launch.GRACE_SECONDS", 0.2)
+    monkeypatch.setattr("hybridtron.distributed.process_groups.launch.GRACE_SECONDS", 0.2)
     script = "import os, sys, signal; sys.exit(3) if os.environ['RANK'] == '1' else signal.pause()"
     assert launch([sys.executable, "-c", script], 2) == 3
 
 
 def test_a_killed_rank_is_named_and_the_others_end_soon(monkeypatch, capfd):
-    monkeypatch.setattr("hybridtron.distributed.launch.GRACE_AFTER_KILL_SECONDS", 0.2)
+    monkeypatch.setattr("hybridtron.distributed.process_groups.launch.GRACE_AFTER_KILL_SECONDS", 0.2)
     script = "import os, signal; os.kill(os.getpid(), 9) if os.environ['RANK'] == '1' else signal.pause()"
     assert launch([sys.executable, "-c", script], 2) == 128 + signal.SIGKILL
     assert capfd.readouterr().err == "hybridtron: rank 1 was killed (signal 9)\n"
@@ -49,10 +49,16 @@ def test_ranks_import_nothing_from_the_current_folder(tmp_path, monkeypatch, cap
 @pytest.mark.parametrize("folder", ["/usr/lib/python3/dist-packages", "/venv/lib/python3.11/site-packages"])
 def test_packages_of_an_environment_stay_in_their_place_on_the_search_path(folder, monkeypatch):
     """They would come before those of a virtual environment that sees them."""
-    monkeypatch.setattr("hybridtron.distributed.launch.__file__", f"{folder}/hybridtron/distributed/launch.py")
+    monkeypatch.setattr(
+        "hybridtron.distributed.process_groups.launch.__file__",
+        f"{folder}/hybridtron/distributed/process_groups/launch.py",
+    )
     monkeypatch.setenv("PYTHONPATH", "/mine")
     assert _search_path() == "/mine"
-    monkeypatch.setattr("hybridtron.distributed.launch.__file__", "/checkout/hybridtron/distributed/launch.py")
+    monkeypatch.setattr(
+        "hybridtron.distributed.process_groups.launch.__file__",
+        "/checkout/hybridtron/distributed/process_groups/launch.py",
+    )
     assert _search_path() == f"/mine{os.pathsep}/checkout"
 
 
@@ -67,7 +73,7 @@ def test_a_hang_up_ends_a_run_unless_it_is_to_be_ignored():
 
 RELAY = """
 import pathlib, signal, sys
-from hybridtron.distributed.launch import launch
+from hybridtron.distributed.process_groups.launch import launch
 sys.exit(launch([sys.executable, "-c", pathlib.Path("rank.py").read_text()], 2))
 """
 RANK = """

@@ -18,8 +18,8 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from torch import Tensor
 
-from hybridtron.distributed.groups import ParallelContext
-from hybridtron.distributed.held_parameters import held_parameters
+from hybridtron.distributed.optimizer.held_parameters import held_parameters
+from hybridtron.distributed.process_groups.groups import ParallelContext
 from hybridtron.ops.newton_schulz import orthogonalize
 from hybridtron.tensors import Shard, TensorSpec
 

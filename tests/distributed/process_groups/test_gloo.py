@@ -7,8 +7,8 @@ import torch
 from torch.distributed import distributed_c10d
 
 from hybridtron.distributed.config import ParallelConfig
-from hybridtron.distributed.environment import Environment
-from hybridtron.distributed.groups import process_groups
+from hybridtron.distributed.process_groups.environment import Environment
+from hybridtron.distributed.process_groups.groups import process_groups
 from tests.conftest import environment
 from tests.warm import run
 
@@ -43,8 +43,8 @@ def test_they_meet_on_the_interfaces_that_the_environment_names(monkeypatch):
 GATHERS = """
 import torch
 from hybridtron.distributed.config import ParallelConfig
-from hybridtron.distributed.environment import Environment
-from hybridtron.distributed.groups import process_groups
+from hybridtron.distributed.process_groups.environment import Environment
+from hybridtron.distributed.process_groups.groups import process_groups
 
 with process_groups(ParallelConfig(), Environment(0, 1, 0, None, "single")):
     group = torch.distributed.new_group()

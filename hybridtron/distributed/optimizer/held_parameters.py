@@ -11,7 +11,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params, MegatronOptimizer
 from torch import Tensor
 
-from hybridtron.distributed.groups import ParallelContext
+from hybridtron.distributed.process_groups.groups import ParallelContext
 
 
 def held_parameters(optimizer: MegatronOptimizer) -> Iterator[tuple[Any, Tensor, int]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 
-from hybridtron.distributed.replicas import in_order_of_use
+from hybridtron.distributed.data_parallel.replicas import in_order_of_use
 
 
 class ReductionOrder:

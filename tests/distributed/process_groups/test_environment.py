@@ -2,7 +2,7 @@
 
 import pytest
 
-from hybridtron.distributed.environment import read_environment
+from hybridtron.distributed.process_groups.environment import read_environment
 from hybridtron.errors import UserError
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}

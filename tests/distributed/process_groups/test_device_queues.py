@@ -6,10 +6,10 @@ import os
 import pytest
 
 from hybridtron.config.load import load
-from hybridtron.distributed import device_queues
 from hybridtron.distributed.config import ParallelConfig
-from hybridtron.distributed.device_queues import QUEUES, major_capability, order_messages
-from hybridtron.distributed.environment import Environment
+from hybridtron.distributed.process_groups import device_queues
+from hybridtron.distributed.process_groups.device_queues import QUEUES, major_capability, order_messages
+from hybridtron.distributed.process_groups.environment import Environment
 from hybridtron.training import run
 from hybridtron.training.config import RunConfig
 

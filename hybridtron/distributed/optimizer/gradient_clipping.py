@@ -10,8 +10,8 @@ import torch.distributed as dist
 from megatron.core.optimizer import ChainedOptimizer
 from torch import Tensor
 
-from hybridtron.distributed.groups import ParallelContext
-from hybridtron.distributed.held_parameters import counted_parameters, held_parameters
+from hybridtron.distributed.optimizer.held_parameters import counted_parameters, held_parameters
+from hybridtron.distributed.process_groups.groups import ParallelContext
 
 EPS = 1e-6  # of a norm, as megatron-core adds to the norm of all gradients
 

@@ -18,7 +18,7 @@ from tests.warm import launch
 def seen(tmp_path_factory):
     """What each of two processes saw: the parameters of buckets, and the events of steps."""
     folder = tmp_path_factory.mktemp("overlap")
-    assert launch([sys.executable, "-m", "tests.distributed.overlapped", str(folder)], 2) == 0
+    assert launch([sys.executable, "-m", "tests.distributed.data_parallel.overlapped", str(folder)], 2) == 0
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

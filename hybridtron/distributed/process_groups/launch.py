@@ -84,7 +84,7 @@ def _start(
 def _search_path() -> str:
     """Return PYTHONPATH for a rank: without entries that mean the current folder, with that of a checkout of this."""
     given = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     installed = Path(root).name in ("site-packages", "dist-packages")  # of whatever environment this one can see
     return os.pathsep.join(given if installed else [*given, root])
 
