@@ -291,6 +291,8 @@ class RunConfig(Strict):
         if not self.train.batch_warmup:
             identity["train"].pop("batch_warmup")
         identity["parallel"].pop("cpu_offload_layers")
+        if not self.parallel.tp_comm_overlap:
+            identity["parallel"].pop("tp_comm_overlap")
         identity["optimizer"] = self.optimizer.identity()
         identity["schedule"] = self.schedule.identity()
         identity["data"].pop("loader")
