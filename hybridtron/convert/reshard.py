@@ -17,7 +17,6 @@ from hybridtron.training.config import RunConfig
 from hybridtron.training.run_folder.folder import read_config, read_run
 from hybridtron.training.run_folder.train_state import read_state
 from hybridtron.training.validation.alignment import check_alignment
-from hybridtron.training.validation.cuda_graphs import check_cuda_graphs
 from hybridtron.training.validation.resolve import check_layout
 
 
@@ -76,13 +75,16 @@ def reshard(
 
 
 def _laid_out(config: RunConfig, tensor: int, pipeline: int) -> RunConfig:
-    """Return the config of the layout. Raises UserError where training refuses it."""
+    """Return the config of the layout, without keys that only another one has. Raises UserError where training refuses
+    it."""
     sequence = tensor > 1 and (config.parallel.sequence or has_experts(config.model))
     changes = {"tensor": tensor, "pipeline": pipeline, "sequence": sequence}
     changes["virtual_pipeline"] = 1  # a file holds one run of layers
+    changes["tp_comm_overlap"] = tensor > 1 and config.parallel.tp_comm_overlap
+    graphs = config.train.cuda_graphs and tensor == pipeline == 1
     fields = config.model_dump(mode="json", serialize_as_any=True)
-    new = build({**fields, "parallel": {**fields["parallel"], **changes}}, RunConfig)
+    sections = {"parallel": {**fields["parallel"], **changes}, "train": {**fields["train"], "cuda_graphs": graphs}}
+    new = build({**fields, **sections}, RunConfig)
     check_layout(new)
     check_alignment(new)
-    check_cuda_graphs(new)
     return new

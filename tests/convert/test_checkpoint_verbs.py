@@ -222,6 +222,20 @@ def test_layouts_that_do_not_fit_are_refused(layout, message, run, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_keys_that_another_layout_does_not_have_are_left_out(tensor, tmp_path):
+    """A run that had them is resharded as any other."""
+    model = {"blocks": {"attn": {"type": "attention", "num_heads": 4}}, "pattern": "attn"}
+    runs = {
+        "overlapped": {"parallel": {"tensor": 2, "tp_comm_overlap": True}},
+        "recorded": {"train": TINY["train"] | {"cuda_graphs": True}},
+    }
+    for name, keys in runs.items():
+        reshard(untrained(tmp_path / name, model, **keys), tmp_path / f"new {name}", tensor=tensor)
+    assert read_config(tmp_path / "new overlapped").parallel.tp_comm_overlap is (tensor == 2)
+    assert read_config(tmp_path / "new recorded").train.cuda_graphs is (tensor == 1)
+
+
 def test_an_average_is_that_of_its_checkpoints(run, tmp_path):
     first, last = (parameters(run / step) for step in ("step_00000002", "step_00000004"))
     average([run], tmp_path / "equal")
