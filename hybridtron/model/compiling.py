@@ -24,14 +24,18 @@ def compile_layers(chunks: Sequence[nn.Module], device: torch.device, backend: s
     """Compile the forward and backward passes of all layers in place, when they first run.
 
     Names of parameters, hooks of layers, recomputation of whole layers and token-by-token generation stay outside.
+    What was compiled for other models of this process is used again, or dropped where there is much of it.
     Raises UserError where inductor would find no compiler for the device.
     """
     if backend == "inductor" and (missing := missing_compiler(device.type)):
         raise UserError(f"train.compile = True: {missing}; expected it installed, or false")
     import torch._dynamo
+    from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
     keep_opaque()
+    if len(_debug_get_cache_entry_list(Layer.compute.__code__)) > VARIANTS // 2:
+        torch._dynamo.reset()
     for layer in (module for chunk in chunks for module in chunk.modules() if isinstance(module, Layer)):
         _compute_cached(layer)
         # Sizes are the same in each step: as variables they would cost speed wherever two blocks have different ones.

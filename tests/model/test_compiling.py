@@ -33,9 +33,9 @@ def test_losses_and_gradients_are_those_without_and_nothing_is_compiled_after_th
     assert later == [first] * len(later)
 
 
-def model_of(pattern):
+def model_of(pattern, width=16):
     blocks = {"mlp": {"type": "swiglu", "ffn_hidden_size": 32}, "ffn": {"type": "mlp", "ffn_hidden_size": 48}}
-    model = {"hidden_size": 16, "blocks": blocks, "pattern": pattern}
+    model = {"hidden_size": width, "blocks": blocks, "pattern": pattern}
     return build_model({"model": model, "data": {"seq_len": 8}})
 
 
@@ -55,6 +55,24 @@ def compile_with_eager(model):
 
 def test_layers_of_one_block_share_what_is_compiled():
     assert compile_with_eager(model_of("mlp ffn mlp mlp ffn")) == compile_with_eager(model_of("mlp ffn")) == 2
+
+
+def test_all_of_many_models_in_one_process_are_compiled(monkeypatch):
+    """As in a search over widths: torch compiles a function so many times, and then runs it as it is."""
+    monkeypatch.setattr(compiling, "VARIANTS", 4)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 4)
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    for width in (8, 8, 16, 24, 32):
+        model = model_of("mlp ffn", width)
+        compile_layers([model], CPU, backend)
+        model(torch.zeros(2, 8, dtype=torch.int64))
+    assert len(graphs) == 2 * 4  # that of width 8 is used again
 
 
 def test_names_of_parameters_and_hooks_of_layers_stay():
