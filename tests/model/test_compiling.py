@@ -60,7 +60,6 @@ def test_layers_of_one_block_share_what_is_compiled():
 def test_all_of_many_models_in_one_process_are_compiled(monkeypatch):
     """As in a search over widths: torch compiles a function so many times, and then runs it as it is."""
     monkeypatch.setattr(compiling, "VARIANTS", 4)
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 4)
     torch._dynamo.reset()
     graphs = []
 
@@ -68,10 +67,11 @@ def test_all_of_many_models_in_one_process_are_compiled(monkeypatch):
         graphs.append(graph)
         return graph.forward
 
-    for width in (8, 8, 16, 24, 32):
-        model = model_of("mlp ffn", width)
-        compile_layers([model], CPU, backend)
-        model(torch.zeros(2, 8, dtype=torch.int64))
+    with torch._dynamo.config.patch(recompile_limit=4):
+        for width in (8, 8, 16, 24, 32):
+            model = model_of("mlp ffn", width)
+            compile_layers([model], CPU, backend)
+            model(torch.zeros(2, 8, dtype=torch.int64))
     assert len(graphs) == 2 * 4  # that of width 8 is used again
 
 
