@@ -57,6 +57,7 @@ class RecordedPasses:
         and returns the losses [b, kinds] of each micro-batch."""
         self.passes, self.replicas, self.device, self.stream = passes, replicas, device, stream
         self.config = replicas[0].config
+        self.parameters = [parameter for replica in replicas for parameter in replica.parameters()]
         self.recorder = Recorder(stream, zero_gradients)
         self.replays = 0
 
@@ -81,12 +82,12 @@ class RecordedPasses:
             return [losses.flatten(0, 1)]
 
     def _has_hooks(self) -> bool:
-        """Return whether a module calls other code in its passes."""
+        """Return whether a module calls other code in its passes, or a parameter with its gradient."""
         return any(
             each._forward_hooks or each._forward_pre_hooks or each._backward_hooks or each._backward_pre_hooks
             for replica in self.replicas
             for each in replica.modules()
-        )
+        ) or any(each._backward_hooks or each._post_accumulate_grad_hooks for each in self.parameters)
 
     def _without_reduction(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor]:
         """Compute the losses [M, b, kinds] and the gradients of this process."""

@@ -119,6 +119,23 @@ def test_steps_that_are_watched_run_as_they_are_and_evaluations_are_not_recorded
     assert all(row["grad_norm"] > 0 for row in statistics.values())
 
 
+@pytest.mark.parametrize("method", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_of_parameters_are_called(method):
+    """A recording would leave them out, or have what they do in all later steps."""
+    called, handles = [], []
+
+    def look(engine, step):
+        for handle in handles:
+            handle.remove()
+        if step in (0, 2):
+            weight = engine.chunks[0].get_parameter("embedding.weight")
+            handles.append(getattr(weight, method)(lambda _: called.append(step)))
+
+    engine = with_and_without(config_of(), [2] * 4, look)
+    assert called == [0, 0, 2, 2] * 2  # of two micro-batches, with and without
+    assert engine.recorded.replays == 2
+
+
 @pytest.mark.parametrize(
     ("sections", "most"), [(MOE, 1 << 30), ({}, 382)], ids=["waits for numbers of rows", "fails on its way back"]
 )

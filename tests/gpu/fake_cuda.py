@@ -31,6 +31,7 @@ from tests.gpu.primitives import CASES, model_config
 
 LENGTHS = (37, 200, 256)
 FORMATS = (torch.float32, torch.bfloat16)
+COPIES = (torch.ops.aten.copy_, torch.ops.aten._to_copy)
 
 
 def leave_out_kernels() -> None:
@@ -59,7 +60,8 @@ class NoCopies(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         given, made = ([x for x in tree_leaves(tree) if isinstance(x, Tensor)] for tree in ((args, kwargs), result))
-        if any(x.is_cpu and x.dim() for x in given) and any(x.is_cuda for x in (*given, *made)):
+        copies = func.overloadpacket in COPIES  # of single numbers too, which other operations take as arguments
+        if any(x.is_cpu and (copies or x.dim()) for x in given) and any(x.is_cuda for x in (*given, *made)):
             raise RuntimeError(f"{func}: a copy from the host")
         return result
 

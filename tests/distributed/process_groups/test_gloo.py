@@ -1,6 +1,7 @@
 """Process groups of gloo: one thread each, with which messages under way together leave memory whole."""
 
 import sys
+from datetime import timedelta
 
 import pytest
 import torch
@@ -25,10 +26,18 @@ def test_every_group_has_one_thread():
 
 
 def test_torch_makes_its_own_afterwards():
-    before = distributed_c10d.ProcessGroupGloo
     with process_groups(ParallelConfig(), ALONE):
-        assert distributed_c10d.ProcessGroupGloo is not before
-    assert distributed_c10d.ProcessGroupGloo is before
+        pass
+    own = distributed_c10d.ProcessGroupGloo(torch.distributed.HashStore(), 0, 1, timeout=timedelta(seconds=9))
+    assert own.options._threads > 1
+
+
+def test_torch_knows_them_as_groups_of_gloo():
+    """It changes the timeout of no others."""
+    with process_groups(ParallelConfig(), ALONE):
+        distributed_c10d._set_pg_timeout(timedelta(seconds=77))
+        group = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
+        assert group.options._timeout == timedelta(seconds=77)
 
 
 def test_they_meet_on_the_interfaces_that_the_environment_names(monkeypatch):
