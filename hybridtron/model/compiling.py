@@ -28,7 +28,7 @@ def compile_layers(chunks: Sequence[nn.Module], device: torch.device, backend: s
     Raises UserError where inductor would find no compiler for the device.
     """
     if backend == "inductor" and (missing := missing_compiler(device.type)):
-        raise UserError(f"train.compile = True: {missing}; expected it installed, or false")
+        raise UserError(f"train.compile = true: {missing}; expected it installed, or false")
     import torch._dynamo
     from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 

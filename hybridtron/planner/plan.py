@@ -16,6 +16,7 @@ from hybridtron.model.tensors import model_tensors
 from hybridtron.planner.checkpoint_size import CheckpointSize, checkpoint_size
 from hybridtron.planner.dry_run import Device, StageRun, run_stage
 from hybridtron.planner.memory import Capacity, Fit, StageMemory
+from hybridtron.planner.remarks import remarks_on
 from hybridtron.planner.share import (
     GRADIENT_BYTES,
     Replicas,
@@ -73,6 +74,7 @@ class Plan(Shown):
     sent_bytes_per_step: dict[str, int] | None  # of all processes together
     checkpoint: CheckpointSize
     time: TimeModel | None  # None without a table of measured layers
+    remarks: list[str]  # what a dry run counts as if it were otherwise
 
     def as_json(self) -> dict[str, Any]:
         """Convert to the object that `--json` prints."""
@@ -129,6 +131,7 @@ def plan(
         sent_bytes_per_step=_sent_by_all(plans, gpus // parallel.pipeline) if dry_run else None,
         checkpoint=checkpoint_size(config, specs, held, replicas, gpus, disk_gb_per_s),
         time=time,
+        remarks=remarks_on(config, capacity.device) if dry_run else [],
     )
 
 

@@ -97,9 +97,11 @@ def _show_memory(plan: Plan, console: Console) -> None:
     console.print(f"fits in {fit.memory / GIB:g} GiB: {unknown if fit.fits is None else answer[fit.fits]}")
     for stage in plan.stages:
         _explain(stage.pipeline_rank, stage.memory, console)
+    for remark in plan.remarks:
+        console.print(remark, soft_wrap=True)
     if plan.pinned_bytes_per_node:
         console.print(
-            f"pinned CPU memory, as PyTorch rounds it: {byte_size(plan.pinned_bytes_per_node)} on a node of "
+            f"pinned CPU memory: {byte_size(plan.pinned_bytes_per_node)} on a node of "
             f"{plural(min(plan.gpus, plan.gpus_per_node), 'process', 'processes')}, the most of all nodes"
         )
 
@@ -131,7 +133,9 @@ def _explain(rank: int, memory: StageMemory, console: Console) -> None:
         soft_wrap=True,
     )
     if memory.pinned:
-        console.print(f"  {byte_size(memory.pinned)} of theirs wait in pinned CPU memory", soft_wrap=True)
+        console.print(
+            f"  others wait in {byte_size(memory.pinned)} of pinned CPU memory, as PyTorch rounds it", soft_wrap=True
+        )
     peaks = [f"a layer's backward pass takes up to {byte_size(memory.layer or 0)} more"]
     if memory.loss:
         peaks.append(f"logits and loss, with their gradients, up to {byte_size(memory.loss)}")

@@ -75,7 +75,7 @@ def choose_backend(config: RunConfig, device: str) -> BackendName:
         return "megatron"
     problem = transformer_engine_problem() if device == "cuda" else NEEDS_CUDA
     if problem and precision.format == "fp8":
-        raise UserError(f"precision.emulate = False: {problem}; expected true, which works on any device")
+        raise UserError(f"precision.emulate = false: {problem}; expected true, which works on any device")
     if problem and name == "transformer_engine":
         raise UserError(f"model.backend = transformer_engine: {problem}; or expected auto, megatron or torch")
     return "megatron" if problem else "transformer_engine"

@@ -115,7 +115,7 @@ def test_generation_stays_uncompiled():
 
 def test_without_a_compiler_it_is_refused(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(UserError, match=r"train.compile = True: there is no C\+\+ compiler \(no-such-compiler\)"):
+    with pytest.raises(UserError, match=r"train.compile = true: there is no C\+\+ compiler \(no-such-compiler\)"):
         compile_layers([model_of("mlp")], CPU)
     monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="triton is not installed"):

@@ -168,6 +168,17 @@ def test_recomputation_keeps_less():
     assert kept["full"] < kept["selective"] < kept["none"]
 
 
+def test_what_is_counted_as_if_it_were_otherwise_is_said():
+    made = planned("2*mlp", 1, precision="fp8", train={"compile": True})
+    console = Console(file=io.StringIO(), width=200)
+    show_plan(made, console)
+    assert "precision.format fp8 is counted as bf16\ntrain.compile is counted as false: " in console.file.getvalue()
+    assert planned("2*mlp", 1).remarks == []
+    assert [remark.split()[0] for remark in planned("2*mlp", 1, train={"cuda_graphs": True}).remarks] == [
+        "train.cuda_graphs"
+    ]
+
+
 def test_pinned_memory_is_that_of_all_micro_batches_in_flight_and_of_a_node(monkeypatch):
     """Two stages on three processes each, of which a node of four has all of the first and one of the second."""
     monkeypatch.setattr("hybridtron.model.activation_offload.SMALLEST", 1)
@@ -179,6 +190,7 @@ def test_pinned_memory_is_that_of_all_micro_batches_in_flight_and_of_a_node(monk
     show_plan(made, console)
     assert "cpu_offload_layers 1" in console.file.getvalue()
     assert "on a node of 4 processes" in console.file.getvalue()
+    assert "others wait in" in console.file.getvalue()
     assert planned("4*mlp", 6, pipeline=2, train={"global_batch_size": 24}).pinned_bytes_per_node == 0
 
 

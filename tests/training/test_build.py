@@ -60,6 +60,6 @@ def test_fp8_is_transformer_engines_or_emulated(installed):
     installed("Transformer Engine needs a CUDA device")
     assert choose("auto", "meta", "fp8") == "megatron"
     with pytest.raises(
-        UserError, match=r"^precision.emulate = False: Transformer Engine needs a CUDA device; expected"
+        UserError, match=r"^precision.emulate = false: Transformer Engine needs a CUDA device; expected"
     ):
         choose("auto", "cpu", "fp8")

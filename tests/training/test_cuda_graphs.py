@@ -91,6 +91,15 @@ def test_what_cannot_be_recorded_is_refused_in_one_line(override, tiny, capsys):
     assert not (tiny.parent / "run").exists()
 
 
+def test_all_that_cannot_be_recorded_is_named_at_once(tiny, capsys):
+    beside = ["parallel.tensor=2", "parallel.overlap_grad_reduce=true"]
+    assert main(["train", str(tiny), "train.cuda_graphs=true", *beside, "--nproc", "2"]) == 2
+    assert [line.split(" = ")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "hybridtron: error: parallel.tensor",
+        "parallel.overlap_grad_reduce",
+    ]
+
+
 def test_emulated_fp8_and_data_parallelism_are_accepted(tiny, capsys):
     fp8 = "precision={format: fp8, emulate: true, skip: [mamba.in_proj]}"
     assert main(["train", str(tiny), "train.cuda_graphs=true", fp8, "--nproc", "2", "--print"]) == 0

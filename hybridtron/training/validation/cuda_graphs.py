@@ -7,7 +7,7 @@ from hybridtron.training.config import RunConfig
 
 
 def check_cuda_graphs(config: RunConfig) -> None:
-    """Raise UserError where train.cuda_graphs is set beside what cannot be recorded, or was never tried.
+    """Raise UserError, a line a key, where train.cuda_graphs is set beside what cannot be recorded or was not tried.
 
     A recording has no messages between processes: those of pipelines, and those that overlap passes, are begun by
     Python, which also takes and gives back pinned memory. Lengths of documents, and numbers of tokens that choose an
@@ -27,10 +27,13 @@ def check_cuda_graphs(config: RunConfig) -> None:
         "data.documents": (config.data.documents, "flow"),
         "precision.emulate": (precision.emulate or precision.format != "fp8", True),
     }
-    for key, (value, expected) in beside.items():
-        if value != expected:
-            shown, wanted = (str(each).lower() for each in (value, expected))
-            raise UserError(f"{key} = {shown}: expected {wanted}, or train.cuda_graphs false")
+    lines = [
+        f"{key} = {str(value).lower()}: expected {str(expected).lower()}, or train.cuda_graphs false"
+        for key, (value, expected) in beside.items()
+        if value != expected
+    ]
+    if lines:
+        raise UserError("\n".join(lines))
     for name in sorted(config.model.used_blocks):
         block = config.model.blocks[name]
         if any(spec.experts for spec in block.tensors().values()):
