@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -144,10 +144,8 @@ def begin(trainer: Trainer, folder: RunFolder, start: Start) -> None:
         raise TrainingStopped(f"run folder {folder.path}: cannot be written to: {failure}")
     if config.parallel.num_stages > 1:
         trainer.print_line(describe_stages(config))
-    if config.train.cuda_graphs and trainer.engine.recorded is None:
-        trainer.print_line("train.cuda_graphs: there is no GPU; steps run as without it")
-    if config.parallel.cpu_offload_layers and trainer.parallel_context.device.type == "cpu":
-        trainer.print_line("parallel.cpu_offload_layers has no effect on a CPU: activations are in its memory already")
+    for remark in _remarks(trainer):
+        trainer.print_line(remark)
     if start.weights:
         trainer.print_line(f"begins with the weights of {start.weights}{_remainder(start.initial)}")
     if trains:
@@ -157,6 +155,18 @@ def begin(trainer: Trainer, folder: RunFolder, start: Start) -> None:
         trainer.print_line(f"resumed from {start.checkpoint} at step {start.state.step}")
     for change in start.changes:
         trainer.print_line(f"{change} from step {start.state.step + 1}" if trains else f"{change}: not used")
+
+
+def _remarks(trainer: Trainer) -> Iterator[str]:
+    """Yield a line for each key that does nothing on this device, or makes the first step long."""
+    config, on_cpu = trainer.config, trainer.parallel_context.device.type == "cpu"
+    if config.train.cuda_graphs and trainer.engine.recorded is None:
+        yield "train.cuda_graphs: there is no GPU; steps run as without it"
+    if config.train.compile:
+        slower = "; on a CPU most models are slower with it" if on_cpu else ""
+        yield f"train.compile: the first step compiles the layers, which may take minutes{slower}"
+    if config.parallel.cpu_offload_layers and on_cpu:
+        yield "parallel.cpu_offload_layers has no effect on a CPU: activations are in its memory already"
 
 
 def _remainder(initial: Mapping[str, Any]) -> str:
