@@ -142,7 +142,8 @@ class Engine:
     def train_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
         """Update the parameters from this process's micro-batches, unless the loss or a gradient is not finite.
 
-        After an exception, before the update, all processes may call this again: it begins anew.
+        After an exception, before the update, which all processes raised after the same messages to each other, all may
+        call this again: it begins anew.
         """
         if self.is_stepping:
             self._forget_step()
