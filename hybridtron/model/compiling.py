@@ -17,7 +17,8 @@ from hybridtron.model.language_model import Layer
 from hybridtron.ops.opaque import keep_opaque
 
 VARIANTS = 64  # of one function: kinds of layers, in training and evaluation, before torch leaves it uncompiled
-COMPILERS = ("g++", "clang++")
+# Language, variable and programs by which inductor finds the compiler of its kernels, and Triton that of their callers.
+COMPILERS = {"cpu": ("C++", "CXX", ("g++",)), "cuda": ("C", "CC", ("gcc", "clang"))}
 
 
 def compile_layers(chunks: Sequence[nn.Module], device: torch.device, backend: str = "inductor") -> None:
@@ -44,10 +45,11 @@ def compile_layers(chunks: Sequence[nn.Module], device: torch.device, backend: s
 
 def missing_compiler(device_type: str) -> str | None:
     """Return what is missing for inductor to compile for this type of device, or None."""
-    if device_type == "cuda":
-        return None if importlib.util.find_spec("triton") else "the package triton is not installed"
-    wanted = [os.environ["CXX"]] if "CXX" in os.environ else COMPILERS
-    return None if any(map(shutil.which, wanted)) else f"there is no C++ compiler ({' or '.join(wanted)})"
+    if device_type == "cuda" and not importlib.util.find_spec("triton"):
+        return "the package triton is not installed"
+    language, variable, programs = COMPILERS[device_type]
+    wanted = [os.environ[variable]] if variable in os.environ else programs
+    return None if any(map(shutil.which, wanted)) else f"there is no {language} compiler ({' or '.join(wanted)})"
 
 
 def _compute_cached(layer: nn.Module) -> None:

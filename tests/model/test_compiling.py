@@ -113,10 +113,27 @@ def test_generation_stays_uncompiled():
     assert torch._dynamo.utils.counters["frames"] == before
 
 
-def test_without_a_compiler_it_is_refused(monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(UserError, match=r"train.compile = true: there is no C\+\+ compiler \(no-such-compiler\)"):
-        compile_layers([model_of("mlp")], CPU)
+@pytest.mark.parametrize(
+    ("device", "variable", "language", "programs"),
+    [("cpu", "CXX", r"C\+\+", r"g\+\+"), ("cuda", "CC", "C", "gcc or clang")],
+)
+def test_without_a_compiler_it_is_refused(device, variable, language, programs, monkeypatch):
+    """Inductor asks for g++ alone where CXX names none, and Triton on CUDA for a C compiler."""
+
+    def is_refused():
+        return pytest.raises(UserError, match=rf"train.compile = true: there is no {language} compiler \({programs}\);")
+
+    monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(compiling.shutil, "which", {"clang++": "/usr/bin/clang++"}.get)
+    with is_refused():
+        compile_layers([model_of("mlp")], torch.device(device))
+    programs = "no-such-compiler"
+    monkeypatch.setenv(variable, programs)
+    with is_refused():
+        compile_layers([model_of("mlp")], torch.device(device))
+
+
+def test_without_triton_it_is_refused_on_cuda(monkeypatch):
     monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="triton is not installed"):
         compile_layers([model_of("mlp")], torch.device("cuda"))
