@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,6 +19,7 @@ COLUMNS = (  # of the results, which no axis may have the name of
     "flops", "total_state", "steps", "learning_rate", "batch_tokens", "seconds", "device_hours", "cost",
 )  # fmt: skip
 OWN_KEYS = ("name", "folder", "seed")  # of a run, which the study sets
+SECTIONS = ("model", "data", "train", "optimizer", "schedule", "parallel", "precision", "checkpoint")  # of a run
 Key = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$")]
 AxisName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=24)]
 LevelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=40)]
@@ -132,6 +134,10 @@ class EqualConfig(Strict):
 
 class AblationConfig(Strict):
     """One ablation."""
+
+    KEYS_OF_OTHERS: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        SECTIONS, "a key of the base run; expected it in its file, or as a text in overrides"
+    )
 
     name: FolderName = Field(description="Names the folder.")
     folder: str | None = Field(None, description="Where the study is kept; by default checkpoints/ablation-NAME.")

@@ -154,6 +154,8 @@ def _unknown_key(place: _Place, root: type[pydantic.BaseModel]) -> _Problem:
     if key in ("type", "name", "kind") and place.owner and parents:  # asks what the section is, which is fixed
         about = " ".join((place.owner.__doc__ or "").partition("\n\n")[0].split()).removesuffix(".")
         return _Problem(place.path, f"unknown key: expected {one_of(None, valid)} ({parents[-1]}: {about})")
+    if belongs := getattr(place.owner, "KEYS_OF_OTHERS", {}).get(str(key)):
+        return _Problem(place.path, f"unknown key: {belongs}")
     if len(elsewhere) == 1:
         return _Problem(place.path, f"unknown key (nearest: {dotted(elsewhere[0])})", renamed=elsewhere[0])
     if close:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import pydantic
 from pydantic import AfterValidator, ConfigDict
@@ -43,6 +43,7 @@ class Strict(pydantic.BaseModel):
     Fields marked `exclude=True` are set by the code around the section: they are not written, documented or suggested.
     """
 
+    KEYS_OF_OTHERS: ClassVar[Mapping[str, str]] = {}  # keys that belong elsewhere -> where, for the message
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False)
 
     @classmethod

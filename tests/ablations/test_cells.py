@@ -122,6 +122,8 @@ def test_an_error_in_a_level_is_not_said_to_be_on_the_command_line(tiny, capsys)
     message = capsys.readouterr().err
     assert "cell width-0: model.hidden_size = 0: expected at least 1" in message
     assert "(in the overrides and levels of the study)" in message
+    assert main(["ablate", str(file), "train.compile=true"]) == 2
+    assert "train: unknown key: a key of the base run; expected it in its file, or as a" in capsys.readouterr().err
     assert main(["ablate", str(file), "max_parallel=0"]) == 2
     assert "(on the command line)" in capsys.readouterr().err
 
