@@ -101,7 +101,9 @@ def _valid_layout(model: str, draw: random.Random, cut: dict[str, Any]) -> Layou
     refusal: UserError | None = None
     for _ in range(2000):
         parallel = {key: draw.choice(values) for key, values in _CHOICES.items()} | cut
+        # Not drawn, so that other keys of a seed stay as they were.
         parallel["tp_comm_overlap"] = parallel["tensor"] > 1 and parallel["overlap_grad_reduce"]
+        parallel["cpu_offload_layers"] = 3 if parallel["recompute"] == "full" or parallel["pipeline"] > 1 else 0
         layout = Layout(model, draw.choice([1, 1, 2]), "", parallel)
         if not 2 <= layout.world_size <= PROCESSES:
             continue

@@ -25,6 +25,7 @@ def test_every_primitive_has_its_turn():
     used = {key for case in cases.values() for key, value in case.parallel.items() if value not in (1, False, "none")}
     used |= {"data"} if any(case.data > 1 for case in cases.values()) else set()
     assert used >= {"tensor", "context", "pipeline", "virtual_pipeline", "expert", "expert_tensor", "data", "recompute"}
+    assert "cpu_offload_layers" in used
 
 
 def test_context_parallelism_does_not_cut_branches_of_channels(monkeypatch):
