@@ -70,24 +70,41 @@ class Plan:
 def make_plan(config: AblationConfig) -> Plan:
     """Expand a study into its runs. Nothing is written.
 
-    Raises UserError where a cell's config, its size or its data does not fit, naming the cell.
+    Raises UserError where a cell's config, its size or its data does not fit, naming the cell, and where the levels of
+    an axis do not differ in what is trained.
     """
     axes = expand(config, _base_values(config))
     builder = _Builder(config, axes)
     cells: dict[str, Cell] = {}
+    repeated: list[Cell] = []
     left_out = 0
     for combination in combinations(config, axes):
         cell = builder.cell(combination)
         key = "" if cell is None else json.dumps(_identity(cell.config), sort_keys=True)
         if cell is None and not cells:
             raise UserError(f"constraints: leave out the reference {cell_name(combination, axes)}; expected it to stay")
-        if cell is None or key in cells:
+        if cell is None:
             left_out += 1
+        elif key in cells:
+            repeated.append(cell)
         else:
             cells[key] = cell
+    _require_differences(axes, list(cells.values()), repeated)
     fingerprints = _Fingerprints()
     runs = [_run(cell, seed, config, fingerprints) for cell in cells.values() for seed in config.seeds]
-    return Plan(config, tuple(axes), tuple(cells.values()), tuple(runs), left_out)
+    return Plan(config, tuple(axes), tuple(cells.values()), tuple(runs), left_out + len(repeated))
+
+
+def _require_differences(axes: Sequence[Axis], cells: Sequence[Cell], repeated: Sequence[Cell]) -> None:
+    """Raise UserError for an axis of which one level alone is left, since the cells of the others repeat it."""
+    for axis in axes:
+        left = {cell.combination[axis.name].name for cell in cells}
+        same = sorted({cell.combination[axis.name].name for cell in repeated} - left)
+        if len(left) == 1 and same:
+            raise UserError(
+                f"axes.{axis.name}: {', '.join([*left, *same])} are the same training; expected levels that change what "
+                "is trained, not how fast"
+            )
 
 
 def _base_values(config: AblationConfig) -> Mapping[str, Any]:
