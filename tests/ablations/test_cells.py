@@ -107,7 +107,7 @@ def test_names_follow_the_config_and_the_data_but_not_where_they_lie(tiny, tmp_p
         ({"axes": {"lr": {**LEARNING_RATE, "key": "optimizer.rate"}}}, "optimizer.rate: unknown key"),
         (
             {"axes": {"fast": {"type": "grid", "key": "train.cuda_graphs", "values": [False, True]}}},
-            "axes.fast: False, True are the same training; expected levels that change what is trained",
+            "axes.fast: false, true are the same training; expected levels that change what is trained",
         ),
         ({"overrides": ["data.valid=null"]}, "data.valid is missing"),
         ({"rules": {"train.steps": {"coefficient": 1.0}}}, "an axis of type budget instead"),

@@ -202,7 +202,7 @@ def test_one_budget_only_is_refused(main, capsys, tmp_path):
         (["parametric", DATA / "gemstones.csv", "--bootstrap", "-5"], "expected a whole number of at least 0"),
         (["parametric", DATA / "gemstones.csv", "--where", "run"], "expected COL=VALUE"),
         (["parametric", DATA / "gemstones.csv", "--los-column", "loss"], "unrecognized arguments: --los-column"),
-        (["parametric", DATA / "gemstones.csv", "--delta", "0"], "delta is 0; expected"),
+        (["parametric", DATA / "gemstones.csv", "--delta", "0"], "--delta = 0: expected"),
     ],
 )
 def test_bad_arguments_are_refused_in_one_line(main, capsys, tmp_path, arguments, said):

@@ -13,10 +13,11 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict_from_keys
 
 from hybridtron.config.load import build
-from hybridtron.distributed import checkpoint, groups
+from hybridtron.distributed import checkpoint
 from hybridtron.distributed.checkpoint import writing
 from hybridtron.distributed.checkpoint.chunks import held_chunks
 from hybridtron.distributed.checkpoint.writing import CheckpointWriter
+from hybridtron.distributed.process_groups import groups
 from hybridtron.distributed.process_groups.environment import Environment
 from hybridtron.distributed.process_groups.groups import process_groups
 from hybridtron.errors import DamagedCheckpoint, UserError
