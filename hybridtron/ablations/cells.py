@@ -102,8 +102,8 @@ def _require_differences(axes: Sequence[Axis], cells: Sequence[Cell], repeated: 
         same = sorted({cell.combination[axis.name].name for cell in repeated} - left)
         if len(left) == 1 and same:
             raise UserError(
-                f"axes.{axis.name}: {', '.join([*left, *same])} are the same training; expected levels that change what "
-                "is trained, not how fast"
+                f"axes.{axis.name}: {', '.join([*left, *same])} are the same training; "
+                "expected levels that change what is trained, not how fast"
             )
 
 
