@@ -66,7 +66,7 @@ def bounds_words(metadata: Iterable[Any]) -> list[str]:
         "multiple_of": "a multiple of {}",
         "min_length": "length at least {}",
         "max_length": "length at most {}",
-        "pattern": "matching {}",
+        "pattern": "matching `{}`",
     }
     found = []
     for constraint in metadata:

@@ -119,3 +119,10 @@ def test_the_page_is_always_the_same():
 def test_a_registry_for_no_key_is_refused():
     with pytest.raises(ValueError, match=r"no such key in Run: model\.layers"):
         render(Run, "Keys", "", {"model.blocks": BLOCKS, "model.layers": BLOCKS})
+
+
+def test_a_pattern_is_code_in_which_brackets_make_no_links():
+    class Named(Strict):
+        name: str = Field("a", pattern="^[a-z][a-z0-9]*$", description="A name.")
+
+    assert "text, matching `^[a-z][a-z0-9]*$`" in render(Named, "Keys", "All of them.", {})
