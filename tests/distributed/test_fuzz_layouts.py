@@ -1,6 +1,8 @@
 """Random models train alike in random layouts; more of them by hand: see `fuzz_layouts`."""
 
 import json
+from contextlib import ExitStack
+from unittest.mock import patch
 
 import pytest
 
@@ -8,8 +10,17 @@ from hybridtron.errors import UserError
 from hybridtron.mixers.registry import MIXERS
 from tests.distributed import walk
 from tests.distributed.fuzz_layouts import CASES, GRADIENT, LOSS, NOISE, _differences, make_cases, run
-from tests.distributed.layouts import Layout
-from tests.distributed.models import BLOCKS, COMPARED, MODELS, MOVED
+from tests.distributed.layouts import TABLE, Layout
+from tests.distributed.models import BLOCKS, COMPARED, MODELS, MOVED, OPTIMIZER
+
+
+@pytest.fixture(autouse=True)
+def tables_as_before():
+    """Take drawn models out of the tables again, which other files of tests read in the same process."""
+    with ExitStack() as stack:
+        for table in (BLOCKS, MODELS, OPTIMIZER, TABLE):
+            stack.enter_context(patch.dict(table))
+        yield
 
 
 def test_random_models_in_random_layouts_are_those_of_one_process(tmp_path):
