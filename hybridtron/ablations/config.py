@@ -13,13 +13,13 @@ from hybridtron.accounting.equal_size import Measure
 from hybridtron.config.nearest import one_of
 from hybridtron.config.schema import FolderName, Strict, problem
 from hybridtron.errors import UserError
+from hybridtron.training.config import RunConfig
 
 COLUMNS = (  # of the results, which no axis may have the name of
     "run", "cell", "seed", "loss", "bits_per_byte", "train_loss", "n_params", "n_params_non_embedding", "tokens",
     "flops", "total_state", "steps", "learning_rate", "batch_tokens", "seconds", "device_hours", "cost",
 )  # fmt: skip
 OWN_KEYS = ("name", "folder", "seed")  # of a run, which the study sets
-SECTIONS = ("model", "data", "train", "optimizer", "schedule", "parallel", "precision", "checkpoint")  # of a run
 Key = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$")]
 AxisName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=24)]
 LevelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=40)]
@@ -136,7 +136,8 @@ class AblationConfig(Strict):
     """One ablation."""
 
     KEYS_OF_OTHERS: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        SECTIONS, "a key of the base run; expected it in its file, or as a text in overrides"
+        RunConfig.model_fields.keys() - {*OWN_KEYS},
+        "a key of the base run; expected it in its file, or as a text in overrides",
     )
 
     name: FolderName = Field(description="Names the folder.")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybridtron.api.configs import Config, read_model_config, read_training_config
+from hybridtron.planner import GPUS_PER_NODE
 
 if TYPE_CHECKING:
     from hybridtron.accounting.describe import Account
@@ -37,7 +38,7 @@ def plan(
     overhead_gib: float | None = None,
     disk_gb_per_s: float | None = None,
     table: Path | str | None = None,
-    gpus_per_node: int = 8,
+    gpus_per_node: int = GPUS_PER_NODE,
 ) -> Plan:
     """Work out stages, memory and traffic of a config's layout on `gpus` processes.
 

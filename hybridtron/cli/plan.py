@@ -6,6 +6,7 @@ import argparse
 
 from hybridtron.cli.arguments import ArgumentParser, add_config_arguments, add_json_argument
 from hybridtron.cli.output import print_result
+from hybridtron.planner import GPUS_PER_NODE
 
 SUMMARY = "stages, memory, traffic and checkpoints of a config's layout on any number of processes"
 
@@ -30,7 +31,7 @@ def add_arguments(verb: ArgumentParser) -> None:
     verb.add_argument(
         "--gpus-per-node",
         type=int,
-        default=8,
+        default=GPUS_PER_NODE,
         metavar="N",
         help="processes of a node, for its pinned CPU memory (default: %(default)d)",
     )

@@ -24,7 +24,8 @@ class Implementation(NamedTuple):
     """One way to compute an operation. `accepts` is called with what the op gives to `select`.
 
     `without_values` takes the place of a function that cannot run on the meta device: it gives the same shapes and
-    keeps as many bytes for the backward pass, with the source of what the function keeps.
+    keeps as many bytes for the backward pass, with the source of what the function keeps. torch.compile looks into the
+    function that is `compiled` and fuses it; of an operation without one, it calls what is taken as it is.
     """
 
     name: str
@@ -32,18 +33,15 @@ class Implementation(NamedTuple):
     accepts: Callable[..., bool]
     function: Callable[..., Any]
     without_values: Callable[..., Any] | None = None
+    compiled: bool = False
 
 
 class Operation(NamedTuple):
-    """One row of the table. `sample` returns float32 arguments for `select`, as of a small ordinary call.
-
-    `formula` is what torch.compile looks into and fuses; without one the implementations are called as they are.
-    """
+    """One row of the table. `sample` returns float32 arguments for `select`, as of a small ordinary call."""
 
     label: str
     implementations: tuple[Implementation, ...]
     sample: Callable[[Tensor], tuple[Any, ...]]
-    formula: Callable[..., Any] | None
 
 
 OPERATIONS: dict[str, Operation] = {}
@@ -54,17 +52,20 @@ def register(
     label: str,
     *implementations: Implementation,
     sample: Callable[[Tensor], tuple[Any, ...]] = lambda one: (),
-    formula: Callable[..., Any] | None = None,
 ) -> None:
     """Add an operation to the table; `sample` gets a tensor [1, 1] to make arguments for `select` from."""
-    OPERATIONS[operation] = Operation(label, implementations, sample, formula)
+    OPERATIONS[operation] = Operation(label, implementations, sample)
 
 
 def select(operation: str, *arguments: Any) -> Callable[..., Any]:
     """Return the function of the implementation that takes these arguments."""
+    implementations = OPERATIONS[operation].implementations
     if torch.compiler.is_compiling():
-        return OPERATIONS[operation].formula or partial(_call_selected, operation, arguments)
-    for implementation in OPERATIONS[operation].implementations:
+        for implementation in implementations:
+            if implementation.compiled:
+                return implementation.function
+        return partial(_call_selected, operation, arguments)
+    for implementation in implementations:
         if implementation.accepts(*arguments):
             dry = implementation.without_values
             return dry if dry and have_no_values(arguments) else implementation.function
@@ -97,7 +98,7 @@ def implementation_table(device: torch.device) -> list[dict[str, Any]]:
             "taken_on_cuda": _taken_on_cuda(implementations, sample(half)),
             "implementations": [{"name": entry.name, "condition": entry.condition} for entry in implementations],
         }
-        for name, (label, implementations, sample, _) in sorted(OPERATIONS.items())
+        for name, (label, implementations, sample) in sorted(OPERATIONS.items())
     ]
 
 
@@ -110,17 +111,18 @@ def _taken_on_cuda(implementations: tuple[Implementation, ...], arguments: tuple
         return _taken(implementations, arguments)
 
 
-def plain(function: Callable[..., Any]) -> Implementation:
+def plain(function: Callable[..., Any], *, compiled: bool = False) -> Implementation:
     """Return the row of an implementation that torch.func can transform: fused ones write into buffers."""
-    return Implementation("plain PyTorch", "under a torch.func transform", lambda *_: under_transforms(), function)
+    condition = "under a torch.func transform"
+    return Implementation("plain PyTorch", condition, lambda *_: under_transforms(), function, compiled=compiled)
 
 
 def kernels(function: Callable[..., Any]) -> Implementation:
     return Implementation("C kernels", "float32 on a CPU", lambda *tensors: kernels_for(*tensors) is not None, function)
 
 
-def otherwise(name: str, function: Callable[..., Any]) -> Implementation:
-    return Implementation(name, "otherwise", lambda *_: True, function)
+def otherwise(name: str, function: Callable[..., Any], *, compiled: bool = False) -> Implementation:
+    return Implementation(name, "otherwise", lambda *_: True, function, compiled=compiled)
 
 
 def always(name: str, function: Callable[..., Any]) -> Implementation:

@@ -87,7 +87,6 @@ register(
         _takes_onednn,
         _OneDNNLinear.apply,
     ),
-    otherwise("PyTorch", F.linear),
+    otherwise("PyTorch", F.linear, compiled=True),
     sample=lambda one: (one.new_empty(_LEAST_ROWS, 256), one.new_empty(256, 256), None),
-    formula=F.linear,
 )

@@ -13,6 +13,7 @@ from hybridtron.errors import UserError
 from hybridtron.model.residual.stream import Packing
 from hybridtron.model.stage import Stage, cut, imbalance, stage_costs, stage_tensors
 from hybridtron.model.tensors import model_tensors
+from hybridtron.planner import GPUS_PER_NODE
 from hybridtron.planner.checkpoint_size import CheckpointSize, checkpoint_size
 from hybridtron.planner.dry_run import Device, StageRun, run_stage
 from hybridtron.planner.memory import Capacity, Fit, StageMemory
@@ -31,8 +32,6 @@ from hybridtron.reporting.shown import Shown
 from hybridtron.tensors import TensorSpec
 from hybridtron.training.config import RunConfig
 from hybridtron.training.validation.resolve import data_parallel_size
-
-GPUS_PER_NODE = 8
 
 
 @dataclass(frozen=True)

@@ -8,40 +8,15 @@ from hybridtron.distributed.process_groups.environment import Environment
 from hybridtron.distributed.process_groups.groups import process_groups
 from hybridtron.training.build import build_engine
 from tests.conftest import TINY
+from tests.distributed.models import BLOCKS
 from tests.distributed.tape import tapes_for_graphs, without_c_kernels
 
 SEQ_LEN = 32
-EVERY_BLOCK = {
-    "attention": {"num_heads": 4, "num_kv_heads": 2, "window": 16, "sinks": True, "qk_norm": "head"},
-    "mla": {"num_heads": 2, "value_dim": 16, "kv_rank": 16, "q_rank": 16, "rotary_dim": 8},
-    "linear_attention": {"num_heads": 2, "chunk_size": 16},
-    "lightning_attention": {"num_heads": 2, "chunk_size": 16},
-    "gla": {"num_heads": 2, "chunk_size": 16},
-    "gated_deltanet": {"num_heads": 2, "key_dim": 16, "head_dim": 16, "chunk_size": 16},
-    "kda": {"num_heads": 2, "chunk_size": 16},
-    "mamba1": {"state_dim": 8},
-    "mamba2": {"head_dim": 16, "state_dim": 8, "chunk_size": 16},
-    "mamba3": {"head_dim": 16, "state_dim": 8, "chunk_size": 16},
-    "parallel": {
-        "branches": [{"type": "mamba2", "head_dim": 16, "state_dim": 8}, {"type": "hyena", "filter_order": 8}]
-    },
-    "short_conv": {"dynamic": True},
-    "mh_hyena": {"num_heads": 4, "filter_order": 8},
-    "hyena_se": {"num_groups": 8},
-    "hyena_mr": {"num_groups": 8, "filter_length": 24},
-    "hyena_li": {"num_groups": 8, "filter_order": 8},
-    "hyena_experts": {"num_experts": 2, "top_k": 1, "expert_size": 16, "filter_order": 8},
-    "rwkv6": {"head_dim": 16, "mix_rank": 8, "decay_rank": 8, "chunk_size": 16},
-    "rwkv6_channel": {"ffn_hidden_size": 64},
-    "rwkv7": {"head_dim": 16, "decay_rank": 8, "rate_rank": 8, "gate_rank": 8, "value_rank": 8},
-    "swiglu": {"ffn_hidden_size": 64},
-    "mlp": {"ffn_hidden_size": 64},
-}
+EVERY_BLOCK = {name: block for name, block in BLOCKS.items() if block["type"] != "moe"}  # which waits for the device
 WIDE = {"attn": {"type": "attention", "num_heads": 4}, "mlp": {"type": "swiglu", "ffn_hidden_size": 64}}
 CASES = {
     "every block": {
-        "model": {"blocks": {name: {"type": name, **keys} for name, keys in EVERY_BLOCK.items()},
-                  "pattern": " ".join(EVERY_BLOCK)}},
+        "model": {"blocks": EVERY_BLOCK, "pattern": " ".join(EVERY_BLOCK)}},
     "computed again, tied, further tokens": {
         "model": {"tie_embeddings": True, "mtp": {"depth": 2, "pattern": "attn ffn"}},
         "train": {"z_loss": 1e-2}, "parallel": {"recompute": "full"}},

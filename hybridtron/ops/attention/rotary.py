@@ -107,7 +107,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, native: bool) -> T
 register(
     "apply_rotary",
     "rotary embedding",
-    plain(rotary_reference),
+    plain(rotary_reference, compiled=True),
     triton_kernels(triton_rotary.apply_rotary),
     Implementation(
         "C kernels",
@@ -117,5 +117,4 @@ register(
     ),
     otherwise("PyTorch, into the result", lambda x, cos, sin: _Rotary.apply(x, cos, sin, False)),
     sample=lambda one: (one, one, one),
-    formula=rotary_reference,
 )

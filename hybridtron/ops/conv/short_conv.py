@@ -212,11 +212,11 @@ register(
         "under a torch.func transform or on CUDA",
         lambda x, *_: under_transforms() or device_type(x.device) == "cuda",
         short_conv_reference,
+        compiled=True,
     ),
     Implementation("C kernels", f"float32 on a CPU, at most {_MOST_TAPS} taps", _kernels_fit, _NativeShortConv.apply),
     otherwise("PyTorch, in tiles", _ShortConv.apply),
     sample=lambda one: (one.new_ones(1, 1, 8), one.new_ones(8, 4), None, None),
-    formula=short_conv_reference,
 )
 register(
     "gated_short_conv",
@@ -228,7 +228,6 @@ register(
             before.dtype == x.dtype == after.dtype and weight.shape[1] <= triton_short_conv.MAX_TAPS
         ),
     ),
-    otherwise("short_conv and products", composed_gated_short_conv),
+    otherwise("short_conv and products", composed_gated_short_conv, compiled=True),
     sample=lambda one: (one, one, one, one, None),
-    formula=composed_gated_short_conv,
 )

@@ -124,22 +124,20 @@ for operation, label, formula, form, on_cuda in (
     register(
         operation,
         label,
-        plain(formula),
+        plain(formula, compiled=True),
         triton_kernels(on_cuda),
         kernels(partial(_apply, form, True)),
         otherwise("PyTorch, in blocks of rows", partial(_apply, form, False)),
         sample=lambda one: (one,),
-        formula=formula,
     )
 
 register(
     "gelu",
     "gelu",
-    plain(gelu_reference),
+    plain(gelu_reference, compiled=True),
     kernels(partial(_apply, _Form("gelu", 1), True)),
     otherwise("PyTorch", gelu_reference),
     sample=lambda one: (one,),
-    formula=gelu_reference,
 )
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu": F.relu, "relu2": relu2, "silu": F.silu}

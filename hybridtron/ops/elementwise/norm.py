@@ -171,7 +171,7 @@ class _GatedRMSNorm(torch.autograd.Function):
 register(
     "rms_norm",
     "rms norm",
-    plain(rms_norm_reference),
+    plain(rms_norm_reference, compiled=True),
     triton_kernels(
         triton_norm.rms_norm,
         f"a weight of another dtype than x, at most {triton_norm.MAX_WIDTH} channels",
@@ -190,12 +190,11 @@ register(
     kernels(lambda x, weight, eps: _RMSNorm.apply(x, weight, eps, True)),
     otherwise("PyTorch, in blocks of rows", lambda x, weight, eps: _RMSNorm.apply(x, weight, eps, False)),
     sample=lambda one: (one, one),
-    formula=rms_norm_reference,
 )
 register(
     "gated_rms_norm",
     "gated rms norm",
-    plain(gated_rms_norm_reference),
+    plain(gated_rms_norm_reference, compiled=True),
     triton_kernels(
         triton_norm.gated_rms_norm,
         f"at most {triton_norm.MAX_WIDTH} channels in a group",
@@ -203,7 +202,6 @@ register(
     ),
     otherwise("PyTorch, in blocks of rows", _GatedRMSNorm.apply),
     sample=lambda one: (one, one, one[0], 1),
-    formula=gated_rms_norm_reference,
 )
 register(
     "norm_and_gate",
@@ -214,7 +212,6 @@ register(
         lambda x, z, weight: len(weight) <= triton_norm.MAX_WIDTH,
     ),
     kernels(composed_norm_and_gate),
-    otherwise("rms_norm and silu", composed_norm_and_gate),
+    otherwise("rms_norm and silu", composed_norm_and_gate, compiled=True),
     sample=lambda one: (one, one, one[0]),
-    formula=composed_norm_and_gate,
 )
