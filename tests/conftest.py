@@ -18,7 +18,7 @@ import yaml
 
 from hybridtron.data.corpus import prepare
 from hybridtron.data.sources import find_sources
-from tests.last_words import last_words  # noqa: F401, a fixture of all tests
+from tests.captured_stderr import captured_stderr  # noqa: F401, a fixture of all tests
 from tests.slurm_cluster import Cluster, missing_programs, running_cluster
 from tests.warm import run as run_warm
 

@@ -6,9 +6,9 @@ from functools import cache
 
 import pytest
 
-from tests.distributed.alone import one_process
-from tests.distributed.failing import FAILURES, LAYOUTS, Failure, fail_amid_backward_pass, train
+from tests.distributed.failing_steps import FAILURES, LAYOUTS, Failure, fail_amid_backward_pass, train
 from tests.distributed.layouts import DO_OVERLAP, OVERLAP
+from tests.distributed.one_process import one_process
 from tests.distributed.walk import micro_batches
 from tests.warm import launch
 
@@ -37,7 +37,7 @@ def test_the_next_step_is_right(name, fail):
 
 
 def test_so_it_is_where_several_processes_reduce_gradients_in_the_backward_pass(tmp_path):
-    assert launch([sys.executable, "-m", "tests.distributed.failing", str(tmp_path)], 2) == 0
+    assert launch([sys.executable, "-m", "tests.distributed.failing_steps", str(tmp_path)], 2) == 0
     for rank in range(2):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         for layout in LAYOUTS:

@@ -7,9 +7,9 @@ import sys
 import pytest
 import torch
 
-from tests.distributed.alone import one_process
 from tests.distributed.layouts import DO_OVERLAP, OVERLAP
 from tests.distributed.models import MODELS
+from tests.distributed.one_process import one_process
 from tests.distributed.walk import hide_until_waited_for, micro_batches
 from tests.warm import launch
 

@@ -25,9 +25,8 @@ def one_process(
         process_groups(config.parallel, Environment(0, 1, 0, None, "single")) as parallel_context,
         pytest.MonkeyPatch.context() as patch,
     ):
-        from hybridtron.distributed.data_parallel import (
-            replicas,  # imports megatron-core, which process_groups must come before
-        )
+        # It imports megatron-core, which process_groups must come before.
+        from hybridtron.distributed.data_parallel import replicas
 
         patch.setattr(replicas, "BUCKET_ELEMENTS", bucket_elements)
         engine, _ = build_engine(config, parallel_context)

@@ -18,7 +18,7 @@ def test_aborted():
 
 
 def test_what_was_captured_of_an_aborted_test_is_shown(tmp_path):
-    (tmp_path / "conftest.py").write_text("from tests.last_words import last_words\n")
+    (tmp_path / "conftest.py").write_text("from tests.captured_stderr import captured_stderr\n")
     (tmp_path / "test_aborted.py").write_text(ABORTED)
     command = [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", "--rootdir", tmp_path, tmp_path]
     done = run(command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=300)

@@ -12,7 +12,7 @@ from _pytest.faulthandler import fault_handler_stderr_fd_key
 
 
 @pytest.fixture(scope="session", autouse=True)
-def last_words(pytestconfig: pytest.Config) -> Iterator[None]:
+def captured_stderr(pytestconfig: pytest.Config) -> Iterator[None]:
     """Have a shell show, where this process ends without its leave, what pytest had captured of the test's stderr."""
     terminal = pytestconfig.stash.get(fault_handler_stderr_fd_key, None)
     if terminal is None or not stat.S_ISREG(os.fstat(2).st_mode) or not os.path.exists("/proc/self/fd/2"):
