@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from hybridtron.backends.installation import import_problem
+from hybridtron.backends.transformer_engine.installation import import_problem
 
 DRIVER = Path("/proc/driver/nvidia/version")
 

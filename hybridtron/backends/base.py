@@ -4,60 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hybridtron.backends.dispatcher import Dispatcher, DispatcherKind
+from hybridtron.backends.norm import RMSNorm
 from hybridtron.ops.elementwise.cross_entropy import cross_entropy, linear_cross_entropy
-from hybridtron.ops.elementwise.norm import rms_norm
-from hybridtron.ops.elementwise.precision import accumulation_dtype
 from hybridtron.tensors import WHOLE, PackedPart, Shard, Shards, TensorSpec
-
-DispatcherKind = Literal["alltoall", "allgather"]
-
-Experts = Callable[[Tensor, list[int], Tensor], Tensor]
-"""Rows [n, h] in the order of a process's experts, how many each of these has, and the weight of each row [n] ->
-[n, h], each row times its weight."""
-
-
-class Dispatcher(Protocol):
-    """Sends tokens through the experts that were chosen for them, wherever those are."""
-
-    def __call__(self, tokens: Tensor, weights: Tensor, chosen: Tensor, experts: Experts) -> Tensor:
-        """Return the sums of the chosen experts' outputs [n, h], from tokens [n, h] and each expert's weights and
-        choice [n, experts]. Every process calls this with its own tokens."""
-        ...
-
-
-@dataclass(frozen=True)
-class ExpertGroups:
-    """The processes among which tokens travel to experts."""
-
-    expert: dist.ProcessGroup  # with other experts
-    tensor: dist.ProcessGroup  # with other channels of the same experts
-    both: dist.ProcessGroup
-
-
-class RMSNorm(nn.Module):
-    def __init__(self, weight: nn.Parameter, eps: float, zero_centered: bool) -> None:
-        super().__init__()
-        self.weight = weight
-        self.eps = eps
-        self.zero_centered = zero_centered
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = 1 + self.weight.to(accumulation_dtype(self.weight)) if self.zero_centered else self.weight
-        return rms_norm(x, weight, self.eps)
-
-    def step(self, x: Tensor) -> Tensor:
-        """Norm one token of every sequence [b, h]; the fused form is for many tokens."""
-        if self.zero_centered or x.device.type != "cpu" or not x.dtype == self.weight.dtype == torch.float32:
-            return self(x)
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 class Backend:

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridtron.backends.base import Backend, Dispatcher, DispatcherKind
-from hybridtron.backends.dispatch import dispatch_locally
-from hybridtron.backends.even_dispatch import EvenDispatcher
+from hybridtron.backends.base import Backend
+from hybridtron.backends.dispatcher import Dispatcher, DispatcherKind, dispatch_locally
+from hybridtron.backends.even_dispatcher import EvenDispatcher
 from hybridtron.ops.fp8.linear import Operands, fp8_linear
 from hybridtron.ops.linear import linear
 from hybridtron.tensors import TensorSpec

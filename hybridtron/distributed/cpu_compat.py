@@ -22,7 +22,7 @@ from unittest.mock import patch
 import torch
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
-from hybridtron.backends.installation import hide_unusable_transformer_engine
+from hybridtron.backends.transformer_engine.installation import hide_unusable_transformer_engine
 from hybridtron.distributed.megatron_versions import silence_known_messages, unsupported
 from hybridtron.distributed.process_groups.gloo import one_thread_for_each_group
 from hybridtron.errors import UserError

@@ -24,7 +24,7 @@ PRELOADED = (
     "megatron.core.transformer.multi_token_prediction",  # which its schedules import in the first step
     "psutil",
     "torch.utils.tensorboard",
-    "hybridtron.backends.megatron",
+    "hybridtron.backends.megatron.backend",
     "hybridtron.distributed.engine",
     "hybridtron.faults.rank_callback",
     "hybridtron.mixers.attention.module",

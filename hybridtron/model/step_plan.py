@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridtron.backends.base import RMSNorm
+from hybridtron.backends.norm import RMSNorm
 from hybridtron.mixers.mixer import Mixer, State
 from hybridtron.mixers.prepared_step import PreparedStep
 from hybridtron.model.language_model import LanguageModel, Layer

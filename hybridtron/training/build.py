@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from hybridtron.backends.base import Backend
-from hybridtron.backends.installation import NEEDS_CUDA, transformer_engine_problem
+from hybridtron.backends.transformer_engine.installation import NEEDS_CUDA, transformer_engine_problem
 from hybridtron.distributed.config import AMAX_HISTORY
 from hybridtron.distributed.process_groups.groups import ParallelContext
 from hybridtron.errors import UserError
@@ -90,9 +90,9 @@ def make_backend(
 
         return TorchBackend(megatron.params_dtype, parallel_context.device, norm_eps)
     if name == "megatron":
-        from hybridtron.backends.megatron import MegatronBackend as Chosen
+        from hybridtron.backends.megatron.backend import MegatronBackend as Chosen
     else:
-        from hybridtron.backends.transformer_engine import TransformerEngineBackend as Chosen
+        from hybridtron.backends.transformer_engine.backend import TransformerEngineBackend as Chosen
     return Chosen(
         megatron,
         parallel_context.shards,
@@ -156,8 +156,8 @@ def _use_fp8(config: RunConfig, chunks: list[LanguageModel], parallel_context: P
         from hybridtron.distributed.fp8 import FP8Emulation
 
         return FP8Emulation(chunks, linears, precision.recipe, parallel_context)
-    from hybridtron.backends.recipes import unavailable
-    from hybridtron.backends.transformer_engine_fp8 import TransformerEngineFP8
+    from hybridtron.backends.transformer_engine.fp8 import TransformerEngineFP8
+    from hybridtron.backends.transformer_engine.recipes import unavailable
 
     if problem := unavailable(precision.recipe):
         raise UserError(f"precision.recipe = {precision.recipe}: {problem} Expected another, or precision.emulate true")

@@ -57,10 +57,10 @@ def gradients(model, parallel, in_the_buffer=True):
         update={"optimizer": config.optimizer.model_copy(update={"clip_grad": 0.0, "clip_groups": {}})}
     )
     with process_groups(config.parallel, HERE) as parallel_context, pytest.MonkeyPatch.context() as patch:
-        from hybridtron.backends import megatron_linear  # imports megatron-core, which process_groups must come before
+        from hybridtron.backends.megatron import linear  # imports megatron-core, which process_groups must come before
 
         if not in_the_buffer:
-            patch.setattr(megatron_linear, "main_grad_of", lambda weight: None)
+            patch.setattr(linear, "main_grad_of", lambda weight: None)
         engine, (chunk,) = build_engine(config, parallel_context)
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="(?i).*sparse")
@@ -100,7 +100,7 @@ def product():
     from hybridtron.distributed.cpu_compat import cuda_calls_on_cpu
 
     with cuda_calls_on_cpu():
-        from hybridtron.backends.megatron_linear import product
+        from hybridtron.backends.megatron.linear import product
     return product
 
 

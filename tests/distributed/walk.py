@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from hybridtron.backends import tensor_overlap
+from hybridtron.backends.megatron import tensor_overlap
 from hybridtron.config.load import build
 from hybridtron.data.batches import MicroBatch, micro_batch, step_documents
 from hybridtron.distributed.config import PrecisionConfig

@@ -20,7 +20,7 @@ import yaml
 
 import hybridtron as ht
 from hybridtron.api.configs import read_training_config
-from hybridtron.backends.installation import transformer_engine_problem
+from hybridtron.backends.transformer_engine.installation import transformer_engine_problem
 from hybridtron.ops.vendor import usable
 from hybridtron.training.callbacks.metrics import read_metrics
 from hybridtron.training.run_folder.folder import RunFolder

@@ -22,8 +22,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hybridtron.backends.base import Dispatcher, DispatcherKind
-from hybridtron.backends.even_dispatch import EvenDispatcher
+from hybridtron.backends.dispatcher import Dispatcher, DispatcherKind
+from hybridtron.backends.even_dispatcher import EvenDispatcher
 from hybridtron.backends.torch import TorchBackend
 from hybridtron.model.language_model import LanguageModel
 from hybridtron.ops.dispatch import OPERATIONS, implementation_table

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from hybridtron.backends import tensor_overlap
+from hybridtron.backends.megatron import tensor_overlap
 from hybridtron.config.load import build
 from hybridtron.planner.plan import plan
 from hybridtron.planner.show import show_plan

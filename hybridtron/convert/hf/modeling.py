@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from hybridtron.backends.base import Dispatcher, DispatcherKind
-from hybridtron.backends.dispatch import dispatch_locally
+from hybridtron.backends.dispatcher import Dispatcher, DispatcherKind, dispatch_locally
 from hybridtron.backends.torch import TorchBackend
 from hybridtron.convert.hf.cache import HybridtronCache, own_tokens_first
 from hybridtron.convert.hf.configuration import HybridtronConfig

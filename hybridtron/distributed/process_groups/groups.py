@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from hybridtron.backends.base import ExpertGroups
+from hybridtron.backends.dispatcher import ExpertGroups
 from hybridtron.distributed.config import ParallelConfig
 from hybridtron.distributed.cpu_compat import cuda_calls_on_cpu
 from hybridtron.distributed.process_groups.device_queues import order_messages

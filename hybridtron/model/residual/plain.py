@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hybridtron.backends.base import Backend, RMSNorm
+from hybridtron.backends.base import Backend
+from hybridtron.backends.norm import RMSNorm
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.residual.stream import States
 

@@ -17,8 +17,8 @@ import torch.distributed as dist
 import transformer_engine.pytorch as te
 from torch import Tensor
 
-from hybridtron.backends.recipes import make_recipe
-from hybridtron.backends.transformer_engine import Linear
+from hybridtron.backends.transformer_engine.backend import Linear
+from hybridtron.backends.transformer_engine.recipes import make_recipe
 from hybridtron.ops.fp8.formats import E4M3, E5M2, LARGEST
 from hybridtron.tensors import TensorSpec
 

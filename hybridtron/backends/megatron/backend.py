@@ -23,14 +23,14 @@ from megatron.core.tensor_parallel import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
-from hybridtron.backends.base import Backend, Dispatcher, DispatcherKind, ExpertGroups
+from hybridtron.backends.base import Backend
 from hybridtron.backends.context_parallel import own_share, to_heads, to_sequence
-from hybridtron.backends.dispatch import dispatch_locally
-from hybridtron.backends.even_dispatch import EvenDispatcher
-from hybridtron.backends.megatron_dispatch import MegatronDispatcher
-from hybridtron.backends.megatron_linear import product
-from hybridtron.backends.tensor_overlap import summed_product
-from hybridtron.backends.vocab_parallel import vocab_parallel_cross_entropy
+from hybridtron.backends.dispatcher import Dispatcher, DispatcherKind, ExpertGroups, dispatch_locally
+from hybridtron.backends.even_dispatcher import EvenDispatcher
+from hybridtron.backends.megatron.cross_entropy import vocab_parallel_cross_entropy
+from hybridtron.backends.megatron.linear import product
+from hybridtron.backends.megatron.tensor_overlap import summed_product
+from hybridtron.backends.megatron.token_dispatcher import MegatronDispatcher
 from hybridtron.ops.elementwise.cross_entropy import cross_entropy
 from hybridtron.ops.fp8.linear import Operands, fp8_linear
 from hybridtron.ops.opaque import opaque

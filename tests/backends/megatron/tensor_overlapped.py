@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hybridtron.backends import tensor_overlap
+from hybridtron.backends.megatron import tensor_overlap
 from hybridtron.distributed.config import ParallelConfig, PrecisionConfig
 from hybridtron.distributed.process_groups.environment import read_environment
 from hybridtron.distributed.process_groups.groups import ParallelContext, process_groups

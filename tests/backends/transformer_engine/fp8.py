@@ -1,8 +1,8 @@
 """FP8 linears of Transformer Engine without a GPU: which ones enter which recipe, and their state over a checkpoint.
 
-    NVTE_FRAMEWORK=pytorch python -m tests.backends.transformer_engine_fp8
+    NVTE_FRAMEWORK=pytorch python -m tests.backends.transformer_engine.fp8
 
-Needs what `tests.backends.transformer_engine_meta` needs. Forward passes of linears are replaced; updates of scales are
+Needs what `tests.backends.transformer_engine.meta` needs. Forward passes of linears are replaced; updates of scales are
 Transformer Engine's own, in its Python form.
 """
 
@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import torch
 
-from tests.backends.transformer_engine_meta import ANSWERS
+from tests.backends.transformer_engine.meta import ANSWERS
 
 NAMES = ("layers.0.mixer.in_proj", "layers.0.mixer.out_proj")
 ALL = (*NAMES, "head")
@@ -136,8 +136,8 @@ def main() -> None:
     import transformer_engine.pytorch as te
     from transformer_engine.pytorch.quantization import FP8GlobalStateManager
 
-    from hybridtron.backends.transformer_engine import TransformerEngineBackend
-    from hybridtron.backends.transformer_engine_fp8 import TransformerEngineFP8
+    from hybridtron.backends.transformer_engine.backend import TransformerEngineBackend
+    from hybridtron.backends.transformer_engine.fp8 import TransformerEngineFP8
     from hybridtron.distributed.cpu_compat import _CudaToCpu
     from hybridtron.planner.fake_process_group import fake_process_group
 

@@ -11,8 +11,8 @@ from megatron.core.parallel_state import get_global_memory_buffer
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.backends.main_grad import main_grad_of, weight_gradient
-from hybridtron.backends.tensor_overlap import gathered_product
+from hybridtron.backends.megatron.main_grad import main_grad_of, weight_gradient
+from hybridtron.backends.megatron.tensor_overlap import gathered_product
 from hybridtron.ops.linear import linear
 
 

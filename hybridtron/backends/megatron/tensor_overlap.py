@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridtron.backends.main_grad import main_grad_of, weight_gradient
+from hybridtron.backends.megatron.main_grad import main_grad_of, weight_gradient
 
 # One piece's product has no message beside it, and one piece's message no product: a share of 1 / PIECES of either is
 # not hidden. Each further piece makes products and messages smaller, and so slower. Transformer Engine cuts into 4 too.

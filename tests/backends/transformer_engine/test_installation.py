@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybridtron.backends import installation
+from hybridtron.backends.transformer_engine import installation
 
 BROKEN = {
     "only the meta package": (

@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hybridtron.backends.base import DispatcherKind, ExpertGroups, Experts
 from hybridtron.backends.context_parallel import exchange
+from hybridtron.backends.dispatcher import DispatcherKind, ExpertGroups, Experts
 
 
 class EvenDispatcher:

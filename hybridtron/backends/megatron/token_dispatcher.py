@@ -13,7 +13,7 @@ from megatron.core.transformer.moe.token_dispatcher import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from hybridtron.backends.base import DispatcherKind, ExpertGroups, Experts
+from hybridtron.backends.dispatcher import DispatcherKind, ExpertGroups, Experts
 
 
 class MegatronDispatcher:

@@ -1,6 +1,6 @@
 """Every primitive by the transformer_engine backend against the megatron backend, without a GPU: on the meta device.
 
-    NVTE_FRAMEWORK=pytorch python -m tests.backends.transformer_engine_meta
+    NVTE_FRAMEWORK=pytorch python -m tests.backends.transformer_engine.meta
 
 Needs an environment with Transformer Engine and a CUDA build of torch, but no driver: a few questions to torch.cuda are
 answered here. Compared are names, order, shapes, dtypes and megatron-core's attributes of the parameters, and keys,
@@ -78,7 +78,7 @@ def parameters_and_chunks(config: Any, backend: str, rank: int) -> tuple[list[An
 
 
 def main() -> int:
-    from hybridtron.backends.installation import transformer_engine_problem
+    from hybridtron.backends.transformer_engine.installation import transformer_engine_problem
     from hybridtron.distributed.cpu_compat import cuda_calls_on_cpu
     from hybridtron.errors import UserError
 
@@ -100,7 +100,7 @@ def main() -> int:
                     theirs = parameters_and_chunks(config, "megatron", rank)
                     ours = parameters_and_chunks(config, "transformer_engine", rank)
                     compared += 1
-                    taken = any(module.startswith("hybridtron.backends.transformer_engine") for module in ours[2])
+                    taken = any(module.startswith("hybridtron.backends.transformer_engine.") for module in ours[2])
                     if ours[:2] != theirs[:2] or not taken:
                         differing += 1
                         print(f"{block}, {layout}, rank {rank}: differs\n  {theirs}\n  {ours}")

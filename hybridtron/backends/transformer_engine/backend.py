@@ -17,7 +17,7 @@ import torch
 import transformer_engine.pytorch as te
 from torch import Tensor, nn
 
-from hybridtron.backends.megatron import MegatronBackend, leave_uninitialized
+from hybridtron.backends.megatron.backend import MegatronBackend, leave_uninitialized
 from hybridtron.tensors import TensorSpec
 
 
@@ -33,7 +33,7 @@ def behind_hooks() -> bool:
 class Linear(te.Linear):
     """Adds weight gradients to the float32 buffer of megatron-core's data parallelism, where there is one.
 
-    Whether it multiplies FP8 numbers is set by `hybridtron.backends.transformer_engine_fp8`.
+    Whether it multiplies FP8 numbers is set by `hybridtron.backends.transformer_engine.fp8`.
     """
 
     fp8_context: Callable[[], AbstractContextManager[None]] = nullcontext

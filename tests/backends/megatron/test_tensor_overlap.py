@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from hybridtron.backends.tensor_overlap import LEAST_ROWS, PIECES, pieces_of
-from tests.backends.tensor_overlapped import TOKENS
+from hybridtron.backends.megatron.tensor_overlap import LEAST_ROWS, PIECES, pieces_of
+from tests.backends.megatron.tensor_overlapped import TOKENS
 from tests.warm import launch
 
 
@@ -18,7 +18,7 @@ from tests.warm import launch
 def seen(tmp_path_factory):
     """What each of two processes saw: by kind of linear, for each number of tokens."""
     folder = tmp_path_factory.mktemp("linears")
-    assert launch([sys.executable, "-m", "tests.backends.tensor_overlapped", str(folder)], 2) == 0
+    assert launch([sys.executable, "-m", "tests.backends.megatron.tensor_overlapped", str(folder)], 2) == 0
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

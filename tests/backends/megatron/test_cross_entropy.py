@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from hybridtron.backends.vocab_parallel import vocab_parallel_cross_entropy
+from hybridtron.backends.megatron.cross_entropy import vocab_parallel_cross_entropy
 from hybridtron.ops.elementwise.cross_entropy import cross_entropy
 
 VOCAB, RANKS = 24, 2
