@@ -14,14 +14,14 @@ from typing import Any
 from hybridtron.config.nearest import nearest, one_of
 from hybridtron.errors import UserError
 from hybridtron.laws.assumptions.table import broken_assumptions, caveat
+from hybridtron.laws.checks import check, setting_warnings, unit_warnings
 from hybridtron.laws.data.columns import SYNONYMS
 from hybridtron.laws.data.points import read_points
 from hybridtron.laws.data.read import read_runs
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.data.sources import source_name
-from hybridtron.laws.families.law import Fit, Law, Series, Settings
 from hybridtron.laws.families.registry import LAWS
-from hybridtron.laws.fitting.checks import check, setting_warnings, unit_warnings
+from hybridtron.laws.law import Fit, Law, Series, Settings
 from hybridtron.laws.report import terminal  # noqa: F401  # registers how a fit is printed
 
 __all__ = ["LAWS", "Fit", "Law", "Runs", "Series", "Settings", "find_law", "fit", "read_runs"]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.families import depth_width
+from hybridtron.laws.families.loss import depth_width
 
 Seed = int | Sequence[int]
 SIX_BUDGETS = (1e18, 3e18, 1e19, 3e19, 1e20, 3e20)

@@ -10,17 +10,9 @@ import numpy as np
 
 from hybridtron.laws.data.points import read_points
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.families import (
-    data_repetition,
-    fine_grained,
-    hybrid_ratio,
-    optimal_sparsity,
-    outer_exponent,
-    precision,
-    routed_moe,
-    sparse,
-)
 from hybridtron.laws.families.formula import SYMBOLS
+from hybridtron.laws.families.loss import data_repetition, hybrid_ratio, outer_exponent, precision
+from hybridtron.laws.families.moe import fine_grained, optimal_sparsity, routed_moe, sparse
 from tests.laws.planted import Seed, scattered_sizes
 
 Columns = dict[str, np.ndarray]

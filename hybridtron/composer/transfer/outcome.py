@@ -15,7 +15,7 @@ from hybridtron.composer.transfer.grown import Growth
 from hybridtron.composer.transfer.scores import Candidate, Layers, SearchScores, by_indices
 from hybridtron.composer.transfer.work import Results, Work
 from hybridtron.composer.votes.noise import LEAST_FREEDOM, Noise, pooled_noise
-from hybridtron.laws.families.proxy import FEWEST
+from hybridtron.laws.families.scores.proxy import FEWEST
 from hybridtron.pattern import COMPOSER_NAMES, Pattern, to_composer
 from hybridtron.reporting.numbers import plural
 from hybridtron.reporting.shown import Shown

@@ -9,8 +9,8 @@ import numpy as np
 from hybridtron.laws.assumptions.names import reads, sizes
 from hybridtron.laws.data.columns import RUN_NAMES, SYNONYMS
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.families.law import Law, Settings
-from hybridtron.laws.fitting.optimize import Array
+from hybridtron.laws.fitting.optimize.search import Array
+from hybridtron.laws.law import Law, Settings
 
 FEWEST = 4  # tokens of a run, to see that they rise in equal steps
 EVEN = 0.6  # share of the steps that are equal to their median within 2 %

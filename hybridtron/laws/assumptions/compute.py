@@ -10,9 +10,9 @@ from hybridtron.laws.assumptions.names import named, numbers, reads, sizes, word
 from hybridtron.laws.data.columns import DERIVED
 from hybridtron.laws.data.points import FLOPS_PER_PARAMETER_TOKEN
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.families.law import Law, Settings
-from hybridtron.laws.fitting.loss_minima import gather_budgets
-from hybridtron.laws.fitting.optimize import Array
+from hybridtron.laws.fitting.minima.loss_minima import gather_budgets
+from hybridtron.laws.fitting.optimize.search import Array
+from hybridtron.laws.law import Law, Settings
 
 OFF = 1.1  # the factor by which FLOPs differ from 6 N D
 FEWEST_SHARE = 0.1  # of the rows

@@ -6,7 +6,7 @@ import shlex
 
 from hybridtron.laws.assumptions.names import named, numbers, reads
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.families.law import Law, Settings
+from hybridtron.laws.law import Law, Settings
 
 ABOVE = 1.05  # total over active parameters beyond which a model is routed
 _COUNT = ({"params"}, {"parameters"}, {"parameter"}, {"param"})

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.families.law import Law
-from hybridtron.laws.fitting.optimize import Array
+from hybridtron.laws.fitting.optimize.search import Array
+from hybridtron.laws.law import Law
 
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
 SWEPT = ({"lr"}, {"learning", "rate"}, {"bs"}, {"gbs"}, {"batch"}, {"batchsize"})  # learning rate and batch size

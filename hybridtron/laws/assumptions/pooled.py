@@ -17,10 +17,10 @@ from scipy.special import fdtrc
 from hybridtron.laws.assumptions.names import SWEPT, listed, numbers, quoted, reads, words
 from hybridtron.laws.data.columns import RUN_NAMES, SYNONYMS
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.families.law import Law, Settings
-from hybridtron.laws.fitting.curve import robust_deviation
-from hybridtron.laws.fitting.optimize import Array
-from hybridtron.laws.fitting.side_fits import outlier_flags
+from hybridtron.laws.fitting.curves.curve import robust_deviation
+from hybridtron.laws.fitting.curves.refits import outlier_flags
+from hybridtron.laws.fitting.optimize.search import Array
+from hybridtron.laws.law import Law, Settings
 
 COORDINATES = (
     "n_params", "tokens", "flops", "M", "width", "depth", "learning_rate", "batch_tokens", "unique_tokens", "experts",

@@ -7,7 +7,7 @@ import numpy as np
 from hybridtron.laws.assumptions.names import SWEPT, listed, named, takes_one_loss_a_size
 from hybridtron.laws.data.cells import cells
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.families.law import Law, Settings
+from hybridtron.laws.law import Law, Settings
 
 FEWEST_SHARE = 0.1  # of the rows; one run repeated with another learning rate is no sweep
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hybridtron.laws.assumptions import checkpoints, compute, diverged, experts, pooled, repeated, sweeps
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.families.law import Law, Settings
+from hybridtron.laws.law import Law, Settings
 
 Find = Callable[[Law, Runs, Settings], list[str]]  # warnings that begin with a kind; none where the rows keep to it
 

@@ -1,8 +1,8 @@
 """A law from one formula: its bounds and its name are enough.
 
-Derivatives come from the formula itself (`fitting.derivatives`), exact to rounding. Operations of numpy, comparisons,
-`where`, `minimum` and `maximum` work; a formula that loses the derivative by a parameter (abs, rounding) is refused
-before anything is fitted.
+Derivatives come from the formula itself (`fitting.optimize.derivatives`), exact to rounding. Operations of numpy,
+comparisons, `where`, `minimum` and `maximum` work; a formula that loses the derivative by a parameter (abs, rounding)
+is refused before anything is fitted.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from hybridtron.errors import UserError
 from hybridtron.laws.data.points import extrapolation_warnings
 from hybridtron.laws.data.ranges import broken_range
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.families.across import loss_across
-from hybridtron.laws.families.fixed import FIX, check_reach, misfit_warnings, read_fixed
-from hybridtron.laws.families.law import Fit, Law, Series, Settings
-from hybridtron.laws.fitting.complete import complete_fit, measured_against_predicted
-from hybridtron.laws.fitting.curve import Build, Curve, CurveFit
-from hybridtron.laws.fitting.derivatives import check_formula, differentiate
-from hybridtron.laws.fitting.identified import Tested
-from hybridtron.laws.fitting.optimize import Array, Problem
-from hybridtron.laws.fitting.side_fits import OUTLIERS
+from hybridtron.laws.fitting.curves.complete import complete_fit, measured_against_predicted
+from hybridtron.laws.fitting.curves.curve import Build, Curve, CurveFit
+from hybridtron.laws.fitting.curves.fixed import FIX, check_reach, misfit_warnings, read_fixed
+from hybridtron.laws.fitting.curves.plots import loss_across
+from hybridtron.laws.fitting.curves.refits import OUTLIERS
+from hybridtron.laws.fitting.optimize.derivatives import check_formula, differentiate
+from hybridtron.laws.fitting.optimize.search import Array, Problem
+from hybridtron.laws.fitting.uncertainty.identifiability import Tested
+from hybridtron.laws.law import Fit, Law, Series, Settings
 
 _STARTS = 6000
 SYMBOLS: dict[str, tuple[str, ...]] = {  # of predictions -> the columns that they set, as far as the law reads them

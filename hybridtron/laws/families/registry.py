@@ -1,32 +1,25 @@
 """Every law by its name.
 
 To add a law that is one formula, give the formula, its bounds and its name to `formula.formula_law`, and list its
-module here; `outer_exponent.py` is a whole example. A law of another kind is a file with a
+module here; `loss/outer_exponent.py` is a whole example. A law of another kind is a file with a
 `fit(runs, settings) -> Fit` and a `Law` that declares its columns, parameters and options.
 """
 
 from __future__ import annotations
 
-from hybridtron.laws.families import (
+from hybridtron.laws.families.loss import (
     data_repetition,
     depth_width,
-    downstream,
-    fine_grained,
     hybrid_ratio,
-    isoflop,
-    learning_rate,
-    optimal_sparsity,
     outer_exponent,
     overtraining,
     parametric,
     precision,
-    proxy,
-    routed_moe,
-    sparse,
-    state_optimal,
-    step,
 )
-from hybridtron.laws.families.law import Law
+from hybridtron.laws.families.moe import fine_grained, optimal_sparsity, routed_moe, sparse
+from hybridtron.laws.families.optima import isoflop, learning_rate, state_optimal, step
+from hybridtron.laws.families.scores import downstream, proxy
+from hybridtron.laws.law import Law
 
 _MODULES = (
     parametric,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hybridtron.laws import Settings, fit
-from hybridtron.laws.fitting.projection import inner, project, surface
+from hybridtron.laws.fitting.optimize.variable_projection import inner, project, surface
 from tests.laws import planted
 
 SYMMETRIC = {"E": 1.8, "A": 400.0, "B": 1500.0, "alpha": 0.35, "beta": 0.35}

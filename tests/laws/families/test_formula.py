@@ -10,9 +10,9 @@ from hybridtron.errors import UserError
 from hybridtron.laws import LAWS, fit
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.formula import formula_law
-from hybridtron.laws.families.law import Settings
-from hybridtron.laws.fitting.curve import fit_curve
-from hybridtron.laws.fitting.optimize import search
+from hybridtron.laws.fitting.curves.curve import fit_curve
+from hybridtron.laws.fitting.optimize.search import search
+from hybridtron.laws.law import Settings
 
 BOUNDS = {"E": (0.1, 5.0), "A": (0.01, 20.0), "alpha": (0.05, 1.5)}
 

@@ -18,19 +18,11 @@ from hybridtron.laws import LAWS, Settings, fit
 from hybridtron.laws.data.points import read_points
 from hybridtron.laws.data.read import read_runs
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.families import (
-    data_repetition,
-    depth_width,
-    fine_grained,
-    optimal_sparsity,
-    outer_exponent,
-    precision,
-    routed_moe,
-    sparse,
-)
 from hybridtron.laws.families.formula import SYMBOLS
-from hybridtron.laws.fitting.curve import fit_curve
-from hybridtron.laws.fitting.optimize import search
+from hybridtron.laws.families.loss import data_repetition, depth_width, outer_exponent, precision
+from hybridtron.laws.families.moe import fine_grained, optimal_sparsity, routed_moe, sparse
+from hybridtron.laws.fitting.curves.curve import fit_curve
+from hybridtron.laws.fitting.optimize.search import search
 from tests.laws import planted
 from tests.laws.planted_formulas import LAWS as PLANTED
 

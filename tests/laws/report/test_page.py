@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from hybridtron.laws.families.law import Fit, Law, Series
+from hybridtron.laws.law import Fit, Law, Series
 from hybridtron.laws.report.page import html_report
 from hybridtron.laws.report.plots import draw
 from hybridtron.reporting.numbers import html_number

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 
-from hybridtron.laws.families.law import Series
+from hybridtron.laws.law import Series
 from hybridtron.laws.report.plots import bounds_of_lines, draw
 from hybridtron.reporting.pictures import log_ticks
 
