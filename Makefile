@@ -8,8 +8,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Fast tests that touch every room of the package.
 QUICK = tests/accounting/test_describe.py tests/api/test_door.py tests/backends tests/cli/test_main.py \
-	tests/composer/votes/test_aggregate.py tests/composer/space/test_space.py tests/config tests/data/test_batches.py \
-	tests/data/test_tokenizer.py tests/distributed/process_groups/test_environment.py tests/laws/fitting tests/mad/scoring \
+	tests/composer/votes/test_aggregate.py tests/composer/space/test_space.py tests/config tests/data/loaders/test_batches.py \
+	tests/data/tokenizers/test_tokenizer.py tests/distributed/process_groups/test_environment.py tests/laws/fitting tests/mad/scoring \
 	tests/mad/tasks tests/mixers/test_contract.py tests/model/test_initialize.py tests/ops/conv tests/reporting \
 	tests/test_pattern.py tests/test_structure.py tests/test_tensors.py tests/training/test_lr_schedule.py
 

@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hybridtron.data.dataset import TokenDataset
-from hybridtron.data.indexed_format import bin_path, idx_path, write_index
-from hybridtron.data.loader import Loader, make_loader
+from hybridtron.data.datasets.indexed_dataset import bin_path, idx_path, write_index
+from hybridtron.data.datasets.token_dataset import TokenDataset
+from hybridtron.data.loaders.loader import Loader, make_loader
 
 TOKENS, SEQ_LEN, MICRO_BATCH, STEPS = 100_000_000, 2048, 16, 50
 LOADERS = ("mmap", "dali")

@@ -122,6 +122,11 @@ def require_folder(folder: Path) -> None:
         raise UserError(f"{folder}: is a link or a file; expected a folder")
 
 
+def looked_in(path: Path) -> str:
+    """Return ` in FOLDER` for a relative path, to follow a message that it is missing."""
+    return "" if path.is_absolute() else f" in {Path.cwd()}"
+
+
 def lock(file: IO[Any], wait: bool = False) -> bool:
     """Take the exclusive flock of an open file until it is closed; return False where another process has it.
 

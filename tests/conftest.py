@@ -16,8 +16,8 @@ import pytest
 import torch
 import yaml
 
-from hybridtron.data.corpus import prepare
-from hybridtron.data.sources import find_sources
+from hybridtron.data.preprocessing.corpus import prepare
+from hybridtron.data.preprocessing.sources import find_sources
 from tests.captured_stderr import captured_stderr  # noqa: F401, a fixture of all tests
 from tests.slurm_cluster import Cluster, missing_programs, running_cluster
 from tests.warm import run as run_warm

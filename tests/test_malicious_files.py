@@ -21,7 +21,9 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 from hybridtron.checkpoint_reader import load_parameters
 from hybridtron.composer.nas.store import Store
 from hybridtron.config.load import load
-from hybridtron.data import indexed_format, report, tokenizer
+from hybridtron.data.datasets import indexed_dataset
+from hybridtron.data.preprocessing import report
+from hybridtron.data.tokenizers.tokenizer import load_tokenizer
 from hybridtron.distributed.process_groups.environment import Environment
 from hybridtron.distributed.process_groups.groups import process_groups
 from hybridtron.errors import UserError
@@ -86,8 +88,8 @@ FILES: dict[str, Callable[[Path, object], object]] = {
     "metrics.jsonl": lambda file, engine: read_metrics(file),
     "changes.jsonl": lambda file, engine: record_changes(RunFolder(file.parent), [Change("a", 1, 2)], 1),
     "run.yaml": lambda file, engine: load(file, [], RunConfig),
-    "tokenizer.json": lambda file, engine: tokenizer.load(str(file)),
-    "corpus/train.idx": lambda file, engine: indexed_format.check(file.with_suffix("")),
+    "tokenizer.json": lambda file, engine: load_tokenizer(str(file)),
+    "corpus/train.idx": lambda file, engine: indexed_dataset.read_index(file.with_suffix("")),
     "corpus/report.json": lambda file, engine: report.read_corpus_report(file.parent),
     "table.csv": lambda file, engine: read_runs([file], ["loss"]),
     "table.parquet": lambda file, engine: read_runs([file], ["loss"]),

@@ -17,10 +17,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from hybridtron.cli.arguments import ArgumentParser, naming_options
-from hybridtron.data.corpus import Progress, prepare
-from hybridtron.data.report import CorpusReport
-from hybridtron.data.sources import find_sources
-from hybridtron.data.tokenizer import FILE_NAME
+from hybridtron.data.preprocessing.corpus import Progress, prepare
+from hybridtron.data.preprocessing.report import CorpusReport
+from hybridtron.data.preprocessing.sources import find_sources
+from hybridtron.data.tokenizers.hugging_face import FILE_NAME
 from hybridtron.errors import UserError
 from hybridtron.processes import WorkerDied
 

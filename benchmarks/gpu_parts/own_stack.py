@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gpu_parts.timing import Step
-from hybridtron.data.batches import MicroBatch
+from hybridtron.data.loaders.batches import MicroBatch
 from hybridtron.distributed.engine import Engine
 from hybridtron.distributed.process_groups.groups import ParallelContext
 from hybridtron.model.config import ModelConfig

@@ -35,7 +35,7 @@ from hybridtron.convert.streaming import (
 )
 from hybridtron.convert.tokenizer import GENERATION, IDS, their_files
 from hybridtron.convert.vocabulary import ResizedVocabulary, check_vocabulary_size, with_vocabulary
-from hybridtron.data.tokenizer import load as load_tokenizer
+from hybridtron.data.tokenizers.tokenizer import load_tokenizer
 from hybridtron.errors import UserError
 from hybridtron.initial_weights import VOCABULARY
 from hybridtron.model.config import ModelConfig

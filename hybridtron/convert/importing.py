@@ -33,7 +33,7 @@ from hybridtron.convert.streaming import (
 )
 from hybridtron.convert.tokenizer import our_files
 from hybridtron.convert.vocabulary import ResizedVocabulary, names_of_vocabulary, padded_size, with_vocabulary
-from hybridtron.data.tokenizer import FILE_NAME
+from hybridtron.data.tokenizers.hugging_face import FILE_NAME
 from hybridtron.errors import UserError, unreadable
 from hybridtron.files import read_plain
 from hybridtron.training.config import RunConfig

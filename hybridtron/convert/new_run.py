@@ -14,7 +14,7 @@ from hybridtron.convert.formats.checkpoint import CheckpointSink, StoredBox
 from hybridtron.convert.formats.output_folder import output_folder
 from hybridtron.convert.formats.source import TensorInfo
 from hybridtron.convert.tokenizer import GENERATION
-from hybridtron.data.tokenizer import CONFIG_NAME, FILE_NAME
+from hybridtron.data.tokenizers.hugging_face import CONFIG_NAME, FILE_NAME
 from hybridtron.files import replace_file
 from hybridtron.training.config import RunConfig
 from hybridtron.training.run_folder.folder import RunFolder

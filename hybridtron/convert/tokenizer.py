@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hybridtron.data.tokenizer import CONFIG_NAME, FILE_NAME, ByteTokenizer, HuggingFaceTokenizer
-from hybridtron.data.tokenizer import load as load_tokenizer
+from hybridtron.data.tokenizers.byte import ByteTokenizer
+from hybridtron.data.tokenizers.hugging_face import CONFIG_NAME, FILE_NAME, HuggingFaceTokenizer
+from hybridtron.data.tokenizers.tokenizer import load_tokenizer
 from hybridtron.errors import UserError
 from hybridtron.files import read_object, read_plain
 from hybridtron.training.config import RunConfig

@@ -11,7 +11,7 @@ from torch import Tensor
 from hybridtron.convert.formats.source import Shape, Source, TensorInfo
 from hybridtron.convert.mapping import Entry
 from hybridtron.convert.tokenizer import IDS
-from hybridtron.data.tokenizer import Tokenizer
+from hybridtron.data.tokenizers.tokenizer import Tokenizer
 from hybridtron.errors import UserError
 from hybridtron.initial_weights import VOCABULARY
 from hybridtron.training.config import RunConfig

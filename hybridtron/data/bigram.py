@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hybridtron.data.dataset import TokenDataset
-from hybridtron.data.indexed_format import check
+from hybridtron.data.datasets.indexed_dataset import read_index
+from hybridtron.data.datasets.token_dataset import TokenDataset
 from hybridtron.errors import UserError
 
 LARGEST_VOCABULARY = 1024  # of a useful yardstick: beyond it most pairs are too rare
@@ -43,7 +43,7 @@ def fit_bigram(prefix: Path | str, vocab_size: int, smoothing: float = 1.0) -> B
     """
     if smoothing <= 0:
         raise UserError(f"smoothing: {smoothing} leaves unseen pairs without probability; expected more than 0")
-    tokens = check(Path(prefix)).tokens()[:MAX_FIT_TOKENS]
+    tokens = read_index(Path(prefix)).tokens()[:MAX_FIT_TOKENS]
     if len(tokens) < 2:
         raise UserError(f"{prefix} has {len(tokens)} token; a bigram needs two")
     unigrams = np.zeros(vocab_size, np.int64)

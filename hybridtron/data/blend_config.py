@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from hybridtron.config.schema import FolderName, Strict, problem
-from hybridtron.data.proportions import SMALLEST_SHARE
+from hybridtron.data.datasets.proportions import SMALLEST_SHARE
 
 STANDARD_LIBRARY = "stdlib"
 SPLITS = ("train", "valid")  # files that a preparation writes: the folder's name says more

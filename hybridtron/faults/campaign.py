@@ -148,8 +148,8 @@ class Campaign:
         """Return the prefix of the training tokens, drawn from a few words at first."""
         tokens = self.folder / "tokens"
         if not tokens.exists():
-            from hybridtron.data.corpus import prepare
-            from hybridtron.data.sources import find_sources
+            from hybridtron.data.preprocessing.corpus import prepare
+            from hybridtron.data.preprocessing.sources import find_sources
 
             text = self.folder / "text"
             text.mkdir(parents=True)

@@ -11,9 +11,9 @@ from typing import Any, Literal, get_args
 
 from hybridtron.config.load import build
 from hybridtron.config.nearest import one_of
-from hybridtron.data.indexed_format import fingerprint
-from hybridtron.data.report import read_report
-from hybridtron.data.tokenizer import load as load_tokenizer
+from hybridtron.data.datasets.indexed_dataset import fingerprint
+from hybridtron.data.preprocessing.report import read_report
+from hybridtron.data.tokenizers.tokenizer import load_tokenizer
 from hybridtron.errors import UserError
 from hybridtron.mad.models.architecture import from_model
 from hybridtron.mad.models.candidate import Candidate

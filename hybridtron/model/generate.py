@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hybridtron.data.tokenizer import Tokenizer
+from hybridtron.data.tokenizers.tokenizer import Tokenizer
 from hybridtron.errors import UserError
 from hybridtron.model.batch_state import BatchState
 from hybridtron.model.pipeline import Generator

@@ -11,8 +11,8 @@ from pydantic import Field, model_validator
 
 from hybridtron.config.nearest import one_of
 from hybridtron.config.schema import FolderName, Strict, problem
-from hybridtron.data.batch_sizes import BatchSizes
 from hybridtron.data.config import DataConfig
+from hybridtron.data.loaders.batch_sizes import BatchSizes
 from hybridtron.distributed.config import ParallelConfig, PrecisionConfig
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.quantized import unknown_entry

@@ -10,13 +10,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from hybridtron.data.blend import Blend, Stage, TrainingTokens
 from hybridtron.data.blend_config import STANDARD_LIBRARY, DataSource, source_key, stage_weights
-from hybridtron.data.dali import require_dali
-from hybridtron.data.dataset import TokenDataset
-from hybridtron.data.indexed_format import fingerprint
-from hybridtron.data.report import read_corpus_report, read_report
-from hybridtron.data.tokenizer import load as load_tokenizer
+from hybridtron.data.datasets.blended_dataset import BlendedDataset, Stage, TrainingTokens
+from hybridtron.data.datasets.indexed_dataset import fingerprint
+from hybridtron.data.datasets.token_dataset import TokenDataset
+from hybridtron.data.loaders.dali import require_dali
+from hybridtron.data.preprocessing.report import read_corpus_report, read_report
+from hybridtron.data.tokenizers.tokenizer import load_tokenizer
 from hybridtron.errors import UserError
 from hybridtron.training.config import RunConfig
 
@@ -96,7 +96,7 @@ class Corpus:
 
         Empty where there is one source.
         """
-        if not isinstance(self.train, Blend):
+        if not isinstance(self.train, BlendedDataset):
             return {}
         counts, sources = self.train.counts(num_samples).tolist(), self.train.sources
         return {
@@ -135,7 +135,7 @@ def open_corpus(config: RunConfig) -> Corpus:
     sources["data.tokenizer"] = data.tokenizer
     fingerprints["data.tokenizer"] = load_tokenizer(data.tokenizer).fingerprint
     names = tuple(source.name or "" for source in train)
-    tokens = opened[0] if len(opened) == 1 else Blend(opened, _stages(config, train))
+    tokens = opened[0] if len(opened) == 1 else BlendedDataset(opened, _stages(config, train))
     return Corpus(tokens, names, held_out, sources, fingerprints)
 
 
@@ -187,6 +187,6 @@ def _prefix_of(source: str, split: str) -> Path:
     """Return the path without suffix of the token files; the standard library is prepared at its first use."""
     if source != STANDARD_LIBRARY:
         return Path(source)
-    from hybridtron.data.standard_library import prepare_standard_library
+    from hybridtron.data.preprocessing.standard_library import prepare_standard_library
 
     return prepare_standard_library(announce=lambda text: print(text, file=sys.stderr)) / split

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybridtron.data.batches import MicroBatch, eval_batches
+from hybridtron.data.loaders.batches import MicroBatch, eval_batches
 from hybridtron.errors import UserError
 from hybridtron.training.config import RunConfig
 from hybridtron.training.corpus import HeldOutSource, open_held_out

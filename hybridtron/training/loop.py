@@ -11,8 +11,8 @@ from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from hybridtron.data.batches import eval_batches
-from hybridtron.data.loader import make_loader
+from hybridtron.data.loaders.batches import eval_batches
+from hybridtron.data.loaders.loader import make_loader
 from hybridtron.distributed.process_groups.groups import ParallelContext
 from hybridtron.errors import cause_of
 from hybridtron.model.compiling import compile_layers

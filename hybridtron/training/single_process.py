@@ -23,7 +23,7 @@ from hybridtron.training.config import RunConfig
 from hybridtron.training.run_folder.folder import read_run, suggest_older_checkpoint
 
 if TYPE_CHECKING:
-    from hybridtron.data.tokenizer import Tokenizer
+    from hybridtron.data.tokenizers.tokenizer import Tokenizer
 
 Tokens = Tensor | Sequence[int] | Sequence[Sequence[int]] | np.ndarray[Any, Any]
 """Token ids of one sequence [s] or of several [b, s]."""
@@ -54,7 +54,7 @@ class Model(LanguageModel):
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer that the config names."""
-        from hybridtron.data.tokenizer import load as load_tokenizer
+        from hybridtron.data.tokenizers.tokenizer import load_tokenizer
 
         return load_tokenizer(self.config.data.tokenizer)
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hybridtron.data.tokenizer import load as load_tokenizer
+from hybridtron.data.tokenizers.tokenizer import load_tokenizer
 from hybridtron.distributed.process_groups.groups import call_everywhere, gather
 from hybridtron.errors import DamagedCheckpoint, UserError
 from hybridtron.initial_weights import brief

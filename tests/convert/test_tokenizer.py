@@ -7,8 +7,8 @@ import json
 import pytest
 
 from hybridtron.convert.tokenizer import GENERATION, byte_tokenizer, our_files, their_files
-from hybridtron.data.tokenizer import ByteTokenizer
-from hybridtron.data.tokenizer import load as load_tokenizer
+from hybridtron.data.tokenizers.byte import ByteTokenizer
+from hybridtron.data.tokenizers.tokenizer import load_tokenizer
 from hybridtron.errors import UserError
 from tests.training.runs import resolved_tiny
 

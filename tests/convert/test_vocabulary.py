@@ -10,7 +10,7 @@ import torch
 import hybridtron as ht
 from hybridtron.cli.main import main
 from hybridtron.convert.vocabulary import check_vocabulary_size
-from hybridtron.data.tokenizer import ByteTokenizer
+from hybridtron.data.tokenizers.byte import ByteTokenizer
 from hybridtron.errors import UserError
 from tests.convert.families import read_folder
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hybridtron.data.indexed_format import check
-from hybridtron.data.tokenizer import load
+from hybridtron.data.datasets.indexed_dataset import read_index
+from hybridtron.data.tokenizers.tokenizer import load_tokenizer
 
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",
@@ -31,11 +31,11 @@ def write_jsonl(path: Path, documents: list[str]) -> Path:
 
 def documents_in(prefix: Path, tokenizer: str = "byte") -> list[str]:
     """The documents of a split, as megatron-core's layout divides them."""
-    loaded = load(tokenizer)
-    stream = check(prefix).tokens()
+    loaded = load_tokenizer(tokenizer)
+    stream = read_index(prefix).tokens()
     ends = np.flatnonzero(stream == loaded.eod)
     assert ends[-1] == len(stream) - 1
-    assert len(ends) == check(prefix).num_documents
+    assert len(ends) == read_index(prefix).num_documents
     return [loaded.decode(part) for part in np.split(stream, ends[:-1] + 1)]
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from hybridtron.data import bigram as module
 from hybridtron.data.bigram import bigram_bits_per_byte, fit_bigram
-from hybridtron.data.dataset import TokenDataset
-from hybridtron.data.indexed_format import bin_path, idx_path, write_index
+from hybridtron.data.datasets.indexed_dataset import bin_path, idx_path, write_index
+from hybridtron.data.datasets.token_dataset import TokenDataset
 from hybridtron.errors import UserError
 
 

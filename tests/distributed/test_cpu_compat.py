@@ -44,8 +44,8 @@ def run(code, cwd):
 WITHOUT_MEGATRON = {
     "tokens": """
         import numpy as np
-        from hybridtron.data.dataset import TokenDataset
-        from hybridtron.data.indexed_format import write_index
+        from hybridtron.data.datasets.token_dataset import TokenDataset
+        from hybridtron.data.datasets.indexed_dataset import write_index
         np.arange(50, dtype=np.uint16).tofile("train.bin")
         write_index(Path("train.idx"), np.array([50]), np.dtype(np.uint16))
         assert TokenDataset("train", 8).sample(0).shape == (9,)

@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from hybridtron.backends.megatron import tensor_overlap
 from hybridtron.config.load import build
-from hybridtron.data.batches import MicroBatch, micro_batch, step_documents
+from hybridtron.data.loaders.batches import MicroBatch, micro_batch, step_documents
 from hybridtron.distributed.config import PrecisionConfig
 from hybridtron.distributed.process_groups.environment import Environment, read_environment
 from hybridtron.distributed.process_groups.groups import ParallelContext, process_groups

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hybridtron.backends.torch import TorchBackend
-from hybridtron.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer
+from hybridtron.data.tokenizers.byte import ByteTokenizer
+from hybridtron.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from hybridtron.errors import UserError
 from hybridtron.model.generate import LARGEST_BATCH
 from hybridtron.model.generate import generate as complete

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hybridtron.api.configs import read_training_config
 from hybridtron.backends.torch import TorchBackend
 from hybridtron.config.load import build
-from hybridtron.data.batches import micro_batch, step_documents
+from hybridtron.data.loaders.batches import micro_batch, step_documents
 from hybridtron.distributed.process_groups.environment import Environment
 from hybridtron.distributed.process_groups.groups import process_groups
 from hybridtron.documents import weights_ahead

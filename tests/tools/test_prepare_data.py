@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hybridtron.data.dataset import TokenDataset
+from hybridtron.data.datasets.token_dataset import TokenDataset
 
 ROOT = Path(__file__).parents[2]
 

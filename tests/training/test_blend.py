@@ -12,8 +12,8 @@ import yaml
 from hybridtron.cli.main import main
 from hybridtron.config.load import load
 from hybridtron.data.blend_config import without_paths
-from hybridtron.data.corpus import prepare
-from hybridtron.data.sources import find_sources
+from hybridtron.data.preprocessing.corpus import prepare
+from hybridtron.data.preprocessing.sources import find_sources
 from hybridtron.training.config import RunConfig
 from hybridtron.training.corpus import open_corpus
 from hybridtron.training.run_folder.folder import read_config

@@ -13,8 +13,8 @@ import yaml
 
 from hybridtron.config.load import build
 from hybridtron.convert import from_hf, to_hf
-from hybridtron.data.dataset import TokenDataset
-from hybridtron.data.indexed_format import bin_path, idx_path, write_index
+from hybridtron.data.datasets.indexed_dataset import bin_path, idx_path, write_index
+from hybridtron.data.datasets.token_dataset import TokenDataset
 from hybridtron.errors import UserError
 from hybridtron.training.config import RunConfig
 from hybridtron.training.single_process import Model, load

@@ -8,7 +8,7 @@ from typing import Any
 
 from hybridtron.composer.nas.store import Row
 from hybridtron.data.blend_config import Sources
-from hybridtron.data.indexed_format import fingerprint
+from hybridtron.data.datasets.indexed_dataset import fingerprint
 from hybridtron.errors import UserError
 from hybridtron.training.config import RunConfig
 from hybridtron.training.corpus import Corpus, HeldOut, open_held_out

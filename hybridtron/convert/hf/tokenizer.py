@@ -8,7 +8,8 @@ from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
 from hybridtron.convert.tokenizer import END_OF_DOCUMENT, byte_tokenizer
-from hybridtron.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer
+from hybridtron.data.tokenizers.byte import ByteTokenizer
+from hybridtron.data.tokenizers.hugging_face import HuggingFaceTokenizer
 
 
 def as_transformers(tokenizer: ByteTokenizer | HuggingFaceTokenizer) -> PreTrainedTokenizerFast:

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from hybridtron.data.bigram import LARGEST_VOCABULARY, bigram_bits_per_byte, fit_bigram
-from hybridtron.data.blend import Blend
-from hybridtron.data.tokenizer import Tokenizer
-from hybridtron.data.tokenizer import load as load_tokenizer
+from hybridtron.data.datasets.blended_dataset import BlendedDataset
+from hybridtron.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from hybridtron.files import replace_file
 from hybridtron.model.generate import generate
 from hybridtron.model.pipeline import Pipeline
@@ -93,7 +92,7 @@ def _sample(context: TrainContext) -> dict[str, str]:
 
 def _prompt(corpus: Corpus, tokenizer: Tokenizer) -> str:
     """Return the first words of the first held-out document, or without held-out tokens of the first document."""
-    train = corpus.train.sources[0] if isinstance(corpus.train, Blend) else corpus.train
+    train = corpus.train.sources[0] if isinstance(corpus.train, BlendedDataset) else corpus.train
     tokens = corpus.held_out.sources[0].tokens if corpus.held_out else train
     window = tokens.eval_window(0, 1)[:PROMPT_TOKENS]
     ends = np.flatnonzero(window == tokenizer.eod)
@@ -106,7 +105,7 @@ def _bigram(config: RunConfig, corpus: Corpus) -> float | None:
 
     There is none for several sources of either.
     """
-    if isinstance(corpus.train, Blend) or corpus.held_out is None or len(corpus.held_out.sources) > 1:
+    if isinstance(corpus.train, BlendedDataset) or corpus.held_out is None or len(corpus.held_out.sources) > 1:
         return None
     (source,) = corpus.held_out.sources
     if source.bytes_per_token is None or config.model.vocab_size > LARGEST_VOCABULARY:

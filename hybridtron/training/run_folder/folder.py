@@ -26,7 +26,7 @@ from typing import Any
 
 from hybridtron.config import yaml_text
 from hybridtron.config.load import build, dump
-from hybridtron.data.tokenizer import CONFIG_NAME, FILE_NAME
+from hybridtron.data.tokenizers.hugging_face import CONFIG_NAME, FILE_NAME
 from hybridtron.errors import DamagedCheckpoint, UserError
 from hybridtron.files import (
     is_number,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hybridtron.data.tokenizer import Tokenizer
-from hybridtron.data.tokenizer import load as load_tokenizer
+from hybridtron.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from hybridtron.errors import UserError
 from hybridtron.model.tensors import model_tensors
 from hybridtron.tensors import TensorSpec, indivisible

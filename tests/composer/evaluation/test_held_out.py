@@ -13,8 +13,8 @@ import pytest
 from hybridtron.composer.evaluation.evaluators import make_evaluator
 from hybridtron.composer.nas.run import run_search
 from hybridtron.config.load import load
-from hybridtron.data.corpus import prepare
-from hybridtron.data.sources import find_sources
+from hybridtron.data.preprocessing.corpus import prepare
+from hybridtron.data.preprocessing.sources import find_sources
 from hybridtron.errors import UserError
 from hybridtron.mad.models.architecture import Architecture
 from hybridtron.mad.training.loop import train_setting

@@ -16,7 +16,8 @@ from hybridtron.convert.exporting import to_hf
 from hybridtron.convert.hf.evaluate import evaluate_tasks
 from hybridtron.convert.hf.tokenizer import as_transformers
 from hybridtron.convert.importing import from_hf
-from hybridtron.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer
+from hybridtron.data.tokenizers.byte import ByteTokenizer
+from hybridtron.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from hybridtron.laws.data.read import read_runs
 from tests.conftest import TINY
 from tests.data.kinds import byte_level_bpe, saved

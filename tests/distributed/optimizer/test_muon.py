@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hybridtron.api.configs import read_training_config
-from hybridtron.data.batches import global_batch
+from hybridtron.data.loaders.batches import global_batch
 from hybridtron.distributed.process_groups.environment import Environment
 from hybridtron.distributed.process_groups.groups import process_groups
 from hybridtron.training.build import build_engine

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from hybridtron.cli.main import main
-from hybridtron.data.indexed_format import check
-from hybridtron.data.tokenizer import ByteTokenizer
+from hybridtron.data.datasets.indexed_dataset import read_index
+from hybridtron.data.tokenizers.byte import ByteTokenizer
 from hybridtron.training.run_folder.folder import read_run
 from tests import warm
 from tests.conftest import TINY, command, environment
@@ -78,7 +78,7 @@ def test_plot_tensorboard_summary_and_checkpoints_are_there(run):
     summary = json.loads((run / "summary.json").read_text())
     assert summary["step"] == 10
     assert summary["bigram_bits_per_byte"] > 0
-    first_document = check(Path(read_run(run)[0].data.valid)).tokens()[:32]
+    first_document = read_index(Path(read_run(run)[0].data.valid)).tokens()[:32]
     assert summary["sample_prompt"] == ByteTokenizer().decode(first_document)
     assert len(summary["sample"].encode()) <= 5 * len("\ufffd".encode())
     assert (run / "latest").read_text() == "step_00000010\n"

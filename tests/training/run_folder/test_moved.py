@@ -6,8 +6,8 @@ import pytest
 
 import hybridtron as ht
 from hybridtron.cli.main import main
-from hybridtron.data.corpus import prepare
-from hybridtron.data.sources import find_sources
+from hybridtron.data.preprocessing.corpus import prepare
+from hybridtron.data.preprocessing.sources import find_sources
 from tests.conftest import TINY
 from tests.data.kinds import SENTENCES, saved, sentencepiece_bpe
 
