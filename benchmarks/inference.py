@@ -30,7 +30,7 @@ from train_step import MODELS, quiet, transformers
 
 from hybridtron.backends.torch import TorchBackend
 from hybridtron.memory import keep_freed_memory
-from hybridtron.model.batch_state import BatchState
+from hybridtron.model.generation.batch_state import BatchState
 from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel
 

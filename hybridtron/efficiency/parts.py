@@ -18,11 +18,12 @@ from hybridtron.accounting.layer_table import ENDS
 from hybridtron.backends.torch import TorchBackend
 from hybridtron.mixers.prepared_step import PreparedStep
 from hybridtron.mixers.state_rows import reserve
+from hybridtron.model.generation.step_plan import StepPlan, plan_layer_steps, plan_steps
 from hybridtron.model.initialize import initialize
-from hybridtron.model.language_model import LanguageModel, Layer
+from hybridtron.model.language_model import LanguageModel
+from hybridtron.model.layer import Layer
 from hybridtron.model.residual.stream import Stream
 from hybridtron.model.stage import Stage, whole
-from hybridtron.model.step_plan import StepPlan, plan_layer_steps, plan_steps
 from hybridtron.training.config import RunConfig
 
 ROOM = 64  # tokens that a part can go on by after its prompt, before its caches grow

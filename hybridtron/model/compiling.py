@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from hybridtron.errors import UserError
-from hybridtron.model.language_model import Layer
+from hybridtron.model.layer import Layer
 from hybridtron.ops.opaque import keep_opaque
 
 VARIANTS = 64  # of one function: kinds of layers, in training and evaluation, before torch leaves it uncompiled

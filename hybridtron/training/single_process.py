@@ -15,9 +15,9 @@ from torch import Tensor
 from hybridtron.backends.torch import TorchBackend
 from hybridtron.checkpoint_reader import load_parameters
 from hybridtron.errors import UserError
-from hybridtron.model.generate import Completion, generate
+from hybridtron.model.generation.generate import Completion, generate
+from hybridtron.model.generation.sampling import DEFAULT_SAMPLING, Sampling
 from hybridtron.model.language_model import LanguageModel
-from hybridtron.model.sampling import DEFAULT_SAMPLING, Sampling
 from hybridtron.model.tensors import model_tensors
 from hybridtron.training.config import RunConfig
 from hybridtron.training.run_folder.folder import read_run, suggest_older_checkpoint

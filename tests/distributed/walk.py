@@ -23,8 +23,8 @@ from hybridtron.data.loaders.batches import MicroBatch, micro_batch, step_docume
 from hybridtron.distributed.config import PrecisionConfig
 from hybridtron.distributed.process_groups.environment import Environment, read_environment
 from hybridtron.distributed.process_groups.groups import ParallelContext, process_groups
-from hybridtron.model.batch_state import BatchState
-from hybridtron.model.pipeline import Pipeline
+from hybridtron.model.generation.batch_state import BatchState
+from hybridtron.model.generation.pipeline import Pipeline
 from hybridtron.training.build import build_engine
 from hybridtron.training.config import RunConfig
 from hybridtron.training.init_map import weight_rules

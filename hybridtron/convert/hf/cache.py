@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from hybridtron.model.batch_state import BatchState
+from hybridtron.model.generation.batch_state import BatchState
 from hybridtron.model.language_model import LanguageModel
 
 

@@ -16,7 +16,8 @@ from hybridtron.backends.torch import TorchBackend
 from hybridtron.mixers.rwkv6.config import Ramp
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.initialize import initial_value
-from hybridtron.model.language_model import LanguageModel, Layer
+from hybridtron.model.language_model import LanguageModel
+from hybridtron.model.layer import Layer
 from hybridtron.model.residual import plain
 from hybridtron.model.residual.stream import Stream
 from hybridtron.model.tensors import model_tensors

@@ -12,8 +12,8 @@ from hybridtron.data.bigram import LARGEST_VOCABULARY, bigram_bits_per_byte, fit
 from hybridtron.data.datasets.blended_dataset import BlendedDataset
 from hybridtron.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from hybridtron.files import replace_file
-from hybridtron.model.generate import generate
-from hybridtron.model.pipeline import Pipeline
+from hybridtron.model.generation.generate import generate
+from hybridtron.model.generation.pipeline import Pipeline
 from hybridtron.training.callbacks.base import Callback, TrainContext
 from hybridtron.training.callbacks.metrics import read_metrics
 from hybridtron.training.config import RunConfig

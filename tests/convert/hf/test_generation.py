@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hybridtron.convert.hf import HybridtronCache
-from hybridtron.model.batch_state import BatchState
+from hybridtron.model.generation.batch_state import BatchState
 from tests.convert.hf.models import loaded
 from tests.mixers.test_contract import CASES
 

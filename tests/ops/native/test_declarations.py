@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from hybridtron.model.step_plan import plan_steps
+from hybridtron.model.generation.step_plan import plan_steps
 from hybridtron.ops.attention.rotary import apply_rotary, rotary_tables
 from hybridtron.ops.attention.softmax import attention
 from hybridtron.ops.conv.long_conv import long_conv
@@ -20,7 +20,7 @@ from hybridtron.ops.elementwise.norm import rms_norm
 from hybridtron.ops.native import library
 from hybridtron.ops.native.declarations import CheckedKernel
 from hybridtron.ops.ssm.selective_scan import selective_scan
-from tests.model.test_step_plan import hybrid
+from tests.model.generation.test_step_plan import hybrid
 from tests.ops.compare import leaf
 from tests.ops.ssm import test_mamba2, test_selective_scan
 

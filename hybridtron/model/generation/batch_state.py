@@ -9,8 +9,8 @@ from torch import Tensor
 
 from hybridtron.mixers.mixer import State
 from hybridtron.mixers.state_rows import join_rows, reserve, take_rows, without_padding
-from hybridtron.model.pipeline import Generator
-from hybridtron.model.step_plan import StepPlan, plan_steps
+from hybridtron.model.generation.pipeline import Generator
+from hybridtron.model.generation.step_plan import StepPlan, plan_steps
 
 
 class BatchState:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from hybridtron.backends.norm import RMSNorm
 from hybridtron.mixers.mixer import Mixer, State
 from hybridtron.mixers.prepared_step import PreparedStep
-from hybridtron.model.language_model import LanguageModel, Layer
+from hybridtron.model.language_model import LanguageModel
+from hybridtron.model.layer import Layer
 from hybridtron.model.residual import plain
 from hybridtron.model.residual.stream import Stream
 from hybridtron.ops.elementwise.precision import under_transforms

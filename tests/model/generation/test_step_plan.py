@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from hybridtron.backends.torch import TorchBackend
-from hybridtron.model.batch_state import BatchState
 from hybridtron.model.config import ModelConfig
+from hybridtron.model.generation.batch_state import BatchState
+from hybridtron.model.generation.step_plan import MOST_ROWS, plan_layer_steps, plan_steps
 from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel
-from hybridtron.model.step_plan import MOST_ROWS, plan_layer_steps, plan_steps
 from tests.mixers.test_contract import CASES, WIDTH, assert_near, built, held, noisy
 
 TOKENS = 70  # caches grow at 64
@@ -126,7 +126,7 @@ def test_there_is_no_plan_for_other_numbers_or_without_kernels(monkeypatch):
     assert plan_steps(model, model.initial_state(2), 2)
     half = hybrid().bfloat16()
     assert plan_steps(half, half.initial_state(2), 2) is None
-    monkeypatch.setattr("hybridtron.model.step_plan.load", lambda: (None, "switched off"))
+    monkeypatch.setattr("hybridtron.model.generation.step_plan.load", lambda: (None, "switched off"))
     assert plan_steps(model, model.initial_state(2), 2) is None
 
 

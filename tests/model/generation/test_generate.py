@@ -9,11 +9,11 @@ from hybridtron.backends.torch import TorchBackend
 from hybridtron.data.tokenizers.byte import ByteTokenizer
 from hybridtron.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from hybridtron.errors import UserError
-from hybridtron.model.generate import LARGEST_BATCH
-from hybridtron.model.generate import generate as complete
+from hybridtron.model.generation.generate import LARGEST_BATCH
+from hybridtron.model.generation.generate import generate as complete
+from hybridtron.model.generation.sampling import Sampling
 from hybridtron.model.initialize import initialize
 from hybridtron.model.language_model import LanguageModel
-from hybridtron.model.sampling import Sampling
 from tests.data.kinds import saved, sentencepiece_bpe
 from tests.training.runs import resolved_tiny
 

@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hybridtron.mixers.mixer import State
-from hybridtron.model.language_model import LanguageModel, Layer, pieces
+from hybridtron.model.language_model import LanguageModel, pieces
+from hybridtron.model.layer import Layer
 from hybridtron.model.residual.stream import Packing, Stream
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hybridtron.mixers.state_rows import reserve
-from hybridtron.model.batch_state import BatchState
+from hybridtron.model.generation.batch_state import BatchState
 from tests.mixers.test_contract import CASES, built, held, model_config, noisy
 
 LENGTHS = (5, 90, 1, 90)

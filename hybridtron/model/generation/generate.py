@@ -10,9 +10,9 @@ from torch import Tensor
 
 from hybridtron.data.tokenizers.tokenizer import Tokenizer
 from hybridtron.errors import UserError
-from hybridtron.model.batch_state import BatchState
-from hybridtron.model.pipeline import Generator
-from hybridtron.model.sampling import DEFAULT_SAMPLING, Sampling
+from hybridtron.model.generation.batch_state import BatchState
+from hybridtron.model.generation.pipeline import Generator
+from hybridtron.model.generation.sampling import DEFAULT_SAMPLING, Sampling
 
 LARGEST_BATCH = 32  # prompts that advance together
 

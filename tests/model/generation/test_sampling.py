@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hybridtron.model.sampling import Sampling
+from hybridtron.model.generation.sampling import Sampling
 
 LOGITS = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
 
