@@ -8,8 +8,8 @@ from hybridtron.api.configs import Config, read_training_config
 from hybridtron.launcher.config import Launch, LaunchConfig, read_launch
 
 if TYPE_CHECKING:
-    from hybridtron.launcher.handle import Handle
     from hybridtron.launcher.job import Job
+    from hybridtron.launcher.schedulers.handle import Handle
 
 
 def launch(config: Config, *overrides: str, launch: Launch | LaunchConfig, dry_run: bool = False) -> Handle | str:

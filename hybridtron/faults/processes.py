@@ -142,7 +142,7 @@ def _wait(running: dict[int, int], group: int, limit: float) -> Ended:
 def run_launched(config: Path, folder: Path, plan: Path, processes: int, limit: float) -> Ended:
     """Run a job by the local launcher to its end, with all its restarts. `limit`: seconds without any progress."""
     from hybridtron.api.launching import prepare
-    from hybridtron.launcher.local import LocalHandle
+    from hybridtron.launcher.schedulers.local import LocalHandle
     from hybridtron.launcher.submit import submit
 
     site = plan.parent / "site"

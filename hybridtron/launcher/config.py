@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from hybridtron.config.load import load
 from hybridtron.config.schema import Strict, problem
-from hybridtron.launcher.variables import looks_secret
+from hybridtron.launcher.environment_variables import looks_secret
 
 Launch = str | os.PathLike[str] | dict[str, object]
 

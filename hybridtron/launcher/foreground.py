@@ -8,7 +8,7 @@ from types import FrameType
 from hybridtron.distributed.process_groups.launch import caught_signals
 from hybridtron.launcher.config import LaunchConfig
 from hybridtron.launcher.job import Job
-from hybridtron.launcher.local import LocalHandle
+from hybridtron.launcher.schedulers.local import LocalHandle
 from hybridtron.launcher.submit import submit
 
 

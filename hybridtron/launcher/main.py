@@ -8,8 +8,8 @@ from pathlib import Path
 
 from hybridtron.errors import UserError
 from hybridtron.launcher.job import read_spec
-from hybridtron.launcher.supervisor import supervise
-from hybridtron.launcher.task import this_task
+from hybridtron.launcher.supervision.supervisor import supervise
+from hybridtron.launcher.supervision.task import this_task
 
 
 def main() -> int:

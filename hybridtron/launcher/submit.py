@@ -14,11 +14,11 @@ from hybridtron.config.load import dump
 from hybridtron.distributed.process_groups.launch import usable_cores
 from hybridtron.errors import UserError
 from hybridtron.files import replace_file, require_folder
-from hybridtron.launcher import gpus, local, slurm
 from hybridtron.launcher.allocation import Allocation, allocate
 from hybridtron.launcher.config import LaunchConfig
-from hybridtron.launcher.handle import Handle
 from hybridtron.launcher.job import Job, Spec, make_folder
+from hybridtron.launcher.schedulers import local, slurm
+from hybridtron.launcher.schedulers.handle import Handle
 from hybridtron.launcher.snapshot import PACKAGE, copy_code, write_environment
 from hybridtron.reporting.numbers import plural
 from hybridtron.training.run_folder.folder import LAUNCHER as FOLDERS
@@ -71,7 +71,7 @@ def dry_run(job: Job, launch: LaunchConfig) -> str:
     spec = _spec(job, launch, folder / "code" / "DIGEST" if launch.snapshot_code else PACKAGE.parent)
     command = slurm.batch_command(Path(spec.root), spec.launch_folder / "job.json")
     if launch.cluster == "local":
-        gpus.require(launch.gpus_per_node)
+        local.require_gpus(launch.gpus_per_node)
         ranks = spec.node_counts[-1] * spec.processes_per_node
         return (
             f"{plural(ranks, 'supervisor')} on this machine:\n    {command}\n"
@@ -109,7 +109,7 @@ def _prepare(jobs: Sequence[Job], launch: LaunchConfig, folder: Path) -> list[Sp
     for job in jobs:
         allocation_of(job, launch)
         if launch.cluster == "local":
-            gpus.require(launch.gpus_per_node)
+            local.require_gpus(launch.gpus_per_node)
         if launch.cluster == "slurm":
             slurm.require_usable_path(job.folder)
         for name in FOLDERS:

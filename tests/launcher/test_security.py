@@ -13,11 +13,11 @@ import yaml
 
 import hybridtron as ht
 from hybridtron.launcher.config import LaunchConfig, read_launch
+from hybridtron.launcher.environment_variables import recorded_environment
 from hybridtron.launcher.job import Job, make_folder
-from hybridtron.launcher.slurm import SlurmHandle
+from hybridtron.launcher.schedulers.slurm import SlurmHandle
 from hybridtron.launcher.snapshot import copy_code
 from hybridtron.launcher.submit import dry_run, submit
-from hybridtron.launcher.variables import recorded_environment
 
 WORDS = ["a b", "it's", 'say "x"', "$(touch PWNED)", "`touch PWNED`", "; touch PWNED #", "&& touch PWNED", "a\tb"]
 NEWLINE = "x\ntouch PWNED\n"

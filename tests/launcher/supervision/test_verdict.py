@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from hybridtron.launcher import verdict as verdicts
-from hybridtron.launcher.attempts import History, Report, Verdict
 from hybridtron.launcher.config import LaunchConfig
+from hybridtron.launcher.supervision import verdict as verdicts
+from hybridtron.launcher.supervision.attempts import History, Report, Verdict
 
 
 def report(rank: int, **keys: Any) -> Report:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hybridtron.launcher.attempts import History, Verdict, find_attempt, history_of, new_attempt
+from hybridtron.launcher.supervision.attempts import History, Verdict, find_attempt, history_of, new_attempt
 from hybridtron.training.run_folder.attempts import begin_attempt, read_attempts
 
 

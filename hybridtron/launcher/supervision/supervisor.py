@@ -19,11 +19,11 @@ from types import FrameType
 from hybridtron.distributed.process_groups.launch import caught_signals, signal_at_death_of_parent
 from hybridtron.errors import UserError
 from hybridtron.files import append_text, replace_file
-from hybridtron.launcher import verdict as verdicts
-from hybridtron.launcher.attempts import Attempt, Report, Verdict, find_attempt, history_of, new_attempt
-from hybridtron.launcher.child import Child, log_file, start_child
 from hybridtron.launcher.job import Spec
-from hybridtron.launcher.task import ECHO, Task
+from hybridtron.launcher.supervision import verdict as verdicts
+from hybridtron.launcher.supervision.attempts import Attempt, Report, Verdict, find_attempt, history_of, new_attempt
+from hybridtron.launcher.supervision.child import Child, log_file, start_child
+from hybridtron.launcher.supervision.task import ECHO, Task
 from hybridtron.training.run_folder.folder import RunFolder
 from hybridtron.training.signals import ECHO_SECONDS
 

@@ -15,12 +15,13 @@ import yaml
 
 import hybridtron as ht
 from hybridtron.cli.main import main
-from hybridtron.launcher import gpus, supervisor
 from hybridtron.launcher.config import LaunchConfig
 from hybridtron.launcher.job import Job, Spec
+from hybridtron.launcher.schedulers import local
 from hybridtron.launcher.submit import submit
-from hybridtron.launcher.supervisor import Supervisor
-from hybridtron.launcher.task import Task
+from hybridtron.launcher.supervision import supervisor
+from hybridtron.launcher.supervision.supervisor import Supervisor
+from hybridtron.launcher.supervision.task import Task
 from hybridtron.training.run_folder.attempts import read_attempts
 from hybridtron.training.run_folder.folder import RunFolder
 from tests import warm
@@ -147,15 +148,15 @@ def test_a_dry_run_on_this_machine_shows_what_it_would_start(tiny, tmp_path):
 
 
 def test_gpus_of_a_machine_without_any_are_refused(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(gpus, "DEVICES", tmp_path / "dev")
-    local = {"cluster": "local", "gpus_per_node": 1}
+    monkeypatch.setattr(local, "DEVICES", tmp_path / "dev")
+    launch = {"cluster": "local", "gpus_per_node": 1}
     for dry_run in (False, True):
         with pytest.raises(ht.UserError, match=r"^gpus_per_node = 1: this machine has no GPU; expected 0"):
-            ht.launch(tiny, launch=local, dry_run=dry_run)
+            ht.launch(tiny, launch=launch, dry_run=dry_run)
     assert not (tmp_path / "run").exists()
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev" / "nvidia0").touch()
-    assert str(ht.launch(tiny, launch=local, dry_run=True)).startswith("1 supervisor on")
+    assert str(ht.launch(tiny, launch=launch, dry_run=True)).startswith("1 supervisor on")
 
 
 def test_a_launch_of_a_run_that_trains_says_that_it_waits(tmp_path, monkeypatch, capfd):

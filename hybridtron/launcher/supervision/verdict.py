@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from hybridtron.launcher.attempts import History, Report, Verdict
+from hybridtron.launcher.supervision.attempts import History, Report, Verdict
 
 if TYPE_CHECKING:
-    from hybridtron.launcher.child import Child
     from hybridtron.launcher.config import LaunchConfig
+    from hybridtron.launcher.supervision.child import Child
 
 # How directly a report names a cause. Ranks that wait for another fail too, so theirs count less.
 KILLED, ERROR, STOPPED, SILENT, ABORTED, STALLED, LOST_PEER, ENDED = 7, 6, 5, 4, 3, 2, 1, 0

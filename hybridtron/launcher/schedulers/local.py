@@ -11,13 +11,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hybridtron.launcher import task
-from hybridtron.launcher.handle import Handle, State
+from hybridtron.errors import UserError
 from hybridtron.launcher.job import Spec, python_from
-from hybridtron.launcher.supervisor import START_AGAIN
+from hybridtron.launcher.schedulers.handle import Handle, State
+from hybridtron.launcher.supervision import task
+from hybridtron.launcher.supervision.supervisor import START_AGAIN
 
 POLL_SECONDS = 0.1
 KILLED = 1  # exit code of a job one of whose supervisors is gone and cannot be started again
+DEVICES = Path("/dev")
+GPUS = ("nvidia[0-9]*", "kfd", "dxg")  # NVIDIA, AMD, Windows Subsystem for Linux
+
+
+def require_gpus(number: int) -> None:
+    """Raise UserError where a job asks for GPUs and this machine has none. Looks for them without torch."""
+    if number and not any(next(DEVICES.glob(pattern), None) for pattern in GPUS):
+        raise UserError(f"gpus_per_node = {number}: this machine has no GPU; expected 0 with cluster local")
 
 
 @dataclass

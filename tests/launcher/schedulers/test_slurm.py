@@ -19,7 +19,7 @@ import torch.distributed.checkpoint as dcp
 
 import hybridtron as ht
 from hybridtron.checkpoint_reader import loading
-from hybridtron.launcher.slurm import SlurmHandle
+from hybridtron.launcher.schedulers.slurm import SlurmHandle
 from hybridtron.training.run_folder.attempts import read_attempts
 from tests.slurm_cluster import Cluster
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from hybridtron.distributed.process_groups.launch import usable_cores
 from hybridtron.files import append_text, open_to_write
-from hybridtron.launcher.attempts import Attempt
 from hybridtron.launcher.job import Spec
-from hybridtron.launcher.task import Task
+from hybridtron.launcher.supervision.attempts import Attempt
+from hybridtron.launcher.supervision.task import Task
 from hybridtron.training.run_folder.attempts import CAUSE_VARIABLE, NUMBER_VARIABLE
 
 LONGEST_CAUSE = 300  # characters
