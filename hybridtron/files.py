@@ -14,7 +14,8 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeGuard
@@ -88,9 +89,35 @@ def replace_file(path: Path, content: str | bytes) -> None:
             write_all(file, content)
             os.fsync(file.fileno())
         os.replace(draft, path)
+    except OSError as error:  # of the draft, whose name the caller does not know
+        draft.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def new_file(path: Path, name: str = "out") -> Iterator[IO[bytes]]:
+    """Open a new file for the block to write, and give it its name when the block ends; nothing is left if it raises.
+
+    `name` is the caller's parameter, for the messages. Raises UserError where something has the path, or no file can be
+    made there, OSError where it cannot be written, such as on a full disk.
+    """
+    if os.path.lexists(path):
+        raise UserError(f"{name} = {path}: exists already; expected the name of a new file")
+    draft = path.with_name(f".{path.name}.new-{os.getpid()}")
+    try:
+        stream = draft.open("xb")
+    except OSError as error:
+        raise UserError(f"{name} = {path}: cannot be written ({error.strerror}); expected a new file in a folder that "
+                        "there is") from None  # fmt: skip
+    try:
+        with stream:
+            yield stream
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ from hybridtron.files import (
     append_rows,
     json_text,
     lock,
+    new_file,
     open_rows,
     open_to_write,
     read_last_row,
@@ -40,6 +41,34 @@ def test_a_replacement_that_fails_keeps_the_old_file(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         replace_file(file, "\ud800")
     assert file.read_text() == "old"
+
+
+def test_a_replacement_that_fails_names_the_file_and_not_its_draft(tmp_path):
+    with pytest.raises(FileNotFoundError) as raised:
+        replace_file(tmp_path / "gone" / "a.txt", "new")
+    assert raised.value.filename == str(tmp_path / "gone" / "a.txt")
+
+
+def test_a_new_file_appears_whole_or_not_at_all(tmp_path):
+    with new_file(tmp_path / "a") as file:
+        file.write(b"one")
+        assert not (tmp_path / "a").exists()
+    with pytest.raises(UnicodeEncodeError), new_file(tmp_path / "b") as file:
+        file.writelines([b"half", "\ud800".encode()])
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"one"
+
+
+def test_a_new_file_is_written_over_nothing_and_needs_a_folder(tmp_path):
+    (tmp_path / "mine").write_text("precious\n")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for name in ("mine", "link", "."):
+        with pytest.raises(UserError, match=r"^out = .*: exists already; expected the name of a new file$"):
+            new_file(tmp_path / name).__enter__()
+    for path in (tmp_path / "gone" / "a", tmp_path / "mine" / "a"):
+        with pytest.raises(UserError, match=r"^table = .* cannot be written \(.*\); expected a new file in a folder"):
+            new_file(path, "table").__enter__()
+    assert (tmp_path / "mine").read_text() == "precious\n"
 
 
 NOT_PLAIN = {

@@ -147,8 +147,8 @@ def _own_value(config: RunConfig, key: str, place: str) -> int | None:
     section, _, name = key.rpartition(".")
     siblings = value_at(keys, section) if section else keys
     if not isinstance(siblings, dict) or name not in siblings:
-        choices = siblings if isinstance(siblings, dict) else keys
-        raise UserError(f"{place}: no such key; expected {one_of(name if choices is siblings else key, choices)}")
+        choices = [f"{section}.{sibling}" for sibling in siblings] if isinstance(siblings, dict) and section else keys
+        raise UserError(f"{place}: no such key; expected {one_of(key, choices)}")
     was = require_whole_number(place, siblings[name])
     if not key.startswith("model."):
         raise UserError(f"{place}: changes no size of a model; expected a key below model")

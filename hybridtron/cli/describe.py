@@ -8,8 +8,7 @@ from pathlib import Path
 from hybridtron.cli.arguments import ArgumentParser, add_config_arguments, add_json_argument
 from hybridtron.cli.matching import add_match_arguments, matched
 from hybridtron.cli.output import print_result
-from hybridtron.errors import UserError
-from hybridtron.files import json_text, replace_file
+from hybridtron.files import json_text, new_file
 
 SUMMARY = "layers, parameters, FLOPs and state of the model of a config or run folder"
 
@@ -31,9 +30,8 @@ def run(options: argparse.Namespace) -> int:
     match = matched(options)
     account = describe(options.config, *options.overrides)
     if options.out:
-        if options.out.exists():
-            raise UserError(f"out = {options.out}: exists already; expected a new file")
-        replace_file(options.out, dump(read_training_config(options.config, *options.overrides)))
+        with new_file(options.out) as file:
+            file.write(dump(read_training_config(options.config, *options.overrides)).encode())
     if options.json:
         print(json_text(account.as_json() | ({"match": match.as_json()} if match else {})))
         return 0

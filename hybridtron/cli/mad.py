@@ -14,7 +14,7 @@ from hybridtron.cli.jobs import add_launch_argument
 from hybridtron.cli.mad_jobs import run_tasks_as_jobs
 from hybridtron.config import yaml_text
 from hybridtron.errors import UserError
-from hybridtron.files import json_text
+from hybridtron.files import json_text, new_file
 from hybridtron.mad.models.architecture import (
     Architecture,
     from_layers,
@@ -172,8 +172,9 @@ def _add_architecture(verb: ArgumentParser) -> None:
 
 
 def _data(options: argparse.Namespace) -> int:
-    inputs, targets = generate(options.task, changed_settings(options.changes), options.split, options.seed)
-    write_examples(options.out, inputs, targets)
+    with new_file(options.out) as file:
+        inputs, targets = generate(options.task, changed_settings(options.changes), options.split, options.seed)
+        write_examples(file, inputs, targets)
     print(f"{options.out}: {len(inputs):,} examples of {inputs.shape[1]} tokens", file=sys.stderr)
     return 0
 

@@ -103,7 +103,10 @@ def test_training_takes_the_width_that_matches(two, capsys):
     ("words", "message"),
     [
         (["--adjust", "model.hidden_size"], r"32 gives .*%\), \d+ gives .*; between them, .*num_heads = 4: expected a"),
-        (["--adjust", "model.blocks.attn.head_dm"], "--adjust = model.blocks.attn.head_dm: .*nearest: head_dim"),
+        (
+            ["--adjust", "model.blocks.attn.head_dm"],
+            "--adjust = model.blocks.attn.head_dm: .*nearest: model.blocks.attn.head_dim",
+        ),
         (
             ["--adjust", "optimizer.lr"],
             "--adjust = optimizer.lr: holds 0.003; expected a key that holds a whole number",

@@ -165,7 +165,10 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(hybridtron, tmp_p
         (["data", "compression", "vocab_size=x", "--out", "f.npz"], "vocab_size = x: expected a number"),
         (["data", "memorization", "seq_len=7", "--out", "f.npz"], "seq_len = 7: expected an even length"),
         (["data", "compression", "--split", "dev", "--out", "f.npz"], "split 'dev': expected one of"),
-        (["data", "compression", "--out", "no/f.npz"], "--out no/f.npz: cannot be written"),
+        (
+            ["data", "compression", "--out", "no/f.npz"],
+            "--out = no/f.npz: cannot be written (No such file or directory)",
+        ),
         (["data", "compression", "vocab_size=4", "--out", "f.npz", "vocab_size=5"], "vocab_size is given already"),
         (["data", "compression", "--out", "f.npz", "--sed", "1", "seq_len=8"], "unrecognized arguments: --sed"),
         (["data", "compression", "num_train_examples=100000000000", "--out", "f.npz"], "expected at most 4194304"),

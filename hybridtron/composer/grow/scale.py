@@ -18,6 +18,7 @@ from hybridtron.composer.grow.kept_blocks import Source, with_blocks_of
 from hybridtron.config.load import build, dump, load
 from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
+from hybridtron.files import new_file
 from hybridtron.mixers.contract import MixerConfig
 from hybridtron.model.config import ModelConfig
 from hybridtron.pattern import COMPOSER_NAMES, Dialect, Pattern, PatternError, read, to_composer
@@ -162,13 +163,8 @@ def write_config(scaled: Scaled, out: Path) -> Path:
     """
     if out.is_dir():
         out /= f"{scaled.config.name}.yaml"
-    try:
-        with out.open("x") as stream:
-            stream.write(dump(scaled.config))
-    except FileExistsError:
-        raise UserError(f"out {out}: exists already; expected the name of a new file") from None
-    except OSError as error:
-        raise UserError(f"out {out}: cannot be written: {error.strerror}") from None
+    with new_file(out) as file:
+        file.write(dump(scaled.config).encode())
     return out
 
 

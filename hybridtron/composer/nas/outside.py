@@ -201,7 +201,7 @@ def _addressed(
         if reasons := violations(progress.steps[-1].space, pattern):
             raise UserError("; ".join(reasons))
         if not unasked:
-            raise UserError("was not proposed; expected one that was, or unasked (--unasked)")
+            raise UserError("was not proposed; expected a pattern of an ask, or unasked=True beside it")
     seeds = [*search.config.seeds, *(progress.fresh_seeds if is_candidate else ())]
     seed = result.get("seed", seeds[0] if len(seeds) == 1 else None)
     if isinstance(seed, bool) or seed not in seeds:

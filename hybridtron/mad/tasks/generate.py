@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from numbers import Integral
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -55,14 +53,6 @@ def generate(
     return _GENERATORS[task](whole, num_examples, split == "train", np.random.default_rng(stream))
 
 
-def write_examples(out: Path, inputs: Array, targets: Array) -> None:
-    """Write an .npz with the arrays `inputs` and `targets`, whole or not at all."""
-    draft = out.with_name(f".{out.name}.new-{os.getpid()}")
-    try:
-        with draft.open("wb") as stream:
-            np.savez_compressed(stream, inputs=inputs, targets=targets)
-        os.replace(draft, out)
-    except OSError as error:
-        raise UserError(f"out {out}: cannot be written ({error.strerror})") from None
-    finally:
-        draft.unlink(missing_ok=True)
+def write_examples(stream: IO[bytes], inputs: Array, targets: Array) -> None:
+    """Write an .npz with the arrays `inputs` and `targets`."""
+    np.savez_compressed(stream, inputs=inputs, targets=targets)

@@ -180,6 +180,14 @@ def test_patterns_of_ones_own_become_proposals(config, tmp_path):
     assert "outside" in {row["worker"] for row in rows(tmp_path, "result")}
 
 
+def test_who_tells_of_a_pattern_that_nobody_proposed_reads_how_to_in_words_of_his_own(config, tmp_path, capsys):
+    with open_search(config) as outside, pytest.raises(UserError, match="a pattern of an ask, or unasked=True beside"):
+        outside.tell(pattern="BBB", score=1)
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(config))
+    assert main(["search", "tell", str(tmp_path / "search.yaml"), "--pattern", "BBB", "--score", "1"]) == 2
+    assert "(BBB): was not proposed; expected a pattern of an ask, or --unasked beside it\n" in capsys.readouterr().err
+
+
 def test_the_terminal_says_that_more_was_told_than_planned_and_that_nothing_is_left(config, tmp_path, capsys):
     file = tmp_path / "search.yaml"
     file.write_text(yaml.safe_dump({**config, "evaluations": 1}))
