@@ -52,9 +52,9 @@ def make(folder: Path, size: str) -> None:
     """Write a run of random weights in the files of LAYOUT."""
     import torch
 
-    from hybridtron.convert.architectures.parts import stored_shapes
+    from hybridtron.convert.checkpoints.layout_files import files_of_layout
     from hybridtron.convert.formats.source import TensorInfo
-    from hybridtron.convert.layout_files import files_of_layout
+    from hybridtron.convert.mapping.parts import stored_shapes
     from hybridtron.convert.new_run import new_run
     from hybridtron.training.run_folder.train_state import TrainState
 
@@ -84,7 +84,7 @@ def from_hf(folder: Path, size: str) -> dict[str, float]:
 
 def compare(folder: Path, size: str) -> None:
     """Raise AssertionError where the run that came back differs in a bit."""
-    from hybridtron.convert.verify import verify
+    from hybridtron.convert.checkpoints.verify import verify
 
     result = verify(folder / "run", folder / "back", logits=False)
     if not result.same:

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from hybridtron.config.load import build
 from hybridtron.convert.architectures import ARCHITECTURES
-from hybridtron.convert.architectures.architecture import Settings
-from hybridtron.convert.architectures.parts import stored_shapes
 from hybridtron.convert.formats.byte_runs import bytes_of, common_runs, new_tensor
 from hybridtron.convert.formats.source import Shape, Source, TensorInfo
 from hybridtron.convert.importing import CONFIG, naming_file, our_model, read_settings
-from hybridtron.convert.mapping import Entry, Shapes, disassemble
+from hybridtron.convert.mapping.entry import Entry, Shapes, disassemble
+from hybridtron.convert.mapping.parts import stored_shapes
+from hybridtron.convert.mapping.settings import Settings
 from hybridtron.distributed.checkpoint.boxes import Box
 from hybridtron.model.config import ModelConfig
 

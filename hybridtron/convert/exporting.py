@@ -14,13 +14,13 @@ import torch
 
 from hybridtron.config.nearest import one_of
 from hybridtron.convert.architectures import ARCHITECTURES
-from hybridtron.convert.architectures.architecture import Architecture
 from hybridtron.convert.architectures.hybridtron import HYBRIDTRON
-from hybridtron.convert.architectures.parts import stored_shapes
 from hybridtron.convert.formats.checkpoint import CheckpointSource
 from hybridtron.convert.formats.safetensors import SHARD_BYTES, SafetensorsSink, SafetensorsSource
 from hybridtron.convert.formats.source import Source, TensorInfo, dtype_name
 from hybridtron.convert.importing import CONFIG
+from hybridtron.convert.mapping.architecture import Architecture
+from hybridtron.convert.mapping.parts import stored_shapes
 from hybridtron.convert.new_run import Progress, new_run, with_total
 from hybridtron.convert.receipt import Logits, Receipt, check_logits_choice, write_receipt
 from hybridtron.convert.streaming import (

@@ -15,10 +15,11 @@ import torch
 
 from hybridtron.config.nearest import one_of
 from hybridtron.convert.architectures import ARCHITECTURES
-from hybridtron.convert.architectures.architecture import Architecture, Settings
 from hybridtron.convert.formats.checkpoint import CheckpointSource
 from hybridtron.convert.formats.safetensors import SHARD_BYTES, SafetensorsSink, SafetensorsSource
 from hybridtron.convert.formats.source import Source
+from hybridtron.convert.mapping.architecture import Architecture
+from hybridtron.convert.mapping.settings import Settings
 from hybridtron.convert.new_run import Progress, imported_config, new_run
 from hybridtron.convert.receipt import Logits, Receipt, check_logits_choice, write_receipt
 from hybridtron.convert.streaming import (

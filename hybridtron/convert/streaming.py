@@ -13,11 +13,11 @@ from torch import Tensor
 
 from hybridtron.checkpoint_reader import stored_as
 from hybridtron.config.nearest import nearest
-from hybridtron.convert.architectures.architecture import Architecture
-from hybridtron.convert.architectures.parts import stored_shapes
 from hybridtron.convert.formats.byte_runs import BUFFER
 from hybridtron.convert.formats.source import Sink, Source, TensorInfo, boxes, dtype_name
-from hybridtron.convert.mapping import Entry, Shapes, assemble, check_complete, disassemble
+from hybridtron.convert.mapping.architecture import Architecture
+from hybridtron.convert.mapping.entry import Entry, Shapes, assemble, check_complete, disassemble
+from hybridtron.convert.mapping.parts import stored_shapes
 from hybridtron.convert.workers import for_each
 from hybridtron.distributed.checkpoint.boxes import Box
 from hybridtron.errors import UserError

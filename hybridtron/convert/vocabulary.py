@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hybridtron.convert.formats.source import Shape, Source, TensorInfo
-from hybridtron.convert.mapping import Entry
+from hybridtron.convert.mapping.entry import Entry
 from hybridtron.convert.tokenizer import IDS
 from hybridtron.data.tokenizers.tokenizer import Tokenizer
 from hybridtron.errors import UserError

@@ -17,9 +17,9 @@ from hybridtron.backends.torch import TorchBackend
 from hybridtron.checkpoint_reader import stored_as
 from hybridtron.config.load import build
 from hybridtron.convert.architectures import ARCHITECTURES
-from hybridtron.convert.architectures.architecture import Settings
-from hybridtron.convert.architectures.parts import stored_shapes
-from hybridtron.convert.mapping import Entry, assemble, check_complete, disassemble
+from hybridtron.convert.mapping.entry import Entry, assemble, check_complete, disassemble
+from hybridtron.convert.mapping.parts import stored_shapes
+from hybridtron.convert.mapping.settings import Settings
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.language_model import LanguageModel
 from hybridtron.model.tensors import model_tensors

@@ -9,9 +9,9 @@ import shutil
 import pytest
 import torch
 
+from hybridtron.convert.checkpoints.verify import verify
 from hybridtron.convert.hf.evaluate import evaluate_tasks
 from hybridtron.convert.logits import transformers_logits
-from hybridtron.convert.verify import verify
 from hybridtron.errors import UserError
 
 CODE = """

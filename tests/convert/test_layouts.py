@@ -11,12 +11,12 @@ import pytest
 
 from hybridtron.config.load import dump
 from hybridtron.convert.architectures import ARCHITECTURES
-from hybridtron.convert.architectures.parts import stored_shapes
 from hybridtron.convert.exporting import to_hf
 from hybridtron.convert.formats.checkpoint import CheckpointSink, CheckpointSource
 from hybridtron.convert.formats.safetensors import SafetensorsSink
 from hybridtron.convert.formats.source import TensorInfo, copy
-from hybridtron.convert.mapping import assemble
+from hybridtron.convert.mapping.entry import assemble
+from hybridtron.convert.mapping.parts import stored_shapes
 from hybridtron.training.run_folder.train_state import STATE_NAME, TrainState, state_content
 from tests.convert.save_layouts import LAYOUTS, PROCESSES, config_of, world_size
 from tests.warm import launch

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hybridtron.backends.torch import TorchBackend
 from hybridtron.config.load import build
 from hybridtron.convert.architectures import ARCHITECTURES
-from hybridtron.convert.architectures.architecture import Settings
+from hybridtron.convert.mapping.settings import Settings
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.language_model import LanguageModel
 from tests.convert.families import read_folder, to_ours

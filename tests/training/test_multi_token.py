@@ -9,8 +9,8 @@ import yaml
 from hybridtron.accounting.describe import describe
 from hybridtron.cli.main import main
 from hybridtron.convert import to_hf
+from hybridtron.convert.checkpoints.upcycle import upcycle
 from hybridtron.convert.formats.safetensors import SafetensorsSource
-from hybridtron.convert.upcycle import upcycle
 from hybridtron.training.run_folder.folder import read_config
 from hybridtron.training.single_process import load
 from tests.conftest import TINY

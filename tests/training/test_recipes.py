@@ -9,8 +9,8 @@ import yaml
 
 from hybridtron.api.study import plan
 from hybridtron.cli.main import main
+from hybridtron.convert.checkpoints.reshard import reshard
 from hybridtron.convert.formats.checkpoint import CheckpointSource
-from hybridtron.convert.reshard import reshard
 from hybridtron.training.evaluate import evaluate_run
 from tests.conftest import TINY
 

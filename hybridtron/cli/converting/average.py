@@ -23,7 +23,7 @@ def add_arguments(verb: ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the average."""
     from hybridtron.cli.byte_progress import byte_progress
-    from hybridtron.convert.average import average
+    from hybridtron.convert.checkpoints.average import average
 
     with byte_progress("average") as progress:
         average(options.checkpoints, options.out, weights=options.weights, ema=options.ema, progress=progress)

@@ -19,7 +19,7 @@ def add_arguments(verb: ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the table."""
-    from hybridtron.convert.inspect import inspect
+    from hybridtron.convert.checkpoints.inspect import inspect
 
     print_result(inspect(options.path), options.json)
     return 0

@@ -23,7 +23,7 @@ def add_arguments(verb: ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the checkpoint anew."""
     from hybridtron.cli.byte_progress import byte_progress
-    from hybridtron.convert.reshard import reshard
+    from hybridtron.convert.checkpoints.reshard import reshard
 
     names = ("tensor", "pipeline", "files", "optimizer")
     with byte_progress("reshard") as progress:

@@ -24,7 +24,7 @@ def add_arguments(verb: ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the new run."""
     from hybridtron.cli.byte_progress import byte_progress
-    from hybridtron.convert.upcycle import upcycle
+    from hybridtron.convert.checkpoints.upcycle import upcycle
 
     with byte_progress("upcycle") as progress:
         upcycle(

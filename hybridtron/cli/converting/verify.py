@@ -27,7 +27,7 @@ def add_arguments(verb: ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Compare and print what differs."""
     from hybridtron.cli.byte_progress import byte_progress
-    from hybridtron.convert.verify import verify
+    from hybridtron.convert.checkpoints.verify import verify
 
     with byte_progress("verify") as progress:
         result = verify(options.one, options.other, logits=options.logits, progress=progress)

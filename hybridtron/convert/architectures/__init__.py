@@ -3,7 +3,6 @@
 In this order a model becomes the first that can express it; the last one can express every model.
 """
 
-from hybridtron.convert.architectures.architecture import Architecture
 from hybridtron.convert.architectures.bamba import BAMBA
 from hybridtron.convert.architectures.gpt_oss import GPT_OSS
 from hybridtron.convert.architectures.granitemoehybrid import GRANITE_MOE_HYBRID
@@ -17,6 +16,7 @@ from hybridtron.convert.architectures.nemotron_h import NEMOTRON_H
 from hybridtron.convert.architectures.olmo_hybrid import OLMO_HYBRID
 from hybridtron.convert.architectures.qwen3_next import QWEN3_NEXT
 from hybridtron.convert.architectures.qwen3_olmo2 import OLMO2, QWEN3
+from hybridtron.convert.mapping.architecture import Architecture
 
 _TRANSFORMERS = (LLAMA, MISTRAL, QWEN3, OLMO2, GPT_OSS)
 _STATE_SPACES = (MAMBA, FALCON_MAMBA, MAMBA2, NEMOTRON_H, BAMBA, JAMBA, GRANITE_MOE_HYBRID)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from hybridtron.convert.architectures import parts, state_space
-from hybridtron.convert.architectures.architecture import Architecture, Settings, cannot_express
-from hybridtron.convert.architectures.expressing import require_model
-from hybridtron.convert.architectures.pairs import pairs_of
-from hybridtron.convert.mapping import Entry
+from hybridtron.convert.mapping import parts, state_space
+from hybridtron.convert.mapping.architecture import Architecture
+from hybridtron.convert.mapping.entry import Entry
+from hybridtron.convert.mapping.pairs import pairs_of
+from hybridtron.convert.mapping.requirements import cannot_express, require_model
+from hybridtron.convert.mapping.rotary import rotary_base, rotary_parameters
+from hybridtron.convert.mapping.settings import Settings
 from hybridtron.model.config import ModelConfig
 from hybridtron.pattern.fold import fold
 
@@ -32,7 +34,7 @@ def _to_ours(settings: Settings) -> dict[str, Any]:
             "num_heads": settings.need("num_attention_heads"),
             "num_kv_heads": settings.get_or_null("num_key_value_heads", 8),
             "head_dim": settings.get("head_dim"),
-            "rotary_base": parts.rotary_base(settings, 10000.0, "partial_rotary_factor"),
+            "rotary_base": rotary_base(settings, 10000.0, "partial_rotary_factor"),
             "rotary_fraction": fraction,
             "qkv_bias": bias,
             "proj_bias": bias,
@@ -106,7 +108,7 @@ def _attention(model: ModelConfig, block: Any) -> dict[str, Any]:
         "num_attention_heads": block.num_heads,
         "num_key_value_heads": block.kv_heads,
         "attention_bias": block.qkv_bias,
-        **parts.rotary_parameters(block.rotary_base, block.rotary_fraction),
+        **rotary_parameters(block.rotary_base, block.rotary_fraction),
     }
     return theirs | state_space.head_dim(model, block)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from hybridtron.convert.architectures import parts
-from hybridtron.convert.architectures.architecture import Architecture, Settings, cannot_express
-from hybridtron.convert.architectures.expressing import require_model
-from hybridtron.convert.architectures.pairs import pairs_of, require_keys
-from hybridtron.convert.mapping import Entry, Shapes
+from hybridtron.convert.mapping import parts
+from hybridtron.convert.mapping.architecture import Architecture
+from hybridtron.convert.mapping.entry import Entry, Shapes
+from hybridtron.convert.mapping.pairs import pairs_of
+from hybridtron.convert.mapping.requirements import cannot_express, require_keys, require_model
+from hybridtron.convert.mapping.rotary import rotary_parameters, scaled_rotary
+from hybridtron.convert.mapping.settings import Settings
 from hybridtron.errors import UserError
 from hybridtron.model.config import ModelConfig
 from hybridtron.pattern.fold import fold
@@ -41,7 +43,7 @@ def _to_ours(settings: Settings) -> dict[str, Any]:
         "num_heads": settings.get("num_attention_heads", 64),
         "num_kv_heads": settings.get_or_null("num_key_value_heads", 8),
         "head_dim": settings.get("head_dim", 64),
-        **parts.scaled_rotary(settings, _BASE, _SCALING),
+        **scaled_rotary(settings, _BASE, _SCALING),
         "sinks": True,
         "qkv_bias": True,
         "proj_bias": True,
@@ -119,7 +121,7 @@ def _to_theirs(model: ModelConfig) -> dict[str, Any]:
         "hidden_act": "silu",
         "rms_norm_eps": model.norm_eps,
         "tie_word_embeddings": model.tie_embeddings,
-        **parts.rotary_parameters(attention.rotary_base, scaling=attention.rotary_scaling),
+        **rotary_parameters(attention.rotary_base, scaling=attention.rotary_scaling),
     }
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from hybridtron.convert.architectures import parts, state_space
-from hybridtron.convert.architectures.architecture import Architecture, Settings, cannot_express
-from hybridtron.convert.architectures.expressing import require_model
-from hybridtron.convert.architectures.pairs import pairs_of, require_keys
-from hybridtron.convert.mapping import Entry
+from hybridtron.convert.mapping import parts, state_space
+from hybridtron.convert.mapping.architecture import Architecture
+from hybridtron.convert.mapping.entry import Entry
+from hybridtron.convert.mapping.pairs import pairs_of
+from hybridtron.convert.mapping.requirements import cannot_express, require_keys, require_model
+from hybridtron.convert.mapping.rotary import rotary_base, rotary_parameters
+from hybridtron.convert.mapping.settings import Settings
 from hybridtron.errors import UserError
 from hybridtron.model.config import ModelConfig
 from hybridtron.pattern.fold import fold
@@ -71,7 +73,7 @@ def _our_attention(settings: Settings) -> dict[str, Any]:
         "num_heads": settings.get("num_attention_heads", 32),
         "num_kv_heads": settings.get("num_key_value_heads"),
         "head_dim": settings.get("head_dim"),
-        "rotary_base": parts.rotary_base(settings),
+        "rotary_base": rotary_base(settings),
         "rotary_fraction": 1.0 if rotates else 0.0,
         "softmax_scale": float(settings.get("attention_multiplier", 1.0)),
         "qkv_bias": bias,
@@ -156,7 +158,7 @@ def _attention(model: ModelConfig, block: Any) -> dict[str, Any]:
         "attention_bias": block.qkv_bias,
         "attention_multiplier": block.softmax_scale or block.head_size**-0.5,
         "position_embedding_type": "rope" if block.rotary_dim else "nope",
-        **parts.rotary_parameters(block.rotary_base),
+        **rotary_parameters(block.rotary_base),
     }
     return theirs | state_space.head_dim(model, block)
 

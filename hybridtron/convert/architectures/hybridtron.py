@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from hybridtron.checkpoint_reader import stored_as
-from hybridtron.convert.architectures.architecture import Architecture, Settings
-from hybridtron.convert.mapping import Entry
+from hybridtron.convert.mapping.architecture import Architecture
+from hybridtron.convert.mapping.entry import Entry
+from hybridtron.convert.mapping.settings import Settings
 from hybridtron.errors import UserError
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.tensors import model_tensors

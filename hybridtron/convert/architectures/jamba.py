@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from hybridtron.convert.architectures import parts, state_space
-from hybridtron.convert.architectures.architecture import Architecture, Settings, cannot_express
-from hybridtron.convert.architectures.expressing import require_model
-from hybridtron.convert.architectures.pairs import pairs_of
-from hybridtron.convert.mapping import Entry
+from hybridtron.convert.mapping import parts, state_space
+from hybridtron.convert.mapping.architecture import Architecture
+from hybridtron.convert.mapping.entry import Entry
+from hybridtron.convert.mapping.pairs import pairs_of
+from hybridtron.convert.mapping.requirements import cannot_express, require_model
+from hybridtron.convert.mapping.settings import Settings
 from hybridtron.model.config import ModelConfig
 from hybridtron.pattern.fold import fold
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from hybridtron.convert.architectures import parts
-from hybridtron.convert.architectures.architecture import Architecture, Settings
-from hybridtron.convert.architectures.expressing import require_model
-from hybridtron.convert.architectures.pairs import pairs_of, pattern_of, require_keys
-from hybridtron.convert.mapping import Entry
+from hybridtron.convert.mapping import parts
+from hybridtron.convert.mapping.architecture import Architecture
+from hybridtron.convert.mapping.entry import Entry
+from hybridtron.convert.mapping.pairs import pairs_of, pattern_of
+from hybridtron.convert.mapping.requirements import require_keys, require_model
+from hybridtron.convert.mapping.rotary import rotary_base, rotary_parameters
+from hybridtron.convert.mapping.settings import Settings
 from hybridtron.model.config import ModelConfig
 
 _BASE = 1e6  # of rotary frequencies, where config.json has none
@@ -36,7 +38,7 @@ def _to_ours(settings: Settings) -> dict[str, Any]:
                 "num_heads": settings.need("num_attention_heads"),
                 "num_kv_heads": settings.get("num_key_value_heads", 8),
                 "head_dim": settings.get("head_dim"),
-                "rotary_base": parts.rotary_base(settings, _BASE),
+                "rotary_base": rotary_base(settings, _BASE),
                 "qk_norm": "head",
             },
             "mlp": {"type": "swiglu", "ffn_hidden_size": _inner_size(settings)},
@@ -88,7 +90,7 @@ def _to_theirs(model: ModelConfig) -> dict[str, Any]:
             "num_attention_heads": mixer.num_heads,
             "num_key_value_heads": mixer.kv_heads,
             "head_dim": mixer.head_size,
-            **parts.rotary_parameters(mixer.rotary_base),
+            **rotary_parameters(mixer.rotary_base),
         }
     return theirs
 

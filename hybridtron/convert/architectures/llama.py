@@ -5,10 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from hybridtron.convert.architectures import parts
-from hybridtron.convert.architectures.architecture import Architecture, Settings, cannot_express
-from hybridtron.convert.architectures.expressing import layer_of, require_equal, require_model
-from hybridtron.convert.mapping import Entry
+from hybridtron.convert.mapping import parts
+from hybridtron.convert.mapping.architecture import Architecture
+from hybridtron.convert.mapping.entry import Entry
+from hybridtron.convert.mapping.requirements import cannot_express, layer_of, require_equal, require_model
+from hybridtron.convert.mapping.rotary import rotary_parameters, scaled_rotary
+from hybridtron.convert.mapping.settings import Settings
 from hybridtron.model.config import ModelConfig
 
 _WINDOW = 4096  # of a Mistral whose config.json has no sliding_window; null there means none
@@ -32,7 +34,7 @@ def _to_ours(settings: Settings, kv_heads: int | None, keys: dict[str, Any]) -> 
         "num_heads": settings.need("num_attention_heads"),
         "num_kv_heads": kv_heads,
         "head_dim": settings.get("head_dim"),
-        **parts.scaled_rotary(settings),
+        **scaled_rotary(settings),
         **keys,
     }
     return {
@@ -74,7 +76,7 @@ def _to_theirs(name: str, own: tuple[str, ...], model: ModelConfig) -> dict[str,
         "hidden_act": "silu",
         "rms_norm_eps": model.norm_eps,
         "tie_word_embeddings": model.tie_embeddings,
-        **parts.rotary_parameters(attention.rotary_base, scaling=attention.rotary_scaling),
+        **rotary_parameters(attention.rotary_base, scaling=attention.rotary_scaling),
     }
     if name == "mistral":
         return {**theirs, "sliding_window": attention.window}

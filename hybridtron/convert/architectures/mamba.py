@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from hybridtron.convert.architectures import state_space
-from hybridtron.convert.architectures.architecture import Architecture, Settings, cannot_express
-from hybridtron.convert.architectures.expressing import layer_of, require_equal, require_model
-from hybridtron.convert.mapping import Entry
+from hybridtron.convert.mapping import state_space
+from hybridtron.convert.mapping.architecture import Architecture
+from hybridtron.convert.mapping.entry import Entry
+from hybridtron.convert.mapping.requirements import cannot_express, layer_of, require_equal, require_model
+from hybridtron.convert.mapping.settings import Settings
 from hybridtron.model.config import ModelConfig
 
 # How initial values are drawn, and ways to compute the same.

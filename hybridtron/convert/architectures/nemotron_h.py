@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from hybridtron.convert.architectures import parts, state_space
-from hybridtron.convert.architectures.architecture import Architecture, Settings, cannot_express
-from hybridtron.convert.architectures.expressing import layer_of, require_equal, require_model
-from hybridtron.convert.mapping import Entry, Shapes
+from hybridtron.convert.mapping import parts, state_space
+from hybridtron.convert.mapping.architecture import Architecture
+from hybridtron.convert.mapping.entry import Entry, Shapes
+from hybridtron.convert.mapping.requirements import cannot_express, layer_of, require_equal, require_model
+from hybridtron.convert.mapping.settings import Settings
 from hybridtron.errors import UserError
 from hybridtron.model.config import ModelConfig
 from hybridtron.pattern.fold import fold

@@ -6,11 +6,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from hybridtron.convert.architectures import parts
-from hybridtron.convert.architectures.architecture import Architecture, Settings, cannot_express
-from hybridtron.convert.architectures.expressing import require_model
-from hybridtron.convert.architectures.pairs import pairs_of, pattern_of, require_keys
-from hybridtron.convert.mapping import Entry, Shapes
+from hybridtron.convert.mapping import parts
+from hybridtron.convert.mapping.architecture import Architecture
+from hybridtron.convert.mapping.entry import Entry, Shapes
+from hybridtron.convert.mapping.pairs import pairs_of, pattern_of
+from hybridtron.convert.mapping.requirements import cannot_express, require_keys, require_model
+from hybridtron.convert.mapping.rotary import rotary_base, rotary_parameters
+from hybridtron.convert.mapping.settings import Settings
 from hybridtron.errors import UserError
 from hybridtron.model.config import ModelConfig
 
@@ -72,7 +74,7 @@ def _rotary(settings: Settings) -> dict[str, Any]:
     if rotary.get("rope_theta", settings.values.get("rope_theta", 10000.0)) is None:
         settings.ignore("rope_parameters", "rope_theta")
         return {"rotary_fraction": 0.0}
-    return {"rotary_base": parts.rotary_base(settings)}
+    return {"rotary_base": rotary_base(settings)}
 
 
 def _layer_types(settings: Settings) -> list[str]:
@@ -132,7 +134,7 @@ def _attention_settings(model: ModelConfig, layer: int) -> dict[str, Any]:
         "num_key_value_heads": attention.kv_heads,
         "head_dim": attention.head_size,
         "attention_bias": attention.qkv_bias,
-        **(parts.rotary_parameters(attention.rotary_base) if attention.rotary_dim else rotary),
+        **(rotary_parameters(attention.rotary_base) if attention.rotary_dim else rotary),
     }
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from hybridtron.convert.architectures import parts
-from hybridtron.convert.architectures.architecture import Architecture, Settings, cannot_express
-from hybridtron.convert.architectures.expressing import require_model
-from hybridtron.convert.architectures.pairs import pairs_of, pattern_of, require_keys
-from hybridtron.convert.mapping import Entry, Shapes
+from hybridtron.convert.mapping import parts
+from hybridtron.convert.mapping.architecture import Architecture
+from hybridtron.convert.mapping.entry import Entry, Shapes
+from hybridtron.convert.mapping.pairs import pairs_of, pattern_of
+from hybridtron.convert.mapping.requirements import cannot_express, require_keys, require_model
+from hybridtron.convert.mapping.rotary import rotary_base, rotary_parameters, rotary_settings
+from hybridtron.convert.mapping.settings import Settings
 from hybridtron.errors import UserError
 from hybridtron.model.config import ModelConfig
 
@@ -43,7 +45,7 @@ def _to_ours(settings: Settings) -> dict[str, Any]:
                 "num_heads": settings.need("num_attention_heads"),
                 "num_kv_heads": settings.get("num_key_value_heads", 2),
                 "head_dim": head_dim,
-                "rotary_base": parts.rotary_base(settings, 10000.0, "partial_rotary_factor"),
+                "rotary_base": rotary_base(settings, 10000.0, "partial_rotary_factor"),
                 "rotary_fraction": int(head_dim * _rotary_factor(settings)) / head_dim,
                 "qkv_bias": bias,
                 "proj_bias": bias,
@@ -58,7 +60,7 @@ def _to_ours(settings: Settings) -> dict[str, Any]:
 
 def _rotary_factor(settings: Settings) -> float:
     in_general = settings.get("partial_rotary_factor", 0.25)
-    return parts.rotary_settings(settings).get("partial_rotary_factor", in_general)
+    return rotary_settings(settings).get("partial_rotary_factor", in_general)
 
 
 def _experts(settings: Settings) -> dict[str, Any]:
@@ -117,7 +119,7 @@ def _to_theirs(model: ModelConfig) -> dict[str, Any]:
             "num_key_value_heads": mixer.kv_heads,
             "head_dim": mixer.head_size,
             "attention_bias": mixer.qkv_bias,
-            **parts.rotary_parameters(mixer.rotary_base, mixer.rotary_fraction),
+            **rotary_parameters(mixer.rotary_base, mixer.rotary_fraction),
         }
     return theirs
 

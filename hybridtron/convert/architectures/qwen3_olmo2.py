@@ -9,11 +9,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from hybridtron.convert.architectures import parts
-from hybridtron.convert.architectures.architecture import Architecture, Settings, cannot_express
-from hybridtron.convert.architectures.expressing import require_model
-from hybridtron.convert.architectures.pairs import pairs_of, pattern_of, require_keys
-from hybridtron.convert.mapping import Entry
+from hybridtron.convert.mapping import parts
+from hybridtron.convert.mapping.architecture import Architecture
+from hybridtron.convert.mapping.entry import Entry
+from hybridtron.convert.mapping.pairs import pairs_of, pattern_of
+from hybridtron.convert.mapping.requirements import cannot_express, require_keys, require_model
+from hybridtron.convert.mapping.rotary import rotary_parameters, scaled_rotary
+from hybridtron.convert.mapping.settings import Settings
 from hybridtron.model.config import ModelConfig
 
 _NORMS: dict[str, dict[str, Any]] = {
@@ -61,7 +63,7 @@ def _to_ours(
                 "type": "attention",
                 "num_heads": settings.need("num_attention_heads"),
                 "num_kv_heads": kv_heads,
-                **parts.scaled_rotary(settings),
+                **scaled_rotary(settings),
                 "qkv_bias": bias,
                 "proj_bias": bias,
                 **_NORMS[name],
@@ -101,7 +103,7 @@ def _to_theirs(name: str, own: tuple[str, ...], model: ModelConfig) -> dict[str,
         "hidden_act": "silu",
         "rms_norm_eps": model.norm_eps,
         "tie_word_embeddings": model.tie_embeddings,
-        **parts.rotary_parameters(attention.rotary_base, scaling=attention.rotary_scaling),
+        **rotary_parameters(attention.rotary_base, scaling=attention.rotary_scaling),
         **(_windows(name, model, [mixer.window for mixer, _ in pairs]) if own else {}),
     }
 

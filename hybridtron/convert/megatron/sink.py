@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.planner import SavePlan
 from hybridtron.checkpoint_reader import FORMAT
 from hybridtron.convert.formats.checkpoint import CheckpointSink
 from hybridtron.convert.formats.source import Shape, TensorInfo
-from hybridtron.convert.mapping import Entry
+from hybridtron.convert.mapping.entry import Entry
 from hybridtron.convert.megatron.layers import LAYERS, stack, stacked_place
 from hybridtron.convert.megatron.table import FINAL_NORMS, Naming
 from hybridtron.distributed.checkpoint.layout import index_of

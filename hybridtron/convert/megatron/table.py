@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from hybridtron.convert.architectures.parts import stored_shapes
-from hybridtron.convert.mapping import Entry, Shapes, check_complete
+from hybridtron.convert.mapping.entry import Entry, Shapes, check_complete
+from hybridtron.convert.mapping.parts import stored_shapes
 from hybridtron.convert.megatron.layers import LAYERS, NUMBERED
 from hybridtron.convert.streaming import Table
 from hybridtron.errors import UserError

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hybridtron.convert.architectures.architecture import cannot_express
-from hybridtron.convert.architectures.expressing import layer_of, require_model
+from hybridtron.convert.mapping.requirements import cannot_express, layer_of, require_model
 from hybridtron.convert.megatron.from_arguments import LETTERS
 from hybridtron.convert.megatron.table import CLASSES, Kind
 from hybridtron.model.config import ModelConfig

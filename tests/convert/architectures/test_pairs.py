@@ -4,8 +4,8 @@ import pytest
 
 from hybridtron.config.load import build
 from hybridtron.convert.architectures import ARCHITECTURES
-from hybridtron.convert.architectures.architecture import Settings
-from hybridtron.convert.architectures.pairs import pattern_of
+from hybridtron.convert.mapping.pairs import pattern_of
+from hybridtron.convert.mapping.settings import Settings
 from hybridtron.errors import UserError
 from hybridtron.model.config import ModelConfig
 

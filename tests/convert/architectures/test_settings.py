@@ -6,7 +6,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from hybridtron.config.load import build
 from hybridtron.convert.architectures import ARCHITECTURES
-from hybridtron.convert.architectures.architecture import Settings
+from hybridtron.convert.mapping.settings import Settings
 from hybridtron.errors import UserError
 from hybridtron.model.config import ModelConfig
 

@@ -4,7 +4,7 @@ import pytest
 
 from hybridtron.config.load import build
 from hybridtron.convert.architectures import ARCHITECTURES
-from hybridtron.convert.architectures.architecture import Settings
+from hybridtron.convert.mapping.settings import Settings
 from hybridtron.errors import UserError
 from hybridtron.model.config import ModelConfig
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from hybridtron.config.load import build
-from hybridtron.convert.architectures.parts import stored_shapes
 from hybridtron.convert.exporting import to_hf
 from hybridtron.convert.formats.checkpoint import CheckpointSource
 from hybridtron.convert.formats.source import TensorInfo
 from hybridtron.convert.importing import from_hf
+from hybridtron.convert.mapping.parts import stored_shapes
 from hybridtron.convert.new_run import new_run
 from hybridtron.training.config import RunConfig
 from hybridtron.training.run_folder.folder import read_config

@@ -8,9 +8,9 @@ import torch
 import hybridtron
 from hybridtron.cli.main import main
 from hybridtron.config.load import build
-from hybridtron.convert.architectures.parts import stored_shapes
 from hybridtron.convert.formats.checkpoint import CheckpointSource
 from hybridtron.convert.formats.source import TensorInfo
+from hybridtron.convert.mapping.parts import stored_shapes
 from hybridtron.convert.megatron.from_megatron import from_megatron
 from hybridtron.convert.megatron.sink import MegatronSink, common_state
 from hybridtron.convert.megatron.table import Naming, table

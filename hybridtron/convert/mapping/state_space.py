@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from hybridtron.convert.architectures import parts
-from hybridtron.convert.architectures.architecture import Settings, cannot_express
-from hybridtron.convert.mapping import Entry, Shapes
+from hybridtron.convert.mapping import parts
+from hybridtron.convert.mapping.entry import Entry, Shapes
+from hybridtron.convert.mapping.requirements import cannot_express
+from hybridtron.convert.mapping.settings import Settings
 from hybridtron.errors import UserError
 from hybridtron.model.config import ModelConfig
 

@@ -1,47 +1,11 @@
-"""What a native architecture of Hugging Face states: names, settings, and which models of ours it can express."""
+"""The settings of a config.json of Hugging Face, of which none may be left unread."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any
 
-from hybridtron.convert.mapping import Entry
 from hybridtron.errors import UserError
-from hybridtron.model.config import ModelConfig
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """One architecture; each has a module of its own in this folder, with the table and both directions of settings.
-
-    name: as `--as` takes it, and as Hugging Face's `model_type` writes it.
-    class_name: the entry of `architectures` in config.json.
-    to_ours: the `model` section of our config from theirs (config.json). Raises UserError for what ours cannot be.
-    to_theirs: config.json of a model of ours. Raises UserError that names the first layer that does not fit and why;
-        see `cannot_express`.
-    table: one entry for every tensor there, in the order in which it is stored.
-    other_tables: the same with other names, under which folders of the architecture have been published.
-    """
-
-    name: str
-    class_name: str
-    to_ours: Callable[[Settings], dict[str, Any]]
-    to_theirs: Callable[[ModelConfig], dict[str, Any]]
-    table: Callable[[ModelConfig], list[Entry]]
-    other_tables: tuple[Callable[[ModelConfig], list[Entry]], ...] = ()
-
-    def table_for(self, model: ModelConfig, names: Collection[str]) -> list[Entry]:
-        """Return the table of which a folder with tensors of these names has most."""
-        tables = [table(model) for table in (self.table, *self.other_tables)]
-        return max(tables, key=lambda entries: sum(entry.name in names for entry in entries))
-
-
-def cannot_express(architecture: str, model: ModelConfig, layer: int, why: str) -> NoReturn:
-    """Raise UserError for a layer, counted from 0, that the architecture does not have."""
-    block = model.layer_names[layer]
-    kind = model.blocks[block].type
-    raise UserError(f"{architecture} cannot express layer {layer} ({block}, {kind}): {why}")
 
 
 class Settings:

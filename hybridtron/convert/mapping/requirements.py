@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 from hybridtron.config.type_words import value_text
-from hybridtron.convert.architectures.architecture import cannot_express
 from hybridtron.errors import UserError
 from hybridtron.mixers.contract import MixerConfig
 from hybridtron.model.config import ModelConfig
 
 # Of the `model` section: what every architecture has, and what changes no result of a trained model.
 _MODEL = ("hidden_size", "blocks", "pattern", "vocab_size", "tie_embeddings", "norm_eps", "init_std", "backend")
+
+
+def cannot_express(architecture: str, model: ModelConfig, layer: int, why: str) -> NoReturn:
+    """Raise UserError for a layer, counted from 0, that the architecture does not have."""
+    block = model.layer_names[layer]
+    kind = model.blocks[block].type
+    raise UserError(f"{architecture} cannot express layer {layer} ({block}, {kind}): {why}")
 
 
 def require_model(architecture: str, model: ModelConfig, *keys: str) -> None:
@@ -47,3 +53,16 @@ def require_equal(architecture: str, model: ModelConfig, layers: Iterable[int], 
                 own, expected = value_text(getattr(block, key)), value_text(getattr(first, key, None))
                 why = f"its {key} is {own}; expected {expected}, as the first such layer has"
                 cannot_express(architecture, model, layer, why)
+
+
+def require_keys(architecture: str, model: ModelConfig, layer: int, **expected: Any) -> None:
+    """Raise UserError unless the block of a layer has these values."""
+    block = model.blocks[model.layer_names[layer]]
+    for key, value in expected.items():
+        if getattr(block, key) != value:
+            cannot_express(
+                architecture,
+                model,
+                layer,
+                f"its {key} is {value_text(getattr(block, key))}; expected {value_text(value)}",
+            )

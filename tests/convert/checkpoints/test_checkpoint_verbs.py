@@ -12,18 +12,18 @@ import yaml
 import hybridtron as ht
 from hybridtron.cli import convert
 from hybridtron.config.load import build
-from hybridtron.convert.architectures.parts import stored_shapes
 from hybridtron.convert.as_stored import as_stored
-from hybridtron.convert.average import average, shares_of
+from hybridtron.convert.checkpoints.average import average, shares_of
+from hybridtron.convert.checkpoints.inspect import inspect
+from hybridtron.convert.checkpoints.reshard import reshard
+from hybridtron.convert.checkpoints.upcycle import upcycle
+from hybridtron.convert.checkpoints.verify import verify
 from hybridtron.convert.exporting import to_hf
 from hybridtron.convert.formats.checkpoint import CheckpointSource
 from hybridtron.convert.formats.safetensors import SafetensorsSink, SafetensorsSource
 from hybridtron.convert.formats.source import TensorInfo, copy
-from hybridtron.convert.inspect import inspect
+from hybridtron.convert.mapping.parts import stored_shapes
 from hybridtron.convert.new_run import new_run
-from hybridtron.convert.reshard import reshard
-from hybridtron.convert.upcycle import upcycle
-from hybridtron.convert.verify import verify
 from hybridtron.convert.vocabulary import ResizedVocabulary
 from hybridtron.errors import UserError
 from hybridtron.training.config import RunConfig
@@ -102,7 +102,7 @@ def test_verify_knows_our_class_of_transformers_in_a_new_process(run, tmp_path):
     code = """
 import sys
 from pathlib import Path
-from hybridtron.convert.verify import verify
+from hybridtron.convert.checkpoints.verify import verify
 print(verify(*map(Path, sys.argv[1:])))
 """
     ended = subprocess.run(

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hybridtron.config.type_words import value_text
-from hybridtron.convert.architectures.architecture import cannot_express
-from hybridtron.convert.architectures.expressing import layer_of, require_equal
+from hybridtron.convert.mapping.requirements import cannot_express, layer_of, require_equal
 from hybridtron.model.config import ModelConfig
 
 Types = Mapping[str, Sequence[str]]
@@ -43,16 +41,3 @@ def pairs_of(
     for kind in (*mixers, *feed_forward):
         require_equal(architecture, model, [i for i in layers if blocks[i].type == kind], *varies)
     return list(zip(blocks[::2], blocks[1::2], strict=True))
-
-
-def require_keys(architecture: str, model: ModelConfig, layer: int, **expected: Any) -> None:
-    """Raise UserError unless the block of a layer has these values."""
-    block = model.blocks[model.layer_names[layer]]
-    for key, value in expected.items():
-        if getattr(block, key) != value:
-            cannot_express(
-                architecture,
-                model,
-                layer,
-                f"its {key} is {value_text(getattr(block, key))}; expected {value_text(value)}",
-            )

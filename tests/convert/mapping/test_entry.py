@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hybridtron.convert.mapping import Entry, assemble, check_complete, disassemble
+from hybridtron.convert.mapping.entry import Entry, assemble, check_complete, disassemble
 
 SHAPES = {"q": (8, 5), "k": (4, 5), "v": (4, 5), "conv": (6, 3), "experts": (3, 4, 5)}
 ENTRIES = [

@@ -6,8 +6,8 @@ import itertools
 from pathlib import Path
 
 from hybridtron.config.load import build
+from hybridtron.convert.checkpoints.layout_files import files_of_layout
 from hybridtron.convert.formats.checkpoint import CheckpointSource, StoredBox, divided
-from hybridtron.convert.layout_files import files_of_layout
 from hybridtron.convert.new_run import Progress, new_run
 from hybridtron.convert.workers import for_each
 from hybridtron.distributed.checkpoint.manifest import Verify
