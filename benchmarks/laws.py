@@ -25,7 +25,8 @@ from hybridtron.laws import LAWS, Runs, Settings, fit
 from hybridtron.laws.families.formula import FormulaLaw
 from hybridtron.laws.families.loss import overtraining, parametric, precision
 from hybridtron.laws.fitting.curves.curve import Build, fit_curve
-from hybridtron.laws.fitting.optimize.search import Problem, gradient, search
+from hybridtron.laws.fitting.optimize.problem import Problem, gradient
+from hybridtron.laws.fitting.optimize.search import search
 
 COVERED = ("isoflop", "parametric", "formulas")
 DATA = Path(__file__).parents[1] / "tests" / "laws" / "data"
@@ -128,7 +129,7 @@ def low_floor(make: Callable[..., Runs], truth: dict[str, float], i: int) -> Run
 
 def isoflop_coverage(name: str, sets: int, make: Callable[[int], Runs], group: str | None = None) -> None:
     """Print the coverage of a, k_N and N_opt at 10x the largest budget."""
-    from hybridtron.laws.fitting.minima.parabolas import Axis, fit_minima
+    from hybridtron.laws.fitting.minima.minima_fit import Axis, fit_minima
     from tests.laws import planted
 
     truth, axis, hits = planted.isoflop_truth(), Axis("n_params", "a", "k_N", "parameters"), []

@@ -15,8 +15,6 @@ import hybridtron
 from hybridtron.laws.data.runs import Runs
 from hybridtron.reporting.shown import Shown
 
-Interval = list[float]
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -97,7 +95,7 @@ class Fit(Shown):
     objective: float
     n_points: int
     n_groups: int
-    intervals: dict[str, Interval] | None = None
+    intervals: dict[str, list[float]] | None = None
     settings: dict[str, Any]
     sensitivity: dict[str, Any]
     predictions: list[dict[str, Any]] = field(default_factory=list)

@@ -14,7 +14,7 @@ from hybridtron.errors import UserError
 from hybridtron.laws import LAWS, Settings, fit
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.loss.parametric import compute_optimal, decide
-from hybridtron.laws.families.scores.proxy import permutation_p, rank_p
+from hybridtron.laws.families.scores.correlation import permutation_p, rank_p
 from tests.laws import planted
 
 EXAMPLES = {

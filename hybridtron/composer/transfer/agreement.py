@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy  # its parts are imported at their first use
 
-from hybridtron.laws.families.scores.proxy import FEWEST, judge, rank_p, spearman_interval
+from hybridtron.laws.families.scores.correlation import rank_p, spearman_interval
+from hybridtron.laws.families.scores.proxy import FEWEST, judge
 
 
 @dataclass(frozen=True)

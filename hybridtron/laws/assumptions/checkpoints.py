@@ -9,7 +9,7 @@ import numpy as np
 from hybridtron.laws.assumptions.names import reads, sizes
 from hybridtron.laws.data.columns import RUN_NAMES, SYNONYMS
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.fitting.optimize.search import Array
+from hybridtron.laws.fitting.optimize.problem import Array
 from hybridtron.laws.law import Law, Settings
 
 FEWEST = 4  # tokens of a run, to see that they rise in equal steps

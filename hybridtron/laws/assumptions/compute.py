@@ -10,8 +10,8 @@ from hybridtron.laws.assumptions.names import named, numbers, reads, sizes, word
 from hybridtron.laws.data.columns import DERIVED
 from hybridtron.laws.data.points import FLOPS_PER_PARAMETER_TOKEN
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.fitting.minima.loss_minima import gather_budgets
-from hybridtron.laws.fitting.optimize.search import Array
+from hybridtron.laws.fitting.minima.budgets import gather_budgets
+from hybridtron.laws.fitting.optimize.problem import Array
 from hybridtron.laws.law import Law, Settings
 
 OFF = 1.1  # the factor by which FLOPs differ from 6 N D

@@ -9,7 +9,7 @@ from hybridtron.laws.assumptions import pooled, repeated
 from hybridtron.laws.assumptions.names import quoted, reads, takes_one_loss_a_size
 from hybridtron.laws.data.cells import cells
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.fitting.optimize.search import Array
+from hybridtron.laws.fitting.optimize.problem import Array
 from hybridtron.laws.law import Law, Settings
 
 ABOVE = 1.1  # times the loss of runs that are no larger and no longer

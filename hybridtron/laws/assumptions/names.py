@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.fitting.optimize.search import Array
+from hybridtron.laws.fitting.optimize.problem import Array
 from hybridtron.laws.law import Law
 
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")

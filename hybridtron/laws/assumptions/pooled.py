@@ -16,10 +16,10 @@ from scipy.special import fdtrc
 
 from hybridtron.laws.assumptions.names import SWEPT, listed, numbers, quoted, reads, words
 from hybridtron.laws.data.columns import RUN_NAMES, SYNONYMS
+from hybridtron.laws.data.outliers import outlier_flags
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.fitting.curves.curve import robust_deviation
-from hybridtron.laws.fitting.curves.refits import outlier_flags
-from hybridtron.laws.fitting.optimize.search import Array
+from hybridtron.laws.fitting.optimize.problem import Array
 from hybridtron.laws.law import Law, Settings
 
 COORDINATES = (
@@ -119,7 +119,7 @@ def _is_kind(runs: Runs, settings: Settings, name: str) -> bool:
         return False
     if _is_named(name):
         return True
-    flags = outlier_flags(runs, settings)
+    flags = outlier_flags(runs, settings.options.get("outliers"))
     if flags is not None and all(len(set(flags[1][label == kind])) == 1 for kind in range(len(count))):
         return False
     n_params = numbers(runs, "n_params")

@@ -6,7 +6,7 @@ import numpy as np
 
 from hybridtron.laws.assumptions.names import named, quoted, reads
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.fitting.optimize.search import Array
+from hybridtron.laws.fitting.optimize.problem import Array
 from hybridtron.laws.law import Law, Settings
 
 ROUNDING = 1.01  # tokens of one epoch, rounded up to whole steps

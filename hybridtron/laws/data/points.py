@@ -1,4 +1,4 @@
-"""Points that the user asks a law to predict, numbers as people write them, and how far points lie outside the data."""
+"""Points that the user asks a law to predict, and numbers as people write them."""
 
 from __future__ import annotations
 
@@ -11,23 +11,8 @@ import numpy as np
 from hybridtron.errors import UserError
 
 FLOPS_PER_PARAMETER_TOKEN = 6.0  # training FLOPs of a dense model, C = 6 N D (Kaplan et al. 2020, section 2.1)
-FAR = 10.0
-_COVERED = {  # benchmarks/laws.py --coverage: what 95 % intervals held at 10x, in how many per cent of how many sets
-    "isoflop": ("compute-optimal size", 97, 200),
-    "parametric": ("loss", 98, 50),
-    "outer-exponent": ("loss", 97, 100),
-    "hybrid-ratio": ("loss", 95, 100),
-    "data-repetition": ("loss", 95, 100),
-    "routed-moe": ("loss", 94, 100),
-    "sparse": ("loss", 92, 100),
-    "optimal-sparsity": ("loss", 98, 48),
-    "fine-grained": ("loss", 94, 100),
-    "precision": ("loss", 96, 100),
-}
 # parameters N, tokens D, training FLOPs C and tokens per parameter M: log = first * log N + second * log D + third
 _LOGARITHMS = {"N": (1, 0, 0), "D": (0, 1, 0), "C": (1, 1, np.log(FLOPS_PER_PARAMETER_TOKEN)), "M": (-1, 1, 0)}
-
-
 MAY_BE_ZERO = ("r", "ratio")  # shares, from a hybrid without attention to one of attention alone
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 _WITH_UNIT = re.compile(r"(.*[\d.]) ?([KMBGT])", re.IGNORECASE)
@@ -77,36 +62,3 @@ def complete(point: Mapping[str, float], law: str) -> dict[str, float]:
     n, d = np.exp(np.linalg.solve(equations[:, :2], np.log(list(known.values())) - equations[:, 2])).tolist()
     n, d = known.get("N", n), known.get("D", d)
     return {"N": n, "D": d, "C": FLOPS_PER_PARAMETER_TOKEN * n * d, "M": d / n}
-
-
-def extrapolation_warnings(law: str, values: Mapping[str, float], data: Mapping[str, np.ndarray]) -> list[str]:
-    """Warn of each quantity of a point more than ten times outside the range of the data; of a share outside it."""
-    warnings = []
-    for name, value in values.items():
-        if name not in data:
-            continue
-        low, high = float(data[name].min()), float(data[name].max())
-        if name in MAY_BE_ZERO:
-            if not low <= value <= high:
-                warnings.append(
-                    f"extrapolation: {name} = {value:.3g} lies outside the shares of the data ({low:.3g} to {high:.3g})"
-                )
-            continue
-        factor = max(value / high, low / value)
-        if factor > FAR:
-            warnings.append(
-                f"extrapolation: {name} = {value:.3g} lies {factor:.3g}x outside the data ({low:.3g} to {high:.3g}); "
-                + _coverage(law)
-            )
-    return warnings
-
-
-def _coverage(law: str) -> str:
-    """Say how the intervals of a law fared in simulations at ten times the data."""
-    if law not in _COVERED:
-        return f"how often the intervals of {law} hold the truth beyond the data was not simulated"
-    what, share, sets = _COVERED[law]
-    return (
-        f"simulated 95 % intervals of its {what} at 10x, with the law itself true, covered it in {share} % of {sets} "
-        "sets; farther points were not simulated"
-    )

@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 
 from hybridtron.errors import UserError
-from hybridtron.laws.data.points import extrapolation_warnings
+from hybridtron.laws.data.outliers import OUTLIERS
 from hybridtron.laws.data.ranges import broken_range
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.fitting.curves.complete import complete_fit, measured_against_predicted
+from hybridtron.laws.fitting.curves.complete import complete_fit
 from hybridtron.laws.fitting.curves.curve import Build, Curve, CurveFit
 from hybridtron.laws.fitting.curves.fixed import FIX, check_reach, misfit_warnings, read_fixed
-from hybridtron.laws.fitting.curves.plots import loss_across
-from hybridtron.laws.fitting.curves.refits import OUTLIERS
+from hybridtron.laws.fitting.curves.plots import loss_across, measured_against_predicted
 from hybridtron.laws.fitting.optimize.derivatives import check_formula, differentiate
-from hybridtron.laws.fitting.optimize.search import Array, Problem
+from hybridtron.laws.fitting.optimize.problem import Array, Problem
+from hybridtron.laws.fitting.uncertainty.extrapolation import extrapolation_warnings
 from hybridtron.laws.fitting.uncertainty.identifiability import Tested
 from hybridtron.laws.law import Fit, Law, Series, Settings
 

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hybridtron.laws.law import Settings
 from hybridtron.reporting.page import render_text
 
 
@@ -30,13 +29,4 @@ def moves(
         f"{name} {old[name]:.4g} -> {new[name]:.4g}"
         for name, (low, high) in spans.items()
         if new and not low <= new[name] <= high
-    ]
-
-
-def not_held_out(settings: Settings, held: Mapping[str, Any] | None, there: str) -> list[str]:
-    """Return a warning when runs were to be held out and are too few for that."""
-    if held is not None or not settings.holdout:
-        return []
-    return [
-        f"holdout: {settings.holdout} of {there} cannot be held out, too few would be left; extrapolation unchecked"
     ]

@@ -37,7 +37,7 @@ def _effective(whole: Any, once: Any, decay: Any) -> Any:
     return once * (1 + decay * -np.expm1(-(whole / once - 1) / decay))
 
 
-def valleys(fitted: CurveFit, runs: Runs, settings: Settings) -> dict[str, Any]:
+def repetition_ranges(fitted: CurveFit, runs: Runs, settings: Settings) -> dict[str, Any]:
     """Return the range of R_D and of R_N within which the law fits as well within the noise, and which are flat."""
     problem = replace(fitted.curve.problem, delta=max(fitted.curve.problem.delta, fitted.noise / 2))
     labels = bootstrap.group_labels(runs, settings.group)
@@ -67,7 +67,7 @@ LAW = formula_law(
     anchors={"A": ("n_params", "alpha"), "B": ("tokens", "beta")},
     tested={"R_D": (), "R_N": ()},
     size=lambda runs: runs["n_params"] * runs["tokens"],
-    facts=valleys,
+    facts=repetition_ranges,
     across=("tokens", "unique_tokens"),
     at_most={"unique_tokens": "tokens"},
     template="data-repetition",

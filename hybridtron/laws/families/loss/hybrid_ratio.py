@@ -13,7 +13,7 @@ import numpy as np
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.formula import formula_law
 from hybridtron.laws.fitting.curves.curve import CurveFit
-from hybridtron.laws.fitting.optimize.search import Array
+from hybridtron.laws.fitting.optimize.problem import Array
 from hybridtron.laws.law import Settings
 
 _POINTS = 401  # of a line of ratios on which the least loss is looked for

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from hybridtron.errors import UserError
 from hybridtron.laws.data import points
+from hybridtron.laws.data.outliers import OUTLIERS
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.fitting.curves.complete import complete_fit, measured_against_predicted
+from hybridtron.laws.fitting.curves.complete import complete_fit
 from hybridtron.laws.fitting.curves.curve import Curve, CurveFit, fit_curve
+from hybridtron.laws.fitting.curves.plots import measured_against_predicted
 from hybridtron.laws.fitting.curves.power_sum import SLOPES, PowerSum
-from hybridtron.laws.fitting.curves.refits import OUTLIERS
-from hybridtron.laws.fitting.optimize.search import Array
+from hybridtron.laws.fitting.optimize.problem import Array
+from hybridtron.laws.fitting.uncertainty.extrapolation import extrapolation_warnings
 from hybridtron.laws.law import Fit, Law, Series, Settings
 from hybridtron.reporting.numbers import significant
 
@@ -52,11 +55,7 @@ def build(runs: Runs, delta: float, log_residual: bool = False) -> Curve:
 def fit(runs: Runs, settings: Settings) -> Fit:
     """Fit the law; see `LAW` for columns and options."""
     delta = math.inf if settings.delta is None else settings.delta
-    residual = settings.options.get("residual", "loss")
-
-    def make(part: Runs, delta: float) -> Curve:
-        return build(part, delta, residual == "log")
-
+    make = partial(build, log_residual=settings.options.get("residual") == "log")
     flops, ratio = compute_and_ratio(runs)
     if len(np.unique(ratio.round(6))) < 2:
         raise UserError(f"{runs.source}: every run has the same tokens per parameter; expected at least two ratios")
@@ -72,7 +71,7 @@ def fit(runs: Runs, settings: Settings) -> Fit:
             **fitted.estimate_at("loss", {"n_params": full["N"], "tokens": full["D"]}),
             "excess_over_compute_optimal": beyond,
         }
-        return [entry], points.extrapolation_warnings("overtraining", full, data)
+        return [entry], extrapolation_warnings("overtraining", full, data)
 
     alone = _architectures(runs, settings, make, delta)
     middle = float(np.exp(np.log(flops).mean()))

@@ -18,14 +18,16 @@ import numpy as np
 
 from hybridtron.errors import UserError
 from hybridtron.laws.data import points
+from hybridtron.laws.data.outliers import OUTLIERS
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.loss.parametric_by_projection import by_projection
-from hybridtron.laws.fitting.curves.complete import complete_fit, measured_against_predicted
+from hybridtron.laws.fitting.curves.complete import complete_fit
 from hybridtron.laws.fitting.curves.curve import Curve, CurveFit, fit_curve
+from hybridtron.laws.fitting.curves.plots import measured_against_predicted
 from hybridtron.laws.fitting.curves.power_sum import SLOPES, PowerSum
-from hybridtron.laws.fitting.curves.refits import OUTLIERS
-from hybridtron.laws.fitting.optimize.search import Array
+from hybridtron.laws.fitting.optimize.problem import Array
 from hybridtron.laws.fitting.uncertainty import bootstrap
+from hybridtron.laws.fitting.uncertainty.extrapolation import extrapolation_warnings
 from hybridtron.laws.law import Fit, Law, Series, Settings
 
 DELTA = 1e-3
@@ -81,13 +83,13 @@ def fit(runs: Runs, settings: Settings) -> Fit:
         full = points.complete(point, "parametric")
         entries = [predict_point(fitted, full, arch) for arch in architectures or [""]]
         near = {name: entries[0][name] for name in data}
-        return entries, points.extrapolation_warnings("parametric", near, data)
+        return entries, extrapolation_warnings("parametric", near, data)
 
     def facts(fitted: CurveFit) -> dict[str, Any]:
         if architectures:
             comparison.update(compare_architectures(runs, settings, delta, fitted, architectures))
         weak = sorted(fitted.weak & set(POWERS.exponents))
-        share = None if weak else fitted.spread(lambda t: t[:, -1] / np.maximum(t[:, -2] + t[:, -1], 1e-300))
+        share = None if weak else fitted.interval(lambda t: t[:, -1] / np.maximum(t[:, -2] + t[:, -1], 1e-300))
         return {"share": share, "weak": weak, "architectures": architectures, "infinity": math.inf,
                 "broken": runs.broken, **comparison}  # fmt: skip
 

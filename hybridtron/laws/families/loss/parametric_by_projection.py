@@ -28,13 +28,13 @@ def by_projection(runs: Runs, fitted: CurveFit, architectures: Sequence[str]) ->
         return {}, [], []
     x, y = np.log(runs["n_params"]), np.log(runs["tokens"])
     middle = x.mean(), y.mean()
-    of = {arch: runs["arch"] == arch if arch else np.ones(len(runs), bool) for arch in architectures or [""]}
-    tables = [(x[rows] - middle[0], y[rows] - middle[1], runs["loss"][rows]) for rows in of.values()]
+    rows_of = {arch: runs["arch"] == arch if arch else np.ones(len(runs), bool) for arch in architectures or [""]}
+    tables = [(x[rows] - middle[0], y[rows] - middle[1], runs["loss"][rows]) for rows in rows_of.values()]
     found = project(tables, freedom)
     alpha, beta = (float(value) for value in found.exponents)
     parameters: dict[str, float] = {}
     value = np.empty(len(runs))
-    for (arch, rows), (u, v, _), (e, a, b) in zip(of.items(), tables, found.sizes, strict=True):
+    for (arch, rows), (u, v, _), (e, a, b) in zip(rows_of.items(), tables, found.sizes, strict=True):
         name = f"[{arch}]" if arch else ""
         at_one = a * np.exp(alpha * middle[0]), b * np.exp(beta * middle[1])
         parameters |= {f"E{name}": float(e), f"A{name}": float(at_one[0]), f"B{name}": float(at_one[1])}

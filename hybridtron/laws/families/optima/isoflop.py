@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 
 from hybridtron.laws.families.optima.parabola_bias import parabola_bias
-from hybridtron.laws.fitting.minima.parabolas import Axis, Parabolas
+from hybridtron.laws.fitting.minima.minima_fit import Axis
+from hybridtron.laws.fitting.minima.parabolas import Parabolas
 
 LAW = Parabolas(
     name="isoflop",

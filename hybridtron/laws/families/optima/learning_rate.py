@@ -12,15 +12,17 @@ import numpy as np
 
 from hybridtron.errors import UserError
 from hybridtron.laws.data.runs import Runs
+from hybridtron.laws.fitting.minima.budgets import budget_warnings, gather_budgets
 from hybridtron.laws.fitting.minima.loss_minima import (
     LossMinimum,
-    budget_warnings,
+    chosen_window,
+    dropped_budgets,
     find_loss_minima,
-    gather_budgets,
     minimum_interval,
     parabola_curves,
 )
-from hybridtron.laws.fitting.minima.parabolas import Axis, Parabolas, chosen_window, dropped_budgets
+from hybridtron.laws.fitting.minima.minima_fit import Axis
+from hybridtron.laws.fitting.minima.parabolas import Parabolas
 from hybridtron.laws.fitting.uncertainty import bootstrap
 from hybridtron.laws.law import Fit, Series, Settings
 from hybridtron.laws.report.verdict import verdict

@@ -16,8 +16,9 @@ import numpy as np
 from hybridtron.laws.data.points import FLOPS_PER_PARAMETER_TOKEN
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.loss import parametric
-from hybridtron.laws.fitting.minima.loss_minima import split_budgets
-from hybridtron.laws.fitting.minima.parabolas import Axis, refit
+from hybridtron.laws.fitting.minima.budgets import split_budgets
+from hybridtron.laws.fitting.minima.minima_fit import Axis
+from hybridtron.laws.fitting.minima.parabolas import refit
 from hybridtron.laws.fitting.optimize.search import quick_search
 from hybridtron.reporting.numbers import significant
 

@@ -15,19 +15,14 @@ import numpy as np
 
 from hybridtron.errors import UserError
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.fitting.minima.loss_minima import (
-    BUDGET_TOLERANCE,
-    FEWEST,
-    find_loss_minimum,
-    gather_budgets,
-    split_budgets,
-)
-from hybridtron.laws.fitting.minima.parabolas import WINDOW, chosen_window
+from hybridtron.laws.fitting.minima.budgets import BUDGET_TOLERANCE, FEWEST, gather_budgets, split_budgets
+from hybridtron.laws.fitting.minima.loss_minima import WINDOW, chosen_window, find_loss_minimum
 from hybridtron.laws.fitting.minima.power_law import PowerLaw, fit_line, predict
-from hybridtron.laws.fitting.optimize.search import Array
+from hybridtron.laws.fitting.optimize.problem import Array
 from hybridtron.laws.fitting.uncertainty import bootstrap
+from hybridtron.laws.fitting.uncertainty.extrapolation import not_held_out
 from hybridtron.laws.law import Fit, Law, Series, Settings
-from hybridtron.laws.report.verdict import not_held_out, verdict
+from hybridtron.laws.report.verdict import verdict
 from hybridtron.reporting.numbers import plural
 
 FEWEST_POINTS = 5

@@ -19,7 +19,9 @@ from hybridtron.errors import UserError
 from hybridtron.laws.data import points
 from hybridtron.laws.data.cells import cells
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.fitting.optimize.search import Array
+from hybridtron.laws.fitting.minima.loss_minima import chosen_window
+from hybridtron.laws.fitting.optimize.problem import Array
+from hybridtron.laws.fitting.uncertainty.extrapolation import extrapolation_warnings
 from hybridtron.laws.law import Fit, Law, Series, Settings
 from hybridtron.laws.report.verdict import verdict
 from hybridtron.reporting.numbers import plural
@@ -43,9 +45,7 @@ class Line:
 
 def fit(runs: Runs, settings: Settings) -> Fit:
     """Fit the law; raises UserError for too few cells with an optimum inside their sweep."""
-    window = float(settings.options.get("window", WINDOW))
-    if not window > 1:
-        raise UserError(f"window = {window:g}: expected a factor above 1")
+    window = chosen_window(settings, WINDOW)
     labels = cells(runs)
     parts = [runs.take(labels == label) for label in range(int(labels.max()) + 1)]
     optima = [find_optimum(part, window) for part in parts]
@@ -163,7 +163,7 @@ def _predict(
         half = None if line.half is None else line.half(design[0])
         span = None if half is None else [math.exp(at - half), math.exp(at + half)]
         entry |= {axis: math.exp(at), f"{axis}_interval": span}
-    return entry, points.extrapolation_warnings("step", full, {"N": n, "D": d})
+    return entry, extrapolation_warnings("step", full, {"N": n, "D": d})
 
 
 def _curves(axis: str, best: Array, residual: Array) -> list[Series]:

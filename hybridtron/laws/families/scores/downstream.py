@@ -16,12 +16,14 @@ from scipy.special import fdtrc
 
 from hybridtron.errors import UserError
 from hybridtron.laws.data import points
+from hybridtron.laws.data.outliers import OUTLIERS
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.loss import overtraining, parametric
-from hybridtron.laws.fitting.curves.complete import complete_fit, measured_against_predicted
+from hybridtron.laws.fitting.curves.complete import complete_fit
 from hybridtron.laws.fitting.curves.curve import Curve, CurveFit, fit_curve
-from hybridtron.laws.fitting.curves.refits import OUTLIERS
-from hybridtron.laws.fitting.optimize.search import Array, Problem
+from hybridtron.laws.fitting.curves.plots import measured_against_predicted
+from hybridtron.laws.fitting.optimize.problem import Array, Problem
+from hybridtron.laws.fitting.uncertainty.extrapolation import extrapolation_warnings
 from hybridtron.laws.law import Fit, Law, Series, Settings
 
 # Bounds of the error at the mean loss (in largest errors), of its log slope there (from that of the largest error over
@@ -130,11 +132,11 @@ def _predict(
         entry = {**full, **chain.estimate("loss", lambda theta: chain.curve.predict(theta, at)[:, 0])}
         samples = None if chain.samples is None else chain.curve.predict(chain.samples, at)[:, 0]
         n, d = runs["n_params"], runs["tokens"]
-        warnings = points.extrapolation_warnings("downstream", full, {"N": n, "D": d, "C": 6 * n * d})
+        warnings = extrapolation_warnings("downstream", full, {"N": n, "D": d, "C": 6 * n * d})
     entry["error"] = float(fitted.predict({"loss": np.array([entry["loss"]])})[0])
     entry["error_interval"] = None  # where it would leave out the uncertainty of the loss
     if samples is not None:
-        entry["error_interval"] = fitted.spread(
+        entry["error_interval"] = fitted.interval(
             lambda theta: fitted.curve.predict(theta, {"loss": samples[:, None]})[:, 0]
         )
     lowest = float(runs["loss"].min())

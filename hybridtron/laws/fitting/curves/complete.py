@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from hybridtron.errors import UserError
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.fitting.curves.curve import Build, CurveFit, fit_curve
 from hybridtron.laws.fitting.curves.refits import hold_out, sensitivity
-from hybridtron.laws.fitting.optimize.search import Array
+from hybridtron.laws.fitting.optimize.problem import Array
+from hybridtron.laws.fitting.uncertainty.extrapolation import not_held_out
 from hybridtron.laws.law import Fit, Series, Settings
-from hybridtron.laws.report.verdict import not_held_out, verdict
+from hybridtron.laws.report.verdict import verdict
 from hybridtron.reporting.numbers import plural
 
 
@@ -83,24 +82,3 @@ def _check_rows(law: str, build: Build, runs: Runs, delta: float) -> None:
         raise UserError(
             f"{runs.source}: {plural(len(runs), 'row')}; expected more than the {parameters} parameters of {law}"
         )
-
-
-def measured_against_predicted(fitted: CurveFit, quantity: str, labels: Array | None = None) -> list[Series]:
-    """Return the panel that every curve law has: measured values against the fitted ones, and the line of equality.
-
-    `labels`, [n], name the points of each colour.
-    """
-    value = fitted.curve.problem.target + fitted.residual
-    predicted = np.exp(value) if fitted.curve.log_target else value
-    observed = fitted.curve.observed
-    names = [] if labels is None else list(dict.fromkeys(labels.tolist()))
-    groups = {name: labels == name for name in names} or {"runs": np.ones(len(observed), bool)}
-    ends = np.array([min(predicted.min(), observed.min()), max(predicted.max(), observed.max())])
-    axes: dict[str, Any] = {"x_label": f"predicted {quantity}", "y_label": f"measured {quantity}", "x_log": False}
-    return [
-        *(
-            Series("measured against predicted", label, "points", predicted[rows], observed[rows], **axes)
-            for label, rows in groups.items()
-        ),
-        Series("measured against predicted", "equal", "line", ends, ends, **axes),
-    ]

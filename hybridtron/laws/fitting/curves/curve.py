@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.fitting.optimize.search import Array, Optimum, Problem, refine, search
+from hybridtron.laws.fitting.optimize.newton import refine
+from hybridtron.laws.fitting.optimize.problem import Array, Problem
+from hybridtron.laws.fitting.optimize.search import Optimum, search
 from hybridtron.laws.fitting.uncertainty import bootstrap
 from hybridtron.laws.fitting.uncertainty.identifiability import Tested, free_parameters, weak_parameters
 from hybridtron.laws.law import Settings
@@ -55,7 +57,7 @@ class CurveFit:
     warnings: list[str]
     weak: frozenset[str] = frozenset()  # parameters without an interval, for the data hardly determine them
 
-    def spread(self, values: Callable[[Array], Array]) -> list[float] | None:
+    def interval(self, values: Callable[[Array], Array]) -> list[float] | None:
         """Return the interval of a quantity computed from coordinates [k, p] -> [k]."""
         if self.samples is None:
             return None
@@ -64,7 +66,7 @@ class CurveFit:
     def estimate(self, name: str, values: Callable[[Array], Array]) -> dict[str, Any]:
         """Return a quantity computed from coordinates [k, p] -> [k] under its name, and its interval beside it."""
         best = float(values(self.optimum.theta[None])[0])
-        return {name: best, f"{name}_interval": self.spread(values)}
+        return {name: best, f"{name}_interval": self.interval(values)}
 
     def estimate_at(self, name: str, point: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the curve predicts at a point of columns under its name, and its interval beside it."""

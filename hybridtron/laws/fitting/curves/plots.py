@@ -1,4 +1,4 @@
-"""The plot of a formula's loss across one of its columns, at a few values of another."""
+"""Plots of curve laws: measured against predicted values, and the loss across a column at a few values of another."""
 
 from __future__ import annotations
 
@@ -9,12 +9,33 @@ import numpy as np
 
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.fitting.curves.curve import CurveFit
-from hybridtron.laws.fitting.optimize.search import Array
+from hybridtron.laws.fitting.optimize.problem import Array
 from hybridtron.laws.law import Series
 from hybridtron.reporting.numbers import short_number
 
 _LEVELS = (0.1, 0.5, 0.9)  # quantiles of the column that tells the lines apart
 _POINTS = 80  # of a line
+
+
+def measured_against_predicted(fitted: CurveFit, quantity: str, labels: Array | None = None) -> list[Series]:
+    """Return the panel that every curve law has: measured values against the fitted ones, and the line of equality.
+
+    `labels`, [n], name the points of each colour.
+    """
+    value = fitted.curve.problem.target + fitted.residual
+    predicted = np.exp(value) if fitted.curve.log_target else value
+    observed = fitted.curve.observed
+    names = [] if labels is None else list(dict.fromkeys(labels.tolist()))
+    groups = {name: labels == name for name in names} or {"runs": np.ones(len(observed), bool)}
+    ends = np.array([min(predicted.min(), observed.min()), max(predicted.max(), observed.max())])
+    axes: dict[str, Any] = {"x_label": f"predicted {quantity}", "y_label": f"measured {quantity}", "x_log": False}
+    return [
+        *(
+            Series("measured against predicted", label, "points", predicted[rows], observed[rows], **axes)
+            for label, rows in groups.items()
+        ),
+        Series("measured against predicted", "equal", "line", ends, ends, **axes),
+    ]
 
 
 def loss_across(fitted: CurveFit, runs: Runs, columns: Sequence[str], x: str, levels: str) -> list[Series]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.fitting.curves.curve import Curve, CurveFit
-from hybridtron.laws.fitting.optimize.search import Array, Problem
+from hybridtron.laws.fitting.optimize.problem import Array, Problem
 from hybridtron.laws.fitting.uncertainty.identifiability import Tested
 
 

@@ -1,4 +1,4 @@
-"""Fits of a curve to a part of the runs: held-out runs, and the sensitivity to thresholds and filters."""
+"""Refits of a curve to a part of the runs: held-out runs, and the sensitivity to thresholds and filters."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 
 import numpy as np
 
+from hybridtron.laws.data.outliers import outlier_flags
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.fitting.curves.curve import Build, Curve, CurveFit
-from hybridtron.laws.fitting.minima.power_law import held_out
-from hybridtron.laws.fitting.optimize.search import Array, quick_search
+from hybridtron.laws.fitting.optimize.problem import Array
+from hybridtron.laws.fitting.optimize.search import quick_search
 from hybridtron.laws.fitting.uncertainty import bootstrap
+from hybridtron.laws.fitting.uncertainty.extrapolation import held_out
 from hybridtron.laws.law import Settings
 from hybridtron.laws.report.verdict import moves
 from hybridtron.reporting.numbers import plural
 
-OUTLIERS = (None, "column that flags outliers, to report how far the answer moves without them")
-
 
 def refit(build: Build, runs: Runs, delta: float) -> tuple[Curve, Array, dict[str, float]]:
-    """Fit the curve without intervals, for the side fits: the curve, its coordinates [1, p] and its parameters."""
+    """Fit the curve without intervals: the curve, its coordinates [1, p] and its parameters."""
     curve = build(runs, delta)
     theta = quick_search(curve.problem, curve.starts)[None]
     return curve, theta, {name: float(value[0]) for name, value in curve.public(theta).items()}
@@ -66,7 +66,7 @@ def sensitivity(
         "delta": {f"{other:g}": refit(build, runs, other)[2] for other in others if other != delta}
     }
     far = np.abs(fitted.residual) > 4 * max(fitted.noise, 1e-12)
-    column, flagged = outlier_flags(runs, settings) or ("", np.zeros(len(runs), bool))
+    column, flagged = outlier_flags(runs, settings.options.get("outliers")) or ("", np.zeros(len(runs), bool))
     rule = {"rule": "residual beyond 4 robust standard deviations", "lines": [int(line) for line in runs.lines[far]]}
     near = {name: [value - 0.1 * abs(value), value + 0.1 * abs(value)] for name, value in fitted.parameters.items()}
     warnings = []
@@ -87,16 +87,3 @@ def sensitivity(
         if moved := moves(fitted.parameters, parameters, fitted.intervals or near):
             warnings.append(f"filter sensitivity: without {plural(int(out.sum()), one, several)}: " + ", ".join(moved))
     return table, warnings
-
-
-def outlier_flags(runs: Runs, settings: Settings) -> tuple[str, np.ndarray] | None:
-    """Return name and values [n] of the column that marks outliers: option `outliers`, or one named *outlier*."""
-    name = settings.options.get("outliers")
-    if name is None:
-        name = next((column for column in runs.columns if "outlier" in column.lower()), None)
-    if name is None:
-        return None
-    values = runs[name]
-    if values.dtype == object:
-        return name, np.array([str(value).strip().lower() in ("true", "1", "yes") for value in values])
-    return name, values != 0

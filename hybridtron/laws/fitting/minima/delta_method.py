@@ -18,7 +18,7 @@ from scipy.special import chdtrc, stdtrit
 
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.fitting.minima.loss_minima import LossMinimum, minimum_derivatives
-from hybridtron.laws.fitting.optimize.search import Array
+from hybridtron.laws.fitting.optimize.problem import Array
 
 LEVEL = 0.95
 _UNEQUAL = 0.3  # p of equal variances below which each budget also has its own

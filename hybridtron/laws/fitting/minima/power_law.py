@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from hybridtron.errors import UserError
-from hybridtron.laws.data.points import extrapolation_warnings
-from hybridtron.laws.fitting.optimize.search import Array
+from hybridtron.laws.fitting.optimize.problem import Array
+from hybridtron.laws.fitting.uncertainty.extrapolation import extrapolation_warnings, held_out
 from hybridtron.laws.law import Series
 
 
@@ -109,28 +109,6 @@ def predict(
     for name, power in powers.items():
         entry |= {name: power.at(x), f"{name}_interval": power.interval_at(x)}
     return entry, extrapolation_warnings(law, point, {symbol: next(iter(powers.values())).x})
-
-
-def held_out(count: int, by: str, predicted: Array, observed: Array, largest: int, **more: Any) -> dict[str, Any]:
-    """Return the extrapolation check of a fit: relative errors on the runs held out, and `more` about them.
-
-    `largest` is the number of the largest run among them.
-    """
-    error = predicted / observed - 1
-    factor = np.exp(np.abs(np.log(predicted / observed)))
-    return {
-        "held_out": count,
-        "by": by,
-        **more,
-        "mean_relative_error": float(error.mean()),
-        "mean_absolute_relative_error": float(np.abs(error).mean()),
-        "worst_relative_error": float(error[np.argmax(np.abs(error))]),
-        "median_factor": float(np.median(factor)),
-        "largest_factor": float(factor.max()),
-        "relative_error_at_largest": float(error[largest]),
-        "observed": observed,
-        "predicted": predicted,
-    }
 
 
 def fit_line(x: Array, y: Array) -> tuple[Array, Array]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from hybridtron.errors import UserError
 from hybridtron.laws.fitting.optimize.dual import Dual, parameters
-from hybridtron.laws.fitting.optimize.search import Array, Problem
+from hybridtron.laws.fitting.optimize.problem import Array, Problem
 
 _STEP = 1e-30
 _AT_ONCE = 20_000  # derivatives that stay in cache

@@ -15,7 +15,7 @@ import scipy  # its parts are imported at their first use
 from numpy.typing import NDArray
 from scipy.special import fdtri
 
-from hybridtron.laws.fitting.optimize.search import Array
+from hybridtron.laws.fitting.optimize.problem import Array
 
 _BOX = (0.01, 3.0)  # exponents
 _GRID = 40

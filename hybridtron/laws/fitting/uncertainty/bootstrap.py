@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, stdtr, stdtrit
 
 from hybridtron.laws.data.runs import Runs
+from hybridtron.laws.fitting.optimize.problem import Array
 from hybridtron.reporting.numbers import plural
-
-Array = NDArray[np.float64]
 
 LEVEL = 0.95
 _WEIGHTS = 1_000_000  # weights held at once

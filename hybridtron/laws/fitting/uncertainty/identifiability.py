@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from hybridtron.laws.fitting.optimize.search import Array, Problem, refine
+from hybridtron.laws.fitting.optimize.newton import refine
+from hybridtron.laws.fitting.optimize.problem import Array, Problem
 
 _FREE = 1e-13  # of the largest eigenvalue: below, the curve does not feel a direction
 _FACTORS = (0.5, 2.0)

@@ -15,7 +15,7 @@ from hybridtron.laws import Settings, fit
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.loss import depth_width, overtraining, parametric
 from hybridtron.laws.families.scores import downstream
-from hybridtron.laws.fitting.minima.parabolas import Axis, fit_minima
+from hybridtron.laws.fitting.minima.minima_fit import Axis, fit_minima
 from hybridtron.laws.fitting.optimize.search import search
 
 DATA = Path(__file__).parents[2] / "data"

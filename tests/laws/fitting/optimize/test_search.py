@@ -13,8 +13,9 @@ from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.loss import depth_width, overtraining, parametric
 from hybridtron.laws.families.scores import downstream
 from hybridtron.laws.fitting.curves.curve import fit_curve
-from hybridtron.laws.fitting.optimize import search as optimize
-from hybridtron.laws.fitting.optimize.search import gradient, objective, search
+from hybridtron.laws.fitting.optimize import newton
+from hybridtron.laws.fitting.optimize.problem import gradient, objective
+from hybridtron.laws.fitting.optimize.search import screen, search
 from tests.laws import planted
 
 
@@ -117,8 +118,8 @@ def test_the_report_of_the_search_counts_starts_and_names_the_second_route():
 def test_starts_refined_in_parts_end_where_they_do_together(monkeypatch):
     curve = parametric.build(planted.parametric_runs(4, 0.005), 1e-3)
     weights = np.random.default_rng(1).multinomial(100, np.full(100, 0.01), 24).astype(float)
-    starts = optimize.screen(curve.problem, curve.starts, 24)
-    together = optimize.refine(curve.problem, starts, weights)
-    monkeypatch.setattr(optimize, "_AT_ONCE", 700)
-    for one, other in zip(together, optimize.refine(curve.problem, starts, weights), strict=True):
+    starts = screen(curve.problem, curve.starts, 24)
+    together = newton.refine(curve.problem, starts, weights)
+    monkeypatch.setattr(newton, "_AT_ONCE", 700)
+    for one, other in zip(together, newton.refine(curve.problem, starts, weights), strict=True):
         assert other == pytest.approx(one, rel=1e-4)

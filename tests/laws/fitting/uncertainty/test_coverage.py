@@ -12,7 +12,7 @@ from scipy.stats import binom
 from hybridtron.laws import LAWS, Settings, fit
 from hybridtron.laws.families.loss import parametric
 from hybridtron.laws.fitting.curves.curve import fit_curve
-from hybridtron.laws.fitting.minima.parabolas import Axis, fit_minima
+from hybridtron.laws.fitting.minima.minima_fit import Axis, fit_minima
 from tests.laws import planted, planted_formulas
 
 SETS = 150

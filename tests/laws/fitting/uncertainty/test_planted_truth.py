@@ -12,7 +12,7 @@ from hybridtron.laws import Settings, fit
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.loss import depth_width, overtraining, parametric
 from hybridtron.laws.families.scores import downstream
-from hybridtron.laws.families.scores.proxy import spearman_interval
+from hybridtron.laws.families.scores.correlation import spearman_interval
 from hybridtron.laws.fitting.curves.curve import fit_curve
 from tests.laws import planted
 
