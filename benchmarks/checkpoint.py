@@ -33,10 +33,10 @@ from hybridtron.distributed.process_groups.environment import Environment, read_
 from hybridtron.distributed.process_groups.groups import process_groups
 from hybridtron.distributed.process_groups.launch import launch
 from hybridtron.training.build import build_engine
+from hybridtron.training.checkpointing.saver import Saver
 from hybridtron.training.config import RunConfig
 from hybridtron.training.run_folder.folder import RunFolder
 from hybridtron.training.run_folder.train_state import TrainState
-from hybridtron.training.saving import Saver
 from hybridtron.training.validation.resolve import data_parallel_size, resolve
 
 BLOCK = 10  # steps

@@ -1,4 +1,4 @@
-"""The one exception that means: the user's input was wrong; names and causes in messages."""
+"""The exceptions that mean: the input was wrong, or training stopped; names and causes in messages."""
 
 import errno
 import os
@@ -26,6 +26,10 @@ class UserError(Exception):
 
 class DamagedCheckpoint(UserError):
     """The content of a checkpoint is wrong, missing or cut; an older one may be whole."""
+
+
+class TrainingStopped(Exception):
+    """Too many steps in a row had a non-finite loss or gradient, or the last checkpoint could not be written."""
 
 
 # Of a file that is gone, and of a place that damaged content names and that no file has.

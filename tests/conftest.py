@@ -44,9 +44,9 @@ LONG = (  # files of few tests that take long: at the end they would leave the o
     "monitoring/test_launched.py",
     "ops/triton/test_compile.py",
     "test_quickstart.py",
-    "training/test_fp8.py",
-    "training/test_layouts.py",
-    "training/test_torchrun.py",
+    "training/whole_runs/test_fp8.py",
+    "training/whole_runs/test_layouts.py",
+    "training/whole_runs/test_torchrun.py",
 )
 
 TINY = {

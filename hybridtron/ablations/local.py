@@ -16,12 +16,11 @@ from typing import Any
 from hybridtron.ablations.events import Event, OnEvent
 from hybridtron.config.load import load
 from hybridtron.distributed.process_groups.environment import Environment
-from hybridtron.errors import UserError, cause_of
+from hybridtron.errors import TrainingStopped, UserError, cause_of
 from hybridtron.files import lock, open_to_write
 from hybridtron.processes import WorkerDied, run_tasks
 from hybridtron.training.callbacks.base import Callback, Row, TrainContext
 from hybridtron.training.config import RunConfig
-from hybridtron.training.loop import TrainingStopped
 from hybridtron.training.run import train
 
 INTERRUPTED = 130  # exit code of a worker that was asked to stop

@@ -48,7 +48,7 @@ def measure_efficiency(
     from hybridtron.efficiency.report.tables import show_efficiency  # noqa: F401  # registers how it is printed
     from hybridtron.efficiency.study import measure_models
     from hybridtron.reporting.publish import require_usable
-    from hybridtron.training.device import take_device
+    from hybridtron.training.process.device import take_device
 
     for name, values in (("lengths", lengths), ("batch_sizes", batch_sizes), ("repeats", (repeats,))):
         for value in values:

@@ -45,7 +45,7 @@ def add_arguments(verb: ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print prompts and their continuations; as JSON one object a line."""
     from hybridtron.model.generation.sampling import Sampling
-    from hybridtron.training.device import take_device
+    from hybridtron.training.process.device import take_device
     from hybridtron.training.single_process import load
 
     if options.log_probs and not options.json:

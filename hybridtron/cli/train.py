@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hybridtron.cli.arguments import ArgumentParser, add_config_arguments, add_print_argument
 from hybridtron.cli.matching import add_match_arguments, print_match
 from hybridtron.cli.output import LAUNCHER, is_reporting_process
-from hybridtron.errors import UserError, cause_of
+from hybridtron.errors import TrainingStopped, UserError, cause_of
 from hybridtron.imports import collector_paused, freeze_imported
 
 if TYPE_CHECKING:
@@ -53,9 +53,8 @@ def run(options: argparse.Namespace) -> int:
         return 0
     with collector_paused():
         from hybridtron.distributed.process_groups.groups import is_lost_process
-        from hybridtron.training import heartbeat
+        from hybridtron.training.process import heartbeat
         from hybridtron.training.run import train
-        from hybridtron.training.saving import TrainingStopped
     freeze_imported()
     try:
         train(config, environment, options.resume, profile=options.profile, profile_steps=options.profile_steps)
@@ -93,9 +92,9 @@ def _is_finished(
     Raises UserError where --profile-steps names steps that are not trained.
     """
     from hybridtron.training.profiling.steps import profiled_steps
-    from hybridtron.training.report import print_finished_run
     from hybridtron.training.run_folder.folder import RunFolder
     from hybridtron.training.run_folder.resume import find_start
+    from hybridtron.training.run_folder.summary import print_finished_run
     from hybridtron.training.validation.resolve import data_parallel_size
 
     data_parallel_size(config, world_size, size_name)

@@ -31,8 +31,8 @@ from hybridtron.mad.training.suite import Progress, chosen_settings, require_see
 from hybridtron.model.config import ModelConfig
 from hybridtron.reporting.publish import require_usable
 from hybridtron.training.corpus import open_held_out
-from hybridtron.training.device import take_device
 from hybridtron.training.evaluate import evaluate_run
+from hybridtron.training.process.device import take_device
 from hybridtron.training.run_folder.folder import read_run
 from hybridtron.training.single_process import load
 

@@ -1,136 +1,26 @@
-"""A run's whole config, and the sections that belong to training."""
+"""A run's whole config, and what its sections must agree on."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, model_validator
 
 from hybridtron.config.nearest import one_of
 from hybridtron.config.schema import FolderName, Strict, problem
 from hybridtron.data.config import DataConfig
-from hybridtron.data.loaders.batch_sizes import BatchSizes
 from hybridtron.distributed.config import ParallelConfig, PrecisionConfig
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.quantized import unknown_entry
 from hybridtron.model.tensors import GROUPS
-from hybridtron.training.grown_from import GrownFromConfig
-from hybridtron.training.optimizer_config import DECAYING, OptimizerConfig, ScheduleConfig
-
-
-class BatchStage(Strict):
-    """Steps with a global batch of another size."""
-
-    steps: int = Field(ge=1, description="Steps of the stage.")
-    global_batch_size: int = Field(ge=1, description="Sequences per optimizer step in them.")
-
-
-INIT_KEYS = ("init_map", "init_missing", "init_left_over", "init_vocabulary")  # of train, beside init_from
-
-
-class TrainConfig(Strict):
-    """How long, in what portions, and what is watched."""
-
-    steps: int = Field(ge=1, description="Optimizer steps of the whole run.")
-    init_from: str | None = Field(
-        None,
-        min_length=1,
-        description="Run folder or checkpoint whose weights the run begins with, at step 0; by default random weights. "
-        "It must have the same parameters, but for what the next four keys say; its layout, number format and data do "
-        "not matter.",
-    )
-    init_map: dict[str, str | None] = Field(
-        {},
-        description="Names in this model -> names in init_from, such as `layers.4: layers.1`, `attn: attn` (its layers "
-        "of a block, in order) or `head: embedding`; null keeps random values. Once it names a layer or a block, other "
-        "layers have no source.",
-    )
-    init_missing: list[str] = Field(
-        [],
-        description="Parameters of this model that init_from may lack, which then keep random values: names, "
-        "beginnings of names such as `layers.3`, patterns with *, or blocks.",
-    )
-    init_left_over: list[str] = Field(
-        [], description="Parameters of init_from that this model may lack, named in the same way."
-    )
-    init_vocabulary: Literal["same", "extend", "cut"] = Field(
-        "same",
-        description="Rows of embedding and output projection. same: as many as init_from has. extend: more, of which "
-        "the new ones keep random values. cut: fewer, without the last ones.",
-    )
-    global_batch_size: int = Field(ge=1, description="Sequences per optimizer step, over all processes.")
-    batch_warmup: list[BatchStage] = Field(
-        default_factory=list,
-        description="Stages at the beginning, one after another, with other global batches; then global_batch_size.",
-    )
-    micro_batch_size: int = Field(1, ge=1, description="Sequences per forward pass of one process.")
-    z_loss: float = Field(0.0, ge=0, description="Weight of the squared log partition function in the loss.")
-    log_every: int = Field(10, ge=1, description="Steps between rows of metrics.")
-    eval_every: int = Field(0, ge=0, description="Steps between evaluations; 0: only at the end.")
-    eval_sequences: int = Field(
-        128, ge=1, description="Held-out sequences per evaluation, evenly spaced over the file."
-    )
-    max_skipped_steps: int = Field(
-        10,
-        ge=1,
-        description="Steps in a row that may be skipped for a non-finite loss or gradient; then the run stops.",
-    )
-    layer_statistics_every: int = Field(
-        0,
-        ge=0,
-        description="Steps between rows of layer_statistics.jsonl: RMS of activations, gradient norm and size of the "
-        "update of each layer; 0: none.",
-    )
-    cuda_graphs: bool = Field(
-        False,
-        description="Replay forward and backward passes of a step as one CUDA graph, so that small models do not wait "
-        "for Python; without a GPU of no effect.",
-    )
-    compile: bool = Field(
-        False,
-        description="Compile the layers with torch.compile, which fuses what is not in kernels, when they first run. "
-        "For CUDA: on a CPU the kernels in C are faster.",
-    )
-    sample_tokens: int = Field(0, ge=0, description="Tokens of sample text printed at the end.")
-    wandb: str | None = Field(
-        None, min_length=1, description="Weights & Biases project that the metrics are sent to (extra wandb)."
-    )
-
-    @property
-    def batch_sizes(self) -> BatchSizes:
-        """Return the global batch size of every step."""
-        return BatchSizes(
-            self.global_batch_size, tuple((stage.steps, stage.global_batch_size) for stage in self.batch_warmup)
-        )
-
-
-class CheckpointConfig(Strict):
-    """When the run is saved; it always is at the end and when it is told to stop."""
-
-    save_every: int = Field(0, ge=0, description="Steps between checkpoints; 0: only at the end.")
-    save_every_minutes: float = Field(
-        0, ge=0, description="Minutes after the last checkpoint at which another is saved, beside save_every; 0: none."
-    )
-    keep_last: int = Field(2, ge=0, description="Checkpoints kept; older ones are deleted. 0: all.")
-    keep_every: int = Field(
-        0,
-        ge=0,
-        description="The run is also saved at multiples of so many steps, which are never deleted; 0: none.",
-    )
-    mttf_hours: float | None = Field(
-        None, gt=0, description="Mean hours between failures, for the suggested saving interval; null: as observed."
-    )
-    asynchronous: bool = Field(
-        True, description="Write in the background while training goes on; false: training waits for the disk."
-    )
-    verify: Literal["full", "sampled", "none"] = Field(
-        "full",
-        description="How much of a checkpoint is compared with its checksums before it is loaded. sampled: the small "
-        "files and one in sixteen tensors.",
-    )
+from hybridtron.training.sections.checkpoint import CheckpointConfig
+from hybridtron.training.sections.grown_from import GrownFromConfig
+from hybridtron.training.sections.optimizer import OptimizerConfig
+from hybridtron.training.sections.schedule import DECAYING, ScheduleConfig
+from hybridtron.training.sections.train import INIT_KEYS, TrainConfig
 
 
 class RunConfig(Strict):

@@ -13,7 +13,7 @@ from hybridtron.data.loaders.batches import MicroBatch, eval_batches
 from hybridtron.errors import UserError
 from hybridtron.training.config import RunConfig
 from hybridtron.training.corpus import HeldOutSource, open_held_out
-from hybridtron.training.device import take_device
+from hybridtron.training.process.device import take_device
 from hybridtron.training.run_folder.folder import read_run
 from hybridtron.training.single_process import Model, load
 

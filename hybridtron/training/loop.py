@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 from hybridtron.data.loaders.batches import eval_batches
 from hybridtron.data.loaders.loader import make_loader
 from hybridtron.distributed.process_groups.groups import ParallelContext
-from hybridtron.errors import cause_of
+from hybridtron.errors import TrainingStopped, cause_of
 from hybridtron.model.compiling import compile_layers
 from hybridtron.training.build import build_engine
 from hybridtron.training.callbacks.base import Callback, FileWriter, Row, StopTraining, TrainContext
+from hybridtron.training.checkpointing.saver import Saver
 from hybridtron.training.config import RunConfig
 from hybridtron.training.corpus import Corpus, HeldOutSource
 from hybridtron.training.lr_schedule import learning_rate
 from hybridtron.training.phases import END, EVALUATION, SAVE, STEP, Phases
 from hybridtron.training.run_folder.folder import RunFolder
 from hybridtron.training.run_folder.train_state import TrainState
-from hybridtron.training.saving import Saver, TrainingStopped
 from hybridtron.training.throughput import Throughput
 
 if TYPE_CHECKING:

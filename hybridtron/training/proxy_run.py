@@ -9,12 +9,11 @@ from dataclasses import replace
 from hybridtron.distributed.config import ParallelConfig
 from hybridtron.distributed.process_groups.environment import Environment, read_environment
 from hybridtron.distributed.process_groups.groups import process_groups
-from hybridtron.errors import UserError
+from hybridtron.errors import TrainingStopped, UserError
 from hybridtron.training.callbacks.base import Callback
 from hybridtron.training.config import RunConfig
 from hybridtron.training.corpus import Corpus, HeldOut, open_corpus
 from hybridtron.training.loop import Trainer
-from hybridtron.training.saving import TrainingStopped
 
 
 def train_proxy(config: RunConfig, callbacks: Sequence[Callback] = ()) -> float:

@@ -15,7 +15,7 @@ from hybridtron.config.nearest import one_of
 from hybridtron.distributed.process_groups.device_queues import order_messages
 from hybridtron.distributed.process_groups.environment import Environment
 from hybridtron.distributed.process_groups.groups import gather, process_groups
-from hybridtron.errors import UserError, cause_of
+from hybridtron.errors import TrainingStopped, UserError, cause_of
 from hybridtron.training.callbacks.attempt_log import AttemptLog
 from hybridtron.training.callbacks.base import Callback, Row
 from hybridtron.training.callbacks.closing_report import ClosingReport
@@ -27,18 +27,18 @@ from hybridtron.training.callbacks.profiler import Profiler
 from hybridtron.training.callbacks.progress import ProgressBar
 from hybridtron.training.callbacks.tensorboard import TensorBoard
 from hybridtron.training.callbacks.wandb import WeightsAndBiases, require_wandb
+from hybridtron.training.checkpointing.restore import restore
 from hybridtron.training.config import RunConfig
-from hybridtron.training.heartbeat import Heartbeat, is_supervised
 from hybridtron.training.loop import Trainer
 from hybridtron.training.phases import Phases
+from hybridtron.training.process.heartbeat import Heartbeat, is_supervised
+from hybridtron.training.process.signals import StopRequest, stop_requests
 from hybridtron.training.profiling.steps import profiled_steps
-from hybridtron.training.report import print_finished_run
 from hybridtron.training.run_folder.attempts import FAILED, STOPPED
 from hybridtron.training.run_folder.folder import RunFolder
 from hybridtron.training.run_folder.resume import find_start
-from hybridtron.training.saving import TrainingStopped
-from hybridtron.training.signals import StopRequest, stop_requests
-from hybridtron.training.starting import Prepared, begin, prepare, restore
+from hybridtron.training.run_folder.summary import print_finished_run
+from hybridtron.training.starting import Prepared, begin, prepare
 from hybridtron.training.validation.resolve import data_parallel_size
 
 

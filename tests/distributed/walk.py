@@ -27,7 +27,7 @@ from hybridtron.model.generation.batch_state import BatchState
 from hybridtron.model.generation.pipeline import Pipeline
 from hybridtron.training.build import build_engine
 from hybridtron.training.config import RunConfig
-from hybridtron.training.init_map import weight_rules
+from hybridtron.training.run_folder.init_map import weight_rules
 from hybridtron.training.validation.resolve import data_parallel_size, resolve
 from tests.distributed.layouts import LATE, SAVED, TABLE, Layout
 from tests.distributed.models import (

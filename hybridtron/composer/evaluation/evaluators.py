@@ -220,7 +220,7 @@ def _mad(settings: MADConfig, config: SearchConfig, tests: bool) -> Evaluator:
 
     def evaluate(layers: Sequence[str], seed: int) -> Row:
         from hybridtron.mad.training.loop import train_setting
-        from hybridtron.training.device import take_device
+        from hybridtron.training.process.device import take_device
 
         candidate, device = architecture(layers, sizes.width(layers)), take_device()
         rows = [

@@ -24,7 +24,7 @@ from hybridtron.model.config import ModelConfig
 from hybridtron.pattern import COMPOSER_NAMES, Dialect, Pattern, PatternError, read, to_composer
 from hybridtron.reporting.shown import Shown, show
 from hybridtron.training.config import RunConfig
-from hybridtron.training.grown_from import GrownFromConfig
+from hybridtron.training.sections.grown_from import GrownFromConfig
 from hybridtron.training.validation.resolve import resolve
 
 Method = Literal["stretch", "stack"]

@@ -23,7 +23,7 @@ from hybridtron.convert.transformers_model import FROM_FOLDER_ONLY, without_kern
 from hybridtron.errors import UserError
 from hybridtron.files import read_plain, replace_file
 from hybridtron.training.callbacks.metrics import read_metrics
-from hybridtron.training.device import take_device
+from hybridtron.training.process.device import take_device
 from hybridtron.training.run_folder.train_state import read_state
 from hybridtron.training.single_process import load
 

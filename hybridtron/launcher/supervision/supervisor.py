@@ -24,8 +24,8 @@ from hybridtron.launcher.supervision import verdict as verdicts
 from hybridtron.launcher.supervision.attempts import Attempt, Report, Verdict, find_attempt, history_of, new_attempt
 from hybridtron.launcher.supervision.child import Child, log_file, start_child
 from hybridtron.launcher.supervision.task import ECHO, Task
+from hybridtron.training.process.signals import ECHO_SECONDS
 from hybridtron.training.run_folder.folder import RunFolder
-from hybridtron.training.signals import ECHO_SECONDS
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from hybridtron.training.callbacks.base import Callback, TrainContext
 from hybridtron.training.callbacks.metrics import read_metrics
 from hybridtron.training.config import RunConfig
 from hybridtron.training.corpus import Corpus
-from hybridtron.training.report import print_summary
 from hybridtron.training.run_folder.effective_time import read_effective_time
 from hybridtron.training.run_folder.folder import RunFolder
+from hybridtron.training.run_folder.summary import print_summary
 
 PROMPT_TOKENS = 32
 

@@ -18,11 +18,12 @@ from hybridtron.files import append_rows, open_rows
 from hybridtron.initial_weights import WeightRules
 from hybridtron.mixers.contract import MixerConfig
 from hybridtron.pattern import Pattern
-from hybridtron.training.config import INIT_KEYS, RunConfig
-from hybridtron.training.init_map import weight_rules
+from hybridtron.training.config import RunConfig
 from hybridtron.training.lr_schedule import learning_rate
 from hybridtron.training.run_folder.folder import RunFolder, read_config, read_run
+from hybridtron.training.run_folder.init_map import weight_rules
 from hybridtron.training.run_folder.train_state import TrainState, read_state
+from hybridtron.training.sections.train import INIT_KEYS
 
 if TYPE_CHECKING:
     from hybridtron.training.corpus import Corpus

@@ -17,10 +17,10 @@ from hybridtron.distributed.process_groups.environment import read_environment
 from hybridtron.mixers.attention.module import Attention
 from hybridtron.training import loop
 from hybridtron.training.callbacks import Callback
+from hybridtron.training.checkpointing.saver import Saver
 from hybridtron.training.config import RunConfig
 from hybridtron.training.profiling import clock
 from hybridtron.training.run import train
-from hybridtron.training.saving import Saver
 from hybridtron.training.validation.resolve import resolve
 
 LAYERS = ("mamba", "mlp", "attn", "ffn")

@@ -9,7 +9,7 @@ from hybridtron.errors import UserError
 from hybridtron.initial_weights import WeightRules
 from hybridtron.model.config import ModelConfig
 from hybridtron.model.tensors import model_tensors
-from hybridtron.training.config import TrainConfig
+from hybridtron.training.sections.train import TrainConfig
 
 
 def weight_rules(train: TrainConfig, model: ModelConfig, source: ModelConfig) -> WeightRules:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hybridtron.training.report import print_summary
 from hybridtron.training.run_folder.folder import RunFolder
+from hybridtron.training.run_folder.summary import print_summary
 
 
 @pytest.mark.parametrize(

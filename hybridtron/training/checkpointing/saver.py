@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybridtron.errors import UserError, cause_of
+from hybridtron.errors import TrainingStopped, UserError, cause_of
+from hybridtron.training.checkpointing.save_schedule import SaveSchedule
 from hybridtron.training.config import RunConfig
 from hybridtron.training.run_folder.folder import RunFolder
 from hybridtron.training.run_folder.train_state import STATE_NAME, TrainState, state_content
-from hybridtron.training.save_schedule import SaveSchedule
 
 if TYPE_CHECKING:
     from hybridtron.distributed.engine import Engine
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WAIT_SECONDS = 1.0  # between messages of processes that wait for each other's disks
-
-
-class TrainingStopped(Exception):
-    """Too many steps in a row had a non-finite loss or gradient, or the last checkpoint could not be written."""
 
 
 @dataclass

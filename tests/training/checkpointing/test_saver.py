@@ -8,9 +8,9 @@ import pytest
 
 import hybridtron as ht
 from hybridtron.distributed.checkpoint import CheckpointWriter, manifest, writing
+from hybridtron.errors import TrainingStopped
 from hybridtron.training.run_folder.folder import RunFolder
 from hybridtron.training.run_folder.train_state import read_state
-from hybridtron.training.saving import TrainingStopped
 from tests import warm
 from tests.conftest import environment
 
@@ -99,7 +99,7 @@ def test_a_run_killed_in_a_save_leaves_a_whole_checkpoint(operation, tiny):
     code = """
 import os, signal, sys
 import hybridtron as ht
-from hybridtron.training import saving
+from hybridtron.training.checkpointing import saver as saving
 operations, left = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove"}, None
 def watch(event, arguments):
     global left

@@ -12,7 +12,7 @@ from types import FrameType
 
 from hybridtron.distributed.process_groups.launch import caught_signals
 from hybridtron.errors import with_caller_names
-from hybridtron.training.heartbeat import is_supervised
+from hybridtron.training.process.heartbeat import is_supervised
 
 # A scheduler that signals every process of a job reaches a rank directly and through its launcher.
 ECHO_SECONDS = 0.25

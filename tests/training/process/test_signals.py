@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 import hybridtron as ht
-from hybridtron.training.signals import StopRequest
+from hybridtron.training.process.signals import StopRequest
 from tests import warm
 from tests.conftest import command, environment
 
@@ -97,8 +97,8 @@ def test_a_signal_that_interrupts_the_handler_of_another_comes_after_it(monkeypa
             request.receive(signal.SIGINT, None)
         lines.append(content.decode())
 
-    monkeypatch.setattr("hybridtron.training.signals.os.write", write)
-    monkeypatch.setattr("hybridtron.training.signals.os._exit", lambda code: lines.append(str(code)))
+    monkeypatch.setattr("hybridtron.training.process.signals.os.write", write)
+    monkeypatch.setattr("hybridtron.training.process.signals.os._exit", lambda code: lines.append(str(code)))
     request.receive(signal.SIGTERM, None)
     assert lines[0].startswith("stopping after this step")
     assert lines[1].startswith("ended at once")

@@ -13,11 +13,11 @@ import pytest
 
 from hybridtron.config.load import load
 from hybridtron.distributed.process_groups.environment import Environment
+from hybridtron.errors import TrainingStopped
 from hybridtron.training.callbacks import Callback
 from hybridtron.training.callbacks.metrics import MetricsFile, read_metrics
 from hybridtron.training.config import RunConfig
 from hybridtron.training.run import train
-from hybridtron.training.saving import TrainingStopped
 from hybridtron.training.validation.resolve import resolve
 from tests import warm
 from tests.conftest import command, environment

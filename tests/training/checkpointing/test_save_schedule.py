@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from hybridtron.config.load import build
-from hybridtron.training import save_schedule
+from hybridtron.training.checkpointing import save_schedule
 from hybridtron.training.config import RunConfig
 from tests.conftest import TINY
 
