@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from hybridtron.cli.arguments import ArgumentParser, naming_options
-from hybridtron.cli.mad import changed_settings
+from hybridtron.cli.mad.settings import changed_settings
 from hybridtron.errors import UserError
 from hybridtron.mad.checkpoints import MODES, CheckpointScores, score_checkpoints
 from hybridtron.mad.models.shrink import DEPTH

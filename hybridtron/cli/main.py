@@ -16,7 +16,7 @@ from hybridtron import __version__
 from hybridtron.cli import (
     ablate,
     compare,
-    converting,
+    convert,
     describe,
     doctor,
     efficiency,
@@ -28,7 +28,6 @@ from hybridtron.cli import (
     runs,
     scale,
     search,
-    searching,
     train,
 )
 from hybridtron.cli import eval as evaluate
@@ -61,7 +60,7 @@ VERBS = (
 NESTED_VERBS = {
     "mad": ("data|run|report", "six synthetic tasks that rank architectures in minutes"),
     "laws": ("fit|list", "fit a scaling law to finished runs"),
-    "convert": ("|".join(converting.VERBS), "checkpoints to other formats and back; inspect and compare them"),
+    "convert": ("|".join(convert.VERBS), "checkpoints to other formats and back; inspect and compare them"),
 }
 
 
@@ -124,8 +123,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     for name, (nested, _) in NESTED_VERBS.items():
         if arguments and arguments[0] in nested.split("|"):
             parser.error(f"argument VERB: invalid choice: {arguments[0]!r}: expected `{name} {arguments[0]}`")
-    if arguments[:1] == ["search"] and arguments[1:2] and arguments[1] in searching.VERBS:
-        options, rest = searching.build_parser(arguments[1]).parse_known_args(arguments[2:])
+    if arguments[:1] == ["search"] and arguments[1:2] and arguments[1] in search.VERBS:
+        options, rest = search.build_parser(arguments[1]).parse_known_args(arguments[2:])
     else:
         options, rest = parser.parse_known_args(arguments)
     unknown = [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(options, "overrides")]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
 
 from hybridtron.errors import with_caller_names
-from hybridtron.reporting.numbers import duration
+from hybridtron.reporting.numbers import byte_size, duration
+
+MIB = 2**20
 
 
 class _Console(Console):
@@ -81,3 +85,18 @@ class ProgressView:
         if done == before:
             return ""
         return f"at most {duration((now - began) / (done - before) * (total - done))} left"
+
+
+@contextlib.contextmanager
+def byte_progress(name: str) -> Iterator[Callable[[int, int], None]]:
+    """Show the progress of the block, which calls the function with the bytes done and those of all."""
+    view = ProgressView()
+
+    def update(done: int, total: int) -> None:
+        text = f"{name}  {byte_size(done)} of {byte_size(total)}"
+        view.update(name, done // MIB, total // MIB, "MiB", text)
+
+    try:
+        yield update
+    finally:
+        view.close()

@@ -2,13 +2,12 @@
 
 import pytest
 
-from hybridtron.cli import converting
-from hybridtron.cli.convert import build_parser
+from hybridtron.cli.convert import VERBS, build_parser
 from hybridtron.cli.main import main
 from tools.convert_checkpoint import main as tool
 
 
-@pytest.mark.parametrize("name", converting.VERBS)
+@pytest.mark.parametrize("name", VERBS)
 def test_every_verb_has_help(name, capsys):
     with pytest.raises(SystemExit) as ended:
         build_parser().parse_args([name, "--help"])

@@ -18,8 +18,8 @@ def add_arguments(verb: ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the average."""
-    from hybridtron.cli.byte_progress import byte_progress
     from hybridtron.convert.checkpoints.ema import ema
+    from hybridtron.reporting.progress import byte_progress
 
     with byte_progress("ema") as progress:
         ema(options.checkpoint, options.out, progress=progress)

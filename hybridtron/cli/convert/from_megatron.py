@@ -26,8 +26,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Convert, and print the receipt."""
-    from hybridtron.cli.byte_progress import byte_progress
     from hybridtron.convert.megatron.from_megatron import from_megatron
+    from hybridtron.reporting.progress import byte_progress
 
     with byte_progress("from-megatron") as progress:
         receipt = from_megatron(options.folder, options.out, options.config, options.vocab_size, progress)

@@ -22,8 +22,8 @@ def add_arguments(verb: ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the average."""
-    from hybridtron.cli.byte_progress import byte_progress
     from hybridtron.convert.checkpoints.average import average
+    from hybridtron.reporting.progress import byte_progress
 
     with byte_progress("average") as progress:
         average(options.checkpoints, options.out, weights=options.weights, ema=options.ema, progress=progress)

@@ -26,8 +26,8 @@ def add_arguments(verb: ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Compare and print what differs."""
-    from hybridtron.cli.byte_progress import byte_progress
     from hybridtron.convert.checkpoints.verify import verify
+    from hybridtron.reporting.progress import byte_progress
 
     with byte_progress("verify") as progress:
         result = verify(options.one, options.other, logits=options.logits, progress=progress)

@@ -1,12 +1,18 @@
-"""`hybridtron convert`: checkpoints to other formats and back; see `hybridtron.cli.converting` for its verbs."""
+"""`hybridtron convert`: checkpoints to other formats and back.
+
+Its verbs are one module each: SUMMARY, add_arguments, run. The module to_hf.py is the verb to-hf. Heavy
+imports happen when a verb runs.
+"""
 
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Sequence
 
-from hybridtron.cli import converting
 from hybridtron.cli.arguments import ArgumentParser, naming_options
+
+VERBS = tuple(sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__)))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -17,11 +23,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def build_parser() -> ArgumentParser:
-    """Return the parser of all verbs of `convert`, one for each module of `hybridtron.cli.converting`."""
+    """Return the parser of all verbs of `convert`, one for each module here."""
     parser = ArgumentParser(prog="hybridtron convert", description="Convert, inspect and compare checkpoints.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for name in converting.VERBS:
-        module = importlib.import_module(f"hybridtron.cli.converting.{name.replace('-', '_')}")
+    for name in VERBS:
+        module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
         verb = verbs.add_parser(name, help=module.SUMMARY, description=module.SUMMARY)
         module.add_arguments(verb)
         verb.set_defaults(run=module.run, parser=verb)

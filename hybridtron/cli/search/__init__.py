@@ -1,13 +1,18 @@
-"""`hybridtron search`: search architectures."""
+"""`hybridtron search`: search architectures.
+
+Its verbs, such as `search transfer`, are one module each: SUMMARY, add_arguments, run. Any other word after `search` is
+the config of a search. Heavy imports happen when a verb runs.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import pkgutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybridtron.cli import searching
 from hybridtron.cli.arguments import ArgumentParser, add_config_arguments, add_json_argument, add_print_argument
 from hybridtron.cli.jobs import add_launch_argument, run_jobs
 from hybridtron.cli.output import print_result, terminating_signal_as_interrupt
@@ -18,13 +23,22 @@ if TYPE_CHECKING:
     from hybridtron.composer.nas.config import SearchConfig
     from hybridtron.composer.report.outcome import Outcome
 
-
+VERBS = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 SUMMARY = "search architectures, or go on with a search; several may share one folder"
+
+
+def build_parser(name: str) -> ArgumentParser:
+    """Return the parser of a verb of `search`; it sets `run`, the verb's function, and `parser`, itself."""
+    module = importlib.import_module(f"{__name__}.{name}")
+    verb = ArgumentParser(prog=f"hybridtron search {name}", description=module.SUMMARY)
+    module.add_arguments(verb)
+    verb.set_defaults(run=module.run, parser=verb)
+    return verb
 
 
 def add_arguments(verb: ArgumentParser) -> None:
     """Add the arguments of the verb."""
-    verb.description = f"{SUMMARY}. `hybridtron search {'|'.join(searching.VERBS)} --help` tells of other uses."
+    verb.description = f"{SUMMARY}. `hybridtron search {'|'.join(VERBS)} --help` tells of other uses."
     add_config_arguments(verb)
     verb.add_argument("--workers", type=int, default=1, metavar="N", help="processes to start here (%(default)s)")
     add_launch_argument(verb, "the workers")
@@ -66,9 +80,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _refuse_misspelt_verb(config: Path) -> None:
     """Raise UserError for a CONFIG that is no file and reads like a verb, such as `tel`."""
-    verb = nearest(str(config), searching.VERBS)
+    verb = nearest(str(config), VERBS)
     if verb and not config.exists():
-        raise UserError(f"{config}: no such file; expected a config, or {one_of(str(config), searching.VERBS)}")
+        raise UserError(f"{config}: no such file; expected a config, or {one_of(str(config), VERBS)}")
 
 
 def _run_search(config: SearchConfig) -> tuple[Outcome, Path]:

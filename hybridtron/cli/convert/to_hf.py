@@ -35,8 +35,8 @@ def add_check_arguments(verb: ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Convert, and print the receipt; return 1 where logits differ."""
-    from hybridtron.cli.byte_progress import byte_progress
     from hybridtron.convert.exporting import to_hf
+    from hybridtron.reporting.progress import byte_progress
 
     with byte_progress("to-hf") as progress:
         receipt = to_hf(

@@ -23,8 +23,8 @@ def add_arguments(verb: ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the new run."""
-    from hybridtron.cli.byte_progress import byte_progress
     from hybridtron.convert.checkpoints.upcycle import upcycle
+    from hybridtron.reporting.progress import byte_progress
 
     with byte_progress("upcycle") as progress:
         upcycle(

@@ -29,8 +29,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Convert, and print the receipt."""
-    from hybridtron.cli.byte_progress import byte_progress
     from hybridtron.convert.megatron.to_megatron import to_megatron
+    from hybridtron.reporting.progress import byte_progress
 
     with byte_progress("to-megatron") as progress:
         receipt = to_megatron(options.run_path, options.out, options.kind, options.spec, progress)

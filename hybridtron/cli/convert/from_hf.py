@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from hybridtron.cli.arguments import ArgumentParser, add_json_argument
-from hybridtron.cli.converting.to_hf import add_check_arguments
+from hybridtron.cli.convert.to_hf import add_check_arguments
 from hybridtron.cli.output import print_result
 
 SUMMARY = "a Hugging Face folder as a run folder, from which a run can begin"
@@ -29,8 +29,8 @@ def add_arguments(verb: ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Convert, and print the receipt; return 1 where logits differ."""
-    from hybridtron.cli.byte_progress import byte_progress
     from hybridtron.convert.importing import from_hf
+    from hybridtron.reporting.progress import byte_progress
 
     with byte_progress("from-hf") as progress:
         receipt = from_hf(

@@ -22,8 +22,8 @@ def add_arguments(verb: ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the checkpoint anew."""
-    from hybridtron.cli.byte_progress import byte_progress
     from hybridtron.convert.checkpoints.reshard import reshard
+    from hybridtron.reporting.progress import byte_progress
 
     names = ("tensor", "pipeline", "files", "optimizer")
     with byte_progress("reshard") as progress:
