@@ -9,8 +9,6 @@ fall with the budget, by that trend (a gamma regression of the variances, logari
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,73 +17,63 @@ from scipy.special import chdtrc, stdtrit
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.fitting.minima.loss_minima import LossMinimum, minimum_derivatives
 from hybridtron.laws.fitting.optimize.problem import Array
+from hybridtron.laws.fitting.uncertainty.bootstrap import LEVEL
 
-LEVEL = 0.95
 _UNEQUAL = 0.3  # p of equal variances below which each budget also has its own
 Spread = Callable[[Array], list[float]]  # weights of exponent and log factor [2] -> lower and upper deviation
 
 
-@dataclass(frozen=True)
-class LineNoise:
-    """The noise of a line through minima.
+def line_spread(
+    runs: Runs, column: str, kept: Sequence[LossMinimum], labels: NDArray[np.intp], freedom: int, grouped: bool
+) -> Spread:
+    """Return the function that gives the interval of the line through the minima of a column.
 
-    Attributes:
-        minima: the minima that the line goes through, [K].
-        derivatives: of log x at each minimum by the losses of its rows, [K] arrays.
-        line: derivatives of the exponent and of the log factor by log x of the minima, [2, K].
+    Args:
+        kept: the minima, [K].
         labels: run of each row of the table.
         freedom: degrees of freedom of the pooled variance.
         grouped: whether several rows may belong to one run.
     """
+    log_c = np.log([minimum.budget for minimum in kept])
+    centred = log_c - log_c.mean()
+    exponent = centred / (centred**2).sum()
+    line = np.stack([exponent, 1 / len(kept) - exponent * log_c.mean()])  # by log x of the minima, [2, K]
+    derivatives = [minimum_derivatives(minimum, runs[column]) for minimum in kept]
+    moved = np.array([slope @ slope for slope in derivatives])  # a minimum by unit noise, squared, [K]
+    squares = np.array([(minimum.residual**2).sum() for minimum in kept])
+    within = np.array([len(minimum.rows) - 3 for minimum in kept], dtype=float)  # degrees of freedom of each budget
+    design = np.stack([np.ones_like(log_c), centred], axis=1)
+    equal = equal_variances(squares, within)
+    trend, covariance, p = variance_trend(squares, within, design)
 
-    minima: Sequence[LossMinimum]
-    derivatives: list[Array]
-    line: Array
-    labels: NDArray[np.intp]
-    freedom: int
-    grouped: bool
-
-    def spread(self, weights: Array) -> list[float]:
-        """Return the 95 % interval of weights @ (exponent, log factor), less its estimate."""
-        squares, freedom, moved, equal, (trend, covariance, p) = self._within_budgets
-        share = (weights @ self.line) ** 2 * moved  # [K]
-        own = share * squares / freedom
-        pooled = share.sum() * squares.sum() / freedom.sum()
-        satterthwaite = own.sum() ** 2 / max((own**2 / freedom).sum(), 1e-300)
-        satterthwaite = min(max(satterthwaite, len(self.minima)), self.freedom)
-        variances: list[tuple[float, float]] = [(pooled, self.freedom)]
+    def spread(weights: Array) -> list[float]:
+        share = (weights @ line) ** 2 * moved  # [K]
+        own = share * squares / within
+        pooled = share.sum() * squares.sum() / within.sum()
+        variances: list[tuple[float, float]] = [(pooled, freedom)]
         if equal < _UNEQUAL:
-            variances.append((own.sum(), satterthwaite))
+            satterthwaite = own.sum() ** 2 / max((own**2 / within).sum(), 1e-300)
+            variances.append((own.sum(), min(max(satterthwaite, len(kept)), freedom)))
         if p < _UNEQUAL:
             parts = share * trend
-            about = parts @ self._design() / parts.sum()  # of the logarithm of the sum
-            variances.append((parts.sum(), min(2 / float(about @ covariance @ about), self.freedom)))
-        if self.grouped:
-            variances.append((self._of_runs(weights), self.freedom))
+            about = parts @ design / parts.sum()  # of the logarithm of the sum
+            variances.append((parts.sum(), min(2 / float(about @ covariance @ about), freedom)))
+        if grouped:
+            variances.append((_variance_of_runs(weights @ line, derivatives, kept, labels), freedom))
         half = max(float(stdtrit(t, 0.5 + LEVEL / 2) * np.sqrt(variance)) for variance, t in variances)
         return [-half, half]
 
-    @cached_property
-    def _within_budgets(self) -> tuple[Array, Array, Array, float, tuple[Array, Array, float]]:
-        """Return what every interval needs of the budgets: squares and their freedom, what a minimum moves with unit
-        noise, squared, each [K]; the p of equal variances; their trend."""
-        squares = np.array([(one.residual**2).sum() for one in self.minima])
-        freedom = np.array([len(one.rows) - 3 for one in self.minima], dtype=float)
-        moved = np.array([slope @ slope for slope in self.derivatives])
-        trend = variance_trend(squares, freedom, self._design())
-        return squares, freedom, moved, equal_variances(squares, freedom), trend
+    return spread
 
-    def _design(self) -> Array:
-        """Return 1 and the logarithm of each budget about its mean, [K, 2]."""
-        log_c = np.log([one.budget for one in self.minima])
-        return np.stack([np.ones_like(log_c), log_c - log_c.mean()], axis=1)
 
-    def _of_runs(self, weights: Array) -> float:
-        """Return the variance where the noise of the rows of one run is one draw."""
-        moved = np.zeros(int(self.labels.max()) + 1)
-        for weight, slope, minimum in zip(weights @ self.line, self.derivatives, self.minima, strict=True):
-            np.add.at(moved, self.labels[minimum.rows], weight * slope * minimum.noise)
-        return float((moved**2).sum())
+def _variance_of_runs(
+    weights: Array, derivatives: Sequence[Array], kept: Sequence[LossMinimum], labels: NDArray[np.intp]
+) -> float:
+    """Return the variance of weights @ log x of the minima, [K], where the noise of the rows of a run is one draw."""
+    moved = np.zeros(int(labels.max()) + 1)
+    for weight, slope, minimum in zip(weights, derivatives, kept, strict=True):
+        np.add.at(moved, labels[minimum.rows], weight * slope * minimum.noise)
+    return float((moved**2).sum())
 
 
 def equal_variances(squares: Array, freedom: Array) -> float:
@@ -113,14 +101,3 @@ def variance_trend(squares: Array, freedom: Array, design: Array) -> tuple[Array
         fitted = fitted + design @ (covariance @ (design.T @ (freedom / 2 * change)))
     ratio = freedom @ (level + measured / np.exp(level) - fitted - measured / np.exp(fitted))
     return np.asarray(np.exp(fitted)), covariance, float(chdtrc(design.shape[1] - 1, max(float(ratio), 0.0)))
-
-
-def line_spread(
-    runs: Runs, column: str, kept: Sequence[LossMinimum], labels: NDArray[np.intp], freedom: int, grouped: bool
-) -> Spread:
-    """Return the function that gives the interval of the line through the minima of a column."""
-    log_c = np.log([minimum.budget for minimum in kept])
-    slope = (log_c - log_c.mean()) / ((log_c - log_c.mean()) ** 2).sum()
-    line = np.stack([slope, 1 / len(kept) - slope * log_c.mean()])
-    derivatives = [minimum_derivatives(minimum, runs[column]) for minimum in kept]
-    return LineNoise(kept, derivatives, line, labels, freedom, grouped).spread

@@ -19,10 +19,7 @@ from scipy.special import stdtrit
 
 from hybridtron.errors import UserError
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.fitting.minima.budgets import (
-    FEWEST,
-    split_budgets,
-)
+from hybridtron.laws.fitting.minima.budgets import FEWEST, split_budgets
 from hybridtron.laws.fitting.optimize.problem import Array
 from hybridtron.laws.law import Series, Settings
 from hybridtron.reporting.numbers import plural

@@ -11,9 +11,7 @@ import numpy as np
 
 from hybridtron.errors import UserError
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.fitting.minima.budgets import (
-    budget_warnings,
-)
+from hybridtron.laws.fitting.minima.budgets import budget_warnings
 from hybridtron.laws.fitting.minima.delta_method import line_spread
 from hybridtron.laws.fitting.minima.loss_minima import (
     LossMinimum,

@@ -13,16 +13,8 @@ from numpy.typing import NDArray
 from hybridtron.errors import UserError
 from hybridtron.laws.data.outliers import OUTLIERS, outlier_flags
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.fitting.minima.budgets import (
-    BUDGET_TOLERANCE,
-    gather_budgets,
-)
-from hybridtron.laws.fitting.minima.loss_minima import (
-    WINDOW,
-    LossMinimum,
-    chosen_window,
-    parabola_curves,
-)
+from hybridtron.laws.fitting.minima.budgets import BUDGET_TOLERANCE, gather_budgets
+from hybridtron.laws.fitting.minima.loss_minima import WINDOW, LossMinimum, chosen_window, parabola_curves
 from hybridtron.laws.fitting.minima.minima_fit import Axis, MinimaFit, fit_minima
 from hybridtron.laws.fitting.minima.power_law import predict
 from hybridtron.laws.fitting.uncertainty.extrapolation import not_held_out
