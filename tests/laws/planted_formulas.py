@@ -10,9 +10,9 @@ import numpy as np
 
 from hybridtron.laws.data.points import read_points
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.families.formula import SYMBOLS
 from hybridtron.laws.families.loss import data_repetition, hybrid_ratio, outer_exponent, precision
 from hybridtron.laws.families.moe import fine_grained, optimal_sparsity, routed_moe, sparse
+from hybridtron.laws.families.symbols import SYMBOLS
 from tests.laws.planted import Seed, scattered_sizes
 
 Columns = dict[str, np.ndarray]

@@ -33,7 +33,7 @@ def find(law: Law, runs: Runs, settings: Settings) -> list[str]:
     if not {"tokens", "flops", "M"} & reads(law) or sizes(runs) is None:
         return []
     for name in _candidates(runs):
-        label = np.unique(runs[name].astype(str), return_inverse=True)[1]
+        label = runs.labels(name)
         order = np.argsort(label, kind="stable")
         groups = np.split(order, np.flatnonzero(np.diff(label[order])) + 1)
         if _are_runs(runs, groups, by_size=name == "n_params"):

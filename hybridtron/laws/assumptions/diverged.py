@@ -55,7 +55,7 @@ def diverged(runs: Runs, apart: list[str]) -> NDArray[np.bool_]:
     best = order[np.unique(cell[order], return_index=True)[1]]
     stratum = np.zeros(len(runs), dtype=np.intp)
     for name in apart:
-        label = np.unique(runs[name].astype(str), return_inverse=True)[1]
+        label = runs.labels(name)
         stratum = np.unique(stratum * (label.max() + 1) + label, return_inverse=True)[1]
     for label in np.unique(stratum[best]):
         rows = best[stratum[best] == label]

@@ -115,7 +115,7 @@ def _is_kind(runs: Runs, settings: Settings, name: str) -> bool:
     few = count < _FEWEST_ROWS
     if not 2 <= len(count) <= MOST or np.sum(~few) < 2 or count[few].sum() > 0.2 * len(runs):
         return False
-    if name != "arch" and "arch" in runs and _same_parts(label, runs["arch"]):
+    if name != "arch" and "arch" in runs and _same_parts(label, runs.labels("arch")):
         return False
     if _is_named(name):
         return True
@@ -131,8 +131,8 @@ def _is_read(law: Law, runs: Runs, name: str) -> bool:
     return any(one != name and one in runs and np.array_equal(runs[one], runs[name]) for one in reads(law))
 
 
-def _same_parts(label: np.ndarray, names: np.ndarray) -> bool:
-    other = np.unique(names.astype(str), return_inverse=True)[1]
+def _same_parts(label: np.ndarray, other: np.ndarray) -> bool:
+    """Return whether two columns, each as the numbers of its values [n], part the rows alike."""
     pairs = len(np.unique(np.stack([label, other]), axis=1).T)
     return bool(pairs == label.max() + 1 == other.max() + 1)
 
@@ -175,7 +175,7 @@ def _last_of_runs(runs: Runs, settings: Settings) -> np.ndarray:
     name = settings.group or next((name for name in RUN_NAMES if name in runs), None)
     if name is None or "tokens" not in runs or runs["tokens"].dtype == object:
         return np.arange(len(runs))
-    label = np.unique(runs[name].astype(str), return_inverse=True)[1]
+    label = runs.labels(name)
     order = np.lexsort((-runs["tokens"], label))
     return np.sort(order[np.unique(label[order], return_index=True)[1]])
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hybridtron.errors import UserError
 from hybridtron.laws.data.columns import no_column
@@ -106,6 +107,10 @@ class Runs:
         values = self[column]
         text = values if values.dtype == object else np.array([f"{v:g}" for v in values], dtype=object)
         return {str(value): self.take(text == value) for value in dict.fromkeys(text)}
+
+    def labels(self, column: str) -> NDArray[np.intp]:
+        """Return the number of each row's value among the values of the column, sorted as text; [n]."""
+        return np.unique(self[column].astype(str), return_inverse=True)[1]
 
     def require(
         self,

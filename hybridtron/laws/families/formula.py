@@ -18,29 +18,19 @@ import numpy as np
 
 from hybridtron.errors import UserError
 from hybridtron.laws.data.outliers import OUTLIERS
-from hybridtron.laws.data.ranges import broken_range
 from hybridtron.laws.data.runs import Runs
+from hybridtron.laws.families.symbols import SYMBOLS, columns_at
 from hybridtron.laws.fitting.curves.complete import complete_fit
 from hybridtron.laws.fitting.curves.curve import Build, Curve, CurveFit
 from hybridtron.laws.fitting.curves.fixed import FIX, check_reach, misfit_warnings, read_fixed
 from hybridtron.laws.fitting.curves.plots import loss_across, measured_against_predicted
 from hybridtron.laws.fitting.optimize.derivatives import check_formula, differentiate
-from hybridtron.laws.fitting.optimize.problem import Array, Problem
+from hybridtron.laws.fitting.optimize.problem import Array, Problem, describe_objective
 from hybridtron.laws.fitting.uncertainty.extrapolation import extrapolation_warnings
 from hybridtron.laws.fitting.uncertainty.identifiability import Tested
 from hybridtron.laws.law import Fit, Law, Series, Settings
 
 _STARTS = 6000
-SYMBOLS: dict[str, tuple[str, ...]] = {  # of predictions -> the columns that they set, as far as the law reads them
-    "N": ("n_params",),
-    "D": ("tokens",),
-    "C": ("flops",),
-    "U": ("unique_tokens",),
-    "r": ("ratio",),
-    "G": ("granularity",),
-    "active": ("active_params",),
-    "P": ("weight_bits", "activation_bits", "kv_bits"),
-}
 Formula = Callable[..., Any]
 Facts = Callable[[CurveFit, Runs, Settings], dict[str, Any]]
 Doubts = Callable[[CurveFit, Runs], list[str]]
@@ -106,7 +96,6 @@ class Declared:
 
         starts = np.random.default_rng(0).uniform(box[:, 0], box[:, 1], (_STARTS, len(names)))
         problem = Problem(predict, derivatives, np.log(runs["loss"]), delta, box[:, 0], box[:, 1])
-        words = "half the squared error" if math.isinf(delta) else "Huber"
         tested = {
             i: Tested(name, bool(is_log[i]), tuple(other for other in self.tested[name] if other in names))
             for i, name in enumerate(names)
@@ -114,7 +103,7 @@ class Declared:
         }
         return Curve(
             problem, starts, lambda theta: values(list(theta.T)), loss, runs["loss"],
-            f"{words} of log loss, summed over points", True, tested=tested,
+            describe_objective(delta, "log loss"), True, tested=tested,
         )  # fmt: skip
 
     def fit(self, runs: Runs, settings: Settings) -> Fit:
@@ -124,7 +113,7 @@ class Declared:
         delta = self.delta if settings.delta is None else settings.delta
         build = partial(self.build, fixed=fixed)
         for point in settings.predict:
-            _columns_at(self, point)  # refused before the fit
+            columns_at(self.name, self.columns, self.at_most, point)  # refused before the fit
         if not fixed:
             _check_varied(self.name, self.columns, runs)
         curve = build(runs, delta)
@@ -220,45 +209,11 @@ def _check_varied(name: str, columns: Sequence[str], runs: Runs) -> None:
             )
 
 
-def _columns_at(law: Declared, point: Mapping[str, float]) -> dict[str, float]:
-    """Return the columns of a point given by their names or symbols.
-
-    Raises UserError for one too many or too few, and for values that are impossible.
-    """
-    columns = law.columns
-    symbols = {column: symbol for symbol, known in SYMBOLS.items() for column in known}
-    at: dict[str, float] = {}
-    called: dict[str, str] = {}
-    text = ",".join(f"{given}={value:g}" for given, value in point.items())
-    expected = ", ".join(dict.fromkeys(_symbol(symbols.get(column, column), columns) for column in columns))
-    for given, value in point.items():
-        named = [column for column in SYMBOLS.get(given, (given,)) if column in columns and column not in at]
-        if not named:
-            raise UserError(
-                f"predict = {text}: {law.name} does not know {given!r} beside the others; expected {expected}"
-            )
-        at |= dict.fromkeys(named, value)
-        called |= dict.fromkeys(named, given)
-    given_alone = {symbols.get(column) for column in point}  # a symbol of which some columns were given by name
-    lacking = [column for column in columns if column not in at]
-    if missing := [c if symbols.get(c, c) in given_alone else symbols.get(c, c) for c in lacking]:
-        raise UserError(f"predict = {text}: {', '.join(dict.fromkeys(missing))} missing; {law.name} needs {expected}")
-    if (broken := broken_range(at, law.at_most, called)) is not None:
-        raise UserError(f"predict = {text}: {broken}")
-    return at
-
-
-def _symbol(name: str, columns: Sequence[str]) -> str:
-    """Return a symbol of points, with the columns that it sets where it may set several."""
-    known = SYMBOLS.get(name, ())
-    return name if len(known) < 2 else f"{name} ({', '.join(column for column in known if column in columns)})"
-
-
 def _predict(
     law: Declared, fitted: CurveFit, point: Mapping[str, float], runs: Runs
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Predict the loss at a point, and warn of what lies far outside the data."""
-    at = _columns_at(law, point)
+    at = columns_at(law.name, law.columns, law.at_most, point)
     known = {
         given: runs[column] for given in point for column in SYMBOLS.get(given, (given,))
         if column in law.columns

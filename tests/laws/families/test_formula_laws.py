@@ -13,9 +13,9 @@ from hybridtron.errors import UserError
 from hybridtron.laws import LAWS, Settings, fit
 from hybridtron.laws.data.points import read_points
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.families.formula import SYMBOLS
 from hybridtron.laws.families.loss import depth_width, outer_exponent, precision
 from hybridtron.laws.families.moe import fine_grained, optimal_sparsity, routed_moe, sparse
+from hybridtron.laws.families.symbols import SYMBOLS
 from hybridtron.laws.fitting.curves.curve import fit_curve
 from hybridtron.laws.fitting.optimize.search import search
 from tests.laws.planted_formulas import LAWS as PLANTED

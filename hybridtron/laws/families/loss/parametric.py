@@ -20,13 +20,13 @@ from hybridtron.errors import UserError
 from hybridtron.laws.data import points
 from hybridtron.laws.data.outliers import OUTLIERS
 from hybridtron.laws.data.runs import Runs
+from hybridtron.laws.families.loss.exponent_differences import decide, exponent_differences
 from hybridtron.laws.families.loss.parametric_by_projection import by_projection
 from hybridtron.laws.fitting.curves.complete import complete_fit
 from hybridtron.laws.fitting.curves.curve import Curve, CurveFit, fit_curve
 from hybridtron.laws.fitting.curves.plots import measured_against_predicted
 from hybridtron.laws.fitting.curves.power_sum import SLOPES, PowerSum
 from hybridtron.laws.fitting.optimize.problem import Array
-from hybridtron.laws.fitting.uncertainty import bootstrap
 from hybridtron.laws.fitting.uncertainty.extrapolation import extrapolation_warnings
 from hybridtron.laws.law import Fit, Law, Series, Settings
 
@@ -72,7 +72,7 @@ def compute_optimal(parameters: Mapping[str, Any], flops: Any) -> tuple[Any, Any
 def fit(runs: Runs, settings: Settings) -> Fit:
     """Fit the law; see `LAW` for columns and options."""
     delta = DELTA if settings.delta is None else settings.delta
-    flops = points.FLOPS_PER_PARAMETER_TOKEN * runs["n_params"] * runs["tokens"]
+    flops = _flops(runs)
     data = {"N": runs["n_params"], "D": runs["tokens"], "C": flops}
     architectures = list(runs.split("arch")) if settings.options.get("architectures") == "offset" else []
     if len(architectures) == 1:
@@ -102,6 +102,10 @@ def fit(runs: Runs, settings: Settings) -> Fit:
     if architectures:
         return replace(result, sensitivity=result.sensitivity | {"architectures": comparison})
     return result
+
+
+def _flops(runs: Runs) -> Array:
+    return np.asarray(points.FLOPS_PER_PARAMETER_TOKEN * runs["n_params"] * runs["tokens"])
 
 
 def parameters_of(public: Mapping[str, Any], arch: str) -> dict[str, Any]:
@@ -138,23 +142,10 @@ def compare_architectures(
     tables = runs.split("arch")
     alone = {name: fit_curve(build, table, settings, delta) for name, table in tables.items()}
     reference, *others = names
-    differences = {}
-    for name in others:
-        entry: dict[str, Any] = {}
-        for i, exponent in ((3, "alpha"), (4, "beta")):
-            mine, theirs = alone[name], alone[reference]
-            gap = mine.parameters[exponent] - theirs.parameters[exponent]
-            span = p = None
-            if mine.samples is not None and theirs.samples is not None:
-                count = min(len(mine.samples), len(theirs.samples))
-                rng = np.random.default_rng([settings.seed, 3])
-                spread = mine.samples[:count, i] - rng.permutation(theirs.samples[:count, i])
-                span = bootstrap.interval(spread, min(mine.n_groups, theirs.n_groups), 5)
-                p = bootstrap.p_value(gap, spread, min(mine.n_groups, theirs.n_groups), 5)
-            weak = exponent in mine.weak | theirs.weak
-            entry[exponent] = {"difference": gap, "interval": None if weak else span, "p": None if weak else p}
-        flops = min(float((6 * tables[one]["n_params"] * tables[one]["tokens"]).max()) for one in (name, reference))
-        differences[name] = entry | _gain(together, name, reference, flops)
+    differences = exponent_differences(alone, reference, others, settings.seed)
+    for name, entry in differences.items():
+        flops = min(float(_flops(tables[one]).max()) for one in (name, reference))
+        entry |= _gain(together, name, reference, flops)
     decide(differences)
 
     def plain(fitted: CurveFit) -> dict[str, Any]:
@@ -164,22 +155,6 @@ def compare_architectures(
     return {"reference": reference, "shared_exponents": plain(together),
             "alone": {name: plain(fitted) for name, fitted in alone.items()},
             "exponent_differences": differences}  # fmt: skip
-
-
-def decide(differences: dict[str, dict[str, Any]]) -> None:
-    """Add to each comparison whether an exponent differs at 5 %, over all comparisons (Holm 1979): its `kind`."""
-    tests = [entry[exponent] for entry in differences.values() for exponent in ("alpha", "beta")]
-    known = sorted((test for test in tests if test["p"] is not None), key=lambda test: float(test["p"]))
-    highest = 0.0
-    for rank, test in enumerate(known):
-        highest = max(highest, min(1.0, (len(known) - rank) * test["p"]))
-        test["p_holm"] = highest
-    for entry in differences.values():
-        adjusted = [entry[exponent].get("p_holm") for exponent in ("alpha", "beta")]
-        certain = [p for p in adjusted if p is not None]
-        slope = bool(certain) and min(certain) < 0.05
-        entry["kind"] = "slope" if slope else "undecided" if None in adjusted else "offset"
-        entry["comparisons"] = len(known)
 
 
 def _gain(fitted: CurveFit, name: str, reference: str, flops: float) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from hybridtron.laws.families.loss import overtraining, parametric
 from hybridtron.laws.fitting.curves.complete import complete_fit
 from hybridtron.laws.fitting.curves.curve import Curve, CurveFit, fit_curve
 from hybridtron.laws.fitting.curves.plots import measured_against_predicted
-from hybridtron.laws.fitting.optimize.problem import Array, Problem
+from hybridtron.laws.fitting.optimize.problem import Array, Problem, describe_objective
 from hybridtron.laws.fitting.uncertainty.extrapolation import extrapolation_warnings
 from hybridtron.laws.law import Fit, Law, Series, Settings
 
@@ -67,7 +67,6 @@ def build(runs: Runs, delta: float) -> Curve:
             (-0.05, 0.0, 0.05, 0.2, 0.5, 1.0, 3.0), drops, np.geomspace(0.06, 60, 24) / reach
         )
     ])  # fmt: skip
-    words = "half the squared error" if math.isinf(delta) else "Huber"
     shift, unit = np.array([0.0, math.log(top / reach), 0.0]), np.array([top, 1.0, 1 / reach])
     problem = Problem(
         lambda theta, rows: predict_at(theta, u[rows]), jacobian, error, delta,
@@ -75,7 +74,7 @@ def build(runs: Runs, delta: float) -> Curve:
     )  # fmt: skip
     return Curve(
         problem, starts, public, lambda theta, columns: predict_at(theta, columns["loss"] - middle), error,
-        f"{words} of the downstream error, summed over points", False,
+        describe_objective(delta, "the downstream error"), False,
         "all rows have the same loss" if np.ptp(loss) == 0 else None,
     )  # fmt: skip
 
@@ -132,7 +131,8 @@ def _predict(
         entry = {**full, **chain.estimate("loss", lambda theta: chain.curve.predict(theta, at)[:, 0])}
         samples = None if chain.samples is None else chain.curve.predict(chain.samples, at)[:, 0]
         n, d = runs["n_params"], runs["tokens"]
-        warnings = extrapolation_warnings("downstream", full, {"N": n, "D": d, "C": 6 * n * d})
+        data = {"N": n, "D": d, "C": points.FLOPS_PER_PARAMETER_TOKEN * n * d}
+        warnings = extrapolation_warnings("downstream", full, data)
     entry["error"] = float(fitted.predict({"loss": np.array([entry["loss"]])})[0])
     entry["error_interval"] = None  # where it would leave out the uncertainty of the loss
     if samples is not None:

@@ -9,7 +9,6 @@ each other.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -19,7 +18,7 @@ import numpy as np
 
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.fitting.curves.curve import Curve, CurveFit
-from hybridtron.laws.fitting.optimize.problem import Array, Problem
+from hybridtron.laws.fitting.optimize.problem import Array, Problem, describe_objective
 from hybridtron.laws.fitting.uncertainty.identifiability import Tested
 
 
@@ -112,11 +111,10 @@ class PowerSum:
             for constant, size, steep in ((0.0, SMALLEST, 0.0), (float(loss.max()), LARGEST, self.steepest))
         )
         target = np.log(loss) if log_residual else loss
-        words = "half the squared error" if math.isinf(delta) else "Huber"
         return Curve(
             Problem(predict, jacobian, target, delta, lower, upper), self._starts(loss, count), public,
             lambda theta, columns: predict(theta, slopes=lines(columns), log=False), loss,
-            f"{words} of {'log loss' if log_residual else 'loss'}, summed over points", log_residual, undetermined,
+            describe_objective(delta, "log loss" if log_residual else "loss"), log_residual, undetermined,
             self._tested(groups),
         )  # fmt: skip
 

@@ -9,6 +9,7 @@ Shapes: k parameter vectors, n points, p parameters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -42,6 +43,11 @@ class Problem:
 def objective(problem: Problem, theta: Array, weights: Array | None = None) -> Array:
     """Sum Huber's function over points for each parameter vector; theta [k, p], weights [k, n] -> [k]."""
     return huber_sum(problem.predict(theta, slice(None)) - problem.target, weights, problem.delta)
+
+
+def describe_objective(delta: float, of: str) -> str:
+    """Return what the objective sums, in words; `of` is the quantity whose error it is."""
+    return f"{'half the squared error' if math.isinf(delta) else 'Huber'} of {of}, summed over points"
 
 
 def huber_sum(residual: Array, weights: Array | None, delta: float) -> Array:

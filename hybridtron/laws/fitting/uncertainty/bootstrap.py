@@ -28,9 +28,7 @@ _CHUNK = 128  # replicates fitted at once; fixed, so that the draws do not depen
 
 def group_labels(runs: Runs, group: str | None) -> NDArray[np.intp]:
     """Number of the independent run of each row, [n]; every row is its own run without a group column."""
-    if group is None:
-        return np.arange(len(runs))
-    return np.unique(runs[group].astype(str), return_inverse=True)[1].astype(np.intp)
+    return np.arange(len(runs)) if group is None else runs.labels(group)
 
 
 def refusal(n_groups: int, n_parameters: int) -> str | None:

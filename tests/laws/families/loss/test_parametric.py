@@ -8,7 +8,8 @@ from scipy.optimize import brentq
 
 from hybridtron.laws import Settings, fit
 from hybridtron.laws.data.runs import Runs
-from hybridtron.laws.families.loss.parametric import compute_optimal, decide
+from hybridtron.laws.families.loss.exponent_differences import decide
+from hybridtron.laws.families.loss.parametric import compute_optimal
 from tests.laws import planted
 
 
