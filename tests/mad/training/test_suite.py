@@ -1,10 +1,9 @@
-import contextlib
 import multiprocessing
 import os
 import random
 import signal
 import subprocess
-import time
+import sys
 from pathlib import Path
 
 import psutil
@@ -21,6 +20,7 @@ from tests.mad.small import ARCHITECTURE, PRESET, SETTINGS
 
 KILLS = 20
 ROWS = len(SETTINGS) * 2 * 2  # cells and seeds
+CALLS = 11_000  # of functions for a row, about
 
 
 def suite(out, seeds=(0, 1), processes=1, **more):
@@ -36,22 +36,33 @@ def count_lines(folder):
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
-def killed_suite(out, rows, delay, processes=1):
-    """Kill a suite so many seconds after it has added so many rows; returns how many the folder then has."""
+def call_after(number, act):
+    """Act at a call of a function in this thread, after so many others: a moment that no machine's speed moves."""
+    left = number
 
-    def watched():
-        suite(out, processes=processes, on_step=lambda unit, steps: events.send(None))
+    def see(frame, event, argument):
+        nonlocal left
+        left -= event in ("call", "c_call")
+        if left < 0:
+            act()
 
+    sys.setprofile(see)
+
+
+def killed_suite(out, rows, calls=0, processes=1):
+    """Kill a suite so many calls of functions after it has added so many rows; return how many the folder then has."""
     before = count_lines(out)
-    heard, events = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=watched)
+
+    def kill_from_here(*_):
+        if sys.getprofile() is None and count_lines(out) >= before + rows:
+            call_after(calls, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+    def killed():
+        kill_from_here()
+        suite(out, processes=processes, on_step=kill_from_here)
+
+    process = multiprocessing.get_context("fork").Process(target=killed)
     process.start()
-    events.close()
-    with contextlib.suppress(EOFError):
-        while count_lines(out) < before + rows:
-            heard.recv()
-    process.join(timeout=delay)
-    process.kill()
     process.join()
     return count_lines(out)
 
@@ -61,13 +72,6 @@ def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     suite(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def seconds_of_a_row(tmp_path_factory):
-    began = time.perf_counter()
-    suite(tmp_path_factory.mktemp("timed"))
-    return (time.perf_counter() - began) / ROWS
 
 
 def test_every_setting_cell_and_seed_has_a_row(undisturbed):
@@ -82,13 +86,13 @@ def test_every_setting_cell_and_seed_has_a_row(undisturbed):
     }  # fmt: skip
 
 
-def test_twenty_kills_at_random_moments_change_nothing(undisturbed, seconds_of_a_row, tmp_path):
+def test_twenty_kills_at_random_moments_change_nothing(undisturbed, tmp_path):
     """Each kill hits a process that has just begun, or trains, or has just written a row, or is writing one."""
     rng = random.Random(0)
     survived = []
     for kill in range(KILLS):
         rows = kill % 2
-        survived.append(killed_suite(tmp_path, rows, rng.uniform(0, 4 - 3 * rows) * seconds_of_a_row))
+        survived.append(killed_suite(tmp_path, rows, int(rng.uniform(0, 4 - 3 * rows) * CALLS)))
     assert survived == sorted(survived)
     assert len({rows for rows in survived if 0 < rows < ROWS}) >= 5
     suite(tmp_path)
@@ -98,7 +102,7 @@ def test_twenty_kills_at_random_moments_change_nothing(undisturbed, seconds_of_a
 
 
 def test_kills_of_a_suite_in_two_processes_change_nothing(undisturbed, tmp_path):
-    survived = [killed_suite(tmp_path, rows, 0.0, processes=2) for rows in (1, 6)]
+    survived = [killed_suite(tmp_path, rows, processes=2) for rows in (1, 6)]
     assert 0 < survived[0] < survived[1] < ROWS
     suite(tmp_path)
     assert same_rows(tmp_path, undisturbed)
