@@ -148,11 +148,6 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "hybridtron", *map(str, arguments)]
 
 
-def hear_ctrl_c() -> None:
-    """For a process about to start: one that was started in the background, as tests may be, ignores SIGINT."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def environment(**more: str) -> dict[str, str]:
     root = str(ROOT)
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root, **more}

@@ -90,7 +90,7 @@ class Cluster:
 
     def call(self, *command: str, check: bool = True) -> str:
         """Run a program of SLURM and return what it prints."""
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=240)
         assert not check or done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout.strip()
 
@@ -135,7 +135,7 @@ class Cluster:
 
     def cancel_all(self) -> None:
         """End all jobs, and wait until their processes are gone."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while (
             jobs := self.call("squeue", "--noheader", "--format=%A", check=False).split()
         ) and time.monotonic() < deadline:
@@ -146,14 +146,14 @@ class Cluster:
 
     def wait_until_idle(self) -> None:
         """Wait until all nodes take jobs."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while len(self.call("sinfo", "-hNp", "main", "-t", "idle", "-o", "%N", check=False).split()) < len(self.nodes):
             assert time.monotonic() < deadline, self.call("sinfo", "-N", "-l", check=False)
             time.sleep(0.05)
 
 
 def wait_for_file(file: Path) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 240
     while not file.exists():
         assert time.monotonic() < deadline, f"{file} has not appeared"
         time.sleep(0.02)

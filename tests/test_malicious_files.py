@@ -40,7 +40,7 @@ from tests.checkpoints import reseal
 from tests.training.runs import resolved_tiny
 
 CONFIG = resolved_tiny()
-PATIENCE = 20  # seconds, of which none should be needed
+PATIENCE = 120  # seconds, of which none should be needed
 
 
 @pytest.fixture(scope="module")

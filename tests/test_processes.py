@@ -47,7 +47,7 @@ def run(tmp_path, num_workers, tasks):
     program.write_text(PROGRAM)
     arguments = [sys.executable, str(program), str(num_workers), repr(tasks)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    options = {"capture_output": True, "text": True, "timeout": 60, "check": True}
+    options = {"capture_output": True, "text": True, "timeout": 300, "check": True}
     return subprocess.run(arguments, cwd=tmp_path, env=environment, **options).stdout
 
 
@@ -76,7 +76,7 @@ def test_workers_import_nothing_from_the_current_folder(tmp_path):
     program.write_text(PROGRAM)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, str(program), "2", repr([("write", "a"), ("write", "b")])]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.stdout.startswith("done 14"), done.stderr
 
 

@@ -57,7 +57,7 @@ class Driver:
 
     def interrupt(self) -> str:
         self.process.send_signal(signal.SIGINT)
-        text, _ = self.process.communicate(timeout=60)
+        text, _ = self.process.communicate(timeout=240)
         assert self.process.returncode == 130, text
         return text
 

@@ -211,7 +211,7 @@ def test_a_real_job_with_bad_names(slurm, mask, tiny, tmp_path, monkeypatch):
     launch = LaunchConfig(cluster="slurm", max_restarts=0, environment={"X": WORDS[3]}, sbatch={"comment": WORDS[2]})
     handles = submit(jobs, launch, folder=folder)
     assert all(isinstance(handle, SlurmHandle) for handle in handles)
-    assert [handle.wait(60) for handle in handles] == [2, 2]  # there is no such config
+    assert [handle.wait(240) for handle in handles] == [2, 2]  # there is no such config
     assert [handle.result["cause"].count("no such file") for handle in handles] == [1, 1]
     assert not [path for place in (tmp_path, Path.cwd()) for path in place.rglob("PWNED")]
     assert writable_by_others(folder) == []

@@ -8,16 +8,29 @@ import signal
 import subprocess
 import time
 
+import yaml
+
 import hybridtron as ht
 from hybridtron.files import read_last_row
 from hybridtron.monitoring.logs import read_log
 from tests import warm
 from tests.conftest import command, environment
 
+# Imported where a rank starts: the first attempt waits in a save, so that it does not end before it is killed.
+HELD = """
+import os, sys, time
+def hold(event, arguments):
+    if event == "os.rename" and str(arguments[1]).endswith("step_00000006") and os.environ["HYBRIDTRON_ATTEMPT"] == "1":
+        time.sleep(600)
+sys.addaudithook(hold)
+"""
+
 
 def test_a_killed_run_is_shown_with_its_restart_and_followed_over_it(tiny):
     run = tiny.parent / "run"
-    (tiny.parent / "local.yaml").write_text("cluster: local\nprocesses_per_node: 1\n")
+    (tiny.parent / "sitecustomize.py").write_text(HELD)
+    launch = {"cluster": "local", "processes_per_node": 1, "environment": {"PYTHONPATH": str(tiny.parent)}}
+    (tiny.parent / "local.yaml").write_text(yaml.safe_dump(launch))
     keys = ("train.steps=60", "checkpoint.save_every=2", "checkpoint.keep_last=1")
     launched = warm.Popen(
         command("launch", tiny, *keys, "--launch", tiny.parent / "local.yaml"),
@@ -28,11 +41,12 @@ def test_a_killed_run_is_shown_with_its_restart_and_followed_over_it(tiny):
         while ((read_last_row(run / "metrics.jsonl") or {}).get("step") or 0) < 5:
             assert launched.poll() is None
             assert time.monotonic() < deadline
+            time.sleep(0.02)  # a condition with a deadline
         (status,) = ht.runs(run).runs
         assert status.state == "running"
         os.kill(json.loads((run / "launch" / "attempt_1" / "rank_00000.json").read_text())["pid"], signal.SIGKILL)
         log = b"".join(read_log(run, follow=True)).decode()  # to the end of the run
-        assert launched.wait(timeout=60) == 0
+        assert launched.wait(timeout=240) == 0
     finally:
         launched.kill()
         launched.wait()

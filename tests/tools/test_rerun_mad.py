@@ -3,8 +3,6 @@
 import importlib.util
 import json
 import shutil
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +15,8 @@ from hybridtron.mad.scoring.results import read_rows
 from hybridtron.mad.tasks.protocol import task
 from hybridtron.training.single_process import load
 from tests import warm
-from tests.conftest import TINY, command, environment, hear_ctrl_c
+from tests.conftest import TINY, command, environment
+from tests.mad.interrupted import FILE
 
 TOOL = Path(__file__).parents[2] / "tools" / "rerun_mad.py"
 QUICK = ["--preset", "smoke", "--steps", "2", "--nproc", "1", "--tasks", "compression", "--set", "seq_len=8"]
@@ -108,23 +107,16 @@ def test_options_given_twice_add_up(tool, run):
 
 
 def test_ctrl_c_ends_with_one_line_and_what_is_done(run, tmp_path):
-    """Sent when the first task is done; the five others have many steps before them."""
+    """Sent when the first task is done."""
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        [sys.executable, TOOL, run, "--out", out, "--preset", "smoke", "--steps", "100", "--nproc", "1"],
-        env=environment(), stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c,
+    done = warm.run(
+        [sys.executable, "-c", FILE, TOOL, run, "--out", out, "--preset", "smoke", "--steps", "2", "--nproc", "1"],
+        env=environment(), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-    try:
-        for line in process.stderr:
-            if "1/6" in line:
-                break
-        process.send_signal(signal.SIGINT)
-        rest = process.stderr.read()
-        assert process.wait(timeout=60) == 130
-    finally:
-        process.kill()
-        process.wait()
-    assert rest == f"hybridtron: interrupted; what is done is in {out}, the same command goes on\n"
+    assert done.returncode == 130
+    first, last = done.stderr.splitlines()[-2:]
+    assert "  1/6  " in first
+    assert last == f"hybridtron: interrupted; what is done is in {out}, the same command goes on"
     rows, _ = read_rows(out)
     assert len(rows) == 1
 

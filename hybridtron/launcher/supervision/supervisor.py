@@ -184,7 +184,7 @@ class Supervisor:
                 if peer_deadline == float("inf") and attempt.has_failed():
                     peer_deadline = now + PEER_SECONDS
             if now > peer_deadline:
-                return self._end(child, None, verdicts.ENDED)
+                return self._stopped(child) or self._end(child, None, verdicts.ENDED)
             if self.ends_now:
                 return self._end(child, "was ended at once by a second signal", verdicts.ERROR)
             if self.stop_signal and now > self.stop_at + self.config.save_seconds:
@@ -208,11 +208,16 @@ class Supervisor:
         limit = getattr(self.config, key)
         if now - child.beat_at <= limit:
             return None
-        if child.is_stopped():
-            text = f"is stopped by a signal (SIGSTOP) since step {child.step}"
-            return self._end(child, text, verdicts.STOPPED)
+        if report := self._stopped(child):
+            return report
         text = f"made no progress for {limit:g} s after step {child.step}, {child.phase} ({key})"
         return self._end(child, text, verdicts.STALLED)
+
+    def _stopped(self, child: Child) -> Report | None:
+        """End a rank that a signal has stopped, for which others wait in vain; return its report."""
+        if not child.is_stopped():
+            return None
+        return self._end(child, f"is stopped by a signal (SIGSTOP) since step {child.step}", verdicts.STOPPED)
 
     def _end(self, child: Child, cause: str | None, weight: int) -> Report:
         child.kill()

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -63,7 +64,7 @@ def test_a_run_goes_on_after_a_killed_and_a_stopped_rank_and_saves_at_ctrl_c(tin
     os.kill(rank(run, 2, 1), signal.SIGSTOP)
     wait_for(lambda: first_steps(run) == 3, process)
     process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=60)[1].decode()
+    errors = process.communicate(timeout=240)[1].decode()
     assert process.returncode == 0
     attempts = read_attempts(run)
     assert [attempt.outcome for attempt in attempts] == ["failed", "failed", "stopped"]
@@ -83,7 +84,7 @@ def test_a_run_goes_on_after_a_killed_and_a_stopped_rank_and_saves_at_ctrl_c(tin
 
 def test_bad_input_never_starts_again(tmp_path):
     (handle,) = submit([Job("bad", tmp_path / "bad", arguments=("describe", "missing.yaml"))], LaunchConfig())
-    assert handle.wait(60) == 2
+    assert handle.wait(240) == 2
     assert handle.state == "failed"
     assert "missing.yaml" in handle.result["cause"]
     assert not (handle.folder / "launch" / "attempt_2").exists()
@@ -96,17 +97,21 @@ def test_each_launch_has_a_budget_of_restarts(tmp_path):
     job = Job("broken", tmp_path / "run", arguments=("describe", "x.yaml"), processes=2)
     for attempts in (3, 6):
         (handle,) = submit([job], launch)
-        assert handle.wait(60) == 1
+        assert handle.wait(240) == 1
         assert len(list((tmp_path / "run" / "launch").glob("attempt_*"))) == attempts
         assert "RuntimeError: broken; restarted 2 times within 24 h" in handle.result["cause"]
 
 
-def test_jobs_run_at_most_some_at_once_and_what_waits_can_be_cancelled(tmp_path):
+def test_jobs_run_at_most_some_at_once_and_what_waits_can_be_cancelled(tmp_path, monkeypatch):
+    """The first job counts as running until the others have been looked at."""
+    others_seen, poll = threading.Event(), local.LocalHandle.poll
+    monkeypatch.setattr(local.LocalHandle, "poll", lambda handle: others_seen.wait(0.1) and poll(handle))
     jobs = [Job(f"{index}", tmp_path / f"{index}", arguments=("describe", "x.yaml")) for index in range(3)]
     first, second, third = submit(jobs, LaunchConfig(), folder=tmp_path, parallelism=1)
     third.cancel()
-    assert (second.state, third.state) in (("pending", "pending"), ("pending", "cancelled"))
-    assert [handle.wait(60) for handle in (first, second, third)] == [2, 2, 0]
+    assert (second.state, third.state) == ("pending", "pending")
+    others_seen.set()
+    assert [handle.wait(240) for handle in (first, second, third)] == [2, 2, 0]
     assert third.state == "cancelled"
     assert not (third.folder / "launch" / "attempt_1").exists()
     assert len(list((tmp_path / "code").iterdir())) == 1

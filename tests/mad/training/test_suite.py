@@ -195,7 +195,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
         workers = [c for c in psutil.Process(process.pid).children() if "spawn_main" in " ".join(c.cmdline())]
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    gone, alive = psutil.wait_procs(workers, timeout=60)
+    gone, alive = psutil.wait_procs(workers, timeout=240)
     for worker in alive:
         worker.kill()
     assert len(gone) == 2

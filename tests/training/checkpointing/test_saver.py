@@ -52,7 +52,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tiny, monkeypatch):
     write = CheckpointWriter.write
 
     def slow(writer, folder):
-        assert third_step_done.wait(timeout=60)
+        assert third_step_done.wait(timeout=240)
         return write(writer, folder)
 
     monkeypatch.setattr(CheckpointWriter, "write", slow)
@@ -69,7 +69,7 @@ def test_what_is_saved_is_the_step_of_the_save(tiny, tmp_path, monkeypatch):
     ht.train(tiny, *keys, "checkpoint.asynchronous=false", f"folder={tmp_path / 'at_once'}")
     step_4 = threading.Event()
     write = CheckpointWriter.write
-    monkeypatch.setattr(CheckpointWriter, "write", lambda *each: step_4.wait(timeout=60) and write(*each))
+    monkeypatch.setattr(CheckpointWriter, "write", lambda *each: step_4.wait(timeout=240) and write(*each))
     ht.train(tiny, *keys, callbacks=[Watch(lambda step: step_4.set() if step == 3 else None)])
     for name in ("step_00000002", "step_00000004"):
         file = f"{name}/__0_0.distcp"
