@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hybridtron.api.configs import Config, read_training_config
+from hybridtron.errors import UserError
 from hybridtron.launcher.config import Launch, LaunchConfig, read_launch
+from hybridtron.training.config import RunConfig
 
 if TYPE_CHECKING:
     from hybridtron.launcher.job import Job
@@ -39,9 +42,19 @@ def prepare(config: Config, *overrides: str, launch: Launch | LaunchConfig) -> t
     from hybridtron.training.run_folder.folder import RunFolder
     from hybridtron.training.run_folder.resume import find_start, require_same_tokens
 
-    resolved, settings = read_training_config(config, *overrides), read_launch(launch)
+    settings = read_launch(launch)
+    _require_keys_of_a_run(overrides)
+    resolved = read_training_config(config, *overrides)
     allocate(resolved, settings)
     folder = RunFolder(resolved.run_folder)
     find_start(folder, resolved, resume=True)
     require_same_tokens(folder, open_corpus(resolved))
     return Job(resolved.name, resolved.run_folder, resolved), settings
+
+
+def _require_keys_of_a_run(overrides: Sequence[str]) -> None:
+    """Raise UserError for an override of a key that belongs into the launch file."""
+    for override in overrides:
+        key = str(override).partition("=")[0].partition(".")[0].strip()
+        if key in LaunchConfig.model_fields and key not in RunConfig.model_fields:
+            raise UserError(f"{key}: is a key of a launch file; expected it there, and keys of the run as overrides")

@@ -21,10 +21,24 @@ _PARAMETER = re.compile(
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Parser that reports bad arguments in one line and exits with code 2; --help shows the usage."""
+    """Parser that reports bad arguments in one line and exits with code 2; --help shows the usage.
+
+    Options are written out: what begins like one may be another, misspelt.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **options})
+        self._given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return the parsed arguments, and those that are unknown."""
+        self._given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Print the error and exit with code 2."""
+        """Print the error and exit with code 2. Where something is missing, an option that is unknown may be it."""
+        if " are required: " in message and (unknown := self._unknown_option()):
+            message += f"; unrecognized: {unknown}{self._nearest_option(unknown)}"
         print(f"hybridtron: error: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
 
@@ -37,10 +51,18 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
         """Report arguments that the parser does not know, with the option nearest to the first that looks like one."""
-        options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
         wrong = next((word.partition("=")[0] for word in unknown if word.startswith("--")), "")
-        close = nearest(wrong[2:], [option[2:] for option in options])
-        self.error(f"unrecognized arguments: {' '.join(unknown)}" + (f" (nearest: --{close})" if close else ""))
+        self.error(f"unrecognized arguments: {' '.join(unknown)}{self._nearest_option(wrong)}")
+
+    def _unknown_option(self) -> str:
+        """Return the first option that was given and that there is not; empty where there is none."""
+        given = (word.partition("=")[0] for word in self._given if re.match("--[a-z]", word))
+        return next((option for option in given if option not in self._option_string_actions), "")
+
+    def _nearest_option(self, wrong: str) -> str:
+        """Return ` (nearest: --NAME)`; empty where none is close."""
+        close = nearest(wrong[2:], [option[2:] for option in self._option_string_actions if option.startswith("--")])
+        return f" (nearest: --{close})" if close else ""
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Raise ArgumentError for a value that is not among the choices, with the nearest of them."""

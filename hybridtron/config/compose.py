@@ -168,11 +168,16 @@ def _check_exists(path: str, named_in: str) -> None:
 
 
 def _nearest_entry(path: str) -> str:
-    """Return ` (nearest: PATH)` for a path whose last part does not exist; empty if nothing beside it is close."""
+    """Return ` (nearest: PATH)` for a path whose last part does not exist; empty if nothing beside it is close.
+
+    The suffix of the path is that of most files, and makes none of them closer.
+    """
     folder, name = os.path.split(path)
     entries = sorted(entry.name for entry in Path(folder or ".").iterdir()) if os.path.isdir(folder or ".") else []
-    close = nearest(name, entries)
-    return f" (nearest: {os.path.join(folder, close)})" if close else ""
+    stem, suffix = os.path.splitext(name)
+    beginnings = {entry.removesuffix(suffix): entry for entry in entries}
+    close = nearest(stem, beginnings)
+    return f" (nearest: {os.path.join(folder, beginnings[close])})" if close else ""
 
 
 def _override(tree: _Tree, override: str) -> None:

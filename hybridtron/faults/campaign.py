@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count as numbers
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from hybridtron.faults import damage, outcome, processes
 from hybridtron.faults.agent import write_plan
 from hybridtron.faults.plan import KINDS, LAUNCHED, LAYOUTS, SAVE_EVERY, WARM, Session, draw_sessions
 
+if TYPE_CHECKING:
+    from hybridtron.training.config import RunConfig
+
 logger = logging.getLogger(__name__)
 
 BAD_INPUT = 2  # exit code
@@ -28,6 +31,7 @@ WARM_LIMIT = 180.0  # seconds of an attempt of forked ranks
 LAUNCHED_LIMIT = 240.0  # seconds without any progress of a launched job
 PER_SESSION = {WARM: 8, LAUNCHED: 4}
 WORDS = ("the", "a", "model", "layer", "state", "of", "attention", "scan", "and", "is", "in", "token")
+OWN_KEYS = ("folder", "data.train", "train.steps", "parallel", "checkpoint.save_every", "checkpoint.save_every_minutes")
 MODEL: dict[str, Any] = {
     "hidden_size": 16,
     "blocks": {
@@ -124,24 +128,10 @@ class Campaign:
 
     def _write_config(self, place: Path, session: Session, run: Path) -> Path:
         """Write the config of a session's run."""
-        from hybridtron.api.configs import read_training_config
-
         tokens = self._tokens()
-        config: dict[str, Any] = {
-            "name": "faults",
-            "seed": 1,
-            "folder": str(run),
-            "model": MODEL,
-            "data": {"tokenizer": "byte", "seq_len": 16, "train": str(tokens)},
-            "train": {"steps": session.steps, "global_batch_size": 4, "micro_batch_size": 2, "log_every": 1,
-                      "max_skipped_steps": 10},
-            "optimizer": {"lr": 3e-3},
-            "schedule": {"warmup_steps": 4},
-            "checkpoint": {"save_every": SAVE_EVERY, "keep_last": 4},
-        }  # fmt: skip
         run.parent.mkdir(parents=True, exist_ok=True)
         file = place / "config.yaml"
-        file.write_text(dump(read_training_config(config, *session.layout, *self.overrides)))
+        file.write_text(dump(_config_of(run, tokens, session.steps, [*session.layout, *self.overrides])))
         return file
 
     def _tokens(self) -> Path:
@@ -160,20 +150,60 @@ class Campaign:
         return tokens / "train"
 
 
-def possible_kinds(kinds: Sequence[str] | None, folder: Path) -> list[str]:
-    """Return the kinds that are asked for, by default all that this machine allows. Raises UserError for others."""
-    for kind in kinds or ():
+def _config_of(run: Path, tokens: Path, steps: int, overrides: Sequence[str]) -> RunConfig:
+    """Return the config of a run. Raises UserError for overrides that do not fit it."""
+    from hybridtron.api.configs import read_training_config
+
+    config: dict[str, Any] = {
+        "name": "faults",
+        "seed": 1,
+        "folder": str(run),
+        "model": MODEL,
+        "data": {"tokenizer": "byte", "seq_len": 16, "train": str(tokens)},
+        "train": {"steps": steps, "global_batch_size": 4, "micro_batch_size": 2, "log_every": 1,
+                  "max_skipped_steps": 10},
+        "optimizer": {"lr": 3e-3},
+        "schedule": {"warmup_steps": 4},
+        "checkpoint": {"save_every": SAVE_EVERY, "keep_last": 4},
+    }  # fmt: skip
+    return read_training_config(config, *overrides)
+
+
+def _require_overrides(folder: Path, overrides: Sequence[str], sizes: Sequence[int]) -> None:
+    """Raise UserError for overrides of what a session sets, and for those that do not fit a run."""
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if any(f"{key}.".startswith(f"{own}.") or own.startswith(f"{key}.") for own in OWN_KEYS):
+            raise UserError(f"{key}: is set by each session; expected other keys, such as checkpoint.verify=sampled")
+    for layout in {layout for size in sizes for layout in LAYOUTS[size]}:
+        _config_of(folder / "run", folder / "tokens", 100, [*layout, *overrides])
+
+
+def _require_possible(kinds: Sequence[str], count: int, launched: int, sizes: Sequence[int]) -> None:
+    """Raise UserError for a kind that there is not, or that no run of the campaign can have."""
+    for kind in kinds:
         if kind not in KINDS:
             raise UserError(f"kinds: {kind}: expected {one_of(kind, KINDS)}")
-    found = list(kinds or KINDS)
-    if kinds is None:
-        trial = folder / "trial"
-        if damage.mount_small_disk(trial):
-            damage.unmount(trial)
-        else:
-            found.remove("disk_full")
-        shutil.rmtree(trial, ignore_errors=True)
-    return found
+        if not launched and WARM not in KINDS[kind].ways:
+            raise UserError(f"launched = 0: expected at least 1, as {kind} needs runs of the launcher")
+        if launched == count and LAUNCHED not in KINDS[kind].ways:
+            raise UserError(f"launched = {launched}: expected less than count, {count}, as {kind} needs forked ranks")
+        if KINDS[kind].smallest > max(sizes):
+            raise UserError(f"processes = {max(sizes)}: expected at least {KINDS[kind].smallest}, which {kind} needs")
+    if launched < count and kinds and not any(WARM in KINDS[kind].ways for kind in kinds):
+        raise UserError(
+            f"launched = {launched}: expected count, {count}, as {', '.join(kinds)} needs runs of the launcher"
+        )
+
+
+def _kinds_here(folder: Path) -> list[str]:
+    """Return all kinds that this machine allows."""
+    trial = folder / "trial"
+    allowed = damage.mount_small_disk(trial)
+    if allowed:
+        damage.unmount(trial)
+    shutil.rmtree(trial, ignore_errors=True)
+    return [kind for kind in KINDS if allowed or kind != "disk_full"]
 
 
 def run_campaign(
@@ -199,7 +229,8 @@ def run_campaign(
         echo: called with a line after each session.
 
     Raises:
-        UserError: for a kind or size that there is not, or where the folder exists.
+        UserError: for a kind or size that there is not, or that no run would have, for overrides that do not fit, or
+            where the folder exists.
     """
     for size in sizes:
         if size not in LAYOUTS:
@@ -210,24 +241,20 @@ def run_campaign(
         raise UserError(f"launched = {launched}: expected 0 to count, {count}")
     if folder.exists():
         raise UserError(f"out = {folder}: exists; expected a new folder")
-    found = possible_kinds(kinds, folder)
-    if launched < count and not any(WARM in KINDS[kind].ways for kind in found):
-        names = ", ".join(found)
-        raise UserError(f"launched = {launched}: expected count, {count}, as {names} needs runs of the launcher")
-    folder.mkdir(parents=True, exist_ok=True)
+    _require_possible(kinds or (), count, launched, sizes)
+    _require_overrides(folder.absolute(), overrides, sizes)
+    folder.mkdir(parents=True)
+    found = kinds or _kinds_here(folder)
     campaign = Campaign(folder.absolute(), echo, overrides)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    processes.import_everything()
     first = 0
-    rows = (folder / "results.jsonl").open("a")
-    for way, share in ((WARM, count - launched), (LAUNCHED, launched)):
-        usable = [kind for kind in found if way in KINDS[kind].ways]
-        if not usable:
-            continue
-        for session in draw_sessions(way, usable, share, sizes, seed, PER_SESSION[way], first):
-            first = session.number + 1
-            for result in campaign.run(session):
-                rows.write(json.dumps(outcome.as_row(result)) + "\n")
-                rows.flush()
-                yield result
+    with processes.everything_imported(), (folder / "results.jsonl").open("a") as rows:
+        for way, share in ((WARM, count - launched), (LAUNCHED, launched)):
+            usable = [kind for kind in found if way in KINDS[kind].ways]
+            for session in draw_sessions(way, usable, share, sizes, seed, PER_SESSION[way], first):
+                first = session.number + 1
+                for result in campaign.run(session):
+                    rows.write(json.dumps(outcome.as_row(result)) + "\n")
+                    rows.flush()
+                    yield result

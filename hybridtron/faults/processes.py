@@ -9,8 +9,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,8 +47,20 @@ class Ended:
     time: float
 
 
+@contextmanager
+def everything_imported() -> Iterator[None]:
+    """Import what training needs, so that ranks forked in the block start within a second."""
+    import_everything()
+    gc.collect()
+    gc.freeze()  # otherwise a collection in a rank looks at, and copies, all that was imported
+    try:
+        yield
+    finally:
+        gc.unfreeze()  # Triton would report frozen objects as leaks at the end
+
+
 def import_everything() -> None:
-    """Import what training needs, so that forked ranks start within a second."""
+    """Import what training needs."""
     import torch
 
     from hybridtron.distributed.cpu_compat import cuda_calls_on_cpu
@@ -57,8 +69,6 @@ def import_everything() -> None:
         for module in PRELOADED:
             importlib.import_module(module)
     torch.set_num_threads(1)
-    gc.collect()
-    gc.freeze()  # otherwise a collection in a rank looks at, and copies, all that was imported
 
 
 def run_forked(config: Path, plan: Path, processes: int, attempt: int, limit: float) -> Ended:

@@ -10,7 +10,7 @@ from pathlib import Path
 from hybridtron.errors import UserError
 from hybridtron.files import open_to_read
 from hybridtron.monitoring.queue import queued_jobs
-from hybridtron.monitoring.runs import MARKS, read_status
+from hybridtron.monitoring.runs import read_status, require_run
 from hybridtron.monitoring.state import RUNNING, WAITING
 
 POLL_SECONDS = 0.25
@@ -23,8 +23,7 @@ def read_log(folder: Path, rank: int = 0, follow: bool = False) -> Iterator[byte
 
     Raises UserError where the folder holds no run, or the run no log of this rank.
     """
-    if not any((folder / mark).exists() for mark in MARKS):
-        raise UserError(f"{folder}: no run folder")
+    require_run(folder)
     if rank < 0:
         raise UserError(f"rank = {rank}: expected at least 0")
     file = folder / "logs" / f"rank_{rank:05d}.log"

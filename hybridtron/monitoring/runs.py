@@ -19,6 +19,7 @@ from hybridtron.reporting.numbers import duration
 from hybridtron.reporting.shown import Shown
 from hybridtron.training.run_folder.attempts import Attempt, read_attempts
 from hybridtron.training.run_folder.effective_time import effective_time_so_far
+from hybridtron.training.run_folder.missing import missing_run
 
 DEPTH = 3  # folders below the one that is searched
 MARKS = ("config.yaml", "metrics.jsonl", "attempts.jsonl", "launch/job.json")  # any of them makes a run folder
@@ -62,7 +63,7 @@ class Runs(Shown):
 def read_runs(folder: Path) -> Runs:
     """Read the state of all runs in a folder, or of the one whose folder it is. Raises UserError where it is none."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; expected one with runs")
+        raise missing_run(folder, "a folder with runs")
     jobs = queued_jobs()
     found = find_run_folders(folder)
     names = {path: folder.name if path == folder else str(path.relative_to(folder)) for path in found}
@@ -80,6 +81,19 @@ def find_run_folders(folder: Path, depth: int = DEPTH) -> list[Path]:
     except OSError:
         return []
     return [found for path in inner for found in find_run_folders(path, depth - 1)]
+
+
+def require_run(folder: Path) -> None:
+    """Raise UserError for a path that is no run folder, with runs that may be meant."""
+    if any((folder / mark).exists() for mark in MARKS):
+        return
+    if not folder.is_dir():
+        raise missing_run(folder, "a run folder")
+    inside = find_run_folders(folder)
+    raise UserError(
+        f"{folder}: no run folder; expected one"
+        + (f" of those in it, such as {inside[0]}" if inside else " with config.yaml, which training writes")
+    )
 
 
 def read_status(folder: Path, name: str, jobs: Mapping[str, str]) -> RunStatus:

@@ -76,7 +76,7 @@ def test_a_loaded_model_has_the_loss_that_its_run_recorded(tiny):
 
 
 def test_load_says_what_is_missing(tmp_path):
-    with pytest.raises(ht.UserError, match="no such run folder"):
+    with pytest.raises(ht.UserError, match="no such folder; expected a run folder"):
         ht.load(tmp_path / "nothing")
 
 

@@ -203,6 +203,11 @@ ARGUMENTS = {
     "verb of another verb": (["fit", "parametric"], "invalid choice: 'fit': expected `laws fit`"),
     "no config": (["train"], "required: CONFIG (see hybridtron train --help)"),
     "unknown option": (["train", "a.yaml", "--reusme"], "unrecognized arguments: --reusme (nearest: --resume)"),
+    "beginning of an option": (["train", "a.yaml", "--resum"], "unrecognized arguments: --resum (nearest: --resume)"),
+    "misspelt and needed": (
+        ["launch", "a.yaml", "--lauch", "b.yaml"],
+        "required: --launch; unrecognized: --lauch (nearest: --launch)",
+    ),
     "option of Python's name": (["generate", "a", "--max-tokens", "3"], "--max-tokens 3 (nearest: --tokens)"),
     "no number": (["train", "a.yaml", "--nproc", "two"], "argument --nproc: invalid int value: 'two'"),
 }

@@ -105,9 +105,11 @@ def test_bad_files_are_refused(folder, text, message):
 
 
 def test_a_missing_file_names_the_nearest(folder):
-    folder(configs__quickstart="a: 1\n")
+    folder(configs__quickstart="a: 1\n", configs__bin="a: 1\n")
     with pytest.raises(UserError, match=r"^configs/quickstrt.yaml: no such file \(nearest: configs/quickstart.yaml\)$"):
         compose("configs/quickstrt.yaml")
+    with pytest.raises(UserError, match=r"^configs/nosuch.yaml: no such file$"):  # only the suffix is alike
+        compose("configs/nosuch.yaml")
 
 
 @pytest.mark.parametrize(

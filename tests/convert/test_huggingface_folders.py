@@ -374,7 +374,9 @@ def test_folders_that_are_none(copy, tmp_path, imported, capsys):
     assert "is no folder" in refused("from-hf", tmp_path / "nowhere", tmp_path / "out")
     assert "exists: expected the name of a new folder" in refused("from-hf", copy, copy)
     assert "exists: expected the name of a new folder" in refused("to-hf", imported, copy)
-    assert "no such run folder or checkpoint" in refused("to-hf", tmp_path / "nowhere", tmp_path / "out")
+    assert "no such folder; expected a run folder or checkpoint" in refused(
+        "to-hf", tmp_path / "nowhere", tmp_path / "out"
+    )
     assert "--as = lama: expected one of" in refused("to-hf", imported, tmp_path / "out", "--as", "lama")
     assert "--logits = 'some': expected one of" in refused("to-hf", imported, tmp_path / "out", "--logits", "some")
     (copy / "config.json").write_text("{")

@@ -37,8 +37,24 @@ def test_kinds_for_several_processes_hit_no_single_one():
     assert all(KINDS[fault.kind].smallest <= session.processes for session in sessions for fault in session.faults)
 
 
-def test_a_campaign_that_would_inject_nothing_is_refused(tmp_path):
-    for kinds, count, match in ((["hang_spin"], 2, "launched = 0"), (None, 0, "count = 0")):
-        with pytest.raises(UserError, match=match):
-            list(run_campaign(tmp_path / "out", kinds, count, 0, 0, [1]))
+REFUSED = {  # kinds, count, launched, processes, overrides
+    "no fault": ((None, 0, 0, [1], []), "count = 0"),
+    "a kind of the launcher's runs in forked ones": (
+        (["hang_stop"], 2, 0, [1], []),
+        "launched = 0: expected at least 1",
+    ),
+    "only such kinds, and forked ranks": ((["hang_stop"], 2, 1, [1], []), "launched = 1: expected count, 2"),
+    "a kind of forked ranks in launched runs": ((["all_damaged"], 2, 2, [1], []), "launched = 2: expected less than"),
+    "a kind of two processes for one": ((["kill_node"], 1, 1, [1], []), "processes = 1: expected at least 2"),
+    "a key that there is not": ((["kill"], 1, 0, [1], ["checkpoint.verfy=none"]), "nearest: verify"),
+    "a key that sessions set": ((["kill"], 1, 0, [1], ["folder=elsewhere"]), "folder: is set by each session"),
+    "a section that has such a key": ((["kill"], 1, 0, [1], ["train={steps: 3}"]), "train: is set by each session"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_campaign_that_could_not_be_as_asked_for_is_refused(case, tmp_path):
+    (kinds, count, launched, processes, overrides), match = REFUSED[case]
+    with pytest.raises(UserError, match=match):
+        list(run_campaign(tmp_path / "out", kinds, count, launched, 0, processes, overrides))
     assert not (tmp_path / "out").exists()

@@ -34,7 +34,10 @@ def test_the_log_of_a_rank_is_printed_as_it_is(run, capfdbinary):
     [
         (["{}", "--rank", "7"], "--rank = 7: {} has no log of it; expected one of 0 to 1"),
         (["{}", "--rank", "-1"], "--rank = -1: expected at least 0"),
-        (["{}/none"], "{}/none: no run folder"),
+        (["{}/none"], "{}/none: no such folder; expected a run folder"),
+        (["{0}-c"], "{0}-c: no such folder; expected a run folder (nearest: {0}-b)"),
+        (["{}/logs"], "{}/logs: no run folder; expected one with config.yaml, which training writes"),
+        (["{}/config.yaml"], "{}/config.yaml: is a file; expected a run folder"),
         (["{}-b"], "{}-b: no logs, since the run was not started by `hybridtron launch`"),
         (["{}-b", "--follow"], "{}-b: no logs, since the run was not started by `hybridtron launch`"),
     ],

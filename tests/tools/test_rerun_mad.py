@@ -201,7 +201,7 @@ def test_trained_layers_compute_what_they_did_and_a_probe_leaves_them(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere: no such run folder or checkpoint"),
+        (["nowhere"], "nowhere: no such folder; expected a run folder or checkpoint"),
         (["RUN", "--tasks", "compresion"], "tasks = compresion"),
         (["RUN", "--preset", "papper"], "(nearest: paper)"),
         (["RUN", "--steps", "0"], "--steps = 0"),

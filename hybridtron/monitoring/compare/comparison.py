@@ -14,7 +14,7 @@ from hybridtron.monitoring.compare.noise import CURVED, FEWEST, LAST
 from hybridtron.monitoring.compare.run import ComparedRun, read_run
 from hybridtron.monitoring.compare.settings import Value, differences
 from hybridtron.monitoring.queue import queued_jobs
-from hybridtron.monitoring.runs import MARKS, find_run_folders
+from hybridtron.monitoring.runs import require_run
 from hybridtron.reporting.shown import Shown
 
 LOSS, BITS = "held-out loss", "bits per byte"
@@ -135,23 +135,11 @@ def read_comparison(folders: Iterable[Path]) -> Comparison:
     if not kept:
         raise UserError("runs: none given; expected at least one run folder")
     for folder in kept:
-        _require_run(folder)
+        require_run(folder)
     runs = [read_run(folder, jobs) for folder in kept]
     for run, name in zip(runs, names_apart(runs), strict=True):
         run.name = name
     return Comparison(runs)
-
-
-def _require_run(folder: Path) -> None:
-    """Raise UserError for a folder that is no run folder."""
-    if any((folder / mark).exists() for mark in MARKS):
-        return
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; expected a run folder")
-    inside = find_run_folders(folder)
-    raise UserError(
-        f"{folder}: no run folder" + (f"; expected one of those in it, such as {inside[0]}" if inside else "")
-    )
 
 
 def names_apart(runs: Sequence[ComparedRun]) -> list[str]:

@@ -41,6 +41,7 @@ from hybridtron.files import (
     sync_folder,
 )
 from hybridtron.training.config import RunConfig
+from hybridtron.training.run_folder.missing import missing_run
 from hybridtron.training.run_folder.train_state import NAME, STATE_NAME, TrainState, read_state
 
 logger = logging.getLogger(__name__)
@@ -314,9 +315,7 @@ def read_run_config(path: Path) -> tuple[RunConfig, Path]:
     Raises UserError where there is none.
     """
     if not path.is_dir():
-        near = sorted(p.parent.name for p in path.parent.glob("*/config.yaml")) if path.parent.is_dir() else []
-        runs = f" (there are: {', '.join(near)})" if near else ""
-        raise UserError(f"{path}: no such run folder or checkpoint{runs}")
+        raise missing_run(path)
     folder = path if (path / "config.yaml").is_file() else path.parent
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{path}: neither a run folder (config.yaml) nor a checkpoint inside one")

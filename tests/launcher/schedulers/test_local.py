@@ -127,6 +127,12 @@ def test_an_allocation_that_does_not_fit_is_one_line_and_writes_nothing(tiny, tm
     assert not (tmp_path / "run").exists()
 
 
+def test_a_key_of_the_launch_file_among_those_of_the_run_is_named_as_one(tiny, tmp_path, capsys):
+    (tmp_path / "launch.yaml").write_text("cluster: slurm\n")
+    assert main(["launch", str(tiny), "time_minutes=60", "--launch", str(tmp_path / "launch.yaml")]) == 2
+    assert "error: time_minutes: is a key of a launch file; expected it there" in capsys.readouterr().err
+
+
 def test_a_dry_run_prints_the_script_and_imports_no_torch(tiny, tmp_path):
     launch = tmp_path / "launch.yaml"
     launch.write_text("cluster: slurm\nprocesses_per_node: 2\nnodes: 2\nmin_nodes: 1\npartition: h100\n")

@@ -100,7 +100,7 @@ def test_a_resumed_run_goes_on_from_its_own_checkpoints(trained, capfd):
         ("model.tie_embeddings=true", "parameter head.weight is 320 x 32 there; expected absent"),
         ("model.pattern=mamba mlp attn ffn mlp", "layers.4.mixer.down.weight is absent there; expected 32 x 64"),
         ("model.blocks.mlp.ffn_hidden_size=96", "layers.1.mixer.down.weight is 32 x 64 there; expected 32 x 96"),
-        ("train.init_from=nowhere", "nowhere: no such run folder or checkpoint"),
+        ("train.init_from=nowhere", "nowhere: no such folder; expected a run folder or checkpoint"),
     ],
 )  # fmt: skip
 def test_other_parameters_are_named_and_nothing_is_written(trained, capfd, change, words):
