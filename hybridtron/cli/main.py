@@ -119,7 +119,7 @@ def _run_nested(module: str, options: argparse.Namespace) -> int:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the parsed arguments. Overrides may stand before or after options."""
-    parser = build_parser()
+    parser, options = build_parser(), argparse.Namespace()
     for name, (nested, _) in NESTED_VERBS.items():
         if arguments and arguments[0] in nested.split("|"):
             parser.error(f"argument VERB: invalid choice: {arguments[0]!r}: expected `{name} {arguments[0]}`")
