@@ -119,10 +119,11 @@ def _run_nested(module: str, options: argparse.Namespace) -> int:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the parsed arguments. Overrides may stand before or after options."""
-    parser, options = build_parser(), argparse.Namespace()
+    parser = build_parser()
     for name, (nested, _) in NESTED_VERBS.items():
         if arguments and arguments[0] in nested.split("|"):
             parser.error(f"argument VERB: invalid choice: {arguments[0]!r}: expected `{name} {arguments[0]}`")
+    options: argparse.Namespace
     if arguments[:1] == ["search"] and arguments[1:2] and arguments[1] in search.VERBS:
         options, rest = search.build_parser(arguments[1]).parse_known_args(arguments[2:])
     else:
