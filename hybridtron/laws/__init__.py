@@ -6,7 +6,8 @@ parquet files or run folders, and returns a `Fit`: parameters, intervals, verdic
 
 api.py           fit
 keywords.py      what its keywords mean
-law.py           what a law, its settings and its result are
+law.py           what a law declares, and the settings of a fit
+result.py        what a fit returns
 checks.py        runs and settings that a law cannot take
 families/        the laws
 assumptions/     what a law takes for granted about a table
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from hybridtron.laws.data.read import read_runs
     from hybridtron.laws.data.runs import Runs
     from hybridtron.laws.families.registry import LAWS
-    from hybridtron.laws.law import Fit, Law, Series, Settings
+    from hybridtron.laws.law import Law, Settings
+    from hybridtron.laws.result import Fit, Series
 
 __all__ = ["LAWS", "Fit", "Law", "Runs", "Series", "Settings", "find_law", "fit", "read_runs"]
 

@@ -28,7 +28,8 @@ from hybridtron.laws.fitting.optimize.derivatives import check_formula, differen
 from hybridtron.laws.fitting.optimize.problem import Array, Problem, describe_objective
 from hybridtron.laws.fitting.uncertainty.extrapolation import extrapolation_warnings
 from hybridtron.laws.fitting.uncertainty.identifiability import Tested
-from hybridtron.laws.law import Fit, Law, Series, Settings
+from hybridtron.laws.law import Law, Settings
+from hybridtron.laws.result import Fit, Series
 
 _STARTS = 6000
 Formula = Callable[..., Any]

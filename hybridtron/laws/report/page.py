@@ -13,7 +13,7 @@ from hybridtron.reporting.table import Column, Table
 from hybridtron.reporting.values import html_values, records_table
 
 if TYPE_CHECKING:
-    from hybridtron.laws.law import Fit
+    from hybridtron.laws.result import Fit
 
 
 def html_report(fit: Fit, images: Mapping[str, bytes]) -> str:

@@ -12,7 +12,7 @@ from hybridtron.reporting.numbers import scientific, short_number
 from hybridtron.reporting.pictures import FAINT, GRID, HUES, INK, label_axes, log_ticks, new_figure, png
 
 if TYPE_CHECKING:
-    from hybridtron.laws.law import Series
+    from hybridtron.laws.result import Series
 
 OUTLIER_MARGIN = 0.6  # of the lines' range: points farther out become triangles at the edge,
 OUTLIER_SHARE = 0.1  # unless they are more than this share of all points

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from hybridtron.laws.law import Fit
+from hybridtron.laws.result import Fit
 from hybridtron.reporting.numbers import interval, significant
 from hybridtron.reporting.shown import show
 

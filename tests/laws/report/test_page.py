@@ -5,9 +5,10 @@ import re
 import numpy as np
 import pytest
 
-from hybridtron.laws.law import Fit, Law, Series
+from hybridtron.laws.law import Law
 from hybridtron.laws.report.page import html_report
 from hybridtron.laws.report.plots import draw
+from hybridtron.laws.result import Fit, Series
 from hybridtron.reporting.numbers import html_number
 
 X = np.geomspace(1e18, 1e21, 9)

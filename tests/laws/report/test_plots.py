@@ -5,8 +5,8 @@ import io
 import numpy as np
 import pytest
 
-from hybridtron.laws.law import Series
 from hybridtron.laws.report.plots import bounds_of_lines, draw
+from hybridtron.laws.result import Series
 from hybridtron.reporting.pictures import log_ticks
 
 

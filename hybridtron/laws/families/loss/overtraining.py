@@ -23,7 +23,8 @@ from hybridtron.laws.fitting.curves.plots import measured_against_predicted
 from hybridtron.laws.fitting.curves.power_sum import SLOPES, PowerSum
 from hybridtron.laws.fitting.optimize.problem import Array
 from hybridtron.laws.fitting.uncertainty.extrapolation import extrapolation_warnings
-from hybridtron.laws.law import Fit, Law, Series, Settings
+from hybridtron.laws.law import Law, Settings
+from hybridtron.laws.result import Fit, Series
 from hybridtron.reporting.numbers import significant
 
 

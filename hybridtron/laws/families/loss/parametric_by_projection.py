@@ -11,8 +11,8 @@ from scipy.special import huber
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.fitting.curves.curve import CurveFit
 from hybridtron.laws.fitting.optimize.variable_projection import project
-from hybridtron.laws.law import Series
 from hybridtron.laws.report.verdict import moves
+from hybridtron.laws.result import Series
 
 OBJECTIVE = "half the squared error of loss, summed over points, at the best E, A, B >= 0 of each alpha and beta"
 Found = tuple[dict[str, Any], list[Series], list[str]]

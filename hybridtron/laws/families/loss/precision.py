@@ -13,7 +13,8 @@ import numpy as np
 from hybridtron.errors import UserError
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.formula import FormulaLaw, formula_law
-from hybridtron.laws.law import Fit, Settings
+from hybridtron.laws.law import Settings
+from hybridtron.laws.result import Fit
 
 BITS = {"weight_bits": "gamma_w", "activation_bits": "gamma_a", "kv_bits": "gamma_kv"}
 

@@ -24,8 +24,9 @@ from hybridtron.laws.fitting.minima.loss_minima import (
 from hybridtron.laws.fitting.minima.minima_fit import Axis
 from hybridtron.laws.fitting.minima.parabolas import Parabolas
 from hybridtron.laws.fitting.uncertainty import bootstrap
-from hybridtron.laws.law import Fit, Series, Settings
+from hybridtron.laws.law import Settings
 from hybridtron.laws.report.verdict import verdict
+from hybridtron.laws.result import Fit, Series
 from hybridtron.reporting.numbers import plural
 
 COLUMN = "learning_rate"

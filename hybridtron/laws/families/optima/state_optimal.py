@@ -21,8 +21,9 @@ from hybridtron.laws.fitting.minima.power_law import PowerLaw, fit_line, predict
 from hybridtron.laws.fitting.optimize.problem import Array
 from hybridtron.laws.fitting.uncertainty import bootstrap
 from hybridtron.laws.fitting.uncertainty.extrapolation import not_held_out
-from hybridtron.laws.law import Fit, Law, Series, Settings
+from hybridtron.laws.law import Law, Settings
 from hybridtron.laws.report.verdict import verdict
+from hybridtron.laws.result import Fit, Series
 from hybridtron.reporting.numbers import plural
 
 FEWEST_POINTS = 5

@@ -22,8 +22,9 @@ from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.fitting.minima.loss_minima import chosen_window
 from hybridtron.laws.fitting.optimize.problem import Array
 from hybridtron.laws.fitting.uncertainty.extrapolation import extrapolation_warnings
-from hybridtron.laws.law import Fit, Law, Series, Settings
+from hybridtron.laws.law import Law, Settings
 from hybridtron.laws.report.verdict import verdict
+from hybridtron.laws.result import Fit, Series
 from hybridtron.reporting.numbers import plural
 
 AXES = ("learning_rate", "batch_tokens")

@@ -24,7 +24,8 @@ from hybridtron.laws.fitting.curves.curve import Curve, CurveFit, fit_curve
 from hybridtron.laws.fitting.curves.plots import measured_against_predicted
 from hybridtron.laws.fitting.optimize.problem import Array, Problem, describe_objective
 from hybridtron.laws.fitting.uncertainty.extrapolation import extrapolation_warnings
-from hybridtron.laws.law import Fit, Law, Series, Settings
+from hybridtron.laws.law import Law, Settings
+from hybridtron.laws.result import Fit, Series
 
 # Bounds of the error at the mean loss (in largest errors), of its log slope there (from that of the largest error over
 # the range of the loss), and of gamma (in ranges of the loss).

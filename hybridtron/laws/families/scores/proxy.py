@@ -16,8 +16,9 @@ from hybridtron.errors import UserError
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.families.scores.correlation import permutation_p, rank_p, spearman_interval
 from hybridtron.laws.fitting.optimize.problem import Array
-from hybridtron.laws.law import Fit, Law, Series, Settings
+from hybridtron.laws.law import Law, Settings
 from hybridtron.laws.report.verdict import verdict
+from hybridtron.laws.result import Fit, Series
 from hybridtron.reporting.numbers import plural
 
 FEWEST = 5

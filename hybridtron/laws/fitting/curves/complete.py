@@ -11,8 +11,9 @@ from hybridtron.laws.fitting.curves.curve import Build, CurveFit, fit_curve
 from hybridtron.laws.fitting.curves.refits import hold_out, sensitivity
 from hybridtron.laws.fitting.optimize.problem import Array
 from hybridtron.laws.fitting.uncertainty.extrapolation import not_held_out
-from hybridtron.laws.law import Fit, Series, Settings
+from hybridtron.laws.law import Settings
 from hybridtron.laws.report.verdict import verdict
+from hybridtron.laws.result import Fit, Series
 from hybridtron.reporting.numbers import plural
 
 

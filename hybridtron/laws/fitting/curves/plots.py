@@ -10,7 +10,7 @@ import numpy as np
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.fitting.curves.curve import CurveFit
 from hybridtron.laws.fitting.optimize.problem import Array
-from hybridtron.laws.law import Series
+from hybridtron.laws.result import Series
 from hybridtron.reporting.numbers import short_number
 
 _LEVELS = (0.1, 0.5, 0.9)  # quantiles of the column that tells the lines apart

@@ -21,7 +21,8 @@ from hybridtron.errors import UserError
 from hybridtron.laws.data.runs import Runs
 from hybridtron.laws.fitting.minima.budgets import FEWEST, split_budgets
 from hybridtron.laws.fitting.optimize.problem import Array
-from hybridtron.laws.law import Series, Settings
+from hybridtron.laws.law import Settings
+from hybridtron.laws.result import Series
 from hybridtron.reporting.numbers import plural
 
 WINDOW = "rows within this factor of the minimum are fitted; inf takes all"

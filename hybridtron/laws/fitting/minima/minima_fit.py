@@ -22,7 +22,8 @@ from hybridtron.laws.fitting.minima.loss_minima import (
 from hybridtron.laws.fitting.minima.power_law import PowerLaw, fit_line
 from hybridtron.laws.fitting.optimize.problem import Array
 from hybridtron.laws.fitting.uncertainty import bootstrap
-from hybridtron.laws.law import Series, Settings
+from hybridtron.laws.law import Settings
+from hybridtron.laws.result import Series
 from hybridtron.reporting.numbers import plural
 
 FEWEST_BUDGETS = 3

@@ -18,8 +18,9 @@ from hybridtron.laws.fitting.minima.loss_minima import WINDOW, LossMinimum, chos
 from hybridtron.laws.fitting.minima.minima_fit import Axis, MinimaFit, fit_minima
 from hybridtron.laws.fitting.minima.power_law import predict
 from hybridtron.laws.fitting.uncertainty.extrapolation import not_held_out
-from hybridtron.laws.law import Fit, Law, Settings
+from hybridtron.laws.law import Law, Settings
 from hybridtron.laws.report.verdict import moves, verdict
+from hybridtron.laws.result import Fit
 from hybridtron.reporting.numbers import plural
 
 TOO_FEW = "fewer than two budgets left"

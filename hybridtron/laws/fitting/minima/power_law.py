@@ -12,7 +12,7 @@ import numpy as np
 from hybridtron.errors import UserError
 from hybridtron.laws.fitting.optimize.problem import Array
 from hybridtron.laws.fitting.uncertainty.extrapolation import extrapolation_warnings, held_out
-from hybridtron.laws.law import Series
+from hybridtron.laws.result import Series
 
 
 @dataclass(frozen=True)
