@@ -1,14 +1,14 @@
 """Speed on one GPU: slices of the model families, megatron-core's own stacks, every operation, a setting of MAD.
 
-    PYTHONPATH=.:SITE python benchmarks/gpu.py [--json FILE] [--kernels FILE] [--quick] [--only slices ops mad]
+    PYTHONPATH=.:SITE python benchmarks/gpu.py [--json FILE] [--kernels FILE] [--quick] [--only slices keys ops mad]
     python benchmarks/gpu.py --cpu                    # tiny sizes, to see that the script runs through
 
 Ends within 8 minutes on one H100. A step is a whole training step of two micro-batches of 8,192 tokens, with clipping
 and AdamW. FLOPs are those of `hybridtron describe`, three forward passes; MFU divides by the dense peak (bf16 989, fp8
 1979 TFLOP/s on an H100 or H200), HFU counts recomputation too. Ours and megatron-core's stack take steps in turn; the
-speed-up is the median over turns of their seconds over ours. Of an operation, forward and backward are timed, with the
-time between kernels and without; the latter is compared with the time that memory bandwidth or the peak alone would
-need. A failure is a row with its error.
+speed-up is the median over turns of their seconds over ours. Steps with a key of docs/performance.md stand beside steps
+without. Of an operation, forward and backward are timed, with the time between kernels and without; the latter is
+compared with the time that memory bandwidth or the peak alone would need. A failure is a row with its error.
 """
 
 from __future__ import annotations
@@ -26,17 +26,19 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))  # as run from a checkout
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # pairs of models come and go
 os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-SECONDS = {"slices": 260, "ops": 100, "mad": 60}
+SECONDS = {"slices": 200, "keys": 110, "ops": 90, "mad": 50}
 
 
 def rows_of(part: str, options: argparse.Namespace, device: Any) -> Iterator[Any]:
     """Yield the rows of a part of the benchmark."""
-    from gpu_parts import mad_setting, ops, slices
+    from gpu_parts import keys, mad_setting, ops, slices
     from gpu_parts.timing import Budget
 
     budget = Budget(SECONDS[part] * (0.25 if options.quick else 1))
     if part == "slices":
         yield from slices.slice_rows(options.quick, options.cpu, budget, options.kernels)
+    elif part == "keys":
+        yield from keys.key_rows(options.cpu, budget)
     elif part == "ops":
         yield from ops.op_rows(options.cpu, device, budget)
     else:

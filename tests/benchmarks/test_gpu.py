@@ -21,7 +21,7 @@ def test_every_part_gives_rows_in_the_dry_mode(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     rows = {row["name"]: row for row in found["rows"]}
-    assert {row["part"] for row in found["rows"]} == {"slice", "op", "MAD"}
+    assert {row["part"] for row in found["rows"]} == {"slice", "keys", "op", "MAD"}
     errors = {name: row["error"] for name, row in rows.items() if row["error"]}
     assert all(name.endswith("megatron-core") and name != "7B attention, bf16, 32, megatron-core" for name in errors), (
         errors
@@ -33,7 +33,7 @@ def test_every_part_gives_rows_in_the_dry_mode(tmp_path):
     assert ours["tokens_per_s"] > 0
     assert ours["tflops"] > 0
     assert rows["7B attention, bf16, 32, ours"]["ratio"] > 0
-    assert rows["1B hybrid, bf16, 32, CUDA graphs"]["ratio"] > 0
+    assert rows["1B hybrid, bf16, 32, cuda_graphs true"]["ratio"] > 0
 
 
 def test_without_cuda_it_says_so():
