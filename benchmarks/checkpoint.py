@@ -28,6 +28,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from hybridtron.cli.arguments import ArgumentParser
+from hybridtron.cli.exit_code import exit_code
 from hybridtron.config.load import build
 from hybridtron.distributed.process_groups.environment import Environment, read_environment
 from hybridtron.distributed.process_groups.groups import process_groups
@@ -152,7 +154,7 @@ def measure(processes: int, steps: int, parent: Path | None) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=50, help="with saves, and as many without")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--disk", type=Path, help="a folder on the disk to measure; by default that of temporary files")
@@ -182,4 +184,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from typing import Any
 import torch
 
 import hybridtron as ht
+from hybridtron.cli.arguments import ArgumentParser
+from hybridtron.cli.exit_code import exit_code
 from hybridtron.model.compiling import compile_layers
 
 BLOCKS = {
@@ -84,7 +87,7 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     """Print a line for each model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -100,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

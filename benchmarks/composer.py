@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -27,6 +28,8 @@ import numpy as np
 import torch
 from scipy.special import bdtr, stdtrit
 
+from hybridtron.cli.arguments import ArgumentParser
+from hybridtron.cli.exit_code import exit_code
 from hybridtron.composer.engines import bayesian
 from hybridtron.composer.engines.bayesian import Bayesian
 from hybridtron.composer.engines.discrete import Engine, Evolution, History, Observation, RandomSearch
@@ -283,7 +286,7 @@ def picture(rows: list[dict[str, Any]], file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/composer"))
     parser.add_argument("--replay", type=Path, metavar="FOLDER")
     parser.add_argument("--noise", type=float, metavar="DEVIATION")
@@ -306,4 +309,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

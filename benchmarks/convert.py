@@ -23,6 +23,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hybridtron.cli.arguments import ArgumentParser
+from hybridtron.cli.exit_code import exit_code
+
 SIZES: dict[str, dict[str, Any]] = {
     "7b": {"hidden_size": 4096, "vocab_size": 131072, "ffn": 16384, "pattern": "4*(5*(mamba mlp) attn) 4*(mamba mlp)"},
     "1b": {"hidden_size": 2048, "vocab_size": 65536, "ffn": 8192, "pattern": "2*(5*(mamba mlp) attn) mamba mlp"},
@@ -143,7 +146,7 @@ def measure(folder: Path, size: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="scratch folder; what the benchmark makes in it is removed")
     parser.add_argument("--size", choices=SIZES, default="7b")
     parser.add_argument("--json", type=Path, help="write the figures there too")
@@ -173,4 +176,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -26,6 +27,8 @@ import torch
 from torch import nn
 
 from hybridtron.backends.torch import TorchBackend
+from hybridtron.cli.arguments import ArgumentParser
+from hybridtron.cli.exit_code import exit_code
 from hybridtron.config.load import build
 from hybridtron.documents import Documents
 from hybridtron.memory import keep_freed_memory
@@ -90,7 +93,7 @@ def compare(name: str, repeats: int, seq_len: int, count: int) -> dict[str, floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--documents", type=int, default=4, help="in each sequence")
     parser.add_argument("--seq-len", type=int, default=1024)
@@ -115,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

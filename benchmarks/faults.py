@@ -7,19 +7,29 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+from hybridtron.cli.arguments import ArgumentParser
+from hybridtron.cli.exit_code import exit_code
+from hybridtron.errors import UserError
 from hybridtron.faults.outcome import NOT_FIRED, Result
 from hybridtron.faults.report import table_of
-from hybridtron.files import read_lines
+from hybridtron.files import read_lines, read_plain
 
 DEFAULTS: dict[str, Any] = {"layout": "", "point": ""}
 
 
-def read_results(file: Path) -> list[Result]:
-    """Read the results of a campaign."""
-    return [Result(**{**DEFAULTS, **line.value}) for line in read_lines(file.read_bytes())]
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """Read the rows of a campaign's results. Raises UserError where the file holds others."""
+    lines = read_lines(read_plain(file))
+    for line in lines:
+        try:
+            Result(**{**DEFAULTS, **line.value})
+        except TypeError:
+            raise UserError(f"{file}, line {line.number}: expected a row of results.jsonl of a campaign") from None
+    return [line.value for line in lines]
 
 
 def write_compact(file: Path, rows: list[dict[str, Any]]) -> None:
@@ -29,14 +39,15 @@ def write_compact(file: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     results, rows = [], []
     for file in options.files:
-        results += read_results(file)
-        rows += [{"campaign": file.parent.name, **line.value} for line in read_lines(file.read_bytes())]
+        found = read_rows(file)
+        results += [Result(**{**DEFAULTS, **row}) for row in found]
+        rows += [{"campaign": file.parent.name, **row} for row in found]
     fired = [row for row in rows if row["outcome"] != NOT_FIRED]
     if options.json:
         write_compact(options.json, fired)
@@ -50,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -60,7 +60,9 @@ def environment(device: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    from hybridtron.cli.arguments import ArgumentParser
+
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SECONDS, default=list(SECONDS), metavar="PART")
     parser.add_argument(
         "--quick", action="store_true", help="one slice in bf16 and one FP8 recipe, a quarter of the time"
@@ -97,4 +99,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from hybridtron.cli.exit_code import exit_code
+
+    sys.exit(exit_code(main))

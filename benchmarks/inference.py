@@ -19,6 +19,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,8 @@ from torch import Tensor
 from train_step import MODELS, quiet, transformers
 
 from hybridtron.backends.torch import TorchBackend
+from hybridtron.cli.arguments import ArgumentParser
+from hybridtron.cli.exit_code import exit_code
 from hybridtron.memory import keep_freed_memory
 from hybridtron.model.generation.batch_state import BatchState
 from hybridtron.model.initialize import initialize
@@ -119,7 +122,7 @@ def measure(name: str, repeats: int, long: bool) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--long", action="store_true", help="also the pass over 8,192 tokens: minutes")
     parser.add_argument("--json", type=Path, help="also write the figures here")
@@ -137,4 +140,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

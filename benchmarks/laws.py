@@ -8,10 +8,10 @@ OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/laws.py --coverage 400 --only f
 
 from __future__ import annotations
 
-import argparse
 import csv
 import math
 import resource
+import sys
 import time
 from collections.abc import Callable, Collection
 from functools import partial
@@ -21,6 +21,8 @@ from types import ModuleType
 import numpy as np
 from scipy.optimize import minimize
 
+from hybridtron.cli.arguments import ArgumentParser
+from hybridtron.cli.exit_code import exit_code
 from hybridtron.laws import LAWS, Runs, Settings, fit
 from hybridtron.laws.families.formula import FormulaLaw
 from hybridtron.laws.families.loss import overtraining, parametric, precision
@@ -204,7 +206,7 @@ def built(law: str) -> Build:
 
 def main() -> None:
     """Print the timings."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--table", type=Path, default=DATA / "chinchilla_fig4.csv")
     parser.add_argument("--starts", type=int, default=450, help="starts that plain L-BFGS runs from")
     parser.add_argument("--rows", type=int, help="time a generated table of so many rows instead")
@@ -238,4 +240,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -32,7 +32,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from hybridtron.errors import UserError
+from hybridtron.cli.arguments import ArgumentParser
+from hybridtron.cli.exit_code import exit_code
 from hybridtron.mad import TASKS, from_layers, generate, settings
 from hybridtron.mad.models.proxy_model import ProxyModel, initial_values
 from hybridtron.mad.scoring.accuracy import accuracy
@@ -171,8 +172,8 @@ def _seconds(step: Step, device: str) -> float:
     return clock() - start
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--layers", nargs="+", default=LAYERS, metavar="LAYER")
     parser.add_argument("--batch-size", type=int, default=128, metavar="N")
@@ -181,11 +182,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    try:
-        from_layers(options.layers)
-    except UserError as error:
-        print(f"hybridtron: error: {error}", file=sys.stderr)
-        return 2
+    from_layers(options.layers)  # raises for a layer that there is not
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"cpu, {platform.machine()}, one thread"
     print(f"{device}; torch {torch.__version__}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     data = {} if options.no_data else data_seconds(options.repeats)
@@ -198,8 +195,7 @@ def main() -> int:
         print(f"{name:25} {statistics.median(times):8.3f} s   plain loop / this {statistics.median(ratios):5.2f}")
     if options.json:
         options.json.write_text(json.dumps({"device": device, "data": data, "train": train}, indent=2) + "\n")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

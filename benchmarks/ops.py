@@ -17,6 +17,7 @@ import argparse
 import json
 import math
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from hybridtron.cli.arguments import ArgumentParser
+from hybridtron.cli.exit_code import exit_code
 from hybridtron.memory import keep_freed_memory
 
 LENGTHS = (512, 2048, 8192, 32768)
@@ -81,7 +84,7 @@ def rows(names: list[str], lengths: list[int], repeats: int) -> Iterator[dict[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=OPS, default=list(OPS), metavar="NAME")
     parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS)
     parser.add_argument("--repeats", type=int, default=3)
@@ -111,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -42,6 +42,8 @@ from torch import Tensor, nn
 
 from hybridtron.accounting.describe import describe
 from hybridtron.backends.torch import TorchBackend
+from hybridtron.cli.arguments import ArgumentParser
+from hybridtron.cli.exit_code import exit_code
 from hybridtron.config.load import build
 from hybridtron.memory import keep_freed_memory
 from hybridtron.model.config import ModelConfig
@@ -196,7 +198,7 @@ def quiet() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
@@ -223,4 +225,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -14,7 +14,7 @@ from hybridtron.reporting.table import Table, terminal
 
 REQUIRED = (
     "torch", "megatron-core", "numpy", "pydantic", "pyyaml", "psutil", "tensorboard", "matplotlib", "jinja2", "rich",
-    "tokenizers", "zstandard", "scipy",
+    "tokenizers", "zstandard", "scipy", "submitit",
 )  # fmt: skip
 OPTIONAL = {
     "transformer-engine": "the fused Adam that megatron-core prefers on NVIDIA GPUs",

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
-import logging
 import os
 import sys
 import warnings
@@ -32,13 +30,8 @@ from hybridtron.cli import (
 )
 from hybridtron.cli import eval as evaluate
 from hybridtron.cli.arguments import ArgumentParser, naming_options
-from hybridtron.cli.output import is_reporting_process
-from hybridtron.errors import UserError, cause_of
+from hybridtron.cli.exit_code import exit_code
 
-logger = logging.getLogger(__name__)
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FAILING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 VERBS = (
     train,
     launch,
@@ -74,25 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.filterwarnings("ignore", module=module)
     # megatron-core looks for gradients of what the distributed optimizer has cut out of its buffers.
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
-    try:
-        with naming_options(options.parser, options):
-            code = int(options.run(options))
-        sys.stdout.flush()
-        return code
-    except UserError as error:
-        if is_reporting_process():
-            print(f"hybridtron: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # the reader, such as head, has seen enough; nothing may be flushed there at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        logger.debug("failed", exc_info=True)
-        if is_reporting_process():
-            print(f"hybridtron: error: {UserError(cause_of(error))}", file=sys.stderr)
-        return 1 if error.errno in (*FULL, *FAILING) else 2  # the system's fault, or the input's
+    return exit_code(partial(_run, options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    with naming_options(options.parser, options):
+        return int(options.run(options))
 
 
 def build_parser() -> ArgumentParser:
