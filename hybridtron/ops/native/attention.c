@@ -34,25 +34,32 @@ INLINE void turn(long width, const float *x, float *across) {
         for (long i = 0; i < GROUP; i++) across[c * GROUP + i] = x[i * width + c];
 }
 
-/* 32 channels of out [8, channels] = factors [8] out + strip [8, keys] v [keys, channels]. */
-INLINE void meet_values(long keys, long channels, const float *strip, const long step, const float *v, const float *factors, float *out) {
+/* 32 channels of out [8, channels] = factors [8] out + strip [8, keys] v [keys, channels], of which row i takes the first
+ * `seen` + i: the others may hold a NaN. */
+INLINE void meet_values(long seen, long keys, long channels, const float *strip, const long step, const float *v, const float *factors, float *out) {
 #define GET(i) vector a##i = factors[i] * load(out + i * channels), b##i = factors[i] * load(out + i * channels + LANE);
 #define ADD(i) a##i += strip[i * step + j] * v0, b##i += strip[i * step + j] * v1;
+#define ADD_SEEN(i) if (j < seen + i) { ADD(i) }
 #define PUT(i) store(out + i * channels, a##i), store(out + i * channels + LANE, b##i);
     EACH(GET)
-    for (long j = 0; j < keys; j++) {
+    long j = 0;
+    for (; j < least(seen, keys); j++) {
         vector v0 = load(v + j * channels), v1 = load(v + j * channels + LANE);
         EACH(ADD)
+    }
+    for (; j < keys; j++) {
+        vector v0 = load(v + j * channels), v1 = load(v + j * channels + LANE);
+        EACH(ADD_SEEN)
     }
     EACH(PUT)
 #undef GET
 #undef ADD
+#undef ADD_SEEN
 #undef PUT
 }
 
-/* The first `seen` products of a row become e^(score - largest) and the others, up to `keys`, 0. Returns the factor of
- * what has been added up before. */
-INLINE float make_probabilities(long seen, long keys, float scale, float cap, float *p, float *largest, float *total) {
+/* The first `seen` products of a row become e^(score - largest). Returns the factor of what has been added up before. */
+INLINE float make_probabilities(long seen, float scale, float cap, float *p, float *largest, float *total) {
     long to = ceil_div(seen, LANE) * LANE;
     float before = *largest, most = before, sum = 0.0f;
     if (cap > 0.0f) {
@@ -70,7 +77,6 @@ INLINE float make_probabilities(long seen, long keys, float scale, float cap, fl
         p[j] = exponential(p[j] - most);
         sum += p[j];
     }
-    if (to < keys) memset(p + to, 0, (keys - to) * sizeof(float));
     float factor = most > before ? exponential(before - most) : 1.0f;
     *largest = most;
     *total = *total * factor + sum;
@@ -97,34 +103,43 @@ KERNEL attention_forward(long groups, long repeats, long queries, long ahead, lo
             long some = least(SPAN, last - start);
             for (long head = g * repeats; head < (g + 1) * repeats; head++)
                 for (long row = head * queries + first; row < head * queries + stop; row += GROUP) {
+                    long seen = row - head * queries + ahead + 1 - start, met = least(some, seen + GROUP - 1); /* by the first, by any */
+                    if (met <= 0) continue;
                     turn(width, q + row * width, across);
-                    for (long j = 0; j < some; j += PACKED)
+                    for (long j = 0; j < met; j += PACKED)
                         meet_keys(width, across, k + (g * packed + start + j) * width, strip + j, STRIP);
                     for (long i = 0; i < GROUP; i++) {
-                        long seen = row - head * queries + i + ahead + 1 - start;
-                        seen = seen < 0 ? 0 : least(seen, some);
-                        factors[i] = make_probabilities(seen, some, scale, cap, strip + i * STRIP, largest + row + i, total + row + i);
+                        long own = seen + i < 0 ? 0 : least(seen + i, met);
+                        factors[i] = make_probabilities(own, scale, cap, strip + i * STRIP, largest + row + i, total + row + i);
                     }
                     for (long c = 0; c < channels; c += PACKED)
-                        meet_values(some, channels, strip, STRIP, v + (g * keys + start) * channels + c, factors, out + row * channels + c);
+                        meet_values(seen, met, channels, strip, STRIP, v + (g * keys + start) * channels + c, factors, out + row * channels + c);
                 }
         }
     }
 }
 
-/* 32 channels of out [8, channels] += strip [rows, 8] transposed times x [rows, channels]. */
-INLINE void meet_rows(long rows, long channels, const float *strip, const float *x, float *out) {
+/* 32 channels of out [8, channels] += strip [rows, 8] transposed times x [rows, channels], of which key i takes those from
+ * row `first` + i on: the others may hold a NaN. */
+INLINE void meet_rows(long first, long rows, long channels, const float *strip, const float *x, float *out) {
 #define GET(i) vector a##i = load(out + i * channels), b##i = load(out + i * channels + LANE);
 #define ADD(i) a##i += strip[r * BACK_STRIP + i] * x0, b##i += strip[r * BACK_STRIP + i] * x1;
+#define ADD_SEEN(i) if (r >= first + i) { ADD(i) }
 #define PUT(i) store(out + i * channels, a##i), store(out + i * channels + LANE, b##i);
     EACH(GET)
-    for (long r = 0; r < rows; r++) {
+    long r = first < 0 ? 0 : first;
+    for (; r < least(first + GROUP - 1, rows); r++) {
+        vector x0 = load(x + r * channels), x1 = load(x + r * channels + LANE);
+        EACH(ADD_SEEN)
+    }
+    for (; r < rows; r++) {
         vector x0 = load(x + r * channels), x1 = load(x + r * channels + LANE);
         EACH(ADD)
     }
     EACH(PUT)
 #undef GET
 #undef ADD
+#undef ADD_SEEN
 #undef PUT
 }
 
@@ -176,6 +191,7 @@ KERNEL attention_backward(long groups, long repeats, long queries, long ahead, l
                     long top = head * queries + first;
                     for (long i = 0; i < stop - first; i += GROUP) {
                         float *strip = p + i * BACK_STRIP, *change = d + i * BACK_STRIP;
+                        long seen = first + i + ahead + 1 - start, met = least(some, seen + GROUP - 1); /* by the first, by any */
                         turn(width, q + (top + i) * width, across);
                         for (long j = 0; j < some; j += PACKED)
                             meet_keys(width, across, packed_k + (from + j) * width, strip + j, BACK_STRIP);
@@ -183,18 +199,18 @@ KERNEL attention_backward(long groups, long repeats, long queries, long ahead, l
                         for (long j = 0; j < some; j += PACKED)
                             meet_keys(channels, across, packed_v + (from + j) * channels, change + j, BACK_STRIP);
                         for (long r = 0; r < GROUP; r++) {
-                            long seen = first + i + r + ahead + 1 - start;
-                            seen = seen < 0 ? 0 : least(seen, some);
-                            make_gradients(seen, whole, scale, cap, log_sums[top + i + r], along[top + i + r], strip + r * BACK_STRIP, change + r * BACK_STRIP);
+                            long own = seen + r < 0 ? 0 : least(seen + r, some);
+                            make_gradients(own, whole, scale, cap, log_sums[top + i + r], along[top + i + r], strip + r * BACK_STRIP, change + r * BACK_STRIP);
                         }
                         for (long c = 0; c < width; c += PACKED)
-                            meet_values(some, width, change, BACK_STRIP, k + from * width + c, ones, dq + (top + i) * width + c);
+                            meet_values(seen, met, width, change, BACK_STRIP, k + from * width + c, ones, dq + (top + i) * width + c);
                     }
                     for (long j = 0; j < whole; j += GROUP) {
+                        long reader = start + j - ahead - first; /* the row at this key */
                         for (long c = 0; c < channels; c += PACKED)
-                            meet_rows(stop - first, channels, p + j, dy + top * channels + c, dv + (from + j) * channels + c);
+                            meet_rows(reader, stop - first, channels, p + j, dy + top * channels + c, dv + (from + j) * channels + c);
                         for (long c = 0; c < width; c += PACKED)
-                            meet_rows(stop - first, width, d + j, q + top * width + c, dk + (from + j) * width + c);
+                            meet_rows(reader, stop - first, width, d + j, q + top * width + c, dk + (from + j) * width + c);
                     }
                 }
             }

@@ -8,6 +8,20 @@ enum { CONV_LANES = 16, CONV_BLOCK = 8, CONV_VECTORS = 4, MOST_CONV_TOKENS = 204
 typedef float conv_vector __attribute__((vector_size(64), may_alias));
 #define ALIGNED __attribute__((aligned(64)))
 
+/* sums[r] += sum_a inputs[a] filter[r - a] for eight outputs and inputs; `later` says whether all inputs come before the
+ * outputs, else those after an output are left out: they may hold a NaN. */
+INLINE void add_block(const float *inputs, const float *filter, conv_vector *sums, const int later) {
+    conv_vector taps_here[2 * CONV_BLOCK - 1];
+#pragma GCC unroll 16
+    for (int r = later ? 0 : CONV_BLOCK - 1; r < 2 * CONV_BLOCK - 1; r++) taps_here[r] = *(const conv_vector *)(filter + (r - (CONV_BLOCK - 1)) * CONV_LANES);
+#pragma GCC unroll 8
+    for (int a = 0; a < CONV_BLOCK; a++) {
+        conv_vector u = *(const conv_vector *)(inputs + a * CONV_LANES);
+#pragma GCC unroll 8
+        for (int r = later ? 0 : a; r < CONV_BLOCK; r++) sums[r] += u * taps_here[CONV_BLOCK - 1 + r - a];
+    }
+}
+
 /* out[t] (+)= sum_{i <= t} inputs[i] filter[t - i], begin <= t < tokens, filter[0..taps); all [.., lanes], where outputs and inputs
  * have rows for whole blocks and the filter a block of zero rows in front and two after its last tap. */
 INLINE void convolve_lanes(long begin, long tokens, long taps, const float *inputs, const float *filter, float *out, int add) {
@@ -16,18 +30,9 @@ INLINE void convolve_lanes(long begin, long tokens, long taps, const float *inpu
         for (int r = 0; r < CONV_BLOCK; r++)
             sums[r] = add ? *(const conv_vector *)(out + (start + r) * CONV_LANES) : (conv_vector){0.0f};
         long from = start - taps + 1;
-        for (long i = from < 0 ? 0 : from / CONV_BLOCK * CONV_BLOCK; i <= start; i += CONV_BLOCK) {
-            const float *h = filter + (start - i - (CONV_BLOCK - 1)) * CONV_LANES;
-            conv_vector taps_here[2 * CONV_BLOCK - 1];
-#pragma GCC unroll 16
-            for (int r = 0; r < 2 * CONV_BLOCK - 1; r++) taps_here[r] = *(const conv_vector *)(h + r * CONV_LANES);
-#pragma GCC unroll 8
-            for (int a = 0; a < CONV_BLOCK; a++) {
-                conv_vector u = *(const conv_vector *)(inputs + (i + a) * CONV_LANES);
-#pragma GCC unroll 8
-                for (int r = 0; r < CONV_BLOCK; r++) sums[r] += u * taps_here[CONV_BLOCK - 1 + r - a];
-            }
-        }
+        for (long i = from < 0 ? 0 : from / CONV_BLOCK * CONV_BLOCK; i < start; i += CONV_BLOCK)
+            add_block(inputs + i * CONV_LANES, filter + (start - i) * CONV_LANES, sums, 1);
+        add_block(inputs + start * CONV_LANES, filter, sums, 0);
         for (int r = 0; r < CONV_BLOCK; r++) *(conv_vector *)(out + (start + r) * CONV_LANES) = sums[r];
     }
 }

@@ -61,6 +61,8 @@ KERNEL outer_conv_forward(long batch, long seq_len, long heads, long width,
                 products(0, last, width, columns, keys + m * rows * width, 1.0f, scores);
                 for (long j = 0; j < last; j++) VECTOR(scores + j * QUERY_LANES) *= WEIGHTS(taps, start - j);
                 combine(0, last, width, scores, values + m * rows * width, (head_vector){0.0f} + 1.0f, columns);
+                if (!is_finite(width, (head_vector *)columns)) /* 0 times a later NaN, unless it is one of their own */
+                    combine_seen(0, last, width, scores, values + m * rows * width, (head_vector){0.0f} + 1.0f, columns, start, ALL_KEYS);
                 store_columns(QUERY_LANES, width, columns, own + start * width, width); /* in the place of the queries */
             }
         }
@@ -69,8 +71,10 @@ KERNEL outer_conv_forward(long batch, long seq_len, long heads, long width,
 }
 
 /* Scores and their gradients, both [keys, lanes], become what values and what keys and queries are multiplied by.
- * sums[lag] += the products of the two: of sixteen keys at a time each is put a place further to the left. */
-INLINE void weigh(long start, const float *taps, float *scores, float *slopes, float *skewed, float *sums) {
+ * sums[lag] += the products of the two: of sixteen keys at a time each is put a place further to the left.
+ * Returns whether the products of the last sixteen keys are finite, among them those for earlier queries. */
+INLINE int weigh(long start, const float *taps, float *scores, float *slopes, float *skewed, float *sums) {
+    head_vector latest = {0.0f};
     for (long first = 0; first <= start; first += QUERY_LANES) {
         for (long r = 0; r < QUERY_LANES; r++) {
             long j = first + r;
@@ -87,7 +91,9 @@ INLINE void weigh(long start, const float *taps, float *scores, float *slopes, f
         }
         *(lag_vector *)sum += near;
         *(lag_vector *)(sum + QUERY_LANES) += far;
+        latest = near + far;
     }
+    return is_finite(1, &latest);
 }
 
 /* dh [some sequences, heads, seq_len] is to be added up over its first axis. */
@@ -127,10 +133,16 @@ KERNEL outer_conv_backward(long batch, long seq_len, long heads, long width,
                     products(0, last, width, columns, keys + m * size, 1.0f, scores);
                     load_columns(QUERY_LANES, width, g, width, columns);
                     products(0, last, width, columns, values + m * size, 1.0f, slopes);
-                    weigh(start, ramp + QUERY_LANES, scores, slopes, skewed, sums + m * (rows + LAGS) + QUERY_LANES);
-                    scatter(0, last, width, scores, g, value_sums + m * size);
-                    scatter(0, last, width, slopes, own, key_sums + m * size);
+                    int finite = weigh(start, ramp + QUERY_LANES, scores, slopes, skewed, sums + m * (rows + LAGS) + QUERY_LANES);
                     combine(0, last, width, slopes, keys + m * size, (head_vector){0.0f} + 1.0f, columns);
+                    if (finite) {
+                        scatter(0, last, width, scores, g, value_sums + m * size);
+                        scatter(0, last, width, slopes, own, key_sums + m * size);
+                    } else {
+                        combine_seen(0, last, width, slopes, keys + m * size, (head_vector){0.0f} + 1.0f, columns, start, ALL_KEYS);
+                        scatter_seen(0, last, width, scores, g, value_sums + m * size, start, ALL_KEYS);
+                        scatter_seen(0, last, width, slopes, own, key_sums + m * size, start, ALL_KEYS);
+                    }
                     store_columns(QUERY_LANES, width, columns, own, width); /* in the place of the queries */
                 }
             }

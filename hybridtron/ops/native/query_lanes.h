@@ -1,15 +1,39 @@
-/* Small heads: sixteen queries side by side in a vector meet keys and values one row after another. */
+/* Small heads: sixteen queries side by side in a vector meet keys and values one row after another.
+ *
+ * Keys that a query does not see get the weight zero. Where a tile holds NaNs or infinities, which zeros do not cancel, it
+ * is worked on again, or instead, by functions that leave such keys out. */
 #ifndef HYBRIDTRON_QUERY_LANES_H
 #define HYBRIDTRON_QUERY_LANES_H
 
 #include "common.h"
 
-enum { QUERY_LANES = 16 };
+enum { QUERY_LANES = 16, ALL_KEYS = 1 << 20 /* a window */ };
 typedef float head_vector __attribute__((vector_size(64), may_alias));
 typedef float half_vector __attribute__((vector_size(32), may_alias));
 typedef int32_t head_integers __attribute__((vector_size(64), may_alias));
 #define LINED __attribute__((aligned(64)))
 #define VECTOR(address) (*(head_vector *)(address))
+
+/* Where sixteen queries, the first at key `position`, see key `key`: all bits set, else none. */
+INLINE head_integers sees(long key, long position, long window) {
+    const head_integers lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    int32_t back = (int32_t)least(window, ALL_KEYS), at = (int32_t)(key - position);
+    return (lane >= at) & (lane - at < back);
+}
+
+INLINE head_vector where(head_integers chosen, head_vector x, float other) {
+    return (head_vector)(((head_integers)x & chosen) | ((head_integers)((head_vector){0.0f} + other) & ~chosen));
+}
+
+/* Whether all exponents are below the highest, that of infinities and NaNs. */
+INLINE int is_finite(long count, const head_vector *x) {
+    const int32_t highest = 0x7f800000;
+    head_integers above = {0};
+    int32_t any = 0;
+    for (long i = 0; i < count; i++) above |= ((head_integers)x[i] & highest) == highest;
+    for (long t = 0; t < QUERY_LANES; t++) any |= above[t];
+    return !any;
+}
 
 /* Rows [tokens, width] of one head, those after them to a multiple of four zero. */
 INLINE void load_head(long tokens, long width, const float *x, long step, float *rows) {
@@ -66,6 +90,17 @@ INLINE void combine(long from, long to, long width, const float *weights, const 
     for (; i < width; i++) combine_some(1, from, to, width, weights, rows + i, factor, columns + i * QUERY_LANES);
 }
 
+/* The same to the bit over the keys that each query sees; writes zeros over the weights of the others. */
+static __attribute__((noinline)) void combine_seen(long from, long to, long width, float *weights, const float *rows, head_vector factor, float *columns, long position, long window) {
+    for (long i = 0; i < width; i++) VECTOR(columns + i * QUERY_LANES) = (head_vector){0.0f};
+    for (long j = from; j < to; j++) {
+        head_integers seen = sees(j, position, window);
+        head_vector weight = VECTOR(weights + j * QUERY_LANES) = where(seen, VECTOR(weights + j * QUERY_LANES), 0.0f);
+        for (long i = 0; i < width; i++) VECTOR(columns + i * QUERY_LANES) += weight * where(seen, (head_vector){0.0f} + rows[j * width + i], 0.0f);
+    }
+    for (long i = 0; i < width; i++) VECTOR(columns + i * QUERY_LANES) *= factor;
+}
+
 /* sums[j, i] += sum_t weights[j, t] rows[t, i] over sixteen queries, for keys [from, to); so many channels of the rows
  * stay in registers. */
 #define SCATTER(type) \
@@ -89,6 +124,17 @@ INLINE void scatter(long from, long to, long width, const float *weights, const 
     } else {
         SCATTER(head_vector)
     }
+}
+
+/* The same, but for rounding, over the queries that see each key. */
+static __attribute__((noinline)) void scatter_seen(long from, long to, long width, const float *weights, const float *rows, float *sums, long position, long window) {
+    for (long j = from; j < to; j++)
+        for (long i = 0; i < width; i += 8) {
+            half_vector *sum = (half_vector *)(sums + j * width + i), parts[2] = {*sum, {0.0f}};
+            for (long t = 0; t < QUERY_LANES; t++)
+                if (position + t >= j && position + t - j < window) parts[t % 2] += *(const half_vector *)(rows + t * width + i) * weights[j * QUERY_LANES + t];
+            *sum = parts[0] + parts[1];
+        }
 }
 
 #endif

@@ -19,17 +19,6 @@ INLINE head_vector exponentials(head_vector x) {
     return p * (head_vector)((exponent + 127) << 23);
 }
 
-/* Where sixteen queries, the first at key `position`, see key `key`: all bits set, else none. */
-INLINE head_integers sees(long key, long position, long window) {
-    const head_integers lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    int32_t back = (int32_t)least(window, 1 << 20), at = (int32_t)(key - position);
-    return (lane >= at) & (lane - at < back);
-}
-
-INLINE head_vector where(head_integers chosen, head_vector x, float other) {
-    return (head_vector)(((head_integers)x & chosen) | ((head_integers)((head_vector){0.0f} + other) & ~chosen));
-}
-
 /* Sixteen queries from `start` on: the key at which the first stands, and the keys [first, last) that any of them sees. */
 typedef struct { long start, count, position, first, last; } Queries;
 
@@ -76,6 +65,8 @@ KERNEL heads_forward(long batch, long queries, long keys, long heads, long kv, l
                     total += p;
                 }
                 combine(some.first, some.last, out_width, scores, value_rows, 1.0f / total, outputs);
+                if (!is_finite(out_width, (head_vector *)outputs))
+                    combine_seen(some.first, some.last, out_width, scores, value_rows, 1.0f / total, outputs, some.position, window);
                 store_columns(some.count, out_width, outputs, y + b * y_batch + start * y_token + head * y_head, y_token);
                 for (long t = 0; t < some.count; t++) log_sums[(b * heads + head) * queries + start + t] = largest[t] + logf(total[t]);
             }
@@ -120,16 +111,25 @@ KERNEL heads_backward(long batch, long queries, long keys, long heads, long kv, 
                 head_vector along = {0.0f};
                 for (long j = some.first; j < some.last; j++) {
                     head_vector p = exponentials(VECTOR(weights + j * QUERY_LANES) - VECTOR(log_sum));
-                    if (hides(some, j, window)) p = where(sees(j, some.position, window), p, 0.0f);
+                    if (hides(some, j, window)) {
+                        p = where(sees(j, some.position, window), p, 0.0f);
+                        VECTOR(slopes + j * QUERY_LANES) = where(sees(j, some.position, window), VECTOR(slopes + j * QUERY_LANES), 0.0f);
+                    }
                     VECTOR(weights + j * QUERY_LANES) = p;
                     along += p * VECTOR(slopes + j * QUERY_LANES);
                 }
                 for (long j = some.first; j < some.last; j++)
                     VECTOR(slopes + j * QUERY_LANES) = VECTOR(weights + j * QUERY_LANES) * (VECTOR(slopes + j * QUERY_LANES) - along);
                 combine(some.first, some.last, width, slopes, key_rows, (head_vector){0.0f} + scale, columns);
+                if (is_finite(width, (head_vector *)columns)) {
+                    scatter(some.first, some.last, out_width, weights, output_rows, value_sums);
+                    scatter(some.first, some.last, width, slopes, query_rows, key_sums);
+                } else {
+                    combine_seen(some.first, some.last, width, slopes, key_rows, (head_vector){0.0f} + scale, columns, some.position, window);
+                    scatter_seen(some.first, some.last, out_width, weights, output_rows, value_sums, some.position, window);
+                    scatter_seen(some.first, some.last, width, slopes, query_rows, key_sums, some.position, window);
+                }
                 store_columns(some.count, width, columns, dq + b * dq_batch + start * dq_token + head * dq_head, dq_token);
-                scatter(some.first, some.last, out_width, weights, output_rows, value_sums);
-                scatter(some.first, some.last, width, slopes, query_rows, key_sums);
             }
         }
         for (long t = 0; t < keys; t++) {
