@@ -13,4 +13,4 @@ ROOT = Path(__file__).parents[2]
 
 def test_every_package_that_the_project_needs_is_looked_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert {re.match("[a-z-]+", each)[0] for each in project["dependencies"]} == {*REQUIRED}
+    assert {re.match("[a-z0-9-]+", each)[0] for each in project["dependencies"]} == {*REQUIRED}
