@@ -93,7 +93,8 @@ def naming_options(parser: argparse.ArgumentParser, given: argparse.Namespace) -
 
     `seeds = 0: ...` becomes `--seeds = 0: ...` where `seeds` is the dest of an option. Other names are left alone.
     A key that an override set was given on the command line. A UserError that names no option, but is about the value
-    of one, gets that option's name before it; an OSError of a file that an option gave, before the file.
+    of one, gets that option's name before it; an OSError of a file that an option gave, before the file. A value that
+    was given without an option too is left alone.
     """
     actions = [action for action in parser._actions if action.option_strings]
     options = {action.dest: max(action.option_strings, key=len) for action in actions}
@@ -102,7 +103,9 @@ def naming_options(parser: argparse.ArgumentParser, given: argparse.Namespace) -
         named = _PARAMETER.sub(lambda match: options.get(match[match.lastgroup or 0], match[0]), text)
         return named.replace("in an override", "on the command line")
 
-    values = {options[one.dest]: _words(getattr(given, one.dest, None), one.default) for one in actions}
+    words = {one.dest: _words(getattr(given, one.dest, None), one.default) for one in parser._actions}
+    unnamed = {word for one in parser._actions if not one.option_strings for word in words[one.dest]}
+    values = {option: [word for word in words[dest] if word not in unnamed] for dest, option in options.items()}
     try:
         with parameters_renamed(rename):
             yield

@@ -260,6 +260,7 @@ def test_errors_name_the_options_of_their_verb(text, expected):
         ("a.csv2: no such file", "a.csv2: no such file"),
         ("'auto': no such device", "'auto': no such device"),  # the default, which nobody typed
         ("7: no such layer", "7: no such layer"),
+        ("both: no such run", "both: no such run"),  # given as the run too
     ],
 )
 def test_errors_about_the_value_of_an_option_name_it(text, expected):
@@ -269,7 +270,10 @@ def test_errors_about_the_value_of_an_option_name_it(text, expected):
     parser.add_argument("--set", nargs="+")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--layer", type=int)
-    given = parser.parse_args(["--table", "a.csv", "--pattern", "mlpp", "--set", "y=1", "x", "--layer", "7"])
+    parser.add_argument("--out")
+    parser.add_argument("run", type=Path)
+    options = ["--table", "a.csv", "--pattern", "mlpp", "--layer", "7", "--out", "both"]
+    given = parser.parse_args(["both", *options, "--set", "y=1", "x"])
     with pytest.raises(UserError) as raised, naming_options(parser, given):
         raise UserError(text)
     assert str(raised.value) == expected
