@@ -16,6 +16,7 @@ from hybridtron.errors import UserError, parameters_renamed
 _PARAMETER = re.compile(
     r"^(?P<first>\w+)(?=[ :])"
     r"|(?<![\w.-])(?P<flag>\w+)=True\b"
+    r"|`(?P<quoted>\w+)`"
     r"|(?<![\w./-])(?P<name>\w+_\w+)(?![\w./]| = )"  # with an underscore, as no word of a sentence has
 )
 
@@ -91,7 +92,8 @@ def add_print_argument(verb: argparse.ArgumentParser) -> None:
 def naming_options(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Iterator[None]:
     """Write the Python parameters in messages of the block, and in a UserError, as options of the parser.
 
-    `seeds = 0: ...` becomes `--seeds = 0: ...` where `seeds` is the dest of an option. Other names are left alone.
+    `seeds = 0: ...` becomes `--seeds = 0: ...` where `seeds` is the dest of an option, and so does a name in backticks.
+    Other names are left alone.
     A key that an override set was given on the command line. A UserError that names no option, but is about the value
     of one, gets that option's name before it; an OSError of a file that an option gave, before the file. A value that
     was given without an option too is left alone.

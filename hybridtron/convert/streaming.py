@@ -194,7 +194,7 @@ def infos_here(
             if own == torch.float16 or not own.is_floating_point:
                 raise UserError(
                     f"{entry.name}: is {dtype_name(theirs[entry.name].dtype)}; expected float32 or bfloat16, in which "
-                    "models are trained here, or to be converted to one of these by dtype"
+                    "models are trained here, or `dtype` to convert it"
                 )
             if dtypes.setdefault(part, own) != own:
                 raise UserError(

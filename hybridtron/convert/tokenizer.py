@@ -74,7 +74,7 @@ def our_files(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, bytes],
     generation = read_object(folder / GENERATION) or {key: settings[key] for key in IDS if key in settings}
     files = {GENERATION: _json(generation)}
     file = folder / FILE_NAME
-    if not file.is_file():
+    if not file.exists():
         return files, [f"{folder}: has no {FILE_NAME}; the run gets the byte tokenizer"]
     content, own = read_plain(file), read_object(folder / CONFIG_NAME)
     try:

@@ -73,5 +73,5 @@ def _check_best(law: Law) -> None:
     if {"error", "score"} & {*law.columns}:
         raise UserError(
             f"keep_best: {law.name} is about {' and '.join(law.columns)} of every run, of the worse ones too; expected "
-            "no choice of the best (--where keeps some rows)"
+            "no choice of the best (`where` keeps some rows)"
         )

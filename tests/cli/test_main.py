@@ -232,6 +232,7 @@ def test_bad_arguments_are_one_line_too(case, capsys):
         ("max_tokens = -1: expected at least 0", "--tokens = -1: expected at least 0"),
         ("run: exists; use seeds or resume=True", "run: exists; use seeds or --resume"),
         ("a.md: unknown suffix (text_suffixes names others)", "a.md: unknown suffix (--text-suffixes names others)"),
+        ("run: exists; `seeds` or `tokens` name another", "run: exists; --seeds or `tokens` name another"),
         ("train.seeds = 0 and text_suffixes/a", "train.seeds = 0 and text_suffixes/a"),
         ("seeds.txt: no such file", "seeds.txt: no such file"),
         ("config = 3: is positional", "config = 3: is positional"),

@@ -68,3 +68,9 @@ def test_a_tokenizer_file_goes_through_unchanged(tmp_path):
     assert back["tokenizer.json"] == (tmp_path / "tokenizer.json").read_bytes()
     assert json.loads(back["tokenizer_config.json"])["eos_token"] == "[STOP]"
     assert json.loads(back[GENERATION])["eos_token_id"] == [256, 3]
+
+
+def test_a_folder_in_place_of_a_tokenizer_file_is_no_missing_one(tmp_path):
+    (tmp_path / "tokenizer.json").mkdir()
+    with pytest.raises(UserError, match=r"tokenizer\.json: is a link, a device, a pipe or a folder; expected a plain"):
+        our_files(tmp_path, {})

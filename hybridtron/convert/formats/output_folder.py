@@ -71,7 +71,9 @@ def _made_alone(draft: Path) -> Iterator[None]:
                 remove_folder(draft)
         draft.mkdir()
     except OSError as error:
-        raise UserError(f"{draft}: cannot be made: {error.strerror}") from None
+        files = [str(parent) for parent in draft.parents if parent.exists() and not parent.is_dir()]
+        reason = f"{files[0]} is no folder" if files else error.strerror
+        raise UserError(f"{draft.with_name(draft.name.removesuffix(PARTIAL))}: cannot be made: {reason}") from None
     with _locked(draft):
         yield
 

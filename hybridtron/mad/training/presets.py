@@ -168,10 +168,10 @@ def preset(
     if lr is not None or weight_decay is not None:
         changes["cells"] = tuple(dict.fromkeys(Cell(*pair) for pair in product(rates, decays)))
     if changes.get("halving") and len(changes.get("cells", base.cells)) < 2:
-        raise UserError("halving: is for several cells; expected several of lr or weight_decay")
+        raise UserError("halving: is for several cells; expected several of `lr` or weight_decay")
     if changes.get("data") is not None:
         if base.select_split != "test":
-            raise UserError(f"data {changes['data']}: has no validation split; expected preset madlab with it")
+            raise UserError(f"data {changes['data']}: has no validation split; expected `preset` madlab with it")
         changes["data"] = str(Path(changes["data"]).resolve())
     return replace(base, **{key: value for key, value in changes.items() if value is not None})
 

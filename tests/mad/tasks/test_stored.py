@@ -70,7 +70,7 @@ def _row(score):
 
 
 def test_data_without_a_split_to_select_on_are_refused_with_other_presets(data):
-    with pytest.raises(UserError, match="has no validation split; expected preset madlab"):
+    with pytest.raises(UserError, match="has no validation split; expected `preset` madlab"):
         mad.score("mlp", "smoke", tasks=TASK, setting=SETTING, data=data)
 
 
