@@ -26,7 +26,9 @@ from hybridtron.cli.arguments import ArgumentParser
 from hybridtron.cli.exit_code import exit_code
 from hybridtron.data.datasets.indexed_dataset import bin_path, idx_path, write_index
 from hybridtron.data.datasets.token_dataset import TokenDataset
+from hybridtron.data.loaders.batch_sizes import BatchSizes
 from hybridtron.data.loaders.loader import Loader, make_loader
+from hybridtron.data.loaders.sampler import BatchSampler
 
 TOKENS, SEQ_LEN, MICRO_BATCH, STEPS = 100_000_000, 2048, 16, 50
 LOADERS = ("mmap", "dali")
@@ -53,9 +55,8 @@ def main() -> None:
         np.random.default_rng(0).integers(0, 65536, TOKENS, dtype=np.uint16).tofile(bin_path(prefix))
         write_index(idx_path(prefix), np.array([TOKENS]), np.dtype(np.uint16))
         dataset = TokenDataset(prefix, SEQ_LEN, seed=0)
-        loaders = {
-            name: make_loader(name, dataset, MICRO_BATCH, MICRO_BATCH, 0, 1, torch.device("cpu")) for name in LOADERS
-        }
+        sampler = BatchSampler(BatchSizes(MICRO_BATCH), MICRO_BATCH, 0, 1)
+        loaders = {name: make_loader(name, dataset, sampler, torch.device("cpu")) for name in LOADERS}
         for name in LOADERS:
             tokens_per_second(loaders[name], time.perf_counter, 0)  # warms up
         for number in range(options.repeats):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hybridtron.data.loaders.batches import eval_batches
 from hybridtron.data.loaders.loader import make_loader
+from hybridtron.data.loaders.sampler import BatchSampler
 from hybridtron.distributed.process_groups.groups import ParallelContext
 from hybridtron.errors import TrainingStopped, cause_of
 from hybridtron.model.compiling import compile_layers
@@ -52,15 +53,12 @@ class Trainer:
         self.engine, self.chunks = build_engine(config, parallel_context)
         if config.train.compile:
             compile_layers(self.engine.chunks.chunks, parallel_context.device)
+        train = config.train
+        sampler = BatchSampler(
+            train.batch_sizes, train.micro_batch_size, parallel_context.data_rank, parallel_context.data_size
+        )
         self.load_batches = make_loader(
-            config.data.loader,
-            corpus.train,
-            config.train.batch_sizes,
-            config.train.micro_batch_size,
-            parallel_context.data_rank,
-            parallel_context.data_size,
-            parallel_context.device,
-            config.data.isolates,
+            config.data.loader, corpus.train, sampler, parallel_context.device, config.data.isolates
         )
         self.saver = Saver(config, self.engine, folder, print_line, self._saved) if folder else None
         self.state = TrainState()

@@ -19,7 +19,9 @@ import torch.distributed as dist
 
 from hybridtron.backends.megatron import tensor_overlap
 from hybridtron.config.load import build
+from hybridtron.data.loaders.batch_sizes import BatchSizes
 from hybridtron.data.loaders.batches import MicroBatch, micro_batch, step_documents
+from hybridtron.data.loaders.sampler import BatchSampler
 from hybridtron.distributed.config import PrecisionConfig
 from hybridtron.distributed.process_groups.environment import Environment, read_environment
 from hybridtron.distributed.process_groups.groups import ParallelContext, process_groups
@@ -82,7 +84,7 @@ def micro_batches(step: int, parallel_context: ParallelContext, isolate: bool) -
     windows = text.chunk(size)[rank][:, : SEQ_LEN + 1].split(MICRO_BATCH)
     if not isolate:
         return [micro_batch(each) for each in windows]
-    documents = step_documents(Documents, step, GLOBAL_BATCH, MICRO_BATCH, rank, size)
+    documents = step_documents(Documents, step, BatchSampler(BatchSizes(GLOBAL_BATCH), MICRO_BATCH, rank, size))
     return [micro_batch(*each) for each in zip(windows, documents, strict=True)]
 
 

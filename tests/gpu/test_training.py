@@ -7,7 +7,9 @@ import torch
 
 import hybridtron as ht
 from hybridtron.api.configs import read_training_config
+from hybridtron.data.loaders.batch_sizes import BatchSizes
 from hybridtron.data.loaders.batches import global_batch
+from hybridtron.data.loaders.sampler import BatchSampler
 from hybridtron.distributed.process_groups.environment import Environment
 from hybridtron.distributed.process_groups.groups import process_groups
 from hybridtron.distributed.recorded_passes import RecordedPasses
@@ -125,7 +127,7 @@ def peak_of_a_step(*config):
             torch.cuda.reset_peak_memory_stats()
             train = run.train
             engine.train_step(
-                list(global_batch(dataset, step, train.global_batch_size, train.micro_batch_size, 0, 1)), 1e-3
+                list(global_batch(dataset, step, BatchSampler(train.batch_sizes, train.micro_batch_size, 0, 1))), 1e-3
             )
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated()
@@ -167,7 +169,7 @@ def waits_of_a_step(folder, corpus, blocks):
     with process_groups(config.parallel, Environment(0, 1, 0, None, "single")) as parallel_context:
         engine, _ = build_engine(config, parallel_context)
         for step in range(3):
-            batches = list(global_batch(dataset, step, 4, 2, 0, 1))
+            batches = list(global_batch(dataset, step, BatchSampler(BatchSizes(4), 2, 0, 1)))
             torch.cuda.synchronize()
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")

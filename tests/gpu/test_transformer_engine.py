@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from hybridtron.api.configs import read_training_config
+from hybridtron.data.loaders.batch_sizes import BatchSizes
 from hybridtron.data.loaders.batches import global_batch
+from hybridtron.data.loaders.sampler import BatchSampler
 from hybridtron.distributed.process_groups.environment import Environment
 from hybridtron.distributed.process_groups.groups import process_groups
 from hybridtron.mixers.registry import MIXERS
@@ -12,6 +14,8 @@ from hybridtron.training.corpus import open_corpus
 from tests.gpu.comparison import assert_near, distance
 from tests.gpu.conftest import write_config
 from tests.gpu.primitives import CASES, PRIMITIVES, ROUTED
+
+SAMPLER = BatchSampler(BatchSizes(4), 2, 0, 1)
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("needs_cuda", "transformer_engine")]
 
@@ -61,7 +65,7 @@ def test_steps_have_the_losses_of_megatron_cores_linears(tmp_path, corpus, recom
         dataset = open_corpus(config).train
         with process_groups(config.parallel, Environment(0, 1, 0, None, "single")) as parallel_context:
             engine, _ = build_engine(config, parallel_context)
-            results = [engine.train_step(list(global_batch(dataset, step, 4, 2, 0, 1)), 1e-3) for step in range(5)]
+            results = [engine.train_step(list(global_batch(dataset, step, SAMPLER)), 1e-3) for step in range(5)]
         found[backend] = torch.tensor([[result.loss, result.grad_norm] for result in results])
     torch.testing.assert_close(found["transformer_engine"][:, 0], found["megatron"][:, 0], rtol=SAME_LOSS, atol=0)
     torch.testing.assert_close(found["transformer_engine"][:, 1], found["megatron"][:, 1], rtol=NEAR, atol=0)

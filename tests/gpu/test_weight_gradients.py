@@ -4,12 +4,16 @@ import pytest
 import torch
 
 from hybridtron.api.configs import read_training_config
+from hybridtron.data.loaders.batch_sizes import BatchSizes
 from hybridtron.data.loaders.batches import global_batch
+from hybridtron.data.loaders.sampler import BatchSampler
 from hybridtron.distributed.process_groups.environment import Environment
 from hybridtron.distributed.process_groups.groups import process_groups
 from hybridtron.training.corpus import open_corpus
 from tests.distributed.test_weight_gradients import record, sums_of
 from tests.gpu.conftest import DRY, write_config
+
+SAMPLER = BatchSampler(BatchSizes(8), 2, 0, 1)
 
 pytestmark = pytest.mark.gpu
 
@@ -38,7 +42,7 @@ def test_they_are_the_sums_in_float64(cuda, tmp_path, corpus, monkeypatch, numbe
     seen = record(monkeypatch)
     with process_groups(config.parallel, Environment(0, 1, 0, None, "single")) as parallel_context:
         engine, (chunk,) = build_engine(config, parallel_context)
-        assert engine.train_step(list(global_batch(open_corpus(config).train, 0, 8, 2, 0, 1)), 1e-3).applied
+        assert engine.train_step(list(global_batch(open_corpus(config).train, 0, SAMPLER)), 1e-3).applied
         found = {name: (p.main_grad.data_ptr(), p.main_grad.clone()) for name, p in chunk.named_parameters()}
     assert {x.dtype for _, _, x in seen} == {FACTORS[number_format]}
     expected = sums_of(seen)

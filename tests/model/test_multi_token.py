@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from hybridtron.api.configs import read_training_config
 from hybridtron.backends.torch import TorchBackend
 from hybridtron.config.load import build
+from hybridtron.data.loaders.batch_sizes import BatchSizes
 from hybridtron.data.loaders.batches import micro_batch, step_documents
+from hybridtron.data.loaders.sampler import BatchSampler
 from hybridtron.distributed.process_groups.environment import Environment
 from hybridtron.distributed.process_groups.groups import process_groups
 from hybridtron.documents import weights_ahead
@@ -132,7 +134,8 @@ def trained(request):
             "optimizer": {"lr": 1e-3, "clip_grad": 0},
         }
     )
-    documents = step_documents(Documents, 0, B, 2, 0, 1) if config.data.isolates else [None, None]
+    sampler = BatchSampler(BatchSizes(B), 2, 0, 1)
+    documents = step_documents(Documents, 0, sampler) if config.data.isolates else [None, None]
     batches = [micro_batch(*each) for each in zip(texts().split(2), documents, strict=True)]
     with process_groups(config.parallel, Environment(0, 1, 0, None, "single")) as parallel_context:
         engine, (model,) = build_engine(config, parallel_context)

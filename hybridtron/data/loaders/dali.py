@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hybridtron.data.datasets.blended_dataset import TrainingTokens
-from hybridtron.data.loaders.batch_sizes import BatchSizes
-from hybridtron.data.loaders.batches import MicroBatch, micro_batch, sample_indices, step_documents
+from hybridtron.data.loaders.batches import MicroBatch, micro_batch, step_documents
+from hybridtron.data.loaders.sampler import BatchSampler
 from hybridtron.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,20 +39,11 @@ class DaliLoader:
     """
 
     def __init__(
-        self,
-        dataset: TrainingTokens,
-        global_batch_size: int | BatchSizes,
-        micro_batch_size: int,
-        dp_rank: int,
-        dp_size: int,
-        device: torch.device,
-        isolate: bool = False,
+        self, dataset: TrainingTokens, sampler: BatchSampler, device: torch.device, isolate: bool = False
     ) -> None:
         require_dali()
-        self.isolate = isolate
-        self.dataset, self.micro_batch_size, self.device = dataset, micro_batch_size, device
-        self._layout = (global_batch_size, micro_batch_size, dp_rank, dp_size)
-        sample_indices(0, *self._layout)  # refuses a batch that cannot be divided
+        self.dataset, self.sampler, self.device, self.isolate = dataset, sampler, device, isolate
+        sampler.indices(0)  # refuses a batch that cannot be divided
         self._next_step = -1
         self._batches: Iterator[Any] = iter(())
 
@@ -61,16 +52,15 @@ class DaliLoader:
         if step != self._next_step:  # the first step of a run, also of a resumed one
             self._batches = self._start(step)
         self._next_step = step + 1
-        micro_batches = len(sample_indices(step, *self._layout)) // self.micro_batch_size
-        documents: Sequence[Documents | None] = [None] * micro_batches
+        documents: Sequence[Documents | None] = [None] * len(self.sampler.indices(step))
         if self.isolate:
-            documents = step_documents(self.dataset, step, *self._layout)
+            documents = step_documents(self.dataset, step, self.sampler)
         return [micro_batch(next(self._batches)[0]["windows"], each) for each in documents]
 
     def _windows(self, step: int) -> Iterator[np.ndarray]:
         """Read the windows [b, s + 1] of all micro-batches from a step on, without end."""
         while True:
-            for indices in sample_indices(step, *self._layout).reshape(-1, self.micro_batch_size):
+            for indices in self.sampler.indices(step):
                 yield self.dataset.samples(indices)
             step += 1
 
@@ -83,7 +73,7 @@ class DaliLoader:
 
         on_gpu = self.device.type == "cuda"
         gpu = (torch.cuda.current_device() if self.device.index is None else self.device.index) if on_gpu else None
-        pipeline = Pipeline(batch_size=self.micro_batch_size, num_threads=1, device_id=gpu)
+        pipeline = Pipeline(batch_size=self.sampler.micro_batch_size, num_threads=1, device_id=gpu)
         with pipeline:
             windows = fn.external_source(source=self._windows(step), batch=True, dtype=types.DALIDataType.INT64, ndim=1)
             pipeline.set_outputs(windows.gpu() if on_gpu else windows)

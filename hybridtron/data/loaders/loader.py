@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from hybridtron.data.datasets.blended_dataset import TrainingTokens
-from hybridtron.data.loaders.batch_sizes import BatchSizes
 from hybridtron.data.loaders.batches import MicroBatch, global_batch
+from hybridtron.data.loaders.sampler import BatchSampler
 
 if TYPE_CHECKING:
     import torch
@@ -16,24 +16,14 @@ Loader = Callable[[int], Sequence[MicroBatch]]  # the micro-batches of a step, c
 
 
 def make_loader(
-    kind: str,
-    dataset: TrainingTokens,
-    global_batch_size: int | BatchSizes,
-    micro_batch_size: int,
-    dp_rank: int,
-    dp_size: int,
-    device: torch.device,
-    isolate: bool = False,
+    kind: str, dataset: TrainingTokens, sampler: BatchSampler, device: torch.device, isolate: bool = False
 ) -> Loader:
     """Return the loader of one data-parallel rank; the micro-batches of a step do not depend on `kind`.
 
-    With `isolate` they come with their documents.
-
-    Raises UserError where DALI is asked for and not installed.
+    With `isolate` they come with their documents. Raises UserError where DALI is asked for and not installed.
     """
     if kind == "dali":
         from hybridtron.data.loaders.dali import DaliLoader
 
-        return DaliLoader(dataset, global_batch_size, micro_batch_size, dp_rank, dp_size, device, isolate)
-    layout = (global_batch_size, micro_batch_size, dp_rank, dp_size, isolate)
-    return lambda step: list(global_batch(dataset, step, *layout))
+        return DaliLoader(dataset, sampler, device, isolate)
+    return lambda step: list(global_batch(dataset, step, sampler, isolate))

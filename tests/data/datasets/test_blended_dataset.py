@@ -7,8 +7,10 @@ import torch
 from hybridtron.data.datasets.blended_dataset import BlendedDataset, Stage
 from hybridtron.data.datasets.indexed_dataset import bin_path, idx_path, write_index
 from hybridtron.data.datasets.token_dataset import TokenDataset
+from hybridtron.data.loaders.batch_sizes import BatchSizes
 from hybridtron.data.loaders.batches import global_batch
 from hybridtron.data.loaders.loader import make_loader
+from hybridtron.data.loaders.sampler import BatchSampler
 from hybridtron.errors import UserError
 
 WEIGHTS = (0.7, 0.2, 0.1)
@@ -43,8 +45,8 @@ def test_every_source_gives_its_samples_in_its_own_order(sources):
 def test_the_ranks_of_any_layout_read_the_global_order(sources, micro_batch_size, dp_size):
     blend = BlendedDataset(sources, STAGES)
     for step in (0, 8, 11, 416, 10_000):
-        layouts = [(12, micro_batch_size, rank, dp_size) for rank in range(dp_size)]
-        tokens = [batch.tokens for layout in layouts for batch in global_batch(blend, step, *layout)]
+        samplers = [BatchSampler(BatchSizes(12), micro_batch_size, rank, dp_size) for rank in range(dp_size)]
+        tokens = [batch.tokens for sampler in samplers for batch in global_batch(blend, step, sampler)]
         assert np.array_equal(torch.cat(tokens), blend.samples(np.arange(step * 12, step * 12 + 12))[:, :-1])
 
 
@@ -87,10 +89,10 @@ def test_another_source_changes_no_sources_own_order(sources):
 
 def test_dali_reads_a_blend(sources):
     pytest.importorskip("nvidia.dali")
-    blend, layout = BlendedDataset(sources, STAGES), (12, 3, 1, 2)
-    load_batches = make_loader("dali", blend, *layout, torch.device("cpu"))
+    blend, sampler = BlendedDataset(sources, STAGES), BatchSampler(BatchSizes(12), 3, 1, 2)
+    load_batches = make_loader("dali", blend, sampler, torch.device("cpu"))
     for step in (7, 8, 9, 416):
-        for ours, theirs in zip(global_batch(blend, step, *layout), load_batches(step), strict=True):
+        for ours, theirs in zip(global_batch(blend, step, sampler), load_batches(step), strict=True):
             assert torch.equal(ours.tokens, theirs.tokens)
 
 

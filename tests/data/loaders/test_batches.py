@@ -8,6 +8,7 @@ from hybridtron.data.datasets.indexed_dataset import bin_path, idx_path, write_i
 from hybridtron.data.datasets.token_dataset import TokenDataset
 from hybridtron.data.loaders.batch_sizes import BatchSizes
 from hybridtron.data.loaders.batches import eval_batches, global_batch
+from hybridtron.data.loaders.sampler import BatchSampler
 from hybridtron.errors import UserError
 
 torch.set_num_threads(1)
@@ -21,13 +22,13 @@ def dataset(tmp_path_factory):
     return TokenDataset(prefix, seq_len=32, seed=3)
 
 
-def union(batches_of_rank, dp_size):
-    micro_batches = [batch for rank in range(dp_size) for batch in batches_of_rank(rank)]
+def joined(ranks):
+    micro_batches = [batch for batches in ranks for batch in batches]
     return torch.cat([batch.tokens for batch in micro_batches]), torch.cat([batch.labels for batch in micro_batches])
 
 
 def test_labels_are_the_tokens_one_place_further(dataset):
-    batch = next(global_batch(dataset, 0, 8, 4, 0, 1))
+    batch = next(global_batch(dataset, 0, BatchSampler(BatchSizes(8), 4, 0, 1)))
     assert batch.tokens.shape == batch.labels.shape == (4, 32)
     assert batch.tokens.dtype == batch.labels.dtype == torch.int64
     assert torch.equal(batch.tokens[:, 1:], batch.labels[:, :-1])
@@ -40,7 +41,8 @@ def test_labels_are_the_tokens_one_place_further(dataset):
 def test_no_layout_changes_what_a_step_sees(dataset, micro_batch_size, dp_size):
     for step in (0, 7, 100):
         expected = dataset.samples(np.arange(step * 12, step * 12 + 12))
-        tokens, labels = union(lambda rank: global_batch(dataset, step, 12, micro_batch_size, rank, dp_size), dp_size)  # noqa: B023
+        samplers = [BatchSampler(BatchSizes(12), micro_batch_size, rank, dp_size) for rank in range(dp_size)]
+        tokens, labels = joined(global_batch(dataset, step, sampler) for sampler in samplers)
         assert np.array_equal(tokens, expected[:, :-1])
         assert np.array_equal(labels, expected[:, 1:])
 
@@ -53,7 +55,8 @@ def test_growing_batches_take_one_sample_after_another_in_any_layout(dataset, mi
     assert [sizes.samples(steps) for steps in (0, 2, 5, 6)] == [0, 12, 48, 72]
     for step, (first, size) in enumerate(spans):
         expected = dataset.samples(np.arange(first, first + size))
-        tokens, _ = union(lambda rank: global_batch(dataset, step, sizes, micro_batch_size, rank, dp_size), dp_size)  # noqa: B023
+        samplers = [BatchSampler(sizes, micro_batch_size, rank, dp_size) for rank in range(dp_size)]
+        tokens, _ = joined(global_batch(dataset, step, sampler) for sampler in samplers)
         assert np.array_equal(tokens, expected[:, :-1])
 
 
@@ -74,7 +77,9 @@ def test_any_layout_evaluates_the_same_windows(dataset, num_samples, micro_batch
 
 
 def test_a_rank_gets_one_contiguous_block(dataset):
-    second = torch.cat([batch.tokens for batch in global_batch(dataset, 2, 12, 2, dp_rank=1, dp_size=3)])
+    second = torch.cat(
+        [batch.tokens for batch in global_batch(dataset, 2, BatchSampler(BatchSizes(12), 2, dp_rank=1, dp_size=3))]
+    )
     assert np.array_equal(second, dataset.samples(np.arange(28, 32))[:, :-1])
 
 
@@ -82,7 +87,7 @@ def test_what_cannot_be_divided_is_refused_at_the_call(dataset):
     with pytest.raises(
         UserError, match=r"train.global_batch_size = 10: .* micro_batch_size 2 x data-parallel size 2.*nearest: 8"
     ):
-        global_batch(dataset, 0, 10, 2, 0, 2)
+        global_batch(dataset, 0, BatchSampler(BatchSizes(10), 2, 0, 2))
     with pytest.raises(UserError, match="do not fit"):
         eval_batches(dataset, 1000, 4, 0, 1)
 
@@ -112,8 +117,8 @@ class TestDocuments:
     @pytest.mark.parametrize(("micro_batch_size", "dp_size"), [(12, 1), (3, 2), (2, 3)])
     def test_of_a_step(self, packed, micro_batch_size, dp_size):
         for step in (0, 7):
-            layouts = [(step, 12, micro_batch_size, rank, dp_size) for rank in range(dp_size)]
-            self.check([batch for layout in layouts for batch in global_batch(packed, *layout, isolate=True)], 12)
+            samplers = [BatchSampler(BatchSizes(12), micro_batch_size, rank, dp_size) for rank in range(dp_size)]
+            self.check([batch for each in samplers for batch in global_batch(packed, step, each, isolate=True)], 12)
 
     @pytest.mark.parametrize(("micro_batch_size", "dp_size"), [(4, 1), (2, 3)])
     def test_of_an_evaluation(self, packed, micro_batch_size, dp_size):
@@ -121,4 +126,4 @@ class TestDocuments:
         self.check([batch for batches, _ in ranks for batch in batches], 10)
 
     def test_they_are_not_told_where_they_flow(self, packed):
-        assert all(batch.documents is None for batch in global_batch(packed, 0, 12, 3, 0, 1))
+        assert all(batch.documents is None for batch in global_batch(packed, 0, BatchSampler(BatchSizes(12), 3, 0, 1)))

@@ -12,8 +12,10 @@ from hybridtron.config.load import load
 from hybridtron.data.datasets.indexed_dataset import bin_path, idx_path, write_index
 from hybridtron.data.datasets.token_dataset import TokenDataset
 from hybridtron.data.loaders import dali
+from hybridtron.data.loaders.batch_sizes import BatchSizes
 from hybridtron.data.loaders.batches import global_batch
 from hybridtron.data.loaders.loader import make_loader
+from hybridtron.data.loaders.sampler import BatchSampler
 from hybridtron.distributed.process_groups.environment import read_environment
 from hybridtron.errors import UserError
 from hybridtron.training.config import RunConfig
@@ -38,10 +40,10 @@ def dataset(tmp_path_factory):
 def test_the_same_batches_in_the_same_order(dataset, micro_batch_size, dp_size):
     """Each rank goes on from step to step, as in training, begins at a later step, as on resume, and goes back."""
     for rank in range(dp_size):
-        layout = (12, micro_batch_size, rank, dp_size)
-        load_batches = make_loader("dali", dataset, *layout, CPU)
+        sampler = BatchSampler(BatchSizes(12), micro_batch_size, rank, dp_size)
+        load_batches = make_loader("dali", dataset, sampler, CPU)
         for step in (0, 1, 2, 3, 40, 41, 1):
-            expected, found = list(global_batch(dataset, step, *layout)), load_batches(step)
+            expected, found = list(global_batch(dataset, step, sampler)), load_batches(step)
             assert len(found) == len(expected)
             for ours, theirs in zip(expected, found, strict=True):
                 assert torch.equal(ours.tokens, theirs.tokens)
@@ -51,32 +53,32 @@ def test_the_same_batches_in_the_same_order(dataset, micro_batch_size, dp_size):
 
 
 def test_the_same_documents(dataset):
+    sampler = BatchSampler(BatchSizes(12), 3, 1, 2)
     for step in (0, 1, 7):
-        load_batches = make_loader("dali", dataset, 12, 3, 1, 2, CPU, isolate=True)
-        for ours, theirs in zip(
-            global_batch(dataset, step, 12, 3, 1, 2, isolate=True), load_batches(step), strict=True
-        ):
+        load_batches = make_loader("dali", dataset, sampler, CPU, isolate=True)
+        for ours, theirs in zip(global_batch(dataset, step, sampler, isolate=True), load_batches(step), strict=True):
             assert torch.equal(ours.tokens, theirs.tokens)
             assert torch.equal(ours.documents.weights, theirs.documents.weights)
             assert list(map(list, ours.documents.lengths)) == list(map(list, theirs.documents.lengths))
 
 
 def test_batches_stay_as_they_are_while_later_ones_are_read(dataset):
-    load_batches = make_loader("dali", dataset, 12, 3, 0, 1, CPU)
+    sampler = BatchSampler(BatchSizes(12), 3, 0, 1)
+    load_batches = make_loader("dali", dataset, sampler, CPU)
     first = load_batches(0)
     for step in range(1, 10):
         load_batches(step)
-    for ours, theirs in zip(global_batch(dataset, 0, 12, 3, 0, 1), first, strict=True):
+    for ours, theirs in zip(global_batch(dataset, 0, sampler), first, strict=True):
         assert torch.equal(ours.tokens, theirs.tokens)
 
 
 def test_errors_of_the_data_and_the_layout_are_ours(dataset):
     with pytest.raises(UserError, match=r"train.global_batch_size = 10: .*nearest: 8"):
-        make_loader("dali", dataset, 10, 2, 0, 2, CPU)
+        make_loader("dali", dataset, BatchSampler(BatchSizes(10), 2, 0, 2), CPU)
     wrong = TokenDataset(dataset.prefix, seq_len=32, seed=3)
     wrong._vocab_size = 10
     with pytest.raises(UserError, match=r"model.vocab_size = 10: is too small"):
-        make_loader("dali", wrong, 12, 3, 0, 1, CPU)(0)
+        make_loader("dali", wrong, BatchSampler(BatchSizes(12), 3, 0, 1), CPU)(0)
 
 
 def losses(run):

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from hybridtron.api.configs import read_training_config
+from hybridtron.data.loaders.batch_sizes import BatchSizes
 from hybridtron.data.loaders.batches import global_batch
+from hybridtron.data.loaders.sampler import BatchSampler
 from hybridtron.distributed.optimizer.gradient_clipping import clip_groups
 from hybridtron.distributed.process_groups.environment import Environment
 from hybridtron.distributed.process_groups.groups import process_groups
@@ -12,6 +14,8 @@ from hybridtron.errors import UserError
 from hybridtron.model.tensors import parameter_group
 from hybridtron.training.build import build_engine
 from hybridtron.training.corpus import open_corpus
+
+SAMPLER = BatchSampler(BatchSizes(4), 2, 0, 1)
 
 LIMITS = {"embedding": 0.05, "norms": 1e-3, "attn": 1e9, "moe": 0.02}
 
@@ -37,7 +41,7 @@ def gradients(corpus, clip_groups, **optimizer):
     config = config_of(corpus, clip_groups, **optimizer)
     with process_groups(config.parallel, Environment(0, 1, 0, None, "single")) as parallel_context:
         engine, (model,) = build_engine(config, parallel_context)
-        result = engine.train_step(list(global_batch(open_corpus(config).train, 0, 4, 2, 0, 1)), 1e-3)
+        result = engine.train_step(list(global_batch(open_corpus(config).train, 0, SAMPLER)), 1e-3)
         found = {name: parameter.main_grad.clone() for name, parameter in model.named_parameters()}
     return found, result.grad_norm, {name: parameter_group(config.model, name) for name in found}
 

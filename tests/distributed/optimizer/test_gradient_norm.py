@@ -7,11 +7,15 @@ import pytest
 import torch
 
 from hybridtron.api.configs import read_training_config
+from hybridtron.data.loaders.batch_sizes import BatchSizes
 from hybridtron.data.loaders.batches import global_batch
+from hybridtron.data.loaders.sampler import BatchSampler
 from hybridtron.distributed.process_groups.environment import Environment
 from hybridtron.distributed.process_groups.groups import process_groups
 from hybridtron.training.build import build_engine
 from hybridtron.training.corpus import open_corpus
+
+SAMPLER = BatchSampler(BatchSizes(4), 2, 0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,7 @@ def after_a_step(tmp_path_factory, corpus):
     )
     with process_groups(config.parallel, Environment(0, 1, 0, None, "single")) as parallel_context:
         engine, _ = build_engine(config, parallel_context)
-        result = engine.train_step(list(global_batch(open_corpus(config).train, 0, 4, 2, 0, 1)), 1e-3)
+        result = engine.train_step(list(global_batch(open_corpus(config).train, 0, SAMPLER)), 1e-3)
         yield engine, result, float(engine.optimizer.get_grad_norm())
 
 

@@ -6,11 +6,15 @@ import pytest
 import torch
 
 from hybridtron.api.configs import read_training_config
+from hybridtron.data.loaders.batch_sizes import BatchSizes
 from hybridtron.data.loaders.batches import global_batch
+from hybridtron.data.loaders.sampler import BatchSampler
 from hybridtron.distributed.process_groups.environment import Environment
 from hybridtron.distributed.process_groups.groups import process_groups
 from hybridtron.training.build import build_engine
 from hybridtron.training.corpus import open_corpus
+
+SAMPLER = BatchSampler(BatchSizes(4), 2, 0, 1)
 
 LR, DECAY = 2e-2, 0.3
 BLOCKS = {
@@ -62,7 +66,7 @@ def test_several_steps_equal_a_plain_writing(corpus, settings):
         momenta = {name: [torch.zeros_like(m) for m in each] for name, each in expected.items()}
         for step in range(3):
             lr = LR / (step + 1)
-            engine.train_step(list(global_batch(open_corpus(config).train, step, 4, 2, 0, 1)), lr)
+            engine.train_step(list(global_batch(open_corpus(config).train, step, SAMPLER)), lr)
             for name, parameter in taking.items():
                 gradients = matrices(engine.specs[name], parameter.main_grad.double())
                 updated = [

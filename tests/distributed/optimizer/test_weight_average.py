@@ -4,11 +4,15 @@ import pytest
 import torch
 
 from hybridtron.api.configs import read_training_config
+from hybridtron.data.loaders.batch_sizes import BatchSizes
 from hybridtron.data.loaders.batches import global_batch
+from hybridtron.data.loaders.sampler import BatchSampler
 from hybridtron.distributed.process_groups.environment import Environment
 from hybridtron.distributed.process_groups.groups import process_groups
 from hybridtron.training.build import build_engine
 from hybridtron.training.corpus import open_corpus
+
+SAMPLER = BatchSampler(BatchSizes(4), 2, 0, 1)
 
 DECAY, STEPS = 0.8, 5
 
@@ -33,7 +37,7 @@ def test_it_follows_the_weights_after_every_update_or_some(corpus, every):
         expected = {name: parameter.detach().double() for name, parameter in model.named_parameters()}
         data = open_corpus(config).train
         for step in range(STEPS):
-            engine.train_step(list(global_batch(data, step, 4, 2, 0, 1)), 1e-2)
+            engine.train_step(list(global_batch(data, step, SAMPLER)), 1e-2)
             if (step + 1) % every == 0:
                 for name, parameter in model.named_parameters():
                     expected[name] = DECAY * expected[name] + (1 - DECAY) * parameter.detach().double()
