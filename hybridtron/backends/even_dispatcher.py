@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hybridtron.backends.context_parallel import exchange
+from hybridtron.backends.context_parallel import all_to_all
 from hybridtron.backends.dispatcher import DispatcherKind, ExpertGroups, Experts
 
 
@@ -70,7 +70,7 @@ def _fitted(x: Tensor, rows: int) -> Tensor:
 
 
 def _exchanged(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    return exchange(x.unflatten(0, (group.size(), -1)), group).flatten(0, 1)
+    return all_to_all(x.unflatten(0, (group.size(), -1)), group).flatten(0, 1)
 
 
 def _gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:

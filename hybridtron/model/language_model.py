@@ -54,7 +54,7 @@ class LanguageModel(nn.Module):
         self.tied = config.tie_embeddings
         self.embedding_multiplier, self.logits_scaling = config.embedding_multiplier, config.logits_scaling
         self.last_stage_embeds = config.last_stage_embeds
-        if stage.is_first or (stage.is_last and self.last_stage_embeds):
+        if stage.is_first or (stage.is_last and config.last_stage_embeds):
             self.embedding = backend.embedding(specs["embedding.weight"])
         norm = partial(backend.norm, config.norm_spec, zero_centered=config.zero_centered_norms)
         self.residual_end = residual_end(config, backend, stage.is_last)
@@ -77,8 +77,6 @@ class LanguageModel(nn.Module):
             self.final_norm = norm()
             head = specs["embedding.weight" if self.tied else "head.weight"]
             self.head = backend.column_linear(head, shared=self.tied)
-        self.projected_cross_entropy = backend.projected_cross_entropy
-        self.gather_logits = backend.gather_logits
         self.backend = backend
         self.received: Tensor | None = None
         self.forward_context: Callable[[], AbstractContextManager[None]] = nullcontext  # of the layers
@@ -129,7 +127,7 @@ class LanguageModel(nn.Module):
 
     def _losses(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return loss and log partition function [s, b] of labels [b, s], from the input of the output projection."""
-        return self.projected_cross_entropy(self.head, x, self._tied_weight, labels.transpose(0, 1))
+        return self.backend.projected_cross_entropy(self.head, x, self._tied_weight, labels.transpose(0, 1))
 
     def _further_losses(self, h: Tensor, labels: Tensor, run: int, documents: Documents | None) -> list[Tensor]:
         """Return the loss [s, b] of multi-token prediction at each depth, from the residual stream after the last
@@ -194,7 +192,7 @@ class LanguageModel(nn.Module):
         `hybridtron.model.generation.pipeline`.
         """
         parts: list[Tensor] = []
-        with self.whole_sequences():
+        with self.backend.whole_sequences(self):
             for piece in pieces(tokens):
                 stream, state = self.advance(Layer.prefill, self.begin(self.embed(piece)), state)
                 x = self.end(stream)  # [s, b, h]
@@ -206,14 +204,10 @@ class LanguageModel(nn.Module):
 
         The state handed in is used up.
         """
-        with self.whole_sequences():
+        with self.backend.whole_sequences(self):
             x = self.embed(tokens.unsqueeze(1)).squeeze(0)
             stream, state = self.advance(Layer.step, self.begin(x), state)
             return self.next_logits(self.end(stream).unsqueeze(0)), state
-
-    def whole_sequences(self) -> AbstractContextManager[None]:
-        """Leave all tokens to every tensor-parallel rank meanwhile."""
-        return self.backend.whole_sequences(self)
 
     def advance(
         self, function: Callable[[Layer, Stream, State], tuple[Stream, State]], stream: Stream, state: Sequence[State]
@@ -231,7 +225,7 @@ class LanguageModel(nn.Module):
     def next_logits(self, x: Tensor, *, all_logits: bool = False) -> Tensor:
         """Map the input of the final norm [s, b, h] to the logits after the last token [b, vocabulary], or after each
         [b, s, vocabulary]."""
-        logits = self.gather_logits(self._project(x)).transpose(0, 1)
+        logits = self.backend.gather_logits(self._project(x)).transpose(0, 1)
         return logits if all_logits else logits[:, -1]
 
     def zero_logits(self, batch: int) -> Tensor:
@@ -245,4 +239,4 @@ class LanguageModel(nn.Module):
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Map token ids [b, s] to logits [b, s, vocabulary]."""
-        return self.gather_logits(self(tokens)).transpose(0, 1)
+        return self.backend.gather_logits(self(tokens)).transpose(0, 1)

@@ -100,8 +100,8 @@ def product():
     from hybridtron.distributed.cpu_compat import cuda_calls_on_cpu
 
     with cuda_calls_on_cpu():
-        from hybridtron.backends.megatron.linear import product
-    return product
+        from hybridtron.backends.megatron.linear import parallel_linear
+    return parallel_linear
 
 
 @pytest.mark.parametrize("index", range(3))

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hybridtron.backends.megatron.main_grad import main_grad_of, weight_gradient
-from hybridtron.backends.megatron.tensor_overlap import gathered_product
+from hybridtron.backends.megatron.tensor_overlap import all_gather_matmul
 from hybridtron.ops.linear import linear
 
 
-def product(
+def parallel_linear(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -32,10 +32,10 @@ def product(
     """
     if group is None or group.size() == 1:
         group, sequence_parallel = None, False
-    return _Product.apply(x, weight, bias, group, sequence_parallel, in_pieces)
+    return _ParallelLinear.apply(x, weight, bias, group, sequence_parallel, in_pieces)
 
 
-class _Product(torch.autograd.Function):
+class _ParallelLinear(torch.autograd.Function):
     """Keeps x as it is given. Messages of the backward pass travel during the product that does not need them; on CUDA
     that takes CUDA_DEVICE_MAX_CONNECTIONS=1."""
 
@@ -52,7 +52,7 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.main_grad, ctx.group, ctx.sequence_parallel = main_grad_of(weight), group, sequence_parallel
         if group is not None and sequence_parallel and in_pieces:
-            y = gathered_product(x, weight, group)
+            y = all_gather_matmul(x, weight, group)
             return y if bias is None else y.add_(bias)
         if group is not None and sequence_parallel:
             x, gathered = _begin_gather(x, group)

@@ -33,7 +33,7 @@ def pieces_of(rows: int) -> list[slice]:
     return [slice(*ends) for ends in pairwise(rows * i // count for i in range(count + 1))]
 
 
-def gathered_product(x: Tensor, weight: Tensor, group: dist.ProcessGroup) -> Tensor:
+def all_gather_matmul(x: Tensor, weight: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Multiply the tokens of all ranks, of which x [s / tp, b, in] are this one's, by a weight [local out, in]:
     -> [s, b, local out], without gradient. A piece multiplies while the next is gathered."""
     y = x.new_empty(group.size() * len(x), *x.shape[1:-1], len(weight))
@@ -43,18 +43,18 @@ def gathered_product(x: Tensor, weight: Tensor, group: dist.ProcessGroup) -> Ten
     return y
 
 
-def summed_product(x: Tensor, weight: Tensor, group: dist.ProcessGroup, scatter: bool) -> Tensor:
+def matmul_reduce(x: Tensor, weight: Tensor, group: dist.ProcessGroup, scatter: bool) -> Tensor:
     """Multiply x [s, b, local in] by a weight [out, local in] and sum over the ranks: -> [s, b, out], or with `scatter`
     the tokens of this rank [s / tp, b, out]. A piece is summed while the next multiplies.
 
     With `scatter` the backward pass multiplies a piece of the gradient while the next is gathered.
     """
-    y = _SummedProduct.apply(x, weight, group, scatter)
+    y = _MatmulReduce.apply(x, weight, group, scatter)
     assert isinstance(y, Tensor)
     return y
 
 
-class _SummedProduct(torch.autograd.Function):
+class _MatmulReduce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, group: dist.ProcessGroup, scatter: bool) -> Tensor:
         ctx.save_for_backward(x, weight)

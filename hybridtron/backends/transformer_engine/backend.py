@@ -17,7 +17,8 @@ import torch
 import transformer_engine.pytorch as te
 from torch import Tensor, nn
 
-from hybridtron.backends.megatron.backend import MegatronBackend, leave_uninitialized
+from hybridtron.backends.megatron.backend import MegatronBackend
+from hybridtron.backends.megatron.layers import leave_uninitialized
 from hybridtron.tensors import TensorSpec
 
 

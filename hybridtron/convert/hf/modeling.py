@@ -163,7 +163,7 @@ class HybridtronForCausalLM(PreTrainedModel, GenerationMixin):
     def _parallel(self, tokens: Tensor, mask: Tensor, documents: Documents | None) -> Tensor:
         """Map ids [b, s] to logits [b, s, v], over all tokens at once."""
         if documents is not None:
-            return self.model.gather_logits(self.model(tokens, documents=documents)).transpose(0, 1)
+            return self.model.backend.gather_logits(self.model(tokens, documents=documents)).transpose(0, 1)
         if bool(mask.all()):
             return self.model.logits(tokens)
         packed = own_tokens_first(tokens, mask)
