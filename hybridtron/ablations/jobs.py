@@ -13,11 +13,12 @@ from hybridtron.ablations.cells import CellRun
 from hybridtron.ablations.events import Event, OnEvent
 from hybridtron.ablations.study import Study
 from hybridtron.files import read_last_row, read_object, replace_file
+from hybridtron.launcher.allocation import allocation_of
 from hybridtron.launcher.config import LaunchConfig
 from hybridtron.launcher.job import Job
 from hybridtron.launcher.schedulers.handle import Handle
 from hybridtron.launcher.schedulers.slurm import SlurmHandle, SlurmQueue
-from hybridtron.launcher.submit import SUBMITTED, allocation_of, submit
+from hybridtron.launcher.submit import SUBMITTED, submit
 from hybridtron.reporting.numbers import plural
 from hybridtron.training.run_folder.folder import RunFolder
 

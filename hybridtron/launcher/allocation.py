@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from hybridtron.errors import UserError
 from hybridtron.launcher.config import LaunchConfig
+from hybridtron.launcher.job import Job
 from hybridtron.training.config import RunConfig
 from hybridtron.training.validation.resolve import data_parallel_size
 
@@ -24,6 +25,18 @@ class Allocation:
     @property
     def processes(self) -> int:
         return self.nodes * self.processes_per_node
+
+
+def allocation_of(job: Job, launch: LaunchConfig) -> Allocation:
+    """Return the nodes and processes of a job. Raises UserError where they do not fit."""
+    if job.config is not None:
+        return allocate(job.config, launch)
+    per_node = min(job.processes, launch.processes_per_node)
+    if launch.cluster == "local":
+        return Allocation((1,), job.processes)
+    if job.processes % per_node:
+        raise UserError(f"processes = {job.processes}: expected a multiple of processes_per_node {per_node}")
+    return Allocation((job.processes // per_node,), per_node)
 
 
 def allocate(config: RunConfig, launch: LaunchConfig) -> Allocation:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from hybridtron.errors import UserError
-from hybridtron.files import read_plain, replace_file, require_folder
+from hybridtron.files import read_plain, replace_file
 from hybridtron.launcher.config import LaunchConfig
 from hybridtron.training.config import RunConfig
 
 # Python with a package from a path of any characters before all others; PYTHONPATH cannot hold a colon.
 ENTRY = "import sys; sys.path.insert(0, sys.argv.pop(1)); from hybridtron.{module} import main; sys.exit(main())"
-OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def python_from(root: Path, module: str, *arguments: str) -> list[str]:
@@ -88,23 +85,3 @@ def read_spec(file: Path) -> Spec:
         return Spec(**content)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{file}: damaged: {error}") from None
-
-
-def make_folder(folder: Path) -> Path:
-    """Make a folder that others cannot write to, or an existing one so, and return it.
-
-    Raises UserError for a link or a folder of another user in its place.
-    """
-    require_folder(folder)
-    mask = os.umask(0)
-    os.umask(mask | 0o022)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    finally:
-        os.umask(mask)
-    status = folder.lstat()
-    if status.st_uid != os.geteuid():
-        raise UserError(f"{folder}: belongs to another user (uid {status.st_uid}); expected a folder of your own")
-    if status.st_mode & OTHERS_WRITE:
-        folder.chmod(stat.S_IMODE(status.st_mode) & ~OTHERS_WRITE)
-    return folder

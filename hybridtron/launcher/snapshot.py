@@ -18,7 +18,7 @@ from hybridtron import __version__
 from hybridtron.checkout import DIRTY, PACKAGE, changes, commit
 from hybridtron.files import remove_folder, replace_file
 from hybridtron.launcher.environment_variables import recorded_environment
-from hybridtron.launcher.job import OTHERS_WRITE
+from hybridtron.launcher.private_files import OTHERS_WRITE
 
 LARGEST_DIFF = 5_000_000  # bytes of uncommitted changes that are kept
 NOTES = ("git.txt", "changes.diff")  # beside the package in its copy

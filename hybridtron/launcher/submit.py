@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shlex
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from hybridtron.config.load import dump
 from hybridtron.distributed.process_groups.launch import usable_cores
 from hybridtron.errors import UserError
 from hybridtron.files import replace_file, require_folder
-from hybridtron.launcher.allocation import Allocation, allocate
+from hybridtron.launcher.allocation import allocation_of
 from hybridtron.launcher.config import LaunchConfig
-from hybridtron.launcher.job import Job, Spec, make_folder
+from hybridtron.launcher.job import Job, Spec
+from hybridtron.launcher.private_files import make_folder, private_files
 from hybridtron.launcher.schedulers import local, slurm
 from hybridtron.launcher.schedulers.handle import Handle
 from hybridtron.launcher.snapshot import PACKAGE, copy_code, write_environment
@@ -79,29 +78,6 @@ def dry_run(job: Job, launch: LaunchConfig) -> str:
         )
     slurm.require_usable_path(job.folder)
     return slurm.script(job.name, folder / "launch" / "slurm", launch, spec, command, None)
-
-
-def allocation_of(job: Job, launch: LaunchConfig) -> Allocation:
-    """Return the nodes and processes of a job. Raises UserError where they do not fit."""
-    if job.config is not None:
-        return allocate(job.config, launch)
-    per_node = min(job.processes, launch.processes_per_node)
-    if launch.cluster == "local":
-        return Allocation((1,), job.processes)
-    if job.processes % per_node:
-        raise UserError(f"processes = {job.processes}: expected a multiple of processes_per_node {per_node}")
-    return Allocation((job.processes // per_node,), per_node)
-
-
-@contextlib.contextmanager
-def private_files() -> Iterator[None]:
-    """Make files in the block that only their owner can write, whatever the umask is."""
-    before = os.umask(0o077)
-    os.umask(before | 0o022)
-    try:
-        yield
-    finally:
-        os.umask(before)
 
 
 def _prepare(jobs: Sequence[Job], launch: LaunchConfig, folder: Path) -> list[Spec]:

@@ -14,7 +14,8 @@ import yaml
 import hybridtron as ht
 from hybridtron.launcher.config import LaunchConfig, read_launch
 from hybridtron.launcher.environment_variables import recorded_environment
-from hybridtron.launcher.job import Job, make_folder
+from hybridtron.launcher.job import Job
+from hybridtron.launcher.private_files import make_folder
 from hybridtron.launcher.schedulers.slurm import SlurmHandle
 from hybridtron.launcher.snapshot import copy_code
 from hybridtron.launcher.submit import dry_run, submit

@@ -15,7 +15,8 @@ from typing import Any
 
 from hybridtron.errors import UserError
 from hybridtron.launcher.config import LaunchConfig
-from hybridtron.launcher.job import Spec, make_folder, python_from
+from hybridtron.launcher.job import Spec, python_from
+from hybridtron.launcher.private_files import make_folder
 from hybridtron.launcher.schedulers.handle import Handle, State
 
 logger = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from typing import Any
 
 from hybridtron.errors import UserError
 from hybridtron.files import open_to_write, read_object, replace_file
-from hybridtron.launcher.job import make_folder
+from hybridtron.launcher.private_files import make_folder
 from hybridtron.training.run_folder.attempts import judge_attempt
 
 
