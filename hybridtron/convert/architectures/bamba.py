@@ -7,8 +7,9 @@ from typing import Any
 from hybridtron.convert.mapping import parts, state_space
 from hybridtron.convert.mapping.architecture import Architecture
 from hybridtron.convert.mapping.entry import Entry
+from hybridtron.convert.mapping.layers import block_of, layers_of
 from hybridtron.convert.mapping.pairs import pairs_of
-from hybridtron.convert.mapping.requirements import cannot_express, require_model
+from hybridtron.convert.mapping.requirements import cannot_express, require_equal_biases, require_model
 from hybridtron.convert.mapping.rotary import rotary_base, rotary_parameters
 from hybridtron.convert.mapping.settings import Settings
 from hybridtron.model.config import ModelConfig
@@ -73,18 +74,16 @@ def _to_theirs(model: ModelConfig) -> dict[str, Any]:
     name = "bamba"
     require_model(name, model)
     pairs_of(name, model, _MIXERS, {"swiglu": ("ffn_hidden_size",)}, "chunk_size")
-    attention, mamba = state_space.layers_of(model, "attention"), state_space.layers_of(model, "mamba2")
+    attention, mamba = layers_of(model, "attention"), layers_of(model, "mamba2")
     for i in attention:
-        block = state_space.block_of(model, i)
-        if block.qkv_bias != block.proj_bias:
-            cannot_express(name, model, i, "it has qkv_bias without proj_bias, or the reverse")
-        if not block.rotary_dim:
+        require_equal_biases(name, model, i)
+        if not block_of(model, i).rotary_dim:
             cannot_express(name, model, i, "it has no rotary positions")
     theirs: dict[str, Any] = {
         "hidden_size": model.hidden_size,
         "vocab_size": model.vocab_size,
         "num_hidden_layers": len(model.layer_names) // 2,
-        "intermediate_size": state_space.block_of(model, 1).inner_size,
+        "intermediate_size": block_of(model, 1).inner_size,
         "attn_layer_indices": [i // 2 for i in attention],
         "hidden_act": "silu",
         "mlp_bias": False,
@@ -96,10 +95,10 @@ def _to_theirs(model: ModelConfig) -> dict[str, Any]:
         "mamba_n_heads": 1,
     }
     if attention:
-        theirs |= _attention(model, state_space.block_of(model, attention[0]))
+        theirs |= _attention(model, block_of(model, attention[0]))
     if mamba:
         state_space.whole_expand(name, model, mamba[0])
-        theirs |= state_space.mamba2_settings(state_space.block_of(model, mamba[0]))
+        theirs |= state_space.mamba2_settings(block_of(model, mamba[0]))
     return theirs
 
 
@@ -110,7 +109,7 @@ def _attention(model: ModelConfig, block: Any) -> dict[str, Any]:
         "attention_bias": block.qkv_bias,
         **rotary_parameters(block.rotary_base, block.rotary_fraction),
     }
-    return theirs | state_space.head_dim(model, block)
+    return theirs | parts.head_dim_setting(model, block)
 
 
 def _table(model: ModelConfig) -> list[Entry]:

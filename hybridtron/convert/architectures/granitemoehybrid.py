@@ -7,8 +7,9 @@ from typing import Any
 from hybridtron.convert.mapping import parts, state_space
 from hybridtron.convert.mapping.architecture import Architecture
 from hybridtron.convert.mapping.entry import Entry
+from hybridtron.convert.mapping.layers import block_of
 from hybridtron.convert.mapping.pairs import pairs_of
-from hybridtron.convert.mapping.requirements import cannot_express, require_keys, require_model
+from hybridtron.convert.mapping.requirements import cannot_express, require_equal_biases, require_keys, require_model
 from hybridtron.convert.mapping.rotary import rotary_base, rotary_parameters
 from hybridtron.convert.mapping.settings import Settings
 from hybridtron.errors import UserError
@@ -138,8 +139,7 @@ def _check(name: str, model: ModelConfig, layer: int, block: Any) -> None:
     if block.type == "mamba2":
         state_space.whole_expand(name, model, layer)
     elif block.type == "attention":
-        if block.qkv_bias != block.proj_bias:
-            cannot_express(name, model, layer, "it has qkv_bias without proj_bias, or the reverse")
+        require_equal_biases(name, model, layer)
         if block.rotary_dim not in (0, block.head_size):
             cannot_express(name, model, layer, "some of its channels rotate; expected all or none")
     elif block.type == "moe":
@@ -160,7 +160,7 @@ def _attention(model: ModelConfig, block: Any) -> dict[str, Any]:
         "position_embedding_type": "rope" if block.rotary_dim else "nope",
         **rotary_parameters(block.rotary_base),
     }
-    return theirs | state_space.head_dim(model, block)
+    return theirs | parts.head_dim_setting(model, block)
 
 
 def _mamba(model: ModelConfig, block: Any) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def _table(model: ModelConfig) -> list[Entry]:
         entries += state_space.mixer(model, 2 * i, theirs, shapes)
         entries.append(Entry(f"{theirs}post_attention_layernorm.weight", (f"{mlp}norm.weight",)))
         mlp = f"{mlp}mixer."
-        if state_space.block_of(model, 2 * i + 1).type == "moe":
+        if block_of(model, 2 * i + 1).type == "moe":
             moe = f"{theirs}block_sparse_moe."
             entries.append(Entry(f"{moe}router.layer.weight", (f"{mlp}router_weight",)))
             entries.append(Entry(f"{moe}input_linear.weight", (f"{mlp}gate_up.gate", f"{mlp}gate_up.up"), axis=1))

@@ -8,6 +8,7 @@ from typing import Any
 from hybridtron.convert.mapping import parts, state_space
 from hybridtron.convert.mapping.architecture import Architecture
 from hybridtron.convert.mapping.entry import Entry
+from hybridtron.convert.mapping.layers import block_of, layers_of
 from hybridtron.convert.mapping.pairs import pairs_of
 from hybridtron.convert.mapping.requirements import cannot_express, require_model
 from hybridtron.convert.mapping.settings import Settings
@@ -84,12 +85,12 @@ def _to_theirs(model: ModelConfig) -> dict[str, Any]:
     name = "jamba"
     require_model(name, model)
     pairs_of(name, model, _MIXERS, _FEED_FORWARD, *parts.MOE_TRAINING, "dispatcher")
-    layers = {kind: state_space.layers_of(model, kind) for kind in (*_MIXERS, *_FEED_FORWARD)}
+    layers = {kind: layers_of(model, kind) for kind in (*_MIXERS, *_FEED_FORWARD)}
     for i in range(len(model.layer_names)):
-        _check(name, model, i, state_space.block_of(model, i))
+        _check(name, model, i, block_of(model, i))
     for i in layers["moe"] if layers["swiglu"] else ():
-        width = state_space.block_of(model, layers["swiglu"][0]).inner_size
-        if state_space.block_of(model, i).ffn_hidden_size != width:
+        width = block_of(model, layers["swiglu"][0]).inner_size
+        if block_of(model, i).ffn_hidden_size != width:
             cannot_express(name, model, i, f"its experts are not as wide as the swiglu layers, {width}")
     theirs: dict[str, Any] = {
         "hidden_size": model.hidden_size,
@@ -104,7 +105,7 @@ def _to_theirs(model: ModelConfig) -> dict[str, Any]:
     }
     for kind, found in layers.items():
         if found:
-            theirs |= _WRITE[kind](model, state_space.block_of(model, found[0]))
+            theirs |= _WRITE[kind](model, block_of(model, found[0]))
     return theirs
 
 
@@ -156,7 +157,7 @@ def _mamba(model: ModelConfig, block: Any) -> dict[str, Any]:
 
 def _attention(model: ModelConfig, block: Any) -> dict[str, Any]:
     heads = {"num_attention_heads": block.num_heads, "num_key_value_heads": block.kv_heads}
-    return heads | state_space.head_dim(model, block)
+    return heads | parts.head_dim_setting(model, block)
 
 
 def _mlp(model: ModelConfig, block: Any) -> dict[str, Any]:
@@ -177,25 +178,18 @@ def _table(model: ModelConfig) -> list[Entry]:
     for i in range(len(model.layer_names) // 2):
         theirs, mixer, other = f"model.layers.{i}.", f"layers.{2 * i}.", f"layers.{2 * i + 1}."
         entries.append(Entry(f"{theirs}input_layernorm.weight", (f"{mixer}norm.weight",)))
-        if state_space.block_of(model, 2 * i).type == "mamba1":
+        if block_of(model, 2 * i).type == "mamba1":
             entries += state_space.mamba1(f"{theirs}mamba.", f"{mixer}mixer.", shapes)
         else:
             entries += parts.attention(f"{theirs}self_attn.", f"{mixer}mixer.", shapes)
         entries.append(Entry(f"{theirs}pre_ff_layernorm.weight", (f"{other}norm.weight",)))
-        theirs, other, block = f"{theirs}feed_forward.", f"{other}mixer.", state_space.block_of(model, 2 * i + 1)
-        entries += _experts(theirs, other, block) if block.type == "moe" else parts.swiglu(theirs, other)
+        theirs, other, block = f"{theirs}feed_forward.", f"{other}mixer.", block_of(model, 2 * i + 1)
+        if block.type == "moe":
+            entries.append(Entry(f"{theirs}router.weight", (f"{other}router_weight",)))
+            entries += parts.experts(theirs, other, block.num_experts)
+        else:
+            entries += parts.swiglu(theirs, other)
     return entries + last
-
-
-def _experts(theirs: str, ours: str, block: Any) -> list[Entry]:
-    entries = [Entry(f"{theirs}router.weight", (f"{ours}router_weight",))]
-    for expert in range(block.num_experts):
-        each = f"{theirs}experts.{expert}."
-        entries += [
-            Entry(f"{each}{part}_proj.weight", (f"{ours}gate_up.{part}",), expert=expert) for part in ("gate", "up")
-        ]
-        entries.append(Entry(f"{each}down_proj.weight", (f"{ours}down",), expert=expert))
-    return entries
 
 
 JAMBA = Architecture("jamba", "JambaForCausalLM", _to_ours, _to_theirs, _table)

@@ -8,7 +8,14 @@ from typing import Any
 from hybridtron.convert.mapping import parts
 from hybridtron.convert.mapping.architecture import Architecture
 from hybridtron.convert.mapping.entry import Entry
-from hybridtron.convert.mapping.requirements import cannot_express, layer_of, require_equal, require_model
+from hybridtron.convert.mapping.layers import block_of
+from hybridtron.convert.mapping.requirements import (
+    cannot_express,
+    require_equal,
+    require_equal_biases,
+    require_layer,
+    require_model,
+)
 from hybridtron.convert.mapping.rotary import rotary_parameters, scaled_rotary
 from hybridtron.convert.mapping.settings import Settings
 from hybridtron.model.config import ModelConfig
@@ -52,15 +59,14 @@ def _to_theirs(name: str, own: tuple[str, ...], model: ModelConfig) -> dict[str,
     require_model(name, model)
     layers, keys = range(len(model.layer_names)), ("num_heads", "num_kv_heads", "head_dim", "rotary_base")
     for i in layers[::2]:
-        layer_of(name, model, i, "attention", *keys, "rotary_scaling", *own)
+        require_layer(name, model, i, "attention", *keys, "rotary_scaling", *own)
         if i + 1 in layers:
-            layer_of(name, model, i + 1, "swiglu", "ffn_hidden_size")
+            require_layer(name, model, i + 1, "swiglu", "ffn_hidden_size")
     if len(layers) % 2:
         cannot_express(name, model, layers[-1], "expected a swiglu layer after it")
     require_equal(name, model, layers[::2])
     require_equal(name, model, layers[1::2])
-    attention: Any = model.blocks[model.layer_names[0]]
-    mlp: Any = model.blocks[model.layer_names[1]]
+    attention, mlp = block_of(model, 0), block_of(model, 1)
     if name == "llama" and model.hidden_size % attention.num_heads:
         cannot_express(name, model, 0, f"its num_heads {attention.num_heads} do not divide hidden_size there")
     if attention.rotary_dim != attention.head_size:
@@ -80,8 +86,7 @@ def _to_theirs(name: str, own: tuple[str, ...], model: ModelConfig) -> dict[str,
     }
     if name == "mistral":
         return {**theirs, "sliding_window": attention.window}
-    if attention.qkv_bias != attention.proj_bias:
-        cannot_express(name, model, 0, "it has qkv_bias without proj_bias, or the reverse")
+    require_equal_biases(name, model, 0)
     return {**theirs, "attention_bias": attention.qkv_bias, "mlp_bias": False}
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from hybridtron.convert.mapping import state_space
 from hybridtron.convert.mapping.architecture import Architecture
 from hybridtron.convert.mapping.entry import Entry
-from hybridtron.convert.mapping.requirements import cannot_express, layer_of, require_equal, require_model
+from hybridtron.convert.mapping.layers import block_of
+from hybridtron.convert.mapping.requirements import cannot_express, require_equal, require_layer, require_model
 from hybridtron.convert.mapping.settings import Settings
 from hybridtron.model.config import ModelConfig
 
@@ -54,11 +55,11 @@ def _to_theirs(name: str, inner_norm: str, model: ModelConfig) -> dict[str, Any]
     require_model(name, model)
     layers = range(len(model.layer_names))
     for i in layers:
-        block = layer_of(name, model, i, "mamba1", "inner_norm", "inner_norm_eps", *state_space.MAMBA1_KEYS)
+        block = require_layer(name, model, i, "mamba1", "inner_norm", "inner_norm_eps", *state_space.MAMBA1_KEYS)
         if block.inner_norm != inner_norm:
             cannot_express(name, model, i, f"its inner_norm is {block.inner_norm}; expected {inner_norm}")
     require_equal(name, model, layers)
-    block = state_space.block_of(model, 0)
+    block = block_of(model, 0)
     theirs = {
         "hidden_size": model.hidden_size,
         "vocab_size": model.vocab_size,

@@ -7,7 +7,8 @@ from typing import Any
 from hybridtron.convert.mapping import state_space
 from hybridtron.convert.mapping.architecture import Architecture
 from hybridtron.convert.mapping.entry import Entry
-from hybridtron.convert.mapping.requirements import layer_of, require_equal, require_model
+from hybridtron.convert.mapping.layers import block_of
+from hybridtron.convert.mapping.requirements import require_equal, require_layer, require_model
 from hybridtron.convert.mapping.settings import Settings
 from hybridtron.model.config import ModelConfig
 
@@ -45,9 +46,9 @@ def _to_theirs(model: ModelConfig) -> dict[str, Any]:
     require_model("mamba2", model)
     layers = range(len(model.layer_names))
     for i in layers:
-        layer_of("mamba2", model, i, "mamba2", "dt_limit_min", "dt_limit_max", *state_space.MAMBA2_KEYS)
+        require_layer("mamba2", model, i, "mamba2", "dt_limit_min", "dt_limit_max", *state_space.MAMBA2_KEYS)
     require_equal("mamba2", model, layers, "chunk_size")
-    block = state_space.block_of(model, 0)
+    block = block_of(model, 0)
     return {
         "hidden_size": model.hidden_size,
         "vocab_size": model.vocab_size,

@@ -7,7 +7,8 @@ from typing import Any
 from hybridtron.convert.mapping import parts, state_space
 from hybridtron.convert.mapping.architecture import Architecture
 from hybridtron.convert.mapping.entry import Entry, Shapes
-from hybridtron.convert.mapping.requirements import cannot_express, layer_of, require_equal, require_model
+from hybridtron.convert.mapping.layers import block_of, layers_of
+from hybridtron.convert.mapping.requirements import cannot_express, require_equal, require_layer, require_model
 from hybridtron.convert.mapping.settings import Settings
 from hybridtron.errors import UserError
 from hybridtron.model.config import ModelConfig
@@ -124,7 +125,7 @@ def _to_theirs(model: ModelConfig) -> dict[str, Any]:
     if model.tie_embeddings:
         raise UserError("nemotron_h cannot express model.tie_embeddings: its output projection has weights of its own")
     for i in range(len(model.layer_names)):
-        _check(model, i, state_space.block_of(model, i).type)
+        _check(model, i, block_of(model, i).type)
     theirs: dict[str, Any] = {
         "hidden_size": model.hidden_size,
         "vocab_size": model.vocab_size,
@@ -134,9 +135,9 @@ def _to_theirs(model: ModelConfig) -> dict[str, Any]:
         "residual_in_fp32": False,
     }
     for kind, write in (("mamba2", _mamba), ("attention", _attention), ("moe", _moe), ("mlp", _mlp)):
-        if layers := state_space.layers_of(model, kind):
+        if layers := layers_of(model, kind):
             require_equal("nemotron_h", model, layers, "chunk_size", "dispatcher", *_TRAINING)
-            theirs |= write(state_space.block_of(model, layers[0]))
+            theirs |= write(block_of(model, layers[0]))
     return theirs
 
 
@@ -154,21 +155,21 @@ def _check(model: ModelConfig, layer: int, kind: str) -> None:
     name = "nemotron_h"
     if kind not in _KEYS:
         cannot_express(name, model, layer, f"expected one of {', '.join(_KEYS)}")
-    block = layer_of(name, model, layer, kind, *_KEYS[kind])
+    block = require_layer(name, model, layer, kind, *_KEYS[kind])
     if kind == "attention" and block.rotary_dim:
         cannot_express(name, model, layer, "it has rotary positions; expected rotary_fraction 0")
     if kind in ("mlp", "moe"):
         if block.activation not in _ACTIVATIONS.values():
             cannot_express(name, model, layer, f"its activation is {block.activation}")
-        for other in state_space.layers_of(model, "mlp", "moe"):
-            if other < layer and state_space.block_of(model, other).activation != block.activation:
+        for other in layers_of(model, "mlp", "moe"):
+            if other < layer and block_of(model, other).activation != block.activation:
                 cannot_express(name, model, layer, f"its activation is not that of layer {other}")
     if kind == "moe":
         if block.score != "sigmoid" or block.balance != "bias":
             cannot_express(name, model, layer, "expected score sigmoid and balance bias")
         if not block.shared_ffn_hidden_size or block.num_experts == 1:
             cannot_express(name, model, layer, "expected a shared expert beside two others or more")
-        if any(state_space.block_of(model, other).bias for other in state_space.layers_of(model, "mlp")):
+        if any(block_of(model, other).bias for other in layers_of(model, "mlp")):
             cannot_express(name, model, layer, "it has no biases; expected those of the mlp layers")
 
 

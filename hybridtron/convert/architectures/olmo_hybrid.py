@@ -9,8 +9,9 @@ from typing import Any
 from hybridtron.convert.mapping import parts
 from hybridtron.convert.mapping.architecture import Architecture
 from hybridtron.convert.mapping.entry import Entry, Shapes
+from hybridtron.convert.mapping.layers import block_of
 from hybridtron.convert.mapping.pairs import pairs_of, pattern_of
-from hybridtron.convert.mapping.requirements import cannot_express, require_keys, require_model
+from hybridtron.convert.mapping.requirements import cannot_express, require_equal_biases, require_keys, require_model
 from hybridtron.convert.mapping.rotary import rotary_base, rotary_parameters
 from hybridtron.convert.mapping.settings import Settings
 from hybridtron.errors import UserError
@@ -123,9 +124,8 @@ def _to_theirs(model: ModelConfig) -> dict[str, Any]:
 
 
 def _attention_settings(model: ModelConfig, layer: int) -> dict[str, Any]:
-    attention: Any = model.blocks[model.layer_names[layer]]
-    if attention.qkv_bias != attention.proj_bias:
-        cannot_express("olmo_hybrid", model, layer, "it has qkv_bias without proj_bias, or the reverse")
+    attention = block_of(model, layer)
+    require_equal_biases("olmo_hybrid", model, layer)
     if attention.rotary_dim not in (0, attention.head_size):
         cannot_express("olmo_hybrid", model, layer, "only some of its channels rotate")
     rotary: dict[str, Any] = {"rope_parameters": {"rope_type": "default", "rope_theta": None}, "rope_theta": None}

@@ -7,8 +7,9 @@ from typing import Any
 from hybridtron.convert.mapping import parts
 from hybridtron.convert.mapping.architecture import Architecture
 from hybridtron.convert.mapping.entry import Entry, Shapes
+from hybridtron.convert.mapping.layers import block_of
 from hybridtron.convert.mapping.pairs import pairs_of, pattern_of
-from hybridtron.convert.mapping.requirements import cannot_express, require_keys, require_model
+from hybridtron.convert.mapping.requirements import cannot_express, require_equal_biases, require_keys, require_model
 from hybridtron.convert.mapping.rotary import rotary_base, rotary_parameters, rotary_settings
 from hybridtron.convert.mapping.settings import Settings
 from hybridtron.errors import UserError
@@ -110,8 +111,7 @@ def _to_theirs(model: ModelConfig) -> dict[str, Any]:
             theirs |= parts.gated_deltanet_settings(mixer)
             continue
         require_keys("qwen3_next", model, 2 * i, **_ATTENTION)
-        if mixer.qkv_bias != mixer.proj_bias:
-            cannot_express("qwen3_next", model, 2 * i, "it has qkv_bias without proj_bias, or the reverse")
+        require_equal_biases("qwen3_next", model, 2 * i)
         if not mixer.rotary_dim:
             cannot_express("qwen3_next", model, 2 * i, "none of its channels rotate")
         theirs |= {
@@ -144,14 +144,14 @@ def _feed_forward_settings(model: ModelConfig, layer: int, block: Any) -> dict[s
 def _table(model: ModelConfig) -> list[Entry]:
     shapes = parts.stored_shapes(model)
     entries, last = parts.outer(model, "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
-    for i, name in enumerate(model.layer_names[::2]):
+    for i in range(len(model.layer_names) // 2):
         theirs, mixer, mlp = f"model.layers.{i}.", f"layers.{2 * i}.", f"layers.{2 * i + 1}."
-        block: Any = model.blocks[name]
+        block = block_of(model, 2 * i)
         if block.type == "gated_deltanet":
             entries += _gated_deltanet(f"{theirs}linear_attn.", f"{mixer}mixer.", shapes, block.num_heads)
         else:
             entries += parts.attention(f"{theirs}self_attn.", f"{mixer}mixer.", shapes, block.num_heads)
-        feed_forward: Any = model.blocks[model.layer_names[2 * i + 1]]
+        feed_forward = block_of(model, 2 * i + 1)
         if feed_forward.type == "moe":
             entries += _moe(f"{theirs}mlp.", f"{mlp}mixer.", feed_forward.num_experts)
         else:
@@ -175,9 +175,7 @@ def _gated_deltanet(theirs: str, ours: str, shapes: Shapes, key_heads: int) -> l
 
 def _moe(theirs: str, ours: str, num_experts: int) -> list[Entry]:
     entries = parts.same(theirs, ours, {"gate.weight": "router_weight", "shared_expert_gate.weight": "shared_gate"})
-    for expert in range(num_experts):
-        for there, here in {"gate_proj": "gate_up.gate", "up_proj": "gate_up.up", "down_proj": "down"}.items():
-            entries.append(Entry(f"{theirs}experts.{expert}.{there}.weight", (ours + here,), expert=expert))
+    entries += parts.experts(theirs, ours, num_experts)
     return entries + parts.swiglu(f"{theirs}shared_expert.", f"{ours}shared.")
 
 

@@ -13,7 +13,7 @@ from hybridtron.convert.mapping import parts
 from hybridtron.convert.mapping.architecture import Architecture
 from hybridtron.convert.mapping.entry import Entry
 from hybridtron.convert.mapping.pairs import pairs_of, pattern_of
-from hybridtron.convert.mapping.requirements import cannot_express, require_keys, require_model
+from hybridtron.convert.mapping.requirements import cannot_express, require_equal_biases, require_keys, require_model
 from hybridtron.convert.mapping.rotary import rotary_parameters, scaled_rotary
 from hybridtron.convert.mapping.settings import Settings
 from hybridtron.model.config import ModelConfig
@@ -88,8 +88,7 @@ def _to_theirs(name: str, own: tuple[str, ...], model: ModelConfig) -> dict[str,
         require_keys(name, model, 2 * i, **_NORMS[name])
         require_keys(name, model, 2 * i + 1, norm_position=position)
     attention, mlp = pairs[0]
-    if attention.qkv_bias != attention.proj_bias:
-        cannot_express(name, model, 0, "it has qkv_bias without proj_bias, or the reverse")
+    require_equal_biases(name, model, 0)
     return {
         "hidden_size": model.hidden_size,
         "vocab_size": model.vocab_size,

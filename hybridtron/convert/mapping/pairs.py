@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hybridtron.convert.mapping.requirements import cannot_express, layer_of, require_equal
+from hybridtron.convert.mapping.layers import block_of
+from hybridtron.convert.mapping.requirements import cannot_express, require_equal, require_layer
 from hybridtron.model.config import ModelConfig
 
 Types = Mapping[str, Sequence[str]]
@@ -32,10 +33,10 @@ def pairs_of(
     layers, blocks = range(len(model.layer_names)), []
     for i in layers:
         expected = feed_forward if i % 2 else mixers
-        kind = model.blocks[model.layer_names[i]].type
+        kind = block_of(model, i).type
         if kind not in expected:
             cannot_express(architecture, model, i, f"expected {' or '.join(expected)} here")
-        blocks.append(layer_of(architecture, model, i, kind, *expected[kind]))
+        blocks.append(require_layer(architecture, model, i, kind, *expected[kind]))
     if len(blocks) % 2:
         cannot_express(architecture, model, layers[-1], f"expected {' or '.join(feed_forward)} after it")
     for kind in (*mixers, *feed_forward):

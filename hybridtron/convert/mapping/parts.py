@@ -52,6 +52,12 @@ def attention(
     return entries
 
 
+def head_dim_setting(model: ModelConfig, block: Any) -> dict[str, int]:
+    """Return `head_dim` of attention where it is not hidden_size / num_heads, for configs that have no such field."""
+    derived = block.head_size * block.num_heads == model.hidden_size
+    return {} if derived else {"head_dim": block.head_size}
+
+
 def short_conv(theirs: str, ours: str, shapes: Shapes) -> list[Entry]:
     """Return the entries of a gated short convolution: in_proj, conv and out_proj, with the biases that ours has."""
     channels, taps = shapes[f"{ours}conv_weight"]
@@ -69,6 +75,16 @@ def swiglu(theirs: str, ours: str) -> list[Entry]:
     """Return the entries of a gated feed-forward layer: gate_proj, up_proj and down_proj."""
     up = [Entry(f"{theirs}{part}_proj.weight", (f"{ours}gate_up.weight.{part}",)) for part in ("gate", "up")]
     return [*up, Entry(f"{theirs}down_proj.weight", (f"{ours}down.weight",))]
+
+
+def experts(theirs: str, ours: str, num_experts: int) -> list[Entry]:
+    """Return the entries of gated experts that are tensors of their own there: gate_proj, up_proj and down_proj."""
+    names = {"gate_proj": "gate_up.gate", "up_proj": "gate_up.up", "down_proj": "down"}
+    return [
+        Entry(f"{theirs}experts.{expert}.{there}.weight", (ours + here,), expert=expert)
+        for expert in range(num_experts)
+        for there, here in names.items()
+    ]
 
 
 MOE_TRAINING = ("balance", "aux_loss", "z_loss", "bias_update_rate")

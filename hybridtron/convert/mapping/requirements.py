@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from hybridtron.config.type_words import value_text
+from hybridtron.convert.mapping.layers import block_of
 from hybridtron.errors import UserError
 from hybridtron.mixers.contract import MixerConfig
 from hybridtron.model.config import ModelConfig
@@ -16,9 +17,8 @@ _MODEL = ("hidden_size", "blocks", "pattern", "vocab_size", "tie_embeddings", "n
 
 def cannot_express(architecture: str, model: ModelConfig, layer: int, why: str) -> NoReturn:
     """Raise UserError for a layer, counted from 0, that the architecture does not have."""
-    block = model.layer_names[layer]
-    kind = model.blocks[block].type
-    raise UserError(f"{architecture} cannot express layer {layer} ({block}, {kind}): {why}")
+    name, kind = model.layer_names[layer], block_of(model, layer).type
+    raise UserError(f"{architecture} cannot express layer {layer} ({name}, {kind}): {why}")
 
 
 def require_model(architecture: str, model: ModelConfig, *keys: str) -> None:
@@ -28,10 +28,10 @@ def require_model(architecture: str, model: ModelConfig, *keys: str) -> None:
             raise UserError(f"{architecture} cannot express model.{key} = {value_text(getattr(model, key))}")
 
 
-def layer_of(architecture: str, model: ModelConfig, layer: int, kind: str, *keys: str) -> Any:
+def require_layer(architecture: str, model: ModelConfig, layer: int, kind: str, *keys: str) -> Any:
     """Return the block of a layer. Raise UserError where it is of another type, or a key besides `keys`, and besides
     those that change speed alone, is not at its default."""
-    block = model.blocks[model.layer_names[layer]]
+    block = block_of(model, layer)
     if block.type != kind:
         cannot_express(architecture, model, layer, f"expected {kind} here")
     facts = block.facts()
@@ -46,7 +46,7 @@ def require_equal(architecture: str, model: ModelConfig, layers: Iterable[int], 
     """Raise UserError for the first of these layers whose block differs from that of the first one, `but` aside."""
     first: MixerConfig | None = None
     for layer in layers:
-        block = model.blocks[model.layer_names[layer]]
+        block = block_of(model, layer)
         first = first or block
         for key in type(block).model_fields:
             if key not in but and getattr(block, key) != getattr(first, key, None):
@@ -57,7 +57,7 @@ def require_equal(architecture: str, model: ModelConfig, layers: Iterable[int], 
 
 def require_keys(architecture: str, model: ModelConfig, layer: int, **expected: Any) -> None:
     """Raise UserError unless the block of a layer has these values."""
-    block = model.blocks[model.layer_names[layer]]
+    block = block_of(model, layer)
     for key, value in expected.items():
         if getattr(block, key) != value:
             cannot_express(
@@ -66,3 +66,10 @@ def require_keys(architecture: str, model: ModelConfig, layer: int, **expected: 
                 layer,
                 f"its {key} is {value_text(getattr(block, key))}; expected {value_text(value)}",
             )
+
+
+def require_equal_biases(architecture: str, model: ModelConfig, layer: int) -> None:
+    """Raise UserError for attention that has biases on one side only: theirs has them on both, or on none."""
+    block = block_of(model, layer)
+    if block.qkv_bias != block.proj_bias:
+        cannot_express(architecture, model, layer, "it has qkv_bias without proj_bias, or the reverse")

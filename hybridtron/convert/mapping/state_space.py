@@ -8,6 +8,7 @@ from typing import Any
 
 from hybridtron.convert.mapping import parts
 from hybridtron.convert.mapping.entry import Entry, Shapes
+from hybridtron.convert.mapping.layers import block_of
 from hybridtron.convert.mapping.requirements import cannot_express
 from hybridtron.convert.mapping.settings import Settings
 from hybridtron.errors import UserError
@@ -124,7 +125,7 @@ def mamba2_settings(block: Any) -> dict[str, Any]:
 def whole_expand(name: str, model: ModelConfig, layer: int) -> int:
     """Return `expand` of a Mamba layer. Raises UserError unless it is whole, as where config.json has it as a number
     of times hidden_size."""
-    expand: float = model.blocks[model.layer_names[layer]].expand  # type: ignore[attr-defined]
+    expand: float = block_of(model, layer).expand
     if expand != int(expand):
         cannot_express(name, model, layer, f"its expand is {expand:g}; expected a whole number")
     return int(expand)
@@ -138,19 +139,3 @@ def step_limits(settings: Settings, key: str = "time_step_limit") -> dict[str, f
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{settings.file}: {key} = {limits!r}: expected two numbers") from error
     return {"dt_limit_min": low} | ({} if math.isinf(high) else {"dt_limit_max": high})
-
-
-def layers_of(model: ModelConfig, *types: str) -> list[int]:
-    """Return the layers, counted from 0, whose blocks are of these types."""
-    return [i for i, name in enumerate(model.layer_names) if model.blocks[name].type in types]
-
-
-def block_of(model: ModelConfig, layer: int) -> Any:
-    """Return the block of a layer."""
-    return model.blocks[model.layer_names[layer]]
-
-
-def head_dim(model: ModelConfig, block: Any) -> dict[str, int]:
-    """Return `head_dim` of attention where it is not hidden_size / num_heads, for configs that have no such field."""
-    derived = block.head_size * block.num_heads == model.hidden_size
-    return {} if derived else {"head_dim": block.head_size}

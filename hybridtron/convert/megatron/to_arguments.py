@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hybridtron.convert.mapping.requirements import cannot_express, layer_of, require_model
+from hybridtron.convert.mapping.requirements import cannot_express, require_layer, require_model
 from hybridtron.convert.megatron.from_arguments import LETTERS
 from hybridtron.convert.megatron.table import CLASSES, Kind
 from hybridtron.model.config import ModelConfig
@@ -49,7 +49,7 @@ def megatron_arguments(model: ModelConfig, kind: Kind) -> dict[str, Any]:
         block_type = model.blocks[name].type
         if block_type not in KEYS:
             cannot_express(architecture, model, i, "it has no such layer")
-        block = layer_of(architecture, model, i, block_type, *KEYS[block_type].split())
+        block = require_layer(architecture, model, i, block_type, *KEYS[block_type].split())
         try:
             _add(given, _ARGUMENTS[block_type](block, model))
         except _Unfit as why:
