@@ -21,10 +21,10 @@ from hybridtron.convert.formats.source import Source, TensorInfo, dtype_name
 from hybridtron.convert.importing import CONFIG
 from hybridtron.convert.mapping.architecture import Architecture
 from hybridtron.convert.mapping.parts import stored_shapes
+from hybridtron.convert.mapping.table import Table
 from hybridtron.convert.new_run import Progress, new_run, with_total
 from hybridtron.convert.receipt import Logits, Receipt, check_logits_choice, write_receipt
 from hybridtron.convert.streaming import (
-    Table,
     chosen_dtype,
     infos_here,
     infos_there,

@@ -20,10 +20,10 @@ from hybridtron.convert.formats.safetensors import SHARD_BYTES, SafetensorsSink,
 from hybridtron.convert.formats.source import Source
 from hybridtron.convert.mapping.architecture import Architecture
 from hybridtron.convert.mapping.settings import Settings
+from hybridtron.convert.mapping.table import Table
 from hybridtron.convert.new_run import Progress, imported_config, new_run
 from hybridtron.convert.receipt import Logits, Receipt, check_logits_choice, write_receipt
 from hybridtron.convert.streaming import (
-    Table,
     chosen_dtype,
     infos_here,
     infos_there,

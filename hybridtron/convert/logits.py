@@ -74,11 +74,6 @@ def _own_logits(run: Path, tokens: Tensor) -> Tensor:
     return model.eval().logits(tokens)
 
 
-def transformers_logits(folder: Path, tokens: Tensor) -> Tensor:
-    """Return the logits that transformers' model of a folder gives in fp32, [b, s, v]."""
-    return _their_logits(load_transformers_model(folder, dtype=torch.float32), tokens)
-
-
 @torch.no_grad()
 def _their_logits(model: Any, tokens: Tensor) -> Tensor:
     with without_kernel_warnings():

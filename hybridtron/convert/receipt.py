@@ -24,7 +24,8 @@ from hybridtron import __version__
 from hybridtron.accounting.doctor import installed_version
 from hybridtron.config.nearest import one_of
 from hybridtron.convert.formats.source import Source, dtype_name
-from hybridtron.convert.streaming import Side, Table, compare
+from hybridtron.convert.mapping.table import Table
+from hybridtron.convert.streaming import Side, compare
 from hybridtron.errors import UserError, cause_of
 from hybridtron.files import open_to_read, replace_file
 from hybridtron.reporting.shown import Shown, show

@@ -3,53 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hybridtron.checkpoint_reader import stored_as
 from hybridtron.config.nearest import nearest
 from hybridtron.convert.formats.byte_runs import BUFFER
 from hybridtron.convert.formats.source import Sink, Source, TensorInfo, boxes, dtype_name
-from hybridtron.convert.mapping.architecture import Architecture
-from hybridtron.convert.mapping.entry import Entry, Shapes, assemble, check_complete, disassemble
-from hybridtron.convert.mapping.parts import stored_shapes
+from hybridtron.convert.mapping.entry import Entry, Shapes, assemble, disassemble
+from hybridtron.convert.mapping.table import Table
 from hybridtron.convert.workers import for_each
 from hybridtron.distributed.checkpoint.boxes import Box
 from hybridtron.errors import UserError
-from hybridtron.model.config import ModelConfig
-from hybridtron.model.tensors import model_tensors
 
 Side = Literal["ours", "theirs"]
 NAMED = 5  # tensors that a message names
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Table:
-    """The tensors of an architecture for one model, and the stored parts of ours that they consist of."""
-
-    architecture: str
-    entries: Sequence[Entry]
-    shapes: Shapes
-    float32: frozenset[str] = field(default_factory=frozenset)  # parts that are float32 in every model
-
-    @classmethod
-    def of(cls, architecture: Architecture, model: ModelConfig, names: Collection[str] = ()) -> Table:
-        """Build the table of a model, for a folder with tensors of these names where there is one already."""
-        entries, shapes = architecture.table_for(model, names), stored_shapes(model)
-        check_complete(entries, shapes)
-        wide = [
-            key
-            for name, spec in model_tensors(model).items()
-            if getattr(spec, "float32", False) or not spec.trained
-            for key, _ in stored_as(name, spec)
-        ]
-        return cls(architecture.name, entries, shapes, frozenset(wide))
 
 
 class Piece(NamedTuple):

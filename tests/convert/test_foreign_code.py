@@ -7,11 +7,10 @@ import json
 import shutil
 
 import pytest
-import torch
 
 from hybridtron.convert.checkpoints.verify import verify
 from hybridtron.convert.hf.evaluate import evaluate_tasks
-from hybridtron.convert.logits import transformers_logits
+from hybridtron.convert.transformers_model import load_transformers_model
 from hybridtron.errors import UserError
 
 CODE = """
@@ -46,7 +45,7 @@ def test_code_of_a_model(folder, mark, tmp_path, capsys):
     with pytest.raises(UserError, match="transformers cannot build it"):
         verify(folder, folder, logits=True)
     with pytest.raises(UserError, match="transformers cannot build it"):
-        transformers_logits(folder, torch.zeros(1, 4, dtype=torch.long))
+        load_transformers_model(folder)
     with pytest.raises(UserError, match="not a whole Hugging Face folder"):
         evaluate_tasks([folder], ["any"])
     assert not mark.exists()

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 
-from hybridtron.convert.formats.checkpoint import CheckpointSource, StoredBox
-from hybridtron.convert.formats.source import boxes
+from hybridtron.convert.formats.checkpoint import CheckpointSource, StoredBox, boxes_of
 from hybridtron.convert.new_run import Progress, new_run
 from hybridtron.convert.workers import for_each
 from hybridtron.distributed.checkpoint.manifest import Verify
@@ -60,7 +59,7 @@ def average(
                 total.add_(source.read(name, *box).float(), alpha=share)
             sink.write(name, total.to(tensors[name].dtype), box.offsets)
 
-        for_each(write_average, ((name, box) for name, info in tensors.items() for box in boxes(info)))
+        for_each(write_average, boxes_of(tensors))
 
 
 def shares_of(count: int, weights: Sequence[float] | None, ema: float | None) -> list[float]:

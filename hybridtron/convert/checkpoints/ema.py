@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hybridtron.checkpoint_keys import EMA, OPTIMIZER, optimizer_key
-from hybridtron.convert.formats.checkpoint import CheckpointSource, StoredBox
-from hybridtron.convert.formats.source import boxes
+from hybridtron.convert.formats.checkpoint import CheckpointSource, StoredBox, boxes_of
 from hybridtron.convert.new_run import Progress, new_run
 from hybridtron.convert.workers import for_each
 from hybridtron.distributed.checkpoint.manifest import Verify
@@ -44,4 +43,4 @@ def ema(run: Path, out: Path, *, verify: Verify = "full", progress: Progress | N
             average = source.read(AVERAGE + name if AVERAGE + name in source.tensors else name, *box)
             sink.write(name, average.to(tensors[name].dtype), box.offsets)
 
-        for_each(write_average, ((name, box) for name, info in tensors.items() for box in boxes(info)))
+        for_each(write_average, boxes_of(tensors))

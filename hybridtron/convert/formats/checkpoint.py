@@ -299,11 +299,15 @@ def divided(tensors: Mapping[str, TensorInfo], files: int = 1) -> list[list[Stor
     """Divide tensors, in their order, into boxes of at most CHUNK_BYTES and these evenly into so many files."""
     contents: list[list[StoredBox]] = [[] for _ in range(files)]
     total, position = max(sum(info.size_bytes for info in tensors.values()), 1), 0
-    for key, info in tensors.items():
-        for box in boxes(info):
-            contents[min(position * files // total, files - 1)].append((key, box))
-            position += box.numel * info.dtype.itemsize
+    for key, box in boxes_of(tensors):
+        contents[min(position * files // total, files - 1)].append((key, box))
+        position += box.numel * tensors[key].dtype.itemsize
     return contents
+
+
+def boxes_of(tensors: Mapping[str, TensorInfo]) -> Iterator[StoredBox]:
+    """Cut tensors, in their order, into boxes of at most CHUNK_BYTES."""
+    return ((key, box) for key, info in tensors.items() for box in boxes(info))
 
 
 def _chunk(tensors: Mapping[str, TensorInfo], key: str, box: Box) -> Chunk:

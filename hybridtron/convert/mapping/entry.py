@@ -49,12 +49,16 @@ class Entry:
         """Return the shape of the tensor there."""
         if self.shape is not None:
             return self.shape
-        rows = [shapes[part] if self.expert is None else shapes[part][1:] for part in self.parts]
-        shape = list(rows[0])
-        shape[self.axis] = sum(row[self.axis] for row in rows)
-        if self.transposed:
-            shape[-2:] = reversed(shape[-2:])
-        return tuple(shape)
+        shape = self.packed_shape(self.rows(shapes))
+        return (*shape[:-2], shape[-1], shape[-2]) if self.transposed else shape
+
+    def rows(self, shapes: Shapes) -> list[Shape]:
+        """Return the shapes of the boxes of the parts, in order, without the axis of experts."""
+        return [shapes[part] if self.expert is None else shapes[part][1:] for part in self.parts]
+
+    def packed_shape(self, rows: Sequence[Shape]) -> Shape:
+        """Return the shape of boxes of these shapes one after another along `axis`."""
+        return (*rows[0][: self.axis], sum(row[self.axis] for row in rows), *rows[0][self.axis + 1 :])
 
 
 def assemble(entry: Entry, parts: Sequence[Tensor]) -> Tensor:
@@ -74,9 +78,8 @@ def assemble(entry: Entry, parts: Sequence[Tensor]) -> Tensor:
 
 def disassemble(entry: Entry, tensor: Tensor, shapes: Shapes) -> list[Tensor]:
     """Cut the tensor there into the boxes of its parts, in order: the inverse of `assemble`."""
-    rows = [shapes[part] if entry.expert is None else shapes[part][1:] for part in entry.parts]
-    shape = list(rows[0])
-    shape[entry.axis] = sum(row[entry.axis] for row in rows)
+    rows = entry.rows(shapes)
+    shape = entry.packed_shape(rows)
     if entry.transposed:
         tensor = tensor.reshape(*shape[:-2], shape[-1], shape[-2]).transpose(-2, -1)
     runs = tensor.reshape(shape).unflatten(entry.axis, (entry.groups, -1))

@@ -11,8 +11,8 @@ from typing import Literal
 
 from hybridtron.convert.mapping.entry import Entry, Shapes, check_complete
 from hybridtron.convert.mapping.parts import stored_shapes
+from hybridtron.convert.mapping.table import Table
 from hybridtron.convert.megatron.layers import LAYERS, NUMBERED
-from hybridtron.convert.streaming import Table
 from hybridtron.errors import UserError
 from hybridtron.mixers.contract import MixerConfig
 from hybridtron.model.config import ModelConfig
