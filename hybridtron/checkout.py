@@ -5,11 +5,13 @@ Nothing here takes a lock of the checkout, which a process that ends in the midd
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
 DIRTY = "-dirty"
+ELSEWHERE = ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE")  # git names its own repository to the hooks that it runs
 
 
 def commit() -> str | None:
@@ -27,7 +29,8 @@ def changes() -> bytes:
 def _git(*arguments: str) -> bytes:
     """Return the output of git in the package's folder; empty where that is no checkout."""
     command = ["git", "-C", str(PACKAGE), *arguments]
+    env = {name: value for name, value in os.environ.items() if name not in ELSEWHERE}
     try:
-        return subprocess.run(command, capture_output=True, check=True, stdin=subprocess.DEVNULL).stdout
+        return subprocess.run(command, capture_output=True, check=True, stdin=subprocess.DEVNULL, env=env).stdout
     except (OSError, subprocess.CalledProcessError):
         return b""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,12 @@ from hybridtron import checkout
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
+    """A repository of one commit, whatever the user's settings of git, or a hook in which the tests run, ask for."""
+    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
+        monkeypatch.setenv(name, os.devnull)
+    for name in checkout.ELSEWHERE:
+        monkeypatch.delenv(name, raising=False)
+
     def git(*arguments: str) -> str:
         identity = ("-c", "user.name=x", "-c", "user.email=x@localhost")
         return subprocess.run(
@@ -34,6 +41,13 @@ def test_the_commit_says_whether_tracked_files_differ(repository):
     (folder / "a.py").write_text("a = 2\n")
     assert checkout.commit() == f"{head}-dirty"
     assert b"+a = 2" in checkout.changes()
+
+
+def test_a_hook_of_another_repository_changes_nothing(repository, monkeypatch):
+    _, head = repository
+    for name in checkout.ELSEWHERE:
+        monkeypatch.setenv(name, "/nowhere")
+    assert checkout.commit() == head
 
 
 def test_nothing_writes_to_the_repository(repository):
