@@ -1,4 +1,4 @@
-"""Everything that a curve law reports: the fit, side fits, checks, predictions and what to plot."""
+"""Everything that a curve law reports: the fit, refits, checks, predictions and what to plot."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def complete_fit(
     table, moved = sensitivity(build, runs, settings, delta, fitted)
     crossed, more_curves, doubts = cross_check(fitted)
     warnings = fitted.warnings + moved + check(fitted) + doubts
-    held = hold_out(build, runs, settings, delta, size, size_name)
+    held = hold_out(build, runs, settings, delta, fitted, size, size_name)
     warnings += not_held_out(settings, held, plural(fitted.n_groups, "run"))
     predictions = []
     for point in settings.predict:

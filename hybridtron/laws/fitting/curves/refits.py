@@ -27,18 +27,17 @@ def refit(build: Build, runs: Runs, delta: float) -> tuple[Curve, Array, dict[st
 
 
 def hold_out(
-    build: Build, runs: Runs, settings: Settings, delta: float, size: Array, size_name: str
+    build: Build, runs: Runs, settings: Settings, delta: float, fitted: CurveFit, size: Array, size_name: str
 ) -> dict[str, Any] | None:
     """Refit without the runs of the largest `size` [n], and compare prediction with measurement on them.
 
     Returns None when it was not asked for, or when too few runs would be left (two for each parameter).
     """
     labels = bootstrap.group_labels(runs, settings.group)
-    n_groups = int(labels.max()) + 1
+    n_groups, p = fitted.n_groups, len(fitted.optimum.theta)
     largest = np.full(n_groups, -math.inf)
     np.maximum.at(largest, labels, size)
     count = settings.holdout if settings.holdout is not None else max(1, round(n_groups / 10))
-    p = len(build(runs, delta).problem.lower)
     if count <= 0 or n_groups - count < 2 * p:
         return None
     out = np.isin(labels, np.argsort(largest, kind="stable")[-count:])
@@ -70,20 +69,14 @@ def sensitivity(
     rule = {"rule": "residual beyond 4 robust standard deviations", "lines": [int(line) for line in runs.lines[far]]}
     near = {name: [value - 0.1 * abs(value), value + 0.1 * abs(value)] for name, value in fitted.parameters.items()}
     warnings = []
-    for key, one, several, out, about in (
-        (
-            "without_far_points",
-            "row beyond 4 robust standard deviations",
-            "rows beyond 4 robust standard deviations",
-            far,
-            rule,
-        ),
-        ("without_flagged", "flagged row", "flagged rows", flagged, {"column": column}),
+    for key, row, which, out, about in (
+        ("without_far_points", "row", " beyond 4 robust standard deviations", far, rule),
+        ("without_flagged", "flagged row", "", flagged, {"column": column}),
     ):
         if not out.any() or (~out).sum() <= 2 * len(fitted.optimum.theta):
             continue
         parameters = refit(build, runs.take(~out), delta)[2]
         table[key] = {**about, "rows": int(out.sum()), "parameters": parameters}
         if moved := moves(fitted.parameters, parameters, fitted.intervals or near):
-            warnings.append(f"filter sensitivity: without {plural(int(out.sum()), one, several)}: " + ", ".join(moved))
+            warnings.append(f"filter sensitivity: without {plural(int(out.sum()), row)}{which}: " + ", ".join(moved))
     return table, warnings
