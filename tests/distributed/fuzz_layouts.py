@@ -1,177 +1,154 @@
-"""Random models in random layouts, each against one process from the same weights: losses and gradients.
+"""Random runs in random layouts, each against one process: losses, gradients, weights, evaluation and generation.
 
-    python tests/distributed/fuzz_layouts.py --cases 100 --seed 3
+    python -m tests.distributed.fuzz_layouts --cases 100 --seed 3 --float64
 
-Blocks are those of `layouts.BLOCKS`, dealt out so that every primitive has its turn, and parallel blocks of them. The
-residual topologies take turns, and some models have multi-token prediction. It prints a line for each case and exits
-with 1 where one differs by more than LOSS, NORM or GRADIENT, and by more than NOISE times what rounding does: how far
-one process comes from itself with each weight moved by about half a unit in the last place. `--only 24` runs one case.
-
-Rounding alone exceeds GRADIENT where a gradient nearly cancels. In `beside time dynamic learned mamba` with
-hyper-connections (case 24 of seed 11) that of `layers.3.residual.weight` has a norm of 1e-6; tp2 moves it by 1.0e-3,
-such weights by 1.1e-3. In float64 tp2 moves it by 2e-12.
+`drawn_cases` draws models of every primitive, topology and option, and three layouts for each, which train it one after
+another from each other's checkpoints. It prints a line for each case and exits with 1 where one differs. With
+`--float64` nothing but a mistake exceeds the bounds. In the format of the case, float32 or bf16, with the kernels in C,
+rounding may: there a difference counts that is more than NOISE times what rounding does to one process, whose weights
+begin moved by about half a unit in the last place. `--only 24` runs one case, `--write FILE` writes the cases that
+differ, `--read FILE` runs what was written: cases of a seed change whenever what is drawn does.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import random
 import sys
 import tempfile
+from itertools import accumulate, chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-from hybridtron.errors import UserError
-from hybridtron.training.validation.resolve import data_parallel_size
-from tests.distributed import walk
-from tests.distributed.layouts import TABLE, Layout
-from tests.distributed.models import BLOCKS, COMPARED, MODELS, MOVED, OPTIMIZER
+from tests.distributed.drawn_cases import PROCESSES, Case, draw_cases, from_json
 from tests.warm import launch
 
-CASES, PROCESSES = 12, 4
-_NAMES = sorted(BLOCKS)  # before any case is added to them
-# Losses, absolute; norms of all steps, relative; first gradients of each parameter, relative to its norm.
-LOSS, NORM, GRADIENT = 2e-5, 1e-3, 2e-4
+CASES = 5
+TOGETHER = 8  # cases of one set of processes: what is lost when one of them ends it
 NOISE = 4
-_CHOICES: dict[str, list[Any]] = {
-    "tensor": [1, 1, 2, 4], "sequence": [False, True], "context": [1, 1, 2], "pipeline": [1, 1, 2],
-    "virtual_pipeline": [1, 2], "expert": [1, 1, 2], "expert_tensor": [1, 1, 2],
-    "distributed_optimizer": [False, False, True], "recompute": ["none", "selective", "full"],
-    "overlap_grad_reduce": [False, True], "overlap_param_gather": [False, True],
-}  # fmt: skip
+UNITS = {"fp32": 6e-8, "bf16": 2e-3}  # half a unit in the last place
+# Of losses, logits and loads, absolute; of norms, relative; of gradients and weights, relative to their norms.
+BOUNDS = {
+    "float64": {"loss": 1e-7, "norm": 1e-6, "gradient": 1e-6, "weight": 1e-5, "load": 1e-9},
+    "fp32": {"loss": 2e-5, "norm": 1e-3, "gradient": 2e-4, "weight": 1e-3, "load": 1e-2},
+    "bf16": {"loss": 2e-3, "norm": 2e-2, "gradient": 2e-2, "weight": 1e-2, "load": 3e-2},
+}
+Distances = dict[tuple[str, str], float]  # by the kind of bound and what it is
 
 
-def make_cases(count: int, seed: int) -> dict[str, Layout]:
-    """Draw random models and a layout of 2 to 4 processes for each, and enter them into the tables of `layouts`."""
-    draw, names, bag = random.Random(seed), _NAMES, list[str]()
-    experts = itertools.cycle(("expert", "expert_tensor"))
-    cases = {}
-    for index in range(count):
-        length = draw.randint(4, 5)
-        if len(bag) < length:
-            bag += draw.sample(one_of_each := _one_of_each_type(draw), len(one_of_each))
-        pattern, bag = bag[:length], bag[length:]
-        model = f"fuzz{seed}_{index}"
-        if draw.random() < 0.4:
-            branches = [BLOCKS[name] for name in draw.sample([n for n in names if _can_be_branch(BLOCKS[n])], 2)]
-            bag.append(pattern[-1])
-            pattern[-1] = model
-            BLOCKS[model] = {"type": "parallel", "branches": branches, "merge": draw.choice(["sum", "mean", "gate"])}
-        MODELS[model] = {"pattern": " ".join(pattern), "tie_embeddings": draw.random() < 0.3}
-        MODELS[model]["residual"] = _residual(index + seed, pattern)
-        if index % 3 == 2 and BLOCKS[pattern[0]]["type"] != "rwkv7":  # whose values come from another layer
-            MODELS[model]["mtp"] = {"pattern": pattern[0], "depth": 1 + index % 2, "shared": bool(index % 4)}
-        OPTIMIZER[model] = {"type": "muon"} if index % 2 else {}
-        name = f"{model} in its layout"
-        cut = {next(experts): 2} if any(BLOCKS[block]["type"] == "moe" for block in pattern) else {}
-        cases[name] = _valid_layout(model, draw, cut)
-        TABLE[model], TABLE[name], TABLE[MOVED + model] = Layout(model), cases[name], Layout(model)
-    return cases
-
-
-def _one_of_each_type(draw: random.Random) -> list[str]:
-    """Draw a block of every primitive, of all that `layouts` has."""
-    types: dict[str, list[str]] = {}
-    for name in _NAMES:
-        types.setdefault(BLOCKS[name]["type"], []).append(name)
-    return [draw.choice(names) for names in types.values()]
-
-
-def _residual(turn: int, pattern: list[str]) -> dict[str, Any]:
-    """Return the topology whose turn it is, or one that takes norms behind layers where the pattern has such."""
-    topologies: list[dict[str, Any]] = [
-        {"type": "hyper_connections", "streams": 3, "sinkhorn_iterations": 4},
-        {"type": "attention_residuals", "block_size": 2},
-        {"type": "plain"},
-        {"type": "sandwich"},
-        {"type": "parallel", "layers": 5 if len(pattern) == 5 else 2},
-    ]
-    pre = all(BLOCKS[name].get("norm_position", "pre") == "pre" for name in pattern)
-    return topologies[turn % (5 if pre else 3)]
-
-
-def _can_be_branch(block: dict[str, Any]) -> bool:
-    return block["type"] not in ("moe", "rwkv7") and block.get("norm_position", "pre") == "pre"
-
-
-def _valid_layout(model: str, draw: random.Random, cut: dict[str, Any]) -> Layout:
-    """Draw layouts until one with the keys `cut` is accepted for the model."""
-    refusal: UserError | None = None
-    for _ in range(2000):
-        parallel = {key: draw.choice(values) for key, values in _CHOICES.items()} | cut
-        # Not drawn, so that other keys of a seed stay as they were.
-        parallel["tp_comm_overlap"] = parallel["tensor"] > 1 and parallel["overlap_grad_reduce"]
-        parallel["cpu_offload_layers"] = 3 if parallel["recompute"] == "full" or parallel["pipeline"] > 1 else 0
-        layout = Layout(model, draw.choice([1, 1, 2]), "", parallel)
-        if not 2 <= layout.world_size <= PROCESSES:
-            continue
-        try:
-            if data_parallel_size(walk.run_config(layout), layout.world_size) == layout.data:
-                return layout
-        except UserError as error:
-            refusal = error
-    raise AssertionError(f"{model}, {MODELS[model]}: no layout is accepted: {refusal}")
-
-
-def run(count: int, seed: int, folder: Path, only: int | None = None) -> dict[str, str]:
-    """Train all cases in one set of processes; return what differs in each, "" where nothing does."""
-    cases = make_cases(count, seed)
-    names = list(cases) if only is None else [list(cases)[only]]
-    _train([name for case in names for name in (cases[case].model, case)], count, seed, folder)
-    far = [name for name in names if _differences(cases[name].model, name, folder)]
-    if far:  # what rounding does is measured where it is asked for
-        _train([MOVED + cases[name].model for name in far], count, seed, folder)
-    return {name: ", ".join(_differences(cases[name].model, name, folder, name in far)) for name in names}
-
-
-def _train(names: list[str], count: int, seed: int, folder: Path) -> None:
-    worker = [sys.executable, "-m", "tests.distributed.fuzz_layouts", "--cases", str(count), "--seed", str(seed)]
-    if code := launch([*worker, "--worker", str(folder), *names], PROCESSES):
-        raise RuntimeError(f"the processes of seed {seed} ended with {code}; they were training {names}")
-
-
-def _differences(model: str, name: str, folder: Path, moved: bool = False) -> list[str]:
-    """Say what is further from one process than the bounds; with `moved`, and than NOISE times what rounding does."""
-    alone, laid_out = (json.loads((folder / f"{case}.json").read_text()) for case in (model, name))
-    assert len(laid_out["losses"]) == COMPARED
-    noise = _distances(alone, json.loads((folder / f"{MOVED}{model}.json").read_text())) if moved else {}
-    return [
-        f"{what} by {far:.1e}"
-        for what, far in _distances(alone, laid_out).items()
-        if not far <= max({"losses": LOSS, "gradient norms": NORM}.get(what, GRADIENT), NOISE * noise.get(what, 0.0))
-    ]
-
-
-def _distances(alone: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
-    pairs = {key: list(zip(alone[key], other[key], strict=False)) for key in ("losses", "grad_norms")}
-    return {
-        "losses": max(abs(a - b) for a, b in pairs["losses"]),
-        "gradient norms": max(abs(a - b) / a for a, b in pairs["grad_norms"]),
-        **{f"gradient of {name}": far for name, far in other.get("gradient_distance", {}).items()},
+def run(cases: dict[str, Case], folder: Path, float64: bool = False) -> dict[str, str]:
+    """Train all cases; return what differs in each, "" where nothing does."""
+    failed = _train(cases, folder, float64)
+    far = {
+        name: case for name, case in cases.items() if name not in failed and differences(case, name, folder, float64)
     }
+    if not float64:  # what rounding does is measured where it is asked for
+        for kind, unit in UNITS.items():
+            _train({name: case for name, case in far.items() if _format(case) == kind}, folder, False, unit)
+    found = {name: differences(cases[name], name, folder, float64, moved=not float64) for name in far}
+    return {name: failed.get(name) or ", ".join(found.get(name, [])) for name in cases}
+
+
+def _format(case: Case) -> str:
+    return str(case.sections["precision"]["format"])
+
+
+def _train(cases: dict[str, Case], folder: Path, float64: bool, unit: float = 0.0) -> dict[str, str]:
+    """Train cases, some in a set of processes; return those that ended their set."""
+    names, failed = list(cases), {}
+    while names:
+        some, names = names[:TOGETHER], names[TOGETHER:]
+        task = {"float64": float64, "unit": unit, "cases": {name: _for_format(cases[name], float64) for name in some}}
+        (folder / "cases.json").write_text(json.dumps(task))
+        if code := launch([sys.executable, "-m", "tests.distributed.trained_cases", str(folder)], PROCESSES):
+            left = [name for name in some if not _result(folder, name, cases[name], unit).exists()]
+            failed[left[0]] = f"its processes end with {code}"
+            names = left[1:] + names
+    return failed
+
+
+def _result(folder: Path, name: str, case: Case, unit: float) -> Path:
+    """Return the file that a case writes last."""
+    return folder / f"{name} {'moved' if unit else len(case.legs) - 1}.json"
+
+
+def _for_format(case: Case, float64: bool) -> dict[str, Any]:
+    written = case.as_json()
+    return written | {"sections": {**written["sections"], "precision": {}}} if float64 else written
+
+
+def differences(case: Case, name: str, folder: Path, float64: bool, moved: bool = False) -> list[str]:
+    """Say what is further from one process than the bounds; with `moved`, and than NOISE times what rounding does."""
+    bounds = BOUNDS["float64" if float64 else _format(case)]
+    alone = json.loads((folder / f"{name} alone.json").read_text())
+    noise = _distances(alone, json.loads((folder / f"{name} moved.json").read_text()), 0) if moved else {}
+    found = []
+    for leg, steps in enumerate(case.steps):
+        laid_out = json.loads((folder / f"{name} {leg}.json").read_text())
+        assert len(laid_out["losses"]) == len(steps)
+        for key, far in _distances(alone, laid_out, steps.start).items():
+            if not far <= max(bounds[key[0]], NOISE * noise.get(key, 0.0)):
+                rounding = f", by rounding {noise[key]:.1e}" if key in noise else ""
+                found.append(f"{key[1]}, layout {leg}: {far:.1e}{rounding}")
+    return found
+
+
+def _distances(alone: dict[str, Any], other: dict[str, Any], first: int) -> Distances:
+    """Return how far what was found from step `first` on is from one process; of a step, so far."""
+    found: Distances = {}
+
+    def series(kind: str, what: str, key: str, relative: bool = False) -> None:
+        pairs = zip(alone[key][first:], other[key], strict=False)
+        far = (0.0 if a is None else abs(a - b) / (abs(a) if relative else 1) for a, b in pairs)
+        for step, largest in enumerate(accumulate(far, max), first):
+            found[kind, f"{what} of step {step}"] = largest
+
+    series("loss", "loss", "losses")
+    series("loss", "further loss", "mtp_losses")
+    series("norm", "norm", "grad_norms", relative=True)
+    for step, (before, after) in enumerate(
+        zip(alone["expert_loads"][first:], other["expert_loads"], strict=False), first
+    ):
+        for layer, shares in before.items():
+            found["load", f"load of {layer} in step {step}"] = max(
+                abs(a - b) for a, b in zip_longest(shares, after[layer], fillvalue=1.0)
+            )
+    for step, gradients in other["gradients"].items():
+        found |= {("gradient", f"gradient of {name} in step {step}"): far for name, far in gradients.items()}
+    if "weights" in other:
+        for key in ("evaluated", "averaged"):
+            if key in alone:
+                found["loss", key] = abs(alone[key] - other[key])
+        found |= {("weight", name): far for name, far in other["weights"].items()}
+        rows = zip(chain(*alone["logits"]), chain(*other["logits"]), strict=True)
+        found["loss", "generated"] = max(abs(a - b) for a, b in rows)
+    return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=CASES)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compiled", type=float, default=0.0, help="share of layouts with torch.compile")
+    parser.add_argument("--float64", action="store_true")
     parser.add_argument("--only", type=int, metavar="INDEX", help="of one case, counted from 0")
-    parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--read", type=Path, metavar="FILE")
+    parser.add_argument("--write", type=Path, metavar="FILE")
     options = parser.parse_args()
-    if options.worker:
-        make_cases(options.cases, options.seed)
-        sys.argv = ["walk", *options.worker]
-        walk.main()
-        return 0
+    if options.read:
+        cases = {name: from_json(case) for name, case in json.loads(options.read.read_text()).items()}
+    else:
+        drawn = draw_cases(options.cases, options.seed, options.compiled)
+        cases = {f"{options.seed}.{index}": case for index, case in enumerate(drawn)}
+    names = list(cases) if options.only is None else [list(cases)[options.only]]
     with tempfile.TemporaryDirectory() as folder:
-        found = run(options.cases, options.seed, Path(folder), options.only)
+        found = run({name: cases[name] for name in names}, Path(folder), options.float64)
     for name, wrong in found.items():
-        layout = TABLE[name]
-        keys = {key: value for key, value in layout.parallel.items() if value != _CHOICES.get(key, [False])[0]}
-        print(f"{MODELS[layout.model]['pattern']} | data {layout.data} {keys}: {wrong or 'equal'}")
-    return 1 if any(found.values()) else 0
+        print(f"{name} {cases[name].sections['model']['pattern']}: {wrong or 'equal'}")
+    wrong_cases = {name: cases[name].as_json() for name, wrong in found.items() if wrong}
+    if options.write and wrong_cases:
+        options.write.write_text(json.dumps(wrong_cases))
+    return 1 if wrong_cases else 0
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ OPTIMIZER: dict[str, dict[str, Any]] = {  # of a model; else AdamW alone
     },
 }
 VOCAB = 64
-MOVED = "moved "  # before a model's name: one process that begins with weights moved by about their rounding
 
 BLOCKS: dict[str, dict[str, Any]] = {
     "attn": {

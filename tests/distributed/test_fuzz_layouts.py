@@ -1,42 +1,39 @@
-"""Random models train alike in random layouts; more of them by hand: see `fuzz_layouts`."""
+"""Random runs train alike in random layouts; more of them by hand: see `fuzz_layouts`."""
 
 import json
-from contextlib import ExitStack
-from unittest.mock import patch
 
 import pytest
 
 from hybridtron.errors import UserError
 from hybridtron.mixers.registry import MIXERS
 from tests.distributed import walk
-from tests.distributed.fuzz_layouts import CASES, GRADIENT, LOSS, NOISE, _differences, make_cases, run
-from tests.distributed.layouts import TABLE, Layout
-from tests.distributed.models import BLOCKS, COMPARED, MODELS, MOVED, OPTIMIZER
+from tests.distributed.drawn_cases import Case, Leg, draw_cases, from_json
+from tests.distributed.fuzz_layouts import CASES, NOISE, differences, run
+from tests.distributed.layouts import Layout
+from tests.distributed.models import BLOCKS, MODELS
+
+SEED, ENDS = 11, (2, 3, 4)
 
 
-@pytest.fixture(autouse=True)
-def tables_as_before():
-    """Take drawn models out of the tables again, which other files of tests read in the same process."""
-    with ExitStack() as stack:
-        for table in (BLOCKS, MODELS, OPTIMIZER, TABLE):
-            stack.enter_context(patch.dict(table))
-        yield
-
-
-def test_random_models_in_random_layouts_are_those_of_one_process(tmp_path):
-    found = run(CASES, 4, tmp_path)
-    assert len(found) == CASES == 12
+def test_random_runs_in_random_layouts_are_those_of_one_process(tmp_path):
+    cases = {str(index): case for index, case in enumerate(draw_cases(CASES, SEED, ends=ENDS))}
+    found = run(cases, tmp_path)
+    assert len(found) == CASES
     assert not any(found.values()), found
 
 
-def test_every_primitive_has_its_turn():
-    cases = make_cases(CASES, 4)
-    blocks = [BLOCKS[name] for case in cases.values() for name in MODELS[case.model]["pattern"].split()]
-    assert {block["type"] for block in blocks} == set(MIXERS)
-    used = {key for case in cases.values() for key, value in case.parallel.items() if value not in (1, False, "none")}
-    used |= {"data"} if any(case.data > 1 for case in cases.values()) else set()
-    assert used >= {"tensor", "context", "pipeline", "virtual_pipeline", "expert", "expert_tensor", "data", "recompute"}
-    assert "cpu_offload_layers" in used
+def test_every_primitive_has_its_turn_and_every_kind_of_layout():
+    cases = draw_cases(CASES, SEED, ends=ENDS)
+    assert {block["type"] for case in cases for block in case.sections["model"]["blocks"].values()} == set(MIXERS)
+    used = {key for case in cases for leg in case.legs for key in leg.parallel or {}}
+    assert used >= {"tensor", "context", "pipeline", "virtual_pipeline", "expert", "recompute", "cpu_offload_layers"}
+    assert used >= {"distributed_optimizer", "overlap_grad_reduce", "overlap_param_gather", "tp_comm_overlap"}
+    assert {leg.recorded for case in cases for leg in case.legs} == {False, True}
+
+
+def test_a_case_is_read_as_it_was_written():
+    for case in draw_cases(3, SEED, ends=ENDS):
+        assert from_json(json.loads(json.dumps(case.as_json()))) == case
 
 
 def test_context_parallelism_does_not_cut_branches_of_channels(monkeypatch):
@@ -53,16 +50,33 @@ def test_context_parallelism_does_not_cut_branches_of_channels(monkeypatch):
 
 
 def test_a_distance_counts_where_rounding_does_not_explain_it(tmp_path):
-    def write(name, loss, vanishing, ordinary):
-        distances = {"vanishing": vanishing, "ordinary": ordinary}
-        found = {"losses": [loss] * COMPARED, "grad_norms": [1.0] * COMPARED, "gradient_distance": distances}
+    case = Case({"precision": {"format": "fp32"}}, [Leg()] * len(ENDS), ENDS)
+
+    def write(name, first, end, loss=0.0, weight=0.0, gradients=None):
+        count = end - first
+        found = {
+            "losses": [5.0] * (count - 1) + [5.0 + loss],
+            "grad_norms": [1.0] * count,
+            "mtp_losses": [None] * count,
+        }
+        found |= {"expert_loads": [{"1": [0.5, 0.5]}] * count, "gradients": {str(first): gradients or {}}}
+        found |= {"evaluated": 5.0, "logits": [[0.0]], "weights": {"head": weight}}
         (tmp_path / f"{name}.json").write_text(json.dumps(found))
 
-    write("model", 5.0, 0.0, 0.0)
-    write(f"{MOVED}model", 5.0 + 1e-7, 1e-2, 1e-7)
-    write("rounded", 5.0 + LOSS / 2, 1e-2 * NOISE * 0.9, GRADIENT * 0.9)
-    assert _differences("model", "rounded", tmp_path, moved=True) == []
-    assert _differences("model", "rounded", tmp_path) == ["gradient of vanishing by 3.6e-02"]
-    write("wrong", 5.0 + 2 * LOSS, 1e-2 * NOISE * 1.1, GRADIENT * 1.1)
-    wrong = ["losses by 4.0e-05", "gradient of vanishing by 4.4e-02", "gradient of ordinary by 2.2e-04"]
-    assert _differences("model", "wrong", tmp_path, moved=True) == wrong
+    def layouts(*keys):
+        for leg, (first, end) in enumerate(zip((0, *ENDS), ENDS, strict=False)):
+            write(f"case {leg}", first, end, *(keys if leg == 0 else ()))
+
+    write("case alone", 0, ENDS[-1])
+    write("case moved", 0, ENDS[0], 1e-7, 1e-6, {"vanishing": 1e-2, "ordinary": 1e-7})
+    layouts(1e-5, 0.0, {"vanishing": 1e-2 * NOISE * 0.9, "ordinary": 1e-4})
+    assert differences(case, "case", tmp_path, float64=False, moved=True) == []
+    assert differences(case, "case", tmp_path, float64=False) == ["gradient of vanishing in step 0, layout 0: 3.6e-02"]
+    layouts(4e-5, 0.0, {"vanishing": 1e-2 * NOISE * 1.1, "ordinary": 3e-4})
+    assert differences(case, "case", tmp_path, float64=False, moved=True) == [
+        "loss of step 1, layout 0: 4.0e-05, by rounding 1.0e-07",
+        "gradient of vanishing in step 0, layout 0: 4.4e-02, by rounding 1.0e-02",
+        "gradient of ordinary in step 0, layout 0: 3.0e-04, by rounding 1.0e-07",
+    ]
+    layouts(1e-6)
+    assert differences(case, "case", tmp_path, float64=True) == ["loss of step 1, layout 0: 1.0e-06"]

@@ -78,7 +78,7 @@ def _check_batches(config: RunConfig, copies: int) -> None:
             raise UserError(
                 f"parallel.virtual_pipeline = {parallel.virtual_pipeline}: each process has {micro_batches} "
                 f"micro-batches per step; expected a multiple of parallel.pipeline {parallel.pipeline} for the "
-                "interleaved schedule"
+                f"interleaved schedule (train.{key}, {multiples(size, portion * parallel.pipeline)}), or 1"
             )
 
 

@@ -41,7 +41,8 @@ IMPOSSIBLE = {
     "interleaving without a pipeline": (["parallel.virtual_pipeline=2"], 2, ["parallel.virtual_pipeline = 2"]),
     "micro-batches that do not interleave": (
         ["parallel.pipeline=2", "parallel.virtual_pipeline=2", "train.micro_batch_size=4"], 2,
-        ["virtual_pipeline = 2", "1 micro-batches", "multiple of parallel.pipeline 2"]),
+        ["virtual_pipeline = 2", "1 micro-batches", "multiple of parallel.pipeline 2",
+         "(train.global_batch_size, nearest: 8), or 1"]),
     "experts where there are none": (["parallel.expert=2"], 2, ["parallel.expert = 2", "no layer has experts"]),
     "experts that do not divide": (
         [*WITH_EXPERTS, "parallel.expert=4"], 4, ["parallel.expert = 4", "6 experts", "possible: 1, 2, 3, 6"]),
