@@ -20,14 +20,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from hybridtron.backends import tensor_overlap
+from hybridtron.backends.megatron import tensor_overlap
 from hybridtron.checkpoint_reader import load_parameters
-from hybridtron.data.batches import MicroBatch, global_batch
+from hybridtron.data.loaders.batches import MicroBatch, global_batch
+from hybridtron.data.loaders.sampler import BatchSampler
 from hybridtron.distributed.cpu_compat import cuda_calls_on_cpu
 from hybridtron.distributed.process_groups.environment import Environment, read_environment
 from hybridtron.distributed.process_groups.groups import ParallelContext, process_groups
-from hybridtron.model.batch_state import BatchState
 from hybridtron.model.compiling import compile_layers
+from hybridtron.model.generation.batch_state import BatchState
 from hybridtron.model.tensors import model_tensors
 from hybridtron.training.build import build_engine
 from hybridtron.training.config import RunConfig
@@ -64,11 +65,10 @@ class Text:
 
 def batches(config: RunConfig, step: int, context: ParallelContext) -> list[MicroBatch]:
     """Return this process's share of the batch of a step."""
-    sizes, micro = config.train.batch_sizes, config.train.micro_batch_size
-    text = Text(config.data.seq_len)
-    return list(
-        global_batch(text, step, sizes, micro, context.data_rank, context.data_size, config.data.isolates)  # type: ignore[arg-type]
-    )
+    train = config.train
+    sampler = BatchSampler(train.batch_sizes, train.micro_batch_size, context.data_rank, context.data_size)
+    text: Any = Text(config.data.seq_len)
+    return list(global_batch(text, step, sampler, config.data.isolates))
 
 
 @torch.no_grad()
