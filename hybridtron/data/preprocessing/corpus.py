@@ -2,30 +2,27 @@
 
 import functools
 import hashlib
-import json
 import logging
-import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hybridtron.data.datasets.indexed_dataset import PARTIAL_NAME, token_dtype
-from hybridtron.data.preprocessing.merge import FINAL_NAME, merge_shards, read_merged
-from hybridtron.data.preprocessing.report import REPORT_NAME, CorpusReport, read_corpus_report
+from hybridtron.data.preprocessing.merge import merge_shards, read_merged
+from hybridtron.data.preprocessing.report import REPORT_NAME, CorpusReport
 from hybridtron.data.preprocessing.shards import ShardTask, is_finished, plan_shards, write_shard
-from hybridtron.data.preprocessing.sources import LOCK_NAME, SETTINGS_NAME, SourceList, is_work_folder
+from hybridtron.data.preprocessing.sources import SourceList
+from hybridtron.data.preprocessing.work_folder import FINAL_NAME, claimed, publish
 from hybridtron.data.tokenizers.tokenizer import load_tokenizer
 from hybridtron.errors import UserError
-from hybridtron.files import lock, open_to_write, replace_file
+from hybridtron.files import replace_file
 from hybridtron.processes import run_tasks
 
 SHARD_BYTES = 32 << 20
 BYTES_PER_TOKEN, PACKED = 3, 4  # a guess for tokenizers, and for how much text compressed files hold
-SETTING_NAMES = {"format": "format of the work folder", "shard_bytes": "shard size", "files": "input files"}
 Progress = Callable[[str, int, int], None]
 
 logger = logging.getLogger(__name__)
@@ -66,7 +63,7 @@ def prepare(
     loaded = load_tokenizer(tokenizer, eod_token, key="tokenizer")
     settings = {"tokenizer": loaded.fingerprint, "valid_fraction": valid_fraction, "json_key": json_key}
     settings |= {"format": 2, "shard_bytes": shard_bytes, "files": _digest(sources)}
-    with _claimed(out, settings) as finished:
+    with claimed(out, settings) as finished:
         if finished is not None:
             return finished
         partial, dtype = out / PARTIAL_NAME, token_dtype(loaded.vocab_size)
@@ -86,25 +83,11 @@ def prepare(
         if report.splits:
             loaded.save(partial / FINAL_NAME)
             replace_file(partial / FINAL_NAME / REPORT_NAME, report.to_json())
-            _publish(out)
+            publish(out)
             return report
         shutil.rmtree(partial)
         out.rmdir()
     raise UserError(_nothing_found(report, json_key))
-
-
-def _publish(out: Path) -> None:
-    """Move the finished files into OUT and delete the work folder, in an order that any later call can finish."""
-    partial = out / PARTIAL_NAME
-    # The report goes last: where it lies, everything does.
-    for path in sorted((partial / FINAL_NAME).iterdir(), key=lambda path: path.name == REPORT_NAME):
-        os.replace(path, out / path.name)
-    for path in partial.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != SETTINGS_NAME:
-            path.unlink()
-    shutil.rmtree(partial)
 
 
 def _check_disk(out: Path, tasks: list[ShardTask], dtype: np.dtype, bytes_per_token: int) -> None:
@@ -120,54 +103,6 @@ def _check_disk(out: Path, tasks: list[ShardTask], dtype: np.dtype, bytes_per_to
         raise UserError(f"out = {out}: {text}")
     if needed > free:
         logger.warning("%s: %s", out, text)
-
-
-@contextmanager
-def _claimed(out: Path, settings: dict[str, Any]) -> Iterator[CorpusReport | None]:
-    """Make OUT/.partial, or find it with the same `settings`, and keep other processes out of it.
-
-    Yields the report of a preparation that was stopped when everything was done but the last tidying, else None.
-    """
-    partial, settings_path = out / PARTIAL_NAME, out / PARTIAL_NAME / SETTINGS_NAME
-    if out.exists() and not out.is_dir():
-        raise UserError(f"out = {out}: is a file; expected a folder that is new or empty")
-    content = {path.name for path in out.iterdir()} if out.exists() else set()
-    is_ours = REPORT_NAME in content or is_work_folder(partial)  # other programs have folders of that name too
-    if content and not (partial.is_dir() and (is_ours or not any(partial.iterdir()))):
-        what = "holds a prepared corpus" if REPORT_NAME in content else "is not empty"
-        left = "left by the same command when it was stopped"
-        raise UserError(f"out = {out}: {what}; expected a folder that is new, empty, or {left}")
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-        lock_file = open_to_write(partial / LOCK_NAME)
-    except OSError as error:
-        raise UserError(f"out = {out}: cannot be written to: {error.strerror}") from None
-    with lock_file:
-        if not lock(lock_file):
-            raise UserError(f"out = {out}: another process is preparing it")
-        try:
-            begun = json.loads(settings_path.read_text())
-        except FileNotFoundError:
-            begun = {}
-        is_complete = (out / REPORT_NAME).exists()
-        if is_complete and begun != settings:
-            shutil.rmtree(partial)
-            raise UserError(f"out = {out}: holds a prepared corpus; expected a folder that is new or empty")
-        differing = [key for key in settings if begun and begun.get(key) != settings[key]]
-        if differing:
-            names = " and ".join(SETTING_NAMES.get(key, key) for key in differing)
-            raise UserError(
-                f"out = {out}: {partial} was begun with other {names}; run the command that began it, or delete it"
-            )
-        if is_complete or (partial / FINAL_NAME / REPORT_NAME).exists():
-            (partial / FINAL_NAME).mkdir(exist_ok=True)
-            _publish(out)
-            yield read_corpus_report(out)
-            return
-        for path in partial.glob("*.writing*"):  # what a killed process had not finished
-            shutil.rmtree(path)
-        replace_file(settings_path, json.dumps(settings))
-        yield None
 
 
 def _byte_progress(

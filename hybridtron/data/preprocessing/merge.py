@@ -14,9 +14,10 @@ from hybridtron.data.datasets.indexed_dataset import write_index
 from hybridtron.data.preprocessing.report import NUM_LISTED, CorpusReport, SplitReport
 from hybridtron.data.preprocessing.shards import PieceCounts, Shard, load_shard
 from hybridtron.data.preprocessing.sources import SourceList
+from hybridtron.data.preprocessing.work_folder import FINAL_NAME
 from hybridtron.files import replace_file
 
-FINAL_NAME, MERGED_NAME = "final", "merged.json"  # in the work folder
+MERGED_NAME = "merged.json"  # in the work folder
 COPIED_BYTES = 1 << 22  # of tokens in memory at once
 COUNTED = [entry.name for entry in fields(PieceCounts) if entry.name not in ("source_index", "lines")]
 

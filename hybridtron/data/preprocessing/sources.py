@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hybridtron.data.datasets.indexed_dataset import PARTIAL_NAME
+from hybridtron.data.preprocessing.report import REPORT_NAME
+from hybridtron.data.preprocessing.work_folder import is_work_folder
 from hybridtron.errors import UserError
 
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-LOCK_NAME, SETTINGS_NAME = "lock", "settings.json"  # in PARTIAL_NAME of a folder that is being prepared
 FILES_COUNTED = 1000  # between two reports of progress
-PREPARED_NAMES = frozenset({"report.json", "sources.jsonl", "damaged.jsonl"})  # in one that is
+PREPARED_NAMES = frozenset({REPORT_NAME, "sources.jsonl", "damaged.jsonl"})  # in a prepared folder
 
 
 @dataclass(frozen=True)
@@ -128,11 +129,6 @@ def _collect(inputs: Iterable[Path], text_suffixes: Sequence[str], count: Callab
         else:
             add(given, given.name)
     return found
-
-
-def is_work_folder(partial: Path) -> bool:
-    """Return whether a folder is what a preparation works in; other programs name theirs .partial too."""
-    return any((partial / name).is_file() for name in (LOCK_NAME, SETTINGS_NAME))
 
 
 def _walk(folder: Path, count: Callable[[], None]) -> list[Path]:

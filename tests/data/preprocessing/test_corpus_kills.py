@@ -24,11 +24,6 @@ PROGRAM = """
 import json, sys
 from multiprocessing import active_children
 from pathlib import Path
-from hybridtron.data.preprocessing import corpus
-from hybridtron.data.preprocessing import shards
-from hybridtron.data.tokenizers import windows
-from hybridtron.data.preprocessing import documents as documents_module
-from hybridtron.data.preprocessing import text as text_module
 from hybridtron.data.preprocessing.corpus import prepare
 from hybridtron.data.preprocessing.sources import find_sources
 
@@ -170,7 +165,7 @@ def test_the_same_call_after_a_kill_in_the_last_moment_is_done(mixed, tmp_path, 
             os.replace(path, out / path.name)
         raise Stopped
 
-    monkeypatch.setattr(corpus, "_publish", stop)
+    monkeypatch.setattr(corpus, "publish", stop)
     with pytest.raises(Stopped):
         prepare(sources, out)
     monkeypatch.undo()
