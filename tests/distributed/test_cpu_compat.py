@@ -48,7 +48,7 @@ WITHOUT_MEGATRON = {
         from hybridtron.data.datasets.indexed_dataset import write_index
         np.arange(50, dtype=np.uint16).tofile("train.bin")
         write_index(Path("train.idx"), np.array([50]), np.dtype(np.uint16))
-        assert TokenDataset("train", 8).sample(0).shape == (9,)
+        assert TokenDataset("train", 8).samples([0]).shape == (1, 9)
         """,
     "a model on the torch backend": """
         from hybridtron.backends.torch import TorchBackend

@@ -66,10 +66,6 @@ class TokenDataset:
         num_offsets = min(self.seq_len, self.num_tokens - self.num_windows * self.seq_len)
         return windows * np.uint64(self.seq_len) + mix(~keys) % np.uint64(num_offsets)
 
-    def sample(self, index: int) -> np.ndarray:
-        """Read training sample `index`, [seq_len + 1] int64."""
-        return self.samples([index])[0]
-
     def eval_windows(self, indices: Sequence[int] | np.ndarray, num_samples: int) -> np.ndarray:
         """Read windows of the `num_samples` evenly spaced, non-overlapping ones, [len(indices), seq_len + 1] int64.
 
