@@ -38,7 +38,9 @@ def add_arguments(verb: ArgumentParser) -> None:
         "--set", nargs="+", action="extend", default=[], metavar="setting=value", dest="changes",
         help="one setting of each task alone: the baseline with these changes",
     )  # fmt: skip
-    verb.add_argument("--seeds", nargs="+", action="extend", type=int, metavar="N", help="of data and weights (0)")
+    verb.add_argument(
+        "--seeds", "--seed", nargs="+", action="extend", type=int, metavar="N", help="of data and weights (0)"
+    )
     verb.add_argument(
         "--steps", type=int, metavar="N", dest="max_steps", help="at most so many, in place of the preset's"
     )
