@@ -348,14 +348,21 @@ def test_a_sequence_without_a_single_key_is_drawn_again():
         ("selective-copying", {"seq_len": 1024}),
     ],
 )
-def test_a_setting_takes_at_most_two_seconds_of_one_core(task, changed):
-    assert any(seconds_of_all_examples(task, changed) < 2 for _ in range(3))
+def test_a_setting_takes_a_few_times_as_long_as_drawing_as_many_numbers(task, changed):
+    """On any processor: 1.6 to 7.4 times where it was measured, in seconds of one core."""
+    numbers = 14_080 * changed.get("seq_len", 128)
+    draw = np.random.default_rng(0)
+
+    def make_all():
+        for split in ("train", "test"):
+            generate(task, changed, split, seed=0)
+
+    assert any(seconds_of(make_all) < 15 * seconds_of(lambda: draw.standard_normal(numbers)) for _ in range(3))
 
 
-def seconds_of_all_examples(task, changed):
+def seconds_of(action):
     start = time.thread_time()
-    for split in ("train", "test"):
-        generate(task, changed, split, seed=0)
+    action()
     return time.thread_time() - start
 
 
