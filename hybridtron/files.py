@@ -25,6 +25,13 @@ from hybridtron.errors import UserError
 DAMAGED = object()  # value of a line that is not JSON
 
 
+def as_path(value: object, name: str, expected: str = "a path") -> Path:
+    """Return a path that a caller gave as parameter `name`; raises UserError for what is neither text nor a path."""
+    if not isinstance(value, str | os.PathLike):
+        raise UserError(f"{name} = {value!r}: expected {expected}")
+    return Path(value)
+
+
 def read_plain(path: Path) -> bytes:
     """Read a plain file, or one that a link leads to. Raises UserError for a device or a pipe, which may never end."""
     with open_to_read(path) as file:

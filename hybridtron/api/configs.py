@@ -78,10 +78,10 @@ def _check_types(config: Any, overrides: Sequence[Any]) -> None:
 
 
 def _is_file(text: str) -> bool:
-    """Return whether text names a file, whether it exists or not, or a run folder; no pattern has a slash."""
+    """Return whether text names a file, whether it exists or not, or a folder that there is; no pattern has a slash."""
     if "/" in text or text.endswith((".yaml", ".yml", ".json")):
         return True
-    return len(text) < 256 and (Path(text).is_file() or Path(text, "config.yaml").is_file())
+    return 0 < len(text) < 256 and Path(text).exists()
 
 
 def _is_model_section(config: Mapping[str, Any]) -> bool:

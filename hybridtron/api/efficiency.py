@@ -51,9 +51,13 @@ def measure_efficiency(
     from hybridtron.training.process.device import take_device
 
     for name, values in (("lengths", lengths), ("batch_sizes", batch_sizes), ("repeats", (repeats,))):
+        if not isinstance(values, Sequence) or not values:
+            raise UserError(f"{name} = {values!r}: expected a list of whole numbers of at least 1")
         for value in values:
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{name} = {value!r}: expected whole numbers of at least 1")
+    if not isinstance(configs, Sequence) or isinstance(configs, str):
+        configs = [configs]
     if out is not None:
         require_usable(Path(out))
     read = _named([read_model_config(config, *overrides) for config in configs])

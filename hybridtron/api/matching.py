@@ -114,10 +114,12 @@ def match_size(
     """
     if of not in WORDS:
         raise UserError(f"of = {of!r}: expected {one_of(of, WORDS)}")
-    if not 0 < tolerance < 1:
+    if not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
         raise UserError(f"tolerance = {tolerance}: expected a number between 0 and 1")
-    if multiple_of < 1:
-        raise UserError(f"multiple_of = {multiple_of}: expected at least 1")
+    if not isinstance(multiple_of, int) or multiple_of < 1:
+        raise UserError(f"multiple_of = {multiple_of}: expected a whole number of at least 1")
+    if adjust is not None and not isinstance(adjust, str):
+        raise UserError(f"adjust = {adjust!r}: expected the name of a key, such as model.{WIDTH}")
     own, reference = read_model_config(config, *overrides), read_model_config(other, *other_overrides)
     seq_len = own.data.seq_len
     target = measure(reference.model, seq_len, of)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hybridtron.files import as_path
+
 if TYPE_CHECKING:
     from hybridtron.monitoring.compare.comparison import Comparison
     from hybridtron.monitoring.runs import Runs
@@ -22,7 +24,7 @@ def runs(folder: str | Path = "checkpoints") -> Runs:
     from hybridtron.monitoring import show  # noqa: F401  # registers how runs are printed
     from hybridtron.monitoring.runs import read_runs
 
-    return read_runs(Path(folder))
+    return read_runs(as_path(folder, "folder"))
 
 
 def compare(*runs: str | Path, out: str | Path | None = None) -> Comparison:
@@ -41,7 +43,7 @@ def compare(*runs: str | Path, out: str | Path | None = None) -> Comparison:
 
     if out is not None:
         require_usable(Path(out))
-    comparison = read_comparison(map(Path, runs))
+    comparison = read_comparison([as_path(run, "runs") for run in runs])
     if out is not None:
         write_report(comparison, Path(out))
     return comparison

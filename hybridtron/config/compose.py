@@ -23,6 +23,7 @@ from hybridtron.config import yaml_text
 from hybridtron.config.nearest import nearest, one_of
 from hybridtron.config.type_words import value_text
 from hybridtron.errors import UserError
+from hybridtron.files import as_path
 
 BASE_KEY = "base"
 SIZE_KEY, SIZES_KEY = "size", "sizes"
@@ -75,7 +76,7 @@ def compose(config: str | os.PathLike[str] | Mapping[str, Any], overrides: Seque
         main: str = MAPPING
         tree = _over_bases(dict(config), main, ())
     else:
-        main = os.fspath(config)
+        main = os.fspath(as_path(config, "config", "the path of a YAML file, or a dict"))
         if not main:
             raise UserError("expected the path of a config file, found ''")
         tree = _read_tree(main, ())

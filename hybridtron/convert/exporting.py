@@ -37,6 +37,7 @@ from hybridtron.convert.tokenizer import GENERATION, IDS, their_files
 from hybridtron.convert.vocabulary import ResizedVocabulary, check_vocabulary_size, with_vocabulary
 from hybridtron.data.tokenizers.tokenizer import load_tokenizer
 from hybridtron.errors import UserError
+from hybridtron.files import as_path
 from hybridtron.initial_weights import VOCABULARY
 from hybridtron.model.config import ModelConfig
 from hybridtron.training.config import RunConfig
@@ -73,10 +74,10 @@ def to_hf(
         UserError: where the architecture cannot express the model, the checkpoint is damaged, `out` exists, or tokens
             are in use beyond `vocab_size`.
     """
-    out = Path(out)
+    out = as_path(out, "out")
     check_logits_choice(logits)
     began = time.perf_counter()
-    config, checkpoint = read_run(Path(run))
+    config, checkpoint = read_run(as_path(run, "run"))
     files = their_files(config, checkpoint.parent)
     generation, shapes, vocabulary = json.loads(files[GENERATION]), stored_shapes(config.model), None
     if vocab_size is not None:

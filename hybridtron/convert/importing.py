@@ -36,7 +36,7 @@ from hybridtron.convert.tokenizer import our_files
 from hybridtron.convert.vocabulary import ResizedVocabulary, names_of_vocabulary, padded_size, with_vocabulary
 from hybridtron.data.tokenizers.hugging_face import FILE_NAME
 from hybridtron.errors import UserError, unreadable
-from hybridtron.files import read_plain
+from hybridtron.files import as_path, read_plain
 from hybridtron.training.config import RunConfig
 from hybridtron.training.run_folder.folder import RunFolder
 from hybridtron.training.run_folder.train_state import TrainState
@@ -77,7 +77,7 @@ def from_hf(
         UserError: for an architecture or a setting that is not known, tensors left over or missing, damaged files, or
             an `out` that exists.
     """
-    folder, out, began = Path(folder), Path(out), time.perf_counter()
+    folder, out, began = as_path(folder, "folder"), as_path(out, "out"), time.perf_counter()
     check_logits_choice(logits)
     settings = read_settings(folder)
     architecture, model = understand(settings, folder / CONFIG)
@@ -167,8 +167,8 @@ def our_model(architecture: Architecture, settings: Settings) -> dict[str, Any]:
 
 def _seq_len(settings: Mapping[str, Any], wanted: int | None) -> int:
     """Return data.seq_len of the run. Raises UserError."""
-    if wanted is not None and wanted < 1:
-        raise UserError(f"seq_len = {wanted}: expected at least 1")
+    if wanted is not None and (not isinstance(wanted, int) or wanted < 1):
+        raise UserError(f"seq_len = {wanted}: expected a whole number of at least 1")
     return wanted or settings.get("max_position_embeddings") or SEQ_LEN
 
 

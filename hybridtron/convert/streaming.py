@@ -191,7 +191,7 @@ def main_dtype(tensors: Iterable[TensorInfo]) -> torch.dtype:
 def chosen_dtype(name: str | None) -> torch.dtype | None:
     """Return the number format of a name. Raises UserError for another name."""
     if name is not None and name not in DTYPES:
-        close = nearest(name, DTYPES)
+        close = nearest(str(name), DTYPES)
         hint = f" (nearest: {close})" if close else ""
         raise UserError(f"dtype = {name}: expected one of {', '.join(DTYPES)}{hint}")
     return None if name is None else DTYPES[name]

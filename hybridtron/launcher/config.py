@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from hybridtron.config.load import load
 from hybridtron.config.schema import Strict, problem
+from hybridtron.files import as_path
 from hybridtron.launcher.environment_variables import looks_secret
 
 Launch = str | os.PathLike[str] | dict[str, object]
@@ -119,4 +119,8 @@ def read_launch(launch: Launch | LaunchConfig, overrides: Sequence[str] = ()) ->
     """Read a launch file, or a dict like one. Raises UserError, one line for each key that is wrong."""
     if isinstance(launch, LaunchConfig):
         return launch
-    return load(launch if isinstance(launch, dict) else Path(launch), overrides, LaunchConfig)
+    return load(
+        launch if isinstance(launch, dict) else as_path(launch, "launch", "the path of a launch file, or a dict"),
+        overrides,
+        LaunchConfig,
+    )

@@ -68,7 +68,9 @@ def score(
     candidate = _adjusted(_candidate(pattern, chosen.match_mad_lab), chosen, iso_state, match_parameters, adjust)
     if processes > 1 and isinstance(candidate, ModuleCandidate):
         require_picklable(candidate, processes)
-    names = [tasks] if isinstance(tasks, str) else list(tasks or ())
+    names = [tasks] if isinstance(tasks, str) else tasks or ()
+    if not isinstance(names, Sequence):
+        raise UserError(f"tasks = {tasks!r}: expected a task, or a list of them")
     settings = chosen_settings(chosen, names, setting or {})
     seeds = require_seeds(seeds)
     with ExitStack() as stack:
@@ -86,7 +88,11 @@ def _candidate(pattern: str | Sequence[str] | Candidate | Factory, match_mad_lab
         return pattern
     if callable(pattern):
         return from_module(pattern)
-    return from_pattern(pattern, match_mad_lab) if isinstance(pattern, str) else from_layers(pattern, match_mad_lab)
+    if isinstance(pattern, str):
+        return from_pattern(pattern, match_mad_lab)
+    if not isinstance(pattern, Sequence) or not all(isinstance(layer, str) for layer in pattern):
+        raise UserError(f"pattern = {pattern!r}: expected text, a list of layers, or a factory of a module")
+    return from_layers(pattern, match_mad_lab)
 
 
 def _adjusted(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,11 +139,11 @@ class Model(LanguageModel):
         return generate(
             self,
             self.tokenizer,
-            [prompts] if isinstance(prompts, str) else list(prompts),
+            _texts("prompts", prompts),
             max_tokens,
             context=self.config.data.seq_len,
             sampling=sampling,
-            stop=[stop] if isinstance(stop, str) else list(stop),
+            stop=_texts("stop", stop),
             seed=seed,
             start_document=start_document and not self.config.data.isolates,
             device=self.device,
@@ -167,6 +167,13 @@ class Model(LanguageModel):
             wrong = low if low < 0 else high
             raise UserError(f"tokens: id {wrong}: expected 0 to {self.config.model.vocab_size - 1}")
         return batch.to(self.device, torch.long)
+
+
+def _texts(name: str, value: str | Sequence[str]) -> list[str]:
+    """Return one text or several as a list; UserError where they are neither."""
+    if not isinstance(value, Iterable):
+        raise UserError(f"{name} = {value!r}: expected text, or a list of texts")
+    return [value] if isinstance(value, str) else list(value)
 
 
 def load(run: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Model:

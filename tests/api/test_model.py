@@ -25,6 +25,12 @@ def tokens(batch: int = 2, length: int = 9) -> torch.Tensor:
     return torch.randint(256, (batch, length), generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.parametrize("given", [{"prompts": 3}, {"prompts": None}, {"prompts": "a", "stop": 3}])
+def test_prompts_and_stops_are_texts(model, given):
+    with pytest.raises(ht.UserError, match=r"^(prompts|stop) = (3|None): expected text, or a list of texts$"):
+        model.generate(**given)
+
+
 def test_a_pattern_a_dict_and_a_file_build_the_same_kind_of_model(tiny):
     for config in (PATTERN, {"model": TINY["model"]}, TINY["model"], str(tiny), tiny):
         built = ht.build_model(config)

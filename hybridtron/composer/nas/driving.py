@@ -16,6 +16,7 @@ from hybridtron.composer.nas.worker import Search, prepare, priced_space
 from hybridtron.composer.report.outcome import Outcome
 from hybridtron.composer.space.layouts import Layout, read_layouts
 from hybridtron.config.load import load
+from hybridtron.errors import UserError
 
 
 class OpenSearch:
@@ -47,6 +48,9 @@ class OpenSearch:
         Scores that are None or not finite are failures. With `unasked`, patterns that nobody proposed become proposals.
         Raises UserError with the reason for each result that is refused.
         """
+        for name, value in (("score", score), ("seed", seed), ("seconds", seconds)):
+            if pattern is None and value is not None:
+                raise UserError(f"{name} = {value}: is for one `pattern`; expected it beside it, or in the results")
         listed = [*results]
         if pattern is not None:
             given = {"seed": seed, "seconds": seconds}

@@ -12,13 +12,14 @@ from hybridtron.convert.new_run import Progress, new_run
 from hybridtron.convert.workers import for_each
 from hybridtron.distributed.checkpoint.manifest import Verify
 from hybridtron.errors import UserError
+from hybridtron.files import as_path
 from hybridtron.training.run_folder.folder import RunFolder, read_config, read_run
 from hybridtron.training.run_folder.train_state import read_state
 
 
 def average(
-    checkpoints: Sequence[Path],
-    out: Path,
+    checkpoints: Sequence[str | Path],
+    out: str | Path,
     *,
     weights: Sequence[float] | None = None,
     ema: float | None = None,
@@ -41,7 +42,9 @@ def average(
             `out` exists or the disk is too small.
         OSError: where the system cannot read or write.
     """
-    folders = [each for path in checkpoints for each in _expanded(path)]
+    given = [checkpoints] if isinstance(checkpoints, str | Path) else checkpoints
+    folders = [each for path in given for each in _expanded(as_path(path, "checkpoints"))]
+    out = as_path(out, "out")
     if len(folders) < 2:
         raise UserError(f"checkpoints: {len(folders)} given; expected at least 2")
     shares = shares_of(len(folders), weights, ema)

@@ -10,13 +10,14 @@ from hybridtron.convert.new_run import Progress, new_run
 from hybridtron.convert.workers import for_each
 from hybridtron.distributed.checkpoint.manifest import Verify
 from hybridtron.errors import UserError
+from hybridtron.files import as_path
 from hybridtron.training.run_folder.folder import read_config, read_run
 from hybridtron.training.run_folder.train_state import read_state
 
 AVERAGE = optimizer_key(EMA)  # how the keys of averages begin
 
 
-def ema(run: Path, out: Path, *, verify: Verify = "full", progress: Progress | None = None) -> None:
+def ema(run: str | Path, out: str | Path, *, verify: Verify = "full", progress: Progress | None = None) -> None:
     """Write a run folder whose parameters are the average that a checkpoint has, in the parameters' number formats.
 
     Args:
@@ -30,7 +31,8 @@ def ema(run: Path, out: Path, *, verify: Verify = "full", progress: Progress | N
         UserError: where the checkpoint has no average, or where `out` exists or the disk is too small.
         OSError: where the system cannot read or write.
     """
-    _, checkpoint = read_run(run)
+    out = as_path(out, "out")
+    _, checkpoint = read_run(as_path(run, "run"))
     source = CheckpointSource(checkpoint, verify, optimizer=True)
     if not any(key.startswith(AVERAGE) for key in source.tensors):
         raise UserError(f"{checkpoint}: has no average of weights; expected a checkpoint of a run with optimizer.ema")

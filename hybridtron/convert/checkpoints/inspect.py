@@ -14,6 +14,7 @@ from hybridtron.checkpoint_keys import OPTIMIZER
 from hybridtron.convert.formats.checkpoint import CheckpointSource
 from hybridtron.convert.formats.opening import open_source
 from hybridtron.convert.formats.source import TensorInfo, dtype_name
+from hybridtron.files import as_path
 from hybridtron.reporting.numbers import byte_size, grouped, plural
 from hybridtron.reporting.shown import Shown, show
 from hybridtron.reporting.table import Table
@@ -65,11 +66,12 @@ class Inspection(Shown):
         }
 
 
-def inspect(path: Path) -> Inspection:
+def inspect(path: str | Path) -> Inspection:
     """Return what a run's latest checkpoint, a checkpoint, or a safetensors folder or file holds.
 
     Raises UserError where it is none of these, DamagedCheckpoint, OSError.
     """
+    path = as_path(path, "path")
     source = open_source(path, verify="none", optimizer=True)
     if not isinstance(source, CheckpointSource):
         return Inspection(path, "safetensors", tuple(source.files), source.tensors)

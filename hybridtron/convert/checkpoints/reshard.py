@@ -12,6 +12,7 @@ from hybridtron.convert.new_run import Progress, new_run
 from hybridtron.convert.workers import for_each
 from hybridtron.distributed.checkpoint.manifest import Verify
 from hybridtron.errors import UserError
+from hybridtron.files import as_path
 from hybridtron.model.tensors import has_experts
 from hybridtron.training.config import RunConfig
 from hybridtron.training.run_folder.folder import read_config, read_run
@@ -21,8 +22,8 @@ from hybridtron.training.validation.resolve import check_layout
 
 
 def reshard(
-    run: Path,
-    out: Path,
+    run: str | Path,
+    out: str | Path,
     *,
     tensor: int | None = None,
     pipeline: int | None = None,
@@ -51,9 +52,10 @@ def reshard(
     if files is not None and (files < 1 or tensor is not None or pipeline is not None):
         raise UserError(f"files = {files}: expected 1 or more, without tensor and pipeline")
     for name, value in (("tensor", tensor), ("pipeline", pipeline)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} = {value}: expected 1 or more")
-    _, checkpoint = read_run(run)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise UserError(f"{name} = {value}: expected a whole number, 1 or more")
+    out = as_path(out, "out")
+    _, checkpoint = read_run(as_path(run, "run"))
     config, state = read_config(checkpoint.parent), read_state(checkpoint)
     source = CheckpointSource(checkpoint, verify, optimizer)
     if files is not None:

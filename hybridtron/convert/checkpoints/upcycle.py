@@ -16,6 +16,7 @@ from hybridtron.distributed.checkpoint.boxes import Box, pieces
 from hybridtron.distributed.checkpoint.layout import CHUNK_BYTES
 from hybridtron.distributed.checkpoint.manifest import Verify
 from hybridtron.errors import UserError
+from hybridtron.files import as_path
 from hybridtron.mixers.moe.config import MoEConfig
 from hybridtron.mixers.swiglu.config import SwiGLUConfig
 from hybridtron.model.config import ModelConfig
@@ -27,8 +28,8 @@ from hybridtron.training.run_folder.train_state import TrainState
 
 
 def upcycle(
-    run: Path,
-    out: Path,
+    run: str | Path,
+    out: str | Path,
     num_experts: int,
     *,
     top_k: int = 2,
@@ -56,7 +57,8 @@ def upcycle(
         OSError: where the system cannot read or write.
     """
     _check_experts(num_experts, top_k)
-    _, checkpoint = read_run(run)
+    out = as_path(out, "out")
+    _, checkpoint = read_run(as_path(run, "run"))
     dense = read_config(checkpoint.parent)
     names = _swiglu_blocks(dense, blocks)
     config = _with_experts(dense, names, num_experts, top_k)

@@ -20,6 +20,7 @@ from hybridtron.convert.receipt import TOLERANCE
 from hybridtron.convert.streaming import is_equal
 from hybridtron.convert.transformers_model import load_transformers_model, without_kernel_warnings
 from hybridtron.errors import UserError
+from hybridtron.files import as_path
 from hybridtron.reporting.numbers import plural
 from hybridtron.reporting.shown import Shown, show
 from hybridtron.training.single_process import load
@@ -84,7 +85,9 @@ class Comparison(Shown):
         }
 
 
-def verify(one: Path, other: Path, *, logits: bool | None = None, progress: Progress | None = None) -> Comparison:
+def verify(
+    one: str | Path, other: str | Path, *, logits: bool | None = None, progress: Progress | None = None
+) -> Comparison:
     """Compare the parameters of two models bit by bit, streamed, and their logits on random tokens.
 
     Args:
@@ -97,6 +100,7 @@ def verify(one: Path, other: Path, *, logits: bool | None = None, progress: Prog
         UserError: where a path holds none of these, or a model cannot be built though `logits` asks for it.
         OSError: where the system cannot read one.
     """
+    one, other = as_path(one, "one"), as_path(other, "other")
     first, second = (as_stored(path, open_source(path)) for path in (one, other))
     differences: list[Difference] = []
     names = dict.fromkeys([*first.tensors, *second.tensors])

@@ -23,7 +23,7 @@ from hybridtron.reporting.shown import show
 from hybridtron.reporting.table import terminal
 
 
-def read_scores(folders: Sequence[Path]) -> tuple[list[Score], list[str]]:
+def read_scores(folders: Sequence[str | Path]) -> tuple[list[Score], list[str]]:
     """Return the scores of all rows of these folders, which may hold the same ones, and what was left out.
 
     Raises:

@@ -16,7 +16,17 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from hybridtron.errors import UserError
-from hybridtron.files import DAMAGED, Line, append_rows, lock, open_rows, open_to_write, read_lines, read_plain
+from hybridtron.files import (
+    DAMAGED,
+    Line,
+    append_rows,
+    as_path,
+    lock,
+    open_rows,
+    open_to_write,
+    read_lines,
+    read_plain,
+)
 from hybridtron.mad.tasks.protocol import Setting, complete
 
 RESULTS = "results.jsonl"
@@ -64,12 +74,13 @@ def make_key(
     return fingerprint, protocol, task, text, f"{lr:g}", f"{weight_decay:g}", str(seed)
 
 
-def read_rows(folder: Path) -> tuple[list[Row], list[str]]:
+def read_rows(folder: str | Path) -> tuple[list[Row], list[str]]:
     """Read the rows of a results folder: the first of each key, and a warning for every damaged line.
 
     Raises:
         UserError: where the folder has no results.
     """
+    folder = as_path(folder, "folder", "the path of a results folder")
     file = folder / RESULTS
     try:
         content = read_plain(file)

@@ -142,8 +142,8 @@ def require_at_least_one(**values: int | None) -> None:
 def preset(
     name: str | Preset,
     *,
-    lr: Sequence[float] | None = None,
-    weight_decay: Sequence[float] | None = None,
+    lr: float | Sequence[float] | None = None,
+    weight_decay: float | Sequence[float] | None = None,
     **changes: Any,
 ) -> Preset:
     """Return the preset, or that of this name, with some of its fields changed; a change to None keeps its own.
@@ -156,6 +156,11 @@ def preset(
     if isinstance(name, str) and name not in PRESETS:
         raise UserError(f"preset {name!r}: expected {one_of(name, PRESETS)}")
     base = PRESETS[name] if isinstance(name, str) else name
+    if not isinstance(base, Preset):
+        raise UserError(f"preset = {name!r}: expected a name or a Preset")
+    if unknown := next(iter(changes.keys() - Preset.__dataclass_fields__.keys()), None):
+        raise UserError(f"{unknown}: no setting of a preset; expected {one_of(unknown, Preset.__dataclass_fields__)}")
+    lr, weight_decay = ([value] if isinstance(value, int | float) else value for value in (lr, weight_decay))
     require_at_least_one(**{key: changes.get(key) for key in ("max_steps", "batch_size", "epochs")})
     rates = [cell.lr for cell in base.cells] if lr is None else lr
     decays = [cell.weight_decay for cell in base.cells] if weight_decay is None else weight_decay

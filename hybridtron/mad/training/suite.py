@@ -81,8 +81,10 @@ def require_seeds(seeds: int | Sequence[int]) -> list[int]:
         if seeds < 1:
             raise UserError(f"seeds = {seeds}: expected at least 1")
         return list(range(seeds))
+    if not isinstance(seeds, Sequence) or not all(isinstance(seed, int) for seed in seeds):
+        raise UserError(f"seeds = {seeds}: expected a whole number of them, or a list of whole numbers")
     if not seeds or min(seeds) < 0 or max(seeds) >= 2**32:
-        raise UserError(f"seeds {' '.join(map(str, seeds))}: expected numbers from 0 to 2^32 - 1")
+        raise UserError(f"seeds = {' '.join(map(str, seeds)) or []}: expected whole numbers from 0 to 2^32 - 1")
     return list(dict.fromkeys(seeds))
 
 

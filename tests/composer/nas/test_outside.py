@@ -188,6 +188,16 @@ def test_who_tells_of_a_pattern_that_nobody_proposed_reads_how_to_in_words_of_hi
     assert "(BBB): was not proposed; expected a pattern of an ask, or --unasked beside it\n" in capsys.readouterr().err
 
 
+def test_a_score_of_no_pattern_beside_results_is_refused_and_not_passed_over(config, tmp_path, capsys):
+    with open_search(config) as outside, pytest.raises(UserError, match="score = 1: is for one `pattern`; expected it"):
+        outside.tell([], score=1)
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "scores.json").write_text('[{"id": "x", "score": 1}]')
+    files = [str(tmp_path / name) for name in ("search.yaml", "scores.json")]
+    assert main(["search", "tell", *files, "--seed", "0"]) == 2
+    assert "error: --seed = 0: is for one --pattern; expected it beside it" in capsys.readouterr().err
+
+
 def test_the_terminal_says_that_more_was_told_than_planned_and_that_nothing_is_left(config, tmp_path, capsys):
     file = tmp_path / "search.yaml"
     file.write_text(yaml.safe_dump({**config, "evaluations": 1}))

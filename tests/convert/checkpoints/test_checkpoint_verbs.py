@@ -213,7 +213,7 @@ def test_a_resharded_run_resumes_bitwise(config, run, tmp_path):
         ({"pipeline": 5}, "pipeline = 5: expected at most 4"),
         ({"files": 0}, "files = 0: expected 1 or more"),
         ({"files": 2, "tensor": 2}, "without tensor and pipeline"),
-        ({"tensor": 0}, "tensor = 0: expected 1 or more"),
+        ({"tensor": 0}, "tensor = 0: expected a whole number, 1 or more"),
     ],
 )
 def test_layouts_that_do_not_fit_are_refused(layout, message, run, tmp_path):
