@@ -12,11 +12,22 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent
 DIRTY = "-dirty"
 ELSEWHERE = ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE")  # git names its own repository to the hooks that it runs
+NOTE = "git.txt"  # beside a copy of the package: the commit of the checkout that it was copied from
 
 
 def commit() -> str | None:
-    """Return the commit of the checkout, with DIRTY where tracked files differ; None outside one."""
-    head = _git("rev-parse", "HEAD").decode().strip()
+    """Return the commit of the checkout, with DIRTY where tracked files differ; None outside one.
+
+    Of a copy it is the one that was noted beside it, whatever repository the copy lies in.
+    """
+    try:
+        noted = (PACKAGE.parent / NOTE).read_text().split()
+    except OSError:
+        noted = []
+    if len(noted) == 1:
+        return noted[0]
+    is_tracked = _git("ls-files", "--", ".") != b""
+    head = _git("rev-parse", "HEAD").decode().strip() if is_tracked else ""
     changed = head and _git("--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
     return head + DIRTY if changed else head or None
 

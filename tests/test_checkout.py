@@ -61,6 +61,19 @@ def test_nothing_writes_to_the_repository(repository):
     assert index.stat().st_mtime_ns == before
 
 
+def test_a_copy_is_of_the_commit_that_was_noted_beside_it_whatever_repository_it_lies_in(repository, monkeypatch):
+    folder, _ = repository
+    copy = folder / "run" / "code" / "package"
+    copy.mkdir(parents=True)
+    (copy / "a.py").write_text("a = 1\n")
+    monkeypatch.setattr(checkout, "PACKAGE", copy)
+    assert checkout.commit() is None
+    (copy.parent / "git.txt").write_text("0123abc-dirty\n")
+    assert checkout.commit() == "0123abc-dirty"
+    (copy.parent / "git.txt").write_text("no git checkout\n")
+    assert checkout.commit() is None
+
+
 def test_outside_a_repository_there_is_no_commit(tmp_path, monkeypatch):
     monkeypatch.setattr(checkout, "PACKAGE", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(Path(tmp_path).parent))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from hybridtron.cli.arguments import ArgumentParser, add_config_arguments
@@ -38,4 +39,7 @@ def run(options: argparse.Namespace) -> int:
         return run_local(job, launch)
     (handle,) = submit([job], launch)
     print(f"job {handle.job_id} ({job.name}), run folder {job.folder}")
-    return handle.wait() if options.wait else 0
+    code = handle.wait() if options.wait else 0
+    if code:
+        print(f"hybridtron: job {handle.job_id} {handle.state}: {handle.cause}", file=sys.stderr)
+    return code

@@ -15,13 +15,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hybridtron import __version__
-from hybridtron.checkout import DIRTY, PACKAGE, changes, commit
+from hybridtron.checkout import DIRTY, NOTE, PACKAGE, changes, commit
 from hybridtron.files import remove_folder, replace_file
 from hybridtron.launcher.environment_variables import recorded_environment
 from hybridtron.launcher.private_files import OTHERS_WRITE
 
 LARGEST_DIFF = 5_000_000  # bytes of uncommitted changes that are kept
-NOTES = ("git.txt", "changes.diff")  # beside the package in its copy
+NOTES = (NOTE, "changes.diff")  # beside the package in its copy
 
 IGNORED = re.compile(r"/__pycache__/|\.pyc$|\.so$|/\.[^/]*$")
 
@@ -68,7 +68,7 @@ def copy_code(folder: Path) -> Path:
         (draft / path).parent.mkdir(parents=True, exist_ok=True)
         (draft / path).write_bytes(content)
     head = commit()
-    replace_file(draft / "git.txt", f"{head or 'no git checkout'}\n")
+    replace_file(draft / NOTE, f"{head or 'no git checkout'}\n")
     if head and head.endswith(DIRTY):
         replace_file(draft / "changes.diff", changes()[:LARGEST_DIFF])
     os.replace(draft, final)

@@ -59,9 +59,14 @@ def _require_log(folder: Path, file: Path, rank: int) -> None:
         return
     ranks = sorted(int(path.stem.removeprefix("rank_")) for path in folder.glob("logs/rank_" + "[0-9]" * 5 + ".log"))
     if ranks:
-        raise UserError(f"rank = {rank}: {folder} has no log of it; expected one of 0 to {ranks[-1]}")
+        expected = f"one of 0 to {ranks[-1]}" if ranks[-1] else "0"
+        raise UserError(f"rank = {rank}: {folder} has no log of it; expected {expected}")
     if (folder / "launch" / "job.json").exists():
-        raise UserError(f"{folder}: no log yet; its job has not started")
+        if _goes_on(folder):
+            raise UserError(f"{folder}: no log yet; its job has not started")
+        raise UserError(
+            f"{folder}: no log, since its job ended before training began; see {folder / 'launch' / 'slurm'}"
+        )
     raise UserError(f"{folder}: no logs, since the run was not started by `hybridtron launch`")
 
 

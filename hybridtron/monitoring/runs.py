@@ -14,7 +14,7 @@ import yaml
 from hybridtron.errors import UserError, cause_of
 from hybridtron.files import read_last_row, read_object, read_plain
 from hybridtron.monitoring.queue import queued_jobs
-from hybridtron.monitoring.state import FAILED, RUNNING, state_of
+from hybridtron.monitoring.state import DEAD, FAILED, RUNNING, state_of
 from hybridtron.reporting.numbers import duration
 from hybridtron.reporting.shown import Shown
 from hybridtron.training.run_folder.attempts import Attempt, read_attempts
@@ -96,7 +96,7 @@ def require_run(folder: Path) -> None:
     )
 
 
-def read_status(folder: Path, name: str, jobs: Mapping[str, str]) -> RunStatus:
+def read_status(folder: Path, name: str, jobs: Mapping[str, str] | None) -> RunStatus:
     """Read what is known of a run; what cannot be read is noted and left out."""
     run = RunStatus(name, str(folder))
     config = read_raw_config(folder, run.notes)
@@ -165,6 +165,8 @@ def _add_state_notes(run: RunStatus, folder: Path, attempts: list[Attempt]) -> N
     if run.state != RUNNING:
         run.seconds_left = None
     cause = read_object(folder / "launch" / "result.json").get("cause") if run.state == FAILED else None
+    if run.state == DEAD and not attempts and (folder / "launch" / "submitted.json").exists():
+        cause = f"its job ended before training began; see {folder / 'launch' / 'slurm'}"
     cause = cause or (attempts[-1].cause if attempts and run.state == FAILED else None)
     if cause:
         run.notes.append(" ".join(str(cause).split()))

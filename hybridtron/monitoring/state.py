@@ -16,17 +16,18 @@ STATES = (RUNNING, WAITING, FINISHED, STOPPED, FAILED, DEAD)
 PENDING_JOBS = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
 
 
-def state_of(folder: Path, attempts: Sequence[Attempt], is_complete: bool, jobs: Mapping[str, str]) -> str:
+def state_of(folder: Path, attempts: Sequence[Attempt], is_complete: bool, jobs: Mapping[str, str] | None) -> str:
     """Return the state of the run in a folder.
 
     running: a process trains, or its launcher is about to start one again. waiting: it is in the queue. dead: it ended
-    without a record, as by a kill. finished, stopped (saved after a signal) or failed: it ended so.
+    without a record, as by a kill, or its job did before training. finished, stopped (saved after a signal) or failed:
+    it ended so.
 
     Args:
         folder: the run folder.
         attempts: those in its attempts.jsonl.
         is_complete: whether its last step is trained.
-        jobs: state of each job in SLURM's queue, see `queued_jobs`.
+        jobs: state of each job of this user in SLURM's queue; None where that is not known, see `queued_jobs`.
     """
     if is_locked(folder / ".lock"):
         return RUNNING
@@ -34,7 +35,7 @@ def state_of(folder: Path, attempts: Sequence[Attempt], is_complete: bool, jobs:
     result = read_object(folder / "launch" / "result.json")
     submitted = read_object(folder / "launch" / "submitted.json").get("job")
     for job in (str(submitted), str(last.job if last else None)):
-        if job in jobs:
+        if jobs and job in jobs:
             return WAITING if jobs[job] in PENDING_JOBS else RUNNING
     if not result and _has_supervisor(folder):
         return RUNNING
@@ -46,7 +47,17 @@ def state_of(folder: Path, attempts: Sequence[Attempt], is_complete: bool, jobs:
         return str(result["outcome"]) if result.get("outcome") in STATES else FAILED
     if is_complete:
         return FINISHED
+    if submitted is not None and jobs is not None and _is_own(folder):  # the queue would have it
+        return DEAD
     return STOPPED if (folder / "config.yaml").exists() else WAITING
+
+
+def _is_own(folder: Path) -> bool:
+    """Return whether this user submitted the job of a run."""
+    try:
+        return (folder / "launch" / "submitted.json").stat().st_uid == os.getuid()
+    except OSError:
+        return False
 
 
 def _newest_attempt(folder: Path) -> Path | None:

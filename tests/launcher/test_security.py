@@ -178,9 +178,10 @@ def test_where_one_job_is_refused_those_before_are_cancelled(tmp_path, monkeypat
     """With programs in the place of SLURM's: the second call of sbatch fails."""
     log, bin_folder = tmp_path / "calls", tmp_path / "bin"
     bin_folder.mkdir()
+    refusal = "sbatch: error: size 9\\nsbatch: error: no such size\\n"
     programs = {
         "srun": "",
-        "sbatch": f"[ -e {log} ] && {{ echo 'sbatch: error: no such size' >&2; exit 1; }}\n"
+        "sbatch": f"[ -e {log} ] && {{ printf '{refusal}' >&2; exit 1; }}\n"
         f"echo sbatch > {log}; echo Submitted batch job 7\n",
         "scancel": f"echo scancel $* >> {log}\n",
     }
@@ -189,7 +190,7 @@ def test_where_one_job_is_refused_those_before_are_cancelled(tmp_path, monkeypat
         (bin_folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{bin_folder}:{os.environ['PATH']}")
     jobs = [Job(f"job{n}", tmp_path / f"run{n}", arguments=("doctor",), processes=n) for n in (1, 2)]
-    with pytest.raises(ht.UserError, match=r"^sbatch: no such size$"):
+    with pytest.raises(ht.UserError, match=r"^sbatch: size 9; no such size$"):
         submit(jobs, LaunchConfig(cluster="slurm", processes_per_node=2, snapshot_code=False))
     assert log.read_text().splitlines() == ["sbatch", "scancel 7"]
     refused = json.loads((tmp_path / "run2/launch/result.json").read_text())

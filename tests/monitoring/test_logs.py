@@ -54,6 +54,13 @@ def test_a_job_in_the_queue_has_no_log_yet(run, capsys):
     assert "no log yet; its job has not started" in capsys.readouterr().err
 
 
+def test_a_job_that_ended_before_training_has_none_either(run, capsys):
+    write_launch(run.with_name("b"), "job.json", {"name": "b"})
+    write_launch(run.with_name("b"), "submitted.json", {"job": "18"})
+    assert main(["logs", str(run.with_name("b"))]) == 2
+    assert "no log, since its job ended before training began; see " in capsys.readouterr().err
+
+
 def test_a_log_is_followed_over_a_restart_until_the_run_ends(run, monkeypatch):
     monkeypatch.setattr(logs, "POLL_SECONDS", 0.001)
     monkeypatch.setattr(logs, "STATE_SECONDS", 0)

@@ -81,6 +81,14 @@ def test_jobs_in_the_queue_are_waiting_or_running(tmp_path, jobs):
     assert status(run).state == "stopped"
 
 
+@pytest.mark.parametrize(("jobs", "state"), [({}, "dead"), (None, "waiting"), ({"18": "PENDING"}, "waiting")])
+def test_a_job_that_left_the_queue_before_training_is_dead_where_the_queue_is_known(jobs, state, tmp_path):
+    write_launch(tmp_path / "a", "submitted.json", {"job": "18"})
+    found = monitored.read_status(tmp_path / "a", "a", jobs)
+    assert found.state == state
+    assert any("its job ended before training began; see " in note for note in found.notes) == (state == "dead")
+
+
 def test_a_launched_run_that_has_not_begun_is_waiting(tmp_path):
     write_launch(tmp_path / "a", "job.json", {"name": "a"})
     (tmp_path / "a" / "launch" / "config.yaml").write_text("train: {steps: 7}")

@@ -27,6 +27,12 @@ class Handle(ABC):
         return result if (result.get("job") or "") == self.job_id else {}
 
     @property
+    def cause(self) -> str:
+        """Return why a job failed, in words."""
+        recorded = self.result.get("cause")
+        return str(recorded) if recorded else f"it ended before it began; see {self.folder / 'launch' / 'slurm'}"
+
+    @property
     @abstractmethod
     def state(self) -> State: ...
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import re
 import shlex
@@ -119,10 +121,13 @@ def submit_script(
         executor.update_parameters(**parameters(name, launch, spec))
         if array:
             executor.parameters |= {"map_count": array[0], "array_parallelism": array[1]}
-        return str(executor._submit_command(command).job_id)
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what sbatch says, which the error below has
+            return str(executor._submit_command(command).job_id)
     except (FailedJobError, FailedSubmissionError, RuntimeError) as error:
-        lines = [line for line in str(error).splitlines() if "error" in line.lower()] or [str(error)]
-        raise UserError(f"sbatch: {re.sub('^(sbatch: )?(error: )?', '', lines[-1].strip())}") from None
+        lines = [re.sub("^(sbatch: )?(error: )?", "", line.strip()) for line in str(error).splitlines()]
+        raise UserError(
+            f"sbatch: {'; '.join(line for line in lines if line and not line.startswith('Try '))}"
+        ) from None
 
 
 def parameters(name: str, launch: LaunchConfig, spec: Spec) -> dict[str, Any]:

@@ -159,7 +159,7 @@ class ComparedRun:
         }
 
 
-def read_run(folder: Path, jobs: Mapping[str, str]) -> ComparedRun:
+def read_run(folder: Path, jobs: Mapping[str, str] | None) -> ComparedRun:
     """Read a run folder; what cannot be read is noted and left out. `jobs` are those of SLURM's queue."""
     status = read_status(folder, folder.name, jobs)
     environment = RunFolder(folder).read_environment()
