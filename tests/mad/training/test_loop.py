@@ -186,7 +186,7 @@ def test_a_hybrid_learns_recall_and_its_first_layer_alone_does_not():
     ],
 )
 def test_attention_learns_to_copy_and_to_recall_by_itself(task, setting):
-    chosen = preset("search", max_steps=200, batch_size=32, eval_examples=128)
+    chosen = preset("search", max_steps=320, batch_size=32, eval_examples=128)  # four seeds end at 0.978 to 0.998
     candidate = from_layers(["mh-attention", "swiglu"] * 2)
     (row,) = train_setting(candidate, task, setting, chosen, [0])
     assert row["curve"][0][2] < 0.9
