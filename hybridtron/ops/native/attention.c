@@ -77,6 +77,10 @@ INLINE float make_probabilities(long seen, float scale, float cap, float *p, flo
         p[j] = exponential(p[j] - most);
         sum += p[j];
     }
+    if (most <= OUT_OF_SIGHT) { /* as what is not seen: scores that are as good as -inf */
+        sum = 0.0f;
+        for (long j = 0; j < seen; j++) sum += p[j];
+    }
     float factor = most > before ? exponential(before - most) : 1.0f;
     *largest = most;
     *total = *total * factor + sum;

@@ -25,14 +25,18 @@ INLINE head_vector where(head_integers chosen, head_vector x, float other) {
     return (head_vector)(((head_integers)x & chosen) | ((head_integers)((head_vector){0.0f} + other) & ~chosen));
 }
 
+INLINE int any(head_integers chosen) {
+    int32_t all = 0;
+    for (long t = 0; t < QUERY_LANES; t++) all |= chosen[t];
+    return all != 0;
+}
+
 /* Whether all exponents are below the highest, that of infinities and NaNs. */
 INLINE int is_finite(long count, const head_vector *x) {
     const int32_t highest = 0x7f800000;
     head_integers above = {0};
-    int32_t any = 0;
     for (long i = 0; i < count; i++) above |= ((head_integers)x[i] & highest) == highest;
-    for (long t = 0; t < QUERY_LANES; t++) any |= above[t];
-    return !any;
+    return !any(above);
 }
 
 /* Rows [tokens, width] of one head, those after them to a multiple of four zero. */

@@ -64,6 +64,10 @@ KERNEL heads_forward(long batch, long queries, long keys, long heads, long kv, l
                     VECTOR(scores + j * QUERY_LANES) = p;
                     total += p;
                 }
+                if (any(largest <= (head_vector){0.0f} - 1e30f)) { /* as keys that are not seen: scores that are as good as -inf */
+                    total = (head_vector){0.0f};
+                    for (long j = some.first; j < some.last; j++) total += VECTOR(scores + j * QUERY_LANES) = where(sees(j, some.position, window), VECTOR(scores + j * QUERY_LANES), 0.0f);
+                }
                 combine(some.first, some.last, out_width, scores, value_rows, 1.0f / total, outputs);
                 if (!is_finite(out_width, (head_vector *)outputs))
                     combine_seen(some.first, some.last, out_width, scores, value_rows, 1.0f / total, outputs, some.position, window);

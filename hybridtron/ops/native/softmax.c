@@ -35,6 +35,12 @@ KERNEL softmax_forward(long rows, long queries, long keys, long ahead, long wind
             p[j] = exponential(scale * (p[j] - largest));
             total += p[j];
         }
+        if (largest <= HIDDEN) { /* as keys that are not seen: scores that are as good as -inf */
+            total = 0.0f;
+            for (long j = s.first; j < s.last; j++) total += p[j];
+            for (long j = s.from; j < s.first; j++) p[j] = 0.0f;
+            for (long j = s.last; j < s.to; j++) p[j] = 0.0f;
+        }
         float sunken = sinks ? exponential(sink - scale * largest) : 0.0f;
         float factor = 1.0f / (total + sunken);
         if (sunk) sunk[row] = sunken * factor;

@@ -57,6 +57,12 @@ KERNEL softmax_tile_forward(long rows, long queries, long keys, long ahead, long
             p[j] = exponential(p[j] - most);
             sum += p[j];
         }
+        if (most <= UNSEEN) { /* as keys that are not seen: scores that are as good as -inf */
+            sum = 0.0f;
+            for (long j = s.first; j < s.last; j++) sum += p[j];
+            for (long j = s.from; j < s.first; j++) p[j] = 0.0f;
+            for (long j = s.last; j < s.to; j++) p[j] = 0.0f;
+        }
         memset(p, 0, s.from * sizeof(float));
         memset(p + s.to, 0, (keys - s.to) * sizeof(float));
         if (most > before) {

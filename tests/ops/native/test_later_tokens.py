@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from hybridtron.ops.attention.native_attention import NativeAttention
+from hybridtron.ops.attention.query_blocks import BlockAttention
 from hybridtron.ops.attention.small_heads import SmallHeads
+from hybridtron.ops.attention.tiles import TiledAttention
 from hybridtron.ops.conv.long_conv import _NativeLongConv
 from hybridtron.ops.conv.outer_conv_native import NativeOuterConv
 from hybridtron.ops.conv.short_conv import _NativeShortConv
@@ -91,3 +93,25 @@ def test_gradients_by_earlier_queries_do_not_depend_on_later_keys(case, token):
     (one, *_), (other, *_) = (torch.autograd.grad(op(*each), each, weights) for each in (changed, inputs))
     assert torch.equal(one[0], other[0])
     assert torch.equal(one[1, :token], other[1, :token])
+
+
+@pytest.mark.parametrize("token", [0, 3, 20])
+@pytest.mark.parametrize(
+    "op",
+    [
+        lambda *t: NativeAttention.apply(*t, 0.3, None, 0.0),
+        lambda *t: SmallHeads.apply(*t, None, 0.3, None),
+        lambda *t: SmallHeads.apply(*t, WINDOW, 0.3, None),
+        lambda *t: TiledAttention.apply(*t, None, 0.3, None, 0.0, None),
+        lambda *t: BlockAttention.apply(*t, None, 0.3, None, True),
+        lambda *t: BlockAttention.apply(*t, WINDOW, 0.3, None, True),
+    ],
+)
+def test_scores_below_those_of_unseen_keys_show_none_of_these(op, token):
+    """Scores of about -1e32 for all that the first tokens see; their outputs are NaN."""
+    q, k, v = (torch.randn(1, 40, 1, 32) for _ in range(3))
+    q[:, : token + 1], k[:, : token + 1] = 1e16, -1e16
+    changed = torch.cat([v[:, : token + 1], v[:, token + 1 :] + 1], 1)
+    before, after = (op(q, k, each)[:, : token + 1] for each in (v, changed))
+    torch.testing.assert_close(after, before, rtol=0, atol=0, equal_nan=True)
+    assert not torch.equal(op(q, k, v)[:, token + 1 :], op(q, k, changed)[:, token + 1 :])
