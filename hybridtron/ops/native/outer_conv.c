@@ -61,7 +61,7 @@ KERNEL outer_conv_forward(long batch, long seq_len, long heads, long width,
                 products(0, last, width, columns, keys + m * rows * width, 1.0f, scores);
                 for (long j = 0; j < last; j++) VECTOR(scores + j * QUERY_LANES) *= WEIGHTS(taps, start - j);
                 combine(0, last, width, scores, values + m * rows * width, (head_vector){0.0f} + 1.0f, columns);
-                if (!is_finite(width, (head_vector *)columns)) /* 0 times a later NaN, unless it is one of their own */
+                if (any(not_finite(width, (head_vector *)columns))) /* 0 times a later NaN, unless it is one of their own */
                     combine_seen(0, last, width, scores, values + m * rows * width, (head_vector){0.0f} + 1.0f, columns, start, ALL_KEYS);
                 store_columns(QUERY_LANES, width, columns, own + start * width, width); /* in the place of the queries */
             }
@@ -93,7 +93,7 @@ INLINE int weigh(long start, const float *taps, float *scores, float *slopes, fl
         *(lag_vector *)(sum + QUERY_LANES) += far;
         latest = near + far;
     }
-    return is_finite(1, &latest);
+    return !any(not_finite(1, &latest));
 }
 
 /* dh [some sequences, heads, seq_len] is to be added up over its first axis. */

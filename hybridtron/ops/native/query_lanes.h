@@ -31,12 +31,12 @@ INLINE int any(head_integers chosen) {
     return all != 0;
 }
 
-/* Whether all exponents are below the highest, that of infinities and NaNs. */
-INLINE int is_finite(long count, const head_vector *x) {
+/* Where a sum has the highest exponent, that of infinities and NaNs. */
+INLINE head_integers not_finite(long count, const head_vector *x) {
     const int32_t highest = 0x7f800000;
-    head_integers above = {0};
-    for (long i = 0; i < count; i++) above |= ((head_integers)x[i] & highest) == highest;
-    return !any(above);
+    head_vector sum = x[0];
+    for (long i = 1; i < count; i++) sum += x[i];
+    return ((head_integers)sum & highest) == highest;
 }
 
 /* Rows [tokens, width] of one head, those after them to a multiple of four zero. */

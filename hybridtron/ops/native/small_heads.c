@@ -64,13 +64,13 @@ KERNEL heads_forward(long batch, long queries, long keys, long heads, long kv, l
                     VECTOR(scores + j * QUERY_LANES) = p;
                     total += p;
                 }
-                if (any(largest <= (head_vector){0.0f} - 1e30f)) { /* as keys that are not seen: scores that are as good as -inf */
-                    total = (head_vector){0.0f};
-                    for (long j = some.first; j < some.last; j++) total += VECTOR(scores + j * QUERY_LANES) = where(sees(j, some.position, window), VECTOR(scores + j * QUERY_LANES), 0.0f);
-                }
                 combine(some.first, some.last, out_width, scores, value_rows, 1.0f / total, outputs);
-                if (!is_finite(out_width, (head_vector *)outputs))
+                /* 0 times a NaN, or scores that are as good as -inf and no larger than those of keys that are not seen */
+                if (any(not_finite(out_width, (head_vector *)outputs) | (largest <= (head_vector){0.0f} - 1e30f))) {
+                    total = (head_vector){0.0f};
+                    for (long j = some.first; j < some.last; j++) total += where(sees(j, some.position, window), VECTOR(scores + j * QUERY_LANES), 0.0f);
                     combine_seen(some.first, some.last, out_width, scores, value_rows, 1.0f / total, outputs, some.position, window);
+                }
                 store_columns(some.count, out_width, outputs, y + b * y_batch + start * y_token + head * y_head, y_token);
                 for (long t = 0; t < some.count; t++) log_sums[(b * heads + head) * queries + start + t] = largest[t] + logf(total[t]);
             }
@@ -125,7 +125,7 @@ KERNEL heads_backward(long batch, long queries, long keys, long heads, long kv, 
                 for (long j = some.first; j < some.last; j++)
                     VECTOR(slopes + j * QUERY_LANES) = VECTOR(weights + j * QUERY_LANES) * (VECTOR(slopes + j * QUERY_LANES) - along);
                 combine(some.first, some.last, width, slopes, key_rows, (head_vector){0.0f} + scale, columns);
-                if (is_finite(width, (head_vector *)columns)) {
+                if (!any(not_finite(width, (head_vector *)columns))) {
                     scatter(some.first, some.last, out_width, weights, output_rows, value_sums);
                     scatter(some.first, some.last, width, slopes, query_rows, key_sums);
                 } else {
