@@ -30,8 +30,9 @@ def rwkv7(q: Tensor, g: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, chun
     """Compute the recurrence over whole sequences from a zero state, by matmuls over chunks.
 
     q, k, a, b and g, log decays in [-0.61, 0], [b, s, h, n]; v [b, s, h, p]. Returns [b, s, h, p]. `chunk_size`, a
-    power of two up to 64, is the most tokens a chunk may have and changes speed, not results. Its matmul FLOPs are
-    `rwkv7_flops`.
+    power of two up to 64, is the most tokens a chunk may have and changes speed, not results. Decays are taken relative
+    to the middle of a chunk, so that those of its first half reach outputs before them, in rounding alone. Its matmul
+    FLOPs are `rwkv7_flops`.
     """
     return _Chunks.of(q, g, k, v, a, b, chunk_size).run(None)[0][:, : v.shape[1]].to(v.dtype)
 
