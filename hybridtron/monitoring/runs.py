@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -105,6 +106,8 @@ def read_status(folder: Path, name: str, jobs: Mapping[str, str] | None) -> RunS
     attempts: list[Attempt] = []
     try:
         row = read_last_row(folder / "metrics.jsonl") or {}
+        if not row and os.path.lexists(folder / "metrics.jsonl") and (folder / "metrics.jsonl").stat().st_size:
+            run.notes.append("metrics.jsonl: damaged: no row can be read")
     except (OSError, UserError) as error:
         run.notes.append(f"metrics.jsonl: {_reason(error)}")
     try:

@@ -142,6 +142,14 @@ def test_damage_costs_one_row_at_most(tmp_path, name):
     assert [each.name for each in ht.runs(tmp_path).runs] == ["bad", "good"]
 
 
+def test_metrics_without_a_row_are_damaged(tmp_path):
+    run = write_run(tmp_path / "a")
+    (run / "metrics.jsonl").write_text("no row\n")
+    assert status(run).notes == ["metrics.jsonl: damaged: no row can be read"]
+    (run / "metrics.jsonl").write_text("")
+    assert status(run).notes == []
+
+
 def test_what_is_damaged_is_named(tmp_path):
     run = write_run(tmp_path / "bad")
     (run / "config.yaml").write_bytes(b"a: [")
