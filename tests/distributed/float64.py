@@ -22,6 +22,7 @@ def in_float64() -> Iterator[None]:
     Kernels in C, which take float32 alone, are not used then.
     """
     with cpu_compat.cuda_calls_on_cpu():  # before megatron-core is imported
+        from hybridtron.distributed import engine
         from hybridtron.distributed.data_parallel import replicas
         from hybridtron.distributed.optimizer import gradient_norm
 
@@ -40,7 +41,15 @@ def in_float64() -> Iterator[None]:
         dist.all_reduce(square, group=group)
         return square
 
+    clip_groups = engine.clip_groups
+
+    def clip(*arguments: Any) -> None:
+        torch.set_default_dtype(torch.float64)  # of sums of squares
+        clip_groups(*arguments)
+        torch.set_default_dtype(torch.float32)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "clip_groups", clip)
         patch.setattr(gradient_norm, "_squared_norm", squared_norm)
         patch.setattr(PrecisionConfig, "dtype", property(lambda self: torch.float64))
         patch.setattr(Tensor, "float", lambda self: self if self.dtype == torch.float64 else narrow(self))

@@ -77,8 +77,8 @@ def moved(engine: Any, unit: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for chunk in engine.chunks:
         for parameter in chunk.parameters():
-            factor = 1 + unit * torch.randn(parameter.shape, generator=generator)
-            parameter.copy_((parameter.float() * factor).to(parameter.dtype))
+            factor = 1 + unit * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(parameter.double() * factor)
     engine.optimizer.reload_model_params()  # the fp32 copies of narrower ones
 
 
