@@ -21,6 +21,7 @@ from hybridtron.ablations.config import (
 from hybridtron.ablations.expressions import Expression, parse_expression
 from hybridtron.config import yaml_text
 from hybridtron.config.dotted import value_at
+from hybridtron.config.nearest import one_of
 from hybridtron.errors import UserError
 from hybridtron.reporting.numbers import short_number
 
@@ -82,8 +83,9 @@ def expand_axes(config: AblationConfig, base: Mapping[str, Any]) -> list[Axis]:
 def combinations(config: AblationConfig, axes: list[Axis]) -> Iterator[dict[str, Level]]:
     """Yield what becomes cells, the reference first, without those that `exclude` or a constraint over axes leaves out.
 
-    Raises UserError where it leaves out the reference.
+    Raises UserError where it leaves out the reference, or names a level that its axis has not.
     """
+    _require_levels(config, axes)
     reference = {axis.name: axis.reference for axis in axes}
     constraints = [parse_expression(text) for text in config.constraints]
     about_axes = [expression for expression in constraints if expression.names <= reference.keys()]
@@ -111,6 +113,17 @@ def axis_value(combination: Combination, axis: str) -> Any:
     """Return what an axis stands for in a constraint, in `exclude` and in the results: its value or its level."""
     level = combination[axis]
     return level.name if level.value is None else level.value
+
+
+def _require_levels(config: AblationConfig, axes: list[Axis]) -> None:
+    """Raise UserError for a level in `exclude` that its axis has not, by name or by value."""
+    known = {axis.name: [*axis.levels, axis.reference] for axis in axes}
+    for entry in config.exclude:
+        for axis, levels in entry.items():
+            for one in _listed(levels):
+                if not any(one in (level.name, level.value) for level in known[axis]):
+                    names = dict.fromkeys(level.name for level in known[axis])
+                    raise UserError(f"exclude.{axis} = {one}: no level of it; expected {one_of(str(one), names)}")
 
 
 def _excluded(config: AblationConfig, about_axes: list[Expression], combination: Combination) -> str:

@@ -97,6 +97,7 @@ def test_names_follow_the_config_and_the_data_but_not_where_they_lie(tiny, tmp_p
     [
         ({"axes": {"loss": LEARNING_RATE}}, "axes.loss = 'loss': expected a name that is no column"),
         ({"axes": {"s": {**LEARNING_RATE, "key": "seed"}}}, "axes.s.key = 'seed': expected another key"),
+        ({"exclude": [{"lr": 7}]}, r"exclude.lr = 7: no level of it; expected one of "),
         ({"exclude": [{"rate": 1}]}, r"exclude = 'rate': expected an axis: lr"),
         ({"constraints": ["lr <"]}, "constraints.* expected a comparison of keys and numbers"),
         ({"constraints": ["optimizer.lrr < 1"]}, r"cell .*: constraints: no key, .* optimizer.lrr \(nearest: .*\.lr\)"),
