@@ -15,6 +15,7 @@ from hybridtron.convert.importing import CONFIG, naming_file, our_model, read_se
 from hybridtron.convert.mapping.entry import Entry, Shapes, disassemble
 from hybridtron.convert.mapping.parts import stored_shapes
 from hybridtron.convert.mapping.settings import Settings
+from hybridtron.convert.streaming import require_same_tensors
 from hybridtron.distributed.checkpoint.boxes import Box
 from hybridtron.model.config import ModelConfig
 
@@ -66,7 +67,8 @@ class AsStored:
 def as_stored(folder: Path, source: Source) -> Source:
     """See a folder of Hugging Face as stored parts where its architecture has a table, else as it is.
 
-    Raises UserError where its config.json is of a model that cannot be ours; DamagedCheckpoint, OSError.
+    Raises UserError where its config.json is of a model that cannot be ours, or one whose tensors have other shapes;
+    DamagedCheckpoint, OSError.
     """
     file = folder / CONFIG
     if not file.is_file():
@@ -77,4 +79,7 @@ def as_stored(folder: Path, source: Source) -> Source:
         return source
     with naming_file(file):
         model = build(our_model(architecture, Settings(settings, str(file))), ModelConfig)
-    return AsStored(source, architecture.table_for(model, source.tensors), stored_shapes(model))
+    entries, shapes = architecture.table_for(model, source.tensors), stored_shapes(model)
+    there = {entry.name: entry.shape_there(shapes) for entry in entries if entry.name in source.tensors}
+    require_same_tensors(str(folder), there, {name: source.tensors[name] for name in there})
+    return AsStored(source, entries, shapes)

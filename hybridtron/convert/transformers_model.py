@@ -30,7 +30,9 @@ def load_transformers_model(folder: Path, **options: Any) -> Any:
     transformers_logging.disable_progress_bar()
     try:
         return AutoModelForCausalLM.from_pretrained(folder, **FROM_FOLDER_ONLY, **options).eval()
-    except (OSError, ValueError, KeyError) as error:
+    except ImportError:
+        raise
+    except Exception as error:  # whatever its many modules raise for files that do not fit together
         raise UserError(f"{folder}: transformers cannot build it: {' '.join(str(error).split())[:200]}") from None
 
 

@@ -1,6 +1,7 @@
 """The verbs on checkpoints: inspect, verify, reshard, average, upcycle."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 import hybridtron as ht
 from hybridtron.cli import convert
@@ -24,6 +26,7 @@ from hybridtron.convert.formats.safetensors import SafetensorsSink, SafetensorsS
 from hybridtron.convert.formats.source import TensorInfo, copy
 from hybridtron.convert.mapping.parts import stored_shapes
 from hybridtron.convert.new_run import new_run
+from hybridtron.convert.transformers_model import load_transformers_model
 from hybridtron.convert.vocabulary import ResizedVocabulary
 from hybridtron.errors import UserError
 from hybridtron.training.config import RunConfig
@@ -177,6 +180,19 @@ def test_verify_compares_a_run_with_a_native_folder(llama, tmp_path):
     assert not result.differences
     assert result.logits > 1e-3
     assert not result.same
+
+
+def test_a_folder_whose_tensors_have_other_shapes_than_its_config_says_is_no_model(llama, tmp_path):
+    """Its bytes are those of the model, but transformers cannot load it."""
+    folder = tmp_path / "bent"
+    shutil.copytree(llama, folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight"
+    save_file({**tensors, name: tensors[name].reshape(48, 32)}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=rf"bent: tensors are 1 of another shape: {name} \[48, 32\] \(expected"):
+        verify(llama, folder)
+    with pytest.raises(UserError, match="bent: transformers cannot build it"):
+        load_transformers_model(folder)
 
 
 @pytest.mark.parametrize("layout", [{"files": 3}, {"tensor": 2, "pipeline": 2}, {}])
