@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 
 import pytest
@@ -46,13 +47,28 @@ def records(file):
             whole = b""
 
 
-def test_a_resumed_run_continues_its_own_run_there(tiny, monkeypatch):
-    """Offline: what is written for a later `wandb sync` is read back."""
+@pytest.fixture
+def offline(monkeypatch):
+    """Let wandb write to disk alone, and end its service and threads in the end."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    yield
+    wandb.teardown()
+
+
+def take(folder):
+    """Return what a run has written for a later `wandb sync`, and delete it: its names tell seconds of the clock."""
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    found = list(records(file))
+    shutil.rmtree(folder / "wandb")
+    return found
+
+
+def test_a_resumed_run_continues_its_own_run_there(tiny, offline):
     run = train(resolved(tiny, "train.wandb=scaling", "train.steps=2", "train.eval_every=2"), read_environment())
+    found = [take(run.folder)]
     train(resolved(tiny, "train.wandb=scaling", "train.steps=3"), read_environment(), resume=True)
-    found = [list(records(file)) for file in sorted(run.folder.glob("wandb/offline-run-*/*.wandb"))]
+    found.append(take(run.folder))
     (first, opened), (_, resumed) = ((each, next(r.run for r in each if r.HasField("run"))) for each in found)
     assert [(o.project, o.display_name) for o in (opened, resumed)] == [("scaling", "tiny")] * 2
     assert [config(o)["train"]["steps"] for o in (opened, resumed)] == [2, 3]
