@@ -66,7 +66,11 @@ def parameters_and_chunks(config: Any, backend: str, rank: int) -> tuple[list[An
         specs = model_tensors(config.model)
         annotate(model, specs, config.parallel.sequence, None)
         engine: Any = SimpleNamespace(
-            chunks=[model], specs=specs, parallel_context=context, optimizer=SimpleNamespace(chained_optimizers=[])
+            chunks=[model],
+            specs=specs,
+            parallel_context=context,
+            optimizer=SimpleNamespace(chained_optimizers=[]),
+            average=None,
         )
         chunks = [(chunk.key, chunk.shape, chunk.offsets, tuple(chunk.data.shape)) for chunk in held_chunks(engine)]
         parameters = [
