@@ -50,12 +50,7 @@ def measure_efficiency(
     from hybridtron.reporting.publish import require_usable
     from hybridtron.training.process.device import take_device
 
-    for name, values in (("lengths", lengths), ("batch_sizes", batch_sizes), ("repeats", (repeats,))):
-        if not isinstance(values, Sequence) or not values:
-            raise UserError(f"{name} = {values!r}: expected a list of whole numbers of at least 1")
-        for value in values:
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"{name} = {value!r}: expected whole numbers of at least 1")
+    _require_whole_numbers(lengths=lengths, batch_sizes=batch_sizes, repeats=(repeats,))
     if not isinstance(configs, Sequence) or isinstance(configs, str):
         configs = [configs]
     if out is not None:
@@ -78,6 +73,16 @@ def measure_efficiency(
 
         write_page(measured, Path(out))
     return measured
+
+
+def _require_whole_numbers(**given: Sequence[int]) -> None:
+    """Raise UserError unless each is a list of whole numbers, all of at least 1, with one in it."""
+    for name, values in given.items():
+        if not isinstance(values, Sequence) or not values:
+            raise UserError(f"{name} = {values!r}: expected a list of whole numbers of at least 1")
+        for value in values:
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"{name} = {value!r}: expected whole numbers of at least 1")
 
 
 def _named(configs: Sequence[RunConfig]) -> list[RunConfig]:
