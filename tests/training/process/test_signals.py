@@ -80,6 +80,20 @@ def test_one_signal_that_arrives_twice_is_one(monkeypatch):
         assert ended == code
 
 
+def test_a_run_that_gets_one_signal_twice_saves(tiny, monkeypatch):
+    class Twice(ht.Callback):
+        def before_step(self, context):
+            if context.state.step == 2:
+                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGTERM)
+
+    clock = SimpleNamespace(monotonic=lambda: 100.0)  # on which no machine is too slow for an echo
+    monkeypatch.setattr("hybridtron.training.process.signals.time", clock)
+    monkeypatch.setattr("hybridtron.training.process.signals.os._exit", lambda code: pytest.fail(f"ended with {code}"))
+    assert ht.train(tiny, callbacks=[Twice()]).summary == {}
+    assert_saved_at_last_step(tiny.parent / "run")
+
+
 def test_a_second_signal_ends_at_once(endless, tiny):
     process = endless("train.global_batch_size=512", rows=1)  # a step of a second
     process.send_signal(signal.SIGSTOP)  # so that both find it in the same step, whenever this process sends them
