@@ -187,12 +187,14 @@ def _require_possible(kinds: Sequence[str], count: int, launched: int, sizes: Se
         if not launched and WARM not in KINDS[kind].ways:
             raise UserError(f"launched = 0: expected at least 1, as {kind} needs runs of the launcher")
         if launched == count and LAUNCHED not in KINDS[kind].ways:
-            raise UserError(f"launched = {launched}: expected less than count, {count}, as {kind} needs forked ranks")
+            raise UserError(f"launched = {launched}: expected less than `count`, {count}, as {kind} needs forked ranks")
         if KINDS[kind].smallest > max(sizes):
             raise UserError(f"processes = {max(sizes)}: expected at least {KINDS[kind].smallest}, which {kind} needs")
+    if 0 < launched < count and kinds and not any(LAUNCHED in KINDS[kind].ways for kind in kinds):
+        raise UserError(f"launched = {launched}: expected 0, as {', '.join(kinds)} needs forked ranks")
     if launched < count and kinds and not any(WARM in KINDS[kind].ways for kind in kinds):
         raise UserError(
-            f"launched = {launched}: expected count, {count}, as {', '.join(kinds)} needs runs of the launcher"
+            f"launched = {launched}: expected `count`, {count}, as {', '.join(kinds)} needs runs of the launcher"
         )
 
 
@@ -238,7 +240,7 @@ def run_campaign(
     if count < 1:
         raise UserError(f"count = {count}: expected at least 1")
     if not 0 <= launched <= count:
-        raise UserError(f"launched = {launched}: expected 0 to count, {count}")
+        raise UserError(f"launched = {launched}: expected 0 to `count`, {count}")
     if folder.exists():
         raise UserError(f"out = {folder}: exists; expected a new folder")
     _require_possible(kinds or (), count, launched, sizes)
