@@ -12,7 +12,7 @@ from hybridtron.config.nearest import nearest
 from hybridtron.errors import UserError
 from hybridtron.mad.models.layers import blocks_by_pattern_name, mad_lab_names
 from hybridtron.model.config import ModelConfig
-from hybridtron.pattern import parse
+from hybridtron.pattern import PatternError, parse
 from hybridtron.training.config import RunConfig
 from hybridtron.training.run_folder.folder import read_run_config
 from hybridtron.training.validation.resolve import resolve
@@ -62,7 +62,7 @@ def read_model_config(config: Config, *overrides: str) -> RunConfig:
         UserError: as `read_training_config` does.
     """
     _check_types(config, overrides)
-    if isinstance(config, str) and not _is_file(config):
+    if isinstance(config, str) and _is_pattern(config):
         config = {"model": _model_of_pattern(config)}
     if isinstance(config, Mapping):
         config = _merged(_DEFAULTS, {"model": config} if _is_model_section(config) else config)
@@ -78,10 +78,26 @@ def _check_types(config: Any, overrides: Sequence[Any]) -> None:
 
 
 def _is_file(text: str) -> bool:
-    """Return whether text names a file, whether it exists or not, or a folder that there is; no pattern has a slash."""
-    if "/" in text or text.endswith((".yaml", ".yml", ".json")):
+    """Return whether text names a file, whether it exists or not, or a folder that there is."""
+    return _looks_like_path(text) or (0 < len(text) < 256 and Path(text).exists())
+
+
+def _looks_like_path(text: str) -> bool:
+    """Return whether text can be nothing but a path; no pattern has a slash."""
+    return "/" in text or text.endswith((".yaml", ".yml", ".json"))
+
+
+def _is_pattern(text: str) -> bool:
+    """Return whether text is a pattern. One that a run folder bears as its name is not; that of another path is."""
+    if not _is_file(text):
         return True
-    return 0 < len(text) < 256 and Path(text).exists()
+    if _looks_like_path(text) or (Path(text) / "config.yaml").exists():
+        return False
+    try:
+        _model_of_pattern(text)
+    except PatternError:
+        return False
+    return True
 
 
 def _is_model_section(config: Mapping[str, Any]) -> bool:

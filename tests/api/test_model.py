@@ -146,6 +146,18 @@ def test_a_long_pattern_is_no_file_name():
     assert len(ht.build_model(" ".join(["mamba mlp"] * 40)).layers) == 80
 
 
+def test_a_folder_with_the_name_of_a_pattern_hides_it_only_where_it_is_a_run(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "attn").mkdir()
+    (tmp_path / "mamba").touch()
+    (tmp_path / "attention-run").mkdir()
+    assert len(ht.build_model("attn").layers) == len(ht.build_model("mamba").layers) == 1
+    with pytest.raises(ht.UserError, match=r"^attention-run"):
+        ht.build_model("attention-run")
+    (tmp_path / "attn" / "config.yaml").write_text(tiny.read_text())
+    assert len(ht.build_model("attn").layers) == len(ht.build_model(tiny).layers) > 1
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
