@@ -108,13 +108,14 @@ def replace_file(path: Path, content: str | bytes) -> None:
 def new_file(path: Path, name: str = "out") -> Iterator[IO[bytes]]:
     """Open a new file for the block to write, and give it its name when the block ends; nothing is left if it raises.
 
-    `name` is the caller's parameter, for the messages. Raises UserError where something has the path, or no file can be
-    made there, OSError where it cannot be written, such as on a full disk.
+    `name` is the caller's parameter, for the messages. Raises UserError where something has the path, before or after
+    the block, or no file can be made there, OSError where it cannot be written, such as on a full disk.
     """
     if os.path.lexists(path):
-        raise UserError(f"{name} = {path}: exists already; expected the name of a new file")
+        raise _exists(path, name)
     draft = path.with_name(f".{path.name}.new-{os.getpid()}")
     try:
+        draft.unlink(missing_ok=True)  # of a killed process that had this number
         stream = draft.open("xb")
     except OSError as error:
         raise UserError(f"{name} = {path}: cannot be written ({error.strerror}); expected a new file in a folder that "
@@ -122,9 +123,27 @@ def new_file(path: Path, name: str = "out") -> Iterator[IO[bytes]]:
     try:
         with stream:
             yield stream
-        os.replace(draft, path)
+        _give_name(draft, path, name)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, os.fspath(draft)):  # not of the draft
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _give_name(draft: Path, path: Path, name: str) -> None:
+    """Give a file a path that nothing has. Raises UserError where something has it, OSError."""
+    try:
+        os.link(draft, path)  # which replaces nothing, as a rename does
+    except OSError:
+        if os.path.lexists(path):
+            raise _exists(path, name) from None
+        os.replace(draft, path)  # on a file system without hard links
+
+
+def _exists(path: Path, name: str) -> UserError:
+    return UserError(f"{name} = {path}: exists already; expected the name of a new file")
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,6 +72,51 @@ def test_a_new_file_is_written_over_nothing_and_needs_a_folder(tmp_path):
         with pytest.raises(UserError, match=r"^table = .* cannot be written \(.*\); expected a new file in a folder"):
             new_file(path, "table").__enter__()
     assert (tmp_path / "mine").read_text() == "precious\n"
+
+
+def test_a_new_file_that_cannot_be_written_is_named_and_not_its_draft(tmp_path):
+    program = (
+        "import resource, sys; from pathlib import Path; from hybridtron.files import new_file\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, 1 << 12))\n"
+        "try:\n"
+        "    with new_file(Path(sys.argv[1])) as file: file.write(bytes(1 << 14))\n"
+        "except OSError as error: print(error.strerror, error.filename, sep=': ')"
+    )
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "a"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"File too large: {tmp_path / 'a'}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_file_that_fails_while_a_new_one_is_written_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError) as raised, new_file(tmp_path / "a"):
+        (tmp_path / "gone").read_text()
+    assert raised.value.filename == str(tmp_path / "gone")
+
+
+def test_a_draft_that_a_killed_process_of_the_same_number_left_is_in_nobodys_way(tmp_path):
+    (tmp_path / f".a.new-{os.getpid()}").write_text("half of it")
+    with new_file(tmp_path / "a") as file:
+        file.write(b"one")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"one"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_that_appears_while_a_new_one_is_written_is_kept(links, tmp_path, monkeypatch):
+    if not links:
+        monkeypatch.setattr(os, "link", no_link)
+    with pytest.raises(UserError, match=r"^out = .*: exists already"), new_file(tmp_path / "a"):
+        (tmp_path / "a").write_text("precious\n")
+    assert (tmp_path / "a").read_text() == "precious\n"
+    with new_file(tmp_path / "b") as file:
+        file.write(b"one")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    assert (tmp_path / "b").read_bytes() == b"one"
+
+
+def no_link(source, target):
+    """Raise what link(2) does on a file system without hard links, such as FAT."""
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), source)
 
 
 NOT_PLAIN = {
