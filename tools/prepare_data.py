@@ -17,11 +17,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from hybridtron.cli.arguments import ArgumentParser, naming_options
+from hybridtron.cli.exit_code import exit_code
 from hybridtron.data.preprocessing.corpus import Progress, prepare
 from hybridtron.data.preprocessing.report import CorpusReport
 from hybridtron.data.preprocessing.sources import find_sources
 from hybridtron.data.tokenizers.hugging_face import FILE_NAME
-from hybridtron.errors import UserError
 from hybridtron.processes import WorkerDied
 
 SEQ_LEN = 256  # of the printed section, where the data is as long
@@ -137,6 +137,7 @@ def print_summary(report: CorpusReport, out: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Prepare, and return the exit code: 0 done, 1 failed, 130 interrupted. Raises UserError."""
     command = parser()
     args = command.parse_args(arguments)
     try:
@@ -154,9 +155,6 @@ def main(arguments: list[str] | None = None) -> int:
                 num_workers=args.num_workers,
                 progress=progress,
             )
-    except UserError as error:
-        print(f"hybridtron: error: {error}", file=sys.stderr)
-        return 2
     except (WorkerDied, OSError) as error:
         reason = f"cannot write to {args.out}: {error.strerror}" if isinstance(error, OSError) else error
         print(f"hybridtron: error: {reason}; the same command goes on from there", file=sys.stderr)
@@ -172,4 +170,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -22,8 +22,8 @@ from typing import Any
 from rich.console import Console
 
 from hybridtron.cli.arguments import ArgumentParser, naming_options
+from hybridtron.cli.exit_code import exit_code
 from hybridtron.cli.mad.settings import changed_settings
-from hybridtron.errors import UserError
 from hybridtron.mad.checkpoints import MODES, CheckpointScores, score_checkpoints
 from hybridtron.mad.models.shrink import DEPTH
 from hybridtron.mad.report.write import print_scores
@@ -84,16 +84,12 @@ def score(options: argparse.Namespace, console: Console) -> CheckpointScores:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return the exit code: 0 done, 1 a process died, 2 bad input, 130 interrupted."""
+    """Score, and return the exit code: 0 done, 1 a process died, 130 interrupted. Raises UserError, OSError."""
     for module in ("megatron", "torch"):  # notes of libraries to their developers
         warnings.filterwarnings("ignore", module=module)
-    try:
-        options = parsed(arguments)
-        with naming_options(parser(), options):
-            return run(options)
-    except UserError as error:
-        print(f"hybridtron: error: {error}", file=sys.stderr)
-        return 2
+    options = parsed(arguments)
+    with naming_options(parser(), options):
+        return run(options)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -116,4 +112,4 @@ def run(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

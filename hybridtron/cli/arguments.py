@@ -38,11 +38,15 @@ class ArgumentParser(argparse.ArgumentParser):
         return options, list(unknown)
 
     def error(self, message: str) -> NoReturn:
-        """Print the error and exit with code 2. Where something is missing, an option that is unknown may be it."""
-        if " are required: " in message and (unknown := self._unknown_option()):
-            message += f"; unrecognized: {unknown}{self._nearest_option(unknown)}"
-        print(f"hybridtron: error: {message} (see {self.prog} --help)", file=sys.stderr)
+        """Print the error and exit with code 2."""
+        print(f"hybridtron: error: {self.with_misspelt(message)} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
+
+    def with_misspelt(self, message: str) -> str:
+        """Return argparse's message; where something is missing, with an option that is unknown and may be it."""
+        if re.search(" are required: | is required$", message) and (unknown := self._unknown_option()):
+            return f"{message}; unrecognized: {unknown}{self._nearest_option(unknown)}"
+        return message
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Return the parsed arguments; those that are unknown are an error of the verb's own parser."""

@@ -32,7 +32,7 @@ class Parser(ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError with argparse's message."""
-        raise UserError(message)
+        raise UserError(self.with_misspelt(message))
 
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
         """Report arguments that the parser does not know; of an option that other laws have, which these are."""
@@ -71,9 +71,7 @@ def _parser() -> Parser:
     for law in LAWS.values():
         summary = law.summary.replace("%", "%%")
         needs = f"Columns: {', '.join(law.columns)}. Parameters: {', '.join(law.parameters)}."
-        _add_fit_options(
-            laws.add_parser(law.name, help=summary, description=f"{summary}. {needs}", allow_abbrev=False), law
-        )
+        _add_fit_options(laws.add_parser(law.name, help=summary, description=f"{summary}. {needs}"), law)
     return parser
 
 

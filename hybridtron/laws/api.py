@@ -15,7 +15,6 @@ from hybridtron.laws.data.sources import source_name
 from hybridtron.laws.families.registry import LAWS
 from hybridtron.laws.keywords import divide_keywords
 from hybridtron.laws.law import Law, Settings
-from hybridtron.laws.report import terminal  # noqa: F401  # registers how a fit is printed
 from hybridtron.laws.result import Fit
 
 NOT_IDENTIFIED = "not identified: "  # begins a warning about what the data leave open

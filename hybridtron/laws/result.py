@@ -12,7 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 import hybridtron
-from hybridtron.reporting.shown import Shown
+from hybridtron.laws.report.terminal import show_fit
+from hybridtron.reporting.shown import Shown, show
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,9 @@ class Fit(Shown):
         text = json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
         publish(Path(folder), {"fit.json": text.encode(), "report.html": page, **images})
         return Path(folder) / "report.html"
+
+
+show.register(Fit, show_fit)
 
 
 def _plain(value: Any) -> Any:

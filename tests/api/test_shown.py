@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 import hybridtron as ht
 from hybridtron.cli.main import main
 from hybridtron.reporting.shown import show
-from tests.conftest import ROOT
+from tests.conftest import ROOT, environment
 
 LLAMA = str(ROOT / "configs/models/llama3_2.yaml")
 
@@ -41,6 +44,20 @@ def test_fits_print_their_parameters():
     table = str(ROOT / "tests/laws/data/chinchilla_fig4.csv")
     fit = ht.laws.fit("parametric", table, where={"in_fit": 1}, bootstrap=0, holdout=0)
     assert all(name in str(fit) for name in (*fit.parameters, *fit.verdict))
+
+
+def test_a_fit_prints_the_same_however_it_was_made():
+    """In a process of its own: which modules have been imported must not matter."""
+    program = (
+        "from hybridtron.laws import LAWS, Settings, read_runs; import sys\n"
+        "runs = read_runs([sys.argv[1]], LAWS['parametric'].columns)\n"
+        "print(LAWS['parametric'].fit(runs, Settings(bootstrap=0, holdout=0)))"
+    )
+    table = ROOT / "tests/laws/data/chinchilla_fig4.csv"
+    done = subprocess.run([sys.executable, "-c", program, table], capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert "  alpha    0.3" in done.stdout
+    assert "Fit(" not in done.stdout
 
 
 def test_notebooks_show_the_same_text(tiny):

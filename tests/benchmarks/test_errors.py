@@ -32,8 +32,8 @@ def test_bad_input_is_one_line(name, arguments, expected, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
 
 
-def test_every_benchmark_has_the_parser_and_the_ends_of_the_command_line():
-    for file in (ROOT / "benchmarks").glob("*.py"):
+def test_every_benchmark_and_tool_has_the_parser_and_the_ends_of_the_command_line():
+    for file in [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "tools").glob("*.py")]:
         text = file.read_text()
         if "ArgumentParser(" in text and file.name != "startup.py":  # which measures other checkouts, and imports none
             assert "import ArgumentParser" in text, file

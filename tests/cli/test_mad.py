@@ -198,7 +198,7 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(hybridtron, tmp_p
         (["run", "--layers", "mlp", "--preset", "papr", "--out", "o"], "(nearest: paper)"),
         (["run", "--layers", "mlp", "--tasks", "memory", "--out", "o"], "--tasks = memory: expected one of"),
         (["run", "--layers", "mlp", "--nproc", "0", "--out", "o"], "--nproc = 0: expected at least 1"),
-        (["run", "--layers", "mlp", "--seeds", "-1", "--out", "o"], "--seeds -1: expected numbers from 0"),
+        (["run", "--layers", "mlp", "--seeds", "-1", "--out", "o"], "--seeds = -1: expected whole numbers from 0"),
         (["run", "--layers", "mlp", "--device", "tpu", "--out", "o"], "--device 'tpu': expected one of cpu, cuda"),
         (["report", "nowhere"], "nowhere: has no results.jsonl"),
     ],

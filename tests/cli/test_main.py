@@ -208,6 +208,10 @@ ARGUMENTS = {
         ["launch", "a.yaml", "--lauch", "b.yaml"],
         "required: --launch; unrecognized: --lauch (nearest: --launch)",
     ),
+    "one of several, misspelt": (
+        ["mad", "run", "--layer", "mlp"],
+        "is required; unrecognized: --layer (nearest: --layers)",
+    ),
     "option of Python's name": (["generate", "a", "--max-tokens", "3"], "--max-tokens 3 (nearest: --tokens)"),
     "no number": (["train", "a.yaml", "--nproc", "two"], "argument --nproc: invalid int value: 'two'"),
 }

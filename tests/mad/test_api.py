@@ -42,7 +42,7 @@ def test_results_that_are_kept_are_not_trained_again(tmp_path):
     ("arguments", "message"),
     [
         ({"seeds": 0}, "seeds = 0: expected at least 1"),
-        ({"seeds": [-1]}, "seeds -1: expected numbers from 0"),
+        ({"seeds": [-1]}, "seeds = -1: expected whole numbers from 0"),
         ({"processes": 0}, "processes = 0: expected at least 1"),
         ({"preset": "papr"}, r"preset 'papr': expected .*nearest: paper"),
         ({"device": "tpu"}, "device 'tpu': expected one of cpu, cuda"),

@@ -213,6 +213,12 @@ def test_bad_arguments_are_refused_in_one_line(main, capsys, tmp_path, arguments
         assert said in refused(main, capsys, tmp_path, *arguments)
 
 
+def test_an_option_that_is_needed_and_misspelt_is_named(main, capsys):
+    assert main("isoflop", "a.csv", "--uot", "x") == 2
+    said = "the following arguments are required: --out; unrecognized: --uot (nearest: --out)"
+    assert capsys.readouterr().err == f"hybridtron: error: {said}\n"
+
+
 def test_a_folder_with_other_files_is_refused_before_anything_is_read(main, capsys, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     assert main("parametric", "nowhere.csv", "--out", tmp_path) == 2

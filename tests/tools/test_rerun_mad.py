@@ -4,12 +4,14 @@ import importlib.util
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from hybridtron.cli.exit_code import exit_code
 from hybridtron.mad import from_trained
 from hybridtron.mad.scoring.results import read_rows
 from hybridtron.mad.tasks.protocol import task
@@ -20,6 +22,7 @@ from tests.mad.interrupted import FILE
 
 TOOL = Path(__file__).parents[2] / "tools" / "rerun_mad.py"
 QUICK = ["--preset", "smoke", "--steps", "2", "--nproc", "1", "--tasks", "compression", "--set", "seq_len=8"]
+OUT = ["--out", "out"]
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +173,7 @@ def test_losses_on_different_texts_are_not_correlated(tool, run, corpus, tmp_pat
 def test_a_report_folder_that_cannot_be_used_is_refused_before_training(tool, run, tmp_path, capsys):
     (tmp_path / "out" / "report").mkdir(parents=True)
     (tmp_path / "out" / "report" / "notes.txt").touch()
-    assert tool.main([str(run), "--out", str(tmp_path / "out"), *QUICK]) == 2
+    assert exit_code(partial(tool.main, [str(run), "--out", str(tmp_path / "out"), *QUICK])) == 2
     assert "holds notes.txt" in capsys.readouterr().err
     assert not (tmp_path / "out" / "results.jsonl").exists()
 
@@ -208,12 +211,13 @@ def test_trained_layers_compute_what_they_did_and_a_probe_leaves_them(run):
         (["RUN", "--mode", "probing"], "invalid choice: 'probing'"),
         (["RUN", "--mode", "probe", "--depth", "4"], "--depth: is for mode proxy; expected none with mode probe"),
         (["RUN", "--mode", "finetune", "--iso-state"], "--iso-state: is for mode proxy"),
+        (["RUN", "--out", "o" * 300], "ooo/report: File name too long"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(tool, run, tmp_path, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     try:
-        code = tool.main([*(str(run) if word == "RUN" else word for word in arguments), "--out", "out"])
+        code = exit_code(partial(tool.main, [str(run) if word == "RUN" else word for word in (*OUT, *arguments)]))
     except SystemExit as end:
         code = end.code
     text = capsys.readouterr().err

@@ -45,7 +45,7 @@ def run_search(config: SearchConfig, on_progress: Watch | None = None) -> tuple[
     if isinstance(config.evaluator, OutsideConfig):
         raise UserError(
             "evaluator.type outside: nothing is evaluated here; expected `hybridtron search ask CONFIG` for patterns, "
-            "`hybridtron search tell CONFIG RESULTS` for their scores, or --report"
+            "`hybridtron search tell CONFIG RESULTS` for their scores, or `report`"
         )
     with closing(Store(config.search_folder, prepared.identity())) as store:
         progress = work(prepared, store, on_progress or (lambda progress: None))

@@ -206,7 +206,7 @@ def _check_varied(name: str, columns: Sequence[str], runs: Runs) -> None:
         first = float(runs[column][0])
         if (runs[column] == first).all():
             raise UserError(
-                f"{name}: {column} is {first:g} in every run; expected runs at several, or parameters held by --fix"
+                f"{name}: {column} is {first:g} in every run; expected runs at several, or parameters held by `fix`"
             )
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from hybridtron.laws.result import Fit
 from hybridtron.reporting.numbers import interval, significant
-from hybridtron.reporting.shown import show
+
+if TYPE_CHECKING:
+    from hybridtron.laws.result import Fit
 
 
-@show.register(Fit)
 def show_fit(result: Fit, console: Console) -> None:
     """Print the fit; one sentence, parameter, prediction or warning a line."""
     lines = [*result.verdict]

@@ -237,7 +237,11 @@ def test_two_commands_drive_a_search(config, tmp_path, capsys):
     assert main(["search", str(file), "--report", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["failed"] == 1
     assert main(["search", str(file)]) == 2
-    assert "search ask CONFIG" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "search ask CONFIG" in said
+    assert said.endswith("for their scores, or --report\n")
+    with pytest.raises(UserError, match=r"or `report`$"):
+        search(config)
     assert main(["search", "tell", str(file)]) == 2
     assert capsys.readouterr().err.startswith("hybridtron: error: RESULTS: expected a file of results, or --pattern")
 
