@@ -6,6 +6,7 @@ Nothing here takes a lock of the checkout, which a process that ends in the midd
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -13,6 +14,7 @@ PACKAGE = Path(__file__).parent
 DIRTY = "-dirty"
 ELSEWHERE = ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE")  # git names its own repository to the hooks that it runs
 NOTE = "git.txt"  # beside a copy of the package: the commit of the checkout that it was copied from
+_COMMIT = re.compile(rb"([0-9a-f]{40}|[0-9a-f]{64})(%b)?" % DIRTY.encode())  # SHA-1 or SHA-256
 
 
 def commit() -> str | None:
@@ -20,16 +22,22 @@ def commit() -> str | None:
 
     Of a copy it is the one that was noted beside it, whatever repository the copy lies in.
     """
-    try:
-        noted = (PACKAGE.parent / NOTE).read_text().split()
-    except OSError:
-        noted = []
-    if len(noted) == 1:
-        return noted[0]
+    if noted := _noted_commit():
+        return noted
     is_tracked = _git("ls-files", "--", ".") != b""
     head = _git("rev-parse", "HEAD").decode().strip() if is_tracked else ""
     changed = head and _git("--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
     return head + DIRTY if changed else head or None
+
+
+def _noted_commit() -> str | None:
+    """Return the commit that was noted beside a copy; None for anything else, and in the root of a checkout."""
+    try:
+        content = (PACKAGE.parent / NOTE).read_bytes().strip()
+    except OSError:
+        return None
+    is_commit = _COMMIT.fullmatch(content) and not (PACKAGE.parent / ".git").exists()
+    return content.decode() if is_commit else None
 
 
 def changes() -> bytes:

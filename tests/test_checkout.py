@@ -68,10 +68,24 @@ def test_a_copy_is_of_the_commit_that_was_noted_beside_it_whatever_repository_it
     (copy / "a.py").write_text("a = 1\n")
     monkeypatch.setattr(checkout, "PACKAGE", copy)
     assert checkout.commit() is None
-    (copy.parent / "git.txt").write_text("0123abc-dirty\n")
-    assert checkout.commit() == "0123abc-dirty"
-    (copy.parent / "git.txt").write_text("no git checkout\n")
-    assert checkout.commit() is None
+    noted = f"{'0123abcd' * 5}-dirty"
+    (copy.parent / "git.txt").write_text(f"{noted}\n")
+    assert checkout.commit() == noted
+    for other in (b"no git checkout\n", b"notes\n", b"\xff\xfe\n"):
+        (copy.parent / "git.txt").write_bytes(other)
+        assert checkout.commit() is None
+
+
+def test_a_file_of_that_name_in_the_root_of_a_checkout_is_no_note(repository, monkeypatch):
+    folder, head = repository
+    package = folder / "package"
+    package.mkdir()
+    (folder / "a.py").rename(package / "a.py")
+    for arguments in (["add", "-A"], ["-c", "user.name=x", "-c", "user.email=x@localhost", "commit", "-qm", "second"]):
+        subprocess.run(["git", "-C", folder, *arguments], check=True)
+    monkeypatch.setattr(checkout, "PACKAGE", package)
+    (folder / "git.txt").write_text(f"{head}\n")
+    assert checkout.commit() not in (None, head)
 
 
 def test_outside_a_repository_there_is_no_commit(tmp_path, monkeypatch):

@@ -44,8 +44,8 @@ def copy_code(folder: Path) -> Path:
     """Copy the package into `folder`/DIGEST, with the commit and the changes since it; return that folder.
 
     The digest is of the content: code that another job runs from is never replaced. An existing copy is used where it
-    holds the package and nothing else; a changed one, perhaps with code of someone else, is left, and the package
-    copied to DIGEST.2, and so on.
+    holds the package and nothing else, and notes the commit of now; a changed one, perhaps with code of someone else,
+    is left, and the package copied to DIGEST.2, and so on.
     """
     files = sorted(path for path in PACKAGE.rglob("*") if path.is_file() and not IGNORED.search(path.as_posix()))
     digest = hashlib.sha256()
@@ -59,6 +59,7 @@ def copy_code(folder: Path) -> Path:
         if not os.path.lexists(path) or _is_copy(path, contents)
     )
     if final.exists():
+        _write_notes(final)
         return final
     draft = folder / f"{name}.new-{os.getpid()}"
     if os.path.lexists(draft):
@@ -67,12 +68,21 @@ def copy_code(folder: Path) -> Path:
     for path, content in contents.items():
         (draft / path).parent.mkdir(parents=True, exist_ok=True)
         (draft / path).write_bytes(content)
-    head = commit()
-    replace_file(draft / NOTE, f"{head or 'no git checkout'}\n")
-    if head and head.endswith(DIRTY):
-        replace_file(draft / "changes.diff", changes()[:LARGEST_DIFF])
+    _write_notes(draft)
     os.replace(draft, final)
     return final
+
+
+def _write_notes(copy: Path) -> None:
+    """Write the commit and the changes since it beside a copy; what is noted so already stays untouched."""
+    head = commit()
+    diff = changes()[:LARGEST_DIFF] if head and head.endswith(DIRTY) else None
+    for name, content in zip(NOTES, (f"{head or 'no git checkout'}\n".encode(), diff), strict=True):
+        file = copy / name
+        if content is None:
+            file.unlink(missing_ok=True)
+        elif not file.exists() or file.read_bytes() != content:
+            replace_file(file, content)
 
 
 def _is_copy(root: Path, contents: Mapping[Path, bytes]) -> bool:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import hybridtron as ht
+from hybridtron.launcher import snapshot
 from hybridtron.launcher.config import LaunchConfig, read_launch
 from hybridtron.launcher.environment_variables import recorded_environment
 from hybridtron.launcher.job import Job
@@ -160,6 +161,18 @@ def test_code_that_was_changed_in_a_run_folder_is_not_used(change, tmp_path):
         assert copy_code(tmp_path) == second
     finally:
         os.umask(before)
+
+
+def test_a_copy_that_is_used_again_notes_the_commit_of_now(tmp_path, monkeypatch):
+    heads = ["a" * 40 + "-dirty", "b" * 40]
+    monkeypatch.setattr(snapshot, "commit", lambda: heads[0])
+    monkeypatch.setattr(snapshot, "changes", lambda: b"+a = 2")
+    copy = copy_code(tmp_path)
+    assert (copy / "changes.diff").read_bytes() == b"+a = 2"
+    heads.pop(0)
+    assert copy_code(tmp_path) == copy
+    assert (copy / "git.txt").read_text() == "b" * 40 + "\n"
+    assert not (copy / "changes.diff").exists()
 
 
 def test_folders_of_others_are_refused_and_own_ones_closed(tmp_path, monkeypatch):
