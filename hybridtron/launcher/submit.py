@@ -22,7 +22,9 @@ from hybridtron.launcher.snapshot import PACKAGE, copy_code, write_environment
 from hybridtron.reporting.numbers import plural
 from hybridtron.training.run_folder.folder import LAUNCHER as FOLDERS
 
-SUBMITTED = Path("launch", "submitted.json")  # in a run folder: the number of its job on SLURM
+SUBMITTED = Path(
+    "launch", "submitted.json"
+)  # in a run folder: the number of its job on SLURM, and the folder of its output
 
 
 def submit(
@@ -136,8 +138,9 @@ def _submit_to_slurm(
             file = folder / "launch" / f"{slurm.new_name()}.list"
             replace_file(file, "\0".join(str(spec.launch_folder / "job.json") for spec in group))
         command = slurm.batch_command(Path(first.root), file)
+        output = folder / "launch" / "slurm"
         try:
-            number = slurm.submit_script(first.name, folder / "launch" / "slurm", launch, first, command, array)
+            number = slurm.submit_script(first.name, output, launch, first, command, array)
         except UserError as error:
             for handle in found.values():
                 handle.cancel()
@@ -146,6 +149,7 @@ def _submit_to_slurm(
                 replace_file(spec.launch_folder / "result.json", json.dumps(refused) + "\n")
             raise
         for handle in slurm.handles(group, number, array is not None):
-            replace_file(handle.folder / SUBMITTED, json.dumps({"job": handle.job_id}) + "\n")
+            submitted = {"job": handle.job_id, "output": str(output)}
+            replace_file(handle.folder / SUBMITTED, json.dumps(submitted) + "\n")
             found[handle.folder.as_posix()] = handle
     return [found[spec.path.as_posix()] for spec in specs]

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hybridtron.errors import UserError
-from hybridtron.files import open_to_read
+from hybridtron.files import open_to_read, read_object
 from hybridtron.monitoring.queue import queued_jobs
 from hybridtron.monitoring.runs import read_status, require_run
-from hybridtron.monitoring.state import RUNNING, WAITING
+from hybridtron.monitoring.state import RUNNING, WAITING, read_submitted
+from hybridtron.training.run_folder.unrecorded_end import end_without_result
 
 POLL_SECONDS = 0.25
 STATE_SECONDS = 2.0  # between looks at the state of a run that is followed
@@ -50,7 +51,8 @@ def read_log(folder: Path, rank: int = 0, follow: bool = False) -> Iterator[byte
 
 def _goes_on(folder: Path) -> bool:
     """Return whether a run may still print something."""
-    return read_status(folder, folder.name, queued_jobs()).state in (RUNNING, WAITING)
+    submitted = read_submitted(folder)  # before the queue is asked
+    return read_status(folder, folder.name, queued_jobs(), submitted).state in (RUNNING, WAITING)
 
 
 def _require_log(folder: Path, file: Path, rank: int) -> None:
@@ -64,9 +66,8 @@ def _require_log(folder: Path, file: Path, rank: int) -> None:
     if (folder / "launch" / "job.json").exists():
         if _goes_on(folder):
             raise UserError(f"{folder}: no log yet; its job has not started")
-        raise UserError(
-            f"{folder}: no log, since its job ended before training began; see {folder / 'launch' / 'slurm'}"
-        )
+        cause = read_object(folder / "launch" / "result.json").get("cause") or end_without_result(folder)
+        raise UserError(f"{folder}: no log: {' '.join(str(cause).split())}")
     raise UserError(f"{folder}: no logs, since the run was not started by `hybridtron launch`")
 
 

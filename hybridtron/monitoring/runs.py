@@ -15,12 +15,13 @@ import yaml
 from hybridtron.errors import UserError, cause_of
 from hybridtron.files import read_last_row, read_object, read_plain
 from hybridtron.monitoring.queue import queued_jobs
-from hybridtron.monitoring.state import DEAD, FAILED, RUNNING, state_of
+from hybridtron.monitoring.state import DEAD, FAILED, RUNNING, read_submitted, state_of
 from hybridtron.reporting.numbers import duration
 from hybridtron.reporting.shown import Shown
 from hybridtron.training.run_folder.attempts import Attempt, read_attempts
 from hybridtron.training.run_folder.effective_time import effective_time_so_far
 from hybridtron.training.run_folder.missing import missing_run
+from hybridtron.training.run_folder.unrecorded_end import end_without_result
 
 DEPTH = 3  # folders below the one that is searched
 MARKS = ("config.yaml", "metrics.jsonl", "attempts.jsonl", "launch/job.json")  # any of them makes a run folder
@@ -65,10 +66,11 @@ def read_runs(folder: Path) -> Runs:
     """Read the state of all runs in a folder, or of the one whose folder it is. Raises UserError where it is none."""
     if not folder.is_dir():
         raise missing_run(folder, "a folder with runs")
-    jobs = queued_jobs()
     found = find_run_folders(folder)
+    submitted = {path: read_submitted(path) for path in found}  # before the queue is asked
+    jobs = queued_jobs()
     names = {path: folder.name if path == folder else str(path.relative_to(folder)) for path in found}
-    return Runs(folder, [read_status(path, name, jobs) for path, name in names.items()])
+    return Runs(folder, [read_status(path, name, jobs, submitted[path]) for path, name in names.items()])
 
 
 def find_run_folders(folder: Path, depth: int = DEPTH) -> list[Path]:
@@ -97,8 +99,11 @@ def require_run(folder: Path) -> None:
     )
 
 
-def read_status(folder: Path, name: str, jobs: Mapping[str, str] | None) -> RunStatus:
-    """Read what is known of a run; what cannot be read is noted and left out."""
+def read_status(
+    folder: Path, name: str, jobs: Mapping[str, str] | None, submitted: Mapping[str, Any] | None = None
+) -> RunStatus:
+    """Read what is known of a run; what cannot be read is noted and left out. Of the arguments see `state_of`."""
+    submitted = read_submitted(folder) if submitted is None else submitted
     run = RunStatus(name, str(folder))
     config = read_raw_config(folder, run.notes)
     run.steps = _positive(_section(config, "train").get("steps"))
@@ -119,7 +124,7 @@ def read_status(folder: Path, name: str, jobs: Mapping[str, str] | None) -> RunS
     try:
         reported = read_object(folder / "summary.json").get("step")
         is_complete = run.steps is not None and (reported == run.steps or (run.step or 0) >= run.steps)
-        run.state = state_of(folder, attempts, is_complete, jobs)
+        run.state = state_of(folder, attempts, is_complete, jobs, submitted)
     except (OSError, UserError) as error:
         run.notes.append(_reason(error))
     _add_state_notes(run, folder, attempts)
@@ -169,7 +174,7 @@ def _add_state_notes(run: RunStatus, folder: Path, attempts: list[Attempt]) -> N
         run.seconds_left = None
     cause = read_object(folder / "launch" / "result.json").get("cause") if run.state == FAILED else None
     if run.state == DEAD and not attempts and (folder / "launch" / "submitted.json").exists():
-        cause = f"its job ended before training began; see {folder / 'launch' / 'slurm'}"
+        cause = end_without_result(folder)
     cause = cause or (attempts[-1].cause if attempts and run.state == FAILED else None)
     if cause:
         run.notes.append(" ".join(str(cause).split()))

@@ -7,6 +7,7 @@ import re
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hybridtron.files import is_locked, read_object
 from hybridtron.training.run_folder.attempts import FAILED, FINISHED, STOPPED, Attempt
@@ -16,7 +17,18 @@ STATES = (RUNNING, WAITING, FINISHED, STOPPED, FAILED, DEAD)
 PENDING_JOBS = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
 
 
-def state_of(folder: Path, attempts: Sequence[Attempt], is_complete: bool, jobs: Mapping[str, str] | None) -> str:
+def read_submitted(folder: Path) -> dict[str, Any]:
+    """Return what the launcher noted of the run's job on SLURM; empty where it has none."""
+    return read_object(folder / "launch" / "submitted.json")
+
+
+def state_of(
+    folder: Path,
+    attempts: Sequence[Attempt],
+    is_complete: bool,
+    jobs: Mapping[str, str] | None,
+    submitted: Mapping[str, Any],
+) -> str:
     """Return the state of the run in a folder.
 
     running: a process trains, or its launcher is about to start one again. waiting: it is in the queue. dead: it ended
@@ -28,13 +40,14 @@ def state_of(folder: Path, attempts: Sequence[Attempt], is_complete: bool, jobs:
         attempts: those in its attempts.jsonl.
         is_complete: whether its last step is trained.
         jobs: state of each job of this user in SLURM's queue; None where that is not known, see `queued_jobs`.
+        submitted: of `read_submitted`, from before the queue was asked: a job that is newer than `jobs` is not in it.
     """
     if is_locked(folder / ".lock"):
         return RUNNING
     last = attempts[-1] if attempts else None
     result = read_object(folder / "launch" / "result.json")
-    submitted = read_object(folder / "launch" / "submitted.json").get("job")
-    for job in (str(submitted), str(last.job if last else None)):
+    number = submitted.get("job")
+    for job in (str(number), str(last.job if last else None)):
         if jobs and job in jobs:
             return WAITING if jobs[job] in PENDING_JOBS else RUNNING
     if not result and _has_supervisor(folder):
@@ -47,7 +60,7 @@ def state_of(folder: Path, attempts: Sequence[Attempt], is_complete: bool, jobs:
         return str(result["outcome"]) if result.get("outcome") in STATES else FAILED
     if is_complete:
         return FINISHED
-    if submitted is not None and jobs is not None and _is_own(folder):  # the queue would have it
+    if number is not None and jobs is not None and _is_own(folder):  # the queue would have it
         return DEAD
     return STOPPED if (folder / "config.yaml").exists() else WAITING
 

@@ -206,6 +206,8 @@ def test_where_one_job_is_refused_those_before_are_cancelled(tmp_path, monkeypat
     with pytest.raises(ht.UserError, match=r"^sbatch: size 9; no such size$"):
         submit(jobs, LaunchConfig(cluster="slurm", processes_per_node=2, snapshot_code=False))
     assert log.read_text().splitlines() == ["sbatch", "scancel 7"]
+    submitted = json.loads((tmp_path / "run1/launch/submitted.json").read_text())
+    assert submitted == {"job": "7", "output": str(tmp_path / "run1/launch/slurm")}
     refused = json.loads((tmp_path / "run2/launch/result.json").read_text())
     assert refused["outcome"] == "failed"
     assert "no such size" in refused["cause"]

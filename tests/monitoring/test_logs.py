@@ -58,7 +58,10 @@ def test_a_job_that_ended_before_training_has_none_either(run, capsys):
     write_launch(run.with_name("b"), "job.json", {"name": "b"})
     write_launch(run.with_name("b"), "submitted.json", {"job": "18"})
     assert main(["logs", str(run.with_name("b"))]) == 2
-    assert "no log, since its job ended before training began; see " in capsys.readouterr().err
+    assert "no log: its job ended before training began; see " in capsys.readouterr().err
+    write_launch(run.with_name("b"), "result.json", {"outcome": "failed", "cause": "sbatch: no such\npartition"})
+    assert main(["logs", str(run.with_name("b"))]) == 2
+    assert "no log: sbatch: no such partition\n" in capsys.readouterr().err
 
 
 def test_a_log_is_followed_over_a_restart_until_the_run_ends(run, monkeypatch):

@@ -16,6 +16,8 @@ from rich.console import Console
 import hybridtron as ht
 from hybridtron.cli.main import main
 from hybridtron.errors import UserError
+from hybridtron.launcher.schedulers.local import LocalHandle
+from hybridtron.launcher.schedulers.slurm import SlurmHandle, SlurmQueue
 from hybridtron.monitoring import runs as monitored
 from hybridtron.monitoring import show
 from hybridtron.monitoring.show import table
@@ -87,6 +89,44 @@ def test_a_job_that_left_the_queue_before_training_is_dead_where_the_queue_is_kn
     found = monitored.read_status(tmp_path / "a", "a", jobs)
     assert found.state == state
     assert any("its job ended before training began; see " in note for note in found.notes) == (state == "dead")
+
+
+def test_a_run_that_is_submitted_while_runs_are_read_is_not_dead(tmp_path, monkeypatch):
+    write_launch(tmp_path / "a", "job.json", {"name": "a"})
+
+    def queue_before_the_submission():
+        write_launch(tmp_path / "a", "submitted.json", {"job": "18"})
+        return {}
+
+    monkeypatch.setattr(monitored, "queued_jobs", queue_before_the_submission)
+    assert status(tmp_path).state == "waiting"
+
+
+@pytest.mark.parametrize(
+    ("is_training", "attempt_of", "expected"),
+    [
+        (True, None, "its job ended before training began; see /study/launch/slurm"),
+        (False, None, "its job ended before its work began; see /study/launch/slurm"),
+        (False, "an earlier launch", "its job ended before its work began; see /study/launch/slurm"),
+        (False, "this launch", "its job ended without a result; see {}/logs and /study/launch/slurm"),
+    ],
+)
+def test_a_dead_job_s_note_says_how_far_it_came_and_where_its_output_is(is_training, attempt_of, expected, tmp_path):
+    run = tmp_path / "a"
+    write_launch(run, "job.json", {"launch_id": "this launch", "is_training": is_training})
+    write_launch(run, "submitted.json", {"job": "18", "output": "/study/launch/slurm"})
+    if attempt_of:
+        write_launch(run, "attempt_1/start.json", {"launch": attempt_of})
+    assert status(run).state == "dead"
+    assert expected.format(run) in status(run).notes
+    assert SlurmHandle("a", run, "18", SlurmQueue()).cause == expected.format(run)
+
+
+def test_a_local_job_without_a_result_names_its_logs(tmp_path):
+    assert (
+        LocalHandle("a", tmp_path, "", spec=None, echo=False).cause
+        == f"it ended without a result; see {tmp_path / 'logs'}"
+    )
 
 
 def test_a_launched_run_that_has_not_begun_is_waiting(tmp_path):

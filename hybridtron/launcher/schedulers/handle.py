@@ -30,7 +30,7 @@ class Handle(ABC):
     def cause(self) -> str:
         """Return why a job failed, in words."""
         recorded = self.result.get("cause")
-        return str(recorded) if recorded else f"it ended before it began; see {self.folder / 'launch' / 'slurm'}"
+        return str(recorded) if recorded else f"it ended without a result; see {self.folder / 'logs'}"
 
     @property
     @abstractmethod

@@ -20,6 +20,7 @@ from hybridtron.launcher.config import LaunchConfig
 from hybridtron.launcher.job import Spec, python_from
 from hybridtron.launcher.private_files import make_folder
 from hybridtron.launcher.schedulers.handle import Handle, State
+from hybridtron.training.run_folder.unrecorded_end import end_without_result
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,12 @@ class SlurmHandle(Handle):
             return outcome
         queued = self.queue.state(self.job_id)  # a job that has stopped may have been put back into the queue
         return "stopped" if outcome and queued not in ("pending", "running") else queued
+
+    @property
+    def cause(self) -> str:
+        """Return why a job failed, in words."""
+        recorded = self.result.get("cause")
+        return str(recorded) if recorded else end_without_result(self.folder)
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the end; return the exit code. Raises TimeoutError."""
