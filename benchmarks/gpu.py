@@ -38,7 +38,7 @@ def rows_of(part: str, options: argparse.Namespace, device: Any) -> Iterator[Any
     if part == "slices":
         yield from slices.slice_rows(options.quick, options.cpu, budget, options.kernels)
     elif part == "keys":
-        yield from keys.key_rows(options.cpu, budget)
+        yield from keys.key_rows(options.quick, options.cpu, budget)
     elif part == "ops":
         yield from ops.op_rows(options.cpu, device, budget)
     else:
@@ -65,7 +65,7 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SECONDS, default=list(SECONDS), metavar="PART")
     parser.add_argument(
-        "--quick", action="store_true", help="one slice in bf16 and one FP8 recipe, a quarter of the time"
+        "--quick", action="store_true", help="slices in bf16 and one FP8 recipe, one key, a quarter of the time"
     )
     parser.add_argument("--cpu", action="store_true", help="tiny sizes on a CPU: the figures mean nothing")
     parser.add_argument("--kernels", type=Path, metavar="FILE", help="append the slices' kernels and their times here")

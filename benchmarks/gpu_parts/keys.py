@@ -13,6 +13,7 @@ from gpu_parts.slices import REPEATS, SEQ_LENS, free, label_of, one_process, row
 from gpu_parts.timing import Budget, interleaved, median, ratio
 from hybridtron.distributed.process_groups.groups import ParallelContext
 from hybridtron.model.compiling import compile_layers
+from hybridtron.training.build import choose_backend
 from hybridtron.training.config import RunConfig
 
 
@@ -40,10 +41,11 @@ CASES = [  # those last that may leave a device unusable
 ]
 
 
-def key_rows(tiny: bool, budget: Budget) -> Iterator[Row]:
+def key_rows(quick: bool, tiny: bool, budget: Budget) -> Iterator[Row]:
     """Yield a row for each case: steps with and without the keys in turn; the ratio is the speed with over without."""
+    cases = [CASES[-1]._replace(seq_len=32)] if tiny else CASES[: 1 if quick else None]
     with one_process() as context:
-        for case in [CASES[-1]._replace(seq_len=32)] if tiny else CASES:
+        for case in cases:
             yield from attempted("keys", case.label, partial(_row, case, tiny, context, budget))
             free()
 
@@ -52,13 +54,15 @@ def _row(case: Case, tiny: bool, context: ParallelContext, budget: Budget) -> li
     budget.require(case.seconds)
     without = run_config(case.part, case.seq_len, 1 if tiny else SEQ_LENS[case.seq_len], {"format": "bf16"}, tiny)
     config = _changed(without, case.keys)
+    kind = context.device.type
+    if "model" in case.keys and choose_backend(config, kind) == choose_backend(without, kind):
+        raise RuntimeError("auto takes this backend too")
     engine = build_own(config, context)
     if config.train.compile:
         compile_layers(engine.chunks.chunks, context.device)
     steps = {"with": train_step(engine, config)}
-    timed = partial(
-        interleaved, steps, context.device, 1 if tiny else REPEATS, budget, warmup=1 if tiny else 3
-    )  # fmt: skip
+    repeats, warmup = (1, 1) if tiny else (REPEATS, 3)
+    timed = partial(interleaved, steps, context.device, repeats, budget, warmup=warmup)
     row = row_of("keys", case.label, config, "bf16", median(timed()["with"]), context.device)  # its memory, alone
     steps["without"] = train_step(build_own(without, context), without)
     found = timed()

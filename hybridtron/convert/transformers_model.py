@@ -22,6 +22,7 @@ def load_transformers_model(folder: Path, **options: Any) -> Any:
 
     Raises ImportError where transformers is missing, and UserError where it cannot build the model.
     """
+    import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
@@ -30,7 +31,7 @@ def load_transformers_model(folder: Path, **options: Any) -> Any:
     transformers_logging.disable_progress_bar()
     try:
         return AutoModelForCausalLM.from_pretrained(folder, **FROM_FOLDER_ONLY, **options).eval()
-    except ImportError:
+    except (ImportError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever its many modules raise for files that do not fit together
         raise UserError(f"{folder}: transformers cannot build it: {' '.join(str(error).split())[:200]}") from None

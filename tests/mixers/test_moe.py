@@ -536,3 +536,15 @@ class TestLayoutsThatCannotBe:
     def test_fewer_processes_than_shares_of_experts(self):
         with pytest.raises(UserError, match="expert x expert_tensor = 5 to divide the 2"):
             data_parallel_size(tiny_with({}, {"expert": 5}), 2)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("keys", [{}, {"capacity_factor": 1.0}])
+def test_experts_in_a_latent_space_under_autocast(bias, keys):
+    module, x = built(latent_size=8, bias=bias, **keys), tokens()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = module(x)
+    torch.testing.assert_close(y.float(), module(x), rtol=0.05, atol=0.05)
+    (gradient,) = torch.autograd.grad(y.float().sum(), x)
+    assert gradient.dtype == torch.float32
+    assert gradient.isfinite().all()

@@ -55,7 +55,7 @@ def output_folder(folder: Path, size_bytes: int = 0) -> Iterator[Path]:
 
 def _check_room(folder: Path, size_bytes: int) -> None:
     """Raise UserError where the disk of a folder to make has less than so many bytes free."""
-    there = next(parent for parent in folder.absolute().parents if parent.exists())
+    there = next(parent for parent in folder.absolute().parents if os.path.exists(parent))
     free = shutil.disk_usage(there).free
     if free < size_bytes:
         raise UserError(f"{folder}: needs {byte_size(size_bytes)} of disk; {byte_size(free)} are free")
@@ -71,7 +71,7 @@ def _made_alone(draft: Path) -> Iterator[None]:
                 remove_folder(draft)
         draft.mkdir()
     except OSError as error:
-        files = [str(parent) for parent in draft.parents if parent.exists() and not parent.is_dir()]
+        files = [str(parent) for parent in draft.parents if os.path.exists(parent) and not os.path.isdir(parent)]
         reason = f"{files[0]} is no folder" if files else error.strerror
         raise UserError(f"{draft.with_name(draft.name.removesuffix(PARTIAL))}: cannot be made: {reason}") from None
     with _locked(draft):

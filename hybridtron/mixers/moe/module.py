@@ -96,7 +96,8 @@ class MoE(Mixer):
         """
         if not self.config.latent_size:
             return self._experts(x, weights, kept)
-        return F.linear(self._experts(F.linear(x, self.latent_down), weights, kept), self.latent_up)
+        latent = F.linear(x, self.latent_down).to(x.dtype)  # from which autocast may have turned it
+        return F.linear(self._experts(latent, weights, kept), self.latent_up)
 
     def _experts(self, x: Tensor, weights: Tensor, kept: Tensor) -> Tensor:
         bias = self.config.bias

@@ -16,9 +16,9 @@ def grouped_linear(rows: Tensor, weight: Tensor, counts: Sequence[int]) -> Tenso
     """Multiply each group of rows [n, in] by a weight [out, in] of its own; return [n, out].
 
     The first counts[0] rows belong to weight[0], the next counts[1] to weight[1], and so on. A group may be empty; the
-    counts add up to n. Rows take the dtype of the weight, from which autocast may have turned them.
+    counts add up to n.
     """
-    return _GroupedLinear.apply(rows.to(weight.dtype), weight, tuple(counts))
+    return _GroupedLinear.apply(rows, weight, tuple(counts))
 
 
 def grouped_linear_reference(rows: Tensor, weight: Tensor, counts: Sequence[int]) -> Tensor:
