@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-# Fast tests that touch every room of the package.
+# Fast tests that touch every folder of the package.
 QUICK = tests/accounting/test_describe.py tests/api/test_door.py tests/backends tests/cli/test_main.py \
 	tests/composer/votes/test_aggregate.py tests/composer/space/test_space.py tests/config tests/data/loaders/test_batches.py \
 	tests/data/tokenizers/test_tokenizer.py tests/distributed/process_groups/test_environment.py tests/laws/fitting tests/mad/scoring \

@@ -42,7 +42,7 @@ def parser() -> ArgumentParser:
     add("--mode", choices=MODES, default="proxy", help="(%(default)s)")
     add("--preset", default="search", metavar="P", help=f"{', '.join(PRESETS)} (%(default)s)")
     several: dict[str, Any] = {"nargs": "+", "action": "extend"}
-    add("--tasks", **several, default=[], metavar="TASK", help="by default all six")
+    add("--tasks", **several, metavar="TASK", help="by default all six")
     add("--set", **several, default=[], metavar="setting=value", dest="changes", help="one setting of each task alone")
     add("--seeds", **several, type=int, default=[], metavar="N", help="of data and fresh weights (0)")
     add("--steps", type=int, metavar="N", dest="max_steps", help="at most so many, in place of the preset's")

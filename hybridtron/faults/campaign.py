@@ -179,8 +179,12 @@ def _require_overrides(folder: Path, overrides: Sequence[str], sizes: Sequence[i
         _config_of(folder / "run", folder / "tokens", 100, [*layout, *overrides])
 
 
-def _require_possible(kinds: Sequence[str], count: int, launched: int, sizes: Sequence[int]) -> None:
+def _require_possible(kinds: Sequence[str] | None, count: int, launched: int, sizes: Sequence[int]) -> None:
     """Raise UserError for a kind that there is not, or that no run of the campaign can have."""
+    if kinds is None:
+        return
+    if not kinds:
+        raise UserError(f"kinds = []: expected at least one of {', '.join(KINDS)}, or None for all")
     for kind in kinds:
         if kind not in KINDS:
             raise UserError(f"kinds: {kind}: expected {one_of(kind, KINDS)}")
@@ -190,9 +194,9 @@ def _require_possible(kinds: Sequence[str], count: int, launched: int, sizes: Se
             raise UserError(f"launched = {launched}: expected less than `count`, {count}, as {kind} needs forked ranks")
         if KINDS[kind].smallest > max(sizes):
             raise UserError(f"processes = {max(sizes)}: expected at least {KINDS[kind].smallest}, which {kind} needs")
-    if 0 < launched < count and kinds and not any(LAUNCHED in KINDS[kind].ways for kind in kinds):
+    if 0 < launched < count and not any(LAUNCHED in KINDS[kind].ways for kind in kinds):
         raise UserError(f"launched = {launched}: expected 0, as {', '.join(kinds)} needs forked ranks")
-    if launched < count and kinds and not any(WARM in KINDS[kind].ways for kind in kinds):
+    if launched < count and not any(WARM in KINDS[kind].ways for kind in kinds):
         raise UserError(
             f"launched = {launched}: expected `count`, {count}, as {', '.join(kinds)} needs runs of the launcher"
         )
@@ -243,7 +247,7 @@ def run_campaign(
         raise UserError(f"launched = {launched}: expected 0 to `count`, {count}")
     if folder.exists():
         raise UserError(f"out = {folder}: exists; expected a new folder")
-    _require_possible(kinds or (), count, launched, sizes)
+    _require_possible(kinds, count, launched, sizes)
     _require_overrides(folder.absolute(), overrides, sizes)
     folder.mkdir(parents=True)
     found = kinds or _kinds_here(folder)

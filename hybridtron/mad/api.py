@@ -68,8 +68,8 @@ def score(
     candidate = _adjusted(_candidate(pattern, chosen.match_mad_lab), chosen, iso_state, match_parameters, adjust)
     if processes > 1 and isinstance(candidate, ModuleCandidate):
         require_picklable(candidate, processes)
-    names = [tasks] if isinstance(tasks, str) else tasks or ()
-    if not isinstance(names, Sequence):
+    names = [tasks] if isinstance(tasks, str) else tasks
+    if names is not None and not isinstance(names, Sequence):
         raise UserError(f"tasks = {tasks!r}: expected a task, or a list of them")
     settings = chosen_settings(chosen, names, setting or {})
     seeds = require_seeds(seeds)

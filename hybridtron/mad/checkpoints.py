@@ -69,7 +69,7 @@ def score_checkpoints(
     out: Path,
     mode: Mode = "proxy",
     preset: str | Preset = "search",
-    tasks: Sequence[str] = (),
+    tasks: Sequence[str] | None = None,
     setting: Mapping[str, int | float] | None = None,
     seeds: int | Sequence[int] = 1,
     depth: int | None = None,

@@ -40,6 +40,7 @@ def test_kinds_for_several_processes_hit_no_single_one():
 
 REFUSED = {  # kinds, count, launched, processes, overrides
     "no fault": ((None, 0, 0, [1], []), "^count = 0"),
+    "no kind": (([], 1, 0, [1], []), r"^kinds = \[\]: expected at least one of .*, or None for all"),
     "a kind of the launcher's runs in forked ones": (
         (["hang_stop"], 2, 0, [1], []),
         "^launched = 0: expected at least 1",

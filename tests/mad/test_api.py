@@ -47,11 +47,25 @@ def test_results_that_are_kept_are_not_trained_again(tmp_path):
         ({"preset": "papr"}, r"preset 'papr': expected .*nearest: paper"),
         ({"device": "tpu"}, "device 'tpu': expected one of cpu, cuda"),
         ({"tasks": ["memory"]}, "tasks = memory: expected one of"),
+        ({"tasks": []}, r"tasks = \[\]: expected at least one of .*, memorization, or None for all$"),
     ],
 )
 def test_errors_name_parameters(arguments, message):
     with pytest.raises(UserError, match=message):
         mad.score("mlp", **{**SMALL, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": []}, r"lr = \[\]: expected at least one number"),
+        ({"weight_decay": []}, r"weight_decay = \[\]: expected at least one number"),
+        ({"max_step": 1, "batchsize": 2, "sed": 3, "epoch": 4, "dta": 5}, "^max_step: no setting of a preset"),
+    ],
+)
+def test_a_preset_is_changed_in_what_it_has_and_to_something(changes, message):
+    with pytest.raises(UserError, match=message):
+        mad.preset("smoke", **changes)
 
 
 def test_importing_the_laboratory_imports_neither_torch_nor_megatron():

@@ -28,9 +28,7 @@ def add_arguments(verb: ArgumentParser) -> None:
     """Add the arguments of the verb."""
     add_architecture_arguments(verb)
     verb.add_argument("--preset", default="paper", metavar="P", help=f"{', '.join(PRESETS)} (%(default)s)")
-    verb.add_argument(
-        "--tasks", "--task", nargs="+", action="extend", default=[], metavar="TASK", help="by default all six"
-    )
+    verb.add_argument("--tasks", "--task", nargs="+", action="extend", metavar="TASK", help="by default all six")
     verb.add_argument(
         "--data", metavar="DIR", help="examples as mad-lab stores them (its Zenodo record), with --preset madlab"
     )

@@ -112,6 +112,8 @@ def _swiglu_blocks(config: RunConfig, blocks: Sequence[str] | None) -> list[str]
     """Return the names of the blocks that become mixtures. Raises UserError."""
     used = set(config.model.layer_names)
     dense = [name for name, block in config.model.blocks.items() if isinstance(block, SwiGLUConfig) and name in used]
+    if blocks is not None and not blocks:
+        raise UserError(f"blocks = []: expected at least one of {', '.join(dense)}, or None for all")
     for name in blocks or ():
         if name not in dense:
             raise UserError(f"blocks: {name}: expected a swiglu block of the model: {one_of(name, dense)}")

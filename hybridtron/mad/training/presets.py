@@ -158,12 +158,15 @@ def preset(
     base = PRESETS[name] if isinstance(name, str) else name
     if not isinstance(base, Preset):
         raise UserError(f"preset = {name!r}: expected a name or a Preset")
-    if unknown := next(iter(changes.keys() - Preset.__dataclass_fields__.keys()), None):
+    if unknown := next((name for name in changes if name not in Preset.__dataclass_fields__), None):
         raise UserError(f"{unknown}: no setting of a preset; expected {one_of(unknown, Preset.__dataclass_fields__)}")
     lr, weight_decay = ([value] if isinstance(value, int | float) else value for value in (lr, weight_decay))
     require_at_least_one(**{key: changes.get(key) for key in ("max_steps", "batch_size", "epochs")})
     rates = [cell.lr for cell in base.cells] if lr is None else lr
     decays = [cell.weight_decay for cell in base.cells] if weight_decay is None else weight_decay
+    for key, numbers in (("lr", rates), ("weight_decay", decays)):
+        if not numbers:
+            raise UserError(f"{key} = []: expected at least one number, or None for the preset's")
     for value in rates:
         if not 0 < value < math.inf:
             raise UserError(f"lr = {value:g}: expected a positive number")

@@ -88,14 +88,16 @@ def require_seeds(seeds: int | Sequence[int]) -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
-def chosen_settings(preset: Preset, tasks: Sequence[str], changes: Setting) -> list[tuple[str, Setting]]:
+def chosen_settings(preset: Preset, tasks: Sequence[str] | None, changes: Setting) -> list[tuple[str, Setting]]:
     """Return the settings to train: the preset's for each task, or with changes the baseline so changed.
 
     Raises:
-        UserError: for an unknown task or key, or an impossible setting.
+        UserError: for no task (None takes all), an unknown task or key, or an impossible setting.
     """
     pairs: list[tuple[str, Setting]] = []
-    for name in tasks:
+    if tasks is not None and not tasks:
+        raise UserError(f"tasks = []: expected at least one of {', '.join(TASKS)}, or None for all")
+    for name in tasks or ():
         if name not in TASKS:
             raise UserError(f"tasks = {name}: expected {one_of(name, TASKS)}")
     for name in dict.fromkeys(tasks or TASKS):

@@ -337,6 +337,7 @@ def untrained(folder, model, **sections):
         ({"top_k": 1}, "top_k = 1: expected 2 to num_experts"),
         ({"top_k": 5}, "top_k = 5: expected 2 to num_experts"),
         ({"blocks": ["attn"]}, "blocks: attn: expected a swiglu block"),
+        ({"blocks": []}, r"blocks = \[\]: expected at least one of mlp, or None for all"),
     ],
 )
 def test_what_cannot_be_upcycled_is_refused(options, message, run, tmp_path):

@@ -51,7 +51,7 @@ def test_megatron_core_reads_it(prefix):
     assert read.document_indices.tolist() == [0, 1, 2, 3]
 
 
-def test_check_reads_the_sizes_and_the_stream(prefix):
+def test_the_index_gives_the_sizes_and_the_stream(prefix):
     files = read_index(prefix)
     assert (files.num_documents, files.num_tokens, files.dtype) == (3, 9, np.uint16)
     assert files.tokens().tolist() == STREAM

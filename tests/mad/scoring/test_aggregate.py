@@ -102,7 +102,7 @@ def whole(preset_name="paper", **changes):
     return [
         row(task=task, setting=setting, preset=preset_name, protocol=preset(preset_name).fingerprint(),
             num_cells=1, **changes)
-        for task, setting in chosen_settings(preset(preset_name), [], {})
+        for task, setting in chosen_settings(preset(preset_name), None, {})
     ]  # fmt: skip
 
 

@@ -218,8 +218,8 @@ def test_workers_end_with_a_killed_parent(tmp_path):
 
 
 def test_the_protocol_and_its_parts_are_chosen():
-    assert len(chosen_settings(preset("paper"), [], {})) == 66
-    assert len(chosen_settings(preset("search"), [], {})) == 6
+    assert len(chosen_settings(preset("paper"), None, {})) == 66
+    assert len(chosen_settings(preset("search"), None, {})) == 6
     assert len(chosen_settings(preset("paper"), ["memorization", "memorization"], {})) == 6
     assert chosen_settings(preset("paper"), ["compression"], {"vocab_size": 5}) == [
         ("compression", {"vocab_size": 5, "seq_len": 32, "num_train_examples": 12800})

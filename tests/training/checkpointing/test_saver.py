@@ -99,7 +99,7 @@ def test_a_run_killed_in_a_save_leaves_a_whole_checkpoint(operation, tiny):
     code = """
 import os, signal, sys
 import hybridtron as ht
-from hybridtron.training.checkpointing import saver as saving
+from hybridtron.training.checkpointing.saver import Saver
 operations, left = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove"}, None
 def watch(event, arguments):
     global left
@@ -107,13 +107,13 @@ def watch(event, arguments):
         left -= 1
         if left < 0:
             os.kill(os.getpid(), signal.SIGKILL)
-def begin(self, state, is_last, save=saving.Saver.save):
+def begin(self, state, is_last, save=Saver.save):
     global left
     self.finish()
     if state.step == 4:
         left = int(sys.argv[1])
     save(self, state, is_last)
-saving.Saver.save = begin
+Saver.save = begin
 sys.addaudithook(watch)
 ht.train(*sys.argv[2:])
 """

@@ -71,7 +71,7 @@ def subsample(problem: Problem) -> Problem:
 
 
 def quick_search(problem: Problem, starts: Array) -> Array:
-    """Search the best parameters [p] from fewer starts and by one route, for the many side fits."""
+    """Search the best parameters [p] from fewer starts and by one route, for the many refits."""
     starts = np.clip(starts[:: 1 + len(starts) // 1000], problem.lower, problem.upper)
     part = subsample(problem)
     theta, value = refine(part, screen(part, starts, 8), iterations=60)
