@@ -29,7 +29,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 ROOT = Path(__file__).parent.parent
 PRELOADED = (
@@ -119,12 +119,13 @@ def run(
     return done
 
 
-def launch(command: Sequence[str], processes: int) -> int:
-    """hybridtron.distributed.process_groups.launch, in a process whose ranks are forks."""
+def launch(command: Sequence[str], processes: int, output: TextIO | None = None) -> int:
+    """hybridtron.distributed.process_groups.launch, in a process whose ranks are forks; `output` is its streams'."""
     code = "import sys; from hybridtron.distributed.process_groups.launch import launch as go; "
     code += "sys.exit(go(sys.argv[2:], int(sys.argv[1])))"
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return run([sys.executable, "-c", code, str(processes), *command], env=env).returncode
+    command = [sys.executable, "-c", code, str(processes), *command]
+    return run(command, env=env, stdout=output, stderr=output).returncode
 
 
 class _Server:

@@ -17,6 +17,7 @@ from tests.distributed.drawn_blocks import Block, draw_block
 
 ENDS = (3, 6, 8)
 PROCESSES = 4
+Rounding = tuple[float, int]  # by what share each weight is moved, and the seed of its normal numbers
 _TRIES = 1000
 # Processes of tensor, context and pipeline parallelism, and runs of layers of each of the last: their turns.
 _SHAPES = [

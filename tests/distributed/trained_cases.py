@@ -33,7 +33,7 @@ from hybridtron.model.tensors import model_tensors
 from hybridtron.training.build import build_engine
 from hybridtron.training.config import RunConfig
 from hybridtron.training.single_process import Model
-from tests.distributed.drawn_cases import Case, Leg, from_json
+from tests.distributed.drawn_cases import Case, Leg, Rounding, from_json
 from tests.distributed.float64 import in_float64
 from tests.distributed.tape import tapes_for_graphs
 from tests.distributed.walk import distance, gathered_gradients
@@ -104,7 +104,7 @@ def train(
     compared: set[int],
     folder: Path,
     before: Path | None,
-    unit: float,
+    rounding: Rounding | None,
 ) -> dict[str, Any]:
     """Train some steps; leave a checkpoint in `folder`, and return what is compared, gradients of steps `compared`."""
     from hybridtron.distributed import checkpoint
@@ -118,8 +118,8 @@ def train(
             offloaded(chunk, count)
     if before:
         checkpoint.load(before, engine)
-    if unit:
-        moved(engine, unit, 1)
+    if rounding:
+        moved(engine, *rounding)
     found: dict[str, Any] = {"losses": [], "grad_norms": [], "mtp_losses": [], "expert_loads": [], "gradients": {}}
     for step in steps:
         result = engine.train_step(batches(config, step, context), config.optimizer.lr)
@@ -146,14 +146,17 @@ def evaluated(engine: Any, config: RunConfig, context: ParallelContext) -> float
     return float(engine.evaluate(several, len(several) * config.train.micro_batch_size))
 
 
-def try_case(case: Case, name: str, folder: Path, here: Environment, unit: float) -> None:
-    """Train a case in one process, and without `unit` in its layouts; write what was found."""
+def try_case(case: Case, name: str, folder: Path, here: Environment, rounding: Rounding | None) -> None:
+    """Train a case in one process, and without `rounding` in its layouts; write what was found."""
     alone = folder / f"{name} alone"
     whole, first = range(case.ends[-1]), {steps.start for steps in case.steps}
-    for number, (leg, steps) in enumerate([(Leg(), whole), *([] if unit else zip(case.legs, case.steps, strict=True))]):
+    legs = [] if rounding else zip(case.legs, case.steps, strict=True)
+    for number, (leg, steps) in enumerate([(Leg(), whole), *legs]):
         config = case.config(leg)
         size = leg.data * config.parallel.model_size
-        place = folder / f"{name} moved" if unit else folder / f"{name} {number - 1}" if number else alone
+        place = folder / f"{name} {number - 1}" if number else alone
+        if rounding:
+            place = folder / f"{name} moved {rounding[1]}"
         if here.rank >= size:
             continue
         meeting = f"file://{place}.meeting" if size > 1 else None
@@ -161,7 +164,7 @@ def try_case(case: Case, name: str, folder: Path, here: Environment, unit: float
         tapes = tapes_for_graphs() if leg.recorded else contextlib.nullcontext()
         with tapes, process_groups(config.parallel, environment) as context:
             before = folder / f"{name} {number - 2}" if number > 1 else None
-            found = train(config, leg, context, steps, first, place, before, unit)
+            found = train(config, leg, context, steps, first, place, before, rounding)
             if context.is_main:
                 write(found, alone, place, case.config(Leg()) if steps.stop == whole.stop else None)
         del context  # a thread for each of its groups wakes every 10 ms, also while others train
@@ -203,7 +206,7 @@ def main() -> None:
     gc.freeze()  # each layout ends with a collection
     with small_sizes(), in_float64() if task["float64"] else contextlib.nullcontext():
         for name, case in task["cases"].items():
-            try_case(from_json(case), name, folder, here, task["unit"])
+            try_case(from_json(case), name, folder, here, task["rounding"])
     gc.unfreeze()  # what is left frozen at the end is reported as leaks
 
 
