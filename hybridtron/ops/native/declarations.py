@@ -24,7 +24,8 @@ _PARAMETER = re.compile(
     rf"(?:const )?(long|float) (\*?)(\w+)(?: SHAPE{_IN_PARENTHESES})?(?: STRIDES{_IN_PARENTHESES})?( OPTIONAL)?(?:,|$)"
 )
 _COMMA = re.compile(r", (?![^(]*\))")  # outside of parentheses
-_CONSTANT = re.compile(r"(\w+) = (\d+)")
+_ENUM = re.compile(r"enum \{(.*?)\}", re.DOTALL)
+_COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 _LARGEST = 1 << 60  # integer: kernels add two without overflow; the tensors that they index bound their products
 _TYPES = {"float*": ctypes.c_void_p, "long*": ctypes.c_void_p, "long": ctypes.c_long, "float": ctypes.c_float}
 PLAIN = (Tensor, nn.Parameter)
@@ -112,8 +113,7 @@ def modes_ignored() -> AbstractContextManager[None]:
 
 def checked_kernels(library: ctypes.CDLL, source: str) -> Iterator[tuple[str, CheckedKernel]]:
     """Yield the name and the checked call of every kernel that the C source declares."""
-    enums = re.findall(r"enum \{(.*?)\}", source)
-    constants = {name: int(value) for name, value in _CONSTANT.findall(" ".join(enums))}
+    constants = constants_of(source)
     scope = {
         **constants,
         "is_plain": is_plain,
@@ -127,6 +127,18 @@ def checked_kernels(library: ctypes.CDLL, source: str) -> Iterator[tuple[str, Ch
             for kind, star, own, shape, strides, optional in _PARAMETER.findall(declared)
         ]
         yield name, _checked_call(name, library[name], parameters, required, scope)
+
+
+def constants_of(source: str) -> dict[str, int]:
+    """Return the constants of all enums of a C source. Raises ValueError for one that is not `NAME = digits`."""
+    found = {}
+    for body in _ENUM.findall(_COMMENT.sub("", source)):
+        for constant in filter(None, map(str.strip, body.split(","))):
+            name, _, value = constant.partition(" = ")
+            if not (value.isascii() and value.isdigit()):
+                raise ValueError(f"constant {constant} of the kernels: expected NAME = digits")
+            found[name] = int(value)
+    return found
 
 
 def _ceil_div(a: int, b: int) -> int:

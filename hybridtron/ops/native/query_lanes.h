@@ -7,7 +7,7 @@
 
 #include "common.h"
 
-enum { QUERY_LANES = 16, ALL_KEYS = 1 << 20 /* a window */ };
+enum { QUERY_LANES = 16, ALL_KEYS = 1048576 /* a window */ };
 typedef float head_vector __attribute__((vector_size(64), may_alias));
 typedef float half_vector __attribute__((vector_size(32), may_alias));
 typedef int32_t head_integers __attribute__((vector_size(64), may_alias));
@@ -20,6 +20,8 @@ INLINE head_integers sees(long key, long position, long window) {
     int32_t back = (int32_t)least(window, ALL_KEYS), at = (int32_t)(key - position);
     return (lane >= at) & (lane - at < back);
 }
+
+INLINE head_integers first_lanes(long count) { return sees(0, 0, count); }
 
 INLINE head_vector where(head_integers chosen, head_vector x, float other) {
     return (head_vector)(((head_integers)x & chosen) | ((head_integers)((head_vector){0.0f} + other) & ~chosen));

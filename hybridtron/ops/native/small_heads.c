@@ -66,7 +66,7 @@ KERNEL heads_forward(long batch, long queries, long keys, long heads, long kv, l
                 }
                 combine(some.first, some.last, out_width, scores, value_rows, 1.0f / total, outputs);
                 /* 0 times a NaN, or scores that are as good as -inf and no larger than those of keys that are not seen */
-                if (any(not_finite(out_width, (head_vector *)outputs) | (largest <= (head_vector){0.0f} - 1e30f))) {
+                if (any(first_lanes(some.count) & (not_finite(out_width, (head_vector *)outputs) | (largest <= (head_vector){0.0f} - 1e30f)))) {
                     total = (head_vector){0.0f};
                     for (long j = some.first; j < some.last; j++) total += where(sees(j, some.position, window), VECTOR(scores + j * QUERY_LANES), 0.0f);
                     combine_seen(some.first, some.last, out_width, scores, value_rows, 1.0f / total, outputs, some.position, window);

@@ -38,13 +38,13 @@ KERNEL softmax_forward(long rows, long queries, long keys, long ahead, long wind
         if (largest <= HIDDEN) { /* as keys that are not seen: scores that are as good as -inf */
             total = 0.0f;
             for (long j = s.first; j < s.last; j++) total += p[j];
-            for (long j = s.from; j < s.first; j++) p[j] = 0.0f;
-            for (long j = s.last; j < s.to; j++) p[j] = 0.0f;
         }
         float sunken = sinks ? exponential(sink - scale * largest) : 0.0f;
         float factor = 1.0f / (total + sunken);
         if (sunk) sunk[row] = sunken * factor;
         for (long j = s.from; j < s.to; j++) p[j] *= factor;
+        for (long j = s.from; j < s.first; j++) p[j] = 0.0f; /* after the factor, which is infinite for a total of 0 */
+        for (long j = s.last; j < s.to; j++) p[j] = 0.0f;
         memset(p, 0, s.from * sizeof(float));
         memset(p + s.to, 0, (keys - s.to) * sizeof(float));
     }

@@ -115,8 +115,8 @@ KERNEL softmax_tile_backward(long rows, long queries, long keys, long ahead, lon
                 }
             }
             if (own_sums) own_sums[row] += all;
-            for (long j = s.from; j < s.first; j++) g[j] = 0.0f;
-            for (long j = s.last; j < s.to; j++) g[j] = 0.0f;
+            for (long j = s.from; j < s.first; j++) p[j] = g[j] = 0.0f; /* e^0 where log_sum is that of keys not seen */
+            for (long j = s.last; j < s.to; j++) p[j] = g[j] = 0.0f;
             memset(p, 0, s.from * sizeof(float));
             memset(p + s.to, 0, (keys - s.to) * sizeof(float));
             memset(g, 0, s.from * sizeof(float));

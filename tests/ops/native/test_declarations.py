@@ -18,7 +18,7 @@ from hybridtron.ops.conv.short_conv import short_conv
 from hybridtron.ops.elementwise.activations import gelu, relu2, swiglu, swiglu_reference
 from hybridtron.ops.elementwise.norm import rms_norm
 from hybridtron.ops.native import library
-from hybridtron.ops.native.declarations import CheckedKernel
+from hybridtron.ops.native.declarations import CheckedKernel, constants_of
 from hybridtron.ops.ssm.selective_scan import selective_scan
 from tests.model.generation.test_step_plan import hybrid
 from tests.ops.compare import leaf
@@ -87,6 +87,17 @@ def tensors(arguments):
     found = [(index, argument) for index, argument in enumerate(arguments) if isinstance(argument, torch.Tensor)]
     assert found
     return found
+
+
+def test_constants_of_enums_are_read_whole():
+    source = "enum { LANES = 16, KEYS = 1048576 /* a window, = 5 */ };\nenum {\n    TAPS = 4,\n};\nlong x = 3;"
+    assert constants_of(source) == {"LANES": 16, "KEYS": 1048576, "TAPS": 4}
+
+
+@pytest.mark.parametrize("value", ["1 << 20", "1 * 4", "16L", "0x10", "LANES", "-1"])
+def test_a_constant_that_is_more_than_digits_is_refused(value):
+    with pytest.raises(ValueError, match=re.escape(f"constant KEYS = {value} of the kernels: expected NAME = digits")):
+        constants_of(f"enum {{ LANES = 16, KEYS = {value} /* a window */ }};")
 
 
 def test_every_kernel_is_tried(calls):

@@ -95,23 +95,42 @@ def test_gradients_by_earlier_queries_do_not_depend_on_later_keys(case, token):
     assert torch.equal(one[1, :token], other[1, :token])
 
 
-@pytest.mark.parametrize("token", [0, 3, 20])
-@pytest.mark.parametrize(
-    "op",
-    [
-        lambda *t: NativeAttention.apply(*t, 0.3, None, 0.0),
-        lambda *t: SmallHeads.apply(*t, None, 0.3, None),
-        lambda *t: SmallHeads.apply(*t, WINDOW, 0.3, None),
-        lambda *t: TiledAttention.apply(*t, None, 0.3, None, 0.0, None),
-        lambda *t: BlockAttention.apply(*t, None, 0.3, None, True),
-        lambda *t: BlockAttention.apply(*t, WINDOW, 0.3, None, True),
-    ],
-)
-def test_scores_below_those_of_unseen_keys_show_none_of_these(op, token):
-    """Scores of about -1e32 for all that the first tokens see; their outputs are NaN."""
+SHOWN = {  # attention of q, k and v
+    "compiled": lambda *t: NativeAttention.apply(*t, 0.3, None, 0.0),
+    "small heads": lambda *t: SmallHeads.apply(*t, None, 0.3, None),
+    "small heads with a window": lambda *t: SmallHeads.apply(*t, WINDOW, 0.3, None),
+    "tiles": lambda *t: TiledAttention.apply(*t, None, 0.3, None, 0.0, None),
+    "tiles with a window": lambda *t: TiledAttention.apply(*t, WINDOW, 0.3, None, 0.0, None),
+    "tiles with a cap": lambda *t: TiledAttention.apply(*t, None, 0.3, None, 1e33, None),
+    "blocks": lambda *t: BlockAttention.apply(*t, None, 0.3, None, True),
+    "blocks with a window": lambda *t: BlockAttention.apply(*t, WINDOW, 0.3, None, True),
+}
+every_attention = pytest.mark.parametrize("op", SHOWN.values(), ids=SHOWN)
+
+
+def with_scores_below_those_of_unseen_keys(token):
+    """q, k and v with scores of about -1e32 for all that the tokens up to this one see; their outputs are NaN."""
     q, k, v = (torch.randn(1, 40, 1, 32) for _ in range(3))
     q[:, : token + 1], k[:, : token + 1] = 1e16, -1e16
+    return q, k, v
+
+
+@pytest.mark.parametrize("token", [0, 3, 20])
+@every_attention
+def test_scores_below_those_of_unseen_keys_show_none_of_these(op, token):
+    q, k, v = with_scores_below_those_of_unseen_keys(token)
     changed = torch.cat([v[:, : token + 1], v[:, token + 1 :] + 1], 1)
     before, after = (op(q, k, each)[:, : token + 1] for each in (v, changed))
     torch.testing.assert_close(after, before, rtol=0, atol=0, equal_nan=True)
     assert not torch.equal(op(q, k, v)[:, token + 1 :], op(q, k, changed)[:, token + 1 :])
+
+
+@pytest.mark.parametrize("token", [0, 3, 20])
+@every_attention
+def test_scores_below_those_of_unseen_keys_give_their_values_no_gradient(op, token):
+    q, k, v = with_scores_below_those_of_unseen_keys(token)
+    counted = torch.zeros_like(v)
+    counted[:, : token + 1] = 1
+    (gradient,) = torch.autograd.grad(op(q, k, v.requires_grad_()), v, counted)
+    assert not gradient[:, token + 1 :].any()
+    assert gradient[:, : token + 1].any()
