@@ -44,10 +44,10 @@ class EvenDispatcher:
         expert, tensor = self.groups.expert, self.groups.tensor
         rows = self._of_one_expert(tokens) * self.num_experts
         sent, factors = _fitted(tokens, rows), _fitted(weights.flatten(), rows)
-        sent, factors = (_exchanged(x, expert) for x in (sent, factors))
+        sent, factors = (_all_to_all(x, expert) for x in (sent, factors))
         sent, factors = (_gathered(x, tensor) for x in (sent, factors))
         given = _reduced(self._through(experts, sent, factors), tensor)
-        return _fitted(_exchanged(given, expert), len(tokens))
+        return _fitted(_all_to_all(given, expert), len(tokens))
 
     def _to_all(self, tokens: Tensor, weights: Tensor, chosen: Tensor, experts: Experts) -> Tensor:
         assert self.groups is not None
@@ -69,7 +69,7 @@ def _fitted(x: Tensor, rows: int) -> Tensor:
     return x.repeat(-(-rows // len(x)), *[1] * (x.dim() - 1))[:rows]
 
 
-def _exchanged(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+def _all_to_all(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return all_to_all(x.unflatten(0, (group.size(), -1)), group).flatten(0, 1)
 
 

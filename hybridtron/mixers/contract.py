@@ -76,7 +76,7 @@ class MixerConfig(Strict):
         """Return the values that the first layer with such a value makes for all later ones: name -> channels.
 
         A process holds a tensor-parallel share of the channels for all tokens of its run, [s, b, channels], before the
-        exchange of context parallelism. See `hybridtron.mixers.mixer`.
+        all-to-all of context parallelism. See `hybridtron.mixers.mixer`.
         """
         return {}
 
