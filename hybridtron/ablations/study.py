@@ -49,7 +49,7 @@ class Study:
             return
         if not self.folder.is_dir():
             raise UserError(f"study folder {self.folder}: is no folder; expected a new one, or that of a study")
-        names = {path.name for path in self.folder.iterdir()} - {LOCK}
+        names = {path.name for path in self.folder.iterdir()} - {LOCK, f"{CONFIG}.new"}  # of one that begins
         if names and CONFIG not in names:
             raise UserError(
                 f"study folder {self.folder}: holds something else ({min(names)}); expected a new folder, or that of a "
@@ -60,14 +60,15 @@ class Study:
         """Make and lock the folder, and write the study's config. Raises UserError where another process has it."""
         self.require_usable()
         try:
-            (self.folder / CONFIGS).mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = open_to_write(self.folder / LOCK)
         except OSError as error:
             raise UserError(f"study folder {self.folder}: cannot be made: {error.strerror}") from None
         if not lock(self._lock):
             self._lock.close()
             raise UserError(f"study folder {self.folder}: another process runs it; expected one at a time")
-        replace_file(self.folder / CONFIG, dump(self.plan.config))
+        replace_file(self.folder / CONFIG, dump(self.plan.config))  # before all else, by which a study is known
+        (self.folder / CONFIGS).mkdir(exist_ok=True)
 
     def close(self) -> None:
         """Release the folder."""

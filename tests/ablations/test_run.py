@@ -18,7 +18,7 @@ from hybridtron.config.load import load
 from hybridtron.laws.data.read import read_runs
 from hybridtron.training.callbacks.metrics import read_metrics
 from tests import warm
-from tests.ablations.studies import STEPS, study
+from tests.ablations.studies import STEPS, plan, study
 from tests.conftest import command, environment
 
 TIMES = {"tokens_per_s", "flops_per_s", "mfu", "time"}
@@ -154,6 +154,22 @@ def test_a_folder_of_something_else_is_refused(tiny):
     with pytest.raises(ht.UserError, match=r"holds something else \(notes.txt\)"):
         ht.ablate(study(tiny))
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+def test_a_study_that_another_process_begins_can_be_read(tiny, monkeypatch):
+    from hybridtron.ablations import study as module
+
+    def write_while_another_reads(path, content, write=module.replace_file):
+        path.with_name(path.name + ".new").write_text("half of the")
+        assert read_ablation(load(study(tiny), (), AblationConfig)).rows == []
+        path.with_name(path.name + ".new").unlink()
+        write(path, content)
+
+    monkeypatch.setattr(module, "replace_file", write_while_another_reads)
+    begun = module.Study(plan(tiny))
+    begun.open()
+    begun.close()
+    assert sorted(path.name for path in begun.folder.iterdir()) == [".lock", "ablation.yaml", "configs"]
 
 
 def test_one_process_at_a_time_runs_a_study(tiny):

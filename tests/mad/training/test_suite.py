@@ -189,9 +189,8 @@ def test_rows_do_not_depend_on_which_seeds_are_trained_together(undisturbed, tmp
 def test_a_process_that_dies_is_reported_and_what_is_done_stays(tmp_path):
     def end_a_worker(progress):
         if progress.done == 2:
-            for child in psutil.Process().children():
-                if "spawn_main" in " ".join(child.cmdline()):
-                    child.kill()
+            for worker in multiprocessing.active_children():
+                worker.kill()
 
     with pytest.raises(SuiteFailed, match="ended with code -9"):
         suite(tmp_path, processes=2, on_unit=end_a_worker)
