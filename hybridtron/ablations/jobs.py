@@ -18,9 +18,10 @@ from hybridtron.launcher.config import LaunchConfig
 from hybridtron.launcher.job import Job
 from hybridtron.launcher.schedulers.handle import Handle
 from hybridtron.launcher.schedulers.slurm import SlurmHandle, SlurmQueue
-from hybridtron.launcher.submit import SUBMITTED, submit
+from hybridtron.launcher.submit import submit
 from hybridtron.reporting.numbers import plural
 from hybridtron.training.run_folder.folder import RunFolder
+from hybridtron.training.run_folder.submitted import read_submitted
 
 JOBS = "jobs.json"  # of a study: the numbers of the jobs that were submitted to SLURM, by run
 POLL_SECONDS = 0.5
@@ -71,7 +72,7 @@ def _attached(study: Study, runs: Sequence[CellRun]) -> dict[str, Handle]:
     numbers = read_object(study.folder / JOBS)
     known = []
     for run in runs:  # after an interrupt while jobs are submitted, only the run folders hold their numbers
-        number = str(read_object(run.config.run_folder / SUBMITTED).get("job") or numbers.get(run.name))
+        number = str(read_submitted(run.config.run_folder).get("job") or numbers.get(run.name))
         if re.fullmatch(r"[0-9]+(_[0-9]+)?", number):
             known.append((run, number))
     queue = SlurmQueue([number for _, number in known])

@@ -92,6 +92,18 @@ def add_print_argument(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--print", action="store_true", dest="show", help="show the config with its defaults and stop")
 
 
+def make_verb(parser: argparse.ArgumentParser, module: Any) -> None:
+    """Make a parser that of a verb's module: SUMMARY, add_arguments, run. It sets `run`, and `parser`, itself."""
+    module.add_arguments(parser)
+    parser.set_defaults(run=module.run, parser=parser)
+
+
+def run_verb(options: argparse.Namespace) -> int:
+    """Run the verb of parsed options and return its exit code; errors that name its parameters name its options."""
+    with naming_options(options.parser, options):
+        return int(options.run(options))
+
+
 @contextmanager
 def naming_options(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Iterator[None]:
     """Write the Python parameters in messages of the block, and in a UserError, as options of the parser.

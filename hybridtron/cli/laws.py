@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from hybridtron.cli.arguments import ArgumentParser, naming_options
+from hybridtron.cli.arguments import ArgumentParser, run_verb
 from hybridtron.errors import UserError
 from hybridtron.files import json_text
 from hybridtron.laws import LAWS, Law, find_law, fit
@@ -50,9 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     verb, *rest = arguments or [""]
     if verb == "fit" and rest and not rest[0].startswith("-"):
         find_law(rest[0])  # names the nearest, which argparse does not
-    options = _parser().parse_args(arguments)
-    with naming_options(options.parser, options):
-        return int(options.run(options))
+    return run_verb(_parser().parse_args(arguments))
 
 
 def _parser() -> Parser:

@@ -29,7 +29,7 @@ from hybridtron.cli import (
     train,
 )
 from hybridtron.cli import eval as evaluate
-from hybridtron.cli.arguments import ArgumentParser, naming_options
+from hybridtron.cli.arguments import ArgumentParser, make_verb, run_verb
 from hybridtron.cli.exit_code import exit_code
 
 VERBS = (
@@ -67,12 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.filterwarnings("ignore", module=module)
     # megatron-core looks for gradients of what the distributed optimizer has cut out of its buffers.
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
-    return exit_code(partial(_run, options))
-
-
-def _run(options: argparse.Namespace) -> int:
-    with naming_options(options.parser, options):
-        return int(options.run(options))
+    return exit_code(partial(run_verb, options))
 
 
 def build_parser() -> ArgumentParser:
@@ -81,9 +76,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hybridtron {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for module in VERBS:
-        verb = verbs.add_parser(module.__name__.rpartition(".")[2], help=module.SUMMARY)
-        module.add_arguments(verb)
-        verb.set_defaults(run=module.run, parser=verb)
+        make_verb(verbs.add_parser(module.__name__.rpartition(".")[2], help=module.SUMMARY), module)
     for name, (nested, summary) in NESTED_VERBS.items():
         verb = verbs.add_parser(name, help=summary)
         verb.add_argument("verb", metavar=nested, nargs="?", help=f"`hybridtron {name} VERB --help` tells more")

@@ -21,10 +21,7 @@ from hybridtron.launcher.schedulers.handle import Handle
 from hybridtron.launcher.snapshot import PACKAGE, copy_code, write_environment
 from hybridtron.reporting.numbers import plural
 from hybridtron.training.run_folder.folder import LAUNCHER as FOLDERS
-
-SUBMITTED = Path(
-    "launch", "submitted.json"
-)  # in a run folder: the number of its job on SLURM, and the folder of its output
+from hybridtron.training.run_folder.submitted import SUBMITTED
 
 
 def submit(

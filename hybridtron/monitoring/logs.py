@@ -11,7 +11,8 @@ from hybridtron.errors import UserError
 from hybridtron.files import open_to_read, read_object
 from hybridtron.monitoring.queue import queued_jobs
 from hybridtron.monitoring.runs import read_status, require_run
-from hybridtron.monitoring.state import RUNNING, WAITING, read_submitted
+from hybridtron.monitoring.state import RUNNING, WAITING
+from hybridtron.training.run_folder.submitted import read_submitted
 from hybridtron.training.run_folder.unrecorded_end import end_without_result
 
 POLL_SECONDS = 0.25

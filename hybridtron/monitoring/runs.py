@@ -15,12 +15,13 @@ import yaml
 from hybridtron.errors import UserError, cause_of
 from hybridtron.files import read_last_row, read_object, read_plain
 from hybridtron.monitoring.queue import queued_jobs
-from hybridtron.monitoring.state import DEAD, FAILED, RUNNING, read_submitted, state_of
+from hybridtron.monitoring.state import DEAD, FAILED, RUNNING, state_of
 from hybridtron.reporting.numbers import duration
 from hybridtron.reporting.shown import Shown
 from hybridtron.training.run_folder.attempts import Attempt, read_attempts
 from hybridtron.training.run_folder.effective_time import effective_time_so_far
 from hybridtron.training.run_folder.missing import missing_run
+from hybridtron.training.run_folder.submitted import SUBMITTED, read_submitted
 from hybridtron.training.run_folder.unrecorded_end import end_without_result
 
 DEPTH = 3  # folders below the one that is searched
@@ -173,7 +174,7 @@ def _add_state_notes(run: RunStatus, folder: Path, attempts: list[Attempt]) -> N
     if run.state != RUNNING:
         run.seconds_left = None
     cause = read_object(folder / "launch" / "result.json").get("cause") if run.state == FAILED else None
-    if run.state == DEAD and not attempts and (folder / "launch" / "submitted.json").exists():
+    if run.state == DEAD and not attempts and (folder / SUBMITTED).exists():
         cause = end_without_result(folder)
     cause = cause or (attempts[-1].cause if attempts and run.state == FAILED else None)
     if cause:

@@ -11,15 +11,11 @@ from typing import Any
 
 from hybridtron.files import is_locked, read_object
 from hybridtron.training.run_folder.attempts import FAILED, FINISHED, STOPPED, Attempt
+from hybridtron.training.run_folder.submitted import SUBMITTED
 
 RUNNING, WAITING, DEAD = "running", "waiting", "dead"
 STATES = (RUNNING, WAITING, FINISHED, STOPPED, FAILED, DEAD)
 PENDING_JOBS = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
-
-
-def read_submitted(folder: Path) -> dict[str, Any]:
-    """Return what the launcher noted of the run's job on SLURM; empty where it has none."""
-    return read_object(folder / "launch" / "submitted.json")
 
 
 def state_of(
@@ -68,7 +64,7 @@ def state_of(
 def _is_own(folder: Path) -> bool:
     """Return whether this user submitted the job of a run."""
     try:
-        return (folder / "launch" / "submitted.json").stat().st_uid == os.getuid()
+        return (folder / SUBMITTED).stat().st_uid == os.getuid()
     except OSError:
         return False
 

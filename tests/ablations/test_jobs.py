@@ -11,7 +11,7 @@ from hybridtron.ablations.jobs import JOBS, describe_jobs, waiting_jobs
 from hybridtron.ablations.study import Study
 from hybridtron.errors import UserError
 from hybridtron.launcher.config import LaunchConfig
-from hybridtron.launcher.submit import SUBMITTED
+from hybridtron.training.run_folder.submitted import SUBMITTED
 from tests.ablations.studies import LAYERS, plan
 
 

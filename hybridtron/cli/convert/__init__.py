@@ -10,16 +10,14 @@ import importlib
 import pkgutil
 from collections.abc import Sequence
 
-from hybridtron.cli.arguments import ArgumentParser, naming_options
+from hybridtron.cli.arguments import ArgumentParser, make_verb, run_verb
 
 VERBS = tuple(sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__)))
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run a verb of `convert` and return its exit code: 0 done, 1 failed. Raises UserError for bad input."""
-    options = build_parser().parse_args(arguments)
-    with naming_options(options.parser, options):
-        return int(options.run(options))
+    return run_verb(build_parser().parse_args(arguments))
 
 
 def build_parser() -> ArgumentParser:
@@ -28,7 +26,5 @@ def build_parser() -> ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for name in VERBS:
         module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
-        verb = verbs.add_parser(name, help=module.SUMMARY, description=module.SUMMARY)
-        module.add_arguments(verb)
-        verb.set_defaults(run=module.run, parser=verb)
+        make_verb(verbs.add_parser(name, help=module.SUMMARY, description=module.SUMMARY), module)
     return parser

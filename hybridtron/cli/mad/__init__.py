@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hybridtron.cli.arguments import ArgumentParser, naming_options
+from hybridtron.cli.arguments import ArgumentParser, make_verb, run_verb
 from hybridtron.cli.mad import data, report, run
 from hybridtron.cli.mad.mad_lab import MAD_LAB_FLAGS
 
@@ -31,8 +31,7 @@ def main(arguments: Sequence[str]) -> int:
             options.parser.error(f"{flag}: is a flag of mad-lab; expected {MAD_LAB_FLAGS[flag]}")
     if rest:
         options.parser.refuse(rest)
-    with naming_options(options.parser, options):
-        return int(options.run(options))
+    return run_verb(options)
 
 
 def build_parser() -> ArgumentParser:
@@ -40,7 +39,5 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="hybridtron mad", description="Six synthetic tasks for architectures (MAD).")
     verbs = parser.add_subparsers(required=True, metavar="data|run|report")
     for module in VERBS:
-        verb = verbs.add_parser(module.__name__.rpartition(".")[2], help=module.SUMMARY)
-        module.add_arguments(verb)
-        verb.set_defaults(run=module.run, parser=verb)
+        make_verb(verbs.add_parser(module.__name__.rpartition(".")[2], help=module.SUMMARY), module)
     return parser

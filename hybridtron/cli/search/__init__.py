@@ -13,7 +13,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybridtron.cli.arguments import ArgumentParser, add_config_arguments, add_json_argument, add_print_argument
+from hybridtron.cli.arguments import (
+    ArgumentParser,
+    add_config_arguments,
+    add_json_argument,
+    add_print_argument,
+    make_verb,
+)
 from hybridtron.cli.jobs import add_launch_argument, run_jobs
 from hybridtron.cli.output import print_result, terminating_signal_as_interrupt
 from hybridtron.config.nearest import nearest, one_of
@@ -31,8 +37,7 @@ def build_parser(name: str) -> ArgumentParser:
     """Return the parser of a verb of `search`; it sets `run`, the verb's function, and `parser`, itself."""
     module = importlib.import_module(f"{__name__}.{name}")
     verb = ArgumentParser(prog=f"hybridtron search {name}", description=module.SUMMARY)
-    module.add_arguments(verb)
-    verb.set_defaults(run=module.run, parser=verb)
+    make_verb(verb, module)
     return verb
 
 

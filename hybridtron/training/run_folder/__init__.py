@@ -1,6 +1,7 @@
 """A run on disk.
 
 folder            the files, checkpoints and lock of a run folder
+submitted         the job on SLURM that is to train it
 missing           what to say where there is none
 resume            what a run starts from, and what may change meanwhile
 init_map          weights of another run, by layers and blocks of both

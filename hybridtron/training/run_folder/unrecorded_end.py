@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hybridtron.files import read_object
+from hybridtron.training.run_folder.submitted import read_submitted
 
 
 def end_without_result(folder: Path) -> str:
@@ -15,7 +16,7 @@ def end_without_result(folder: Path) -> str:
     """
     launch = folder / "launch"
     job = read_object(launch / "job.json")
-    output = read_object(launch / "submitted.json").get("output") or launch / "slurm"
+    output = read_submitted(folder).get("output") or launch / "slurm"
     launches = [read_object(file).get("launch") for file in launch.glob("attempt_*/start.json")]
     if launches and job.get("launch_id") in (None, *launches):
         return f"its job ended without a result; see {folder / 'logs'} and {output}"
